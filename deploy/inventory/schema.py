@@ -1,0 +1,286 @@
+"""
+One fleet, as its file says: frozen, and valid once built.
+
+`inventories/example.yml` shows every key with meaning, unit and default; a test compares the
+two both ways.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from deploy.units import Bytes, Ratio, Seconds
+
+
+def _expand(path: Path) -> Path:
+    return path.expanduser()
+
+
+FilePath = Annotated[Path, AfterValidator(_expand)]
+HOST_NAME = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
+JUMP_HOST = r"^[^@\s]+@[^@\s:]+(:\d+)?$"
+IDENTITY = r"^[^\s,\"]+$"
+PATTERNS_IN_WORDS = {
+    HOST_NAME: "a name of lower-case letters, digits, dots and dashes, at most 64 long",
+    JUMP_HOST: "USER@HOST or USER@HOST:PORT",
+    IDENTITY: "one word without blanks, commas and quotes",
+}
+_DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*\.?")
+
+HostName = Annotated[str, Field(pattern=HOST_NAME)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Deadline = Annotated[Seconds, Field(gt=0)]  # no time at all is no deadline that can be met
+
+
+def _address(value: str) -> str:
+    try:
+        ip_address(value)
+    except ValueError:
+        # Digits and dots alone are an IPv4 address with a slip in it, never a DNS name.
+        if not _DNS_NAME.fullmatch(value) or re.fullmatch(r"[\d.]+", value):
+            raise ValueError("should be an IP address or a DNS name") from None
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+def _wave(value: object) -> object:
+    if isinstance(value, str) and value.endswith("%"):
+        share = int(value[:-1]) if value[:-1].isdigit() else 0
+        if 1 <= share <= 100:
+            return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError(f"should be a number of hosts or a percentage from 1% to 100%, got {value!r}")
+
+
+Wave = Annotated[int | str, BeforeValidator(_wave)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class Ssh(Strict):
+    """
+    How a host is reached.  A host's own `ssh` overrides the fleet's, key by key.
+    """
+
+    user: str = "root"
+    port: Port = 22
+    key: FilePath | None = None
+    known_hosts: FilePath = Path("~/.ssh/known_hosts").expanduser()
+    jump: str | None = Field(default=None, pattern=JUMP_HOST)
+    connect_timeout: Deadline = 10.0
+    command_timeout: Deadline = 60.0  # of any one remote command that has no deadline of its own
+    keepalive: Deadline = 5.0
+
+
+class SshOverride(Strict):
+    """
+    What a host says for itself; None takes the fleet's.
+    """
+
+    user: str | None = None
+    port: Port | None = None
+    key: FilePath | None = None
+    jump: str | None = Field(default=None, pattern=JUMP_HOST)
+
+
+class HostEntry(Strict):
+    """
+    A host of the file, before the groups and the fleet are laid under it.
+    """
+
+    address: Address
+    ssh: SshOverride = SshOverride()
+    row: str | None = None
+    vars: dict[str, str | int | float | bool] = {}
+
+
+class Group(Strict):
+    hosts: tuple[HostName, ...]
+    row: str | None = None
+    vars: dict[str, str | int | float | bool] = {}
+
+
+class Secret(Strict):
+    """
+    Where a secret's value is; exactly one of the two.
+    """
+
+    env: str | None = None
+    file: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give exactly one of env and file")
+        return self
+
+
+class Mirrors(Strict):
+    """
+    Package sources that hosts use.  None leaves a host's own configuration as it is.
+    """
+
+    apt: str | None = None  # written to sources.list.d, in place of the distribution's
+    apt_proxy: str | None = None
+
+
+class Service(Strict):
+    """
+    The service of every host, and the limits of its runtime.
+    """
+
+    port: Port = 8000
+    memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
+    tasks_max: int = Field(default=512, ge=16)
+    threads: int = Field(default=4, ge=1, le=256)  # torch threads of the engine
+    device: Literal["cpu", "cuda"] = "cuda"
+    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
+    max_batch_requests: int = Field(default=32, ge=1, le=1024)
+    max_wait: Seconds = 0.005  # longest that the oldest request waits for company
+    max_queue_requests: int = Field(default=256, ge=1)
+    request_timeout: Deadline = 60.0
+    start_timeout: Deadline = 300.0  # from start to READY=1
+    watchdog: Deadline = 30.0
+    cors_origins: tuple[str, ...] = ()
+    api_tokens: tuple[str, ...] = ()  # names of `secrets`
+
+
+class CanaryPolicy(Strict):
+    share_pct: int = Field(default=10, ge=1, le=50)
+    duration: Deadline = 60.0  # a canary is measured at least this long
+    give_up_after: Deadline = 600.0  # without enough requests by then the release pauses
+    min_requests: int = Field(default=100, ge=1)  # of the canary, on one wave
+    interval: Deadline = 1.0  # between two readings
+
+    @model_validator(mode="after")
+    def _gives_up_after_measuring(self) -> Self:
+        if self.give_up_after < self.duration:
+            raise ValueError("give_up_after should not be shorter than duration")
+        return self
+
+
+class ErrorRateGate(Strict):
+    max: Ratio = 0.05
+    min_requests: int = Field(default=20, ge=1)
+    action: Literal["pause", "revert"] = "pause"
+
+
+class RestartsGate(Strict):
+    max: int = Field(default=3, ge=0)
+    within: Deadline = 300.0
+    action: Literal["pause", "revert"] = "revert"
+
+
+class Gates(Strict):
+    http_request_error_rate: ErrorRateGate = ErrorRateGate()
+    runtime_restarts: RestartsGate = RestartsGate()
+
+
+class ReleasePolicy(Strict):
+    mode: Literal["side_by_side"] = "side_by_side"
+    canary: CanaryPolicy = CanaryPolicy()
+    waves: tuple[Wave, ...] = Field(default=(1, "50%", "100%"), min_length=1)  # cumulative
+    gates: Gates = Gates()
+    drain_timeout: Deadline = 60.0  # longest wait for requests in flight
+    lease_ttl: Deadline = 30.0
+    keep: int = Field(default=3, ge=2)  # good releases kept on a host
+
+
+class Signing(Strict):
+    """
+    Who signs bundles, and whose signatures hosts accept.
+    """
+
+    identity: str = Field(pattern=IDENTITY)
+    key: FilePath  # private key, for `inv bundle`
+    allowed_signers: FilePath  # in the format of ssh-keygen(1), ALLOWED SIGNERS
+
+
+class FleetFile(Strict):
+    """
+    The whole file.
+    """
+
+    row: str  # default row of the version matrix
+    ssh: Ssh = Ssh()
+    mirrors: Mirrors = Mirrors()
+    secrets: dict[str, Secret] = {}
+    service: Service = Service()
+    release: ReleasePolicy = ReleasePolicy()
+    signing: Signing
+    groups: dict[HostName, Group] = {}
+    hosts: dict[HostName, HostEntry] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        groups = {name: group.hosts for name, group in self.groups.items()}
+        for path, problem in dangling_names(
+            groups, self.hosts, self.service.api_tokens, self.secrets
+        ):
+            raise ValueError(f"{path}: {problem}")
+        return self
+
+
+def dangling_names(
+    groups: Mapping[str, Iterable[object]],
+    hosts: Iterable[str],
+    api_tokens: Iterable[object],
+    secrets: Iterable[str],
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """
+    Yield the key path and the problem of each name that stands for nothing in its file.
+    """
+    hosts, secrets = set(hosts), set(secrets)
+    for name, members in groups.items():
+        for index, host in enumerate(members):
+            if host not in hosts:
+                yield ("groups", name, "hosts", index), f"no host is named {host!r}"
+    for index, token in enumerate(api_tokens):
+        if token not in secrets:
+            yield ("service", "api_tokens", index), f"no secret is named {token!r}"
+
+
+class Host(Strict):
+    """
+    One host with everything resolved: its own keys over its groups' over the fleet's.
+    """
+
+    name: str
+    address: str
+    groups: tuple[str, ...]
+    row: str
+    ssh: Ssh
+    vars: dict[str, str | int | float | bool]
+
+
+class Fleet(Strict):
+    """
+    A loaded fleet, or a selection of its hosts.
+    """
+
+    name: str
+    path: Path
+    hosts: tuple[Host, ...]
+    mirrors: Mirrors
+    secrets: dict[str, Secret]
+    service: Service
+    release: ReleasePolicy
+    signing: Signing
+
+    def host(self, name: str) -> Host:
+        """
+        Return the host called *name*; KeyError if the fleet has none.
+        """
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise KeyError(name)

@@ -1,0 +1,90 @@
+"""
+Durations, sizes and shares with their unit in the value: "30s", "512MiB", "5%".  Pure.
+
+Nothing else parses them.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_duration_s(text: object) -> float:
+    """
+    Return the seconds of "250ms", "30s", "10m", "2h", "1d".
+
+    Raises:
+        ValueError: No number with one of these units.
+    """
+    return _parse(text, _SECONDS, "a duration with its unit, such as 30s or 10m")
+
+
+def parse_size_bytes(text: object) -> int:
+    """
+    Return the bytes of "512MiB", "1.5GiB".
+
+    Raises:
+        ValueError: No number with one of the binary units.
+    """
+    return int(_parse(text, _BYTES, "a size with its unit, such as 512MiB or 2GiB"))
+
+
+def parse_ratio(text: object) -> float:
+    """
+    Return the ratio of "5%": 0.05.
+
+    Raises:
+        ValueError: No percentage from 0% to 100%.
+    """
+    ratio = _parse(text, {"%": 0.01}, "a percentage, such as 5%")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"should be from 0% to 100%, got {text!r}")
+    return ratio
+
+
+def format_duration(seconds: float) -> str:
+    """
+    Return *seconds* as an operator reads it: "850ms", "4.2s", "3m10s".
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s"
+
+
+def format_size(count: int) -> str:
+    """
+    Return *count* bytes with the largest unit that leaves at least 1.
+    """
+    for unit in reversed(_BYTES):
+        if count >= _BYTES[unit] and unit != "B":
+            return f"{count / _BYTES[unit]:.1f}{unit}"
+    return f"{count}B"
+
+
+def _parse(text: object, units: dict[str, float] | dict[str, int], wanted: str) -> float:
+    if isinstance(text, str):
+        names = "|".join(units)
+        if match := re.fullmatch(f"{_NUMBER} ?({names})", text.strip()):
+            return float(match[1]) * units[match[2]]
+    raise ValueError(f"should be {wanted}, got {text!r}")
+
+
+def _typed(parse: object) -> BeforeValidator:
+    def validate(value: object) -> object:
+        # A default is already a number; anything from a file is text and must carry its unit.
+        return parse(value)  # type: ignore[operator]
+
+    return BeforeValidator(validate)
+
+
+Seconds = Annotated[float, _typed(parse_duration_s)]
+Bytes = Annotated[int, _typed(parse_size_bytes)]
+Ratio = Annotated[float, _typed(parse_ratio)]
