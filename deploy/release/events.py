@@ -1,0 +1,90 @@
+"""
+What a release reports while it runs, and what it ends with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from deploy.errors import DeployError
+
+
+class Ending(StrEnum):
+    PROMOTED = "promoted"
+    REVERTED = "reverted"
+    PAUSED = "paused"
+    NOOP = "noop"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseEvent:
+    """
+    One thing that happened, for the timeline and the terminal.
+
+    Attributes:
+        at: UTC.
+        name: `noun.past_verb`, such as host.started; all are listed in docs/reference/events.md.
+        host: None for what concerns the whole fleet.
+    """
+
+    at: datetime
+    name: str
+    text: str
+    host: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """
+    How a release or rollback ended.
+
+    Attributes:
+        reason: One line with the numbers that decided.
+        evidence: Those numbers, and the state that each host ended in.
+        error: What a caller should fail with; None when it did what was asked.
+    """
+
+    release: str
+    ending: Ending
+    reason: str
+    evidence: Mapping[str, Any]
+    error: DeployError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "release": self.release,
+            "outcome": str(self.ending),
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
+        }
+        return found | ({"error": self.error.as_json()} if self.error else {})
+
+
+class Clock(Protocol):
+    """
+    The only clock of a release.
+    """
+
+    def monotonic_s(self) -> float: ...
+
+    def utc(self) -> datetime: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class Report(Protocol):
+    """
+    Where events go.
+    """
+
+    def __call__(self, event: ReleaseEvent) -> None: ...
+
+
+def release_id(version: str, now: datetime) -> str:
+    """
+    Return the id of a release of *version* that begins *now*.
+    """
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{version}"

@@ -1,0 +1,229 @@
+"""
+Back to a release that was recorded as good: no build, no download, no canary.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.errors import DeployError, NothingToRollBackTo, RollbackFailed
+from deploy.inventory.schema import ReleasePolicy
+from deploy.release import steps
+from deploy.release.events import Clock, Ending, Outcome, ReleaseEvent, Report
+from deploy.release.lease import LeaseKeeper
+from deploy.release.observe import Good, Observed
+from deploy.transport.host_tool import HostTool
+
+
+@dataclass(frozen=True, slots=True)
+class HostRollback:
+    """
+    One host's part: start `to_bundle` in `to_slot`, give it the traffic, stop the other slot.
+
+    Attributes:
+        is_warm: The target runs already (a release stopped in the middle): shift, don't start.
+        clear_first: Something else is in the slot to take.
+        from_version: What serves now; None: nothing does.
+    """
+
+    host: str
+    to_slot: str
+    other_slot: str
+    target: Good
+    from_version: str | None
+    is_warm: bool
+    clear_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPlan:
+    target: Good | None
+    hosts: tuple[HostRollback, ...]
+    reason: str
+
+    @property
+    def is_noop(self) -> bool:
+        return not self.hosts
+
+
+def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> RollbackPlan:
+    """
+    Return the way back of every host.  Pure.
+
+    Where a release stopped in the middle, the target is the last one recorded as good; where all
+    is settled, the one before it.  `to` names another by release id or version.  A host that
+    serves the target, and nothing else, is left alone: going back to what runs is no way back.
+
+    Raises:
+        NothingToRollBackTo: A host has no such release on record.
+    """
+    targets = {name: _target(seen, to) for name, seen in observed.items()}
+    if to is None:
+        _same_everywhere(targets)
+    hosts = []
+    for name, seen in observed.items():
+        host = _host(seen, targets[name])
+        if host is not None:
+            hosts.append(host)
+    target = next(iter(targets.values()), None)
+    if not hosts:
+        reason = f"every host serves {target.version} already" if target else "no hosts"
+        return RollbackPlan(target, (), reason)
+    assert target is not None
+    return RollbackPlan(target, tuple(hosts), f"back to {target.version} ({target.release})")
+
+
+def _target(seen: Observed, to: str | None) -> Good:
+    if to is not None:
+        for good in reversed(seen.good):
+            if to in {good.release, good.version} or good.bundle.startswith(to):
+                return good
+        known = ", ".join(f"{g.version} ({g.release})" for g in reversed(seen.good)) or "none"
+        raise NothingToRollBackTo(
+            f"{seen.host}: no release {to} is recorded as good",
+            why=f"on record: {known}",
+            fix="inv rollback --to one of these, or inv release with that bundle",
+            host=seen.host,
+        )
+    if not seen.good:
+        raise NothingToRollBackTo(
+            f"{seen.host}: there is no release to roll back to",
+            why="no release was ever recorded as good there",
+            fix="inv release",
+            host=seen.host,
+        )
+    if not _is_settled(seen):
+        return seen.good[-1]
+    earlier = [good for good in seen.good if good.bundle != seen.good[-1].bundle]
+    if not earlier:
+        raise NothingToRollBackTo(
+            f"{seen.host}: there is no earlier release to roll back to",
+            why=f"{seen.good[-1].version} is the only one recorded as good",
+            fix="inv release with another bundle",
+            host=seen.host,
+        )
+    return earlier[-1]
+
+
+def _is_settled(seen: Observed) -> bool:
+    """
+    Return whether the last good release has all the traffic, even if its unit is dead.
+    """
+    has, idle = [s for s in seen.slots if s.has_traffic], [s for s in seen.slots if s.is_idle]
+    return len(has) == 1 and len(idle) == 1 and has[0].bundle == seen.good[-1].bundle
+
+
+def _same_everywhere(targets: Mapping[str, Good]) -> None:
+    by_bundle: dict[str, list[str]] = {}
+    for name, good in targets.items():
+        by_bundle.setdefault(good.bundle, []).append(name)
+    if len(by_bundle) > 1:
+        said = "; ".join(
+            f"{targets[names[0]].version} on {', '.join(names)}" for names in by_bundle.values()
+        )
+        raise NothingToRollBackTo(
+            "the hosts do not agree on what to go back to",
+            why=said,
+            fix="name it: inv rollback --to VERSION",
+        )
+
+
+def _host(seen: Observed, target: Good) -> HostRollback | None:
+    stable = seen.stable
+    serving = next((s for s in seen.slots if s.has_traffic and s.bundle == target.bundle), None)
+    warm = next((s for s in seen.slots if s.bundle == target.bundle and s.unit == "active"), None)
+    if serving is not None and all(s.is_idle for s in seen.slots if s is not serving):
+        return None
+    to_slot = warm.slot if warm is not None and warm.is_ready else seen.spare.slot
+    other = next(s.slot for s in seen.slots if s.slot != to_slot)
+    return HostRollback(
+        host=seen.host,
+        to_slot=to_slot,
+        other_slot=other,
+        target=target,
+        from_version=stable.version if stable else None,
+        is_warm=warm is not None and warm.is_ready,
+        clear_first=not seen.slot(to_slot).is_idle,
+    )
+
+
+def roll_back(
+    plan: RollbackPlan,
+    *,
+    release: str,
+    owner: str,
+    tools: Mapping[str, HostTool],
+    policy: ReleasePolicy,
+    limits: steps.Limits,
+    clock: Clock,
+    report: Report,
+) -> Outcome:
+    """
+    Do *plan* on all its hosts at once and return how it ended.
+
+    A host where it fails keeps what served before.
+
+    Raises:
+        LeaseHeld: Somebody else is releasing; nothing was touched.
+        DeployError: A host could not be reached for its lease; nothing was touched.
+    """
+    if plan.is_noop:
+        return Outcome(release, Ending.NOOP, plan.reason, {})
+    mine = {host.host: tools[host.host] for host in plan.hosts}
+
+    def say(name: str, text: str, host: str | None = None, data: Any = None) -> None:
+        report(ReleaseEvent(clock.utc(), name, text, host, data or {}))
+
+    errors: dict[str, DeployError] = {}
+
+    def on_all(work: Callable[[HostRollback, HostTool], None]) -> None:
+        def one(host: HostRollback) -> None:
+            if host.host in errors:
+                return
+            try:
+                work(host, mine[host.host])
+            except DeployError as error:
+                errors[host.host] = error
+                say("host.failed", f"{error.what} ({error.why})", host.host)
+
+        with ThreadPoolExecutor(len(plan.hosts)) as pool:
+            list(pool.map(one, plan.hosts))
+
+    def prepare(host: HostRollback, tool: HostTool) -> None:
+        if host.is_warm:
+            return
+        if host.clear_first:
+            stable = host.other_slot if host.from_version is not None else None
+            steps.clear(tool, host.to_slot, stable, limits)
+        steps.start(tool, host.to_slot, host.target.bundle, limits)
+        say("slot.started", f"{host.to_slot}: {host.target.version} is warm", host.host)
+
+    def switch(host: HostRollback, tool: HostTool) -> None:
+        steps.shift(tool, {host.to_slot: 100, host.other_slot: 0})
+        shares = {host.target.version: 100}
+        say("traffic.shifted", f"{host.target.version} 100 %", host.host, {"weights": shares})
+        tool.call("good.rollback", {"to_release": host.target.release})
+
+    def retire(host: HostRollback, tool: HostTool) -> None:
+        steps.stop(tool, host.other_slot, limits)
+        say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
+
+    with LeaseKeeper(mine.values(), owner=owner, release=release, ttl_s=policy.lease_ttl):
+        for tool in mine.values():
+            steps.record(tool, "release.begin", kind="rollback", reason=plan.reason)
+        for work in (prepare, switch, retire):
+            on_all(work)
+        ending = "failed" if errors else str(Ending.PROMOTED)
+        on_all(lambda _, tool: steps.record(tool, "release.end", outcome=ending))
+    evidence = {"hosts": [h.host for h in plan.hosts], "to": plan.target and plan.target.release}
+    if errors:
+        first = errors[min(errors)]
+        failure = RollbackFailed(
+            f"{release}: could not roll back {', '.join(sorted(errors))}",
+            why=f"{first.what}: {first.why}",
+            fix="when the host answers: inv status, then inv rollback --to the same release",
+        )
+        return Outcome(release, Ending.REVERTED, plan.reason, evidence, failure)
+    say("release.reverted", plan.reason)
+    return Outcome(release, Ending.REVERTED, plan.reason, evidence)

@@ -1,0 +1,3 @@
+"""
+How we reach a host: run a command, put a file, each under a deadline.  Decides nothing.
+"""

@@ -1,0 +1,283 @@
+"""
+SSH through fabric, with a deadline on everything and strict host keys.
+"""
+
+import contextlib
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from fabric import Config, Connection
+
+from deploy.errors import CommandFailed, HostKeyMismatch, TransportError
+from deploy.inventory.schema import Host, Ssh
+from deploy.transport.base import Completed
+
+_CHUNK = 256 * 1024
+
+
+class SshTransport:
+    """
+    One host over one SSH connection, opened at first use.
+
+    A command that does not answer in time closes the connection: the host is cut, frozen or too
+    busy, and neither paramiko nor fabric bounds every wait of its own.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self.commands = 0  # run over this transport, for reports
+
+    @property
+    def host(self) -> str:
+        return self._host.name
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        stdin: bytes | None = None,
+        check: bool = True,
+    ) -> Completed:
+        command = shlex.join(argv)
+        # The command must not outlive our interest in it.
+        bounded = f"timeout --kill-after=5 {timeout_s + 5:.0f} {command}"
+        started_s = time.monotonic()
+        transport = self._open()
+        with self._deadline(transport, timeout_s, command):
+            channel = transport.open_session(timeout=timeout_s)
+            with channel:
+                channel.exec_command(bounded)
+                self.commands += 1
+                out, err, status = _converse(channel, stdin)
+        done = Completed(tuple(argv), status, out, err, time.monotonic() - started_s)
+        if check and status != 0:
+            said = (err or out).strip().splitlines()[-8:]
+            raise CommandFailed(
+                f"{self.host}: `{_short(command)}` failed",
+                why=f"exit status {status}: " + (" / ".join(said) or "it said nothing"),
+                fix=f"look on the host: inv lab.ssh {self.host}, or ssh {self._host.address}",
+                host=self.host,
+            )
+        return done
+
+    def put(self, local: Path, remote: str, *, timeout_s: float, mode: int = 0o644) -> None:
+        # `cat` over one channel: paramiko's SFTP waits for an answer to each 32 KiB it writes.
+        part = f"{remote}.part"
+        script = (
+            f"umask 077 && cat > {shlex.quote(part)} && chmod {mode:o} {shlex.quote(part)}"
+            f" && mv -f {shlex.quote(part)} {shlex.quote(remote)}"
+        )
+        argv = ["sh", "-c", script]
+        if self._host.ssh.user != "root":
+            argv = ["sudo", "-n", *argv]
+        transport = self._open()
+        with self._deadline(transport, timeout_s, f"put {remote}"):
+            channel = transport.open_session(timeout=timeout_s)
+            with channel, local.open("rb") as file:
+                channel.exec_command(f"timeout {timeout_s + 5:.0f} {shlex.join(argv)}")
+                self.commands += 1
+                try:
+                    while chunk := file.read(_CHUNK):
+                        channel.sendall(chunk)
+                    channel.shutdown_write()
+                except OSError:
+                    if channel.closed and not channel.exit_status_ready():
+                        raise
+                err = channel.makefile_stderr("rb").read().decode(errors="replace")
+                status = channel.recv_exit_status()
+        if status != 0:
+            raise CommandFailed(
+                f"{self.host}: could not write {remote}",
+                why=err.strip() or f"exit status {status}",
+                fix="check the free space and the mount of that path on the host",
+                host=self.host,
+            )
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):  # it may be half open; the socket goes anyway
+                connection.close()
+
+    def _open(self) -> paramiko.Transport:
+        with self._lock:
+            if self._connection is not None and self._connection.is_connected:
+                found: paramiko.Transport | None = self._connection.client.get_transport()
+                if found is not None and found.is_active():
+                    return found
+            self.close()
+            connection = connect(self._host)
+            self._connection = connection
+            transport: paramiko.Transport | None = connection.client.get_transport()
+            assert transport is not None
+            return transport
+
+    @contextlib.contextmanager
+    def _deadline(
+        self, transport: paramiko.Transport, timeout_s: float, command: str
+    ) -> Iterator[None]:
+        fired = threading.Event()
+
+        def give_up() -> None:
+            fired.set()
+            transport.close()
+
+        timer = threading.Timer(timeout_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            why = (
+                f"no answer within {timeout_s:.0f} s"
+                if fired.is_set()
+                else f"the connection was lost ({_words(error)})"
+            )
+            raise TransportError(
+                f"{self.host}: no answer to `{_short(command)}`",
+                why=why,
+                fix="see whether the host is up: inv status; it may have run the command",
+                host=self.host,
+            ) from error
+        finally:
+            timer.cancel()
+        if fired.is_set():
+            raise TransportError(
+                f"{self.host}: no answer to `{_short(command)}`",
+                why=f"no answer within {timeout_s:.0f} s",
+                fix="see whether the host is up: inv status; it may have run the command",
+                host=self.host,
+            )
+
+
+def connect(host: Host) -> Connection:
+    """
+    Return an open connection to *host*, through its jump host if it has one.
+
+    Raises:
+        HostKeyMismatch: The key is not the recorded one, or none is recorded.
+        TransportError: The host cannot be reached or refuses our key.
+    """
+    ssh = host.ssh
+    gateway = None
+    if ssh.jump is not None:
+        user, _, address = ssh.jump.partition("@")
+        name, _, port = address.partition(":")
+        jump = ssh.model_copy(update={"user": user, "port": int(port or 22), "jump": None})
+        gateway = _opened(f"{host.name} (jump host {name})", name, jump, None)
+    return _opened(host.name, host.address, ssh, gateway)
+
+
+def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> Connection:
+    kwargs: dict[str, Any] = {
+        "banner_timeout": ssh.connect_timeout,
+        "auth_timeout": ssh.connect_timeout,
+        "channel_timeout": ssh.connect_timeout,
+    }
+    if ssh.key is not None:
+        if not ssh.key.exists():
+            raise TransportError(
+                f"{label}: there is no SSH key to connect with",
+                why=f"{ssh.key} does not exist",
+                fix="inv lab.up makes the lab's; otherwise set ssh.key in the fleet file",
+                host=label,
+            )
+        kwargs |= {"key_filename": str(ssh.key), "look_for_keys": False, "allow_agent": False}
+    connection = Connection(
+        address,
+        user=ssh.user,
+        port=ssh.port,
+        config=Config(lazy=True),  # the fleet file decides, not ~/.ssh/config
+        gateway=gateway,
+        connect_timeout=int(max(1, ssh.connect_timeout)),
+        connect_kwargs=kwargs,
+    )
+    # Fabric accepts unknown hosts by default.
+    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    if ssh.known_hosts.exists():
+        connection.client.load_host_keys(str(ssh.known_hosts))
+    try:
+        connection.open()
+    except paramiko.BadHostKeyException as error:
+        raise HostKeyMismatch(
+            f"{label}: the host key is not the recorded one",
+            why=f"{address} shows {error.key.get_name()} {error.key.fingerprint}, "
+            f"{ssh.known_hosts} has {error.expected_key.fingerprint}",
+            fix=f"if the host was reinstalled, record its new key in {ssh.known_hosts}; "
+            "if not, somebody answers in its place",
+            host=label,
+        ) from error
+    except paramiko.AuthenticationException as error:
+        raise TransportError(
+            f"{label}: the host refuses our key",
+            why=f"{ssh.user}@{address}:{ssh.port}: {_words(error)}",
+            fix="put the public key into the host's authorized_keys, or set ssh.user and ssh.key",
+            host=label,
+        ) from error
+    except paramiko.SSHException as error:
+        if "not found in known_hosts" in str(error):
+            raise HostKeyMismatch(
+                f"{label}: no host key is recorded",
+                why=f"{ssh.known_hosts} has no entry for {address}",
+                fix=f"add it after checking it: ssh-keyscan -p {ssh.port} {address}",
+                host=label,
+            ) from error
+        raise _unreachable(label, address, ssh, error) from error
+    except (OSError, EOFError) as error:
+        raise _unreachable(label, address, ssh, error) from error
+    transport = connection.client.get_transport()
+    assert transport is not None
+    transport.set_keepalive(int(max(1, ssh.keepalive)))
+    sock = transport.sock
+    if isinstance(sock, socket.socket):
+        # Nagle against delayed acknowledgements: 54 ms a command with it, 8 ms without.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _unreachable(label: str, address: str, ssh: Ssh, error: BaseException) -> TransportError:
+    return TransportError(
+        f"{label}: cannot connect",
+        why=f"{ssh.user}@{address}:{ssh.port}: {_words(error)}",
+        fix="is it up, and is its address right?  ping it, then: inv status",
+        host=label,
+    )
+
+
+def _converse(channel: paramiko.Channel, stdin: bytes | None) -> tuple[str, str, int]:
+    if stdin:
+        channel.sendall(stdin)
+    channel.shutdown_write()
+    errors: list[bytes] = []
+    # Both streams share one window: read them side by side or a chatty command stalls.
+    reader = threading.Thread(
+        target=lambda: errors.append(channel.makefile_stderr("rb").read()), daemon=True
+    )
+    reader.start()
+    out = channel.makefile("rb").read()
+    reader.join()
+    status = channel.recv_exit_status()
+    if status == -1:
+        raise paramiko.SSHException("the connection closed before the exit status")
+    return out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), status
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        return ", ".join(sorted({str(e) for e in error.errors.values()}))
+    if isinstance(error, TimeoutError):
+        return "no answer (timed out)"
+    return str(error) or type(error).__name__
+
+
+def _short(command: str) -> str:
+    return command if len(command) <= 120 else command[:117] + "..."

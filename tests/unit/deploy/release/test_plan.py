@@ -1,0 +1,121 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.errors import PreconditionError, UsageError
+from deploy.release.plan import plan_release, split_waves
+from tests.builders import make_observed, make_policy, make_serving, make_settled, make_slot
+
+
+def plan(observed, *, bundle="b2", canary_pct=10, **policy):
+    return plan_release(
+        fleet="lab",
+        bundle=bundle,
+        version="v2",
+        canary_pct=canary_pct,
+        policy=make_policy(**policy),
+        observed={seen.host: seen for seen in observed},
+    )
+
+
+def test_a_host_takes_the_new_release_in_the_slot_that_does_not_serve():
+    made = plan([make_settled("n1")])
+
+    assert (made.host("n1").from_slot, made.host("n1").to_slot) == ("blue", "green")
+    assert made.host("n1").from_version == "v1"
+    assert not made.host("n1").clear_first
+
+
+def test_a_host_that_serves_the_bundle_is_left_alone():
+    """
+    Only the hosts that lack it are released; with none left the plan is a noop.
+    """
+    there = make_settled("n1", good=[("b2", "v2")])
+
+    assert plan([there, make_settled("n2")]).unchanged == ("n1",)
+    assert plan([there]).is_noop
+
+
+def test_a_slot_that_is_not_idle_is_cleared_first():
+    """
+    What an interrupted release left in a slot is taken down before the slot is used.
+    """
+    left = make_serving("green", "b9", "v9", weight_pct=10)
+    seen = make_observed("n1", make_serving(weight_pct=90), left, good=make_settled().good)
+
+    assert plan([seen]).host("n1").clear_first
+    assert plan([seen]).host("n1").to_slot == "green"
+
+
+def test_the_release_on_record_is_stable_even_when_a_canary_has_more_traffic():
+    """
+    An operator who died after promoting a host, before recording it, left nothing proven there.
+    """
+    promoted = make_serving("green", "b9", "v9", weight_pct=100)
+    seen = make_observed("n1", make_serving(weight_pct=0), promoted, good=make_settled().good)
+
+    assert plan([seen]).host("n1").from_slot == "blue"
+
+
+def test_an_unhealthy_stable_release_stops_the_plan():
+    """
+    There would be nothing to compare with and nothing to go back to.
+    """
+    seen = make_observed("n1", make_serving(is_ready=False), good=make_settled().good)
+
+    with pytest.raises(PreconditionError, match="n1"):
+        plan([seen])
+
+
+@pytest.mark.parametrize("share", [0, -1, 51, 100])
+def test_a_share_outside_1_to_50_is_refused(share):
+    with pytest.raises(UsageError, match=str(share)):
+        plan([make_settled("n1")], canary_pct=share)
+
+
+@pytest.mark.parametrize("share", [1, 50])
+def test_the_ends_of_the_range_are_allowed(share):
+    assert plan([make_settled("n1")], canary_pct=share).canary_pct == share
+
+
+def test_the_digest_stands_for_the_world_that_was_seen():
+    """
+    Same inputs, same digest; another bundle, share or observed release, another.
+    """
+    same = plan([make_settled("n1")]).digest
+    assert plan([make_settled("n1")]).digest == same
+    assert plan([make_settled("n1")], bundle="b3").digest != same
+    assert plan([make_settled("n1")], canary_pct=11).digest != same
+    assert plan([make_settled("n1", good=[("b0", "v0")])]).digest != same
+    assert plan([make_observed("n1", make_slot())]).digest != same
+
+
+def test_the_steps_name_every_host_and_the_canary():
+    text = "\n".join(plan([make_settled("n1"), make_observed("n2")]).steps())
+    assert "10 % canary against v1" in text
+    assert "n2: start v2 in blue" in text
+
+
+waves = st.lists(
+    st.one_of(st.integers(1, 10), st.integers(1, 100).map(lambda n: f"{n}%")), min_size=1
+)
+
+
+@given(st.integers(0, 12), waves)
+def test_waves_hold_each_host_once_in_order(count, shape):
+    """
+    Whatever the fleet file says, every host is released, once, in the fleet's order.
+    """
+    hosts = [f"n{i}" for i in range(count)]
+    cut = split_waves(hosts, shape)
+    assert [host for wave in cut for host in wave] == hosts
+    assert all(cut)
+
+
+def test_percentages_round_up():
+    assert split_waves(["a", "b", "c"], [1, "50%", "100%"]) == (("a",), ("b",), ("c",))
+    assert split_waves(list("abcdefgh"), [1, "25%", "100%"]) == (
+        ("a",),
+        ("b",),
+        tuple("cdefgh"),
+    )
