@@ -1,0 +1,295 @@
+"""
+The process that makes the requests: `python -m deploy.demo.load_client FILE`.
+
+Reads its configuration as one JSON line from its input, and stops when that input ends, so that
+it never outlives whoever started it; writes one `Record` a line to FILE.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from deploy.demo.load_report import Outcome, Record
+from runtime.contract import VERSION_HEADER
+
+Sink = Callable[[Record], None]
+_PATH = "/generate"
+_DONE = "[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """
+    The arguments of `LoadGenerator`, checked there.
+    """
+
+    targets: list[str]
+    prompts: list[str]
+    rate_rps: float
+    connections: int
+    streams: int
+    max_tokens: int
+    stream_max_tokens: int
+    stream_pause_s: float
+    timeout_s: float
+    deadline_s: float
+
+
+async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
+    """
+    Make requests until *stop* or the deadline, then wait for those in flight.
+
+    Returns within `timeout_s` after that; what is then still open is UNFINISHED.
+    """
+    bodies = itertools.cycle(config.prompts)
+    count = len(config.targets)
+    per_target_s = count / config.rate_rps
+    begin_s = time.monotonic() + 0.05
+    tasks = []
+    for index, target in enumerate(config.targets):
+        # Targets take turns, so that their requests are not due all at the same moment.
+        due = _due_times(begin_s + index / config.rate_rps, per_target_s)
+        for _ in range(index, config.connections, count):
+            tasks.append(_request_in_turn(config, target, due, bodies, sink, stop))
+    for index in range(config.streams):
+        tasks.append(_stream_in_turn(config, config.targets[index % count], bodies, sink, stop))
+    running = [asyncio.create_task(task) for task in tasks]
+    waiting = asyncio.create_task(stop.wait())
+    # Nothing but *stop* ends a task; one that ends is our bug, raised below.
+    await asyncio.wait(
+        [waiting, *running], timeout=config.deadline_s, return_when=asyncio.FIRST_COMPLETED
+    )
+    stop.set()
+    await waiting
+    _, late = await asyncio.wait(running, timeout=config.timeout_s)
+    for task in late:
+        task.cancel()
+    results = await asyncio.gather(*running, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def _due_times(begin_s: float, step_s: float) -> Iterator[float]:
+    return (begin_s + n * step_s for n in itertools.count())
+
+
+async def _request_in_turn(
+    config: LoadConfig,
+    target: str,
+    due: Iterator[float],
+    prompts: Iterator[str],
+    sink: Sink,
+    stop: asyncio.Event,
+) -> None:
+    async with _connection(config) as client:
+        while not stop.is_set():
+            due_s = next(due)
+            if await _stopped_before(due_s, stop):
+                return
+            if time.monotonic() - due_s > config.timeout_s:
+                # Whoever stands in a queue for longer than an answer may take has left.
+                sink(_Clock(due_s).record(target, Outcome.LOST, detail="no free connection"))
+                continue
+            body = {"prompt": next(prompts), "max_tokens": config.max_tokens}
+            sink(await _request(client, target, body, due_s, config.timeout_s))
+
+
+async def _stream_in_turn(
+    config: LoadConfig, target: str, prompts: Iterator[str], sink: Sink, stop: asyncio.Event
+) -> None:
+    async with _connection(config) as client:
+        while not stop.is_set():
+            body = {
+                "prompt": next(prompts),
+                "max_tokens": config.stream_max_tokens,
+                "stream": True,
+            }
+            sink(await _stream(client, target, body, time.monotonic()))
+            if await _stopped_before(time.monotonic() + config.stream_pause_s, stop):
+                return
+
+
+async def _stopped_before(at_s: float, stop: asyncio.Event) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), max(0.0, at_s - time.monotonic()))
+    return stop.is_set()
+
+
+@contextlib.asynccontextmanager
+async def _connection(config: LoadConfig) -> AsyncIterator[httpx.AsyncClient]:
+    """
+    A client with one connection that is kept, without retries, proxies or redirects.
+    """
+    async with httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
+        timeout=config.timeout_s,
+        trust_env=False,
+        # Targets are plain http; an empty context saves reading the CA bundle for each client.
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+    ) as client:
+        yield client
+
+
+class _Clock:
+    """
+    When one request was due: on the monotonic clock for durations, in UTC for people.
+    """
+
+    def __init__(self, due_s: float) -> None:
+        self._due_s = due_s
+        self._due_at = time.time() - (time.monotonic() - due_s)
+
+    def since_s(self) -> float:
+        return round(time.monotonic() - self._due_s, 6)
+
+    def record(
+        self,
+        target: str,
+        outcome: Outcome,
+        *,
+        response: httpx.Response | None = None,
+        streamed: bool = False,
+        first_byte_s: float | None = None,
+        detail: str | None = None,
+    ) -> Record:
+        return Record(
+            due_at=round(self._due_at, 6),
+            target=target,
+            streamed=streamed,
+            outcome=outcome,
+            status=None if response is None else response.status_code,
+            version=None if response is None else response.headers.get(VERSION_HEADER),
+            latency_s=self.since_s(),
+            first_byte_s=first_byte_s,
+            detail=detail,
+        )
+
+
+async def _request(
+    client: httpx.AsyncClient,
+    target: str,
+    body: Mapping[str, object],
+    due_s: float,
+    timeout_s: float,
+) -> Record:
+    clock = _Clock(due_s)
+    try:
+        # httpx counts each step by itself; this is for all of them.
+        async with asyncio.timeout(timeout_s):
+            response = await client.post(target + _PATH, json=body)
+    except TimeoutError:
+        return clock.record(target, Outcome.LOST, detail=f"no whole answer in {timeout_s:g}s")
+    except httpx.HTTPError as error:
+        return clock.record(target, Outcome.LOST, detail=_words(error))
+    except asyncio.CancelledError:
+        return clock.record(target, Outcome.UNFINISHED)
+    return clock.record(
+        target, _judge(response), response=response, detail=_detail(response, response.text)
+    )
+
+
+async def _stream(
+    client: httpx.AsyncClient, target: str, body: Mapping[str, object], due_s: float
+) -> Record:
+    clock = _Clock(due_s)
+    response: httpx.Response | None = None
+    first_byte_s = None
+
+    def record(outcome: Outcome, detail: str | None = None) -> Record:
+        return clock.record(
+            target,
+            outcome,
+            response=response,
+            streamed=True,
+            first_byte_s=first_byte_s,
+            detail=detail,
+        )
+
+    try:
+        async with client.stream("POST", target + _PATH, json=body) as response:
+            if _judge(response) is not Outcome.OK:
+                await response.aread()
+                return record(_judge(response), _detail(response, response.text))
+            async for line in response.aiter_lines():
+                if first_byte_s is None:
+                    first_byte_s = clock.since_s()
+                if problem := _stream_error(line):
+                    return record(Outcome.CUT_STREAM, problem)
+                if line.removeprefix("data:").strip() == _DONE:
+                    return record(Outcome.OK)
+        return record(Outcome.CUT_STREAM, f"ended without {_DONE}")
+    except httpx.HTTPError as error:
+        # Before the status line it is a request like any other; after it, a stream that was cut.
+        began = response is not None and _judge(response) is Outcome.OK
+        return record(Outcome.CUT_STREAM if began else Outcome.LOST, _words(error))
+    except asyncio.CancelledError:
+        return record(Outcome.UNFINISHED)
+
+
+def _judge(response: httpx.Response) -> Outcome:
+    """
+    Tell an answer of a runtime from one of the proxy in front, which has no version to name.
+    """
+    if response.is_success:
+        return Outcome.OK
+    return Outcome.ERROR_STATUS if VERSION_HEADER in response.headers else Outcome.LOST
+
+
+def _detail(response: httpx.Response, text: str) -> str | None:
+    if response.is_success:
+        return None
+    return f"{response.status_code} {text[:200]}".strip()
+
+
+def _stream_error(line: str) -> str | None:
+    if line.startswith("event:") and line.removeprefix("event:").strip() == "error":
+        return "error event"
+    if line.startswith("data:") and '"error"' in line:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line.removeprefix("data:"))
+            if isinstance(event, dict) and event.get("error"):
+                return f"error event: {str(event['error'])[:200]}"
+    return None
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+async def _main(config: LoadConfig, path: Path) -> None:
+    stop = asyncio.Event()
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+
+    async def watch_input() -> None:
+        await reader.read()
+        stop.set()
+
+    watching = asyncio.create_task(watch_input())
+    with path.open("w", buffering=1, encoding="utf-8") as file:
+
+        def write(record: Record) -> None:
+            file.write(record.to_line())
+
+        await drive(config, write, stop)
+    watching.cancel()
+
+
+def main(argv: list[str]) -> None:
+    config = LoadConfig(**json.loads(sys.stdin.buffer.raw.readline()))  # type: ignore[union-attr]
+    asyncio.run(_main(config, Path(argv[1])))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

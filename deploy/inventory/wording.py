@@ -1,0 +1,133 @@
+"""
+What the schema refuses, in the operator's words.  Pure.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from deploy.inventory.document import Document, KeyPath, Problem
+from deploy.inventory.schema import PATTERNS_IN_WORDS, FleetFile
+
+_SHOULD_BE: Mapping[str, str] = {
+    "string_type": "text",
+    "path_type": "a path",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+}
+
+
+def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[Problem]:
+    """
+    Yield what the operator is told for each of pydantic's *errors*, one for each key.
+    """
+    wanted: dict[KeyPath, list[str]] = {}
+    for error in errors:
+        path = _path_of(error, document)
+        text = _text(error, path, document)
+        # A value that may be of several types is refused once for each of them.
+        wanted.setdefault(path, []).append(text)
+    for path, texts in wanted.items():
+        prefix = "should be "
+        if len(texts) > 1 and all(text.startswith(prefix) for text in texts):
+            choices = [text.removeprefix(prefix) for text in dict.fromkeys(texts)]
+            text = prefix + ", ".join(choices[:-1]) + " or " + choices[-1]
+        else:
+            text = "; ".join(dict.fromkeys(texts))
+        if text.startswith(prefix):
+            text += f", got {show(document.at(path), path)}"
+        yield Problem(path, text, document.line_of(path))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """
+    Return "did you mean X?", or what is known when nothing is near.
+    """
+    if near := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return f"did you mean {near[0]}?"
+    return f"known here: {', '.join(known) or 'nothing'}"
+
+
+def show(value: object, path: KeyPath) -> str:
+    """
+    Return *value* as the file writes it, short; never what stands under `secrets`.
+    """
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    if path[:1] == ("secrets",):
+        # Somebody may have written the secret itself where its name belongs.
+        return "a value (hidden)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def known_keys(path: KeyPath) -> tuple[str, ...]:
+    """
+    Return the keys that the schema knows in the mapping at *path*; empty where any name may stand.
+    """
+    kind: Any = FleetFile
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(part))
+            kind = field.annotation if field else None
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            return ()
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((arg for arg in get_args(kind) if arg is not type(None)), None)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return tuple(kind.model_fields)
+    return ()
+
+
+def _path_of(error: ErrorDetails, document: Document) -> KeyPath:
+    path = tuple(error["loc"])
+    if error["type"] == "missing":
+        return path
+    # Pydantic adds what the file does not have: "[key]", and each type that was tried.
+    while path and not document.holds(path):
+        path = path[:-1]
+    return path
+
+
+def _text(error: ErrorDetails, path: KeyPath, document: Document) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return "is missing, and has no default"
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(path[-1]), known_keys(path[:-1]))}"
+    if kind == "string_pattern_mismatch":
+        words = PATTERNS_IN_WORDS.get(context["pattern"], f"text like {context['pattern']}")
+        if error["loc"][-1] == "[key]":
+            return f"the name should be {words}"
+        return f"should be {words}"
+    if kind == "too_short":
+        return f"should have at least {context['min_length']} entry"
+    if kind == "value_error":
+        # The schema's own sentence; what was found is added once, in the file's spelling.
+        return str(context["error"]).split(", got ")[0]
+    if kind in _SHOULD_BE:
+        return "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")
+    return error["msg"]

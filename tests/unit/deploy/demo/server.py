@@ -1,0 +1,98 @@
+"""
+A small HTTP/1.1 server on loopback that behaves as it is told, answer by answer.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+
+VERSION = "v1"
+
+
+def answer(status=200, *, version=VERSION, body=b"{}"):
+    reason = {200: "OK", 429: "Too Many Requests", 500: "Error", 503: "Unavailable"}[status]
+    named = f"x-slipway-version: {version}\r\n" if version else ""
+    head = f"HTTP/1.1 {status} {reason}\r\n{named}content-length: {len(body)}\r\n\r\n"
+    return [head.encode() + body]
+
+
+def stream(*events, end="data: [DONE]\n\n", version=VERSION):
+    """
+    Return the pieces of a chunked SSE answer; *end* None leaves it without its last chunk.
+    """
+    head = f"HTTP/1.1 200 OK\r\nx-slipway-version: {version}\r\n"
+    pieces = [
+        (head + "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").encode()
+    ]
+    for text in [*(f"data: {json.dumps(event)}\n\n" for event in events), *([end] if end else [])]:
+        pieces.append(f"{len(text):x}\r\n{text}\r\n".encode())
+    if end is not None:
+        pieces.append(b"0\r\n\r\n")
+    return pieces
+
+
+RESET = "reset"  # close without a byte of answer, after the request was read
+CUT = "cut"  # close in the middle of an answer
+HANG = "hang"  # never answer
+CLOSE_AFTER = "close after"  # close the idle connection after a whole answer
+
+
+class Server:
+    """
+    Answers request number n (from 0) with *script(n, body)*: pieces to send and signs from above.
+
+    Attributes:
+        bodies: What was asked, in order.
+        connections: How many were opened.
+    """
+
+    def __init__(self, script: Callable[[int, dict], list]):
+        self._script = script
+        self.bodies: list[dict] = []
+        self.connections = 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._arrived = asyncio.Condition()
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+
+    async def wait_for(self, count):
+        """
+        Wait until *count* requests were read.
+        """
+        async with asyncio.timeout(10), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.bodies) >= count)
+
+    async def _serve(self, reader, writer):
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await self._serve_one(reader, writer):
+                pass
+        writer.close()
+
+    async def _serve_one(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length:")[2].split("\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        async with self._arrived:
+            number = len(self.bodies)
+            self.bodies.append(body)
+            self._arrived.notify_all()
+        for piece in self._script(number, body):
+            if piece in (RESET, CUT):
+                writer.transport.abort()
+                return False
+            if piece == HANG:
+                await asyncio.Event().wait()
+            if piece == CLOSE_AFTER:
+                return False
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)  # drain() alone lets nobody else run while the buffer has room
+        return True

@@ -1,0 +1,283 @@
+"""
+The client against a real server on loopback that misbehaves on purpose.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+
+import pytest
+
+from deploy.demo.load_client import LoadConfig, drive
+from deploy.demo.load_report import Outcome, summarise
+from tests.unit.deploy.demo.server import (
+    CLOSE_AFTER,
+    CUT,
+    HANG,
+    RESET,
+    Server,
+    answer,
+    stream,
+)
+
+
+def make_config(*targets, **changes):
+    return LoadConfig(
+        **{
+            "targets": list(targets),
+            "prompts": ["one", "two"],
+            "rate_rps": 400,
+            "connections": 2 * len(targets),
+            "streams": 0,
+            "max_tokens": 4,
+            "stream_max_tokens": 8,
+            "stream_pause_s": 0,
+            "timeout_s": 5,
+            "deadline_s": 20,
+        }
+        | changes
+    )
+
+
+def run(script, count, **changes):
+    """
+    Drive a server by *script* until it has read *count* requests; return the report and the server.
+    """
+
+    async def scene():
+        async with Server(script) as server:
+            records, stop = [], asyncio.Event()
+            config = make_config(server.url, **changes)
+            driving = asyncio.create_task(drive(config, records.append, stop))
+            await server.wait_for(count)
+            stop.set()
+            await asyncio.wait_for(driving, 10)
+            return summarise(records, config.targets), server
+
+    return asyncio.run(scene())
+
+
+def test_every_request_that_a_server_reads_is_in_the_report():
+    """
+    What was sent and what was counted are the same number.
+    """
+    report, server = run(lambda n, body: answer(), 50)
+
+    assert report.requests == report.ok == len(server.bodies)
+    assert (report.lost_requests, report.cut_streams, report.error_requests) == (0, 0, 0)
+    assert report.requests_by_version == {"v1": report.requests}
+    assert server.bodies[0] == {"prompt": "one", "max_tokens": 4}
+    assert report.latency_s["max"] >= report.latency_s["p50"] > 0
+
+
+def test_connections_are_kept_alive():
+    """
+    Requests share the connections that were asked for, and no more are opened.
+    """
+    _, server = run(lambda n, body: answer(), 50, connections=3)
+
+    assert server.connections == 3
+
+
+def test_each_reset_is_one_lost_request():
+    """
+    One of seven is reset after it was sent: exactly those are lost, reused connection or not.
+    """
+    report, server = run(lambda n, body: [RESET] if n % 7 == 3 else answer(), 60)
+
+    resets = len([n for n in range(len(server.bodies)) if n % 7 == 3])
+    assert resets >= 8
+    assert report.lost_requests == resets
+    assert report.ok == len(server.bodies) - resets
+    assert all(loss.outcome is Outcome.LOST and loss.detail for loss in report.losses)
+
+
+def test_an_answer_that_is_cut_is_lost():
+    """
+    Half an answer is none.
+    """
+    half = answer(body=b"x" * 100)[0][:-50]
+    report, _ = run(lambda n, body: [half, CUT] if n == 5 else answer(), 20)
+
+    assert report.lost_requests == 1
+
+
+def test_an_idle_connection_that_the_server_closes_costs_nothing():
+    """
+    HTTP allows it; the next request opens a new connection.
+    """
+    report, server = run(lambda n, body: [*answer(), CLOSE_AFTER], 10, connections=1, rate_rps=100)
+
+    assert report.lost_requests == 0
+    assert server.connections >= 10
+
+
+def test_errors_of_the_runtime_are_counted_by_version_and_status():
+    """
+    A runtime that answers with an error is seen by users, and is no lost request.
+    """
+
+    def script(n, body):
+        return {0: answer(500, version="v2"), 1: answer(503), 2: answer(429)}.get(n % 10, answer())
+
+    report, server = run(script, 40)
+
+    numbers = Counter(n % 10 for n in range(len(server.bodies)))
+    assert report.errors_by_version == {
+        "v2": {"500": numbers[0]},
+        "v1": {"503": numbers[1], "429": numbers[2]},
+    }
+    assert report.error_requests == numbers[0] + numbers[1] + numbers[2]
+    assert report.lost_requests == 0
+
+
+def test_an_error_of_the_proxy_is_a_lost_request():
+    """
+    503 without a version is the proxy saying that nothing serves.
+    """
+    report, _ = run(lambda n, body: answer(503, version=None) if n == 2 else answer(), 20)
+
+    assert (report.lost_requests, report.error_requests) == (1, 0)
+    assert report.losses[0].status == 503
+
+
+def test_no_answer_in_time_is_a_lost_request():
+    """
+    A client waits as long as its timeout, and has lost its request then.
+    """
+    report, _ = run(lambda n, body: [HANG] if n == 1 else answer(), 40, timeout_s=0.2)
+
+    assert report.lost_requests >= 1
+    assert "no whole answer in 0.2s" in {loss.detail for loss in report.losses}
+
+
+def test_a_dead_target_loses_its_own_requests_only():
+    """
+    Nothing listens: each of its requests is lost, and the other target's are not.
+    """
+
+    async def scene():
+        async with Server(lambda n, body: answer()) as server:
+            async with Server(lambda n, body: answer()) as gone:
+                dead = gone.url
+            records, stop = [], asyncio.Event()
+            driving = asyncio.create_task(
+                drive(make_config(server.url, dead), records.append, stop)
+            )
+            await server.wait_for(30)
+            stop.set()
+            await driving
+            return summarise(records, [server.url, dead]), server.url, dead
+
+    report, alive, dead = asyncio.run(scene())
+    by_target = Counter((record.target, record.outcome) for record in report.records)
+
+    assert by_target[alive, Outcome.LOST] == 0
+    assert by_target[dead, Outcome.OK] == 0
+    # The rate is held for each target: refusals come fast, and do not make room for more.
+    assert by_target[dead, Outcome.LOST] == pytest.approx(by_target[alive, Outcome.OK], abs=3)
+
+
+def test_whole_streams_are_no_losses():
+    """
+    A stream that ends with [DONE] is a request that ended well.
+    """
+    report, server = run(
+        lambda n, body: stream({"text": "a"}, {"text": "b"}) if body.get("stream") else answer(),
+        40,
+        streams=2,
+    )
+
+    assert report.streams > 0
+    assert report.ok == report.requests == len(server.bodies)
+    streams = [body for body in server.bodies if body.get("stream")]
+    assert {"prompt": "one", "max_tokens": 8, "stream": True}.items() >= {
+        k: v for k, v in streams[0].items() if k != "prompt"
+    }.items()
+    assert all(r.first_byte_s is not None for r in report.records if r.streamed)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([*stream({"text": "a"}, end=None), CUT], id="connection reset"),
+        pytest.param(stream({"text": "a"}, end=""), id="ends without [DONE]"),
+        pytest.param(stream({"error": {"code": "engine"}}), id="error in the data"),
+        pytest.param(stream(end="event: error\ndata: {}\n\n"), id="error event"),
+    ],
+)
+def test_each_stream_that_does_not_end_well_is_one_cut_stream(pieces):
+    """
+    One of five streams is cut: exactly those are counted, and none as a lost request.
+    """
+    started = []
+
+    def script(n, body):
+        if not body.get("stream"):
+            return answer()
+        started.append(n)
+        return pieces if len(started) % 5 == 2 else stream({"text": "a"})
+
+    report, _ = run(script, 60, streams=1, rate_rps=50)
+
+    cut = len([number for number in range(1, len(started) + 1) if number % 5 == 2])
+    assert cut >= 2
+    assert report.cut_streams == cut
+    assert report.lost_requests == 0
+    assert sum(kinds.get("cut", 0) for kinds in report.errors_by_version.values()) == cut
+
+
+def test_a_stream_that_never_began_is_a_lost_request():
+    """
+    Without a status line nothing was cut: it was lost.
+    """
+    report, _ = run(
+        lambda n, body: [RESET] if body.get("stream") else answer(), 20, streams=1, rate_rps=50
+    )
+
+    assert report.cut_streams == 0
+    assert report.lost_requests == report.streams > 0
+
+
+def test_latency_counts_from_the_moment_that_a_request_was_due():
+    """
+    One connection that is busy makes the requests behind it late, and the report says so.
+    """
+    report, _ = run(
+        lambda n, body: [HANG] if n == 0 else answer(), 40, connections=1, timeout_s=0.3
+    )
+
+    behind = [r for r in report.records if r.outcome is Outcome.OK]
+    assert max(r.latency_s for r in behind) > 0.2
+
+
+def test_the_load_stops_by_itself_at_its_deadline():
+    """
+    Nobody has to stop it.
+    """
+
+    async def scene():
+        async with Server(lambda n, body: answer()) as server:
+            records = []
+            config = make_config(server.url, deadline_s=0.3)
+            await asyncio.wait_for(drive(config, records.append, asyncio.Event()), 5)
+            return records
+
+    assert 20 <= len(asyncio.run(scene())) <= 130
+
+
+def test_what_is_in_flight_at_the_end_is_not_a_loss():
+    """
+    A stream that we cut says nothing about the server; it is counted apart.
+    """
+    endless = itertools.chain(stream(end="")[:1], itertools.repeat(b"5\r\n: x\n\n\r\n"))
+    report, _ = run(
+        lambda n, body: endless if body.get("stream") else answer(),
+        5,
+        streams=1,
+        timeout_s=0.2,
+        rate_rps=20,
+    )
+
+    assert (report.unfinished, report.cut_streams, report.lost_requests) == (1, 0, 0)
+    assert report.requests == report.ok + 1

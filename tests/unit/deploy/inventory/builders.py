@@ -1,0 +1,50 @@
+"""
+Fleet files that are right but for what a test names.
+"""
+
+import copy
+
+import yaml
+
+from deploy.inventory.load import load_fleet
+
+MINIMAL = {
+    "row": "torch-2.3-cu121",
+    "signing": {
+        "identity": "ops@example.com",
+        "key": "keys/sign",
+        "allowed_signers": "keys/allowed",
+    },
+    "hosts": {"n1": {"address": "192.0.2.1"}, "n2": {"address": "192.0.2.2"}},
+}
+
+
+def fleet_data(changes=None):
+    """
+    Return a sound file's data with *changes*: {"release.canary.min_requests": 5}.
+    """
+    data = copy.deepcopy(MINIMAL)
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        place = data
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return data
+
+
+def write_fleet(root, changes=None, *, text=None, name="test"):
+    folder = root / "inventories"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.yml"
+    text = yaml.safe_dump(fleet_data(changes), sort_keys=False) if text is None else text
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def make_fleet(root, changes=None, *, text=None, limit=None, known_rows=None):
+    """
+    Load the fleet file that `write_fleet` writes.
+    """
+    write_fleet(root, changes, text=text)
+    return load_fleet("test", root=root, limit=limit, known_rows=known_rows)

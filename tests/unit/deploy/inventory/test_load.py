@@ -1,0 +1,424 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.errors import InventoryError
+from deploy.inventory.load import fleet_names, load_fleet
+from tests.unit.deploy.inventory.builders import fleet_data, make_fleet, write_fleet
+
+ROOT = Path(__file__).parents[4]
+
+
+def refusal(root, changes=None, *, text=None, known_rows=None):
+    with pytest.raises(InventoryError) as caught:
+        make_fleet(root, changes, text=text, known_rows=known_rows)
+    return caught.value
+
+
+def test_a_minimal_file_takes_every_default(tmp_path):
+    """
+    A file with a row, hosts and a signer is a fleet.
+    """
+    fleet = make_fleet(tmp_path)
+
+    assert [host.name for host in fleet.hosts] == ["n1", "n2"]
+    assert fleet.hosts[0].row == "torch-2.3-cu121"
+    assert (fleet.hosts[0].ssh.port, fleet.hosts[0].ssh.user) == (22, "root")
+    assert fleet.release.canary.duration == 60.0
+
+
+@pytest.mark.parametrize("name", fleet_names(ROOT))
+def test_the_files_of_the_repository_load(name):
+    """
+    Every fleet file that is shipped is sound.
+    """
+    assert load_fleet(name, root=ROOT).hosts
+
+
+def test_three_fleets_are_shipped():
+    """
+    The lab to try things in, a production fleet to copy from, and the reference.
+    """
+    assert {"example", "gpu-prod", "lab"} <= set(fleet_names(ROOT))
+
+
+def test_production_is_eight_hosts_behind_a_bastion_in_two_groups():
+    """
+    gpu-prod shows a fleet of the size that this is made for.
+    """
+    fleet = load_fleet("gpu-prod", root=ROOT)
+
+    assert [f"gpu-0{n}" for n in range(1, 9)] == [host.name for host in fleet.hosts]
+    assert {"canary", "serving"} == {group for host in fleet.hosts for group in host.groups}
+    assert all(host.ssh.jump for host in fleet.hosts)
+    assert set(fleet.service.api_tokens) == set(fleet.secrets)
+
+
+def test_a_host_goes_before_its_group_and_a_group_before_the_fleet(tmp_path):
+    """
+    The nearest word counts: host, then group, then fleet.
+    """
+    fleet = make_fleet(
+        tmp_path,
+        {
+            "ssh": {"user": "ops", "port": 2022, "jump": "j@bastion"},
+            "groups.a": {"hosts": ["n1", "n2"], "row": "of-a", "vars": {"x": 1, "y": 1}},
+            "hosts.n1.row": "own",
+            "hosts.n1.vars": {"y": 2},
+            "hosts.n1.ssh": {"port": 22},
+        },
+    )
+
+    n1, n2 = fleet.hosts
+    assert (n1.row, n2.row) == ("own", "of-a")
+    assert (n1.vars, n2.vars) == ({"x": 1, "y": 2}, {"x": 1, "y": 1})
+    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, "j@bastion")
+    assert n2.ssh.port == 2022
+
+
+def test_relative_paths_start_from_the_repository(tmp_path):
+    """
+    A path in the file means the same from whatever folder the command is started.
+    """
+    fleet = make_fleet(tmp_path, {"ssh.key": "keys/id", "secrets.t": {"file": "keys/t"}})
+
+    assert tmp_path / "keys/id" == fleet.hosts[0].ssh.key
+    assert tmp_path / "keys/sign" == fleet.signing.key
+    assert tmp_path / "keys/t" == fleet.secrets["t"].file
+    assert Path("~/.ssh/known_hosts").expanduser() == fleet.hosts[0].ssh.known_hosts
+
+
+def test_a_fleet_may_be_named_by_its_path(tmp_path):
+    """
+    A name that ends in .yml is a path.
+    """
+    path = write_fleet(tmp_path, name="elsewhere")
+
+    assert load_fleet(str(path), root=ROOT).name == "elsewhere"
+    assert load_fleet("inventories/elsewhere.yml", root=tmp_path).name == "elsewhere"
+
+
+def test_an_unknown_fleet_names_the_nearest_and_lists_what_exists():
+    """
+    A slip in the fleet's name costs one line to mend.
+    """
+    with pytest.raises(InventoryError) as caught:
+        load_fleet("gpu-prd", root=ROOT)
+
+    assert caught.value.fix == "did you mean gpu-prod?"
+    assert all(name in caught.value.why for name in fleet_names(ROOT))
+
+
+@pytest.mark.parametrize("name", ["../inventories/test", "nope.yml", "inventories.yml", ""])
+def test_a_name_never_leads_out_of_the_folder(tmp_path, name):
+    """
+    Only a path that ends in .yml is a path, and it has to be a file.
+    """
+    write_fleet(tmp_path)
+    (tmp_path / "inventories.yml").mkdir()
+    with pytest.raises(InventoryError):
+        load_fleet(name, root=tmp_path)
+
+
+def test_an_error_names_file_key_finding_rule_and_line(tmp_path):
+    """
+    One wrong value is one line that can be acted on.
+    """
+    error = refusal(tmp_path, {"release.canary": {"min_requests": "lots"}})
+
+    assert (
+        error.what
+        == 'inventories/test.yml: release.canary.min_requests: should be a whole number, got "lots"'
+    )
+    assert "min_requests: lots" in error.why
+    assert "line 13 of inventories/test.yml" in error.fix
+
+
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(tmp_path):
+    """
+    Nobody mends a file one error at a time.
+    """
+    error = refusal(
+        tmp_path,
+        {
+            "row": 5,
+            "groups": {"a": {"hosts": ["n3"]}},
+            "service": {"port": 0, "prot": 1, "api_tokens": ["t"]},
+        },
+    )
+
+    assert error.what == "inventories/test.yml: 5 problems"
+    paths = ["row:", "groups.a.hosts[0]:", "service.port:", "service.prot:", "api_tokens[0]:"]
+    places = [error.why.index(path) for path in paths]
+    assert sorted(places) == places
+
+
+def test_a_doubled_key_does_not_hide_other_problems(tmp_path):
+    """
+    Problems of the text and of its values come in one list.
+    """
+    text = yaml.safe_dump(fleet_data()) + "row: again\nservice: {port: 0}\n"
+
+    why = refusal(tmp_path, text=text).why
+
+    assert "row: given twice" in why
+    assert "service.port: should be at least 1, got 0" in why
+
+
+WRONG_VALUES = {
+    "row": [None, 5, True],
+    "ssh": [None, "root", []],
+    "ssh.port": [0, 65536, "22", 22.0, True, None],
+    "ssh.user": [1, ["root"]],
+    "ssh.jump": ["bastion", "a@b:c", "a b@c"],
+    "ssh.connect_timeout": [10, "10", "10 sec", "-1s", "0s"],
+    "ssh.command_timeout": ["0s"],
+    "ssh.keepalive": ["0s"],
+    "ssh.key": [5],
+    "hosts": [None, {}, [], "n1"],
+    "hosts.N1": [{"address": "192.0.2.9"}],
+    "hosts.n1.address": ["", "300.1.2.3", "10.0.0", "a b", "u@h", "http://h", "-x", 5],
+    "hosts.n1.vars": [{"x": [1]}, {"x": {}}, [1]],
+    "hosts.n1.ssh.port": [0],
+    "hosts.n1.row": [5],
+    "groups.a": [{}, {"hosts": "n1"}, {"hosts": ["n9"]}],
+    "mirrors.apt": [5],
+    "secrets.t": [{}, {"env": "A", "file": "b"}, "hunter2", {"env": 5}],
+    "service.port": [0, 65536],
+    "service.memory_max": [8, "8", "8GB", "0B"],
+    "service.tasks_max": [15],
+    "service.threads": [0, 257],
+    "service.device": ["tpu"],
+    "service.precision": ["int8"],
+    "service.max_batch_requests": [0, 1025],
+    "service.max_wait": [5],
+    "service.max_queue_requests": [0],
+    "service.request_timeout": ["0s"],
+    "service.start_timeout": ["0s"],
+    "service.watchdog": ["0s"],
+    "service.cors_origins": ["*", [1]],
+    "service.api_tokens": [["nobody"], "t"],
+    "signing.identity": ["a b", "a,b", 5],
+    "signing.key": [5],
+    "signing.allowed_signers": [None],
+    "release.mode": ["in_place"],
+    "release.canary.share_pct": [0, 51, "10%"],
+    "release.canary.duration": [60, "0s", "601s"],
+    "release.canary.give_up_after": ["59s"],
+    "release.canary.min_requests": [0, "lots", 1.5],
+    "release.canary.interval": ["0s"],
+    "release.waves": [[], [0], ["0%"], ["101%"], ["half"], [True], "100%"],
+    "release.gates.http_request_error_rate.max": [0.05, "101%", "5"],
+    "release.gates.http_request_error_rate.min_requests": [0],
+    "release.gates.http_request_error_rate.action": ["ignore"],
+    "release.gates.runtime_restarts.max": [-1],
+    "release.gates.runtime_restarts.within": ["0s"],
+    "release.gates.runtime_restarts.action": ["stop"],
+    "release.drain_timeout": ["0s"],
+    "release.lease_ttl": ["0s"],
+    "release.keep": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [pytest.param(p, v, id=f"{p}={v!r}") for p, values in WRONG_VALUES.items() for v in values],
+)
+def test_every_rule_refuses_a_wrong_value_in_the_file(tmp_path, path, value):
+    """
+    The error names the wrong key, or the mapping whose keys contradict each other.
+    """
+    error = refusal(tmp_path, {path: value})
+
+    blamed = str(error)
+    assert path in blamed or path.rpartition(".")[0] + ": " in blamed
+    assert "inventories/test.yml" in error.what
+
+
+@pytest.mark.parametrize("path", ["row", "hosts", "signing", "signing.key", "hosts.n1.address"])
+def test_what_is_required_is_missed(tmp_path, path):
+    """
+    A key without a default has to be there.
+    """
+    data = fleet_data()
+    *parents, last = path.split(".")
+    place = data
+    for part in parents:
+        place = place[part]
+    del place[last]
+
+    error = refusal(tmp_path, text=yaml.safe_dump(data))
+
+    assert f"{path}: is missing" in error.what
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("realease", "release"),
+        ("ssh.prot", "port"),
+        ("hosts.n1.adress", "address"),
+        ("groups.a.host", "hosts"),
+        ("secrets.t.fil", "file"),
+        ("signing.identty", "identity"),
+        ("release.gates.http_request_error_rate.maxx", "max"),
+        ("release.canary.share", "share_pct"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(tmp_path, path, near):
+    """
+    A slip in a key is never taken in silence, at any depth.
+    """
+    assert f"{path}: unknown key; did you mean {near}?" in str(refusal(tmp_path, {path: 1}))
+
+
+def test_what_stands_under_secrets_is_not_repeated(tmp_path):
+    """
+    A secret written where its name belongs does not get into a terminal or a log.
+    """
+    for value in (
+        "hunter2",
+        {"value": "hunter2"},
+        {"env": ["hunter2"]},
+        {"env": 1, "x": "hunter2"},
+    ):
+        assert "hunter2" not in str(refusal(tmp_path, {"secrets.t": value}))
+
+
+def test_two_groups_that_differ_on_a_host_are_named(tmp_path):
+    """
+    Which of two groups wins is never a matter of their order.
+    """
+    groups = {
+        "a": {"hosts": ["n1"], "row": "r1", "vars": {"x": 1}},
+        "b": {"hosts": ["n1"], "row": "r2", "vars": {"x": True}},
+    }
+
+    why = refusal(tmp_path, {"groups": groups}).why
+
+    assert 'groups.b.row: is "r2", but groups.a.row is "r1", and n1 is in both' in why
+    assert "groups.b.vars.x: is true, but groups.a.vars.x is 1, and n1 is in both" in why
+
+
+def test_a_host_settles_what_its_groups_differ_on(tmp_path):
+    """
+    A host's own word is asked for, and enough.
+    """
+    groups = {
+        "a": {"hosts": ["n1"], "row": "r1", "vars": {"x": 1}},
+        "b": {"hosts": ["n1"], "row": "r2", "vars": {"x": 2}},
+    }
+    own = {"groups": groups, "hosts.n1.row": "r3", "hosts.n1.vars": {"x": 3}}
+
+    host = make_fleet(tmp_path, own).host("n1")
+
+    assert (host.row, host.vars) == ("r3", {"x": 3})
+
+
+def test_one_machine_under_two_names_is_refused(tmp_path):
+    """
+    A wave of two hosts has to be two machines; another SSH port or jump host makes them two.
+    """
+    same = {"hosts.n2.address": "192.0.2.1"}
+
+    assert "hosts.n2.address: 192.0.2.1 with SSH port 22 is hosts.n1" in str(
+        refusal(tmp_path, same)
+    )
+    assert make_fleet(tmp_path, same | {"hosts.n2.ssh": {"port": 23}})
+    assert make_fleet(tmp_path, same | {"hosts.n2.ssh": {"jump": "j@h"}})
+
+
+def test_rows_are_held_against_the_matrix(tmp_path):
+    """
+    A row that the matrix lacks is named with the nearest one, wherever it stands.
+    """
+    rows = {"row": "torch-2.3", "groups.a": {"hosts": ["n1"], "row": "x"}, "hosts.n2.row": "y"}
+
+    why = refusal(tmp_path, rows, known_rows=["torch-2.3-cu121", "torch-2.0-cu118"]).why
+
+    assert (
+        "row: no row of the version matrix is named 'torch-2.3'; did you mean torch-2.3-cu121"
+        in why
+    )
+    assert "groups.a.row" in why
+    assert "hosts.n2.row" in why
+    assert make_fleet(tmp_path, known_rows=["torch-2.3-cu121"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file is empty"),
+        ("# only a comment\n", "the file is empty"),
+        ("- a\n- b\n", "should be a mapping"),
+        ("just text\n", "should be a mapping"),
+        ("row: [1\nhosts: 2\n", "not YAML"),
+        ("row: 1\n\thosts: 2\n", "column 1"),
+        ("row: *nowhere\n", "not YAML: found undefined alias"),
+        ("row: 1\n---\nrow: 2\n", "not YAML: but found another document"),
+        ("row: \x00\n", "characters that YAML does not allow"),
+        ("row: 1\nrow: 2\n", "row: given twice, on line 1 and on line 2"),
+        ("ssh: {port: 1, port: 2}\n", "ssh.port: given twice"),
+        ("1: 2\n", "1: the name should be text"),
+        ("row: !secret x\n", "row: the tag '!secret' is not allowed"),
+        ("row: !!python/name:os.system x\n", "is not allowed"),
+        ("hosts: &a {n1: *a}\n", "hosts.n1: contains itself"),
+        pytest.param("row: " + "[" * 3000, "nested too deeply", id="deep"),
+        (b"row: \xff\n", "is not UTF-8 text"),
+    ],
+)
+def test_text_that_is_no_fleet_is_refused(tmp_path, text, said):
+    """
+    Whatever the file holds, the answer is one InventoryError.
+    """
+    assert said in str(refusal(tmp_path, text=text))
+
+
+def test_aliases_of_aliases_are_bounded(tmp_path):
+    """
+    A short text cannot stand for more entries than memory holds.
+    """
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+
+    assert "more than 100000 entries" in str(refusal(tmp_path, text="\n".join(lines)))
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path):
+    """
+    `<<` is YAML's own way to share keys; a key beside it goes before what it brings.
+    """
+    text = yaml.safe_dump(fleet_data())
+    text += "groups:\n  a: &a {hosts: [n1], vars: {x: 1}}\n  b: {<<: *a, hosts: [n2]}\n"
+
+    fleet = make_fleet(tmp_path, text=text)
+
+    assert [host.groups for host in fleet.hosts] == [("a",), ("b",)]
+    assert fleet.host("n2").vars == {"x": 1}
+
+
+def test_a_date_in_a_variable_is_text(tmp_path):
+    """
+    Nothing in a fleet file turns into a type that no key holds.
+    """
+    text = yaml.safe_dump(fleet_data()).replace(
+        "192.0.2.1\n", "192.0.2.1\n    vars: {d: 2026-01-01}\n"
+    )
+
+    assert make_fleet(tmp_path, text=text).host("n1").vars["d"] == "2026-01-01"
+
+
+def test_a_file_that_fails_to_read_is_named(tmp_path, monkeypatch):
+    """
+    What the system says about the file is passed on.
+    """
+    write_fleet(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InventoryError) as caught:
+        load_fleet("test", root=tmp_path)
+    assert caught.value.why == "Permission denied"

@@ -1,0 +1,98 @@
+import json
+import pickle
+
+import pytest
+
+from deploy.errors import InventoryError
+from deploy.inventory.schema import Secret
+from deploy.inventory.secrets import SecretValue, resolve_secret
+
+
+def secret_file(tmp_path, content, mode=0o600):
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    path.chmod(mode)
+    return Secret(file=path)
+
+
+def test_a_secret_comes_from_the_environment_or_from_a_file(tmp_path):
+    """
+    The last line end of a file is not part of the secret.
+    """
+    of_env = resolve_secret(Secret(env="T"), {"T": " hunter2"})
+    of_file = resolve_secret(secret_file(tmp_path, b"hunter2\n"), {})
+
+    assert of_env.reveal() == " hunter2"
+    assert of_file.reveal() == "hunter2"
+
+
+def test_a_secret_never_shows_itself():
+    """
+    Whatever prints, formats or stores it does not get the text.
+    """
+    value = SecretValue("hunter2")
+
+    shown = [repr(value), str(value), f"{value}", f"{value:>20}", "%s" % value, repr([value])]  # noqa: UP031
+    assert all("hunter2" not in text and "[hidden]" in text for text in shown)
+    with pytest.raises(TypeError):
+        json.dumps(value)
+    with pytest.raises(TypeError):
+        pickle.dumps(value)
+
+
+def test_the_check_for_hiding_would_notice():
+    """
+    Negative control: the text is in there, and only `reveal` gives it.
+    """
+    assert "hunter2" in f"{SecretValue('hunter2').reveal()}"
+
+
+@pytest.mark.parametrize(("env", "seen"), [({}, "not set"), ({"TOKEN": ""}, "empty")])
+def test_a_variable_without_a_value_is_named(env, seen):
+    """
+    Not set and empty are told apart, and the name of the secret is said.
+    """
+    with pytest.raises(InventoryError) as caught:
+        resolve_secret(Secret(env="TOKEN"), env, name="api")
+    assert caught.value.what == "secrets.api: has no value"
+    assert f"TOKEN is {seen}" in caught.value.why
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o610])
+def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
+    """
+    0600 is the widest mode of a secret's file; the error says how to mend it, not what it holds.
+    """
+    with pytest.raises(InventoryError, match="others may read") as caught:
+        resolve_secret(secret_file(tmp_path, b"hunter2", mode), {})
+    assert "chmod 600" in caught.value.fix
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
+def test_a_file_without_text_is_refused(tmp_path, content):
+    """
+    An empty token is no token.
+    """
+    with pytest.raises(InventoryError, match="holds no text"):
+        resolve_secret(secret_file(tmp_path, content), {})
+
+
+@pytest.mark.parametrize("content", [b"a\nB=c", b"a\x00b", b"a\n\n", b"a\x7f"])
+def test_a_secret_is_one_line(tmp_path, content):
+    """
+    A second line would be another variable of the environment file on the host.
+    """
+    with pytest.raises(InventoryError, match="more than one line") as caught:
+        resolve_secret(secret_file(tmp_path, content), {})
+    assert "B=c" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """
+    The path is in the message.
+    """
+    with pytest.raises(InventoryError) as caught:
+        resolve_secret(Secret(file=tmp_path / "none"), {}, name="api")
+    assert f"{tmp_path}/none can't be read" in caught.value.what
+    assert "No such file" in caught.value.why
