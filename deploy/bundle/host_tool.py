@@ -1,0 +1,35 @@
+"""
+The host tool as one file: `deploy/remote` in a zip that `python3` runs, the same bytes each time.
+"""
+
+import io
+import zipfile
+from pathlib import Path
+
+SHEBANG = b"#!/usr/bin/env python3\n"
+_MAIN = """\
+from deploy.remote.__main__ import main
+
+raise SystemExit(main())
+"""
+_PACKAGE = Path(__file__).parents[1] / "remote"
+_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
+
+
+def build_host_tool(package: Path = _PACKAGE) -> bytes:
+    """
+    Return the file that lies at `deploy.layout.HOST_TOOL` on every host.
+
+    Not compressed: what a compressor makes of the same text depends on its version.
+    """
+    contents = {"__main__.py": _MAIN.encode(), "deploy/__init__.py": b""}
+    for path in package.glob("*.py"):
+        contents[f"deploy/remote/{path.name}"] = path.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, _TIME)
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3  # Unix, wherever it is built
+            archive.writestr(entry, data)
+    return SHEBANG + buffer.getvalue()

@@ -1,0 +1,225 @@
+"""
+Is the directory a model that the runtime can load, and which of its files belong to it?
+
+Looks at every file before a byte is copied: a bundle of half a model is never made.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import ModelPathError
+from deploy.remote.manifest import GOLDEN_FILE, is_safe_path
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Taken along where they are there.
+OPTIONAL = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+_HEADER_MAX = 100 << 20  # Source: safetensors format, "header size must not exceed 100 MB"
+
+
+def check_model(path: Path) -> list[str]:
+    """
+    Return the files of the model at *path* that a bundle takes along, sorted, golden prompts apart.
+
+    Raises:
+        ModelPathError: It is not there, may not be read, or is not a model; says which.
+    """
+    _reach(path)
+    config = _json(path, CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise _not_a_model(path, f"{CONFIG} has no model_type")
+    _json(path, TOKENIZER)
+    weights = _check_weights(path)
+    check_golden(path)
+    optional = [name for name in OPTIONAL if (path / name).is_file()]
+    return sorted([CONFIG, TOKENIZER, *weights, *optional])
+
+
+def model_name(path: Path) -> str:
+    """
+    Return what the model calls itself: its own name, or its type.
+    """
+    config = _json(path, CONFIG)
+    named = str(config.get("_name_or_path") or config["model_type"])
+    return named.rstrip("/").rpartition("/")[2]
+
+
+def check_golden(path: Path) -> int:
+    """
+    Return how many golden prompts the model at *path* has.
+
+    Raises:
+        ModelPathError: None, or a line is not one.
+    """
+    fix = (
+        'write one {"prompt": "...", "max_tokens": 16, "expected": "..."} a line, with answers '
+        "that the model gave at temperature 0"
+    )
+    try:
+        lines = (path / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise _not_a_model(
+            path, f"{GOLDEN_FILE} is missing: no release could be checked", fix
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path / GOLDEN_FILE, error) from error
+    prompts = 0
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            if (why := _golden_complaint(line)) is not None:
+                raise _not_a_model(path, f"{GOLDEN_FILE}, line {number}: {why}", fix)
+            prompts += 1
+    if prompts == 0:
+        raise _not_a_model(path, f"{GOLDEN_FILE} is empty: no release could be checked", fix)
+    return prompts
+
+
+def _golden_complaint(line: str) -> str | None:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    wanted = {"prompt": str, "max_tokens": int, "expected": str}
+    if not isinstance(found, dict) or set(found) != set(wanted):
+        return f"should have exactly {', '.join(wanted)}"
+    for key, kind in wanted.items():
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            return f"{key} is {found[key]!r}"
+    return None
+
+
+def _reach(path: Path) -> None:
+    """
+    Refuse *path* unless it is a directory that can be listed; name the component that is not.
+    """
+    whole = path.expanduser().absolute()
+    for part in [*reversed(whole.parents), whole]:
+        try:
+            part.stat()
+        except FileNotFoundError:
+            nearest = part.parent
+            raise ModelPathError(
+                f"model {path}: not found",
+                why=f"{nearest} has no {part.name!r}",
+                fix="give the directory with config.json, tokenizer.json and the weights",
+            ) from None
+        except NotADirectoryError:
+            raise _not_a_model(path, f"{part.parent} is a file, not a directory") from None
+        except PermissionError:
+            raise _forbidden(path, f"{part.parent} may not be entered") from None
+    if not whole.is_dir():
+        raise _not_a_model(path, "it is a file, not a directory")
+    try:
+        next(whole.iterdir(), None)
+    except PermissionError:
+        raise _forbidden(path, f"{whole} may not be listed") from None
+
+
+def _check_weights(path: Path) -> list[str]:
+    if (path / INDEX).is_file():
+        return [INDEX, *_check_shards(path)]
+    if not (path / WEIGHTS).exists():
+        raise _not_a_model(path, f"{WEIGHTS} is missing, and so is {INDEX}")
+    _tensors(path, WEIGHTS)
+    return [WEIGHTS]
+
+
+def _check_shards(path: Path) -> list[str]:
+    weight_map = _json(path, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _not_a_model(path, f"{INDEX} has no weight_map")
+    by_shard: dict[str, set[str]] = {}
+    for tensor, shard in weight_map.items():
+        if not is_safe_path(shard):
+            raise _not_a_model(path, f"{INDEX}: {shard!r} is not a file beside it")
+        by_shard.setdefault(shard, set()).add(tensor)
+    for shard, tensors in sorted(by_shard.items()):
+        if not (path / shard).exists():
+            raise _not_a_model(path, f"{shard} is missing; {INDEX} lists it")
+        lost = sorted(tensors - _tensors(path, shard))
+        if lost:
+            raise _not_a_model(path, f"{shard} lacks {lost[0]}, which {INDEX} puts there")
+    return sorted(by_shard)
+
+
+def _tensors(path: Path, name: str) -> set[str]:
+    """
+    Return the names of the tensors in the safetensors file *name*, if all of it is there.
+
+    Source: the safetensors format: 8 bytes little-endian size of the header, the header as JSON,
+    then the data; data_offsets count from the end of the header.
+    """
+    file_path = path / name
+    try:
+        size = file_path.stat().st_size
+        with file_path.open("rb") as file:
+            start = file.read(8)
+            header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= header_size <= _HEADER_MAX:
+                raise _not_a_model(path, f"{name} has no safetensors header")
+            header = file.read(header_size)
+    except OSError as error:
+        raise _unreadable(file_path, error) from error
+    if len(header) < header_size:
+        raise _cut_off(path, name, size, 8 + header_size)
+    try:
+        found = json.loads(header)
+        entries = {key: value for key, value in found.items() if key != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise _not_a_model(path, f"{name} has no safetensors header") from None
+    if not entries:
+        raise _not_a_model(path, f"{name} holds no tensor")
+    if size < 8 + header_size + end:
+        raise _cut_off(path, name, size, 8 + header_size + end)
+    return set(entries)
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((path / name).read_bytes())
+    except FileNotFoundError:
+        raise _not_a_model(path, f"{name} is missing") from None
+    except OSError as error:
+        raise _unreadable(path / name, error) from error
+    except ValueError as error:
+        raise _not_a_model(path, f"{name} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise _not_a_model(path, f"{name} is not a JSON object")
+    return found
+
+
+def _cut_off(path: Path, name: str, size: int, whole: int) -> ModelPathError:
+    return _not_a_model(
+        path,
+        f"{name} is cut off: {size} of {whole} bytes are there",
+        "download or copy it again",
+    )
+
+
+def _not_a_model(
+    path: Path,
+    why: str,
+    fix: str = "give the directory with config.json, tokenizer.json and safetensors weights",
+) -> ModelPathError:
+    return ModelPathError(f"model {path}: not a model", why=why, fix=fix)
+
+
+def _forbidden(path: Path, why: str) -> ModelPathError:
+    return ModelPathError(
+        f"model {path}: no permission", why=why, fix="give the user of this command read access"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> ModelPathError:
+    if isinstance(error, PermissionError):
+        return _forbidden(path.parent, f"{path} may not be read")
+    return ModelPathError(f"model {path}: can't be read", why=str(error), fix="check the disk")

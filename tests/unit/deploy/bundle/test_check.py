@@ -1,0 +1,128 @@
+"""
+Signatures and hashes, before any connection.
+"""
+
+import shutil
+
+import pytest
+
+from deploy.bundle.check import check_bundle
+from deploy.bundle.sign import sign_bundle
+from deploy.errors import BundleTampered, BundleTruncated, BundleUnsigned, PreconditionError
+from tests.unit.deploy.bundle.builders import IDENTITY
+
+
+@pytest.fixture
+def bundle(workshop, keys):
+    return workshop.signed(keys[0])
+
+
+def weights(bundle):
+    found = next(f for f in bundle.manifest.model.files if f.path == "model.safetensors")
+    return bundle.blob(found.sha256)
+
+
+def test_a_signed_bundle_says_who_signed_it(bundle, keys):
+    """
+    The identity of the allowed signers file.
+    """
+    assert bundle.is_signed
+    assert check_bundle(bundle, allowed_signers=keys[1]) == IDENTITY
+
+
+def test_signing_again_and_building_again_keep_it_signed(workshop, bundle, keys):
+    """
+    The same bundle keeps its signature.
+    """
+    assert workshop.build() == bundle
+    check_bundle(bundle, allowed_signers=keys[1])
+    sign_bundle(bundle, key=keys[0])
+    check_bundle(bundle, allowed_signers=keys[1])
+
+
+def test_a_bundle_without_signature_is_refused(workshop, keys):
+    """
+    Nothing unsigned leaves this machine.
+    """
+    with pytest.raises(BundleUnsigned):
+        check_bundle(workshop.build(), allowed_signers=keys[1])
+
+
+def test_a_strangers_signature_is_none(workshop, keys, stranger):
+    """
+    Valid, but nobody allowed that key.
+    """
+    with pytest.raises(BundleUnsigned, match="no valid signature"):
+        check_bundle(workshop.signed(stranger[0]), allowed_signers=keys[1])
+
+
+def test_a_signature_of_another_bundle_is_none(workshop, bundle, keys):
+    """
+    It holds for one manifest alone.
+    """
+    other = workshop.build("v2")
+    shutil.copyfile(bundle.signature_path, other.signature_path)
+
+    with pytest.raises(BundleUnsigned):
+        check_bundle(other, allowed_signers=keys[1])
+
+
+def flip(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def cut(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "kind"),
+    [
+        (lambda b: b.manifest_path, flip, BundleTampered),
+        (lambda b: b.archive_path, flip, BundleTampered),
+        (lambda b: b.archive_path, cut, BundleTruncated),
+        (weights, flip, BundleTampered),
+        (weights, cut, BundleTruncated),
+        (weights, lambda path: path.unlink(), BundleTruncated),
+    ],
+)
+def test_what_was_changed_after_it_was_signed_is_refused(bundle, keys, which, change, kind):
+    """
+    One byte other or less, anywhere; the error says that no host was touched.
+    """
+    change(which(bundle))
+
+    with pytest.raises(kind) as caught:
+        check_bundle(bundle, allowed_signers=keys[1])
+
+    assert type(caught.value) is kind
+    assert "no host was touched" in caught.value.fix
+
+
+@pytest.mark.parametrize("spoil", [lambda key: key.unlink(), lambda key: key.write_text("x")])
+def test_a_key_that_is_missing_or_none_is_named(workshop, tmp_path, keys, spoil):
+    """
+    The fleet file says where it should be.
+    """
+    key = tmp_path / "key"
+    shutil.copyfile(keys[0], key)
+    key.chmod(0o600)
+    spoil(key)
+
+    with pytest.raises(PreconditionError) as caught:
+        sign_bundle(workshop.build(), key=key)
+
+    assert str(key) in caught.value.what + caught.value.why
+    assert not workshop.store.newest().is_signed
+
+
+def test_missing_allowed_signers_are_named(bundle, tmp_path):
+    """
+    Nobody is trusted by default.
+    """
+    with pytest.raises(PreconditionError, match="no signer"):
+        check_bundle(bundle, allowed_signers=tmp_path / "nobody")

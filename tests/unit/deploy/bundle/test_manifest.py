@@ -1,0 +1,126 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from deploy.bundle.manifest import Manifest, parse_manifest
+from deploy.remote import manifest as on_host
+
+
+def test_controller_and_host_read_the_same(workshop):
+    """
+    What is written here is what the host takes it for, byte by byte.
+    """
+    manifest = workshop.build().manifest
+
+    read = on_host.parse_manifest(manifest.to_bytes())
+
+    assert read.digest == manifest.digest
+    assert read.lock_digest == manifest.lock.digest == workshop.lock.digest
+    assert read.model_digest == manifest.model.digest
+    assert [b.path for b in read.files] == [f.path for f in manifest.files]
+    assert [b.path for b in read.model] == [f.path for f in manifest.model.files]
+    assert [b.path for b in read.wheels] == [w.file for w in manifest.lock.wheels]
+
+
+def test_a_manifest_that_is_read_and_written_is_the_same(workshop):
+    """
+    There is one way to write it.
+    """
+    data = workshop.build().manifest_path.read_bytes()
+
+    assert parse_manifest(data).to_bytes() == data
+
+
+def test_it_says_what_the_format_says(workshop):
+    """
+    docs/reference/bundle.md lists these keys; there is no time among them.
+    """
+    document = json.loads(workshop.build().manifest_path.read_bytes())
+
+    assert sorted(document) == [
+        "files", "format", "identity", "lock", "model", "model_name", "row", "version",
+    ]  # fmt: skip
+    assert sorted(document["lock"]) == ["digest", "python", "wheels"]
+    assert sorted(document["model"]) == ["digest", "files"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), 2),
+        (("surprise",), 1),
+        (("version",), "v 1"),
+        (("files", 0, "path"), "../config.yml"),
+        (("files", 0, "mode"), "4755"),
+        (("files", 0, "sha256"), "x" * 64),
+        (("model", "files", 0, "size"), -1),
+        (("lock", "wheels", 0, "file"), "/tmp/x.whl"),
+    ],
+)
+def test_what_the_format_does_not_have_is_refused(workshop, path, value):
+    """
+    Unknown keys, wrong types, and paths that lead out.
+    """
+    document = workshop.build().manifest.document()
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+
+    with pytest.raises(ValidationError):
+        Manifest.model_validate_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["model"]["files"].append(d["model"]["files"][0]),
+        lambda d: d["files"].append(d["files"][0]),
+        lambda d: d["model"].update(digest="0" * 64),
+        lambda d: d["lock"].update(digest="0" * 64),
+        lambda d: d["lock"].update(python="python3.11"),
+        lambda d: d["files"][0].update(path="model/x"),
+        lambda d: d["files"][0].update(path="x" * 101),
+        lambda d: d.pop("identity"),
+        lambda d: d["lock"]["wheels"][0].update(file="x.tar.gz"),
+    ],
+)
+def test_a_host_believes_no_manifest_that_contradicts_itself(workshop, change):
+    """
+    Digests that don't fit, files listed twice, names of slipway's own.
+    """
+    document = workshop.build().manifest.document()
+    on_host.parse_manifest(on_host.canonical(document))
+    change(document)
+
+    with pytest.raises(on_host.HostError) as caught:
+        on_host.parse_manifest(on_host.canonical(document))
+
+    assert caught.value.kind == "BundleTampered"
+
+
+def test_a_format_of_the_future_is_told_as_one(workshop):
+    """
+    An old host tool says that it is old.
+    """
+    document = {**workshop.build().manifest.document(), "format": 2}
+
+    with pytest.raises(on_host.HostError) as caught:
+        on_host.parse_manifest(on_host.canonical(document))
+
+    assert (caught.value.kind, "format 2" in caught.value.why) == ("PreconditionError", True)
+
+
+def test_the_page_lists_every_key_of_the_manifest(workshop):
+    """
+    docs/reference/bundle.md is the format.
+    """
+    page = (Path(__file__).parents[4] / "docs" / "reference" / "bundle.md").read_text()
+    table = page[page.index("## manifest.json") : page.index("There is no time")]
+
+    listed = re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)
+
+    assert sorted(listed) == sorted(workshop.build().manifest.document())

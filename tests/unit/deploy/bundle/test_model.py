@@ -1,0 +1,185 @@
+import ctypes
+import json
+import os
+from contextlib import contextmanager
+
+import pytest
+
+from deploy.bundle.model import check_model
+from deploy.errors import ModelPathError
+from tests.unit.deploy.bundle.builders import make_model, make_shards, safetensors
+
+
+@contextmanager
+def as_nobody():
+    """
+    Let this thread touch files as the user nobody.
+    """
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(65534)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+
+
+def refusal(path):
+    with pytest.raises(ModelPathError) as caught:
+        check_model(path)
+    return caught.value
+
+
+def test_a_model_is_its_configuration_tokenizer_and_weights(tmp_path):
+    """
+    And what it brings along of the optional files.
+    """
+    model = make_model(tmp_path / "m")
+    (model / "generation_config.json").write_text("{}")
+    (model / "README.md").write_text("not needed")
+
+    assert check_model(model) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_a_model_in_shards_is_its_index_and_every_shard(tmp_path):
+    """
+    As large models come.
+    """
+    assert check_model(make_shards(tmp_path / "m")) == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+
+
+def test_a_path_that_is_not_there_names_the_part_that_is_missing(tmp_path):
+    """
+    "not found", and where the path stops being true.
+    """
+    error = refusal(tmp_path / "modles" / "tiny")
+
+    assert error.what.endswith("not found")
+    assert error.why == f"{tmp_path} has no 'modles'"
+    assert error.exit_code == 16
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_a_path_that_may_not_be_entered_names_the_directory(tmp_path):
+    """
+    "no permission", and whose.
+    """
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    private = tmp_path / "private"
+    model = make_model(private / "m")
+    private.chmod(0o700)
+
+    with as_nobody():
+        error = refusal(model)
+
+    assert error.what.endswith("no permission")
+    assert str(private) in error.why
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    """
+    A model of which one file is private.
+    """
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.name.startswith(("pytest-", tmp_path.name)):
+            parent.chmod(0o755)
+    model = make_model(tmp_path / "m")
+    (model / "model.safetensors").chmod(0o600)
+
+    with as_nobody():
+        error = refusal(model)
+
+    assert error.what.endswith("no permission")
+    assert "model.safetensors" in error.why
+
+
+def without(name):
+    return lambda model: (model / name).unlink()
+
+
+def write(name, text):
+    return lambda model: (model / name).write_text(text)
+
+
+def cut(name, size):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without("config.json"), "config.json is missing"),
+        (write("config.json", "{"), "config.json is not JSON"),
+        (write("config.json", "[]"), "config.json is not a JSON object"),
+        (write("config.json", "{}"), "no model_type"),
+        (without("tokenizer.json"), "tokenizer.json is missing"),
+        (write("tokenizer.json", "nope"), "tokenizer.json is not JSON"),
+        (without("model.safetensors"), "model.safetensors is missing"),
+        (write("model.safetensors", "x" * 99), "no safetensors header"),
+        (write("model.safetensors", ""), "no safetensors header"),
+        (cut("model.safetensors", 40), "cut off: 40 of"),
+        (cut("model.safetensors", -1), "is cut off"),
+        (without("golden.jsonl"), "golden.jsonl is missing"),
+        (write("golden.jsonl", ""), "golden.jsonl is empty"),
+        (write("golden.jsonl", "{}\n"), "golden.jsonl, line 1"),
+        (write("golden.jsonl", "{\n"), "not JSON"),
+    ],
+)
+def test_what_is_not_a_model_says_which_file_and_why(tmp_path, spoil, said):
+    """
+    "not a model": missing, not parseable, or cut off.
+    """
+    model = make_model(tmp_path / "m")
+    spoil(model)
+
+    error = refusal(model)
+
+    assert error.what.endswith("not a model")
+    assert said in error.why
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without("model-00002-of-00002.safetensors"), "00002-of-00002.safetensors is missing"),
+        (cut("model-00001-of-00002.safetensors", -1), "is cut off"),
+        (
+            lambda m: (m / "model-00001-of-00002.safetensors").write_bytes(safetensors(x=b"1")),
+            "lacks w1",
+        ),
+        (write("model.safetensors.index.json", "{}"), "no weight_map"),
+        (
+            write("model.safetensors.index.json", json.dumps({"weight_map": {"w": "../x"}})),
+            "not a file beside it",
+        ),
+    ],
+)
+def test_a_model_in_shards_is_whole_or_refused(tmp_path, spoil, said):
+    """
+    Every shard of the index, with every tensor that it lists.
+    """
+    model = make_shards(tmp_path / "m")
+    spoil(model)
+
+    assert said in refusal(model).why
+
+
+def test_a_file_is_not_a_model(tmp_path):
+    """
+    One gives the directory, not the weights.
+    """
+    weights = make_model(tmp_path / "m") / "model.safetensors"
+
+    assert "is a file" in refusal(weights).why
+    assert "is a file" in refusal(weights / "x").why
