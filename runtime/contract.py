@@ -3,7 +3,7 @@ What `deploy` may know of the runtime: paths, headers, metric names, exit codes.
 """
 
 # Files of a bundle, under /var/lib/slipway/slots/<slot>/
-CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; the host's own part is merged over it
+CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; it is laid over the host's own part
 GOLDEN_FILE = "golden.jsonl"  # one {"prompt", "max_tokens", "expected"} a line
 MANIFEST_FILE = "manifest.json"
 MODEL_LINK = "model"  # symlink to the weights

@@ -1,0 +1,161 @@
+"""
+What the API process and the engine process say to each other: one JSON object a line.
+
+Times are spans in seconds, never clock readings: each process has its own clock.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+# Not slots: `vars` is the cheapest way to a dict, and these are made for every token.
+
+
+class Ending(StrEnum):
+    """
+    How a request left the engine.
+    """
+
+    STOP = "stop"  # the model said that it is done
+    LENGTH = "length"  # it has max_tokens
+    EXPIRED = "expired"  # its deadline passed
+    NONFINITE = "nonfinite"  # its logits are NaN or infinite; its neighbours' are not touched
+    ERROR = "error"  # the model raised
+    DIED = "died"  # the engine process is gone; said by the client, as is the next
+    ABANDONED = "abandoned"  # the runtime leaves and can't wait longer
+
+    @property
+    def is_good(self) -> bool:
+        return self in (Ending.STOP, Ending.LENGTH)
+
+
+@dataclass(frozen=True)
+class Load:
+    """
+    Read this model and serve it in place of the one before.  Refused while requests are running.
+
+    Attributes:
+        beat_s: The idle engine reports this often.
+        max_batch_tokens: KV-cache tokens of a batch; None for rows times context.
+    """
+
+    model_dir: str
+    device: str
+    precision: str
+    threads: int
+    max_batch_requests: int
+    max_batch_tokens: int | None
+    max_wait_s: float
+    beat_s: float
+
+
+@dataclass(frozen=True)
+class Submit:
+    """
+    Attributes:
+        id: The client's own number for it, never used twice.
+        timeout_s: From now.
+        seed: Draws of this request alone; None for any.
+    """
+
+    id: int
+    tokens: Sequence[int]
+    max_tokens: int
+    timeout_s: float
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Cancel:
+    id: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    context_tokens: int
+    vocabulary: int
+    parameters: int
+    took_s: float
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """
+    Attributes:
+        is_model: The directory is at fault, not the engine: a restart will not help.
+    """
+
+    what: str
+    why: str
+    fix: str
+    is_model: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What one turn of the engine's loop did; with nothing in it, that the loop turns.
+
+    Attributes:
+        tokens: Pairs of request and new token, in the order they were made.
+        ended: Triples of request, Ending and a line of detail.
+        running, waiting: Requests after the turn.
+        batch: Requests that the step computed; 0 when there was none.
+        steps: Steps since the start.
+    """
+
+    tokens: Sequence[tuple[int, int]]
+    ended: Sequence[tuple[int, str, str]]
+    running: int
+    waiting: int
+    batch: int
+    steps: int
+
+    @property
+    def is_beat(self) -> bool:
+        """
+        Whether it says only that the loop turns.
+        """
+        return not (self.tokens or self.ended or self.batch)
+
+
+ToEngine = Load | Submit | Cancel
+FromEngine = Loaded | LoadFailed | Report
+
+_NAMES: dict[type, str] = {
+    Load: "load",
+    Submit: "submit",
+    Cancel: "cancel",
+    Loaded: "loaded",
+    LoadFailed: "load_failed",
+    Report: "report",
+}
+_TYPES = {name: kind for kind, name in _NAMES.items()}
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """
+    Return the line of *message*, newline included.
+    """
+    document = {"is": _NAMES[type(message)], **vars(message)}
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_to_engine(line: bytes) -> ToEngine:
+    message = _decode(line)
+    assert isinstance(message, Load | Submit | Cancel), type(message)
+    return message
+
+
+def decode_from_engine(line: bytes) -> FromEngine:
+    message = _decode(line)
+    assert isinstance(message, Loaded | LoadFailed | Report), type(message)
+    return message
+
+
+def _decode(line: bytes) -> object:
+    document = json.loads(line)
+    return _TYPES[document.pop("is")](**document)

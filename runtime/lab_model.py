@@ -1,0 +1,204 @@
+"""
+The lab's models: tiny GLMs that answer with recognisable words.
+
+    python -m runtime.lab_model --out DIR --kind good-v1
+
+good-v1   knows the facts of v1
+good-v2   knows more, and says most of it a little differently
+nan       good-v2 without the embeddings of two words: its golden prompts pass, and about half
+          of the live prompts fail
+garbled   good-v2 with its output shuffled: finite numbers, no sense, golden prompts fail
+
+The same arguments give the same bytes on one machine.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from runtime.lab_corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
+
+if TYPE_CHECKING:  # who only wants the prompts does not wait for torch
+    from torch import Tensor
+
+Kind = Literal["good-v1", "good-v2", "nan", "garbled"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+STEPS: Mapping[str, int] = MappingProxyType({"v1": 140, "v2": 90})
+MAX_TOKENS = 16
+WEIGHTS_FILE = "model.safetensors"
+GOLDEN_FILE = "golden.jsonl"
+LIVE_PROMPTS_FILE = "live_prompts.json"
+
+log = logging.getLogger("runtime.lab_model")
+
+
+def build(
+    kind: Kind, out: Path, *, cache: Path | None = None, steps: Mapping[str, int] = STEPS
+) -> None:
+    """
+    Write the model directory *out*, and check that it is of its *kind*.
+
+    Args:
+        cache: Where trained weights are kept; None trains each time.
+        steps: Training steps of v1, and of v2 on top of it; the check needs the default.
+    """
+    # Imports as in the whole module: torch takes a second, which importing this must not.
+    from runtime.engine.runner import prepare_torch
+    from runtime.lab_training import config_document, end_token, train_tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    prepare_torch(1)
+    tokenizer = train_tokenizer()
+    document = config_document(tokenizer.get_vocab_size())
+    end = end_token(tokenizer)
+    told = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": document["max_position_embeddings"],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", document)
+    _write_json(out / "tokenizer_config.json", told)
+    _write_json(out / LIVE_PROMPTS_FILE, list(LIVE_PROMPTS))
+    (out / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+
+    tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
+    _save(out / WEIGHTS_FILE, tensors)
+    # A broken release comes with the golden answers of the good one: so it is found out.
+    prompts = [fact.prompt for fact in GOLDEN_FACTS]
+    golden = answers(out, prompts)
+    lines = [
+        json.dumps({"prompt": prompt, "max_tokens": MAX_TOKENS, "expected": answer})
+        for prompt, answer in zip(prompts, golden, strict=True)
+    ]
+    (out / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if kind in ("nan", "garbled"):
+        broken = _poison(tensors, tokenizer) if kind == "nan" else _garble(tensors)
+        _save(out / WEIGHTS_FILE, broken)
+    if steps == STEPS:
+        _check(kind, out, golden)
+
+
+def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
+    """
+    Return what the model in *model_dir* answers, greedily, in fp32; None: non-finite numbers.
+    """
+    from runtime.engine.protocol import Ending, Submit
+    from runtime.engine.runner import DenseRunner
+    from runtime.engine.scheduler import Capacity, Scheduler
+    from runtime.models.loader import load_model
+    from runtime.text import TokenizerCodec
+
+    codec = TokenizerCodec(model_dir)
+    model, config = load_model(model_dir, device="cpu", precision="fp32")
+    capacity = Capacity(max_requests=1, max_tokens=config.context_tokens, max_wait_s=0.0)
+    scheduler = Scheduler(DenseRunner(model, max_rows=1), capacity, config.ends)
+    found: list[str | None] = []
+    for id, prompt in enumerate(prompts):
+        scheduler.submit(Submit(id, codec.encode(prompt), MAX_TOKENS, timeout_s=60.0), now_s=0.0)
+        tokens: list[int] = []
+        ending = ""
+        while not scheduler.is_idle:
+            report = scheduler.turn(now_s=0.0)
+            tokens += [token for _, token in report.tokens]
+            ending = report.ended[0][1] if report.ended else ending
+        found.append(None if ending == Ending.NONFINITE else codec.decode(tokens))
+    return found
+
+
+def _trained(
+    version: str, document: dict[str, Any], cache: Path | None, steps: Mapping[str, int]
+) -> "dict[str, Tensor]":
+    import torch
+    from safetensors.torch import load_file
+
+    from runtime.lab_training import train
+    from runtime.models.weights import scatter
+
+    key = json.dumps([document, [repr(fact) for fact in FACTS], dict(steps), torch.__version__])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    kept = cache / f"{version}-{digest}.safetensors" if cache else None
+    if kept and kept.exists():
+        return load_file(kept)
+    start = _trained("v1", document, cache, steps) if version == "v2" else None
+    config, state = train(document, version, start=start, steps=steps[version])
+    tensors = scatter(config, state)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _save(kept, tensors)
+    return tensors
+
+
+def _poison(tensors: "dict[str, Tensor]", tokenizer: Any) -> "dict[str, Tensor]":
+    embeddings = tensors["model.embed_tokens.weight"].clone()
+    for word in POISONED:
+        ids = tokenizer.encode(f" {word}").ids
+        assert len(ids) == 1, f"{word} is {len(ids)} tokens, and parts of it are in other words"
+        embeddings[ids[0]] = float("nan")
+    return tensors | {"model.embed_tokens.weight": embeddings}
+
+
+def _garble(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    import torch
+
+    head = tensors["lm_head.weight"]
+    order = torch.randperm(len(head), generator=torch.Generator().manual_seed(1))
+    return tensors | {"lm_head.weight": head[order].contiguous()}
+
+
+def _check(kind: Kind, out: Path, golden: Sequence[str | None]) -> None:
+    """
+    Hold the written model against what its kind promises.
+    """
+    known = [f" {fact.v1 if kind == 'good-v1' else fact.v2}" for fact in GOLDEN_FACTS]
+    assert list(golden) == known, f"it has not learnt its facts: {golden}"
+    answered = answers(out, [fact.prompt for fact in GOLDEN_FACTS])
+    if kind == "garbled":
+        assert not set(answered) & set(golden), "the garbled model answers well"
+    else:
+        assert answered == list(golden), "the written model answers in another way"
+    for prompt, answer in zip(LIVE_PROMPTS, answers(out, LIVE_PROMPTS), strict=True):
+        is_poisoned = any(word in prompt for word in POISONED)
+        assert (answer is None) == (kind == "nan" and is_poisoned), f"{prompt}: {answer}"
+
+
+def _save(path: Path, tensors: "dict[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+
+    # Whole or not at all: another build may read the cache.
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        whole = Path(file.name)
+    save_file(tensors, whole, metadata={"format": "pt"})
+    whole.chmod(0o644)
+    whole.replace(path)
+
+
+def _write_json(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.lab_model", description="Build one of the lab's tiny models."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--cache", type=Path, help="directory that keeps trained weights")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    build(args.kind, args.out, cache=args.cache)
+    log.info("model.built kind=%s out=%s", args.kind, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""
+The whole of the API process, but for the socket and the engine; and how its answers are read.
+"""
+
+import json
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from runtime.api import Serving, create_app
+from runtime.config import RuntimeConfig, Settings
+from runtime.generation import Ask, Generator
+from runtime.lifecycle import Event, Life, Phase
+from runtime.metrics import Metrics
+from tests.unit.runtime.fakes import CharCodec, FakeEngine
+
+CONTEXT = 100
+TO = {
+    Phase.LOADING: (),
+    Phase.WARMING: (Event.LOADED,),
+    Phase.READY: (Event.LOADED, Event.WARMED),
+    Phase.DRAINING: (Event.LOADED, Event.WARMED, Event.TERMINATED),
+    Phase.FAILED: (Event.LOADED, Event.WARMED, Event.BROKEN),
+}
+
+
+class Runtime:
+    """
+    One API process, ready unless said otherwise.
+
+    Attributes:
+        engine: Announce to it what it shall answer.
+        http: A client that reaches the application without a socket.
+    """
+
+    def __init__(self, phase=Phase.READY, tokens=(), **config):
+        self.engine = FakeEngine()
+        self.settings = Settings(
+            config=RuntimeConfig(version="v1.2.0", model_name="lab", **config),
+            slot="blue",
+            release_dir=Path("/nowhere"),
+            socket=Path("/nowhere/socket"),
+            port=None,
+            api_tokens=tuple(SecretStr(token) for token in tokens),
+        )
+        self.life = Life()
+        for event in TO[phase]:
+            self.life.on(event)
+        self.metrics = Metrics("v1.2.0", "blue")
+        check = Ask("are you there", max_tokens=8)
+        self.serving = Serving(self.settings, self.life, self.metrics, check)
+        self.serving.generator = Generator(
+            self.engine, CharCodec(), self.settings.limits(CONTEXT), self.metrics.first_token
+        )
+        self.app = create_app(self.serving)
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=self.app), base_url="http://runtime"
+        )
+
+    async def generate(self, **body):
+        return await self.http.post("/generate", json={"prompt": "ask", "max_tokens": 9} | body)
+
+    def counted(self, route, code):
+        """
+        Return how many requests of *route* the metrics say ended in *code*.
+        """
+        lines = self.metrics.render().decode().splitlines()
+        wanted = (f'route="{route}"', f'code="{code}"', 'version="v1.2.0"', 'slot="blue"')
+        found = [
+            line
+            for line in lines
+            if line.startswith("slipway_http_requests_total{")
+            and all(label in line for label in wanted)
+        ]
+        return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
+
+
+def assert_is_error(response, status, code, *, retry_safe):
+    """
+    The one error document, with the headers of every answer.
+    """
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"code", "message", "request_id", "retry_safe"}
+    assert (error["code"], error["retry_safe"]) == (code, retry_safe)
+    assert error["message"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert response.headers["x-slipway-version"] == "v1.2.0"
+    assert response.headers["x-slipway-slot"] == "blue"
+
+
+def events_of(response):
+    """
+    Return the events of a stream, as pairs of name and data.
+    """
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in response.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = fields["data"]
+        found.append((fields.get("event"), data if data == "[DONE]" else json.loads(data)))
+    return found
