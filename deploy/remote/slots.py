@@ -16,6 +16,8 @@ from deploy.remote.layout import Layout, unit
 from deploy.remote.step import Step, step
 from deploy.remote.world import World
 
+STARTING_CPU_WEIGHT = 20
+SERVING_CPU_WEIGHT = 100
 _POLL_S = 0.2
 _GRACE_S = 1.0  # between a start being queued and systemd showing it
 _STOP_AFTER_FAILURE_S = 30.0
@@ -62,6 +64,8 @@ def start(world: World, request: Request) -> dict[str, Any]:
                 link_atomic(world.layout.slot_link(slot), world.layout.release(bundle))
             systemd.enable(world, name)
             if not runs_already:
+                # Loading must not slow the slot that serves; traffic.set makes them equal.
+                systemd.set_cpu_weight(world, name, STARTING_CPU_WEIGHT)
                 systemd.begin_start(world, name)
         ended = _wait_started(world, name, 0 if not runs_already else before.restarts, timeout_s)
         if ended is None or ended.active != "active":

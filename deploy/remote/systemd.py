@@ -109,6 +109,15 @@ def begin_start(world: World, name: str) -> None:
     _systemctl(world, "start", "--no-block", name)
 
 
+def set_cpu_weight(world: World, name: str, weight: int) -> None:
+    """
+    Give *name* that share of the processors against its neighbours, until the next boot.
+
+    Source: systemd.resource-control(5), CPUWeight=: 1 to 10000, 100 without a word.
+    """
+    _systemctl(world, "set-property", "--runtime", name, f"CPUWeight={weight}")
+
+
 def begin_stop(world: World, name: str) -> None:
     """
     Queue the stop of *name*; returns at once.

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.remote import systemd
 from deploy.remote.envelope import Args, HostError, Request
 from deploy.remote.files import write_atomic
 from deploy.remote.haproxy import DRAIN, MAINT, READY, Haproxy, Server
-from deploy.remote.layout import SLOTS
+from deploy.remote.layout import SLOTS, unit
+from deploy.remote.slots import SERVING_CPU_WEIGHT
 from deploy.remote.step import step
 from deploy.remote.world import World
 
@@ -35,6 +37,7 @@ def set_weights(world: World, request: Request) -> dict[str, Any]:
                 _refuse_silence(weights)
             waking = [s for s in given if weights[s] and before[s].weight == 0]
             for slot in waking:
+                systemd.set_cpu_weight(world, unit(slot), SERVING_CPU_WEIGHT)
                 # At weight 0 it is checked and gets nothing.
                 proxy.set_weight(slot, 0)
                 proxy.set_admin(slot, READY)

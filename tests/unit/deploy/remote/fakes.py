@@ -58,6 +58,7 @@ class FakeUnit:
         self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
         self.restarts = 0
         self.enabled = False
+        self.cpu_weight = 100
         self.looks = 0  # until what was queued has happened
         self.queued = None
         self.was_started = False
@@ -138,7 +139,7 @@ class FakeRunner(Runner):
         return Done(0, "".join(f"{line}\n" for line in lines[-last:]), "")
 
     def _systemctl(self, verb, *words):
-        names = [word for word in words if not word.startswith("-")]
+        names = [word for word in words if not word.startswith("-") and "=" not in word]
         options = {word for word in words if word.startswith("-")}
         for name in names:
             if name not in self.units:
@@ -154,6 +155,12 @@ class FakeRunner(Runner):
             assert options == {"--quiet"}
             for each in found:
                 each.enabled = verb == "enable"
+        elif verb == "set-property":
+            assert options == {"--runtime"}
+            key, _, value = words[-1].partition("=")
+            assert key == "CPUWeight"
+            for each in found:
+                each.cpu_weight = int(value)
         elif verb == "reset-failed":
             for each in found:
                 each.restarts = 0

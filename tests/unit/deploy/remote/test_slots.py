@@ -62,6 +62,15 @@ def test_a_start_links_enables_and_returns_when_ready(staged):
     assert staged.runner.units[GREEN].enabled
 
 
+def test_a_starting_slot_yields_the_processor(staged):
+    """
+    Loading a model does not slow the slot that serves.
+    """
+    start(staged)
+
+    assert staged.runner.units[GREEN].cpu_weight == 20
+
+
 def test_starting_what_runs_changes_nothing(staged):
     """
     The same bundle again: no restart.

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from deploy.remote import traffic
+from deploy.remote.layout import unit
 from deploy.remote.world import Clock
 from tests.unit.deploy.remote.fakes import Refused
 
@@ -35,6 +36,18 @@ def test_weights_are_shares(leased, proxy):
 
     assert serve(leased, blue=90, green=10) == {"blue": 90, "green": 10}
     assert proxy.share() == {"blue": 18, "green": 2}
+
+
+def test_a_slot_with_traffic_yields_no_more(leased, proxy):
+    """
+    Whoever gets requests has an equal share of the processor, from before the first one.
+    """
+    leased.runner.units[unit("green")].cpu_weight = 20
+
+    leased.call("traffic.set", weights={"blue": 100})
+    assert leased.runner.units[unit("green")].cpu_weight == 20
+    leased.call("traffic.set", weights={"blue": 90, "green": 10})
+    assert leased.runner.units[unit("green")].cpu_weight == 100
 
 
 def test_promoting_and_going_back_move_all_of_it(leased, proxy):
