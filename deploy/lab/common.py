@@ -1,0 +1,129 @@
+"""
+The middle layer: what all hosts share over the base, all of it from this machine's configuration.
+"""
+
+import shutil
+from pathlib import Path
+
+from deploy.lab import keys
+from deploy.lab.config import LabConfig
+from deploy.lab.sources import CA_BUNDLE, Sources
+
+INIT = "/usr/local/sbin/lab-init"
+
+# nspawn mounts v1 controllers read-only, and then MemoryMax=, TasksMax=, CPUQuota= and
+# DevicePolicy= do nothing, in silence: writable before systemd starts. In a v2 tree they are.
+# nspawn leaves a container alive when it is killed itself: setpriv ties the two together.
+_INIT_SCRIPT = """\
+#!/bin/sh
+for controller in memory pids cpu cpuacct cpu,cpuacct blkio devices; do
+    [ ! -d "/sys/fs/cgroup/$controller" ] ||
+        mount -o remount,rw,bind "/sys/fs/cgroup/$controller" 2>/dev/null
+done
+exec setpriv --pdeathsig KILL /usr/lib/systemd/systemd "$@"
+"""
+
+# VERBOSE: one line a command, which is how commands per host are counted.
+_SSHD = """\
+HostKey /etc/ssh/ssh_host_ed25519_key
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+UseDNS no
+LogLevel VERBOSE
+MaxSessions 50
+MaxStartups 200
+"""
+
+# Disks are thrown away, so nothing waits for them; documentation is only downloaded.
+_DPKG = """\
+force-unsafe-io
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/locale/*
+"""
+
+ENABLED = {
+    "multi-user.target.wants": "systemd-networkd.service",
+    "sockets.target.wants": "systemd-networkd.socket",
+}
+# What would wake up by itself in the middle of a measurement.
+MASKED = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "man-db.timer",
+    "systemd-networkd-wait-online.service",
+)
+
+
+def write_common(config: LabConfig, sources: Sources) -> None:
+    """
+    Write the middle layer anew; only while no host's disk is mounted over it.
+    """
+    tree = config.common.with_name("common.new")
+    shutil.rmtree(tree, ignore_errors=True)
+    # Overlayfs takes a folder's owner and mode from its topmost layer: 0755 root, here as there.
+    authorized = keys.user_key(config).with_suffix(".pub").read_text()
+    _write(tree / "root/.ssh/authorized_keys", authorized, mode=0o600)
+    (tree / "root").chmod(0o700)
+    (tree / "root/.ssh").chmod(0o700)
+    _write(tree / "etc/ssh/sshd_config.d/lab.conf", _SSHD)
+    _write(tree / INIT[1:], _INIT_SCRIPT, mode=0o755)
+    _write(tree / "etc/dpkg/dpkg.cfg.d/lab", _DPKG)
+    _write(tree / "etc/resolv.conf", resolver(Path("/etc/resolv.conf")))
+    _write(tree / "etc/apt/apt.conf.d/90lab", sources.apt_settings)
+    if sources.apt_sources:
+        _write(tree / "etc/apt/sources.list", sources.apt_sources)
+    _write(tree / "etc/pip.conf", sources.pip_config, mode=0o600)
+    _copy_credentials(tree)
+    _copy_certificates(tree)
+    units = tree / "etc/systemd/system"
+    for folder, unit in ENABLED.items():
+        (units / folder).mkdir(parents=True, exist_ok=True)
+        (units / folder / unit).symlink_to(f"/lib/systemd/system/{unit}")
+    for unit in MASKED:
+        (units / unit).symlink_to("/dev/null")
+    shutil.rmtree(config.common, ignore_errors=True)
+    tree.rename(config.common)
+
+
+def resolver(path: Path, behind: Path = Path("/run/systemd/resolve/resolv.conf")) -> str:
+    """
+    Return the machine's resolv.conf as hosts can use it.
+
+    A resolver on the machine's loopback (systemd-resolved) is not there for hosts: then what
+    that one asks, at *behind*.
+    """
+    text = path.read_text() if path.exists() else ""
+    servers = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver ")]
+    if all(server.startswith("127.") or server == "::1" for server in servers) and behind.exists():
+        return behind.read_text()
+    return text
+
+
+def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=mode)
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def _copy_credentials(tree: Path) -> None:
+    auth = Path("/etc/apt/auth.conf")
+    for path in (auth, *auth.with_name("auth.conf.d").glob("*.conf")):
+        if path.is_file():
+            _write(tree / path.relative_to("/"), path.read_text(), mode=0o600)
+
+
+def _copy_certificates(tree: Path) -> None:
+    bundle = Path(CA_BUNDLE)
+    if bundle.exists():
+        _write(tree / CA_BUNDLE[1:], bundle.read_text())
+    # Also where update-ca-certificates looks, should a package run that on a host.
+    for path in Path("/usr/local/share/ca-certificates").glob("**/*.crt"):
+        _write(tree / path.relative_to("/"), path.read_text())

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.lab.cgroups import V1, V2, detect, processes, remove
+from deploy.lab.config import LabConfig
+
+CONFIG = LabConfig(Path("/lab"), Path("/bases"))
+
+
+def make_v1(root, names=("systemd", "memory", "pids", "freezer", "cpuacct")):
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "cgroup.procs").touch()
+    if "cpuacct" in names:
+        (root / "cpu").symlink_to(root / "cpuacct")
+
+
+def test_v1_is_told_by_its_hierarchies(tmp_path):
+    """
+    Two names of one hierarchy are one.
+    """
+    make_v1(tmp_path)
+
+    layout = detect(tmp_path)
+
+    assert isinstance(layout, V1)
+    assert len(layout.hierarchies) == 5
+
+
+@pytest.mark.parametrize("missing", ["memory", "pids", "freezer"])
+def test_v1_without_a_controller_is_not_enough(tmp_path, missing):
+    """
+    Limits that silently do nothing are worse than no lab.
+    """
+    names = {"systemd", "memory", "pids", "freezer"} - {missing}
+    make_v1(tmp_path, tuple(names))
+
+    assert detect(tmp_path) is None
+
+
+def test_v2_needs_its_controllers(tmp_path):
+    """
+    A v2 tree without memory is not enough.
+    """
+    (tmp_path / "cgroup.controllers").write_text("cpu io pids\n")
+
+    assert detect(tmp_path) is None
+
+
+def make_host_v1(root):
+    make_v1(root)
+    for name in ("freezer", "memory"):
+        (root / name / CONFIG.tag / "n1").mkdir(parents=True)
+    (root / "freezer" / CONFIG.tag / "n1/freezer.state").write_text("THAWED\n")
+    folder = root / "memory" / CONFIG.tag / "n1"
+    (folder / "memory.usage_in_bytes").write_text("1000\n")
+    (folder / "memory.stat").write_text("cache 900\ntotal_inactive_file 300\n")
+    return detect(root)
+
+
+def test_v1_freezes_thaws_and_weighs(tmp_path):
+    """
+    FREEZING is as good as frozen; what the kernel can take back weighs nothing.
+    """
+    layout = make_host_v1(tmp_path)
+    state = tmp_path / "freezer" / CONFIG.tag / "n1/freezer.state"
+
+    assert not layout.is_frozen(CONFIG, "n1")
+    layout.set_frozen(CONFIG, "n1", frozen=True)
+    assert state.read_text() == "FROZEN"
+    state.write_text("FREEZING\n")
+    assert layout.is_frozen(CONFIG, "n1")
+    layout.set_frozen(CONFIG, "n1", frozen=False)
+    assert state.read_text() == "THAWED"
+    assert layout.memory_bytes(CONFIG, "n1") == 700
+
+
+def test_v2_freezes_thaws_and_weighs(tmp_path):
+    """
+    In the unit that the machine's systemd made for the host.
+    """
+    layout = V2(tmp_path)
+    folder = tmp_path / "system.slice" / CONFIG.unit("n1")
+    folder.mkdir(parents=True)
+    (folder / "cgroup.freeze").write_text("0\n")
+    (folder / "memory.current").write_text("1000\n")
+    (folder / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+
+    layout.set_frozen(CONFIG, "n1", frozen=True)
+
+    assert layout.is_frozen(CONFIG, "n1")
+    assert layout.memory_bytes(CONFIG, "n1") == 700
+    assert layout.folders(CONFIG) == (folder,)
+
+
+@pytest.mark.parametrize("make", [lambda root: V2(root), make_host_v1])
+def test_a_host_that_is_not_there_is_not_frozen(tmp_path, make):
+    """
+    Asking about it, and thawing it, is no error: `down` does both.
+    """
+    layout = make(tmp_path)
+
+    layout.set_frozen(CONFIG, "n7", frozen=False)
+
+    assert not layout.is_frozen(CONFIG, "n7")
+    assert layout.memory_bytes(CONFIG, "n7") == 0
+
+
+def test_processes_are_listed_at_every_depth(tmp_path):
+    """
+    Units inside a host have folders of their own.
+    """
+    (tmp_path / "n1/payload").mkdir(parents=True)
+    (tmp_path / "n1/cgroup.procs").write_text("7\n")
+    (tmp_path / "n1/payload/cgroup.procs").write_text("8\n9\n")
+
+    assert processes((tmp_path,)) == {7, 8, 9}
+
+
+def test_removing_goes_from_the_inside_out(tmp_path):
+    """
+    A cgroup with one inside can't be removed.
+    """
+    make_v1(tmp_path)
+    layout = detect(tmp_path)
+    for hierarchy in layout.hierarchies:
+        (hierarchy / CONFIG.tag / "n1/payload/init.scope").mkdir(parents=True)
+
+    remove(CONFIG, layout)
+
+    assert layout.folders(CONFIG) == ()
+    assert all(hierarchy.exists() for hierarchy in layout.hierarchies)

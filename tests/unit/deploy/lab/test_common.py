@@ -1,0 +1,83 @@
+import pytest
+
+from deploy.lab.common import MASKED, resolver, write_common
+from deploy.lab.config import LabConfig
+from deploy.lab.keys import ensure_keys
+from deploy.lab.sources import Sources
+
+
+@pytest.fixture
+def config(tmp_path) -> LabConfig:
+    config = LabConfig(tmp_path / "lab", tmp_path)
+    ensure_keys(config, (), fresh=True)
+    return config
+
+
+SOURCES = Sources(
+    mirror=None,
+    http_proxy=None,
+    apt_sources="deb http://mirror.test/ bookworm main\n",
+    apt_settings='Acquire::Retries "3";\n',
+    pip_config="[global]\nindex-url = https://ada:secret@pip.test/simple\n",
+)
+
+
+def test_hosts_ask_the_resolver_behind_the_machines_own(tmp_path):
+    """
+    What listens on the machine's loopback does not listen on a host's.
+    """
+    etc, behind = tmp_path / "resolv.conf", tmp_path / "behind"
+    behind.write_text("nameserver 192.0.2.53\n")
+
+    etc.write_text("nameserver 127.0.0.53\n")
+    assert resolver(etc, behind) == "nameserver 192.0.2.53\n"
+    etc.write_text("nameserver 192.0.2.1\n")
+    assert resolver(etc, behind) == "nameserver 192.0.2.1\n"
+
+
+def test_the_layer_lets_the_operator_in_and_nobody_else(config):
+    """
+    The new key, files that sshd accepts, no passwords.
+    """
+    write_common(config, SOURCES)
+
+    authorized = config.common / "root/.ssh/authorized_keys"
+    assert authorized.read_text() == (config.keys / "id_ed25519.pub").read_text()
+    assert authorized.stat().st_mode & 0o777 == 0o600
+    assert authorized.parent.stat().st_mode & 0o777 == 0o700
+    sshd = (config.common / "etc/ssh/sshd_config.d/lab.conf").read_text()
+    assert "PasswordAuthentication no" in sshd
+
+
+def test_the_layer_carries_the_machines_package_settings(config):
+    """
+    A password in pip's settings is root's to read.
+    """
+    write_common(config, SOURCES)
+
+    etc = config.common / "etc"
+    assert (etc / "apt/sources.list").read_text() == SOURCES.apt_sources
+    assert (etc / "apt/apt.conf.d/90lab").read_text() == SOURCES.apt_settings
+    assert (etc / "pip.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_wakes_up_by_itself(config):
+    """
+    A masked unit is a link to /dev/null.
+    """
+    write_common(config, SOURCES)
+
+    units = config.common / "etc/systemd/system"
+    assert {str((units / name).readlink()) for name in MASKED} == {"/dev/null"}
+
+
+def test_writing_again_leaves_nothing_of_before(config):
+    """
+    A layer is replaced whole.
+    """
+    write_common(config, SOURCES)
+    (config.common / "etc/stale").touch()
+
+    write_common(config, SOURCES)
+
+    assert not (config.common / "etc/stale").exists()

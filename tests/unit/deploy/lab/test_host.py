@@ -1,0 +1,74 @@
+import os
+
+import pytest
+
+from deploy.lab import host
+from deploy.lab.config import LabConfig
+from deploy.lab.supervisor import nspawn_argv
+
+
+@pytest.fixture
+def config(tmp_path) -> LabConfig:
+    return LabConfig(tmp_path, tmp_path)
+
+
+def test_hosts_come_in_the_order_of_their_numbers(config):
+    """
+    n10 after n2; a folder without a disk is no host.
+    """
+    for name in ("n10", "n2", "n1"):
+        (config.host_dir(name) / "upper").mkdir(parents=True)
+    (config.host_dir("n3") / "upper.new").mkdir(parents=True)
+
+    assert host.hosts_with_disk(config) == ("n1", "n2", "n10")
+
+
+def test_the_console_tail_is_its_last_words(config):
+    """
+    Without empty lines, however much came before.
+    """
+    config.host_dir("n1").mkdir(parents=True)
+    config.console("n1").write_text(
+        "x" * 10_000 + "\n\n" + "".join(f"line {i}\n\n" for i in range(50))
+    )
+
+    assert host.console_tail(config, "n1", lines=2) == "    line 48\n    line 49"
+
+
+def test_a_host_that_said_nothing_has_an_empty_console(config):
+    assert host.console_tail(config, "n1") == "    (nothing)"
+
+
+def test_a_disk_weighs_a_file_with_two_names_once(config):
+    """
+    Weights are stored once and linked.
+    """
+    upper = config.host_dir("n1") / "upper"
+    upper.mkdir(parents=True)
+    (upper / "blob").write_bytes(os.urandom(3 * 2**20))
+    (upper / "model").hardlink_to(upper / "blob")
+
+    assert host.disk_mib(config, "n1") == 3
+
+
+def test_a_command_inside_enters_every_namespace():
+    """
+    Its files, its processes, its network; also its cgroups.
+    """
+    argv = host.inside_argv(77, ["true"])
+
+    assert argv[:3] == ["nsenter", "--target", "77"]
+    assert {"--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup"} <= set(argv)
+    assert argv[-2:] == ["--", "true"]
+
+
+def test_a_host_is_booted_under_its_own_name_and_the_labs(config):
+    """
+    Two labs have an n1 each: nspawn's name, and so the link's, carries the bridge's.
+    """
+    argv = nspawn_argv(config, "n1")
+
+    assert "--hostname=n1" in argv
+    assert "--machine=slip0-n1" in argv
+    assert config.link("n1") == "vb-slip0-n1"
+    assert argv[:3] == ["setpriv", "--pdeathsig", "KILL"]

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.lab.config import LabConfig
+from deploy.lab.keys import SIGNER, ensure_keys, known_hosts_text
+
+
+@pytest.fixture
+def config(tmp_path) -> LabConfig:
+    return LabConfig(tmp_path / "lab", tmp_path)
+
+
+def read_all(config: LabConfig) -> dict[str, str]:
+    return {str(p.relative_to(config.keys)): p.read_text() for p in config.keys.rglob("*.pub")}
+
+
+def test_known_hosts_has_each_host_by_its_address(config):
+    """
+    Sorted, with type and key and nothing else.
+    """
+    (config.keys / "hosts").mkdir(parents=True)
+    (config.keys / "hosts/n2.pub").write_text("ssh-ed25519 AAAA2 n2\n")
+    (config.keys / "hosts/n1.pub").write_text("ssh-ed25519 AAAA1 n1\n")
+    (config.keys / "hosts/n1").write_text("private")
+
+    assert known_hosts_text(config) == (
+        "10.78.0.11 ssh-ed25519 AAAA1\n10.78.0.12 ssh-ed25519 AAAA2\n"
+    )
+
+
+def test_keys_that_are_there_stay(config):
+    """
+    A host that is added gets its own; nobody's is replaced.
+    """
+    ensure_keys(config, ("n1",), fresh=False)
+    first = read_all(config)
+
+    ensure_keys(config, ("n1", "n2"), fresh=False)
+
+    assert first.items() <= read_all(config).items()
+    assert (config.keys / "known_hosts").read_text().count("\n") == 2
+
+
+def test_fresh_keys_are_other_keys_but_for_the_signer(config):
+    """
+    And hosts that are gone are forgotten.
+    """
+    ensure_keys(config, ("n1", "n2"), fresh=False)
+    first = read_all(config)
+
+    ensure_keys(config, ("n1",), fresh=True)
+
+    second = read_all(config)
+    assert {name for name in second if second[name] == first[name]} == {"signing_ed25519.pub"}
+    assert (config.keys / "known_hosts").read_text().count("\n") == 1
+
+
+def test_a_key_that_a_killed_command_left_half_is_made_anew(config):
+    """
+    A private key without its public one.
+    """
+    ensure_keys(config, ("n1",), fresh=False)
+    (config.keys / "id_ed25519.pub").unlink()
+
+    ensure_keys(config, ("n1",), fresh=False)
+
+    assert (config.keys / "id_ed25519.pub").exists()
+
+
+def test_private_keys_are_the_owners_only(config):
+    """
+    ssh refuses others; so do we.
+    """
+    ensure_keys(config, ("n1",), fresh=False)
+
+    for path in ("id_ed25519", "signing_ed25519", "hosts/n1"):
+        assert (config.keys / path).stat().st_mode & 0o077 == 0
+    assert Path(config.keys).stat().st_mode & 0o077 == 0
+
+
+def test_the_signer_may_sign_bundles_and_nothing_else(config):
+    """
+    In the format of ssh-keygen(1), ALLOWED SIGNERS.
+    """
+    ensure_keys(config, (), fresh=False)
+
+    signer, options, kind, _ = (config.keys / "allowed_signers").read_text().split()
+
+    assert (signer, options, kind) == (SIGNER, 'namespaces="slipway-bundle"', "ssh-ed25519")

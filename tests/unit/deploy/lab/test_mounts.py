@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from deploy.lab.mounts import mounted_below
+
+MOUNTINFO = """\
+20 1 254:0 / / rw - ext4 /dev/vda rw
+40 20 0:50 / /lab/hosts/n1/root rw - overlay tag rw
+41 40 0:51 / /lab/hosts/n1/root/proc rw - proc proc rw
+42 20 0:52 / /lab-spare/hosts/n1/root rw - overlay tag rw
+43 20 0:53 / /lab/hosts/with\\040space rw - tmpfs tmpfs rw
+"""
+
+
+def test_the_innermost_mount_comes_first():
+    """
+    Unmounted in this order none is busy with another.
+    """
+    assert mounted_below(Path("/lab/hosts/n1"), MOUNTINFO) == (
+        Path("/lab/hosts/n1/root/proc"),
+        Path("/lab/hosts/n1/root"),
+    )
+
+
+def test_a_folder_whose_name_begins_alike_is_another():
+    """
+    /lab-spare is not below /lab.
+    """
+    assert all(p.is_relative_to("/lab") for p in mounted_below(Path("/lab"), MOUNTINFO))
+    assert len(mounted_below(Path("/lab"), MOUNTINFO)) == 3
+
+
+def test_names_are_read_as_they_are():
+    """
+    The kernel writes a space as \\040.
+    """
+    assert Path("/lab/hosts/with space") in mounted_below(Path("/lab"), MOUNTINFO)
