@@ -1,0 +1,213 @@
+"""
+pyinfra's road to a host, with a deadline on everything and somebody who notices silence.
+
+pyinfra's own SSH connector waits for ever on a host that is cut or frozen in the middle.  This
+one connects as the rest of this toolkit does, and gives each command an end: on this side by
+closing the connection, on the other by `timeout`.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import gevent
+import paramiko
+from gevent.event import Event
+from pyinfra.api.command import StringCommand
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host as PyinfraHost
+from pyinfra.api.state import State
+from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
+
+from deploy.errors import DeployError, TransportError
+from deploy.inventory.schema import Host, Ssh
+from deploy.transport.ssh import connect
+
+_CHUNK = 256 * 1024
+_KILL_AFTER_S = 5
+_TURN_S = 0.25
+
+
+def silence_s(ssh: Ssh) -> float:
+    """
+    Return how long a connected host may be silent before it is given up, in seconds.
+    """
+    return max(10.0, 3 * ssh.keepalive)
+
+
+class Input:
+    """
+    Bytes for a command's standard input, in chunks; prints as nothing but their number.
+    """
+
+    def __init__(self, open_: Callable[[], IO[bytes]], size: int) -> None:
+        self._open, self.size = open_, size
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._open() as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def __repr__(self) -> str:
+        return f"Input({self.size} bytes)"
+
+
+class BoundedConnector(SSHConnector):
+    """
+    Attributes:
+        doing: What an operator would say is being done; named when the host falls silent.
+        lost: Why the host cannot be talked to any more; None while it can.
+        commands: Remote commands sent so far.
+        said: Last lines that a failed command left.
+    """
+
+    def __init__(self, state: State, host: PyinfraHost, target: Host) -> None:
+        super().__init__(state, host)
+        self.target = target
+        self.doing = "connecting"
+        self.lost: DeployError | None = None
+        self.commands = 0
+        self.said = ""
+        self._transport: Any = None  # paramiko's
+        self._closed = Event()
+
+    def connect(self) -> None:
+        ssh = self.target.ssh
+        try:
+            # Name lookup, TCP, banner, keys and login of up to two hops, each of them bounded too.
+            with gevent.Timeout(4 * ssh.connect_timeout, TimeoutError("no answer")):
+                connection = connect(self.target)
+        except DeployError as error:
+            self.lost = error
+            raise ConnectError(error.why) from error
+        except TimeoutError as error:
+            self.lost = self._silent(4 * ssh.connect_timeout)
+            raise ConnectError(self.lost.why) from error
+        self._transport = connection.client.get_transport()
+        sock = self._transport.sock
+        if isinstance(sock, socket.socket):
+            # A cut link is noticed by the kernel too, while data waits for its acknowledgement.
+            patience_ms = int(silence_s(ssh) * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
+        gevent.spawn(self._watch)
+
+    def disconnect(self) -> None:
+        self._closed.set()
+        if self._transport is not None:
+            # Waits for nothing: the socket goes, whatever the other side says.
+            self._transport.close()
+
+    def run_shell_command(
+        self,
+        command: StringCommand,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Any,
+    ) -> tuple[bool, CommandOutput]:
+        if self.lost is not None:
+            raise TimeoutError(self.lost.why)
+        arguments.pop("_get_pty", None)
+        good = arguments.pop("_success_exit_codes", None) or [0]
+        content = arguments.pop("_stdin", None)
+        timeout_s = arguments.pop("_timeout", None) or self.target.ssh.command_timeout
+        arguments.pop("_shell_executable", None)
+        # Under sudo it has to be root's own `timeout` that ends what root started.
+        shell = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} sh"
+        line = make_unix_command(command, _shell_executable=shell, **arguments).get_raw_value()
+        self.commands += 1
+        try:
+            with gevent.Timeout(timeout_s, TimeoutError()):
+                status, output = self._converse(line, content)
+        except TimeoutError as error:
+            self.lose(self._silent(timeout_s))
+            raise TimeoutError("no answer") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            if self.lost is None:
+                why = f"the connection was lost while: {self.doing} ({error or 'closed'})"
+                self.lose(self._unknown(why))
+            raise TimeoutError("connection lost") from error
+        if status not in good:
+            said = [text.line for text in output if text.line.strip()]
+            self.said = " / ".join(said[-6:]) or f"exit status {status}, and nothing said"
+        return status in good, output
+
+    def put_file(self, *args: Any, **kwargs: Any) -> bool:
+        # It would be readable by all for a moment, and at a name that can be guessed.
+        raise NotImplementedError("files are placed by deploy.provision.operations")
+
+    def lose(self, error: DeployError) -> None:
+        """
+        Give the host up: whoever waits for it gets an error now.
+        """
+        self.lost = self.lost or error
+        self.disconnect()
+
+    def _converse(self, line: str, content: Input | None) -> tuple[int, CommandOutput]:
+        channel = self._transport.open_session()
+        with channel:
+            channel.exec_command(line)
+            reader = gevent.spawn(channel.makefile_stderr("rb").read)
+            out = gevent.spawn(channel.makefile("rb").read)
+            try:
+                if content is not None:
+                    _send(channel, content)
+                channel.shutdown_write()
+                lines = [OutputLine("stdout", text) for text in _lines(out.get())]
+                lines += [OutputLine("stderr", text) for text in _lines(reader.get())]
+            finally:
+                gevent.killall([reader, out], block=False)
+            status = channel.recv_exit_status()
+        if status == -1:
+            raise paramiko.SSHException("closed before the exit status")
+        return status, CommandOutput(lines)
+
+    def _watch(self) -> None:
+        """
+        Ask the host's sshd every few seconds whether it is there, while commands run.
+
+        sshd answers while a command is busy, and does not when the host is frozen or cut.
+        """
+        keepalive_s, patience_s = self.target.ssh.keepalive, silence_s(self.target.ssh)
+        while not self._closed.wait(keepalive_s) and self._transport.is_active():
+            asked = gevent.spawn(self._ask)
+            # Counted in turns of our own loop: a machine that is too busy to run us does not make
+            # a host silent.
+            turns = round(patience_s / _TURN_S)
+            while not asked.ready() and turns > 0:
+                asked.join(timeout=_TURN_S)
+                turns -= 1
+            if not asked.ready():
+                asked.kill(block=False)
+                self.lose(self._silent(patience_s))
+
+    def _ask(self) -> None:
+        # A connection that breaks meanwhile is for the command that runs to report.
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._transport.global_request("keepalive@openssh.com", wait=True)
+
+    def _silent(self, waited_s: float) -> TransportError:
+        return self._unknown(f"no answer for {waited_s:.0f} s while: {self.doing}")
+
+    def _unknown(self, why: str) -> TransportError:
+        return TransportError(
+            f"{self.target.name}: the host was lost",
+            why=why,
+            fix=f"see whether it is up, then: inv provision --limit {self.target.name}",
+            host=self.target.name,
+        )
+
+
+def _send(channel: paramiko.Channel, content: Input) -> None:
+    try:
+        for chunk in content:
+            channel.sendall(chunk)
+    except OSError:
+        # The command ended without reading everything: its status says why.
+        if not channel.exit_status_ready():
+            raise
+
+
+def _lines(data: bytes) -> list[str]:
+    return data.decode(errors="replace").splitlines()

@@ -1,0 +1,106 @@
+"""
+Everything that decides what one host should be like, gathered at the edge into one value.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import InventoryError
+from deploy.inventory.schema import Fleet, Host, Mirrors, ReleasePolicy, Service
+from deploy.inventory.secrets import SecretValue, resolve_secret
+from deploy.versions.matrix import Row
+from deploy.wheelhouse import Lock
+
+# A bearer token is token68 (RFC 7235); the comma separates them in the environment.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """
+    A program that is sent to hosts.
+    """
+
+    path: Path  # on this machine
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """
+    One host as it should be.
+
+    Attributes:
+        api_tokens: Bearer tokens of the service; empty: it asks for none.
+        allowed_signers: Text of the file that says whose bundles the host takes.
+        host_tool: The zipapp of `deploy.remote`.
+    """
+
+    host: Host
+    row: Row
+    lock: Lock
+    service: Service
+    release: ReleasePolicy
+    mirrors: Mirrors
+    api_tokens: tuple[SecretValue, ...]
+    allowed_signers: str
+    host_tool: bytes
+    uv: Binary
+
+    @property
+    def drain_timeout_s(self) -> float:
+        return self.release.drain_timeout
+
+
+def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:
+    """
+    Return the bearer tokens that the fleet's service accepts.
+
+    Raises:
+        InventoryError: A secret has no value, or one that can't be a bearer token.
+    """
+    tokens = []
+    for name in fleet.service.api_tokens:
+        token = resolve_secret(fleet.secrets[name], env, name=name)
+        if not _TOKEN.fullmatch(token.reveal()):
+            raise InventoryError(
+                f"secrets.{name}: can't be a bearer token",
+                why="it has characters other than letters, digits and . _ ~ + / - =",
+                fix="make another one, for example: openssl rand -hex 32",
+            )
+        tokens.append(token)
+    return tuple(tokens)
+
+
+def read_allowed_signers(fleet: Fleet) -> str:
+    """
+    Return the text of the fleet's allowed signers.
+
+    Raises:
+        InventoryError: The file is missing, unreadable or names nobody.
+    """
+    path = fleet.signing.allowed_signers
+    what = f"{fleet.path.name}: signing.allowed_signers"
+    fix = 'one line a signer: IDENTITY namespaces="slipway-bundle" ssh-ed25519 AAAA...'
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        why = f"{path}: {error.strerror}"
+        raise InventoryError(f"{what} can't be read", why=why, fix=fix) from error
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise InventoryError(f"{what} names nobody", why=f"{path} has no signer", fix=fix)
+    return text
+
+
+def weigh(path: Path) -> Binary:
+    """
+    Return *path* with its hash.
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Binary(path, sha256, path.stat().st_size)

@@ -1,0 +1,384 @@
+"""
+What a host should have, each thing as a value that knows how to see whether it is so.  Pure.
+
+`operations.py` holds, for each of them, the pyinfra operations that make it so.
+"""
+
+import difflib
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from deploy import layout
+from deploy.provision.requirements import Refusal
+from deploy.provision.seen import Frozen, Question, Seen
+from deploy.provision.seen import Path as SeenPath
+from deploy.units import format_size
+
+
+class Difference(Frozen):
+    """
+    What would change, in words; `diff` is that of a text that holds no secret.
+    """
+
+    change: str
+    diff: str | None = None
+
+
+class Resource(Frozen):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+    @property
+    def name(self) -> str:
+        """
+        What an operator calls it; unique on a host.
+        """
+        raise NotImplementedError
+
+    @property
+    def question(self) -> Question:
+        """
+        What has to be looked at to tell whether it is as it should be.
+        """
+        raise NotImplementedError
+
+    def difference(self, seen: Seen) -> Difference | None:
+        """
+        Return what would change on a host that looks like *seen*; None: nothing.
+        """
+        raise NotImplementedError
+
+    def refusal(self, seen: Seen) -> Refusal | None:
+        """
+        Return why it can't be made so; asked before anything is changed.
+        """
+        return None
+
+
+class Packages(Resource):
+    """
+    Debian packages, any version; installed without recommendations.
+    """
+
+    kind: Literal["packages"] = "packages"
+    names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "packages"
+
+    @property
+    def question(self) -> Question:
+        return Question(packages=self.names)
+
+    def missing(self, seen: Seen) -> tuple[str, ...]:
+        return tuple(name for name in self.names if seen.packages[name] is None)
+
+    def difference(self, seen: Seen) -> Difference | None:
+        missing = self.missing(seen)
+        return Difference(change=f"install {', '.join(missing)}") if missing else None
+
+
+class User(Resource):
+    """
+    A system user that nobody logs in as, with a group of the same name.
+    """
+
+    kind: Literal["user"] = "user"
+    user: str
+    home: str = "/nonexistent"
+    shell: str = "/usr/sbin/nologin"
+
+    @property
+    def name(self) -> str:
+        return f"user {self.user}"
+
+    @property
+    def question(self) -> Question:
+        return Question(users=(self.user,))
+
+    def difference(self, seen: Seen) -> Difference | None:
+        found = seen.users[self.user]
+        if found is None:
+            return Difference(change="create")
+        wrong = []
+        if found.group != self.user:
+            wrong.append(f"group {found.group} → {self.user}")
+        if found.shell != self.shell:
+            wrong.append(f"shell {found.shell} → {self.shell}")
+        return Difference(change=", ".join(wrong)) if wrong else None
+
+
+class Directory(Resource):
+    kind: Literal["directory"] = "directory"
+    path: str
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0755"
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def question(self) -> Question:
+        return Question(paths={self.path: ""})
+
+    def difference(self, seen: Seen) -> Difference | None:
+        found = seen.paths[self.path]
+        if found is None:
+            return Difference(change="create directory")
+        wrong = _attributes(found, "directory", self.owner, self.group, self.mode)
+        return Difference(change=", ".join(wrong)) if wrong else None
+
+
+class File(Resource):
+    """
+    A small file, replaced whole and at once.
+
+    Attributes:
+        secret: Its content is shown nowhere: in no name, argument, diff or log.
+        check: Command that must accept the new file before it takes the old one's place; `{}` is
+            the file.
+    """
+
+    kind: Literal["file"] = "file"
+    path: str
+    content: bytes = Field(repr=False)
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0644"
+    secret: bool = False
+    check: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def question(self) -> Question:
+        secret = (self.path,) if self.secret else ()
+        return Question(paths={self.path: self.sha256}, secret=secret)
+
+    def difference(self, seen: Seen) -> Difference | None:
+        found = seen.paths[self.path]
+        if found is None:
+            return Difference(change="create", diff=self._diff(""))
+        wrong = _attributes(found, "file", self.owner, self.group, self.mode)
+        if found.sha256 == self.sha256:
+            return Difference(change=", ".join(wrong)) if wrong else None
+        diff = self._diff(found.text) if found.text is not None else None
+        return Difference(change=", ".join(["new content", *wrong]), diff=diff)
+
+    def _diff(self, old: str) -> str | None:
+        if self.secret:
+            return None
+        try:
+            new = self.content.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        lines = difflib.unified_diff(
+            old.splitlines(keepends=True), new.splitlines(keepends=True), self.path, self.path
+        )
+        return "".join(lines)
+
+
+class Absent(Resource):
+    """
+    A file that must not be there.
+    """
+
+    kind: Literal["absent"] = "absent"
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def question(self) -> Question:
+        return Question(paths={self.path: ""})
+
+    def difference(self, seen: Seen) -> Difference | None:
+        return Difference(change="remove") if seen.paths[self.path] is not None else None
+
+
+class Upload(Resource):
+    """
+    A large file, named for its content; sent only when it is absent, and hashed on arrival.
+
+    Attributes:
+        source: On this machine.
+        link: Symlink to it, under the name that everything else uses.
+    """
+
+    kind: Literal["upload"] = "upload"
+    path: str
+    source: str
+    sha256: str
+    size: int
+    mode: str = "0644"
+    link: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.link or self.path
+
+    @property
+    def question(self) -> Question:
+        # Its name holds its hash and only a verified file gets the name: the size is enough.
+        return Question(paths={self.path: ""} | ({self.link: ""} if self.link else {}))
+
+    def is_there(self, seen: Seen) -> bool:
+        found = seen.paths[self.path]
+        return (
+            found is not None
+            and (found.type, found.size, found.mode) == ("file", self.size, self.mode)
+            and found.owner == "root"
+        )
+
+    def difference(self, seen: Seen) -> Difference | None:
+        if not self.is_there(seen):
+            return Difference(change=f"send {format_size(self.size)}")
+        found = seen.paths[self.link] if self.link else None
+        if self.link and (found is None or found.target != self.path):
+            return Difference(change=f"link to {self.path}")
+        return None
+
+
+class WheelFile(Frozen):
+    file: str
+    sha256: str
+    size: int
+    source: str  # on this machine
+
+
+class Venv(Resource):
+    """
+    The Python environment of a lock: its wheels sent where they are missing, then built over
+    there by the host tool.
+    """
+
+    kind: Literal["venv"] = "venv"
+    digest: str
+    text: str = Field(repr=False)
+    python: str
+    wheels: tuple[WheelFile, ...]
+
+    @property
+    def name(self) -> str:
+        return f"venv {self.digest[:12]}"
+
+    @property
+    def complete(self) -> str:
+        return f"{layout.VENVS}/{self.digest}/.complete"
+
+    @property
+    def question(self) -> Question:
+        return Question(
+            paths={self.complete: ""}, listings=(layout.WHEELHOUSE,), room=(layout.OPT,)
+        )
+
+    def missing(self, seen: Seen) -> tuple[WheelFile, ...]:
+        there = seen.listings[layout.WHEELHOUSE]
+        return tuple(wheel for wheel in self.wheels if there.get(wheel.file) != wheel.size)
+
+    def refusal(self, seen: Seen) -> Refusal | None:
+        if seen.paths[self.complete] is not None:
+            return None
+        # Unpacked, with the bytecode of what is imported: four times the wheels.
+        sent = sum(wheel.size for wheel in self.missing(seen))
+        need = sent + 4 * sum(wheel.size for wheel in self.wheels)
+        if seen.room[layout.OPT] >= need:
+            return None
+        return Refusal(
+            error="DiskTooSmall",
+            why=f"{layout.OPT} has {format_size(seen.room[layout.OPT])} free, "
+            f"the Python environment takes {format_size(need)}",
+            fix=f"make room on the file system of {layout.OPT}",
+        )
+
+    def difference(self, seen: Seen) -> Difference | None:
+        if seen.paths[self.complete] is not None:
+            return None
+        missing = self.missing(seen)
+        sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
+        return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")
+
+
+class UnitsRead(Resource):
+    """
+    systemd has read the unit files as they are now.
+    """
+
+    kind: Literal["units_read"] = "units_read"
+    units: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "systemd"
+
+    @property
+    def question(self) -> Question:
+        return Question(units=self.units)
+
+    def difference(self, seen: Seen) -> Difference | None:
+        stale = [u for u in self.units if seen.units[u].stale or seen.units[u].load != "loaded"]
+        return Difference(change=f"read {', '.join(stale)} again") if stale else None
+
+
+class Service(Resource):
+    """
+    A service that starts at boot, runs now, and runs with the configuration that is on the disk.
+
+    Attributes:
+        description: What the running HAProxy must say of itself.
+    """
+
+    kind: Literal["service"] = "service"
+    unit: str
+    socket: str
+    description: str
+
+    @property
+    def name(self) -> str:
+        return self.unit
+
+    @property
+    def question(self) -> Question:
+        return Question(units=(self.unit,), haproxy_socket=self.socket)
+
+    def difference(self, seen: Seen) -> Difference | None:
+        found = seen.units[self.unit]
+        wrong = []
+        if found.enabled != "enabled":
+            wrong.append("enable")
+        if found.active != "active":
+            wrong.append("start")
+        elif seen.haproxy != self.description:
+            wrong.append("reload")
+        return Difference(change=", ".join(wrong)) if wrong else None
+
+
+AnyResource = Annotated[
+    Packages | User | Directory | File | Absent | Upload | Venv | UnitsRead | Service,
+    Field(discriminator="kind"),
+]
+
+
+def _attributes(found: SeenPath, type_: str, owner: str, group: str, mode: str) -> list[str]:
+    if found.type != type_:
+        return [f"{found.type} → {type_}"]
+    wrong = []
+    if (found.owner, found.group) != (owner, group):
+        wrong.append(f"owner {found.owner}:{found.group} → {owner}:{group}")
+    if found.mode != mode:
+        wrong.append(f"mode {found.mode} → {mode}")
+    return wrong

@@ -1,0 +1,106 @@
+"""
+The unit of the runtime, its slice, its configuration and its secrets.
+
+Nothing here starts or restarts a slot: what changes takes effect at the next release.
+"""
+
+from deploy import layout
+from deploy.provision.goal import Goal
+from deploy.provision.requirements import AnyRequirement
+from deploy.provision.resources import AnyResource, File, UnitsRead
+from deploy.templating import render
+from runtime import contract
+
+UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
+SLICE_FILE = "/etc/systemd/system/slipway.slice"
+_MARGIN_S = 15.0  # what a drain may take longer than it was given
+
+
+def requirements(goal: Goal) -> list[AnyRequirement]:
+    return []
+
+
+def install(goal: Goal) -> list[AnyResource]:
+    return [
+        File(path=SLICE_FILE, content=render("slipway.slice").encode()),
+        File(path=UNIT_FILE, content=unit(goal).encode()),
+    ]
+
+
+def configure(goal: Goal) -> list[AnyResource]:
+    return [
+        File(
+            path=layout.RUNTIME_CONFIG,
+            content=config(goal).encode(),
+            group=layout.USER,
+            mode="0640",
+        ),
+        File(
+            path=layout.ENVIRONMENT,
+            content=environment(goal).encode(),
+            mode="0600",
+            secret=True,
+        ),
+    ]
+
+
+def activate(goal: Goal) -> list[AnyResource]:
+    return [UnitsRead(units=tuple(layout.unit(slot) for slot in layout.SLOTS))]
+
+
+def unit(goal: Goal) -> str:
+    """
+    Return the template unit of the slots.
+    """
+    service = goal.service
+    return render(
+        "slipway-runtime@.service",
+        slot_links=layout.SLOT_LINKS,
+        run=layout.RUN,
+        user=layout.USER,
+        runtime_config=layout.RUNTIME_CONFIG,
+        environment=layout.ENVIRONMENT,
+        venv=contract.VENV_LINK,
+        env={
+            "slot": contract.ENV_SLOT,
+            "socket": contract.ENV_SOCKET,
+            "release_dir": contract.ENV_RELEASE_DIR,
+            "host_config": contract.ENV_HOST_CONFIG,
+        },
+        exit_config=contract.EXIT_CONFIG,
+        gpu=service.device == "cuda",
+        threads=service.threads,
+        memory_max_bytes=service.memory_max,
+        tasks_max=service.tasks_max,
+        start_timeout_s=_whole(service.start_timeout),
+        stop_timeout_s=_whole(goal.drain_timeout_s + _MARGIN_S),
+        watchdog_s=_whole(service.watchdog),
+    )
+
+
+def config(goal: Goal) -> str:
+    """
+    Return /etc/slipway/runtime.yml.
+    """
+    return render(
+        "runtime.yml",
+        service=goal.service,
+        cors_origins=list(goal.service.cors_origins),
+        drain_timeout_s=goal.drain_timeout_s,
+    )
+
+
+def environment(goal: Goal) -> str:
+    """
+    Return /etc/slipway/environment, with the secrets in it.
+    """
+    return render(
+        "environment",
+        api_tokens_name=contract.ENV_API_TOKENS,
+        api_tokens=",".join(token.reveal() for token in goal.api_tokens),
+    )
+
+
+def _whole(seconds: float) -> int:
+    # systemd reads fractions too, but nobody means a tenth of a second here.
+    return max(1, round(seconds))

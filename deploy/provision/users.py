@@ -1,0 +1,26 @@
+"""
+The user that the runtime runs as.
+"""
+
+from deploy import layout
+from deploy.provision.goal import Goal
+from deploy.provision.requirements import AnyRequirement
+from deploy.provision.resources import AnyResource, User
+
+
+def requirements(goal: Goal) -> list[AnyRequirement]:
+    return []
+
+
+def install(goal: Goal) -> list[AnyResource]:
+    # HAProxy reaches the slots' sockets through this user's group: `group` in haproxy.cfg, since
+    # it drops the supplementary groups that its own user may have.
+    return [User(user=layout.USER)]
+
+
+def configure(goal: Goal) -> list[AnyResource]:
+    return []
+
+
+def activate(goal: Goal) -> list[AnyResource]:
+    return []

@@ -1,0 +1,3 @@
+"""
+The version matrix: which torch, CUDA, Python and driver belong together.  Never touches a host.
+"""

@@ -1,0 +1,85 @@
+"""
+The rows of `matrix.yml`, typed, and the lookup by name.
+"""
+
+import difflib
+from functools import cache
+from importlib import resources
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from deploy.errors import InventoryError
+
+
+class Row(BaseModel):
+    """
+    One combination that belongs together; `matrix.yml` says what each key means.
+
+    Attributes:
+        driver_min: Oldest driver that policy allows, such as "535" or "520.61.05".
+        capabilities: Compute capabilities such as "8.0"; empty on the CPU.
+        lock: File under requirements/ that pins torch; None: it cannot be provisioned yet.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    torch: str
+    build: str
+    cuda: str | None
+    driver_min: str | None
+    driver_floor: str | None = None
+    python: str
+    capabilities: tuple[str, ...]
+    lock: str | None = None
+    sources: tuple[str, ...]
+
+    @property
+    def needs_gpu(self) -> bool:
+        return self.cuda is not None
+
+    def allows_driver(self, version: str) -> bool:
+        """
+        Return whether a host with driver *version* may run this row.
+        """
+        return self.driver_min is None or _numbers(version) >= _numbers(self.driver_min)
+
+
+class Matrix(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        """
+        Return the row called *name*.
+
+        Raises:
+            InventoryError: No row is called that; the nearest ones are named.
+        """
+        names = [row.name for row in self.rows]
+        for row in self.rows:
+            if row.name == name:
+                return row
+        near = difflib.get_close_matches(name, names, n=2, cutoff=0.3) or names
+        raise InventoryError(
+            f"row: the version matrix has no row {name!r}",
+            why=f"it has {', '.join(names)}",
+            fix=f"use {' or '.join(near)}; `inv matrix` shows what each one holds",
+        )
+
+
+@cache
+def load_matrix() -> Matrix:
+    """
+    Return the matrix that ships with this package.
+    """
+    text = (resources.files("deploy.versions") / "matrix.yml").read_text(encoding="utf-8")
+    found = yaml.safe_load(text)
+    rows = [{"name": name, **keys} for name, keys in found.items()]
+    return Matrix(rows=TypeAdapter(tuple[Row, ...]).validate_python(rows))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -1,0 +1,8 @@
+"""
+The wheels of a row, fetched once on this machine and checked by hash, so that hosts need no index.
+"""
+
+from deploy.wheelhouse.fetch import ensure_lock, lock_digest
+from deploy.wheelhouse.lock import Lock, Wheel, lock_text
+
+__all__ = ["Lock", "Wheel", "ensure_lock", "lock_digest", "lock_text"]

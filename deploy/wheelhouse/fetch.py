@@ -1,0 +1,184 @@
+"""
+Brings the wheels of a row into the cache, with pip as this machine has it configured.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import CommandFailed, InventoryError
+from deploy.units import format_size
+from deploy.versions.matrix import Row
+from deploy.wheelhouse.lock import Lock, Wheel, digest_of, lock_text
+
+REQUIREMENTS = Path(__file__).parents[2] / "requirements"
+DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
+FETCH_TIMEOUT_S = 900.0
+
+# What the hosts are: x86_64 with glibc 2.28 or newer.
+_PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)),
+    *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
+)
+
+
+def ensure_lock(
+    row: Row,
+    *,
+    cache: Path = DEFAULT_CACHE,
+    progress: Callable[[str], None],
+    requirements: Path = REQUIREMENTS,
+) -> Lock:
+    """
+    Return the lock of *row* with every wheel of it in *cache*, fetching what is not there.
+
+    Raises:
+        InventoryError: The row has no lock file, or one that does not parse.
+        CommandFailed: pip could not get a wheel, or got one with another hash.
+    """
+    text = _text_of(row, requirements)
+    digest = digest_of(text)
+    cache = cache.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    index = cache / f"{digest}.json"
+    with _locked(cache / ".lock"):
+        wheels = _known(index, cache)
+        if wheels is None:
+            count = len(text.splitlines())
+            progress(f"fetching {count} wheels of {row.name}")
+            wheels = _fetch(text, row.python, cache)
+            _remember(index, cache, wheels)
+            progress(f"fetched {format_size(sum(w.size for w in wheels))} of wheels")
+    return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
+
+
+def lock_digest(row: Row, *, requirements: Path = REQUIREMENTS) -> str:
+    """
+    Return the digest of the lock of *row*, without fetching anything.
+
+    Raises:
+        InventoryError: The row has no lock file, or one that does not parse.
+    """
+    return digest_of(_text_of(row, requirements))
+
+
+def _text_of(row: Row, requirements: Path) -> str:
+    if row.lock is None:
+        raise InventoryError(
+            f"row {row.name}: it cannot be provisioned yet",
+            why=f"requirements/ has no lock for torch {row.torch}+{row.build}",
+            fix="use a row with a lock: `inv matrix` marks them",
+        )
+    torch = (requirements / row.lock).read_text(encoding="utf-8")
+    pin = f"torch=={row.torch}+{row.build}"
+    try:
+        text = lock_text((requirements / "runtime.lock").read_text(encoding="utf-8"), torch)
+        if not any(line.startswith(f"{pin} ") for line in text.splitlines()):
+            raise ValueError(f"{row.lock} does not pin {pin}")
+    except ValueError as error:
+        raise InventoryError(
+            f"row {row.name}: its lock is not usable",
+            why=str(error),
+            fix="make the lock files of requirements/ again; their first lines say how",
+        ) from None
+    return text
+
+
+def _fetch(text: str, python: str, cache: Path) -> tuple[Wheel, ...]:
+    # On the cache's own file system, so that a finished wheel moves in at once.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
+        folder = Path(name)
+        lock = folder / "requirements.lock"
+        lock.write_text(text, encoding="utf-8")
+        abi = "cp" + python.replace(".", "")
+        argv = [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+            *("--only-binary", ":all:", "--require-hashes", "--implementation", "cp"),
+            *("--python-version", python, "--abi", abi, "--abi", "abi3", "--abi", "none"),
+            *(option for platform in _PLATFORMS for option in ("--platform", platform)),
+            *("--dest", str(folder), "--requirement", str(lock)),
+        ]
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise _refused(f"pip did not end within {FETCH_TIMEOUT_S:.0f} s") from None
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise _refused(" / ".join(said[-4:]) or f"pip exited {done.returncode}")
+        wheels = []
+        for path in sorted(folder.glob("*.whl")):
+            target = cache / path.name
+            path.replace(target)
+            wheels.append(_weigh(target))
+    return tuple(wheels)
+
+
+def _refused(why: str) -> CommandFailed:
+    return CommandFailed(
+        "the wheels of the runtime could not be fetched",
+        why=why,
+        fix="check this machine's pip configuration (pip config list): index, find-links, network",
+    )
+
+
+def _weigh(path: Path) -> Wheel:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Wheel(path.name, sha256, path.stat().st_size, path)
+
+
+def _known(index: Path, cache: Path) -> tuple[Wheel, ...] | None:
+    """
+    Return the wheels that *index* lists, or None if one of them is not as it was.
+
+    Size and time of change stand for the content, so that a run does not hash hundreds of
+    megabytes; every host hashes what it receives.
+    """
+    try:
+        listed: list[dict[str, Any]] = json.loads(index.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    wheels = []
+    for entry in listed:
+        path = cache / entry["file"]
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        if (stat.st_size, stat.st_mtime_ns) != (entry["size"], entry["mtime_ns"]):
+            return None
+        wheels.append(Wheel(entry["file"], entry["sha256"], entry["size"], path))
+    return tuple(wheels)
+
+
+def _remember(index: Path, cache: Path, wheels: tuple[Wheel, ...]) -> None:
+    listed = [
+        {
+            "file": wheel.file,
+            "sha256": wheel.sha256,
+            "size": wheel.size,
+            "mtime_ns": wheel.path.stat().st_mtime_ns,
+        }
+        for wheel in wheels
+    ]
+    part = cache / f".{index.name}.{os.getpid()}"
+    part.write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    part.replace(index)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # Two runs at once fetch once.
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

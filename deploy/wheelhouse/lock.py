@@ -1,0 +1,75 @@
+"""
+What a venv holds: the text of its lock, its digest, its wheels.  Pure.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    file: str  # its name; says what it is and for which Python
+    sha256: str
+    size: int  # bytes
+    path: Path  # on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """
+    Attributes:
+        digest: sha256 of `text`; names the venv on every host.
+        text: Requirements with hashes, sorted, without comments, options or addresses.
+        python: Of the venv, such as "3.11".
+        wheels: Sorted by file name; all of them, and nothing else, fulfil `text`.
+    """
+
+    digest: str
+    text: str
+    python: str
+    wheels: tuple[Wheel, ...]
+
+
+def lock_text(*sources: str) -> str:
+    """
+    Return the requirements of *sources* as one canonical text.
+
+    The same pins give the same bytes, however their files were laid out or commented.
+
+    Raises:
+        ValueError: A requirement has no hash, or two sources pin the same project.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        for name, line in _requirements(source):
+            if name in found:
+                raise ValueError(f"{name} is pinned twice")
+            found[name] = line
+    return "".join(f"{found[name]}\n" for name in sorted(found))
+
+
+def digest_of(text: str) -> str:
+    """
+    Return the lock digest of *text*.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _requirements(source: str) -> list[tuple[str, str]]:
+    joined = source.replace("\\\n", " ")
+    found = []
+    for raw in joined.splitlines():
+        line = re.sub(r"(^|\s)#.*", "", raw).strip()
+        if not line:
+            continue
+        pin, *options = line.split()
+        hashes = sorted(option for option in options if option.startswith("--hash=sha256:"))
+        if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;]+", pin) or len(hashes) != len(options):
+            raise ValueError(f"should be NAME==VERSION with --hash=sha256:..., got {line!r}")
+        if not hashes:
+            raise ValueError(f"{pin} has no hash")
+        name = re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower()
+        found.append((name, " ".join([pin, *hashes])))
+    return found

@@ -1,0 +1,174 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy import layout
+from deploy.provision.check import (
+    bootstrap_steps,
+    next_steps,
+    question_of,
+    refusal_of,
+    steps_to,
+)
+from deploy.provision.resources import Packages
+from deploy.provision.seen import Lease, Listener, Unit
+from tests.unit.deploy.provision.builders import bare, find, make_seen, make_site
+
+SITE = make_site()
+GOOD = make_seen(SITE)
+
+
+def names(steps):
+    return [step.resource.name for step in steps]
+
+
+def test_a_host_that_is_as_it_should_be_changes_nothing():
+    """
+    The second run has no step.
+    """
+    assert steps_to(SITE, GOOD) == ()
+    assert next_steps(SITE, GOOD) == ()
+    assert refusal_of(SITE, GOOD) is None
+
+
+def test_a_bare_host_gets_everything():
+    """
+    On a bare host every resource is a step, but what systemd would read by itself.
+    """
+    steps = steps_to(SITE, bare(SITE))
+    assert names(steps) == [r.name for r in (*SITE.placed, *SITE.running)]
+
+
+def test_resources_have_names_of_their_own():
+    """
+    A change names exactly one resource.
+    """
+    found = [r.name for r in (*SITE.placed, *SITE.running)]
+    assert len(found) == len(set(found))
+
+
+@given(st.sets(st.sampled_from(sorted(p for p, v in GOOD.paths.items() if v is not None))))
+def test_whatever_is_missing_comes_back_and_nothing_else(gone):
+    """
+    Whichever files are missing, the steps are those that place them.
+    """
+    seen = GOOD.model_copy(update={"paths": GOOD.paths | dict.fromkeys(gone)})
+    owners = [r.name for r in SITE.placed if set(r.question.paths) & gone]
+    assert names(steps_to(SITE, seen)) == owners
+
+
+def test_files_come_before_what_runs_from_them():
+    """
+    While the disk is not right nothing is reloaded: that is judged by a later look.
+    """
+    gone = {"/etc/haproxy/haproxy.cfg": None}
+    stopped = GOOD.units | {
+        layout.HAPROXY_UNIT: Unit(load="loaded", active="failed", enabled="enabled", stale=False)
+    }
+    seen = GOOD.model_copy(update={"paths": GOOD.paths | gone, "units": stopped})
+    assert names(next_steps(SITE, seen)) == ["/etc/haproxy/haproxy.cfg"]
+    healed = seen.model_copy(update={"paths": GOOD.paths})
+    assert names(next_steps(SITE, healed)) == [layout.HAPROXY_UNIT]
+
+
+def test_a_forgotten_reload_is_made_good():
+    """
+    A run that died between the new file and the reload leaves a difference that is seen.
+    """
+    seen = GOOD.model_copy(update={"haproxy": "slipway 0123456789abcdef"})
+    [step] = next_steps(SITE, seen)
+    assert (step.resource.name, step.difference.change) == (layout.HAPROXY_UNIT, "reload")
+
+
+def test_a_host_without_python_first_gets_packages():
+    """
+    What can't be looked at gets what looking needs, with its package sources, and no more.
+    """
+    steps = bootstrap_steps(SITE)
+    assert isinstance(steps[-1].resource, Packages)
+    assert "python3" in steps[-1].difference.change
+    assert names(steps[:-1]) == ["/etc/apt/apt.conf.d/90slipway"]
+
+
+def test_one_question_asks_for_everything():
+    """
+    Every resource and requirement finds its answer in the one look.
+    """
+    question = question_of(SITE)
+    for part in (*SITE.requirements, *SITE.placed, *SITE.running):
+        assert question.merged(part.question) == question
+
+
+def test_secrets_are_asked_for_by_hash_alone():
+    """
+    The look is told which text it must never bring back.
+    """
+    assert question_of(SITE).secret == (layout.ENVIRONMENT,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "word"),
+    [
+        ({"listeners": (Listener(program="nginx", pid=7),)}, "PortInUse", "nginx (pid 7)"),
+        ({"room": dict.fromkeys(GOOD.room, 2**20)}, "DiskTooSmall", "1.0MiB"),
+        ({"lease": Lease(owner="ann", release="r7", left_s=12.3)}, "LeaseHeld", "ann"),
+        ({"pythons": ("3.9",), "codename": "bullseye"}, "PreconditionError", "3.11"),
+        ({"machine": "aarch64"}, "PreconditionError", "aarch64"),
+        ({"has_apt": False, "os_id": "fedora"}, "PreconditionError", "fedora"),
+    ],
+)
+def test_an_unfit_host_is_refused(changes, error, word):
+    """
+    What a host lacks is named, with what to do, before it is touched.
+    """
+    refusal = refusal_of(SITE, bare(SITE, **changes))
+    assert refusal is not None
+    assert refusal.error == error
+    assert word in refusal.why
+    assert refusal.fix
+
+
+def test_haproxy_itself_may_hold_the_port():
+    """
+    The port is not in use when HAProxy is the one that uses it.
+    """
+    ours = (Listener(program="haproxy", pid=7),)
+    assert refusal_of(SITE, bare(SITE, listeners=ours)) is None
+
+
+def test_the_environment_has_to_fit():
+    """
+    A disk that takes the wheels but not what is unpacked from them is too small.
+    """
+    room = dict.fromkeys(GOOD.room, 600 * 2**20)
+    refusal = refusal_of(SITE, bare(SITE, room=room))
+    assert refusal is not None
+    assert refusal.error == "DiskTooSmall"
+    assert refusal_of(SITE, make_seen(SITE, room=room)) is None  # it is there already
+
+
+@pytest.mark.parametrize(
+    ("driver", "fits"), [(None, False), ("530.30.02", False), ("535.104.05", True)]
+)
+def test_a_gpu_row_asks_for_its_driver(driver, fits):
+    """
+    A row with CUDA needs its driver loaded; the CPU row needs none.
+    """
+    site = make_site(row="torch-2.3-cu121")
+    refusal = refusal_of(site, bare(site, driver=driver))
+    assert (refusal is None) is fits
+    assert refusal_of(SITE, bare(SITE, driver=None)) is None
+
+
+def test_the_venv_is_not_sent_twice():
+    """
+    Only the wheels that are missing or short over there are sent.
+    """
+    venv = find(SITE, next(r.name for r in SITE.placed if r.name.startswith("venv")))
+    whole = {w.file: w.size for w in venv.wheels}
+    gone = GOOD.paths | {venv.complete: None}
+    there = GOOD.model_copy(update={"paths": gone, "listings": {layout.WHEELHOUSE: whole}})
+    assert venv.missing(there) == ()
+    assert venv.difference(there).change == "build 1 packages"
+    short = {layout.WHEELHOUSE: {file: size - 1 for file, size in whole.items()}}
+    assert venv.missing(there.model_copy(update={"listings": short})) == venv.wheels

@@ -1,0 +1,224 @@
+"""
+The commands that place files, run here by the same shell that runs them there.
+"""
+
+import getpass
+import grp
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from deploy.provision import operations
+from deploy.provision.resources import File, Upload
+
+USER, GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_file(path, content=b"secret\n", **changes):
+    kind = {"owner": USER, "group": GROUP, "mode": "0600", "secret": True}
+    return File(path=str(path), content=content, **kind | changes)
+
+
+def command_of(generator):
+    [command] = generator
+    stdin = b"".join(command.connector_arguments["_stdin"])
+    return command.get_raw_value(), stdin
+
+
+def run(script, stdin):
+    return subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, check=False)
+
+
+def place(goal):
+    return run(*command_of(operations.place._inner(goal)))
+
+
+def test_a_file_is_placed_with_its_mode(tmp_path):
+    """
+    Content, owner and mode are right, and nothing else is left in the directory.
+    """
+    path = tmp_path / "environment"
+    assert place(make_file(path)).returncode == 0
+    assert path.read_bytes() == b"secret\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert names_in(tmp_path) == ["environment"]
+
+
+def test_what_a_crash_left_is_cleared(tmp_path):
+    """
+    Half a secret from a try that died without a word does not stay.
+    """
+    (tmp_path / ".environment.abcdEFGH").write_bytes(b"half")
+    (tmp_path / ".environment.keep").write_bytes(b"not ours")
+    assert place(make_file(tmp_path / "environment")).returncode == 0
+    assert names_in(tmp_path) == [".environment.keep", "environment"]
+
+
+def test_odd_names_are_quoted(tmp_path):
+    """
+    A path is data, whatever characters it has.
+    """
+    path = tmp_path / "it's $(a) file"
+    assert place(make_file(path)).returncode == 0
+    assert path.read_bytes() == b"secret\n"
+
+
+def test_nothing_of_a_secret_is_in_the_command(tmp_path):
+    """
+    The command line, which every user of the host can see, has neither the content nor its hash.
+    """
+    goal = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
+    [command] = operations.place._inner(goal)
+    shown = command.get_raw_value() + repr(command) + repr(command.connector_arguments)
+    assert "hunter2" not in shown
+    assert goal.sha256 not in shown
+
+
+def test_a_connection_that_ends_early_leaves_the_old_file(tmp_path):
+    """
+    Half a file never takes the whole one's place.
+    """
+    path = tmp_path / "environment"
+    path.write_bytes(b"old\n")
+    script, stdin = command_of(operations.place._inner(make_file(path)))
+    assert run(script, stdin[:3]).returncode != 0
+    assert path.read_bytes() == b"old\n"
+    assert names_in(tmp_path) == ["environment"]
+
+
+def test_a_file_that_its_reader_refuses_is_not_placed(tmp_path):
+    """
+    The check sees the new file, and its refusal keeps the old one.
+    """
+    path = tmp_path / "haproxy.cfg"
+    path.write_bytes(b"old\n")
+    refused = place(make_file(path, b"bad\n", check="grep -q good {}"))
+    assert refused.returncode != 0
+    assert path.read_bytes() == b"old\n"
+    assert place(make_file(path, b"good\n", check="grep -q good {}")).returncode == 0
+    assert path.read_bytes() == b"good\n"
+
+
+class Watcher:
+    """
+    Looks as fast as it can whether anything in a directory can be read by others.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.modes, self._end = folder, set(), threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    def _look(self):
+        while not self._end.is_set():
+            for entry in os.scandir(self.folder):
+                try:
+                    self.modes.add(stat.S_IMODE(entry.stat().st_mode))
+                except FileNotFoundError:
+                    continue
+
+
+def slowly(argv, content):
+    """
+    Run *argv*, which reads *content* in two parts with time to look between them.
+    """
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    child.stdin.write(content[: len(content) // 2])
+    child.stdin.flush()
+    threading.Event().wait(0.05)
+    child.stdin.write(content[len(content) // 2 :])
+    child.stdin.close()
+    assert child.wait() == 0
+
+
+def test_a_secret_is_never_readable_by_others(tmp_path):
+    """
+    From its first byte to its place, a secret's file is for its owner alone.
+    """
+    script, stdin = command_of(operations.place._inner(make_file(tmp_path / "environment")))
+    with Watcher(tmp_path) as seen:
+        slowly(["sh", "-c", f"umask 022; {script}"], stdin)
+    assert seen.modes == {0o600}
+
+
+def test_the_watcher_would_notice(tmp_path):
+    """
+    Negative control: write first, close after, as most tools do, and it is seen.
+    """
+    script = f"umask 022; cat >{tmp_path}/environment && chmod 600 {tmp_path}/environment"
+    with Watcher(tmp_path) as seen:
+        slowly(["sh", "-c", script], b"secret\n")
+    assert 0o644 in seen.modes
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="what is uploaded belongs to root")
+def test_an_upload_is_placed_only_with_the_right_hash(tmp_path):
+    """
+    A large file that arrives damaged is not kept, and the link stays where it was.
+    """
+    source, path, link = (tmp_path / name for name in ("source", "uv-1", "uv"))
+    source.write_bytes(b"program")
+    good = Upload(
+        path=str(path),
+        source=str(source),
+        sha256=hashlib.sha256(b"program").hexdigest(),
+        size=7,
+        mode="0755",
+        link=str(link),
+    )
+    send, make_link = operations.upload._inner(good, send=True)
+    script, stdin = send.get_raw_value(), b"".join(send.connector_arguments["_stdin"])
+    assert run(script, b"progrom").returncode != 0
+    assert not path.exists()
+    assert run(script, stdin).returncode == 0
+    assert run(make_link.get_raw_value(), b"").returncode == 0
+    assert link.readlink() == path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert names_in(tmp_path) == ["source", "uv", "uv-1"]
+
+
+def test_a_killed_command_leaves_no_file_behind(tmp_path):
+    """
+    `timeout` ends the command with TERM: what it had written goes with it.
+    """
+    script, _ = command_of(operations.place._inner(make_file(tmp_path / "environment")))
+    child = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+    while not names_in(tmp_path):
+        assert child.poll() is None
+    os.killpg(child.pid, signal.SIGTERM)
+    child.wait()
+    assert names_in(tmp_path) == []
+
+
+def test_the_look_is_sent_with_its_question(tmp_path):
+    """
+    What is sent is a whole program: it runs with a bare Python and answers in one line.
+    """
+    path = tmp_path / "there"
+    path.write_text("text")
+    question = operations.Question(paths={str(path): "0" * 64, "/nowhere": ""}, room=("/",))
+    program = b"".join(operations.look_input(question))
+    done = subprocess.run(
+        ["/usr/bin/env", "python3", "-I", "-"], input=program, capture_output=True, check=True
+    )
+    seen = operations.Look().process(done.stdout.decode().splitlines())
+    assert seen.paths["/nowhere"] is None
+    assert seen.paths[str(path)].text == "text"
+    assert Path("/usr/bin/apt-get").exists() is seen.has_apt

@@ -1,0 +1,194 @@
+"""
+Each template against its golden file, and each golden file against the tool that reads it.
+
+After a change on purpose: SLIPWAY_GOLDEN=write pytest tests/unit/deploy/provision/test_templates.py
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.inventory.schema import Mirrors
+from deploy.provision import base, haproxy, host_tool, runtime_unit
+from deploy.provision.resources import File
+from deploy.provision.site import plan_site
+from deploy.templating import TEMPLATES
+from tests.unit.deploy.provision.builders import TOKEN, make_goal
+
+GOLDEN = Path(__file__).parents[3] / "golden"
+MIRRORS = Mirrors(apt="deb http://mirror.example.com/debian bookworm main", apt_proxy="http://p:1")
+
+
+def texts():
+    cpu, gpu = make_goal(mirrors=MIRRORS), make_goal(row="torch-2.3-cu121", device="cuda")
+    placed = {r.path: r.content.decode() for r in plan_site(cpu).placed if isinstance(r, File)}
+    return {
+        "haproxy.cfg": haproxy.config(cpu),
+        "slipway-runtime@.service": runtime_unit.unit(cpu),
+        "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
+        "slipway.slice": placed[runtime_unit.SLICE_FILE],
+        "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],
+        "runtime.yml": runtime_unit.config(cpu),
+        "environment": runtime_unit.environment(cpu),
+        "host.json": host_tool.host_config(cpu),
+        "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
+        "slipway.list": placed["/etc/apt/sources.list.d/slipway.list"],
+    }
+
+
+TEXTS = texts()
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_the_text_is_the_golden_one(name):
+    """
+    What is rendered is what was reviewed.
+    """
+    path = GOLDEN / name
+    if os.environ.get("SLIPWAY_GOLDEN") == "write":
+        path.write_text(TEXTS[name], encoding="utf-8")
+    assert TEXTS[name] == path.read_text(encoding="utf-8")
+
+
+def test_every_template_has_a_golden_file():
+    """
+    No template is rendered that nobody reviews.
+    """
+    assert {path.stem for path in TEMPLATES.glob("*.j2")} <= set(TEXTS)
+
+
+def need(tool):
+    found = shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"{tool} is not installed here")
+    return found
+
+
+def run(*argv):
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def haproxy_reads(tmp_path):
+    """
+    Return HAProxy's verdict on a configuration; this machine need not have the service's group.
+    """
+
+    def read(text):
+        path = tmp_path / "haproxy.cfg"
+        text = re.sub(r"^ +(user|group) .*$", "", text, flags=re.MULTILINE)
+        path.write_text(text.replace("/var/lib/slipway/", f"{tmp_path}/"))
+        return run(need("haproxy"), "-c", "-f", str(path))
+
+    return read
+
+
+def test_haproxy_reads_it(haproxy_reads):
+    """
+    HAProxy takes the golden configuration, and warns of nothing but the state that is not yet.
+    """
+    done = haproxy_reads((GOLDEN / "haproxy.cfg").read_text())
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "[WARNING]" in line]
+    assert all("server state file" in line for line in warnings), warnings
+
+
+def test_haproxy_would_notice(haproxy_reads):
+    """
+    Negative control: a misspelt keyword is refused.
+    """
+    text = (GOLDEN / "haproxy.cfg").read_text().replace("http-reuse safe", "http-reuse sometimes")
+    assert haproxy_reads(text).returncode != 0
+
+
+def systemd_reads(tmp_path, text, name="slipway-runtime@blue.service"):
+    folder = tmp_path / "units"
+    folder.mkdir()
+    (folder / "slipway.slice").write_text((GOLDEN / "slipway.slice").read_text())
+    # Its user and its program are on hosts, not here.
+    text = re.sub(r"^(User|Group)=.*$", r"\1=root", text, flags=re.MULTILINE)
+    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/sh", text, flags=re.MULTILINE)
+    (folder / "slipway-runtime@.service").write_text(text)
+    done = run(need("systemd-analyze"), "verify", "--man=no", str(folder / name))
+    # It also complains of this machine's own units.
+    return [line for line in done.stderr.splitlines() if "slipway" in line]
+
+
+@pytest.mark.parametrize("name", ["slipway-runtime@.service", "slipway-runtime-gpu@.service"])
+def test_systemd_reads_it(tmp_path, name):
+    """
+    systemd takes the golden units without a word.
+    """
+    assert systemd_reads(tmp_path, (GOLDEN / name).read_text()) == []
+
+
+def test_systemd_would_notice(tmp_path):
+    """
+    Negative control: an unknown key is named.
+    """
+    text = (GOLDEN / "slipway-runtime@.service").read_text().replace("RemoveIPC", "RemoveIPv4")
+    assert any("RemoveIPv4" in line for line in systemd_reads(tmp_path, text))
+
+
+def test_a_gpu_unit_sees_the_gpus_and_no_other_device():
+    """
+    On a GPU row NVIDIA's devices are allowed one by one; on the CPU there are none at all.
+    """
+    gpu, cpu = TEXTS["slipway-runtime-gpu@.service"], TEXTS["slipway-runtime@.service"]
+    assert "DeviceAllow=char-nvidia* rw" in gpu
+    assert "PrivateDevices" not in gpu
+    assert "PrivateDevices=yes" in cpu
+    assert "DeviceAllow" not in cpu
+
+
+def test_the_runtime_configuration_is_yaml_with_plain_seconds():
+    """
+    Durations are numbers over there: units were parsed here.
+    """
+    found = yaml.safe_load(TEXTS["runtime.yml"])
+    assert found == {
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": 2,
+        "max_batch_requests": 32,
+        "max_wait_s": 0.005,
+        "max_queue_requests": 256,
+        "request_timeout_s": 60.0,
+        "cors_origins": [],
+        "drain_timeout_s": 60.0,
+    }
+
+
+def test_the_digest_tells_configurations_apart():
+    """
+    Another port is another digest: a running HAProxy can be told from one that is to be.
+    """
+    one = re.search(r"description (.*)", haproxy.config(make_goal()))[1]
+    two = re.search(r"description (.*)", haproxy.config(make_goal(port=8001)))[1]
+    assert one != two
+    assert haproxy.config(make_goal()) == haproxy.config(make_goal())
+
+
+def test_the_token_is_in_the_environment_and_nowhere_else():
+    """
+    A secret reaches the host in one file.
+    """
+    assert [name for name, text in TEXTS.items() if TOKEN in text] == ["environment"]
+
+
+def test_the_distributions_sources_go_with_a_mirror():
+    """
+    A fleet with a mirror leaves no other package source; without one nothing is touched.
+    """
+    kept = [r.path for r in base.install(make_goal()) if hasattr(r, "path")]
+    assert kept == ["/etc/apt/apt.conf.d/90slipway"]
+    changed = {
+        r.path: r.kind for r in base.install(make_goal(mirrors=MIRRORS)) if hasattr(r, "path")
+    }
+    assert changed["/etc/apt/sources.list"] == "absent"
+    assert changed["/etc/apt/sources.list.d/slipway.list"] == "file"

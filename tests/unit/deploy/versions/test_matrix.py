@@ -1,0 +1,68 @@
+import pytest
+
+from deploy.errors import InventoryError
+from deploy.versions.matrix import load_matrix
+
+
+def test_the_rows_of_the_first_day_are_there():
+    """
+    The lab's row and the three GPU rows that the project began with can be named.
+    """
+    names = {row.name for row in load_matrix().rows}
+    assert {"torch-2.13-cpu", "torch-1.13-cu117", "torch-2.0-cu118", "torch-2.3-cu121"} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "driver"),
+    [
+        ("torch-1.13-cu117", "11.7", "515"),
+        ("torch-2.0-cu118", "11.8", "525"),
+        ("torch-2.3-cu121", "12.1", "535"),
+    ],
+)
+def test_gpu_rows_hold_the_policy(name, cuda, driver):
+    """
+    CUDA and the oldest allowed driver are those of the policy.
+    """
+    row = load_matrix().row(name)
+    assert (row.cuda, row.driver_min) == (cuda, driver)
+    assert {"7.5", "8.0", "8.6", "8.9"} <= set(row.capabilities)
+
+
+def test_every_row_says_where_it_comes_from():
+    """
+    No row is without sources, and no name disagrees with its torch and build.
+    """
+    for row in load_matrix().rows:
+        assert row.sources, row.name
+        short = ".".join(row.torch.split(".")[:2])
+        assert row.name == f"torch-{short}-{row.build}"
+
+
+def test_an_unknown_row_names_the_nearest():
+    """
+    A row that is not there is refused with the ones that would do.
+    """
+    with pytest.raises(InventoryError) as caught:
+        load_matrix().row("torch-2.3-cu12")
+    assert "torch-2.3-cu121" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("driver", "allowed"),
+    [("535", True), ("535.104.05", True), ("550.54", True), ("530.30.02", False), ("99", False)],
+)
+def test_drivers_are_compared_as_numbers(driver, allowed):
+    """
+    99 is older than 535, whatever the alphabet says.
+    """
+    assert load_matrix().row("torch-2.3-cu121").allows_driver(driver) is allowed
+
+
+def test_a_row_without_cuda_asks_for_no_driver():
+    """
+    The CPU row runs with any driver and with none.
+    """
+    row = load_matrix().row("torch-2.13-cpu")
+    assert not row.needs_gpu
+    assert row.allows_driver("1")

@@ -1,0 +1,123 @@
+"""
+With the real pip, against a folder of hand-made wheels: nothing leaves the machine.
+"""
+
+import hashlib
+import zipfile
+
+import pytest
+
+from deploy.errors import CommandFailed, InventoryError
+from deploy.versions.matrix import Row
+from deploy.wheelhouse import ensure_lock, lock_digest
+
+ROW = Row(
+    name="torch-9.0-cpu",
+    torch="9.0",
+    build="cpu",
+    cuda=None,
+    driver_min=None,
+    python="3.11",
+    capabilities=(),
+    lock="torch.lock",
+    sources=("made up",),
+)
+
+
+def make_wheel(folder, project, version):
+    path = folder / f"{project}-{version}-py3-none-any.whl"
+    info = f"{project}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        # A fixed date: the hash is part of the test's locks.
+        wheel.writestr(
+            zipfile.ZipInfo(f"{info}/METADATA"), f"Name: {project}\nVersion: {version}\n"
+        )
+        wheel.writestr(zipfile.ZipInfo(f"{info}/WHEEL"), "Wheel-Version: 1.0\n")
+    return path
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """
+    An index with torch and one more, locks for both, an empty cache.
+    """
+    index, requirements, cache = (tmp_path / name for name in ("index", "requirements", "cache"))
+    index.mkdir()
+    requirements.mkdir()
+    for project, version, lock in (("torch", "9.0+cpu", "torch"), ("small", "1.0", "runtime")):
+        digest = hashlib.sha256(make_wheel(index, project, version).read_bytes()).hexdigest()
+        text = f"{project}=={version} --hash=sha256:{digest}\n"
+        (requirements / f"{lock}.lock").write_text(text)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return requirements, cache, index
+
+
+def ensure(world):
+    requirements, cache, _ = world
+    return ensure_lock(ROW, cache=cache, progress=lambda _: None, requirements=requirements)
+
+
+def test_wheels_are_fetched_once(world):
+    """
+    The second time nothing is asked of pip: its index may be gone.
+    """
+    first = ensure(world)
+    for path in world[2].iterdir():
+        path.unlink()
+    second = ensure(world)
+
+    assert first == second
+    assert [wheel.file for wheel in first.wheels] == [
+        "small-1.0-py3-none-any.whl",
+        "torch-9.0+cpu-py3-none-any.whl",
+    ]
+    assert first.digest == lock_digest(ROW, requirements=world[0])
+    for wheel in first.wheels:
+        content = wheel.path.read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (wheel.sha256, wheel.size)
+
+
+def test_a_wheel_that_changed_in_the_cache_is_fetched_again(world):
+    """
+    What lies in the cache is used only as it was checked.
+    """
+    wheel = ensure(world).wheels[0]
+    wheel.path.write_bytes(b"rotten")
+    assert hashlib.sha256(ensure(world).wheels[0].path.read_bytes()).hexdigest() == wheel.sha256
+
+
+def test_another_content_under_the_same_name_is_refused(world):
+    """
+    An index that serves another file than the locked one is an error, and nothing is kept.
+    """
+    requirements, cache, _ = world
+    wrong = "0" * 64
+    (requirements / "runtime.lock").write_text(f"small==1.0 --hash=sha256:{wrong}\n")
+    with pytest.raises(CommandFailed) as caught:
+        ensure(world)
+    assert "HASH" in caught.value.why.upper()
+    assert list(cache.glob("*.whl")) == []
+
+
+def test_a_row_without_a_lock_is_refused(world):
+    """
+    A row that can't be provisioned yet says so, before anything is fetched.
+    """
+    with pytest.raises(InventoryError, match="cannot be provisioned yet"):
+        ensure_lock(
+            ROW.model_copy(update={"lock": None}),
+            cache=world[1],
+            progress=lambda _: None,
+            requirements=world[0],
+        )
+
+
+def test_a_lock_of_another_torch_is_refused(world):
+    """
+    The row and its lock have to agree on the version of torch.
+    """
+    with pytest.raises(InventoryError) as caught:
+        lock_digest(ROW.model_copy(update={"torch": "9.1"}), requirements=world[0])
+    assert "torch==9.1+cpu" in caught.value.why
