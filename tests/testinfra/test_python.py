@@ -1,0 +1,30 @@
+from deploy import layout
+
+
+def test_the_environment_of_the_row_is_complete(root, expected):
+    """
+    The venv of the lock is there, root's, and has the torch of the row.
+    """
+    venv = f"{layout.VENVS}/{expected['lock']}"
+    shown = root.check_output(f"stat -c '%U %a' {venv}/.complete")
+    assert shown == "root 644"
+    version = root.check_output(f"cat {venv}/lib/python3.*/site-packages/torch/version.py")
+    assert f"__version__ = '{expected['torch']}'" in version
+
+
+def test_its_packages_agree(root, expected):
+    """
+    uv finds no package missing and no requirement broken.
+    """
+    python = f"{layout.VENVS}/{expected['lock']}/bin/python"
+    shown = root.run(f"{layout.UV} --no-cache pip check --python {python}")
+    assert shown.rc == 0, shown.stderr
+
+
+def test_the_host_tool_answers(root):
+    """
+    The host tool runs with the host's own Python.
+    """
+    shown = root.run(f"echo '{{}}' | python3 {layout.HOST_TOOL} status")
+    assert shown.rc == 0, shown.stderr
+    assert '"ok": true' in shown.stdout

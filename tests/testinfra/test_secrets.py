@@ -1,0 +1,28 @@
+from deploy import layout
+
+
+def test_secrets_are_for_root_alone(root):
+    """
+    Nobody but root may read the environment of the unit.
+    """
+    shown = root.check_output(f"stat -c '%U:%G %a' {layout.ENVIRONMENT}")
+    assert shown == "root:root 600"
+    for user in (layout.USER, "nobody"):
+        assert root.run(f"runuser -u {user} -- cat {layout.ENVIRONMENT}").rc != 0, user
+
+
+def test_no_secret_is_left_over(root):
+    """
+    No half-written file lies beside the real ones.
+    """
+    shown = root.check_output(f"find {layout.ETC} {layout.BIN} -name '.*'")
+    assert shown.split() == []
+
+
+def test_configuration_is_readable_by_the_runtime(root):
+    """
+    The runtime reads its configuration and cannot change it.
+    """
+    shown = root.check_output(f"stat -c '%U:%G %a' {layout.RUNTIME_CONFIG}")
+    assert shown == f"root:{layout.USER} 640"
+    assert root.run(f"runuser -u {layout.USER} -- cat {layout.RUNTIME_CONFIG}").rc == 0

@@ -1,0 +1,58 @@
+"""
+Only where something was released; what a release must leave behind on any host at any time.
+"""
+
+import json
+
+import pytest
+
+from deploy import layout
+
+
+@pytest.fixture(scope="module")
+def slots(root):
+    """
+    The slots as the host tool sees them.
+    """
+    envelope = json.dumps({"fence": None, "release": None, "actor": "verify", "args": {}})
+    shown = root.check_output(f"echo %s | python3 {layout.HOST_TOOL} status", envelope)
+    return json.loads(shown)["result"]["slots"]
+
+
+@pytest.fixture(scope="module")
+def released(slots):
+    found = {name: slot for name, slot in slots.items() if slot["bundle"] is not None}
+    if not found:
+        pytest.skip("nothing was released here")
+    return found
+
+
+def test_what_gets_traffic_is_ready(slots):
+    """
+    A slot with a weight runs, is ready, and HAProxy says it is up.
+    """
+    weighted = {
+        name: slot
+        for name, slot in slots.items()
+        if slot["weight"] and slot["haproxy"] not in ("MAINT", "DRAIN")
+    }
+    states = {name: (s["unit"], s["ready"], s["haproxy"][:2]) for name, s in weighted.items()}
+    assert states == dict.fromkeys(weighted, ("active", True, "UP"))
+
+
+def test_releases_are_what_was_signed(root, released):
+    """
+    The manifest of a released slot has the digest that names its directory.
+    """
+    for name, slot in released.items():
+        shown = root.check_output(f"sha256sum {layout.SLOT_LINKS}/{name}/manifest.json")
+        assert shown.split()[0] == slot["bundle"]
+
+
+def test_running_slots_start_at_boot(root, released):
+    """
+    What runs now runs again after a reboot.
+    """
+    for name, slot in released.items():
+        if slot["unit"] == "active":
+            assert root.check_output(f"systemctl is-enabled {layout.unit(name)}") == "enabled"

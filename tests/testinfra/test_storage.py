@@ -1,0 +1,42 @@
+from deploy import layout
+
+PUBLIC = [
+    *(layout.OPT, layout.BIN, layout.WHEELHOUSE, layout.VENVS, layout.RELEASES),
+    *(layout.STATE, layout.MODELS, f"{layout.MODELS}/blobs", layout.SLOT_LINKS, layout.RUN),
+]
+
+
+def stat(host, *paths):
+    """
+    Return {path: "owner:group mode"} in one command.
+    """
+    shown = host.check_output("stat -c '%%n %%U:%%G %%a' " + " ".join(["%s"] * len(paths)), *paths)
+    return dict(line.split(" ", 1) for line in shown.splitlines())
+
+
+def test_directories_belong_to_root(root):
+    """
+    Everything that hosts share is root's, and readable by the runtime.
+    """
+    assert stat(root, *PUBLIC) == dict.fromkeys(PUBLIC, "root:root 755")
+
+
+def test_what_is_unverified_and_what_is_configured_is_closed(root):
+    """
+    Uploads are root's alone; the configuration is for root and the runtime's group.
+    """
+    assert stat(root, layout.INCOMING, layout.ETC) == {
+        layout.INCOMING: "root:root 700",
+        layout.ETC: f"root:{layout.USER} 750",
+    }
+
+
+def test_the_runtime_can_write_nothing_that_is_shared(root):
+    """
+    The runtime's user has no way to change code, weights, links or configuration.
+    """
+    where = f"{layout.OPT} {layout.ETC} {layout.STATE}"
+    # Files and directories; a symlink's own mode means nothing.
+    find = f"find {where} -maxdepth 3 ! -type l -writable"
+    shown = root.run(f"runuser -u {layout.USER} -- {find} 2>/dev/null")
+    assert shown.stdout.split() == []

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+from deploy.errors import VerifyFailed
+from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
+
+# As pytest 9.2 with testinfra 10.2 wrote it, shortened.
+JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests">
+<testsuite name="pytest" errors="1" failures="1" skipped="1" tests="4">
+<testcase classname="tests.testinfra.test_users" name="test_a[ssh://n1]" time="0.2" />
+<testcase classname="tests.testinfra.test_users" name="test_b[ssh://n2]" time="0.2">
+<failure message="AssertionError: no shell&#10;assert 'a' == 'b'">long text</failure></testcase>
+<testcase classname="tests.testinfra.test_unit" name="test_c[ssh://n2-blue]" time="0.2">
+<skipped type="pytest.skip" message="nothing was released here">x</skipped></testcase>
+<testcase classname="tests.testinfra.test_unit" name="test_d[ssh://n3]" time="0.2">
+<error message="failed on setup with &quot;RuntimeError: gone&quot;">y</error></testcase>
+</testsuite></testsuites>"""
+
+
+def make_report(*failed):
+    return VerifyReport(
+        hosts=("n1", "n2"), passed=3, skipped=1, failed=failed, junit=Path("x.xml"), took_s=1.0
+    )
+
+
+def test_every_case_has_its_host_and_reason():
+    """
+    Failures and errors name the host, the rule and the assertion.
+    """
+    assert read_junit(JUNIT) == (
+        Outcome("n1", "test_a", "passed"),
+        Outcome("n2", "test_b", "failed", "no shell"),
+        Outcome("n2-blue", "test_c", "skipped"),
+        Outcome("n3", "test_d", "failed", 'failed on setup with "RuntimeError: gone"'),
+    )
+
+
+def test_failures_of_several_hosts_are_one_error():
+    """
+    The error lists each host with each assertion, and the command that mends them.
+    """
+    error = make_report(Finding("n2", "test_b", "no shell"), Finding("n1", "test_a", "x")).error
+    assert isinstance(error, VerifyFailed)
+    assert "n2: test_b: no shell" in error.why
+    assert "inv provision --limit n1,n2" in error.fix
+
+
+def test_what_holds_is_no_error():
+    """
+    A report without failures has no error.
+    """
+    assert make_report().error is None
+    assert make_report().as_json()["ok"] is True
