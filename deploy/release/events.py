@@ -2,7 +2,7 @@
 What a release reports while it runs, and what it ends with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -75,12 +75,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
-class Report(Protocol):
-    """
-    Where events go.
-    """
-
-    def __call__(self, event: ReleaseEvent) -> None: ...
+Report = Callable[[ReleaseEvent], None]  # where events go
 
 
 def release_id(version: str, now: datetime) -> str:

@@ -1,0 +1,328 @@
+"""
+Releases and rollbacks on booted hosts over real SSH, under live traffic, and what breaks them.
+
+The command line as a user has it, in processes of its own; each test leaves v1 serving.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy import wiring
+from deploy.demo.load import LoadGenerator
+from deploy.lab import lab
+from deploy.transport.ssh import SshTransport
+
+ROOT = Path(__file__).parents[2]
+INVOKE = [sys.executable, "-m", "invoke"]
+
+
+def inv(*args, wanted=0):
+    """
+    Run a task with --json and return its document; its exit code has to be *wanted*.
+    """
+    done = subprocess.run(
+        [*INVOKE, *args, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == wanted, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout)
+
+
+def inv_until(text, then, *args):
+    """
+    Run a task, call *then* when its progress shows *text*; return (exit code, document, seconds).
+    """
+    began_s = None
+    with subprocess.Popen(
+        [*INVOKE, *args, "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if text in line and began_s is None:
+                began_s = time.monotonic()
+                then(process)
+        out = process.stdout.read()
+        code = process.wait()
+    assert began_s is not None, f"never saw {text!r} in:\n{''.join(lines)}"
+    return code, (json.loads(out) if out else None), time.monotonic() - began_s
+
+
+@pytest.fixture(scope="module")
+def fleet(lab_hosts):
+    return wiring.fleet("lab")
+
+
+@pytest.fixture(scope="module")
+def provisioned(fleet):
+    inv("provision", "--yes")
+    for version, kind in {
+        "v1.0.0": "good-v1", "v1.1.0": "good-v2", "v1.2.0": "nan", "v1.3.0": "garbled",
+    }.items():  # fmt: skip
+        model = wiring.make_lab_model(kind, None, print)
+        inv("bundle", "--model", str(model), "--version", version)
+    return fleet
+
+
+@pytest.fixture
+def v1(provisioned):
+    """
+    v1.0.0 serves on every host, from one slot each, whatever was there before.
+    """
+    bring_v1()
+    yield provisioned
+    for name in ("n1", "n2", "n3", "n4"):
+        lab.thaw(name)
+        lab.heal(name)
+
+
+def bring_v1():
+    if any(shares != {"v1.0.0": 100} for shares in serving().values()):
+        inv("release", "--version", "v1.0.0", "--canary", "50", "--yes")  # under our own traffic
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+
+@pytest.fixture
+def load(provisioned):
+    """
+    Live traffic, keep-alive and streams, for as long as the test runs.
+    """
+    prompts = json.loads((ROOT / ".slipway/models/nan/live_prompts.json").read_text())
+    made = LoadGenerator(
+        [f"http://{host.address}:{provisioned.service.port}" for host in provisioned.hosts],
+        prompts=prompts, rate_rps=40, connections=16, streams=4, max_tokens=8, stream_pause_s=1.0,
+        stream_max_tokens=24,
+    )  # fmt: skip
+    made.start()
+    yield made
+    made.stop()
+
+
+def serving():
+    """
+    {host: {version: percent}} of the slots that have traffic; {} for a host that does not answer.
+    """
+    return {
+        host["host"]: {s["version"]: s["weight_pct"] for s in host["slots"] if s["weight_pct"]}
+        for host in inv("status")["hosts"]
+    }
+
+
+def on_host(fleet, name, *argv):
+    transport = SshTransport(fleet.host(name))
+    try:
+        return transport.run(argv, timeout_s=30, check=False).stdout
+    finally:
+        transport.close()
+
+
+def test_a_good_release_loses_nothing(v1, load):
+    """
+    A release and a rollback under keep-alive and streaming clients: none lost, none cut, and the
+    canary had its share before the rest.
+    """
+    outcome = inv("release", "--version", "v1.1.0", "--canary", "10", "--yes")
+    assert outcome["outcome"] == "promoted"
+    assert all(shares == {"v1.1.0": 100} for shares in serving().values())
+
+    outcome = inv("rollback", "--yes")
+    assert outcome["outcome"] == "reverted"
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+    seen = load.stop()
+    assert (seen.lost_requests, seen.cut_streams) == (0, 0), seen.losses
+    assert seen.streams > 20
+    assert seen.requests_by_version["v1.1.0"] > 50
+    assert not seen.errors_by_version
+
+
+def test_a_release_that_fails_users_is_refused_and_undone(v1, load):
+    """
+    Golden answers pass, live requests fail: the canary's gate reverts it at its share.
+    """
+    outcome = inv("release", "--version", "v1.2.0", "--canary", "10", "--yes", wanted=8)
+
+    assert outcome["outcome"] == "reverted"
+    assert outcome["evidence"]["waves"][0]["gate"] == "http_request_error_rate"
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+    seen = load.stop()
+    assert (seen.lost_requests, seen.cut_streams) == (0, 0), seen.losses
+
+
+def test_a_release_with_wrong_answers_never_reaches_a_user(v1, load):
+    """
+    Golden answers differ: reverted before any traffic.
+    """
+    outcome = inv("release", "--version", "v1.3.0", "--canary", "10", "--yes", wanted=24)
+
+    assert outcome["outcome"] == "reverted"
+    assert "golden" in outcome["reason"]
+    assert load.stop().exposure("v1.3.0") is None
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+
+def test_silence_pauses_and_rolling_back_drops_the_canary(v1):
+    """
+    Without traffic nothing is promoted; the paused release is dropped by one command.
+    """
+    outcome = inv("release", "--version", "v1.1.0", "--yes", wanted=10)
+    assert outcome["outcome"] == "paused"
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+    assert inv("status")["release"]["paused"]
+
+    inv("rollback", "--yes")
+
+    assert inv("status")["release"] is None
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+
+@pytest.mark.parametrize("breaks", [lab.freeze, lab.cut])
+def test_a_host_that_stops_answering_ends_the_release_by_itself(v1, load, breaks):
+    """
+    Frozen or cut in the middle: the command ends within the lease's time and two connection
+    attempts, names the host, and the other three serve the old release.
+    """
+    code, outcome, took_s = inv_until(
+        "host.staged", lambda _: breaks("n3"), "release", "--version", "v1.1.0", "--yes"
+    )
+    policy, ssh = v1.release, v1.hosts[0].ssh
+    assert took_s < v1.service.start_timeout + policy.lease_ttl + 4 * ssh.connect_timeout
+    assert code in (9, 24), outcome
+    assert "n3" in json.dumps(outcome["error"])
+    seen = serving()
+    assert seen["n3"] == {}, "status says that it cannot be reached"
+    assert all(seen[name] == {"v1.0.0": 100} for name in ("n1", "n2", "n4"))
+
+    lab.thaw("n3")
+    lab.heal("n3")
+    time.sleep(v1.release.lease_ttl)  # its lease has to expire: nobody gave it back
+    inv("rollback", "--yes", wanted=0 if inv("status")["release"] else 20)
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+
+def test_a_killed_operator_leaves_what_the_next_one_clears(v1, load):
+    """
+    kill -9 in the middle of a canary: the lease expires, and rolling back drops the canary.
+    """
+    code, _, _ = inv_until(
+        "traffic.shifted", lambda process: process.kill(), "release", "--version", "v1.1.0", "--yes"
+    )
+    assert code == -9
+    found = inv("status")["release"]
+    assert found["unfinished"]
+
+    held = inv("rollback", "--yes", wanted=6)
+    assert held["error"]["kind"] == "LeaseHeld"
+    time.sleep(v1.release.lease_ttl)
+    inv("rollback", "--yes")
+
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+    assert load.stop().lost_requests == 0
+
+
+def test_two_operators_at_once(v1, load):
+    """
+    The second is told who holds the lease, and changes nothing.
+    """
+    found = {}
+
+    def second(_):
+        found.update(inv("release", "--version", "v1.1.0", "--yes", wanted=6))
+
+    code, outcome, _ = inv_until("host.staged", second, "release", "--version", "v1.1.0", "--yes")
+    assert found["error"]["kind"] == "LeaseHeld"
+    assert wiring.actor() in found["error"]["why"]
+    assert (code, outcome["outcome"]) == (0, "promoted")
+
+
+def test_a_second_release_of_the_same_bundle_is_a_noop(v1):
+    outcome = inv("release", "--version", "v1.0.0", "--yes")
+    assert outcome["outcome"] == "noop"
+
+
+def test_a_plan_is_approved_against_a_world(v1):
+    """
+    The digest that plan printed is accepted; another one is refused before anything is touched.
+    """
+    digest = inv("plan", "--version", "v1.1.0")["digest"]
+    assert inv("plan", "--version", "v1.1.0")["digest"] == digest
+    refused = inv("release", "--version", "v1.1.0", "--plan", "0" * 12, "--yes", wanted=3)
+    assert digest in refused["error"]["why"]
+
+
+def test_a_share_outside_its_range_is_refused_before_anything_connects(v1):
+    for share in ("0", "51", "ten"):
+        refused = inv("release", "--version", "v1.1.0", "--canary", share, "--yes", wanted=19)
+        assert share in refused["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "code"),
+    [
+        (lambda path: (path / "manifest.json.sig").unlink(), 11),
+        (lambda path: (path / "files.tar").write_bytes(b"\0" * (path / "files.tar").stat().st_size),
+         14),
+        (lambda path: os.truncate(path / "files.tar", 1000), 15),
+    ],
+    ids=["unsigned", "tampered", "truncated"],
+)  # fmt: skip
+def test_a_bundle_that_is_not_what_was_signed_is_refused(v1, tmp_path, harm, code):
+    """
+    Before any host is asked; the host would refuse it too (tests/unit/deploy/remote).
+    """
+    path = wiring.store().get("v1.1.0").path
+    kept = tmp_path / "kept"
+    shutil.copytree(path, kept)
+    try:
+        harm(path)
+        inv("release", "--version", "v1.1.0", "--yes", wanted=code)
+    finally:
+        shutil.rmtree(path)
+        shutil.copytree(kept, path)
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+
+
+def test_the_journal_has_an_intent_and_a_result_for_every_effect(v1):
+    """
+    On the host that it happened on, in order.
+    """
+    lines = on_host(v1, "n1", "cat", "/var/lib/slipway/journal.jsonl").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["seq"] for r in records] == sorted(r["seq"] for r in records)
+    intents = [r for r in records if r["phase"] == "intent"]
+    results = [r for r in records if r["phase"] == "result"]
+    assert {"slot.start", "traffic.set", "slot.stop"} <= {r["step"] for r in intents}
+    assert len(intents) - len(results) <= 1  # a killed operator may have left one open
+
+
+def test_the_sandbox(v1):
+    """
+    systemd's own score is 2.0 or better, and the runtime's user can write nothing but its state.
+    """
+    score = on_host(v1, "n1", "systemd-analyze", "security", "--no-pager",
+                    "slipway-runtime@blue").strip().splitlines()[-1]  # fmt: skip
+    assert float(score.split(":")[1].split()[0]) <= 2.0, score
+    pid = on_host(v1, "n1", "sh", "-c",
+                  "for s in blue green; do systemctl show -P MainPID slipway-runtime@$s; done"
+                  "| grep -v '^0$' | head -1").strip()  # fmt: skip
+    find = (
+        "find / -xdev -writable \\( -type f -o -type d \\) 2>/dev/null; "
+        "find /run /var/lib /tmp /var/tmp /dev/shm /etc /opt -writable "
+        "\\( -type f -o -type d \\) 2>/dev/null"
+    )
+    writable = on_host(v1, "n1", "nsenter", "-t", pid, "-m", "-S",
+                       on_host(v1, "n1", "id", "-u", "slipway").strip(), "-G",
+                       on_host(v1, "n1", "id", "-g", "slipway").strip(),
+                       "sh", "-c", find).split()  # fmt: skip
+    own = ("/run/slipway/", "/var/lib/slipway-runtime/", "/tmp", "/var/tmp", "/dev/shm", "/proc/")
+    own += ("/var/lib/private/slipway-runtime/", "/dev/mqueue")
+    assert writable, "it can write its state: the search works"
+    assert [path for path in writable if not path.startswith(own)] == []
