@@ -237,13 +237,15 @@ def _run(demo: _Demo, *, fresh: bool) -> DemoReport:
     with demo.step("provision again", "0 changes") as say:
         _provision(demo, fleet, say, numbers, "second")
     models: dict[str, Path] = {}
+    digests: dict[str, str] = {}
     with demo.step("models and bundles", "built") as say:
         for version, kind in _MODELS.items():
             models[version] = wiring.make_lab_model(kind, None, demo.progress)
-            wiring.make_bundle(fleet, models[version], version, demo.progress)
+            made = wiring.make_bundle(fleet, models[version], version, demo.progress)
+            digests[version] = made.digest
         say("built", ", ".join(_MODELS))
     with wiring.hosts(fleet) as on:
-        _release(demo, on, GOOD_1, Ending.PROMOTED, "first release")
+        _release(demo, on, GOOD_1, digests[GOOD_1], Ending.PROMOTED, "first release")
         load = LoadGenerator(
             [f"http://{host.address}:{fleet.service.port}" for host in fleet.hosts],
             prompts=json.loads((models[BAD] / "live_prompts.json").read_text()),
@@ -256,9 +258,18 @@ def _run(demo: _Demo, *, fresh: bool) -> DemoReport:
         )
         load.start()
         try:
-            _release(demo, on, GOOD_2, Ending.PROMOTED, f"a good release, {CANARY_PCT} % canary")
-            _release(demo, on, BAD, Ending.REVERTED, "a release that fails users")
-            _release(demo, on, GARBLED, Ending.REVERTED, "a release with wrong answers")
+            _release(
+                demo,
+                on,
+                GOOD_2,
+                digests[GOOD_2],
+                Ending.PROMOTED,
+                f"a good release, {CANARY_PCT} % canary",
+            )
+            _release(demo, on, BAD, digests[BAD], Ending.REVERTED, "a release that fails users")
+            _release(
+                demo, on, GARBLED, digests[GARBLED], Ending.REVERTED, "a release with wrong answers"
+            )
             _rollback(demo, on)
         finally:
             seen = load.stop()
@@ -291,9 +302,11 @@ def _provision(
     say("provisioned" if which == "first" else f"{changes} changes", detail)
 
 
-def _release(demo: _Demo, on: wiring.Hosts, version: str, wanted: Ending, name: str) -> None:
+def _release(
+    demo: _Demo, on: wiring.Hosts, version: str, digest: str, wanted: Ending, name: str
+) -> None:
     with demo.step(f"release {version}: {name}", wanted) as say:
-        bundle = wiring.checked_bundle(on.fleet, version)
+        bundle = wiring.checked_bundle(on.fleet, digest)
         plan = wiring.make_plan(on, bundle, CANARY_PCT)
         outcome = wiring.run_release(on, bundle, plan, demo.heard)
         _ended(outcome, say)

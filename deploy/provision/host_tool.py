@@ -42,6 +42,7 @@ def host_config(goal: Goal) -> str:
         "row": goal.row.name,
         "port": goal.service.port,
         "python": goal.row.python,
+        "locks": [goal.lock.digest],  # venvs that `retire` leaves alone
         "backend": layout.BACKEND,
         "haproxy_socket": layout.HAPROXY_SOCKET,
         "drain_timeout_s": goal.drain_timeout_s,

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+HERE = "here"  # stands for the host where an event is of this machine
+
 
 class EventKind(StrEnum):
+    FETCHING = "fetching"  # wheels, into this machine's cache
     CONNECTING = "connecting"
     LOOKING = "looking"
     CHANGING = "changing"  # about to change `resource`
@@ -47,6 +50,8 @@ class ProvisionEvent:
                 took = f" ({self.took_s:.1f}s)" if self.took_s is not None else ""
                 verb = self.kind.value.replace("_", " ")
                 return f"{self.host}:{counted} {verb} {self.resource}: {self.change}{took}"
+            case EventKind.FETCHING:
+                return f"{self.host}: {self.change}"
             case EventKind.FAILED:
                 return f"{self.host}: failed: {self.why}"
             case _:

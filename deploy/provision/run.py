@@ -16,11 +16,12 @@ from typing import IO
 import uv
 
 from deploy.bundle.host_tool import build_host_tool
-from deploy.errors import TransportError
+from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.inventory.schema import Fleet
 from deploy.provision.goal import Goal, read_allowed_signers, resolve_tokens, weigh
 from deploy.provision.job import HostJob, Job
 from deploy.provision.report import (
+    HERE,
     Change,
     EventKind,
     Failure,
@@ -31,7 +32,7 @@ from deploy.provision.site import plan_site
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import Lock, ensure_lock
 
-DEADLINE_S = 1200.0  # of the whole run; whoever has not answered by then has failed
+DEADLINE_S = 1200.0  # of all hosts together; whoever has not answered by then has failed
 _ROOT = Path(__file__).parents[2]
 
 Progress = Callable[[ProvisionEvent], None]
@@ -52,7 +53,7 @@ def provision(
 
     Args:
         env: Where secrets that are environment variables are found.
-        deadline_s: Longest time that it takes, in seconds, whatever the hosts do.
+        deadline_s: Longest time that the hosts get, in seconds, whatever they do.
 
     Raises:
         InventoryError: A row, secret or file of the fleet is missing; no host was touched.
@@ -62,15 +63,18 @@ def provision(
     collected = _Collected([host.name for host in fleet.hosts], progress)
     worker = _start()  # it imports while we gather
     try:
-        job = Job(check=check, hosts=_jobs(fleet, env))
-        _work(worker, job, collected, started_s + deadline_s)
+        job = Job(check=check, hosts=_jobs(fleet, env, progress))
+        _work(worker, job, collected, time.monotonic() + deadline_s)
     finally:
         worker.kill()
         worker.wait()
     return collected.report(check, time.monotonic() - started_s)
 
 
-def _jobs(fleet: Fleet, env: Mapping[str, str]) -> tuple[HostJob, ...]:
+def _jobs(fleet: Fleet, env: Mapping[str, str], progress: Progress) -> tuple[HostJob, ...]:
+    def fetching(text: str) -> None:
+        progress(ProvisionEvent(HERE, EventKind.FETCHING, change=text))
+
     matrix = load_matrix()
     rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
     tokens = resolve_tokens(fleet, env)
@@ -79,7 +83,7 @@ def _jobs(fleet: Fleet, env: Mapping[str, str]) -> tuple[HostJob, ...]:
     binary = weigh(Path(uv.find_uv_bin()))
     locks: dict[str, Lock] = {}
     for name, row in rows.items():
-        locks[name] = ensure_lock(row, progress=lambda _: None)
+        locks[name] = ensure_lock(row, progress=fetching)
     jobs = []
     for host in fleet.hosts:
         goal = Goal(
@@ -133,7 +137,7 @@ class _Collected:
             self._changes.append(Change(*changed))
         self._progress(event)
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str, fix: str, kind: type[DeployError]) -> None:
         """
         Fail every host that has not ended.
         """
@@ -141,9 +145,7 @@ class _Collected:
         for host in self._hosts:
             if host not in ended:
                 doing = self._doing.get(host, "starting")
-                fix = f"see whether it is up, then: inv provision --limit {host}"
-                kind = TransportError.__name__
-                self._failed.append(Failure(host, f"{why}, at: {doing}", fix, kind))
+                self._failed.append(Failure(host, f"{why}, at: {doing}", fix, kind.__name__))
 
     def report(self, check: bool, took_s: float) -> ProvisionReport:
         return ProvisionReport(
@@ -191,10 +193,13 @@ def _work(worker: "subprocess.Popen[str]", job: Job, collected: _Collected, end_
         timer.cancel()
     listener.join(timeout=1)
     if timed_out.is_set():
-        collected.give_up("the run's deadline passed")
+        fix = "see what the host is busy with, then: inv provision"
+        collected.give_up("the run's deadline passed", fix, TransportError)
     else:
         said = " / ".join(line for line in complaints[-3:] if line)
-        collected.give_up(f"the worker ended with status {worker.returncode} ({said})")
+        why = f"provisioning broke on this machine, status {worker.returncode} ({said})"
+        fix = "this is not about the host: is .venv whole?  ./inv makes it anew from the lock"
+        collected.give_up(why, fix, CommandFailed)
 
 
 def _environment() -> dict[str, str]:

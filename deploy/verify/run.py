@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -56,8 +56,7 @@ def verify(
             why = _pytest(reached, config, expected, xml, progress, deadline_s) if reached else None
         outcomes = read_junit(xml.read_text(encoding="utf-8")) if xml.exists() else ()
         failed = [*unreachable, *(Finding(o.host, o.test, o.why) for o in _failed(outcomes))]
-        if why is not None:
-            failed += [Finding(host.name, "the run", why) for host in reached]
+        failed += unasserted([host.name for host in reached], outcomes, why)
         _write(junit, xml, failed, outcomes)
     return VerifyReport(
         hosts=tuple(host.name for host in fleet.hosts),
@@ -67,6 +66,20 @@ def verify(
         junit=junit,
         took_s=time.monotonic() - started_s,
     )
+
+
+def unasserted(hosts: Sequence[str], outcomes: Sequence[Outcome], why: str | None) -> list[Finding]:
+    """
+    Return a finding for each host that was not asserted to the end: silence is not health.
+
+    Args:
+        why: What ended the run early; None: nothing did.
+    """
+    heard = {outcome.host for outcome in outcomes}
+    if why is None and heard >= set(hosts):
+        return []
+    reason = why or "not one assertion was made"
+    return [Finding(h, "the run", reason) for h in hosts if why is not None or h not in heard]
 
 
 def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
@@ -175,7 +188,7 @@ def _pytest(
         timer.cancel()
         child.kill()
         child.wait()
-    if child.returncode in (0, 1):  # all passed; some failed
+    if child.returncode in (0, 1) and xml.exists():  # all passed; some failed
         return None
     if child.returncode < 0:
         return f"the assertions did not end within {deadline_s:.0f} s"

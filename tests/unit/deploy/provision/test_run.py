@@ -170,6 +170,7 @@ def test_the_worker_reports_a_host_that_nobody_answers_for(tmp_path):
     ("fields", "words"),
     [
         ({"kind": EventKind.CONNECTING}, "n1: connecting"),
+        ({"kind": EventKind.FETCHING, "change": "fetching 35 wheels"}, "n1: fetching 35 wheels"),
         ({"kind": EventKind.FAILED, "why": "no answer"}, "n1: failed: no answer"),
         (
             {"kind": EventKind.CHANGED, "resource": "/x", "change": "create", "took_s": 1.25},

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from deploy.verify import run, verify
+from deploy.verify.report import Outcome
 from tests.unit.deploy.inventory.builders import make_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -46,3 +47,37 @@ def test_the_tests_read_what_is_written_for_them():
     tree = ast.parse((ROOT / "tests/testinfra/conftest.py").read_text())
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert run.ENV_EXPECTED in names
+
+
+def test_silence_is_not_health():
+    """
+    A host of which nothing was asserted has failed, however well pytest says it went.
+    """
+    heard = [Outcome("n1", "test_a", "passed")]
+    assert run.unasserted(["n1"], heard, None) == []
+    assert [f.host for f in run.unasserted(["n1", "n2"], heard, None)] == ["n2"]
+    assert [f.host for f in run.unasserted(["n1", "n2"], (), None)] == ["n1", "n2"]
+
+
+def test_a_run_that_ends_early_fails_every_host():
+    """
+    What was asserted before a crash or a deadline is not the whole.
+    """
+    heard = [Outcome("n1", "test_a", "passed")]
+    [finding] = run.unasserted(["n1"], heard, "the assertions did not end within 300 s")
+    assert (finding.host, finding.test) == ("n1", "the run")
+
+
+def test_a_pytest_that_can_not_run_is_not_a_pass(tmp_path, monkeypatch):
+    """
+    Tests that are gone, or a pytest that breaks, fail the hosts that they were for.
+    """
+    monkeypatch.setattr(run, "_TESTS", tmp_path / "nowhere")
+    fleet = closed_fleet(tmp_path)
+    for name in ("ssh_config", "expected.json"):
+        (tmp_path / name).write_text("{}")
+    xml = tmp_path / "junit.xml"
+    config, expected = tmp_path / "ssh_config", tmp_path / "expected.json"
+    why = run._pytest(list(fleet.hosts), config, expected, xml, lambda _: None, 60.0)
+    assert why is not None
+    assert "pytest ended with status" in why
