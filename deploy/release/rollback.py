@@ -51,14 +51,17 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
     """
     Return the way back of every host.  Pure.
 
-    Where a release stopped in the middle, the target is the last one recorded as good; where all
-    is settled, the one before it.  `to` names another by release id or version.  A host that
-    serves the target, and nothing else, is left alone: going back to what runs is no way back.
+    Where a release stopped in the middle on any host, the target is the last one recorded as good;
+    where all is settled, the one before it.  `to` names another by release id or version.  A host
+    that serves the target, and nothing else, is left alone: going back to what runs is no way back.
 
     Raises:
         NothingToRollBackTo: A host has no such release on record.
     """
-    targets = {name: _target(seen, to) for name, seen in observed.items()}
+    in_the_middle = not all(_is_settled(seen) for seen in observed.values())
+    targets = {
+        name: _target(seen, to, in_the_middle=in_the_middle) for name, seen in observed.items()
+    }
     if to is None:
         _same_everywhere(targets)
     hosts = []
@@ -74,7 +77,7 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
     return RollbackPlan(target, tuple(hosts), f"back to {target.version} ({target.release})")
 
 
-def _target(seen: Observed, to: str | None) -> Good:
+def _target(seen: Observed, to: str | None, *, in_the_middle: bool) -> Good:
     if to is not None:
         for good in reversed(seen.good):
             if to in {good.release, good.version} or good.bundle.startswith(to):
@@ -93,7 +96,7 @@ def _target(seen: Observed, to: str | None) -> Good:
             fix="inv release",
             host=seen.host,
         )
-    if not _is_settled(seen):
+    if in_the_middle:
         return seen.good[-1]
     earlier = [good for good in seen.good if good.bundle != seen.good[-1].bundle]
     if not earlier:
@@ -109,7 +112,11 @@ def _target(seen: Observed, to: str | None) -> Good:
 def _is_settled(seen: Observed) -> bool:
     """
     Return whether the last good release has all the traffic, even if its unit is dead.
+
+    A host without any is not settled, and one where a release began and has not ended.
     """
+    if not seen.good or seen.unfinished or seen.paused:
+        return False
     has, idle = [s for s in seen.slots if s.has_traffic], [s for s in seen.slots if s.is_idle]
     return len(has) == 1 and len(idle) == 1 and has[0].bundle == seen.good[-1].bundle
 
@@ -133,7 +140,8 @@ def _host(seen: Observed, target: Good) -> HostRollback | None:
     stable = seen.stable
     serving = next((s for s in seen.slots if s.has_traffic and s.bundle == target.bundle), None)
     warm = next((s for s in seen.slots if s.bundle == target.bundle and s.unit == "active"), None)
-    if serving is not None and all(s.is_idle for s in seen.slots if s is not serving):
+    is_alone = serving is not None and all(s.is_idle for s in seen.slots if s is not serving)
+    if is_alone and not seen.unfinished and not seen.paused:
         return None
     to_slot = warm.slot if warm is not None and warm.is_ready else seen.spare.slot
     other = next(s.slot for s in seen.slots if s.slot != to_slot)

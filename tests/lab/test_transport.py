@@ -53,7 +53,7 @@ def test_a_command_does_not_outlive_its_deadline_on_the_host(transport, eventual
     with pytest.raises(TransportError):
         transport.run(["sleep", "4242"], timeout_s=1)
     eventually(
-        lambda: transport.run(["pgrep", "-f", "sleep 4242"], timeout_s=10, check=False).stdout,
+        lambda: transport.run(["pgrep", "-f", "[s]leep 4242"], timeout_s=10, check=False).stdout,
         "",
         timeout_s=20,
     )

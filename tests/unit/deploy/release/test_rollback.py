@@ -86,6 +86,34 @@ def test_an_interrupted_release_is_dropped():
         assert host.running == {"blue": True, "green": False}
 
 
+def test_a_release_that_stopped_on_one_host_is_dropped_there_only():
+    """
+    The hosts that it had not reached stay at what they serve; they don't go further back.
+    """
+    canary = make_serving("green", "b2", "v2", weight_pct=0)
+    seen = {
+        "n1": make_observed("n1", make_serving(), canary, good=make_settled().good, paused="r-v2"),
+        "n2": make_settled("n2", good=[("b0", "v0"), ("b1", "v1")]),
+    }
+
+    made = plan_rollback(seen)
+
+    assert [(host.host, host.target.bundle, host.to_slot) for host in made.hosts] == [
+        ("n1", "b1", "blue")
+    ]
+
+
+def test_a_release_that_only_began_is_ended():
+    """
+    An operator killed while staging left a beginning without an end, and nothing else to undo.
+    """
+    left = make_observed("n1", make_serving(), good=make_settled().good, unfinished="r-v2 at stage")
+
+    made = plan_rollback({"n1": left})
+
+    assert [(host.to_slot, host.is_warm) for host in made.hosts] == [("blue", True)]
+
+
 def test_going_back_to_what_serves_is_a_noop():
     """
     Two bad releases cannot revert into each other: the target that runs is reported, not redone.
