@@ -190,9 +190,10 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
         inv plan --canary 10
     """
     from deploy import report, wiring
+    from deploy.release.plan import check_share
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
-    pct = whole("canary", canary) if canary else fleet.release.canary.share_pct
+    pct = check_share(whole("canary", canary)) if canary else fleet.release.canary.share_pct
     found = wiring.checked_bundle(fleet, version)
     with wiring.hosts(fleet) as on:
         made = wiring.make_plan(on, found, pct)
@@ -253,7 +254,7 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
         progress(f"{made.reason}: {', '.join(h.host for h in made.hosts) or 'nothing to do'}")
         if not made.is_noop:
             confirm("go?", yes)
-        outcome = wiring.run_rollback(on, made, lambda e: progress(report.event_line(e)))
+        outcome = wiring.run_rollback(on, made, lambda e: progress(report.event_line(e)), to)
     finish(outcome, json)
 
 

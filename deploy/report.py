@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from deploy.errors import DeployError
+from deploy.errors import DeployError, TransportError
 from deploy.lab.config import LabStatus
 from deploy.provision.report import ProvisionReport
 from deploy.release.events import ReleaseEvent
@@ -143,7 +143,9 @@ def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[
     release = None
     for name, found in seen.items():
         if isinstance(found, DeployError):
-            hosts.append({"host": name, "reachable": False, "slots": [], "error": found.as_json()})
+            reached = not isinstance(found, TransportError)
+            error = found.as_json()
+            hosts.append({"host": name, "reachable": reached, "slots": [], "error": error})
             continue
         slots = [
             {
@@ -176,7 +178,8 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Rend
     notes: list[str] = []
     for name, found in seen.items():
         if isinstance(found, DeployError):
-            table.add_row(name, "-", "-", Text("unreachable", style="red"), "-", "-", "-")
+            word = "unreachable" if isinstance(found, TransportError) else "unreadable"
+            table.add_row(name, "-", "-", Text(word, style="red"), "-", "-", "-")
             notes.append(f"{found.what}: {found.why}")
             continue
         for index, slot in enumerate(found.slots):

@@ -27,6 +27,7 @@ from deploy.errors import (
     DeployError,
     PreconditionError,
     ProvisionFailed,
+    TransportError,
     UsageError,
 )
 from deploy.inventory.load import load_fleet
@@ -37,7 +38,7 @@ from deploy.release.events import Outcome, ReleaseEvent, release_id
 from deploy.release.executor import ReleaseExecutor
 from deploy.release.observe import Observed, observe
 from deploy.release.plan import ReleasePlan, plan_release
-from deploy.release.rollback import RollbackPlan, plan_rollback, roll_back
+from deploy.release.rollback import BACK_TO, RollbackPlan, plan_rollback, roll_back
 from deploy.transport.host_tool import HostTool
 from deploy.transport.ssh import SshTransport
 from deploy.versions.matrix import load_matrix
@@ -121,13 +122,21 @@ class Hosts:
         Return what every host looks like.
 
         Raises:
-            DeployError: The first host, by name, that could not be read.
+            DeployError: One or more hosts could not be read; all are named.
         """
-        found: dict[str, Observed] = {}
-        for name, seen in self.seen().items():
-            if isinstance(seen, DeployError):
-                raise seen
-            found[name] = seen
+        seen = self.seen()
+        found = {n: s for n, s in seen.items() if isinstance(s, Observed)}
+        failed = {n: s for n, s in seen.items() if isinstance(s, DeployError)}
+        if len(failed) == 1:
+            raise next(iter(failed.values()))
+        if failed:
+            kinds = {type(error) for error in failed.values()}
+            kind = kinds.pop() if len(kinds) == 1 else TransportError
+            raise kind(
+                f"{', '.join(failed)}: cannot be read",
+                why="; ".join(f"{name}: {error.why}" for name, error in failed.items()),
+                fix=f"bring them back, or go on without: --limit {','.join(found) or 'HOSTS'}",
+            )
         return found
 
     @property
@@ -242,7 +251,18 @@ def make_lab_model(kind: str, out: Path | None, progress: Callable[[str], None])
 def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
     """
     Return what releasing *bundle* on *on* takes, as its hosts are now.
+
+    Raises:
+        PreconditionError: The bundle is for another row of the matrix than a host stands on.
     """
+    for host in on.fleet.hosts:
+        if host.row != bundle.manifest.row:
+            raise PreconditionError(
+                f"{host.name}: bundle {bundle.version} is not for this host",
+                why=f"it was built for {bundle.manifest.row}, the host stands on {host.row}",
+                fix=f"inv bundle --hosts {on.fleet.name}, then release that",
+                host=host.name,
+            )
     return plan_release(
         fleet=on.fleet.name,
         bundle=bundle.digest,
@@ -274,6 +294,7 @@ def run_release(
         limits=on.limits,
         clock=clock,
         report=report,
+        recheck=lambda: check_digest(make_plan(on, bundle, plan.canary_pct), plan.digest),
     )
     return executor.run()
 
@@ -285,21 +306,37 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     return plan_rollback(on.observed(), to)
 
 
-def run_rollback(on: Hosts, plan: RollbackPlan, report: Callable[[ReleaseEvent], None]) -> Outcome:
+def run_rollback(
+    on: Hosts,
+    plan: RollbackPlan,
+    report: Callable[[ReleaseEvent], None],
+    to: str | None = None,
+) -> Outcome:
     """
-    Do *plan* and return how it ended.
+    Do *plan*, which was made for *to*, and return how it ended.
     """
     clock = SystemClock()
+
+    def recheck() -> None:
+        now = make_rollback(on, to)
+        if now.hosts != plan.hosts:
+            raise PreconditionError(
+                "the hosts are not any more as the rollback assumed",
+                why=f"the way back is now: {now.reason}",
+                fix="inv rollback again",
+            )
+
     version = plan.target.version if plan.target else "nothing"
     return roll_back(
         plan,
-        release=release_id(f"back-to-{version}", clock.utc()),
+        release=release_id(f"{BACK_TO}{version}", clock.utc()),
         owner=_owner(),
         tools=on.tools,
         policy=on.fleet.release,
         limits=on.limits,
         clock=clock,
         report=report,
+        recheck=recheck,
     )
 
 

@@ -58,6 +58,7 @@ def make_reading(at_s=0.0, **changes):
         "errors": 0,
         "broken": 0,
         "restarts": 0,
+        "is_whole": True,
         "is_ready": True,
         "is_failed": False,
     }

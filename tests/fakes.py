@@ -9,6 +9,7 @@ from deploy import errors
 from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, PreconditionError, TransportError
 from deploy.layout import SLOTS
 
+_ANSWERS = {"metrics": True, "haproxy": {}}
 _ZERO = {"requests": 0, "errors": 0, "broken": 0, "restarts": 0}
 
 
@@ -154,7 +155,8 @@ class FakeHost:
     def _measure(self):
         return {
             "slots": {
-                slot: self.counters[slot] | {"ready": self.running[slot], "unit": self._unit(slot)}
+                slot: self.counters[slot]
+                | {"ready": self.running[slot], "unit": self._unit(slot), **_ANSWERS}
                 for slot in SLOTS
             }
         }

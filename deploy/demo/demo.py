@@ -18,7 +18,7 @@ from typing import Any
 from deploy import wiring
 from deploy.demo.load import LoadGenerator
 from deploy.demo.load_report import Exposure, LoadReport
-from deploy.errors import DeployError
+from deploy.errors import CanaryRejected, ReleaseReverted
 from deploy.inventory.schema import Fleet
 from deploy.lab import lab
 from deploy.provision import provision
@@ -38,7 +38,9 @@ STREAM_PAUSE_S = 1.0
 CANARY_PCT = 10
 
 GOOD_1, GOOD_2, BAD, GARBLED = "v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0"
-_MODELS = {GOOD_1: "good-v1", GOOD_2: "good-v2", BAD: "nan", GARBLED: "garbled"}
+# Built in this order: the newest bundle is the one that `inv release` takes, and must be good.
+_MODELS = {GARBLED: "garbled", BAD: "nan", GOOD_1: "good-v1", GOOD_2: "good-v2"}
+_BY_CANARY, _BY_GOLDEN = "refused by its canary", "refused by its golden prompts"
 
 Progress = Callable[[str], None]
 
@@ -266,9 +268,9 @@ def _run(demo: _Demo, *, fresh: bool) -> DemoReport:
                 Ending.PROMOTED,
                 f"a good release, {CANARY_PCT} % canary",
             )
-            _release(demo, on, BAD, digests[BAD], Ending.REVERTED, "a release that fails users")
+            _release(demo, on, BAD, digests[BAD], _BY_CANARY, "a release that fails users")
             _release(
-                demo, on, GARBLED, digests[GARBLED], Ending.REVERTED, "a release with wrong answers"
+                demo, on, GARBLED, digests[GARBLED], _BY_GOLDEN, "a release with wrong answers"
             )
             _rollback(demo, on)
         finally:
@@ -303,7 +305,7 @@ def _provision(
 
 
 def _release(
-    demo: _Demo, on: wiring.Hosts, version: str, digest: str, wanted: Ending, name: str
+    demo: _Demo, on: wiring.Hosts, version: str, digest: str, wanted: str, name: str
 ) -> None:
     with demo.step(f"release {version}: {name}", wanted) as say:
         bundle = wiring.checked_bundle(on.fleet, digest)
@@ -324,9 +326,14 @@ def _rollback(demo: _Demo, on: wiring.Hosts) -> None:
 
 
 def _ended(outcome: Outcome, say: Callable[[str, str], None]) -> None:
-    error: DeployError | None = outcome.error
-    stuck = error is not None and error.exit_code == 9
-    say("stuck" if stuck else outcome.ending, outcome.reason)
+    found = str(outcome.ending)
+    if isinstance(outcome.error, CanaryRejected):
+        found = _BY_CANARY
+    elif isinstance(outcome.error, ReleaseReverted) and "golden prompts" in outcome.reason:
+        found = _BY_GOLDEN
+    elif outcome.error is not None:
+        found = outcome.error.what
+    say(found, outcome.reason)
 
 
 def _exposed(version: str, seen: Exposure | None) -> dict[str, Any]:

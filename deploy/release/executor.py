@@ -23,7 +23,7 @@ from deploy.release import steps
 from deploy.release.events import Clock, Ending, Outcome, ReleaseEvent, Report
 from deploy.release.gates import Judgement, Reading, Verdict, judge, summed
 from deploy.release.lease import LeaseKeeper
-from deploy.release.machine import Event, State, advance
+from deploy.release.machine import ENDS, Event, State, advance
 from deploy.release.plan import HostPlan, ReleasePlan
 from deploy.transport.host_tool import HostTool
 
@@ -46,6 +46,8 @@ class ReleaseExecutor:
 
     Args:
         stage: Brings the bundle to one host and returns what it sent.
+        recheck: Called under the leases, before anything is touched; raises when the hosts are
+            not any more as the plan assumed.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class ReleaseExecutor:
         limits: steps.Limits,
         clock: Clock,
         report: Report,
+        recheck: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan, self._release, self._owner = plan, release, owner
         self._tools = {host.host: tools[host.host] for host in plan.hosts}
         self._stage, self._policy, self._limits = stage, policy, limits
-        self._clock, self._report = clock, report
+        self._clock, self._report, self._recheck = clock, report, recheck
+        self._has_started = False
         self.states = {host.host: State.PLANNED for host in plan.hosts}
         self._evidence: dict[str, Any] = {"waves": []}
 
@@ -86,7 +90,9 @@ class ReleaseExecutor:
             ttl_s=self._policy.lease_ttl,
         )
         with keeper:
+            self._keeper = keeper
             self._say("lease.acquired", f"lease on {', '.join(self._tools)}")
+            self._recheck()
             self._record("release.begin", bundle=self._plan.bundle, version=self._plan.version)
             try:
                 outcome = self._forward()
@@ -94,6 +100,10 @@ class ReleaseExecutor:
                 outcome = self._back(stop)
             except KeyboardInterrupt:
                 outcome = self._back(_Stop({}, _interrupted()))
+            except Exception as error:  # a bug of ours: users first, then the traceback
+                self._back(_Stop({}, _bug(error)))
+                self._record("release.end", outcome=str(Ending.REVERTED), reason=repr(error))
+                raise
             self._record("release.end", outcome=str(outcome.ending), reason=outcome.reason)
         self._say(f"release.{outcome.ending}", outcome.reason)
         return outcome
@@ -115,6 +125,8 @@ class ReleaseExecutor:
         except _Stop as stop:
             # Every gate has passed and every host serves the new release: no reason to go back.
             error = _unretired(self._release, stop.errors)
+        except KeyboardInterrupt:
+            error = _unretired(self._release, {"all hosts": _interruption()})
         reason = self._evidence["waves"][-1]["reason"] if self._evidence["waves"] else None
         return Outcome(
             self._release,
@@ -129,6 +141,7 @@ class ReleaseExecutor:
         self._say("host.staged", _sent(sent), host.host, sent)
 
     def _start_one(self, host: HostPlan, tool: HostTool) -> None:
+        self._has_started = True
         if host.clear_first:
             steps.clear(tool, host.to_slot, host.from_slot, self._limits)
             self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
@@ -145,15 +158,15 @@ class ReleaseExecutor:
         self._shifted(host, weights)
 
     def _promote_one(self, host: HostPlan, tool: HostTool) -> None:
-        weights = {host.to_slot: 100} | ({host.from_slot: 0} if host.from_slot else {})
+        weights = {host.to_slot: 100, host.other_slot: 0}
         self._shifted(host, steps.shift(tool, weights))
 
     def _retire_one(self, host: HostPlan, tool: HostTool) -> None:
         steps_args = {"bundle": self._plan.bundle, "version": self._plan.version}
         tool.call("good.record", steps_args | {"slot": host.to_slot})
-        if host.from_slot is not None:
-            steps.stop(tool, host.from_slot, self._limits)
-            self._say("slot.retired", f"{host.from_slot}: {host.from_version}", host.host)
+        if host.stop_other:
+            steps.stop(tool, host.other_slot, self._limits)
+            self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
         tool.call("retire", {"keep": self._limits.keep}, timeout_s=60.0)
 
     # -- judging
@@ -221,6 +234,8 @@ class ReleaseExecutor:
                 event = Event.REJECTED if error is None else _event(error)
             state = self.states[host.host] = advance(self.states[host.host], event)
             try:
+                if error is not None and _event(error) is Event.LOST and state not in ENDS:
+                    self._keeper.retake(tool)
                 if state is State.REVERTING:
                     self._revert_one(host, tool)
                     self.states[host.host] = advance(state, Event.DONE)
@@ -243,7 +258,10 @@ class ReleaseExecutor:
             "errors": {name: e.as_json() for name, e in {**stop.errors, **failed}.items()},
         }
         ending = Ending.PAUSED if held else Ending.REVERTED
-        error = _ended(self._release, reason, stop, failed, held=held)
+        if not self._has_started and not failed and _one_kind(stop.errors):
+            error = _unstarted(self._release, stop.errors)
+        else:
+            error = _ended(self._release, reason, stop, failed, held=held)
         return Outcome(self._release, ending, reason, evidence, error)
 
     def _revert_one(self, host: HostPlan, tool: HostTool) -> None:
@@ -310,6 +328,31 @@ _PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejec
 
 def _event(error: DeployError) -> Event:
     return Event.LOST if isinstance(error, TransportError | LeaseLost) else Event.FAILED
+
+
+def _bug(error: Exception) -> Judgement:
+    return Judgement(Verdict.REVERT, "bug", f"an error of the toolkit itself: {error!r}")
+
+
+def _interruption() -> DeployError:
+    return DeployError("interrupted", why="the operator stopped it", fix="inv release finishes it")
+
+
+def _one_kind(errors: Mapping[str, DeployError]) -> bool:
+    return len({type(error) for error in errors.values()}) == 1
+
+
+def _unstarted(release: str, errors: Mapping[str, DeployError]) -> DeployError:
+    """
+    Return the hosts' own kind of error: nothing was started, so nothing was to go back from.
+    """
+    first = errors[min(errors)]
+    return type(first)(
+        f"{release}: not released, and nothing was started: {first.what}",
+        why=first.why,
+        fix=first.fix,
+        host=first.host,
+    )
 
 
 def _interrupted() -> Judgement:

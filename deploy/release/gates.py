@@ -31,6 +31,7 @@ class Reading:
         broken: Requests that HAProxy could not bring to the slot or got no answer to; these
             are not among `requests`, and this counter outlives a restart of the slot.
         restarts: Restarts of the slot's unit since it was started for this release.
+        is_whole: Slot and HAProxy both answered; without, the counters say nothing.
         is_ready: It answered its readiness check.
         is_failed: Its unit is in systemd's state "failed".
     """
@@ -40,6 +41,7 @@ class Reading:
     errors: int
     broken: int
     restarts: int
+    is_whole: bool
     is_ready: bool
     is_failed: bool
 
@@ -84,14 +86,15 @@ def counted(history: Sequence[Reading], within_s: float) -> Window:
     """
     if not history:
         return Window(0, 0, 0)
-    requests = errors = 0
-    for before, after in itertools.pairwise(history):
+    requests = errors = broken = 0
+    whole = [reading for reading in history if reading.is_whole]
+    for before, after in itertools.pairwise(whole):
         more, failed = after.requests - before.requests, after.errors - before.errors
         was_reset = more < 0 or not 0 <= failed <= more
         requests += after.requests if was_reset else more
         errors += after.errors if was_reset else failed
+        broken += max(0, after.broken - before.broken)
     last = history[-1]
-    broken = max(0, last.broken - history[0].broken)
     recent = next(reading for reading in history if reading.at_s >= last.at_s - within_s)
     return Window(requests + broken, errors + broken, max(0, last.restarts - recent.restarts))
 

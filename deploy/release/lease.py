@@ -57,6 +57,17 @@ class LeaseKeeper:
             thread.join(self._ttl_s)
         self._give_back()
 
+    def retake(self, tool: HostTool) -> None:
+        """
+        Take the lease of a host that was lost for a while, if nobody else has it by now.
+
+        Raises:
+            LeaseHeld: Somebody else has.
+            TransportError: It is still lost.
+        """
+        args = {"owner": self._owner, "ttl_s": self._ttl_s, "release": self._release}
+        tool.fence = int(tool.call("lease.acquire", args)["fence"])
+
     def _renew(self, tool: HostTool) -> None:
         # Two tries fit into one time to live.
         failed: DeployError | None = None

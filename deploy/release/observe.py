@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.errors import DeployError
+from deploy.errors import DeployError, PreconditionError
 from deploy.layout import SLOTS
 from deploy.transport.host_tool import HostTool
 
@@ -147,6 +147,23 @@ def parse_status(host: str, status: dict[str, Any]) -> Observed:
         paused=paused["release"] if paused else None,
         boot_id=status["boot_id"],
     )
+
+
+def check_proxy(seen: Observed) -> None:
+    """
+    Refuse a host whose shares are unknown.
+
+    Raises:
+        PreconditionError: HAProxy does not answer there.
+    """
+    if any(slot.weight_pct is None for slot in seen.slots):
+        raise PreconditionError(
+            f"{seen.host}: nobody knows what serves there",
+            why="HAProxy does not answer on its runtime socket",
+            fix=f"systemctl status haproxy on {seen.host}; inv provision --limit {seen.host}, or "
+            "leave it out with --limit",
+            host=seen.host,
+        )
 
 
 def observe(tools: Iterable[HostTool], *, timeout_s: float) -> dict[str, Observed | DeployError]:

@@ -10,7 +10,7 @@ from math import ceil
 
 from deploy.errors import PreconditionError, UsageError
 from deploy.inventory.schema import ReleasePolicy, Wave
-from deploy.release.observe import Observed
+from deploy.release.observe import Observed, check_proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class HostPlan:
             release gets all the traffic once it gave its golden answers.
         to_slot: Slot that the new release takes.
         clear_first: The slot to take is not idle: an earlier release ended in the middle there.
+        other_slot: The slot that the new release does not take.
+        stop_other: It runs or has traffic: it is stopped when the new release is good.
     """
 
     host: str
@@ -31,6 +33,8 @@ class HostPlan:
     from_version: str | None
     to_slot: str
     clear_first: bool
+    other_slot: str
+    stop_other: bool
 
     @property
     def has_stable(self) -> bool:
@@ -134,7 +138,16 @@ def plan_release(
     changed: list[HostPlan] = []
     unchanged: list[str] = []
     for name, seen in observed.items():
+        check_proxy(seen)
         stable, spare = seen.stable, seen.spare
+        other = next(slot for slot in seen.slots if slot.slot != spare.slot)
+        if stable is None and other.unit == "activating":
+            raise PreconditionError(
+                f"{name}: slot {other.slot} is starting",
+                why=f"{other.version} is not ready yet, and may serve in a moment",
+                fix="wait for it: inv status",
+                host=name,
+            )
         if stable is not None and stable.bundle == bundle and spare.is_idle:
             unchanged.append(name)
             continue
@@ -153,6 +166,8 @@ def plan_release(
                 from_version=stable.version if stable else None,
                 to_slot=spare.slot,
                 clear_first=not spare.is_idle,
+                other_slot=other.slot,
+                stop_other=not other.is_idle,
             )
         )
     return ReleasePlan(

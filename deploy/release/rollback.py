@@ -12,8 +12,10 @@ from deploy.inventory.schema import ReleasePolicy
 from deploy.release import steps
 from deploy.release.events import Clock, Ending, Outcome, ReleaseEvent, Report
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Good, Observed
+from deploy.release.observe import Good, Observed, check_proxy
 from deploy.transport.host_tool import HostTool
+
+BACK_TO = "back-to-"  # in the id of a rollback, before the version that it goes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,24 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
     where all is settled, the one before it.  `to` names another by release id or version.  A host
     that serves the target, and nothing else, is left alone: going back to what runs is no way back.
 
+    A rollback that was interrupted goes on to where it was going.  A host that never had a good
+    release is left out, where others had one.
+
     Raises:
         NothingToRollBackTo: A host has no such release on record.
+        PreconditionError: A host's HAProxy does not answer, so nobody knows what serves there.
     """
-    in_the_middle = not all(_is_settled(seen) for seen in observed.values())
-    targets = {
-        name: _target(seen, to, in_the_middle=in_the_middle) for name, seen in observed.items()
-    }
+    for seen in observed.values():
+        check_proxy(seen)
+    known = {name: seen for name, seen in observed.items() if seen.good} or observed
+    if to is None:
+        to = next(filter(None, map(_interrupted, known.values())), None)
+    in_the_middle = not all(_is_settled(seen) for seen in known.values())
+    targets = {name: _target(seen, to, in_the_middle=in_the_middle) for name, seen in known.items()}
     if to is None:
         _same_everywhere(targets)
     hosts = []
-    for name, seen in observed.items():
+    for name, seen in known.items():
         host = _host(seen, targets[name])
         if host is not None:
             hosts.append(host)
@@ -113,12 +122,20 @@ def _is_settled(seen: Observed) -> bool:
     """
     Return whether the last good release has all the traffic, even if its unit is dead.
 
-    A host without any is not settled, and one where a release began and has not ended.
+    A host where a release began and has not ended is not settled.
     """
-    if not seen.good or seen.unfinished or seen.paused:
+    if seen.unfinished or seen.paused:
         return False
-    has, idle = [s for s in seen.slots if s.has_traffic], [s for s in seen.slots if s.is_idle]
-    return len(has) == 1 and len(idle) == 1 and has[0].bundle == seen.good[-1].bundle
+    has = [slot for slot in seen.slots if slot.has_traffic]
+    return len(has) == 1 and has[0].bundle == seen.good[-1].bundle
+
+
+def _interrupted(seen: Observed) -> str | None:
+    """
+    Return the version that an unfinished rollback was going to; None where there is none.
+    """
+    _, mark, version = (seen.unfinished or "").partition(f"-{BACK_TO}")
+    return version.partition(" at ")[0] if mark else None
 
 
 def _same_everywhere(targets: Mapping[str, Good]) -> None:
@@ -166,13 +183,19 @@ def roll_back(
     limits: steps.Limits,
     clock: Clock,
     report: Report,
+    recheck: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """
     Do *plan* on all its hosts at once and return how it ended.
 
     A host where it fails keeps what served before.
 
+    Args:
+        recheck: Called under the leases, before anything is touched; raises when the hosts are
+            not any more as the plan assumed.
+
     Raises:
+        RollbackFailed: Interrupted; the next rollback goes on with it.
         LeaseHeld: Somebody else is releasing; nothing was touched.
         DeployError: A host could not be reached for its lease; nothing was touched.
     """
@@ -218,10 +241,18 @@ def roll_back(
         say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
 
     with LeaseKeeper(mine.values(), owner=owner, release=release, ttl_s=policy.lease_ttl):
-        for tool in mine.values():
-            steps.record(tool, "release.begin", kind="rollback", reason=plan.reason)
-        for work in (prepare, switch, retire):
-            on_all(work)
+        recheck()
+        try:
+            begin = {"kind": "rollback", "reason": plan.reason}
+            on_all(lambda _, tool: steps.record(tool, "release.begin", **begin))
+            for work in (prepare, switch, retire):
+                on_all(work)
+        except KeyboardInterrupt:
+            raise RollbackFailed(
+                f"{release}: interrupted",
+                why="some hosts may be back and others not",
+                fix="inv rollback goes on with it",
+            ) from None
         ending = "failed" if errors else str(Ending.PROMOTED)
         on_all(lambda _, tool: steps.record(tool, "release.end", outcome=ending))
     evidence = {"hosts": [h.host for h in plan.hosts], "to": plan.target and plan.target.release}

@@ -108,6 +108,7 @@ def measure(tool: HostTool, slot: str, now_s: float, timeout_s: float = 10.0) ->
         errors=seen["errors"],
         broken=seen["broken"],
         restarts=seen["restarts"],
+        is_whole=seen["metrics"] and seen["haproxy"] is not None,
         is_ready=seen["ready"],
         is_failed=seen["unit"] == "failed",
     )

@@ -31,7 +31,9 @@ def run(world: World, request: Request) -> dict[str, Any]:
     with step(world, request, {"keep": keep}) as made:
         with locked(world, layout.stage_lock, _LOCK_S):
             with made.held():
-                good = [entry["bundle"] for entry in Journal(world).replay().good[-keep:]]
+                # The newest of each: a bundle that was released twice is kept once.
+                entries = reversed(Journal(world).replay().good)
+                good = list(dict.fromkeys(entry["bundle"] for entry in entries))[:keep]
                 linked = [linked_bundle(layout, slot) for slot in SLOTS]
                 releases = {bundle for bundle in [*good, *linked] if bundle}
                 kept = {layout.release(bundle) for bundle in releases}

@@ -58,7 +58,7 @@ class HostTool:
             check=False,
         )
         if done.returncode != 0:
-            if "can't open file" in done.stderr or "No such file" in done.stderr:
+            if "can't open file" in done.stderr and layout.HOST_TOOL in done.stderr:
                 raise PreconditionError(
                     f"{self.host}: not provisioned",
                     why=f"{layout.HOST_TOOL} is not there",

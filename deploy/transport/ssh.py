@@ -94,6 +94,8 @@ class SshTransport:
                         raise
                 err = channel.makefile_stderr("rb").read().decode(errors="replace")
                 status = channel.recv_exit_status()
+                if status == -1:
+                    raise paramiko.SSHException("the connection closed before the exit status")
         if status != 0:
             raise CommandFailed(
                 f"{self.host}: could not write {remote}",
@@ -110,8 +112,9 @@ class SshTransport:
 
     def _open(self) -> paramiko.Transport:
         with self._lock:
-            if self._connection is not None and self._connection.is_connected:
-                found: paramiko.Transport | None = self._connection.client.get_transport()
+            known = self._connection  # close() of another thread takes no lock
+            if known is not None and known.is_connected:
+                found: paramiko.Transport | None = known.client.get_transport()
                 if found is not None and found.is_active():
                     return found
             self.close()
@@ -206,7 +209,8 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
     if ssh.known_hosts.exists():
         connection.client.load_host_keys(str(ssh.known_hosts))
     try:
-        connection.open()
+        with _bounded(gateway, 3 * ssh.connect_timeout):
+            connection.open()
     except paramiko.BadHostKeyException as error:
         raise HostKeyMismatch(
             f"{label}: the host key is not the recorded one",
@@ -242,6 +246,23 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
         # Nagle against delayed acknowledgements: 54 ms a command with it, 8 ms without.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+@contextlib.contextmanager
+def _bounded(gateway: Connection | None, timeout_s: float) -> Iterator[None]:
+    """
+    Close *gateway* if what it is asked for takes longer: its channels open without a deadline.
+    """
+    if gateway is None:
+        yield
+        return
+    timer = threading.Timer(timeout_s, gateway.client.get_transport().close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _unreachable(label: str, address: str, ssh: Ssh, error: BaseException) -> TransportError:

@@ -4,7 +4,9 @@ from hypothesis import strategies as st
 
 from deploy.errors import (
     CanaryRejected,
+    DiskTooSmall,
     LeaseHeld,
+    PreconditionError,
     ReleasePaused,
     ReleaseReverted,
     RollbackFailed,
@@ -45,7 +47,9 @@ def traffic(hosts, *, requests=5, errors=0):
     return on_sleep
 
 
-def release(hosts, *, on_sleep=None, policy=None, bundle="b2", report=None):
+def release(
+    hosts, *, on_sleep=None, policy=None, bundle="b2", report=None, stage=None, recheck=None
+):
     policy = policy or make_policy()
     events = []
     plan = plan_release(
@@ -57,7 +61,7 @@ def release(hosts, *, on_sleep=None, policy=None, bundle="b2", report=None):
         observed={name: parse_status(name, host._status()) for name, host in hosts.items()},
     )
 
-    def stage(tool):
+    def stage_it(tool):
         tool.staged.add(bundle)
         return {"files": 1, "bytes": 10}
 
@@ -66,11 +70,12 @@ def release(hosts, *, on_sleep=None, policy=None, bundle="b2", report=None):
         release="r-v2",
         owner="me",
         tools=hosts,
-        stage=stage,
+        stage=stage or stage_it,
         policy=policy,
         limits=LIMITS,
         clock=FrozenClock(on_sleep or traffic(hosts)),
         report=report or events.append,
+        recheck=recheck or (lambda: None),
     )
     return executor.run(), events
 
@@ -264,6 +269,85 @@ def test_interrupting_goes_back():
     assert outcome.ending is Ending.REVERTED
     assert "interrupted" in outcome.reason
     assert all(serves(host) == {"b1": 100} for host in hosts.values())
+
+
+def test_interrupting_while_old_slots_drain_undoes_nothing():
+    """
+    Every gate has passed: the release stands, and the command says what is not finished.
+    """
+    hosts = make_fleet()
+
+    def report(event):
+        if event.name == "slot.retired":
+            raise KeyboardInterrupt
+
+    outcome, _ = release(hosts, report=report)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert outcome.error is not None
+    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+
+
+def test_a_release_onto_a_dead_one_takes_all_its_traffic():
+    """
+    Where what serves is dead, the new release gets all the traffic and the dead slot is stopped.
+    """
+    hosts = make_fleet()
+    for host in hosts.values():
+        host.running["blue"] = False
+        host.failed_units.add("blue")
+
+    outcome, _ = release(hosts)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+
+
+def test_a_world_that_changed_before_the_lease_is_refused():
+    """
+    Somebody else released between the plan and the lease: nothing is touched.
+    """
+    hosts = make_fleet()
+
+    def changed():
+        raise PreconditionError("x", why="another plan", fix="y")
+
+    with pytest.raises(PreconditionError):
+        release(hosts, recheck=changed)
+
+    assert all(host.lease is None and not host.journal for host in hosts.values())
+
+
+def test_a_full_disk_keeps_its_own_kind():
+    """
+    Nothing was started, so the error is the host's: its kind and exit code tell scripts why.
+    """
+    hosts = make_fleet()
+
+    def stage(tool):
+        raise DiskTooSmall(f"{tool.host}: x", why="2 GiB free", fix="y", host=tool.host)
+
+    outcome, _ = release(hosts, stage=stage)
+
+    assert outcome.ending is Ending.REVERTED
+    assert isinstance(outcome.error, DiskTooSmall)
+    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+
+
+def test_a_bug_of_ours_takes_users_back_first():
+    """
+    An error nobody foresaw reverts like a failure, and keeps its traceback.
+    """
+    hosts = make_fleet()
+
+    def bug(seconds):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        release(hosts, on_sleep=bug)
+
+    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert not hosts["n1"].running["green"]
 
 
 def test_a_leftover_canary_is_cleared_first():

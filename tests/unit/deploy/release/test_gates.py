@@ -83,6 +83,19 @@ def test_restarts_count_within_their_time():
     assert counted([*history, make_reading(401, restarts=4)], within_s=300).restarts == 1
 
 
+def test_a_reading_that_nobody_answered_counts_nothing():
+    """
+    A slot too busy to show its counters did not restart, and its old requests are not new.
+    """
+    history = [
+        make_reading(0, requests=8),
+        make_reading(1, requests=14),
+        make_reading(2, requests=0, is_whole=False),
+        make_reading(3, requests=19),
+    ]
+    assert counted(history, within_s=300).requests == 11
+
+
 def test_no_reading_is_an_empty_window():
     assert counted([], within_s=300) == Window(0, 0, 0)
 

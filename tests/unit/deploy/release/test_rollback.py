@@ -1,6 +1,6 @@
 import pytest
 
-from deploy.errors import NothingToRollBackTo, RollbackFailed
+from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
 from deploy.release import steps
 from deploy.release.events import Ending
 from deploy.release.observe import parse_status
@@ -112,6 +112,47 @@ def test_a_release_that_only_began_is_ended():
     made = plan_rollback({"n1": left})
 
     assert [(host.to_slot, host.is_warm) for host in made.hosts] == [("blue", True)]
+
+
+def test_an_interrupted_rollback_goes_on_to_where_it_was_going():
+    """
+    The bad release is still the last on record: asking again must not bring it back.
+    """
+    good = [("b1", "v1"), ("b2", "v2")]
+    done = make_observed(
+        "n1",
+        make_serving("blue", "b1", "v1"),
+        good=make_settled(good=good[:1]).good,
+        unfinished="20260101T000000-back-to-v1 at release.begin",
+    )
+    left = make_observed(
+        "n2",
+        make_serving("blue", "b2", "v2"),
+        make_serving("green", "b1", "v1", weight_pct=0),
+        good=make_settled(good=good).good,
+        unfinished="20260101T000000-back-to-v1 at release.begin",
+    )
+
+    made = plan_rollback({"n1": done, "n2": left})
+
+    assert [(h.host, h.target.bundle, h.to_slot) for h in made.hosts] == [
+        ("n1", "b1", "blue"),
+        ("n2", "b1", "green"),
+    ]
+
+
+def test_an_unreadable_haproxy_is_named_and_not_guessed_at():
+    unknown = make_observed("n2", make_serving(weight_pct=None), good=make_settled().good)
+    with pytest.raises(PreconditionError, match="n2"):
+        plan_rollback({"n1": make_settled("n1"), "n2": unknown})
+
+
+def test_a_host_that_never_had_a_good_release_holds_nobody_up():
+    seen = {
+        "n1": make_settled("n1", good=[("b1", "v1"), ("b2", "v2")]),
+        "n2": make_observed("n2"),
+    }
+    assert [host.host for host in plan_rollback(seen).hosts] == ["n1"]
 
 
 def test_going_back_to_what_serves_is_a_noop():
