@@ -134,17 +134,20 @@ class DemoReport:
         Return the timeline and the sums, as a person reads them.
         """
         lines = ["", "timeline (share of traffic by version, as the users saw it)"]
-        shown = ""
-        for row in self._timeline():
+        shown: set[str] = set()
+        timeline = self._timeline()
+        traffic = [row for row in timeline if row["event"] == "traffic"]
+        for row in timeline:
             at = f"{row['t_s']:7.1f}s"
             if row["event"] == "traffic":
-                shares = row["share_pct"]
-                now = "  ".join(f"{v} {pct:.0f} %" for v, pct in sorted(shares.items()))
-                # A row for each change of the mixture, not for each second.
-                mixture = " ".join(sorted(shares))
-                if mixture != shown and now:
+                # A row for each change of the mixture.  A canary of 10 % on one host of four does
+                # not answer somebody every second, so the mixture is that of the next five.
+                at_index = traffic.index(row)
+                mixture = _mixed(traffic[at_index : at_index + 5])
+                if mixture and set(mixture) != shown:
+                    now = "  ".join(f"{v} {pct:.0f} %" for v, pct in sorted(mixture.items()))
                     lines.append(f"{at}           traffic            {now}")
-                shown = mixture
+                    shown = set(mixture)
             elif row["event"] in _SHOWN:
                 lines.append(f"{at}  {row['host'] or '':8} {row['event']:18} {row['text']}")
         lines += ["", "steps"]
@@ -344,6 +347,18 @@ def _exposed(version: str, seen: Exposure | None) -> dict[str, Any]:
         "requests": seen.requests if seen else 0,
         "errors": seen.errors if seen else 0,
     }
+
+
+def _mixed(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """
+    Return the share of each version over *rows*, in percent.
+    """
+    answered: dict[str, float] = {}
+    for row in rows:
+        for version, pct in row["share_pct"].items():
+            answered[version] = answered.get(version, 0.0) + pct * row["requests"]
+    total = sum(answered.values())
+    return {version: 100 * count / total for version, count in answered.items() if total}
 
 
 def _shares(load: LoadReport, began_at: float) -> list[dict[str, Any]]:

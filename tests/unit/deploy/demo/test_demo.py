@@ -81,11 +81,14 @@ def test_it_says_how_far_a_refused_release_reached():
 
 def test_the_timeline_shows_each_change_of_the_mixture_once():
     """
-    A row for the first second of each mixture of versions, beside what the release did.
+    A row when a version comes or goes for five seconds, beside what the release did.
     """
-    records = [make_record(float(s)) for s in range(5)]
-    records += [make_record(5.5, version="v1.1.0"), make_record(5.6)]
+    records = [make_record(float(s)) for s in range(40)]
+    records += [make_record(s + 0.5, version="v1.1.0") for s in (20, 23, 26)]
     text = make_report(records).text()
-    assert text.count("traffic            ") == 2
-    assert "v1.0.0 50 %  v1.1.0 50 %" in text
+    rows = [line for line in text.splitlines() if " traffic  " in line]
+    assert len(rows) == 3, text
+    assert "v1.1.0" not in rows[0]
+    assert "v1.0.0 83 %  v1.1.0 17 %" in rows[1]
+    assert "v1.1.0" not in rows[2]
     assert "traffic.shifted" in text
