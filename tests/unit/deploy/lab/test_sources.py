@@ -111,7 +111,7 @@ extra-index-url =
     file:///srv/simple
     https://more.test/si%mple
 """
-    env = {"PIP_FIND_LINKS": "/opt/wheels", "PIP_PROXY": "http://proxy.test:1"}
+    env = {"PIP_FIND_LINKS": "/srv/wheels", "PIP_PROXY": "http://proxy.test:1"}
 
     assert pip_config([machine, user], env).splitlines() == [
         "[global]",
