@@ -199,7 +199,7 @@ def test_a_host_that_stops_answering_ends_the_release_by_itself(v1, load, breaks
     )
     policy, ssh = v1.release, v1.hosts[0].ssh
     assert took_s < v1.service.start_timeout + policy.lease_ttl + 4 * ssh.connect_timeout
-    assert code in (9, 24), outcome
+    assert code in (5, 9, 24), outcome  # lost while staging, or after it
     assert "n3" in json.dumps(outcome["error"])
     seen = serving()
     assert seen["n3"] == {}, "status says that it cannot be reached"
