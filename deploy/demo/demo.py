@@ -140,11 +140,12 @@ class DemoReport:
         for row in timeline:
             at = f"{row['t_s']:7.1f}s"
             if row["event"] == "traffic":
-                # A row for each change of the mixture.  A canary of 10 % on one host of four does
-                # not answer somebody every second, so the mixture is that of the next five.
+                # A row when a version comes, or is gone for five seconds: a canary of 10 % on one
+                # host of four does not answer somebody every second.
                 at_index = traffic.index(row)
-                mixture = _mixed(traffic[at_index : at_index + 5])
-                if mixture and set(mixture) != shown:
+                coming = set(row["share_pct"])
+                mixture = _mixed(traffic[at_index : at_index + 5], shown | coming)
+                if coming - shown or shown - set(mixture):
                     now = "  ".join(f"{v} {pct:.0f} %" for v, pct in sorted(mixture.items()))
                     lines.append(f"{at}           traffic            {now}")
                     shown = set(mixture)
@@ -349,13 +350,14 @@ def _exposed(version: str, seen: Exposure | None) -> dict[str, Any]:
     }
 
 
-def _mixed(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _mixed(rows: list[dict[str, Any]], versions: set[str]) -> dict[str, float]:
     """
-    Return the share of each version over *rows*, in percent.
+    Return the share of each of *versions* over *rows*, in percent.
     """
     answered: dict[str, float] = {}
     for row in rows:
-        for version, pct in row["share_pct"].items():
+        for version in versions & set(row["share_pct"]):
+            pct = row["share_pct"][version]
             answered[version] = answered.get(version, 0.0) + pct * row["requests"]
     total = sum(answered.values())
     return {version: 100 * count / total for version, count in answered.items() if total}

@@ -89,6 +89,7 @@ def test_the_timeline_shows_each_change_of_the_mixture_once():
     rows = [line for line in text.splitlines() if " traffic  " in line]
     assert len(rows) == 3, text
     assert "v1.1.0" not in rows[0]
-    assert "v1.0.0 83 %  v1.1.0 17 %" in rows[1]
+    assert rows[1].split()[0] == "20.0s", "not before it answered anybody"
+    assert "v1.0.0 71 %  v1.1.0 29 %" in rows[1]
     assert "v1.1.0" not in rows[2]
     assert "traffic.shifted" in text
