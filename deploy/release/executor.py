@@ -162,8 +162,8 @@ class ReleaseExecutor:
         self._shifted(host, steps.shift(tool, weights))
 
     def _retire_one(self, host: HostPlan, tool: HostTool) -> None:
-        steps_args = {"bundle": self._plan.bundle, "version": self._plan.version}
-        tool.call("good.record", steps_args | {"slot": host.to_slot})
+        good = {"bundle": self._plan.bundle, "version": self._plan.version, "slot": host.to_slot}
+        tool.call("good.record", good)
         if host.stop_other:
             steps.stop(tool, host.other_slot, self._limits)
             self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
@@ -235,9 +235,9 @@ class ReleaseExecutor:
             state = self.states[host.host] = advance(self.states[host.host], event)
             try:
                 if error is not None and _event(error) is Event.LOST and state not in ENDS:
-                    self._keeper.retake(tool)
+                    self._keeper.take(tool)
                 if state is State.REVERTING:
-                    self._revert_one(host, tool)
+                    steps.clear(tool, host.to_slot, host.from_slot, self._limits)
                     self.states[host.host] = advance(state, Event.DONE)
                     self._say(
                         "host.reverted", f"{host.from_version or 'nothing'} serves", host.host
@@ -263,9 +263,6 @@ class ReleaseExecutor:
         else:
             error = _ended(self._release, reason, stop, failed, held=held)
         return Outcome(self._release, ending, reason, evidence, error)
-
-    def _revert_one(self, host: HostPlan, tool: HostTool) -> None:
-        steps.clear(tool, host.to_slot, host.from_slot, self._limits)
 
     # -- the small machinery
 

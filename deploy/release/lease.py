@@ -39,8 +39,7 @@ class LeaseKeeper:
         try:
             for tool in sorted(self._tools, key=lambda t: t.host):
                 tool.release = self._release
-                args = {"owner": self._owner, "ttl_s": self._ttl_s, "release": self._release}
-                tool.fence = int(tool.call("lease.acquire", args)["fence"])
+                self.take(tool)
                 self._held.append(tool)
         except BaseException:
             self._give_back()
@@ -57,9 +56,9 @@ class LeaseKeeper:
             thread.join(self._ttl_s)
         self._give_back()
 
-    def retake(self, tool: HostTool) -> None:
+    def take(self, tool: HostTool) -> None:
         """
-        Take the lease of a host that was lost for a while, if nobody else has it by now.
+        Take the lease of one host, also of one that was lost for a while, if nobody else has it.
 
         Raises:
             LeaseHeld: Somebody else has.
