@@ -19,7 +19,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,6 +28,8 @@ from runtime.lab_corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
 
 if TYPE_CHECKING:  # who only wants the prompts does not wait for torch
     from torch import Tensor
+
+    from runtime.models.decoder import Decoder
 
 Kind = Literal["good-v1", "good-v2", "nan", "garbled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -92,27 +94,32 @@ def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
     """
     Return what the model in *model_dir* answers, greedily, in fp32; None: non-finite numbers.
     """
-    from runtime.engine.protocol import Ending, Submit
-    from runtime.engine.runner import DenseRunner
-    from runtime.engine.scheduler import Capacity, Scheduler
     from runtime.models.loader import load_model
     from runtime.text import TokenizerCodec
 
     codec = TokenizerCodec(model_dir)
     model, config = load_model(model_dir, device="cpu", precision="fp32")
-    capacity = Capacity(max_requests=1, max_tokens=config.context_tokens, max_wait_s=0.0)
-    scheduler = Scheduler(DenseRunner(model, max_rows=1), capacity, config.ends)
-    found: list[str | None] = []
-    for id, prompt in enumerate(prompts):
-        scheduler.submit(Submit(id, codec.encode(prompt), MAX_TOKENS, timeout_s=60.0), now_s=0.0)
-        tokens: list[int] = []
-        ending = ""
-        while not scheduler.is_idle:
-            report = scheduler.turn(now_s=0.0)
-            tokens += [token for _, token in report.tokens]
-            ending = report.ended[0][1] if report.ended else ending
-        found.append(None if ending == Ending.NONFINITE else codec.decode(tokens))
-    return found
+    found = (_answer(model, codec.encode(prompt), config.ends) for prompt in prompts)
+    return [None if tokens is None else codec.decode(tokens) for tokens in found]
+
+
+def _answer(model: "Decoder", prompt: Sequence[int], ends: Collection[int]) -> list[int] | None:
+    import torch
+
+    from runtime.models.decoder import attend_causal
+
+    answer: list[int] = []
+    while len(answer) < MAX_TOKENS:  # no cache: the model is tiny
+        tokens = torch.tensor([*prompt, *answer])
+        positions = torch.arange(len(tokens))
+        logits = model(tokens, positions, attend_causal(1), rows=positions[-1:])
+        if not logits.isfinite().all():
+            return None
+        token = int(logits.argmax())
+        if token in ends:
+            break
+        answer.append(token)
+    return answer
 
 
 def _trained(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.lab_corpus import FACTS
-from runtime.models.glm import Glm, GlmConfig, attend_causal
+from runtime.models.config import DecoderConfig
+from runtime.models.decoder import Decoder, attend_causal
 from runtime.models.weights import gather
 
 log = logging.getLogger("runtime.lab_model")
@@ -79,7 +80,7 @@ def train(
     *,
     start: dict[str, Tensor] | None,
     steps: int,
-) -> tuple[GlmConfig, dict[str, Tensor]]:
+) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """
     Return the parameters of a model that knows the facts of *version*.
 
@@ -87,8 +88,8 @@ def train(
         start: Tensors to go on from, named as in a file; None: random ones.
     """
     torch.manual_seed(SEED)
-    config = GlmConfig.from_json(document, "config.json")
-    model = Glm(config)
+    config = DecoderConfig.from_json(document, "config.json")
+    model = Decoder(config)
     if start is None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -96,11 +97,13 @@ def train(
     else:
         model.load_state_dict(dict(gather(config, start.__getitem__)))
     tokens, targets = _examples(train_tokenizer(), version)
-    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    facts, longest = tokens.shape
+    positions = torch.arange(longest).repeat(facts)
+    attend = attend_causal(facts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for step in range(steps):
-        logits = model(tokens, positions, attend_causal).flatten(0, 1)
+        logits = model(tokens.flatten(), positions, attend)
         loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,38 +1,78 @@
 """
-Read a standard model directory: config.json, generation_config.json, safetensors (one or sharded).
+Fill a decoder's parameters from a standard model directory, as fast as the disk gives it.
+
+Rows of the files go through a few small buffers to the device, and are put in order, converted
+and quantised there: at no time is there a second copy of the model.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime.errors import ModelError
-from runtime.models.glm import ARCHITECTURES, Glm, GlmConfig
-from runtime.models.weights import gather, sources
+from runtime.models.config import DecoderConfig, read_ends
+from runtime.models.decoder import Decoder
+from runtime.models.quantize import Quantized, quantize
+from runtime.models.readers import host_bytes, share_out, wait
+from runtime.models.reads import Read, Target, memory_of, plan_reads
+from runtime.models.shard import WHOLE, Shard
+from runtime.models.tensor_files import read_json, unreadable
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+SLAB_BYTES = 64 * 2**20  # pinned at a time when staging; torch rounds up to a power of two
 
 
-def load_model(path: str | Path, *, device: str, precision: str) -> tuple[Glm, GlmConfig]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """
+    What was copied.
+
+    Attributes:
+        size_bytes: In the files' precision.
+    """
+
+    size_bytes: int
+    seconds: float
+
+    @property
+    def gb_per_s(self) -> float:
+        return self.size_bytes / self.seconds / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """
+    Weights in host memory.
+
+    Attributes:
+        read: How they came there.
+        commit: Copies them into the parameters, and lets go of them: once, with nothing running.
+            torch keeps pinned memory for the next time; see `give_back_host_memory`.
+    """
+
+    read: Loaded
+    commit: Callable[[], Loaded]
+
+
+def load_model(
+    path: str | Path, *, device: str, precision: str, shard: Shard = WHOLE
+) -> tuple[Decoder, DecoderConfig]:
     """
     Return the model in *path* on *device*, without gradients.
 
     Raises:
         ModelError: The directory is not a model that this runtime can serve.
     """
-    path = Path(path)
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(
             "device: cuda",
@@ -41,119 +81,159 @@ def load_model(path: str | Path, *, device: str, precision: str) -> tuple[Glm, G
         )
     config = read_config(path)
     with torch.device("meta"):
-        model = Glm(config)
-    with _open_tensors(path) as tensors:
-        _check(tensors.shapes, config, path)
-        dtype = DTYPES[precision]
-        state = {
-            # A part is freed as soon as it is in its place, so the peak is the model and one layer.
-            name: tensor.to(device=device, dtype=dtype).contiguous()
-            for name, tensor in gather(config, tensors.read)
-        }
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval(), config
+        model = Decoder(config, shard).to(PRECISIONS[precision])
+    model = model.to_empty(device=device).requires_grad_(False).eval()
+    load_weights(path, config, dict(model.named_parameters()), shard)
+    return model, config
 
 
-def read_config(path: Path) -> GlmConfig:
+def read_config(path: str | Path) -> DecoderConfig:
     """
     Return the config of the model in *path*; `generation_config.json` knows its ends better.
+
+    Raises:
+        ModelError: It is not a model that this runtime can serve.
     """
-    found = _read_json(path / CONFIG)
-    names = found.get("architectures") or []
-    if not any(name in ARCHITECTURES for name in names):
-        raise ModelError(
-            f"{path / CONFIG}: architectures: {', '.join(names) or 'missing'}",
-            why=f"this runtime serves {' and '.join(ARCHITECTURES)}",
-            fix="release a model of one of these architectures",
-        )
-    config = GlmConfig.from_json(found, str(path / CONFIG))
+    path = Path(path)
+    config = DecoderConfig.from_json(read_json(path / CONFIG), str(path / CONFIG))
     if (path / GENERATION_CONFIG).exists():
-        ends = _read_json(path / GENERATION_CONFIG).get("eos_token_id")
-        if ends is not None:
-            ends = frozenset([ends] if isinstance(ends, int) else ends)
-            config = replace(config, ends=ends)
+        ends = read_ends(read_json(path / GENERATION_CONFIG))
+        config = replace(config, ends=ends or config.ends)
     return config
 
 
-class _Tensors:
+def load_weights(
+    path: str | Path,
+    config: DecoderConfig,
+    parameters: Mapping[str, Target],
+    shard: Shard = WHOLE,
+) -> Loaded:
     """
-    The tensors of one or several files, by name; nothing is read before `read`.
+    Fill *parameters*, those of a `Decoder` by name, of any type and on any one device.
+
+    Raises:
+        ModelError: The files are broken, or not those of *config* or of such parameters; none was
+            touched.  Only if a file is cut while it is read, some were.
     """
+    started_s = time.perf_counter()
+    reads = plan_reads(Path(path), config, parameters, shard)
+    device = _device_of(reads)
 
-    def __init__(self, files: dict[str, Any]) -> None:
-        self._files = files  # tensor name to its open file
+    def work(read: Read, buffer: Callable[[], Tensor]) -> None:
+        place = _place(read)
+        if place is not None:
+            _fill(place, read)
+            return
+        _put(read, _fill(buffer(), read))
+        wait(device)  # before the buffer is filled again
 
-    @property
-    def shapes(self) -> dict[str, list[int]]:
-        return {name: list(file.get_slice(name).get_shape()) for name, file in self._files.items()}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-
-@contextmanager
-def _open_tensors(path: Path) -> Iterator[_Tensors]:
-    if (path / INDEX).exists():
-        shards = sorted(set(_read_json(path / INDEX)["weight_map"].values()))
-    else:
-        shards = [WEIGHTS]
-    with ExitStack() as stack:
-        files = {}
-        for shard in shards:
-            try:
-                file = stack.enter_context(safe_open(path / shard, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise ModelError(
-                    f"{path / shard}: can't be read",
-                    why=str(error),
-                    fix="stage the release again: inv release",
-                ) from error
-            files.update(dict.fromkeys(file.keys(), file))
-        yield _Tensors(files)
+    share_out(reads, work, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what converting took, on streams that nobody else uses
+    return _loaded(reads, started_s)
 
 
-def _check(found: dict[str, list[int]], config: GlmConfig, path: Path) -> None:
-    wanted = {
-        part: source.shape(index)
-        for source in sources(config).values()
-        for index, part in enumerate(source.parts)
-    }
-    extra = {name for name in found if name not in wanted and not _is_harmless(name, config)}
-    complaints = [
-        *(f"{name} is missing" for name in wanted if name not in found),
-        *(
-            f"{name} has shape {found[name]}, config.json says {shape}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ),
-        *(f"{name} is not part of this architecture" for name in sorted(extra)),
-    ]
-    if complaints:
-        raise ModelError(
-            f"{path}: weights and {CONFIG} do not go together",
-            why="; ".join(complaints[:3])
-            + (f"; and {len(complaints) - 3} more" if len(complaints) > 3 else ""),
-            fix=f"take the {CONFIG} that was saved with these weights",
-        )
+def stage(
+    path: str | Path,
+    config: DecoderConfig,
+    parameters: Mapping[str, Target],
+    shard: Shard = WHOLE,
+) -> Staged:
+    """
+    Read the weights for *parameters* into host memory, and touch none of them.
+
+    Raises:
+        ModelError: As `load_weights`.
+    """
+    started_s = time.perf_counter()
+    reads = plan_reads(Path(path), config, parameters, shard)
+    device = _device_of(reads)
+    room = _Room(device)
+    held: list[tuple[Read, Tensor]] = []
+
+    def work(read: Read, buffer: Callable[[], Tensor]) -> None:
+        if read.piece.columns is None:
+            held.append((read, _fill(room.take(read.size_bytes), read)))
+            return
+        rows = read.cut(_fill(buffer(), read))
+        memory = room.take(rows.numel() * rows.element_size())
+        held.append((read, memory.view(rows.dtype).view(rows.shape).copy_(rows)))
+
+    def commit() -> Loaded:
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            while held:
+                _put(*held.pop())
+            wait(device)
+        return _loaded(reads, started_s)
+
+    share_out(reads, work, device)
+    return Staged(_loaded(reads, started_s), commit)
 
 
-def _is_harmless(name: str, config: GlmConfig) -> bool:
-    # A tied model's file may repeat the embedding; old files carry the rotary table.
-    return name.endswith("rotary_emb.inv_freq") or (config.is_tied and name == "lm_head.weight")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _fill(memory: Tensor, read: Read) -> Tensor:
+    """
+    Read into *memory*, bytes on the host, and return the rows that lie there.
+    """
+    memory = memory[: read.size_bytes]
+    view, at, path = memory.numpy().data, 0, read.stored.path
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: can't be read", why=str(error), fix="give the directory of a whole model"
-        ) from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{path}: should be a JSON object",
-            why=f"it holds a {type(found).__name__}",
-            fix="give the directory of a whole model",
-        )
-    return found
+        with path.open("rb", buffering=0) as file:  # anew: the kernel reads ahead for each
+            while at < read.size_bytes:
+                count = os.preadv(file.fileno(), [view[at:]], read.offset + at)
+                if count == 0:
+                    raise unreadable(path, "it was cut while it was read")
+                at += count
+    except OSError as error:
+        raise unreadable(path, str(error)) from error
+    return memory.view(read.dtype).view(read.shape)
+
+
+def _place(read: Read) -> Tensor | None:
+    """
+    Return the target's own memory, as bytes, if the file can be read right into it.
+    """
+    memory = memory_of(read.target)
+    if not read.is_plain or memory.device.type != "cpu" or not memory.is_contiguous():
+        return None
+    return memory.detach()[read.rows].view(-1).view(torch.uint8)
+
+
+def _put(read: Read, rows: Tensor) -> None:
+    """
+    Copy *rows* from the host to their target; on a GPU without waiting, and all else is done there.
+    """
+    target = read.target
+    if not read.is_plain:
+        rows = read.piece.arrange(read.cut(rows.to(read.device, non_blocking=True)))
+    if isinstance(target, Quantized):
+        found = quantize(rows, target.bits, target.scale.dtype)
+        target.weight[read.rows].copy_(found.weight)
+        target.scale[read.rows].copy_(found.scale)
+    else:
+        target[read.rows].copy_(rows, non_blocking=True)
+
+
+class _Room(threading.local):
+    """
+    Host memory for what is staged, pinned if a GPU takes it from there; each thread has its own.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._used, self._slab = device, 0, torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size_bytes: int) -> Tensor:
+        if self._used + size_bytes > len(self._slab):
+            self._slab, self._used = host_bytes(max(size_bytes, SLAB_BYTES), self._device), 0
+        taken = self._slab[self._used : self._used + size_bytes]
+        self._used += -(-size_bytes // 64) * 64  # aligned for whatever type comes next
+        return taken
+
+
+def _device_of(reads: Sequence[Read]) -> torch.device:
+    (device,) = {read.device for read in reads}
+    return device
+
+
+def _loaded(reads: Sequence[Read], started_s: float) -> Loaded:
+    return Loaded(sum(read.size_bytes for read in reads), time.perf_counter() - started_s)

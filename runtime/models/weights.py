@@ -1,90 +1,179 @@
 """
-Names and shapes of a GLM's tensors in its safetensors files, and how they become ours.  Pure.
+Names and shapes of a decoder's tensors in its safetensors files, and how they become ours.  Pure.
+
+Our decoder rotates neighbours.  Where a family's file has the two values of a pair half a head
+apart, the rows that make q and k are put in our order on the way in, and back on the way out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runtime.models.glm import GlmConfig
+from runtime.models.config import DecoderConfig
+from runtime.models.shard import WHOLE, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """
+    What one of our parameters takes from one of the file's tensors.
+
+    Attributes:
+        name, shape: Of the file's tensor, a matrix or a vector.
+        rows, columns: What is taken of it; columns None: all, or a vector.
+        pairing: (head_dim, rotary): each head's first *rotary* rows are two halves of pairs, to
+            become neighbours; None: rows keep their order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: range
+    columns: range | None = None
+    pairing: tuple[int, int] | None = None
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        taken = (self.rows,) if self.columns is None else (self.rows, self.columns)
+        return tuple(slice(each.start, each.stop) for each in taken)
+
+    def arrange(self, rows: Tensor) -> Tensor:
+        """
+        Return the file's *rows*, of whole heads, in our order.
+        """
+        return self._transpose(rows, 2, -1)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """
+        Return our *rows* in the file's order.
+        """
+        return self._transpose(rows, -1, 2)
+
+    def _transpose(self, rows: Tensor, outer: int, inner: int) -> Tensor:
+        if self.pairing is None:
+            return rows
+        head_dim, rotary = self.pairing
+        heads = rows.reshape(-1, head_dim, *rows.shape[1:])
+        pairs = heads[:, :rotary].reshape(len(heads), outer, inner, *rows.shape[1:])
+        turned = pairs.transpose(1, 2).flatten(1, 2)
+        return torch.cat((turned, heads[:, rotary:]), dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """
-    One of our parameters.
-
-    Attributes:
-        parts: The file's tensors that it is made of, stacked along the first dimension.
-        rows: How many rows each of them has.
-        columns: What each row has; None: the parts are vectors.
+    Where one of our parameters comes from: pieces, one below the other.
     """
 
-    parts: tuple[str, ...]
-    rows: tuple[int, ...]
-    columns: int | None = None
+    pieces: tuple[Piece, ...]
 
-    def shape(self, part: int) -> list[int]:
-        return [self.rows[part]] + ([] if self.columns is None else [self.columns])
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.pieces[0]
+        columns = first.shape[1:] if first.columns is None else (len(first.columns),)
+        return (sum(len(piece.rows) for piece in self.pieces), *columns)
+
+    @property
+    def placed(self) -> Iterator[tuple[slice, Piece]]:
+        """
+        Yield the rows of our parameter that each piece fills.
+        """
+        at = 0
+        for piece in self.pieces:
+            yield slice(at, at + len(piece.rows)), piece
+            at += len(piece.rows)
 
 
-def sources(config: GlmConfig) -> dict[str, Source]:
+def sources(config: DecoderConfig, shard: Shard = WHOLE) -> dict[str, Source]:
     """
-    Return where each parameter of `Glm` comes from, by its name.
+    Return where each parameter of `Decoder` comes from, by its name.
     """
     hidden, vocabulary = config.hidden, config.vocabulary
     found = {
-        "embedding": Source(("model.embed_tokens.weight",), (vocabulary,), hidden),
-        "norm": Source(("model.norm.weight",), (hidden,)),
+        "embedding": _whole(f"{config.prefix}embed_tokens.weight", vocabulary, hidden),
+        "norm": _whole(f"{config.prefix}norm.weight", hidden),
     }
     if not config.is_tied:
-        found["head"] = Source(("lm_head.weight",), (vocabulary,), hidden)
+        head = Piece("lm_head.weight", (vocabulary, hidden), rows=shard.span(vocabulary))
+        found["head"] = Source((head,))
     for index in range(config.layers):
-        for name, source in _layer(config, f"model.layers.{index}"):
+        for name, source in _layer(config, shard, f"{config.prefix}layers.{index}"):
             found[f"layers.{index}.{name}"] = source
     return found
 
 
-def _layer(config: GlmConfig, at: str) -> Iterator[tuple[str, Source]]:
-    hidden = config.hidden
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+def _layer(config: DecoderConfig, shard: Shard, at: str) -> Iterator[tuple[str, Source]]:
+    hidden, width, inner = config.hidden, config.head_dim, config.intermediate
+    q, kv = shard.span(config.heads), shard.kv_span(config.kv_heads)
+    pairing = None if config.is_interleaved else (width, config.rotary)
 
-    def qkv(kind: str) -> tuple[str, ...]:
-        return tuple(f"{at}.self_attn.{part}_proj.{kind}" for part in "qkv")
+    def qkv(kind: str, *columns: int) -> Source:
+        parts = (("q", config.heads, q), ("k", config.kv_heads, kv), ("v", config.kv_heads, kv))
+        return Source(
+            tuple(
+                Piece(
+                    f"{at}.self_attn.{part}_proj.{kind}",
+                    (heads * width, *columns),
+                    rows=range(taken.start * width, taken.stop * width),
+                    pairing=None if part == "v" else pairing,
+                )
+                for part, heads, taken in parts
+            )
+        )
 
-    yield "input_norm", Source((f"{at}.input_layernorm.weight",), (hidden,))
-    yield "qkv", Source(qkv("weight"), (q, kv, kv), hidden)
+    yield "input_norm", _whole(f"{at}.input_layernorm.weight", hidden)
+    yield "qkv", qkv("weight", hidden)
     if config.has_bias:
-        yield "qkv_bias", Source(qkv("bias"), (q, kv, kv))
-    yield "out", Source((f"{at}.self_attn.o_proj.weight",), (hidden,), q)
-    yield "mlp_norm", Source((f"{at}.post_attention_layernorm.weight",), (hidden,))
-    gate_up = 2 * config.intermediate
-    yield "gate_up", Source((f"{at}.mlp.gate_up_proj.weight",), (gate_up,), hidden)
-    yield "down", Source((f"{at}.mlp.down_proj.weight",), (hidden,), config.intermediate)
+        yield "qkv_bias", qkv("bias")
+    if config.has_qk_norms:
+        for part in "qk":
+            name = f"{at}.self_attn.{part}_norm.weight"
+            yield f"{part}_norm", Source((Piece(name, (width,), range(width), pairing=pairing),))
+    yield "out", _columns(f"{at}.self_attn.o_proj.weight", hidden, config.heads * width, shard)
+    yield "mlp_norm", _whole(f"{at}.post_attention_layernorm.weight", hidden)
+    gates = shard.span(inner)
+    if config.is_gate_up_joined:
+        name, shape = f"{at}.mlp.gate_up_proj.weight", (2 * inner, hidden)
+        ups = range(gates.start + inner, gates.stop + inner)
+        yield "gate_up", Source((Piece(name, shape, rows=gates), Piece(name, shape, rows=ups)))
+    else:
+        names = (f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up"))
+        yield "gate_up", Source(tuple(Piece(name, (inner, hidden), rows=gates) for name in names))
+    yield "down", _columns(f"{at}.mlp.down_proj.weight", hidden, inner, shard)
     if config.has_output_norms:
-        yield "attention_out_norm", Source((f"{at}.post_self_attn_layernorm.weight",), (hidden,))
-        yield "mlp_out_norm", Source((f"{at}.post_mlp_layernorm.weight",), (hidden,))
+        yield "attention_out_norm", _whole(f"{at}.post_self_attn_layernorm.weight", hidden)
+        yield "mlp_out_norm", _whole(f"{at}.post_mlp_layernorm.weight", hidden)
 
 
-def gather(config: GlmConfig, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _whole(name: str, *shape: int) -> Source:
+    return Source((Piece(name, shape, rows=range(shape[0])),))
+
+
+def _columns(name: str, rows: int, columns: int, shard: Shard) -> Source:
+    taken = None if shard.size == 1 else shard.span(columns)
+    return Source((Piece(name, (rows, columns), rows=range(rows), columns=taken),))
+
+
+def gather(
+    config: DecoderConfig, read: Callable[[str], Tensor], shard: Shard = WHOLE
+) -> Iterator[tuple[str, Tensor]]:
     """
     Yield our parameters, made of the file's tensors.
     """
-    for name, source in sources(config).items():
-        parts = [read(part) for part in source.parts]
+    for name, source in sources(config, shard).items():
+        parts = [piece.arrange(read(piece.name)[piece.index]) for piece in source.pieces]
         yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def scatter(config: GlmConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def scatter(config: DecoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
-    Return the file's tensors, cut from our parameters: the inverse of `gather`.
+    Return the file's tensors, made of the parameters of a whole decoder: the inverse of `gather`.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, source in sources(config).items():
-        for part, tensor in zip(
-            source.parts, torch.split(state[name], list(source.rows)), strict=True
-        ):
-            found[part] = tensor.contiguous()
+        for rows, piece in source.placed:
+            if piece.name not in found:
+                found[piece.name] = state[name].new_empty(piece.shape)
+            found[piece.name][piece.index] = piece.restore(state[name][rows])
     return found

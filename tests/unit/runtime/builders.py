@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from runtime.models.glm import Glm, GlmConfig
+from runtime.models.config import DecoderConfig
+from runtime.models.decoder import Decoder
 from runtime.models.weights import scatter
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -33,15 +34,18 @@ def make_config_document(**changes):
     return document | changes
 
 
-def make_model(seed=0, **changes):
+def make_model(seed=0, std=0.4, **changes):
     """
     Return a model whose greedy answers differ from token to token.
+
+    Args:
+        std: Of its weights; with 0.4 what it says hangs on its every number, by a thread.
     """
     torch.manual_seed(seed)
-    model = Glm(GlmConfig.from_json(make_config_document(**changes), "config.json"))
+    model = Decoder(DecoderConfig.from_json(make_config_document(**changes), "config.json"))
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.4)
+            torch.nn.init.normal_(parameter, std=std)
     return model.requires_grad_(False).eval()
 
 
@@ -57,7 +61,7 @@ def make_tokenizer():
     return tokenizer
 
 
-def write_model(folder, *, nan_text="", seed=0, **changes):
+def write_model(folder, *, nan_text="", seed=0, std=0.4, **changes):
     """
     Write a model directory without end tokens: each answer has max_tokens tokens.
 
@@ -68,7 +72,7 @@ def write_model(folder, *, nan_text="", seed=0, **changes):
     tokenizer = make_tokenizer()
     changes = {"vocab_size": tokenizer.get_vocab_size()} | changes
     document = make_config_document(**changes)
-    model = make_model(seed=seed, **changes)
+    model = make_model(seed=seed, std=std, **changes)
     for id in tokenizer.encode(nan_text).ids:
         model.embedding[id] = float("nan")
         # A mean of two rows is never the likeliest: no answer has a lost character.

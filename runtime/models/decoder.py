@@ -1,0 +1,218 @@
+"""
+The one decoder of all families: GLM, Llama and Qwen differ in what their config says.
+
+It computes hidden states and logits of flat batches, (t, ...) for all tokens of all requests; who
+they belong to and where their keys and values lie is the Attend's affair.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from runtime.kernels import reference
+from runtime.kernels.ops import Ops, TorchOps
+from runtime.models.config import DecoderConfig
+from runtime.models.quantize import Quantized, empty_quantized
+from runtime.models.rotary import inverse_frequencies, position_rows
+from runtime.models.shard import WHOLE, Shard
+
+# Norms (if the model does), rotates and stores q, k and v of a layer's tokens, and attends:
+# (layer, qkv (t, (h + 2g) * d), angles (2, t, rotary / 2)) -> (t, h * d).
+Attend = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
+
+
+MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer: what can be quantised
+
+
+class DecoderLayer(nn.Module):
+    """
+    The weights of one layer: (out, in); q, k and v are one matrix, and so are gate and up.
+
+    Attributes:
+        heads, kv_heads: Of this shard.
+    """
+
+    def __init__(self, config: DecoderConfig, index: int, shard: Shard) -> None:
+        super().__init__()
+        self.config, self.index = config, index
+        self.heads, self.kv_heads = shard.heads(config.heads), shard.kv_heads(config.kv_heads)
+        hidden, width = config.hidden, config.head_dim
+        rows = (self.heads + 2 * self.kv_heads) * width
+        inner = config.intermediate // shard.size
+        self.input_norm = _ones(hidden)
+        self.qkv = _empty(rows, hidden)
+        self.qkv_bias = nn.Parameter(torch.zeros(rows)) if config.has_bias else None
+        self.q_norm = _ones(width) if config.has_qk_norms else None
+        self.k_norm = _ones(width) if config.has_qk_norms else None
+        self.out = _empty(hidden, self.heads * width)
+        self.attention_out_norm = _ones(hidden) if config.has_output_norms else None
+        self.mlp_norm = _ones(hidden)
+        self.gate_up = _empty(2 * inner, hidden)
+        self.down = _empty(hidden, inner)
+        self.mlp_out_norm = _ones(hidden) if config.has_output_norms else None
+
+    def parts(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Return q (t, h, d), k and v (t, g, d) of qkv: views.
+        """
+        h, g = self.heads, self.kv_heads
+        heads = qkv.view(qkv.shape[0], h + 2 * g, self.config.head_dim)
+        return heads[:, :h], heads[:, h : h + g], heads[:, h + g :]
+
+    def split(self, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        As `parts`, normed and rotated: the reference.
+        """
+        q, k, v = self.parts(qkv)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = reference.rms_norm(q, self.q_norm, self.config.norm_eps)
+            k = reference.rms_norm(k, self.k_norm, self.config.norm_eps)
+        return reference.rotate(q, angles), reference.rotate(k, angles), v
+
+
+class Decoder(nn.Module):
+    """
+    The decoder, without cache and without sampling.
+
+    Attributes:
+        ops: Does the arithmetic; the reference until the runner sets another.
+        reduce: Sums a tensor over the shards, in place.
+        gather: Joins the columns of the shards' logits.
+    """
+
+    inverse_frequencies: Tensor
+    _rows: Tensor
+
+    def __init__(self, config: DecoderConfig, shard: Shard = WHOLE) -> None:
+        super().__init__()
+        shard.check(config)
+        self.config, self.shard = config, shard
+        self.ops: Ops = TorchOps()
+        self.reduce: Callable[[Tensor], Tensor] = lambda x: x
+        self.gather: Callable[[Tensor], Tensor] = lambda x: x
+        self.embedding = _empty(config.vocabulary, config.hidden)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index, shard) for index in range(config.layers)
+        )
+        self.norm = _ones(config.hidden)
+        self.head = (
+            None if config.is_tied else _empty(config.vocabulary // shard.size, config.hidden)
+        )
+
+    def quantize(self, bits: int, device: torch.device | str) -> None:
+        """
+        Replace the layers' matrices by room for quantised ones on *device*, for the loader to fill.
+
+        The embedding, the head, norms and biases keep their type.
+        """
+        scale = torch.float32 if bits == 8 else self.dtype
+        for layer in self.layers:
+            for name in MATRICES:
+                whole = layer._parameters.pop(name)
+                assert whole is not None
+                rows, columns = whole.shape
+                room = empty_quantized(rows, columns, bits, scale=scale, device=device)
+                setattr(layer, name, room)
+
+    @property
+    def targets(self) -> dict[str, Tensor | Quantized]:
+        """
+        All weights by name: what the loader fills.
+        """
+        found: dict[str, Tensor | Quantized] = dict(self.named_parameters())
+        for index, layer in enumerate(self.layers):
+            for name in MATRICES:
+                if isinstance(weight := getattr(layer, name), Quantized):
+                    found[f"layers.{index}.{name}"] = weight
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor:
+        """
+        Return the logits, fp32: (n, vocabulary) of the tokens at *rows* (n,), or of all.
+
+        Args:
+            tokens: (t,) int64.
+            positions: (t,) int64; or (3, t) of time, height and width, for M-RoPE.
+        """
+        ops, eps = self.ops, self.config.norm_eps
+        # What other shards must be summed with is whole before it leaves.
+        out = ops.partial if self.shard.size == 1 else ops.linear
+        angles = self.angles(positions)
+        x = functional.embedding(tokens, self.embedding)
+        layers: list[Any] = list(self.layers)
+        next_norms = [layer.input_norm for layer in layers[1:]] + [self.norm]
+        n = ops.rms_norm(x, layers[0].input_norm, eps)
+        for layer, next_norm in zip(layers, next_norms, strict=True):
+            y = attend(layer, ops.linear(n, layer.qkv, layer.qkv_bias), angles)
+            if layer is layers[-1] and rows is not None:
+                x, y = x[rows], y[rows]  # behind the last attention only these are looked at
+            y = self.reduce(out(y, layer.out))
+            x, n = ops.add_rms_norm(x, y, layer.mlp_norm, eps, layer.attention_out_norm)
+            y = self.reduce(out(ops.gated(n, layer.gate_up), layer.down))
+            x, n = ops.add_rms_norm(x, y, next_norm, eps, layer.mlp_out_norm)
+        return self.logits(n)
+
+    def logits(self, n: Tensor) -> Tensor:
+        if self.head is not None:
+            return self.gather(self.ops.logits(n, self.head))
+        return self.ops.logits(n, self.embedding)
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """
+        Return cosines and sines (2, t, rotary / 2) of *positions*, fp32 whatever the weights are.
+        """
+        frequencies = _on(self.device, self.config)
+        rows = positions[None] if positions.dim() == 1 else positions
+        if rows.shape[0] > 1:
+            which = torch.tensor(position_rows(self.config), device=rows.device)
+            turned = rows[which].T.float() * frequencies
+        else:
+            turned = rows[0, :, None].float() * frequencies
+        return torch.stack((turned.cos(), turned.sin()))
+
+
+_FREQUENCIES: dict[tuple[torch.device, DecoderConfig], Tensor] = {}
+
+
+def _on(device: torch.device, config: DecoderConfig) -> Tensor:
+    # Not a buffer: a module made on "meta" and filled later would have lost it.
+    key = (device, config)
+    if key not in _FREQUENCIES:
+        _FREQUENCIES[key] = inverse_frequencies(config).to(device)
+    return _FREQUENCIES[key]
+
+
+def attend_causal(batch: int) -> Attend:
+    """
+    Return the Attend of *batch* whole sequences of one length, without a cache: for training, and
+    for checking logits.
+    """
+
+    def attend(layer: DecoderLayer, qkv: Tensor, angles: Tensor) -> Tensor:
+        split = layer.split(qkv, angles)
+        parts = (part.reshape(batch, -1, *part.shape[1:]) for part in split)
+        rows = [reference.attend(q, k, v) for q, k, v in zip(*parts, strict=True)]
+        return torch.cat(rows).flatten(1)
+
+    return attend
+
+
+def _empty(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape))
+
+
+def _ones(size: int) -> nn.Parameter:
+    return nn.Parameter(torch.ones(size))

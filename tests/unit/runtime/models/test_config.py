@@ -1,0 +1,163 @@
+import pytest
+
+from runtime.errors import ModelError
+from runtime.models.config import DecoderConfig, LinearScaling, Llama3Scaling
+from runtime.models.families import FAMILIES
+from tests.unit.runtime.builders import make_config_document
+
+
+def read(**changes):
+    document = make_config_document(**changes)
+    kept = {key: value for key, value in document.items() if value is not ...}
+    return DecoderConfig.from_json(kept, "config.json")
+
+
+def read_as(name, **changes):
+    return read(**{"architectures": [name], "attention_bias": ...} | changes)
+
+
+def test_a_family_says_what_no_key_says():
+    """
+    Norms, biases and the order of pairs come from the architecture's name.
+    """
+    found = {name: read_as(name, head_dim=64) for name in FAMILIES}
+
+    def those(key):
+        return {name for name, config in found.items() if getattr(config, key)}
+
+    glm = {"GlmForCausalLM", "Glm4ForCausalLM", "Glm4vForConditionalGeneration"}
+    assert those("is_interleaved") == those("is_gate_up_joined") == glm
+    assert those("has_output_norms") == glm - {"GlmForCausalLM"}
+    assert those("has_qk_norms") == {"Qwen3ForCausalLM"}
+    assert those("has_bias") == glm | {"Qwen2ForCausalLM"}
+    assert those("mrope_section") == those("ignored") == {"Glm4vForConditionalGeneration"}
+    assert {name for name in found if found[name].rotary == 32} == glm - those("ignored")
+
+
+def test_the_bias_of_a_glm_is_in_its_config():
+    """
+    GLM has models with and without; Qwen2 always has one, whatever the key says.
+    """
+    assert not read_as("Glm4ForCausalLM", attention_bias=False).has_bias
+    assert read_as("Glm4ForCausalLM", attention_bias=True).has_bias
+
+
+def test_an_absent_head_dim_is_what_the_family_takes_it_for():
+    """
+    A share of the hidden size, or 128; null is absent.
+    """
+    assert read_as("LlamaForCausalLM", head_dim=...).head_dim == 8
+    assert read_as("Qwen2ForCausalLM", head_dim=None).head_dim == 8
+    assert read_as("Qwen3ForCausalLM", head_dim=...).head_dim == 128
+    assert read_as("GlmForCausalLM", head_dim=None).head_dim == 128
+
+
+def test_old_models_have_as_many_kv_heads_as_heads():
+    """
+    Llama 1 has no num_key_value_heads.
+    """
+    assert read_as("LlamaForCausalLM", num_key_value_heads=...).kv_heads == 4
+
+
+def test_both_spellings_of_rotary_keys_are_understood():
+    """
+    transformers 4 wrote rope_theta at the top and rope_scaling; 5 writes rope_parameters.
+    """
+    llama3 = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    wanted = Llama3Scaling(factor=8.0, slow=1.0, fast=4.0, trained_tokens=8192)
+    for changes in (
+        {"rope_theta": 5e5, "rope_scaling": llama3 | {"rope_type": "llama3"}},
+        {"rope_theta": 5e5, "rope_scaling": llama3 | {"type": "llama3"}},
+        {"rope_parameters": llama3 | {"rope_type": "llama3", "rope_theta": 5e5}},
+    ):
+        config = read_as("LlamaForCausalLM", **changes)
+        assert (config.rope_theta, config.rope_scaling) == (5e5, wanted)
+
+    config = read(rope_theta=123.0, partial_rotary_factor=0.25)
+    assert (config.rope_theta, config.rotary) == (123.0, 2)
+    config = read(rope_parameters={"rope_theta": 7.0, "partial_rotary_factor": 0.75})
+    assert (config.rope_theta, config.rotary) == (7.0, 6)
+    config = read(rope_scaling={"type": "linear", "factor": 2})
+    assert (config.rope_theta, config.rope_scaling) == (10000.0, LinearScaling(2))
+
+
+@pytest.mark.parametrize("tied", [{"tie_word_embeddings": True}, {}])
+def test_the_language_half_of_a_vision_model_is_read(tied):
+    """
+    Under text_config, and its embedding may be tied here or there.
+    """
+    rope = {"mrope_section": [16, 24, 24]}
+    text = make_config_document(architectures=..., head_dim=128, hidden_size=512, rope_scaling=rope)
+    text = {key: value for key, value in text.items() if value is not ...} | tied
+    found = {"architectures": ["Glm4vForConditionalGeneration"], "text_config": text, **tied}
+    config = DecoderConfig.from_json(found | {"vision_config": {"hidden_size": 7}}, "config.json")
+
+    assert (config.hidden, config.rotary, config.prefix) == (512, 128, "model.language_model.")
+    assert config.is_tied == bool(tied)
+
+
+@pytest.mark.parametrize(
+    ("ends", "wanted"), [(None, set()), (0, {0}), (5, {5}), ([7, 8], {7, 8}), ([], set())]
+)
+def test_there_may_be_several_ends(ends, wanted):
+    """
+    A number, a list, or nothing.
+    """
+    assert read(eos_token_id=ends).ends == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, ("architectures", "Mistral", "LlamaForCausal")),
+        ({"architectures": ...}, ("architectures", "missing")),
+        ({"hidden_size": ...}, ("hidden_size", "missing")),
+        ({"num_hidden_layers": "lots"}, ("num_hidden_layers", "'lots'", "number")),
+        ({"num_hidden_layers": 2.5}, ("num_hidden_layers", "2.5", "whole")),
+        ({"vocab_size": 0}, ("vocab_size", "0")),
+        ({"rms_norm_eps": True}, ("rms_norm_eps", "True")),
+        ({"num_key_value_heads": 3}, ("num_key_value_heads", "3", "4 heads")),
+        ({"partial_rotary_factor": 0.4}, ("partial_rotary_factor", "3 of", "pairs")),
+        ({"rope_parameters": {"rope_type": "yarn"}}, ("rope_type", "yarn", "'llama3'")),
+        ({"rope_parameters": {"rope_type": "linear"}}, ("factor", "missing")),
+        ({"rope_scaling": {"type": "dynamic"}}, ("rope_type", "dynamic")),
+        ({"hidden_act": "gelu"}, ("hidden_act", "gelu", "silu")),
+        ({"mlp_bias": True}, ("mlp_bias", "True")),
+        ({"use_sliding_window": True}, ("use_sliding_window", "True")),
+        ({"quantization_config": {"quant_method": "awq"}}, ("quantization_config", "awq")),
+    ],
+)
+def test_what_can_not_be_served_is_named(changes, words):
+    """
+    The error says which key, and what was found.
+    """
+    with pytest.raises(ModelError) as caught:
+        read(**changes)
+    assert all(word in str(caught.value) for word in ("config.json", *words)), str(caught.value)
+
+
+def test_a_llama_with_a_bias_is_refused():
+    """
+    It would also have one behind the attention, which this decoder has not.
+    """
+    read_as("LlamaForCausalLM", attention_bias=False)  # negative control
+    for name in ("LlamaForCausalLM", "Qwen3ForCausalLM"):
+        with pytest.raises(ModelError, match="attention_bias: True"):
+            read_as(name, attention_bias=True)
+
+
+def test_sections_of_positions_share_out_all_pairs():
+    """
+    M-RoPE's sections are counted in pairs.
+    """
+    with pytest.raises(ModelError, match="mrope_section"):
+        read_as(
+            "Glm4vForConditionalGeneration",
+            rope_scaling={"mrope_section": [8, 12, 12]},
+            head_dim=8,
+        )
