@@ -1,4 +1,12 @@
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter.  It is asked for when a kernel is defined, so before any
+    # test can import one.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.unit.runtime.serving import Runtime
 

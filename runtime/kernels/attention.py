@@ -1,0 +1,171 @@
+"""
+Decode attention over pages: one query a row, the row's pages split over several programs.
+
+The query heads that share a KV head are the rows of one matrix product, so that each page is read
+once.  The programs of a row leave partial sums; the last one to finish adds them up.
+Source: "Flash-Decoding", Dao et al. 2023, for the split; the order of the sum is fixed.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.cache import PagedCache
+from runtime.kernels.launch import dot, options, start_next, wait
+
+NO_SCORE = tl.constexpr(-1.0e30)  # not -inf, whose differences are NaN
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _attend(
+    q, keys, values, key_scales, value_scales, table, slots, positions, out,
+    partial, weights, counters, scale, q_stride, page_stride, row_pages,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
+    PAGE: tl.constexpr, SPLITS: tl.constexpr, IS_SCALED: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    head = tl.arange(0, ROWS)
+    is_head = (head < GROUP)[:, None]
+    column = tl.arange(0, DIM)
+    place = tl.arange(0, PAGE)
+    start_next(PDL)
+    wait(PDL)
+    slot = tl.load(slots + row)
+    length = tl.load(positions + row) + 1
+    pages = tl.cdiv(length, PAGE)
+    each = tl.cdiv(pages, SPLITS)
+    used = tl.cdiv(pages, each)  # splits that have a page
+    first = split * each
+    last = tl.minimum(first + each, pages)
+    if first < last:
+        at_q = row.to(tl.int64) * q_stride + (kv_head * GROUP + head)[:, None] * DIM
+        query = tl.load(q + at_q + column[None, :], mask=is_head, other=0.0)
+        peak = tl.full([ROWS], NO_SCORE, dtype=tl.float32)
+        total = tl.zeros([ROWS], dtype=tl.float32)
+        acc = tl.zeros([ROWS, DIM], dtype=tl.float32)
+        for index in range(first, last):
+            page = tl.load(table + slot * row_pages + index).to(tl.int64)
+            line = page * page_stride // DIM + kv_head * PAGE + place
+            is_seen = index * PAGE + place < length
+            at = line[:, None] * DIM + column[None, :]
+            key = tl.load(keys + at).to(query.dtype)
+            score = dot(query, tl.trans(key), tl.zeros([ROWS, PAGE], dtype=tl.float32), PRECISION)
+            score = score * scale
+            if IS_SCALED:
+                score = score * tl.load(key_scales + line)[None, :]
+            score = tl.where(is_seen[None, :], score, NO_SCORE)
+            new_peak = tl.maximum(peak, tl.max(score, axis=1))
+            shrink = tl.exp2(peak - new_peak)
+            share = tl.exp2(score - new_peak[:, None])
+            share = tl.where(is_seen[None, :], share, 0.0)
+            total = total * shrink + tl.sum(share, axis=1)
+            # What an earlier owner left behind the row's end may be NaN, and 0 times NaN is NaN.
+            value = tl.load(values + at, mask=is_seen[:, None], other=0.0).to(query.dtype)
+            if IS_SCALED:
+                share = share * tl.load(value_scales + line, mask=is_seen, other=0.0)[None, :]
+            acc = acc * shrink[:, None]
+            acc = dot(share.to(query.dtype), value, acc, PRECISION)
+            peak = new_peak
+        at_out = (row.to(tl.int64) * KV_HEADS + kv_head) * GROUP * DIM
+        target = out + at_out + head[:, None] * DIM + column[None, :]
+        if used == 1:
+            tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), mask=is_head)
+        else:
+            pair = row * KV_HEADS + kv_head
+            base = (pair * SPLITS + split).to(tl.int64) * ROWS
+            tl.store(partial + (base + head)[:, None] * DIM + column[None, :], acc)
+            tl.store(weights + 2 * (base + head), peak)
+            tl.store(weights + 2 * (base + head) + 1, total)
+            tl.debug_barrier()  # all threads have stored before one says so
+            done = tl.atomic_add(counters + pair, 1, sem="acq_rel")
+            if done == used - 1:
+                tl.store(counters + pair, 0)
+                peak = tl.full([ROWS], NO_SCORE, dtype=tl.float32)
+                total = tl.zeros([ROWS], dtype=tl.float32)
+                acc = tl.zeros([ROWS, DIM], dtype=tl.float32)
+                for index in range(used):
+                    base = (pair * SPLITS + index).to(tl.int64) * ROWS
+                    at_part = (base + head)[:, None] * DIM + column[None, :]
+                    part = tl.load(partial + at_part, cache_modifier=".cg")
+                    part_peak = tl.load(weights + 2 * (base + head), cache_modifier=".cg")
+                    part_total = tl.load(weights + 2 * (base + head) + 1, cache_modifier=".cg")
+                    new_peak = tl.maximum(peak, part_peak)
+                    shrink = tl.exp2(peak - new_peak)
+                    grow = tl.exp2(part_peak - new_peak)
+                    acc = acc * shrink[:, None] + part * grow[:, None]
+                    total = total * shrink + part_total * grow
+                    peak = new_peak
+                tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), mask=is_head)
+
+
+class Workspace:
+    """
+    Where the programs of a row leave their partial sums, for at most *rows* rows at once.
+    """
+
+    def __init__(
+        self, rows: int, kv_heads: int, group: int, dim: int, device: torch.device
+    ) -> None:
+        pairs, padded = rows * kv_heads, max(16, triton.next_power_of_2(group))
+        # choose_splits gives a batch of b rows at most this many programs in all.
+        programs = max(pairs, MOST_PROGRAMS)
+        self.partial = torch.empty(programs * padded * dim, device=device)
+        self.weights = torch.empty(programs * padded * 2, device=device)
+        self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)
+
+
+MOST_PROGRAMS = 256  # about two a multiprocessor; measured on an H100, as is the next
+MOST_SPLITS = 32
+
+
+def choose_splits(rows: int, kv_heads: int) -> int:
+    """
+    Return how many programs share the pages of one row and KV head; a power of two.
+    """
+    pairs: int = triton.next_power_of_2(rows * kv_heads)
+    return max(1, min(MOST_SPLITS, MOST_PROGRAMS // pairs))
+
+
+def decode_attention(
+    q: Tensor,
+    cache: PagedCache,
+    layer: int,
+    slots: Tensor,
+    positions: Tensor,
+    workspace: Workspace,
+    *,
+    heads: int,
+    pdl: bool = False,
+    splits: int | None = None,
+) -> Tensor:
+    """
+    As `reference.decode_attention`, for q (b, h, d) or the head of qkv (b, ...): (b, h * d).
+
+    Args:
+        slots, positions: (b,) int32.
+    """
+    rows = q.shape[0]
+    _, _, kv_heads, page, dim = cache.keys.shape
+    out = torch.empty((rows, heads * dim), dtype=q.dtype, device=q.device)
+    if not rows:
+        return out
+    group = heads // kv_heads
+    splits = splits or choose_splits(rows, kv_heads)
+    _attend[(rows, kv_heads, splits)](
+        q, cache.keys[layer], cache.values[layer],
+        cache.key_scales[layer] if cache.key_scales is not None else workspace.weights,
+        cache.value_scales[layer] if cache.value_scales is not None else workspace.weights,
+        cache.table, slots, positions, out,
+        workspace.partial, workspace.weights, workspace.counters,
+        LOG2E / dim**0.5, q.stride(0), kv_heads * page * dim, cache.table.shape[1],
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim,
+        PAGE=page, SPLITS=splits, IS_SCALED=cache.key_scales is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
+        num_warps=2 if rows * kv_heads > MOST_PROGRAMS else 4, num_stages=4, **options(pdl),
+    )  # fmt: skip
+    return out

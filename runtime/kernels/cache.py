@@ -1,0 +1,61 @@
+"""
+Where a step's keys and values lie: the paged cache and what a step says of its tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KV_DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+INT8_TOP = 127.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """
+    Keys and values of all layers, in pages.
+
+    Attributes:
+        keys, values: (layers, pages, kv_heads, page_tokens, head_dim); the model's type, fp8 e4m3
+            or int8.
+        key_scales, value_scales: (layers, pages, kv_heads, page_tokens) fp32, of int8 only: what
+            a value of 1 stands for.
+        table: (slots, pages of a row) int32: the pages of each slot, in order.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None
+    value_scales: Tensor | None
+    table: Tensor
+
+    @property
+    def page_tokens(self) -> int:
+        return self.keys.shape[3]
+
+
+def make_cache(
+    *,
+    layers: int,
+    pages: int,
+    kv_heads: int,
+    page_tokens: int,
+    head_dim: int,
+    slots: int,
+    row_pages: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> PagedCache:
+    """
+    Return an empty cache; *dtype* fp8 e4m3 and int8 are understood as quantised.
+    """
+    shape = (layers, pages, kv_heads, page_tokens, head_dim)
+    is_int8 = dtype == torch.int8
+    return PagedCache(
+        keys=torch.zeros(shape, dtype=dtype, device=device),
+        values=torch.zeros(shape, dtype=dtype, device=device),
+        key_scales=torch.zeros(shape[:-1], device=device) if is_int8 else None,
+        value_scales=torch.zeros(shape[:-1], device=device) if is_int8 else None,
+        table=torch.zeros((slots, row_pages), dtype=torch.int32, device=device),
+    )

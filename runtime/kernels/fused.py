@@ -1,0 +1,97 @@
+"""
+The operations of a decoder on a GPU: Triton for few tokens, where the weights' bytes are the cost,
+and cuBLAS for many, where the arithmetic is.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.kernels import norm
+from runtime.kernels.launch import has_pdl
+from runtime.kernels.linear import Shape, choose_shape, skinny, swiglu, widen
+from runtime.kernels.ops import Weight
+from runtime.models.quantize import Quantized
+
+
+class FusedOps:
+    """
+    See `ops.Ops`.
+
+    Attributes:
+        pdl: Kernels start while those before them end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.pdl = has_pdl(device)
+        self._multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(x, weight, eps, pdl=self.pdl)
+
+    def add_rms_norm(
+        self, x: Tensor, y: Tensor, weight: Tensor, eps: float, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return norm.add_rms_norm(x, y, weight, eps, post, pdl=self.pdl)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        shape = choose_shape(x, weight, is_gated=False, may_split=False)
+        if shape is None:
+            return _roomy(x, _dense(weight, x), bias)
+        return self._skinny(x, weight, bias, shape=shape)
+
+    def partial(self, x: Tensor, weight: Weight) -> Tensor:
+        shape = choose_shape(x, weight, is_gated=False, may_split=True)
+        if shape is None:
+            return functional.linear(x, _dense(weight, x))
+        return self._skinny(x, weight, shape=shape)
+
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
+        shape = choose_shape(x, gate_up, is_gated=True, may_split=False)
+        if shape is None:
+            return swiglu(functional.linear(x, _dense(gate_up, x)), pdl=self.pdl)
+        return self._skinny(x, gate_up, is_gated=True, shape=shape)
+
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        shape = choose_shape(x, weight, is_gated=False, may_split=False)
+        if shape is not None:
+            return self._skinny(x, weight, out_dtype=torch.float32, shape=shape)
+        if x.dtype == torch.float32:
+            return functional.linear(x, _dense(weight, x))
+        return torch.mm(x, _dense(weight, x).t(), out_dtype=torch.float32)
+
+    def _skinny(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        shape: Shape,
+        is_gated: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return skinny(
+            x,
+            weight,
+            bias,
+            shape=shape,
+            is_gated=is_gated,
+            out_dtype=out_dtype,
+            multiprocessors=self._multiprocessors,
+            pdl=self.pdl,
+        )
+
+
+def _roomy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    As `functional.linear`, in storage with a ninth more rows: `prefill` reads over the end.
+    """
+    m, n = x.shape[0], weight.shape[0]
+    room = torch.empty((m + m // 8 + 8, n), dtype=x.dtype, device=x.device)
+    if bias is None:
+        return torch.mm(x, weight.t(), out=room[:m])
+    return torch.addmm(bias, x, weight.t(), out=room[:m])
+
+
+def _dense(weight: Weight, x: Tensor) -> Tensor:
+    return widen(weight, x.dtype) if isinstance(weight, Quantized) else weight

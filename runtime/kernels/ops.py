@@ -1,0 +1,78 @@
+"""
+The operations that a decoder is made of, and who does them on which device.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.kernels import reference
+from runtime.models.quantize import Quantized, dequantize
+
+Weight = Tensor | Quantized
+
+
+class Ops(Protocol):
+    """
+    The arithmetic between two attentions.  x is (t, n) throughout, weights are (out, in).
+    """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def add_rms_norm(
+        self, x: Tensor, y: Tensor, weight: Tensor, eps: float, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def partial(self, x: Tensor, weight: Weight) -> Tensor:
+        """
+        As `linear`, for `add_rms_norm` only: it may be in parts that are still to be summed.
+        """
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
+
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
+        """
+        SwiGLU of x: silu of the gate's half of *gate_up*, times the other half.
+        """
+
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        """
+        As `linear`, in fp32.
+        """
+
+
+class TorchOps:
+    """
+    The reference.
+    """
+
+    rms_norm = staticmethod(reference.rms_norm)
+    add_rms_norm = staticmethod(reference.add_rms_norm)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, _dense(weight, x.dtype), bias)
+
+    partial = linear
+
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
+        return reference.gated(self.linear(x, gate_up))
+
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        return self.linear(x, weight).float()
+
+
+def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return dequantize(weight, dtype) if isinstance(weight, Quantized) else weight
+
+
+def ops_for(device: torch.device) -> Ops:
+    """
+    Return the fastest operations for *device*.
+    """
+    if device.type != "cuda":
+        return TorchOps()
+    from runtime.kernels.fused import FusedOps  # Triton is only where a GPU is
+
+    return FusedOps(device)

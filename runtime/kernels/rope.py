@@ -1,0 +1,125 @@
+"""
+Everything between the qkv product and attention, in one kernel: norms of q and k (Qwen3), rotation
+of neighbouring pairs, and the store of k and v into their pages.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.cache import INT8_TOP, PagedCache
+from runtime.kernels.launch import options, start_next, wait
+
+TOP = tl.constexpr(INT8_TOP)
+
+
+@triton.jit
+def _turn(
+    qkv, cosines, sines, q_norm, k_norm, keys, values, key_scales, value_scales, table,
+    slots, positions, eps, page_stride, row_pages,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_ROTARY: tl.constexpr,
+    PAGE: tl.constexpr, EACH: tl.constexpr, HAS_NORMS: tl.constexpr, KIND: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * EACH + tl.arange(0, EACH)
+    ALL: tl.constexpr = HEADS + 2 * KV_HEADS
+    HALF: tl.constexpr = DIM // 2
+    pair = tl.arange(0, HALF)
+    is_head = (head < ALL)[:, None]
+    is_turned = (head < HEADS + KV_HEADS)[:, None]
+    at = qkv + token * ALL * DIM + head[:, None] * DIM + 2 * pair[None, :]
+    start_next(PDL)
+    wait(PDL)
+    position = tl.load(positions + token)
+    slot = tl.load(slots + token)
+    even = tl.load(at, mask=is_head, other=0.0).to(tl.float32)
+    odd = tl.load(at + 1, mask=is_head, other=0.0).to(tl.float32)
+    if HAS_NORMS:
+        rstd = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / DIM + eps)[:, None]
+        is_q = (head < HEADS)[:, None]
+        columns = 2 * pair[None, :]
+        even_weight = tl.where(is_q, tl.load(q_norm + columns), tl.load(k_norm + columns))
+        odd_weight = tl.where(is_q, tl.load(q_norm + columns + 1), tl.load(k_norm + columns + 1))
+        dtype = qkv.dtype.element_ty
+        normed_even = (even * rstd * even_weight).to(dtype).to(tl.float32)
+        normed_odd = (odd * rstd * odd_weight).to(dtype).to(tl.float32)
+        even = tl.where(is_turned, normed_even, even)
+        odd = tl.where(is_turned, normed_odd, odd)
+    in_rotary = pair < HALF_ROTARY
+    cos = tl.load(cosines + token * HALF_ROTARY + pair, mask=in_rotary, other=1.0)[None, :]
+    sin = tl.load(sines + token * HALF_ROTARY + pair, mask=in_rotary, other=0.0)[None, :]
+    cos = tl.where(is_turned, cos, 1.0)
+    sin = tl.where(is_turned, sin, 0.0)
+    new_even = even * cos - odd * sin
+    new_odd = odd * cos + even * sin
+    out = qkv.dtype.element_ty
+    tl.store(at, new_even.to(out), mask=is_turned)
+    tl.store(at + 1, new_odd.to(out), mask=is_turned)
+
+    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    is_value = (head >= HEADS + KV_HEADS) & (head < ALL)
+    page = tl.load(table + slot * row_pages + position // PAGE).to(tl.int64)
+    place = position % PAGE
+    kv_head = tl.where(is_key, head - HEADS, head - HEADS - KV_HEADS)
+    line = page * page_stride // DIM + kv_head * PAGE + place  # of DIM values
+    if KIND == 8:
+        peak = tl.maximum(tl.max(tl.abs(new_even), axis=1), tl.max(tl.abs(new_odd), axis=1))
+        scale = peak / TOP
+        tl.store(key_scales + line, scale, mask=is_key)
+        tl.store(value_scales + line, scale, mask=is_value)
+        inverse = 1.0 / tl.maximum(scale, 1e-30)[:, None]
+        new_even = tl.floor(new_even * inverse + 0.5)
+        new_odd = tl.floor(new_odd * inverse + 0.5)
+    elif KIND == 1:
+        new_even = tl.minimum(tl.maximum(new_even, -448.0), 448.0)
+        new_odd = tl.minimum(tl.maximum(new_odd, -448.0), 448.0)
+    into = line[:, None] * DIM + 2 * pair[None, :]
+    kind = keys.dtype.element_ty
+    tl.store(keys + into, new_even.to(kind), mask=is_key[:, None])
+    tl.store(keys + into + 1, new_odd.to(kind), mask=is_key[:, None])
+    tl.store(values + into, new_even.to(kind), mask=is_value[:, None])
+    tl.store(values + into + 1, new_odd.to(kind), mask=is_value[:, None])
+
+
+def turn_and_store(
+    qkv: Tensor,
+    angles: Tensor,
+    cache: PagedCache,
+    layer: int,
+    slots: Tensor,
+    positions: Tensor,
+    *,
+    heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    pdl: bool = False,
+) -> None:
+    """
+    Norm and rotate q and k of qkv (t, (h + 2g) * d) in place, and store k and v in their pages.
+
+    Args:
+        angles: (2, t, rotary / 2) fp32, cosines and sines.
+        slots, positions: (t,) int32.
+    """
+    tokens = qkv.shape[0]
+    if not tokens:
+        return
+    _, _, kv_heads, page, dim = cache.keys.shape
+    each = 1 if tokens <= 64 else 16
+    every = heads + 2 * kv_heads
+    keys, values = cache.keys[layer], cache.values[layer]
+    is_scaled = cache.key_scales is not None and cache.value_scales is not None
+    kind = 8 if is_scaled else 1 if keys.dtype == torch.float8_e4m3fn else 16
+    _turn[(tokens, triton.cdiv(every, each))](
+        qkv, angles[0], angles[1], qkv if q_norm is None else q_norm,
+        qkv if k_norm is None else k_norm, keys, values,
+        cache.key_scales[layer] if cache.key_scales is not None else qkv,
+        cache.value_scales[layer] if cache.value_scales is not None else qkv,
+        cache.table, slots, positions, eps, kv_heads * page * dim, cache.table.shape[1],
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, HALF_ROTARY=angles.shape[2], PAGE=page,
+        EACH=each, HAS_NORMS=q_norm is not None, KIND=kind, PDL=pdl,
+        num_warps=1 if each == 1 else 4, **options(pdl),
+    )  # fmt: skip

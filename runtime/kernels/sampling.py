@@ -1,0 +1,123 @@
+"""
+Logits to tokens on the device: one program a row, no sort.
+
+top_p keeps the tokens whose logit reaches a threshold, which bisection finds.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.launch import options, start_next, wait
+from runtime.kernels.reference import MULTIPLIERS
+
+FIRST, SECOND = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+LOWEST = tl.constexpr(-3.0e38)
+BISECTIONS = tl.constexpr(20)
+SPAN = tl.constexpr(32.0)  # of logits over temperature: 2**17 times exp(-32) is nothing
+
+
+@triton.jit
+def _hash32(x):
+    x = x ^ (x >> 16)
+    x = x * FIRST
+    x = x ^ (x >> 15)
+    x = x * SECOND
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _mass(logits, inverse, peak, threshold, size, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, size, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + column, mask=column < size, other=LOWEST) * inverse - peak
+        total += tl.where(x >= threshold, tl.exp(x), 0.0)
+    return tl.sum(total)
+
+
+@triton.jit
+def _sample(
+    logits, slots, temperatures, top_ps, seeds, positions, newest, tokens, finite, size,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start_next(PDL)
+    wait(PDL)
+    slot = tl.load(slots + row)
+    logits += row * size
+    lane = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], LOWEST, dtype=tl.float32)
+    where = tl.zeros([BLOCK], dtype=tl.int32)
+    bad = tl.zeros([BLOCK], dtype=tl.int32)
+    for start in range(0, size, BLOCK):
+        column = start + lane
+        x = tl.load(logits + column, mask=column < size, other=LOWEST)
+        bad |= (tl.abs(x) < float("inf")).to(tl.int32) ^ 1
+        is_better = x > best
+        best = tl.where(is_better, x, best)
+        where = tl.where(is_better, column, where)
+    peak = tl.max(best)
+    chosen = tl.min(tl.where(best == peak, where, size))  # the first of equals
+    is_finite = tl.sum(bad) == 0
+    temperature = tl.load(temperatures + slot)
+    if temperature > 0 and is_finite:
+        inverse = 1.0 / temperature
+        scaled_peak = peak * inverse
+        top_p = tl.load(top_ps + slot)
+        low = -SPAN
+        if top_p < 1.0:
+            wanted = top_p * _mass(logits, inverse, scaled_peak, -SPAN, size, BLOCK)
+            high = 0.0
+            for _ in range(BISECTIONS):
+                middle = 0.5 * (low + high)
+                if _mass(logits, inverse, scaled_peak, middle, size, BLOCK) >= wanted:
+                    low = middle
+                else:
+                    high = middle
+        key = _hash32(tl.load(seeds + slot).to(tl.uint32))
+        other = _hash32(key ^ tl.load(positions + row).to(tl.uint32))
+        best = tl.full([BLOCK], LOWEST, dtype=tl.float32)
+        for start in range(0, size, BLOCK):
+            column = start + lane
+            x = tl.load(logits + column, mask=column < size, other=LOWEST) * inverse - scaled_peak
+            bits = _hash32(_hash32(column.to(tl.uint32) + key) ^ other)
+            uniform = (bits >> 8).to(tl.float32) * 5.9604644775390625e-08 + 2.98023223876953125e-08
+            noisy = x - tl.log(-tl.log(uniform))
+            noisy = tl.where((x >= low) & (column < size), noisy, LOWEST)
+            is_better = noisy > best
+            best = tl.where(is_better, noisy, best)
+            where = tl.where(is_better, column, where)
+        chosen = tl.min(tl.where(best == tl.max(best), where, size))
+    chosen = tl.minimum(chosen, size - 1)
+    tl.store(newest + slot, chosen)
+    tl.store(tokens + row, chosen)
+    tl.store(finite + row, is_finite.to(tl.int32))
+
+
+def sample(
+    logits: Tensor,
+    slots: Tensor,
+    temperatures: Tensor,
+    top_ps: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    newest: Tensor,
+    tokens: Tensor,
+    finite: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """
+    As `reference.sample` for logits (b, v) fp32; writes tokens and finite (b,) int32.
+
+    Args:
+        slots, positions: (b,) int32; the temperatures, top_ps and seeds are the slots'.
+        newest: (slots,) int32; each row's slot gets its token, for the next step.
+    """
+    rows, size = logits.shape
+    if rows:
+        _sample[(rows,)](
+            logits, slots, temperatures, top_ps, seeds, positions, newest, tokens, finite, size,
+            BLOCK=min(4096, triton.next_power_of_2(size)), PDL=pdl, num_warps=16, **options(pdl),
+        )  # fmt: skip

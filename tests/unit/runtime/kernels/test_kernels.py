@@ -1,0 +1,288 @@
+"""
+Each kernel against its reference in fp64, on random shapes.
+"""
+
+import random
+
+import pytest
+import torch
+
+from runtime.kernels import attention, linear, norm, rope, sampling
+from runtime.kernels import reference as truth
+from runtime.models.quantize import dequantize, quantize
+from tests.unit.runtime.kernels.truth import (
+    DEVICE,
+    TOLERANCE,
+    TYPES,
+    distance,
+    make,
+    make_filled_cache,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+SHAPE = linear.Shape(programs_each=2, block_k=64, warps=4, stages=3)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("has_post", [False, True])
+@pytest.mark.parametrize(("tokens", "size"), [(1, 64), (5, 96), (3, 200)])
+def test_norms_are_those_of_the_reference(dtype, has_post, tokens, size):
+    """
+    Root mean square norm, alone and behind the residual, with and without a norm before it.
+    """
+    x, y = make(tokens, size, dtype=dtype), make(tokens, size, dtype=dtype, seed=1)
+    weight, post = make(size, dtype=dtype, seed=2), make(size, dtype=dtype, seed=3)
+    post = post if has_post else None
+
+    alone = norm.rms_norm(x, weight, 1e-5)
+    summed, normed = norm.add_rms_norm(x, y, weight, 1e-5, post)
+
+    wide = [None if t is None else t.double() for t in (x, y, weight, post)]
+    assert distance(alone, truth.rms_norm(wide[0], wide[2], 1e-5)) < TOLERANCE[dtype]
+    wanted = truth.add_rms_norm(wide[0], wide[1], wide[2], 1e-5, wide[3])
+    assert distance(summed, wanted[0]) < TOLERANCE[dtype]
+    assert distance(normed, wanted[1]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 48, 64), (3, 96, 160), (17, 130, 96), (33, 40, 224)])
+@pytest.mark.parametrize("programs", [1, 3])
+def test_a_skinny_product_is_a_product(dtype, m, n, k, programs):
+    """
+    Any number of tokens, weights that no block divides, rows shared out among few programs.
+    """
+    x, w = make(m, k, dtype=dtype), make(n, k, dtype=dtype, seed=1)
+    bias = make(n, dtype=dtype, seed=2)
+
+    found = linear.skinny(x, w, bias, shape=SHAPE, multiprocessors=programs)
+
+    assert distance(found, x.double() @ w.double().T + bias.double()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_gated_product_is_swiglu(dtype):
+    """
+    In one kernel, and as a product with SwiGLU behind it.
+    """
+    x, w = make(5, 96, dtype=dtype), make(2 * 56, 96, dtype=dtype, seed=1, scale=0.3)
+    wanted = truth.gated(x.double() @ w.double().T)
+
+    fused = linear.skinny(x, w, is_gated=True, shape=SHAPE, multiprocessors=2)
+
+    assert distance(fused, wanted) < TOLERANCE[dtype]
+    assert distance(linear.swiglu(x @ w.T), wanted) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3])
+def test_parts_of_a_product_are_summed_behind(splits):
+    """
+    Columns shared out among programs: the norm behind adds the parts up.
+    """
+    x, w = make(4, 320), make(96, 320, seed=1)
+    residual, weight = make(4, 96, seed=2), make(96, seed=3)
+    shape = linear.Shape(2, 64, 4, 3, splits=splits)
+
+    parts = linear.skinny(x, w, shape=shape, multiprocessors=3)
+    found = norm.add_rms_norm(residual, parts, weight, 1e-5, None)
+
+    product = x.double() @ w.double().T
+    wanted = truth.add_rms_norm(residual.double(), product, weight.double(), 1e-5, None)
+    assert parts.dim() == (2 if splits == 1 else 3)
+    assert distance(found[0], wanted[0]) < 2e-6
+    assert distance(found[1], wanted[1]) < 2e-6
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_quantised_weights_are_what_they_stand_for(bits, is_gated):
+    """
+    The kernel's own reading of 8 and 4 bits is the reference's.
+    """
+    x, w = make(3, 256), make(64, 256, seed=1, scale=0.2)
+    held = quantize(w, bits, torch.float32)
+
+    found = linear.skinny(x, held, is_gated=is_gated, shape=SHAPE, multiprocessors=2)
+
+    product = x.double() @ dequantize(held, torch.float64).T
+    assert distance(found, truth.gated(product) if is_gated else product) < 2e-6
+    assert distance(found, x.double() @ w.double().T if not is_gated else product[:, :32]) > 1e-3
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_widened_are_those_of_the_reference(bits):
+    """
+    For many tokens the weights are written out first.
+    """
+    held = quantize(make(16, 384, scale=0.2), bits, torch.float32)
+    assert distance(linear.widen(held, torch.float32), dequantize(held, torch.float64)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("has_norms", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 16), (3, 1, 16, 16)])
+def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotary):
+    """
+    q and k are normed and rotated, k and v lie where slot and position say, all else is untouched.
+    """
+    compute = torch.float32 if dtype == torch.int8 else dtype
+    lengths = [9, 40, 17]
+    slots = torch.tensor([0, 0, 1, 2, 2], dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([7, 8, 39, 15, 16], dtype=torch.int32, device=DEVICE)
+    caches = [
+        make_filled_cache(lengths, kv_heads=kv_heads, dim=dim, page_tokens=16, dtype=dtype)
+        for _ in range(2)
+    ]
+    qkv = make(5, (heads + 2 * kv_heads) * dim, dtype=compute)
+    turn = make(5, rotary // 2, seed=1)
+    angles = torch.stack((turn.cos(), turn.sin()))
+    norms = [make(dim, dtype=compute, seed=s) if has_norms else None for s in (2, 3)]
+
+    found = qkv.clone()
+    rope.turn_and_store(
+        found, angles, caches[0], 1, slots, positions,
+        heads=heads, q_norm=norms[0], k_norm=norms[1], eps=1e-5,
+    )  # fmt: skip
+
+    q, k, v = qkv.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=1)
+    if has_norms:
+        q, k = truth.rms_norm(q, norms[0], 1e-5), truth.rms_norm(k, norms[1], 1e-5)
+    q, k = truth.rotate(q, angles), truth.rotate(k, angles)
+    truth.write_cache(caches[1], 1, k, v, slots, positions)
+    tolerance = 2 * TOLERANCE[compute]
+    assert distance(found.unflatten(1, (-1, dim))[:, :heads], q) < tolerance
+    assert torch.equal(found.unflatten(1, (-1, dim))[:, heads + kv_heads :], v)
+    for name in ("keys", "values"):
+        stored, wanted = (getattr(cache, name).double() for cache in caches)
+        assert torch.equal(stored.isnan(), wanted.isnan())
+        near = 1.0 if dtype == torch.int8 else 0.05  # a step of int8, or of rounding
+        assert (stored.nan_to_num() - wanted.nan_to_num()).abs().max() <= near
+        assert torch.equal(stored[0].isnan(), wanted[0].isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 1), (8, 2), (3, 3), (32, 1)])
+def test_decode_attention_over_pages(dtype, splits, heads, kv_heads):
+    """
+    Every ratio of query to KV heads, rows of any length, pages in any order, NaN all around.
+    """
+    dim, page = 16, 16
+    rng = random.Random(heads)
+    lengths = [1, page, page + 1, 5 * page, rng.randint(2, 80)]
+    cache = make_filled_cache(lengths, kv_heads=kv_heads, dim=dim, page_tokens=page, dtype=dtype)
+    for slot, length in enumerate(lengths):
+        k, v = make(length, kv_heads, dim, seed=slot), make(length, kv_heads, dim, seed=9 + slot)
+        at = torch.arange(length, device=DEVICE)
+        truth.write_cache(cache, 1, k.to(dtype), v.to(dtype), torch.full_like(at, slot), at)
+    order = torch.tensor([3, 0, 4, 2, 1], dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([lengths[slot] - 1 for slot in order], dtype=torch.int32).to(DEVICE)
+    q = make(5, heads, dim, dtype=dtype)
+    workspace = attention.Workspace(64, kv_heads, heads // kv_heads, dim, torch.device(DEVICE))
+
+    found = attention.decode_attention(
+        q.flatten(1), cache, 1, order, positions, workspace, heads=heads, splits=splits
+    )
+
+    wanted = truth.decode_attention(q.double(), cache, 1, order, positions)
+    assert distance(found, wanted.flatten(1)) < TOLERANCE[dtype]
+    assert not workspace.counters.any()  # left as they were found
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_decode_attention_over_a_quantised_cache(kind):
+    """
+    8 bits a value: what is attended to is what is stored.
+    """
+    lengths = [33, 7]
+    cache = make_filled_cache(lengths, kv_heads=2, dim=32, page_tokens=16, dtype=kind)
+    for slot, length in enumerate(lengths):
+        at = torch.arange(length, device=DEVICE)
+        k, v = make(length, 2, 32, seed=slot), make(length, 2, 32, seed=5 + slot)
+        truth.write_cache(cache, 0, k, v, torch.full_like(at, slot), at)
+    slots = torch.arange(2, dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([32, 6], dtype=torch.int32, device=DEVICE)
+    q = make(2, 4, 32)
+    workspace = attention.Workspace(2, 2, 2, 32, torch.device(DEVICE))
+
+    found = attention.decode_attention(
+        q.flatten(1), cache, 0, slots, positions, workspace, heads=4, splits=2
+    )
+
+    wanted = truth.decode_attention(q.double(), cache, 0, slots, positions)
+    assert distance(found, wanted.flatten(1)) < 1e-5
+
+
+def sampled(logits, temperatures, top_ps, seeds, positions, slots=None):
+    rows = logits.shape[0]
+    whole = torch.arange(rows, dtype=torch.int32, device=DEVICE)
+    slots = whole if slots is None else slots
+    newest, tokens, finite = (
+        torch.full((rows + 1,), -1, dtype=torch.int32, device=DEVICE) for _ in range(3)
+    )
+    sampling.sample(logits, slots, temperatures, top_ps, seeds, positions, newest, tokens, finite)
+    return newest, tokens[:rows], finite[:rows]
+
+
+def test_sampling_draws_what_the_reference_draws():
+    """
+    Greedy, at a temperature, with top_p: the same token for the same seed and position.
+    """
+    rows, size = 12, 500
+    logits = make(rows, size, scale=3.0)
+    temperatures = torch.tensor([0.0, 0.7, 1.3] * 4, device=DEVICE)
+    top_ps = torch.tensor([1.0, 1.0, 0.6, 0.9] * 3, device=DEVICE)
+    seeds = torch.tensor([3, -5, 2**31 - 1, -(2**31)] * 3, dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(rows, dtype=torch.int32, device=DEVICE)
+
+    newest, tokens, finite = sampled(logits, temperatures, top_ps, seeds, positions)
+
+    wanted, is_finite = truth.sample(logits, temperatures, top_ps, seeds, positions)
+    assert tokens.tolist() == wanted.tolist()
+    assert newest[:rows].tolist() == tokens.tolist()
+    assert finite.bool().tolist() == is_finite.tolist() == [True] * rows
+    greedy = logits.argmax(dim=-1)
+    assert (tokens != greedy).any()
+    assert tokens[0] == greedy[0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_said_of_its_row_alone(bad):
+    """
+    The neighbours' tokens are theirs, and no token is outside of the vocabulary.
+    """
+    logits = make(3, 300)
+    logits[1, 17] = bad
+    zeros = torch.zeros(3, device=DEVICE)
+    whole = zeros.int()
+
+    _, tokens, finite = sampled(logits, zeros, zeros + 1, whole, whole)
+
+    assert finite.tolist() == [1, 0, 1]
+    assert [tokens[0], tokens[2]] == [logits[0].argmax(), logits[2].argmax()]
+    assert 0 <= tokens[1] < 300
+
+
+def test_the_noise_is_fair():
+    """
+    Over many seeds each token is drawn as often as its probability says.
+    """
+    share = torch.tensor([0.5, 0.3, 0.15, 0.05], device=DEVICE)
+    count = 4000
+    logits = share.log().expand(count, 4)
+    ones = torch.ones(count, device=DEVICE)
+    seeds = torch.arange(count, device=DEVICE)
+
+    tokens, _ = truth.sample(logits, ones, ones, seeds, seeds * 7)
+
+    found = torch.bincount(tokens, minlength=4) / count
+    assert (found - share).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_wrong_numbers_would_be_noticed():
+    """
+    Negative control: NaN, a wrong sign and one missing row are far.
+    """
+    right = make(4, 8)
+    for wrong in (right * float("nan"), -right, torch.cat((right[:3], right[:1] * 0))):
+        assert distance(wrong, right) > 0.1
+    assert distance(right, right) == 0
