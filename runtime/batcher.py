@@ -11,7 +11,7 @@ class Pending:
     id: int
     arrived_s: float  # time.monotonic of the engine
     deadline_s: float  # time.monotonic of the engine
-    tokens: int  # prompt and the most it may generate: what it can take of the KV cache
+    tokens: int  # prompt and the most it may generate, in whole pages of the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class BatchPolicy:
 
     Attributes:
         max_requests: Rows that are free; 0 when the batch is full.
-        max_tokens: KV-cache tokens that are free, padding not counted.
+        max_tokens: KV-cache tokens that are free, or hold only what may be computed again.
         max_wait_s: Longest that the oldest request waits for company; 0 while a batch runs,
             for it is joined between two steps.
     """

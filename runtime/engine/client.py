@@ -20,6 +20,7 @@ from runtime.engine.protocol import (
     LoadFailed,
     Report,
     Submit,
+    Swap,
     ToEngine,
     decode_from_engine,
     encode,
@@ -158,12 +159,33 @@ class EngineClient:
             ModelError: The directory is at fault; the model before it still serves.
             EngineError: Anything else.
         """
+        return await self._ask(load)
+
+    async def swap(self, model_dir: str) -> Loaded:
+        """
+        Have the engine exchange its weights for those of *model_dir*, of the same shapes.
+
+        Whoever runs finishes on the old ones, whoever waits is computed with the new.
+
+        Raises:
+            ModelError: The directory is at fault; the old weights still serve.
+            EngineError: Anything else.
+        """
+        return await self._ask(Swap(model_dir))
+
+    async def _ask(self, message: Load | Swap) -> Loaded:
+        if self._loading is not None and not self._loading.done():
+            raise EngineError(
+                f"{message.model_dir}: not loaded",
+                why="another load or swap is under way",
+                fix="try again when it is done",
+            )
         self._loading = asyncio.get_running_loop().create_future()
-        self._send(load)
+        self._send(message)
         await asyncio.wait((self._loading, self.died), return_when=asyncio.FIRST_COMPLETED)
         if not self._loading.done():
             raise EngineError(
-                f"{load.model_dir}: could not be loaded",
+                f"{message.model_dir}: could not be loaded",
                 why=f"the engine died, {self.exit_words}",
                 fix="see the lines of the engine in the unit's log",
             )

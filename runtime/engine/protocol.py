@@ -37,7 +37,13 @@ class Load:
 
     Attributes:
         beat_s: The idle engine reports this often.
-        max_batch_tokens: KV-cache tokens of a batch; None for rows times context.
+        max_batch_tokens: KV-cache tokens of a batch; None for as many as the device holds.
+        weights: full, int8 or int4.
+        kv: What keys and values are kept as: same (as the precision), fp8 or int8.
+        memory_fraction: Of each GPU's whole memory.
+        context_tokens: Of a request, its answer included; None for the model's.
+        step_tokens: Most that one step computes; None for what suits the device.
+        gpus: That each hold a part of every weight.
     """
 
     model_dir: str
@@ -48,6 +54,13 @@ class Load:
     max_batch_tokens: int | None
     max_wait_s: float
     beat_s: float
+    weights: str = "full"
+    kv: str = "same"
+    memory_fraction: float = 0.9
+    context_tokens: int | None = None
+    page_tokens: int = 64
+    step_tokens: int | None = None
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,17 @@ class Submit:
 @dataclass(frozen=True)
 class Cancel:
     id: int
+
+
+@dataclass(frozen=True)
+class Swap:
+    """
+    Exchange the weights for those of this directory, of the same shapes; no request is lost.
+
+    They are read while the old ones serve.  Then nobody joins until who runs has finished.
+    """
+
+    model_dir: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,9 @@ class Report:
         running, waiting: Requests after the turn.
         batch: Requests that the step computed; 0 when there was none.
         steps: Steps since the start.
+        prompt_tokens: Tokens of prompts that the step computed.
+        cached_tokens: Those that it found computed, of the requests that joined it.
+        pages_used, pages: Of the KV cache: held by requests, and in all.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -113,6 +140,10 @@ class Report:
     waiting: int
     batch: int
     steps: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    pages_used: int = 0
+    pages: int = 0
 
     @property
     def is_beat(self) -> bool:
@@ -122,13 +153,14 @@ class Report:
         return not (self.tokens or self.ended or self.batch)
 
 
-ToEngine = Load | Submit | Cancel
+ToEngine = Load | Submit | Cancel | Swap
 FromEngine = Loaded | LoadFailed | Report
 
 _NAMES: dict[type, str] = {
     Load: "load",
     Submit: "submit",
     Cancel: "cancel",
+    Swap: "swap",
     Loaded: "loaded",
     LoadFailed: "load_failed",
     Report: "report",
@@ -146,13 +178,13 @@ def encode(message: ToEngine | FromEngine) -> bytes:
 
 def decode_to_engine(line: bytes) -> ToEngine:
     message = _decode(line)
-    assert isinstance(message, Load | Submit | Cancel), type(message)
+    assert isinstance(message, ToEngine), type(message)
     return message
 
 
 def decode_from_engine(line: bytes) -> FromEngine:
     message = _decode(line)
-    assert isinstance(message, Loaded | LoadFailed | Report), type(message)
+    assert isinstance(message, FromEngine), type(message)
     return message
 
 

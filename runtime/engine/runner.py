@@ -1,21 +1,34 @@
 """
-Computes a batch with one dense KV cache: a row a request, kept together at the front.
+Computes steps with one model over a paged cache.
 
-Invariant: the cache is zero wherever no request has written.  A masked value still meets a
-weight of 0, and 0 times NaN is NaN: what a broken request leaves behind would break the next.
+A small step is one CUDA graph, captured once for each size: everything is in it from the newest
+tokens to the next ones, and the CPU only says which tokens and where.  The tokens of short prompts
+are rows of it like any other: each attends to what lies before it, its neighbours of the same step
+included.  A large step is launched kernel by kernel.  Nothing here waits for the device but
+`collect`, and that only for the tokens.
 """
 
-import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runtime.engine.protocol import Submit
-from runtime.engine.sampling import choose
-from runtime.engine.scheduler import Emission
-from runtime.models.glm import Glm, attend_grouped
+from runtime.engine.batch import Join, Outcome, OutOfMemory, Step
+from runtime.kernels import reference
+from runtime.kernels.attend import PagedAttend
+from runtime.kernels.cache import PagedCache, make_cache
+from runtime.kernels.ops import ops_for
+from runtime.kernels.prefill import Prefill, Span
+from runtime.models.decoder import Decoder
+
+# Tokens of a step.
+GRAPH_SIZES = (
+    *(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+    *(640, 768, 1024),
+)
+# Tokens that the prompts' tokens of a graph may see, summed: each reads them anew from the cache.
+GRAPH_READS = 600_000
 
 
 def prepare_torch(threads: int) -> None:
@@ -27,173 +40,315 @@ def prepare_torch(threads: int) -> None:
         torch.set_num_interop_threads(1)
 
 
-@dataclass(slots=True)
-class _Row:
-    job: Submit
-    rng: random.Random
-    length: int = 0  # tokens in the cache
-    last: int = 0  # newest token, not in the cache yet
-
-    @property
-    def budget(self) -> int:
-        return len(self.job.tokens) + self.job.max_tokens
-
-
-class DenseRunner:
+@dataclass(frozen=True, slots=True)
+class _Running:
     """
-    The batch of one model.
+    A launched step.
+
+    Attributes:
+        result: (2, n) int32 in host memory: tokens, and whether they are finite.
+        done: Recorded behind the copy to *result*; None where there was nothing to wait for.
+    """
+
+    result: Tensor
+    done: "torch.cuda.Event | None"
+
+    def collect(self) -> Outcome:
+        if self.done is not None:
+            self.done.synchronize()
+        tokens, finite = self.result.tolist()
+        return Outcome(tokens, [bool(flag) for flag in finite])
+
+
+class PagedRunner:
+    """
+    See `batch.Runner`.
 
     Args:
-        max_rows: Requests at once.
-    """
-
-    def __init__(self, model: Glm, max_rows: int) -> None:
-        self._model = model
-        self._max_rows = max_rows
-        self._rows: list[_Row] = []  # index is the row of the cache
-        self._new: list[_Row] = []
-        self._keys = self._values = self._blank(0, 0)
-
-    def add(self, jobs: Sequence[Submit]) -> None:
-        self._new += [_Row(job, random.Random(job.seed)) for job in jobs]  # noqa: S311 - sampling
-
-    @torch.inference_mode()
-    def drop(self, ids: Collection[int]) -> None:
-        self._new = [row for row in self._new if row.job.id not in ids]
-        for index in reversed(range(len(self._rows))):
-            if self._rows[index].job.id in ids:
-                self._vacate(index)
-
-    def reset(self) -> None:
-        self._rows, self._new = [], []
-        self._keys = self._values = self._blank(0, 0)
-
-    @torch.inference_mode()
-    def step(self) -> list[Emission]:
-        emissions = self._decode() if self._rows else []
-        return emissions + (self._prefill() if self._new else [])
-
-    def _decode(self) -> list[Emission]:
-        rows = self._rows
-        tokens = self._tensor([[row.last] for row in rows])
-        starts = [row.length for row in rows]
-        return self._compute(rows, tokens, starts, [1] * len(rows), first_row=0)
-
-    def _prefill(self) -> list[Emission]:
-        rows, self._new = self._new, []
-        first_row = len(self._rows)
-        self._rows += rows
-        self._reserve(len(self._rows), max(row.budget for row in rows))
-        counts = [len(row.job.tokens) for row in rows]
-        longest = max(counts)
-        padded = [[*row.job.tokens, *[0] * (longest - len(row.job.tokens))] for row in rows]
-        return self._compute(rows, self._tensor(padded), [0] * len(rows), counts, first_row)
-
-    def _compute(
-        self,
-        rows: Sequence[_Row],
-        tokens: Tensor,
-        starts: Sequence[int],
-        counts: Sequence[int],
-        first_row: int,
-    ) -> list[Emission]:
-        """
-        Run *tokens* (b, s), of which the first of *counts* are real, behind *starts*.
-        """
-        for row, added in zip(rows, counts, strict=True):
-            row.length += added
-        count = self._tensor(counts)
-        positions = self._tensor(starts)[:, None] + torch.arange(
-            tokens.shape[1], device=tokens.device
-        )
-        cache = _DenseAttend(
-            keys=self._keys[:, first_row : first_row + len(rows)],
-            values=self._values[:, first_row : first_row + len(rows)],
-            positions=positions,
-            is_real=torch.arange(tokens.shape[1], device=tokens.device) < count[:, None],
-            longest=max(starts) + tokens.shape[1],
-        )
-        logits = self._model(tokens, positions, cache, last=count - 1)
-        finite = torch.isfinite(logits).all(dim=-1).tolist()
-        chosen = choose(
-            logits,
-            [row.job.temperature for row in rows],
-            [row.job.top_p for row in rows],
-            [row.rng.random() if row.job.temperature > 0 else 0.0 for row in rows],
-        ).tolist()
-        for row, token in zip(rows, chosen, strict=True):
-            row.last = token
-        return [
-            Emission(row.job.id, (token,), is_finite)
-            for row, token, is_finite in zip(rows, chosen, finite, strict=True)
-        ]
-
-    def _reserve(self, rows: int, length: int) -> None:
-        """
-        Grow the cache to hold *rows* of *length* tokens, by doubling.
-        """
-        has_rows, has_length = self._keys.shape[1:3]
-        if rows <= has_rows and length <= has_length:
-            return
-        rows = has_rows if rows <= has_rows else min(max(rows, 2 * has_rows), self._max_rows)
-        context = self._model.config.context_tokens
-        length = has_length if length <= has_length else min(max(length, 2 * has_length), context)
-        grown = self._blank(rows, length), self._blank(rows, length)
-        for new, old in zip(grown, (self._keys, self._values), strict=True):
-            new[:, :has_rows, :has_length] = old
-        self._keys, self._values = grown
-
-    def _vacate(self, index: int) -> None:
-        """
-        Move the last row to *index*, and leave zeros where it was.
-        """
-        gone, moved = self._rows[index], self._rows[-1]
-        last = len(self._rows) - 1
-        for cache in (self._keys, self._values):
-            if index != last:
-                cache[:, index, : moved.length] = cache[:, last, : moved.length]
-                cache[:, index, moved.length : gone.length] = 0
-            cache[:, last, : moved.length] = 0
-        self._rows[index] = moved
-        self._rows.pop()
-
-    def _blank(self, rows: int, length: int) -> Tensor:
-        # (layers, rows, length, kv_heads, head_dim)
-        config = self._model.config
-        shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
-        return torch.zeros(shape, dtype=self._model.dtype, device=self._model.device)
-
-    def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._model.device)
-
-
-class _DenseAttend:
-    """
-    The Attend of some neighbouring rows of the dense cache.
-
-    Args:
-        keys, values: (layers, b, length, kv_heads, head_dim), views of the cache.
-        positions: (b, s) int64, where each token stands in its request.
-        is_real: (b, s) bool, false for padding.
-        longest: Positions that this step can see.
+        slots: Rows at once.
+        pages: Pages of the cache, page 0 included, which is where padding writes.
+        row_pages: Pages of the longest row.
+        kv_dtype: Of the cache; None for the model's.
     """
 
     def __init__(
-        self, keys: Tensor, values: Tensor, positions: Tensor, is_real: Tensor, longest: int
+        self,
+        model: Decoder,
+        *,
+        slots: int,
+        pages: int,
+        page_tokens: int,
+        row_pages: int,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self._keys, self._values, self._longest = keys, values, longest
-        self._positions = positions
-        self._rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        # None where every token is real, as in decoding: one pass less over what is written.
-        self._is_real = is_real[..., None, None] if positions.shape[1] > 1 else None
-        seen = torch.arange(longest, device=positions.device)
-        self._mask = seen <= positions[..., None]  # (b, s, longest)
+        self._model, self._slots = model, slots
+        device = self._device = model.device
+        model.ops = ops_for(device)
+        config = model.config
+        heads, kv_heads = model.shard.heads(config.heads), model.shard.kv_heads(config.kv_heads)
+        self.cache: PagedCache = make_cache(
+            layers=config.layers,
+            pages=pages,
+            kv_heads=kv_heads,
+            page_tokens=page_tokens,
+            head_dim=config.head_dim,
+            slots=slots + 1,  # the last one is the padding's: its pages are all page 0
+            row_pages=row_pages,
+            dtype=kv_dtype or model.dtype,
+            device=device,
+        )
+        self._workspace = None
+        if device.type == "cuda":
+            from runtime.kernels.attention import Workspace
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self._is_real is not None:
-            k = torch.where(self._is_real, k, 0.0)
-            v = torch.where(self._is_real, v, 0.0)
-        keys, values = self._keys[layer], self._values[layer]
-        keys[self._rows, self._positions] = k
-        values[self._rows, self._positions] = v
-        return attend_grouped(q, keys[:, : self._longest], values[:, : self._longest], self._mask)
+            most = max(slots, GRAPH_SIZES[-1])
+            group = heads // kv_heads
+            self._workspace = Workspace(most, kv_heads, group, config.head_dim, device)
+        self._pdl = getattr(model.ops, "pdl", False)
+        # Of each slot:
+        self._newest = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+        self._temperatures = torch.zeros(slots + 1, device=device)
+        self._top_ps = torch.ones(slots + 1, device=device)
+        self._seeds = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+        self._graphs: list[_Graph] = []  # by size
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """
+        Make the graphs; on a CPU there are none.  Call it once, when the weights are in place.
+        """
+        if self._device.type != "cuda":
+            return
+        pool = None
+        # One for all: each stream that cuBLAS meets keeps a workspace.
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        for size in reversed(GRAPH_SIZES):
+            made = self._graph(size)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._fill(made)  # compiles, and lets cuBLAS allocate
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(made.graph, pool=pool):
+                self._fill(made)
+            pool = pool or made.graph.pool()
+            self._graphs.insert(0, made)
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> _Running:
+        try:
+            if step.joins:
+                self._join(step.joins)
+            graph = self._choose(step)
+            return self._replay(graph, step) if graph else self._launch(step)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            # What was written is written again, the same, by whoever repeats the step.
+            raise OutOfMemory(str(error)) from error
+
+    def _choose(self, step: Step) -> "_Graph | None":
+        size = step.tokens
+        reads = sum(len(chunk.tokens) * (chunk.start + len(chunk.tokens)) for chunk in step.chunks)
+        if reads > 2 * GRAPH_READS:
+            return None
+        return next((graph for graph in self._graphs if graph.size >= size), None)
+
+    def _join(self, joins: Sequence[Join]) -> None:
+        width = self.cache.table.shape[1]
+        rows = [[*join.pages, *[0] * (width - len(join.pages))] for join in joins]
+        slots = self._upload([join.slot for join in joins]).long()
+        self.cache.table.index_copy_(0, slots, self._upload(rows))
+        self._seeds.index_copy_(0, slots, self._upload([_signed(join.seed) for join in joins]))
+        for target, values in (
+            (self._temperatures, [join.temperature for join in joins]),
+            (self._top_ps, [join.top_p for join in joins]),
+        ):
+            target.index_copy_(0, slots, self._upload(values, torch.float32))
+
+    def _graph(self, size: int) -> "_Graph":
+        picked = min(size, self._slots)
+        numbers = 3 * _whole(size) + 2 * _whole(picked)
+        inputs = torch.zeros(numbers, dtype=torch.int32, device=self._device)
+        room = torch.zeros((2, _whole(picked)), dtype=torch.int32, device=self._device)
+        graph = _Graph(size, picked, inputs, room[:, :picked], torch.cuda.CUDAGraph())
+        inputs.copy_(self._upload(graph.pad(_Flat([], [], [], [], [], []), self._slots)))
+        return graph
+
+    def _fill(self, graph: "_Graph") -> None:
+        """
+        From the newest tokens to the next ones: what a graph holds.
+        """
+        given, slots, positions, rows, targets = graph.views()
+        tokens = torch.where(given < 0, self._newest.index_select(0, slots), given)
+        attend = PagedAttend(
+            self.cache, slots, positions, graph.size, None, self._workspace, pdl=self._pdl
+        )
+        logits = self._model(tokens, positions, attend, rows)
+        self._sample(logits, targets, positions.index_select(0, rows), graph.outputs)
+
+    def _replay(self, graph: "_Graph", step: Step) -> _Running:
+        graph.inputs.copy_(self._upload(graph.pad(_flatten(step), self._slots)))
+        graph.graph.replay()
+        return self._download(graph.outputs[:, : len(step.sampled)])
+
+    def _launch(self, step: Step) -> _Running:
+        flat = _flatten(step)
+        tokens, slots, positions = self._rows(flat.tokens, flat.slots, flat.positions)
+        decodes = len(step.decodes)
+        if decodes:
+            tokens[:decodes] = self._newest.index_select(0, slots[:decodes])
+        prefill = Prefill(flat.spans, self.cache) if flat.spans else None
+        attend = PagedAttend(
+            self.cache, slots, positions, decodes, prefill, self._workspace, pdl=self._pdl
+        )
+        rows, targets = self._rows(flat.rows, flat.targets)
+        logits = self._model(tokens, positions, attend, rows)
+        room = torch.empty((2, _whole(len(rows))), dtype=torch.int32, device=self._device)
+        result = room[:, : len(rows)]
+        self._sample(logits, targets, positions.index_select(0, rows), result)
+        return self._download(result)
+
+    def _sample(self, logits: Tensor, slots: Tensor, positions: Tensor, result: Tensor) -> None:
+        temperatures, top_ps, seeds = self._temperatures, self._top_ps, self._seeds
+        if self._workspace is not None:
+            from runtime.kernels import sampling
+
+            sampling.sample(
+                logits,
+                slots,
+                temperatures,
+                top_ps,
+                seeds,
+                positions,
+                self._newest,
+                result[0],
+                result[1],
+                pdl=self._pdl,
+            )
+            return
+        if not logits.shape[0]:
+            return
+        tokens, finite = reference.sample(
+            logits,
+            temperatures.index_select(0, slots),
+            top_ps.index_select(0, slots),
+            seeds.index_select(0, slots),
+            positions,
+        )
+        result[0], result[1] = tokens, finite
+        self._newest.index_copy_(0, slots.long(), tokens.int())
+
+    def _rows(self, *rows: Sequence[int]) -> list[Tensor]:
+        """
+        Upload *rows* of one length; each starts where a kernel's pointer is aligned, whatever the
+        length is: for another alignment Triton would compile anew, in the middle of a step.
+        """
+        count = len(rows[0])
+        more = [0] * (_whole(count) - count)
+        return [row[:count] for row in self._upload([[*row, *more] for row in rows])]
+
+    def _upload(self, values: Sequence[object], dtype: torch.dtype = torch.int32) -> Tensor:
+        if self._device.type != "cuda":
+            return torch.tensor(values, dtype=dtype)
+        # Pinned, so that the copy waits for nobody; torch keeps it until the copy is done.
+        host = torch.tensor(values, dtype=dtype, pin_memory=True)
+        return host.to(self._device, non_blocking=True)
+
+    def _download(self, result: Tensor) -> _Running:
+        if self._device.type != "cuda":
+            return _Running(result, None)
+        host = torch.empty(result.shape, dtype=torch.int32, pin_memory=True)
+        host.copy_(result, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return _Running(host, done)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """
+    A step as one flat batch, decodes first.
+
+    Attributes:
+        tokens: -1 where only the device knows the token: the newest of its slot.
+        rows, targets: Which tokens are sampled behind, and the slots that get the samples.
+    """
+
+    tokens: list[int]
+    slots: list[int]
+    positions: list[int]
+    spans: list[Span]
+    rows: list[int]
+    targets: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """
+    Attributes:
+        size, picked: Tokens, and those of them that are sampled behind.
+        inputs: int32, one after the other: tokens, slots, positions; rows, targets.  Each starts
+            aligned, see `PagedRunner._rows`.
+        outputs: (2, picked) int32: tokens, and whether they are finite.
+    """
+
+    size: int
+    picked: int
+    inputs: Tensor
+    outputs: Tensor
+    graph: "torch.cuda.CUDAGraph"
+
+    def views(self) -> list[Tensor]:
+        """
+        Return the five parts of *inputs*.
+        """
+        lengths = [self.size] * 3 + [self.picked] * 2
+        parts = torch.split(self.inputs, [_whole(length) for length in lengths])
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+    def pad(self, flat: _Flat, nobody: int) -> list[int]:
+        """
+        Return *inputs* for *flat*; what is left over computes token 0 for the slot *nobody*.
+        """
+        more = _whole(self.size) - len(flat.tokens)
+        unpicked = _whole(self.picked) - len(flat.rows)
+        return [
+            *(*flat.tokens, *[0] * more),
+            *(*flat.slots, *[nobody] * more),
+            *(*flat.positions, *[0] * more),
+            *(*flat.rows, *[0] * unpicked),
+            *(*flat.targets, *[nobody] * unpicked),
+        ]
+
+
+def _whole(count: int) -> int:
+    """
+    Return *count* int32 in whole 16 bytes, which is how pointers are aligned.
+    """
+    return -(-count // 4) * 4
+
+
+def _flatten(step: Step) -> _Flat:
+    flat = _Flat(
+        tokens=[-1] * len(step.decodes),
+        slots=[decode.slot for decode in step.decodes],
+        positions=[decode.position for decode in step.decodes],
+        spans=[],
+        rows=list(range(len(step.decodes))),
+        targets=step.sampled,
+    )
+    for chunk in step.chunks:
+        size = len(chunk.tokens)
+        flat.spans.append(Span(chunk.slot, len(flat.tokens), chunk.start, size))
+        flat.tokens.extend(chunk.tokens)
+        flat.slots.extend([chunk.slot] * size)
+        flat.positions.extend(range(chunk.start, chunk.start + size))
+        if chunk.is_last:
+            flat.rows.append(len(flat.tokens) - 1)
+    return flat
+
+
+def _signed(seed: int) -> int:
+    """
+    Return the low 32 bits of *seed* as int32 has them.
+    """
+    return (seed & 0xFFFFFFFF) - ((seed & 0x80000000) << 1)

@@ -10,13 +10,18 @@ import ctypes
 import gc
 import logging
 import os
+import random
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+from runtime.engine.batch import Opened
+from runtime.engine.pages import PagePool
 from runtime.engine.protocol import (
     Cancel,
     Load,
@@ -24,32 +29,19 @@ from runtime.engine.protocol import (
     LoadFailed,
     Report,
     Submit,
+    Swap,
     ToEngine,
     decode_to_engine,
     encode,
 )
-from runtime.engine.scheduler import Capacity, Runner, Scheduler
+from runtime.engine.scheduler import Capacity, Scheduler
 from runtime.errors import RuntimeFault
 
 log = logging.getLogger("runtime.engine")
 
 PR_SET_PDEATHSIG = 1  # Source: prctl(2)
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """
-    A model in memory.
-
-    Attributes:
-        ends: Token ids that end an answer.
-    """
-
-    runner: Runner
-    context_tokens: int
-    vocabulary: int
-    parameters: int
-    ends: frozenset[int]
+GC_THRESHOLDS = (50_000, 50, 50)
+SWAP_POLL_S = 0.05  # an idle engine looks this often whether the new weights are read
 
 
 OpenModel = Callable[[Load], Opened]
@@ -82,6 +74,30 @@ class Line:
         return [decode_to_engine(line) for line in lines]
 
 
+@dataclass(frozen=True, slots=True)
+class _Swapping:
+    """
+    Weights that are being read, in a thread that the engine's end does not wait for.
+    """
+
+    model_dir: str
+    started_s: float
+    finish: Future[Callable[[], None]]
+
+    @classmethod
+    def start(cls, opened: Opened, model_dir: str) -> "_Swapping":
+        finish: Future[Callable[[], None]] = Future()
+
+        def prepare() -> None:
+            try:
+                finish.set_result(opened.prepare(model_dir))
+            except Exception as error:
+                finish.set_exception(error)
+
+        threading.Thread(target=prepare, name="swap", daemon=True).start()
+        return cls(model_dir, time.monotonic(), finish)
+
+
 class Engine:
     """
     The loop: receive, one turn, report.
@@ -90,7 +106,9 @@ class Engine:
     def __init__(self, line: Line, open_model: OpenModel) -> None:
         self._line = line
         self._open_model = open_model
+        self._opened: Opened | None = None
         self._scheduler: Scheduler | None = None
+        self._swapping: _Swapping | None = None
         self._beat_s = 1.0
         self._beat_at_s = 0.0
 
@@ -100,21 +118,26 @@ class Engine:
         """
         while (messages := self._line.receive(self._wait_s())) is not None:
             self._take_in(messages)
-            if self._scheduler is None:
-                continue
-            now_s = time.monotonic()
-            report = self._scheduler.turn(now_s)
-            if not report.is_beat or now_s >= self._beat_at_s:
-                self._beat_at_s = now_s + self._beat_s
-                self._line.send(report)
+            if self._scheduler is not None:
+                self._turn(self._scheduler)
+                self._go_on_swapping(self._scheduler)
+
+    def _turn(self, scheduler: Scheduler) -> None:
+        now_s = time.monotonic()
+        report = scheduler.turn(now_s)
+        if not report.is_beat or now_s >= self._beat_at_s:
+            self._beat_at_s = now_s + self._beat_s
+            self._line.send(report)
 
     def _wait_s(self) -> float:
         if self._scheduler is None:
             return self._beat_s
         now_s = time.monotonic()
-        until_beat_s = max(self._beat_at_s - now_s, 0.0)
+        longest_s = max(self._beat_at_s - now_s, 0.0)
+        if self._swapping is not None:
+            longest_s = min(longest_s, SWAP_POLL_S)
         wait_s = self._scheduler.wait_s(now_s)
-        return until_beat_s if wait_s is None else min(wait_s, until_beat_s)
+        return longest_s if wait_s is None else min(wait_s, longest_s)
 
     def _take_in(self, messages: Iterable[ToEngine]) -> None:
         for message in messages:
@@ -127,44 +150,86 @@ class Engine:
                 case Cancel():
                     assert self._scheduler is not None, "a request before a model"
                     self._scheduler.cancel(message.id)
+                case Swap():
+                    self._swap(message)
 
     def _load(self, load: Load) -> None:
-        if self._scheduler is not None and not self._scheduler.is_idle:
-            self._line.send(
-                LoadFailed(
-                    f"{load.model_dir}: not loaded",
-                    why="requests are running on the model before it",
-                    fix="drain first",
-                    is_model=False,
-                )
-            )
+        if self._swapping is not None:
+            self._refuse(load.model_dir, "other weights are being read", "try again later")
             return
+        if self._scheduler is not None:
+            self._turn(self._scheduler)  # what requests that were cancelled left in flight
+            if not self._scheduler.is_idle:
+                why = "requests are running on the model before it"
+                self._refuse(load.model_dir, why, "drain first")
+                return
         started_s = time.monotonic()
         try:
             opened = self._open_model(load)
         except Exception as error:
-            self._line.send(_load_failed(load, error))
+            self._line.send(_load_failed(load.model_dir, error))
             return
-        max_tokens = load.max_batch_requests * opened.context_tokens
-        capacity = Capacity(
-            max_requests=load.max_batch_requests,
-            max_tokens=min(load.max_batch_tokens or max_tokens, max_tokens),
-            max_wait_s=load.max_wait_s,
+        pages = opened.pages
+        if load.max_batch_tokens is not None:
+            pages = min(pages, 1 + -(-load.max_batch_tokens // opened.page_tokens))
+        self._scheduler = Scheduler(
+            opened.runner,
+            Capacity(load.max_batch_requests, opened.step_tokens, load.max_wait_s),
+            opened.ends,
+            PagePool(pages, opened.page_tokens),
+            random.Random(),  # noqa: S311 - sampling
         )
-        self._scheduler = Scheduler(opened.runner, capacity, opened.ends)
+        self._opened = opened
         self._beat_s = load.beat_s
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection looks at it again
+        # A full collection looks at all that waits: 21 ms for 1,000 long prompts.  Let it be rare.
+        gc.set_threshold(*GC_THRESHOLDS)
+        self._send_loaded(opened, started_s)
+
+    def _swap(self, swap: Swap) -> None:
+        if self._opened is None:
+            self._refuse(swap.model_dir, "no model is loaded", "load one first")
+        elif self._swapping is not None:
+            self._refuse(swap.model_dir, "other weights are being read", "try again later")
+        else:
+            self._swapping = _Swapping.start(self._opened, swap.model_dir)
+
+    def _go_on_swapping(self, scheduler: Scheduler) -> None:
+        """
+        Once the weights are read let nobody join; once nobody runs put them in place.
+        """
+        swapping, opened = self._swapping, self._opened
+        if swapping is None or opened is None or not swapping.finish.done():
+            return
+        try:
+            finish = swapping.finish.result()
+            scheduler.hold()
+            if not scheduler.is_quiet:
+                return
+            scheduler.pool.clear()  # whatever comes of it, the pages are of before
+            finish()
+        except Exception as error:
+            self._line.send(_load_failed(swapping.model_dir, error))
+        else:
+            self._send_loaded(opened, swapping.started_s)
+        scheduler.resume()
+        self._swapping = None
+
+    def _refuse(self, model_dir: str, why: str, fix: str) -> None:
+        self._line.send(LoadFailed(f"{model_dir}: not loaded", why, fix, is_model=False))
+
+    def _send_loaded(self, opened: Opened, started_s: float) -> None:
         took_s = time.monotonic() - started_s
         self._line.send(Loaded(opened.context_tokens, opened.vocabulary, opened.parameters, took_s))
 
 
-def _load_failed(load: Load, error: Exception) -> LoadFailed:
+def _load_failed(model_dir: str, error: Exception) -> LoadFailed:
     if isinstance(error, RuntimeFault):
         return LoadFailed(error.what, error.why, error.fix, is_model=True)
-    log.exception("engine.load_failed model=%s", load.model_dir)
+    log.exception("engine.load_failed model=%s", model_dir)
     return LoadFailed(
-        f"{load.model_dir}: could not be loaded",
+        f"{model_dir}: could not be loaded",
         why=f"{type(error).__name__}: {error}",
         fix="see the traceback in the unit's log",
         is_model=False,
@@ -176,18 +241,9 @@ def open_model(load: Load) -> Opened:
     Read the model of *load* with torch.
     """
     # Imported here: the process is under its parent's thumb before the slow import starts.
-    from runtime.engine.runner import DenseRunner, prepare_torch
-    from runtime.models.loader import load_model
+    from runtime.engine.opening import open_paged
 
-    prepare_torch(load.threads)
-    model, config = load_model(load.model_dir, device=load.device, precision=load.precision)
-    return Opened(
-        runner=DenseRunner(model, max_rows=load.max_batch_requests),
-        context_tokens=config.context_tokens,
-        vocabulary=config.vocabulary,
-        parameters=sum(p.numel() for p in model.parameters()),
-        ends=config.ends,
-    )
+    return open_paged(load)
 
 
 def die_with_parent(parent: int) -> bool:

@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from runtime.engine.batch import Outcome, OutOfMemory
 from runtime.engine.client import Answer
 from runtime.engine.protocol import Ending
-from runtime.engine.scheduler import Emission
 
 
 class CharCodec:
@@ -90,45 +90,200 @@ class FakeEngine:
         answer.finish(ending, detail)
 
 
-class FakeRunner:
+def count_up(tokens):
+    return tokens[-1] + 1
+
+
+@dataclass
+class _Tenant:
     """
-    A runner whose rows count upwards from their last prompt token.
+    What the fake knows of the row in a slot.
 
     Attributes:
-        broken: Ids whose numbers are not finite.
-        raises: What the next step raises, once.
+        shared: Pages at the front that it only reads.
+        position: Tokens of it in the steps so far.
+        is_live: False once one of its pages went to another row.
     """
 
-    def __init__(self, max_rows=1024):
-        self.max_rows = max_rows
-        self.rows = {}
+    pages: list[int]
+    shared: int
+    position: int
+    is_decoding: bool = False
+    is_live: bool = True
+
+
+class FakeRunner:
+    """
+    A device whose answers come from what its pages hold, and that takes no step that is wrong.
+
+    A cell holds all tokens up to its own; to compute a token is to read the cells before it.
+    A step is computed when it, or one behind it, is collected: in the order of their launch.
+
+    Args:
+        rule: From all tokens of a row to its next.
+
+    Attributes:
+        calls: Launches and collects, those that raise too.
+        steps: As they were launched.
+        overlaps: How many steps were launched while another was not collected.
+        broken: Tokens whose numbers are not finite.
+        spoils: Whether the next step's numbers are not finite, whatever its tokens.
+        has_memory: Whether a step can be computed.
+        launch_raises, collect_raises: What the next launch or collect raises, once.
+    """
+
+    def __init__(self, max_rows=1024, pages=1024, page_tokens=4, rule=count_up):
+        self.max_rows, self.pages, self.page_tokens = max_rows, pages, page_tokens
+        self.rule = rule
+        self.calls = 0
+        self.steps = []
+        self.overlaps = 0
         self.broken = set()
-        self.raises = None
-        self.steps = 0
+        self.spoils = False
+        self.has_memory = lambda step: True
+        self.launch_raises = self.collect_raises = None
+        self._tenants = {}  # by slot, as of the newest launch
+        self._todo = deque()
+        self._cells = {}  # (page, offset): tokens up to it, and whether all were finite
+        self._pages = {}  # by slot, as of the step that is computed
+        self._newest = {}
 
-    def add(self, jobs):
-        assert jobs, "nobody joins"
-        for job in jobs:
-            assert job.id not in self.rows, f"{job.id} joins twice"
-            self.rows[job.id] = job.tokens[-1]
-        assert len(self.rows) <= self.max_rows, f"{len(self.rows)} rows of {self.max_rows}"
-
-    def drop(self, ids):
-        assert ids, "nobody leaves"
-        for id in ids:
-            del self.rows[id]
-
-    def reset(self):
-        self.rows.clear()
-
-    def step(self):
-        assert self.rows, "a step without rows"
-        self.steps += 1
-        if self.raises is not None:
-            error, self.raises = self.raises, None
+    def launch(self, step):
+        assert step.tokens, "a step without tokens"
+        self.calls += 1
+        if not self.has_memory(step):
+            raise OutOfMemory("no room")
+        self._check(step)
+        self.overlaps += bool(self._todo)
+        running = _FakeRunning(self, step, spoils=self.spoils)
+        self.spoils = False
+        self._todo.append(running)
+        if self.launch_raises is not None:
+            error, self.launch_raises = self.launch_raises, None
+            self._lose(running)
             raise error
-        found = []
-        for id in self.rows:
-            self.rows[id] += 1
-            found.append(Emission(id, (self.rows[id],), id not in self.broken))
-        return found
+        self.steps.append(step)
+        return running
+
+    def _check(self, step):
+        """
+        Each row goes on where it was, in pages that are its own.
+        """
+        starts = {each.slot: each.start for each in step.chunks}
+        for join in step.joins:
+            assert 0 <= join.slot < self.max_rows, join
+            assert 0 not in join.pages, "page 0 is where padding writes"
+            assert len(set(join.pages)) == len(join.pages), "a page twice"
+            assert max(join.pages) < self.pages, join
+            assert starts[join.slot] % self.page_tokens == 0, "it shares a part of a page"
+            self._move_in(join, starts[join.slot] // self.page_tokens)
+        slots = [each.slot for each in (*step.decodes, *step.chunks)]
+        assert len(set(slots)) == len(slots), "a slot twice"
+        assert len({join.slot for join in step.joins}) == len(step.joins), "a slot joins twice"
+        for slot in slots:
+            assert slot in self._tenants, f"slot {slot} has not joined"
+            assert self._tenants[slot].is_live, f"slot {slot} lost a page to another row"
+        for decode in step.decodes:
+            assert self._tenants[decode.slot].is_decoding, "no token to decode"
+            self._advance(decode.slot, decode.position, 1)
+        for chunk in step.chunks:
+            assert not self._tenants[chunk.slot].is_decoding, "its prompt was at its end"
+            assert chunk.tokens, "an empty chunk"
+            self._advance(chunk.slot, chunk.start, len(chunk.tokens))
+            self._tenants[chunk.slot].is_decoding = chunk.is_last
+
+    def _move_in(self, join, shared):
+        read, written = set(join.pages[:shared]), set(join.pages[shared:])
+        self._tenants.pop(join.slot, None)
+        for tenant in self._tenants.values():
+            if written & set(tenant.pages):
+                tenant.is_live = False
+            full = set(tenant.pages[: tenant.position // self.page_tokens])
+            unfinished = set(tenant.pages) - full
+            assert not tenant.is_live or not read & unfinished, "it reads a page that is not full"
+        self._tenants[join.slot] = _Tenant(list(join.pages), shared, shared * self.page_tokens)
+
+    def _advance(self, slot, position, count):
+        tenant = self._tenants[slot]
+        assert position == tenant.position, f"slot {slot}: {position} after {tenant.position}"
+        tenant.position += count
+        assert tenant.position <= len(tenant.pages) * self.page_tokens, "beyond its pages"
+
+    def _lose(self, running):
+        """
+        Nobody knows what this step wrote, nor what those behind it did.
+        """
+        while self._todo and self._todo[0] is not running:
+            self._todo.popleft().compute()
+        while self._todo:
+            self._todo.popleft().spill()
+
+    def _catch_up(self, running):
+        self.calls += 1
+        if self.collect_raises is not None:
+            error, self.collect_raises = self.collect_raises, None
+            self._lose(running)
+            raise error
+        while running.outcome is None:
+            self._todo.popleft().compute()
+
+    def _move(self, step):
+        for join in step.joins:
+            self._pages[join.slot] = list(join.pages)
+
+    def _place(self, slot, position):
+        return self._pages[slot][position // self.page_tokens], position % self.page_tokens
+
+    def _read(self, slot, count):
+        """
+        Return the first *count* tokens of a row from its cells, and whether all were finite.
+        """
+        if not count:
+            return (), True
+        places = [self._place(slot, position) for position in range(count)]
+        assert set(places) <= self._cells.keys(), "it reads what nobody wrote"
+        tokens, is_finite = self._cells[places[-1]]
+        for position, place in enumerate(places):
+            seen, _ = self._cells[place]
+            assert seen == tokens[: position + 1], f"position {position} holds {seen}"
+        assert len(tokens) == count, f"position {count - 1} holds {tokens}"
+        return tokens, is_finite
+
+
+class _FakeRunning:
+    def __init__(self, runner, step, spoils):
+        self.outcome = None
+        self._runner, self._step, self._spoils = runner, step, spoils
+
+    def collect(self):
+        self._runner._catch_up(self)
+        return self.outcome
+
+    def compute(self):
+        runner, step = self._runner, self._step
+        runner._move(step)
+        rows = [(d.slot, d.position, [runner._newest[d.slot]], True) for d in step.decodes]
+        rows += [(c.slot, c.start, c.tokens, c.is_last) for c in step.chunks]
+        written, sampled = {}, []
+        for slot, start, tokens, is_last in rows:
+            known, is_finite = runner._read(slot, start)
+            for token in tokens:
+                is_finite = is_finite and token not in runner.broken and not self._spoils
+                written[runner._place(slot, len(known))] = (*known, token), is_finite
+                known = (*known, token)
+            if is_last:
+                runner._newest[slot] = runner.rule(known)
+                sampled.append((runner._newest[slot], is_finite))
+        # At the end: no row reads what another writes in the same step.
+        runner._cells |= written
+        self.outcome = Outcome([token for token, _ in sampled], [fine for _, fine in sampled])
+
+    def spill(self):
+        runner, step = self._runner, self._step
+        runner._move(step)
+        ranges = [(d.slot, d.position, 1) for d in step.decodes]
+        ranges += [(c.slot, c.start, len(c.tokens)) for c in step.chunks]
+        for slot, start, count in ranges:
+            runner._tenants[slot].is_live = False
+            for position in range(start, start + count):
+                runner._cells[runner._place(slot, position)] = (), False

@@ -15,6 +15,7 @@ from runtime.engine.protocol import (
     LoadFailed,
     Report,
     Submit,
+    Swap,
     decode_to_engine,
     encode,
 )
@@ -155,6 +156,26 @@ async def test_an_engine_that_dies_while_loading_is_an_engine_error():
         with pytest.raises(EngineError) as caught:
             await loading
         assert "exit status 3" in caught.value.why
+
+
+async def test_weights_are_swapped_while_requests_run():
+    """
+    The answer is a load's, and requests go on meanwhile; a second swap is told to wait.
+    """
+    async with connected() as (client, peer):
+        one, answer = client.submit([1], max_tokens=4, timeout_s=9.0)
+        swapping = asyncio.create_task(client.swap("/m2"))
+        assert isinstance(await peer.hears(), Submit)
+        assert await peer.hears() == Swap("/m2")
+        with pytest.raises(EngineError, match="/m3"):
+            await client.swap("/m3")
+        peer.report(tokens=[(one, 10)], ended=[(one, Ending.STOP, "")])
+        assert await answer.end() is Ending.STOP
+        peer.says(Loaded(256, 700, 10, 0.5))
+        assert (await swapping).took_s == 0.5
+        peer.says(LoadFailed("what", "why", "fix", is_model=True))
+        with pytest.raises(ModelError, match="what"):
+            await client.swap("/m3")
 
 
 async def test_draining_waits_for_the_last_and_no_longer_than_it_may():

@@ -8,6 +8,7 @@ from runtime.engine.protocol import (
     LoadFailed,
     Report,
     Submit,
+    Swap,
     decode_from_engine,
     decode_to_engine,
     encode,
@@ -17,7 +18,9 @@ LOAD = Load("/m", "cpu", "fp32", 1, 8, None, 0.005, 1.0)
 REPORT = Report([[1, 42]], [[2, Ending.STOP, ""]], running=1, waiting=0, batch=2, steps=7)
 
 
-@pytest.mark.parametrize("message", [LOAD, Submit(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3)])
+@pytest.mark.parametrize(
+    "message", [LOAD, Submit(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
+)
 def test_what_the_engine_is_told_arrives_as_it_was(message):
     """
     One line a message, and the same value at the other end.

@@ -2,6 +2,7 @@ import contextlib
 import socket
 import threading
 
+from runtime.engine.batch import Opened
 from runtime.engine.protocol import (
     Cancel,
     Ending,
@@ -10,29 +11,79 @@ from runtime.engine.protocol import (
     LoadFailed,
     Report,
     Submit,
+    Swap,
     decode_from_engine,
     encode,
 )
-from runtime.engine.worker import Engine, Line, Opened
+from runtime.engine.worker import Engine, Line
 from runtime.errors import ModelError
 from tests.unit.runtime.fakes import FakeRunner
 
 
 class Models:
     """
-    Opens directories by their name: one that ends in /bad is none, /ugly raises.
+    Opens directories by their name: one that ends in /bad is none, /ugly raises, /late does when
+    its weights are put in place.  A model adds a number to the last token: first 1, swapped in 10.
+
+    Attributes:
+        may_read: Cleared, a swap waits before it reads.
+        steps: None, or one for each token that may be computed.
     """
 
     def __init__(self):
         self.runner = None
+        self.may_read = threading.Event()
+        self.may_read.set()
+        self.steps = None
 
     def __call__(self, load):
-        if load.model_dir.endswith("/bad"):
+        self._check(load.model_dir)
+        self.runner = FakeRunner(load.max_batch_requests, pages=100, page_tokens=2)
+        self._serve(adds=1)
+        return Opened(
+            self.runner,
+            pages=100,
+            page_tokens=2,
+            step_tokens=32,
+            context_tokens=50,
+            vocabulary=9,
+            parameters=1,
+            ends=frozenset(),
+            prepare=self._prepare,
+        )
+
+    def _check(self, model_dir):
+        if model_dir.endswith("/bad"):
             raise ModelError("not a model", why="so it is", fix="another")
-        if load.model_dir.endswith("/ugly"):
+        if model_dir.endswith("/ugly"):
             raise RuntimeError("no luck")
-        self.runner = FakeRunner(load.max_batch_requests)
-        return Opened(self.runner, context_tokens=50, vocabulary=9, parameters=1, ends=frozenset())
+
+    def _prepare(self, model_dir):
+        assert self.may_read.wait(10)
+        self._check(model_dir)
+
+        def finish():
+            if model_dir.endswith("/late"):
+                raise RuntimeError("no luck")
+            self._serve(adds=10)
+
+        return finish
+
+    def _serve(self, adds):
+        def rule(tokens):
+            assert self.steps is None or self.steps.acquire(timeout=10)
+            return tokens[-1] + adds
+
+        self.runner.rule = rule
+
+    def have_read(self):
+        """
+        Wait until no weights are being read.
+        """
+        self.may_read.set()
+        for thread in threading.enumerate():
+            if thread.name == "swap":
+                thread.join(10)
 
 
 class Api:
@@ -54,6 +105,17 @@ class Api:
         while isinstance(message := self.hears(), Report) and message.is_beat:
             pass
         return message
+
+    def hears_answer(self, id):
+        """
+        Return the tokens of a request, however many reports they take.
+        """
+        tokens = []
+        while True:
+            report = self.hears_news()
+            tokens += [token for of, token in report.tokens if of == id]
+            if any(of == id for of, _, _ in report.ended):
+                return tokens
 
 
 def make_load(name="/good", beat_s=30.0, **changes):
@@ -119,16 +181,19 @@ def test_a_model_takes_the_place_of_another_once_nothing_runs():
         api.says(make_load())
         assert isinstance(api.hears_news(), Loaded)
         first = models.runner
+        models.steps = threading.Semaphore(0)
         # In one piece, so that the engine reads both before it computes.
         api.says(Submit(1, [5], max_tokens=40, timeout_s=9.0), make_load())
         refused = api.hears_news()
         assert isinstance(refused, LoadFailed)
         assert "running" in refused.why
-        api.says(Cancel(1), make_load())
+        api.says(Cancel(1), make_load())  # with a step of it in flight
+        models.steps.release(2)
         while isinstance(message := api.hears_news(), Report):
             pass
         assert isinstance(message, Loaded)
         assert models.runner is not first
+        models.steps = None
         api.says(Submit(2, [7], max_tokens=1, timeout_s=9.0))
         assert api.hears_news().tokens == [[2, 8]]
 
@@ -151,7 +216,75 @@ def test_a_model_that_can_not_be_loaded_leaves_the_one_before_it():
         assert models.runner is first
 
 
-def test_the_token_budget_is_the_configs_and_never_more_than_the_context():
+def test_weights_are_swapped_without_losing_a_request():
+    """
+    The old ones serve while the new are read and to the end of who runs; who waits gets the new,
+    and nothing that the old ones computed.
+    """
+    with engine() as (api, models):
+        api.says(make_load())
+        assert isinstance(api.hears_news(), Loaded)
+        models.may_read.clear()
+        api.says(Swap("/next"), Submit(1, [5, 5, 5], max_tokens=1, timeout_s=9.0))
+        assert api.hears_answer(1) == [6]  # while the new ones are read
+
+        models.steps = threading.Semaphore(1)
+        api.says(Submit(2, [5, 5, 5], max_tokens=4, timeout_s=9.0))
+        first = api.hears_news()
+        assert (first.tokens, first.cached_tokens) == ([[2, 6]], 2)
+        models.have_read()
+        models.steps.release()
+        assert api.hears_news().tokens == [[2, 7]]
+        api.says(Submit(3, [5, 5, 5], max_tokens=2, timeout_s=9.0))
+        models.steps.release()
+        assert api.hears_news().tokens == [[2, 8]]
+        models.steps.release(3)
+        last = api.hears_news()
+        assert (last.tokens, last.waiting) == ([[2, 9]], 1)
+
+        assert isinstance(api.hears_news(), Loaded)
+        first = api.hears_news()
+        assert (first.tokens, first.cached_tokens) == ([[3, 15]], 0)
+        assert api.hears_news().tokens == [[3, 25]]
+
+
+def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
+    """
+    Wherever it fails, who waited is answered, and another swap may follow.
+    """
+    with engine() as (api, _):
+        api.says(make_load())
+        assert isinstance(api.hears_news(), Loaded)
+        for id, name in enumerate(("/bad", "/ugly", "/late")):
+            api.says(Swap(name))
+            failed = api.hears_news()
+            assert isinstance(failed, LoadFailed)
+            assert failed.is_model == (name == "/bad")
+            api.says(Submit(id, [5], max_tokens=2, timeout_s=9.0))
+            assert api.hears_answer(id) == [6, 7]
+        api.says(Swap("/next"))
+        assert isinstance(api.hears_news(), Loaded)
+        api.says(Submit(9, [5], max_tokens=2, timeout_s=9.0))
+        assert api.hears_answer(9) == [15, 25]
+
+
+def test_one_model_is_read_at_a_time():
+    """
+    What comes meanwhile is refused at once, and so is a swap where there is nothing to swap.
+    """
+    with engine() as (api, models):
+        api.says(Swap("/next"))
+        assert "no model" in api.hears_news().why
+        api.says(make_load())
+        assert isinstance(api.hears_news(), Loaded)
+        models.may_read.clear()
+        api.says(Swap("/next"), Swap("/other"), make_load())
+        assert [api.hears_news().why for _ in range(2)] == ["other weights are being read"] * 2
+        models.may_read.set()
+        assert isinstance(api.hears_news(), Loaded)
+
+
+def test_the_token_budget_is_the_configs():
     """
     max_batch_tokens holds the second request back until the first is gone.
     """
