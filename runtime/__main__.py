@@ -1,5 +1,7 @@
 """
 `python -m runtime`: joins the parts and runs them.  Exit codes are in contract.py.
+
+`python -m runtime check` only says whether there is memory enough.
 """
 
 import argparse
@@ -9,10 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from runtime import check
 from runtime.config import load_settings
 from runtime.engine.client import launch
 from runtime.errors import RuntimeFault
 from runtime.notify import Notifier
+from runtime.vllm.process import launch_vllm
 
 log = logging.getLogger("runtime")
 
@@ -25,14 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="listen on this loopback port in place of the Unix socket; for development",
     )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    check.add_arguments(commands.add_parser("check", help="say what the model takes of memory"))
     args = parser.parse_args(argv)
+    if args.command == "check":
+        return check.run(args, os.environ, sys.stdout, sys.stderr)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         settings = load_settings(os.environ, port=args.port)
+        config = settings.config
+        child = (
+            launch(config.threads)
+            if config.engine == "slipway"
+            else launch_vllm(settings, os.environ)
+        )
     except RuntimeFault as error:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code
-    child = launch(settings.config.threads)
     # Only now, while the engine imports torch: FastAPI takes its time, too.
     from runtime.server import serve
 

@@ -5,12 +5,20 @@ The release's config.yml is laid over the host's own file, key by key.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 
 from runtime.admission import Limits
 from runtime.contract import (
@@ -22,7 +30,9 @@ from runtime.contract import (
     ENV_SOCKET,
     GOLDEN_FILE,
     MODEL_LINK,
+    VLLM_OWN_ARGS,
 )
+from runtime.engine.protocol import Load
 from runtime.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,8 +41,15 @@ Model = TypeVar("Model", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$")]
 
 
-def _origins(value: object) -> object:
+def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # YAML has no tuples
+
+
+def _vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
+    for arg in args:
+        if arg.partition("=")[0].replace("_", "-") in VLLM_OWN_ARGS:
+            raise ValueError(f"{arg} is not for this list: the runtime decides it")
+    return args
 
 
 class _Strict(BaseModel):
@@ -44,16 +61,42 @@ class HostConfig(_Strict):
     The host's own part, `/etc/slipway/runtime.yml`.  Times are in seconds.
     """
 
+    engine: Literal["slipway", "vllm"] = "slipway"
+    vllm_args: Annotated[
+        tuple[str, ...], BeforeValidator(_tuple), AfterValidator(_vllm_args)
+    ] = ()  # of `vllm serve`, beyond those that follow from the other keys
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     threads: int = Field(default=1, ge=1, le=256)  # torch threads of the engine
+    weights: Literal["full", "int8", "int4"] = "full"
+    kv: Literal["same", "fp8", "int8"] = "same"  # same: as the precision
+    memory_fraction: float = Field(default=0.9, ge=0.1, le=0.98)  # of each GPU's whole memory
+    context_tokens: int | None = Field(default=None, ge=1)  # None: the model's
+    page_tokens: Literal[16, 32, 64] = 64  # of the KV cache
+    step_tokens: int | None = Field(default=None, ge=16)  # None: 8192, on a CPU 512
+    gpus: int = Field(default=1, ge=1, le=8)  # that each hold a part of every weight
     max_batch_requests: int = Field(default=32, ge=1, le=1024)
-    max_batch_tokens: int | None = Field(default=None, ge=1)  # KV cache; None: rows x context
+    # Of the KV cache; None: all that fits, and on a CPU max_batch_requests of context_tokens.
+    max_batch_tokens: int | None = Field(default=None, ge=1)
     max_wait_s: float = Field(default=0.005, ge=0, le=10)
     max_queue_requests: int = Field(default=256, ge=0)
     request_timeout_s: float = Field(default=60.0, gt=0)
     drain_timeout_s: float = Field(default=60.0, ge=0)
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+
+    def check(self, where: Path) -> None:
+        """
+        Hold the keys against each other, when every file is laid over the one below.
+
+        Raises:
+            ConfigError: Two of them don't go together.
+        """
+        if self.weights != "full" and self.precision == "fp32" and self.device == "cuda":
+            raise ConfigError(
+                f"{where}: weights: {self.weights}, with precision: fp32",
+                why="on a GPU weights of 8 and 4 bits are multiplied with fp16 or bf16",
+                fix="set precision: bf16, or weights: full",
+            )
 
 
 class RuntimeConfig(HostConfig):
@@ -63,6 +106,15 @@ class RuntimeConfig(HostConfig):
 
     version: Name
     model_name: Name
+
+
+class _Layer(HostConfig):
+    """
+    A file of which it is not known whether it is the host's or the release's.
+    """
+
+    version: Name = "unknown"
+    model_name: Name = "unknown"
 
 
 class Settings(BaseModel):
@@ -91,12 +143,13 @@ class Settings(BaseModel):
         """
         Return what admission holds requests against, for a model of *context_tokens*.
         """
-        budget = self.config.max_batch_tokens or context_tokens
+        config = self.config
+        asked = (config.context_tokens, config.max_batch_tokens)
         return Limits(
-            context_tokens=min(context_tokens, budget),
-            max_batch_requests=self.config.max_batch_requests,
-            max_queue_requests=self.config.max_queue_requests,
-            request_timeout_s=self.config.request_timeout_s,
+            context_tokens=min([context_tokens, *(limit for limit in asked if limit)]),
+            max_batch_requests=config.max_batch_requests,
+            max_queue_requests=config.max_queue_requests,
+            request_timeout_s=config.request_timeout_s,
         )
 
 
@@ -118,15 +171,39 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
         host = _read(host_file)
         _validate(HostConfig, host, host_file)
         found = host | found
+    config = _validate(RuntimeConfig, found, release_file)
+    config.check(release_file)
     tokens = (token.strip() for token in env.get(ENV_API_TOKENS, "").split(","))
     return Settings(
-        config=_validate(RuntimeConfig, found, release_file),
+        config=config,
         slot=slot,
         release_dir=release_dir,
         socket=socket,
         port=port,
         api_tokens=tuple(SecretStr(token) for token in tokens if token),
     )
+
+
+def load_config(env: Mapping[str, str], files: Sequence[Path] = ()) -> HostConfig:
+    """
+    Read the configuration alone: *files*, each laid over the one before, or what *env* points at.
+
+    Raises:
+        ConfigError: As `load_settings`; but neither slot, socket nor names are asked for.
+    """
+    if not files:
+        release_file = Path(env.get(ENV_RELEASE_DIR) or ".") / CONFIG_FILE
+        is_release = env.get(ENV_RELEASE_DIR) or release_file.exists()
+        host_file = env.get(ENV_HOST_CONFIG)
+        files = [*([Path(host_file)] if host_file else []), *([release_file] if is_release else [])]
+    found: dict[str, Any] = {}
+    for path in files:
+        layer = _read(path)
+        _validate(_Layer, layer, path)
+        found |= layer
+    config = _Layer.model_validate(found)
+    config.check(files[-1] if files else Path(CONFIG_FILE))
+    return config
 
 
 def _variable(env: Mapping[str, str], name: str) -> str:
@@ -179,3 +256,26 @@ def _complaint(model: type[BaseModel], error: Mapping[str, Any]) -> tuple[str, s
     if error["type"] == "missing":
         return key, "missing"
     return key, f"{error['msg']}, got {error['input']!r}"
+
+
+def load_of(config: HostConfig, model_dir: Path, beat_s: float) -> Load:
+    """
+    Return the message that says what *config* wants of an engine.
+    """
+    return Load(
+        model_dir=str(model_dir),
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        max_batch_requests=config.max_batch_requests,
+        max_batch_tokens=config.max_batch_tokens,
+        max_wait_s=config.max_wait_s,
+        beat_s=beat_s,
+        weights=config.weights,
+        kv=config.kv,
+        memory_fraction=config.memory_fraction,
+        context_tokens=config.context_tokens,
+        page_tokens=config.page_tokens,
+        step_tokens=config.step_tokens,
+        gpus=config.gpus,
+    )

@@ -17,16 +17,18 @@ from pathlib import Path
 import uvicorn
 
 from runtime.api import Serving, create_app
-from runtime.config import Settings
+from runtime.config import Settings, load_of
 from runtime.contract import EXIT_ENGINE, EXIT_OK
 from runtime.engine.client import Child, EngineClient
-from runtime.engine.protocol import Load, Report
+from runtime.engine.protocol import Report
 from runtime.errors import ConfigError, EngineError, RuntimeFault
 from runtime.generation import Generator
 from runtime.lifecycle import Event, Life
 from runtime.metrics import Metrics
 from runtime.notify import Notifier, Watchdog
 from runtime.text import TokenizerCodec
+from runtime.vllm.client import VllmClient
+from runtime.vllm.process import VllmChild
 from runtime.warmup import check_prompt, warm_up
 
 log = logging.getLogger("runtime.server")
@@ -46,13 +48,17 @@ class Server:
     Joins the parts and moves `Life` along.
     """
 
-    def __init__(self, settings: Settings, child: Child, notifier: Notifier) -> None:
+    def __init__(self, settings: Settings, child: Child | VllmChild, notifier: Notifier) -> None:
         config = settings.config
         self._settings, self._notifier = settings, notifier
         self._life = Life()
         self._metrics = Metrics(config.version, settings.slot)
         self._watchdog = Watchdog(notifier)
-        self._engine = EngineClient(child, self._on_report)
+        self._engine = (
+            EngineClient(child, self._on_report)
+            if isinstance(child, Child)
+            else VllmClient(child, self._on_report)
+        )
         self._serving = Serving(
             settings, self._life, self._metrics, check_prompt(settings.golden_file)
         )
@@ -114,14 +120,9 @@ class Server:
         codec = TokenizerCodec(self._settings.model_dir)
         await self._engine.connect()
         loaded = await self._engine.load(
-            Load(
-                model_dir=str(self._settings.model_dir),
-                device=config.device,
-                precision=config.precision,
-                threads=config.threads,
-                max_batch_requests=config.max_batch_requests,
-                max_batch_tokens=config.max_batch_tokens,
-                max_wait_s=config.max_wait_s,
+            load_of(
+                config,
+                self._settings.model_dir,
                 beat_s=min((self._notifier.watchdog_s or BEAT_S * 4) / 4, BEAT_S),
             )
         )
@@ -154,6 +155,8 @@ class Server:
         if is_terminated:
             life.cancel()
             return await self._drain()
+        if self._engine.died.done():
+            await asyncio.wait((life,), timeout=ANSWER_S)  # a start knows more of why
         self._life.on(Event.BROKEN)
         if life.done() and (error := life.exception()):
             self._notifier.stopping(f"failed: {error}")
@@ -247,7 +250,7 @@ def _remove_stale(path: Path) -> None:
     raise ConfigError(f"{path}: is taken", why=why, fix="stop what uses it, or remove it")
 
 
-async def serve(settings: Settings, child: Child, notifier: Notifier) -> int:
+async def serve(settings: Settings, child: Child | VllmChild, notifier: Notifier) -> int:
     """
     Run one runtime process; return its exit code.
     """

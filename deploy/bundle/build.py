@@ -28,17 +28,26 @@ from runtime.contract import CONFIG_FILE
 
 # Of the runtime's configuration, what a release may say for itself; the rest is the host's.
 OVERRIDES = (
+    "context_tokens",
     "cors_origins",
     "device",
     "drain_timeout_s",
+    "engine",
+    "gpus",
+    "kv",
     "max_batch_requests",
     "max_batch_tokens",
     "max_queue_requests",
     "max_wait_s",
+    "memory_fraction",
     "model_name",
+    "page_tokens",
     "precision",
     "request_timeout_s",
+    "step_tokens",
     "threads",
+    "vllm_args",
+    "weights",
 )
 _LAB = "lab_"  # runtime/lab_*.py make models for the lab, and never ship
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deploy.units import Bytes, Ratio, Seconds
+from runtime.contract import VLLM_OWN_ARGS
 
 
 def _expand(path: Path) -> Path:
@@ -60,6 +61,15 @@ def _wave(value: object) -> object:
 
 
 Wave = Annotated[int | str, BeforeValidator(_wave)]
+
+
+def _vllm_arg(value: str) -> str:
+    if value.partition("=")[0].replace("_", "-") in VLLM_OWN_ARGS:
+        raise ValueError(f"{value} is not for this list: the runtime decides it")
+    return value
+
+
+VllmArg = Annotated[str, AfterValidator(_vllm_arg)]
 
 
 class Strict(BaseModel):
@@ -141,9 +151,18 @@ class Service(Strict):
     port: Port = 8000
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
     tasks_max: int = Field(default=512, ge=16)
+    engine: Literal["slipway", "vllm"] = "slipway"
+    vllm_args: tuple[VllmArg, ...] = ()
     threads: int = Field(default=4, ge=1, le=256)  # torch threads of the engine
     device: Literal["cpu", "cuda"] = "cuda"
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
+    weights: Literal["full", "int8", "int4"] = "full"
+    kv: Literal["same", "fp8", "int8"] = "same"
+    memory_fraction: float = Field(default=0.9, ge=0.1, le=0.98)  # of each GPU's whole memory
+    context_tokens: int | None = Field(default=None, ge=1)  # None: the model's
+    page_tokens: Literal[16, 32, 64] = 64
+    step_tokens: int | None = Field(default=None, ge=16)  # None: 8192, on a CPU 512
+    gpus: int = Field(default=1, ge=1, le=8)
     max_batch_requests: int = Field(default=32, ge=1, le=1024)
     max_wait: Seconds = 0.005  # longest that the oldest request waits for company
     max_queue_requests: int = Field(default=256, ge=1)

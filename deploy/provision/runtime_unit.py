@@ -5,6 +5,7 @@ Nothing here starts or restarts a slot: what changes takes effect at the next re
 """
 
 from deploy import layout
+from deploy.inventory.schema import Service
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsRead
@@ -13,6 +14,10 @@ from runtime import contract
 
 UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
 SLICE_FILE = "/etc/systemd/system/slipway.slice"
+# Not in every release that a host may go back to.
+NEWER_KEYS = (
+    *("weights", "kv", "memory_fraction", "context_tokens", "page_tokens", "step_tokens", "gpus"),
+)
 _MARGIN_S = 15.0  # what a drain may take longer than it was given
 
 
@@ -69,6 +74,8 @@ def unit(goal: Goal) -> str:
         },
         exit_config=contract.EXIT_CONFIG,
         gpu=service.device == "cuda",
+        vllm=service.engine == "vllm",
+        gpus=service.gpus,
         threads=service.threads,
         memory_max_bytes=service.memory_max,
         tasks_max=service.tasks_max,
@@ -86,8 +93,15 @@ def config(goal: Goal) -> str:
         "runtime.yml",
         service=goal.service,
         cors_origins=list(goal.service.cors_origins),
+        vllm_args=list(goal.service.vllm_args),
+        newer=_newer(goal.service),
         drain_timeout_s=goal.drain_timeout_s,
     )
+
+
+def _newer(service: Service) -> dict[str, object]:
+    told = {key: getattr(service, key) for key in NEWER_KEYS}
+    return {key: value for key, value in told.items() if value != Service.model_fields[key].default}
 
 
 def environment(goal: Goal) -> str:

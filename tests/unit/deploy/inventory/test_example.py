@@ -108,8 +108,8 @@ def range_in_schema(field: FieldInfo):
         low = getattr(rule, "ge", getattr(rule, "min_length", low))
         high, above = getattr(rule, "le", high), getattr(rule, "gt", above)
     choices = get_args(field.annotation)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        return set(choices)
+    if choices and all(isinstance(choice, str | int) for choice in choices):
+        return {str(choice) for choice in choices}
     if field.metadata and field.metadata[0] in Ratio.__metadata__:
         return "0%..100%"
     if above is not None:
@@ -163,6 +163,7 @@ def test_every_key_is_explained():
         ("max: 5% # default 5%", "max: 5% # default 4%", "http_request_error_rate.max"),
         ("memory_max: 8GiB # default 8GiB", "memory_max: 8GiB # default 8MiB", "memory_max"),
         ("one of pause revert", "one of pause stop", "action"),
+        ("one of 16 32 64", "one of 16 32 48", "page_tokens"),
         ("row: torch-2.3-cu121 # required", "row: x", "row: is required"),
         ("default [1, 50%, 100%]", "default [1, 100%]", "release.waves"),
         ("  keep: 3", "  kept: 3", "release.keep: not in the example"),

@@ -188,6 +188,8 @@ WRONG_VALUES = {
     "service.port": [0, 65536],
     "service.memory_max": [8, "8", "8GB", "0B"],
     "service.tasks_max": [15],
+    "service.engine": ["torch"],
+    "service.vllm_args": ["--x", [1], ["--uds", "/x"], ["--api_key=k"]],
     "service.threads": [0, 257],
     "service.device": ["tpu"],
     "service.precision": ["int8"],

@@ -13,27 +13,47 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.inventory.schema import Mirrors
+from deploy.inventory.schema import Mirrors, Service
 from deploy.provision import base, haproxy, host_tool, runtime_unit
 from deploy.provision.resources import File
 from deploy.provision.site import plan_site
 from deploy.templating import TEMPLATES
+from runtime.config import HostConfig, load_config
+from runtime.errors import ConfigError
 from tests.unit.deploy.provision.builders import TOKEN, make_goal
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 MIRRORS = Mirrors(apt="deb http://mirror.example.com/debian bookworm main", apt_proxy="http://p:1")
 
+MEMORY = {
+    "weights": "int8",
+    "kv": "fp8",
+    "memory_fraction": 0.45,
+    "context_tokens": 32768,
+    "page_tokens": 32,
+    "step_tokens": 4096,
+    "gpus": 2,
+}
+
 
 def texts():
     cpu, gpu = make_goal(mirrors=MIRRORS), make_goal(row="torch-2.3-cu121", device="cuda")
+    args = ("--stream-interval", "4")
+    vllm = make_goal(row="torch-2.3-cu121", device="cuda", engine="vllm", vllm_args=args)
+    memory = make_goal(row="torch-2.3-cu121", device="cuda", precision="bf16", **MEMORY)
+    gpus = make_goal(row="torch-2.3-cu121", device="cuda", gpus=2)
     placed = {r.path: r.content.decode() for r in plan_site(cpu).placed if isinstance(r, File)}
     return {
         "haproxy.cfg": haproxy.config(cpu),
         "slipway-runtime@.service": runtime_unit.unit(cpu),
         "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
+        "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
+        "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
         "slipway.slice": placed[runtime_unit.SLICE_FILE],
         "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],
         "runtime.yml": runtime_unit.config(cpu),
+        "runtime-vllm.yml": runtime_unit.config(vllm),
+        "runtime-memory.yml": runtime_unit.config(memory),
         "environment": runtime_unit.environment(cpu),
         "host.json": host_tool.host_config(cpu),
         "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
@@ -119,7 +139,10 @@ def systemd_reads(tmp_path, text, name="slipway-runtime@blue.service"):
     return [line for line in done.stderr.splitlines() if "slipway" in line]
 
 
-@pytest.mark.parametrize("name", ["slipway-runtime@.service", "slipway-runtime-gpu@.service"])
+UNITS = sorted(name for name in TEXTS if name.endswith("@.service"))
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_systemd_reads_it(tmp_path, name):
     """
     systemd takes the golden units without a word.
@@ -144,6 +167,107 @@ def test_a_gpu_unit_sees_the_gpus_and_no_other_device():
     assert "PrivateDevices" not in gpu
     assert "PrivateDevices=yes" in cpu
     assert "DeviceAllow" not in cpu
+
+
+def settings(name):
+    lines = TEXTS[name].splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def test_the_sandbox_opens_for_several_gpus_by_no_more_than_they_need():
+    """
+    Beside comments, two settings differ from the unit of one GPU, and there is no network.
+    """
+    one, more = settings("slipway-runtime-gpu@.service"), settings("slipway-runtime-gpus@.service")
+    assert one - more == {"RestrictAddressFamilies=AF_UNIX"}
+    assert more - one == {
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK",
+        "IPAddressAllow=localhost",
+    }
+    assert {"PrivateNetwork=yes", "IPAddressDeny=any"} <= more
+
+
+def test_the_sandbox_opens_for_vllm_by_no_more_than_it_needs():
+    """
+    Beside comments, the unit of a fleet with vLLM differs in three settings, and has no network.
+    """
+    ours, vllm = settings("slipway-runtime-gpu@.service"), settings("slipway-runtime-vllm@.service")
+    assert ours - vllm == {"RestrictAddressFamilies=AF_UNIX"}
+    assert vllm - ours == {
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK",
+        "IPAddressAllow=localhost",
+        "SystemCallFilter=sched_setscheduler",
+    }
+    assert {"PrivateNetwork=yes", "IPAddressDeny=any", "RestrictRealtime=yes"} <= vllm
+
+
+def exposure(tmp_path, text):
+    """
+    Return how systemd rates the sandbox of a unit, from 0 to 10; less is better.
+    """
+    unit = tmp_path / "slipway-runtime@blue.service"
+    unit.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/sh", text, flags=re.MULTILINE))
+    done = run(need("systemd-analyze"), "security", "--no-pager", "--offline=true", str(unit))
+    rated = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert rated is not None, done.stdout[-200:] + done.stderr
+    return float(rated[1])
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_sandbox_is_tight(tmp_path, name):
+    """
+    Each unit is within the exposure that `inv verify` accepts on hosts.
+    """
+    assert exposure(tmp_path, TEXTS[name]) <= 2.0
+
+
+def test_a_loose_sandbox_would_be_noticed(tmp_path):
+    """
+    Negative control: without its last part the unit is rated far higher.
+    """
+    head, _, _ = TEXTS["slipway-runtime-vllm@.service"].partition("# The sandbox.")
+    assert exposure(tmp_path, head) > 5.0
+
+
+def test_keys_of_vllm_are_told_to_runtimes_that_know_them_alone():
+    """
+    Without vLLM its keys are left out: releases of before them refuse what they do not know.
+    """
+    found = yaml.safe_load(TEXTS["runtime-vllm.yml"])
+    assert found.pop("engine") == "vllm"
+    assert found.pop("vllm_args") == ["--stream-interval", "4"]
+    assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
+
+
+def test_answers_about_memory_are_told_where_they_are_not_the_default():
+    """
+    All of them arrive as they were said; releases of before them refuse what they do not know.
+    """
+    assert MEMORY.keys() == set(runtime_unit.NEWER_KEYS)
+    found = yaml.safe_load(TEXTS["runtime-memory.yml"])
+    assert {key: found.pop(key) for key in MEMORY} == MEMORY
+    assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
+
+
+def test_a_default_that_is_not_told_is_the_runtimes_own():
+    """
+    The fleet file and the runtime mean the same by saying nothing.
+    """
+    for key in runtime_unit.NEWER_KEYS:
+        assert Service.model_fields[key].default == HostConfig.model_fields[key].default, key
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
+def test_the_runtime_reads_what_is_rendered_for_it(tmp_path, name):
+    """
+    Every key is one of the runtime's, with a value that it takes.
+    """
+    path = tmp_path / name
+    path.write_text(TEXTS[name])
+    assert load_config({}, [path]).max_batch_requests == 32
+    path.write_text(TEXTS[name].replace("threads", "theads"))
+    with pytest.raises(ConfigError, match="theads"):  # negative control
+        load_config({}, [path])
 
 
 def test_the_runtime_configuration_is_yaml_with_plain_seconds():

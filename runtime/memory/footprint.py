@@ -1,0 +1,154 @@
+"""
+What the parts of a model take of a device, in bytes.  Pure.
+
+Weights and pages are exact.  Activations follow `Decoder.forward` as the GPU's kernels compute it,
+tensor by tensor; tests hold all of it against what is really allocated.
+"""
+
+from collections.abc import Iterator
+
+from runtime.errors import ModelError
+from runtime.models.config import DecoderConfig
+from runtime.models.shard import Shard
+
+PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+GROUP = 128  # models.quantize.GROUP
+BLOCK_TOKENS = 512  # kernels.prefill.BLOCK_TOKENS
+GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
+ATTENTION_PROGRAMS = 256  # kernels.attention.MOST_PROGRAMS
+
+
+def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: Shard) -> int:
+    """
+    Return what all weights of a shard take, to the byte.
+
+    Raises:
+        ModelError: 4 bits, and a row is not whole groups.
+    """
+    size, hidden, entries = PRECISION_BYTES[precision], config.hidden, config.vocabulary
+    matrices = _matrices(config, shard)
+    norms = hidden * (4 if config.has_output_norms else 2)
+    norms += 2 * config.head_dim if config.has_qk_norms else 0
+    bias = matrices[0][0] if config.has_bias else 0
+    layer = size * (norms + bias) + sum(_matrix(*shape, weights, size) for shape in matrices)
+    entries += 0 if config.is_tied else config.vocabulary // shard.size  # of the head
+    return config.layers * layer + size * hidden * (entries + 1)
+
+
+def page_bytes(
+    config: DecoderConfig, kv: str, precision: str, page_tokens: int, shard: Shard
+) -> int:
+    """
+    Return what one page takes: keys and values of all layers, and their scales.
+    """
+    size, scale = {"same": (PRECISION_BYTES[precision], 0), "fp8": (1, 0), "int8": (1, 4)}[kv]
+    token = config.head_dim * size + scale
+    return 2 * config.layers * shard.kv_heads(config.kv_heads) * page_tokens * token
+
+
+def activation_bytes(
+    config: DecoderConfig,
+    tokens: int,
+    precision: str,
+    slots: int,
+    shard: Shard,
+    weights: str = "full",
+    kv: str = "same",
+    *,
+    is_gpu: bool = True,
+) -> int:
+    """
+    Return what a step of *tokens* takes beside weights and cache, *slots* of them sampled.
+
+    On a GPU also what is kept for the CUDA graphs and for attention.
+    """
+    size = PRECISION_BYTES[precision]
+
+    def step(tokens: int, prefix: int) -> int:
+        rows = min(tokens, slots)
+        return max(_moments(config, tokens, prefix, rows, size, shard, weights, kv))
+
+    longest, kv_heads = config.context_tokens, shard.kv_heads(config.kv_heads)
+    group = shard.heads(config.heads) // kv_heads
+    eager = step(tokens, longest)
+    if not is_gpu or precision == "fp32":
+        # prefill._reference: a mask, one for each head of a group, and as numbers, twice: a guess.
+        eager += min(tokens, longest, BLOCK_TOKENS) * longest * (1 + group * (1 + 2 * size))
+    if not is_gpu:
+        return eager
+    pairs = max(slots, GRAPH_TOKENS) * kv_heads
+    padded = max(16, 1 << (group - 1).bit_length())
+    parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)
+    return eager + step(GRAPH_TOKENS, 0) + 4 * (parts + pairs)  # attention.Workspace
+
+
+def _moments(
+    config: DecoderConfig,
+    tokens: int,
+    prefix: int,
+    rows: int,
+    size: int,
+    shard: Shard,
+    weights: str,
+    kv: str,
+) -> Iterator[int]:
+    """
+    Yield what is alive at each peak of a step, in the order of `Decoder.forward`.
+
+    Args:
+        prefix: Tokens before the step's own that its prompts see; 0: it has no prompts.
+        rows: That are sampled.
+    """
+    shapes = _matrices(config, shard)
+    (qkv, hidden), (_, q), (gate_up, _), (_, inner) = shapes
+    seen, keys = (prefix + tokens if prefix else 0), (qkv - q) // 2
+
+    def plain(columns: int) -> int:
+        return tokens * columns * size
+
+    def roomy(columns: int) -> int:  # fused._roomy
+        return plain(columns) + (tokens // 8 + 8) * columns * size
+
+    # What other shards are summed with is never in parts: `ops.linear`, not `ops.partial`.
+    summed = plain(hidden) if shard.size == 1 else roomy(hidden)
+    # Tokens, slots, positions, cosines and sines; pages and places of what is seen.
+    flat = tokens * (12 + 4 * config.rotary) + 12 * seen
+    base = flat + 2 * plain(hidden) + summed  # x, n and the y before
+    wide = [0 if weights == "full" else n * k * size for n, k in shapes]  # linear.widen
+    reading = {"same": 2 * size, "fp8": 2 * size + 1, "int8": 3 * size + 4}[kv]  # prefill._gather
+    # In parts, and joined; FlashAttention's log-sum-exp, which is fp32.
+    attention = 2 * plain(q) + 4 * tokens * shard.heads(config.heads) + seen * keys * reading
+    whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, and joined
+    yield base + wide[0] + roomy(qkv)
+    yield base + roomy(qkv) + attention
+    yield base + plain(q) + wide[1] + summed
+    yield base + plain(gate_up) + max(wide[2], plain(inner))
+    yield base + plain(inner) + wide[3] + summed
+    yield base + 2 * plain(hidden)  # the x and n that follow
+    yield flat + rows * 4 * (config.vocabulary // shard.size + whole)
+
+
+def _matrices(config: DecoderConfig, shard: Shard) -> tuple[tuple[int, int], ...]:
+    """
+    Return the shapes of a layer's qkv, out, gate_up and down.
+    """
+    hidden, inner = config.hidden, config.intermediate // shard.size
+    q, kv = (
+        count * config.head_dim
+        for count in (shard.heads(config.heads), shard.kv_heads(config.kv_heads))
+    )
+    return (q + 2 * kv, hidden), (hidden, q), (2 * inner, hidden), (hidden, inner)
+
+
+def _matrix(rows: int, columns: int, weights: str, size: int) -> int:
+    if weights == "full":
+        return rows * columns * size
+    if weights == "int8":
+        return rows * (columns + 4)
+    if columns % GROUP:
+        raise ModelError(
+            f"weights: int4: a weight has rows of {columns} values",
+            why=f"{GROUP} of them share a scale, which {columns} does not divide by",
+            fix="set weights: int8, or another number of gpus",
+        )
+    return rows * (columns // 2 + columns // GROUP * size)

@@ -1,0 +1,200 @@
+"""
+How a device's memory is given away: to keys and values goes what the rest leaves.  Pure.
+"""
+
+from dataclasses import dataclass, replace
+
+from runtime.engine.protocol import Load
+from runtime.errors import ConfigError, ModelError
+from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
+from runtime.models.config import DecoderConfig
+from runtime.models.shard import Shard
+
+GIB = 2**30
+STEP_TOKENS = {"cuda": 8192, "cpu": 512}
+MOST_FRACTION, MOST_GPUS = 0.98, 8  # of the configuration
+
+# What a process takes beside torch's own allocations: 3.69 GiB were seen on an H100 with torch 2.11
+# and Triton 3.6, with GLM-4-9B loaded and all graphs captured.
+CONTEXT_BYTES = int(3.4 * GIB)  # CUDA context, modules of cuBLAS, cuDNN and Triton, graphs
+WORKSPACE_BYTES = int(0.3 * GIB)  # cuBLAS: 32 MiB for each stream that it was used on
+PEER_BYTES = int(0.5 * GIB)  # NCCL's buffers, where several GPUs share a model
+
+Change = dict[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """
+    How the memory of each GPU is given away, in bytes.
+
+    Attributes:
+        budget: What there is; None on a CPU, where nothing is held against a limit.
+        kv: Of all *pages*, page 0 included, which is where padding writes.
+        fixed: What is taken whatever the model.
+        context_tokens: Of the longest request.
+    """
+
+    budget: int | None
+    weights: int
+    kv: int
+    activations: int
+    fixed: int
+    pages: int
+    page_tokens: int
+    context_tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations + self.fixed
+
+    @property
+    def tokens(self) -> int:
+        return (self.pages - 1) * self.page_tokens
+
+    @property
+    def least_pages(self) -> int:
+        return 1 + pages_of(self.context_tokens, self.page_tokens)
+
+    @property
+    def fits(self) -> bool:
+        """
+        Whether one request of the longest context does.
+        """
+        return self.pages >= self.least_pages
+
+    @property
+    def requests_of_context(self) -> int:
+        return self.requests_of(self.context_tokens)
+
+    def requests_of(self, tokens: int) -> int:
+        """
+        Return how many requests of *tokens*, answers included, the cache holds at once.
+        """
+        return (self.pages - 1) // pages_of(tokens, self.page_tokens)
+
+
+def plan_memory(load: Load, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
+    """
+    Return how the memory is given away: to the KV cache goes what the rest leaves.
+
+    Args:
+        total_gpu_bytes: Of each GPU, all of it; None on a CPU.
+
+    Raises:
+        ConfigError: There is no room for one request of the longest context.
+        ModelError: The model can't be shared out or quantised so.
+    """
+    assert (load.device == "cuda") == (total_gpu_bytes is not None), "a GPU has a size, a CPU none"
+    plan = _plan(load, config, total_gpu_bytes)
+    if total_gpu_bytes is not None and not plan.fits:
+        raise _too_small(load, config, plan, total_gpu_bytes)
+    return plan
+
+
+def step_tokens(load: Load) -> int:
+    """
+    Return how many tokens a step computes at most.
+    """
+    # Each row decodes one: without more, prompts would wait for as long as every row decodes.
+    least = load.max_batch_requests + load.page_tokens
+    return max(load.step_tokens or STEP_TOKENS[load.device], least)
+
+
+def _plan(load: Load, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
+    shard = Shard(0, load.gpus)
+    shard.check(config)
+    longest = min(load.context_tokens or config.context_tokens, config.context_tokens)
+    longest = min(load.max_batch_tokens or longest, longest)
+    is_gpu = load.device == "cuda"
+    activations = activation_bytes(
+        replace(config, context_tokens=longest),
+        step_tokens(load),
+        load.precision,
+        load.max_batch_requests,
+        shard,
+        load.weights,
+        load.kv,
+        is_gpu=is_gpu,
+    )
+    plan = MemoryPlan(
+        budget=None if total_gpu_bytes is None else int(total_gpu_bytes * load.memory_fraction),
+        weights=weight_bytes(config, precision=load.precision, weights=load.weights, shard=shard),
+        kv=0,
+        activations=activations,
+        fixed=_fixed_bytes(load.gpus) if is_gpu else 0,
+        pages=0,
+        page_tokens=load.page_tokens,
+        context_tokens=longest,
+    )
+    page = page_bytes(config, load.kv, load.precision, load.page_tokens, shard)
+    limits = []
+    if plan.budget is not None:
+        limits.append(max(plan.budget - plan.total, 0) // page)
+    if load.max_batch_tokens is not None:
+        limits.append(1 + pages_of(load.max_batch_tokens, load.page_tokens))
+    elif plan.budget is None:
+        limits.append(1 + load.max_batch_requests * pages_of(longest, load.page_tokens))
+    pages = min(limits)
+    return replace(plan, pages=pages, kv=pages * page)
+
+
+def pages_of(tokens: int, page_tokens: int) -> int:
+    return -(-tokens // page_tokens)
+
+
+def _fixed_bytes(gpus: int) -> int:
+    return CONTEXT_BYTES + WORKSPACE_BYTES + (PEER_BYTES if gpus > 1 else 0)
+
+
+def _too_small(
+    load: Load, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
+) -> ConfigError:
+    """
+    Return what to raise where *plan* has too few pages, with what would do.
+    """
+    assert plan.budget is not None
+    page = page_bytes(config, load.kv, load.precision, load.page_tokens, Shard(0, load.gpus))
+    others = plan.total - plan.kv
+    left, wanted = plan.budget - others, page * plan.least_pages
+    fraction = -(-(others + wanted + 1) * 100 // total_gpu_bytes) / 100
+    cheap: list[Change] = [
+        {"precision": "bf16"},
+        {"memory_fraction": fraction},
+        {"context_tokens": (left // page - 1) * load.page_tokens},
+        {"kv": "fp8"},
+        {"weights": "int8"},
+        {"step_tokens": 1024},
+        {"max_batch_requests": 16},
+    ]
+    dear: list[Change] = [{"weights": "int8", "kv": "fp8"}, {"gpus": 2 * load.gpus}]
+    would_do = [
+        [
+            " and ".join(f"{key}: {value}" for key, value in change.items())
+            for change in changes
+            if _would_do(load, config, change, total_gpu_bytes)
+        ]
+        for changes in (cheap, dear)
+    ]
+    fixes = would_do[0] or would_do[1]
+    found = f"{left / GIB:.2f} are left" if left > 0 else "nothing is left"
+    return ConfigError(
+        f"memory: one request of {plan.context_tokens} tokens does not fit",
+        why=f"memory_fraction {load.memory_fraction} of {total_gpu_bytes / GIB:.1f} GiB is "
+        f"{plan.budget / GIB:.2f} GiB; weights take {plan.weights / GIB:.2f}, activations "
+        f"{plan.activations / GIB:.2f}, CUDA {plan.fixed / GIB:.2f}; its keys and values take "
+        f"{wanted / GIB:.2f}, and {found}",
+        fix=f"set {', or '.join(fixes)}" if fixes else "take a GPU with more memory",
+    )
+
+
+def _would_do(load: Load, config: DecoderConfig, change: Change, total_gpu_bytes: int) -> bool:
+    changed = replace(load, **change)  # type: ignore[arg-type]
+    if changed.memory_fraction > MOST_FRACTION or (changed.context_tokens or 1) < 1:
+        return False
+    if changed.gpus > MOST_GPUS or (changed.precision == "fp32" and changed.weights != "full"):
+        return False
+    try:
+        return _plan(changed, config, total_gpu_bytes).fits
+    except ModelError:  # it can't be shared out or quantised so
+        return False

@@ -1,0 +1,221 @@
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.engine.protocol import Load
+from runtime.errors import ConfigError, ModelError
+from runtime.memory import plan as memory
+from runtime.memory.plan import GIB, plan_memory, step_tokens
+from runtime.models.config import DecoderConfig
+from tests.unit.runtime.builders import make_config_document
+
+
+def make_glm(**changes):
+    sizes = {
+        "architectures": ["GlmForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_attention_heads": 32,
+        "head_dim": 128,
+        "vocab_size": 151552,
+        "num_hidden_layers": 40,
+        "max_position_embeddings": 131072,
+    }
+    return DecoderConfig.from_json(make_config_document(**sizes | changes), "config.json")
+
+
+GLM = make_glm()
+EVEN = make_glm(intermediate_size=14_336)  # whole groups of 128 on up to 8 GPUs; GLM's are not
+
+
+def make_load(**changes):
+    load = Load("/m", "cuda", "bf16", 1, 32, None, 0.005, 1.0)
+    return replace(load, **changes)
+
+
+loads = st.builds(
+    make_load,
+    precision=st.sampled_from(["fp32", "fp16", "bf16"]),
+    weights=st.sampled_from(["full", "int8", "int4"]),
+    kv=st.sampled_from(["same", "fp8", "int8"]),
+    memory_fraction=st.floats(0.1, 0.98),
+    context_tokens=st.none() | st.integers(1, 200_000),
+    max_batch_tokens=st.none() | st.integers(1, 3_000_000),
+    max_batch_requests=st.integers(1, 1024),
+    page_tokens=st.sampled_from([16, 32, 64]),
+    step_tokens=st.none() | st.integers(16, 32_768),
+    gpus=st.sampled_from([1, 2, 4, 8]),
+)
+sizes = st.integers(4 * GIB, 200 * GIB)
+
+
+def changes_of(fix):
+    """
+    Return what each of the answers in a *fix* changes.
+    """
+    answers = fix.removeprefix("set ").split(", or ")
+    return [yaml.safe_load("{" + answer.replace(" and ", ", ") + "}") for answer in answers]
+
+
+def try_plan(load, total_bytes):
+    try:
+        return plan_memory(load, EVEN, total_bytes)
+    except ConfigError:
+        return None
+
+
+@given(loads, sizes)
+def test_a_plan_is_within_its_budget_or_says_what_would_do(load, total_bytes):
+    """
+    A plan holds a request of the longest context; a refusal has numbers, and each fix is one.
+    """
+    plan = try_plan(load, total_bytes)
+    if plan is None:
+        with pytest.raises(ConfigError) as caught:
+            plan_memory(load, EVEN, total_bytes)
+        assert len(re.findall(r"\d+\.\d+", caught.value.why)) >= 6
+        if "more memory" not in caught.value.fix:
+            for change in changes_of(caught.value.fix):
+                assert plan_memory(replace(load, **change), EVEN, total_bytes).fits
+        return
+    assert plan.total <= plan.budget <= total_bytes * load.memory_fraction
+    assert plan.total == plan.weights + plan.kv + plan.activations + plan.fixed
+    assert plan.requests_of_context >= 1
+    assert plan.context_tokens <= min(131_072, load.context_tokens or 131_072)
+    if load.max_batch_tokens is not None:
+        assert plan.context_tokens <= load.max_batch_tokens
+        assert plan.tokens < load.max_batch_tokens + load.page_tokens
+
+
+@given(loads, sizes, st.floats(0.1, 0.98))
+def test_more_memory_never_holds_less(load, total_bytes, fraction):
+    """
+    Neither a larger share nor a larger GPU.
+    """
+    low, high = sorted([fraction, load.memory_fraction])
+    less, more = (replace(load, memory_fraction=share) for share in (low, high))
+    for small, large in (
+        ((less, total_bytes), (more, total_bytes)),
+        ((load, total_bytes), (load, total_bytes + GIB)),
+    ):
+        few, many = try_plan(*small), try_plan(*large)
+        assert few is None or (many is not None and few.pages <= many.pages)
+
+
+@given(loads, sizes)
+def test_a_page_less_than_planned_is_room_that_was_left(load, total_bytes):
+    """
+    Without max_batch_tokens nothing that would hold another page is given to nobody.
+    """
+    load = replace(load, max_batch_tokens=None)
+    plan = try_plan(load, total_bytes)
+    if plan is not None:
+        assert plan.budget - plan.total < plan.kv // plan.pages
+
+
+def test_glm_on_a_card_of_80_gib():
+    """
+    What an operator is told of the model that this is measured with.
+    """
+    plan = plan_memory(make_load(), GLM, 80 * GIB)
+    assert plan.weights == 18_799_902_720
+    assert plan.kv == plan.pages * 64 * 40 * 1024
+    assert plan.total <= 72 * GIB
+    assert plan.requests_of_context == 9
+    assert plan.requests_of(2048) > plan.requests_of(4096) > plan.requests_of_context
+
+    twice = plan_memory(make_load(kv="fp8"), GLM, 80 * GIB)
+    assert twice.tokens > 1.99 * plan.tokens
+    assert plan_memory(make_load(weights="int8"), GLM, 80 * GIB).weights < 0.6 * plan.weights
+
+
+def test_a_budget_of_tokens_is_rounded_up_to_pages():
+    """
+    And page 0 comes on top, which is where padding writes.
+    """
+    for tokens, pages in ((1, 1), (64, 1), (65, 2), (6400, 100)):
+        plan = plan_memory(make_load(max_batch_tokens=tokens), GLM, 80 * GIB)
+        assert (plan.pages, plan.tokens) == (1 + pages, 64 * pages)
+        assert plan.context_tokens == tokens
+
+
+def test_on_a_cpu_nothing_is_held_against_a_limit():
+    """
+    The cache holds max_batch_requests of the longest context, or max_batch_tokens.
+    """
+    load = make_load(device="cpu", precision="fp32", max_batch_requests=3, context_tokens=1000)
+    plan = plan_memory(load, GLM, None)
+    assert (plan.budget, plan.fixed, plan.pages) == (None, 0, 1 + 3 * 16)
+    assert plan.requests_of_context == 3  # each takes whole pages
+
+    few = plan_memory(replace(load, max_batch_tokens=640), GLM, None)
+    assert (few.pages, few.context_tokens) == (11, 640)
+
+
+def test_a_step_has_room_for_the_decode_of_every_row_and_more():
+    """
+    8192 tokens on a GPU and 512 on a CPU, where nothing is said.
+    """
+    assert step_tokens(make_load()) == 8192
+    assert step_tokens(make_load(device="cpu")) == 512
+    assert step_tokens(make_load(step_tokens=100)) == 100
+    assert step_tokens(make_load(step_tokens=16, max_batch_requests=64)) > 64
+
+
+def test_several_gpus_share_the_weights_and_each_needs_room_to_talk():
+    """
+    Of two KV heads four GPUs hold each twice.
+    """
+    one, two, four = (plan_memory(make_load(gpus=n), GLM, 80 * GIB) for n in (1, 2, 4))
+    assert one.weights / 2 < two.weights < one.weights * 0.6
+    assert two.fixed - one.fixed == memory.PEER_BYTES
+    assert two.kv // two.pages == four.kv // four.pages == one.kv // one.pages // 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "total_gib", "words"),
+    [
+        ({}, 23, ("131072 tokens", "0.9 of 23.0 GiB", "17.51", "5.00", "context_tokens: ")),
+        ({}, 27, ("memory_fraction: 0.9", "kv: fp8", "weights: int8", "step_tokens: 1024")),
+        ({"memory_fraction": 0.3}, 80, ("memory_fraction: 0.31", "context_tokens: ")),
+        ({}, 18, ("nothing is left", "weights: int8 and kv: fp8", "gpus: 2")),
+        ({"context_tokens": 32_768}, 19, ("32768 tokens", "weights: int8")),
+        ({"precision": "fp32"}, 36, ("35.02", "precision: bf16")),
+        ({"gpus": 8, "weights": "int8"}, 2, ("nothing is left", "a GPU with more memory")),
+    ],
+)
+def test_a_refusal_says_how_much_is_missing_and_what_would_do(
+    monkeypatch, changes, total_gib, words
+):
+    """
+    What, why with numbers in GiB, and the keys to change.
+    """
+    monkeypatch.setattr(memory, "CONTEXT_BYTES", int(0.6 * GIB))  # whatever is measured next
+    monkeypatch.setattr(memory, "WORKSPACE_BYTES", int(0.3 * GIB))
+    with pytest.raises(ConfigError) as caught:
+        plan_memory(make_load(**changes), GLM, total_gib * GIB)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    if changes.get("precision") == "fp32":
+        assert "weights: int8" not in caught.value.fix  # the configuration refuses that
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "words"),
+    [
+        ({"gpus": 3}, {}, "can't be shared out"),
+        ({"weights": "int4"}, {"intermediate_size": 13_697}, "rows of 13697"),
+        ({"weights": "int4", "gpus": 4}, {"intermediate_size": 4 * 1_000}, "rows of 1000"),
+    ],
+)
+def test_what_can_not_be_cut_so_is_refused(changes, shape, words):
+    """
+    A number of GPUs that does not divide the model, or four bits of uneven rows.
+    """
+    config = make_glm(**shape)
+    plan_memory(make_load(), config, 80 * GIB)  # negative control
+    with pytest.raises(ModelError, match=words):
+        plan_memory(make_load(**changes), config, 80 * GIB)
