@@ -451,6 +451,42 @@ def _lab_fault(name: str, does: str) -> Any:
     return fault
 
 
+@task(help={"device": "cuda or cpu (default: cuda where there is one).",
+            "shape": "glm-4-9b or tiny (default: by device); weights are random.",
+            "lines": "Lines of work, comma-separated, such as batch-1,mix-256 (default: all).",
+            "runs": "Runs of each line, after its warm-up (default 3); the median counts.",
+            "runs-mix": "Runs of the lines with mixed lengths (default: as --runs).",
+            "peer": "Engines to run beside ours where installed: vllm,transformers.",
+            "json": _JSON}, auto_shortflags=False)  # fmt: skip
+@fails_clearly
+def bench_engine(c, device="", shape="", lines="", runs="", runs_mix="", peer="", json=False):
+    """
+    Time the engine on this machine, beside what it allows.
+
+    Runs `python -m runtime.bench`, which needs only torch and Triton.  Touches no host.  Exits 1
+    when a line of work failed; the others are reported all the same.
+
+        inv bench.engine --device cpu
+    """
+    import subprocess
+
+    from deploy.errors import UsageError
+
+    given = {"device": device, "shape": shape, "lines": lines, "runs": runs,
+             "runs-mix": runs_mix, "peer": peer}  # fmt: skip
+    argv = [sys.executable, "-m", "runtime.bench"]
+    argv += [f"--{flag}={value}" for flag, value in given.items() if value]
+    argv += ["--json"] if json else []
+    code = subprocess.run(argv, cwd=ROOT, check=False).returncode
+    if code == 2:  # of argparse, which has told which one
+        raise UsageError(
+            "bench.engine: a flag was refused",
+            why="runtime.bench said so on standard error",
+            fix="inv --help bench.engine",
+        )
+    sys.exit(code)
+
+
 _lab = Collection("lab")
 _lab.add_task(lab_up, name="up")
 _lab.add_task(lab_down, name="down")
@@ -467,6 +503,9 @@ for _name, _does in {
 }.items():
     _lab.add_task(_lab_fault(_name, _does), name=_name)
 
+_bench = Collection("bench")
+_bench.add_task(bench_engine, name="engine")
+
 ns = Collection(
-    demo, test, matrix, provision, verify, bundle, plan, release, rollback, status, _lab
+    demo, test, matrix, provision, verify, bundle, plan, release, rollback, status, _lab, _bench
 )

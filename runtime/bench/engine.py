@@ -1,0 +1,118 @@
+"""
+Our engine, driven as the worker drives it, but without sockets: scheduler, pages and runner.
+"""
+
+import gc
+import time
+from random import Random
+
+import torch
+
+from runtime.bench.recorder import Recorder
+from runtime.bench.roofline import model_of
+from runtime.bench.sample import Ceilings, Run, Sample, make_sample
+from runtime.bench.shapes import Shape
+from runtime.bench.system import BenchError, check_tokens
+from runtime.bench.work import Line, Work
+from runtime.engine.opening import Options, build_model, open_runner
+from runtime.engine.pages import PagePool
+from runtime.engine.protocol import Ending, Load, Submit
+from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.models.decoder import Decoder
+from runtime.models.loader import PRECISIONS
+
+PRECISION_OF = {"cuda": "bf16", "cpu": "fp32"}
+STEP_TOKENS = {"cuda": 8192, "cpu": 512}
+MAX_REQUESTS = 256
+TIMEOUT_S = 600.0  # of a request: a run that hangs ends, with an error
+SEED = 0  # of the weights
+
+
+class OurEngine:
+    """
+    See `system.System`.
+    """
+
+    line_s: float | None = None
+
+    def __init__(self, shape: Shape, device: str, ceilings: Ceilings) -> None:
+        self.version = "this checkout"
+        self._options = Options(
+            device=device,
+            precision=PRECISION_OF[device],
+            max_requests=MAX_REQUESTS,
+            context_tokens=shape.context_tokens,
+            page_tokens=Load.page_tokens,
+            step_tokens=STEP_TOKENS[device],
+        )
+        self._ceilings = ceilings
+        config = shape.config
+        self._cost = model_of(config, PRECISIONS[self._options.precision].itemsize)
+        model = build_model(config, self._options)
+        fill(model, SEED)
+        runner, self.pages = open_runner(model, self._options)
+        self._recorder = Recorder(runner, time.perf_counter)
+        self._next_id = 0
+        gc.collect()
+        gc.freeze()  # as the worker does
+
+    def trim(self, line: Line, work: Work) -> tuple[Work, str]:
+        return work, ""
+
+    def run(self, work: Work) -> Sample:
+        run = self._drive(work)
+        return make_sample(work, run, self._cost, self._ceilings)
+
+    def close(self) -> None:
+        del self._recorder
+        gc.unfreeze()
+        gc.collect()
+        if self._options.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _drive(self, work: Work) -> Run:
+        # Anew for each run: what a run that failed left behind is not the next one's.
+        options, recorder = self._options, self._recorder
+        recorder.clear()
+        scheduler = Scheduler(
+            recorder,
+            Capacity(options.max_requests, options.step_tokens, max_wait_s=0.0),
+            frozenset(),
+            PagePool(self.pages, options.page_tokens),
+            Random(SEED),  # noqa: S311 - sampling
+        )
+        made = dict.fromkeys(range(len(work)), 0)
+        first_s: dict[int, float] = {}
+        started_s = time.perf_counter()
+        for id, request in enumerate(work):
+            job = Submit(id, request.prompt, request.new, TIMEOUT_S)
+            scheduler.submit(job, started_s)
+        while not scheduler.is_idle:
+            report = scheduler.turn(time.perf_counter())
+            now_s = time.perf_counter()
+            for id, _ in report.tokens:
+                made[id] += 1
+                if made[id] == 1:
+                    first_s[id] = now_s - started_s
+            for id, ending, detail in report.ended:
+                if ending != Ending.LENGTH:
+                    raise BenchError(f"request {id}: {ending}: {detail}")
+        wall_s = time.perf_counter() - started_s
+        check_tokens(list(made.values()), work)
+        if scheduler.pool.hit_tokens:
+            raise BenchError(f"{scheduler.pool.hit_tokens} tokens came from the prefix cache")
+        firsts = [first_s[id] for id in made]
+        return Run(wall_s, recorder.waited_s, firsts, recorder.launched)
+
+
+def fill(model: Decoder, seed: int) -> None:
+    """
+    Give *model* random weights, made where they lie: of matrices and biases small, of norms near 1.
+    """
+    rng = torch.Generator(model.device).manual_seed(seed)
+    with torch.inference_mode():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm"):
+                parameter.uniform_(0.8, 1.2, generator=rng)
+            else:
+                parameter.normal_(0.0, 0.02, generator=rng)

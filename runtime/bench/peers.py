@@ -1,0 +1,32 @@
+"""
+The engines that ours is compared with, where they are installed.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from runtime.bench.shapes import Shape
+from runtime.bench.system import NotInstalled, OpenSystem, System
+
+
+def _transformers(shape: Shape, device: str) -> System:
+    _need("transformers")
+    from runtime.bench.transformers_peer import TransformersPeer
+
+    return TransformersPeer(shape, device)
+
+
+def _vllm(shape: Shape, device: str) -> System:
+    _need("vllm")
+    from runtime.bench.vllm_peer import VllmPeer
+
+    return VllmPeer(shape, device)
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise NotInstalled(package)
+
+
+PEERS: Mapping[str, OpenSystem] = MappingProxyType({"transformers": _transformers, "vllm": _vllm})

@@ -1,0 +1,56 @@
+"""
+What others were measured at before, on the machine that is named; beside a run, never in its place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from runtime.bench.work import Line
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    Attributes:
+        tokens_per_s: As in `Sample`, by line of work.
+        prefill_s: Of the line "prefill".
+    """
+
+    system: str
+    version: str
+    machine: str
+    shape: str
+    read_on: str
+    how: str
+    tokens_per_s: Mapping[str, float]
+    prefill_s: float
+
+    def rate(self, line: Line) -> float | None:
+        """
+        Return the new tokens per second of *line*, the one of a lone prompt included.
+        """
+        return 1 / self.prefill_s if line.is_prefill else self.tokens_per_s.get(line.name)
+
+
+VLLM = Record(
+    system="vllm",
+    version="0.26.0",
+    machine="NVIDIA H100 80GB HBM3",
+    shape="glm-4-9b",
+    read_on="2026-11-24",
+    how="bf16, FlashAttention 3, torch.compile, CUDA graphs, asynchronous scheduling, dummy "
+    "weights, greedy, ignore_eos, torch 2.11+cu130",
+    tokens_per_s=MappingProxyType(
+        {
+            "batch-1": 128.6,
+            "batch-8": 966.0,
+            "batch-64": 5472.0,
+            "batch-64-long": 3999.0,
+            "batch-256": 10100.0,
+            "mix-256": 9393.0,
+            "mix-256-both": 9671.0,
+        }
+    ),
+    prefill_s=0.244,
+)

@@ -1,0 +1,80 @@
+"""
+The models that are timed, with random weights: their config.json and how much work they get.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from runtime.models.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """
+    Attributes:
+        document: A config.json; our engine and the peers read the same.
+        context_tokens: Of the engines, which is less than the model's.
+        shrink: What the tokens of each line of work are divided by.
+    """
+
+    name: str
+    document: Mapping[str, Any]
+    context_tokens: int
+    shrink: int
+
+    @property
+    def config(self) -> DecoderConfig:
+        return DecoderConfig.from_json(self.document, self.name)
+
+
+_GLM = {
+    "architectures": ["GlmForCausalLM"],
+    "model_type": "glm",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1.5625e-07,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        # Source: the defaults of GlmConfig in transformers 5.23.
+        "glm-4-9b": Shape(
+            "glm-4-9b",
+            _GLM
+            | {
+                "num_hidden_layers": 40,
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "intermediate_size": 13696,
+                "vocab_size": 151552,
+                "max_position_embeddings": 32768,
+            },
+            context_tokens=8192,
+            shrink=1,
+        ),
+        "tiny": Shape(
+            "tiny",
+            _GLM
+            | {
+                "num_hidden_layers": 2,
+                "hidden_size": 64,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "intermediate_size": 96,
+                "vocab_size": 512,
+                "max_position_embeddings": 1024,
+            },
+            context_tokens=512,
+            shrink=16,
+        ),
+    }
+)

@@ -1,0 +1,70 @@
+"""
+Drives vLLM's offline engine, with weights that it makes up itself.
+"""
+
+import gc
+import importlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime.bench.sample import Sample
+from runtime.bench.shapes import Shape
+from runtime.bench.system import check_tokens
+from runtime.bench.work import Line, Work
+
+MAX_REQUESTS = 256
+
+
+class VllmPeer:
+    """
+    See `system.System`.
+    """
+
+    line_s: float | None = None
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        self._vllm: Any = importlib.import_module("vllm")
+        self.version = str(self._vllm.__version__)
+        self._device = device
+        self._directory = tempfile.TemporaryDirectory(prefix="slipway-bench-")
+        config = Path(self._directory.name) / "config.json"
+        dtype = "bfloat16" if device == "cuda" else "float32"
+        config.write_text(json.dumps({**shape.document, "torch_dtype": dtype}))
+        self._llm: Any = self._vllm.LLM(
+            model=self._directory.name,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            max_model_len=shape.context_tokens,
+            max_num_seqs=MAX_REQUESTS,
+        )
+
+    def trim(self, line: Line, work: Work) -> tuple[Work, str]:
+        return work, ""
+
+    def run(self, work: Work) -> Sample:
+        prompts = [{"prompt_token_ids": request.prompt} for request in work]
+        params = [
+            self._vllm.SamplingParams(
+                temperature=0.0, max_tokens=request.new, ignore_eos=True, detokenize=False
+            )
+            for request in work
+        ]
+        started_s = time.perf_counter()
+        answers = self._llm.generate(prompts, params, use_tqdm=False)
+        wall_s = time.perf_counter() - started_s
+        made = [len(answer.outputs[0].token_ids) for answer in answers]
+        check_tokens(made, work)
+        return Sample(wall_s, sum(made) / wall_s)
+
+    def close(self) -> None:
+        # The engine is a process of its own, which ends when it is told to.
+        core = getattr(getattr(self._llm, "llm_engine", None), "engine_core", None)
+        if core is not None:
+            core.shutdown()
+        del self._llm
+        gc.collect()
+        self._directory.cleanup()

@@ -1,0 +1,84 @@
+from itertools import count
+from random import Random
+
+import pytest
+
+from runtime.bench.recorder import Recorder
+from runtime.engine.pages import PagePool
+from runtime.engine.protocol import Submit
+from runtime.engine.scheduler import Capacity, Scheduler
+from tests.unit.runtime.fakes import FakeRunner
+
+
+def make_recorder(**options):
+    ticks = count()
+    return Recorder(FakeRunner(**options), clock=lambda: float(next(ticks)))
+
+
+def run(recorder, jobs, step_tokens=8, max_requests=4):
+    runner = recorder._runner
+    scheduler = Scheduler(
+        recorder,
+        Capacity(max_requests, step_tokens, max_wait_s=0.0),
+        frozenset(),
+        PagePool(runner.pages, runner.page_tokens),
+        Random(0),
+    )
+    for id, (prompt, new) in enumerate(jobs):
+        scheduler.submit(Submit(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
+    while not scheduler.is_idle:
+        scheduler.turn(0.0)
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_every_token_is_counted_once(is_short):
+    """
+    Each of each prompt, and each new one but the last, which nobody computes; where memory is
+    short too, so that steps are launched in parts.
+    """
+    jobs = [(5, 4), (13, 1), (1, 7), (9, 3), (4, 5), (2, 2)]
+    recorder = make_recorder()
+    if is_short:
+        recorder._runner.has_memory = lambda step: step.tokens <= 3
+
+    run(recorder, jobs)
+
+    steps = [entry.step for entry in recorder.launched]
+    assert steps == recorder._runner.steps
+    chunks = [chunk for step in steps for chunk in step.chunks]
+    assert sum(len(chunk.tokens) for chunk in chunks) == sum(prompt for prompt, _ in jobs)
+    assert sum(len(step.decodes) for step in steps) == sum(new - 1 for _, new in jobs)
+    assert sum(len(step.sampled) for step in steps) == sum(new for _, new in jobs)
+
+
+def test_the_end_of_every_step_is_known():
+    """
+    In the order of their launch.
+    """
+    recorder = make_recorder()
+    run(recorder, [(5, 4), (3, 2)])
+    ends = [entry.done_s for entry in recorder.launched]
+    assert ends == sorted(ends)
+
+
+def test_waiting_is_told_from_working():
+    """
+    The clock of this test ticks once when it is looked at: before and after each collect.
+    """
+    recorder = make_recorder()
+    run(recorder, [(5, 4)])
+    assert recorder.waited_s == len(recorder.launched)
+
+    recorder.clear()
+    assert recorder.launched == []
+    assert recorder.waited_s == 0.0
+
+
+def test_a_step_that_was_not_launched_is_not_counted():
+    """
+    What raised has computed nothing.
+    """
+    recorder = make_recorder()
+    recorder._runner.launch_raises = ValueError("broken")
+    run(recorder, [(5, 4)])
+    assert recorder.launched == []

@@ -1,0 +1,85 @@
+import pytest
+
+from runtime.bench.shapes import SHAPES
+from runtime.bench.work import LINES, draw, draw_warm_up
+
+LISTED = pytest.mark.parametrize("line", LINES.values(), ids=lambda line: line.name)
+
+
+def lengths(work):
+    return [(len(request.prompt), request.new) for request in work]
+
+
+@LISTED
+def test_every_request_is_within_the_line(line):
+    """
+    As many as it says, of such prompts and answers, of tokens that the model has.
+    """
+    work = draw(line, vocabulary=50, seed=0, run=0)
+    assert len(work) == line.requests
+    for request in work:
+        assert line.prompts[0] <= len(request.prompt) <= line.prompts[1]
+        assert line.news[0] <= request.new <= line.news[1]
+        assert set(request.prompt) <= set(range(50))
+
+
+def test_the_same_seed_and_run_give_the_same_work():
+    """
+    So all engines are asked the same.
+    """
+    line = LINES["mix-256-both"]
+    work = draw(line, vocabulary=1000, seed=1, run=2)
+    assert work == draw(line, vocabulary=1000, seed=1, run=2)
+    assert work != draw(line, vocabulary=1000, seed=2, run=2)
+
+
+def test_runs_differ_in_tokens_and_not_in_lengths():
+    """
+    Their times can be compared, and no prompt was seen before.
+    """
+    line = LINES["mix-256"]
+    runs = [draw(line, vocabulary=1000, seed=0, run=run) for run in range(2)]
+    assert lengths(runs[0]) == lengths(runs[1])
+    starts = {tuple(request.prompt[:64]) for work in runs for request in work}
+    assert len(starts) == 2 * line.requests
+
+
+@LISTED
+def test_a_warm_up_is_less_of_the_same(line):
+    """
+    The first requests, as long, with few new tokens, and none that a run has.
+    """
+    warm_up = draw_warm_up(line, vocabulary=1000, seed=0)
+    work = draw(line, vocabulary=1000, seed=0, run=0)
+    assert len(warm_up) <= 64
+    for early, late in zip(warm_up, work, strict=False):
+        assert len(early.prompt) == len(late.prompt)
+        assert early.prompt != late.prompt
+        assert early.new <= min(8, late.new)
+
+
+@LISTED
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=lambda shape: shape.name)
+def test_every_line_fits_every_shape(line, shape):
+    """
+    A prompt and its answer are within the context.
+    """
+    shrunk = line.shrunk(shape.shrink)
+    assert shrunk.requests == line.requests
+    assert shrunk.prompts[1] + shrunk.news[1] <= shape.context_tokens
+
+
+def test_the_lines_are_those_that_the_peers_were_measured_with():
+    """
+    Their words are in the table.
+    """
+    assert [line.asks for line in LINES.values()] == [
+        "1 x 256 + 256",
+        "8 x 256 + 128",
+        "64 x 256 + 128",
+        "64 x 1024 + 256",
+        "256 x 256 + 128",
+        "256 x 100-1024 + 256",
+        "256 x 100-1024 + 100-1024",
+        "1 x 8000 + 1",
+    ]
