@@ -13,7 +13,12 @@ from prometheus_client import (
 
 from runtime.contract import (
     BATCH_REQUESTS,
+    CACHED_TOKENS_TOTAL,
     FIRST_TOKEN_SECONDS,
+    KV_PAGES,
+    KV_PAGES_USED,
+    MEMORY_SPLITS_TOTAL,
+    PROMPT_TOKENS_TOTAL,
     QUEUE_REQUESTS,
     REQUEST_SECONDS,
     REQUESTS_TOTAL,
@@ -69,6 +74,27 @@ class Metrics:
             registry=registry,
             buckets=REQUESTS,
         ).labels(*self._own)
+        self._prompt_tokens = Counter(
+            PROMPT_TOKENS_TOTAL, "Tokens of prompts computed", own, registry=registry
+        ).labels(*self._own)
+        self._cached_tokens = Counter(
+            CACHED_TOKENS_TOTAL,
+            "Tokens of prompts found in the prefix cache",
+            own,
+            registry=registry,
+        ).labels(*self._own)
+        self._pages_used = Gauge(
+            KV_PAGES_USED, "Pages of the KV cache that requests hold", own, registry=registry
+        ).labels(*self._own)
+        self._pages = Gauge(KV_PAGES, "Pages of the KV cache", own, registry=registry).labels(
+            *self._own
+        )
+        self._splits = Counter(
+            MEMORY_SPLITS_TOTAL,
+            "Steps that ran out of memory and were split",
+            own,
+            registry=registry,
+        ).labels(*self._own)
 
     def answered(self, route: str, code: int, seconds: float) -> None:
         """
@@ -89,6 +115,11 @@ class Metrics:
             self._tokens.inc(len(report.tokens))
         if report.batch:
             self._batch.observe(report.batch)
+        self._prompt_tokens.inc(report.prompt_tokens)
+        self._cached_tokens.inc(report.cached_tokens)
+        self._pages_used.set(report.pages_used)
+        self._pages.set(report.pages)
+        self._splits.inc(report.memory_splits)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

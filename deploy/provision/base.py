@@ -15,6 +15,9 @@ PACKAGES = (
     "socat",  # for people who talk to HAProxy's socket
 )
 
+# Triton compiles its way to the driver on a host where it first runs.
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
+
 _DISTRIBUTION = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
 
 
@@ -33,7 +36,8 @@ def install(goal: Goal) -> list[AnyResource]:
         source = render("slipway.list", line=goal.mirrors.apt).encode()
         found.append(File(path="/etc/apt/sources.list.d/slipway.list", content=source))
         found += [Absent(path=path) for path in _DISTRIBUTION]
-    return [*found, Packages(names=PACKAGES)]
+    compiler = COMPILER if goal.service.device == "cuda" else ()
+    return [*found, Packages(names=(*PACKAGES, *compiler))]
 
 
 def configure(goal: Goal) -> list[AnyResource]:

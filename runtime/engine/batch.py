@@ -146,3 +146,11 @@ class OutOfMemory(Exception):
 
     Nothing is lost: a step may be launched again, whole or in parts, and writes the same.
     """
+
+
+class DeviceLost(Exception):
+    """
+    Raised by `Runner.launch` and `Running.collect`: in this process the device computes no more.
+
+    Nobody answers it but by ending the process.
+    """

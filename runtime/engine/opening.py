@@ -2,9 +2,12 @@
 From a model directory to an engine that can compute: room, weights, cache, graphs.
 """
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 
@@ -12,15 +15,18 @@ from runtime.engine.batch import Chunk, Decode, Opened, Step
 from runtime.engine.protocol import Load
 from runtime.engine.runner import PagedRunner, prepare_torch
 from runtime.errors import ModelError
-from runtime.memory.plan import step_tokens
+from runtime.memory.plan import plan_memory, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS, load_weights, read_config, stage
+from runtime.models.readers import give_back_host_memory
 from runtime.models.shard import WHOLE, Shard
+
+log = logging.getLogger("runtime.engine")
 
 KV_TYPES = {"same": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
-GRAPHS_BYTES = 600 << 20  # of all CUDA graphs and their modules; measured on an H100
+GRAPHS_BYTES = 800 << 20  # of CUDA graphs themselves, which are made last; seen on an H100
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,13 @@ def open_runner(
     """
     Return what computes with *model*, whose weights are in place, and the pages of its cache.
 
-    On a GPU the cache gets what is left of its memory: measured, behind the largest step.
+    The cache gets what `memory.plan` leaves for it; on a GPU no more than is free.
 
     Args:
         agree: Returns the pages of all ranks for those of this one.
+
+    Raises:
+        RuntimeFault: There is no room for one request of the whole context.
     """
 
     def make(pages: int) -> PagedRunner:
@@ -83,53 +92,61 @@ def open_runner(
             kv_dtype=KV_TYPES[options.kv],
         )
 
-    pages = 1 + options.max_requests * options.row_pages
-    if options.max_batch_tokens:
-        pages = 1 + -(-options.max_batch_tokens // options.page_tokens)
-    if model.device.type == "cuda":
-        pages = min(pages, 1 + _room_bytes(make(2), options) // page_bytes(model, options))
+    is_gpu = model.device.type == "cuda"
+    total_bytes = torch.cuda.mem_get_info()[1] if is_gpu else None
+    plan = plan_memory(_as_load(options, model.shard), model.config, total_bytes)
+    pages = plan.pages
+    if is_gpu:
+        _warm(make(2), options)
+        free_bytes = torch.cuda.mem_get_info()[0] - plan.activations - GRAPHS_BYTES
+        pages = min(pages, free_bytes * plan.pages // plan.kv)
     pages = agree(pages)
-    least = 1 + options.row_pages
-    if pages < least:
+    if pages < plan.least_pages:
         raise ModelError(
-            f"KV cache: room for {(pages - 1) * options.page_tokens} tokens",
-            why=f"one request of the whole context takes {options.context_tokens}",
-            fix="lower context_tokens, or raise memory_fraction, or set kv: fp8",
+            f"KV cache: room for {max(pages - 1, 0) * options.page_tokens} tokens",
+            why=f"one request of the whole context takes {options.context_tokens}; what else is on "
+            "the GPU counts too, such as the other slot of a release",
+            fix="lower context_tokens, or set kv: fp8, or lower memory_fraction of both slots",
         )
     runner = make(pages)
     runner.capture()
     return runner, pages
 
 
-def page_bytes(model: Decoder, options: Options) -> int:
+def _as_load(options: Options, shard: Shard) -> Load:
     """
-    Return what one page takes on this shard's device.
+    Return *options* as the plan of memory wants them.
     """
-    config, kv_heads = model.config, model.shard.kv_heads(model.config.kv_heads)
-    size = (KV_TYPES[options.kv] or model.dtype).itemsize
-    scale = 4 if options.kv == "int8" else 0
-    return 2 * config.layers * kv_heads * options.page_tokens * (config.head_dim * size + scale)
+    return Load(
+        model_dir="",
+        device="cuda" if torch.device(options.device).type == "cuda" else "cpu",
+        precision=options.precision,
+        threads=1,
+        max_batch_requests=options.max_requests,
+        max_batch_tokens=options.max_batch_tokens,
+        max_wait_s=0.0,
+        beat_s=1.0,
+        weights=options.weights,
+        kv=options.kv,
+        memory_fraction=options.memory_fraction,
+        context_tokens=options.context_tokens,
+        page_tokens=options.page_tokens,
+        step_tokens=options.step_tokens,
+        gpus=shard.size,
+    )
 
 
-def _room_bytes(probe: PagedRunner, options: Options) -> int:
+def _warm(probe: PagedRunner, options: Options) -> None:
     """
-    Return what the largest step leaves of the GPU's memory.
+    Have everything that a step can need loaded, before the first request needs it.
     """
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     nobody, page = options.max_requests, options.page_tokens
     tokens = min(options.step_tokens, options.context_tokens)
     probe.launch(Step((), (), (Chunk(nobody, 0, [0] * tokens, True),))).collect()
-    # And whatever else a step can need is loaded before the first request needs it.
     some = [0] * min(page, options.context_tokens - page)
     chunks = (Chunk(nobody, 0, some, True), Chunk(nobody, page, some, True)) if some else ()
     probe.launch(Step((), (Decode(nobody, 0),), chunks)).collect()
-    peak = torch.cuda.max_memory_allocated() - before
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    used = total - free
-    return int(total * options.memory_fraction) - used - peak - GRAPHS_BYTES
 
 
 def open_paged(load: Load) -> Opened:
@@ -144,6 +161,12 @@ def open_paged(load: Load) -> Opened:
             "device: cuda",
             why="torch sees no GPU",
             fix="inv doctor, or set device: cpu in the host's runtime.yml",
+        )
+    if load.device == "cuda" and find_spec("torch.nn.attention.varlen") is None:
+        raise ModelError(
+            f"torch {torch.__version__}: too old for this engine on a GPU",
+            why="attention of prompts needs torch.nn.attention.varlen",
+            fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
     if load.gpus > 1:
         from runtime.engine.parallel import open_sharded  # which opens each rank with `fill`
@@ -179,7 +202,13 @@ def fill(
     prepare_torch(load.threads)
     options = make_options(load, config, device)
     model = build_model(config, options, shard)
-    load_weights(load.model_dir, config, model.targets, shard)
+    loaded = load_weights(load.model_dir, config, model.targets, shard)
+    log.info(
+        "engine.weights_loaded size_gb=%.2f took_s=%.2f gb_per_s=%.1f",
+        loaded.size_bytes / 1e9,
+        loaded.seconds,
+        loaded.gb_per_s,
+    )
     return model, options
 
 
@@ -222,5 +251,7 @@ def _prepare(model: Decoder, model_dir: str) -> Callable[[], None]:
 
     def commit() -> None:
         staged.commit()
+        # torch would keep it pinned, and to free it takes a while.
+        threading.Thread(target=give_back_host_memory, daemon=True).start()
 
     return commit

@@ -132,6 +132,7 @@ class Report:
         prompt_tokens: Tokens of prompts that the step computed.
         cached_tokens: Those that it found computed, of the requests that joined it.
         pages_used, pages: Of the KV cache: held by requests, and in all.
+        memory_splits: How often steps were cut in two for want of memory, since the last report.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -144,6 +145,7 @@ class Report:
     cached_tokens: int = 0
     pages_used: int = 0
     pages: int = 0
+    memory_splits: int = 0
 
     @property
     def is_beat(self) -> bool:

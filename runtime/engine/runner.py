@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.engine.batch import Join, Outcome, OutOfMemory, Step
+from runtime.engine.batch import DeviceLost, Join, Outcome, OutOfMemory, Step
 from runtime.kernels import reference
 from runtime.kernels.attend import PagedAttend
 from runtime.kernels.cache import PagedCache, make_cache
@@ -27,7 +27,7 @@ GRAPH_SIZES = (
     *(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512),
     *(640, 768, 1024),
 )
-# Tokens that the prompts' tokens of a graph may see, summed: each reads them anew from the cache.
+# Tokens that the prompts' tokens of a graph see, summed: each reads them anew from the cache.
 GRAPH_READS = 600_000
 
 
@@ -55,7 +55,10 @@ class _Running:
 
     def collect(self) -> Outcome:
         if self.done is not None:
-            self.done.synchronize()
+            try:
+                self.done.synchronize()
+            except torch.AcceleratorError as error:
+                raise DeviceLost(str(error)) from error
         tokens, finite = self.result.tolist()
         return Outcome(tokens, [bool(flag) for flag in finite])
 
@@ -144,11 +147,15 @@ class PagedRunner:
             torch.cuda.empty_cache()
             # What was written is written again, the same, by whoever repeats the step.
             raise OutOfMemory(str(error)) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
 
     def _choose(self, step: Step) -> "_Graph | None":
         size = step.tokens
-        reads = sum(len(chunk.tokens) * (chunk.start + len(chunk.tokens)) for chunk in step.chunks)
-        if reads > 2 * GRAPH_READS:
+        reads = sum(
+            len(chunk.tokens) * (2 * chunk.start + len(chunk.tokens)) // 2 for chunk in step.chunks
+        )
+        if reads > GRAPH_READS:
             return None
         return next((graph for graph in self._graphs if graph.size >= size), None)
 

@@ -8,12 +8,12 @@ what a step samples is known a turn later, and a row that has ended may be compu
 
 import traceback
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
 from runtime.batcher import Take
-from runtime.engine.batch import Chunk, Decode, Join, OutOfMemory, Runner, Running, Step
+from runtime.engine.batch import Chunk, Decode, DeviceLost, Join, OutOfMemory, Runner, Running, Step
 from runtime.engine.pages import Lease, PagePool
 from runtime.engine.protocol import Ending, Report, Submit
 from runtime.engine.queue import Queue
@@ -97,6 +97,7 @@ class Scheduler:
     ) -> None:
         self.pool = pool
         self.memory_splits = 0
+        self._told_splits = 0
         self._runner = runner
         self._capacity = capacity
         self._ends = frozenset(ends)
@@ -182,7 +183,7 @@ class Scheduler:
         for rows, error in failures:
             self._fail(rows, error, ended)
         self._steps += len(settled)
-        return Report(
+        report = Report(
             tokens,
             ended,
             running=len(self._rows),
@@ -194,6 +195,11 @@ class Scheduler:
             pages_used=self.pool.used,
             pages=self.pool.pages - 1,
         )
+        # Not in a beat, for most of those are not sent.
+        if (splits := self.memory_splits - self._told_splits) and not report.is_beat:
+            self._told_splits = self.memory_splits
+            report = replace(report, memory_splits=splits)
+        return report
 
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
         for id in self._queue.expire(now_s):
@@ -302,6 +308,8 @@ class Scheduler:
         for index, part in enumerate(ahead):
             try:
                 outcome = part.running.collect()
+            except DeviceLost:
+                raise
             except Exception as error:
                 # Whatever was launched behind it may read what it should have written.
                 lost, self._flight = [*ahead[index:], *self._flight], []

@@ -5,7 +5,7 @@ Launches a step, in parts where memory is short, and has those that follow be sm
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from runtime.engine.batch import Chunk, OutOfMemory, Runner, Running, Step
+from runtime.engine.batch import Chunk, DeviceLost, OutOfMemory, Runner, Running, Step
 
 REGROW_STEPS = 256
 
@@ -65,6 +65,8 @@ def launch(runner: Runner, step: Step) -> Launches:
             continue
         try:
             done.parts.append((part, runner.launch(part)))
+        except DeviceLost:
+            raise
         except Exception as error:
             if isinstance(error, OutOfMemory) and part.tokens > 1:
                 done.splits += 1

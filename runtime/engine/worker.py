@@ -163,6 +163,10 @@ class Engine:
                 why = "requests are running on the model before it"
                 self._refuse(load.model_dir, why, "drain first")
                 return
+            if load.device == "cuda":
+                why = "the model before it has the GPU's memory"
+                self._refuse(load.model_dir, why, "swap its weights, or start another process")
+                return
         started_s = time.monotonic()
         try:
             opened = self._open_model(load)
@@ -204,14 +208,15 @@ class Engine:
             return
         try:
             finish = swapping.finish.result()
-            scheduler.hold()
-            if not scheduler.is_quiet:
-                return
-            scheduler.pool.clear()  # whatever comes of it, the pages are of before
-            finish()
         except Exception as error:
             self._line.send(_load_failed(swapping.model_dir, error))
         else:
+            scheduler.hold()
+            if not scheduler.is_quiet:
+                return
+            scheduler.pool.clear()  # the pages are of the weights before
+            # What it leaves half done can't be served: an error ends the process.
+            finish()
             self._send_loaded(opened, swapping.started_s)
         scheduler.resume()
         self._swapping = None

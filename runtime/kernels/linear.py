@@ -94,20 +94,24 @@ def _skinny(
 
 @triton.jit
 def _widen(
-    w, scale, out, k, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    w, scale, out, n, k, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     start = tl.program_id(1) * BLOCK_K
     STEP: tl.constexpr = BLOCK_K // 2 if KIND == 4 else BLOCK_K
     at = start * STEP // BLOCK_K + tl.arange(0, STEP)
     stored_k = k // 2 if KIND == 4 else k
-    mask = (at < stored_k)[None, :] & (rows >= 0)[:, None]
+    is_row = rows < n
+    mask = (at < stored_k)[None, :] & is_row[:, None]
+    rows = tl.minimum(rows, n - 1)
     dtype: tl.constexpr = out.dtype.element_ty
     weights = _tile(w, scale, rows, at, mask, k, start, KIND, dtype)
     if KIND == 8:
         weights = (weights.to(tl.float32) * tl.load(scale + rows)[:, None]).to(dtype)
     columns = start + tl.arange(0, BLOCK_K)
-    tl.store(out + rows[:, None] * k + columns[None, :], weights, mask=(columns < k)[None, :])
+    tl.store(out + rows[:, None] * k + columns[None, :], weights,
+        mask=(columns < k)[None, :] & is_row[:, None],
+    )  # fmt: skip
 
 
 @triton.jit
@@ -288,14 +292,15 @@ def skinny(
     shape = _fit(shape, (2 if is_gated else 1) * block_n, bits, block_m, x.element_size())
     block_k = GROUP if kind == 4 else shape.block_k
     blocks_each = triton.cdiv(triton.cdiv(k, block_k), splits)
-    # Not over the end of a row, for it could be the last one.
-    ahead = min(shape.prefetch_bytes, values.shape[1] * values.element_size() // splits) // 16 * 16
-    ahead = ahead if pdl else 0
+    # Ahead within the columns of its own split, for the last row has nothing behind it.
+    row_bytes = values.shape[1] * values.element_size()
+    last = (k - (splits - 1) * blocks_each * block_k) * row_bytes // k
+    ahead = min(shape.prefetch_bytes, last) // 16 * 16 if pdl and row_bytes % 16 == 0 else 0
     _skinny[(triton.cdiv(n, rows_each), triton.cdiv(m, block_m), splits)](
         x, values, scale, values if bias is None else bias, out, m, n, k, rows_each, blocks_each,
         GATED=is_gated, KIND=kind, HAS_BIAS=bias is not None, EVEN_K=k % block_k == 0,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-        PREFETCH=prefetch_asm(ahead) if ahead else None,
+        PREFETCH=prefetch_asm(ahead) if ahead > 0 else None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", PDL=pdl,
         num_warps=shape.warps, num_stages=shape.stages, **options(pdl),
     )  # fmt: skip
@@ -318,12 +323,12 @@ def swiglu(gate_up: Tensor, *, pdl: bool = False) -> Tensor:
 
 def widen(weight: Quantized, dtype: torch.dtype) -> Tensor:
     """
-    As `models.quantize.dequantize`, for rows in eights.
+    As `models.quantize.dequantize`.
     """
     n, k = weight.shape
     out = torch.empty((n, k), dtype=dtype, device=weight.weight.device)
-    _widen[(n // 8, triton.cdiv(k, GROUP))](
-        weight.weight, weight.scale, out, k, KIND=weight.bits, BLOCK_N=8, BLOCK_K=GROUP,
+    _widen[(triton.cdiv(n, 8), triton.cdiv(k, GROUP))](
+        weight.weight, weight.scale, out, n, k, KIND=weight.bits, BLOCK_N=8, BLOCK_K=GROUP,
         num_warps=4,
     )  # fmt: skip
     return out

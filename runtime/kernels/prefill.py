@@ -18,6 +18,7 @@ from runtime.kernels import reference
 from runtime.kernels.cache import PagedCache
 
 LONG_TOKENS = 1024  # from here on cuDNN
+GATHER_TOKENS = 32_768  # of prefixes and chunks behind them that are read from the cache at once
 BLOCK_TOKENS = 512  # of the reference: its masks are as large as they times what they see
 
 
@@ -83,7 +84,8 @@ class Prefill:
         self._runs: list[_Run] = []
         run: list[Span] = []
         for span in spans:
-            if run and not run[-1].goes_with(span):
+            seen = sum(other.seen for other in run) + span.seen
+            if run and (not run[-1].goes_with(span) or (span.start and seen > GATHER_TOKENS)):
                 self._runs.append(_plan(tuple(run), cache))
                 run = []
             run.append(span)

@@ -163,7 +163,8 @@ def gumbel(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
     high = hash32(low ^ (positions.long() & MASK32))
     index = torch.arange(size, device=seeds.device)
     bits = hash32(hash32((index + low[:, None]) & MASK32) ^ high[:, None])
-    uniform = (bits >> 8).float() * 2.0**-24 + 2.0**-25
+    # 23 bits and a half: the largest is below 1 in fp32 too, where noise would be infinite.
+    uniform = (bits >> 9).float() * 2.0**-23 + 2.0**-24
     return -torch.log(-torch.log(uniform))
 
 

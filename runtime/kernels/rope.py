@@ -66,15 +66,21 @@ def _turn(
     line = page * page_stride // DIM + kv_head * PAGE + place  # of DIM values
     if KIND == 8:
         peak = tl.maximum(tl.max(tl.abs(new_even), axis=1), tl.max(tl.abs(new_odd), axis=1))
-        scale = peak / TOP
+        # The largest of values with NaN among them is a number here.
+        bad = tl.sum(
+            (new_even != new_even).to(tl.int32) + (new_odd != new_odd).to(tl.int32), axis=1
+        )
+        scale = tl.where(bad > 0, float("nan"), peak / TOP)
         tl.store(key_scales + line, scale, mask=is_key)
         tl.store(value_scales + line, scale, mask=is_value)
         inverse = 1.0 / tl.maximum(scale, 1e-30)[:, None]
         new_even = tl.floor(new_even * inverse + 0.5)
         new_odd = tl.floor(new_odd * inverse + 0.5)
     elif KIND == 1:
-        new_even = tl.minimum(tl.maximum(new_even, -448.0), 448.0)
-        new_odd = tl.minimum(tl.maximum(new_odd, -448.0), 448.0)
+        # Not what min and max make of NaN, which is a number.
+        is_even, is_odd = new_even == new_even, new_odd == new_odd
+        new_even = tl.where(is_even, tl.minimum(tl.maximum(new_even, -448.0), 448.0), new_even)
+        new_odd = tl.where(is_odd, tl.minimum(tl.maximum(new_odd, -448.0), 448.0), new_odd)
     into = line[:, None] * DIM + 2 * pair[None, :]
     kind = keys.dtype.element_ty
     tl.store(keys + into, new_even.to(kind), mask=is_key[:, None])

@@ -13,6 +13,7 @@ from runtime.kernels.reference import MULTIPLIERS
 
 FIRST, SECOND = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 LOWEST = tl.constexpr(-3.0e38)
+STEP = tl.constexpr(2.0**-23)  # of the noise, see `reference.gumbel`
 BISECTIONS = tl.constexpr(20)
 SPAN = tl.constexpr(32.0)  # of logits over temperature: 2**17 times exp(-32) is nothing
 
@@ -82,7 +83,7 @@ def _sample(
             column = start + lane
             x = tl.load(logits + column, mask=column < size, other=LOWEST) * inverse - scaled_peak
             bits = _hash32(_hash32(column.to(tl.uint32) + key) ^ other)
-            uniform = (bits >> 8).to(tl.float32) * 5.9604644775390625e-08 + 2.98023223876953125e-08
+            uniform = (bits >> 9).to(tl.float32) * STEP + 0.5 * STEP
             noisy = x - tl.log(-tl.log(uniform))
             noisy = tl.where((x >= low) & (column < size), noisy, LOWEST)
             is_better = noisy > best

@@ -14,6 +14,7 @@ from runtime.models.shard import Shard
 PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 GROUP = 128  # models.quantize.GROUP
 BLOCK_TOKENS = 512  # kernels.prefill.BLOCK_TOKENS
+GATHER_TOKENS = 32_768  # kernels.prefill.GATHER_TOKENS
 GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
 ATTENTION_PROGRAMS = 256  # kernels.attention.MOST_PROGRAMS
 
@@ -101,7 +102,9 @@ def _moments(
     """
     shapes = _matrices(config, shard)
     (qkv, hidden), (_, q), (gate_up, _), (_, inner) = shapes
-    seen, keys = (prefix + tokens if prefix else 0), (qkv - q) // 2
+    # What `prefill` reads from the cache at once: one prompt's, or of several no more than that.
+    seen = max(prefix + tokens, GATHER_TOKENS) if prefix else 0
+    keys = (qkv - q) // 2
 
     def plain(columns: int) -> int:
         return tokens * columns * size

@@ -128,13 +128,12 @@ def _plan(load: Load, config: DecoderConfig, total_gpu_bytes: int | None) -> Mem
         context_tokens=longest,
     )
     page = page_bytes(config, load.kv, load.precision, load.page_tokens, shard)
-    limits = []
+    # No more than all rows can ever hold.
+    limits = [1 + load.max_batch_requests * pages_of(longest, load.page_tokens)]
     if plan.budget is not None:
         limits.append(max(plan.budget - plan.total, 0) // page)
     if load.max_batch_tokens is not None:
         limits.append(1 + pages_of(load.max_batch_tokens, load.page_tokens))
-    elif plan.budget is None:
-        limits.append(1 + load.max_batch_requests * pages_of(longest, load.page_tokens))
     pages = min(limits)
     return replace(plan, pages=pages, kv=pages * page)
 

@@ -83,9 +83,6 @@ class Decoder(nn.Module):
         gather: Joins the columns of the shards' logits.
     """
 
-    inverse_frequencies: Tensor
-    _rows: Tensor
-
     def __init__(self, config: DecoderConfig, shard: Shard = WHOLE) -> None:
         super().__init__()
         shard.check(config)

@@ -4,7 +4,7 @@ What probes, proxies and browsers see; tokens; metrics.
 
 import pytest
 
-from runtime.engine.protocol import Ending
+from runtime.engine.protocol import Ending, Report
 from runtime.lifecycle import Phase
 from tests.unit.runtime.serving import TO, Runtime, assert_is_error
 
@@ -129,6 +129,45 @@ async def test_metrics_have_the_names_of_the_contract(runtime):
         "slipway_generated_tokens_total",
         "slipway_queue_requests",
         "slipway_batch_requests_bucket",
+        "slipway_prompt_tokens_total",
+        "slipway_cached_tokens_total",
+        "slipway_kv_pages_used",
+        "slipway_kv_pages{",
+        "slipway_memory_splits_total",
     ):
         assert any(line.startswith(name) for line in lines), name
     assert runtime.counted("other", 404) == 2
+
+
+async def test_metrics_tell_what_the_engine_reports(runtime):
+    """
+    Counters add up, gauges have the last number; a report may leave all of them out.
+    """
+    numbers = {"prompt_tokens": 5, "cached_tokens": 16, "pages": 63, "memory_splits": 2}
+    for used in (7, 4):
+        runtime.metrics.engine(Report([(1, 42)], [], 1, 0, 1, 1, pages_used=used, **numbers))
+    assert (await engine_metrics(runtime)) == {
+        "prompt_tokens_total": 10,
+        "cached_tokens_total": 32,
+        "kv_pages_used": 4,
+        "kv_pages": 63,
+        "memory_splits_total": 4,
+    }
+
+    other = Runtime()
+    other.metrics.engine(Report([(1, 42)], [], 1, 0, 1, 1))
+    assert set((await engine_metrics(other)).values()) == {0}
+
+
+async def engine_metrics(runtime):
+    """
+    Return what /metrics says of prompts, pages and memory.
+    """
+    lines = (await runtime.http.get("/metrics")).text.splitlines()
+    own = '{slot="blue",version="v1.2.0"}'
+    found = [line.removeprefix("slipway_").split(own) for line in lines if own in line]
+    return {
+        name: float(value)
+        for name, value in found
+        if name.startswith(("prompt_", "cached_", "kv_", "memory_"))
+    }

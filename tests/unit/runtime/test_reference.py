@@ -34,7 +34,7 @@ LATER = {"/v1/chat/completions"}  # in the contract, and not served yet
             {
                 getattr(contract, name)
                 for name in dir(contract)
-                if name.endswith(("_TOTAL", "_SECONDS", "_REQUESTS"))
+                if name.endswith(("_TOTAL", "_SECONDS", "_REQUESTS")) or name.startswith("KV_")
             },
             id="metrics",
         ),

@@ -316,3 +316,18 @@ def test_the_distributions_sources_go_with_a_mirror():
     }
     assert changed["/etc/apt/sources.list"] == "absent"
     assert changed["/etc/apt/sources.list.d/slipway.list"] == "file"
+
+
+def test_a_gpu_host_can_compile_what_triton_compiles_at_its_first_start():
+    """
+    It makes its way to the driver with a C compiler; a CPU host gets none.
+    """
+    names = {
+        device: {name for r in base.install(make_goal(device=device)) for name in _names(r)}
+        for device in ("cpu", "cuda")
+    }
+    assert names["cuda"] - names["cpu"] == {"gcc", "libc6-dev", "python3-dev"}
+
+
+def _names(resource):
+    return getattr(resource, "names", ())

@@ -13,6 +13,7 @@ from runtime.engine.pages import PagePool
 from runtime.engine.protocol import Submit
 from runtime.engine.scheduler import Capacity, Scheduler
 from runtime.errors import ModelError
+from runtime.memory.plan import plan_memory
 from runtime.models.loader import load_model, read_config
 from tests.unit.runtime.builders import write_model
 from tests.unit.runtime.engine.paged import KV_DTYPES, answer, make_load, play
@@ -209,3 +210,16 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ModelError, match="device: cuda"):
         open_paged(make_load(tmp_path, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"max_batch_tokens": 250}, {"context_tokens": 100}, {"max_batch_requests": 3}],
+)
+def test_the_cache_has_the_pages_that_were_planned(tmp_path, changes):
+    """
+    What `python -m runtime check` says is what is opened.
+    """
+    write_model(tmp_path)
+    load = make_load(tmp_path, **changes)
+    assert open_paged(load).pages == plan_memory(load, read_config(tmp_path), None).pages

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine.batch import Chunk, Decode, Join, Step
+from runtime.engine.batch import Chunk, Decode, DeviceLost, Join, Step
 from runtime.engine.pages import PagePool
 from runtime.engine.protocol import Ending, Submit
 from runtime.engine.scheduler import Capacity, Scheduler
@@ -337,6 +337,33 @@ def test_a_step_without_memory_is_computed_in_parts():
     assert splits > 0
     answer(scheduler, 9, range(60))
     assert scheduler.memory_splits == splits
+
+
+def test_a_split_is_reported_once_and_never_in_a_beat():
+    """
+    The turn that splits the first step has no news, and the worker need not send it.
+    """
+    runner, scheduler = make_scheduler()
+    scheduler.submit(make_job(1, tokens=range(16)), now_s=0.0)
+    runner.has_memory = lambda step: step.tokens <= 8
+
+    reports = [scheduler.turn(0.0) for _ in range(4)]
+
+    assert scheduler.is_idle
+    assert scheduler.memory_splits == 1
+    assert reports[0].is_beat
+    assert [report.memory_splits for report in reports] == [0, 1, 0, 0]
+
+
+def test_a_split_is_reported_where_every_part_failed():
+    """
+    Then the end of the request is the news.
+    """
+    runner, scheduler = make_scheduler()
+    scheduler.submit(make_job(1, tokens=range(2)), now_s=0.0)
+    runner.has_memory = lambda step: False
+    report = scheduler.turn(0.0)
+    assert (report.ended[0][1], report.memory_splits) == (Ending.ERROR, 1)
 
 
 def test_steps_grow_again_when_memory_is_back():
@@ -720,3 +747,17 @@ def test_the_fake_runner_takes_the_steps_that_are_right():
     share = Step((Join(1, [1, 3], 0, 1, 0),), (Decode(0, 3),), (Chunk(1, 2, [7], True),))
     outcome = runner.launch(share).collect()
     assert outcome.tokens == [5, 8]
+
+
+@pytest.mark.parametrize("when", ["launch_raises", "collect_raises"])
+def test_a_device_that_is_lost_is_not_outlived(when):
+    """
+    It would answer every request with an error for ever: the process ends, and another is started.
+    """
+    runner, scheduler = make_scheduler()
+    scheduler.submit(make_job(1), 0.0)
+    setattr(runner, when, DeviceLost("an illegal memory access was encountered"))
+    if when == "collect_raises":
+        scheduler.turn(0.0)  # launches; the next one collects
+    with pytest.raises(DeviceLost):
+        scheduler.turn(0.0)

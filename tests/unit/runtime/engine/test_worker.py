@@ -2,6 +2,8 @@ import contextlib
 import socket
 import threading
 
+import pytest
+
 from runtime.engine.batch import Opened
 from runtime.engine.protocol import (
     Cancel,
@@ -255,7 +257,7 @@ def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
     with engine() as (api, _):
         api.says(make_load())
         assert isinstance(api.hears_news(), Loaded)
-        for id, name in enumerate(("/bad", "/ugly", "/late")):
+        for id, name in enumerate(("/bad", "/ugly")):
             api.says(Swap(name))
             failed = api.hears_news()
             assert isinstance(failed, LoadFailed)
@@ -266,6 +268,29 @@ def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
         assert isinstance(api.hears_news(), Loaded)
         api.says(Submit(9, [5], max_tokens=2, timeout_s=9.0))
         assert api.hears_answer(9) == [15, 25]
+
+
+def test_weights_that_fail_half_way_end_the_engine():
+    """
+    A mixture of two models is served to nobody: the process goes, and systemd starts another.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(encode(make_load()) + encode(Swap("/late")))
+        with pytest.raises(RuntimeError, match="no luck"):
+            Engine(Line(theirs), Models()).run()
+
+
+def test_a_second_model_has_no_room_on_a_gpu():
+    """
+    The first one has its memory: its weights can be swapped, or another process started.
+    """
+    with engine() as (api, _):
+        api.says(make_load(device="cuda"), make_load("/next", device="cuda"))
+        assert isinstance(api.hears_news(), Loaded)
+        refused = api.hears_news()
+        assert isinstance(refused, LoadFailed)
+        assert "swap its weights" in refused.fix
 
 
 def test_one_model_is_read_at_a_time():

@@ -19,7 +19,11 @@ from tests.unit.runtime.kernels.truth import (
     make_filled_cache,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+pytestmark = [  # of numpy, in Triton's interpreter
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning"),
+]
 SHAPE = linear.Shape(programs_each=2, block_k=64, warps=4, stages=3)
 
 
@@ -113,7 +117,7 @@ def test_quantised_weights_widened_are_those_of_the_reference(bits):
     """
     For many tokens the weights are written out first.
     """
-    held = quantize(make(16, 384, scale=0.2), bits, torch.float32)
+    held = quantize(make(21, 384, scale=0.2), bits, torch.float32)
     assert distance(linear.widen(held, torch.float32), dequantize(held, torch.float64)) < 1e-6
 
 
@@ -260,6 +264,61 @@ def test_what_is_not_finite_is_said_of_its_row_alone(bad):
     assert finite.tolist() == [1, 0, 1]
     assert [tokens[0], tokens[2]] == [logits[0].argmax(), logits[2].argmax()]
     assert 0 <= tokens[1] < 300
+
+
+def test_noise_is_finite_whatever_the_bits(monkeypatch):
+    """
+    All ones and all zeros too: a token of infinite noise would be drawn whatever its logit is.
+    """
+    for bits in (0, 2**32 - 1):
+        monkeypatch.setattr(truth, "hash32", lambda x, bits=bits: torch.full_like(x, bits))
+        one = torch.ones(1, dtype=torch.int32)
+        assert truth.gumbel(one, one, 4).isfinite().all()
+    step = sampling.STEP.value
+    assert torch.tensor((2**23 - 1) * step, dtype=torch.float32) + 0.5 * step < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_token_that_is_next_to_impossible_is_not_drawn(seed):
+    """
+    Of a vocabulary of 150,000 and its noise, over many positions.
+    """
+    rows, size = 8, 150_000
+    logits = torch.full((rows, size), -20.0, device=DEVICE)
+    logits[:, 7] = 0.0
+    ones = torch.ones(rows, device=DEVICE)
+    seeds = torch.full((rows,), seed, dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(rows, dtype=torch.int32, device=DEVICE) + 100 * seed
+
+    _, tokens, _ = sampled(logits, ones, ones, seeds, positions)
+
+    assert tokens.tolist() == [7] * rows
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_nan_stays_nan_in_a_quantised_cache(kind):
+    """
+    A row that is broken is seen to be, whatever its keys and values are kept as.
+    """
+    if kind == torch.float8_e4m3fn and DEVICE == "cpu":
+        pytest.skip("the interpreter's fp8 has no NaN")
+    cache = make_filled_cache([4], kv_heads=1, dim=16, page_tokens=16, dtype=kind)
+    qkv = make(2, 3 * 16)
+    qkv[0, 16:] = float("nan")
+    qkv[1, 20] = float("nan")
+    angles = torch.stack((torch.ones(2, 8), torch.zeros(2, 8))).to(DEVICE)
+    slots = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(2, dtype=torch.int32, device=DEVICE)
+
+    rope.turn_and_store(
+        qkv, angles, cache, 0, slots, positions, heads=1, q_norm=None, k_norm=None, eps=1e-5
+    )
+
+    keys, values = truth.read_cache(cache, 0, 0, 2, torch.float32)
+    assert keys[0].isnan().all()
+    assert values[0].isnan().all()
+    assert keys[1].isnan().any()
+    assert values[1].isfinite().all()
 
 
 def test_the_noise_is_fair():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from runtime.kernels import reference
+from runtime.kernels import prefill, reference
 from runtime.kernels.prefill import BLOCK_TOKENS, LONG_TOKENS, Prefill, Span
 from tests.unit.runtime.kernels.truth import distance, make, make_filled_cache
 
@@ -26,6 +26,20 @@ def test_one_call_takes_chunks_of_one_kind(one, other, together):
     Long ones go to cuDNN one by one; those with a prefix are read from the cache.
     """
     assert one.goes_with(other) is other.goes_with(one) is together
+
+
+def test_no_more_is_read_from_the_cache_at_once_than_is_planned_for(monkeypatch):
+    """
+    Many rows behind a long prefix that they share are read in groups.
+    """
+    monkeypatch.setattr(prefill, "GATHER_TOKENS", 200)
+    cache = make_filled_cache([90] * 6, kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
+    spans = [Span(slot, 10 * slot, 80, 10) for slot in range(6)]
+
+    runs = Prefill(spans, cache)._runs
+
+    assert [len(run.spans) for run in runs] == [2, 2, 2]
+    assert [span for run in runs for span in run.spans] == spans
 
 
 def test_chunks_attend_to_their_prefix_and_to_themselves():

@@ -144,6 +144,7 @@ def test_numbers_that_stand_twice_are_the_same():
     attention = pytest.importorskip("runtime.kernels.attention")
     assert footprint.GROUP == GROUP
     assert footprint.BLOCK_TOKENS == prefill.BLOCK_TOKENS
+    assert footprint.GATHER_TOKENS == prefill.GATHER_TOKENS
     assert GRAPH_SIZES[-1] == footprint.GRAPH_TOKENS
     assert footprint.ATTENTION_PROGRAMS == attention.MOST_PROGRAMS
 

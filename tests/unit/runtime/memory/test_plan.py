@@ -114,7 +114,10 @@ def test_a_page_less_than_planned_is_room_that_was_left(load, total_bytes):
     load = replace(load, max_batch_tokens=None)
     plan = try_plan(load, total_bytes)
     if plan is not None:
-        assert plan.budget - plan.total < plan.kv // plan.pages
+        longest = -(-plan.context_tokens // plan.page_tokens)
+        is_all_that_rows_hold = plan.pages == 1 + load.max_batch_requests * longest
+        assert is_all_that_rows_hold or plan.budget - plan.total < plan.kv // plan.pages
+        assert plan.pages <= 1 + load.max_batch_requests * longest
 
 
 def test_glm_on_a_card_of_80_gib():
