@@ -173,6 +173,12 @@ def open_paged(load: Load) -> Opened:
 
         return open_sharded(load)
     config = read_config(load.model_dir)
+    if load.device == "cuda" and config.head_dim.bit_count() != 1:
+        raise ModelError(
+            f"{load.model_dir}: heads of {config.head_dim} values",
+            why="the kernels have a power of two",
+            fix="set engine: vllm, or serve it on a CPU",
+        )
     return make_ready(*fill(load, config, load.device))
 
 

@@ -134,11 +134,19 @@ class PagePool:
         """
         Have none of these pages found again, whoever registered them: their numbers are bad.
 
-        What others computed from them is bad too, and those rows come here in their turn.
+        What others computed from them is bad too, and those rows come here in their turn.  The row
+        may have gone: what is found behind its names now is of the same tokens.
         """
-        for page in lease.pages:
-            if name := self._names.pop(page, None):
-                del self._found[name]
+        if lease.era != self._era:
+            return
+        for name in lease.names[: lease.registered]:
+            page = self._found.pop(name, None)
+            if page is None:
+                continue
+            del self._names[page]
+            if page in self._idle:
+                del self._idle[page]
+                self._free.append(page)
 
     def give_back(self, lease: Lease) -> None:
         """

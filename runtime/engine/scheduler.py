@@ -318,7 +318,10 @@ class Scheduler:
             for row, token, is_finite in zip(
                 part.sampled, outcome.tokens, outcome.is_finite, strict=True
             ):
-                if not row.is_gone and (ending := self._take_in(row, token, is_finite, tokens)):
+                if row.is_gone:
+                    if not is_finite:
+                        self.pool.forget(row.lease)
+                elif ending := self._take_in(row, token, is_finite, tokens):
                     self._leave(row)
                     ended.append((row.job.id, ending, ""))
         return ahead

@@ -195,6 +195,19 @@ def test_pages_with_numbers_that_are_not_finite_are_not_found_again():
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([6, 7, 8], 5)
 
 
+def test_bad_numbers_of_a_row_that_was_cancelled_are_not_found_either():
+    """
+    Nobody waits for it when they come, and the next request with the same prompt does.
+    """
+    runner, scheduler = make_scheduler(page_tokens=2)
+    runner.spoils = True
+    scheduler.submit(make_job(1, tokens=(1, 2, 3, 4, 5)), now_s=0.0)
+    scheduler.turn(0.0)
+    scheduler.cancel(1)
+    run(scheduler)
+    assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([6, 7, 8], 5)
+
+
 def test_pages_that_are_not_forgotten_would_be_found_and_break_the_next():
     """
     Negative control of the test before.
