@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 
@@ -162,7 +161,7 @@ def open_paged(load: Load) -> Opened:
             why="torch sees no GPU",
             fix="inv doctor, or set device: cpu in the host's runtime.yml",
         )
-    if load.device == "cuda" and find_spec("torch.nn.attention.varlen") is None:
+    if load.device == "cuda" and not _has_varlen():
         raise ModelError(
             f"torch {torch.__version__}: too old for this engine on a GPU",
             why="attention of prompts needs torch.nn.attention.varlen",
@@ -180,6 +179,14 @@ def open_paged(load: Load) -> Opened:
             fix="set engine: vllm, or serve it on a CPU",
         )
     return make_ready(*fill(load, config, load.device))
+
+
+def _has_varlen() -> bool:
+    try:
+        import torch.nn.attention.varlen  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def make_options(load: Load, config: DecoderConfig, device: str | torch.device) -> Options:
