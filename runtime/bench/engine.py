@@ -18,11 +18,11 @@ from runtime.engine.opening import Options, build_model, open_runner
 from runtime.engine.pages import PagePool
 from runtime.engine.protocol import Ending, Load, Submit
 from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.memory.plan import STEP_TOKENS
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS
 
 PRECISION_OF = {"cuda": "bf16", "cpu": "fp32"}
-STEP_TOKENS = {"cuda": 8192, "cpu": 512}
 MAX_REQUESTS = 256
 TIMEOUT_S = 600.0  # of a request: a run that hangs ends, with an error
 SEED = 0  # of the weights

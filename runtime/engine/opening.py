@@ -14,16 +14,16 @@ from runtime.engine.batch import Chunk, Decode, Opened, Step
 from runtime.engine.protocol import Load
 from runtime.engine.runner import PagedRunner, prepare_torch
 from runtime.errors import ModelError
+from runtime.kernels.cache import KV_DTYPES
 from runtime.memory.plan import plan_memory, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
-from runtime.models.loader import PRECISIONS, load_weights, read_config, stage
+from runtime.models.loader import PRECISIONS, check_device, load_weights, read_config, stage
 from runtime.models.readers import give_back_host_memory
 from runtime.models.shard import WHOLE, Shard
 
 log = logging.getLogger("runtime.engine")
 
-KV_TYPES = {"same": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
 GRAPHS_BYTES = 800 << 20  # of CUDA graphs themselves, which are made last; seen on an H100
 
@@ -88,7 +88,7 @@ def open_runner(
             pages=pages,
             page_tokens=options.page_tokens,
             row_pages=options.row_pages,
-            kv_dtype=KV_TYPES[options.kv],
+            kv_dtype=KV_DTYPES.get(options.kv),  # "same": None
         )
 
     is_gpu = model.device.type == "cuda"
@@ -155,12 +155,7 @@ def open_paged(load: Load) -> Opened:
     Raises:
         ModelError: The directory is not a model that this runtime can serve, or there is no room.
     """
-    if load.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "device: cuda",
-            why="torch sees no GPU",
-            fix="inv doctor, or set device: cpu in the host's runtime.yml",
-        )
+    check_device(load.device)
     if load.device == "cuda" and not _has_varlen():
         raise ModelError(
             f"torch {torch.__version__}: too old for this engine on a GPU",

@@ -73,18 +73,26 @@ def load_model(
     Raises:
         ModelError: The directory is not a model that this runtime can serve.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "device: cuda",
-            why="torch sees no GPU",
-            fix="inv doctor, or set device: cpu in the host's runtime.yml",
-        )
+    check_device(device)
     config = read_config(path)
     with torch.device("meta"):
         model = Decoder(config, shard).to(PRECISIONS[precision])
     model = model.to_empty(device=device).requires_grad_(False).eval()
     load_weights(path, config, dict(model.named_parameters()), shard)
     return model, config
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ModelError: It is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "device: cuda",
+            why="torch sees no GPU",
+            fix="inv doctor, or set device: cpu in the host's runtime.yml",
+        )
 
 
 def read_config(path: str | Path) -> DecoderConfig:

@@ -210,11 +210,15 @@ class Rows(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), is_bad=st.sampled_from([False, False, False, True]))
     def leave(self, data, is_bad):
-        row, _, _ = self.rows.pop(data.draw(st.integers(0, len(self.rows) - 1)))
+        row, tokens, computed = self.rows.pop(data.draw(st.integers(0, len(self.rows) - 1)))
         pages = list(row.pages)
         if is_bad:
             self.pool.forget(row)
-            self.lose(pages)
+            if row.era == self.pool._era:
+                # Of the same tokens, whichever row's they are.
+                ends = range(self.size, computed + 1, self.size)
+                bad = {self.found.pop(tuple(tokens[:end]), None) for end in ends}
+                self.idle = [page for page in self.idle if page not in bad]
         self.pool.give_back(row)
         named = set(self.found.values())
         self.idle += [p for p in reversed(pages) if p in named and p not in self.held()]
