@@ -68,8 +68,16 @@ def apply(resource: AnyResource, seen: Seen | None) -> None:
     match resource:
         case resources.Packages():
             wanted = resource.missing(seen) if seen else resource.names
-            from pyinfra.operations import apt  # slow to import, and seldom needed
+            from pyinfra.operations import apt, server  # slow to import, and seldom needed
 
+            # A run that was cut off in the midst of dpkg leaves what apt refuses to go on with.
+            # Where another apt holds the lock there is nothing to mend, and the next one waits.
+            server.shell(
+                name="Finish what an interrupted dpkg has left",
+                commands=["dpkg --configure -a || true"],
+                _timeout=APT_TIMEOUT_S,
+                _env={"DEBIAN_FRONTEND": "noninteractive"},
+            )
             apt.packages(
                 name=f"Install {', '.join(wanted)}",
                 packages=list(wanted),
