@@ -42,14 +42,14 @@ class PagedAttend:
         self._workspace, self._pdl = workspace, pdl
 
     def __call__(self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor) -> Tensor:
-        decoded = (
-            self._reference(layer, qkv, angles)
-            if self._workspace is None
-            else self._fused(layer, self._workspace, qkv, angles)
-        )
+        if self._workspace is None:
+            q, k, v = layer.split(qkv, angles)
+            decoded = self._reference(layer, q, k, v)
+        else:
+            decoded = self._fused(layer, self._workspace, qkv, angles)
+            q, k, v = layer.parts(qkv)  # normed and rotated where they lie
         if self._prefill is None:
             return decoded
-        q, k, v = layer.split(qkv, angles) if self._workspace is None else layer.parts(qkv)
         prefilled = self._prefill(layer.index, q, k, v).flatten(1)
         return torch.cat((decoded, prefilled)) if self._decodes else prefilled
 
@@ -69,8 +69,7 @@ class PagedAttend:
             workspace, heads=layer.heads, pdl=self._pdl,
         )  # fmt: skip
 
-    def _reference(self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor) -> Tensor:
-        q, k, v = layer.split(qkv, angles)
+    def _reference(self, layer: "DecoderLayer", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         reference.write_cache(self._cache, layer.index, k, v, self._slots, self._positions)
         first = self._decodes
         decoded = reference.decode_attention(

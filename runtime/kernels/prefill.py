@@ -5,8 +5,9 @@ FlashAttention takes all chunks of a step at once; a long one without a prefix g
 is twice as fast there (617 against 306 TFLOP/s for 8,000 tokens on an H100).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -143,7 +144,6 @@ def _plan(spans: tuple[Span, ...], cache: PagedCache) -> _Run:
 def _flash(q: Tensor, keys: Tensor, values: Tensor, run: _Run) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
 
-    grouped: Any = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     found = varlen_attn(
         q,
         keys,
@@ -153,10 +153,18 @@ def _flash(q: Tensor, keys: Tensor, values: Tensor, run: _Run) -> Tensor:
         max(span.tokens for span in run.spans),
         max(span.seen for span in run.spans),
         window_size=(-1, 0),  # causal, the last query beside the last key
-        **grouped,
+        **_grouping(varlen_attn),
     )
     assert isinstance(found, Tensor)
     return found
+
+
+@cache
+def _grouping(varlen_attn: Callable[..., object]) -> Any:
+    """
+    Return what tells this torch that query heads share KV heads; older ones see it themselves.
+    """
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _long(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
