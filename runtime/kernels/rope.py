@@ -27,15 +27,23 @@ def _turn(
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
     HALF: tl.constexpr = DIM // 2
     pair = tl.arange(0, HALF)
-    is_head = (head < ALL)[:, None]
+    column = tl.arange(0, DIM)
     is_turned = (head < HEADS + KV_HEADS)[:, None]
-    at = qkv + token * ALL * DIM + head[:, None] * DIM + 2 * pair[None, :]
+    is_stored = (head >= HEADS) & (head < ALL)
+    # What nothing changes of a query stays where it is.
+    is_changed = is_turned & (HAS_NORMS | (column < 2 * HALF_ROTARY))[None, :]
+    at = qkv + token * ALL * DIM + head[:, None] * DIM + column[None, :]
+    in_rotary = pair < HALF_ROTARY
     start_next(PDL)
-    wait(PDL)
+    # What was there before the step's first kernel need not be waited for.
     position = tl.load(positions + token)
     slot = tl.load(slots + token)
-    even = tl.load(at, mask=is_head, other=0.0).to(tl.float32)
-    odd = tl.load(at + 1, mask=is_head, other=0.0).to(tl.float32)
+    page = tl.load(table + slot * row_pages + position // PAGE).to(tl.int64)
+    cos = tl.load(cosines + token * HALF_ROTARY + pair, mask=in_rotary, other=1.0)[None, :]
+    sin = tl.load(sines + token * HALF_ROTARY + pair, mask=in_rotary, other=0.0)[None, :]
+    wait(PDL)
+    x = tl.load(at, mask=is_changed | is_stored[:, None], other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x, (EACH, HALF, 2)))
     if HAS_NORMS:
         rstd = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / DIM + eps)[:, None]
         is_q = (head < HEADS)[:, None]
@@ -47,46 +55,31 @@ def _turn(
         normed_odd = (odd * rstd * odd_weight).to(dtype).to(tl.float32)
         even = tl.where(is_turned, normed_even, even)
         odd = tl.where(is_turned, normed_odd, odd)
-    in_rotary = pair < HALF_ROTARY
-    cos = tl.load(cosines + token * HALF_ROTARY + pair, mask=in_rotary, other=1.0)[None, :]
-    sin = tl.load(sines + token * HALF_ROTARY + pair, mask=in_rotary, other=0.0)[None, :]
     cos = tl.where(is_turned, cos, 1.0)
     sin = tl.where(is_turned, sin, 0.0)
-    new_even = even * cos - odd * sin
-    new_odd = odd * cos + even * sin
-    out = qkv.dtype.element_ty
-    tl.store(at, new_even.to(out), mask=is_turned)
-    tl.store(at + 1, new_odd.to(out), mask=is_turned)
+    turned = tl.interleave(even * cos - odd * sin, odd * cos + even * sin)
+    tl.store(at, turned.to(qkv.dtype.element_ty), mask=is_changed)
 
-    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
-    is_value = (head >= HEADS + KV_HEADS) & (head < ALL)
-    page = tl.load(table + slot * row_pages + position // PAGE).to(tl.int64)
+    is_key = is_stored & (head < HEADS + KV_HEADS)
+    is_value = is_stored & (head >= HEADS + KV_HEADS)
     place = position % PAGE
     kv_head = tl.where(is_key, head - HEADS, head - HEADS - KV_HEADS)
     line = page * page_stride // DIM + kv_head * PAGE + place  # of DIM values
     if KIND == 8:
-        peak = tl.maximum(tl.max(tl.abs(new_even), axis=1), tl.max(tl.abs(new_odd), axis=1))
         # The largest of values with NaN among them is a number here.
-        bad = tl.sum(
-            (new_even != new_even).to(tl.int32) + (new_odd != new_odd).to(tl.int32), axis=1
-        )
-        scale = tl.where(bad > 0, float("nan"), peak / TOP)
+        bad = tl.sum((turned != turned).to(tl.int32), axis=1)
+        scale = tl.where(bad > 0, float("nan"), tl.max(tl.abs(turned), axis=1) / TOP)
         tl.store(key_scales + line, scale, mask=is_key)
         tl.store(value_scales + line, scale, mask=is_value)
-        inverse = 1.0 / tl.maximum(scale, 1e-30)[:, None]
-        new_even = tl.floor(new_even * inverse + 0.5)
-        new_odd = tl.floor(new_odd * inverse + 0.5)
+        turned = tl.floor(turned * (1.0 / tl.maximum(scale, 1e-30)[:, None]) + 0.5)
     elif KIND == 1:
         # Not what min and max make of NaN, which is a number.
-        is_even, is_odd = new_even == new_even, new_odd == new_odd
-        new_even = tl.where(is_even, tl.minimum(tl.maximum(new_even, -448.0), 448.0), new_even)
-        new_odd = tl.where(is_odd, tl.minimum(tl.maximum(new_odd, -448.0), 448.0), new_odd)
-    into = line[:, None] * DIM + 2 * pair[None, :]
+        is_number = turned == turned
+        turned = tl.where(is_number, tl.minimum(tl.maximum(turned, -448.0), 448.0), turned)
+    into = line[:, None] * DIM + column[None, :]
     kind = keys.dtype.element_ty
-    tl.store(keys + into, new_even.to(kind), mask=is_key[:, None])
-    tl.store(keys + into + 1, new_odd.to(kind), mask=is_key[:, None])
-    tl.store(values + into, new_even.to(kind), mask=is_value[:, None])
-    tl.store(values + into + 1, new_odd.to(kind), mask=is_value[:, None])
+    tl.store(keys + into, turned.to(kind), mask=is_key[:, None])
+    tl.store(values + into, turned.to(kind), mask=is_value[:, None])
 
 
 def turn_and_store(
@@ -114,7 +107,7 @@ def turn_and_store(
     if not tokens:
         return
     _, _, kv_heads, page, dim = cache.keys.shape
-    each = 1 if tokens <= 64 else 16
+    each = 1 if tokens <= 8 else 16
     every = heads + 2 * kv_heads
     keys, values = cache.keys[layer], cache.values[layer]
     is_scaled = cache.key_scales is not None and cache.value_scales is not None
