@@ -1,7 +1,7 @@
 """
 Logits to tokens on the device: one program a row, no sort.
 
-top_p keeps the tokens whose logit reaches a threshold, which bisection finds.
+top_p keeps the tokens whose logit reaches a threshold, which is looked for in eighths.
 """
 
 import triton
@@ -14,7 +14,8 @@ from runtime.kernels.reference import MULTIPLIERS
 FIRST, SECOND = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 LOWEST = tl.constexpr(-3.0e38)
 STEP = tl.constexpr(2.0**-23)  # of the noise, see `reference.gumbel`
-BISECTIONS = tl.constexpr(20)
+PARTS = tl.constexpr(8)  # a power of two: how many thresholds one look at the logits tries
+LOOKS = tl.constexpr(7)  # 8**7 steps of SPAN
 SPAN = tl.constexpr(32.0)  # of logits over temperature: 2**17 times exp(-32) is nothing
 
 
@@ -28,13 +29,16 @@ def _hash32(x):
 
 
 @triton.jit
-def _mass(logits, inverse, peak, threshold, size, BLOCK: tl.constexpr):
-    total = tl.zeros([BLOCK], dtype=tl.float32)
+def _masses(logits, inverse, peak, thresholds, size, BLOCK: tl.constexpr):
+    """
+    Return the sum of exp(logit / temperature - peak) over those that reach each threshold (PARTS,).
+    """
+    total = tl.zeros([PARTS, BLOCK], dtype=tl.float32)
     for start in range(0, size, BLOCK):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(logits + column, mask=column < size, other=LOWEST) * inverse - peak
-        total += tl.where(x >= threshold, tl.exp(x), 0.0)
-    return tl.sum(total)
+        total += tl.where(x[None, :] >= thresholds[:, None], tl.exp(x)[None, :], 0.0)
+    return tl.sum(total, axis=1)
 
 
 @triton.jit
@@ -68,14 +72,18 @@ def _sample(
         top_p = tl.load(top_ps + slot)
         low = -SPAN
         if top_p < 1.0:
-            wanted = top_p * _mass(logits, inverse, scaled_peak, -SPAN, size, BLOCK)
-            high = 0.0
-            for _ in range(BISECTIONS):
-                middle = 0.5 * (low + high)
-                if _mass(logits, inverse, scaled_peak, middle, size, BLOCK) >= wanted:
-                    low = middle
-                else:
-                    high = middle
+            part = tl.arange(0, PARTS)
+            width = SPAN
+            wanted = SPAN  # until the first look says what the whole is
+            for look in range(LOOKS):
+                width = width / PARTS
+                thresholds = low + part * width
+                masses = _masses(logits, inverse, scaled_peak, thresholds, size, BLOCK // 4)
+                if look == 0:
+                    wanted = top_p * tl.max(masses)
+                # The first threshold is met by whoever met it in the look before.
+                met = tl.sum(((masses >= wanted) & (part > 0)).to(tl.int32))
+                low += met * width
         key = _hash32(tl.load(seeds + slot).to(tl.uint32))
         other = _hash32(key ^ tl.load(positions + row).to(tl.uint32))
         best = tl.full([BLOCK], LOWEST, dtype=tl.float32)
