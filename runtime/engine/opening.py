@@ -156,10 +156,10 @@ def open_paged(load: Load) -> Opened:
         ModelError: The directory is not a model that this runtime can serve, or there is no room.
     """
     check_device(load.device)
-    if load.device == "cuda" and not _has_varlen():
+    if load.device == "cuda" and not _has_kernels():
         raise ModelError(
             f"torch {torch.__version__}: too old for this engine on a GPU",
-            why="attention of prompts needs torch.nn.attention.varlen",
+            why="its kernels need Triton 3.6, or what torch came with is not there",
             fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
     if load.gpus > 1:
@@ -176,9 +176,9 @@ def open_paged(load: Load) -> Opened:
     return make_ready(*fill(load, config, load.device))
 
 
-def _has_varlen() -> bool:
+def _has_kernels() -> bool:
     try:
-        import torch.nn.attention.varlen  # noqa: F401
+        from runtime.kernels import fused  # noqa: F401
     except ImportError:
         return False
     return True

@@ -89,6 +89,7 @@ class PagedRunner:
         model.ops = ops_for(device)
         config = model.config
         heads, kv_heads = model.shard.heads(config.heads), model.shard.kv_heads(config.kv_heads)
+        self._group = heads // kv_heads
         self.cache: PagedCache = make_cache(
             layers=config.layers,
             pages=pages,
@@ -105,8 +106,7 @@ class PagedRunner:
             from runtime.kernels.attention import Workspace
 
             most = max(slots, GRAPH_SIZES[-1])
-            group = heads // kv_heads
-            self._workspace = Workspace(most, kv_heads, group, config.head_dim, device)
+            self._workspace = Workspace(most, kv_heads, self._group, config.head_dim, device)
         self._pdl = getattr(model.ops, "pdl", False)
         # Of each slot:
         self._newest = torch.zeros(slots + 1, dtype=torch.int32, device=device)
@@ -189,8 +189,9 @@ class PagedRunner:
         attend = PagedAttend(
             self.cache, slots, positions, graph.size, None, self._workspace, pdl=self._pdl
         )
+        sampled = positions.index_select(0, rows)
         logits = self._model(tokens, positions, attend, rows)
-        self._sample(logits, targets, positions.index_select(0, rows), graph.outputs)
+        self._sample(logits, targets, sampled, graph.outputs)
 
     def _replay(self, graph: "_Graph", step: Step) -> _Running:
         graph.inputs.copy_(self._upload(graph.pad(_flatten(step), self._slots)))
@@ -203,7 +204,7 @@ class PagedRunner:
         decodes = len(step.decodes)
         if decodes:
             tokens[:decodes] = self._newest.index_select(0, slots[:decodes])
-        prefill = Prefill(flat.spans, self.cache) if flat.spans else None
+        prefill = self._prefill(flat.spans) if flat.spans else None
         attend = PagedAttend(
             self.cache, slots, positions, decodes, prefill, self._workspace, pdl=self._pdl
         )
@@ -213,6 +214,11 @@ class PagedRunner:
         result = room[:, : len(rows)]
         self._sample(logits, targets, positions.index_select(0, rows), result)
         return self._download(result)
+
+    def _prefill(self, spans: Sequence[Span]) -> Prefill:
+        # In fp32 a kernel would be no faster than the reference.
+        is_fused = self._workspace is not None and self._model.dtype != torch.float32
+        return Prefill(spans, self.cache, group=self._group, is_fused=is_fused)
 
     def _sample(self, logits: Tensor, slots: Tensor, positions: Tensor, result: Tensor) -> None:
         temperatures, top_ps, seeds = self._temperatures, self._top_ps, self._seeds
@@ -273,7 +279,8 @@ class PagedRunner:
 @dataclass(frozen=True, slots=True)
 class _Flat:
     """
-    A step as one flat batch, decodes first.
+    A step as one flat batch, decodes first, the longest row before the others: attention starts
+    with what takes longest.
 
     Attributes:
         tokens: -1 where only the device knows the token: the newest of its slot.
@@ -335,12 +342,14 @@ def _whole(count: int) -> int:
 
 
 def _flatten(step: Step) -> _Flat:
+    order = sorted(range(len(step.decodes)), key=lambda at: -step.decodes[at].position)
+    decodes = [step.decodes[at] for at in order]
     flat = _Flat(
-        tokens=[-1] * len(step.decodes),
-        slots=[decode.slot for decode in step.decodes],
-        positions=[decode.position for decode in step.decodes],
+        tokens=[-1] * len(decodes),
+        slots=[decode.slot for decode in decodes],
+        positions=[decode.position for decode in decodes],
         spans=[],
-        rows=list(range(len(step.decodes))),
+        rows=sorted(range(len(decodes)), key=order.__getitem__),  # where each decode has gone
         targets=step.sampled,
     )
     for chunk in step.chunks:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.kernels import reference
 from runtime.kernels.cache import PagedCache
-from runtime.kernels.prefill import Prefill
+from runtime.kernels.prefill import Prefill, attend_lone
 
 if TYPE_CHECKING:
     from runtime.kernels.attention import Workspace
@@ -42,37 +42,40 @@ class PagedAttend:
         self._workspace, self._pdl = workspace, pdl
 
     def __call__(self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor) -> Tensor:
+        first, prefill = self._decodes, self._prefill
+        q, k, v = self._store(layer, qkv, angles)
+        if prefill is not None and prefill.is_lone:
+            return attend_lone(q, k, v).flatten(1)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        self._decode(layer.index, q[:first], out[:first])
+        if prefill is not None:
+            prefill(layer.index, q, out, pdl=self._pdl)
+        return out.flatten(1)
+
+    def _store(
+        self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        where = self._cache, layer.index
         if self._workspace is None:
             q, k, v = layer.split(qkv, angles)
-            decoded = self._reference(layer, q, k, v)
-        else:
-            decoded = self._fused(layer, self._workspace, qkv, angles)
-            q, k, v = layer.parts(qkv)  # normed and rotated where they lie
-        if self._prefill is None:
-            return decoded
-        prefilled = self._prefill(layer.index, q, k, v).flatten(1)
-        return torch.cat((decoded, prefilled)) if self._decodes else prefilled
-
-    def _fused(
-        self, layer: "DecoderLayer", workspace: "Workspace", qkv: Tensor, angles: Tensor
-    ) -> Tensor:
-        from runtime.kernels import attention, rope
+            reference.write_cache(*where, k, v, self._slots, self._positions)
+            return q, k, v
+        from runtime.kernels import rope
 
         rope.turn_and_store(
-            qkv, angles, self._cache, layer.index, self._slots, self._positions,
+            qkv, angles, *where, self._slots, self._positions,
             heads=layer.heads, q_norm=layer.q_norm, k_norm=layer.k_norm,
             eps=layer.config.norm_eps, pdl=self._pdl,
         )  # fmt: skip
-        first = self._decodes
-        return attention.decode_attention(
-            qkv[:first], self._cache, layer.index, self._slots[:first], self._positions[:first],
-            workspace, heads=layer.heads, pdl=self._pdl,
-        )  # fmt: skip
+        return layer.parts(qkv)  # normed and rotated where they lie
 
-    def _reference(self, layer: "DecoderLayer", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        reference.write_cache(self._cache, layer.index, k, v, self._slots, self._positions)
-        first = self._decodes
-        decoded = reference.decode_attention(
-            q[:first], self._cache, layer.index, self._slots[:first], self._positions[:first]
+    def _decode(self, layer: int, q: Tensor, out: Tensor) -> None:
+        slots, positions = self._slots[: len(q)], self._positions[: len(q)]
+        if self._workspace is None:
+            out[:] = reference.decode_attention(q, self._cache, layer, slots, positions)
+            return
+        from runtime.kernels import attention
+
+        attention.decode_attention(
+            q, self._cache, layer, slots, positions, self._workspace, out=out, pdl=self._pdl
         )
-        return decoded.flatten(1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels import norm
+from runtime.kernels import gated, norm
 from runtime.kernels.launch import has_pdl
 from runtime.kernels.linear import Shape, choose_shape, skinny, swiglu, widen
 from runtime.kernels.ops import Weight
@@ -40,16 +40,26 @@ class FusedOps:
             return _roomy(x, _dense(weight, x), bias)
         return self._skinny(x, weight, bias, shape=shape)
 
-    def partial(self, x: Tensor, weight: Weight) -> Tensor:
-        shape = choose_shape(x, weight, is_gated=False, may_split=True)
-        if shape is None:
-            return functional.linear(x, _dense(weight, x))
-        return self._skinny(x, weight, shape=shape)
+    def project(
+        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        shape = choose_shape(y, weight, is_gated=False, may_split=True)
+        if shape is not None:  # maybe in parts, which the norm sums
+            return self.add_rms_norm(x, self._skinny(y, weight, shape=shape), norm, eps, post)
+        if post is not None:
+            return self.add_rms_norm(x, functional.linear(y, _dense(weight, y)), norm, eps, post)
+        x.addmm_(y, _dense(weight, y).t())  # the sum costs the product nothing
+        return x, self.rms_norm(x, norm, eps)
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         shape = choose_shape(x, gate_up, is_gated=True, may_split=False)
         if shape is None:
-            return swiglu(functional.linear(x, _dense(gate_up, x)), pdl=self.pdl)
+            weight = _dense(gate_up, x)
+            if self.pdl and len(x) >= gated.TOKENS and gated.can_gate(x, weight):
+                return gated.gated(x, weight, multiprocessors=self._multiprocessors, pdl=True)
+            product = functional.linear(x, weight)
+            del weight  # if it was widened
+            return swiglu(product, pdl=self.pdl)
         return self._skinny(x, gate_up, is_gated=True, shape=shape)
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:

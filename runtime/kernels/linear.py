@@ -57,6 +57,12 @@ def _skinny(
         prefetch(ahead.to(tl.int64, bitcast=True), PREFETCH)
         if GATED:
             prefetch((ahead + n.to(tl.int64) * stored_k).to(tl.int64, bitcast=True), PREFETCH)
+    if HAS_BIAS:
+        shift = tl.load(bias + rows)
+    if KIND == 8:
+        factor = tl.load(scale + rows)
+        if GATED:
+            factor_up = tl.load(scale + rows + n)
     tokens = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_token = tokens < m
     x_rows = tokens.to(tl.int64)
@@ -80,12 +86,12 @@ def _skinny(
             weights = _tile(w, scale, rows + n, at, mask, k, start, KIND, DTYPE)
             acc_up = dot(weights, x_tile, acc_up, PRECISION)
     if KIND == 8:
-        acc = acc * tl.load(scale + rows)[:, None]
+        acc = acc * factor[:, None]
     if HAS_BIAS:
-        acc += tl.load(bias + rows)[:, None].to(tl.float32)
+        acc += shift[:, None].to(tl.float32)
     if GATED:
         if KIND == 8:
-            acc_up = acc_up * tl.load(scale + rows + n)[:, None]
+            acc_up = acc_up * factor_up[:, None]
         acc = acc * tl.sigmoid(acc) * acc_up
     out += tl.program_id(2).to(tl.int64) * m * n
     target = out + tokens.to(tl.int64)[None, :] * n + row[:, None]

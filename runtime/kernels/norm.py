@@ -11,9 +11,8 @@ from runtime.kernels.launch import options, start_next, wait
 
 
 @triton.jit
-def _normed(x, weight, columns, mask, size, eps):
-    rstd = tl.rsqrt(tl.sum(x * x) / size + eps)
-    return x * rstd * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+def _normed(x, gain, size, eps):
+    return x * tl.rsqrt(tl.sum(x * x) / size + eps) * gain.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["part_stride"])
@@ -25,6 +24,9 @@ def _add_norm(
     mask = columns < size
     at = tl.program_id(0).to(tl.int64) * size + columns
     start_next(PDL)
+    gain = tl.load(weight + columns, mask=mask, other=0.0)
+    if HAS_POST:
+        post_gain = tl.load(post + columns, mask=mask, other=0.0)
     wait(PDL)
     total = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     if PARTS > 0:
@@ -34,12 +36,12 @@ def _add_norm(
         if PARTS > 1:
             added = added.to(x.dtype.element_ty).to(tl.float32)  # as if it had been one product
         if HAS_POST:
-            added = _normed(added, post, columns, mask, size, eps)
+            added = _normed(added, post_gain, size, eps)
         # Rounded before it is normed, as the reference does: it is the x of the next layer.
         stored = (total + added).to(x_out.dtype.element_ty)
         tl.store(x_out + at, stored, mask=mask)
         total = stored.to(tl.float32)
-    normed = _normed(total, weight, columns, mask, size, eps)
+    normed = _normed(total, gain, size, eps)
     tl.store(n_out + at, normed.to(n_out.dtype.element_ty), mask=mask)
 
 

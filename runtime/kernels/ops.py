@@ -25,9 +25,11 @@ class Ops(Protocol):
         self, x: Tensor, y: Tensor, weight: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]: ...
 
-    def partial(self, x: Tensor, weight: Weight) -> Tensor:
+    def project(
+        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """
-        As `linear`, for `add_rms_norm` only: it may be in parts that are still to be summed.
+        As `add_rms_norm` of x, which may be overwritten, and `linear` of y.
         """
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
@@ -54,7 +56,10 @@ class TorchOps:
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, _dense(weight, x.dtype), bias)
 
-    partial = linear
+    def project(
+        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.add_rms_norm(x, self.linear(y, weight), norm, eps, post)
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         return reference.gated(self.linear(x, gate_up))

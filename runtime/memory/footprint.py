@@ -14,9 +14,9 @@ from runtime.models.shard import Shard
 PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 GROUP = 128  # models.quantize.GROUP
 BLOCK_TOKENS = 512  # kernels.prefill.BLOCK_TOKENS
-GATHER_TOKENS = 32_768  # kernels.prefill.GATHER_TOKENS
+LONG_TOKENS = 6144  # kernels.prefill.LONG_TOKENS
 GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
-ATTENTION_PROGRAMS = 256  # kernels.attention.MOST_PROGRAMS
+ATTENTION_PAIRS = 512  # twice kernels.attention.SHARED_PAIRS
 
 
 def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: Shard) -> int:
@@ -54,7 +54,6 @@ def activation_bytes(
     slots: int,
     shard: Shard,
     weights: str = "full",
-    kv: str = "same",
     *,
     is_gpu: bool = True,
 ) -> int:
@@ -65,70 +64,61 @@ def activation_bytes(
     """
     size = PRECISION_BYTES[precision]
 
-    def step(tokens: int, prefix: int) -> int:
-        rows = min(tokens, slots)
-        return max(_moments(config, tokens, prefix, rows, size, shard, weights, kv))
+    def step(tokens: int) -> int:
+        return max(_moments(config, tokens, min(tokens, slots), size, shard, weights))
 
     longest, kv_heads = config.context_tokens, shard.kv_heads(config.kv_heads)
     group = shard.heads(config.heads) // kv_heads
-    eager = step(tokens, longest)
+    eager = step(tokens)
     if not is_gpu or precision == "fp32":
-        # prefill._reference: a mask, one for each head of a group, and as numbers, twice: a guess.
+        # prefill._reference: keys and values of a row, read and put in order; a mask, one for each
+        # head of a group, and as numbers, twice: a guess.
+        eager += longest * 2 * kv_heads * config.head_dim * (3 * size + 4)
         eager += min(tokens, longest, BLOCK_TOKENS) * longest * (1 + group * (1 + 2 * size))
     if not is_gpu:
         return eager
     pairs = max(slots, GRAPH_TOKENS) * kv_heads
     padded = max(16, 1 << (group - 1).bit_length())
-    parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)
-    return eager + step(GRAPH_TOKENS, 0) + 4 * (parts + pairs)  # attention.Workspace
+    parts = max(pairs, ATTENTION_PAIRS) * padded * (config.head_dim + 2)
+    return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.Workspace
 
 
 def _moments(
-    config: DecoderConfig,
-    tokens: int,
-    prefix: int,
-    rows: int,
-    size: int,
-    shard: Shard,
-    weights: str,
-    kv: str,
+    config: DecoderConfig, tokens: int, rows: int, size: int, shard: Shard, weights: str
 ) -> Iterator[int]:
     """
     Yield what is alive at each peak of a step, in the order of `Decoder.forward`.
 
     Args:
-        prefix: Tokens before the step's own that its prompts see; 0: it has no prompts.
         rows: That are sampled.
     """
     shapes = _matrices(config, shard)
     (qkv, hidden), (_, q), (gate_up, _), (_, inner) = shapes
-    # What `prefill` reads from the cache at once: one prompt's, or of several no more than that.
-    seen = max(prefix + tokens, GATHER_TOKENS) if prefix else 0
-    keys = (qkv - q) // 2
 
-    def plain(columns: int) -> int:
+    def plain(columns: int, tokens: int = tokens) -> int:
         return tokens * columns * size
 
     def roomy(columns: int) -> int:  # fused._roomy
-        return plain(columns) + (tokens // 8 + 8) * columns * size
+        return plain(columns, tokens + tokens // 8 + 8)
 
-    # What other shards are summed with is never in parts: `ops.linear`, not `ops.partial`.
+    # What other shards are summed with comes from `ops.linear`, not from `ops.project`.
     summed = plain(hidden) if shard.size == 1 else roomy(hidden)
-    # Tokens, slots, positions, cosines and sines; pages and places of what is seen.
-    flat = tokens * (12 + 4 * config.rotary) + 12 * seen
-    base = flat + 2 * plain(hidden) + summed  # x, n and the y before
+    # Tokens, slots, positions, cosines and sines; the tiles of the prompts, one a token at most.
+    flat = tokens * (12 + 4 * config.rotary + 16)
+    base = flat + 2 * plain(hidden)  # x and n
     wide = [0 if weights == "full" else n * k * size for n, k in shapes]  # linear.widen
-    reading = {"same": 2 * size, "fp8": 2 * size + 1, "int8": 3 * size + 4}[kv]  # prefill._gather
-    # In parts, and joined; FlashAttention's log-sum-exp, which is fp32.
-    attention = 2 * plain(q) + 4 * tokens * shard.heads(config.heads) + seen * keys * reading
+    attention = plain(q)
+    if tokens >= LONG_TOKENS:  # prefill.attend_lone: k and v, y and its log-sum-exp, rounded up
+        padded = tokens + tokens // 8 + 1
+        attention = plain(qkv, padded) + 4 * padded * shard.heads(config.heads)
     whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, and joined
     yield base + wide[0] + roomy(qkv)
     yield base + roomy(qkv) + attention
-    yield base + plain(q) + wide[1] + summed
+    new = 2 * plain(hidden)  # the x and n that follow
+    yield base + plain(q) + summed + max(wide[1], new)
     yield base + plain(gate_up) + max(wide[2], plain(inner))
-    yield base + plain(inner) + wide[3] + summed
-    yield base + 2 * plain(hidden)  # the x and n that follow
-    yield flat + rows * 4 * (config.vocabulary // shard.size + whole)
+    yield base + plain(inner) + summed + max(wide[3], new)
+    yield flat + rows * (4 * (config.vocabulary // shard.size + whole) + 3 * hidden * size)
 
 
 def _matrices(config: DecoderConfig, shard: Shard) -> tuple[tuple[int, int], ...]:

@@ -145,8 +145,6 @@ class Decoder(nn.Module):
             positions: (t,) int64; or (3, t) of time, height and width, for M-RoPE.
         """
         ops, eps = self.ops, self.config.norm_eps
-        # What other shards must be summed with is whole before it leaves.
-        out = ops.partial if self.shard.size == 1 else ops.linear
         angles = self.angles(positions)
         x = functional.embedding(tokens, self.embedding)
         layers: list[Any] = list(self.layers)
@@ -156,11 +154,21 @@ class Decoder(nn.Module):
             y = attend(layer, ops.linear(n, layer.qkv, layer.qkv_bias), angles)
             if layer is layers[-1] and rows is not None:
                 x, y = x[rows], y[rows]  # behind the last attention only these are looked at
-            y = self.reduce(out(y, layer.out))
-            x, n = ops.add_rms_norm(x, y, layer.mlp_norm, eps, layer.attention_out_norm)
-            y = self.reduce(out(ops.gated(n, layer.gate_up), layer.down))
-            x, n = ops.add_rms_norm(x, y, next_norm, eps, layer.mlp_out_norm)
+            x, n = self._project(x, y, layer.out, layer.mlp_norm, layer.attention_out_norm)
+            del y  # what comes now takes most
+            gated = ops.gated(n, layer.gate_up)
+            x, n = self._project(x, gated, layer.down, next_norm, layer.mlp_out_norm)
+            del gated
         return self.logits(n)
+
+    def _project(
+        self, x: Tensor, y: Tensor, weight: Tensor | Quantized, norm: Tensor, post: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        eps = self.config.norm_eps
+        if self.shard.size == 1:
+            return self.ops.project(x, y, weight, norm, eps, post)
+        y = self.reduce(self.ops.linear(y, weight))
+        return self.ops.add_rms_norm(x, y, norm, eps, post)
 
     def logits(self, n: Tensor) -> Tensor:
         if self.head is not None:

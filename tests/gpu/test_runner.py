@@ -16,8 +16,9 @@ from runtime.models.decoder import Decoder, attend_causal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# ‖logits - fp32's‖ / ‖fp32's‖ of three layers of random bf16 weights: 0.018 was seen on an H100.
-TOLERANCE = {"same": 0.03, "fp8": 0.08, "int8": 0.03}
+# ‖logits - fp32's‖ / ‖fp32's‖ of three layers of random bf16 weights: 0.018 was seen on an H100,
+# 0.084 with a cache of fp8, which prompts read too.
+TOLERANCE = {"same": 0.03, "fp8": 0.1, "int8": 0.03}
 KINDS = {"same": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 PAGE = 64
 

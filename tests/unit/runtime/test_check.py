@@ -147,10 +147,10 @@ def test_a_gpu_that_others_use_is_said_to_be_full(check, monkeypatch):
     see_gpus(monkeypatch, (12 * GIB, 12 * GIB))
     code, out, _ = check()
     assert "too little" not in out
-    see_gpus(monkeypatch, (3 * GIB, 12 * GIB))
+    see_gpus(monkeypatch, (1 * GIB, 12 * GIB))
     code, out, _ = check()
     assert code == EXIT_OK
-    assert "free now        3.00 GiB  too little beside what runs there" in out
+    assert "free now        1.00 GiB  too little beside what runs there" in out
 
 
 def test_on_a_cpu_there_is_no_limit(check):

@@ -7,8 +7,9 @@ import random
 import pytest
 import torch
 
-from runtime.kernels import attention, linear, norm, rope, sampling
+from runtime.kernels import attention, chunks, gated, linear, norm, rope, sampling
 from runtime.kernels import reference as truth
+from runtime.kernels.prefill import Span
 from runtime.models.quantize import dequantize, quantize
 from tests.unit.runtime.kernels.truth import (
     DEVICE,
@@ -77,6 +78,30 @@ def test_a_gated_product_is_swiglu(dtype):
     assert distance(linear.swiglu(x @ w.T), wanted) < 2 * TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("tokens", "k", "n"), [(70, 96, 104), (300, 64, 128), (9 * 128, 32, 40)])
+def test_a_gated_product_of_many_tokens(tokens, k, n):
+    """
+    Tiles that stand over the edges, several bands of them, fewer and more than there are programs.
+    """
+    x, w = make(tokens, k, dtype=torch.bfloat16), make(2 * n, k, seed=1, scale=0.3).bfloat16()
+
+    found = gated.gated(x, w, multiprocessors=3)
+
+    assert gated.can_gate(x, w)
+    assert distance(found, truth.gated(x.double() @ w.double().T)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "n"),
+    [(torch.float32, 96, 104), (torch.bfloat16, 100, 104), (torch.bfloat16, 96, 100)],
+)
+def test_rows_that_are_not_whole_16_bytes_are_left_to_others(dtype, k, n):
+    """
+    The tensor memory accelerator has no way to say them.
+    """
+    assert not gated.can_gate(make(4, k, dtype=dtype), make(2 * n, k, dtype=dtype))
+
+
 @pytest.mark.parametrize("splits", [1, 2, 3])
 def test_parts_of_a_product_are_summed_behind(splits):
     """
@@ -136,18 +161,18 @@ def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotar
         make_filled_cache(lengths, kv_heads=kv_heads, dim=dim, page_tokens=16, dtype=dtype)
         for _ in range(2)
     ]
-    qkv = make(5, (heads + 2 * kv_heads) * dim, dtype=compute)
+    rows = make(5, (heads + 2 * kv_heads) * dim, dtype=compute)
     turn = make(5, rotary // 2, seed=1)
     angles = torch.stack((turn.cos(), turn.sin()))
     norms = [make(dim, dtype=compute, seed=s) if has_norms else None for s in (2, 3)]
 
-    found = qkv.clone()
+    found = rows.clone()
     rope.turn_and_store(
         found, angles, caches[0], 1, slots, positions,
         heads=heads, q_norm=norms[0], k_norm=norms[1], eps=1e-5,
     )  # fmt: skip
 
-    q, k, v = qkv.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=1)
+    q, k, v = rows.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=1)
     if has_norms:
         q, k = truth.rms_norm(q, norms[0], 1e-5), truth.rms_norm(k, norms[1], 1e-5)
     q, k = truth.rotate(q, angles), truth.rotate(k, angles)
@@ -183,12 +208,11 @@ def test_decode_attention_over_pages(dtype, splits, heads, kv_heads):
     q = make(5, heads, dim, dtype=dtype)
     workspace = attention.Workspace(64, kv_heads, heads // kv_heads, dim, torch.device(DEVICE))
 
-    found = attention.decode_attention(
-        q.flatten(1), cache, 1, order, positions, workspace, heads=heads, splits=splits
-    )
+    found = torch.full_like(q, float("nan"))
+    attention.decode_attention(q, cache, 1, order, positions, workspace, out=found, splits=splits)
 
     wanted = truth.decode_attention(q.double(), cache, 1, order, positions)
-    assert distance(found, wanted.flatten(1)) < TOLERANCE[dtype]
+    assert distance(found, wanted) < TOLERANCE[dtype]
     assert not workspace.counters.any()  # left as they were found
 
 
@@ -208,12 +232,44 @@ def test_decode_attention_over_a_quantised_cache(kind):
     q = make(2, 4, 32)
     workspace = attention.Workspace(2, 2, 2, 32, torch.device(DEVICE))
 
-    found = attention.decode_attention(
-        q.flatten(1), cache, 0, slots, positions, workspace, heads=4, splits=2
-    )
+    found = torch.full_like(q, float("nan"))
+    attention.decode_attention(q, cache, 0, slots, positions, workspace, out=found, splits=2)
 
     wanted = truth.decode_attention(q.double(), cache, 0, slots, positions)
-    assert distance(found, wanted.flatten(1)) < 1e-5
+    assert distance(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["same", torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 1), (6, 2), (3, 3), (64, 1)])
+def test_chunks_attend_to_what_their_pages_have(heads, kv_heads, kind):
+    """
+    Chunks of one tile and of several, behind a prefix or not, between rows that are not theirs.
+    """
+    dim, page = 32, 16
+    dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16  # fp32 is the reference's
+    lengths, starts = [150, 30, 90, 1, page], [0, 29, 50, 0, 0]
+    stored = dtype if kind == "same" else kind
+    cache = make_filled_cache(lengths, kv_heads=kv_heads, dim=dim, page_tokens=page, dtype=stored)
+    spans, first = [], 3  # behind three decodes
+    for slot, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        at = torch.arange(length, device=DEVICE)
+        k, v = make(length, kv_heads, dim, seed=slot), make(length, kv_heads, dim, seed=9 + slot)
+        truth.write_cache(cache, 1, k.to(dtype), v.to(dtype), torch.full_like(at, slot), at)
+        spans.append(Span(slot, first, start, length - start))
+        first += length - start
+    rows = make(first + 2, heads + 2 * kv_heads, dim, dtype=dtype)
+    each = chunks.tile_tokens(heads // kv_heads)
+    tiles = torch.tensor([tile for span in spans for tile in span.tiles(each)], dtype=torch.int32)
+    found = torch.full((first + 2, heads, dim), 7.0, dtype=dtype, device=DEVICE)
+
+    chunks.attend_chunks(rows[:, :heads], cache, 1, tiles.to(DEVICE), out=found)
+
+    for span in spans:
+        q = rows[span.rows, :heads].double()
+        keys, values = truth.read_cache(cache, 1, span.slot, span.seen, torch.float64)
+        assert distance(found[span.rows], truth.attend(q, keys, values)) < 2 * TOLERANCE[dtype]
+    assert (found[:3] == 7.0).all()
+    assert (found[first:] == 7.0).all()
 
 
 def sampled(logits, temperatures, top_ps, seeds, positions, slots=None):
@@ -303,15 +359,15 @@ def test_nan_stays_nan_in_a_quantised_cache(kind):
     if kind == torch.float8_e4m3fn and DEVICE == "cpu":
         pytest.skip("the interpreter's fp8 has no NaN")
     cache = make_filled_cache([4], kv_heads=1, dim=16, page_tokens=16, dtype=kind)
-    qkv = make(2, 3 * 16)
-    qkv[0, 16:] = float("nan")
-    qkv[1, 20] = float("nan")
+    rows = make(2, 3 * 16)
+    rows[0, 16:] = float("nan")
+    rows[1, 20] = float("nan")
     angles = torch.stack((torch.ones(2, 8), torch.zeros(2, 8))).to(DEVICE)
     slots = torch.zeros(2, dtype=torch.int32, device=DEVICE)
     positions = torch.arange(2, dtype=torch.int32, device=DEVICE)
 
     rope.turn_and_store(
-        qkv, angles, cache, 0, slots, positions, heads=1, q_norm=None, k_norm=None, eps=1e-5
+        rows, angles, cache, 0, slots, positions, heads=1, q_norm=None, k_norm=None, eps=1e-5
     )
 
     keys, values = truth.read_cache(cache, 0, 0, 2, torch.float32)

@@ -1,45 +1,45 @@
 import pytest
 import torch
 
-from runtime.kernels import prefill, reference
+from runtime.kernels import reference
 from runtime.kernels.prefill import BLOCK_TOKENS, LONG_TOKENS, Prefill, Span
 from tests.unit.runtime.kernels.truth import distance, make, make_filled_cache
 
-SHORT = Span(0, 0, 0, 40)
-LONG = Span(1, 0, 0, LONG_TOKENS)
-BEHIND = Span(2, 0, 64, 40)
-
 
 @pytest.mark.parametrize(
-    ("one", "other", "together"),
+    ("spans", "is_lone"),
     [
-        (SHORT, SHORT, True),
-        (BEHIND, BEHIND, True),
-        (SHORT, BEHIND, False),
-        (SHORT, LONG, False),
-        (LONG, LONG, False),
-        (BEHIND, Span(3, 0, 64, LONG_TOKENS), True),
+        ([Span(0, 0, 0, LONG_TOKENS)], True),
+        ([Span(0, 0, 0, LONG_TOKENS - 1)], False),
+        ([Span(0, 0, 64, LONG_TOKENS)], False),  # behind a prefix
+        ([Span(0, 1, 0, LONG_TOKENS)], False),  # behind a decode
+        ([Span(0, 0, 0, LONG_TOKENS), Span(1, LONG_TOKENS, 0, 8)], False),
     ],
 )
-def test_one_call_takes_chunks_of_one_kind(one, other, together):
+def test_a_long_chunk_that_is_a_step_goes_to_cudnn(spans, is_lone):
     """
-    Long ones go to cuDNN one by one; those with a prefix are read from the cache.
+    Alone, with nothing before it; else, and where no kernels are, it is one like the others.
     """
-    assert one.goes_with(other) is other.goes_with(one) is together
+    pytest.importorskip("runtime.kernels.chunks")
+    cache = make_filled_cache([20], kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
+
+    assert Prefill(spans, cache, group=16, is_fused=True).is_lone is is_lone
+    assert not Prefill(spans, cache, group=16, is_fused=False).is_lone
 
 
-def test_no_more_is_read_from_the_cache_at_once_than_is_planned_for(monkeypatch):
+def test_tiles_hold_every_token_once_and_those_that_see_most_first():
     """
-    Many rows behind a long prefix that they share are read in groups.
+    Eight tokens a tile, where 16 query heads share a KV head; none reaches into another chunk.
     """
-    monkeypatch.setattr(prefill, "GATHER_TOKENS", 200)
-    cache = make_filled_cache([90] * 6, kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
-    spans = [Span(slot, 10 * slot, 80, 10) for slot in range(6)]
+    pytest.importorskip("runtime.kernels.chunks")
+    cache = make_filled_cache([20], kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
+    spans = [Span(3, 2, 0, 20), Span(5, 22, 64, 9)]
 
-    runs = Prefill(spans, cache)._runs
+    tiles = Prefill(spans, cache, group=16, is_fused=True)._tiles.tolist()
 
-    assert [len(run.spans) for run in runs] == [2, 2, 2]
-    assert [span for run in runs for span in run.spans] == spans
+    assert [start for *_, start in tiles] == [72, 64, 16, 8, 0]
+    wanted = [[2, 8, 3, 0], [10, 8, 3, 8], [18, 4, 3, 16], [22, 8, 5, 64], [30, 1, 5, 72]]
+    assert sorted(tiles) == wanted
 
 
 def test_chunks_attend_to_their_prefix_and_to_themselves():
@@ -57,12 +57,12 @@ def test_chunks_attend_to_their_prefix_and_to_themselves():
         spans.append(Span(slot, first, start, length - start))
         first += length - start
     q = make(first, 4, 16)
+    found = torch.full_like(q, 7.0)
 
-    found = Prefill(spans, cache)(1, q, q, q)
+    Prefill(spans, cache, group=2, is_fused=False)(1, q, found)
 
-    wanted = []
     for span in spans:
         keys, values = reference.read_cache(cache, 1, span.slot, span.seen, torch.float32)
-        wanted.append(reference.attend(q[span.first :][: span.tokens], keys, values))
-    assert found.shape == (first - 3, 4, 16)
-    assert distance(found, torch.cat(wanted)) < 1e-6
+        wanted = reference.attend(q[span.rows], keys, values)
+        assert distance(found[span.rows], wanted) < 1e-6
+    assert (found[:3] == 7.0).all()
