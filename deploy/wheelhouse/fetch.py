@@ -23,9 +23,9 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
 FETCH_TIMEOUT_S = 900.0
 
-# What the hosts are: x86_64 with glibc 2.28 or newer.
+# What the hosts are: x86_64 with glibc 2.28 or newer.  pip takes each tag as it stands.
 _PLATFORMS = (
-    *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)),
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
 )
 

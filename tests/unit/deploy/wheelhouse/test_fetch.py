@@ -24,8 +24,8 @@ ROW = Row(
 )
 
 
-def make_wheel(folder, project, version):
-    path = folder / f"{project}-{version}-py3-none-any.whl"
+def make_wheel(folder, project, version, tags="py3-none-any"):
+    path = folder / f"{project}-{version}-{tags}.whl"
     info = f"{project}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
         # A fixed date: the hash is part of the test's locks.
@@ -52,6 +52,18 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     return requirements, cache, index
+
+
+def lock_wheel(world, project, version, tags):
+    """
+    Have the index hold one wheel of *project*, with *tags*, and the runtime's lock pin it.
+    """
+    requirements, _, index = world
+    for path in index.glob(f"{project}-*"):
+        path.unlink()
+    digest = hashlib.sha256(make_wheel(index, project, version, tags).read_bytes()).hexdigest()
+    text = f"{project}=={version} --hash=sha256:{digest}\n"
+    (requirements / "runtime.lock").write_text(text)
 
 
 def ensure(world):
@@ -99,6 +111,27 @@ def test_another_content_under_the_same_name_is_refused(world):
         ensure(world)
     assert "HASH" in caught.value.why.upper()
     assert list(cache.glob("*.whl")) == []
+
+
+@pytest.mark.parametrize(
+    "tag", ["manylinux1", "manylinux2014", "manylinux_2_18", "manylinux_2_25", "manylinux_2_28"]
+)
+def test_wheels_for_any_glibc_up_to_that_of_the_hosts_are_taken(world, tag):
+    """
+    A wheel for glibc 2.28 or older runs on the hosts, whichever tag says so.
+    """
+    lock_wheel(world, "small", "1.0", f"py3-none-{tag}_x86_64")
+    assert [w.file for w in ensure(world).wheels if tag in w.file]
+
+
+@pytest.mark.parametrize("tag", ["manylinux_2_29_x86_64", "manylinux_2_28_aarch64"])
+def test_wheels_for_other_machines_would_be_refused(world, tag):
+    """
+    Negative control: what the hosts cannot run is not fetched for them.
+    """
+    lock_wheel(world, "small", "1.0", f"py3-none-{tag}")
+    with pytest.raises(CommandFailed, match="could not be fetched"):
+        ensure(world)
 
 
 def test_a_row_without_a_lock_is_refused(world):
