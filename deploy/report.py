@@ -100,7 +100,7 @@ def matrix_table(matrix: Matrix) -> RenderableType:
     for row in matrix.rows:
         table.add_row(
             row.name,
-            f"{row.torch}+{row.build}",
+            row.version,
             row.cuda or "-",
             f">= {row.driver_min}" if row.driver_min else "-",
             row.python,

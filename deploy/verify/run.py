@@ -93,7 +93,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
         found[host.name] = {
             "sudo": host.ssh.user != "root",
             "port": fleet.service.port,
-            "torch": f"{row.torch}+{row.build}",
+            "torch": row.version,
             "lock": lock_digest(row),
             "gpu": fleet.service.device == "cuda",
             "memory_max": fleet.service.memory_max,

@@ -18,6 +18,7 @@ class Row(BaseModel):
 
     Attributes:
         driver_min: Oldest driver that policy allows, such as "535" or "520.61.05".
+        wheel: Version that torch's wheel gives itself, where it leaves the build out.
         capabilities: Compute capabilities such as "8.0"; empty on the CPU.
         lock: File under requirements/ that pins torch; None: it cannot be provisioned yet.
     """
@@ -27,6 +28,7 @@ class Row(BaseModel):
     name: str
     torch: str
     build: str
+    wheel: str | None = None
     cuda: str | None
     driver_min: str | None
     driver_floor: str | None = None
@@ -34,6 +36,13 @@ class Row(BaseModel):
     capabilities: tuple[str, ...]
     lock: str | None = None
     sources: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """
+        Return what `torch.__version__` says, such as "2.13.0+cpu".
+        """
+        return f"{self.torch}+{self.build}"
 
     @property
     def needs_gpu(self) -> bool:

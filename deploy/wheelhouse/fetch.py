@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -74,21 +75,25 @@ def _text_of(row: Row, requirements: Path) -> str:
     if row.lock is None:
         raise InventoryError(
             f"row {row.name}: it cannot be provisioned yet",
-            why=f"requirements/ has no lock for torch {row.torch}+{row.build}",
+            why=f"requirements/ has no lock for torch {row.version}",
             fix="use a row with a lock: `inv matrix` marks them",
         )
     torch = (requirements / row.lock).read_text(encoding="utf-8")
-    pin = f"torch=={row.torch}+{row.build}"
+    version = row.wheel or row.version
     try:
         text = lock_text((requirements / "runtime.lock").read_text(encoding="utf-8"), torch)
-        if not any(line.startswith(f"{pin} ") for line in text.splitlines()):
-            raise ValueError(f"{row.lock} does not pin {pin}")
+        if not any(line.startswith(f"torch=={version} ") for line in text.splitlines()):
+            raise ValueError(f"{row.lock} does not pin torch=={version}")
     except ValueError as error:
         raise InventoryError(
             f"row {row.name}: its lock is not usable",
             why=str(error),
             fix="make the lock files of requirements/ again; their first lines say how",
         ) from None
+    if row.wheel is not None:
+        # To `==` a wheel of any build is the same version, and the highest is taken: 2.13.0+cpu for
+        # 2.13.0, where both lie in one folder, and then its hash is refused.
+        text = re.sub(r"^torch==", "torch===", text, count=1, flags=re.MULTILINE)
     return text
 
 

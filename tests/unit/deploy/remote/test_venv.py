@@ -2,10 +2,12 @@
 venv.build, with the real uv and a wheel of one module.
 """
 
+import hashlib
 import shutil
 
 import pytest
 
+from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.remote.staged import damage
 
 
@@ -71,3 +73,26 @@ def test_a_python_that_is_not_there_is_refused_in_uvs_words(provisioned, worksho
     assert error["kind"] == "CommandFailed"
     assert "3.2" in error["why"]
     assert list(provisioned.layout.venvs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("pin", "is_built"), [("===", True), ("==", False)])
+def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, is_built):
+    """
+    A host that was on another row has both wheels; pinned with three signs, the right one is taken.
+
+    Negative control: with two signs uv takes the one that names its build, and refuses its hash.
+    """
+    lock = workshop.lock
+    make_lock(workshop.wheels, version="1.0+cpu")
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    text = lock.text.replace("==", pin)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+
+    answer = provisioned.answer(
+        "venv.build",
+        {"lock": text, "digest": digest, "python": lock.python, "wheels": as_json(lock)},
+    )
+
+    assert answer["ok"] is is_built
+    found = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
+    assert [path.name for path in found] == ["tinydep-1.0.dist-info"] * is_built

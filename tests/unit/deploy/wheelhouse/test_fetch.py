@@ -66,9 +66,9 @@ def lock_wheel(world, project, version, tags):
     (requirements / "runtime.lock").write_text(text)
 
 
-def ensure(world):
+def ensure(world, row=ROW):
     requirements, cache, _ = world
-    return ensure_lock(ROW, cache=cache, progress=lambda _: None, requirements=requirements)
+    return ensure_lock(row, cache=cache, progress=lambda _: None, requirements=requirements)
 
 
 def test_wheels_are_fetched_once(world):
@@ -147,6 +147,36 @@ def test_a_row_without_a_lock_is_refused(world):
         )
 
 
+@pytest.mark.parametrize("wheel", ["9.0", None])
+def test_a_wheel_without_a_build_is_not_taken_for_one_with(world, wheel):
+    """
+    Of two wheels of one version that differ in the build alone the row's is taken, for either row.
+    """
+    requirements, _, index = world
+    bare = make_wheel(index, "torch", "9.0")
+    if wheel is not None:
+        digest = hashlib.sha256(bare.read_bytes()).hexdigest()
+        (requirements / "torch.lock").write_text(f"torch=={wheel} --hash=sha256:{digest}\n")
+
+    found = ensure(world, ROW.model_copy(update={"wheel": wheel}))
+
+    assert f"torch-{wheel or '9.0+cpu'}-py3-none-any.whl" in [w.file for w in found.wheels]
+    assert ("torch===9.0 " in found.text) is (wheel is not None)
+
+
+def test_a_wheel_without_a_build_would_be_mistaken(world):
+    """
+    Negative control: pinned with two signs, pip takes the wheel that names its build.
+    """
+    requirements, _, index = world
+    digest = hashlib.sha256(make_wheel(index, "small", "9.0").read_bytes()).hexdigest()
+    make_wheel(index, "small", "9.0+cpu")
+    (requirements / "runtime.lock").write_text(f"small==9.0 --hash=sha256:{digest}\n")
+    with pytest.raises(CommandFailed) as caught:
+        ensure(world)
+    assert "HASH" in caught.value.why.upper()
+
+
 def test_a_lock_of_another_torch_is_refused(world):
     """
     The row and its lock have to agree on the version of torch.
@@ -154,3 +184,12 @@ def test_a_lock_of_another_torch_is_refused(world):
     with pytest.raises(InventoryError) as caught:
         lock_digest(ROW.model_copy(update={"torch": "9.1"}), requirements=world[0])
     assert "torch==9.1+cpu" in caught.value.why
+
+
+def test_a_lock_of_another_build_is_refused(world):
+    """
+    A row whose wheel leaves the build out does not take the lock of one that names it.
+    """
+    with pytest.raises(InventoryError) as caught:
+        lock_digest(ROW.model_copy(update={"wheel": "9.0"}), requirements=world[0])
+    assert "does not pin torch==9.0" in caught.value.why
