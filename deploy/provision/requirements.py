@@ -12,6 +12,10 @@ from deploy.units import format_size
 # Python that Debian's package python3 brings along.
 _DEBIANS = {"bookworm": "3.11"}
 
+# Newest branch of the NVIDIA driver that Debian itself has, non-free and backports included.
+# Source: apt-cache on Debian 12, read 2026-11-22.
+_DEBIAN_DRIVERS = {"bookworm": "535"}
+
 
 class Refusal(Frozen):
     """
@@ -134,15 +138,28 @@ class Driver(Requirement):
             return Refusal(
                 error="PreconditionError",
                 why=f"no NVIDIA driver is loaded; row {self.row} needs {self.minimum} or later",
-                fix="install the driver on the host, then provision again",
+                fix=f"install the driver{self._source(seen)} and reboot, then provision again",
             )
         if _numbers(seen.driver) < _numbers(self.minimum):
             return Refusal(
                 error="PreconditionError",
                 why=f"NVIDIA driver {seen.driver}; row {self.row} needs {self.minimum} or later",
-                fix="update the driver on the host, or choose a row that allows it",
+                fix=f"update the driver{self._source(seen)} and reboot, "
+                "or choose a row that allows it: inv matrix",
             )
         return None
+
+    def _source(self, seen: Seen) -> str:
+        """
+        Return where the driver comes from, if not from the host's own distribution.
+        """
+        own = _DEBIAN_DRIVERS.get(seen.codename)
+        if own is None or _numbers(own) >= _numbers(self.minimum)[:1]:
+            return ""
+        return (
+            f" from NVIDIA's own repository, for Debian {seen.codename} ends at {own} "
+            "(docs/reference/provision.md),"
+        )
 
 
 class NobodyReleases(Requirement):

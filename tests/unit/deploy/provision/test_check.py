@@ -10,6 +10,7 @@ from deploy.provision.check import (
     refusal_of,
     steps_to,
 )
+from deploy.provision.requirements import Driver
 from deploy.provision.resources import Packages
 from deploy.provision.seen import Lease, Listener, Unit
 from tests.unit.deploy.provision.builders import bare, find, make_seen, make_site
@@ -158,6 +159,33 @@ def test_a_gpu_row_asks_for_its_driver(driver, fits):
     refusal = refusal_of(site, bare(site, driver=driver))
     assert (refusal is None) is fits
     assert refusal_of(SITE, bare(SITE, driver=None)) is None
+
+
+@pytest.mark.parametrize("driver", [None, "535.309.01"])
+def test_a_driver_that_debian_does_not_have_is_said_to_come_from_elsewhere(driver):
+    """
+    Where the distribution ends below what the row needs, `apt-get install` is no remedy.
+    """
+    requirement = Driver(row="torch-9.0-cu130", minimum="580.65.06")
+    refusal = requirement.refusal(bare(SITE, driver=driver))
+    assert refusal is not None
+    assert refusal.error == "PreconditionError"
+    assert "row torch-9.0-cu130 needs 580.65.06 or later" in refusal.why
+    assert "from NVIDIA's own repository, for Debian bookworm ends at 535" in refusal.fix
+    assert "reboot" in refusal.fix
+
+
+@pytest.mark.parametrize(
+    ("minimum", "codename"), [("535", "bookworm"), ("525", "bookworm"), ("580.65.06", "sid")]
+)
+def test_a_driver_that_debian_has_is_not_sought_elsewhere(minimum, codename):
+    """
+    Negative control: NVIDIA's repository is named only where the distribution is known to end.
+    """
+    requirement = Driver(row="torch-9.0-cu130", minimum=minimum)
+    refusal = requirement.refusal(bare(SITE, driver=None, codename=codename))
+    assert refusal is not None
+    assert "NVIDIA's own repository" not in refusal.fix
 
 
 def test_the_venv_is_not_sent_twice():
