@@ -93,6 +93,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
         found[host.name] = {
             "sudo": host.ssh.user != "root",
             "port": fleet.service.port,
+            "row": row.name,
             "torch": row.version,
             "lock": lock_digest(row),
             "gpu": fleet.service.device == "cuda",

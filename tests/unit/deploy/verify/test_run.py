@@ -35,7 +35,7 @@ def test_hosts_are_compared_with_the_fleet(tmp_path):
     What a host is compared with comes from the fleet file and the matrix.
     """
     found = run.expectations(closed_fleet(tmp_path))["n1"]
-    assert found["torch"] == "2.13.0+cpu"
+    assert (found["row"], found["torch"]) == ("torch-2.13-cpu", "2.13.0+cpu")
     assert found["port"] == 8000
     assert len(found["lock"]) == 64
 

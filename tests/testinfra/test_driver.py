@@ -1,0 +1,16 @@
+import pytest
+
+from deploy.versions.matrix import load_matrix
+
+
+def test_the_loaded_driver_is_one_that_the_row_allows(root, expected):
+    """
+    The NVIDIA module that runs now, whatever package is installed, is new enough for the row.
+    """
+    row = load_matrix().row(expected["row"])
+    if not row.needs_gpu:
+        pytest.skip("the row needs no driver")
+    shown = root.run("cat /sys/module/nvidia/version")
+    assert shown.rc == 0, f"no NVIDIA driver is loaded; {row.name} needs {row.driver_min} or later"
+    loaded = shown.stdout.strip()
+    assert row.allows_driver(loaded), f"{loaded}; {row.name} needs {row.driver_min} or later"
