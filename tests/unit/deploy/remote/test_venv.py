@@ -96,3 +96,19 @@ def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, 
     assert answer["ok"] is is_built
     found = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
     assert [path.name for path in found] == ["tinydep-1.0.dist-info"] * is_built
+
+
+def test_a_triton_that_can_not_be_imported_is_refused(provisioned, tmp_path):
+    """
+    A GPU row's kernels need it, so it is imported when the venv is built, and not first at night.
+    """
+    lock = make_lock(tmp_path / "wheels", name="triton")  # one module, and no language in it
+    shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
+
+    error = provisioned.answer(
+        "venv.build",
+        {"lock": lock.text, "digest": lock.digest, "python": lock.python, "wheels": as_json(lock)},
+    )["error"]
+
+    assert error["kind"] == "CommandFailed"
+    assert "triton.language" in error["why"]
