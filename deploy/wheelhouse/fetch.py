@@ -22,7 +22,7 @@ from deploy.wheelhouse.lock import Lock, Wheel, digest_of, lock_text
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
-FETCH_TIMEOUT_S = 900.0
+FETCH_TIMEOUT_S = 3600.0  # a CUDA row is 2.6 GiB: 0.8 MB/s are enough
 
 # What the hosts are: x86_64 with glibc 2.28 or newer.  pip takes each tag as it stands.
 _PLATFORMS = (

@@ -164,7 +164,7 @@ def test_every_key_is_explained():
         ("memory_max: 8GiB # default 8GiB", "memory_max: 8GiB # default 8MiB", "memory_max"),
         ("one of pause revert", "one of pause stop", "action"),
         ("one of 16 32 64", "one of 16 32 48", "page_tokens"),
-        ("row: torch-2.3-cu121 # required", "row: x", "row: is required"),
+        ("row: torch-2.13-cu130 # required", "row: x", "row: is required"),
         ("default [1, 50%, 100%]", "default [1, 100%]", "release.waves"),
         ("  keep: 3", "  kept: 3", "release.keep: not in the example"),
         ("  keep: 3", "  kept: 3", "release.kept: not in the schema"),

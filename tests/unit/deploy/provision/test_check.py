@@ -149,13 +149,22 @@ def test_the_environment_has_to_fit():
 
 
 @pytest.mark.parametrize(
-    ("driver", "fits"), [(None, False), ("530.30.02", False), ("535.104.05", True)]
+    ("row", "driver", "fits"),
+    [
+        ("torch-2.3-cu121", None, False),
+        ("torch-2.3-cu121", "530.30.02", False),
+        ("torch-2.3-cu121", "535.104.05", True),
+        ("torch-2.13-cu130", "535.309.01", False),
+        ("torch-2.13-cu130", "580.65.05", False),
+        ("torch-2.13-cu130", "580.65.06", True),
+        ("torch-2.13-cu130", "595.71.05", True),
+    ],
 )
-def test_a_gpu_row_asks_for_its_driver(driver, fits):
+def test_a_gpu_row_asks_for_its_driver(row, driver, fits):
     """
     A row with CUDA needs its driver loaded; the CPU row needs none.
     """
-    site = make_site(row="torch-2.3-cu121")
+    site = make_site(row=row)
     refusal = refusal_of(site, bare(site, driver=driver))
     assert (refusal is None) is fits
     assert refusal_of(SITE, bare(SITE, driver=None)) is None

@@ -18,6 +18,7 @@ def test_the_rows_of_the_first_day_are_there():
         ("torch-1.13-cu117", "11.7", "515"),
         ("torch-2.0-cu118", "11.8", "525"),
         ("torch-2.3-cu121", "12.1", "535"),
+        ("torch-2.13-cu130", "13.0", "580.65.06"),
     ],
 )
 def test_gpu_rows_hold_the_policy(name, cuda, driver):
@@ -27,6 +28,37 @@ def test_gpu_rows_hold_the_policy(name, cuda, driver):
     row = load_matrix().row(name)
     assert (row.cuda, row.driver_min) == (cuda, driver)
     assert {"7.5", "8.0", "8.6", "8.9"} <= set(row.capabilities)
+
+
+# Source: NVIDIA CUDA Compatibility, minor version table, read 2026-11-22.
+FLOORS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+
+
+def asks_for_too_little(row):
+    """
+    Return whether some driver that *row* allows cannot run its CUDA at all.
+    """
+    floors = [FLOORS[row.cuda.split(".")[0]], *([row.driver_floor] if row.driver_floor else [])]
+    return not all(
+        row.model_copy(update={"driver_min": floor}).allows_driver(row.driver_min)
+        for floor in floors
+    )
+
+
+def test_no_row_allows_a_driver_below_nvidias_floor():
+    """
+    Policy may ask for more than NVIDIA does, and never for less.
+    """
+    assert [r.name for r in load_matrix().rows if r.needs_gpu and asks_for_too_little(r)] == []
+
+
+@pytest.mark.parametrize("driver", ["580", "580.65.05", "575.57.08"])
+def test_a_driver_below_the_floor_would_be_noticed(driver):
+    """
+    Negative control: also a bare branch, whose first drivers are too old.
+    """
+    row = load_matrix().row("torch-2.13-cu130")
+    assert asks_for_too_little(row.model_copy(update={"driver_min": driver}))
 
 
 def test_every_row_says_where_it_comes_from():
