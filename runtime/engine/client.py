@@ -7,10 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runtime.engine.answers import Answer, Answers
 from runtime.engine.protocol import (
     Cancel,
     Ending,
@@ -60,60 +60,6 @@ def launch(threads: int) -> Child:
     return Child(process, ours)
 
 
-class Answer:
-    """
-    The tokens of one request, as they come.
-    """
-
-    def __init__(self) -> None:
-        self.first_at_s: float | None = None  # time.monotonic of the first token
-        self.tokens: list[int] = []
-        self.ending: Ending | None = None
-        self.detail = ""
-        self._waiter: asyncio.Future[None] | None = None
-        self._waits_for_end = False
-
-    async def more(self, seen: int) -> Sequence[int]:
-        """
-        Wait for tokens behind the first *seen*; none means that `ending` is set.
-        """
-        while len(self.tokens) <= seen and self.ending is None:
-            await self._wait(for_end=False)
-        return self.tokens[seen:]
-
-    async def end(self) -> Ending:
-        """
-        Wait for the end, without waking for each token.
-        """
-        while self.ending is None:
-            await self._wait(for_end=True)
-        return self.ending
-
-    def push(self, token: int) -> None:
-        if not self.tokens:
-            self.first_at_s = time.monotonic()
-        self.tokens.append(token)
-        if not self._waits_for_end:
-            self._wake()
-
-    def finish(self, ending: Ending, detail: str = "") -> None:
-        self.ending, self.detail = ending, detail
-        self._wake()
-
-    async def _wait(self, *, for_end: bool) -> None:
-        assert self._waiter is None, "an answer has one reader"
-        self._waits_for_end = for_end
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class EngineClient:
     """
     Submits, cancels, and hands out what the engine reports.
@@ -133,11 +79,8 @@ class EngineClient:
         self.exit_words = ""
         self._child = child
         self._on_report = on_report
-        self._answers: dict[int, Answer] = {}
-        self._next_id = 0
+        self._answers = Answers()
         self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
-        self._emptied = asyncio.Event()
-        self._emptied.set()
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -208,13 +151,10 @@ class EngineClient:
         """
         Send a request on its way; return its number, for `cancel`, and its answer.
         """
-        self._next_id += 1
-        id, answer = self._next_id, Answer()
+        id, answer = self._answers.new()
         if self.died.done():
-            answer.finish(Ending.DIED, self.exit_words)
+            self._answers.finish(id, Ending.DIED, self.exit_words)
             return id, answer
-        self._answers[id] = answer
-        self._emptied.clear()
         self._send(Submit(id, tokens, max_tokens, timeout_s, temperature, top_p, seed))
         return id, answer
 
@@ -222,29 +162,20 @@ class EngineClient:
         """
         Free what a request holds, within a step; one that has ended is none.
         """
-        if self._forget(id) is not None and not self.died.done():
+        if self._answers.forget(id) and not self.died.done():
             self._send(Cancel(id))
 
     async def drain(self, timeout_s: float) -> int:
         """
         Wait until nothing is in flight; return how many are after *timeout_s*.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._emptied.wait()
-        except TimeoutError:
-            pass
-        return self.in_flight
+        return await self._answers.drain(timeout_s)
 
     def abandon(self) -> int:
         """
         End whatever is in flight, as what it is; return how many that were.
         """
-        left = list(self._answers)
-        for id in left:
-            if answer := self._forget(id):
-                answer.finish(Ending.ABANDONED)
-        return len(left)
+        return len(self._answers.finish_all(Ending.ABANDONED))
 
     async def close(self) -> int:
         """
@@ -278,20 +209,12 @@ class EngineClient:
         if isinstance(message, Report):
             self.last = message
             for id, token in message.tokens:
-                if answer := self._answers.get(id):
-                    answer.push(token)
+                self._answers.push(id, token)
             for id, ending, detail in message.ended:
-                if answer := self._forget(id):
-                    answer.finish(Ending(ending), detail)
+                self._answers.finish(id, Ending(ending), detail)
             self._on_report(message)
         elif self._loading is not None and not self._loading.done():
             self._loading.set_result(message)
-
-    def _forget(self, id: int) -> Answer | None:
-        answer = self._answers.pop(id, None)
-        if not self._answers:
-            self._emptied.set()
-        return answer
 
     async def _mark_dead(self) -> None:
         # The socket closes a moment before the process can be waited for.
@@ -304,6 +227,4 @@ class EngineClient:
             self.exit_words = killed if status < 0 else f"exit status {status}"
         if not self.died.done():
             self.died.set_result(None)
-        for id in list(self._answers):
-            if answer := self._forget(id):
-                answer.finish(Ending.DIED, self.exit_words)
+        self._answers.finish_all(Ending.DIED, self.exit_words)

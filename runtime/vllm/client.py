@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from runtime.engine.client import Answer
+from runtime.engine.answers import Answer, Answers
 from runtime.engine.protocol import Ending, Load, Loaded, Report
 from runtime.errors import EngineError
 from runtime.vllm.process import VllmChild, why_not_loaded
@@ -57,11 +57,8 @@ class VllmClient:
         self.exit_words = ""
         self._child = child
         self._on_report = on_report
-        self._answers: dict[int, Answer] = {}
+        self._answers = Answers()
         self._asking: dict[int, asyncio.Task[None]] = {}
-        self._next_id = 0
-        self._emptied = asyncio.Event()
-        self._emptied.set()
         self._gauges = Gauges(0, 0, 0.0, 0)
         self._owes = False  # it was asked for something, and has not moved since
         self._tokens: list[tuple[int, int]] = []  # since the last report, as are these
@@ -129,10 +126,9 @@ class VllmClient:
         """
         Send a request on its way; return its number, for `cancel`, and its answer.
         """
-        self._next_id += 1
-        id, answer = self._next_id, Answer()
+        id, answer = self._answers.new()
         if self.died.done():
-            answer.finish(Ending.DIED, self.exit_words)
+            self._answers.finish(id, Ending.DIED, self.exit_words)
             return id, answer
         body = completion(
             self._child.model_name,
@@ -142,9 +138,7 @@ class VllmClient:
             top_p=top_p,
             seed=seed,
         )
-        self._answers[id] = answer
         self._owes = True
-        self._emptied.clear()
         self._asking[id] = asyncio.create_task(self._ask(id, answer, body, timeout_s))
         return id, answer
 
@@ -152,16 +146,14 @@ class VllmClient:
         """
         Hang up on a request, and vLLM frees what it holds; one that has ended is none.
         """
-        self._forget(id)
+        self._answers.forget(id)
+        self._hang_up(id)
 
     async def drain(self, timeout_s: float) -> int:
         """
         Wait until nothing is in flight; return how many are after *timeout_s*.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._emptied.wait()
-        return self.in_flight
+        return await self._answers.drain(timeout_s)
 
     def abandon(self) -> int:
         """
@@ -270,23 +262,21 @@ class VllmClient:
     async def _look(self) -> Gauges:
         return read_gauges((await get(self._child.socket, METRICS, LOOK_S)).decode())
 
-    def _forget(self, id: int) -> Answer | None:
-        answer = self._answers.pop(id, None)
-        if (asking := self._asking.pop(id, None)) and asking is not asyncio.current_task():
+    def _hang_up(self, id: int) -> None:
+        asking = self._asking.pop(id, None)
+        if asking is not None and asking is not asyncio.current_task():
             asking.cancel()
-        if not self._answers:
-            self._emptied.set()
-        return answer
 
     def _finish(self, id: int, ending: Ending, detail: str) -> None:
-        if answer := self._forget(id):
-            answer.finish(ending, detail)
+        self._hang_up(id)
+        if self._answers.finish(id, ending, detail):
             self._ended.append((id, ending, detail))
 
     def _end_all(self, ending: Ending, detail: str = "") -> int:
-        left = list(self._answers)
+        left = self._answers.finish_all(ending, detail)
         for id in left:
-            self._finish(id, ending, detail)
+            self._hang_up(id)
+            self._ended.append((id, ending, detail))
         return len(left)
 
     def _mark_dead(self) -> None:

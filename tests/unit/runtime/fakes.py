@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from runtime.engine.answers import Answer
 from runtime.engine.batch import Outcome, OutOfMemory
-from runtime.engine.client import Answer
 from runtime.engine.protocol import Ending
 
 
