@@ -15,6 +15,7 @@ class Record:
     Attributes:
         tokens_per_s: As in `Sample`, by line of work.
         prefill_s: Of the line "prefill".
+        copy_gb_s, matmul_tflop_s: What that very card did: see `sample.Ceilings`.
     """
 
     system: str
@@ -25,6 +26,8 @@ class Record:
     how: str
     tokens_per_s: Mapping[str, float]
     prefill_s: float
+    copy_gb_s: float
+    matmul_tflop_s: float
 
     def rate(self, line: Line) -> float | None:
         """
@@ -53,4 +56,6 @@ VLLM = Record(
         }
     ),
     prefill_s=0.244,
+    copy_gb_s=3025.0,
+    matmul_tflop_s=798.0,
 )

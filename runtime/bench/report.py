@@ -73,6 +73,8 @@ class Report:
             "systems": {},
         }
         self._say(table.header(machine, ceilings, shape, how))
+        if self._record:
+            self._say(table.recorded(self._record))
 
     def absent(self, system: str) -> None:
         self._document["systems"][system] = None
@@ -139,4 +141,5 @@ def _plain(record: Record) -> dict[str, Any]:
         "machine": record.machine,
         "how": record.how,
         "read_on": record.read_on,
+        "ceilings": {"copy_gb_s": record.copy_gb_s, "matmul_tflop_s": record.matmul_tflop_s},
     }

@@ -5,6 +5,7 @@ The words and columns of the printed report.  Pure.
 from collections.abc import Mapping
 
 from runtime.bench.machine import Machine
+from runtime.bench.recorded import Record
 from runtime.bench.sample import Ceilings, Spread
 from runtime.bench.work import Line
 
@@ -31,6 +32,16 @@ def header(machine: Machine, ceilings: Ceilings, shape: str, how: Mapping[str, o
         f"product {_short(ceilings.matmul_tflop_s)} TFLOP/s\n"
         "of copy, of read: bytes of a steady decode step, over its time and that ceiling; "
         "of roof: least time of all steps over theirs"
+    )
+
+
+def recorded(record: Record) -> str:
+    """
+    Return what a ratio to *record* must be read with: cards of one name differ by a few percent.
+    """
+    return (
+        f"recorded: {record.system} {record.version}, {record.read_on}, on a card with copy "
+        f"{record.copy_gb_s:.0f} GB/s, product {_short(record.matmul_tflop_s)} TFLOP/s"
     )
 
 

@@ -176,6 +176,7 @@ def test_the_table_shows_each_result():
     assert "H100, driver 570.26" in text
     assert "copy 3025 GB/s, read 3100 GB/s, product 798.0 TFLOP/s" in text
     assert "recorded 128.6: 2.00x" in text
+    assert "on a card with copy 3025 GB/s, product 798.0 TFLOP/s" in text
     assert "batch-8       FAILED: RuntimeError: no room" in text
     assert "2.57x" in text
     assert text.endswith("failed: slipway batch-8\n")
