@@ -15,7 +15,8 @@ from runtime.kernels.cache import PagedCache
 from runtime.kernels.launch import options, start_next, wait
 
 TILE_ROWS = 128  # tokens times heads
-REGISTERS = 128  # of a thread: two programs a multiprocessor, of which one waits
+# Of a thread: two programs a multiprocessor, of which one waits.  Heads of 256 don't compile so.
+REGISTERS, REGISTERS_DIM = 128, 128
 
 
 @triton.jit
@@ -102,5 +103,5 @@ def attend_chunks(
         cache.table.shape[1],
         GROUP=group, HEADS_EACH=each, ROWS=each * tile_tokens(group), KV_HEADS=kv_heads, DIM=dim,
         PAGE=page, IS_SCALED=is_scaled, PDL=pdl, num_warps=8, num_stages=2,
-        maxnreg=REGISTERS if q.element_size() == 2 else None, **options(pdl),
+        maxnreg=REGISTERS if dim <= REGISTERS_DIM else None, **options(pdl),
     )  # fmt: skip
