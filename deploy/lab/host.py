@@ -53,13 +53,21 @@ def running_hosts(config: LabConfig) -> frozenset[str]:
     return frozenset(processes.supervisors(config, running) | processes.containers(config, running))
 
 
-def leader(config: LabConfig, host: str) -> int | None:
+def leader(config: LabConfig, host: str, *, wait_s: float = 0.0) -> int | None:
     """
     Return the process id of *host*'s init on this machine; None when it is stopped.
+
+    A host that boots has none for a moment: before nspawn starts it, and while it becomes another
+    program.  That is waited for, up to *wait_s*.
     """
-    running = tuple(processes.all_processes())
-    container = processes.containers(config, running).get(host)
-    return processes.leader_of(container, running) if container else None
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        running = tuple(processes.all_processes())
+        container = processes.containers(config, running).get(host)
+        found = processes.leader_of(container, running) if container else None
+        if found or not container or time.monotonic() >= deadline_s:
+            return found
+        time.sleep(0.05)
 
 
 def prepare(config: LabConfig, host: str, base: Path) -> None:

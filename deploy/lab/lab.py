@@ -22,6 +22,8 @@ from deploy.lab.mounts import mounted_below, remove_tree, unmount_below
 
 Progress = Callable[[str], None]
 
+INIT_WAIT_S = 2.0  # for the init of a host that boots
+
 
 def up(
     hosts: int = 4, *, progress: Progress, fresh: bool = False, config: LabConfig | None = None
@@ -183,7 +185,7 @@ def inside(
         LabError: The host is stopped, or the command was not done within *timeout_s*.
     """
     config = _existing(name, config)
-    init = host.leader(config, name)
+    init = host.leader(config, name, wait_s=INIT_WAIT_S)
     if init is None:
         raise _is_stopped(name)
     try:

@@ -185,15 +185,17 @@ def test_a_cut_outlasts_a_reboot(spare: LabConfig, eventually: Eventually) -> No
     The wire is still cut when the host comes back.
     """
     lab.cut("n2", config=spare)
-    before = leader(spare, "n2")
-    lab.inside("n2", ["systemctl", "reboot"], config=spare)
+    try:
+        before = leader(spare, "n2")
+        lab.inside("n2", ["systemctl", "reboot"], config=spare)
 
-    eventually(lambda: leader(spare, "n2") not in {None, before}, True, timeout_s=60)
-    is_active = ["systemctl", "is-active", "ssh"]
-    eventually(lambda: lab.inside("n2", is_active, config=spare).stdout, "active\n")
+        eventually(lambda: leader(spare, "n2") not in {None, before}, True, timeout_s=60)
+        is_active = ["systemctl", "is-active", "ssh"]
+        eventually(lambda: lab.inside("n2", is_active, config=spare).stdout, "active\n")
 
-    assert ssh(spare, "n2", "true", "-o", "ConnectTimeout=3").returncode == 255
-    lab.heal("n2", config=spare)
+        assert ssh(spare, "n2", "true", "-o", "ConnectTimeout=3").returncode == 255
+    finally:
+        lab.heal("n2", config=spare)
     eventually(lambda: ssh(spare, "n2", "true").returncode, 0)
 
 

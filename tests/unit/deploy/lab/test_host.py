@@ -1,10 +1,14 @@
+import itertools
 import os
 
 import pytest
 
-from deploy.lab import host
+from deploy.lab import host, processes
 from deploy.lab.config import LabConfig
+from deploy.lab.processes import Process
 from deploy.lab.supervisor import nspawn_argv
+
+BOOTING, INIT = Process(20, 1, ("systemd-nspawn",)), Process(31, 20, ("systemd",))
 
 
 @pytest.fixture
@@ -72,3 +76,31 @@ def test_a_host_is_booted_under_its_own_name_and_the_labs(config):
     assert "--machine=slip0-n1" in argv
     assert config.link("n1") == "vb-slip0-n1"
     assert argv[:3] == ["setpriv", "--pdeathsig", "KILL"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "wait_s", "found"),
+    [
+        (
+            [[BOOTING], [BOOTING], [BOOTING, INIT]],
+            5.0,
+            31,
+        ),  # an exec, or nspawn has not come so far
+        ([[BOOTING], [BOOTING, INIT]], 0.0, None),
+        ([[], [BOOTING, INIT]], 5.0, None),  # stopped: there is nothing to wait for
+        (itertools.repeat([BOOTING]), 0.02, None),
+    ],
+)
+def test_the_init_of_a_host_that_boots_is_waited_for(config, monkeypatch, looks, wait_s, found):
+    """
+    Only while its nspawn is there, and not for ever.
+    """
+    left = iter(looks)
+    monkeypatch.setattr(processes, "all_processes", lambda: next(left))
+    monkeypatch.setattr(processes, "containers", lambda _, running: {"n1": 20} if running else {})
+    monkeypatch.setattr(
+        processes, "leader_of", lambda container, running: 31 if INIT in running else None
+    )
+    monkeypatch.setattr(host.time, "sleep", lambda s: None)
+
+    assert host.leader(config, "n1", wait_s=wait_s) == found
