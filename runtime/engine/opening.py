@@ -25,7 +25,7 @@ from runtime.models.shard import WHOLE, Shard
 log = logging.getLogger("runtime.engine")
 
 WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
-GRAPHS_BYTES = 800 << 20  # of CUDA graphs themselves, which are made last; seen on an H100
+GRAPHS_BYTES = 800 << 20  # kept for the CUDA graphs themselves, which are made last
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +156,10 @@ def open_paged(load: Load) -> Opened:
         ModelError: The directory is not a model that this runtime can serve, or there is no room.
     """
     check_device(load.device)
-    if load.device == "cuda" and not _has_kernels():
+    if load.device == "cuda" and (why := _why_no_kernels()):
         raise ModelError(
-            f"torch {torch.__version__}: too old for this engine on a GPU",
-            why="its kernels need Triton 3.6, or what torch came with is not there",
+            f"torch {torch.__version__}: this engine's kernels can't be loaded",
+            why=why,
             fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
     if load.gpus > 1:
@@ -176,12 +176,15 @@ def open_paged(load: Load) -> Opened:
     return make_ready(*fill(load, config, load.device))
 
 
-def _has_kernels() -> bool:
+def _why_no_kernels() -> str:
+    """
+    Return what the system says of a Triton that is missing, or too old; else nothing.
+    """
     try:
         from runtime.kernels import fused  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 def make_options(load: Load, config: DecoderConfig, device: str | torch.device) -> Options:

@@ -216,7 +216,7 @@ class PagedRunner:
         return self._download(result)
 
     def _prefill(self, spans: Sequence[Span]) -> Prefill:
-        # In fp32 a kernel would be no faster than the reference.
+        # The kernel's products are tf32's at best: fp32 is the reference's.
         is_fused = self._workspace is not None and self._model.dtype != torch.float32
         return Prefill(spans, self.cache, group=self._group, is_fused=is_fused)
 

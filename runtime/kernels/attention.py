@@ -16,7 +16,9 @@ from runtime.kernels.launch import dot, options, start_next, wait
 
 NO_SCORE = tl.constexpr(-1.0e30)  # not -inf, whose differences are NaN
 LOG2E = 1.4426950408889634
-STAGES = 5  # of the loop over pages: Triton halves it, for a page's place is read before the page
+# Of the loop over pages: Triton halves them, for a page's place is read before the page.
+STAGES, FEW_STAGES = 5, 3
+LARGE_PAGE_BYTES = 32 << 10  # of one KV head; of larger ones there is no room for two buffers
 
 
 @triton.jit
@@ -31,8 +33,8 @@ def take_page(
     Args:
         line: (page,) of keys and values, where the page's tokens are; of `DIM` values.
         is_seen: (rows or 1, page) whether a row of *query* (rows, d) sees a token of the page.
-        is_held: (page,) whether any row does; none of both is read unless *IS_MASKED*.
-        scale: Of the scores, for powers of two.
+        is_held: (page,) whether any row does; neither is read unless *IS_MASKED*.
+        scale: What scores are multiplied with for `exp2`: log2(e) over the root of d.
     """
     at = line[:, None] * acc.shape[1] + column[None, :]
     key = tl.load(keys + at).to(query.dtype)
@@ -68,7 +70,7 @@ def _attend(
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, IS_SCALED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    # Rows come longest first: so do programs, whatever their head and split.
+    # Decodes come longest first: so do programs, whatever their head and split.
     row = tl.program_id(1)
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(0) // KV_HEADS
@@ -140,7 +142,7 @@ class Workspace:
         self, rows: int, kv_heads: int, group: int, dim: int, device: torch.device
     ) -> None:
         pairs, padded = rows * kv_heads, max(16, triton.next_power_of_2(group))
-        # choose_splits gives a batch of b rows at most this many programs in all.
+        # See `choose_splits`: a batch has no more programs than this.
         programs = max(pairs, 2 * SHARED_PAIRS)
         self.partial = torch.empty(programs * padded * dim, device=device)
         self.weights = torch.empty(programs * padded * 2, device=device)
@@ -188,6 +190,8 @@ def decode_attention(
         return
     group = heads // kv_heads
     splits = splits or choose_splits(rows, kv_heads)
+    page_bytes = page * dim * cache.keys.element_size()
+    stages = STAGES if page_bytes <= LARGE_PAGE_BYTES else FEW_STAGES
     _attend[(kv_heads * splits, rows)](
         q, cache.keys[layer], cache.values[layer],
         cache.key_scales[layer] if cache.key_scales is not None else workspace.weights,
@@ -199,5 +203,5 @@ def decode_attention(
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim,
         PAGE=page, IS_SCALED=cache.key_scales is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
-        num_warps=4, num_stages=STAGES, **options(pdl),
+        num_warps=4, num_stages=stages, **options(pdl),
     )  # fmt: skip

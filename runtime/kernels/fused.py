@@ -1,6 +1,6 @@
 """
-The operations of a decoder on a GPU: Triton for few tokens, where the weights' bytes are the cost,
-and cuBLAS for many, where the arithmetic is.
+The operations of a decoder on a GPU: Triton for few tokens, where the weights' bytes are the cost;
+for many, where the arithmetic is, cuBLAS, or Triton where something follows that it can't do.
 """
 
 import torch
@@ -41,21 +41,21 @@ class FusedOps:
         return self._skinny(x, weight, bias, shape=shape)
 
     def project(
-        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+        self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         shape = choose_shape(y, weight, is_gated=False, may_split=True)
         if shape is not None:  # maybe in parts, which the norm sums
-            return self.add_rms_norm(x, self._skinny(y, weight, shape=shape), norm, eps, post)
+            return self.add_rms_norm(x, self._skinny(y, weight, shape=shape), gain, eps, post)
         if post is not None:
-            return self.add_rms_norm(x, functional.linear(y, _dense(weight, y)), norm, eps, post)
+            return self.add_rms_norm(x, functional.linear(y, _dense(weight, y)), gain, eps, post)
         x.addmm_(y, _dense(weight, y).t())  # the sum costs the product nothing
-        return x, self.rms_norm(x, norm, eps)
+        return x, self.rms_norm(x, gain, eps)
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         shape = choose_shape(x, gate_up, is_gated=True, may_split=False)
         if shape is None:
             weight = _dense(gate_up, x)
-            if self.pdl and len(x) >= gated.TOKENS and gated.can_gate(x, weight):
+            if self.pdl and len(x) >= gated.LEAST_TOKENS and gated.can_gate(x, weight):
                 return gated.gated(x, weight, multiprocessors=self._multiprocessors, pdl=True)
             product = functional.linear(x, weight)
             del weight  # if it was widened

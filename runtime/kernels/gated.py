@@ -14,13 +14,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from runtime.kernels.launch import dot, options, start_next, wait
 
-TOKENS = 768  # from here on it is faster than cuBLAS with SwiGLU behind it
+LEAST_TOKENS = 768  # from here on it is faster than cuBLAS with SwiGLU behind it
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64  # of each half
 BAND = 16  # tiles that lie below each other and are computed one after the other
 WARPS, STAGES = 8, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])  # compiled once for all
 def _gated(
     x, w, out, m, n, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BAND: tl.constexpr,
@@ -61,7 +61,7 @@ def gated(x: Tensor, weight: Tensor, *, multiprocessors: int, pdl: bool = False)
         TensorDescriptor.from_tensor(x, [BLOCK_M, BLOCK_K]),
         TensorDescriptor.from_tensor(weight.view(2, n, k), [2, BLOCK_N, BLOCK_K]),
         TensorDescriptor.from_tensor(out, [BLOCK_M, BLOCK_N]), m, n, k,
-        ROWS=BLOCK_M, COLUMNS=BLOCK_N, DEPTH=BLOCK_K, BAND=BAND, PROGRAMS=programs, PDL=pdl,
+        ROWS=BLOCK_M, COLUMNS=BLOCK_N, DEPTH=BLOCK_K, BAND=BAND, PROGRAMS=multiprocessors, PDL=pdl,
         num_warps=WARPS, num_stages=STAGES, **options(pdl),
     )  # fmt: skip
     return out

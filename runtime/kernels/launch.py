@@ -2,9 +2,8 @@
 What all Triton kernels share: programmatic dependent launch, and prefetch into the L2 cache.
 
 On Hopper a kernel that was launched "programmatically" starts while the one before it still runs:
-it may read what no kernel writes, such as weights, or what was written before the first such kernel
-of the step (one that was not launched so ends before the next one starts), and must call `wait`
-before anything else.
+it may read what no kernel writes, such as weights, or what was written before the kernel ahead of
+the first such one of the step, and must call `wait` before anything else.
 Source: PTX ISA, "griddepcontrol" and "cp.async.bulk.prefetch".
 """
 

@@ -26,7 +26,7 @@ class Ops(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def project(
-        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+        self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """
         As `add_rms_norm` of x, which may be overwritten, and `linear` of y.
@@ -57,9 +57,9 @@ class TorchOps:
         return functional.linear(x, _dense(weight, x.dtype), bias)
 
     def project(
-        self, x: Tensor, y: Tensor, weight: Weight, norm: Tensor, eps: float, post: Tensor | None
+        self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return self.add_rms_norm(x, self.linear(y, weight), norm, eps, post)
+        return self.add_rms_norm(x, self.linear(y, weight), gain, eps, post)
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         return reference.gated(self.linear(x, gate_up))

@@ -69,6 +69,7 @@ class Prefill:
         only = spans[0]
         self.is_lone = (
             is_fused
+            and cache.keys.element_size() > 1  # with 8 bits all see what is stored
             and len(spans) == 1
             and only.tokens >= LONG_TOKENS
             and only.first == only.start == 0
@@ -124,11 +125,7 @@ def attend_lone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     step = 1 << (tokens.bit_length() - 4)
     padded = -(-tokens // step) * step
     k, v = (functional.pad(part, (0, 0, 0, 0, 0, padded - tokens)) for part in (k, v))
-    start = q.storage_offset()
-    if start + padded * q.stride(0) <= q.untyped_storage().nbytes() // q.element_size():
-        q = q.as_strided((padded, *q.shape[1:]), q.stride(), start)
-    else:
-        q = functional.pad(q, (0, 0, 0, 0, 0, padded - tokens))
+    q = q.as_strided((padded, *q.shape[1:]), q.stride())  # see `fused._roomy`
     heads_first = (part.transpose(0, 1)[None] for part in (q, k, v))
     y: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *heads_first, None, False, 0.0, True, False

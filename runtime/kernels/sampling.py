@@ -81,7 +81,7 @@ def _sample(
                 masses = _masses(logits, inverse, scaled_peak, thresholds, size, BLOCK // 4)
                 if look == 0:
                     wanted = top_p * tl.max(masses)
-                # The first threshold is met by whoever met it in the look before.
+                # `low` itself is always met.
                 met = tl.sum(((masses >= wanted) & (part > 0)).to(tl.int32))
                 low += met * width
         key = _hash32(tl.load(seeds + slot).to(tl.uint32))

@@ -16,7 +16,7 @@ GROUP = 128  # models.quantize.GROUP
 BLOCK_TOKENS = 512  # kernels.prefill.BLOCK_TOKENS
 LONG_TOKENS = 6144  # kernels.prefill.LONG_TOKENS
 GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
-ATTENTION_PAIRS = 512  # twice kernels.attention.SHARED_PAIRS
+ATTENTION_PROGRAMS = 512  # twice kernels.attention.SHARED_PAIRS
 
 
 def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: Shard) -> int:
@@ -79,7 +79,7 @@ def activation_bytes(
         return eager
     pairs = max(slots, GRAPH_TOKENS) * kv_heads
     padded = max(16, 1 << (group - 1).bit_length())
-    parts = max(pairs, ATTENTION_PAIRS) * padded * (config.head_dim + 2)
+    parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)
     return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.Workspace
 
 

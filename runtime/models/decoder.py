@@ -162,13 +162,13 @@ class Decoder(nn.Module):
         return self.logits(n)
 
     def _project(
-        self, x: Tensor, y: Tensor, weight: Tensor | Quantized, norm: Tensor, post: Tensor | None
+        self, x: Tensor, y: Tensor, weight: Tensor | Quantized, gain: Tensor, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         eps = self.config.norm_eps
         if self.shard.size == 1:
-            return self.ops.project(x, y, weight, norm, eps, post)
+            return self.ops.project(x, y, weight, gain, eps, post)
         y = self.reduce(self.ops.linear(y, weight))
-        return self.ops.add_rms_norm(x, y, norm, eps, post)
+        return self.ops.add_rms_norm(x, y, gain, eps, post)
 
     def logits(self, n: Tensor) -> Tensor:
         if self.head is not None:

@@ -5,6 +5,25 @@ The kernels' tests again, where they run on a GPU: `pytest tests/gpu` on a machi
 import pytest
 import torch
 
+from runtime.kernels import reference
+from runtime.kernels.prefill import LONG_TOKENS, attend_lone
 from tests.unit.runtime.kernels.test_kernels import *  # noqa: F403
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("tokens", [LONG_TOKENS, LONG_TOKENS + 77])
+def test_a_lone_chunk_is_what_the_reference_attends(tokens):
+    """
+    Of lengths that are rounded up too, with NaN behind the end.
+    """
+    room = torch.full(
+        (tokens + tokens // 8 + 8, 20, 128), float("nan"), device="cuda", dtype=torch.bfloat16
+    )
+    room[:tokens].normal_()
+    q, k, v = room[:tokens].split((16, 2, 2), dim=1)
+
+    found = attend_lone(q, k, v)
+
+    wanted = reference.attend(*(part.float().contiguous() for part in (q, k, v)))
+    assert ((found - wanted).norm() / wanted.norm()).item() < 0.01

@@ -4,10 +4,12 @@ From a model directory to answers, on the CPU; and other weights in their place.
 
 import json
 import random
+import sys
 
 import pytest
 import torch
 
+from runtime.engine import opening
 from runtime.engine.opening import fill, open_paged, open_runner
 from runtime.engine.pages import PagePool
 from runtime.engine.protocol import Submit
@@ -58,6 +60,19 @@ def test_a_directory_becomes_an_engine_that_answers(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [whole[4]]}))
     _, scheduler = open_engine(tmp_path)
     assert ask(scheduler) == whole[: whole.index(whole[4])]
+
+
+def test_a_gpu_without_the_kernels_triton_is_refused_in_its_words(tmp_path, monkeypatch):
+    """
+    Before the model is read; a CPU needs none of them.
+    """
+    write_model(tmp_path)
+    monkeypatch.setattr(opening, "check_device", lambda device: None)
+    monkeypatch.setitem(sys.modules, "runtime.kernels.fused", None)
+    with pytest.raises(ModelError, match="this engine's kernels can't be loaded") as raised:
+        open_paged(make_load(tmp_path / "nothing", device="cuda"))
+    assert "runtime.kernels.fused" in raised.value.why
+    assert open_paged(make_load(tmp_path)).pages  # negative control
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)

@@ -420,3 +420,14 @@ def test_the_parts_of_a_graph_are_aligned_and_hold_the_step(size):
     sampled = [3] if size == 1 else [3, 1]
     assert targets.tolist() == (sampled + [nobody] * picked)[:picked]
     assert rows.tolist() == ([0, size - 1] + [0] * picked)[:picked]
+
+
+def test_the_longest_row_is_computed_first_and_answered_in_its_place():
+    """
+    The outcome keeps the order of the step's decodes, whatever order they are computed in.
+    """
+    decodes = tuple(Decode(slot, at) for slot, at in ((4, 20), (2, 50), (7, 9), (1, 30)))
+    flat = runner_module._flatten(Step((), decodes, (Chunk(3, 0, [8, 8], True),)))
+
+    assert flat.positions[:4] == [50, 30, 20, 9]
+    assert [flat.slots[row] for row in flat.rows] == flat.targets == [4, 2, 7, 1, 3]

@@ -78,7 +78,10 @@ def test_a_gated_product_is_swiglu(dtype):
     assert distance(linear.swiglu(x @ w.T), wanted) < 2 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("tokens", "k", "n"), [(70, 96, 104), (300, 64, 128), (9 * 128, 32, 40)])
+@pytest.mark.parametrize(
+    ("tokens", "k", "n"),
+    [(70, 96, 104), (300, 64, 128), ((gated.BAND + 2) * gated.BLOCK_M - 3, 32, 136)],
+)
 def test_a_gated_product_of_many_tokens(tokens, k, n):
     """
     Tiles that stand over the edges, several bands of them, fewer and more than there are programs.
@@ -148,21 +151,23 @@ def test_quantised_weights_widened_are_those_of_the_reference(bits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("has_norms", [False, True])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 16), (3, 1, 16, 16)])
-def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotary):
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 16), (17, 1, 16, 16)])
+@pytest.mark.parametrize("tokens", [5, 11])  # a head a program, or several
+def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotary, tokens):
     """
     q and k are normed and rotated, k and v lie where slot and position say, all else is untouched.
     """
     compute = torch.float32 if dtype == torch.int8 else dtype
     lengths = [9, 40, 17]
-    slots = torch.tensor([0, 0, 1, 2, 2], dtype=torch.int32, device=DEVICE)
-    positions = torch.tensor([7, 8, 39, 15, 16], dtype=torch.int32, device=DEVICE)
+    slots = torch.tensor([0, 0, 1, 2, 2] + [1] * (tokens - 5), dtype=torch.int32, device=DEVICE)
+    places = [7, 8, 39, 15, 16, *range(tokens - 5)]
+    positions = torch.tensor(places, dtype=torch.int32, device=DEVICE)
     caches = [
         make_filled_cache(lengths, kv_heads=kv_heads, dim=dim, page_tokens=16, dtype=dtype)
         for _ in range(2)
     ]
-    rows = make(5, (heads + 2 * kv_heads) * dim, dtype=compute)
-    turn = make(5, rotary // 2, seed=1)
+    rows = make(tokens, (heads + 2 * kv_heads) * dim, dtype=compute)
+    turn = make(tokens, rotary // 2, seed=1)
     angles = torch.stack((turn.cos(), turn.sin()))
     norms = [make(dim, dtype=compute, seed=s) if has_norms else None for s in (2, 3)]
 
@@ -186,6 +191,10 @@ def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotar
         near = 1.0 if dtype == torch.int8 else 0.05  # a step of int8, or of rounding
         assert (stored.nan_to_num() - wanted.nan_to_num()).abs().max() <= near
         assert torch.equal(stored[0].isnan(), wanted[0].isnan())
+    if dtype == torch.int8:
+        for name in ("key_scales", "value_scales"):
+            found, wanted = (getattr(cache, name) for cache in caches)
+            assert torch.allclose(found, wanted, rtol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -214,6 +223,20 @@ def test_decode_attention_over_pages(dtype, splits, heads, kv_heads):
     wanted = truth.decode_attention(q.double(), cache, 1, order, positions)
     assert distance(found, wanted) < TOLERANCE[dtype]
     assert not workspace.counters.any()  # left as they were found
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 8, 32])
+@pytest.mark.parametrize("most", [1, 256, 1024])
+def test_parts_of_any_batch_have_room(kv_heads, most):
+    """
+    However many rows there are, their splits fit what a workspace of *most* rows holds.
+    """
+    workspace = attention.Workspace(most, kv_heads, 1, 16, torch.device("meta"))
+    room = workspace.weights.numel() // 2 // 16
+    for rows in range(1, most + 1):
+        splits = attention.choose_splits(rows, kv_heads)
+        assert splits == 1 or rows * kv_heads * splits <= room
+        assert rows * kv_heads <= workspace.counters.numel()
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
@@ -303,6 +326,20 @@ def test_sampling_draws_what_the_reference_draws():
     greedy = logits.argmax(dim=-1)
     assert (tokens != greedy).any()
     assert tokens[0] == greedy[0]
+
+
+def test_top_p_parts_logits_that_are_close():
+    """
+    The threshold is found to 32 / 8**7: of two tokens 6e-5 apart the likelier one is enough.
+    """
+    rows = 32
+    logits = torch.full((rows, 64), -30.0, device=DEVICE)
+    logits[:, 5], logits[:, 9] = -6e-5, 0.0
+    ones, whole = torch.ones(rows, device=DEVICE), torch.arange(rows, dtype=torch.int32).to(DEVICE)
+
+    for top_p, wanted in ((1e-6, {9}), (0.4, {9}), (0.6, {5, 9})):
+        _, tokens, _ = sampled(logits, ones, ones * top_p, whole, whole)
+        assert set(tokens.tolist()) == wanted
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

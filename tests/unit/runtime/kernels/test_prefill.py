@@ -25,6 +25,9 @@ def test_a_long_chunk_that_is_a_step_goes_to_cudnn(spans, is_lone):
 
     assert Prefill(spans, cache, group=16, is_fused=True).is_lone is is_lone
     assert not Prefill(spans, cache, group=16, is_fused=False).is_lone
+    for kind in (torch.int8, torch.float8_e4m3fn):
+        cache = make_filled_cache([20], kv_heads=1, dim=16, page_tokens=16, dtype=kind)
+        assert not Prefill(spans, cache, group=16, is_fused=True).is_lone
 
 
 def test_tiles_hold_every_token_once_and_those_that_see_most_first():

@@ -42,6 +42,9 @@ def make_filled_cache(lengths, *, kv_heads, dim, page_tokens, dtype, seed=0, lay
     if dtype.itemsize > 1:
         cache.keys.fill_(float("nan"))
         cache.values.fill_(float("nan"))
+    if cache.key_scales is not None and cache.value_scales is not None:
+        cache.key_scales.fill_(float("nan"))
+        cache.value_scales.fill_(float("nan"))
     order = list(range(1, pages))
     rng.shuffle(order)
     for slot in range(len(lengths)):

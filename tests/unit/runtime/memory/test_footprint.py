@@ -144,7 +144,7 @@ def test_numbers_that_stand_twice_are_the_same():
     assert footprint.BLOCK_TOKENS == prefill.BLOCK_TOKENS
     assert footprint.LONG_TOKENS == prefill.LONG_TOKENS
     assert GRAPH_SIZES[-1] == footprint.GRAPH_TOKENS
-    assert footprint.ATTENTION_PAIRS == 2 * attention.SHARED_PAIRS
+    assert footprint.ATTENTION_PROGRAMS == 2 * attention.SHARED_PAIRS
 
 
 @pytest.fixture
@@ -236,6 +236,7 @@ def test_no_step_takes_more_than_is_said(gpu, step, weights, kv):
     "changes",
     [
         pytest.param({"num_key_value_heads": 32}, id="no-groups"),
+        pytest.param({"architectures": ["GlmForCausalLM"]}, id="no-post-norms"),
         pytest.param({"intermediate_size": 512}, id="small-mlp"),
         pytest.param({"hidden_size": 512, "intermediate_size": 512}, id="large-vocabulary"),
     ],
@@ -289,3 +290,7 @@ def test_prompts_in_fp32_are_read_by_the_reference_which_takes_more():
     )
     masks = prefill.BLOCK_TOKENS * 131_072 * 16
     assert more + masks < half < whole
+    shorter = make_config(**GLM_4_9B | {"max_position_embeddings": 65_536})
+    keys = 2 * 2 * 128 * 4 * 3  # of a token: read, put in order, and what both are read from
+    seen = whole - activation_bytes(shorter, 8192, "fp32", SLOTS, WHOLE)
+    assert seen >= 65_536 * (keys + prefill.BLOCK_TOKENS * (1 + 16 * 9))
