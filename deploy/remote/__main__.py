@@ -82,7 +82,10 @@ def _told(error: OSError) -> HostError:
             "let the SSH user of the fleet file be root, or one who may use sudo -n",
         )
     return HostError(
-        "CommandFailed", f"{where} can't be used", str(error), "inv provision, or inv doctor"
+        "CommandFailed",
+        f"{where} can't be used",
+        str(error),
+        "inv provision; if that fails too, df and dmesg on the host",
     )
 
 

@@ -190,5 +190,5 @@ def _import(world: World, venv: Path, wheels: tuple[Blob, ...]) -> None:
             "CommandFailed",
             "the venv can't import what the runtime needs",
             one_line(done.stderr),
-            "the row's torch build may not fit this host: inv doctor",
+            "the row's torch build may not fit this host: inv matrix, and nvidia-smi there",
         )

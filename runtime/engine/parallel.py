@@ -116,7 +116,7 @@ def open_sharded(load: Load) -> Opened:
         raise ModelError(
             f"gpus: {load.gpus}",
             why=f"torch sees {torch.cuda.device_count()}",
-            fix="lower gpus in the host's runtime.yml, or see inv doctor",
+            fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
         )
     if dist.is_initialized():
         raise RuntimeError("this process has opened ranks before: swap their weights, or restart")

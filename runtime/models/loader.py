@@ -91,7 +91,7 @@ def check_device(device: str) -> None:
         raise ModelError(
             "device: cuda",
             why="torch sees no GPU",
-            fix="inv doctor, or set device: cpu in the host's runtime.yml",
+            fix="see nvidia-smi on the host, or set device: cpu in its runtime.yml",
         )
 
 
