@@ -14,13 +14,12 @@ from runtime.bench.sample import Ceilings, Run, Sample, make_sample
 from runtime.bench.shapes import Shape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
-from runtime.engine.opening import Options, build_model, open_runner
+from runtime.engine.opening import make_options, open_runner
 from runtime.engine.pages import PagePool
 from runtime.engine.protocol import Ending, Load, Submit
 from runtime.engine.scheduler import Capacity, Scheduler
-from runtime.memory.plan import STEP_TOKENS
 from runtime.models.decoder import Decoder
-from runtime.models.loader import PRECISIONS
+from runtime.models.loader import PRECISIONS, build_model
 
 PRECISION_OF = {"cuda": "bf16", "cpu": "fp32"}
 MAX_REQUESTS = 256
@@ -37,22 +36,25 @@ class OurEngine:
 
     def __init__(self, shape: Shape, device: str, ceilings: Ceilings) -> None:
         self.version = "this checkout"
-        self._options = Options(
+        config, precision = shape.config, PRECISION_OF[device]
+        load = Load(
+            model_dir="",  # its weights are random
             device=device,
-            precision=PRECISION_OF[device],
-            max_requests=MAX_REQUESTS,
+            precision=precision,
+            threads=torch.get_num_threads(),
+            max_batch_requests=MAX_REQUESTS,
+            max_batch_tokens=None,
+            max_wait_s=0.0,
+            beat_s=1.0,
             context_tokens=shape.context_tokens,
-            page_tokens=Load.page_tokens,
-            step_tokens=STEP_TOKENS[device],
         )
+        self._options = make_options(load, config, device)
         self._ceilings = ceilings
-        config = shape.config
-        self._cost = model_of(config, PRECISIONS[self._options.precision].itemsize)
-        model = build_model(config, self._options)
+        self._cost = model_of(config, PRECISIONS[precision].itemsize)
+        model = build_model(config, device=device, precision=precision)
         fill(model, SEED)
         runner, self.pages = open_runner(model, self._options)
         self._recorder = Recorder(runner, time.perf_counter)
-        self._next_id = 0
         gc.collect()
         gc.freeze()  # as the worker does
 
@@ -76,9 +78,9 @@ class OurEngine:
         recorder.clear()
         scheduler = Scheduler(
             recorder,
-            Capacity(options.max_requests, options.step_tokens, max_wait_s=0.0),
+            Capacity(MAX_REQUESTS, options.step_tokens, max_wait_s=0.0),
             frozenset(),
-            PagePool(self.pages, options.page_tokens),
+            PagePool(self.pages, options.load.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
         made = dict.fromkeys(range(len(work)), 0)

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import socket
 import threading
 from collections import deque
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from runtime.engine.batch import Opened, Running
 from runtime.engine.pipe import Pipe, decode_step, encode
 from runtime.engine.protocol import Load, decode_to_engine
-from runtime.engine.worker import die_with_parent
+from runtime.engine.worker import serve_parent
 from runtime.errors import RuntimeFault
 
 log = logging.getLogger("runtime.engine")
@@ -111,11 +110,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--store", required=True)
     args = parser.parse_args()
-    # systemd signals the whole unit; rank 0 hangs up when it leaves.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if not die_with_parent(args.parent):
+    if not serve_parent(args.parent):
         return 0
     pipe = Pipe(socket.socket(fileno=args.fd))
     try:

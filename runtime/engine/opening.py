@@ -18,52 +18,28 @@ from runtime.kernels.cache import KV_DTYPES
 from runtime.memory.plan import plan_memory, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
-from runtime.models.loader import PRECISIONS, check_device, load_weights, read_config, stage
+from runtime.models.loader import build_model, check_device, load_weights, read_config, stage
 from runtime.models.readers import give_back_host_memory
 from runtime.models.shard import WHOLE, Shard
 
 log = logging.getLogger("runtime.engine")
 
-WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
 GRAPHS_BYTES = 800 << 20  # kept for the CUDA graphs themselves, which are made last
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """
-    How a model is held; see `protocol.Load`.
+    A `Load` for one device, with what it leaves to the model and the device settled.
+
+    Attributes:
+        context_tokens, step_tokens: Of a request, and most of a step.
     """
 
+    load: Load
     device: str | torch.device
-    precision: str
-    max_requests: int
     context_tokens: int
-    page_tokens: int
     step_tokens: int
-    max_batch_tokens: int | None = None
-    weights: str = "full"
-    kv: str = "same"
-    memory_fraction: float = 0.9
-
-    @property
-    def row_pages(self) -> int:
-        return -(-self.context_tokens // self.page_tokens)
-
-
-def build_model(config: DecoderConfig, options: Options, shard: Shard = WHOLE) -> Decoder:
-    """
-    Return room for the weights of *config* on the device.
-    """
-    with torch.device("meta"):
-        model = Decoder(config, shard).to(PRECISIONS[options.precision])
-    bits = WEIGHT_BITS[options.weights]
-    if bits:
-        model.quantize(bits, options.device)
-    # Not `to_empty`: it imports for seconds what tells the shape of an empty tensor.
-    model._apply(  # type: ignore[no-untyped-call]
-        lambda x: torch.empty(x.shape, dtype=x.dtype, device=options.device)
-    )
-    return model.requires_grad_(False).eval()
 
 
 def open_runner(
@@ -81,19 +57,21 @@ def open_runner(
         RuntimeFault: There is no room for one request of the whole context.
     """
 
+    load = options.load
+
     def make(pages: int) -> PagedRunner:
         return PagedRunner(
             model,
-            slots=options.max_requests,
+            slots=load.max_batch_requests,
             pages=pages,
-            page_tokens=options.page_tokens,
-            row_pages=options.row_pages,
-            kv_dtype=KV_DTYPES.get(options.kv),  # "same": None
+            page_tokens=load.page_tokens,
+            row_pages=-(-options.context_tokens // load.page_tokens),
+            kv_dtype=KV_DTYPES.get(load.kv),  # "same": None
         )
 
     is_gpu = model.device.type == "cuda"
     total_bytes = torch.cuda.mem_get_info()[1] if is_gpu else None
-    plan = plan_memory(_as_load(options, model.shard), model.config, total_bytes)
+    plan = plan_memory(load, model.config, total_bytes)
     pages = plan.pages
     if is_gpu:
         _warm(make(2), options)
@@ -102,7 +80,7 @@ def open_runner(
     pages = agree(pages)
     if pages < plan.least_pages:
         raise ModelError(
-            f"KV cache: room for {max(pages - 1, 0) * options.page_tokens} tokens",
+            f"KV cache: room for {max(pages - 1, 0) * load.page_tokens} tokens",
             why=f"one request of the whole context takes {options.context_tokens}; what else is on "
             "the GPU counts too, such as the other slot of a release",
             fix="lower context_tokens, or set kv: fp8, or lower memory_fraction of both slots",
@@ -112,34 +90,11 @@ def open_runner(
     return runner, pages
 
 
-def _as_load(options: Options, shard: Shard) -> Load:
-    """
-    Return *options* as the plan of memory wants them.
-    """
-    return Load(
-        model_dir="",
-        device="cuda" if torch.device(options.device).type == "cuda" else "cpu",
-        precision=options.precision,
-        threads=1,
-        max_batch_requests=options.max_requests,
-        max_batch_tokens=options.max_batch_tokens,
-        max_wait_s=0.0,
-        beat_s=1.0,
-        weights=options.weights,
-        kv=options.kv,
-        memory_fraction=options.memory_fraction,
-        context_tokens=options.context_tokens,
-        page_tokens=options.page_tokens,
-        step_tokens=options.step_tokens,
-        gpus=shard.size,
-    )
-
-
 def _warm(probe: PagedRunner, options: Options) -> None:
     """
     Have everything that a step can need loaded, before the first request needs it.
     """
-    nobody, page = options.max_requests, options.page_tokens
+    nobody, page = options.load.max_batch_requests, options.load.page_tokens
     tokens = min(options.step_tokens, options.context_tokens)
     probe.launch(Step((), (), (Chunk(nobody, 0, [0] * tokens, True),))).collect()
     some = [0] * min(page, options.context_tokens - page)
@@ -162,10 +117,6 @@ def open_paged(load: Load) -> Opened:
             why=why,
             fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
-    if load.gpus > 1:
-        from runtime.engine.parallel import open_sharded  # which opens each rank with `fill`
-
-        return open_sharded(load)
     config = read_config(load.model_dir)
     if load.device == "cuda" and config.head_dim.bit_count() != 1:
         raise ModelError(
@@ -173,6 +124,10 @@ def open_paged(load: Load) -> Opened:
             why="the kernels have a power of two",
             fix="set engine: vllm, or serve it on a CPU",
         )
+    if load.gpus > 1:
+        from runtime.engine.parallel import open_sharded  # which opens each rank with `fill`
+
+        return open_sharded(load, config)
     return make_ready(*fill(load, config, load.device))
 
 
@@ -190,18 +145,8 @@ def _why_no_kernels() -> str:
 def make_options(load: Load, config: DecoderConfig, device: str | torch.device) -> Options:
     # A request of more than the whole batch may have could never join; admission says the same.
     limits = (config.context_tokens, load.context_tokens, load.max_batch_tokens)
-    return Options(
-        device=device,
-        precision=load.precision,
-        max_requests=load.max_batch_requests,
-        context_tokens=min(limit for limit in limits if limit),
-        page_tokens=load.page_tokens,
-        step_tokens=step_tokens(load),
-        max_batch_tokens=load.max_batch_tokens,
-        weights=load.weights,
-        kv=load.kv,
-        memory_fraction=load.memory_fraction,
-    )
+    context_tokens = min(limit for limit in limits if limit)
+    return Options(load, device, context_tokens, step_tokens(load))
 
 
 def fill(
@@ -212,7 +157,9 @@ def fill(
     """
     prepare_torch(load.threads)
     options = make_options(load, config, device)
-    model = build_model(config, options, shard)
+    model = build_model(
+        config, device=device, precision=load.precision, weights=load.weights, shard=shard
+    )
     loaded = load_weights(load.model_dir, config, model.targets, shard)
     log.info(
         "engine.weights_loaded size_gb=%.2f took_s=%.2f gb_per_s=%.1f",
@@ -236,7 +183,7 @@ def make_ready(
     return Opened(
         runner=runner,
         pages=pages,
-        page_tokens=options.page_tokens,
+        page_tokens=options.load.page_tokens,
         step_tokens=options.step_tokens,
         context_tokens=options.context_tokens,
         vocabulary=config.vocabulary,

@@ -22,14 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runtime.engine.batch import Opened, Outcome, Running, Step
-from runtime.engine.opening import build_model, fill, make_options, make_ready
+from runtime.engine.opening import fill, make_ready
 from runtime.engine.pipe import encode, encode_step
 from runtime.engine.protocol import Load
 from runtime.engine.protocol import encode as encode_load
 from runtime.engine.ranks import Followers
 from runtime.engine.runner import PagedRunner
 from runtime.errors import ModelError
-from runtime.models.loader import read_config
+from runtime.models.config import DecoderConfig
+from runtime.models.loader import build_model, read_config
 from runtime.models.shard import Shard
 
 
@@ -106,12 +107,12 @@ class _Running:
             return self._own.collect()
 
 
-def open_sharded(load: Load) -> Opened:
+def open_sharded(load: Load, config: DecoderConfig) -> Opened:
     """
     As `opening.open_paged`, on `load.gpus` GPUs.
     """
-    config = read_config(load.model_dir)
-    build_model(config, make_options(load, config, "meta"), Shard(0, load.gpus))  # can it be cut?
+    part = Shard(0, load.gpus)  # can it be cut?
+    build_model(config, device="meta", precision=load.precision, weights=load.weights, shard=part)
     if load.device == "cuda" and torch.cuda.device_count() < load.gpus:
         raise ModelError(
             f"gpus: {load.gpus}",

@@ -251,10 +251,16 @@ def open_model(load: Load) -> Opened:
     return open_paged(load)
 
 
-def die_with_parent(parent: int) -> bool:
+def serve_parent(parent: int) -> bool:
     """
     Have the kernel kill this process when *parent* dies; False if it already has.
+
+    Nothing else ends it from outside: systemd signals the whole unit, and the API process, or
+    rank 0, hangs up in its own time.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -266,11 +272,7 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args()
-    # systemd signals the whole unit; the API process drains first and then hangs up.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if not die_with_parent(args.parent):
+    if not serve_parent(args.parent):
         return 0
     # Either means that the API process is gone, and with it whoever waited.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -28,6 +28,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
 
 SLAB_BYTES = 64 * 2**20  # pinned at a time when staging; torch rounds up to a power of two
 
@@ -75,11 +76,34 @@ def load_model(
     """
     check_device(device)
     config = read_config(path)
+    model = build_model(config, device=device, precision=precision, shard=shard)
+    load_weights(path, config, model.targets, shard)
+    return model, config
+
+
+def build_model(
+    config: DecoderConfig,
+    *,
+    device: str | torch.device,
+    precision: str,
+    weights: str = "full",
+    shard: Shard = WHOLE,
+) -> Decoder:
+    """
+    Return room for the weights of *config* on *device*, without gradients.
+
+    Args:
+        weights: full, int8 or int4.
+    """
     with torch.device("meta"):
         model = Decoder(config, shard).to(PRECISIONS[precision])
-    model = model.to_empty(device=device).requires_grad_(False).eval()
-    load_weights(path, config, dict(model.named_parameters()), shard)
-    return model, config
+    if bits := WEIGHT_BITS[weights]:
+        model.quantize(bits, device)
+    # Not `to_empty`: it imports for seconds what tells the shape of an empty tensor.
+    model._apply(  # type: ignore[no-untyped-call]
+        lambda x: torch.empty(x.shape, dtype=x.dtype, device=device)
+    )
+    return model.requires_grad_(False).eval()
 
 
 def check_device(device: str) -> None:

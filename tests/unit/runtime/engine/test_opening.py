@@ -75,6 +75,18 @@ def test_a_gpu_without_the_kernels_triton_is_refused_in_its_words(tmp_path, monk
     assert open_paged(make_load(tmp_path)).pages  # negative control
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_heads_that_the_kernels_have_not_are_refused(tmp_path, monkeypatch, gpus):
+    """
+    On one GPU and on several, before a weight is read.
+    """
+    pytest.importorskip("triton")
+    write_model(tmp_path, head_dim=24)
+    monkeypatch.setattr(opening, "check_device", lambda device: None)
+    with pytest.raises(ModelError, match="heads of 24 values"):
+        open_paged(make_load(tmp_path, device="cuda", gpus=gpus))
+
+
 @pytest.mark.parametrize("kv", KV_DTYPES)
 @pytest.mark.parametrize("weights", ["full", "int8", "int4"])
 def test_a_model_is_held_as_it_was_asked_for(tmp_path, weights, kv):
