@@ -193,15 +193,12 @@ def decode_attention(
     page_bytes = page * dim * cache.keys.element_size()
     stages = STAGES if page_bytes <= LARGE_PAGE_BYTES else FEW_STAGES
     _attend[(kv_heads * splits, rows)](
-        q, cache.keys[layer], cache.values[layer],
-        cache.key_scales[layer] if cache.key_scales is not None else workspace.weights,
-        cache.value_scales[layer] if cache.value_scales is not None else workspace.weights,
-        cache.table, slots, positions, out,
+        q, *cache.stores(layer), cache.table, slots, positions, out,
         workspace.partial, workspace.weights, workspace.counters,
         LOG2E / dim**0.5, q.stride(0), kv_heads * page * dim, cache.table.shape[1],
         splits,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim,
-        PAGE=page, IS_SCALED=cache.key_scales is not None,
+        PAGE=page, IS_SCALED=cache.is_scaled,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
         num_warps=4, num_stages=stages, **options(pdl),
     )  # fmt: skip

@@ -34,6 +34,20 @@ class PagedCache:
     def page_tokens(self) -> int:
         return self.keys.shape[3]
 
+    @property
+    def is_scaled(self) -> bool:
+        return self.key_scales is not None
+
+    def stores(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """
+        Return keys, values and the scales of both, of *layer*, for a kernel: without scales it
+        gets what it must not read in their place.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if self.key_scales is None or self.value_scales is None:
+            return keys, values, keys, values
+        return keys, values, self.key_scales[layer], self.value_scales[layer]
+
 
 def make_cache(
     *,

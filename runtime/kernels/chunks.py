@@ -94,14 +94,10 @@ def attend_chunks(
     _, _, kv_heads, page, dim = cache.keys.shape
     group = q.shape[1] // kv_heads
     each = triton.next_power_of_2(group)
-    is_scaled = cache.key_scales is not None and cache.value_scales is not None
     _attend_chunks[(tiles.shape[0], kv_heads)](
-        q, cache.keys[layer], cache.values[layer],
-        cache.key_scales[layer] if cache.key_scales is not None else q,
-        cache.value_scales[layer] if cache.value_scales is not None else q,
-        cache.table, tiles, out, LOG2E / dim**0.5, q.stride(0), kv_heads * page * dim,
-        cache.table.shape[1],
+        q, *cache.stores(layer), cache.table, tiles, out,
+        LOG2E / dim**0.5, q.stride(0), kv_heads * page * dim, cache.table.shape[1],
         GROUP=group, HEADS_EACH=each, ROWS=each * tile_tokens(group), KV_HEADS=kv_heads, DIM=dim,
-        PAGE=page, IS_SCALED=is_scaled, PDL=pdl, num_warps=8, num_stages=2,
+        PAGE=page, IS_SCALED=cache.is_scaled, PDL=pdl, num_warps=8, num_stages=2,
         maxnreg=REGISTERS if dim <= REGISTERS_DIM else None, **options(pdl),
     )  # fmt: skip

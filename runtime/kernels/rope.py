@@ -109,14 +109,10 @@ def turn_and_store(
     _, _, kv_heads, page, dim = cache.keys.shape
     each = 1 if tokens <= 8 else 16
     every = heads + 2 * kv_heads
-    keys, values = cache.keys[layer], cache.values[layer]
-    is_scaled = cache.key_scales is not None and cache.value_scales is not None
-    kind = 8 if is_scaled else 1 if keys.dtype == torch.float8_e4m3fn else 16
+    kind = 8 if cache.is_scaled else 1 if cache.keys.dtype == torch.float8_e4m3fn else 16
     _turn[(tokens, triton.cdiv(every, each))](
         qkv, angles[0], angles[1], qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm, keys, values,
-        cache.key_scales[layer] if cache.key_scales is not None else qkv,
-        cache.value_scales[layer] if cache.value_scales is not None else qkv,
+        qkv if k_norm is None else k_norm, *cache.stores(layer),
         cache.table, slots, positions, eps, kv_heads * page * dim, cache.table.shape[1],
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, HALF_ROTARY=angles.shape[2], PAGE=page,
         EACH=each, HAS_NORMS=q_norm is not None, KIND=kind, PDL=pdl,
