@@ -8,115 +8,31 @@ import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
 from runtime.contract import EXIT_CONFIG, EXIT_ENGINE, EXIT_OK
 from tests.unit.runtime.builders import write_model
+from tests.unit.runtime.started import DEADLINE_S, Started, closing, is_alive, until
 
-ROOT = Path(__file__).parents[3]
-DEADLINE_S = 40.0  # of any one thing that is waited for
-WATCHDOG_S = 2.0
 RELEASE = "version: v1.0.0\nmodel_name: tiny\n"
 LONG = 2000  # tokens: a second or so, in which a test can look around
 LOST = "Z"  # the character that the model has no finite numbers for
 
 
-def until(condition, what):
-    """
-    Wait for *condition*, and fail with *what* was waited for.
-    """
-    deadline_s = time.monotonic() + DEADLINE_S
-    waiting = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
-        waiting.wait(0.01)
-    return found
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-class Runtime:
-    """
-    One started runtime, and what it tells its manager.
-    """
-
+class Runtime(Started):
     def __init__(self, folder, model, release=RELEASE, golden=""):
         folder.mkdir()
         (folder / "golden.jsonl").write_text(golden)
-        (folder / "model").symlink_to(model)
-        (folder / "config.yml").write_text(release)
-        self.socket = folder / "runtime.sock"
         # One that an earlier runtime left behind.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
-            stale.bind(str(self.socket))
-        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.manager.bind(str(folder / "notify"))
-        self.manager.settimeout(DEADLINE_S)
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime"],
-            cwd=ROOT,
-            stderr=self.log,
-            env=os.environ
-            | {
-                "SLIPWAY_SLOT": "green",
-                "SLIPWAY_SOCKET": str(self.socket),
-                "SLIPWAY_RELEASE_DIR": str(folder),
-                "NOTIFY_SOCKET": str(folder / "notify"),
-                "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
-            },
-        )
-        transport = httpx.HTTPTransport(uds=str(self.socket))
-        self.http = httpx.Client(transport=transport, base_url="http://runtime", timeout=DEADLINE_S)
-
-    def told(self):
-        """
-        Wait for the manager's next message that is no beat.
-        """
-        while (message := self.manager.recv(4096).decode()) == "WATCHDOG=1":
-            pass
-        return message
-
-    def told_until(self, start):
-        """
-        Return the messages up to the one that begins with *start*, without beats.
-        """
-        found = [self.told()]
-        while not found[-1].startswith(start):
-            found.append(self.told())
-        return found
-
-    @property
-    def engine_pid(self):
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(children[0]) if children else None
+            stale.bind(str(folder / "runtime.sock"))
+        super().__init__(folder, model=model, release=release, name="runtime.sock")
 
     def generate(self, prompt="ask", **body):
         return self.http.post("/generate", json={"prompt": prompt, "max_tokens": 8} | body)
-
-    def exit_code(self):
-        return self.process.wait(DEADLINE_S)
-
-    def close(self):
-        self.http.close()
-        self.process.kill()
-        self.process.wait()
-        self.manager.close()
-        self.log.close()
 
 
 @contextlib.contextmanager
@@ -135,16 +51,8 @@ def sent(runtime, body):
         yield client
 
 
-@contextlib.contextmanager
 def running(folder, model, **options):
-    runtime = Runtime(folder, model, **options)
-    try:
-        yield runtime
-    except BaseException:
-        print((folder / "log").read_text(), file=sys.stderr)
-        raise
-    finally:
-        runtime.close()
+    return closing(Runtime(folder, model, **options))
 
 
 @pytest.fixture(scope="module")
@@ -234,21 +142,7 @@ def test_the_engine_feeds_the_watchdog_and_nothing_else_does(ready):
     """
     An idle engine keeps beating; a stopped one is not covered for, though HTTP answers.
     """
-    assert ready.manager.recv(100) == b"WATCHDOG=1"
-    os.kill(ready.engine_pid, signal.SIGSTOP)
-    try:
-        ready.manager.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while ready.manager.recv(100):
-                pass
-        ready.manager.settimeout(WATCHDOG_S * 0.6)  # more than two beats
-        assert ready.http.get("/livez").status_code == 200
-        with pytest.raises(TimeoutError):
-            ready.manager.recv(100)
-    finally:
-        os.kill(ready.engine_pid, signal.SIGCONT)
-        ready.manager.settimeout(DEADLINE_S)
-    assert ready.manager.recv(100) == b"WATCHDOG=1"
+    ready.assert_that_only_the_engine_beats()
 
 
 def test_sigterm_finishes_what_is_in_flight(ready):

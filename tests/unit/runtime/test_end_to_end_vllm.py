@@ -6,44 +6,17 @@ Real processes, a real tokenizer, a Unix socket; what a real vLLM does is not pr
 
 import contextlib
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from runtime.contract import EXIT_CONFIG, EXIT_ENGINE, EXIT_OK
+from tests.unit.runtime.started import Started, closing, is_alive, until
 
-ROOT = Path(__file__).parents[3]
 FAKE = Path(__file__).parent / "vllm/fake_vllm.py"
-DEADLINE_S = 40.0
-WATCHDOG_S = 2.0
 RELEASE = "version: v1.0.0\nmodel_name: tiny\nengine: vllm\n"
-
-
-def until(condition, what):
-    """
-    Wait for *condition*, and fail with *what* was waited for.
-    """
-    deadline_s = time.monotonic() + DEADLINE_S
-    waiting = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
-        waiting.wait(0.01)
-    return found
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -74,60 +47,24 @@ def model(tmp_path_factory):
     return folder
 
 
-class Runtime:
+class Runtime(Started):
     """
-    One started runtime, what it tells its manager, and a way to its vLLM.
+    With a way to its vLLM.
     """
 
     def __init__(self, folder, venv, model, release=RELEASE, fate=""):
         folder.mkdir()
-        (folder / "model").symlink_to(model)
-        (folder / "config.yml").write_text(release)
-        self.socket = folder / "s"
-        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.manager.bind(str(folder / "notify"))
-        self.manager.settimeout(DEADLINE_S)
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [str(venv / "bin/python"), "-m", "runtime"],
-            cwd=ROOT,
-            stderr=self.log,
-            env=os.environ
-            | {
-                "SLIPWAY_SLOT": "green",
-                "SLIPWAY_SOCKET": str(self.socket),
-                "SLIPWAY_RELEASE_DIR": str(folder),
-                "SLIPWAY_API_TOKENS": "s3cret",
-                "NOTIFY_SOCKET": str(folder / "notify"),
-                "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
-                "FAKE_VLLM": fate,
-            },
+        super().__init__(
+            folder,
+            model=model,
+            release=release,
+            name="s",
+            python=venv / "bin/python",
+            env={"SLIPWAY_API_TOKENS": "s3cret", "FAKE_VLLM": fate},
         )
-        self.http, self.vllm = (
-            httpx.Client(
-                transport=httpx.HTTPTransport(uds=str(path)),
-                base_url="http://runtime",
-                timeout=DEADLINE_S,
-                headers={"authorization": "Bearer s3cret"},
-            )
-            for path in (self.socket, folder / "engine/vllm.sock")
-        )
-
-    def told_until(self, start):
-        """
-        Return the manager's messages up to the one that begins with *start*, without beats.
-        """
-        found = [""]
-        while not found[-1].startswith(start):
-            if (message := self.manager.recv(4096).decode()) != "WATCHDOG=1":
-                found.append(message)
-        return found[1:]
-
-    @property
-    def vllm_pid(self):
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        self.vllm = self.client(folder / "engine/vllm.sock")
+        for client in (self.http, self.vllm):
+            client.headers["authorization"] = "Bearer s3cret"
 
     def generate(self, prompt="abc", **body):
         return self.http.post("/generate", json={"prompt": prompt, "max_tokens": 4} | body)
@@ -135,32 +72,13 @@ class Runtime:
     def seen(self):
         return self.vllm.get("/fake/seen").json()
 
-    def exit_code(self):
-        return self.process.wait(DEADLINE_S)
-
-    def logged(self):
-        self.log.seek(0)
-        return self.log.read()
-
     def close(self):
-        self.http.close()
         self.vllm.close()
-        self.process.kill()
-        self.process.wait()
-        self.manager.close()
-        self.log.close()
+        super().close()
 
 
-@contextlib.contextmanager
 def running(folder, venv, model, **options):
-    runtime = Runtime(folder, venv, model, **options)
-    try:
-        yield runtime
-    except BaseException:
-        print(runtime.logged(), file=sys.stderr)
-        raise
-    finally:
-        runtime.close()
+    return closing(Runtime(folder, venv, model, **options))
 
 
 @pytest.fixture(scope="module")
@@ -256,21 +174,7 @@ def test_a_vllm_that_hangs_is_not_covered_for(ready):
     """
     The watchdog is fed by what vLLM does, and by nothing else.
     """
-    assert ready.manager.recv(100) == b"WATCHDOG=1"
-    os.kill(ready.vllm_pid, signal.SIGSTOP)
-    try:
-        ready.manager.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while ready.manager.recv(100):
-                pass
-        ready.manager.settimeout(WATCHDOG_S * 0.6)  # more than two beats
-        assert ready.http.get("/livez").status_code == 200
-        with pytest.raises(TimeoutError):
-            ready.manager.recv(100)
-    finally:
-        os.kill(ready.vllm_pid, signal.SIGCONT)
-        ready.manager.settimeout(DEADLINE_S)
-    assert ready.manager.recv(100) == b"WATCHDOG=1"
+    ready.assert_that_only_the_engine_beats()
 
 
 def test_sigterm_finishes_what_is_in_flight(ready):
@@ -279,7 +183,7 @@ def test_sigterm_finishes_what_is_in_flight(ready):
 
     The last test of `ready`: nothing runs afterwards.
     """
-    pid = ready.vllm_pid
+    pid = ready.engine_pid
     ready.vllm.post("/fake/next", json={"hold_after": 1})
     body = {"prompt": "abc", "max_tokens": 4, "stream": True}
     with ready.http.stream("POST", "/generate", json=body) as stream:
@@ -317,7 +221,7 @@ def test_vllm_does_not_outlive_its_runtime(tmp_path, venv, model):
     """
     with running(tmp_path / "b", venv, model) as runtime:
         runtime.told_until("READY=1")
-        pid = runtime.vllm_pid
+        pid = runtime.engine_pid
         assert is_alive(pid)
         runtime.process.kill()
         until(lambda: not is_alive(pid), "vLLM to go")

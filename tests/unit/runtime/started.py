@@ -1,0 +1,150 @@
+"""
+`python -m runtime` as systemd starts it: what the end-to-end tests of both engines share.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = 40.0  # of any one thing that is waited for
+WATCHDOG_S = 2.0
+
+
+def until(condition, what):
+    """
+    Wait for *condition*, and fail with *what* was waited for.
+    """
+    deadline_s = time.monotonic() + DEADLINE_S
+    waiting = threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        waiting.wait(0.01)
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Started:
+    """
+    One started runtime, and what it tells its manager.
+
+    Args:
+        folder: Of the release, which is there but for its links and its config.
+        python: Of the venv.
+        env: Beside what every runtime gets.
+    """
+
+    def __init__(self, folder, *, model, release, name, python=sys.executable, env=None):
+        (folder / "model").symlink_to(model)
+        (folder / "config.yml").write_text(release)
+        self.socket = folder / name
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.manager.bind(str(folder / "notify"))
+        self.manager.settimeout(DEADLINE_S)
+        self.log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            [str(python), "-m", "runtime"],
+            cwd=ROOT,
+            stderr=self.log,
+            env=os.environ
+            | {
+                "SLIPWAY_SLOT": "green",
+                "SLIPWAY_SOCKET": str(self.socket),
+                "SLIPWAY_RELEASE_DIR": str(folder),
+                "NOTIFY_SOCKET": str(folder / "notify"),
+                "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
+            }
+            | (env or {}),
+        )
+        self.http = self.client(self.socket)
+
+    def client(self, path):
+        transport = httpx.HTTPTransport(uds=str(path))
+        return httpx.Client(transport=transport, base_url="http://runtime", timeout=DEADLINE_S)
+
+    def told(self):
+        """
+        Wait for the manager's next message that is no beat.
+        """
+        while (message := self.manager.recv(4096).decode()) == "WATCHDOG=1":
+            pass
+        return message
+
+    def told_until(self, start):
+        """
+        Return the messages up to the one that begins with *start*, without beats.
+        """
+        found = [self.told()]
+        while not found[-1].startswith(start):
+            found.append(self.told())
+        return found
+
+    @property
+    def engine_pid(self):
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def assert_that_only_the_engine_beats(self):
+        """
+        While the engine is stopped nobody feeds the watchdog, though HTTP answers.
+        """
+        assert self.manager.recv(100) == b"WATCHDOG=1"
+        pid = self.engine_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            self.manager.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while self.manager.recv(100):
+                    pass
+            self.manager.settimeout(WATCHDOG_S * 0.6)  # more than two beats
+            assert self.http.get("/livez").status_code == 200
+            with pytest.raises(TimeoutError):
+                self.manager.recv(100)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            self.manager.settimeout(DEADLINE_S)
+        assert self.manager.recv(100) == b"WATCHDOG=1"
+
+    def exit_code(self):
+        return self.process.wait(DEADLINE_S)
+
+    def logged(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def close(self):
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+        self.manager.close()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def closing(runtime):
+    """
+    Close *runtime* in the end; print its log if a test failed.
+    """
+    try:
+        yield runtime
+    except BaseException:
+        print(runtime.logged(), file=sys.stderr)
+        raise
+    finally:
+        runtime.close()
