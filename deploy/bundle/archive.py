@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from deploy.bundle.manifest import File
-from deploy.remote.archive import header, padding, trailer
-from deploy.remote.manifest import Blob
+from deploy.host.bundle.archive import header, padding, trailer
+from deploy.host.bundle.manifest import Blob
 
 MODE: Final = "0644"
 

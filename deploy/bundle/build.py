@@ -23,7 +23,7 @@ from deploy.bundle.manifest import (
 from deploy.bundle.model import check_model, model_name
 from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import PreconditionError, UsageError
-from deploy.remote.manifest import GOLDEN_FILE, LOCK_FILE
+from deploy.host.bundle.manifest import GOLDEN_FILE, LOCK_FILE
 from runtime.contract import CONFIG_FILE
 
 # Of the runtime's configuration, what a release may say for itself; the rest is the host's.

@@ -1,7 +1,7 @@
 """
 Is the bundle in the store the one that was signed?  Asked before any connection.
 
-The code is that of the host (`deploy.remote.verify`): both refuse the same.
+The code is that of the host (`deploy.host.bundle.verify`): both refuse the same.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ from pathlib import Path
 from deploy import errors
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError
-from deploy.remote.archive import check_archive
-from deploy.remote.envelope import HostError
-from deploy.remote.manifest import Blob
-from deploy.remote.verify import check_file, check_signature, read_manifest
-from deploy.remote.world import Runner
+from deploy.host.bundle.archive import check_archive
+from deploy.host.bundle.manifest import Blob
+from deploy.host.bundle.verify import check_file, check_signature, read_manifest
+from deploy.host.rpc import HostError
+from deploy.host.system import Runner
 
 
 def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:

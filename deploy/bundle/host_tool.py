@@ -1,5 +1,5 @@
 """
-The host tool as one file: `deploy/remote` in a zip that `python3` runs, the same bytes each time.
+The host tool as one file: `deploy/host` in a zip that `python3` runs, the same bytes each time.
 """
 
 import io
@@ -8,11 +8,11 @@ from pathlib import Path
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = """\
-from deploy.remote.__main__ import main
+from deploy.host.__main__ import main
 
 raise SystemExit(main())
 """
-_PACKAGE = Path(__file__).parents[1] / "remote"
+_PACKAGE = Path(__file__).parents[1] / "host"
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 
 
@@ -23,8 +23,8 @@ def build_host_tool(package: Path = _PACKAGE) -> bytes:
     Not compressed: what a compressor makes of the same text depends on its version.
     """
     contents = {"__main__.py": _MAIN.encode(), "deploy/__init__.py": b""}
-    for path in package.glob("*.py"):
-        contents[f"deploy/remote/{path.name}"] = path.read_bytes()
+    for path in package.rglob("*.py"):
+        contents[f"deploy/host/{path.relative_to(package).as_posix()}"] = path.read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(contents.items()):

@@ -2,7 +2,7 @@
 What a bundle is made of: every file with its hash, and nothing that changes by itself.  Pure.
 
 The digest of a bundle is the SHA-256 of these bytes, so that the same inputs are the same bundle.
-`deploy/remote/manifest.py` reads it on the host; a test holds the two against each other.
+`deploy/host/bundle/manifest.py` reads it on the host; a test holds the two against each other.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from deploy.remote.manifest import ARCHIVED_PATH_MAX, canonical, is_safe_path
+from deploy.host.bundle.manifest import ARCHIVED_PATH_MAX, canonical, is_safe_path
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import ModelPathError
-from deploy.remote.manifest import GOLDEN_FILE, is_safe_path
+from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

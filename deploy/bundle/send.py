@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from deploy.bundle.store import Bundle
 from deploy.errors import PreconditionError
-from deploy.remote.manifest import ARCHIVE, MANIFEST, SIGNATURE
-from deploy.remote.staging import PART, blob_name, wheel_name
+from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE
+from deploy.host.bundle.staging import PART, blob_name, wheel_name
 from deploy.units import format_size
 
 ASK_TIMEOUT_S = 60.0

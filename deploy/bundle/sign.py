@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.bundle.store import Bundle
 from deploy.errors import PreconditionError
-from deploy.remote.manifest import MANIFEST, NAMESPACE
+from deploy.host.bundle.manifest import MANIFEST, NAMESPACE
 
 _SIGN_S = 60.0  # the key may be in an agent that asks its owner
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.bundle.manifest import Manifest, parse_manifest
 from deploy.errors import BundleTampered, UsageError
-from deploy.remote.manifest import ARCHIVE, MANIFEST, SIGNATURE
+from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE
 
 _CHUNK = 1 << 20
 _PREFIX_MIN = 6

@@ -37,7 +37,7 @@ class Goal:
     Attributes:
         api_tokens: Bearer tokens of the service; empty: it asks for none.
         allowed_signers: Text of the file that says whose bundles the host takes.
-        host_tool: The zipapp of `deploy.remote`.
+        host_tool: The zipapp of `deploy.host`.
     """
 
     host: Host

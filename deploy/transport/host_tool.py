@@ -1,5 +1,5 @@
 """
-Calls the host tool (`deploy.remote` on the host): one SSH command a verb, JSON both ways.
+Calls the host tool (`deploy.host` on the host): one SSH command a verb, JSON both ways.
 """
 
 import json

@@ -280,7 +280,7 @@ def test_a_share_outside_its_range_is_refused_before_anything_connects(v1):
 )  # fmt: skip
 def test_a_bundle_that_is_not_what_was_signed_is_refused(v1, tmp_path, harm, code):
     """
-    Before any host is asked; the host would refuse it too (tests/unit/deploy/remote).
+    Before any host is asked; the host would refuse it too (tests/unit/deploy/host).
     """
     path = wiring.store().get("v1.1.0").directory
     kept = tmp_path / "kept"

@@ -43,7 +43,7 @@ RANKS = {
 SHARED = "runtime.contract"  # all that others than the runtime may import of it
 # Goes to hosts alone, so it has the standard library and itself.  What both sides must agree on,
 # such as the form of a manifest, lives there, and `deploy` may import it.
-ON_HOSTS = "deploy.remote"
+ON_HOSTS = "deploy.host"
 PURE = {
     "deploy.inventory.document",
     "deploy.inventory.schema",
@@ -211,8 +211,8 @@ def test_pure_modules_exist(name):
         ("deploy.transport.ssh", "from runtime.engine import Engine"),
         ("tasks", "from runtime import config"),
         ("runtime.api", "from deploy.errors import DeployError"),
-        ("deploy.remote.lease", "from deploy.errors import LeaseHeld"),
-        ("deploy.remote.lease", "import yaml"),
+        ("deploy.host.lease", "from deploy.errors import LeaseHeld"),
+        ("deploy.host.lease", "import yaml"),
         ("deploy.wiring", "from deploy.demo.demo import run"),
         ("deploy.something", "import json"),
         ("deploy.release.executor", "from runtime.errors import ModelError"),
@@ -233,8 +233,8 @@ def test_the_rule_would_notice(name, source):
     [
         ("deploy.release.plan", "from deploy.inventory.schema import Fleet"),
         ("deploy.bundle.build", "from deploy.wheelhouse import ensure_lock"),
-        ("deploy.bundle.manifest", "from deploy.remote.manifest import canonical"),
-        ("deploy.remote.lease", "import json\nfrom deploy.remote.files import write"),
+        ("deploy.bundle.manifest", "from deploy.host.bundle.manifest import canonical"),
+        ("deploy.host.lease", "import json\nfrom deploy.host.files import write"),
         ("deploy.inventory.load", "from deploy.inventory.schema import Fleet"),
         ("runtime.api", "from runtime.contract import LIVEZ"),
         ("runtime.kernels.ops", "from runtime.models.quantize import Quantized"),

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import deploy.remote
+import deploy.host
 from deploy.bundle.host_tool import build_host_tool
 
-PACKAGE = Path(deploy.remote.__file__).parent
+PACKAGE = Path(deploy.host.__file__).parent
 
 
 def run(tool, *argv, stdin="", cwd):
@@ -46,10 +46,10 @@ def test_every_verb_is_in_it(tmp_path):
     tool = placed(tmp_path)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from deploy.remote.__main__ import VERBS, _function\n"
-        "import deploy.remote, json\n"
+        "from deploy.host.__main__ import VERBS, _function\n"
+        "import deploy.host, json\n"
         "found = [_function(verb).__module__ for verb in VERBS]\n"
-        "print(json.dumps([deploy.remote.__file__, len(found)]))\n"
+        "print(json.dumps([deploy.host.__file__, len(found)]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(tool)], capture_output=True, text=True, check=True

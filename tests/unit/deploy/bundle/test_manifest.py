@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deploy.bundle.manifest import Manifest, parse_manifest
-from deploy.remote import manifest as on_host
+from deploy.host.bundle import manifest as on_host
 
 
 def test_controller_and_host_read_the_same(workshop):

@@ -1,0 +1,3 @@
+"""
+Bundles on a host: manifest, archive, verification, staging, venvs, retention.
+"""

@@ -1,0 +1,94 @@
+"""
+Deletes what no slot and none of the last good releases needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deploy.host.bundle import venv
+from deploy.host.files import discard, leftovers, locked, remove
+from deploy.host.journal import Journal
+from deploy.host.journaled import step
+from deploy.host.layout import SLOTS, Layout
+from deploy.host.rpc import Request
+from deploy.host.slots.slot import linked_bundle
+from deploy.host.system import World
+
+_LOCK_S = 60.0
+
+
+def run(world: World, request: Request) -> dict[str, Any]:
+    """
+    Keep the releases of the slots and of the last "keep" good ones, and what they stand on.
+    """
+    keep = request.args.whole("keep", 1, 1000)
+    request.args.done()
+    layout = world.layout
+    with step(world, request, {"keep": keep}) as made:
+        with locked(world, layout.stage_lock, _LOCK_S):
+            with made.held():
+                # The newest of each: a bundle that was released twice is kept once.
+                entries = reversed(Journal(world).replay().good)
+                good = list(dict.fromkeys(entry["bundle"] for entry in entries))[:keep]
+                linked = [linked_bundle(layout, slot) for slot in SLOTS]
+                releases = {bundle for bundle in [*good, *linked] if bundle}
+                kept = {layout.release(bundle) for bundle in releases}
+                venvs = {_target(path / "venv") for path in kept} | _provisioned(layout)
+                models = {_target(path / "model") for path in kept} | {layout.blobs}
+            # Releases first: none is ever left standing on nothing.
+            gone = {
+                "releases": _sweep(layout.releases, kept),
+                "venvs": _sweep(layout.venvs, venvs),
+                "models": _sweep(layout.models, models),
+                "blobs": _sweep_blobs(layout.blobs),
+                "wheels": _sweep(layout.wheelhouse, _wheels(layout, venvs)),
+                "incoming": _sweep(layout.incoming, set()),
+            }
+        made.result = {"kept": sorted(path.name for path in kept), "removed": gone}
+    return made.result
+
+
+def _sweep(directory: Path, kept: set[Path]) -> list[str]:
+    if not directory.is_dir():
+        return []
+    for path in leftovers(directory):
+        remove(path)
+    gone = sorted(path for path in directory.iterdir() if path not in kept)
+    for path in gone:
+        discard(path)
+    return [path.name for path in gone]
+
+
+def _sweep_blobs(blobs: Path) -> list[str]:
+    """
+    Delete the model files that no model links to any more.
+    """
+    if not blobs.is_dir():
+        return []
+    return _sweep(blobs, {path for path in blobs.iterdir() if path.stat().st_nlink > 1})
+
+
+def _wheels(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
+    names: set[str] = set()
+    for path in venvs:
+        names |= venv.wheels_of(path)
+    return {layout.wheelhouse / name for name in names}
+
+
+def _provisioned(layout: Layout) -> set[Path]:
+    """
+    Return the venvs that provisioning asks for, in use or not.
+    """
+    try:
+        locks = json.loads(layout.host_config.read_bytes()).get("locks", [])
+    except (OSError, ValueError, AttributeError):
+        return set()
+    return {layout.venvs / str(digest) for digest in locks}
+
+
+def _target(link: Path) -> Path:
+    return link.readlink() if link.is_symlink() else link

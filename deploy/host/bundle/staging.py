@@ -1,0 +1,292 @@
+"""
+Brings a bundle into its places: first all of it is verified, then it is placed, link by link.
+
+A release directory is there only when everything that it leads to is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from deploy.host.bundle import manifest as manifests
+from deploy.host.bundle import venv
+from deploy.host.bundle.archive import archive_size, check_archive, read_one, unpack
+from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Blob, Manifest, parse_manifest
+from deploy.host.bundle.verify import check_file, check_signature, read_manifest
+from deploy.host.disk import check_room
+from deploy.host.files import (
+    UNFINISHED,
+    leftovers,
+    locked,
+    remove,
+    sync_directory,
+    sync_filesystem,
+)
+from deploy.host.journaled import Step, step
+from deploy.host.rpc import HostError, Request, one_line
+from deploy.host.system import World
+
+PART = ".part"  # of every upload: nothing in INCOMING has been verified
+_LOCK_S = 900.0  # another staging of this host may be building a venv
+_COMPILE_S = 60.0
+
+
+def blob_name(sha256: str) -> str:
+    """
+    Return the name of a model file among the uploads.
+    """
+    return f"blob-{sha256}"
+
+
+def wheel_name(file: str) -> str:
+    """
+    Return the name of a wheel among the uploads.
+    """
+    return f"wheel-{file}"
+
+
+def missing(world: World, request: Request) -> dict[str, Any]:
+    """
+    Return what this host lacks of a bundle, and whether it fits; changes nothing.
+
+    With "prepare" it makes the directory that the uploads go to.
+    """
+    data = manifests.canonical(request.args.mapping("manifest"))
+    prepare = request.args.boolean("prepare", False)
+    request.args.done()
+    wanted = parse_manifest(data)
+    layout = world.layout
+    incoming = layout.incoming / wanted.digest
+    lacks_bundle = not layout.release(wanted.digest).is_dir()
+    lacks_venv = not venv.is_complete(world, wanted.lock_digest)
+    blobs = {s: n for s, n in wanted.weights.items() if not _has(layout.blobs / s, n)}
+    wheels = [
+        w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
+    ]
+    # What a cut upload left whole is not sent again; it is verified all the same.
+    send_blobs = sorted(s for s, n in blobs.items() if not _is_sent(incoming, blob_name(s), n))
+    send_wheels = [w for w in wheels if not _is_sent(incoming, wheel_name(w.path), w.size)]
+    need_opt = sum(b.size for b in wanted.files) if lacks_bundle else 0
+    if lacks_venv:
+        need_opt += venv.UNPACKED_TIMES * sum(w.size for w in wanted.wheels)
+    need_state = archive_size(wanted.files) if lacks_bundle else 0
+    need_state += sum(blobs[sha256] for sha256 in send_blobs) + sum(w.size for w in send_wheels)
+    room = check_room({layout.opt: need_opt, layout.state: need_state})
+    if prepare:
+        _prepare(incoming)
+    return {
+        "bundle": lacks_bundle,
+        "venv": lacks_venv,
+        "blobs": send_blobs,
+        "wheels": [w.path for w in send_wheels],
+        "incoming": str(incoming),
+        **room,
+    }
+
+
+def commit(world: World, request: Request) -> dict[str, Any]:
+    """
+    Verify what was uploaded, and put it where releases start from.
+    """
+    digest = request.args.digest("bundle")
+    name = request.args.text("incoming", digest)
+    request.args.done()
+    if not manifests.is_safe_path(name) or "/" in name:
+        raise HostError(
+            "UsageError",
+            "stage.commit: incoming should be the name of a directory",
+            f"got {name!r}",
+            "give the digest of the bundle",
+        )
+    with (
+        step(world, request, {"bundle": digest}) as made,
+        locked(world, world.layout.stage_lock, _LOCK_S),
+    ):
+        made.result = _commit(world, made, digest, world.layout.incoming / name)
+    return made.result
+
+
+def _commit(world: World, made: Step, digest: str, incoming: Path) -> dict[str, Any]:
+    began_s = world.clock.steady_s()
+    layout = world.layout
+    is_placed = layout.release(digest).is_dir()
+    source, suffix = (layout.release(digest), "") if is_placed else (incoming, PART)
+    manifest, signature = source / f"{MANIFEST}{suffix}", source / f"{SIGNATURE}{suffix}"
+    if not manifest.is_file():
+        raise HostError(
+            "BundleTruncated",
+            f"bundle {digest[:12]} was not uploaded",
+            f"{manifest} is not there",
+            "inv release sends it",
+        )
+    _keep_to_root(incoming)
+    signer = check_signature(world.runner, manifest, signature, layout.allowed_signers)
+    wanted = read_manifest(manifest, digest)
+    lacks_venv = not venv.is_complete(world, wanted.lock_digest)
+    blobs = [b for b in _distinct(wanted.model) if not _has(layout.blobs / b.sha256, b.size)]
+    wheels = [
+        w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
+    ]
+    # All of it before any of it.
+    archive = incoming / f"{ARCHIVE}{PART}"
+    if not is_placed:
+        _verified(archive, lambda: check_archive(archive, wanted.files))
+    for blob in blobs:
+        path = incoming / f"{blob_name(blob.sha256)}{PART}"
+        _verified(path, lambda path=path, blob=blob: check_file(path, blob))
+    for wheel in wheels:
+        path = incoming / f"{wheel_name(wheel.path)}{PART}"
+        _verified(path, lambda path=path, wheel=wheel: check_file(path, wheel))
+
+    _place(incoming, {blob_name(b.sha256): layout.blobs / b.sha256 for b in blobs})
+    _place(incoming, {wheel_name(w.path): layout.wheelhouse / w.path for w in wheels})
+    _place_model(world, wanted)
+    if lacks_venv:
+        text = _lock_text(source, wanted, is_placed, archive)
+        venv.build(world, text, wanted.lock_digest, wanted.python, wanted.wheels)
+    if not is_placed:
+        draft = _draft_release(world, wanted, manifest, signature, archive)
+        with made.held():
+            draft.rename(layout.release(digest))
+            sync_directory(layout.releases)
+    remove(incoming)
+    return {
+        "bundle": digest,
+        "version": wanted.version,
+        "signer": signer,
+        "placed": {"bundle": not is_placed, "blobs": len(blobs), "wheels": len(wheels)},
+        "venv_built": lacks_venv,
+        "took_s": round(world.clock.steady_s() - began_s, 3),
+    }
+
+
+def _place(incoming: Path, targets: dict[str, Path]) -> None:
+    for name, target in targets.items():
+        part = incoming / f"{name}{PART}"
+        part.chmod(0o644)
+        if os.geteuid() == 0:
+            os.chown(part, 0, 0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        try:
+            part.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(part, target)  # /opt is on another file system
+        sync_directory(target.parent)
+
+
+def _copy(part: Path, target: Path) -> None:
+    draft = target.with_name(f"{UNFINISHED}{target.name}")
+    shutil.copyfile(part, draft)
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
+def _place_model(world: World, wanted: Manifest) -> None:
+    models = world.layout.models
+    final = models / wanted.model_digest
+    if final.is_dir():
+        return
+    models.mkdir(parents=True, exist_ok=True)
+    for path in leftovers(models):
+        remove(path)
+    draft = models / f"{UNFINISHED}{wanted.model_digest}"
+    for blob in wanted.model:
+        made = draft / blob.path
+        made.parent.mkdir(parents=True, exist_ok=True)
+        os.link(world.layout.blobs / blob.sha256, made)
+    sync_directory(draft)
+    draft.rename(final)
+    sync_directory(models)
+
+
+def _draft_release(
+    world: World, wanted: Manifest, manifest: Path, signature: Path, archive: Path
+) -> Path:
+    layout = world.layout
+    layout.releases.mkdir(parents=True, exist_ok=True)
+    for path in leftovers(layout.releases):
+        remove(path)
+    draft = layout.releases / f"{UNFINISHED}{wanted.digest}"
+    draft.mkdir(mode=0o755)
+    unpack(archive, wanted.files, draft)
+    shutil.copyfile(manifest, draft / MANIFEST)
+    shutil.copyfile(signature, draft / SIGNATURE)
+    (draft / manifests.VENV_LINK).symlink_to(layout.venvs / wanted.lock_digest)
+    (draft / manifests.MODEL_LINK).symlink_to(layout.models / wanted.model_digest)
+    _compile(world, draft)
+    sync_filesystem(layout.releases)
+    return draft
+
+
+def _compile(world: World, draft: Path) -> None:
+    python = draft / manifests.VENV_LINK / "bin" / "python"
+    # -s and -p: bytecode remembers where its source will be.
+    final = world.layout.release(draft.name[len(UNFINISHED) :])
+    done = world.runner.run(
+        [
+            str(python), "-I", "-m", "compileall", "-q",
+            "-s", str(draft), "-p", str(final), str(draft / "runtime"),
+        ],
+        timeout_s=_COMPILE_S,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise HostError(
+            "CommandFailed",
+            "the runtime of the bundle doesn't compile",
+            one_line(done.stdout + done.stderr),
+            "mend it and build the bundle again: inv bundle",
+        )
+
+
+def _lock_text(source: Path, wanted: Manifest, is_placed: bool, archive: Path) -> str:
+    if not is_placed:
+        return read_one(archive, wanted.files, manifests.LOCK_FILE).decode()
+    path = source / manifests.LOCK_FILE
+    check_file(path, next(b for b in wanted.files if b.path == manifests.LOCK_FILE))
+    return path.read_text()
+
+
+def _verified(path: Path, check: Any) -> None:
+    try:
+        check()
+    except HostError as error:
+        if error.kind == "BundleTampered":
+            remove(path)  # whole by its size: `missing` would not ask for it again
+        raise
+
+
+def _prepare(incoming: Path) -> None:
+    incoming.mkdir(parents=True, exist_ok=True)
+    # Whoever uploads without being root is who called us through sudo.
+    if os.geteuid() == 0:
+        os.chown(incoming, int(os.environ.get("SUDO_UID", "0")), -1)
+    incoming.chmod(0o700)
+
+
+def _keep_to_root(incoming: Path) -> None:
+    if incoming.is_dir() and os.geteuid() == 0:
+        os.chown(incoming, 0, -1)
+
+
+def _has(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _is_sent(incoming: Path, name: str, size: int) -> bool:
+    return _has(incoming / f"{name}{PART}", size)
+
+
+def _distinct(blobs: tuple[Blob, ...]) -> list[Blob]:
+    return list({blob.sha256: blob for blob in blobs}.values())

@@ -1,0 +1,194 @@
+"""
+The Python of a lock: built once from checked wheels, named by the lock's digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from deploy.host.bundle.manifest import Blob, parse_wheels
+from deploy.host.bundle.verify import check_file
+from deploy.host.files import (
+    UNFINISHED,
+    discard,
+    leftovers,
+    locked,
+    remove,
+    sync_directory,
+    sync_filesystem,
+    write_atomic,
+)
+from deploy.host.journaled import step
+from deploy.host.rpc import HostError, Request, one_line
+from deploy.host.system import World
+
+COMPLETE = ".complete"  # holds the names of the wheels that it was made of
+# uv installs to 3.9 times the size of the wheels: 223 to 874 MiB, with torch 2.13 for the CPU.  Of
+# CUDA's, which hardly compress, to 1.7 times: 2,655 to 4,489 MiB, with torch 2.14 and CUDA 13.0.
+UNPACKED_TIMES = 4
+
+_VENV_S, _INSTALL_S, _IMPORT_S = 60.0, 900.0, 300.0
+
+# What the runtime imports, by the wheel that brings it: imported once as root, so that the bytecode
+# of what is really used is there.  The service's own user can't write it.
+_IMPORTS = {
+    "fastapi": "fastapi, fastapi.middleware.cors, fastapi.responses",
+    "numpy": "numpy",
+    "prometheus_client": "prometheus_client",
+    "pydantic": "pydantic",
+    "pyyaml": "yaml",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torch": "torch, torch.nn.functional",
+    "triton": "triton, triton.language.extra.cuda",
+    "uvicorn": "uvicorn, uvicorn.loops.auto, uvicorn.protocols.http.auto, uvicorn.lifespan.on",
+}
+
+
+def build_verb(world: World, request: Request) -> dict[str, Any]:
+    """
+    Build the venv of a lock from wheels that lie in the wheelhouse already.
+    """
+    text = request.args.text("lock")
+    digest = request.args.digest("digest")
+    python = request.args.text("python")
+    entries = request.args.sequence("wheels")
+    request.args.done()
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise HostError(
+            "UsageError",
+            "venv.build: digest is not that of lock",
+            f"got {digest}",
+            "give the SHA-256 of the lock's text",
+        )
+    try:
+        wheels = parse_wheels(entries)
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostError(
+            "UsageError",
+            "venv.build: wheels can't be read",
+            repr(error),
+            "give file, sha256 and size of each",
+        ) from None
+    with (
+        step(world, request, {"digest": digest}, needs_lease=False) as made,
+        locked(world, world.layout.stage_lock, _INSTALL_S),
+    ):
+        made.result = build(world, text, digest, python, wheels)
+    return made.result
+
+
+def is_complete(world: World, digest: str) -> bool:
+    return (world.layout.venvs / digest / COMPLETE).is_file()
+
+
+def wheels_of(venv: Path) -> set[str]:
+    """
+    Return the names of the wheels that *venv* was made of.
+    """
+    try:
+        return set(json.loads((venv / COMPLETE).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def build(
+    world: World, text: str, digest: str, python: str, wheels: tuple[Blob, ...]
+) -> dict[str, Any]:
+    """
+    Build the venv, unless it is there; the caller holds the lock for contents.
+
+    Raises:
+        HostError: A wheel is not the one that was locked, or uv refused; nothing is left.
+    """
+    began_s = world.clock.steady_s()
+    layout = world.layout
+    if is_complete(world, digest):
+        return {"built": False, "took_s": 0.0}
+    for wheel in wheels:
+        check_file(layout.wheelhouse / wheel.path, wheel)
+    layout.venvs.mkdir(parents=True, exist_ok=True)
+    for path in leftovers(layout.venvs):
+        remove(path)
+    final = layout.venvs / digest
+    if final.exists():
+        discard(final)  # without its mark: killed between its last two steps
+    draft = layout.venvs / f"{UNFINISHED}{digest}"
+    try:
+        _install(world, draft, text, python)
+        remove(draft / ".lock")  # uv's own, writable by all
+        sync_filesystem(layout.venvs)
+        draft.rename(final)
+        # At its own place: bytecode remembers where its source was.
+        _import(world, final, wheels)
+    except BaseException:
+        remove(draft)
+        raise
+    names = json.dumps(sorted(wheel.path for wheel in wheels))
+    write_atomic(final / COMPLETE, names.encode(), 0o644)
+    sync_directory(layout.venvs)
+    return {"built": True, "took_s": round(world.clock.steady_s() - began_s, 3)}
+
+
+def _install(world: World, draft: Path, text: str, python: str) -> None:
+    layout = world.layout
+    uv = str(layout.uv)
+    cache = layout.venvs / f"{UNFINISHED}cache"
+    lock = layout.venvs / f"{UNFINISHED}requirements.lock"
+    lock.write_text(text)
+    # The cache is on the same file system and goes afterwards: each file is written once.
+    env = {
+        "UV_CACHE_DIR": str(cache),
+        "UV_NO_CONFIG": "1",
+        "UV_OFFLINE": "1",
+        "UV_LINK_MODE": "hardlink",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_NO_PROGRESS": "1",
+    }
+    try:
+        _uv(world, [uv, "venv", "--relocatable", "--python", python, str(draft)], _VENV_S, env)
+        _uv(
+            world,
+            [
+                uv, "pip", "install", "--python", str(draft / "bin" / "python"),
+                "--no-index", "--find-links", str(layout.wheelhouse),
+                "--require-hashes", "--no-deps", "--requirement", str(lock),
+            ],
+            _INSTALL_S,
+            env,
+        )  # fmt: skip
+    finally:
+        remove(cache)
+        remove(lock)
+
+
+def _uv(world: World, argv: list[str], timeout_s: float, env: dict[str, str]) -> None:
+    done = world.runner.run(argv, timeout_s=timeout_s, env=env)
+    if done.returncode != 0:
+        raise HostError(
+            "CommandFailed",
+            f"the venv could not be built: {' '.join(['uv', *argv[1:3]])}",
+            one_line(done.stderr or done.stdout) or f"exit status {done.returncode}",
+            "inv provision; the lock and the Python of the host must fit",
+        )
+
+
+def _import(world: World, venv: Path, wheels: tuple[Blob, ...]) -> None:
+    brought = {wheel.path.split("-")[0].lower() for wheel in wheels}
+    modules = ", ".join(names for wheel, names in _IMPORTS.items() if wheel in brought)
+    statement = f"import {modules}" if modules else "pass"
+    done = world.runner.run(
+        [str(venv / "bin" / "python"), "-I", "-c", statement],
+        timeout_s=_IMPORT_S,
+        env={"PYTHONDONTWRITEBYTECODE": ""},
+    )
+    if done.returncode != 0:
+        raise HostError(
+            "CommandFailed",
+            "the venv can't import what the runtime needs",
+            one_line(done.stderr),
+            "the row's torch build may not fit this host: inv matrix, and nvidia-smi there",
+        )

@@ -1,0 +1,238 @@
+"""
+What happened on this host: append-only, one JSON object a line, on disk before the effect.
+
+An intent stands before each effect and its result after it; an intent without a result is a crash.
+The line format is documented in docs/reference/journal.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from deploy.host.files import sync_directory
+from deploy.host.system import World, utc
+
+INTENT, RESULT, EVENT = "intent", "result", "event"
+BEGIN, END, PAUSED, RESUMED = "release.begin", "release.end", "release.paused", "release.resumed"
+GOOD_RECORD, GOOD_ROLLBACK = "good.record", "good.rollback"
+_TAIL = 1 << 16
+
+
+class Replayed(NamedTuple):
+    """
+    What the lines of a journal add up to.
+
+    Attributes:
+        good: Releases recorded as good and not rolled back, oldest first.
+        unfinished: Where a release, or a verb, began and has not ended; None: nowhere.
+        paused: The release that waits for a person, and why.
+        fence: Highest fencing number that was ever written down.
+    """
+
+    good: list[dict[str, Any]]
+    unfinished: dict[str, Any] | None
+    paused: dict[str, Any] | None
+    seq: int
+    fence: int
+
+
+def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
+    """
+    Return what *entries* add up to.  Pure.
+
+    A result ends every earlier intent of the same step with the same arguments, so that a verb
+    that was killed and run again is finished.  The end of a release ends all that was open, and
+    a new release takes over what an earlier one left open: one lease, one writer.
+    """
+    good: list[dict[str, Any]] = []
+    open_intents: dict[str, dict[str, Any]] = {}
+    current: dict[str, Any] | None = None
+    paused: dict[str, Any] | None = None
+    seq = fence = 0
+    for entry in entries:
+        seq = max(seq, entry.get("seq") or 0)
+        fence = max(fence, entry.get("fence") or 0)
+        step, phase = entry.get("step"), entry.get("phase")
+        if phase == INTENT:
+            open_intents[_key(entry)] = entry
+        elif phase == RESULT:
+            open_intents.pop(_key(entry), None)
+            if entry.get("ok"):
+                good = _good_after(good, entry)
+        elif step == BEGIN:
+            current, paused = entry, None
+        elif step == PAUSED:
+            paused = _pause(entry)
+        elif step == RESUMED:
+            paused = None
+        elif step == END and (current is None or current.get("release") == entry.get("release")):
+            held = (entry.get("args") or {}).get("outcome") == "paused"
+            paused = (paused or _pause(entry)) if held else None
+            current = None
+            open_intents.clear()
+        if current is not None and entry.get("release") == current.get("release"):
+            current = {**current, "step": step, "seq": entry.get("seq"), "at": entry.get("at")}
+    return Replayed(good, _unfinished(current, open_intents), paused, seq, fence)
+
+
+def _good_after(good: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    args = entry.get("args") or {}
+    release = entry.get("release")
+    if entry.get("step") == GOOD_RECORD:
+        new = {"release": release, "at": entry.get("at"), **args}
+        last = good[-1] if good else {}
+        if (last.get("release"), last.get("bundle")) == (release, args.get("bundle")):
+            return good  # said twice
+        return [*good, new]
+    if entry.get("step") == GOOD_ROLLBACK:
+        positions = [i for i, g in enumerate(good) if g["release"] == args.get("to_release")]
+        return good[: positions[-1] + 1] if positions else good
+    return good
+
+
+def _pause(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**(entry.get("args") or {}), "release": entry.get("release"), "at": entry.get("at")}
+
+
+def _unfinished(
+    current: dict[str, Any] | None, open_intents: dict[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    intents = sorted(open_intents.values(), key=lambda e: e.get("seq") or 0)
+    last = intents[-1] if intents else current
+    if last is None:
+        return None
+    release = current["release"] if current else last.get("release")
+    found = {key: last.get(key) for key in ("step", "seq", "at", "fence", "actor")}
+    return {"release": release, "is_intent": bool(intents), **found}
+
+
+def _key(entry: dict[str, Any]) -> str:
+    return json.dumps([entry.get("step"), entry.get("args")], sort_keys=True)
+
+
+class Journal:
+    """
+    The file.  Whoever appends holds the lock of the host tool.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._path = world.layout.journal
+
+    def read(self) -> tuple[list[dict[str, Any]], int]:
+        """
+        Return the entries, and how many lines can't be read.
+
+        What stands after the last line end was being written when the host died: it is not there.
+        """
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return [], 0
+        entries, damaged = [], 0
+        for line in data[: data.rfind(b"\n") + 1].splitlines():
+            entry = _parse(line)
+            if entry is None:
+                damaged += 1
+            else:
+                entries.append(entry)
+        return entries, damaged
+
+    def replay(self) -> Replayed:
+        return replay(self.read()[0])
+
+    def append(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """
+        Write *entry* with its number, time and boot, and return once the disk has it.
+        """
+        is_new = not self._path.exists()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
+        try:
+            end = _drop_torn_line(descriptor)
+            whole = {
+                "seq": self._last_seq(descriptor, end) + 1,
+                "at": utc(self._world.clock.wall_s()),
+                "boot_id": self._world.boot_id(),
+                **entry,
+            }
+            _write_whole(descriptor, end, json.dumps(whole, sort_keys=True).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_directory(self._path.parent)
+        return whole
+
+    def _last_seq(self, descriptor: int, end: int) -> int:
+        lines = os.pread(descriptor, _TAIL, max(0, end - _TAIL)).splitlines()
+        # The first of them may be cut off by the window, unless the window is the file.
+        for line in reversed(lines[1:] if end > _TAIL else lines):
+            entry = _parse(line)
+            if entry is not None:
+                return int(entry["seq"])
+        return self.replay().seq
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    is_entry = isinstance(entry, dict) and isinstance(entry.get("seq"), int)
+    return entry if is_entry else None
+
+
+def _drop_torn_line(descriptor: int) -> int:
+    """
+    Cut off what stands after the last line end, and return the size that is left.
+    """
+    size = end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - _TAIL)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end != size:
+        os.ftruncate(descriptor, end)
+        os.fsync(descriptor)
+    return end
+
+
+def _write_whole(descriptor: int, end: int, line: bytes) -> None:
+    done = 0
+    try:
+        while done < len(line):
+            done += os.pwrite(descriptor, line[done:], end + done)
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+
+
+def entry(
+    step: str,
+    phase: str,
+    *,
+    release: str | None,
+    fence: int | None,
+    actor: str,
+    args: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    Return the part of a line that its writer knows; a result adds ok, error and result.
+    """
+    return {
+        "release": release,
+        "fence": fence,
+        "actor": actor,
+        "step": step,
+        "phase": phase,
+        "args": args,
+        "ok": None,
+        "error": None,
+        "result": None,
+    }

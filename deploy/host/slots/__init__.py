@@ -1,0 +1,3 @@
+"""
+The two slots of a host: units, traffic, golden prompts, counters.
+"""

@@ -1,0 +1,194 @@
+"""
+HAProxy's runtime socket: its commands and the parsers of its answers.
+
+Source: HAProxy 2.6 management guide, "show stat", "show servers state", "set server",
+"set weight"; each claim here is held by a test against a real HAProxy.
+"""
+
+from __future__ import annotations
+
+import csv
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.host.layout import BACKEND
+from deploy.host.rpc import HostError, one_line
+
+READY, DRAIN, MAINT = "ready", "drain", "maint"
+_FORCED_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # by command, inherited, by resolution, by address
+_FORCED_DRAIN = 0x08 | 0x10  # by command, inherited
+
+
+class Server(NamedTuple):
+    """
+    One server of the backend, which is one slot.
+
+    Attributes:
+        admin: What it was told to be: ready, drain or maint.
+        status: HAProxy's own word: UP, DOWN, "UP 1/2", MAINT, DRAIN.
+        own_weight: 0 to 256, whatever `admin` says.
+        sessions: Requests in flight or queued for it.
+        counters: Cumulative since HAProxy started: requests, connection_errors, response_errors,
+            answers_5xx, retries (an attempt here failed and was repeated), redispatches.
+    """
+
+    name: str
+    admin: str
+    status: str
+    own_weight: int
+    sessions: int
+    counters: dict[str, int]
+
+    @property
+    def weight(self) -> int:
+        """
+        Return the weight that new requests see: 0 in drain and in maint.
+        """
+        return self.own_weight if self.admin == READY else 0
+
+    @property
+    def is_up(self) -> bool:
+        """
+        Whether all its last checks passed.
+
+        A server that leaves maint is "UP 1/2" at first, on trust: no check has run yet.
+        """
+        return self.status == "UP"
+
+
+_COUNTERS = {
+    "requests": "stot",
+    "connection_errors": "econ",
+    "response_errors": "eresp",
+    "answers_5xx": "hrsp_5xx",
+    "retries": "wretr",
+    "redispatches": "wredis",
+}
+
+
+def parse_stat(text: str, backend: str) -> dict[str, dict[str, str]]:
+    """
+    Return the rows of the servers of *backend* in `show stat`, by name, each by column.
+    """
+    rows = csv.DictReader(text.lstrip("# ").splitlines())
+    kinds = {"FRONTEND", "BACKEND"}
+    return {
+        row["svname"]: row
+        for row in rows
+        if row.get("pxname") == backend and row["svname"] not in kinds
+    }
+
+
+def parse_servers_state(text: str, backend: str) -> dict[str, dict[str, str]]:
+    """
+    Return the rows of the servers of *backend* in `show servers state`, by name, each by column.
+
+    Raises:
+        ValueError: The answer is not of version 1 of its format.
+    """
+    lines = text.strip().splitlines()
+    if len(lines) < 2 or lines[0].strip() != "1" or not lines[1].startswith("# "):
+        raise ValueError(f"not a server state of version 1: {one_line(text)[:200]!r}")
+    columns = lines[1][2:].split()
+    rows = [dict(zip(columns, line.split())) for line in lines[2:]]  # noqa: B905 - Python 3.9
+    return {row["srv_name"]: row for row in rows if row.get("be_name") == backend}
+
+
+def merge(stat: Mapping[str, str], state: Mapping[str, str]) -> Server:
+    """
+    Return the server that the two rows are about.
+
+    The weight column of `show stat` keeps its number in drain and in maint, and its status says
+    DOWN for a draining server that fails its checks: what it was told is only in its state.
+    """
+    flags = int(state["srv_admin_state"])
+    admin = MAINT if flags & _FORCED_MAINT else DRAIN if flags & _FORCED_DRAIN else READY
+    return Server(
+        name=stat["svname"],
+        admin=admin,
+        status=stat["status"],
+        own_weight=int(state["srv_uweight"]),
+        sessions=int(stat["scur"] or 0) + int(stat["qcur"] or 0),
+        counters={ours: int(stat[theirs] or 0) for ours, theirs in _COUNTERS.items()},
+    )
+
+
+class Haproxy:
+    """
+    The running HAProxy, through its socket.
+    """
+
+    def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def servers(self, backend: str = BACKEND) -> dict[str, Server]:
+        """
+        Return the servers of *backend* by name.
+
+        Raises:
+            HostError: HAProxy doesn't answer, or has no such backend.
+        """
+        stats = parse_stat(self.ask("show stat"), backend)
+        try:
+            states = parse_servers_state(self.ask("show servers state"), backend)
+            found = {name: merge(row, states[name]) for name, row in stats.items()}
+        except (ValueError, KeyError) as error:
+            raise self._wrong(f"its answer can't be read: {error!r}") from None
+        if not found:
+            raise self._wrong(f"it has no backend named {backend}")
+        return found
+
+    def set_admin(self, name: str, admin: str, backend: str = BACKEND) -> None:
+        """
+        Let *name* be ready, drain or maint.
+        """
+        self._tell(f"set server {backend}/{name} state {admin}")
+
+    def set_weight(self, name: str, weight: int, backend: str = BACKEND) -> None:
+        """
+        Give *name* the absolute *weight*, 0 to 256; a "%" after it would be of the configured one.
+        """
+        self._tell(f"set weight {backend}/{name} {weight}")
+
+    def state(self) -> str:
+        """
+        Return what belongs into the file that HAProxy reads when it starts.
+        """
+        return self.ask("show servers state")
+
+    def ask(self, command: str) -> str:
+        """
+        Return what HAProxy answers to *command*.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(self._timeout_s)
+                connection.connect(str(self._path))
+                connection.sendall(command.encode() + b"\n")
+                parts = []
+                while part := connection.recv(1 << 16):
+                    parts.append(part)
+        except OSError as error:
+            raise self._wrong(f"{self._path}: {error.strerror or error}") from None
+        return b"".join(parts).decode(errors="replace")
+
+    def _tell(self, command: str) -> None:
+        # It answers an empty line to what it does, and a sentence to what it refuses.
+        if said := self.ask(command).strip():
+            raise HostError(
+                "CommandFailed",
+                f"HAProxy refused: {command}",
+                one_line(said)[:300],
+                "inv provision puts the HAProxy configuration of this version there",
+            )
+
+    def _wrong(self, why: str) -> HostError:
+        return HostError(
+            "CommandFailed",
+            "HAProxy's runtime socket doesn't answer as expected",
+            why,
+            "systemctl status haproxy on the host, then inv provision",
+        )

@@ -1,0 +1,163 @@
+"""
+systemd's units: asked and told through systemctl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from deploy.host.rpc import HostError, one_line
+from deploy.host.system import World
+
+_PROPERTIES = (
+    "Id,LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Job,UnitFileState,"
+    "InvocationID"
+)
+_TIMEOUT_S = 10.0
+
+
+class Unit(NamedTuple):
+    """
+    One unit.
+
+    Attributes:
+        active: ActiveState: active, activating, deactivating, inactive, failed.
+        restarts: How often systemd started it again by itself.
+        result: success, or what ended it: exit-code, signal, timeout, watchdog, oom-kill.
+        has_job: A start or stop is queued.
+        invocation: Id of its latest start, which its log lines carry; empty before the first.
+    """
+
+    name: str
+    load: str
+    active: str
+    sub: str
+    result: str
+    restarts: int
+    exit_status: int
+    has_job: bool
+    is_enabled: bool
+    invocation: str
+
+    @property
+    def runs(self) -> bool:
+        return self.active in {"active", "activating", "reloading"}
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.active in {"inactive", "failed"}
+
+
+def parse_show(text: str) -> dict[str, Unit]:
+    """
+    Return the units of `systemctl show`, by name: blocks of KEY=VALUE with a blank line between.
+    """
+    units = {}
+    for block in text.strip().split("\n\n"):
+        pairs = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in pairs:
+            units[pairs["Id"]] = Unit(
+                name=pairs["Id"],
+                load=pairs.get("LoadState", ""),
+                active=pairs.get("ActiveState", "unknown"),
+                sub=pairs.get("SubState", ""),
+                result=pairs.get("Result", ""),
+                restarts=_number(pairs.get("NRestarts")),
+                exit_status=_number(pairs.get("ExecMainStatus")),
+                has_job=_number(pairs.get("Job")) > 0,
+                is_enabled=pairs.get("UnitFileState") == "enabled",
+                invocation=pairs.get("InvocationID", ""),
+            )
+    return units
+
+
+def show(world: World, names: Sequence[str]) -> dict[str, Unit]:
+    """
+    Return the units called *names*, by name.
+    """
+    text = _systemctl(world, "show", f"--property={_PROPERTIES}", *names)
+    units = parse_show(text)
+    for name in names:
+        if name not in units:
+            raise HostError(
+                "CommandFailed",
+                f"systemd says nothing of {name}",
+                one_line(text) or "systemctl show answered nothing",
+                "inv provision",
+            )
+    return units
+
+
+def enable(world: World, name: str) -> None:
+    """
+    Let *name* start at boot.
+    """
+    _systemctl(world, "enable", "--quiet", name)
+
+
+def disable(world: World, name: str) -> None:
+    _systemctl(world, "disable", "--quiet", name)
+
+
+def begin_start(world: World, name: str) -> None:
+    """
+    Queue the start of *name*, with its count of failures set back; returns at once.
+    """
+    # It says no of a unit that systemd has not loaded yet, which has nothing to reset.
+    world.runner.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
+    _systemctl(world, "start", "--no-block", name)
+
+
+def set_cpu_weight(world: World, name: str, weight: int) -> None:
+    """
+    Give *name* that share of the processors against its neighbours, until the next boot.
+
+    Source: systemd.resource-control(5), CPUWeight=: 1 to 10000, 100 without a word.
+    """
+    _systemctl(world, "set-property", "--runtime", name, f"CPUWeight={weight}")
+
+
+def begin_stop(world: World, name: str) -> None:
+    """
+    Queue the stop of *name*; returns at once.
+    """
+    _systemctl(world, "stop", "--no-block", name)
+
+
+def last_log(world: World, name: str, since_s: float, lines: int = 10) -> str:
+    """
+    Return the last *lines* that *name* logged since its latest start, on one line.
+
+    Where it logged nothing, what systemd said of it since *since_s*, in seconds since 1970.
+    """
+    invocation = show(world, [name])[name].invocation
+    searches = [["--unit", name, "--since", f"@{int(since_s)}"]]
+    if invocation:
+        searches.insert(0, [f"_SYSTEMD_INVOCATION_ID={invocation}"])
+    for about in searches:
+        options = ["--quiet", "--no-pager", "--output", "cat", "--lines", str(lines)]
+        try:
+            done = world.runner.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
+        except HostError as error:
+            return f"its log can't be read: {error.why}"
+        said = one_line(done.stdout, last=lines)
+        if said:
+            return said
+    return "it logged nothing"
+
+
+def _systemctl(world: World, *words: str) -> str:
+    done = world.runner.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+    if done.returncode != 0:
+        raise HostError(
+            "CommandFailed",
+            f"systemctl {' '.join(words)} failed",
+            one_line(done.stderr or done.stdout) or f"exit status {done.returncode}",
+            "systemctl status on the host",
+        )
+    return done.stdout
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

@@ -1,0 +1,331 @@
+"""
+From a bundle on the controller to a release on the host: real signatures, real uv, real files.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from deploy.host import disk as room
+from deploy.host.bundle.staging import blob_name, wheel_name
+from tests.unit.deploy.bundle.builders import make_key
+from tests.unit.deploy.host.fakes import Refused
+from tests.unit.deploy.host.staged import damage, placed, refusal, send
+
+# -- the good way
+
+
+def test_a_staged_release_is_whole(provisioned, bundle, workshop):
+    """
+    Manifest, signature, code, configuration, lock, golden prompts, weights, and a Python that runs.
+    """
+    found = send(provisioned, bundle, workshop)
+
+    release = provisioned.layout.release(bundle.digest)
+    assert found["committed"]["signer"] == "ann@example.org"
+    assert found["committed"]["venv_built"] is True
+    names = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
+    names = {name for name in names if "__pycache__" not in name}
+    assert names == {
+        "manifest.json", "manifest.json.sig", "config.yml", "golden.jsonl", "requirements.lock",
+        "runtime/__init__.py", "runtime/__main__.py", "runtime/models/__init__.py",
+    }  # fmt: skip
+    assert (release / "model" / "model.safetensors").read_bytes() == (
+        workshop.model / "model.safetensors"
+    ).read_bytes()
+    python = release / "venv" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", "import tinydep; print(tinydep.ANSWER)"], capture_output=True, check=True
+    )
+    assert done.stdout == b"42\n"
+
+
+def test_the_service_may_read_and_not_write(provisioned, bundle, workshop):
+    """
+    Everything belongs to root, readable by all, writable by nobody else.
+    """
+    old = os.umask(0o022)
+    try:
+        send(provisioned, bundle, workshop)
+    finally:
+        os.umask(old)
+
+    layout = provisioned.layout
+    for top in (layout.releases, layout.models, layout.venvs, layout.wheelhouse):
+        for path in [top, *top.rglob("*")]:
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                assert mode & 0o022 == 0, path
+                assert mode & 0o004, path
+
+
+def test_bytecode_of_the_runtime_is_there_and_names_its_place(provisioned, bundle, workshop):
+    """
+    The service can't write it, and tracebacks show where the source is.
+    """
+    send(provisioned, bundle, workshop)
+
+    release = provisioned.layout.release(bundle.digest)
+    made = list((release / "runtime" / "__pycache__").glob("__main__.*.pyc"))
+    assert len(made) == 1
+    assert str(release / "runtime" / "__main__.py").encode() in made[0].read_bytes()
+
+
+def test_staging_again_sends_nothing(provisioned, bundle, workshop):
+    """
+    The host says that it lacks nothing.
+    """
+    first = send(provisioned, bundle, workshop)
+    before = placed(provisioned)
+
+    again = send(provisioned, bundle, workshop)
+
+    assert first["files"] == 7  # manifest, signature, archive, wheel, three of the model
+    assert (again["files"], again["bytes"]) == (0, 0)
+    assert again["committed"]["placed"] == {"bundle": False, "blobs": 0, "wheels": 0}
+    assert placed(provisioned) == before
+
+
+def test_a_new_release_sends_only_what_changed(provisioned, bundle, workshop, keys):
+    """
+    Same weights and lock: the code alone travels.  Weights are on disk once.
+    """
+    send(provisioned, bundle, workshop)
+    (workshop.runtime / "__main__.py").write_text("print('serving better')\n")
+    second = workshop.signed(keys[0], "v2")
+
+    found = send(provisioned, second, workshop)
+
+    assert found["sent"] == ["manifest.json", "manifest.json.sig", "files.tar"]
+    assert found["committed"]["venv_built"] is False
+    blob = provisioned.layout.blobs / second.manifest.model.files[1].sha256
+    assert blob.stat().st_nlink == 2  # the blob and the one model that both releases lead to
+
+
+def test_an_upload_that_was_cut_goes_on(provisioned, bundle, workshop):
+    """
+    What arrived whole before the connection was cut is not sent again.
+    """
+    weights = blob_name(bundle.manifest.model.files[1].sha256)
+    with pytest.raises(ConnectionError):
+        send(provisioned, bundle, workshop, lambda n, d: None if n == weights else d)
+
+    sent = send(provisioned, bundle, workshop)["sent"]
+
+    assert weights in sent
+    assert wheel_name(bundle.manifest.lock.wheels[0].file) not in sent
+
+
+def test_uploads_are_gone_after_they_were_placed(provisioned, bundle, workshop):
+    """
+    INCOMING holds only what is on its way.
+    """
+    send(provisioned, bundle, workshop)
+
+    assert list(provisioned.layout.incoming.iterdir()) == []
+
+
+# -- bad bundles
+
+
+def in_the_middle(data):
+    return data[:700] + bytes([data[700] ^ 1]) + data[701:]
+
+
+def sizes(bundle):
+    weights = bundle.manifest.model.files[1]
+    assert weights.path == "model.safetensors"
+    return blob_name(weights.sha256), wheel_name(bundle.manifest.lock.wheels[0].file)
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "kind"),
+    [
+        ("manifest.json", damage, "BundleUnsigned"),
+        ("manifest.json.sig", lambda data: b"", "BundleUnsigned"),
+        ("manifest.json.sig", lambda data: b"nonsense", "BundleUnsigned"),
+        ("files.tar", in_the_middle, "BundleTampered"),
+        ("files.tar", lambda data: data + b"\0" * 512, "BundleTampered"),
+        ("files.tar", lambda data: data[:-512], "BundleTruncated"),
+        ("weights", damage, "BundleTampered"),
+        ("weights", lambda data: data[:-1], "BundleTruncated"),
+        ("weights", lambda data: data + b"x", "BundleTampered"),
+        ("wheel", damage, "BundleTampered"),
+        ("wheel", lambda data: data[: len(data) // 2], "BundleTruncated"),
+    ],
+)
+def test_what_was_not_signed_is_never_unpacked(provisioned, bundle, workshop, which, change, kind):
+    """
+    One byte more, less or other, anywhere: refused by name, and nothing is placed.
+    """
+    weights, wheel = sizes(bundle)
+    name = {"weights": weights, "wheel": wheel}.get(which, which)
+
+    error = refusal(
+        provisioned, bundle, workshop, lambda n, data: change(data) if n == name else data
+    )
+
+    assert error.kind == kind
+    assert placed(provisioned) == []
+    assert provisioned.journal()[-1]["error"]["kind"] == kind
+
+
+def test_a_tampered_file_is_asked_for_again(provisioned, bundle, workshop):
+    """
+    It was whole by its size; a second try with the right one goes through.
+    """
+    weights, _ = sizes(bundle)
+    refusal(provisioned, bundle, workshop, lambda n, d: damage(d) if n == weights else d)
+
+    assert weights in send(provisioned, bundle, workshop)["sent"]
+
+
+def test_an_unsigned_bundle_is_refused(provisioned, workshop, keys, tmp_path):
+    """
+    No signature, a stranger's, or one for another purpose.
+    """
+    bundle = workshop.build()
+    stranger, _ = make_key(tmp_path / "stranger")
+    for key, namespace in ((stranger, "slipway-bundle"), (keys[0], "file")):
+        shutil.copyfile(bundle.manifest_path, tmp_path / "m")
+        argv = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(key), "-n", namespace]
+        subprocess.run([*argv, str(tmp_path / "m")], check=True)
+        (tmp_path / "m.sig").replace(bundle.signature_path)
+
+        assert refusal(provisioned, bundle, workshop).kind == "BundleUnsigned"
+        shutil.rmtree(provisioned.layout.incoming)
+
+    assert placed(provisioned) == []
+
+
+def test_a_host_without_allowed_signers_takes_nothing(provisioned, bundle, workshop):
+    """
+    Nobody is trusted by default.
+    """
+    provisioned.layout.allowed_signers.unlink()
+
+    assert refusal(provisioned, bundle, workshop).kind == "PreconditionError"
+    assert placed(provisioned) == []
+
+
+def test_a_signed_manifest_of_another_bundle_is_refused(provisioned, bundle, workshop, keys):
+    """
+    An old bundle, validly signed, does not pass for a new one.
+    """
+    older = workshop.signed(keys[0], "v0")
+    swap = {
+        "manifest.json": older.manifest_path.read_bytes(),
+        "manifest.json.sig": older.signature_path.read_bytes(),
+    }
+
+    error = refusal(provisioned, bundle, workshop, lambda n, data: swap.get(n, data))
+
+    assert error.kind == "BundleTampered"
+    assert placed(provisioned) == []
+
+
+def link_in_the_archive(kind, target):
+    """
+    Return a change of files.tar: config.yml becomes a link of *kind* to *target*.
+    """
+
+    def change(name, data):
+        if name != "files.tar":
+            return data
+        made = io.BytesIO()
+        with (
+            tarfile.open(fileobj=io.BytesIO(data)) as old,
+            tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as new,
+        ):
+            for member in old:
+                contents = old.extractfile(member)
+                if member.name == "config.yml":
+                    member.type, member.linkname, member.size = kind, target, 0
+                new.addfile(member, contents if member.isreg() else None)
+        return made.getvalue().ljust(len(data), b"\0")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE]
+)
+def test_links_and_devices_are_never_unpacked(provisioned, bundle, workshop, kind):
+    """
+    A member that is not a plain file is refused, whatever it is called.
+    """
+    error = refusal(provisioned, bundle, workshop, link_in_the_archive(kind, "/etc/shadow"))
+
+    assert error.kind == "BundleTampered"
+    assert placed(provisioned) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../evil", "/etc/evil", "a/../../evil", "runtime//x", "venv", "a\nb"]
+)
+def test_a_path_that_leads_out_is_refused_even_when_it_is_signed(provisioned, bundle, path):
+    """
+    A signature says who, not that it is harmless.
+    """
+    document = bundle.manifest.document()
+    document["files"][0]["path"] = path
+
+    with pytest.raises(Refused) as caught:
+        provisioned.call("stage.missing", manifest=document)
+
+    assert caught.value.kind == "BundleTampered"
+
+
+@pytest.mark.parametrize("incoming", ["..", "../../etc", "a/b", ""])
+def test_uploads_lie_in_one_directory(provisioned, bundle, incoming):
+    """
+    stage.commit looks nowhere else.
+    """
+    with pytest.raises(Refused) as caught:
+        provisioned.call("stage.commit", bundle=bundle.digest, incoming=incoming)
+
+    assert caught.value.kind == "UsageError"
+
+
+# -- disk
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(
+    provisioned, bundle, workshop, monkeypatch
+):
+    """
+    With what is needed and what is free.
+    """
+    monkeypatch.setattr(room, "free_bytes", lambda path: 1 << 20)
+
+    error = refusal(provisioned, bundle, workshop)
+
+    assert error.kind == "DiskTooSmall"
+    assert "1 MiB are free" in error.why
+    assert not provisioned.layout.incoming.exists()
+
+
+def test_what_is_there_already_needs_no_room(provisioned, bundle, workshop, monkeypatch):
+    """
+    A full disk does not stop a release that is staged.
+    """
+    send(provisioned, bundle, workshop)
+    monkeypatch.setattr(room, "free_bytes", lambda path: 0)
+
+    assert send(provisioned, bundle, workshop)["files"] == 0
+
+
+def test_asking_what_is_missing_changes_nothing(provisioned, bundle):
+    """
+    `inv plan` asks too.
+    """
+    before = sorted(provisioned.root.rglob("*"))
+
+    found = provisioned.call("stage.missing", manifest=bundle.manifest.document())
+
+    assert (found["bundle"], found["venv"], len(found["blobs"])) == (True, True, 3)
+    assert sorted(provisioned.root.rglob("*")) == before

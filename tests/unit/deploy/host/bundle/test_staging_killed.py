@@ -1,0 +1,106 @@
+"""
+SIGKILL at every step of a commit.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from deploy.bundle.send import stage
+from deploy.host.system import Done
+from tests.unit.deploy.host.fakes import Host, short_directory
+from tests.unit.deploy.host.staged import Link, assert_whole, provision, send
+
+_STOPS = ("rename", "replace", "symlink_to")
+
+
+def quick_uv(host):
+    """
+    Let uv and the Python of the venv be pretended: a commit in milliseconds.
+    """
+    real = host.runner.run
+
+    def run(argv, **more):
+        if argv[0] == str(host.layout.uv):
+            host.runner.before(argv)
+            made = Path(argv[-1])
+            if argv[1] == "venv":
+                (made / "bin").mkdir(parents=True)
+                (made / "bin" / "python").symlink_to(sys.executable)
+            return Done(0, "", "")
+        if argv[0].endswith("/bin/python"):
+            host.runner.before(argv)
+            return Done(0, "", "")
+        return real(argv, **more)
+
+    host.runner.run = run
+
+
+def test_a_commit_that_is_killed_anywhere_is_finished_by_the_next(workshop, keys, bundle):
+    """
+    SIGKILL before every change of a name and before every program that it runs: a release is
+    there whole or not at all, and doing it again makes it whole.
+    """
+    kills = 0
+    while True:
+        with short_directory() as root:
+            host = Host(root)
+            provision(host, keys)
+            quick_uv(host)
+            if not killed_in_a_child(host, bundle, workshop, kills):
+                break
+            release = host.layout.release(bundle.digest)
+            if release.exists():
+                assert_whole(release, bundle)
+            assert host.call("status")["unfinished"]["step"] == "stage.commit"
+
+            send(host, bundle, workshop)
+
+            assert_whole(release, bundle)
+            assert host.call("status")["unfinished"] is None
+        kills += 1
+    assert kills > 12
+
+
+def killed_in_a_child(host, bundle, workshop, number):
+    """
+    Stage in a child process that dies, without any clean-up, before effect *number* of the commit;
+    return whether it did.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            left = [number]
+
+            def count(*_):
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+
+            def counted(real):
+                def work(self, *args, **kwargs):
+                    count()
+                    return real(self, *args, **kwargs)
+
+                return work
+
+            link = Link(host)
+            real = link.call
+
+            def call(verb, args=None, *, timeout_s):
+                if verb == "stage.commit":
+                    host.runner.before = count
+                    for name in _STOPS:
+                        setattr(Path, name, counted(getattr(Path, name)))
+                return real(verb, args, timeout_s=timeout_s)
+
+            link.call = call
+            stage(bundle, tool=link, transport=link, wheels=workshop.wheels)
+            status = 0
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(ended)
+    assert code in (0, 9)
+    return code == 9

@@ -1,0 +1,114 @@
+"""
+venv.build, with the real uv and a wheel of one module.
+"""
+
+import hashlib
+import shutil
+
+import pytest
+
+from tests.unit.deploy.bundle.builders import make_lock
+from tests.unit.deploy.host.staged import damage
+
+
+def as_json(lock):
+    return [{"file": w.file, "sha256": w.sha256, "size": w.size} for w in lock.wheels]
+
+
+def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
+    """
+    It adds what nobody uses yet; the second time it is there.
+    """
+    provisioned.fence = None
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    args = {
+        "lock": lock.text,
+        "digest": lock.digest,
+        "python": lock.python,
+        "wheels": as_json(lock),
+    }
+
+    assert provisioned.call("venv.build", **args)["built"] is True
+    assert provisioned.call("venv.build", **args) == {"built": False, "took_s": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (lambda path: path.write_bytes(damage(path.read_bytes())), "BundleTampered"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "BundleTruncated"),
+        (lambda path: path.unlink(), "BundleTruncated"),
+    ],
+)
+def test_a_venv_is_built_of_the_locked_wheels_alone(provisioned, workshop, spoil, kind):
+    """
+    A wheel that is not the locked one is refused, and no venv is left.
+    """
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    spoil(provisioned.layout.wheelhouse / lock.wheels[0].file)
+
+    error = provisioned.answer(
+        "venv.build",
+        {"lock": lock.text, "digest": lock.digest, "python": lock.python, "wheels": as_json(lock)},
+    )["error"]
+
+    assert error["kind"] == kind
+    assert not provisioned.layout.venvs.exists()
+
+
+def test_a_python_that_is_not_there_is_refused_in_uvs_words(provisioned, workshop):
+    """
+    Nothing is downloaded instead, and nothing is left.
+    """
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+
+    error = provisioned.answer(
+        "venv.build",
+        {"lock": lock.text, "digest": lock.digest, "python": "3.2", "wheels": as_json(lock)},
+    )["error"]
+
+    assert error["kind"] == "CommandFailed"
+    assert "3.2" in error["why"]
+    assert list(provisioned.layout.venvs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("pin", "is_built"), [("===", True), ("==", False)])
+def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, is_built):
+    """
+    A host that was on another row has both wheels; pinned with three signs, the right one is taken.
+
+    Negative control: with two signs uv takes the one that names its build, and refuses its hash.
+    """
+    lock = workshop.lock
+    make_lock(workshop.wheels, version="1.0+cpu")
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    text = lock.text.replace("==", pin)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+
+    answer = provisioned.answer(
+        "venv.build",
+        {"lock": text, "digest": digest, "python": lock.python, "wheels": as_json(lock)},
+    )
+
+    assert answer["ok"] is is_built
+    found = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
+    assert [path.name for path in found] == ["tinydep-1.0.dist-info"] * is_built
+
+
+def test_a_triton_that_can_not_be_imported_is_refused(provisioned, tmp_path):
+    """
+    A GPU row's kernels need it, so it is imported when the venv is built, and not first at night.
+    """
+    lock = make_lock(tmp_path / "wheels", name="triton")  # one module, and no language in it
+    shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
+
+    error = provisioned.answer(
+        "venv.build",
+        {"lock": lock.text, "digest": lock.digest, "python": lock.python, "wheels": as_json(lock)},
+    )["error"]
+
+    assert error["kind"] == "CommandFailed"
+    assert "triton.language" in error["why"]

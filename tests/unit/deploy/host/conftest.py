@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.host.system import Clock
+from tests.unit.deploy.bundle.builders import Workshop, make_key
+from tests.unit.deploy.host.fakes import FakeRuntime, Host, short_directory
+from tests.unit.deploy.host.haproxy_process import PROGRAM, HaproxyProcess
+from tests.unit.deploy.host.staged import provision
+
+
+@pytest.fixture
+def host():
+    with short_directory() as root:
+        yield Host(root)
+
+
+@pytest.fixture
+def leased(host):
+    host.lease()
+    return host
+
+
+@pytest.fixture
+def runtimes(host):
+    """
+    A runtime behind the socket of each slot.
+    """
+    made = {slot: FakeRuntime(host.layout.runtime_socket(slot), slot) for slot in ("blue", "green")}
+    yield made
+    for runtime in made.values():
+        runtime.close()
+
+
+@pytest.fixture
+def proxy(leased, runtimes):
+    """
+    A real HAProxy before *runtimes*; both slots in maint, as after provisioning.
+    """
+    if not Path(PROGRAM).exists():
+        pytest.skip("haproxy is not installed: apt-get install haproxy")
+    leased.clock = Clock()
+    leased.world = leased.world._replace(clock=leased.clock)
+    leased.lease()
+    made = HaproxyProcess(leased)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """
+    A private key, and the allowed signers that know it.
+    """
+    return make_key(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    return Workshop(tmp_path)
+
+
+@pytest.fixture
+def bundle(workshop, keys):
+    return workshop.signed(keys[0])
+
+
+@pytest.fixture
+def provisioned(host, keys):
+    """
+    A host that takes signed bundles: uv, allowed signers, a lease.
+    """
+    provision(host, keys)
+    return host

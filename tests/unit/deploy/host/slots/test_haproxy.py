@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.host.rpc import HostError
+from deploy.host.slots.haproxy import Haproxy, merge, parse_servers_state, parse_stat
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def recorded(name):
+    """
+    Return what HAProxy 2.6.12 said, without the lines that say how it was recorded.
+    """
+    lines = (RECORDED / name).read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("##"))
+
+
+def servers(which):
+    stat = parse_stat(recorded(f"{which}.stat.csv"), "runtime")
+    state = parse_servers_state(recorded(f"{which}.state.txt"), "runtime")
+    return {name: merge(stat[name], state[name]) for name in stat}
+
+
+def test_columns_are_found_by_their_names():
+    """
+    A HAProxy that adds columns, or moves them, is read all the same.
+    """
+    text = "# pxname,new,svname,scur\nruntime,1,blue,7\nruntime,1,BACKEND,9\nother,1,blue,3\n"
+
+    assert parse_stat(text, "runtime")["blue"]["scur"] == "7"
+    assert list(parse_stat(text, "runtime")) == ["blue"]
+
+
+def test_a_state_of_another_version_is_refused():
+    """
+    Only the format that HAProxy calls 1 is read.
+    """
+    with pytest.raises(ValueError, match="version 1"):
+        parse_servers_state("2\n# be_id\n", "runtime")
+
+
+def test_drain_and_maint_have_no_weight():
+    """
+    The weight column keeps its number in drain and in maint; what new requests see is 0.
+    """
+    found = servers("drain_and_maint")
+
+    assert {n: (s.admin, s.own_weight, s.weight) for n, s in found.items()} == {
+        "blue": ("maint", 90, 0),
+        "green": ("drain", 10, 0),
+    }
+    assert parse_stat(recorded("drain_and_maint.stat.csv"), "runtime")["green"]["weight"] == "10"
+
+
+def test_a_draining_server_that_is_down_still_drains():
+    """
+    show stat says DOWN of it; what it was told is in its state.
+    """
+    found = servers("drain_and_down")["green"]
+
+    assert (found.admin, found.status, found.weight) == ("drain", "DOWN", 0)
+
+
+def test_a_server_that_just_left_maint_is_not_yet_up():
+    """
+    HAProxy trusts it until the first check; we don't.
+    """
+    found = servers("just_ready")["blue"]
+
+    assert (found.admin, found.status, found.is_up) == ("ready", "UP 1/2", False)
+
+
+def test_a_silent_haproxy_is_one_error(tmp_path):
+    """
+    No socket: the answer names it.
+    """
+    with pytest.raises(HostError) as caught:
+        Haproxy(tmp_path / "haproxy.sock").servers()
+
+    assert caught.value.kind == "CommandFailed"
+    assert "haproxy.sock: No such file" in caught.value.why
+
+
+# -- a real one
+
+
+def test_what_haproxy_refuses_is_an_error_in_its_words(proxy):
+    """
+    Silence is success; a sentence is a refusal.
+    """
+    for wrong, said in (
+        (lambda: proxy.control.set_admin("red", "ready"), "No such server"),
+        (lambda: proxy.control.set_weight("blue", 300), "between 0 and 256"),
+        (lambda: proxy.control.servers("nowhere"), "no backend named nowhere"),
+    ):
+        with pytest.raises(HostError) as caught:
+            wrong()
+        assert said in caught.value.why
+
+
+def test_a_weight_is_absolute(proxy):
+    """
+    `set weight` without % is not relative to the 100 of the configuration.
+    """
+    proxy.control.set_weight("blue", 7)
+
+    assert proxy.control.servers()["blue"].own_weight == 7

@@ -1,0 +1,300 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.host.layout import unit
+from deploy.host.slots.haproxy import Haproxy
+from deploy.host.slots.systemd import parse_show
+from tests.unit.deploy.host.fakes import BUNDLE, OTHER, Host, Refused, short_directory
+
+GREEN = unit("green")
+
+
+class Killed(BaseException):
+    """
+    Stands for SIGKILL: nothing after it runs but the kernel.
+    """
+
+
+@pytest.fixture
+def staged(leased):
+    leased.stage(BUNDLE)
+    leased.stage(OTHER, "v2")
+    return leased
+
+
+def start(host, bundle=BUNDLE, timeout_s=60):
+    return host.call("slot.start", slot="green", bundle=bundle, timeout_s=timeout_s)
+
+
+def refusal(host, verb, **args):
+    with pytest.raises(Refused) as caught:
+        host.call(verb, **args)
+    return caught.value
+
+
+def weigh(monkeypatch, **servers):
+    """
+    Let HAProxy say that of its servers: admin, weight.
+    """
+
+    class Server:
+        def __init__(self, admin, weight):
+            self.admin, self.weight, self.status = admin, weight, "UP"
+
+    found = {name: Server(*what) for name, what in servers.items()}
+    monkeypatch.setattr(Haproxy, "servers", lambda self: found)
+
+
+# -- start
+
+
+def test_a_start_links_enables_and_returns_when_ready(staged):
+    """
+    The slot leads to the release, comes back at boot, and is READY.
+    """
+    staged.runner.units[GREEN].starts = "slow"
+
+    found = start(staged)
+
+    assert (found["unit"], found["started"], found["bundle"]) == ("active", True, BUNDLE)
+    assert staged.layout.slot_link("green").readlink() == staged.layout.release(BUNDLE)
+    assert staged.runner.units[GREEN].enabled
+
+
+def test_a_starting_slot_yields_the_processor(staged):
+    """
+    Loading a model does not slow the slot that serves.
+    """
+    start(staged)
+
+    assert staged.runner.units[GREEN].cpu_weight == 20
+
+
+def test_starting_what_runs_changes_nothing(staged):
+    """
+    The same bundle again: no restart.
+    """
+    start(staged)
+    staged.runner.calls.clear()
+
+    assert start(staged)["started"] is False
+    assert not [c for c in staged.runner.calls if c[:2] == ["systemctl", "start"]]
+
+
+def test_a_taken_slot_is_refused(staged):
+    """
+    What runs there is not swapped under its clients.
+    """
+    start(staged)
+
+    error = refusal(staged, "slot.start", slot="green", bundle=OTHER)
+
+    assert error.kind == "PreconditionError"
+    assert "aaaaaaaaaaaa" in error.why
+    assert staged.layout.slot_link("green").readlink() == staged.layout.release(BUNDLE)
+
+
+def test_a_bundle_that_is_not_staged_is_refused(leased):
+    """
+    Nothing is linked to a release that is not whole.
+    """
+    error = refusal(leased, "slot.start", slot="green", bundle=BUNDLE)
+
+    assert (error.kind, "not staged" in error.what) == ("PreconditionError", True)
+    assert not leased.layout.slot_link("green").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("exit", "status 78"),
+        ("crash", "status 78"),
+        ("hang", "not READY in time"),
+        ("skip", "condition"),
+    ],
+)
+def test_a_failed_start_is_stopped_and_shows_its_last_log_lines(staged, how, said):
+    """
+    Not enabled, not running, and the operator reads why.
+    """
+    staged.runner.units[GREEN].starts = how
+
+    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE, timeout_s=10)
+
+    assert error.kind == "CommandFailed"
+    assert said in error.why
+    assert "no such tensor" in error.why
+    assert staged.runner.units[GREEN].active in ("inactive", "failed")
+    assert not staged.runner.units[GREEN].enabled
+
+
+def test_a_start_that_logged_nothing_shows_what_systemd_says(staged):
+    """
+    A process that died without a word.
+    """
+    staged.runner.units[GREEN].starts = "exit"
+    staged.runner.log = []
+
+    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE)
+
+    assert "Failed to start it." in error.why
+
+
+def test_a_failed_slot_can_be_started_with_another_bundle(staged):
+    """
+    A failure is reset before the next start.
+    """
+    staged.runner.units[GREEN].starts = "exit"
+    refusal(staged, "slot.start", slot="green", bundle=BUNDLE)
+    staged.runner.units[GREEN].starts = "ready"
+
+    assert start(staged, OTHER)["unit"] == "active"
+
+
+def test_the_lock_is_free_while_a_slot_starts(staged):
+    """
+    The lease is renewed during a start that takes minutes.
+    """
+    staged.runner.units[GREEN].starts = "slow"
+    renewed = []
+    staged.clock.on_sleep = lambda: renewed.append(staged.call("lease.renew", ttl_s=30))
+
+    start(staged)
+
+    assert renewed
+
+
+def test_a_start_that_lost_its_lease_stops_nothing(staged):
+    """
+    Whoever took over may have started it for himself.
+    """
+    staged.runner.units[GREEN].starts = "hang"
+    staged.call("lease.renew", ttl_s=5)
+
+    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE, timeout_s=10)
+
+    assert error.kind == "LeaseLost"
+    assert not [c for c in staged.runner.calls if c[:2] == ["systemctl", "stop"]]
+
+
+def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
+    """
+    Kill it before each command that it runs: status says so, and doing it again starts the slot.
+    """
+    kills = 0
+    while True:
+        with short_directory() as root:
+            host = Host(root)
+            host.lease(ttl_s=3600)
+            host.stage(BUNDLE)
+            if not killed_at(host, kills, lambda host=host: start(host)):
+                break
+            unfinished = host.call("status")["unfinished"]
+            assert (unfinished["step"], unfinished["is_intent"]) == ("slot.start", True)
+
+            assert start(host)["unit"] == "active"
+
+            assert host.runner.units[GREEN].enabled
+            assert host.layout.slot_link("green").readlink() == host.layout.release(BUNDLE)
+            assert host.call("status")["unfinished"] is None
+        kills += 1
+    assert kills >= 5
+
+
+def killed_at(host, number, work):
+    """
+    Do *work*, killed before command *number*; return whether it came so far.
+    """
+    left = [number]
+
+    def before(_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    host.runner.before = before
+    try:
+        work()
+    except Killed:
+        return True
+    finally:
+        host.runner.before = lambda _: None
+    return False
+
+
+def test_what_systemd_says_is_read_as_it_says_it():
+    """
+    Recorded: one unit that runs and one that failed, of systemd 252.
+    """
+    text = (Path(__file__).parent / "recorded" / "systemctl_show.txt").read_text()
+
+    blue, green = parse_show(text).values()
+
+    assert (blue.name, blue.active, blue.is_enabled, blue.has_job) == (
+        unit("blue"), "active", True, False,
+    )  # fmt: skip
+    assert len(blue.invocation) == 32
+    assert (green.active, green.result, green.exit_status, green.is_enabled) == (
+        "failed", "exit-code", 78, False,
+    )  # fmt: skip
+
+
+# -- stop
+
+
+def test_a_stop_disables_and_keeps_the_link(staged, monkeypatch):
+    """
+    Stopped now and at the next boot; its log and release can still be looked at.
+    """
+    weigh(monkeypatch, green=("maint", 0))
+    start(staged)
+
+    found = staged.call("slot.stop", slot="green")
+
+    assert (found["unit"], found["stopped"]) == ("inactive", True)
+    assert not staged.runner.units[GREEN].enabled
+    assert staged.layout.slot_link("green").is_symlink()
+
+
+def test_stopping_what_is_stopped_is_no_error(staged):
+    """
+    Also when HAProxy is not there to ask.
+    """
+    assert staged.call("slot.stop", slot="green")["stopped"] is False
+
+
+def test_a_slot_that_takes_requests_is_not_stopped(staged, monkeypatch):
+    """
+    Unless it is forced: the requests would be lost.
+    """
+    weigh(monkeypatch, green=("ready", 10))
+    start(staged)
+
+    error = refusal(staged, "slot.stop", slot="green")
+
+    assert (error.kind, "weight is 10" in error.why) == ("PreconditionError", True)
+    assert staged.runner.units[GREEN].active == "active"
+    assert staged.call("slot.stop", slot="green", force=True)["stopped"] is True
+
+
+def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
+    """
+    Not knowing is not "no requests".
+    """
+    start(staged)
+
+    assert refusal(staged, "slot.stop", slot="green").kind == "PreconditionError"
+
+
+def test_a_stop_that_is_late_says_so(staged, monkeypatch):
+    """
+    The unit did not end within its time: the result is unknown to nobody.
+    """
+    weigh(monkeypatch, green=("maint", 0))
+    start(staged)
+    staged.runner.units[GREEN].stops = "hang"
+
+    error = refusal(staged, "slot.stop", slot="green", timeout_s=5)
+
+    assert (error.kind, "within 5 s" in error.what) == ("CommandFailed", True)

@@ -1,0 +1,331 @@
+"""
+Against a real HAProxy with two runtimes on Unix sockets.
+"""
+
+import threading
+
+import pytest
+
+from deploy.host.layout import unit
+from deploy.host.slots import traffic
+from deploy.host.system import Clock
+from tests.unit.deploy.host.fakes import Refused
+
+
+def serve(host, **weights):
+    return host.call("traffic.set", weights=weights)["weights"]
+
+
+def refusal(host, verb, **args):
+    with pytest.raises(Refused) as caught:
+        host.call(verb, **args)
+    return caught.value
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(traffic, "UP_TIMEOUT_S", 0.4)
+
+
+def test_weights_are_shares(leased, proxy):
+    """
+    90 and 10 of 20 requests: 18 and 2; read back as they were set.
+    """
+    assert serve(leased, blue=100) == {"blue": 100, "green": 0}
+    assert proxy.share() == {"blue": 20}
+
+    assert serve(leased, blue=90, green=10) == {"blue": 90, "green": 10}
+    assert proxy.share() == {"blue": 18, "green": 2}
+
+
+def test_a_slot_with_traffic_yields_no_more(leased, proxy):
+    """
+    Whoever gets requests has an equal share of the processor, from before the first one.
+    """
+    leased.runner.units[unit("green")].cpu_weight = 20
+
+    leased.call("traffic.set", weights={"blue": 100})
+    assert leased.runner.units[unit("green")].cpu_weight == 20
+    leased.call("traffic.set", weights={"blue": 90, "green": 10})
+    assert leased.runner.units[unit("green")].cpu_weight == 100
+
+
+def test_promoting_and_going_back_move_all_of_it(leased, proxy):
+    """
+    The slot that is at 0 drains: it gets nothing, and keeps what is in flight.
+    """
+    serve(leased, blue=90, green=10)
+
+    serve(leased, blue=0, green=100)
+    assert proxy.share() == {"green": 20}
+    assert proxy.control.servers()["blue"].admin == "drain"
+
+    serve(leased, blue=100, green=0)
+    assert proxy.share() == {"blue": 20}
+
+
+def test_setting_the_same_weights_again_changes_nothing(leased, proxy):
+    """
+    A verb that was killed after its effect may be run again.
+    """
+    serve(leased, blue=90, green=10)
+    before = proxy.control.servers()
+
+    serve(leased, blue=90, green=10)
+
+    after = proxy.control.servers()
+    assert {n: (s.admin, s.weight) for n, s in after.items()} == {
+        n: (s.admin, s.weight) for n, s in before.items()
+    }
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slot_that_is_not_ready_gets_nothing_and_takes_nothing(leased, proxy, runtimes):
+    """
+    The other keeps its weight, and the new one goes back to where it was.
+    """
+    serve(leased, blue=100)
+    runtimes["green"].is_ready = False
+
+    error = refusal(leased, "traffic.set", weights={"blue": 0, "green": 100})
+
+    assert error.kind == "CommandFailed"
+    assert "green is not UP" in error.what
+    seen = proxy.control.servers()
+    assert (seen["blue"].weight, seen["green"].admin) == (100, "maint")
+    assert proxy.share() == {"blue": 20}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_going_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes):
+    """
+    The canary keeps the traffic rather than nobody.
+    """
+    serve(leased, blue=90, green=10)
+    runtimes["blue"].is_ready = False
+    until_down(leased, proxy, "blue")
+
+    assert (
+        "blue is not UP" in refusal(leased, "traffic.set", weights={"blue": 100, "green": 0}).what
+    )
+    assert proxy.share(5) == {"green": 5}
+
+
+def until_down(host, proxy, slot):
+    def down():
+        return True if proxy.control.servers()[slot].status == "DOWN" else None
+
+    assert host.world.wait(down, 5, 0.01)
+
+
+def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, runtimes):
+    """
+    HAProxy calls a server UP as soon as it leaves maint; requests wait for a real check.
+    """
+    serve(leased, blue=100)
+    runtimes["green"].is_ready = False
+    seen = []
+
+    class Watching(Clock):
+        def sleep(self, seconds):
+            server = proxy.control.servers()["green"]
+            seen.append((server.admin, server.weight))
+            runtimes["green"].is_ready = len(seen) > 3
+            super().sleep(seconds)
+
+    leased.world = leased.world._replace(clock=Watching())
+    serve(leased, blue=90, green=10)
+
+    assert len(seen) > 3
+    assert set(seen) == {("ready", 0)}
+
+
+def test_silence_is_refused_unless_it_is_meant(leased, proxy):
+    """
+    Both at 0, also by leaving one out, only with force.
+    """
+    serve(leased, blue=100)
+
+    for weights in ({"blue": 0, "green": 0}, {"blue": 0}):
+        assert refusal(leased, "traffic.set", weights=weights).kind == "PreconditionError"
+    assert proxy.share(5) == {"blue": 5}
+
+    assert leased.call("traffic.set", weights={"blue": 0}, force=True)["weights"]["blue"] == 0
+    assert proxy.share(2) == {503: 2}
+
+
+def test_a_slot_in_maint_stays_there_at_weight_0(leased, proxy):
+    """
+    A stopped slot is not brought back to be drained.
+    """
+    serve(leased, blue=100, green=0)
+
+    assert proxy.control.servers()["green"].admin == "maint"
+
+
+@pytest.mark.parametrize("weights", [{}, {"blue": 101}, {"blue": -1}, {"blue": "9"}, {"red": 1}])
+def test_impossible_weights_are_refused(leased, proxy, weights):
+    """
+    From 0 to 100, of slots there are.
+    """
+    assert refusal(leased, "traffic.set", weights=weights).kind == "UsageError"
+
+
+def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
+    """
+    The answer arrives, then the slot goes into maint; new requests go to the other.
+    """
+    serve(leased, blue=100, green=0)
+    runtimes["blue"].gate.clear()
+    got = []
+    client = threading.Thread(target=lambda: got.append(proxy.ask()))
+    client.start()
+    assert runtimes["blue"].entered.wait(10)
+    serve(leased, blue=0, green=100)
+    looked = []
+
+    class Releasing(Clock):
+        def sleep(self, seconds):
+            looked.append((proxy.control.servers()["blue"].sessions, proxy.ask()))
+            if len(looked) == 3:
+                runtimes["blue"].gate.set()
+            super().sleep(seconds)
+
+    leased.world = leased.world._replace(clock=Releasing())
+    found = leased.call("traffic.drain", slot="blue", timeout_s=20)
+    client.join()
+
+    assert got == ["blue"]
+    assert looked[:3] == [(1, "green")] * 3
+    assert (found["left"], found["maint"]) == (0, True)
+    assert proxy.control.servers()["blue"].admin == "maint"
+
+
+def test_an_idle_keep_alive_connection_does_not_hold_up_a_drain(leased, proxy):
+    """
+    Requests are waited for, not connections; the client's next request goes elsewhere.
+    """
+    serve(leased, blue=100, green=0)
+    connection = proxy.client()
+    assert proxy.ask(connection) == "blue"
+    serve(leased, blue=0, green=100)
+
+    assert leased.call("traffic.drain", slot="blue", timeout_s=5)["left"] == 0
+    assert proxy.ask(connection) == "green"
+
+
+def test_a_drain_that_is_late_says_what_is_left_and_cuts_nothing(leased, proxy, runtimes):
+    """
+    The slot stays in drain; the request still gets its answer.
+    """
+    serve(leased, blue=100, green=0)
+    runtimes["blue"].gate.clear()
+    got = []
+    client = threading.Thread(target=lambda: got.append(proxy.ask()))
+    client.start()
+    assert runtimes["blue"].entered.wait(10)
+    serve(leased, blue=0, green=100)
+
+    found = leased.call("traffic.drain", slot="blue", timeout_s=0.2)
+
+    assert (found["left"], found["maint"]) == (1, False)
+    assert proxy.control.servers()["blue"].admin == "drain"
+    runtimes["blue"].gate.set()
+    client.join()
+    assert got == ["blue"]
+
+
+def test_a_slot_that_takes_requests_is_not_drained(leased, proxy):
+    """
+    It would never be empty.
+    """
+    serve(leased, blue=100, green=0)
+
+    assert refusal(leased, "traffic.drain", slot="blue").kind == "PreconditionError"
+
+
+def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy, runtimes):
+    """
+    The lease is looked at again after every wait.
+    """
+    serve(leased, blue=100, green=0)
+    runtimes["blue"].gate.clear()
+    client = threading.Thread(target=proxy.ask)
+    client.start()
+    assert runtimes["blue"].entered.wait(10)
+    serve(leased, blue=0, green=100)
+
+    class Losing(Clock):
+        lost_s = 0.0
+
+        def steady_s(self):
+            return super().steady_s() + self.lost_s
+
+        def sleep(self, seconds):
+            self.lost_s = 100.0  # the lease is over, and the request has been answered
+            runtimes["blue"].gate.set()
+            client.join()
+
+    leased.world = leased.world._replace(clock=Losing())
+    error = refusal(leased, "traffic.drain", slot="blue", timeout_s=50)
+
+    assert error.kind == "LeaseLost"
+    assert proxy.control.servers()["blue"].admin == "drain"
+    last = leased.journal()[-1]
+    assert (last["step"], last["phase"], last["ok"]) == ("traffic.drain", "result", False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [
+        ([("set", {"blue": 90, "green": 10})], {"blue": ("ready", 90), "green": ("ready", 10)}),
+        (
+            [("set", {"blue": 100}), ("set", {"blue": 0, "green": 100})],
+            {"blue": ("drain", 0), "green": ("ready", 100)},
+        ),
+        (
+            [("set", {"blue": 100}), ("set", {"blue": 0, "green": 100}), ("drain", "blue")],
+            {"blue": ("maint", 0), "green": ("ready", 100)},
+        ),
+    ],
+    ids=["canary", "drain", "maint"],
+)
+def test_a_restart_of_haproxy_keeps_the_weights(leased, proxy, steps, wanted):
+    """
+    The state file is written with every change, and read at the start.
+    """
+    for verb, what in steps:
+        if verb == "set":
+            serve(leased, **what)
+        else:
+            leased.call("traffic.drain", slot=what)
+
+    proxy.stop()
+    proxy.start()
+
+    assert {n: (s.admin, s.weight) for n, s in proxy.control.servers().items()} == wanted
+
+
+def test_without_the_state_file_a_restart_forgets(leased, proxy):
+    """
+    Negative control: the file is what carries the weights over.
+    """
+    serve(leased, blue=100)
+    leased.layout.haproxy_state.unlink()
+
+    proxy.stop()
+    proxy.start()
+
+    assert proxy.control.servers()["blue"].admin == "maint"
+
+
+def test_a_failing_canary_is_answered_by_the_stable_slot(leased, proxy, runtimes):
+    """
+    No client sees its 500s; HAProxy's own count of them stays at 0.
+    """
+    serve(leased, blue=90, green=10)
+    runtimes["green"].fails_with = 500
+
+    assert proxy.share(50) == {"blue": 50}
+    assert proxy.control.servers()["green"].counters["answers_5xx"] == 0
+    assert proxy.control.servers()["green"].counters["retries"] == 5

@@ -1,0 +1,82 @@
+"""
+Brings real bundles to a host in a temporary directory: real signatures, real uv, real files.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.bundle.send import stage
+from deploy.host.bundle.staging import PART
+from tests.unit.deploy.host.fakes import Refused
+
+UV = Path(sys.prefix) / "bin" / "uv"
+
+
+def provision(host, keys):
+    host.lease(ttl_s=3600)
+    host.layout.bin.mkdir(parents=True)
+    host.layout.uv.symlink_to(UV)
+    host.layout.etc.mkdir(parents=True)
+    shutil.copyfile(keys[1], host.layout.allowed_signers)
+    host.runner.real |= {str(p) for p in (host.layout.uv, host.layout.venvs, host.layout.releases)}
+
+
+class Link:
+    """
+    Carries files into the host's directory; `cut_after` bytes of the next file, then no more.
+    """
+
+    def __init__(self, host):
+        self._host = host
+        self.sent = []
+        self.change = lambda name, data: data
+
+    def call(self, verb, args=None, *, timeout_s):
+        assert timeout_s > 0
+        return self._host.call(verb, **(args or {}))
+
+    def put(self, local, remote, *, timeout_s, mode=0o644):
+        name = Path(remote).name.removesuffix(PART)
+        data = self.change(name, local.read_bytes())
+        if data is None:
+            raise ConnectionError(name)
+        Path(remote).write_bytes(data)
+        self.sent.append(name)
+
+
+def send(host, bundle, workshop, change=lambda name, data: data):
+    link = Link(host)
+    link.change = change
+    return stage(bundle, tool=link, transport=link, wheels=workshop.wheels)
+
+
+def refusal(host, bundle, workshop, change=lambda name, data: data):
+    with pytest.raises(Refused) as caught:
+        send(host, bundle, workshop, change)
+    return caught.value
+
+
+def placed(host):
+    """
+    Return what stands in places that releases start from.
+    """
+    layout = host.layout
+    directories = (layout.releases, layout.models, layout.blobs, layout.venvs, layout.wheelhouse)
+    return sorted(
+        p.name for d in directories if d.is_dir() for p in d.iterdir() if p.name != "blobs"
+    )
+
+
+def assert_whole(release, bundle):
+    for file in bundle.manifest.files:
+        assert (release / file.path).stat().st_size == file.size
+    for file in bundle.manifest.model.files:
+        assert (release / "model" / file.path).stat().st_size == file.size
+    assert (release / "venv" / ".complete").is_file()
+
+
+def damage(data):
+    return data[:-1] + bytes([data[-1] ^ 1])

@@ -1,0 +1,285 @@
+import itertools
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.host.journal import Journal, replay
+from tests.unit.deploy.host.fakes import BOOT, BUNDLE, OTHER
+
+
+def line(step, phase, release="r1", args=None, ok=None, **more):
+    made = {"step": step, "phase": phase, "release": release, "args": args or {}, "ok": ok}
+    return {**made, "fence": 1, "at": "t", "actor": "ann", **more}
+
+
+def lines(*entries):
+    return [{**entry, "seq": seq} for seq, entry in enumerate(entries, 1)]
+
+
+def begin(release="r1"):
+    return line("release.begin", "event", release)
+
+
+def end(release="r1", outcome="promoted"):
+    return line("release.end", "event", release, {"outcome": outcome})
+
+
+def did(step, release="r1", ok=True, **args):
+    return [line(step, "intent", release, args), line(step, "result", release, args, ok)]
+
+
+def good(release, bundle, version):
+    return did("good.record", release, bundle=bundle, version=version, slot="blue")
+
+
+# -- replay
+
+
+def test_an_intent_without_result_is_unfinished():
+    """
+    A verb that was killed is told, with its step.
+    """
+    found = replay(lines(begin(), line("slot.start", "intent", args={"slot": "green"}))).unfinished
+
+    assert (found["release"], found["step"], found["is_intent"]) == ("r1", "slot.start", True)
+
+
+def test_a_release_without_end_is_unfinished_at_its_last_step():
+    """
+    A controller that died between two verbs is told, too.
+    """
+    found = replay(lines(begin(), *did("slot.start", slot="green"))).unfinished
+
+    assert (found["release"], found["step"], found["is_intent"]) == ("r1", "slot.start", False)
+
+
+def test_the_same_verb_done_again_finishes_what_was_killed():
+    """
+    Intent, crash, intent, result: nothing is open.
+    """
+    killed = line("slot.start", "intent", args={"slot": "green"})
+
+    assert replay(lines(killed, *did("slot.start", slot="green"))).unfinished is None
+
+
+def test_another_slot_finishes_nothing():
+    """
+    Negative control: a result for other arguments leaves the intent open.
+    """
+    killed = line("slot.start", "intent", args={"slot": "green"})
+
+    found = replay(lines(killed, *did("slot.start", slot="blue"))).unfinished
+
+    assert found["step"] == "slot.start"
+
+
+def test_a_failed_result_is_a_result():
+    """
+    A verb that said no is not unfinished.
+    """
+    assert replay(lines(*did("slot.start", ok=False))).unfinished is None
+
+
+def test_the_end_of_a_release_ends_what_was_open():
+    """
+    Whoever wrote the end had seen the host and left it in order.
+    """
+    entries = lines(begin(), line("slot.start", "intent"), end(outcome="reverted"))
+
+    assert replay(entries).unfinished is None
+
+
+def test_the_end_of_another_release_ends_nothing():
+    """
+    Only the release that began last can end.
+    """
+    assert replay(lines(begin("r1"), end("r0"))).unfinished["release"] == "r1"
+
+
+def test_a_new_release_takes_over_an_unfinished_one():
+    """
+    With r2's end everything is in order, though r1 never ended.
+    """
+    entries = lines(begin("r1"), begin("r2"), end("r2"))
+
+    assert replay(entries[:2]).unfinished["release"] == "r2"
+    assert replay(entries).unfinished is None
+
+
+def test_good_releases_are_a_stack():
+    """
+    Recording pushes, rolling back pops to the one that is named.
+    """
+    entries = lines(
+        *good("r1", BUNDLE, "v1"),
+        *good("r2", OTHER, "v2"),
+        *good("r3", BUNDLE, "v3"),
+        *did("good.rollback", "r4", to_release="r1"),
+    )
+
+    assert [g["release"] for g in replay(entries[:6]).good] == ["r1", "r2", "r3"]
+    assert [g["release"] for g in replay(entries).good] == ["r1"]
+
+
+def test_recording_the_same_release_again_changes_nothing():
+    """
+    A controller that lost the answer may say it again.
+    """
+    assert len(replay(lines(*good("r1", BUNDLE, "v1"), *good("r1", BUNDLE, "v1"))).good) == 1
+
+
+def test_a_failed_record_is_not_good():
+    """
+    Only a result that says ok counts.
+    """
+    assert replay(lines(*did("good.record", ok=False, bundle=BUNDLE, version="v1"))).good == []
+
+
+def test_a_pause_lasts_until_it_is_resumed_or_the_release_ends():
+    """
+    paused names the release and keeps the reason.
+    """
+    pause = line("release.paused", "event", args={"reason": "5 % errors"})
+    resumed = line("release.resumed", "event")
+
+    assert replay(lines(begin(), pause)).paused["reason"] == "5 % errors"
+    assert replay(lines(begin(), pause, resumed)).paused is None
+    assert replay(lines(begin(), pause, end())).paused is None
+
+
+def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
+    """
+    The new slot is held warm: status says so, though no release is unfinished.
+    """
+    ended = lines(begin(), end(outcome="paused"))
+
+    assert replay(ended).paused["release"] == "r1"
+    assert replay(ended).unfinished is None
+    assert replay([*ended, *lines(begin("r2"))]).paused is None
+
+
+@given(st.lists(st.sampled_from(["begin", "intent", "result", "end", "good"]), max_size=12))
+def test_replaying_is_pure_and_an_ended_release_leaves_nothing_open(kinds):
+    """
+    Whatever came before, after begin and end nothing is unfinished; twice gives the same.
+    """
+    made = {
+        "begin": [begin()],
+        "intent": [line("slot.stop", "intent")],
+        "result": [line("slot.stop", "result", ok=True)],
+        "end": [end()],
+        "good": good("r1", BUNDLE, "v1"),
+    }
+    entries = lines(*itertools.chain.from_iterable(made[kind] for kind in kinds))
+    before = json.dumps(entries)
+
+    assert replay(entries) == replay(entries)
+    assert json.dumps(entries) == before
+    assert replay([*entries, begin("r9"), end("r9")]).unfinished is None
+
+
+# -- the file
+
+
+def append(host, step="x", **args):
+    entry = line(step, "event", args=args)
+    return Journal(host.world).append({key: entry[key] for key in entry if key != "at"})
+
+
+def test_lines_are_numbered_and_say_when_and_in_which_boot(host):
+    """
+    seq grows by one; at is UTC; boot_id tells a reboot.
+    """
+    assert [append(host)["seq"] for _ in range(3)] == [1, 2, 3]
+
+    first = host.journal()[0]
+    assert (first["boot_id"], first["at"]) == (BOOT, "2025-06-15T15:06:40.000Z")
+
+
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"seq": 3, "step": "x", "pha', b'{"seq": 9}', b"\0" * 70000]
+)
+def test_a_torn_last_line_is_cut_off_and_not_read(host, torn):
+    """
+    What was being written when the host died never happened.
+    """
+    append(host), append(host)
+    with host.layout.journal.open("ab") as file:
+        file.write(torn)
+
+    assert [e["seq"] for e in Journal(host.world).read()[0]] == [1, 2]
+    assert append(host)["seq"] == 3
+    assert [e["seq"] for e in host.journal()] == [1, 2, 3]
+
+
+def test_a_damaged_line_is_counted_and_costs_only_itself(host):
+    """
+    status still answers on a journal with a hole.
+    """
+    append(host), append(host)
+    text = host.layout.journal.read_text().splitlines()
+    host.layout.journal.write_text("\n".join([text[0][:20], text[1]]) + "\n")
+
+    entries, damaged = Journal(host.world).read()
+
+    assert ([e["seq"] for e in entries], damaged) == ([2], 1)
+    assert append(host)["seq"] == 3
+
+
+def test_a_line_longer_than_the_window_is_found(host):
+    """
+    The number goes on also after a very long line.
+    """
+    append(host), append(host, text="x" * 200_000)
+
+    assert append(host)["seq"] == 3
+
+
+def test_a_line_that_does_not_fit_is_taken_back(host, monkeypatch):
+    """
+    A full disk leaves no half line, and the caller is told.
+    """
+    append(host)
+    before = host.layout.journal.read_bytes()
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:5], at))
+    monkeypatch.setattr(os, "fsync", _full)
+
+    with pytest.raises(OSError, match="No space"):
+        append(host)
+
+    assert host.layout.journal.read_bytes() == before
+
+
+def _full(_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_line_is_on_disk_before_append_returns(host, monkeypatch):
+    """
+    The effect that a line announces can't come before it.
+    """
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), real(fd)))
+
+    append(host)
+
+    assert host.layout.journal.stat().st_size in synced
+
+
+def test_read_goes_on_where_it_stopped(leased):
+    """
+    since_seq and limit page through; more says whether there is more.
+    """
+    for _ in range(4):
+        leased.call("journal.append", step="note", data={})
+
+    first = leased.call("journal.read", since_seq=1, limit=3)
+    rest = leased.call("journal.read", since_seq=4)
+
+    assert ([e["seq"] for e in first["entries"]], first["more"]) == ([2, 3, 4], True)
+    assert ([e["seq"] for e in rest["entries"]], rest["more"]) == ([5], False)
