@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from deploy import errors
 from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, PreconditionError, TransportError
-from deploy.layout import SLOTS
+from deploy.host.layout import SLOTS
 
 _ANSWERS = {"metrics": True, "haproxy": {}}
 _ZERO = {"requests": 0, "errors": 0, "broken": 0, "restarts": 0}

@@ -18,7 +18,7 @@ _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 
 def build_host_tool(package: Path = _PACKAGE) -> bytes:
     """
-    Return the file that lies at `deploy.layout.HOST_TOOL` on every host.
+    Return the file that lies at `deploy.host.layout.HOST_PROGRAM` on every host.
 
     Not compressed: what a compressor makes of the same text depends on its version.
     """

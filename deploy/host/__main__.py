@@ -15,7 +15,7 @@ from typing import Any
 
 from deploy.host.layout import Layout
 from deploy.host.rpc import HostError, answer, parse_request, refusal
-from deploy.host.system import Clock, Runner, World
+from deploy.host.system import Clock, Runner, System
 
 # Each verb is "module:function", imported when it is asked for: the tool runs once a second.
 VERBS = {
@@ -40,13 +40,13 @@ VERBS = {
 }
 
 
-def handle(world: World, verb: str, text: str) -> str:
+def handle(system: System, verb: str, text: str) -> str:
     """
     Return the line that answers *verb* with the document *text*.
     """
     try:
         request = parse_request(verb, text)
-        return answer(_function(verb)(world, request))
+        return answer(_function(verb)(system, request))
     except HostError as error:
         return refusal(error)
     except OSError as error:
@@ -94,7 +94,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o022)
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
-    line = handle(World(Layout(), Runner(), Clock()), verb, sys.stdin.read())
+    line = handle(System(Layout(), Runner(), Clock()), verb, sys.stdin.read())
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

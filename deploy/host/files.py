@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.host.rpc import HostError
-from deploy.host.system import World
+from deploy.host.system import System
 
 TRASH = ".trash-"  # being deleted
 UNFINISHED = ".tmp-"  # being made
@@ -126,7 +126,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 @contextmanager
-def locked(world: World, path: Path, timeout_s: float) -> Iterator[None]:
+def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
     """
     Hold the lock file at *path*; the kernel gives it back when this process dies.
 
@@ -144,7 +144,7 @@ def locked(world: World, path: Path, timeout_s: float) -> Iterator[None]:
                 return None
             return True
 
-        if world.wait(take, timeout_s, 0.02) is None:
+        if system.poll_until(take, timeout_s, 0.02) is None:
             raise HostError(
                 "CommandFailed",
                 f"{path} is locked",

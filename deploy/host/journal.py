@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from deploy.host.files import sync_directory
-from deploy.host.system import World, utc
+from deploy.host.system import System, utc
 
 INTENT, RESULT, EVENT = "intent", "result", "event"
 BEGIN, END, PAUSED, RESUMED = "release.begin", "release.end", "release.paused", "release.resumed"
@@ -118,9 +118,9 @@ class Journal:
     The file.  Whoever appends holds the lock of the host tool.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._path = world.layout.journal
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._path = system.layout.journal
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """
@@ -154,8 +154,8 @@ class Journal:
             end = _drop_torn_line(descriptor)
             whole = {
                 "seq": self._last_seq(descriptor, end) + 1,
-                "at": utc(self._world.clock.wall_s()),
-                "boot_id": self._world.boot_id(),
+                "at": utc(self._system.clock.wall_s()),
+                "boot_id": self._system.boot_id(),
                 **entry,
             }
             _write_whole(descriptor, end, json.dumps(whole, sort_keys=True).encode() + b"\n")

@@ -1,5 +1,5 @@
 """
-Where things lie on the host.  The same values as `deploy/layout.py`; a test compares the two.
+Every path on a host, the only copy.  Templates, provisioning and the host program read it.
 """
 
 from __future__ import annotations
@@ -7,47 +7,84 @@ from __future__ import annotations
 from pathlib import Path
 
 SLOTS = ("blue", "green")
-USER = "slipway"
+
+OPT = "/opt/slipway"
+BIN = f"{OPT}/bin"
+UV = f"{BIN}/uv"
+HOST_PROGRAM = f"{BIN}/slipway-host.pyz"  # deploy/host, run by the host's own python3
+WHEELHOUSE = f"{OPT}/wheelhouse"  # WHEELHOUSE/<wheel file name>, sha256-checked, shared by locks
+VENVS = f"{OPT}/venvs"  # VENVS/<lock digest>
+RELEASES = f"{OPT}/releases"  # RELEASES/<bundle digest>
+STATE = "/var/lib/slipway"
+MODELS = f"{STATE}/models"  # MODELS/<manifest digest>; MODELS/blobs/<sha256>
+INCOMING = f"{STATE}/incoming"  # uploads, before they are verified
+SLOT_LINKS = f"{STATE}/slots"  # SLOT_LINKS/<slot> -> RELEASES/<bundle digest>
+JOURNAL = f"{STATE}/journal.jsonl"
+LEASE = f"{STATE}/lease.json"
+HAPROXY_STATE = f"{STATE}/haproxy.state"
+ETC = "/etc/slipway"
+RUNTIME_CONFIG = f"{ETC}/runtime.yml"  # 0640 root:slipway
+ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
+ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
+HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
+RUN = "/run/slipway"
+HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+USER = "slipway"  # the runtime's user and group
 UNIT = "slipway-runtime@{slot}.service"
-HAPROXY_UNIT = "haproxy.service"
-BACKEND = "runtime"
+HAPROXY_UNIT = "haproxy.service"  # Debian's own; its configuration is ours
+BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
+
+
+def unit(slot: str) -> str:
+    """
+    Return the systemd unit of *slot*.
+    """
+    return UNIT.format(slot=slot)
+
+
+def runtime_socket(slot: str) -> str:
+    """
+    Return the path of the Unix socket that the runtime of *slot* listens on.
+    """
+    return f"{RUN}/{slot}/runtime.sock"
 
 
 class Layout:
     """
-    The paths of one host.
+    The paths of one host, as the host program uses them.
 
     Args:
-        root: What stands in front of each path; tests give a temporary directory.
+        root: Prefix of every path; tests pass a temporary directory.
     """
 
     def __init__(self, root: str = "/") -> None:
         self.root = root
-        self.opt = self._at("/opt/slipway")
-        self.bin = self.opt / "bin"
-        self.uv = self.bin / "uv"
-        self.host_tool = self.bin / "slipway-host.pyz"
-        self.wheelhouse = self.opt / "wheelhouse"
-        self.venvs = self.opt / "venvs"
-        self.releases = self.opt / "releases"
-        self.state = self._at("/var/lib/slipway")
-        self.models = self.state / "models"
+        self.opt = self._at(OPT)
+        self.bin = self._at(BIN)
+        self.uv = self._at(UV)
+        self.host_program = self._at(HOST_PROGRAM)
+        self.wheelhouse = self._at(WHEELHOUSE)
+        self.venvs = self._at(VENVS)
+        self.releases = self._at(RELEASES)
+        self.state = self._at(STATE)
+        self.models = self._at(MODELS)
         self.blobs = self.models / "blobs"
-        self.incoming = self.state / "incoming"
-        self.slot_links = self.state / "slots"
-        self.journal = self.state / "journal.jsonl"
-        self.lease = self.state / "lease.json"
-        self.lock = self.state / "lock"  # held by a verb for as long as it changes something
+        self.incoming = self._at(INCOMING)
+        self.slot_links = self._at(SLOT_LINKS)
+        self.journal = self._at(JOURNAL)
+        self.lease = self._at(LEASE)
+        self.lock = self.state / "lock"  # held by a verb while it changes something
         self.stage_lock = self.state / "stage.lock"  # held while contents are verified and placed
-        self.haproxy_state = self.state / "haproxy.state"
-        self.etc = self._at("/etc/slipway")
-        self.runtime_config = self.etc / "runtime.yml"
-        self.environment = self.etc / "environment"
-        self.allowed_signers = self.etc / "allowed_signers"
-        self.host_config = self.etc / "host.json"
-        self.run = self._at("/run/slipway")
-        self.haproxy_socket = self.run / "haproxy.sock"
-        self.boot_id = self._at("/proc/sys/kernel/random/boot_id")
+        self.haproxy_state = self._at(HAPROXY_STATE)
+        self.etc = self._at(ETC)
+        self.runtime_config = self._at(RUNTIME_CONFIG)
+        self.environment = self._at(ENVIRONMENT)
+        self.allowed_signers = self._at(ALLOWED_SIGNERS)
+        self.host_config = self._at(HOST_CONFIG)
+        self.run = self._at(RUN)
+        self.haproxy_socket = self._at(HAPROXY_SOCKET)
+        self.boot_id = self._at(BOOT_ID)
 
     def _at(self, path: str) -> Path:
         return Path(self.root) / path.lstrip("/")
@@ -56,7 +93,7 @@ class Layout:
         """
         Return the Unix socket that the runtime of *slot* listens on.
         """
-        return self.run / slot / "runtime.sock"
+        return self._at(runtime_socket(slot))
 
     def release(self, bundle: str) -> Path:
         """
@@ -69,10 +106,3 @@ class Layout:
         Return the symlink of *slot*, which leads to the release that runs there.
         """
         return self.slot_links / slot
-
-
-def unit(slot: str) -> str:
-    """
-    Return the systemd unit of *slot*.
-    """
-    return UNIT.format(slot=slot)

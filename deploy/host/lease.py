@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from deploy.host.files import write_atomic
 from deploy.host.journal import Journal
 from deploy.host.rpc import HostError
-from deploy.host.system import World
+from deploy.host.system import System
 
 
 class Lease(NamedTuple):
@@ -54,11 +54,11 @@ class Leases:
     The lease file.  Whoever changes it holds the lock of the host tool.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._path = world.layout.lease
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._path = system.layout.lease
 
-    def held(self) -> Lease | None:
+    def in_force(self) -> Lease | None:
         """
         Return the lease that is in force.
         """
@@ -68,7 +68,7 @@ class Leases:
         return lease
 
     def left_s(self, lease: Lease) -> float:
-        return lease.left_s(self._world.clock.steady_s(), self._world.boot_id())
+        return lease.left_s(self._system.clock.steady_s(), self._system.boot_id())
 
     def check(self, fence: int | None) -> Lease:
         """
@@ -103,7 +103,7 @@ class Leases:
         Raises:
             HostError: Somebody else holds it.
         """
-        held = self.held()
+        held = self.in_force()
         if held is not None and (release is None or (held.owner, held.release) != (owner, release)):
             raise HostError(
                 "LeaseHeld",
@@ -114,7 +114,7 @@ class Leases:
             )
         last = self._read()
         # The journal remembers the number if the lease file was lost.
-        fence = max(last.fence if last else 0, Journal(self._world).replay().fence) + 1
+        fence = max(last.fence if last else 0, Journal(self._system).replay().fence) + 1
         return self._write(fence, owner, release, ttl_s)
 
     def renew(self, lease: Lease, ttl_s: float) -> Lease:
@@ -124,7 +124,7 @@ class Leases:
         """
         End the lease of *fence*; False when it is not the one in force.
         """
-        held = self.held()
+        held = self.in_force()
         if held is None or held.fence != fence:
             return False
         self._write(held.fence, None, held.release, 0.0)
@@ -137,9 +137,9 @@ class Leases:
             return f"lease {lease.fence} was given to {lease.owner or 'nobody'} since"
         if lease.owner is None:
             return "it was given back"
-        if lease.boot_id != self._world.boot_id():
+        if lease.boot_id != self._system.boot_id():
             return "the host was booted since"
-        late_s = self._world.clock.steady_s() - lease.expires_steady_s
+        late_s = self._system.clock.steady_s() - lease.expires_steady_s
         return f"it ended {late_s:.1f} s ago without being renewed"
 
     def _read(self) -> Lease | None:
@@ -152,14 +152,14 @@ class Leases:
             return None  # not ours, or from before a change of format: the journal has the number
 
     def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
-        clock = self._world.clock
+        clock = self._system.clock
         lease = Lease(
             fence=fence,
             owner=owner,
             release=release,
             expires_at=round(clock.wall_s() + ttl_s, 3),
             expires_steady_s=clock.steady_s() + ttl_s,
-            boot_id=self._world.boot_id(),
+            boot_id=self._system.boot_id(),
         )
         write_atomic(self._path, json.dumps(lease._asdict()).encode(), 0o640)
         return lease

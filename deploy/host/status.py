@@ -14,19 +14,19 @@ from deploy.host.rpc import Request
 from deploy.host.slots import unix_http
 from deploy.host.slots.measure import servers_or_none, units_or_none
 from deploy.host.slots.slot import linked_bundle, manifest_of
-from deploy.host.system import World, utc
+from deploy.host.system import System, utc
 
 
-def run(world: World, request: Request) -> dict[str, Any]:
+def run(system: System, request: Request) -> dict[str, Any]:
     """
     Return slots, lease, good releases and what was left unfinished; changes nothing.
     """
     request.args.done()
-    layout = world.layout
-    entries, damaged = Journal(world).read()
+    layout = system.layout
+    entries, damaged = Journal(system).read()
     found = replay(entries)
-    held = Leases(world).held()
-    servers, units = servers_or_none(layout), units_or_none(world)
+    held = Leases(system).in_force()
+    servers, units = servers_or_none(layout), units_or_none(system)
     slots = {}
     for slot in SLOTS:
         bundle = linked_bundle(layout, slot)
@@ -46,8 +46,8 @@ def run(world: World, request: Request) -> dict[str, Any]:
             "ready": unix_http.is_ready(layout, slot),
         }
     return {
-        "boot_id": world.boot_id(),
-        "at": utc(world.clock.wall_s()),
+        "boot_id": system.boot_id(),
+        "at": utc(system.clock.wall_s()),
         "lease": held.as_json() if held else None,
         "slots": slots,
         "good": found.good,

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 from deploy.host.layout import Layout
 from deploy.host.rpc import HostError, one_line
 
-Seen = TypeVar("Seen")
+Result = TypeVar("Result")
 
 
-class Done(NamedTuple):
+class ProgramResult(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -34,7 +34,7 @@ class Runner:
         timeout_s: float,
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
-    ) -> Done:
+    ) -> ProgramResult:
         """
         Run *argv* and return what it answered, whatever its exit status.
 
@@ -66,7 +66,7 @@ class Runner:
                 one_line(said) or "it said nothing",
                 "inv status, and look at the load of the host",
             ) from None
-        return Done(
+        return ProgramResult(
             done.returncode,
             done.stdout.decode(errors="replace"),
             done.stderr.decode(errors="replace"),
@@ -94,7 +94,7 @@ class Clock:
         time.sleep(seconds)
 
 
-class World(NamedTuple):
+class System(NamedTuple):
     layout: Layout
     runner: Runner
     clock: Clock
@@ -105,17 +105,19 @@ class World(NamedTuple):
         """
         return self.layout.boot_id.read_text().strip()
 
-    def wait(self, look: Callable[[], Seen | None], timeout_s: float, poll_s: float) -> Seen | None:
+    def poll_until(
+        self, probe: Callable[[], Result | None], timeout_s: float, poll_s: float
+    ) -> Result | None:
         """
-        Return the first thing that *look* returns; None when *timeout_s* is over.
+        Call *probe* until it returns a value, and return that; None after *timeout_s*.
 
-        Looks at least once.
+        Calls *probe* at least once.
         """
         until_s = self.clock.steady_s() + timeout_s
         while True:
-            seen = look()
-            if seen is not None:
-                return seen
+            result = probe()
+            if result is not None:
+                return result
             left_s = until_s - self.clock.steady_s()
             if left_s <= 0:
                 return None

@@ -11,7 +11,7 @@ from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, note
 from deploy.host.lease import Leases
 from deploy.host.rpc import HostError, Request
-from deploy.host.system import World
+from deploy.host.system import System
 
 _LEASE_MAX_S = 3600.0
 _READ_MAX = 10_000
@@ -19,7 +19,7 @@ _READ_MAX = 10_000
 _OWN_WORDS = frozenset({journal.BEGIN, journal.END, journal.PAUSED, journal.RESUMED})
 
 
-def lease_acquire(world: World, request: Request) -> dict[str, Any]:
+def lease_acquire(system: System, request: Request) -> dict[str, Any]:
     """
     Take the lease of this host, with a number that is higher than any before.
     """
@@ -27,63 +27,63 @@ def lease_acquire(world: World, request: Request) -> dict[str, Any]:
     ttl_s = _ttl_s(request)
     release = request.args.text("release", request.release or "")
     request.args.done()
-    with locked(world, world.layout.lock, LOCK_TIMEOUT_S):
-        lease = Leases(world).take(owner, release or None, ttl_s)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        lease = Leases(system).take(owner, release or None, ttl_s)
         taken = request._replace(fence=lease.fence, release=lease.release)
-        note(world, taken, "lease.acquire", {"owner": owner, "ttl_s": ttl_s})
+        note(system, taken, "lease.acquire", {"owner": owner, "ttl_s": ttl_s})
     return {"fence": lease.fence, "expires_at": lease.expires_at}
 
 
-def lease_renew(world: World, request: Request) -> dict[str, Any]:
+def lease_renew(system: System, request: Request) -> dict[str, Any]:
     """
     Move the end of one's own lease; not written down, since it comes every few seconds.
     """
     ttl_s = _ttl_s(request)
     request.args.done()
-    with locked(world, world.layout.lock, LOCK_TIMEOUT_S):
-        leases = Leases(world)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        leases = Leases(system)
         lease = leases.renew(leases.check(request.fence), ttl_s)
     return {"fence": lease.fence, "expires_at": lease.expires_at}
 
 
-def lease_release(world: World, request: Request) -> dict[str, Any]:
+def lease_release(system: System, request: Request) -> dict[str, Any]:
     """
     Give one's own lease back; somebody else's is left alone.
     """
     request.args.done()
-    with locked(world, world.layout.lock, LOCK_TIMEOUT_S):
-        released = Leases(world).give_back(request.fence)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        released = Leases(system).give_back(request.fence)
         if released:
-            note(world, request, "lease.release", {})
+            note(system, request, "lease.release", {})
     return {"released": released}
 
 
-def journal_append(world: World, request: Request) -> dict[str, Any]:
+def journal_append(system: System, request: Request) -> dict[str, Any]:
     """
     Write an event; the life of a release may be told by the holder of the lease alone.
     """
     what = request.args.text("step")
     data = request.args.mapping("data", {})
     request.args.done()
-    with locked(world, world.layout.lock, LOCK_TIMEOUT_S):
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         if request.fence is not None or what in _OWN_WORDS:
-            Leases(world).check(request.fence)
-        return {"seq": note(world, request, what, data)}
+            Leases(system).check(request.fence)
+        return {"seq": note(system, request, what, data)}
 
 
-def journal_read(world: World, request: Request) -> dict[str, Any]:
+def journal_read(system: System, request: Request) -> dict[str, Any]:
     """
     Return the lines after "since_seq", at most "limit" of them; "more" says whether that is all.
     """
     since = request.args.whole("since_seq", 0, 2**63, 0)
     limit = request.args.whole("limit", 1, _READ_MAX, 1000)
     request.args.done()
-    entries, damaged = journal.Journal(world).read()
+    entries, damaged = journal.Journal(system).read()
     found = [entry for entry in entries if entry["seq"] > since]
     return {"entries": found[:limit], "more": len(found) > limit, "damaged": damaged}
 
 
-def good_record(world: World, request: Request) -> dict[str, Any]:
+def good_record(system: System, request: Request) -> dict[str, Any]:
     """
     Record the release as good: what a rollback may go back to.
     """
@@ -97,23 +97,23 @@ def good_record(world: World, request: Request) -> dict[str, Any]:
             "release is null",
             "give the release in the document",
         )
-    return _write_good(world, request, {"bundle": bundle, "version": version, "slot": slot})
+    return _write_good(system, request, {"bundle": bundle, "version": version, "slot": slot})
 
 
-def good_rollback(world: World, request: Request) -> dict[str, Any]:
+def good_rollback(system: System, request: Request) -> dict[str, Any]:
     """
     Forget the good releases after "to_release".
     """
     to_release = request.args.text("to_release")
     request.args.done()
-    return _write_good(world, request, {"to_release": to_release})
+    return _write_good(system, request, {"to_release": to_release})
 
 
-def _write_good(world: World, request: Request, args: dict[str, Any]) -> dict[str, Any]:
+def _write_good(system: System, request: Request, args: dict[str, Any]) -> dict[str, Any]:
     # Its result is its effect, so both lines are written under the one check of the lease.
-    book = journal.Journal(world)
-    with locked(world, world.layout.lock, LOCK_TIMEOUT_S):
-        Leases(world).check(request.fence)
+    book = journal.Journal(system)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        Leases(system).check(request.fence)
         good = book.replay().good
         if "to_release" in args and args["to_release"] not in [g["release"] for g in good]:
             known = ", ".join(f"{g['version']} ({g['release']})" for g in good) or "none"

@@ -4,7 +4,7 @@ HAProxy: owns the public port, splits the traffic between the slots.
 
 import hashlib
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, PortFree
 from deploy.provision.resources import AnyResource, Directory, File, Service

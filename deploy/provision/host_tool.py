@@ -4,7 +4,7 @@ The program that everything else asks for on a host, and what it is told about t
 
 import json
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, NobodyReleases
 from deploy.provision.resources import AnyResource, File
@@ -15,7 +15,7 @@ def requirements(goal: Goal) -> list[AnyRequirement]:
 
 
 def install(goal: Goal) -> list[AnyResource]:
-    return [File(path=layout.HOST_TOOL, content=goal.host_tool, mode="0755")]
+    return [File(path=layout.HOST_PROGRAM, content=goal.host_tool, mode="0755")]
 
 
 def configure(goal: Goal) -> list[AnyResource]:

@@ -18,7 +18,7 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision import resources
 from deploy.provision.connector import Input
 from deploy.provision.remote import look
@@ -198,7 +198,7 @@ def venv(goal: resources.Venv) -> Commands:
     envelope = {"fence": None, "release": None, "actor": "provision", "args": args}
     # It exits 0 also when it says no: pyinfra is to see the refusal.
     yield StringCommand(
-        f"said=$(python3 {layout.HOST_TOOL} venv.build) || exit; "
+        f"said=$(python3 {layout.HOST_PROGRAM} venv.build) || exit; "
         'case $said in \'{"ok": true\'*|\'{"ok":true\'*) ;; *) echo "$said" >&2; exit 1;; esac',
         _stdin=_bytes(json.dumps(envelope).encode()),
         _timeout=VENV_TIMEOUT_S,

@@ -2,7 +2,7 @@
 uv, and the Python environment of the row.  Hosts need no index: everything is sent from here.
 """
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, PythonThere
 from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile

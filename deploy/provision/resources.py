@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.requirements import Refusal
 from deploy.provision.seen import Frozen, Question, Seen
 from deploy.provision.seen import Path as SeenPath

@@ -4,7 +4,7 @@ The unit of the runtime, its slice, its configuration and its secrets.
 Nothing here starts or restarts a slot: what changes takes effect at the next release.
 """
 
-from deploy import layout
+from deploy.host import layout
 from deploy.inventory.schema import Service
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement

@@ -2,7 +2,7 @@
 Directories, and the room that they need.
 """
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Room
 from deploy.provision.resources import AnyResource, Directory

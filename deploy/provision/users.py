@@ -2,7 +2,7 @@
 The user that the runtime runs as.
 """
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, User

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.errors import DeployError, PreconditionError
-from deploy.layout import SLOTS
+from deploy.host.layout import SLOTS
 from deploy.transport.host_tool import HostTool
 
 

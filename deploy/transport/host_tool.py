@@ -5,8 +5,9 @@ Calls the host tool (`deploy.host` on the host): one SSH command a verb, JSON bo
 import json
 from typing import Any
 
-from deploy import errors, layout
+from deploy import errors
 from deploy.errors import CommandFailed, DeployError, PreconditionError
+from deploy.host import layout
 from deploy.transport.base import Transport
 
 
@@ -22,7 +23,7 @@ class HostTool:
     def __init__(self, transport: Transport, *, actor: str, sudo: bool) -> None:
         self._transport = transport
         self._actor = actor
-        self._argv = [*(["sudo", "-n"] if sudo else []), "python3", layout.HOST_TOOL]
+        self._argv = [*(["sudo", "-n"] if sudo else []), "python3", layout.HOST_PROGRAM]
         self.fence: int | None = None
         self.release: str | None = None
 
@@ -58,10 +59,10 @@ class HostTool:
             check=False,
         )
         if done.returncode != 0:
-            if "can't open file" in done.stderr and layout.HOST_TOOL in done.stderr:
+            if "can't open file" in done.stderr and layout.HOST_PROGRAM in done.stderr:
                 raise PreconditionError(
                     f"{self.host}: not provisioned",
-                    why=f"{layout.HOST_TOOL} is not there",
+                    why=f"{layout.HOST_PROGRAM} is not there",
                     fix=f"inv provision --limit {self.host}",
                     host=self.host,
                 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import layout
+from deploy.host import layout
 from deploy.lab import lab
 from deploy.provision import EventKind, provision
 from deploy.verify import verify
@@ -389,7 +389,7 @@ def test_a_release_in_progress_keeps_provisioning_away(world):
     """
     Under somebody's lease a host that is right is looked at; one that is not, is left as it is.
     """
-    tool = f"python3 {layout.HOST_TOOL} lease.acquire"
+    tool = f"python3 {layout.HOST_PROGRAM} lease.acquire"
     asked = (
         '{"fence": null, "release": "r9", "actor": "ann", "args": {"owner": "ann", "ttl_s": 60}}'
     )

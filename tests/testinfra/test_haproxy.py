@@ -1,6 +1,6 @@
 import re
 
-from deploy import layout
+from deploy.host import layout
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 

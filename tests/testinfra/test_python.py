@@ -1,4 +1,4 @@
-from deploy import layout
+from deploy.host import layout
 
 
 def test_the_environment_of_the_row_is_complete(root, expected):
@@ -25,6 +25,6 @@ def test_the_host_tool_answers(root):
     """
     The host tool runs with the host's own Python.
     """
-    shown = root.run(f"echo '{{}}' | python3 {layout.HOST_TOOL} status")
+    shown = root.run(f"echo '{{}}' | python3 {layout.HOST_PROGRAM} status")
     assert shown.rc == 0, shown.stderr
     assert '"ok": true' in shown.stdout

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from deploy import layout
+from deploy.host import layout
 
 EXPOSURE_MAX = 2.0
 

@@ -1,4 +1,4 @@
-from deploy import layout
+from deploy.host import layout
 
 
 def test_secrets_are_for_root_alone(root):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from deploy import layout
+from deploy.host import layout
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def slots(root):
     The slots as the host tool sees them.
     """
     envelope = json.dumps({"fence": None, "release": None, "actor": "verify", "args": {}})
-    shown = root.check_output(f"echo %s | python3 {layout.HOST_TOOL} status", envelope)
+    shown = root.check_output(f"echo %s | python3 {layout.HOST_PROGRAM} status", envelope)
     return json.loads(shown)["result"]["slots"]
 
 

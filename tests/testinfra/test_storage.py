@@ -1,4 +1,4 @@
-from deploy import layout
+from deploy.host import layout
 
 PUBLIC = [
     *(layout.OPT, layout.BIN, layout.WHEELHOUSE, layout.VENVS, layout.RELEASES),

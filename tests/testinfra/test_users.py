@@ -1,4 +1,4 @@
-from deploy import layout
+from deploy.host import layout
 
 
 def test_nobody_can_log_in_as_the_runtime(root):

@@ -92,11 +92,11 @@ def unpack(path: Path, files: tuple[Blob, ...], target: Path) -> None:
     Write the archive at *path* into the new directory *target*, checked once more on its way.
     """
     for blob, data in _contents(path, files):
-        made = target / blob.path
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with made.open("xb") as file:
+        path_in_target = target / blob.path
+        path_in_target.parent.mkdir(parents=True, exist_ok=True)
+        with path_in_target.open("xb") as file:
             file.write(data)
-        made.chmod(int(blob.mode, 8))
+        path_in_target.chmod(int(blob.mode, 8))
 
 
 def _contents(path: Path, files: tuple[Blob, ...]) -> Iterator[tuple[Blob, bytes]]:

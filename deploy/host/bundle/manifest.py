@@ -94,7 +94,7 @@ def parse_manifest(data: bytes) -> Manifest:
                 f"format {found.get('format')!r}; this host tool reads {FORMAT}",
                 "inv provision puts the host tool of this version there",
             )
-        made = _manifest(found, hashlib.sha256(data).hexdigest())
+        manifest = _manifest(found, hashlib.sha256(data).hexdigest())
         if canonical(found) != data:
             raise ValueError("it is not in canonical form")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -104,7 +104,7 @@ def parse_manifest(data: bytes) -> Manifest:
             str(error) or type(error).__name__,
             "inv bundle makes it again",
         ) from None
-    return made
+    return manifest
 
 
 def _manifest(found: dict[str, Any], digest: str) -> Manifest:

@@ -12,27 +12,27 @@ from typing import Any
 from deploy.host.bundle import venv
 from deploy.host.files import discard, leftovers, locked, remove
 from deploy.host.journal import Journal
-from deploy.host.journaled import step
+from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, Layout
 from deploy.host.rpc import Request
 from deploy.host.slots.slot import linked_bundle
-from deploy.host.system import World
+from deploy.host.system import System
 
 _LOCK_S = 60.0
 
 
-def run(world: World, request: Request) -> dict[str, Any]:
+def run(system: System, request: Request) -> dict[str, Any]:
     """
     Keep the releases of the slots and of the last "keep" good ones, and what they stand on.
     """
     keep = request.args.whole("keep", 1, 1000)
     request.args.done()
-    layout = world.layout
-    with step(world, request, {"keep": keep}) as made:
-        with locked(world, layout.stage_lock, _LOCK_S):
-            with made.held():
+    layout = system.layout
+    with journaled(system, request, {"keep": keep}) as op:
+        with locked(system, layout.stage_lock, _LOCK_S):
+            with op.locked():
                 # The newest of each: a bundle that was released twice is kept once.
-                entries = reversed(Journal(world).replay().good)
+                entries = reversed(Journal(system).replay().good)
                 good = list(dict.fromkeys(entry["bundle"] for entry in entries))[:keep]
                 linked = [linked_bundle(layout, slot) for slot in SLOTS]
                 releases = {bundle for bundle in [*good, *linked] if bundle}
@@ -48,8 +48,8 @@ def run(world: World, request: Request) -> dict[str, Any]:
                 "wheels": _sweep(layout.wheelhouse, _wheels(layout, venvs)),
                 "incoming": _sweep(layout.incoming, set()),
             }
-        made.result = {"kept": sorted(path.name for path in kept), "removed": gone}
-    return made.result
+        op.result = {"kept": sorted(path.name for path in kept), "removed": gone}
+    return op.result
 
 
 def _sweep(directory: Path, kept: set[Path]) -> list[str]:

@@ -26,9 +26,9 @@ from deploy.host.files import (
     sync_directory,
     sync_filesystem,
 )
-from deploy.host.journaled import Step, step
+from deploy.host.journaled import Operation, journaled
 from deploy.host.rpc import HostError, Request, one_line
-from deploy.host.system import World
+from deploy.host.system import System
 
 PART = ".part"  # of every upload: nothing in INCOMING has been verified
 _LOCK_S = 900.0  # another staging of this host may be building a venv
@@ -49,7 +49,7 @@ def wheel_name(file: str) -> str:
     return f"wheel-{file}"
 
 
-def missing(world: World, request: Request) -> dict[str, Any]:
+def missing(system: System, request: Request) -> dict[str, Any]:
     """
     Return what this host lacks of a bundle, and whether it fits; changes nothing.
 
@@ -59,10 +59,10 @@ def missing(world: World, request: Request) -> dict[str, Any]:
     prepare = request.args.boolean("prepare", False)
     request.args.done()
     wanted = parse_manifest(data)
-    layout = world.layout
+    layout = system.layout
     incoming = layout.incoming / wanted.digest
     lacks_bundle = not layout.release(wanted.digest).is_dir()
-    lacks_venv = not venv.is_complete(world, wanted.lock_digest)
+    lacks_venv = not venv.is_complete(system, wanted.lock_digest)
     blobs = {s: n for s, n in wanted.weights.items() if not _has(layout.blobs / s, n)}
     wheels = [
         w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
@@ -88,7 +88,7 @@ def missing(world: World, request: Request) -> dict[str, Any]:
     }
 
 
-def commit(world: World, request: Request) -> dict[str, Any]:
+def commit(system: System, request: Request) -> dict[str, Any]:
     """
     Verify what was uploaded, and put it where releases start from.
     """
@@ -103,16 +103,16 @@ def commit(world: World, request: Request) -> dict[str, Any]:
             "give the digest of the bundle",
         )
     with (
-        step(world, request, {"bundle": digest}) as made,
-        locked(world, world.layout.stage_lock, _LOCK_S),
+        journaled(system, request, {"bundle": digest}) as op,
+        locked(system, system.layout.stage_lock, _LOCK_S),
     ):
-        made.result = _commit(world, made, digest, world.layout.incoming / name)
-    return made.result
+        op.result = _commit(system, op, digest, system.layout.incoming / name)
+    return op.result
 
 
-def _commit(world: World, made: Step, digest: str, incoming: Path) -> dict[str, Any]:
-    began_s = world.clock.steady_s()
-    layout = world.layout
+def _commit(system: System, op: Operation, digest: str, incoming: Path) -> dict[str, Any]:
+    began_s = system.clock.steady_s()
+    layout = system.layout
     is_placed = layout.release(digest).is_dir()
     source, suffix = (layout.release(digest), "") if is_placed else (incoming, PART)
     manifest, signature = source / f"{MANIFEST}{suffix}", source / f"{SIGNATURE}{suffix}"
@@ -124,9 +124,9 @@ def _commit(world: World, made: Step, digest: str, incoming: Path) -> dict[str, 
             "inv release sends it",
         )
     _keep_to_root(incoming)
-    signer = check_signature(world.runner, manifest, signature, layout.allowed_signers)
+    signer = check_signature(system.runner, manifest, signature, layout.allowed_signers)
     wanted = read_manifest(manifest, digest)
-    lacks_venv = not venv.is_complete(world, wanted.lock_digest)
+    lacks_venv = not venv.is_complete(system, wanted.lock_digest)
     blobs = [b for b in _distinct(wanted.model) if not _has(layout.blobs / b.sha256, b.size)]
     wheels = [
         w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
@@ -144,13 +144,13 @@ def _commit(world: World, made: Step, digest: str, incoming: Path) -> dict[str, 
 
     _place(incoming, {blob_name(b.sha256): layout.blobs / b.sha256 for b in blobs})
     _place(incoming, {wheel_name(w.path): layout.wheelhouse / w.path for w in wheels})
-    _place_model(world, wanted)
+    _place_model(system, wanted)
     if lacks_venv:
         text = _lock_text(source, wanted, is_placed, archive)
-        venv.build(world, text, wanted.lock_digest, wanted.python, wanted.wheels)
+        venv.build(system, text, wanted.lock_digest, wanted.python, wanted.wheels)
     if not is_placed:
-        draft = _draft_release(world, wanted, manifest, signature, archive)
-        with made.held():
+        draft = _draft_release(system, wanted, manifest, signature, archive)
+        with op.locked():
             draft.rename(layout.release(digest))
             sync_directory(layout.releases)
     remove(incoming)
@@ -160,7 +160,7 @@ def _commit(world: World, made: Step, digest: str, incoming: Path) -> dict[str, 
         "signer": signer,
         "placed": {"bundle": not is_placed, "blobs": len(blobs), "wheels": len(wheels)},
         "venv_built": lacks_venv,
-        "took_s": round(world.clock.steady_s() - began_s, 3),
+        "took_s": round(system.clock.steady_s() - began_s, 3),
     }
 
 
@@ -190,8 +190,8 @@ def _copy(part: Path, target: Path) -> None:
     draft.replace(target)
 
 
-def _place_model(world: World, wanted: Manifest) -> None:
-    models = world.layout.models
+def _place_model(system: System, wanted: Manifest) -> None:
+    models = system.layout.models
     final = models / wanted.model_digest
     if final.is_dir():
         return
@@ -200,18 +200,18 @@ def _place_model(world: World, wanted: Manifest) -> None:
         remove(path)
     draft = models / f"{UNFINISHED}{wanted.model_digest}"
     for blob in wanted.model:
-        made = draft / blob.path
-        made.parent.mkdir(parents=True, exist_ok=True)
-        os.link(world.layout.blobs / blob.sha256, made)
+        target = draft / blob.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(system.layout.blobs / blob.sha256, target)
     sync_directory(draft)
     draft.rename(final)
     sync_directory(models)
 
 
 def _draft_release(
-    world: World, wanted: Manifest, manifest: Path, signature: Path, archive: Path
+    system: System, wanted: Manifest, manifest: Path, signature: Path, archive: Path
 ) -> Path:
-    layout = world.layout
+    layout = system.layout
     layout.releases.mkdir(parents=True, exist_ok=True)
     for path in leftovers(layout.releases):
         remove(path)
@@ -222,16 +222,16 @@ def _draft_release(
     shutil.copyfile(signature, draft / SIGNATURE)
     (draft / manifests.VENV_LINK).symlink_to(layout.venvs / wanted.lock_digest)
     (draft / manifests.MODEL_LINK).symlink_to(layout.models / wanted.model_digest)
-    _compile(world, draft)
+    _compile(system, draft)
     sync_filesystem(layout.releases)
     return draft
 
 
-def _compile(world: World, draft: Path) -> None:
+def _compile(system: System, draft: Path) -> None:
     python = draft / manifests.VENV_LINK / "bin" / "python"
     # -s and -p: bytecode remembers where its source will be.
-    final = world.layout.release(draft.name[len(UNFINISHED) :])
-    done = world.runner.run(
+    final = system.layout.release(draft.name[len(UNFINISHED) :])
+    done = system.runner.run(
         [
             str(python), "-I", "-m", "compileall", "-q",
             "-s", str(draft), "-p", str(final), str(draft / "runtime"),

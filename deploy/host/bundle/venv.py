@@ -21,9 +21,9 @@ from deploy.host.files import (
     sync_filesystem,
     write_atomic,
 )
-from deploy.host.journaled import step
+from deploy.host.journaled import journaled
 from deploy.host.rpc import HostError, Request, one_line
-from deploy.host.system import World
+from deploy.host.system import System
 
 COMPLETE = ".complete"  # holds the names of the wheels that it was made of
 # uv installs to 3.9 times the size of the wheels: 223 to 874 MiB, with torch 2.13 for the CPU.  Of
@@ -48,7 +48,7 @@ _IMPORTS = {
 }
 
 
-def build_verb(world: World, request: Request) -> dict[str, Any]:
+def build_verb(system: System, request: Request) -> dict[str, Any]:
     """
     Build the venv of a lock from wheels that lie in the wheelhouse already.
     """
@@ -74,15 +74,15 @@ def build_verb(world: World, request: Request) -> dict[str, Any]:
             "give file, sha256 and size of each",
         ) from None
     with (
-        step(world, request, {"digest": digest}, needs_lease=False) as made,
-        locked(world, world.layout.stage_lock, _INSTALL_S),
+        journaled(system, request, {"digest": digest}, needs_lease=False) as op,
+        locked(system, system.layout.stage_lock, _INSTALL_S),
     ):
-        made.result = build(world, text, digest, python, wheels)
-    return made.result
+        op.result = build(system, text, digest, python, wheels)
+    return op.result
 
 
-def is_complete(world: World, digest: str) -> bool:
-    return (world.layout.venvs / digest / COMPLETE).is_file()
+def is_complete(system: System, digest: str) -> bool:
+    return (system.layout.venvs / digest / COMPLETE).is_file()
 
 
 def wheels_of(venv: Path) -> set[str]:
@@ -96,7 +96,7 @@ def wheels_of(venv: Path) -> set[str]:
 
 
 def build(
-    world: World, text: str, digest: str, python: str, wheels: tuple[Blob, ...]
+    system: System, text: str, digest: str, python: str, wheels: tuple[Blob, ...]
 ) -> dict[str, Any]:
     """
     Build the venv, unless it is there; the caller holds the lock for contents.
@@ -104,9 +104,9 @@ def build(
     Raises:
         HostError: A wheel is not the one that was locked, or uv refused; nothing is left.
     """
-    began_s = world.clock.steady_s()
-    layout = world.layout
-    if is_complete(world, digest):
+    began_s = system.clock.steady_s()
+    layout = system.layout
+    if is_complete(system, digest):
         return {"built": False, "took_s": 0.0}
     for wheel in wheels:
         check_file(layout.wheelhouse / wheel.path, wheel)
@@ -118,23 +118,23 @@ def build(
         discard(final)  # without its mark: killed between its last two steps
     draft = layout.venvs / f"{UNFINISHED}{digest}"
     try:
-        _install(world, draft, text, python)
+        _install(system, draft, text, python)
         remove(draft / ".lock")  # uv's own, writable by all
         sync_filesystem(layout.venvs)
         draft.rename(final)
         # At its own place: bytecode remembers where its source was.
-        _import(world, final, wheels)
+        _import(system, final, wheels)
     except BaseException:
         remove(draft)
         raise
     names = json.dumps(sorted(wheel.path for wheel in wheels))
     write_atomic(final / COMPLETE, names.encode(), 0o644)
     sync_directory(layout.venvs)
-    return {"built": True, "took_s": round(world.clock.steady_s() - began_s, 3)}
+    return {"built": True, "took_s": round(system.clock.steady_s() - began_s, 3)}
 
 
-def _install(world: World, draft: Path, text: str, python: str) -> None:
-    layout = world.layout
+def _install(system: System, draft: Path, text: str, python: str) -> None:
+    layout = system.layout
     uv = str(layout.uv)
     cache = layout.venvs / f"{UNFINISHED}cache"
     lock = layout.venvs / f"{UNFINISHED}requirements.lock"
@@ -149,9 +149,9 @@ def _install(world: World, draft: Path, text: str, python: str) -> None:
         "UV_NO_PROGRESS": "1",
     }
     try:
-        _uv(world, [uv, "venv", "--relocatable", "--python", python, str(draft)], _VENV_S, env)
+        _uv(system, [uv, "venv", "--relocatable", "--python", python, str(draft)], _VENV_S, env)
         _uv(
-            world,
+            system,
             [
                 uv, "pip", "install", "--python", str(draft / "bin" / "python"),
                 "--no-index", "--find-links", str(layout.wheelhouse),
@@ -165,8 +165,8 @@ def _install(world: World, draft: Path, text: str, python: str) -> None:
         remove(lock)
 
 
-def _uv(world: World, argv: list[str], timeout_s: float, env: dict[str, str]) -> None:
-    done = world.runner.run(argv, timeout_s=timeout_s, env=env)
+def _uv(system: System, argv: list[str], timeout_s: float, env: dict[str, str]) -> None:
+    done = system.runner.run(argv, timeout_s=timeout_s, env=env)
     if done.returncode != 0:
         raise HostError(
             "CommandFailed",
@@ -176,11 +176,11 @@ def _uv(world: World, argv: list[str], timeout_s: float, env: dict[str, str]) ->
         )
 
 
-def _import(world: World, venv: Path, wheels: tuple[Blob, ...]) -> None:
+def _import(system: System, venv: Path, wheels: tuple[Blob, ...]) -> None:
     brought = {wheel.path.split("-")[0].lower() for wheel in wheels}
     modules = ", ".join(names for wheel, names in _IMPORTS.items() if wheel in brought)
     statement = f"import {modules}" if modules else "pass"
-    done = world.runner.run(
+    done = system.runner.run(
         [str(venv / "bin" / "python"), "-I", "-c", statement],
         timeout_s=_IMPORT_S,
         env={"PYTHONDONTWRITEBYTECODE": ""},

@@ -7,49 +7,51 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from deploy.host.journaled import step
+from deploy.host.journaled import journaled
 from deploy.host.rpc import HostError, Request
 from deploy.host.slots import unix_http
-from deploy.host.system import World
+from deploy.host.system import System
 
 _TELL = 10  # failures that are told in full
 _TELL_CHARS = 300
 
 
-def run(world: World, request: Request) -> dict[str, Any]:
+def run(system: System, request: Request) -> dict[str, Any]:
     """
     Ask the slot each golden prompt, with temperature 0, and compare the answers.
     """
     slot = request.args.slot()
     timeout_s = request.args.seconds("timeout_s", 120.0)
     request.args.done()
-    with step(world, request, {"slot": slot}) as made:
-        with made.held():
-            path = world.layout.slot_link(slot) / "golden.jsonl"
+    with journaled(system, request, {"slot": slot}) as op:
+        with op.locked():
+            path = system.layout.slot_link(slot) / "golden.jsonl"
             prompts = _read(path)
-        token = unix_http.api_token(world.layout)
-        until_s = world.clock.steady_s() + timeout_s
+        token = unix_http.api_token(system.layout)
+        until_s = system.clock.steady_s() + timeout_s
         failures: list[dict[str, Any]] = []
         for number, prompt in enumerate(prompts, start=1):
-            left_s = until_s - world.clock.steady_s()
+            left_s = until_s - system.clock.steady_s()
             got = (
-                _ask(world, slot, prompt, token, left_s)
+                _ask(system, slot, prompt, token, left_s)
                 if left_s > 0
                 else f"not asked: {timeout_s:.0f} s were over"
             )
             if got != prompt["expected"]:
                 failures.append({"line": number, "expected": prompt["expected"], "got": got})
-        made.result = {
+        op.result = {
             "total": len(prompts),
             "passed": len(prompts) - len(failures),
             "failures": [_short(failure) for failure in failures[:_TELL]],
         }
-    return made.result
+    return op.result
 
 
-def _ask(world: World, slot: str, prompt: dict[str, Any], token: str | None, left_s: float) -> str:
+def _ask(
+    system: System, slot: str, prompt: dict[str, Any], token: str | None, left_s: float
+) -> str:
     answer = unix_http.request(
-        world.layout.runtime_socket(slot),
+        system.layout.runtime_socket(slot),
         "POST",
         "/generate",
         timeout_s=left_s,

@@ -13,7 +13,7 @@ from deploy.host.rpc import HostError, Request
 from deploy.host.slots import systemd, unix_http
 from deploy.host.slots.haproxy import Haproxy, Server
 from deploy.host.slots.slot import linked_bundle, manifest_of
-from deploy.host.system import World
+from deploy.host.system import System
 
 # The same values as runtime/contract.py; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
@@ -66,7 +66,7 @@ def count(samples: Iterable[Sample]) -> dict[str, Any]:
     return {"requests": requests, "errors": errors, "latency_buckets": buckets}
 
 
-def run(world: World, request: Request) -> dict[str, Any]:
+def run(system: System, request: Request) -> dict[str, Any]:
     """
     Return the counters of every slot.
 
@@ -76,12 +76,12 @@ def run(world: World, request: Request) -> dict[str, Any]:
     doesn't have it.  broken counts what HAProxy got no answer to and could not bring elsewhere.
     """
     request.args.done()
-    servers = servers_or_none(world.layout)
-    units = units_or_none(world)
+    servers = servers_or_none(system.layout)
+    units = units_or_none(system)
     return {
-        "at": world.clock.wall_s(),
-        "boot_id": world.boot_id(),
-        "slots": {slot: _slot(world, slot, servers, units) for slot in SLOTS},
+        "at": system.clock.wall_s(),
+        "boot_id": system.boot_id(),
+        "slots": {slot: _slot(system, slot, servers, units) for slot in SLOTS},
     }
 
 
@@ -95,28 +95,28 @@ def servers_or_none(layout: Layout) -> dict[str, Server]:
         return {}
 
 
-def units_or_none(world: World) -> dict[str, systemd.Unit]:
+def units_or_none(system: System) -> dict[str, systemd.Unit]:
     """
     Return the units of the slots by name; empty when systemd doesn't answer.
     """
     try:
-        return systemd.show(world, [unit(slot) for slot in SLOTS])
+        return systemd.show(system, [unit(slot) for slot in SLOTS])
     except HostError:
         return {}
 
 
 def _slot(
-    world: World, slot: str, servers: dict[str, Server], units: dict[str, systemd.Unit]
+    system: System, slot: str, servers: dict[str, Server], units: dict[str, systemd.Unit]
 ) -> dict[str, Any]:
-    bundle = linked_bundle(world.layout, slot)
+    bundle = linked_bundle(system.layout, slot)
     server, seen = servers.get(slot), units.get(unit(slot))
-    path = world.layout.runtime_socket(slot)
+    path = system.layout.runtime_socket(slot)
     answer = unix_http.request(path, "GET", METRICS, timeout_s=1.0)
     has_metrics = answer.status == 200
     counted = count(parse_metrics(answer.body) if has_metrics else [])
     proxied = server.counters if server else None
     return {
-        "version": manifest_of(world.layout, bundle).get("version"),
+        "version": manifest_of(system.layout, bundle).get("version"),
         "bundle": bundle,
         "weight": server.weight if server else None,
         "sessions": server.sessions if server else None,
@@ -126,7 +126,7 @@ def _slot(
         "haproxy": proxied,
         "restarts": seen.restarts if seen else 0,
         "unit": seen.active if seen else "unknown",
-        "ready": has_metrics and unix_http.is_ready(world.layout, slot, timeout_s=1.0),
+        "ready": has_metrics and unix_http.is_ready(system.layout, slot, timeout_s=1.0),
     }
 
 

@@ -9,12 +9,12 @@ import os
 from typing import Any
 
 from deploy.host.files import link_atomic
-from deploy.host.journaled import Step, step
+from deploy.host.journaled import Operation, journaled
 from deploy.host.layout import Layout, unit
 from deploy.host.rpc import HostError, Request
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import Haproxy
-from deploy.host.system import World
+from deploy.host.system import System
 
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
@@ -46,7 +46,7 @@ def manifest_of(layout: Layout, bundle: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def start(world: World, request: Request) -> dict[str, Any]:
+def start(system: System, request: Request) -> dict[str, Any]:
     """
     Let the slot run the bundle, and return when it is READY; on failure it is stopped again.
     """
@@ -54,23 +54,23 @@ def start(world: World, request: Request) -> dict[str, Any]:
     timeout_s = request.args.seconds("timeout_s", 300.0)
     request.args.done()
     name = unit(slot)
-    with step(world, request, {"slot": slot, "bundle": bundle}) as made:
-        began_s, began_at = world.clock.steady_s(), world.clock.wall_s()
-        with made.held():
-            before = systemd.show(world, [name])[name]
-            runs_already = _refuse_unless_free(world, slot, bundle, before)
+    with journaled(system, request, {"slot": slot, "bundle": bundle}) as op:
+        began_s, began_at = system.clock.steady_s(), system.clock.wall_s()
+        with op.locked():
+            before = systemd.show(system, [name])[name]
+            runs_already = _refuse_unless_free(system, slot, bundle, before)
             if not runs_already:
-                world.layout.slot_links.mkdir(parents=True, exist_ok=True)
-                link_atomic(world.layout.slot_link(slot), world.layout.release(bundle))
-            systemd.enable(world, name)
+                system.layout.slot_links.mkdir(parents=True, exist_ok=True)
+                link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
+            systemd.enable(system, name)
             if not runs_already:
                 # Loading must not slow the slot that serves; traffic.set makes them equal.
-                systemd.set_cpu_weight(world, name, STARTING_CPU_WEIGHT)
-                systemd.begin_start(world, name)
-        ended = _wait_started(world, name, 0 if not runs_already else before.restarts, timeout_s)
+                systemd.set_cpu_weight(system, name, STARTING_CPU_WEIGHT)
+                systemd.begin_start(system, name)
+        ended = _wait_started(system, name, 0 if not runs_already else before.restarts, timeout_s)
         if ended is None or ended.active != "active":
-            log = systemd.last_log(world, name, began_at)
-            stopped = _stop_again(world, made, name)
+            log = systemd.last_log(system, name, began_at)
+            stopped = _stop_again(system, op, name)
             seen = "it was not READY in time" if ended is None else _ending(ended)
             raise HostError(
                 "CommandFailed",
@@ -78,18 +78,18 @@ def start(world: World, request: Request) -> dict[str, Any]:
                 f"{seen}{stopped}; its last log lines: {log}",
                 f"journalctl -u {name} on the host; the other slot was not touched",
             )
-        made.result = {
+        op.result = {
             "slot": slot,
             "bundle": bundle,
             "unit": ended.active,
             "restarts": ended.restarts,
             "started": not runs_already,
-            "took_s": round(world.clock.steady_s() - began_s, 3),
+            "took_s": round(system.clock.steady_s() - began_s, 3),
         }
-    return made.result
+    return op.result
 
 
-def stop(world: World, request: Request) -> dict[str, Any]:
+def stop(system: System, request: Request) -> dict[str, Any]:
     """
     Stop the slot, now and for the next boot; refuses while it may get requests.
     """
@@ -98,40 +98,40 @@ def stop(world: World, request: Request) -> dict[str, Any]:
     force = request.args.boolean("force", False)
     request.args.done()
     name = unit(slot)
-    with step(world, request, {"slot": slot}) as made:
-        began_s, began_at = world.clock.steady_s(), world.clock.wall_s()
-        with made.held():
-            before = systemd.show(world, [name])[name]
+    with journaled(system, request, {"slot": slot}) as op:
+        began_s, began_at = system.clock.steady_s(), system.clock.wall_s()
+        with op.locked():
+            before = systemd.show(system, [name])[name]
             if not force and not before.is_stopped:
-                _refuse_if_serving(world, slot)
-            systemd.disable(world, name)
-            systemd.begin_stop(world, name)
-        ended = _wait_stopped(world, name, timeout_s)
+                _refuse_if_serving(system, slot)
+            systemd.disable(system, name)
+            systemd.begin_stop(system, name)
+        ended = _wait_stopped(system, name, timeout_s)
         if ended is None:
             raise HostError(
                 "CommandFailed",
                 f"{name} did not stop within {timeout_s:.0f} s",
-                f"its last log lines: {systemd.last_log(world, name, began_at)}",
+                f"its last log lines: {systemd.last_log(system, name, began_at)}",
                 f"wait for its requests, or systemctl kill {name} on the host",
             )
-        made.result = {
+        op.result = {
             "slot": slot,
             "unit": ended.active,
             "stopped": not before.is_stopped,
-            "took_s": round(world.clock.steady_s() - began_s, 3),
+            "took_s": round(system.clock.steady_s() - began_s, 3),
         }
-    return made.result
+    return op.result
 
 
-def _refuse_unless_free(world: World, slot: str, bundle: str, before: systemd.Unit) -> bool:
+def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.Unit) -> bool:
     """
     Return whether the slot runs *bundle* already.
     """
-    if not world.layout.release(bundle).is_dir():
+    if not system.layout.release(bundle).is_dir():
         raise HostError(
             "PreconditionError",
             f"bundle {bundle[:12]} is not staged",
-            f"{world.layout.release(bundle)} is not there",
+            f"{system.layout.release(bundle)} is not there",
             "stage it first: stage.commit",
         )
     if before.load == "not-found":
@@ -141,7 +141,7 @@ def _refuse_unless_free(world: World, slot: str, bundle: str, before: systemd.Un
             "LoadState=not-found",
             "inv provision",
         )
-    linked = linked_bundle(world.layout, slot)
+    linked = linked_bundle(system.layout, slot)
     if before.runs and linked != bundle:
         raise HostError(
             "PreconditionError",
@@ -152,10 +152,10 @@ def _refuse_unless_free(world: World, slot: str, bundle: str, before: systemd.Un
     return before.runs
 
 
-def _refuse_if_serving(world: World, slot: str) -> None:
+def _refuse_if_serving(system: System, slot: str) -> None:
     fix = 'take its requests away first: traffic.set, traffic.drain; or "force": true'
     try:
-        server = Haproxy(world.layout.haproxy_socket).servers()[slot]
+        server = Haproxy(system.layout.haproxy_socket).servers()[slot]
     except HostError as error:
         raise HostError(
             "PreconditionError",
@@ -168,38 +168,40 @@ def _refuse_if_serving(world: World, slot: str) -> None:
         raise HostError("PreconditionError", f"{slot} takes requests", why, fix)
 
 
-def _wait_started(world: World, name: str, restarts: int, timeout_s: float) -> systemd.Unit | None:
+def _wait_started(
+    system: System, name: str, restarts: int, timeout_s: float
+) -> systemd.Unit | None:
     """
     Return the unit once it is READY or has failed; None when the time is over.
 
     A unit that systemd starts again after a crash has failed: its next try proves nothing.
     """
-    began_s = world.clock.steady_s()
+    began_s = system.clock.steady_s()
 
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(world, [name])[name]
+        seen = systemd.show(system, [name])[name]
         if seen.sub == "auto-restart" or seen.restarts > restarts or seen.active == "failed":
             return seen._replace(active="failed")
         idle = seen.active == "inactive" and not seen.has_job
-        is_late = world.clock.steady_s() - began_s > _GRACE_S
+        is_late = system.clock.steady_s() - began_s > _GRACE_S
         return seen if seen.active == "active" or (idle and is_late) else None
 
-    return world.wait(ended, timeout_s, _POLL_S)
+    return system.poll_until(ended, timeout_s, _POLL_S)
 
 
-def _wait_stopped(world: World, name: str, timeout_s: float) -> systemd.Unit | None:
+def _wait_stopped(system: System, name: str, timeout_s: float) -> systemd.Unit | None:
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(world, [name])[name]
+        seen = systemd.show(system, [name])[name]
         return seen if seen.is_stopped and not seen.has_job else None
 
-    return world.wait(ended, timeout_s, _POLL_S)
+    return system.poll_until(ended, timeout_s, _POLL_S)
 
 
-def _stop_again(world: World, made: Step, name: str) -> str:
-    with made.held():
-        systemd.disable(world, name)
-        systemd.begin_stop(world, name)
-    if _wait_stopped(world, name, _STOP_AFTER_FAILURE_S) is None:
+def _stop_again(system: System, op: Operation, name: str) -> str:
+    with op.locked():
+        systemd.disable(system, name)
+        systemd.begin_stop(system, name)
+    if _wait_stopped(system, name, _STOP_AFTER_FAILURE_S) is None:
         return ", and it has not stopped yet"
     return ", and was stopped"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deploy.host.rpc import HostError, one_line
-from deploy.host.system import World
+from deploy.host.system import System
 
 _PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Job,UnitFileState,"
@@ -72,11 +72,11 @@ def parse_show(text: str) -> dict[str, Unit]:
     return units
 
 
-def show(world: World, names: Sequence[str]) -> dict[str, Unit]:
+def show(system: System, names: Sequence[str]) -> dict[str, Unit]:
     """
     Return the units called *names*, by name.
     """
-    text = _systemctl(world, "show", f"--property={_PROPERTIES}", *names)
+    text = _systemctl(system, "show", f"--property={_PROPERTIES}", *names)
     units = parse_show(text)
     for name in names:
         if name not in units:
@@ -89,56 +89,56 @@ def show(world: World, names: Sequence[str]) -> dict[str, Unit]:
     return units
 
 
-def enable(world: World, name: str) -> None:
+def enable(system: System, name: str) -> None:
     """
     Let *name* start at boot.
     """
-    _systemctl(world, "enable", "--quiet", name)
+    _systemctl(system, "enable", "--quiet", name)
 
 
-def disable(world: World, name: str) -> None:
-    _systemctl(world, "disable", "--quiet", name)
+def disable(system: System, name: str) -> None:
+    _systemctl(system, "disable", "--quiet", name)
 
 
-def begin_start(world: World, name: str) -> None:
+def begin_start(system: System, name: str) -> None:
     """
     Queue the start of *name*, with its count of failures set back; returns at once.
     """
     # It says no of a unit that systemd has not loaded yet, which has nothing to reset.
-    world.runner.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
-    _systemctl(world, "start", "--no-block", name)
+    system.runner.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
+    _systemctl(system, "start", "--no-block", name)
 
 
-def set_cpu_weight(world: World, name: str, weight: int) -> None:
+def set_cpu_weight(system: System, name: str, weight: int) -> None:
     """
     Give *name* that share of the processors against its neighbours, until the next boot.
 
     Source: systemd.resource-control(5), CPUWeight=: 1 to 10000, 100 without a word.
     """
-    _systemctl(world, "set-property", "--runtime", name, f"CPUWeight={weight}")
+    _systemctl(system, "set-property", "--runtime", name, f"CPUWeight={weight}")
 
 
-def begin_stop(world: World, name: str) -> None:
+def begin_stop(system: System, name: str) -> None:
     """
     Queue the stop of *name*; returns at once.
     """
-    _systemctl(world, "stop", "--no-block", name)
+    _systemctl(system, "stop", "--no-block", name)
 
 
-def last_log(world: World, name: str, since_s: float, lines: int = 10) -> str:
+def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     """
     Return the last *lines* that *name* logged since its latest start, on one line.
 
     Where it logged nothing, what systemd said of it since *since_s*, in seconds since 1970.
     """
-    invocation = show(world, [name])[name].invocation
+    invocation = show(system, [name])[name].invocation
     searches = [["--unit", name, "--since", f"@{int(since_s)}"]]
     if invocation:
         searches.insert(0, [f"_SYSTEMD_INVOCATION_ID={invocation}"])
     for about in searches:
         options = ["--quiet", "--no-pager", "--output", "cat", "--lines", str(lines)]
         try:
-            done = world.runner.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
+            done = system.runner.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
         except HostError as error:
             return f"its log can't be read: {error.why}"
         said = one_line(done.stdout, last=lines)
@@ -147,8 +147,8 @@ def last_log(world: World, name: str, since_s: float, lines: int = 10) -> str:
     return "it logged nothing"
 
 
-def _systemctl(world: World, *words: str) -> str:
-    done = world.runner.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+def _systemctl(system: System, *words: str) -> str:
+    done = system.runner.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
     if done.returncode != 0:
         raise HostError(
             "CommandFailed",

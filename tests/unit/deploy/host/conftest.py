@@ -40,7 +40,7 @@ def proxy(leased, runtimes):
     if not Path(PROGRAM).exists():
         pytest.skip("haproxy is not installed: apt-get install haproxy")
     leased.clock = Clock()
-    leased.world = leased.world._replace(clock=leased.clock)
+    leased.system = leased.system._replace(clock=leased.clock)
     leased.lease()
     made = HaproxyProcess(leased)
     yield made

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.host.__main__ import handle
 from deploy.host.layout import SLOTS, Layout, unit
-from deploy.host.system import Clock, Done, Runner, World
+from deploy.host.system import Clock, ProgramResult, Runner, System
 
 BOOT = "11111111-2222-3333-4444-555555555555"
 INVOCATION = "0123456789abcdef0123456789abcdef"
@@ -136,17 +136,17 @@ class FakeRunner(Runner):
         else:
             assert about == (f"_SYSTEMD_INVOCATION_ID={INVOCATION}",)
             lines = self.log
-        return Done(0, "".join(f"{line}\n" for line in lines[-last:]), "")
+        return ProgramResult(0, "".join(f"{line}\n" for line in lines[-last:]), "")
 
     def _systemctl(self, verb, *words):
         names = [word for word in words if not word.startswith("-") and "=" not in word]
         options = {word for word in words if word.startswith("-")}
         for name in names:
             if name not in self.units:
-                return Done(4, "", f"Unit {name} could not be found.\n")
+                return ProgramResult(4, "", f"Unit {name} could not be found.\n")
         found = [self.units[name] for name in names]
         if verb == "show":
-            return Done(0, "\n".join(_show(n, self.units[n]) for n in names), "")
+            return ProgramResult(0, "\n".join(_show(n, self.units[n]) for n in names), "")
         if verb in ("start", "stop"):
             assert options == {"--no-block"}
             for each in found:
@@ -173,7 +173,7 @@ class FakeRunner(Runner):
                     )
         else:
             raise AssertionError(f"nobody announced systemctl {verb} {words}")
-        return Done(0, "", "")
+        return ProgramResult(0, "", "")
 
 
 def _show(name, seen):
@@ -197,7 +197,7 @@ class Host:
         self.layout = Layout(str(root))
         self.clock = clock or FakeClock()
         self.runner = FakeRunner()
-        self.world = World(self.layout, self.runner, self.clock)
+        self.system = System(self.layout, self.runner, self.clock)
         self.fence = None
         self.release = "r1"
         self.reboot(BOOT)
@@ -220,7 +220,7 @@ class Host:
 
     def answer(self, verb, args):
         document = {"fence": self.fence, "release": self.release, "actor": "ann", "args": args}
-        line = handle(self.world, verb, json.dumps(document))
+        line = handle(self.system, verb, json.dumps(document))
         assert "\n" not in line
         return json.loads(line)
 

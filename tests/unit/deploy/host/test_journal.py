@@ -186,7 +186,7 @@ def test_replaying_is_pure_and_an_ended_release_leaves_nothing_open(kinds):
 
 def append(host, step="x", **args):
     entry = line(step, "event", args=args)
-    return Journal(host.world).append({key: entry[key] for key in entry if key != "at"})
+    return Journal(host.system).append({key: entry[key] for key in entry if key != "at"})
 
 
 def test_lines_are_numbered_and_say_when_and_in_which_boot(host):
@@ -210,7 +210,7 @@ def test_a_torn_last_line_is_cut_off_and_not_read(host, torn):
     with host.layout.journal.open("ab") as file:
         file.write(torn)
 
-    assert [e["seq"] for e in Journal(host.world).read()[0]] == [1, 2]
+    assert [e["seq"] for e in Journal(host.system).read()[0]] == [1, 2]
     assert append(host)["seq"] == 3
     assert [e["seq"] for e in host.journal()] == [1, 2, 3]
 
@@ -223,7 +223,7 @@ def test_a_damaged_line_is_counted_and_costs_only_itself(host):
     text = host.layout.journal.read_text().splitlines()
     host.layout.journal.write_text("\n".join([text[0][:20], text[1]]) + "\n")
 
-    entries, damaged = Journal(host.world).read()
+    entries, damaged = Journal(host.system).read()
 
     assert ([e["seq"] for e in entries], damaged) == ([2], 1)
     assert append(host)["seq"] == 3

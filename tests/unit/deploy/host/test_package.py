@@ -12,10 +12,10 @@ from deploy import errors
 from deploy.errors import DeployError
 
 PACKAGE = Path(deploy.host.__file__).parent
-SOURCES = sorted(PACKAGE.glob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_python_3_9_can_read_it(path):
     """
     Hosts have Python 3.9 or newer.

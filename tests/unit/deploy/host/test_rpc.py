@@ -6,8 +6,8 @@ from deploy.host.__main__ import VERBS, _function, handle
 from deploy.host.rpc import one_line, parse_request
 
 
-def refused(world, verb, text):
-    answered = json.loads(handle(world, verb, text))
+def refused(system, verb, text):
+    answered = json.loads(handle(system, verb, text))
     assert answered["ok"] is False
     return answered["error"]
 
@@ -35,7 +35,7 @@ def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
     """
     The answer names what can't be read, and the tool does not break.
     """
-    error = refused(host.world, "status", text)
+    error = refused(host.system, "status", text)
 
     assert error["kind"] == "UsageError"
     assert said in error["why"]
@@ -45,7 +45,7 @@ def test_an_unknown_verb_names_those_there_are(host):
     """
     A controller that is newer than the host tool learns what this one can do.
     """
-    error = refused(host.world, "slot.explode", "")
+    error = refused(host.system, "slot.explode", "")
 
     assert error["kind"] == "UsageError"
     assert "slot.start" in error["why"]

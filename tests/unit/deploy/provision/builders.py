@@ -5,7 +5,7 @@ Goals that are right but for what a test names, and hosts that are as a site wan
 import hashlib
 from pathlib import Path
 
-from deploy import layout
+from deploy.host import layout
 from deploy.inventory.schema import Host, Mirrors, ReleasePolicy, Service, Ssh
 from deploy.inventory.secrets import SecretValue
 from deploy.provision.check import question_of

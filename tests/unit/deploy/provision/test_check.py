@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.check import (
     bootstrap_steps,
     next_steps,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from deploy import layout
+from deploy.host import layout
 from deploy.provision.job import Site
 from deploy.provision.resources import File
 from tests.unit.deploy.provision.builders import (

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.bundle.send import stage
-from deploy.host.system import Done
+from deploy.host.system import ProgramResult
 from tests.unit.deploy.host.fakes import Host, short_directory
 from tests.unit.deploy.host.staged import Link, assert_whole, provision, send
 
@@ -27,10 +27,10 @@ def quick_uv(host):
             if argv[1] == "venv":
                 (made / "bin").mkdir(parents=True)
                 (made / "bin" / "python").symlink_to(sys.executable)
-            return Done(0, "", "")
+            return ProgramResult(0, "", "")
         if argv[0].endswith("/bin/python"):
             host.runner.before(argv)
-            return Done(0, "", "")
+            return ProgramResult(0, "", "")
         return real(argv, **more)
 
     host.runner.run = run

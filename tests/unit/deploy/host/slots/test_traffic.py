@@ -115,7 +115,7 @@ def until_down(host, proxy, slot):
     def down():
         return True if proxy.control.servers()[slot].status == "DOWN" else None
 
-    assert host.world.wait(down, 5, 0.01)
+    assert host.system.poll_until(down, 5, 0.01)
 
 
 def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, runtimes):
@@ -133,7 +133,7 @@ def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, r
             runtimes["green"].is_ready = len(seen) > 3
             super().sleep(seconds)
 
-    leased.world = leased.world._replace(clock=Watching())
+    leased.system = leased.system._replace(clock=Watching())
     serve(leased, blue=90, green=10)
 
     assert len(seen) > 3
@@ -191,7 +191,7 @@ def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
                 runtimes["blue"].gate.set()
             super().sleep(seconds)
 
-    leased.world = leased.world._replace(clock=Releasing())
+    leased.system = leased.system._replace(clock=Releasing())
     found = leased.call("traffic.drain", slot="blue", timeout_s=20)
     client.join()
 
@@ -266,7 +266,7 @@ def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy
             runtimes["blue"].gate.set()
             client.join()
 
-    leased.world = leased.world._replace(clock=Losing())
+    leased.system = leased.system._replace(clock=Losing())
     error = refusal(leased, "traffic.drain", slot="blue", timeout_s=50)
 
     assert error.kind == "LeaseLost"
