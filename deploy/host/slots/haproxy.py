@@ -92,7 +92,7 @@ def parse_servers_state(text: str, backend: str) -> dict[str, dict[str, str]]:
     if len(lines) < 2 or lines[0].strip() != "1" or not lines[1].startswith("# "):
         raise ValueError(f"not a server state of version 1: {one_line(text)[:200]!r}")
     columns = lines[1][2:].split()
-    rows = [dict(zip(columns, line.split())) for line in lines[2:]]  # noqa: B905 - Python 3.9
+    rows = [dict(zip(columns, line.split())) for line in lines[2:]]
     return {row["srv_name"]: row for row in rows if row.get("be_name") == backend}
 
 

@@ -1,0 +1,177 @@
+"""
+Typed messages to JSON and back, strictly.  Knows no message; `protocol` has them all.
+
+Supports what the protocol needs: frozen dataclasses, text, whole numbers, numbers, booleans,
+enums, Optional, tuples of one type and mappings from text.  `Pattern` and `Range` narrow a value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import re
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+Message = TypeVar("Message")
+
+WHOLE_MAX = 2**63 - 1
+
+
+class Malformed(ValueError):
+    """
+    A value is not of the type that the message declares; the text names its place.
+    """
+
+
+class Pattern(NamedTuple):
+    """
+    Text must match *regex* as a whole; *meaning* says it in words.
+    """
+
+    regex: str
+    meaning: str
+
+
+class Range(NamedTuple):
+    """
+    A number must lie from *low* to *high*, both included.
+    """
+
+    low: float
+    high: float
+
+
+class OneOf(NamedTuple):
+    """
+    Text must be one of *values*.
+    """
+
+    values: tuple[str, ...]
+
+
+def encode(value: Any) -> Any:
+    """
+    Return *value* as plain JSON values.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: encode(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(one) for one in value]
+    return value
+
+
+def decode(kind: type[Message], value: object, where: str = "") -> Message:
+    """
+    Return *value*, plain JSON values, as a *kind*.
+
+    Whole numbers are not negative, numbers are finite, unknown keys are refused.
+
+    Args:
+        where: Path of *value* in its document, for the error.
+
+    Raises:
+        Malformed: A value is of another type, out of range, missing or unknown.
+    """
+    result: Message = _decode(kind, value, where or kind.__name__)
+    return result
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        base, *limits = typing.get_args(kind)
+        return _limited(_decode(base, value, where), limits, where)
+    if origin is typing.Union:
+        if value is None:
+            return None
+        return _decode(typing.get_args(kind)[0], value, where)
+    if origin is tuple:
+        _expect(isinstance(value, list), "a list", value, where)
+        item = typing.get_args(kind)[0]
+        return tuple(_decode(item, one, f"{where}[{i}]") for i, one in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, dict), "an object", value, where)
+        key_kind, item = typing.get_args(kind)
+        return {
+            _decode(key_kind, key, f"{where} key"): _decode(item, one, f"{where}.{key}")
+            for key, one in value.items()
+        }
+    return _scalar(kind, value, where)
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    if issubclass(kind, enum.Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise _malformed(" or ".join(str(m.value) for m in kind), value, where) from None
+    if kind is bool:
+        _expect(isinstance(value, bool), "true or false", value, where)
+    elif kind is int:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        _expect(is_whole and 0 <= value <= WHOLE_MAX, "a whole number, 0 or more", value, where)
+    elif kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _expect(is_number and math.isfinite(value), "a finite number", value, where)
+        return float(value)
+    elif kind is str:
+        _expect(isinstance(value, str), "text", value, where)
+    else:
+        raise TypeError(f"{where}: no message may hold a {kind!r}")
+    return value
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), "an object", value, where)
+    hints = _hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise Malformed(f"{where}: unknown key {', '.join(unknown)[:200]}")
+    given = {}
+    for field in dataclasses.fields(kind):
+        if field.name in value:
+            given[field.name] = _decode(
+                hints[field.name], value[field.name], f"{where}.{field.name}"
+            )
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise Malformed(f"{where}.{field.name}: missing")
+    return kind(**given)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _limited(value: Any, limits: list[Any], where: str) -> Any:
+    for limit in limits:
+        if isinstance(limit, Pattern):
+            _expect(re.fullmatch(limit.regex, value) is not None, limit.meaning, value, where)
+        elif isinstance(limit, Range):
+            is_inside = limit.low <= value <= limit.high
+            _expect(is_inside, f"from {limit.low:g} to {limit.high:g}", value, where)
+        elif isinstance(limit, OneOf):
+            _expect(value in limit.values, " or ".join(limit.values), value, where)
+    return value
+
+
+def _expect(is_right: bool, wanted: str, value: object, where: str) -> None:
+    if not is_right:
+        raise _malformed(wanted, value, where)
+
+
+def _malformed(wanted: str, value: object, where: str) -> Malformed:
+    return Malformed(f"{where}: should be {wanted}, got {repr(value)[:200]}")

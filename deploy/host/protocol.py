@@ -1,0 +1,859 @@
+"""
+What the controller and the host program say to each other: every verb, its fields, its errors.
+
+A verb is a request type; its type argument is the type of the result.  The controller sends one
+request and reads one answer for each run of the host program, both one JSON document.
+
+    {"schema": 2, "fence": 7, "release": "r1", "actor": "ann@desk", "args": {"slot": "green"}}
+    {"ok": true, "schema": 2, "result": {...}}
+    {"ok": false, "schema": 2, "error": {"kind": "LeaseLost", "what": ..., "why": ..., "fix": ...}}
+
+Standard library only; annotations are evaluated on Python 3.9, hence `Optional`.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Optional, TypeVar
+
+from deploy.host.codec import Malformed, OneOf, Pattern, Range, decode, encode
+from deploy.host.layout import SLOTS
+
+SCHEMA = 2  # raised with each change that the other side would misread; 1 had no number
+
+Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
+SlotName = Annotated[str, OneOf(SLOTS)]
+Percent = Annotated[int, Range(0, 100)]
+TimeoutS = Annotated[float, Range(0.001, 7200)]
+LeaseTtlS = Annotated[float, Range(0.001, 3600)]
+Keep = Annotated[int, Range(1, 1000)]
+
+ResultT = TypeVar("ResultT")
+
+
+class ErrorKind(str, Enum):
+    """
+    Kinds of error that the host program reports; the controller has an error class for each.
+    """
+
+    USAGE = "UsageError"
+    SCHEMA = "SchemaMismatch"  # the two sides are of different releases of slipway
+    PRECONDITION = "PreconditionError"
+    DISK_TOO_SMALL = "DiskTooSmall"
+    COMMAND_FAILED = "CommandFailed"
+    LEASE_HELD = "LeaseHeld"
+    LEASE_LOST = "LeaseLost"
+    NOTHING_TO_ROLL_BACK_TO = "NothingToRollBackTo"
+    BUNDLE_UNSIGNED = "BundleUnsigned"
+    BUNDLE_TAMPERED = "BundleTampered"
+    BUNDLE_TRUNCATED = "BundleTruncated"
+
+
+class HostError(Exception):
+    """
+    An error that the host program reports to its caller.
+
+    Args:
+        what: What failed, named.
+        why: What was observed, in the words of the system that said it.
+        fix: What the operator does next.
+    """
+
+    def __init__(self, kind: ErrorKind, what: str, why: str, fix: str) -> None:
+        super().__init__(what)
+        self.kind, self.what, self.why, self.fix = kind, what, why, fix
+
+    def as_json(self) -> dict[str, str]:
+        return {"kind": self.kind.value, "what": self.what, "why": self.why, "fix": self.fix}
+
+
+class Call(NamedTuple):
+    """
+    The circumstances of one request.
+
+    Attributes:
+        fence: Number of the lease that the caller holds; None: it holds none.
+        release: Release that the call belongs to.
+        actor: Name of the caller, for the journal.
+    """
+
+    fence: Optional[int] = None
+    release: Optional[str] = None
+    actor: str = "unknown"
+
+
+class Request(Generic[ResultT]):
+    """
+    Base of all requests.
+
+    Attributes:
+        VERB: Name of the verb, the one argument of the host program.
+        NEEDS_LEASE: The verb changes what serves, so it is refused without the lease.
+    """
+
+    VERB: ClassVar[str]
+    NEEDS_LEASE: ClassVar[bool] = True
+
+
+def result_type(request: type[Request[ResultT]]) -> type[ResultT]:
+    """
+    Return the type of the result of *request*.
+    """
+    for base in request.__orig_bases__:  # type: ignore[attr-defined]
+        if typing.get_origin(base) is Request:
+            found: type[ResultT] = typing.get_args(base)[0]
+            return found
+    raise TypeError(f"{request.__name__} names no result")
+
+
+# -- lease
+
+
+@dataclass(frozen=True)
+class LeaseGranted:
+    """
+    Attributes:
+        fence: Fencing number; higher than that of every earlier lease of the host.
+        expires_at: Seconds since 1970, by the host's clock.
+    """
+
+    fence: int
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class LeaseAcquire(Request[LeaseGranted]):
+    """
+    Take the lease of the host for *owner*.
+    """
+
+    VERB = "lease.acquire"
+    NEEDS_LEASE = False
+
+    owner: str
+    ttl_s: LeaseTtlS
+
+
+@dataclass(frozen=True)
+class LeaseRenew(Request[LeaseGranted]):
+    """
+    Extend the caller's lease to *ttl_s* from now.
+    """
+
+    VERB = "lease.renew"
+
+    ttl_s: LeaseTtlS
+
+
+@dataclass(frozen=True)
+class LeaseReleased:
+    released: bool  # False: another lease is in force
+
+
+@dataclass(frozen=True)
+class LeaseRelease(Request[LeaseReleased]):
+    """
+    End the caller's lease.
+    """
+
+    VERB = "lease.release"
+    NEEDS_LEASE = False
+
+
+# -- journal
+
+
+@dataclass(frozen=True)
+class EventAppended:
+    seq: int  # number of the journal line
+
+
+@dataclass(frozen=True)
+class JournalAppend(Request[EventAppended]):
+    """
+    Write an event of a release into the journal.
+    """
+
+    VERB = "journal.append"
+
+    step: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GoodRelease:
+    """
+    A release recorded as good: a rollback may return to it.
+    """
+
+    release: str
+    bundle: Digest
+    version: str
+
+
+@dataclass(frozen=True)
+class GoodReleases:
+    good: tuple[GoodRelease, ...]  # oldest first
+
+
+@dataclass(frozen=True)
+class GoodRecord(Request[GoodReleases]):
+    """
+    Record the release of the call as good.
+    """
+
+    VERB = "good.record"
+
+    bundle: Digest
+    version: str
+    slot: SlotName
+
+
+@dataclass(frozen=True)
+class GoodRollback(Request[GoodReleases]):
+    """
+    Remove the good releases after *to_release* from the record.
+    """
+
+    VERB = "good.rollback"
+
+    to_release: str
+
+
+# -- bundles
+
+
+@dataclass(frozen=True)
+class Wheel:
+    file: str
+    sha256: Digest
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """
+    What the host lacks of a bundle.
+
+    Attributes:
+        bundle: Manifest, signature and archive are missing.
+        venv: The lock's environment is missing.
+        blobs: SHA-256 of the model files to send.
+        wheels: File names of the wheels to send.
+        need_bytes: Space that staging takes.
+        free_bytes: Free space of the file system that has the least left.
+    """
+
+    bundle: bool
+    venv: bool
+    blobs: tuple[Digest, ...]
+    wheels: tuple[str, ...]
+    need_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class StageMissing(Request[StageNeeds]):
+    """
+    Return what the host lacks of a bundle, and make the directory for uploads.
+
+    Attributes:
+        manifest: Text of the bundle's manifest, in canonical form.
+    """
+
+    VERB = "stage.missing"
+    NEEDS_LEASE = False
+
+    manifest: str
+
+
+@dataclass(frozen=True)
+class Staged:
+    """
+    Attributes:
+        signer: Allowed signer whose key signed the bundle.
+        placed_bundle: The bundle's own files were placed; False: they were there.
+        placed_blobs, placed_wheels: How many files were placed.
+    """
+
+    bundle: Digest
+    version: str
+    signer: str
+    placed_bundle: bool
+    placed_blobs: int
+    placed_wheels: int
+    venv_built: bool
+    took_s: float
+
+
+@dataclass(frozen=True)
+class StageCommit(Request[Staged]):
+    """
+    Verify the uploads of a bundle, then place them.
+    """
+
+    VERB = "stage.commit"
+
+    bundle: Digest
+
+
+@dataclass(frozen=True)
+class VenvBuilt:
+    built: bool  # False: it was there
+    took_s: float
+
+
+@dataclass(frozen=True)
+class VenvBuild(Request[VenvBuilt]):
+    """
+    Build the environment of a lock from wheels in the wheelhouse.
+
+    Attributes:
+        lock: Text of the lock.
+        digest: SHA-256 of that text.
+        python: Python of the environment, such as "3.11".
+    """
+
+    VERB = "venv.build"
+    NEEDS_LEASE = False  # it adds immutable content
+
+    lock: str
+    digest: Digest
+    python: str
+    wheels: tuple[Wheel, ...]
+
+
+@dataclass(frozen=True)
+class Retired:
+    """
+    Attributes:
+        kept: Bundles that stay.
+        removed: Names of what was deleted, by kind: releases, venvs, models, blobs, wheels,
+            incoming.
+    """
+
+    kept: tuple[str, ...]
+    removed: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Retire(Request[Retired]):
+    """
+    Delete what neither a slot nor one of the last *keep* good releases needs.
+    """
+
+    VERB = "retire"
+
+    keep: Keep
+
+
+# -- slots
+
+
+@dataclass(frozen=True)
+class SlotStarted:
+    """
+    Attributes:
+        unit: systemd's ActiveState.
+        started: False: it ran already.
+    """
+
+    slot: SlotName
+    bundle: Digest
+    unit: str
+    restarts: int
+    started: bool
+    took_s: float
+
+
+@dataclass(frozen=True)
+class SlotStart(Request[SlotStarted]):
+    """
+    Start *bundle* in *slot*; the answer comes when it is READY, or was stopped after a failure.
+    """
+
+    VERB = "slot.start"
+
+    slot: SlotName
+    bundle: Digest
+    timeout_s: TimeoutS = 300.0
+
+
+@dataclass(frozen=True)
+class SlotStopped:
+    slot: SlotName
+    unit: str  # systemd's ActiveState
+    stopped: bool  # False: it was stopped already
+    took_s: float
+
+
+@dataclass(frozen=True)
+class SlotStop(Request[SlotStopped]):
+    """
+    Stop and disable *slot*; refused while it takes requests.
+    """
+
+    VERB = "slot.stop"
+
+    slot: SlotName
+    timeout_s: TimeoutS = 60.0
+
+
+@dataclass(frozen=True)
+class GoldenFailure:
+    line: int  # of golden.jsonl, from 1
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """
+    Attributes:
+        failures: The first ten.
+    """
+
+    total: int
+    passed: int
+    failures: tuple[GoldenFailure, ...]
+
+
+@dataclass(frozen=True)
+class Golden(Request[GoldenResult]):
+    """
+    Ask *slot* the golden prompts of its bundle.
+    """
+
+    VERB = "golden"
+
+    slot: SlotName
+    timeout_s: TimeoutS = 120.0
+
+
+@dataclass(frozen=True)
+class TrafficWeights:
+    weights: dict[SlotName, Percent]  # of all slots, as read back
+    haproxy: dict[SlotName, str]  # HAProxy's status of each server
+
+
+@dataclass(frozen=True)
+class TrafficSet(Request[TrafficWeights]):
+    """
+    Set the weights of the named slots; a slot that gains traffic is UP before another loses it.
+
+    Attributes:
+        force: All weights may be 0, which leaves the host without service.
+    """
+
+    VERB = "traffic.set"
+
+    weights: dict[SlotName, Percent]
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Drained:
+    """
+    Attributes:
+        left: Requests in flight when the wait ended.
+        maint: The slot is in HAProxy's maint state; False: it still drains.
+    """
+
+    waited_s: float
+    left: int
+    maint: bool
+
+
+@dataclass(frozen=True)
+class TrafficDrain(Request[Drained]):
+    """
+    Wait until no request of *slot* is in flight.
+    """
+
+    VERB = "traffic.drain"
+
+    slot: SlotName
+    timeout_s: TimeoutS = 60.0
+
+
+# -- reading a host
+
+
+@dataclass(frozen=True)
+class LeaseStatus:
+    """
+    A lease in force.
+
+    Attributes:
+        left_s: Seconds until it expires, by the host's boot clock.
+    """
+
+    owner: str
+    release: Optional[str]
+    fence: int
+    left_s: float
+
+
+@dataclass(frozen=True)
+class SlotStatus:
+    """
+    One slot.
+
+    Attributes:
+        unit: systemd's ActiveState; "unknown" when systemd did not answer.
+        weight: Share of the host's traffic in percent; None when HAProxy did not answer.
+        haproxy: HAProxy's status of the server: UP, DOWN, MAINT, DRAIN; None as above.
+        sessions: Requests in flight or queued; None as above.
+        ready: It answered its readiness check.
+    """
+
+    bundle: Optional[str]
+    version: Optional[str]
+    unit: str
+    weight: Optional[int]
+    haproxy: Optional[str]
+    sessions: Optional[int]
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """
+    The latest verb or release that began and has not ended.
+    """
+
+    release: Optional[str]
+    step: str
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """
+    Attributes:
+        good: Releases recorded as good and not rolled back, oldest first.
+        paused: Release that waits for a decision of the operator.
+        journal_damaged: Journal lines that cannot be read.
+        free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
+    """
+
+    boot_id: str
+    lease: Optional[LeaseStatus]
+    slots: dict[SlotName, SlotStatus]
+    good: tuple[GoodRelease, ...]
+    unfinished: Optional[Unfinished]
+    paused: Optional[str]
+    journal_damaged: int
+    free_opt_bytes: int
+    free_state_bytes: int
+
+
+@dataclass(frozen=True)
+class Status(Request[HostStatus]):
+    """
+    Return what is true of the host now; changes nothing.
+    """
+
+    VERB = "status"
+    NEEDS_LEASE = False
+
+
+@dataclass(frozen=True)
+class SlotCounters:
+    """
+    Cumulative counters of one slot.
+
+    Attributes:
+        requests: Requests to the generating routes that the runtime answered since it started.
+        errors: Those answered with a 5xx.
+        broken: Requests that HAProxy got no answer to and could not retry elsewhere, since
+            HAProxy started.
+        restarts: Restarts by systemd.
+        is_whole: Runtime and HAProxy both answered; otherwise the counters mean nothing.
+        unit: systemd's ActiveState.
+    """
+
+    requests: int
+    errors: int
+    broken: int
+    restarts: int
+    is_whole: bool
+    is_ready: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    slots: dict[SlotName, SlotCounters]
+
+
+@dataclass(frozen=True)
+class Measure(Request[Measurement]):
+    """
+    Return the counters of every slot; changes nothing.
+    """
+
+    VERB = "measure"
+    NEEDS_LEASE = False
+
+
+# -- provisioning
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """
+    Attributes:
+        type: file, directory, link or other.
+        mode: Permission bits in octal, four digits.
+        target: Of a link.
+        sha256: None where no hash was asked for.
+        text: Content of a file with another hash than the wanted one, where it is no secret.
+    """
+
+    type: Annotated[str, OneOf(("file", "directory", "link", "other"))]
+    mode: str
+    owner: str
+    group: str
+    size: int
+    target: Optional[str] = None
+    sha256: Optional[str] = None
+    text: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class UserFacts:
+    group: str
+    shell: str
+    home: str
+
+
+@dataclass(frozen=True)
+class UnitFacts:
+    """
+    Attributes:
+        load, active, enabled: LoadState, ActiveState, UnitFileState of systemd.
+        stale: The unit's file changed after systemd read it.
+    """
+
+    load: str
+    active: str
+    enabled: str
+    stale: bool
+
+
+@dataclass(frozen=True)
+class Listener:
+    program: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    Attributes:
+        paths: None where nothing is there.
+        packages: Installed version; None for a package that is not installed.
+        listings: Size in bytes of each entry, by directory.
+        room: Free bytes of the file system of each path.
+        haproxy: Description of the running HAProxy, which names its configuration; None where
+            none answers.
+        pythons: Versions that the host can make an environment with, such as "3.11".
+        driver: Version of the loaded NVIDIA kernel module; None without one.
+    """
+
+    paths: dict[str, Optional[PathFacts]]
+    packages: dict[str, Optional[str]]
+    users: dict[str, Optional[UserFacts]]
+    units: dict[str, UnitFacts]
+    listings: dict[str, dict[str, int]]
+    listeners: tuple[Listener, ...]
+    room: dict[str, int]
+    haproxy: Optional[str]
+    lease: Optional[LeaseStatus]
+    pythons: tuple[str, ...]
+    machine: str
+    os_id: str
+    codename: str
+    has_apt: bool
+    driver: Optional[str]
+
+
+@dataclass(frozen=True)
+class FactQuery(Request[Facts]):
+    """
+    Return facts for provisioning; changes nothing.
+
+    Attributes:
+        paths: Wanted SHA-256 of each path; "" asks for no hash.
+        secret: Paths whose text is never returned.
+        port: Public port whose listeners are asked for.
+        room: Paths whose free bytes are asked for.
+        haproxy: Ask the running HAProxy for its description.
+    """
+
+    VERB = "facts"
+    NEEDS_LEASE = False
+
+    paths: dict[str, str] = field(default_factory=dict)
+    secret: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    listings: tuple[str, ...] = ()
+    port: Optional[int] = None
+    room: tuple[str, ...] = ()
+    haproxy: bool = False
+
+
+REQUESTS: dict[str, type[Request[Any]]] = {
+    request.VERB: request
+    for request in (
+        Status,
+        Measure,
+        FactQuery,
+        LeaseAcquire,
+        LeaseRenew,
+        LeaseRelease,
+        JournalAppend,
+        StageMissing,
+        StageCommit,
+        VenvBuild,
+        SlotStart,
+        SlotStop,
+        Golden,
+        TrafficSet,
+        TrafficDrain,
+        GoodRecord,
+        GoodRollback,
+        Retire,
+    )
+}
+
+
+# -- the documents
+
+
+def encode_request(request: Request[Any], call: Call) -> bytes:
+    """
+    Return the document of *request* for the host program's standard input.
+    """
+    document = {"schema": SCHEMA, **call._asdict(), "args": encode(request)}
+    return json.dumps(document).encode()
+
+
+def parse_request(verb: str, text: str) -> tuple[Request[Any], Call]:
+    """
+    Return the request of *verb* in *text*; an empty text means no lease and no arguments.
+
+    Raises:
+        HostError: The verb is unknown, the schema is another, or the document is not valid.
+    """
+    document = _parse_object(verb, text)
+    schema = document.pop("schema", 1 if document else SCHEMA)
+    if schema != SCHEMA:
+        raise HostError(
+            ErrorKind.SCHEMA,
+            f"{verb}: the controller speaks another protocol than this host",
+            f"it sent schema {schema!r}; the host program reads {SCHEMA}",
+            "inv provision installs the host program of your release of slipway, or use the "
+            "newer release",
+        )
+    if verb not in REQUESTS:
+        raise HostError(
+            ErrorKind.USAGE,
+            f"the host program has no verb {verb!r}",
+            f"it has {', '.join(REQUESTS)}",
+            "inv provision installs the host program of this version",
+        )
+    try:
+        unknown = sorted(set(document) - {*Call._fields, "args"})
+        if unknown:
+            raise Malformed(f"unknown key {', '.join(unknown)}")
+        request = decode(REQUESTS[verb], document.get("args") or {}, "args")
+        return request, _parse_call(document)
+    except Malformed as error:
+        raise _malformed(verb, str(error)) from None
+
+
+def encode_result(result: Any) -> str:
+    """
+    Return the answer that carries *result*, on one line.
+    """
+    return json.dumps({"ok": True, "schema": SCHEMA, "result": encode(result)})
+
+
+def encode_error(error: HostError) -> str:
+    """
+    Return the answer that carries *error*, on one line.
+    """
+    return json.dumps({"ok": False, "schema": SCHEMA, "error": error.as_json()})
+
+
+def parse_answer(request: Request[ResultT], text: str) -> ResultT:
+    """
+    Return the result of *request* in *text*.
+
+    Raises:
+        HostError: The host reports an error, or speaks another schema.
+        Malformed: The text is not an answer of this protocol.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed(f"answer: not JSON: {text[:200]!r}") from None
+    if not isinstance(document, dict):
+        raise Malformed(f"answer: should be an object, got {text[:200]!r}")
+    schema = document.get("schema", 1)
+    if schema != SCHEMA:
+        raise HostError(
+            ErrorKind.SCHEMA,
+            f"{request.VERB}: the host program is of another release of slipway",
+            f"it answered with schema {schema!r}; this release reads {SCHEMA}",
+            "inv provision installs the host program of this release",
+        )
+    if document.get("ok") is True and set(document) == {"ok", "schema", "result"}:
+        return decode(result_type(type(request)), document["result"], "result")
+    if document.get("ok") is False and set(document) == {"ok", "schema", "error"}:
+        error = decode(_Error, document["error"], "error")
+        raise HostError(error.kind, error.what, error.why, error.fix)
+    raise Malformed(f"answer: neither a result nor an error: {text[:200]!r}")
+
+
+@dataclass(frozen=True)
+class _Error:
+    kind: ErrorKind
+    what: str
+    why: str
+    fix: str
+
+
+def _parse_object(verb: str, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise _malformed(verb, f"it is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise _malformed(verb, f"it is a {type(document).__name__}, not an object")
+    return document
+
+
+def _parse_call(document: dict[str, Any]) -> Call:
+    fence, release, actor = (document.get(name) for name in Call._fields)
+    if fence is not None and (not isinstance(fence, int) or isinstance(fence, bool) or fence < 0):
+        raise Malformed(f"fence is {fence!r}")
+    for name, value in (("release", release), ("actor", actor)):
+        if value is not None and not isinstance(value, str):
+            raise Malformed(f"{name} is {value!r}")
+    return Call(fence, release, actor or "unknown")
+
+
+def _malformed(verb: str, why: str) -> HostError:
+    return HostError(
+        ErrorKind.USAGE,
+        f"{verb}: the document on standard input is not valid",
+        why,
+        "docs/reference/protocol.md lists the fields of each verb",
+    )
