@@ -164,7 +164,7 @@ def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[
         if found.lease_owner or found.unfinished or found.paused:
             release = release or {
                 "owner": found.lease_owner,
-                "unfinished": found.unfinished,
+                "unfinished": found.unfinished_text,
                 "paused": found.paused,
             }
     return {"fleet": fleet, "hosts": hosts, "release": release}
@@ -198,7 +198,9 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Rend
         elif found.paused:
             notes.append(f"{name}: paused: {found.paused}; inv rollback drops it")
         elif found.unfinished:
-            notes.append(f"{name}: ended in the middle: {found.unfinished}; inv rollback clears it")
+            notes.append(
+                f"{name}: ended in the middle: {found.unfinished_text}; inv rollback clears it"
+            )
     return Group(*([table, *map(Text, notes)] if notes else [table]))
 
 

@@ -22,7 +22,7 @@ from deploy.errors import CanaryRejected, ReleaseReverted
 from deploy.inventory.schema import Fleet
 from deploy.lab import lab
 from deploy.provision import provision
-from deploy.release.events import Ending, Outcome, ReleaseEvent
+from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
 from deploy.report import event_line
 from deploy.verify import verify
@@ -329,7 +329,7 @@ def _rollback(demo: _Demo, on: wiring.Hosts) -> None:
             say(outcome.ending, outcome.reason)
 
 
-def _ended(outcome: Outcome, say: Callable[[str, str], None]) -> None:
+def _ended(outcome: ReleaseOutcome, say: Callable[[str, str], None]) -> None:
     found = str(outcome.ending)
     if isinstance(outcome.error, CanaryRejected):
         found = _BY_CANARY

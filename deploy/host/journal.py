@@ -106,7 +106,9 @@ def _unfinished(
         return None
     release = current["release"] if current else last.get("release")
     found = {key: last.get(key) for key in ("step", "seq", "at", "fence", "actor")}
-    return {"release": release, "is_intent": bool(intents), **found}
+    begin_args = (current or {}).get("args") or {}
+    rollback_to = begin_args.get("to_release") if begin_args.get("kind") == "rollback" else None
+    return {"release": release, "is_intent": bool(intents), "rollback_to": rollback_to, **found}
 
 
 def _key(entry: dict[str, Any]) -> str:

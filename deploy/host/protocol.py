@@ -523,10 +523,14 @@ class SlotStatus:
 class Unfinished:
     """
     The latest verb or release that began and has not ended.
+
+    Attributes:
+        rollback_to: Release that it returns to, if it is a rollback.
     """
 
     release: Optional[str]
     step: str
+    rollback_to: Optional[str] = None
 
 
 @dataclass(frozen=True)

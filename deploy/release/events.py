@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from deploy.errors import DeployError
 
@@ -37,7 +37,7 @@ class ReleaseEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReleaseOutcome:
     """
     How a release or rollback ended.
 
@@ -61,18 +61,6 @@ class Outcome:
             "evidence": dict(self.evidence),
         }
         return found | ({"error": self.error.as_json()} if self.error else {})
-
-
-class Clock(Protocol):
-    """
-    The only clock of a release.
-    """
-
-    def monotonic_s(self) -> float: ...
-
-    def utc(self) -> datetime: ...
-
-    def sleep(self, seconds: float) -> None: ...
 
 
 Report = Callable[[ReleaseEvent], None]  # where events go
