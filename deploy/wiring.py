@@ -19,7 +19,7 @@ from pathlib import Path
 from deploy import errors
 from deploy.bundle.build import build_bundle
 from deploy.bundle.check import check_bundle
-from deploy.bundle.send import SentBundle, stage
+from deploy.bundle.send import Sent, stage
 from deploy.bundle.sign import sign_bundle
 from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import (
@@ -306,7 +306,7 @@ def run_release(
     """
     clock = SystemClock()
 
-    def stage_one(client: HostClient) -> SentBundle:
+    def stage_one(client: HostClient) -> Sent:
         return stage(bundle, client=client, wheels=WHEELS)
 
     executor = ReleaseExecutor(

@@ -31,10 +31,10 @@ class Sent(Protocol):
     """
 
     @property
-    def files(self) -> int: ...
+    def names(self) -> tuple[str, ...]: ...
 
     @property
-    def bytes(self) -> int: ...
+    def size(self) -> int: ...  # bytes
 
 
 Stage = Callable[[HostClient], Sent]
@@ -156,12 +156,11 @@ class ReleaseExecutor:
 
     def _stage_one(self, host: HostPlan, client: HostClient) -> None:
         sent = self._stage(client)
+        files = len(sent.names)
         text = (
-            f"{sent.files} files sent, {format_size(sent.bytes)}"
-            if sent.files
-            else "had everything already"
+            f"{files} files sent, {format_size(sent.size)}" if files else "had everything already"
         )
-        self._say("host.staged", text, host.host, {"files": sent.files, "bytes": sent.bytes})
+        self._say("host.staged", text, host.host, {"files": files, "bytes": sent.size})
 
     def _start_one(self, host: HostPlan, client: HostClient) -> None:
         self._has_started = True
