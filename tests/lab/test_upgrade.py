@@ -30,7 +30,9 @@ def before(tmp_path_factory):
     """
     known = subprocess.run(["git", "cat-file", "-e", f"{BEFORE}^{{commit}}"], cwd=ROOT, check=False)
     if known.returncode != 0:
-        pytest.skip(f"the history of this clone does not reach {BEFORE[:12]}: git fetch --unshallow")
+        pytest.skip(
+            f"the history of this clone does not reach {BEFORE[:12]}: git fetch --unshallow"
+        )
     tree = tmp_path_factory.mktemp("before")
     archive = subprocess.run(
         ["git", "archive", BEFORE], cwd=ROOT, check=True, capture_output=True
