@@ -116,7 +116,8 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
 
         inv provision --hosts lab --check
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
     from deploy.provision import provision as run
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
@@ -142,7 +143,8 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
 
         inv verify --hosts lab
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
     from deploy.verify import verify as run
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
@@ -189,7 +191,8 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 
         inv plan --canary 10
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
     from deploy.release.plan import check_share
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
@@ -217,7 +220,8 @@ def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=
 
         inv release --canary 10
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
     from deploy.release.plan import check_share
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
@@ -246,7 +250,8 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
 
         inv rollback
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
     with wiring.hosts(fleet) as on:
@@ -293,7 +298,8 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
 
     from rich.live import Live
 
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
 
     fleet = wiring.fleet(hosts or c.fleet, limit)
     with wiring.hosts(fleet) as on:
@@ -359,7 +365,7 @@ def matrix(c, json=False):
 
         inv matrix
     """
-    from deploy import report
+    from deploy.cli import report
     from deploy.versions.matrix import load_matrix
 
     found = load_matrix()
@@ -377,7 +383,7 @@ def lab_up(c, hosts="4", fresh=False, json=False):
 
         inv lab.up --hosts 4
     """
-    from deploy import report
+    from deploy.cli import report
     from deploy.lab import lab
 
     found = lab.up(whole("hosts", hosts), progress=progress, fresh=fresh)
@@ -401,7 +407,7 @@ def lab_status(c, json=False):
     """
     Show the lab's hosts.
     """
-    from deploy import report
+    from deploy.cli import report
     from deploy.lab import lab
 
     found = lab.status()

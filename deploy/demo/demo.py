@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import wiring
+from deploy.cli.report import event_line
 from deploy.demo.load import LoadGenerator
 from deploy.demo.load_report import Exposure, LoadReport
 from deploy.errors import CanaryRejected, ReleaseReverted
@@ -24,7 +25,6 @@ from deploy.lab import lab
 from deploy.provision import provision
 from deploy.release.events import Ending, Outcome, ReleaseEvent
 from deploy.release.rollback import RollbackPlan
-from deploy.report import event_line
 from deploy.verify import verify
 
 HOSTS = 4
