@@ -319,7 +319,7 @@ def _release(
 
 
 def _rollback(demo: _Demo, on: wiring.Hosts) -> None:
-    with demo.step("rollback", Ending.REVERTED) as say:
+    with demo.step("rollback", Ending.ROLLED_BACK) as say:
         plan: RollbackPlan = wiring.make_rollback(on, None)
         outcome = wiring.run_rollback(on, plan, demo.heard)
         # A refused release ends with an error; a rollback that did its job does not.

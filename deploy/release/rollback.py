@@ -265,4 +265,4 @@ def roll_back(
         )
         return Outcome(release, Ending.REVERTED, plan.reason, evidence, failure)
     say("release.reverted", plan.reason)
-    return Outcome(release, Ending.REVERTED, plan.reason, evidence)
+    return Outcome(release, Ending.ROLLED_BACK, plan.reason, evidence)
