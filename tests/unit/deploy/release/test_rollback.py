@@ -45,7 +45,7 @@ def test_rolling_back_serves_the_release_before():
 
     outcome = rollback(hosts)
 
-    assert outcome.ending is Ending.REVERTED
+    assert outcome.ending is Ending.ROLLED_BACK
     assert outcome.error is None
     for host in hosts.values():
         assert serves(host) == {"b1": 100}
@@ -80,7 +80,7 @@ def test_an_interrupted_release_is_dropped():
 
     outcome = rollback(hosts)
 
-    assert outcome.ending is Ending.REVERTED
+    assert outcome.ending is Ending.ROLLED_BACK
     for host in hosts.values():
         assert serves(host) == {"b1": 100}
         assert host.running == {"blue": True, "green": False}
