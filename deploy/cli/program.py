@@ -18,6 +18,7 @@ from invoke._version import __version__
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 from invoke.util import enable_logging
+from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
@@ -46,13 +47,13 @@ class SlipwayProgram(Program):
 
     def _run(self, argv: list[str] | None) -> None:
         try:
-            self.create_config()
             with _usage_errors():
+                self.create_config()
                 self.parse_core(argv)
                 self.parse_collection()
                 self.parse_tasks()
                 self.parse_cleanup()
-            self.update_config()
+                self.update_config()
             self.execute()
         except Exit as ending:  # --help, --list, --version are done
             sys.exit(ending.code)
@@ -86,6 +87,10 @@ def _usage_errors() -> Iterator[None]:
         if not error.message:
             raise
         raise UsageError(error.message, why="invoke could not go on", fix="inv --list") from error
+    except yaml.YAMLError as error:
+        raise UsageError(
+            "a configuration file of invoke is not YAML", why=str(error), fix="correct that line"
+        ) from error
     except (ValueError, AttributeError) as error:  # of --list-depth x and --list-format x
         if not _is_of_invoke(error):
             raise

@@ -138,7 +138,7 @@ def describe(waits: dict[str, Wait], now_s: float) -> str:
     """
     Return one line for *waits*: hosts that wait for the same thing are named together.
 
-        n1, n2: waiting for the start of v1.1.0: 4 s so far, at most 86 s left
+        n1, n2: waiting for the start of the new slot: 4 s so far, at most 1m26s left
     """
     groups: dict[tuple[str, float | None], list[str]] = {}
     for host, wait in waits.items():
