@@ -26,10 +26,17 @@ from deploy.cli.terminal import finish, print_progress, print_text
 
 ROOT = Path(__file__).parent
 
-_HOSTS = "Fleet to work on: NAME of inventories/NAME.yml (default: `fleet` in invoke.yaml)."
+_HOSTS = (
+    "Fleet to work on: NAME of inventories/NAME.yml, or the path of a .yml file "
+    "(default: `fleet` in invoke.yaml)."
+)
 _LIMIT = "Only these hosts: names, globs or @groups, comma-separated (default: all)."
+_CANARY = (
+    "Share of traffic that the new release gets first, in percent, 1 to 50 "
+    "(default: release.canary.share_pct of the fleet)."
+)
 _JSON = "Print one JSON document on stdout; progress stays on stderr."
-_YES = "Do not ask; for CI."
+_YES = "Do not ask before hosts are changed; for CI."
 
 
 @command(flags={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
@@ -99,7 +106,7 @@ def bundle(c, model, version, hosts=None, json=False):
     finish(report.bundle_json(built, version), f"{version}  {built.digest}", None, as_json=json)
 
 
-@command(flags={"canary": "Share of traffic that the new release gets first, in percent, 1 to 50.",
+@command(flags={"canary": _CANARY,
                 "version": "Bundle to release: version or digest (default: the newest).",
                 "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON})  # fmt: skip
 def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
@@ -121,8 +128,7 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
     finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
 
 
-@command(flags={"canary": "Share of traffic that the new release gets first, in percent, 1 to 50 "
-                          "(default: release.canary.share_pct of the fleet).",
+@command(flags={"canary": _CANARY,
                 "version": "Bundle to release: version or digest (default: the newest).",
                 "plan": "Digest that `inv plan` printed; any other plan is refused.",
                 "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
@@ -184,8 +190,9 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
     finish(outcome.as_json(), text, outcome.error, as_json=json, said=progress.said)
 
 
-@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
-                "watch": "Show again every second until interrupted."})  # fmt: skip
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT,
+                "watch": "Show again every second until interrupted, with --json as lines.",
+                "json": _JSON})  # fmt: skip
 def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     Show hosts, slots, versions, shares, health and the release in progress.
@@ -236,7 +243,7 @@ def demo(c, keep=False, fresh=True, json=False):
 
 
 @command(flags={"unit": "Only what needs no hosts: seconds instead of minutes.",
-                "args": "More arguments for pytest."})  # fmt: skip
+                "args": "More arguments for pytest, separated by spaces."})  # fmt: skip
 def test(c, unit=False, args=""):
     """
     Test everything that can be tested on this machine.
@@ -317,7 +324,12 @@ def lab_ssh(c, host):
     os.execvp(argv[0], argv)  # noqa: S606 - our own argv
 
 
-@command(flags={"kind": "good-v1, good-v2, nan or garbled.", "out": "Directory to write."})
+@command(
+    flags={
+        "kind": "good-v1, good-v2, nan or garbled (default good-v1).",
+        "out": "Directory to write (default .slipway/models/KIND).",
+    }
+)
 def lab_model(c, kind="good-v1", out=""):
     """
     Make a tiny GLM model for the lab: two good ones, two bad ones.
