@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from invoke import program
+import invoke
 from invoke._version import __version__
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
@@ -22,6 +22,7 @@ from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
+from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
 
 _ARGUMENT = re.compile(r"<Argument: ([\w-]+)[^>]*>")  # how invoke prints a flag
@@ -108,7 +109,7 @@ def _is_of_invoke(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    package = str(Path(program.__file__).parent)
+    package = str(Path(invoke.__file__).parent)
     return trace is not None and trace.tb_frame.f_code.co_filename.startswith(package)
 
 
@@ -116,12 +117,14 @@ def main() -> None:
     """
     Run the task that the command line names.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # an ASCII locale must not end a release
-            stream.reconfigure(errors="backslashreplace")
-    SlipwayProgram(
-        name="Invoke",
-        binary="inv[oke]",
-        binary_names=["invoke", "inv"],
-        version=__version__,
-    ).run()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the whole process
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # in an ASCII locale
+    program = SlipwayProgram(
+        name="Invoke", binary="inv[oke]", binary_names=["invoke", "inv"], version=__version__
+    )
+    try:
+        program.run()
+    finally:
+        close_output()

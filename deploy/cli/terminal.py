@@ -5,6 +5,7 @@ Nothing here depends on the width of the terminal.  Colour is only decoration: i
 whether something is written.
 """
 
+import io
 import json
 import os
 import sys
@@ -57,14 +58,23 @@ def rendered(table: "RenderableType") -> str:
     from rich.console import Console
     from rich.measure import Measurement
 
-    colour = {} if sys.stdout.isatty() else {"force_terminal": False}
-    wide = Console(file=sys.stdout, width=_ANY_WIDTH, **colour)  # type: ignore[arg-type]
+    is_terminal = sys.stdout.isatty()
+    wide = Console(file=_Text(), width=_ANY_WIDTH, force_terminal=is_terminal)
     parts = getattr(table, "renderables", [table])
     width = max(Measurement.get(wide, wide.options, part).maximum for part in parts)
-    console = Console(file=sys.stdout, width=max(1, width), **colour)  # type: ignore[arg-type]
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+    out = _Text()
+    Console(file=out, width=max(1, width), force_terminal=is_terminal).print(table)
+    return out.getvalue()
+
+
+class _Text(io.StringIO):
+    """
+    Text in memory with the encoding of standard output, so that rich draws lines it can show.
+    """
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding or "utf-8"
 
 
 def print_error(error: DeployError, said: Iterable[str] = ()) -> None:
@@ -112,10 +122,13 @@ def fail(error: DeployError, *, as_json: bool, as_line: bool = False) -> NoRetur
     """
     Tell *error*, as one JSON document or as text, and exit with its code.
     """
-    if as_json:
-        print_json({"error": error.as_json()}, as_line=as_line)
-    else:
-        print_error(error)
+    try:
+        if as_json:
+            print_json({"error": error.as_json()}, as_line=as_line)
+            sys.exit(error.exit_code)
+    except OSError:  # standard output is full: standard error may not be
+        pass
+    print_error(error)
     sys.exit(error.exit_code)
 
 
@@ -123,8 +136,17 @@ def end_quietly() -> NoReturn:
     """
     Exit because the reader of standard output is gone, as `head` is after its last line.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes at its end goes there
     sys.exit(EXIT_BROKEN_PIPE)
+
+
+def close_output() -> None:
+    """
+    Drop what standard output did not take, at the end: Python itself would fail once more on it.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _has_colour(stream: TextIO) -> bool:

@@ -1,6 +1,10 @@
 import errno
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from deploy.cli.terminal import finish, print_error, print_progress, rendered
 from deploy.errors import CanaryRejected, TransportError
 from tests.builders import make_settled
 
+ROOT = Path(__file__).parents[4]
 LONG = "gpu-rack-07-position-12-" + "x" * 23  # 47 characters
 assert len(LONG) == 47
 
@@ -101,3 +106,35 @@ def test_an_error_that_progress_told_leaves_only_its_code(capsys):
         finish({}, "0 hosts as pinned", error, as_json=False, is_told=True)
     assert caught.value.code == 5
     assert capsys.readouterr() == ("0 hosts as pinned\n", "")
+
+
+def run_inv(words, **streams):
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        **streams,
+    )
+
+
+@pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")], ids=" ".join)
+def test_a_full_disk_under_the_output_is_one_error(words):
+    with Path("/dev/full").open("w") as full:
+        done = run_inv(words, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.count("standard output") == 2  # what, and in the remedy
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    """
+    As `inv matrix | head -0` does.
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_inv(["matrix"], stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
