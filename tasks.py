@@ -60,9 +60,9 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
         result = run(fleet, check=check, progress=progress, env=dict(os.environ))
-        progress.tell_the_rest(result)
+        progress.print_remaining_failures(result)
     error = wiring.provision_error(result)
-    finish(result.as_json(), report.provision_text(result), error, as_json=json, is_told=True)
+    finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
@@ -159,7 +159,7 @@ def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=
         with events.releasing(fleet, names, as_json=json) as progress:
             outcome = wiring.run_release(on, bundle, todo, progress)
     text = report.outcome_text(outcome)
-    finish(outcome.as_json(), text, outcome.error, as_json=json, said=progress.said)
+    finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
 @command(flags={"to": "Release id or version to go back to (default: the one before).",
@@ -187,7 +187,7 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
         with events.rolling_back(fleet, names, as_json=json) as progress:
             outcome = wiring.run_rollback(on, todo, progress, to)
     text = report.outcome_text(outcome)
-    finish(outcome.as_json(), text, outcome.error, as_json=json, said=progress.said)
+    finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,

@@ -41,12 +41,12 @@ def error_boundary(*, as_json: bool, as_line: bool = False) -> Iterator[None]:
     except BrokenPipeError as error:
         if error.filename is None and _is_gone(sys.stdout):
             end_quietly()
-        _tell(error, as_json=as_json, as_line=as_line)
+        _report(error, as_json=as_json, as_line=as_line)
     except Exception as error:
-        _tell(error, as_json=as_json, as_line=as_line)
+        _report(error, as_json=as_json, as_line=as_line)
 
 
-def _tell(error: Exception, *, as_json: bool, as_line: bool) -> NoReturn:
+def _report(error: Exception, *, as_json: bool, as_line: bool) -> NoReturn:
     if is_debugging():
         traceback.print_exception(error)
     elif not isinstance(error, DeployError):

@@ -53,14 +53,14 @@ class ProvisionProgress:
                 progress.end_wait(event.host)
                 progress.write(str(event))
 
-    def tell_the_rest(self, report: ProvisionReport) -> None:
+    def print_remaining_failures(self, report: ProvisionReport) -> None:
         """
         Print the failures that no event told: hosts that the run gave up.
         """
-        for failure in self._untold(report):
+        for failure in self._remaining(report):
             self._progress.write(failure_text(failure.host, failure.why, failure.fix))
 
-    def _untold(self, report: ProvisionReport) -> list[Failure]:
+    def _remaining(self, report: ProvisionReport) -> list[Failure]:
         return [failure for failure in report.failed if failure.host not in self._failed]
 
 
@@ -81,19 +81,19 @@ class ReleaseProgress:
         progress.wait_for("the leases", self._hosts)
 
     @property
-    def said(self) -> tuple[str, ...]:
-        return self._progress.said
+    def printed(self) -> tuple[str, ...]:
+        return self._progress.printed
 
     def __call__(self, event: ReleaseEvent) -> None:
         self._follow(event)
         if self._as_json:
             self._progress(event_line(event))
         elif event.name not in _CONCLUSIONS:
-            is_repeated = event.name == "release.stopped" and self._has_said(event.text)
+            is_repeated = event.name == "release.stopped" and self._has_printed(event.text)
             self._progress(event_line(replace(event, text="") if is_repeated else event))
 
-    def _has_said(self, text: str) -> bool:
-        return any(text in line for line in self.said)
+    def _has_printed(self, text: str) -> bool:
+        return any(text in line for line in self.printed)
 
     def _follow(self, event: ReleaseEvent) -> None:
         progress = self._progress

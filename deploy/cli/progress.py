@@ -50,24 +50,24 @@ class Progress:
         self._waits: dict[str, Wait] = {}
         self._lock = threading.RLock()
         self._spoke_s = clock()
-        self._said: list[str] = []
+        self._printed: list[str] = []
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def printed(self) -> tuple[str, ...]:
         """
         The lines so far, without heartbeats.
         """
-        return tuple(self._said)
+        return tuple(self._printed)
 
     def __call__(self, line: str) -> None:
         """
-        Write a line; where no host is waited for by name, it is what is awaited until the next.
+        Write a line; where no host is waited for by name, the step after it is.
         """
         with self._lock:
-            self._said.append(line)
+            self._printed.append(line)
             self.write(line)
             if "" in self._waits:
-                self.wait_for(line.strip())
+                self.wait_for(f'the step after "{line.strip("= ")}"')
 
     def write(self, line: str, write: Callable[[str], None] | None = None) -> None:
         """

@@ -77,15 +77,15 @@ class _Text(io.StringIO):
         return sys.stdout.encoding or "utf-8"
 
 
-def print_error(error: DeployError, said: Iterable[str] = ()) -> None:
+def print_error(error: DeployError, printed: Iterable[str] = ()) -> None:
     """
     Write what failed, why and what to do to standard error.
 
     Args:
-        said: Lines of progress so far; a reason that stands in one of them is not repeated.
+        printed: Lines of progress so far; a reason that stands in one of them is not repeated.
     """
     text = str(error)
-    if any(error.why and error.why in line for line in said):
+    if any(error.why and error.why in line for line in printed):
         text = f"{error.what}\n  why: see above\n  fix: {error.fix}"
     if _has_colour(sys.stderr):
         text = f"{_RED}{text}{_PLAIN}"
@@ -98,23 +98,23 @@ def finish(
     error: DeployError | None,
     *,
     as_json: bool,
-    said: Iterable[str] = (),
-    is_told: bool = False,
+    printed: Iterable[str] = (),
+    is_printed: bool = False,
 ) -> None:
     """
     Print a result; where the task failed, tell the error once and exit with its code.
 
     Args:
-        said: See `print_error`.
-        is_told: Progress has told the whole error; only its code is left.
+        printed: See `print_error`.
+        is_printed: Progress has told the whole error; only its code is left.
     """
     if as_json:
         print_json(document | ({"error": error.as_json()} if error else {}))
     elif text:
         print_text(text)
     if error is not None:
-        if not (as_json or is_told):
-            print_error(error, said)
+        if not (as_json or is_printed):
+            print_error(error, printed)
         sys.exit(error.exit_code)
 
 

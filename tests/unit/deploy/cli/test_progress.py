@@ -1,5 +1,7 @@
 from deploy.cli.progress import QUIET_S, Progress, waiting
 
+HEARTBEAT = 'waiting for the step after "booting n1, n2": 2 s so far'
+
 
 class Clock:
     def __init__(self):
@@ -83,12 +85,12 @@ def test_a_line_of_progress_puts_the_heartbeat_off():
     assert set(lines) == {"booting n1"}
 
 
-def test_without_hosts_the_last_line_is_what_is_awaited():
+def test_without_hosts_the_step_after_the_last_line_is_awaited():
     progress, clock, lines = make_progress()
     progress.wait_for("the lab")
     progress("booting n1, n2")
     run(progress, clock, 2)
-    assert lines == ["booting n1, n2", "waiting for booting n1, n2: 2 s so far"]
+    assert lines == ["booting n1, n2", HEARTBEAT]
 
 
 def test_the_thread_ends_with_the_block():

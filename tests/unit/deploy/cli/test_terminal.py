@@ -78,13 +78,13 @@ def test_one_failure_is_told_once(capsys):
     """
     why = "6 of 11 canary requests failed (54.5%)"
     error = CanaryRejected("r-v2: refused", why=why, fix="look at the release")
-    print_error(error, said=[f"12:00:00  canary.rejected  {why}"])
+    print_error(error, printed=[f"12:00:00  canary.rejected  {why}"])
     text = capsys.readouterr().err
     assert why not in text
     assert "r-v2: refused" in text
     assert "fix: look at the release" in text
 
-    print_error(error, said=["12:00:00  canary.measured  something else"])
+    print_error(error, printed=["12:00:00  canary.measured  something else"])
     assert why in capsys.readouterr().err
 
 
@@ -103,7 +103,7 @@ def test_a_failed_result_is_one_json_document(capsys):
 def test_an_error_that_progress_told_leaves_only_its_code(capsys):
     error = TransportError("n1: lost", why="timeout", fix="ping it")
     with pytest.raises(SystemExit) as caught:
-        finish({}, "0 hosts as pinned", error, as_json=False, is_told=True)
+        finish({}, "0 hosts as pinned", error, as_json=False, is_printed=True)
     assert caught.value.code == 5
     assert capsys.readouterr() == ("0 hosts as pinned\n", "")
 
