@@ -122,8 +122,18 @@ def provision_error(report: ProvisionReport) -> DeployError | None:
 def actor() -> str:
     """
     Return who acts, as journals name them: user@machine.
+
+    Raises:
+        UsageError: The user has no name; ssh(1) would refuse to run as well.
     """
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except KeyError:
+        raise UsageError(
+            f"user id {os.getuid()} has no name on this machine",
+            why="it has no passwd entry, and neither LOGNAME nor USER is set",
+            fix="add the user to /etc/passwd, as ssh needs it: useradd -u ID NAME",
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import wiring
+from deploy.cli.report import event_line
 from deploy.demo.load import LoadGenerator
 from deploy.demo.load_report import Exposure, LoadReport
 from deploy.errors import CanaryRejected, ReleaseReverted
@@ -24,7 +25,6 @@ from deploy.lab import lab
 from deploy.provision import provision
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
-from deploy.report import event_line
 from deploy.verify import verify
 
 HOSTS = 4
@@ -179,6 +179,7 @@ _SHOWN = {
     "host.stuck",
     "release.promoted",
     "release.reverted",
+    "release.rolled_back",
     "release.stopped",
 }
 
@@ -319,7 +320,7 @@ def _release(
 
 
 def _rollback(demo: _Demo, on: wiring.Hosts) -> None:
-    with demo.step("rollback", Ending.REVERTED) as say:
+    with demo.step("rollback", Ending.ROLLED_BACK) as say:
         plan: RollbackPlan = wiring.make_rollback(on, None)
         outcome = wiring.run_rollback(on, plan, demo.heard)
         # A refused release ends with an error; a rollback that did its job does not.

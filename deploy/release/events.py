@@ -13,7 +13,8 @@ from deploy.errors import DeployError
 
 class Ending(StrEnum):
     PROMOTED = "promoted"
-    REVERTED = "reverted"
+    REVERTED = "reverted"  # a release that went back
+    ROLLED_BACK = "rolled_back"  # a rollback that did what was asked
     PAUSED = "paused"
     NOOP = "noop"
 

@@ -230,8 +230,8 @@ def roll_back(
             fix="when the host answers: inv status, then inv rollback --to the same release",
         )
         return ReleaseOutcome(release, Ending.REVERTED, plan.reason, evidence, failure)
-    run.say("release.reverted", plan.reason)
-    return ReleaseOutcome(release, Ending.REVERTED, plan.reason, evidence)
+    run.say(f"release.{Ending.ROLLED_BACK}", plan.reason)
+    return ReleaseOutcome(release, Ending.ROLLED_BACK, plan.reason, evidence)
 
 
 class _Rollback:

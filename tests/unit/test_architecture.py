@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RANKS = {
     "tasks": 7,
     "deploy.demo": 6.5,
-    "deploy.report": 6,
+    "deploy.cli": 6,
     "deploy.wiring": 6,
     "deploy.lab": 5,
     "deploy.provision": 5,

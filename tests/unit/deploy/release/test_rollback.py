@@ -50,7 +50,7 @@ def test_rolling_back_serves_the_release_before(make_fleet):
 
     outcome = rollback(fleet)
 
-    assert outcome.ending is Ending.REVERTED
+    assert outcome.ending is Ending.ROLLED_BACK
     assert outcome.error is None
     for name in NAMES:
         assert fleet.serves(name) == {"b1": 100}
@@ -96,7 +96,7 @@ def test_an_interrupted_release_is_dropped(make_fleet):
 
     outcome = rollback(fleet)
 
-    assert outcome.ending is Ending.REVERTED
+    assert outcome.ending is Ending.ROLLED_BACK
     for name in NAMES:
         assert fleet.serves(name) == {"b1": 100}
         assert fleet.running(name) == {"b1"}
