@@ -164,8 +164,9 @@ def releasing():
     blue = make_serving("blue", weight_pct=90)
     green = make_serving("green", "b2", "v2", weight_pct=10)
     good = make_settled().good
+    unfinished = Unfinished("r", "slot.stop")
     return [
-        make_observed(host, blue, green, good, lease_owner="ops@x:1:0", unfinished=Unfinished("r", "slot.stop"))
+        make_observed(host, blue, green, good, lease_owner="ops@x:1:0", unfinished=unfinished)
         for host in HOSTS
     ]
 
