@@ -55,13 +55,13 @@ class ReleaseOutcome:
     error: DeployError | None = None
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "release": self.release,
             "outcome": str(self.ending),
             "reason": self.reason,
             "evidence": dict(self.evidence),
         }
-        return found | ({"error": self.error.as_json()} if self.error else {})
+        return document | ({"error": self.error.as_json()} if self.error else {})
 
 
 Report = Callable[[ReleaseEvent], None]  # where events go

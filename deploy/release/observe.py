@@ -86,8 +86,8 @@ class Observed:
 
     @property
     def unfinished_text(self) -> str | None:
-        found = self.unfinished
-        return f"{found.release} at {found.step}" if found else None
+        unfinished = self.unfinished
+        return f"{unfinished.release} at {unfinished.step}" if unfinished else None
 
     def slot(self, name: str) -> ObservedSlot:
         return next(slot for slot in self.slots if slot.slot == name)
@@ -144,20 +144,20 @@ def _slot(name: str, status: SlotStatus) -> ObservedSlot:
     )
 
 
-def check_proxy(seen: Observed) -> None:
+def check_proxy(current: Observed) -> None:
     """
     Refuse a host whose shares are unknown.
 
     Raises:
         PreconditionError: HAProxy does not answer there.
     """
-    if any(slot.weight_pct is None for slot in seen.slots):
+    if any(slot.weight_pct is None for slot in current.slots):
         raise PreconditionError(
-            f"{seen.host}: its traffic weights are unknown",
+            f"{current.host}: its traffic weights are unknown",
             why="HAProxy does not answer on its runtime socket",
-            fix=f"systemctl status haproxy on {seen.host}; inv provision --limit {seen.host}, or "
+            fix=f"systemctl status haproxy on {current.host}; inv provision --limit {current.host}, or "
             "leave it out with --limit",
-            host=seen.host,
+            host=current.host,
         )
 
 
@@ -165,7 +165,7 @@ def observe(
     clients: Iterable[HostClient], *, timeout_s: float
 ) -> dict[str, Observed | DeployError]:
     """
-    Read all hosts at once; a host that cannot be read has its error in place of what it is like.
+    Read all hosts at once; a host that cannot be read has its error instead.
     """
     by_name = {client.host: client for client in clients}
     read: dict[str, Observed | DeployError] = {}

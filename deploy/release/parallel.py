@@ -35,11 +35,11 @@ def unexpected(host: str, error: Exception) -> DeployError:
     """
     Return *error*, which the toolkit did not foresee, as an error of *host*.
     """
-    found = DeployError(
+    internal = DeployError(
         f"{host}: an internal error of slipway",
         why=repr(error),
         fix="report it with the traceback that --debug prints",
         host=host,
     )
-    found.__cause__ = error
-    return found
+    internal.__cause__ = error
+    return internal

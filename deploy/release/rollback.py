@@ -53,29 +53,31 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
     """
     Return the way back of every host.  Pure.
 
-    Where a release stopped in the middle on any host, the target is the last one recorded as good;
-    where all is settled, the one before it.  `to` names another by release id or version.  A host
-    that serves the target, and nothing else, is left alone: going back to what runs is no way back.
+    The target is the last good release where a release stopped in the middle on any host, and the
+    good release before it where every host is settled.  `to` names another target by release id
+    or version.  A host that serves the target alone is not touched.
 
-    A rollback that was interrupted goes on to where it was going.  A host that never had a good
-    release is left out, where others had one.
+    An interrupted rollback continues to its own target.  A host without a good release is left
+    out if other hosts have one.
 
     Raises:
         NothingToRollBackTo: A host has no such release on record.
-        PreconditionError: A host's HAProxy does not answer, so nobody knows what serves there.
+        PreconditionError: A host's HAProxy does not answer, so its traffic weights are unknown.
     """
-    for seen in observed.values():
-        check_proxy(seen)
-    known = {name: seen for name, seen in observed.items() if seen.good} or observed
+    for current in observed.values():
+        check_proxy(current)
+    known = {name: current for name, current in observed.items() if current.good} or observed
     if to is None:
         to = next(filter(None, map(_interrupted, known.values())), None)
-    in_the_middle = not all(_is_settled(seen) for seen in known.values())
-    targets = {name: _target(seen, to, in_the_middle=in_the_middle) for name, seen in known.items()}
+    in_the_middle = not all(_is_settled(current) for current in known.values())
+    targets = {
+        name: _target(current, to, in_the_middle=in_the_middle) for name, current in known.items()
+    }
     if to is None:
         _same_everywhere(targets)
     hosts = []
-    for name, seen in known.items():
-        host = _host(seen, targets[name])
+    for name, current in known.items():
+        host = _host(current, targets[name])
         if host is not None:
             hosts.append(host)
     target = next(iter(targets.values()), None)
@@ -86,55 +88,55 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
     return RollbackPlan(target, tuple(hosts), f"back to {target.version} ({target.release})")
 
 
-def _target(seen: Observed, to: str | None, *, in_the_middle: bool) -> GoodRelease:
+def _target(current: Observed, to: str | None, *, in_the_middle: bool) -> GoodRelease:
     if to is not None:
-        for good in reversed(seen.good):
+        for good in reversed(current.good):
             if to in {good.release, good.version} or good.bundle.startswith(to):
                 return good
-        known = ", ".join(f"{g.version} ({g.release})" for g in reversed(seen.good)) or "none"
+        known = ", ".join(f"{g.version} ({g.release})" for g in reversed(current.good)) or "none"
         raise NothingToRollBackTo(
-            f"{seen.host}: no release {to} is recorded as good",
+            f"{current.host}: no release {to} is recorded as good",
             why=f"on record: {known}",
             fix="inv rollback --to one of these, or inv release with that bundle",
-            host=seen.host,
+            host=current.host,
         )
-    if not seen.good:
+    if not current.good:
         raise NothingToRollBackTo(
-            f"{seen.host}: there is no release to roll back to",
+            f"{current.host}: there is no release to roll back to",
             why="no release was ever recorded as good there",
             fix="inv release",
-            host=seen.host,
+            host=current.host,
         )
     if in_the_middle:
-        return seen.good[-1]
-    earlier = [good for good in seen.good if good.bundle != seen.good[-1].bundle]
+        return current.good[-1]
+    earlier = [good for good in current.good if good.bundle != current.good[-1].bundle]
     if not earlier:
         raise NothingToRollBackTo(
-            f"{seen.host}: there is no earlier release to roll back to",
-            why=f"{seen.good[-1].version} is the only one recorded as good",
+            f"{current.host}: there is no earlier release to roll back to",
+            why=f"{current.good[-1].version} is the only one recorded as good",
             fix="inv release with another bundle",
-            host=seen.host,
+            host=current.host,
         )
     return earlier[-1]
 
 
-def _is_settled(seen: Observed) -> bool:
+def _is_settled(current: Observed) -> bool:
     """
     Return whether the last good release has all the traffic, even if its unit is dead.
 
     A host where a release began and has not ended is not settled.
     """
-    if seen.unfinished or seen.paused:
+    if current.unfinished or current.paused:
         return False
-    has = [slot for slot in seen.slots if slot.has_traffic]
-    return len(has) == 1 and has[0].bundle == seen.good[-1].bundle
+    has = [slot for slot in current.slots if slot.has_traffic]
+    return len(has) == 1 and has[0].bundle == current.good[-1].bundle
 
 
-def _interrupted(seen: Observed) -> str | None:
+def _interrupted(current: Observed) -> str | None:
     """
     Return the release that an unfinished rollback was returning to; None where there is none.
     """
-    return seen.unfinished.rollback_to if seen.unfinished else None
+    return current.unfinished.rollback_to if current.unfinished else None
 
 
 def _same_everywhere(targets: Mapping[str, GoodRelease]) -> None:
@@ -152,23 +154,25 @@ def _same_everywhere(targets: Mapping[str, GoodRelease]) -> None:
         )
 
 
-def _host(seen: Observed, target: GoodRelease) -> HostRollback | None:
-    stable = seen.stable
-    serving = next((s for s in seen.slots if s.has_traffic and s.bundle == target.bundle), None)
-    warm = next((s for s in seen.slots if s.bundle == target.bundle and s.unit == "active"), None)
-    is_alone = serving is not None and all(s.is_idle for s in seen.slots if s is not serving)
-    if is_alone and not seen.unfinished and not seen.paused:
+def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
+    stable = current.stable
+    serving = next((s for s in current.slots if s.has_traffic and s.bundle == target.bundle), None)
+    warm = next(
+        (s for s in current.slots if s.bundle == target.bundle and s.unit == "active"), None
+    )
+    is_alone = serving is not None and all(s.is_idle for s in current.slots if s is not serving)
+    if is_alone and not current.unfinished and not current.paused:
         return None
-    to_slot = warm.slot if warm is not None and warm.is_ready else seen.spare.slot
-    other = next(s.slot for s in seen.slots if s.slot != to_slot)
+    to_slot = warm.slot if warm is not None and warm.is_ready else current.spare.slot
+    other = next(s.slot for s in current.slots if s.slot != to_slot)
     return HostRollback(
-        host=seen.host,
+        host=current.host,
         to_slot=to_slot,
         other_slot=other,
         target=target,
         from_version=stable.version if stable else None,
         is_warm=warm is not None and warm.is_ready,
-        clear_first=not seen.slot(to_slot).is_idle,
+        clear_first=not current.slot(to_slot).is_idle,
     )
 
 

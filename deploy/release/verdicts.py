@@ -1,5 +1,5 @@
 """
-How a release that did not go through is told: its verdict, its reason, its error.  Pure.
+The verdict, reason and error of a release that was not promoted.  Pure.
 """
 
 from collections.abc import Mapping
