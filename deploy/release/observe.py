@@ -155,8 +155,8 @@ def check_proxy(current: Observed) -> None:
         raise PreconditionError(
             f"{current.host}: its traffic weights are unknown",
             why="HAProxy does not answer on its runtime socket",
-            fix=f"systemctl status haproxy on {current.host}; inv provision --limit {current.host}, or "
-            "leave it out with --limit",
+            fix=f"systemctl status haproxy on {current.host}; inv provision --limit "
+            f"{current.host}, or leave it out with --limit",
             host=current.host,
         )
 
