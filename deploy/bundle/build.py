@@ -3,27 +3,29 @@ A model, a version and the runtime of this checkout to one bundle, the same byte
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from pydantic import ValidationError
 
-from deploy.bundle.archive import archived, listed
-from deploy.bundle.manifest import (
+from deploy.bundle.model import check_model, model_name
+from deploy.bundle.store import Bundle, BundleStore
+from deploy.errors import PreconditionError, UsageError
+from deploy.host.bundle.archive import build_archive, list_files
+from deploy.host.bundle.manifest import (
+    GOLDEN_FILE,
+    LOCK_FILE,
     VERSION,
     LockPart,
     Manifest,
     ModelFile,
     ModelPart,
-    WheelFile,
+    check_manifest,
     model_digest,
 )
-from deploy.bundle.model import check_model, model_name
-from deploy.bundle.store import Bundle, BundleStore
-from deploy.errors import PreconditionError, UsageError
-from deploy.host.bundle.manifest import GOLDEN_FILE, LOCK_FILE
+from deploy.host.protocol import Wheel
 from runtime.contract import CONFIG_FILE
 
 # Of the runtime's configuration, what a release may say for itself; the rest is the host's.
@@ -111,32 +113,32 @@ def build_bundle(
         sha256, size = store.add_blob(model / name)
         files.append(ModelFile(path=name, sha256=sha256, size=size))
     wheels = sorted(lock.wheels, key=lambda wheel: wheel.file)
+    manifest = Manifest(
+        version=version,
+        row=row_name,
+        model_name=str(own["model_name"]),
+        identity=identity,
+        lock=LockPart(
+            digest=lock.digest,
+            python=lock.python,
+            wheels=tuple(Wheel(w.file, w.sha256, w.size) for w in wheels),
+        ),
+        model=ModelPart(digest=model_digest(files), files=tuple(files)),
+        files=list_files(contents),
+    )
     try:
-        manifest = Manifest(
-            version=version,
-            row=row_name,
-            model_name=str(own["model_name"]),
-            identity=identity,
-            lock=LockPart(
-                digest=lock.digest,
-                python=lock.python,
-                wheels=tuple(WheelFile(file=w.file, sha256=w.sha256, size=w.size) for w in wheels),
-            ),
-            model=ModelPart(digest=model_digest(files), files=tuple(files)),
-            files=listed(contents),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
+        check_manifest(manifest)
+    except ValueError as error:
         raise UsageError(
-            f"bundle {version}: {'.'.join(map(str, first['loc']))} is not possible",
-            why=first["msg"],
-            fix="rename the file, or mend the lock",
+            f"bundle {version}: the manifest would not be valid",
+            why=str(error),
+            fix="rename the file, or correct the lock",
         ) from error
-    return store.add(manifest, archived(contents))
+    return store.add(manifest, build_archive(contents))
 
 
 def _check_version(version: str) -> None:
-    if not VERSION.fullmatch(version):
+    if not re.fullmatch(VERSION, version):
         raise UsageError(
             f"version {version!r}: not possible",
             why="it becomes a label and a header: letters, digits, . _ + -, 64 at most, "

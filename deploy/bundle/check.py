@@ -9,7 +9,6 @@ from pathlib import Path
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError
 from deploy.host.bundle.archive import check_archive
-from deploy.host.bundle.manifest import Blob
 from deploy.host.bundle.verify import check_file, check_signature, read_manifest
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
@@ -31,9 +30,13 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
         manifest = read_manifest(bundle.manifest_path, bundle.digest)
         signer = check_signature(System(), bundle.manifest_path, bundle.signature_path, signers)
         check_archive(bundle.archive_path, manifest.files)
-        for file in manifest.model:
-            named = Blob(f"model/{file.path}", file.sha256, file.size)
-            check_file(bundle.blob(file.sha256), named)
+        for file in manifest.model.files:
+            check_file(
+                bundle.blob(file.sha256),
+                name=f"model/{file.path}",
+                sha256=file.sha256,
+                size=file.size,
+            )
     except HostError as error:
         raise _here(bundle, error) from None
     return signer

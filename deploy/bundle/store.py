@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle.manifest import Manifest, parse_manifest
 from deploy.errors import BundleTampered, UsageError
-from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE
+from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Manifest, parse_manifest
+from deploy.host.protocol import HostError
 
 _CHUNK = 1 << 20
 _PREFIX_MIN = 6
@@ -182,10 +182,10 @@ class BundleStore:
     def _open(self, directory: Path) -> Bundle:
         try:
             manifest = parse_manifest((directory / MANIFEST).read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, HostError) as error:
             raise BundleTampered(
-                f"bundle {directory.name[:12]}: its manifest can't be read",
-                why=str(error).splitlines()[0],
+                f"bundle {directory.name[:12]}: its manifest cannot be read",
+                why=error.why if isinstance(error, HostError) else str(error),
                 fix=f"delete {directory} and build it again: inv bundle",
             ) from error
         return Bundle(directory.name, manifest, directory, self._blobs)

@@ -25,6 +25,9 @@ from deploy.host.layout import SLOTS
 SCHEMA = 2  # raised with each change that the other side would misread; 1 had no number
 
 Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
+WheelName = Annotated[
+    str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl", "the file name of a wheel")
+]
 SlotName = Annotated[str, OneOf(SLOTS)]
 Percent = Annotated[int, Range(0, 100)]
 TimeoutS = Annotated[float, Range(0.001, 7200)]
@@ -228,7 +231,7 @@ class GoodRollback(Request[GoodReleases]):
 
 @dataclass(frozen=True)
 class Wheel:
-    file: str
+    file: WheelName
     sha256: Digest
     size: int  # bytes
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from deploy.host.bundle.manifest import Blob, check_wheel_names
+from deploy.host.bundle.manifest import check_wheels
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     UNFINISHED,
@@ -21,7 +21,7 @@ from deploy.host.files import (
     write_atomic,
 )
 from deploy.host.journaled import journaled
-from deploy.host.protocol import Call, ErrorKind, HostError, VenvBuild, VenvBuilt
+from deploy.host.protocol import Call, ErrorKind, HostError, VenvBuild, VenvBuilt, Wheel
 from deploy.host.system import System
 from deploy.host.text import one_line
 
@@ -60,7 +60,7 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
             "send the SHA-256 of the lock's text",
         )
     try:
-        check_wheel_names(wheel.file for wheel in request.wheels)
+        check_wheels(request.wheels)
     except ValueError as error:
         raise HostError(
             ErrorKind.USAGE,
@@ -68,12 +68,11 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
             str(error),
             "send file, sha256 and size of each wheel, once",
         ) from None
-    wheels = tuple(Blob(wheel.file, wheel.sha256, wheel.size) for wheel in request.wheels)
     with (
         journaled(system, call, request.VERB, {"digest": request.digest}, needs_lease=False) as op,
         locked(system, system.layout.stage_lock, _INSTALL_S),
     ):
-        result = build(system, request.lock, request.digest, request.python, wheels)
+        result = build(system, request.lock, request.digest, request.python, request.wheels)
         op.result = result
     return result
 
@@ -93,7 +92,7 @@ def wheels_of(venv: Path) -> set[str]:
 
 
 def build(
-    system: System, text: str, digest: str, python: str, wheels: tuple[Blob, ...]
+    system: System, text: str, digest: str, python: str, wheels: tuple[Wheel, ...]
 ) -> VenvBuilt:
     """
     Build the venv, unless it is there; the caller holds the lock for contents.
@@ -106,7 +105,8 @@ def build(
     if is_complete(system, digest):
         return VenvBuilt(built=False, took_s=0.0)
     for wheel in wheels:
-        check_file(layout.wheelhouse / wheel.path, wheel)
+        path = layout.wheelhouse / wheel.file
+        check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
     layout.venvs.mkdir(parents=True, exist_ok=True)
     for path in leftovers(layout.venvs):
         remove(path)
@@ -124,7 +124,7 @@ def build(
     except BaseException:
         remove(draft)
         raise
-    names = json.dumps(sorted(wheel.path for wheel in wheels))
+    names = json.dumps(sorted(wheel.file for wheel in wheels))
     write_atomic(final / COMPLETE, names.encode(), 0o644)
     sync_directory(layout.venvs)
     return VenvBuilt(built=True, took_s=round(system.steady_s() - began_s, 3))
@@ -173,8 +173,8 @@ def _uv(system: System, argv: list[str], timeout_s: float, env: dict[str, str]) 
         )
 
 
-def _import(system: System, venv: Path, wheels: tuple[Blob, ...]) -> None:
-    brought = {wheel.path.split("-")[0].lower() for wheel in wheels}
+def _import(system: System, venv: Path, wheels: tuple[Wheel, ...]) -> None:
+    brought = {wheel.file.split("-")[0].lower() for wheel in wheels}
     modules = ", ".join(names for wheel, names in _IMPORTS.items() if wheel in brought)
     statement = f"import {modules}" if modules else "pass"
     done = system.run(

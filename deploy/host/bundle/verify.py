@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from deploy.host.bundle.manifest import NAMESPACE, Blob, Manifest, parse_manifest
+from deploy.host.bundle.manifest import NAMESPACE, Manifest, parse_manifest
 from deploy.host.files import sha256_of
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
@@ -72,31 +72,31 @@ def read_manifest(path: Path, digest: str) -> Manifest:
     return parse_manifest(data)
 
 
-def check_file(path: Path, blob: Blob) -> None:
+def check_file(path: Path, *, name: str, sha256: str, size: int) -> None:
     """
-    Hold the file at *path* against what was signed.
+    Hold the file at *path* against the signed hash and size; *name* is for the error.
 
     Raises:
-        HostError: It is absent or short (BundleTruncated), or another file (BundleTampered).
+        HostError: It is missing or short (BundleTruncated), or another file (BundleTampered).
     """
-    check_size(path, blob)
-    found = sha256_of(path)
-    if found != blob.sha256:
-        raise tampered(blob.path, f"its SHA-256 is {found[:12]}, {blob.sha256[:12]} was signed")
+    check_size(path, name=name, size=size)
+    actual = sha256_of(path)
+    if actual != sha256:
+        raise tampered(name, f"its SHA-256 is {actual[:12]}, {sha256[:12]} was signed")
 
 
-def check_size(path: Path, blob: Blob) -> None:
+def check_size(path: Path, *, name: str, size: int) -> None:
     """
-    Hold the size of the file at *path* against what was signed.
+    Hold the size of the file at *path* against the signed one.
     """
     try:
-        size = path.stat().st_size
+        actual = path.stat().st_size
     except FileNotFoundError:
-        raise truncated(blob.path, "it is not there") from None
-    if size < blob.size:
-        raise truncated(blob.path, f"{size} of {blob.size} bytes are there")
-    if size > blob.size:
-        raise tampered(blob.path, f"it has {size} bytes, {blob.size} were signed")
+        raise truncated(name, "it is missing") from None
+    if actual < size:
+        raise truncated(name, f"it has {actual} of {size} bytes")
+    if actual > size:
+        raise tampered(name, f"it has {actual} bytes, {size} were signed")
 
 
 def unsigned(why: str) -> HostError:
