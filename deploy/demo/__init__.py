@@ -1,3 +1,3 @@
 """
-The main job in one run, under live traffic, on the lab.  Never touches any other fleet.
+The demo: the toolkit's main operations in one run, under live traffic, on the lab only.
 """

@@ -1,8 +1,8 @@
 """
-Live traffic while something is done to a fleet: who was served, by which version, who was not.
+Load generator: live traffic during an operation, with a report of each version's answers.
 
-The requests are made by a process of its own (`deploy.demo.load_client`), so that work in this
-one cannot delay them; it writes one line a request into a file, which is read here.
+A separate process sends the requests (`deploy.demo.load_client`), so that work in this process
+cannot delay them.  It writes one line for each request into a file, which is read here.
 """
 
 import contextlib
@@ -19,44 +19,45 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from deploy.demo.load_report import LoadReport, Record, summarise
+from deploy.demo.load_report import LoadReport, RequestRecord, summarise
 from deploy.errors import CommandFailed, UsageError
 
 LAB_AND_LOOPBACK = ("127.0.0.0/8", "::1/128", "10.78.0.0/24")
 _ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 30.0
-_STOP_SLACK_S = 5.0  # over the time that a request in flight may take
+_STOP_SLACK_S = 5.0  # added to the timeout of a request in flight
 
 
 class LoadGenerator:
     """
-    Requests at a fixed rate, and streams one after the other, until stopped or at the deadline.
+    Sends requests at a fixed rate, and streams beside them, until it is stopped or its deadline.
 
-    The rate is held whatever the answers do (open loop), spread evenly over the targets, and a
-    latency counts from the moment at which its request was due. Each connection is kept alive
-    and belongs to one target. A request that found no free connection within `timeout_s` is
-    lost. Streams are closed loop: `streams` clients, each with one open stream.
+    Plain requests are open loop: the rate does not depend on the answers.  It is spread evenly
+    over the targets, and a latency counts from the time at which the request was due.  Each
+    connection is kept alive and belongs to one target.  A request that gets no free connection
+    within `timeout_s` is lost.  Streams are closed loop: each of the `streams` clients has one
+    open stream.
 
-    A server may close an idle connection at any time. Where that is seen before the next request,
-    a new connection is opened and nothing is lost. A request that was already sent into a
-    connection that ends without an answer is lost, reused connection or not: its client saw it.
+    A server may close an idle connection at any time.  If the client notices before the next
+    request, it opens a new connection and nothing is lost.  If the connection ends without an
+    answer after the request was sent, the request is lost, on a new or a reused connection.
 
     Args:
         targets: Base URLs, such as http://10.78.0.11:8000.
-        prompts: Sent in turn.
-        rate_rps: Requests a second over all targets, streams not counted.
-        connections: Over all targets; at least one for each.
-        streams: Streaming clients, dealt out over the targets.
-        max_tokens: Of each answer.
-        stream_max_tokens: Of each stream; None is *max_tokens*.
-        stream_pause_s: Between two streams of one client.
+        prompts: Prompts, sent in turn.
+        rate_rps: Plain requests per second over all targets.
+        connections: Number of connections over all targets; at least one for each target.
+        streams: Number of streaming clients, spread over the targets.
+        max_tokens: `max_tokens` of each plain request.
+        stream_max_tokens: `max_tokens` of each stream; None for *max_tokens*.
+        stream_pause_s: Pause between two streams of one client.
         timeout_s: Longest wait for an answer, or between two events of a stream.
-        deadline_s: It stops by itself after that long.
-        networks: Where targets may be.
-        allow_any: Targets may be anywhere. Load belongs on hosts that were made for it.
+        deadline_s: Longest duration of the load; it stops by itself then.
+        networks: Networks in which targets may be.
+        allow_any: Accept targets outside *networks* too, for a host that is meant for load.
 
     Raises:
-        UsageError: A target lies outside *networks*, or a number outside its range.
+        UsageError: A target is outside *networks*, or a number is out of range.
     """
 
     def __init__(
@@ -94,15 +95,15 @@ class LoadGenerator:
         }
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._records: list[Record] = []
+        self._records: list[RequestRecord] = []
         self._read_bytes = 0
 
     def start(self) -> None:
         """
-        Start the traffic; returns when the first requests are on their way.
+        Start the traffic; return when the client process sends.
 
         Raises:
-            CommandFailed: The process did not start.
+            CommandFailed: The client process did not start.
         """
         assert self._process is None, "a generator runs once"
         self._folder = Path(tempfile.mkdtemp(prefix="slipway-load-"))
@@ -114,7 +115,7 @@ class LoadGenerator:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                # Ctrl-C is for the operator's command, which stops the traffic when it is done.
+                # Ctrl-C must reach only the operator's command, which then stops the traffic.
                 start_new_session=True,
             )
         assert self._process.stdin is not None
@@ -128,40 +129,41 @@ class LoadGenerator:
 
     def snapshot(self) -> LoadReport:
         """
-        Return what is known by now; requests in flight are not in it.
+        Return the report up to now, without requests in flight.
         """
         self._read_new()
         return summarise(self._records, self._targets)
 
     def stop(self) -> LoadReport:
         """
-        Send no more, let what is in flight end, and report; the next call reports the same.
+        Stop sending, wait for requests in flight, and return the report.
 
-        Requests still in flight after `timeout_s` are cut by us and counted `unfinished`.
+        Requests still in flight after `timeout_s` are cancelled and counted as `unfinished`.
+        Further calls return the same report.
 
         Raises:
-            CommandFailed: The traffic had ended by itself, so the report does not cover all of
-                the time; the next call returns it.
+            CommandFailed: The traffic had ended before this call, so the report does not cover
+                the whole time.  The next call returns the incomplete report.
         """
         if self._folder is None or self._process is None:
             return summarise(self._records, self._targets)
         ended_before = self._process.poll() is not None
         self._end_process(self._process)
         report = self.snapshot()
-        said = self._stderr()
+        error_line = self._last_error_line()
         self._clear()
         if ended_before or self._process.returncode != 0:
             raise CommandFailed(
                 "the load ended before it was stopped",
-                why=said or f"its deadline of {self._config['deadline_s']}s had passed",
-                fix="raise deadline_s above the time that the traffic is needed",
+                why=error_line or f"its deadline of {self._config['deadline_s']} s had passed",
+                fix="run it again; if the deadline had passed, with a longer deadline_s",
             )
         return report
 
     def _end_process(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()  # the client stops when its input ends
+            process.stdin.close()  # the client stops at the end of its input
         try:
             process.wait(self._timeout_s + _STOP_SLACK_S)
         except subprocess.TimeoutExpired:
@@ -197,25 +199,26 @@ class LoadGenerator:
             return
         with self._file.open("rb") as file:
             file.seek(self._read_bytes)
-            # The last line may be half written: it is read next time.
-            whole, _, _ = file.read().rpartition(b"\n")
-        if whole:
-            self._read_bytes += len(whole) + 1
-            self._records += [Record.from_line(line) for line in whole.decode().splitlines()]
+            # The last line may be incomplete; it is read next time.
+            lines, _, _ = file.read().rpartition(b"\n")
+        if lines:
+            self._read_bytes += len(lines) + 1
+            records = [RequestRecord.from_line(line) for line in lines.decode().splitlines()]
+            self._records += records
 
     def _did_not_start(self) -> CommandFailed:
         assert self._process is not None
         self._process.kill()
         self._end_process(self._process)
-        said = self._stderr()
+        error_line = self._last_error_line()
         self._clear()
         return CommandFailed(
             "the load generator did not start",
-            why=said or f"no sign of it after {_START_TIMEOUT_S:.0f}s",
-            fix="run it again; if it stays so, report it with the text above",
+            why=error_line or f"its process wrote no file within {_START_TIMEOUT_S:.0f} s",
+            fix="run it again; if it fails again, report a bug with this message",
         )
 
-    def _stderr(self) -> str:
+    def _last_error_line(self) -> str:
         assert self._folder is not None
         lines = (self._folder / "stderr").read_text().strip().splitlines()
         return lines[-1] if lines else ""
@@ -232,22 +235,22 @@ def _check_target(target: str, networks: Collection[str], *, allow_any: bool) ->
     parts = urlsplit(target)
     try:
         address = ip_address(parts.hostname or "")
-        inside = any(
+        is_allowed = any(
             address in ip_network(n) for n in networks if ip_network(n).version == address.version
         )
     except ValueError:
-        inside = False
+        is_allowed = False
     if parts.scheme != "http" or not parts.hostname:
         raise UsageError(
-            f"{target}: not a target for load",
-            why="a target is http://ADDRESS:PORT",
-            fix="give the public port of a host",
+            f"{target!r} is not a target for load",
+            why="a target has the form http://ADDRESS:PORT",
+            fix="give the address and the public port of a host in this form",
         )
-    if not inside and not allow_any:
+    if not is_allowed and not allow_any:
         raise UsageError(
-            f"{target}: load is refused",
+            f"{target}: load to this target is not allowed",
             why=f"{parts.hostname} is not an address in {', '.join(networks)}",
-            fix="send load to the lab, or allow any target explicitly",
+            fix="use a lab host, or name the network of the target in `networks`",
         )
 
 
@@ -259,20 +262,24 @@ def _check_numbers(
     streams: int,
     timeout_s: float,
 ) -> None:
-    rules = {
-        "targets: at least one": len(targets) >= 1,
-        "prompts: at least one": len(prompts) >= 1,
-        "rate_rps: above 0 and at most 2000": 0 < rate_rps <= 2000,
-        f"connections: from {len(targets)} (one a target) to 256": len(targets)
-        <= connections
-        <= 256,
-        "streams: from 0 to 64": 0 <= streams <= 64,
-        "timeout_s: above 0": timeout_s > 0,
-    }
-    for rule, holds in rules.items():
-        if not holds:
+    least_connections = max(1, len(targets))
+    rules = [
+        ("number of targets", len(targets), "at least 1", len(targets) >= 1),
+        ("number of prompts", len(prompts), "at least 1", len(prompts) >= 1),
+        ("rate_rps", rate_rps, "above 0 and at most 2000", 0 < rate_rps <= 2000),
+        (
+            "connections",
+            connections,
+            f"from {least_connections} (one for each target) to 256",
+            least_connections <= connections <= 256,
+        ),
+        ("streams", streams, "from 0 to 64", 0 <= streams <= 64),
+        ("timeout_s", timeout_s, "above 0", timeout_s > 0),
+    ]
+    for name, value, allowed, is_valid in rules:
+        if not is_valid:
             raise UsageError(
-                f"the load generator can't do that: {rule.split(':')[0]}",
-                why=f"allowed is {rule}",
-                fix="change the number",
+                f"load generator: {name} is out of range",
+                why=f"it is {value}; it should be {allowed}",
+                fix=f"change {name}",
             )

@@ -1,8 +1,8 @@
 """
-The process that makes the requests: `python -m deploy.demo.load_client FILE`.
+The client process of the load generator: `python -m deploy.demo.load_client FILE`.
 
-Reads its configuration as one JSON line from its input, and stops when that input ends, so that
-it never outlives whoever started it; writes one `Record` a line to FILE.
+It reads its configuration as one line of JSON from standard input, and stops when that input ends,
+so that it never outlives its parent.  It writes each `RequestRecord` as a line to FILE.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import httpx
 
-from deploy.demo.load_report import Outcome, Record
+from deploy.demo.load_report import RequestOutcome, RequestRecord
 from runtime.contract import VERSION_HEADER
 
-Sink = Callable[[Record], None]
+Sink = Callable[[RequestRecord], None]
 _PATH = "/generate"
 _DONE = "[DONE]"
 
@@ -29,7 +29,7 @@ _DONE = "[DONE]"
 @dataclass(frozen=True, slots=True)
 class LoadConfig:
     """
-    The arguments of `LoadGenerator`, checked there.
+    Arguments of `LoadGenerator`, which has validated them.
     """
 
     targets: list[str]
@@ -46,9 +46,9 @@ class LoadConfig:
 
 async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
     """
-    Make requests until *stop* or the deadline, then wait for those in flight.
+    Send requests until *stop* is set or the deadline passes, then wait for those in flight.
 
-    Returns within `timeout_s` after that; what is then still open is UNFINISHED.
+    The wait takes at most `timeout_s`; requests still in flight are then cancelled as UNFINISHED.
     """
     bodies = itertools.cycle(config.prompts)
     count = len(config.targets)
@@ -56,22 +56,22 @@ async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
     begin_s = time.monotonic() + 0.05
     tasks = []
     for index, target in enumerate(config.targets):
-        # Targets take turns, so that their requests are not due all at the same moment.
+        # Targets take turns, so that their requests are not due at the same time.
         due = _due_times(begin_s + index / config.rate_rps, per_target_s)
         for _ in range(index, config.connections, count):
             tasks.append(_request_in_turn(config, target, due, bodies, sink, stop))
     for index in range(config.streams):
         tasks.append(_stream_in_turn(config, config.targets[index % count], bodies, sink, stop))
     running = [asyncio.create_task(task) for task in tasks]
-    waiting = asyncio.create_task(stop.wait())
-    # Nothing but *stop* ends a task; one that ends is our bug, raised below.
+    stop_task = asyncio.create_task(stop.wait())
+    # A task ends only after *stop*.  One that ends earlier has failed; its error is raised below.
     await asyncio.wait(
-        [waiting, *running], timeout=config.deadline_s, return_when=asyncio.FIRST_COMPLETED
+        [stop_task, *running], timeout=config.deadline_s, return_when=asyncio.FIRST_COMPLETED
     )
     stop.set()
-    await waiting
-    _, late = await asyncio.wait(running, timeout=config.timeout_s)
-    for task in late:
+    await stop_task
+    _, unfinished = await asyncio.wait(running, timeout=config.timeout_s)
+    for task in unfinished:
         task.cancel()
     results = await asyncio.gather(*running, return_exceptions=True)
     for result in results:
@@ -97,8 +97,12 @@ async def _request_in_turn(
             if await _stopped_before(due_s, stop):
                 return
             if time.monotonic() - due_s > config.timeout_s:
-                # Whoever stands in a queue for longer than an answer may take has left.
-                sink(_Clock(due_s).record(target, Outcome.LOST, detail="no free connection"))
+                # A client does not wait longer for a connection than for an answer.
+                sink(
+                    _RequestClock(due_s).record(
+                        target, RequestOutcome.LOST, detail="no free connection"
+                    )
+                )
                 continue
             body = {"prompt": next(prompts), "max_tokens": config.max_tokens}
             sink(await _request(client, target, body, due_s, config.timeout_s))
@@ -128,21 +132,21 @@ async def _stopped_before(at_s: float, stop: asyncio.Event) -> bool:
 @contextlib.asynccontextmanager
 async def _connection(config: LoadConfig) -> AsyncIterator[httpx.AsyncClient]:
     """
-    A client with one connection that is kept, without retries, proxies or redirects.
+    Yield a client with one kept-alive connection, without retries, proxies and redirects.
     """
     async with httpx.AsyncClient(
         limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
         timeout=config.timeout_s,
         trust_env=False,
-        # Targets are plain http; an empty context saves reading the CA bundle for each client.
+        # Targets use plain http; an empty context avoids reading the CA bundle for each client.
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
     ) as client:
         yield client
 
 
-class _Clock:
+class _RequestClock:
     """
-    When one request was due: on the monotonic clock for durations, in UTC for people.
+    Time at which one request was due: monotonic for durations, UTC for the record.
     """
 
     def __init__(self, due_s: float) -> None:
@@ -155,14 +159,14 @@ class _Clock:
     def record(
         self,
         target: str,
-        outcome: Outcome,
+        outcome: RequestOutcome,
         *,
         response: httpx.Response | None = None,
         streamed: bool = False,
         first_byte_s: float | None = None,
         detail: str | None = None,
-    ) -> Record:
-        return Record(
+    ) -> RequestRecord:
+        return RequestRecord(
             due_at=round(self._due_at, 6),
             target=target,
             streamed=streamed,
@@ -181,31 +185,33 @@ async def _request(
     body: Mapping[str, object],
     due_s: float,
     timeout_s: float,
-) -> Record:
-    clock = _Clock(due_s)
+) -> RequestRecord:
+    clock = _RequestClock(due_s)
     try:
-        # httpx counts each step by itself; this is for all of them.
+        # httpx's timeout applies to each phase; this one to the whole request.
         async with asyncio.timeout(timeout_s):
             response = await client.post(target + _PATH, json=body)
     except TimeoutError:
-        return clock.record(target, Outcome.LOST, detail=f"no whole answer in {timeout_s:g}s")
+        return clock.record(
+            target, RequestOutcome.LOST, detail=f"no complete answer in {timeout_s:g}s"
+        )
     except httpx.HTTPError as error:
-        return clock.record(target, Outcome.LOST, detail=_words(error))
+        return clock.record(target, RequestOutcome.LOST, detail=_error_text(error))
     except asyncio.CancelledError:
-        return clock.record(target, Outcome.UNFINISHED)
+        return clock.record(target, RequestOutcome.UNFINISHED)
     return clock.record(
-        target, _judge(response), response=response, detail=_detail(response, response.text)
+        target, _outcome_of(response), response=response, detail=_detail(response, response.text)
     )
 
 
 async def _stream(
     client: httpx.AsyncClient, target: str, body: Mapping[str, object], due_s: float
-) -> Record:
-    clock = _Clock(due_s)
+) -> RequestRecord:
+    clock = _RequestClock(due_s)
     response: httpx.Response | None = None
     first_byte_s = None
 
-    def record(outcome: Outcome, detail: str | None = None) -> Record:
+    def record(outcome: RequestOutcome, detail: str | None = None) -> RequestRecord:
         return clock.record(
             target,
             outcome,
@@ -217,32 +223,38 @@ async def _stream(
 
     try:
         async with client.stream("POST", target + _PATH, json=body) as response:
-            if _judge(response) is not Outcome.OK:
+            if _outcome_of(response) is not RequestOutcome.OK:
                 await response.aread()
-                return record(_judge(response), _detail(response, response.text))
+                return record(_outcome_of(response), _detail(response, response.text))
             async for line in response.aiter_lines():
                 if first_byte_s is None:
                     first_byte_s = clock.since_s()
                 if problem := _stream_error(line):
-                    return record(Outcome.CUT_STREAM, problem)
+                    return record(RequestOutcome.CUT_STREAM, problem)
                 if line.removeprefix("data:").strip() == _DONE:
-                    return record(Outcome.OK)
-        return record(Outcome.CUT_STREAM, f"ended without {_DONE}")
+                    return record(RequestOutcome.OK)
+        return record(RequestOutcome.CUT_STREAM, f"ended without {_DONE}")
     except httpx.HTTPError as error:
-        # Before the status line it is a request like any other; after it, a stream that was cut.
-        began = response is not None and _judge(response) is Outcome.OK
-        return record(Outcome.CUT_STREAM if began else Outcome.LOST, _words(error))
+        # Before the status line the request is lost; after it, the stream is cut.
+        has_begun = response is not None and _outcome_of(response) is RequestOutcome.OK
+        return record(
+            RequestOutcome.CUT_STREAM if has_begun else RequestOutcome.LOST, _error_text(error)
+        )
     except asyncio.CancelledError:
-        return record(Outcome.UNFINISHED)
+        return record(RequestOutcome.UNFINISHED)
 
 
-def _judge(response: httpx.Response) -> Outcome:
+def _outcome_of(response: httpx.Response) -> RequestOutcome:
     """
-    Tell an answer of a runtime from one of the proxy in front, which has no version to name.
+    Return the outcome of a response that arrived completely.
+
+    An error without a version header comes from the proxy, not from a runtime: the request is LOST.
     """
     if response.is_success:
-        return Outcome.OK
-    return Outcome.ERROR_STATUS if VERSION_HEADER in response.headers else Outcome.LOST
+        return RequestOutcome.OK
+    return (
+        RequestOutcome.ERROR_STATUS if VERSION_HEADER in response.headers else RequestOutcome.LOST
+    )
 
 
 def _detail(response: httpx.Response, text: str) -> str | None:
@@ -262,7 +274,7 @@ def _stream_error(line: str) -> str | None:
     return None
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
@@ -279,7 +291,7 @@ async def _main(config: LoadConfig, path: Path) -> None:
     watching = asyncio.create_task(watch_input())
     with path.open("w", buffering=1, encoding="utf-8") as file:
 
-        def write(record: Record) -> None:
+        def write(record: RequestRecord) -> None:
             file.write(record.to_line())
 
         await drive(config, write, stop)

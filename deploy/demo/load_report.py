@@ -1,5 +1,5 @@
 """
-What a load generator saw, request by request and summed up.  Pure.
+Report of the load generator: a record for each request, and the summary.  Pure.
 """
 
 import json
@@ -14,39 +14,39 @@ from typing import Any, Self
 NO_VERSION = "none"  # answered without a version header
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     """
-    How a request ended, as its client saw it.
+    How a request ended for its client.
     """
 
     OK = "ok"
-    ERROR_STATUS = "error_status"  # the runtime answered, and with an error
-    LOST = "lost"  # refused, reset, no answer in time, or nothing behind the public port
-    CUT_STREAM = "cut_stream"  # began, and did not end as streams end
-    UNFINISHED = "unfinished"  # we stopped before it ended; says nothing about the server
+    ERROR_STATUS = "error_status"  # the runtime answered with an error status
+    LOST = "lost"  # refused, reset, no answer in time, or an error of the proxy
+    CUT_STREAM = "cut_stream"  # the stream began and did not end with [DONE]
+    UNFINISHED = "unfinished"  # the generator stopped first; says nothing about the server
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RequestRecord:
     """
     One request.
 
     Attributes:
-        due_at: When it was to be sent, in seconds since the epoch (UTC).
+        due_at: Time at which it was due, in seconds since the epoch (UTC).
         target: Base URL.
-        streamed: It asked for a stream.
-        outcome: See `Outcome`.
+        streamed: True for a stream.
+        outcome: See `RequestOutcome`.
         status: HTTP status; None without an answer.
-        version: Of the runtime that answered; None if none did.
-        latency_s: From *due_at* to the end of the answer, or to the failure.
-        first_byte_s: From *due_at* to the first event of a stream; None without one.
-        detail: What went wrong, in one line.
+        version: Version of the runtime that answered; None if none did.
+        latency_s: Time from *due_at* to the end of the answer, or to the failure.
+        first_byte_s: Time from *due_at* to the first event of a stream; None without one.
+        detail: Cause of a failure, in one line; None for success.
     """
 
     due_at: float
     target: str
     streamed: bool
-    outcome: Outcome
+    outcome: RequestOutcome
     status: int | None
     version: str | None
     latency_s: float
@@ -63,24 +63,30 @@ class Record:
     @classmethod
     def from_line(cls, line: str) -> Self:
         due_at, target, streamed, outcome, *rest = json.loads(line)
-        return cls(due_at, target, streamed, Outcome(outcome), *rest)
+        return cls(due_at, target, streamed, RequestOutcome(outcome), *rest)
 
 
 @dataclass(frozen=True, slots=True)
-class Second:
+class TrafficSecond:
     """
-    What one target did in one second; requests count when they were due.
+    Requests to one target that were due in one second.
+
+    Attributes:
+        at: Start of the second, in seconds since the epoch (UTC).
+        answered: Number of answers by version, errors included.
+        errors: Number of error answers and cut streams by version.
+        lost: Number of lost requests.
     """
 
-    at: int  # seconds since the epoch (UTC)
+    at: int
     target: str
-    answered: Mapping[str, int]  # by version, errors included
-    errors: Mapping[str, int]  # by version: answered with an error, or a stream cut
+    answered: Mapping[str, int]
+    errors: Mapping[str, int]
     lost: int
 
     def share(self, version: str) -> float:
         """
-        Return the share of the answers that came from *version*; 0 where nothing answered.
+        Return the share of answers from *version*, 0 to 1; 0 without any answer.
         """
         total = sum(self.answered.values())
         return self.answered.get(version, 0) / total if total else 0.0
@@ -89,14 +95,16 @@ class Second:
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """
-    How far one version reached users.
+    How long one version answered users, and to what share of them.
 
     Attributes:
-        seconds: From its first answer to its last.
-        requests: Answered by it.
-        share: Of all answers in that time, over all targets.
-        peak_share: The highest share in one second on one target with 10 answers or more.
-        errors: User-visible errors and cut streams of it.
+        first_at: Time at which its first request was due, ISO 8601 in UTC.
+        last_at: End of its last answer, ISO 8601 in UTC.
+        seconds: Time from *first_at* to *last_at*.
+        requests: Number of requests that it answered.
+        share: Its share of all answers in that time, over all targets, 0 to 1.
+        peak_share: Its highest share in one second on one target with at least 10 answers.
+        errors: Number of its error answers and cut streams.
     """
 
     version: str
@@ -112,14 +120,14 @@ class Exposure:
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """
-    Totals over all targets; streams are requests too.
+    Totals over all targets.  Streams are included in all counts of requests.
 
     Attributes:
-        error_requests: Answered by a runtime with an error status.
-        errors_by_version: {version: {status: count}}; a cut stream counts as "cut".
-        latency_s: p50, p95, p99 and max of the plain requests that ended well.
+        error_requests: Requests that a runtime answered with an error status.
+        errors_by_version: {version: {status: count}}; the status of a cut stream is "cut".
+        latency_s: p50, p95, p99 and max of the successful plain requests.
         losses: The first 20 requests that were lost or cut.
-        timeline: In order of time, then of target.
+        timeline: Ordered by time, then by target.
     """
 
     requests: int
@@ -134,47 +142,50 @@ class LoadReport:
     latency_s: Mapping[str, float]
     started_at: str | None
     ended_at: str | None
-    losses: tuple[Record, ...]
-    timeline: tuple[Second, ...]
+    losses: tuple[RequestRecord, ...]
+    timeline: tuple[TrafficSecond, ...]
     targets: tuple[str, ...]
-    records: tuple[Record, ...]
+    records: tuple[RequestRecord, ...]
 
     def exposure(self, version: str) -> Exposure | None:
         """
-        Return how long and how widely *version* reached users; None if it never did.
+        Return the exposure of *version*; None if it never answered.
         """
-        its = [r for r in self.records if r.version == version]
-        if not its:
+        own = [r for r in self.records if r.version == version]
+        if not own:
             return None
-        first, last = min(r.due_at for r in its), max(r.due_at + r.latency_s for r in its)
-        first_due, last_due = first, max(r.due_at for r in its)
+        first_due, last_due = min(r.due_at for r in own), max(r.due_at for r in own)
+        last_end = max(r.due_at + r.latency_s for r in own)
         window = [r for r in self.records if r.version and first_due <= r.due_at <= last_due]
-        busy = [s.share(version) for s in self.timeline if sum(s.answered.values()) >= 10]
+        shares = [s.share(version) for s in self.timeline if sum(s.answered.values()) >= 10]
         return Exposure(
             version=version,
-            first_at=_utc(first),
-            last_at=_utc(last),
-            seconds=last - first,
-            requests=len(its),
-            share=len(its) / len(window),
-            peak_share=max(busy, default=len(its) / len(window)),
-            errors=sum(r.outcome in (Outcome.ERROR_STATUS, Outcome.CUT_STREAM) for r in its),
+            first_at=_utc(first_due),
+            last_at=_utc(last_end),
+            seconds=last_end - first_due,
+            requests=len(own),
+            share=len(own) / len(window),
+            peak_share=max(shares, default=len(own) / len(window)),
+            errors=sum(
+                r.outcome in (RequestOutcome.ERROR_STATUS, RequestOutcome.CUT_STREAM) for r in own
+            ),
         )
 
     def as_json(self) -> dict[str, Any]:
         """
-        Return all but the single requests.
+        Return the report as a JSON document, without the single records.
         """
-        found = {key: getattr(self, key) for key in self.__slots__ if key != "records"}
-        found["losses"] = [asdict(loss) | {"due_at": loss.started_at} for loss in self.losses]
-        found["timeline"] = [asdict(second) | {"at": _utc(second.at)} for second in self.timeline]
-        found["targets"] = list(self.targets)
-        return found
+        document = {key: getattr(self, key) for key in self.__slots__ if key != "records"}
+        return document | {
+            "losses": [asdict(loss) | {"due_at": loss.started_at} for loss in self.losses],
+            "timeline": [asdict(second) | {"at": _utc(second.at)} for second in self.timeline],
+            "targets": list(self.targets),
+        }
 
 
-def summarise(records: Iterable[Record], targets: Sequence[str]) -> LoadReport:
+def summarise(records: Iterable[RequestRecord], targets: Sequence[str]) -> LoadReport:
     """
-    Return the report of *records*.
+    Return the report of *records*, which may be in any order.
     """
     ordered = tuple(sorted(records, key=lambda record: record.due_at))
     outcomes = Counter(record.outcome for record in ordered)
@@ -182,19 +193,21 @@ def summarise(records: Iterable[Record], targets: Sequence[str]) -> LoadReport:
     for record in ordered:
         if kind := _error_kind(record):
             errors.setdefault(record.version or NO_VERSION, Counter())[kind] += 1
-    lost = (Outcome.LOST, Outcome.CUT_STREAM)
-    well = [r.latency_s for r in ordered if r.outcome is Outcome.OK and not r.streamed]
+    lost = (RequestOutcome.LOST, RequestOutcome.CUT_STREAM)
+    latencies_s = [
+        r.latency_s for r in ordered if r.outcome is RequestOutcome.OK and not r.streamed
+    ]
     return LoadReport(
         requests=len(ordered),
         streams=sum(record.streamed for record in ordered),
-        ok=outcomes[Outcome.OK],
-        error_requests=outcomes[Outcome.ERROR_STATUS],
-        lost_requests=outcomes[Outcome.LOST],
-        cut_streams=outcomes[Outcome.CUT_STREAM],
-        unfinished=outcomes[Outcome.UNFINISHED],
+        ok=outcomes[RequestOutcome.OK],
+        error_requests=outcomes[RequestOutcome.ERROR_STATUS],
+        lost_requests=outcomes[RequestOutcome.LOST],
+        cut_streams=outcomes[RequestOutcome.CUT_STREAM],
+        unfinished=outcomes[RequestOutcome.UNFINISHED],
         requests_by_version=dict(Counter(_version(r) for r in ordered if r.status is not None)),
         errors_by_version={version: dict(kinds) for version, kinds in errors.items()},
-        latency_s=_quantiles(well),
+        latency_s=_quantiles(latencies_s),
         started_at=_utc(ordered[0].due_at) if ordered else None,
         ended_at=_utc(max(r.due_at + r.latency_s for r in ordered)) if ordered else None,
         losses=tuple(record for record in ordered if record.outcome in lost)[:20],
@@ -204,36 +217,43 @@ def summarise(records: Iterable[Record], targets: Sequence[str]) -> LoadReport:
     )
 
 
-def _error_kind(record: Record) -> str | None:
-    if record.outcome is Outcome.ERROR_STATUS:
+def _error_kind(record: RequestRecord) -> str | None:
+    if record.outcome is RequestOutcome.ERROR_STATUS:
         return str(record.status)
-    return "cut" if record.outcome is Outcome.CUT_STREAM else None
+    return "cut" if record.outcome is RequestOutcome.CUT_STREAM else None
 
 
-def _version(record: Record) -> str:
+def _version(record: RequestRecord) -> str:
     return record.version or NO_VERSION
 
 
-def _timeline(ordered: Sequence[Record], targets: Sequence[str]) -> tuple[Second, ...]:
-    by_place: dict[tuple[int, str], list[Record]] = {}
+def _timeline(
+    ordered: Sequence[RequestRecord], targets: Sequence[str]
+) -> tuple[TrafficSecond, ...]:
+    groups: dict[tuple[int, str], list[RequestRecord]] = {}
     for record in ordered:
-        by_place.setdefault((math.floor(record.due_at), record.target), []).append(record)
-    places = sorted(by_place, key=lambda place: (place[0], list(targets).index(place[1])))
+        groups.setdefault((math.floor(record.due_at), record.target), []).append(record)
+    position = {target: index for index, target in enumerate(targets)}
     return tuple(
-        Second(
+        TrafficSecond(
             at=at,
             target=target,
-            answered=dict(Counter(_version(r) for r in found if _is_answer(r))),
-            errors=dict(Counter(_version(r) for r in found if _error_kind(r))),
-            lost=sum(r.outcome is Outcome.LOST for r in found),
+            answered=dict(Counter(_version(r) for r in records if _is_answer(r))),
+            errors=dict(Counter(_version(r) for r in records if _error_kind(r))),
+            lost=sum(r.outcome is RequestOutcome.LOST for r in records),
         )
-        for at, target in places
-        for found in [by_place[at, target]]
+        for (at, target), records in sorted(
+            groups.items(), key=lambda group: (group[0][0], position[group[0][1]])
+        )
     )
 
 
-def _is_answer(record: Record) -> bool:
-    return record.outcome in (Outcome.OK, Outcome.ERROR_STATUS, Outcome.CUT_STREAM)
+def _is_answer(record: RequestRecord) -> bool:
+    return record.outcome in (
+        RequestOutcome.OK,
+        RequestOutcome.ERROR_STATUS,
+        RequestOutcome.CUT_STREAM,
+    )
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:

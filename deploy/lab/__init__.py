@@ -1,5 +1,5 @@
 """
-Real test hosts on this machine: systemd-nspawn containers that boot Debian 12 with sshd.
+Test hosts on this machine: systemd-nspawn containers that boot Debian 12 with sshd.
 
-Never part of a release: what the toolkit does to a lab host, it does over SSH, as to any other.
+For tests and the demo only.  The toolkit reaches lab hosts over SSH, as it reaches any other host.
 """

@@ -1,5 +1,8 @@
 """
-The lab without invoke: python -m deploy.lab up 4 | down | status | ssh n1 [COMMAND...] | cut n1 ...
+Command line of the lab for its tests: python -m deploy.lab VERB [HOST] [ARGUMENTS...]
+
+Verbs: up [COUNT] [--fresh], down [--keep], status, ssh, inside, cut, heal, freeze, thaw, crash,
+start, wipe.  Operators use `inv lab.VERB`.
 """
 
 import os
@@ -10,31 +13,31 @@ from deploy.lab import lab
 
 
 def main(argv: list[str]) -> int:
-    def say(text: str) -> None:
+    def report_progress(text: str) -> None:
         sys.stderr.write(f"lab: {text}\n")
 
     verb, rest = (argv[0], argv[1:]) if argv else ("status", [])
     if verb == "up":
-        lab.up(int(rest[0]) if rest else 4, progress=say, fresh="--fresh" in rest)
+        lab.up(int(rest[0]) if rest else 4, progress=report_progress, fresh="--fresh" in rest)
     elif verb == "down":
-        lab.down(progress=say, keep="--keep" in rest)
+        lab.down(progress=report_progress, keep="--keep" in rest)
     elif verb == "ssh":
         ssh = lab.ssh_argv(rest[0])
-        os.execvp(ssh[0], [*ssh, *rest[1:]])  # noqa: S606 - this is what the verb is for
+        os.execvp(ssh[0], [*ssh, *rest[1:]])  # noqa: S606 - becomes the ssh client
     elif verb == "inside":
-        done = lab.inside(rest[0], rest[1:])
-        sys.stdout.write(done.stdout)
-        sys.stderr.write(done.stderr)
-        return done.returncode
+        result = lab.inside(rest[0], rest[1:])
+        sys.stdout.write(result.stdout)
+        sys.stderr.write(result.stderr)
+        return result.returncode
     elif verb in ("cut", "heal", "freeze", "thaw"):
         getattr(lab, verb)(rest[0])
     elif verb in ("crash", "start", "wipe"):
-        getattr(lab, verb)(rest[0], progress=say)
+        getattr(lab, verb)(rest[0], progress=report_progress)
     if verb in ("up", "status"):
-        for h in lab.status().hosts:
+        for host in lab.status().hosts:
             sys.stdout.write(
-                f"{h.name} {h.address} {h.state} leader={h.leader} "
-                f"memory={h.memory_mib}MiB disk={h.disk_mib}MiB\n"
+                f"{host.name} {host.address} {host.state} leader={host.leader} "
+                f"memory={host.memory_mib}MiB disk={host.disk_mib}MiB\n"
             )
     return 0
 

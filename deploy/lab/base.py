@@ -1,8 +1,8 @@
 """
-The base tree: Debian 12 as an installer leaves a small server, shared read-only by all hosts.
+The base tree: a minimal Debian 12 server, shared read-only by all hosts.
 
-Built once for a recipe and kept. It has nothing that this toolkit installs: provisioning a lab
-host is real work, as on a rented one.
+It is built once for each recipe and kept.  It contains nothing that the toolkit installs, so that
+provisioning a lab host does the same work as on a rented machine.
 """
 
 import fcntl
@@ -40,13 +40,13 @@ PACKAGES = (
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 STAGES = ("retrieving", "extracting", "unpacking", "configuring")
 TIMEOUT_S = 1200.0
-# Changes when `_finish` does: trees of another recipe are not used.
+# Raise it when `_finish` changes: trees of another recipe are not used.
 _FORMAT = 1
 
 
 def recipe_digest(architecture: str) -> str:
     """
-    Return 12 hex digits of what the base is made from. Pure.
+    Return the digest of the base's recipe, 12 hex digits. Pure.
     """
     recipe = "\n".join([str(_FORMAT), SUITE, architecture, *PACKAGES])
     return hashlib.sha256(recipe.encode()).hexdigest()[:12]
@@ -60,9 +60,10 @@ def ensure_base(
     progress: Callable[[str], None],
 ) -> Path:
     """
-    Return the base tree, after building it if this recipe was not built before.
+    Return the base tree; build it first if there is none for this recipe.
 
-    It is built beside its place and renamed there, so that a killed build leaves no half of one.
+    The build happens in another folder, which is renamed at the end, so that a killed build never
+    leaves a partial tree under the final name.
     """
     architecture = run(["dpkg", "--print-architecture"]).strip()
     base = config.bases / f"base-{recipe_digest(architecture)}"
@@ -70,7 +71,7 @@ def ensure_base(
         return base
     config.bases.mkdir(parents=True, exist_ok=True)
     with _build_lock(config).open("w") as lock:
-        # Labs share the bases: whoever comes second finds it built.
+        # Labs share the bases: another lab may have built it during the wait for the lock.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not base.is_dir():
             _build(config, sources, base, now=now, progress=progress)
@@ -79,7 +80,9 @@ def ensure_base(
 
 def remove_unfinished(config: LabConfig, running: Iterable[Process]) -> None:
     """
-    End and delete what killed builds left; a build that somebody still waits for stays.
+    Kill the processes of interrupted builds and delete their trees.
+
+    Does nothing while a build holds the lock.
     """
     if not _build_lock(config).exists():
         return
@@ -89,7 +92,7 @@ def remove_unfinished(config: LabConfig, running: Iterable[Process]) -> None:
         except BlockingIOError:
             return
         trees = list(config.bases.glob("building-*"))
-        processes.kill_all(pid for tree in trees for pid in processes.working_in(tree, running))
+        processes.kill_all(pid for tree in trees for pid in processes.using_tree(tree, running))
         for tree in trees:
             remove_tree(tree)
 
@@ -108,50 +111,50 @@ def _build(
 ) -> None:
     building = config.bases / f"building-{os.getpid()}"
     building.mkdir()
-    began_s = now()
-    progress(f"building the base tree, Debian {SUITE}, once; this takes a minute or two")
+    started_s = now()
+    progress(f"building the Debian {SUITE} base tree; needed once, takes one or two minutes")
     argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     argv += [f"--keyring={KEYRING}", SUITE, str(building)]
     if sources.mirror:
         argv.append(sources.mirror)
-    # A killed `up` takes debootstrap along; what that had started, `down` finds by its root.
+    # debootstrap dies with `up`; `down` finds debootstrap's own children by their root folder.
     follow(
         ["setpriv", "--pdeathsig", "KILL", *argv],
-        on_line=Stages(progress).hear,
+        on_line=DebootstrapStages(progress).on_line,
         timeout_s=TIMEOUT_S,
         env={"http_proxy": sources.http_proxy} if sources.http_proxy else None,
-        fix=f"see {building}/debootstrap/debootstrap.log; check the machine's apt sources",
+        fix=f"read {building}/debootstrap/debootstrap.log and check this machine's apt sources",
     )
     _finish(building)
     building.rename(base)
-    progress(f"base tree built in {format_duration(now() - began_s)}")
+    progress(f"base tree built in {format_duration(now() - started_s)}")
 
 
-class Stages:
+class DebootstrapStages:
     """
-    Tells of debootstrap's stages, of which each has a line for every package.
+    Reports each stage of debootstrap once; debootstrap prints a line for every package.
     """
 
     def __init__(self, progress: Callable[[str], None]) -> None:
         self._progress = progress
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def hear(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         stage = line.removeprefix("I: ").split(" ")[0].lower()
-        if line.startswith("I: ") and stage in STAGES and stage not in self._told:
-            self._told.add(stage)
+        if line.startswith("I: ") and stage in STAGES and stage not in self._reported:
+            self._reported.add(stage)
             self._progress(f"base tree: {stage} packages")
 
 
 def _finish(tree: Path) -> None:
     """
-    Take out what must differ from host to host, and what ages.
+    Remove what must differ between hosts (keys, machine id) and what gets stale (apt's caches).
     """
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     (tree / "etc/machine-id").write_text("")
-    for name in (tree / "var/cache/apt/archives").glob("*.deb"):
-        name.unlink()
-    for name in (tree / "var/lib/apt/lists").iterdir():
-        if name.is_file():
-            name.unlink()
+    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
+        package.unlink()
+    for index in (tree / "var/lib/apt/lists").iterdir():
+        if index.is_file():
+            index.unlink()

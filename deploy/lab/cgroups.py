@@ -1,8 +1,8 @@
 """
-Each host's own cgroup: what freezes it, weighs it, and lists what is left of it.
+One cgroup for each host: freezes it, measures its memory, and lists its remaining processes.
 
-Two layouts. V1 (also hybrid): a folder in every hierarchy, made here. V2: the machine's systemd
-gives each supervisor a delegated unit, and nspawn makes its own folders in that.
+Two layouts.  v1 (and hybrid): this module creates a folder in every hierarchy.  v2: the machine's
+systemd gives each supervisor a delegated unit, and nspawn creates its own folders in it.
 """
 
 import os
@@ -20,20 +20,20 @@ V1_HIERARCHIES = (
 )  # fmt: skip
 
 
-class Layout(Protocol):
-    def launcher(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
+class CgroupLayout(Protocol):
+    def supervisor_prefix(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
         """
-        Return what starts *host*'s supervisor in *folder*; empty: nothing special.
+        Return the argv prefix that starts *host*'s supervisor in *folder*; empty: none is needed.
         """
 
     def enter(self, config: LabConfig, host: str) -> None:
         """
-        Move this process, *host*'s supervisor, into the host's cgroup.
+        Move the calling process, *host*'s supervisor, into the host's cgroup.
         """
 
-    def placer(self, config: LabConfig, host: str) -> list[str]:
+    def boot_prefix(self, config: LabConfig, host: str) -> list[str]:
         """
-        Make place for one boot of *host*; return what starts nspawn there.
+        Create the cgroup for one boot of *host*; return the argv prefix that starts nspawn in it.
         """
 
     def set_frozen(self, config: LabConfig, host: str, frozen: bool) -> None: ...
@@ -44,43 +44,43 @@ class Layout(Protocol):
 
     def folders(self, config: LabConfig) -> tuple[Path, ...]:
         """
-        Return the lab's topmost cgroups.
+        Return the top-level cgroups of the lab.
         """
 
 
-def detect(root: Path = ROOT) -> Layout | None:
+def detect(root: Path = ROOT) -> CgroupLayout | None:
     """
-    Return the layout of this machine; None if hosts can't have a cgroup of their own.
+    Return the layout of this machine; None if the lab cannot create cgroups for hosts.
     """
     if all((root / name / "cgroup.procs").exists() for name in ("memory", "pids", "freezer")):
         # `cpu` and `cpuacct` may be two names of one hierarchy.
-        found = (root / name for name in V1_HIERARCHIES)
-        hierarchies = dict.fromkeys(path.resolve() for path in found if path.is_dir())
-        return V1(tuple(hierarchies), root / "freezer", root / "memory")
+        candidates = (root / name for name in V1_HIERARCHIES)
+        hierarchies = dict.fromkeys(path.resolve() for path in candidates if path.is_dir())
+        return CgroupV1(tuple(hierarchies), root / "freezer", root / "memory")
     controllers = root / "cgroup.controllers"
     if controllers.exists() and {"memory", "pids"} <= set(controllers.read_text().split()):
-        return V2(root) if Path("/run/systemd/system").is_dir() else None
+        return CgroupV2(root) if Path("/run/systemd/system").is_dir() else None
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class V1:
+class CgroupV1:
     hierarchies: tuple[Path, ...]
     freezer: Path
     memory: Path
 
-    def launcher(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
+    def supervisor_prefix(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
         return []
 
     def enter(self, config: LabConfig, host: str) -> None:
-        # Without a folder in each, all hosts share one that is called /payload.
+        # In a hierarchy without a folder of its own, a host shares /payload with all others.
         for hierarchy in self.hierarchies:
             folder = hierarchy / config.tag / host
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
-    def placer(self, config: LabConfig, host: str) -> list[str]:
-        return []  # a child is where its parent is
+    def boot_prefix(self, config: LabConfig, host: str) -> list[str]:
+        return []  # a child starts in the cgroup of its parent
 
     def set_frozen(self, config: LabConfig, host: str, frozen: bool) -> None:
         state = self.freezer / config.tag / host / "freezer.state"
@@ -88,7 +88,7 @@ class V1:
             state.write_text("FROZEN" if frozen else "THAWED")
 
     def is_frozen(self, config: LabConfig, host: str) -> bool:
-        # FREEZING is frozen too: nothing new is started.
+        # FREEZING counts as frozen: no new process starts.
         state = self.freezer / config.tag / host / "freezer.state"
         return state.exists() and state.read_text().strip() != "THAWED"
 
@@ -97,35 +97,37 @@ class V1:
         if not folder.exists():
             return 0
         usage = int((folder / "memory.usage_in_bytes").read_text())
-        return max(0, usage - _stat(folder / "memory.stat", "total_inactive_file"))
+        return max(0, usage - _stat_value(folder / "memory.stat", "total_inactive_file"))
 
     def folders(self, config: LabConfig) -> tuple[Path, ...]:
         return tuple(h / config.tag for h in self.hierarchies if (h / config.tag).exists())
 
 
 @dataclass(frozen=True, slots=True)
-class V2:
+class CgroupV2:
     root: Path
 
     def _folder(self, config: LabConfig, host: str) -> Path:
         return self.root / "system.slice" / config.unit(host)
 
-    def launcher(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
+    def supervisor_prefix(self, config: LabConfig, host: str, *, folder: Path) -> list[str]:
         argv = ["systemd-run", "--quiet", "--collect", f"--unit={config.unit(host)}"]
         argv += ["--property=Delegate=yes", "--property=TasksMax=infinity"]
         return [*argv, "--property=OOMPolicy=continue", f"--working-directory={folder}", "--"]
 
     def enter(self, config: LabConfig, host: str) -> None:
-        # A v2 cgroup hands its controllers on only while no process is in itself, so the
-        # supervisor and nspawn get one each below. With one for both, limits do nothing.
+        # A v2 cgroup delegates its controllers only while it holds no process itself, so the
+        # supervisor and nspawn each get a child cgroup. If they shared one, limits would have
+        # no effect.
         unit = self._folder(config, host)
-        (unit / "keeper").mkdir(exist_ok=True)
-        (unit / "keeper/cgroup.procs").write_text(str(os.getpid()))
+        (unit / "supervisor").mkdir(exist_ok=True)
+        (unit / "supervisor/cgroup.procs").write_text(str(os.getpid()))
         controllers = (unit / "cgroup.controllers").read_text().split()
         (unit / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
 
-    def placer(self, config: LabConfig, host: str) -> list[str]:
-        # A new one for each boot: the last one's hands controllers on and takes no process.
+    def boot_prefix(self, config: LabConfig, host: str) -> list[str]:
+        # A new cgroup for each boot: that of the last boot delegates its controllers and
+        # therefore accepts no process.
         boot = self._folder(config, host) / "boot"
         _remove_tree(boot)
         boot.mkdir(exist_ok=True)
@@ -145,15 +147,15 @@ class V2:
         if not folder.exists():
             return 0
         usage = int((folder / "memory.current").read_text())
-        return max(0, usage - _stat(folder / "memory.stat", "inactive_file"))
+        return max(0, usage - _stat_value(folder / "memory.stat", "inactive_file"))
 
     def folders(self, config: LabConfig) -> tuple[Path, ...]:
         return tuple((self.root / "system.slice").glob(f"{config.tag}-n*.service"))
 
 
-def processes(folders: tuple[Path, ...]) -> frozenset[int]:
+def process_ids(folders: tuple[Path, ...]) -> frozenset[int]:
     """
-    Return every process in *folders* and below.
+    Return the ids of all processes in *folders* and below.
     """
     pids: set[int] = set()
     for folder in folders:
@@ -161,13 +163,15 @@ def processes(folders: tuple[Path, ...]) -> frozenset[int]:
             try:
                 pids.update(int(pid) for pid in procs.read_text().split())
             except OSError:
-                continue  # the folder, or its type, went away meanwhile
+                continue  # the cgroup was removed, or became threaded, after it was listed
     return frozenset(pids)
 
 
-def remove(config: LabConfig, layout: Layout, *, timeout_s: float = 5.0) -> None:
+def remove(config: LabConfig, layout: CgroupLayout, *, timeout_s: float = 5.0) -> None:
     """
-    Remove the lab's cgroups; processes that were just killed may keep them for a moment.
+    Remove the lab's cgroups.
+
+    Retries for up to *timeout_s*: a cgroup stays busy until the kernel has reaped killed processes.
     """
     deadline_s = time.monotonic() + timeout_s
     while (folders := layout.folders(config)) and time.monotonic() < deadline_s:
@@ -182,19 +186,19 @@ def _remove_tree(folder: Path) -> None:
         try:
             Path(path).rmdir()
         except OSError:
-            continue  # a process is still in it
+            continue  # it still holds a process
 
 
 def reset_units(config: LabConfig) -> None:
     """
-    Make the machine's systemd forget units of hosts that were killed.
+    Stop the units of killed hosts in this machine's systemd, and reset their failed state.
     """
     if Path("/run/systemd/system").is_dir():
         attempt(["systemctl", "stop", f"{config.tag}-n*.service"])
         attempt(["systemctl", "reset-failed", f"{config.tag}-n*.service"])
 
 
-def _stat(path: Path, key: str) -> int:
+def _stat_value(path: Path, key: str) -> int:
     for line in path.read_text().splitlines():
         name, _, value = line.partition(" ")
         if name == key:

@@ -1,5 +1,5 @@
 """
-Commands on this very machine, each with a deadline.
+Commands on the machine that runs the lab, each with a deadline.
 """
 
 import os
@@ -11,21 +11,21 @@ from pathlib import Path
 
 from deploy.errors import LabError
 
-# A plain user's PATH, and sudo's on some machines, lacks the sbin folders.
+# The PATH of an ordinary user, and of sudo on some machines, lacks the sbin folders.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class CommandResult:
     returncode: int
     stdout: str
     stderr: str
 
     @property
-    def complaint(self) -> str:
+    def error_line(self) -> str:
         """
-        What the command said last, in one line.
+        Last line of the command's standard error, else of its output, else its exit status.
         """
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return lines[-1].strip() if lines else f"exit status {self.returncode}"
@@ -33,7 +33,7 @@ class Ran:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """
-    Return this process's environment with all the system's commands on PATH and messages in C.
+    Return this process's environment with the sbin folders on PATH and messages in English.
     """
     path = os.environ.get("PATH", "")
     return os.environ | {"PATH": f"{path}:{PATH}", "LC_ALL": "C"} | dict(extra or {})
@@ -45,16 +45,16 @@ def attempt(
     timeout_s: float = TIMEOUT_S,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
-) -> Ran:
+) -> CommandResult:
     """
-    Run *argv* and return how it ended, whatever that is.
+    Run *argv* and return its result, failed or not.
 
     Raises:
-        LabError: It is not installed, or was not done within *timeout_s*.
+        LabError: The command is not installed, or ran longer than *timeout_s*.
     """
     words = [str(word) for word in argv]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             words,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
@@ -69,15 +69,15 @@ def attempt(
         raise LabError(
             f"the lab needs the command {words[0]}",
             why="it is not installed on this machine",
-            fix="inv lab.up installs what is missing",
+            fix="inv lab.up: it installs the packages of the lab's commands",
         ) from None
     except subprocess.TimeoutExpired:
         raise LabError(
-            f"{' '.join(words)}",
-            why=f"it was not done after {timeout_s:.0f} s",
+            f"a command on the lab's machine timed out: {' '.join(words)}",
+            why=f"it ran for more than {timeout_s:.0f} s",
             fix="inv lab.down, then inv lab.up",
         ) from None
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
 
 def run(
@@ -92,13 +92,14 @@ def run(
     Run *argv* and return its output.
 
     Raises:
-        LabError: It failed; says *fix*.
+        LabError: The command failed; its remedy is *fix*.
     """
-    ran = attempt(argv, timeout_s=timeout_s, stdin=stdin, env=env)
-    if ran.returncode:
+    result = attempt(argv, timeout_s=timeout_s, stdin=stdin, env=env)
+    if result.returncode:
         words = " ".join(str(word) for word in argv)
-        raise LabError(f"this failed on the lab's machine: {words}", why=ran.complaint, fix=fix)
-    return ran.stdout
+        what = f"a command on the lab's machine failed: {words}"
+        raise LabError(what, why=result.error_line, fix=fix)
+    return result.stdout
 
 
 def follow(
@@ -110,12 +111,12 @@ def follow(
     fix: str,
 ) -> None:
     """
-    Run *argv*, which takes minutes, and hand each line of its output to *on_line*.
+    Run *argv*, a command that takes minutes, and call *on_line* with each line of its output.
 
     Raises:
-        LabError: It failed or was not done within *timeout_s*; says its last line and *fix*.
+        LabError: The command failed or ran longer than *timeout_s*; has its last line and *fix*.
     """
-    last = "it said nothing"
+    last_line = "it printed nothing"
     with subprocess.Popen(
         [str(word) for word in argv],
         stdin=subprocess.DEVNULL,
@@ -125,17 +126,17 @@ def follow(
         errors="replace",
         env=environment(env),
     ) as process:
-        assert process.stdout is not None, "asked for a pipe"
+        assert process.stdout is not None, "stdout=PIPE"
         deadline = threading.Timer(timeout_s, process.kill)
         deadline.start()
         try:
             for line in process.stdout:
-                last = line.strip() or last
+                last_line = line.strip() or last_line
                 on_line(line.rstrip())
         finally:
             deadline.cancel()
     if process.returncode:
         words = " ".join(str(word) for word in argv)
-        killed = f" (killed, after {timeout_s:.0f} s at most)" if process.returncode < 0 else ""
-        why = f"{last}{killed}"
-        raise LabError(f"this failed on the lab's machine: {words}", why=why, fix=fix)
+        killed = f" (killed; its limit is {timeout_s:.0f} s)" if process.returncode < 0 else ""
+        what = f"a command on the lab's machine failed: {words}"
+        raise LabError(what, why=f"{last_line}{killed}", fix=fix)

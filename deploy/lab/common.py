@@ -1,5 +1,7 @@
 """
-The middle layer: what all hosts share over the base, all of it from this machine's configuration.
+The common layer: files that all hosts share, on top of the base tree and below each host's disk.
+
+Their content comes from this machine: keys, package sources, resolver, certificates.
 """
 
 import shutil
@@ -11,9 +13,10 @@ from deploy.lab.sources import CA_BUNDLE, Sources
 
 INIT = "/usr/local/sbin/lab-init"
 
-# nspawn mounts v1 controllers read-only, and then MemoryMax=, TasksMax=, CPUQuota= and
-# DevicePolicy= do nothing, in silence: writable before systemd starts. In a v2 tree they are.
-# nspawn leaves a container alive when it is killed itself: setpriv ties the two together.
+# nspawn mounts cgroup v1 controllers read-only; MemoryMax=, TasksMax=, CPUQuota= and DevicePolicy=
+# then have no effect, and systemd reports no error. The script makes them writable before systemd
+# starts. A v2 tree is writable already.
+# A container survives a killed nspawn; setpriv ends it with nspawn.
 _INIT_SCRIPT = """\
 #!/bin/sh
 for controller in memory pids cpu cpuacct cpu,cpuacct blkio devices; do
@@ -23,7 +26,7 @@ done
 exec setpriv --pdeathsig KILL /usr/lib/systemd/systemd "$@"
 """
 
-# VERBOSE: one line a command, which is how commands per host are counted.
+# With VERBOSE, sshd logs one line for each command; tests count commands by these lines.
 _SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PermitRootLogin prohibit-password
@@ -34,7 +37,7 @@ MaxSessions 50
 MaxStartups 200
 """
 
-# Disks are thrown away, so nothing waits for them; documentation is only downloaded.
+# Disks are disposable, so dpkg need not sync. Documentation would only take space.
 _DPKG = """\
 force-unsafe-io
 path-exclude=/usr/share/doc/*
@@ -48,7 +51,7 @@ ENABLED = {
     "multi-user.target.wants": "systemd-networkd.service",
     "sockets.target.wants": "systemd-networkd.socket",
 }
-# What would wake up by itself in the middle of a measurement.
+# Units that would start by themselves and disturb a measurement or a test.
 MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -63,11 +66,12 @@ MASKED = (
 
 def write_common(config: LabConfig, sources: Sources) -> None:
     """
-    Write the middle layer anew; only while no host's disk is mounted over it.
+    Replace the common layer.  Call it only while no host's disk is mounted.
     """
     tree = config.common.with_name("common.new")
     shutil.rmtree(tree, ignore_errors=True)
-    # Overlayfs takes a folder's owner and mode from its topmost layer: 0755 root, here as there.
+    # Overlayfs takes the owner and mode of a folder from its topmost layer, so the folders here
+    # must have those of the base: 0755, owned by root.
     authorized = keys.user_key(config).with_suffix(".pub").read_text()
     _write(tree / "root/.ssh/authorized_keys", authorized, mode=0o600)
     (tree / "root").chmod(0o700)
@@ -92,18 +96,20 @@ def write_common(config: LabConfig, sources: Sources) -> None:
     tree.rename(config.common)
 
 
-def resolver(path: Path, behind: Path = Path("/run/systemd/resolve/resolv.conf")) -> str:
+def resolver(path: Path, upstream: Path = Path("/run/systemd/resolve/resolv.conf")) -> str:
     """
-    Return the machine's resolv.conf as hosts can use it.
+    Return a resolv.conf for hosts, from the machine's own.
 
-    A resolver on the machine's loopback (systemd-resolved) is not there for hosts: then what
-    that one asks, at *behind*.
+    Hosts cannot reach a resolver on the machine's loopback (systemd-resolved).
+
+    Args:
+        path: The machine's resolv.conf.
+        upstream: Servers that the machine's loopback resolver uses; returned in its place.
     """
     text = path.read_text() if path.exists() else ""
     servers = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver ")]
-    if all(server.startswith("127.") or server == "::1" for server in servers) and behind.exists():
-        return behind.read_text()
-    return text
+    is_loopback = all(server.startswith("127.") or server == "::1" for server in servers)
+    return upstream.read_text() if is_loopback and upstream.exists() else text
 
 
 def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -124,6 +130,6 @@ def _copy_certificates(tree: Path) -> None:
     bundle = Path(CA_BUNDLE)
     if bundle.exists():
         _write(tree / CA_BUNDLE[1:], bundle.read_text())
-    # Also where update-ca-certificates looks, should a package run that on a host.
+    # Also into the source folder of update-ca-certificates: a package may run it on a host.
     for path in Path("/usr/local/share/ca-certificates").glob("**/*.crt"):
         _write(tree / path.relative_to("/"), path.read_text())

@@ -1,8 +1,8 @@
 """
-Which lab: its folder, its bridge, its addresses, and every name that follows from them.  Nouns.
+Settings of one lab: its folder, bridge and addresses, and the names derived from them.
 
-Whatever the lab puts into the kernel (links, nft tables, cgroups, units) carries the bridge's
-name, so that two labs do not meet and `down` can tell its own from everything else.
+Everything that the lab creates in the kernel (links, nft tables, cgroups, units) has the bridge's
+name in its own.  Two labs therefore never collide, and `down` removes only what belongs to its lab.
 """
 
 import re
@@ -20,24 +20,24 @@ MAX_HOSTS = 32
 
 class HostState(StrEnum):
     """
-    What the kernel says of a host.
+    State of a host, read from the kernel.
     """
 
     RUNNING = "running"
-    FROZEN = "frozen"  # no process of it runs; its connections stay open and silent
-    CUT = "cut"  # it runs; no frame reaches or leaves it
+    FROZEN = "frozen"  # its processes are stopped; its connections stay open without an answer
+    CUT = "cut"  # it runs; the bridge drops all frames to and from it
     STOPPED = "stopped"  # it has a disk and no process
 
 
 @dataclass(frozen=True, slots=True)
 class LabHost:
     """
-    One host as `status` found it.
+    State of one host at the time of `status`.
 
     Attributes:
         leader: Process id of the host's init on this machine; None when it is stopped.
-        memory_mib: Working set: without the page cache that the kernel can take back.
-        disk_mib: What the host has written over the shared base.
+        memory_mib: Working set: memory without the page cache that the kernel can reclaim.
+        disk_mib: Size of the files that the host has written on top of the shared base.
     """
 
     name: str
@@ -60,10 +60,10 @@ class LabStatus:
 class LabConfig:
     """
     Attributes:
-        directory: Holds disks, keys and logs; on a real filesystem, not on an overlay.
-        bases: Holds the base trees that labs share.
-        bridge: Name of the bridge; 2 to 6 letters and digits.
-        prefix: First three numbers of the hosts' /24.
+        directory: Folder of disks, keys and logs.  Its filesystem must not be an overlay.
+        bases: Folder of the base trees, which labs share.
+        bridge: Name of the bridge: a lower-case letter, then 1 to 5 lower-case letters or digits.
+        prefix: First three numbers of the hosts' /24 network, such as 10.78.0.
     """
 
     directory: Path
@@ -74,28 +74,29 @@ class LabConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]{1,5}", self.bridge):
             raise LabError(
-                f"the lab's bridge can't be called {self.bridge!r}",
-                why="the links' names are made of it and may have 15 characters",
-                fix="set SLIPWAY_LAB_BRIDGE to 2-6 lower-case letters and digits",
+                f"SLIPWAY_LAB_BRIDGE: {self.bridge!r} is not a valid bridge name",
+                why="link names contain it and may have at most 15 characters",
+                fix="set SLIPWAY_LAB_BRIDGE to a letter and 1 to 5 letters or digits, lower case",
             )
         numbers = self.prefix.split(".")
         if len(numbers) != 3 or not all(n.isdigit() and int(n) < 256 for n in numbers):
             raise LabError(
-                f"the lab's network can't be {self.prefix!r}",
-                why="it should be the first three numbers of a /24, such as 10.78.0",
-                fix="correct SLIPWAY_LAB_SUBNET",
+                f"SLIPWAY_LAB_SUBNET: {self.prefix!r} is not a valid network",
+                why="it is not three numbers from 0 to 255 with dots between them",
+                fix="set SLIPWAY_LAB_SUBNET to the start of a /24 network, such as 10.78.0",
             )
         if re.search(r"[:,\\\s]", str(self.directory)) or not self.directory.is_absolute():
             raise LabError(
-                f"the lab's folder can't be {str(self.directory)!r}",
-                why="mount(8) needs an absolute path without spaces, colons and commas",
-                fix="set SLIPWAY_LAB_DIR to another folder",
+                f"SLIPWAY_LAB_DIR: {str(self.directory)!r} is not usable as the lab's folder",
+                why="overlay mounts need an absolute path without spaces, colons, commas and"
+                " backslashes",
+                fix="set SLIPWAY_LAB_DIR to such a path",
             )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
         """
-        Return the default lab, or the one that SLIPWAY_LAB_DIR, _BASES, _BRIDGE and _SUBNET name.
+        Return the lab of SLIPWAY_LAB_DIR, _BASES, _BRIDGE and _SUBNET; without them the default.
         """
         home = Path(env.get("HOME") or "/root")
         cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "slipway/lab"
@@ -109,7 +110,7 @@ class LabConfig:
 
     def as_env(self) -> dict[str, str]:
         """
-        Return the variables from which `from_env` makes this very lab.
+        Return the variables from which `from_env` builds an equal config.
         """
         return {
             "SLIPWAY_LAB_DIR": str(self.directory),
@@ -150,7 +151,7 @@ class LabConfig:
     @property
     def tag(self) -> str:
         """
-        Name of the lab's nft tables and cgroup, and prefix of its mounts and units.
+        Name of the lab's cgroup and nft rules, and prefix of its mounts and units.
         """
         return f"slipway-lab-{self.bridge}"
 
@@ -164,7 +165,7 @@ class LabConfig:
 
     def machine(self, host: str) -> str:
         """
-        Return nspawn's name of *host*; its link is called vb-MACHINE.
+        Return the machine name that nspawn gets for *host*; nspawn calls its link vb-MACHINE.
         """
         return f"{self.bridge}-{host}"
 
@@ -189,28 +190,31 @@ class LabConfig:
 
     def names(self, count: int) -> tuple[str, ...]:
         """
-        Return n1 to n*count*.
+        Return the host names n1 to n*count*.
+
+        Raises:
+            LabError: *count* is not from 1 to MAX_HOSTS.
         """
         if not 1 <= count <= MAX_HOSTS:
             raise LabError(
-                f"a lab of {count} hosts",
-                why=f"it can have 1 to {MAX_HOSTS}",
-                fix="ask for a number of hosts in that range",
+                f"a lab cannot have {count} hosts",
+                why=f"a lab has 1 to {MAX_HOSTS} hosts",
+                fix=f"inv lab.up --hosts N with a number from 1 to {MAX_HOSTS}",
             )
         return tuple(f"n{i}" for i in range(1, count + 1))
 
 
 def number(host: str) -> int:
     """
-    Return 3 for n3.
+    Return the number in a host name: 3 for n3.
 
     Raises:
-        LabError: Lab hosts are not called so.
+        LabError: *host* is not a name of a lab host.
     """
     if match := re.fullmatch(r"n([1-9]\d?)", host):
         return int(match[1])
     raise LabError(
-        f"{host!r} is no lab host",
-        why="lab hosts are called n1, n2, n3, ...",
-        fix="inv lab.status lists them",
+        f"{host!r} is not the name of a lab host",
+        why="lab hosts are named n1, n2, n3, ...",
+        fix="inv lab.status: it lists the lab's hosts",
     )

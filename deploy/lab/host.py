@@ -1,5 +1,5 @@
 """
-One lab host: its disk, its power switch, its freezer.
+One lab host: create its disk, boot it, wait for its sshd, power it off.
 """
 
 import os
@@ -18,8 +18,8 @@ from deploy.lab.config import LabConfig
 from deploy.lab.mounts import mount_overlay, remove_tree
 
 BOOT_TIMEOUT_S = 60.0
-TELL_EVERY_S = 10.0
-CONSOLE_LINES = 15  # of a host that did not come up, in the error
+PROGRESS_EVERY_S = 10.0
+CONSOLE_LINES = 15  # console lines in the error about a host that did not come up
 NSPAWN = Path("/run/systemd/nspawn")
 PROJECT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ EmitLLDP=no
 
 def hosts_with_disk(config: LabConfig) -> tuple[str, ...]:
     """
-    Return the names of the hosts that exist, running or not, in the order of their numbers.
+    Return the names of the hosts that have a disk, running or not, ordered by number.
     """
     names = [path.parent.name for path in config.hosts.glob("n*/upper")]
     return tuple(sorted(names, key=lambda name: (len(name), name)))
@@ -57,50 +57,56 @@ def leader(config: LabConfig, host: str, *, wait_s: float = 0.0) -> int | None:
     """
     Return the process id of *host*'s init on this machine; None when it is stopped.
 
-    A host that boots has none for a moment: before nspawn starts it, and while it becomes another
-    program.  That is waited for, up to *wait_s*.
+    A booting host has no init for a moment: until nspawn starts it, and while it executes another
+    program.
+
+    Args:
+        wait_s: Longest wait for the init of a booting host, in seconds.
     """
     deadline_s = time.monotonic() + wait_s
     while True:
         running = tuple(processes.all_processes())
         container = processes.containers(config, running).get(host)
-        found = processes.leader_of(container, running) if container else None
-        if found or not container or time.monotonic() >= deadline_s:
-            return found
+        init = processes.leader_of(container, running) if container else None
+        if init or not container or time.monotonic() >= deadline_s:
+            return init
         time.sleep(0.05)
 
 
-def prepare(config: LabConfig, host: str, base: Path) -> None:
+def prepare_disk(config: LabConfig, host: str, base: Path) -> None:
     """
-    Mount *host*'s disk, after making it if there is none.
+    Mount *host*'s disk; create it first, on top of *base*, if there is none.
+
+    Raises:
+        LabError: The disk was created on a base tree that no longer exists.
     """
     folder = config.host_dir(host)
     if not (folder / "upper").is_dir():
-        _make_disk(config, host, base)
-    # A disk that was kept lies over the base that it was made on, whatever the recipe is now.
-    made_on = Path((folder / "base").read_text())
-    if not made_on.is_dir():
+        _create_disk(config, host, base)
+    # An older disk stays on the base that it was created on, even if the recipe has changed.
+    own_base = Path((folder / "base").read_text())
+    if not own_base.is_dir():
         raise LabError(
-            f"lab host {host} can't boot from its disk",
-            why=f"the base tree under it is gone: {made_on}",
-            fix="inv lab.down, then inv lab.up: with new disks",
+            f"lab host {host} cannot boot from its disk",
+            why=f"the base tree of the disk does not exist: {own_base}",
+            fix="inv lab.down, then inv lab.up: all hosts get new disks",
             host=host,
         )
     mount_overlay(
         f"{config.tag}-{host}",
-        layers=[config.common, made_on],
+        layers=[config.common, own_base],
         upper=folder / "upper",
         work=folder / "work",
         at=config.root(host),
     )
 
 
-def _make_disk(config: LabConfig, host: str, base: Path) -> None:
+def _create_disk(config: LabConfig, host: str, base: Path) -> None:
     folder = config.host_dir(host)
-    # A rename: a disk that is there is whole.
-    making = folder / "upper.new"
-    remove_tree(making)
-    etc = making / "etc"
+    # Renamed at the end, so that a disk under its final name is always complete.
+    incomplete = folder / "upper.new"
+    remove_tree(incomplete)
+    etc = incomplete / "etc"
     (etc / "systemd/network").mkdir(parents=True)
     (etc / "ssh").mkdir()
     (etc / "hostname").write_text(f"{host}\n")
@@ -116,19 +122,20 @@ def _make_disk(config: LabConfig, host: str, base: Path) -> None:
         target.touch(mode=mode)
         target.write_bytes(Path(f"{key}{suffix}").read_bytes())
     (folder / "base").write_text(str(base))
-    making.rename(folder / "upper")
+    incomplete.rename(folder / "upper")
 
 
-def boot(config: LabConfig, host: str, layout: cgroups.Layout) -> None:
+def boot(config: LabConfig, host: str, layout: cgroups.CgroupLayout) -> None:
     """
-    Start *host*'s supervisor; its disk is mounted. Returns before the host is up.
+    Start *host*'s supervisor.  The disk must be mounted.  Returns before the host is up.
     """
     python = [sys.executable, *processes.supervisor_argv(config, host)]
-    # Its own session, and no child of this process: neither a signal nor its end reaches it.
-    launcher = layout.launcher(config, host, folder=PROJECT) or ["setsid", "--fork"]
+    # A session of its own, and no child of this process: it gets none of this process's signals
+    # and outlives it.
+    prefix = layout.supervisor_prefix(config, host, folder=PROJECT) or ["setsid", "--fork"]
     with config.console(host).open("ab") as console:
         subprocess.run(
-            [*launcher, *python],
+            [*prefix, *python],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=console,
@@ -141,37 +148,38 @@ def boot(config: LabConfig, host: str, layout: cgroups.Layout) -> None:
 
 def wait_for_sshd(config: LabConfig, hosts: Sequence[str], progress: Callable[[str], None]) -> None:
     """
-    Wait until sshd of every one of *hosts* says its banner.
+    Wait until sshd on all *hosts* sends its banner.
 
     Raises:
-        LabError: One did not within a minute, or stopped; with the last lines of its console.
+        LabError: A host stopped, or its sshd did not answer within BOOT_TIMEOUT_S.  The error has
+            the last lines of the host's console.
     """
     deadline_s = time.monotonic() + BOOT_TIMEOUT_S
-    tell_at_s = time.monotonic() + TELL_EVERY_S
+    next_progress_s = time.monotonic() + PROGRESS_EVERY_S
     waiting = list(hosts)
     while waiting:
         waiting = [host for host in waiting if not _has_sshd(config.address(host))]
         if not waiting:
             return
-        gone = set(waiting) - running_hosts(config)
-        if gone or time.monotonic() > deadline_s:
-            host = min(gone or waiting)
-            reason = "it stopped" if gone else f"no sshd after {BOOT_TIMEOUT_S:.0f} s"
+        stopped = set(waiting) - running_hosts(config)
+        if stopped or time.monotonic() > deadline_s:
+            host = min(stopped or waiting)
+            reason = "it stopped" if stopped else f"no sshd after {BOOT_TIMEOUT_S:.0f} s"
             raise LabError(
                 f"lab host {host} did not come up",
-                why=f"{reason}; its console says last:\n{console_tail(config, host)}",
-                fix=f"see {config.console(host)}; inv lab.down and inv lab.up begin anew",
+                why=f"{reason}; the last lines of its console:\n{console_tail(config, host)}",
+                fix=f"read {config.console(host)}; inv lab.down, then inv lab.up: new disks",
                 host=host,
             )
-        if time.monotonic() > tell_at_s:
-            tell_at_s += TELL_EVERY_S
+        if time.monotonic() > next_progress_s:
+            next_progress_s += PROGRESS_EVERY_S
             left_s = deadline_s - time.monotonic()
             progress(f"waiting for sshd of {', '.join(waiting)} ({left_s:.0f} s left)")
         time.sleep(0.05)
 
 
 def _has_sshd(address: str) -> bool:
-    # The banner is enough: one connect, no key exchange.
+    # The banner is proof enough, and cheap: one connection without a key exchange.
     try:
         with socket.create_connection((address, 22), timeout=0.5) as connection:
             return connection.recv(4) == b"SSH-"
@@ -181,7 +189,7 @@ def _has_sshd(address: str) -> bool:
 
 def console_tail(config: LabConfig, host: str, lines: int = CONSOLE_LINES) -> str:
     """
-    Return the last *lines* of *host*'s console.
+    Return the last *lines* non-empty lines of *host*'s console, indented.
     """
     path = config.console(host)
     if not path.exists():
@@ -193,32 +201,35 @@ def console_tail(config: LabConfig, host: str, lines: int = CONSOLE_LINES) -> st
     return "\n".join(f"    {line}" for line in shown) or "    (nothing)"
 
 
-def forget_nspawn(config: LabConfig, hosts: Collection[str]) -> None:
+def remove_nspawn_state(config: LabConfig, hosts: Collection[str]) -> None:
     """
-    Delete what systemd-nspawn leaves in /run for *hosts*, which are stopped and mounted.
+    Delete the files that systemd-nspawn leaves in /run for *hosts*.
+
+    The hosts must be stopped and their disks still mounted: a lock's name has the inode of the
+    mounted root.
     """
     for host in hosts:
         root = config.root(host)
         if root.exists():
-            found = root.stat()
-            (NSPAWN / f"locks/inode-{found.st_dev}:{found.st_ino}").unlink(missing_ok=True)
+            inode = root.stat()
+            (NSPAWN / f"locks/inode-{inode.st_dev}:{inode.st_ino}").unlink(missing_ok=True)
         for folder in ("propagate", "unix-export"):
             remove_tree(NSPAWN / folder / config.machine(host))
 
 
-def power_off(config: LabConfig, hosts: Collection[str], layout: cgroups.Layout) -> None:
+def power_off(config: LabConfig, hosts: Collection[str], layout: cgroups.CgroupLayout) -> None:
     """
-    Kill *hosts* as a power cut does: nothing of them gets a last word. Disks stay mounted.
+    Kill all processes of *hosts* with SIGKILL, as in a power cut.  Disks stay mounted.
     """
     for host in hosts:
-        # A frozen process does not even die.
+        # A frozen process does not react to SIGKILL.
         layout.set_frozen(config, host, frozen=False)
     running = tuple(processes.all_processes())
-    supervisors = _pick(hosts, processes.supervisors(config, running))
-    containers = _pick(hosts, processes.containers(config, running))
+    supervisors = _pids_of(hosts, processes.supervisors(config, running))
+    containers = _pids_of(hosts, processes.containers(config, running))
     inits = {processes.leader_of(pid, running) for pid in containers} - {None}
     processes.kill_all(pid for pid in inits if pid is not None)
-    # With its init gone nspawn takes its link and folders away, and then the supervisor ends.
+    # After its init has died, nspawn removes its link and folders; then the supervisor ends.
     processes.wait_for_end(supervisors, timeout_s=2.0)
     processes.kill_all(supervisors | containers)
     links = {config.link(host) for host in hosts}
@@ -226,38 +237,40 @@ def power_off(config: LabConfig, hosts: Collection[str], layout: cgroups.Layout)
         network.delete_link(link)
 
 
-def _pick(hosts: Collection[str], pids: Mapping[str, int]) -> frozenset[int]:
-    return frozenset(pid for host, pid in pids.items() if host in hosts)
+def _pids_of(hosts: Collection[str], pid_by_host: Mapping[str, int]) -> frozenset[int]:
+    return frozenset(pid for host, pid in pid_by_host.items() if host in hosts)
 
 
-def erase(config: LabConfig, host: str) -> None:
+def delete_disk(config: LabConfig, host: str) -> None:
     """
-    Delete the disk of *host*, which is stopped.
+    Delete the disk of *host*, which must be stopped.
     """
     remove_tree(config.host_dir(host))
 
 
 def disk_mib(config: LabConfig, host: str) -> int:
     """
-    Return what *host* has written over the base.
+    Return the size of the files that *host* has written on top of the base.
+
+    A file with several names (hard links) counts once.
     """
-    seen: set[int] = set()
-    blocks = 0
+    counted_inodes: set[int] = set()
+    blocks = 0  # of 512 bytes
     for folder, _, names in os.walk(config.host_dir(host) / "upper"):
         for name in names:
             try:
-                found = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - thousands of files
+                file = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - thousands of files
             except OSError:
-                continue  # the host deleted it meanwhile
-            if found.st_ino not in seen:
-                seen.add(found.st_ino)
-                blocks += found.st_blocks
+                continue  # the host has deleted it since it was listed
+            if file.st_ino not in counted_inodes:
+                counted_inodes.add(file.st_ino)
+                blocks += file.st_blocks
     return blocks * 512 // 2**20
 
 
 def inside_argv(pid: int, argv: Sequence[str]) -> list[str]:
     """
-    Return *argv* as run in all namespaces of the host whose init is *pid*. Pure.
+    Return the command that runs *argv* in all namespaces of the host whose init is *pid*. Pure.
     """
     namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
     return ["nsenter", "--target", str(pid), *namespaces, "--", *argv]

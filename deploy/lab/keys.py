@@ -1,7 +1,8 @@
 """
-The lab's keys: the operator's, each host's, and the one that signs bundles.
+SSH keys of the lab: the operator's, each host's, and the key that signs bundles.
 
-Made here and known before a host boots, so strict host-key checking needs no first time.
+They are generated before a host boots.  known_hosts is therefore complete, and strict host-key
+checking holds from the first connection on.
 """
 
 import shutil
@@ -28,12 +29,12 @@ def host_key(config: LabConfig, host: str) -> Path:
 
 def ensure_keys(config: LabConfig, hosts: tuple[str, ...], *, fresh: bool) -> None:
     """
-    Make the keys that are missing, and record the hosts' in known_hosts.
+    Generate the missing keys, and write known_hosts and allowed_signers.
 
-    The signing key outlives the lab: bundles that it signed stay good.
+    The signing key is never replaced: bundles that it signed stay valid across labs.
 
     Args:
-        fresh: Make the user's and the hosts' keys anew; only while no host has a disk.
+        fresh: Replace the operator's and the hosts' keys; only while no host has a disk.
     """
     if fresh:
         shutil.rmtree(config.keys / "hosts", ignore_errors=True)
@@ -46,7 +47,7 @@ def ensure_keys(config: LabConfig, hosts: tuple[str, ...], *, fresh: bool) -> No
     _ensure_key(signing, SIGNER)
     public = signing.with_suffix(".pub").read_text().strip()
     signers = config.keys / "allowed_signers"
-    _replace(signers, f'{SIGNER} namespaces="{SIGNATURE_NAMESPACE}" {_key_of(public)}\n')
+    _replace(signers, f'{SIGNER} namespaces="{SIGNATURE_NAMESPACE}" {_without_comment(public)}\n')
     for host in hosts:
         _ensure_key(host_key(config, host), host)
     _replace(known_hosts(config), known_hosts_text(config))
@@ -54,15 +55,15 @@ def ensure_keys(config: LabConfig, hosts: tuple[str, ...], *, fresh: bool) -> No
 
 def known_hosts_text(config: LabConfig) -> str:
     """
-    Return the known_hosts file of all hosts that have a key.
+    Return the content of known_hosts: one line for each host that has a key.
     """
     lines = []
     for path in sorted((config.keys / "hosts").glob("n*.pub")):
-        lines.append(f"{config.address(path.stem)} {_key_of(path.read_text())}\n")
+        lines.append(f"{config.address(path.stem)} {_without_comment(path.read_text())}\n")
     return "".join(lines)
 
 
-def _key_of(public: str) -> str:
+def _without_comment(public: str) -> str:
     kind, key = public.split()[:2]
     return f"{kind} {key}"
 
@@ -76,7 +77,7 @@ def _ensure_key(path: Path, comment: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    # A rename, so that an SSH client that reads it meanwhile sees one or the other.
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text)
-    fresh.rename(path)
+    # By rename: an SSH client that reads the file at that moment gets the old or the new one.
+    replacement = path.with_name(f"{path.name}.new")
+    replacement.write_text(text)
+    replacement.rename(path)

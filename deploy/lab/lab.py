@@ -1,66 +1,78 @@
 """
-The lab's verbs, in the order that an operator meets them.
+The lab's verbs: up, down, status, ssh, and the faults (cut, freeze, crash) with their repairs.
 
-Every one reads the kernel first. Nothing is remembered in files but disks, keys, and what
-ip_forward was: a lab whose commands were killed is as well known as one whose were not.
+Each verb reads the state of the lab from the kernel.  Files hold only disks, keys and the former
+value of ip_forward, so a command that was killed leaves no wrong state behind.
+
+All verbs need root.  Without *config* they work on the lab that the environment names.
 """
 
-import fcntl
 import os
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy.errors import LabError, UnknownHost
-from deploy.lab import base, cgroups, common, host, keys, network, preflight, processes, sources
-from deploy.lab.commands import PATH, environment
-from deploy.lab.config import HostState, LabConfig, LabHost, LabStatus, number
-from deploy.lab.mounts import mounted_below, remove_tree, unmount_below
+from deploy.lab import (
+    base,
+    cgroups,
+    common,
+    host,
+    keys,
+    network,
+    observe,
+    preflight,
+    processes,
+    sources,
+)
+from deploy.lab.commands import PATH
+from deploy.lab.config import MAX_HOSTS, LabConfig, LabStatus, number
+from deploy.lab.lock import exclusive
+from deploy.lab.mounts import remove_tree, unmount_below
 
 Progress = Callable[[str], None]
 
-INIT_WAIT_S = 2.0  # for the init of a host that boots
+INIT_WAIT_S = 2.0  # longest wait for the init of a booting host
 
 
 def up(
     hosts: int = 4, *, progress: Progress, fresh: bool = False, config: LabConfig | None = None
 ) -> LabStatus:
     """
-    Boot n1 to n*hosts*, and return when sshd of each answers.
+    Boot n1 to n*hosts*; return when the sshd of each host answers.
 
-    Hosts that run stay as they are, but for being thawed and healed.
+    Hosts that run already are thawed and healed, and otherwise left alone.
 
     Args:
-        fresh: Stop them first and boot them from empty disks.
+        hosts: Number of hosts.
+        fresh: Stop these hosts first and boot them from empty disks.
 
     Raises:
-        LabError: The lab can't run here, or a host did not come up.
+        LabError: The lab cannot run on this machine, or a host did not come up.
     """
     config = _config(config)
     names = config.names(hosts)
     machine = preflight.check(config)
-    assert machine.cgroup_layout is not None, "without one there was an objection"
+    assert machine.cgroup_layout is not None, "preflight.check refuses such a machine"
     layout = machine.cgroup_layout
-    with _alone(config, progress):
-        if machine.lacking:
-            preflight.install(machine.lacking, progress)
+    with exclusive(config, progress):
+        if machine.missing_packages:
+            preflight.install(machine.missing_packages, progress)
         if fresh:
             host.power_off(config, names, layout)
             for name in names:
-                host.erase(config, name)
+                host.delete_disk(config, name)
         running = host.running_hosts(config)
-        tree = _prepare_shared(config, names, is_idle=not running, progress=progress)
+        base_tree = _prepare_shared(config, names, is_idle=not running, progress=progress)
         network.up(config)
         for name in sorted(running & set(names), key=number):
-            _make_reachable(config, name, layout, progress)
-        booting = [name for name in names if name not in running]
-        if booting:
-            progress(f"booting {', '.join(booting)}")
-        for name in booting:
-            host.prepare(config, name, tree)
+            _thaw_and_heal(config, name, layout, progress)
+        to_boot = [name for name in names if name not in running]
+        if to_boot:
+            progress(f"booting {', '.join(to_boot)}")
+        for name in to_boot:
+            host.prepare_disk(config, name, base_tree)
             host.boot(config, name, layout)
         host.wait_for_sshd(config, names, progress)
         return status(config=config)
@@ -68,28 +80,28 @@ def up(
 
 def down(*, progress: Progress, keep: bool = False, config: LabConfig | None = None) -> None:
     """
-    Stop every host and take everything out of the kernel that the lab put there.
+    Stop all hosts and remove everything that the lab has created in the kernel.
 
-    Goes by what the kernel says, so it also clears up after an `up` that was killed. The base
+    What to remove is read from the kernel, so `down` also cleans up after a killed `up`.  The base
     tree and the keys stay for the next `up`.
 
     Args:
         keep: Keep the disks.
 
     Raises:
-        LabError: Something is left; names it.
+        LabError: Something could not be removed; the error lists it.
     """
     config = _config(config)
-    with _alone(config, progress):
+    with exclusive(config, progress):
         layout = cgroups.detect()
-        if found := host.running_hosts(config):
-            progress(f"stopping {', '.join(sorted(found, key=number))}")
+        if running := host.running_hosts(config):
+            progress(f"stopping {', '.join(sorted(running, key=number))}")
         if layout is not None:
             _kill_everything(config, layout)
         base.remove_unfinished(config, tuple(processes.all_processes()))
-        host.forget_nspawn(config, host.hosts_with_disk(config))
+        host.remove_nspawn_state(config, host.hosts_with_disk(config))
         unmount_below(config.hosts)
-        if shutil.which("nft", path=environment()["PATH"]):
+        if observe.has_nft():
             network.down(config)
         if layout is not None:
             cgroups.reset_units(config)
@@ -97,68 +109,35 @@ def down(*, progress: Progress, keep: bool = False, config: LabConfig | None = N
         if not keep:
             for path in (config.hosts, config.common, config.common.with_name("common.new")):
                 remove_tree(path)
-        if left := leftovers(config):
+        if remaining := observe.find_leftovers(config):
             raise LabError(
-                "the lab is not all gone",
-                why="; ".join(left),
-                fix="end what holds them, then inv lab.down again",
+                "the lab was not removed completely",
+                why=f"these remain: {'; '.join(remaining)}",
+                fix="end the processes that use them, then inv lab.down again",
             )
 
 
 def leftovers(config: LabConfig | None = None) -> list[str]:
     """
-    Return what of the lab the kernel still has, each in words.
+    Return what the kernel still has of the lab; see `find_leftovers`.
     """
-    config = _config(config)
-    layout = cgroups.detect()
-    folders = layout.folders(config) if layout else ()
-    found = [f"process {pid}" for pid in sorted(_processes(config, folders))]
-    found += [f"mount {path}" for path in mounted_below(config.hosts)]
-    found += [f"cgroup {path}" for path in folders]
-    found += [f"link {name}" for name in network.links(config)]
-    if shutil.which("nft", path=environment()["PATH"]):
-        tables = sorted(network.tables())
-        found += [f"nft table {family} {name}" for family, name in tables if name == config.table]
-    return found
+    return observe.find_leftovers(_config(config))
 
 
 def status(*, config: LabConfig | None = None) -> LabStatus:
     """
-    Return every host that has a disk, and what the kernel says of it.
+    Return the state of every host that has a disk.
     """
-    config = _config(config)
-    layout = cgroups.detect()
-    running = tuple(processes.all_processes())
-    containers = processes.containers(config, running)
-    cut_off = network.cut_hosts(config) if containers else frozenset()
-    found = []
-    for name in host.hosts_with_disk(config):
-        init = processes.leader_of(containers[name], running) if name in containers else None
-        if init is None or layout is None:
-            state = HostState.STOPPED
-        elif layout.is_frozen(config, name):
-            state = HostState.FROZEN
-        else:
-            state = HostState.CUT if name in cut_off else HostState.RUNNING
-        memory_bytes = layout.memory_bytes(config, name) if init and layout else 0
-        found.append(
-            LabHost(
-                name=name,
-                address=config.address(name),
-                state=state,
-                leader=init,
-                memory_mib=memory_bytes // 2**20,
-                disk_mib=host.disk_mib(config, name),
-            )
-        )
-    return LabStatus(config.directory, config.bridge, config.subnet, tuple(found))
+    return observe.read_status(_config(config))
 
 
 def ssh_argv(name: str, *, config: LabConfig | None = None) -> list[str]:
     """
-    Return the ssh command to *name*, with strict host-key checking; append a command to run it.
+    Return the ssh command line for *name*, with strict host-key checking.
+
+    Append words to it to run a command on the host.
     """
-    config = _existing(name, config)
+    config = _require_host(name, config)
     options = [
         *("-i", str(keys.user_key(config))),
         *("-o", "IdentitiesOnly=yes"),
@@ -169,7 +148,7 @@ def ssh_argv(name: str, *, config: LabConfig | None = None) -> list[str]:
         *("-o", "ConnectTimeout=5"),
         *("-o", "LogLevel=ERROR"),
     ]
-    # Not the operator's own ~/.ssh/config: it may know these addresses as something else.
+    # Without the operator's ~/.ssh/config, which may have other settings for these addresses.
     return ["ssh", "-F", "none", *options, f"root@{config.address(name)}"]
 
 
@@ -177,17 +156,18 @@ def inside(
     name: str, argv: Sequence[str], *, timeout_s: float = 30.0, config: LabConfig | None = None
 ) -> subprocess.CompletedProcess[str]:
     """
-    Run *argv* as root in *name* without its network or sshd; also while it is cut or frozen.
+    Run *argv* as root inside *name*, through its namespaces and not through its network.
 
-    Not while it reboots: a command that is there keeps the host from going down.
+    Works on a host that is cut or frozen.  Do not use it during a reboot: the running command
+    delays the shutdown.
 
     Raises:
-        LabError: The host is stopped, or the command was not done within *timeout_s*.
+        LabError: The host is stopped, or the command ran longer than *timeout_s*.
     """
-    config = _existing(name, config)
+    config = _require_host(name, config)
     init = host.leader(config, name, wait_s=INIT_WAIT_S)
     if init is None:
-        raise _is_stopped(name)
+        raise _stopped_error(name)
     try:
         return subprocess.run(
             host.inside_argv(init, argv),
@@ -201,81 +181,83 @@ def inside(
         )
     except subprocess.TimeoutExpired:
         raise LabError(
-            f"{' '.join(argv)} in lab host {name}",
-            why=f"it was not done after {timeout_s:.0f} s",
-            fix=f"is the host shutting down, or does the command need what is frozen? see {name}'s"
-            f" console: {config.console(name)}",
+            f"a command in lab host {name} timed out: {' '.join(argv)}",
+            why=f"it ran for more than {timeout_s:.0f} s",
+            fix=f"inv lab.thaw {name} if the host is frozen; else read {config.console(name)}",
             host=name,
         ) from None
 
 
 def cut(name: str, *, config: LabConfig | None = None) -> None:
     """
-    Let no frame reach or leave *name*, in silence: its links stay up.
+    Drop all frames to and from *name*; its link stays up, so the host notices only the silence.
     """
-    network.cut(_running(name, config), name)
+    network.cut(_require_running(name, config), name)
 
 
 def heal(name: str, *, config: LabConfig | None = None) -> None:
     """
     Undo `cut`.
     """
-    network.heal(_existing(name, config), name)
+    network.heal(_require_host(name, config), name)
 
 
 def freeze(name: str, *, config: LabConfig | None = None) -> None:
     """
-    Stop every process of *name* where it is; its kernel still acknowledges what it is sent.
+    Suspend all processes of *name*; the kernel still accepts its connections and acknowledges data.
     """
-    config = _running(name, config)
-    _layout().set_frozen(config, name, frozen=True)
+    config = _require_running(name, config)
+    _require_cgroups().set_frozen(config, name, frozen=True)
 
 
 def thaw(name: str, *, config: LabConfig | None = None) -> None:
     """
     Undo `freeze`.
     """
-    _layout().set_frozen(_existing(name, config), name, frozen=False)
+    _require_cgroups().set_frozen(_require_host(name, config), name, frozen=False)
 
 
 def crash(name: str, *, progress: Progress, config: LabConfig | None = None) -> None:
     """
-    Cut *name*'s power. Its disk stays as it was at that moment.
+    Kill *name* as in a power cut.  The disk keeps what was written until then.
     """
-    config = _existing(name, config)
-    with _alone(config, progress):
-        host.power_off(config, [name], _layout())
+    config = _require_host(name, config)
+    with exclusive(config, progress):
+        host.power_off(config, [name], _require_cgroups())
 
 
 def start(name: str, *, progress: Progress, config: LabConfig | None = None) -> None:
     """
-    Boot *name* from the disk that it has, and return when its sshd answers.
+    Boot *name* from its disk; return when its sshd answers.
 
     Raises:
-        LabError: It did not come up.
+        LabError: The host did not come up.
     """
-    config = _existing(name, config)
-    with _alone(config, progress):
+    config = _require_host(name, config)
+    with exclusive(config, progress):
         _start(config, name, progress)
 
 
 def wipe(name: str, *, progress: Progress, config: LabConfig | None = None) -> None:
     """
-    Boot *name* from an empty disk, with the host key that it had.
+    Boot *name* from an empty disk; the host keeps its host key.
+
+    Raises:
+        LabError: The host did not come up.
     """
-    config = _existing(name, config)
-    with _alone(config, progress):
-        host.power_off(config, [name], _layout())
-        host.erase(config, name)
+    config = _require_host(name, config)
+    with exclusive(config, progress):
+        host.power_off(config, [name], _require_cgroups())
+        host.delete_disk(config, name)
         _start(config, name, progress)
 
 
 def _start(config: LabConfig, name: str, progress: Progress) -> None:
-    layout = _layout()
+    layout = _require_cgroups()
     if name not in (running := host.running_hosts(config)):
-        tree = _prepare_shared(config, (name,), is_idle=not running, progress=progress)
+        base_tree = _prepare_shared(config, (name,), is_idle=not running, progress=progress)
         network.up(config)
-        host.prepare(config, name, tree)
+        host.prepare_disk(config, name, base_tree)
         host.boot(config, name, layout)
     host.wait_for_sshd(config, [name], progress)
 
@@ -284,116 +266,84 @@ def _prepare_shared(
     config: LabConfig, names: tuple[str, ...], *, is_idle: bool, progress: Progress
 ) -> Path:
     """
-    Return the base tree, after making what the hosts share: keys and the middle layer.
+    Create what all hosts share (base tree, keys, common layer); return the base tree.
+
+    Args:
+        is_idle: No host runs, so the common layer may be replaced.
     """
-    found = sources.read(preflight.os_release())
-    tree = base.ensure_base(config, found, now=time.monotonic, progress=progress)
+    package_sources = sources.read(preflight.os_release())
+    base_tree = base.ensure_base(config, package_sources, now=time.monotonic, progress=progress)
     if is_idle:
-        # What lies under a mounted overlay must not change.
+        # The layers of a mounted overlay must not change.
         unmount_below(config.hosts)
     keys.ensure_keys(config, names, fresh=is_idle and not host.hosts_with_disk(config))
     if is_idle:
-        common.write_common(config, found)
-    return tree
+        common.write_common(config, package_sources)
+    return base_tree
 
 
-def _make_reachable(
-    config: LabConfig, name: str, layout: cgroups.Layout, progress: Progress
+def _thaw_and_heal(
+    config: LabConfig, name: str, layout: cgroups.CgroupLayout, progress: Progress
 ) -> None:
     if layout.is_frozen(config, name):
-        progress(f"{name} was frozen: thawing it")
+        progress(f"{name} is frozen: thawing it")
         layout.set_frozen(config, name, frozen=False)
     if name in network.cut_hosts(config):
-        progress(f"{name} was cut off: healing its link")
+        progress(f"{name} is cut off: healing its link")
         network.heal(config, name)
 
 
-def _kill_everything(config: LabConfig, layout: cgroups.Layout) -> None:
-    # Several rounds, for what was started meanwhile.
+def _kill_everything(config: LabConfig, layout: cgroups.CgroupLayout) -> None:
+    # Up to three rounds: a process may start another one while it is being killed.
     for _ in range(3):
-        folders = layout.folders(config)
-        named = {path.name for folder in folders for path in folder.glob("n*")}
-        host.power_off(config, named | host.running_hosts(config), layout)
-        if not processes.kill_all(_processes(config, folders)):
+        in_cgroups = {path.name for folder in layout.folders(config) for path in folder.glob("n*")}
+        host.power_off(config, in_cgroups | host.running_hosts(config), layout)
+        if not processes.kill_all(observe.lab_pids(config)):
             return
-
-
-def _processes(config: LabConfig, folders: tuple[Path, ...]) -> frozenset[int]:
-    running = tuple(processes.all_processes())
-    containers = processes.containers(config, running)
-    inits = (processes.leader_of(pid, running) for pid in containers.values())
-    return frozenset(
-        {
-            *processes.supervisors(config, running).values(),
-            *containers.values(),
-            *(init for init in inits if init is not None),
-            *cgroups.processes(folders),
-        }
-    )
-
-
-@contextmanager
-def _alone(config: LabConfig, progress: Progress) -> Iterator[None]:
-    """
-    Keep other commands on this lab waiting; the kernel ends the wait if this process dies.
-    """
-    if os.geteuid() != 0:
-        raise preflight.needs_root()
-    config.directory.mkdir(parents=True, exist_ok=True)
-    with config.lock.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            progress(f"waiting for another lab command to end (process {lock.read().strip()})")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
 
 
 def _config(config: LabConfig | None) -> LabConfig:
     return config or LabConfig.from_env(os.environ)
 
 
-def _existing(name: str, config: LabConfig | None) -> LabConfig:
+def _require_host(name: str, config: LabConfig | None) -> LabConfig:
+    """
+    Return the lab's config, after checking that this is root and that host *name* has a disk.
+    """
     if os.geteuid() != 0:
-        raise preflight.needs_root()
+        raise preflight.root_required()
     config = _config(config)
-    number(name)
+    host_number = number(name)
     names = host.hosts_with_disk(config)
     if name not in names:
         raise UnknownHost(
             f"the lab has no host {name}",
-            why=f"it has {', '.join(names)}" if names else "it is not up",
-            fix="inv lab.up",
+            why=f"its hosts are {', '.join(names)}" if names else "it is down",
+            fix=f"inv lab.up --hosts {host_number}"
+            if host_number <= MAX_HOSTS
+            else f"name a host from n1 to n{MAX_HOSTS}",
         )
     return config
 
 
-def _running(name: str, config: LabConfig | None) -> LabConfig:
-    config = _existing(name, config)
+def _require_running(name: str, config: LabConfig | None) -> LabConfig:
+    config = _require_host(name, config)
     if name not in host.running_hosts(config):
-        raise _is_stopped(name)
+        raise _stopped_error(name)
     return config
 
 
-def _is_stopped(name: str) -> LabError:
+def _stopped_error(name: str) -> LabError:
     return LabError(
         f"lab host {name} is stopped",
-        why="it has a disk and no process",
+        why="it has a disk, and no process of it runs",
         fix=f"inv lab.start {name}",
         host=name,
     )
 
 
-def _layout() -> cgroups.Layout:
+def _require_cgroups() -> cgroups.CgroupLayout:
     layout = cgroups.detect()
     if layout is None:
-        raise LabError(
-            "the lab needs cgroups with memory, pids and a freezer",
-            why="they were not found in /sys/fs/cgroup",
-            fix="run it on a machine that was booted by systemd",
-        )
+        raise preflight.cgroups_required()
     return layout

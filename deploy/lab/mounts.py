@@ -1,5 +1,5 @@
 """
-What is mounted in the lab's folder: asked from the kernel, never remembered.
+Mounts in the lab's folder.  Their state is always read from the kernel.
 """
 
 import re
@@ -12,25 +12,30 @@ from deploy.lab.commands import attempt, run
 
 def mounted_below(directory: Path, mountinfo: str | None = None) -> tuple[Path, ...]:
     """
-    Return the mount points at and below *directory*, the innermost first.
+    Return the mount points at and below *directory*, innermost first.
 
     Args:
-        mountinfo: Text in the format of /proc/self/mountinfo; None reads that.
+        mountinfo: Text in the format of /proc/self/mountinfo; None reads that file.
     """
     text = mountinfo if mountinfo is not None else Path("/proc/self/mountinfo").read_text()
     points = [Path(_unescape(line.split(" ")[4])) for line in text.splitlines()]
-    # The later one covers the earlier, also on the same point.
+    # A later mount covers an earlier one, also at the same mount point.
     return tuple(point for point in reversed(points) if point.is_relative_to(directory))
 
 
 def _unescape(text: str) -> str:
-    # Source: proc_pid_mountinfo(5): space, tab, newline and backslash are octal.
+    # Source: proc_pid_mountinfo(5): space, tab, newline and backslash are octal escapes.
     return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def mount_overlay(tag: str, *, layers: list[Path], upper: Path, work: Path, at: Path) -> None:
     """
-    Mount *layers*, the topmost first, at *at*; what is written goes to *upper*.
+    Mount an overlay of *layers*, topmost first, at *at*.
+
+    Args:
+        tag: Source name of the mount in /proc/self/mountinfo.
+        upper: Folder that receives writes.
+        work: Empty folder on the filesystem of *upper*, for overlayfs itself.
     """
     if at in mounted_below(at):
         return
@@ -52,7 +57,7 @@ def unmount_below(directory: Path) -> None:
         points = mounted_below(directory)
         for point in points:
             if attempt(["umount", point]).returncode:
-                # Busy: some process still has a file open. The mount is gone from here at once.
+                # Busy: a process has a file open. A lazy unmount removes the mount point now.
                 attempt(["umount", "--lazy", point])
         if not points:
             return
@@ -60,17 +65,17 @@ def unmount_below(directory: Path) -> None:
 
 def remove_tree(directory: Path) -> None:
     """
-    Delete *directory*, after unmounting what lies in it.
+    Unmount everything in *directory*, then delete it.
 
     Raises:
-        LabError: Something is still mounted there, and would be emptied.
+        LabError: A mount remains.  Deleting the tree would delete the mounted files.
     """
     unmount_below(directory)
-    if left := mounted_below(directory):
+    if mounts := mounted_below(directory):
         raise LabError(
             f"{directory} was not deleted",
-            why=f"{left[0]} is still mounted",
-            fix=f"umount {left[0]}, then inv lab.down",
+            why=f"{mounts[0]} is still mounted",
+            fix=f"umount {mounts[0]}, then inv lab.down",
         )
     if directory.exists():
         shutil.rmtree(directory)
@@ -78,7 +83,7 @@ def remove_tree(directory: Path) -> None:
 
 def filesystem_of(directory: Path) -> str:
     """
-    Return the type of the filesystem that holds *directory*, or will when it is made.
+    Return the type of *directory*'s filesystem; if it does not exist, of its nearest parent's.
     """
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     return run(["stat", "--file-system", "--format=%T", existing]).strip()

@@ -1,5 +1,5 @@
 """
-The lab's bridge, its way out, and which hosts are cut off.
+The lab's bridge, its NAT to the outside, and the set of hosts that are cut off.
 """
 
 import json
@@ -11,8 +11,8 @@ from deploy.errors import LabError
 from deploy.lab.commands import attempt, run
 from deploy.lab.config import LabConfig
 
-# Forwarding belongs to the whole machine, so its record does too. /run and the setting are both
-# gone after a reboot.
+# ip_forward is a setting of the whole machine, so all labs share the record of its old value.
+# A reboot resets the setting and empties /run.
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 IP_FORWARD_WAS = Path("/run/slipway-lab/ip_forward.was")
 _TABLE_PREFIX = "slipway_lab_"
@@ -20,34 +20,34 @@ _TABLE_PREFIX = "slipway_lab_"
 
 def up(config: LabConfig) -> None:
     """
-    Make the bridge and the nft tables, whatever of them is already there.
+    Create the bridge and the nft tables; existing ones are kept and completed.
 
     Raises:
-        LabError: The addresses or the bridge's name belong to something else.
+        LabError: Another link uses an address of the lab's network, or the bridge's name.
     """
-    bridge = _claim(config)
-    if not bridge:
+    if not _has_bridge(config):
         run(["ip", "link", "add", config.bridge, "type", "bridge", "forward_delay", "0"])
     run(["ip", "addr", "replace", f"{config.gateway}/24", "dev", config.bridge])
     run(["ip", "link", "set", config.bridge, "up"])
     run(["nft", "-f", "-"], stdin=ruleset(config))
-    for chain in _refusing_chains():
+    for chain in _dropping_chains():
         if not _own_rules(config, chain):
-            for end in ("iifname", "oifname"):
-                rule = [end, config.bridge, "accept", "comment", f'"{config.tag}"']
+            for direction in ("iifname", "oifname"):
+                rule = [direction, config.bridge, "accept", "comment", f'"{config.tag}"']
                 run(["nft", "insert", "rule", *chain, *rule])
     if IP_FORWARD.read_text().strip() == "0":
         IP_FORWARD_WAS.parent.mkdir(exist_ok=True)
-        IP_FORWARD_WAS.write_text("0\n")  # before the change: `down` must know
+        IP_FORWARD_WAS.write_text("0\n")  # before the change, so that `down` always finds it
         IP_FORWARD.write_text("1\n")
 
 
 def ruleset(config: LabConfig) -> str:
     """
-    Return the lab's nft tables; loading them again changes nothing, cuts included. Pure.
+    Return the lab's nft tables. Pure.
 
-    A cut is a set of links whose frames the bridge drops, both ways: neither side sees its
-    carrier go, and the cut outlasts a reboot of the host.
+    Loading them again changes nothing and keeps cuts.  The set `cut` holds the links whose frames
+    the bridge drops in both directions.  Neither side loses its carrier, and a cut outlasts a
+    reboot of the host.
     """
     table, net = config.table, config.subnet
     return f"""\
@@ -71,14 +71,14 @@ add rule bridge {table} to oifname @cut drop
 
 def down(config: LabConfig) -> None:
     """
-    Remove all links, tables and settings of this lab.
+    Remove all links, tables and rules of this lab; restore ip_forward after the last lab.
     """
     for link in links(config):
         delete_link(link)
     for family in ("ip", "bridge"):
         if (family, config.table) in tables():
             run(["nft", "delete", "table", family, config.table])
-    for chain in _refusing_chains():
+    for chain in _dropping_chains():
         for handle in _own_rules(config, chain):
             run(["nft", "delete", "rule", *chain, "handle", str(handle)])
     other_labs = any(name.startswith(_TABLE_PREFIX) for _, name in tables())
@@ -89,7 +89,7 @@ def down(config: LabConfig) -> None:
 
 def links(config: LabConfig) -> tuple[str, ...]:
     """
-    Return the names of the lab's links, the hosts' before the bridge.
+    Return the names of the lab's links, those of hosts before the bridge.
     """
     names = [link["ifname"] for link in _ip("link")]
     hosts = [name for name in names if name.startswith(config.link_prefix)]
@@ -98,7 +98,7 @@ def links(config: LabConfig) -> tuple[str, ...]:
 
 def delete_link(link: str) -> None:
     """
-    Delete *link*, which may be going away by itself: its host is dead.
+    Delete *link*; no error if it is gone.  The link of a dead host also disappears by itself.
     """
     attempt(["ip", "link", "del", link])
 
@@ -107,20 +107,21 @@ def tables() -> frozenset[tuple[str, str]]:
     """
     Return (family, name) of every nft table.
     """
-    found = json.loads(run(["nft", "-j", "list", "tables"]))["nftables"]
-    return frozenset((t["table"]["family"], t["table"]["name"]) for t in found if "table" in t)
+    items = json.loads(run(["nft", "-j", "list", "tables"]))["nftables"]
+    listed = [item["table"] for item in items if "table" in item]
+    return frozenset((table["family"], table["name"]) for table in listed)
 
 
 def cut(config: LabConfig, host: str) -> None:
     """
-    Let no frame reach or leave *host*.
+    Drop all frames to and from *host*.
     """
     run(["nft", "add", "element", "bridge", config.table, "cut", _element(config, host)])
 
 
 def heal(config: LabConfig, host: str) -> None:
     """
-    Undo `cut`.
+    Undo `cut`; no effect on a host that is not cut off.
     """
     if host in cut_hosts(config):
         run(["nft", "delete", "element", "bridge", config.table, "cut", _element(config, host)])
@@ -130,23 +131,24 @@ def cut_hosts(config: LabConfig) -> frozenset[str]:
     """
     Return the hosts that are cut off.
     """
-    ran = attempt(["nft", "-j", "list", "set", "bridge", config.table, "cut"])
-    if ran.returncode:
+    result = attempt(["nft", "-j", "list", "set", "bridge", config.table, "cut"])
+    if result.returncode:
         return frozenset()
-    sets = [item["set"] for item in json.loads(ran.stdout)["nftables"] if "set" in item]
-    elements = [link for found in sets for link in found.get("elem", [])]
+    sets = [item["set"] for item in json.loads(result.stdout)["nftables"] if "set" in item]
+    elements = [link for nft_set in sets for link in nft_set.get("elem", [])]
     return frozenset(link.removeprefix(config.link_prefix) for link in elements)
 
 
-def _refusing_chains() -> list[tuple[str, str, str]]:
+def _dropping_chains() -> list[tuple[str, str, str]]:
     """
-    Return (family, table, chain) of the machine's firewall that drops what it forwards.
+    Return (family, table, chain) of the forward chains whose policy is drop.
 
-    Docker and ufw set such a policy. Then hosts reach no mirror, and, where bridged frames pass
-    iptables, not even each other; an accept in a chain of ours would not help.
+    Docker and ufw set this policy.  Hosts then cannot reach package mirrors, and, where bridged
+    frames pass through iptables, not even each other.  An accept rule in another chain does not
+    override a drop, so the lab's rules have to go into these chains.
     """
-    found = json.loads(run(["nft", "-j", "list", "chains"]))["nftables"]
-    chains = [item["chain"] for item in found if "chain" in item]
+    items = json.loads(run(["nft", "-j", "list", "chains"]))["nftables"]
+    chains = [item["chain"] for item in items if "chain" in item]
     return [
         (chain["family"], chain["table"], chain["name"])
         for chain in chains
@@ -157,10 +159,10 @@ def _refusing_chains() -> list[tuple[str, str, str]]:
 
 def _own_rules(config: LabConfig, chain: tuple[str, str, str]) -> list[int]:
     """
-    Return the handles of the rules that the lab put into *chain*.
+    Return the handles of this lab's rules in *chain*.
     """
-    found = json.loads(run(["nft", "-j", "list", "chain", *chain]))["nftables"]
-    rules = [item["rule"] for item in found if "rule" in item]
+    items = json.loads(run(["nft", "-j", "list", "chain", *chain]))["nftables"]
+    rules = [item["rule"] for item in items if "rule" in item]
     return [rule["handle"] for rule in rules if rule.get("comment") == config.tag]
 
 
@@ -168,32 +170,35 @@ def _element(config: LabConfig, host: str) -> str:
     return f'{{ "{config.link(host)}" }}'
 
 
-def _claim(config: LabConfig) -> bool:
+def _has_bridge(config: LabConfig) -> bool:
     """
-    Return whether the lab's bridge is there; refuse what belongs to somebody else.
+    Return True if the lab's bridge exists.
+
+    Raises:
+        LabError: Another link has an address in the lab's network, or the bridge's name.
     """
     net = ip_network(config.subnet)
-    is_there = False
+    has_bridge = False
     for link in _ip("address"):
         name = link["ifname"]
         addresses = [a["local"] for a in link["addr_info"] if a["family"] == "inet"]
         if name != config.bridge and any(ip_address(a) in net for a in addresses):
             raise LabError(
-                f"the lab's network {config.subnet} is taken",
-                why=f"{name} has an address in it: {', '.join(addresses)}",
+                f"the lab's network {config.subnet} is in use",
+                why=f"link {name} has an address in it: {', '.join(addresses)}",
                 fix="set SLIPWAY_LAB_SUBNET to the start of a free /24, such as 10.97.0",
             )
         if name == config.bridge:
-            is_there = True
+            has_bridge = True
             if set(addresses) - {config.gateway}:
                 raise LabError(
-                    f"the lab's bridge {name} is taken",
-                    why=f"there is a link of that name with the address {', '.join(addresses)}",
+                    f"the name of the lab's bridge, {name}, is in use",
+                    why=f"a link of this name has the address {', '.join(addresses)}",
                     fix="set SLIPWAY_LAB_BRIDGE to another name",
                 )
-    return is_there
+    return has_bridge
 
 
 def _ip(what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run(["ip", "-j", what, "show"]) or "[]")
-    return found
+    links: list[dict[str, Any]] = json.loads(run(["ip", "-j", what, "show"]) or "[]")
+    return links

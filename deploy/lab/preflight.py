@@ -1,7 +1,7 @@
 """
-Can the lab run on this machine, and if not, which condition is missing?
+Checks whether the lab can run on this machine.
 
-`survey` asks the machine, `first_objection` decides, `check` joins them.
+`read_machine` reads the facts, `unmet_requirement` decides, `check` does both.
 """
 
 import os
@@ -29,149 +29,162 @@ PACKAGE_OF = {
     "setpriv": "util-linux",
     "nsenter": "util-linux",
 }
-# The base takes 0.3 GiB, and each provisioned host about one.
+# The base tree takes 0.3 GiB, each provisioned host 1 to 1.5 GiB.
 MIN_FREE_BYTES = 3 * 2**30
-# As stat(1) calls those on which overlayfs can't write, or not reliably.
-UNFIT_FILESYSTEMS = frozenset({"overlayfs", "nfs", "smb2", "fuseblk", "fuse", "ecryptfs", "v9fs"})
+# Filesystems that cannot hold the writable layer of an overlay; names as stat(1) prints them.
+UNSUPPORTED_FILESYSTEMS = frozenset(
+    {"overlayfs", "nfs", "smb2", "fuseblk", "fuse", "ecryptfs", "v9fs"}
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineFacts:
     """
+    Facts about this machine that decide whether the lab can run on it.
+
     Attributes:
-        namespaces_refusal: What unshare(1) said; None: it could make all of them.
-        lacking: Packages of the commands that are not there.
-        filesystem: Type of the one that the lab's folder is on.
+        namespaces_error: Error of unshare(1); None if it could create all namespaces.
+        cgroup_layout: None if the lab cannot create cgroups.
+        filesystem: Type of the filesystem of the lab's folder, as stat(1) prints it.
+        free_bytes: Free space on that filesystem.
+        missing_packages: Debian packages of commands and files that the lab needs.
     """
 
     system: str
     is_root: bool
     has_apt: bool
-    namespaces_refusal: str | None
+    namespaces_error: str | None
     has_overlayfs: bool
-    cgroup_layout: cgroups.Layout | None
+    cgroup_layout: cgroups.CgroupLayout | None
     filesystem: str
     free_bytes: int
-    lacking: tuple[str, ...]
+    missing_packages: tuple[str, ...]
 
 
-def check(config: LabConfig) -> Machine:
+def check(config: LabConfig) -> MachineFacts:
     """
-    Return what this machine is like; packages may be `lacking`.
+    Return the facts about this machine.  Packages may be missing: `install` adds them.
 
     Raises:
-        LabError: A condition is missing that no package brings; names it.
+        LabError: The machine fails a requirement that no package can meet; the error names it.
     """
-    machine = survey(config)
-    if objection := first_objection(machine, config):
-        raise objection
+    machine = read_machine(config)
+    if error := unmet_requirement(machine, config):
+        raise error
     return machine
 
 
-def survey(config: LabConfig) -> Machine:
+def read_machine(config: LabConfig) -> MachineFacts:
     """
-    Ask this machine; changes nothing but for loading the kernel's overlay module.
+    Read the facts about this machine.  May load the kernel's overlay module; changes nothing else.
     """
     system, is_root = platform.system(), os.geteuid() == 0
     if system != "Linux" or not is_root:
-        # The rest can't be asked, and would not matter.
-        return Machine(system, is_root, False, None, False, None, "", 0, ())
+        # The other facts cannot be read then, and one of these two already fails the check.
+        return MachineFacts(system, is_root, False, None, False, None, "", 0, ())
     path = environment()["PATH"]
     existing = next(p for p in (config.directory, *config.directory.parents) if p.exists())
-    lacking = {
+    missing_packages = {
         package for command, package in PACKAGE_OF.items() if not shutil.which(command, path=path)
     }
     if not KEYRING.exists():
-        lacking.add("debian-archive-keyring")
-    return Machine(
+        missing_packages.add("debian-archive-keyring")
+    return MachineFacts(
         system=system,
         is_root=is_root,
         has_apt=all(shutil.which(command, path=path) for command in ("apt-get", "dpkg")),
-        namespaces_refusal=_namespaces_refusal(),
+        namespaces_error=_namespaces_error(),
         has_overlayfs=_has_overlayfs(),
         cgroup_layout=cgroups.detect(),
         filesystem=filesystem_of(existing),
         free_bytes=shutil.disk_usage(existing).free,
-        lacking=tuple(sorted(lacking)),
+        missing_packages=tuple(sorted(missing_packages)),
     )
 
 
-def first_objection(machine: Machine, config: LabConfig) -> LabError | None:
+def unmet_requirement(machine: MachineFacts, config: LabConfig) -> LabError | None:
     """
-    Return why the lab can't run on *machine*; None if it can. Pure.
+    Return an error for the first requirement that *machine* fails; None if it meets all. Pure.
     """
     if machine.system != "Linux":
         return LabError(
             "the lab needs Linux",
             why=f"this machine runs {machine.system}",
-            fix="run it in a virtual machine with Debian 12 or Ubuntu",
+            fix="run the lab in a virtual machine with Debian 12 or Ubuntu",
         )
     if not machine.is_root:
-        return needs_root()
+        return root_required()
     if not machine.has_apt:
         return LabError(
-            "the lab needs a Debian-like machine",
-            why="apt-get and dpkg are not installed here",
-            fix="run it on Debian 12 or Ubuntu, or in a virtual machine with one of them",
+            "the lab needs Debian or a distribution derived from it",
+            why="apt-get or dpkg is not installed on this machine",
+            fix="run the lab on Debian 12 or Ubuntu, or in a virtual machine with one of them",
         )
-    if machine.namespaces_refusal is not None:
+    if machine.namespaces_error is not None:
         return LabError(
-            "the lab needs namespaces of its own: net, pid, mount, uts and ipc",
-            why=machine.namespaces_refusal,
+            "the lab needs to create namespaces: net, pid, mount, uts and ipc",
+            why=machine.namespaces_error,
             fix="use a machine or a privileged container where `unshare -npmui --fork true` works",
         )
     if not machine.has_overlayfs:
         return LabError(
             "the lab needs overlayfs",
-            why="the kernel does not list it in /proc/filesystems, and modprobe overlay failed",
-            fix="install the distribution's usual kernel, or: modprobe overlay",
+            why="/proc/filesystems does not list overlay, and modprobe could not load it",
+            fix="install the distribution's standard kernel, which has the overlay module",
         )
     if machine.cgroup_layout is None:
+        return cgroups_required()
+    if machine.filesystem in UNSUPPORTED_FILESYSTEMS:
         return LabError(
-            "the lab needs cgroups with memory, pids and a freezer",
-            why="neither v1 hierarchies nor a v2 tree with systemd were found in /sys/fs/cgroup",
-            fix="run it on a machine that was booted by systemd",
-        )
-    if machine.filesystem in UNFIT_FILESYSTEMS:
-        return LabError(
-            f"the lab's disks can't lie in {config.directory}",
-            why=f"overlayfs does not write on {machine.filesystem}",
+            f"the lab cannot keep its disks in {config.directory}",
+            why=f"overlayfs cannot write to the filesystem there, {machine.filesystem}",
             fix="set SLIPWAY_LAB_DIR to a folder on ext4, xfs or btrfs",
         )
     if machine.free_bytes < MIN_FREE_BYTES:
         free, needed = format_size(machine.free_bytes), format_size(MIN_FREE_BYTES)
         return LabError(
-            f"the lab's disk is too full: {config.directory}",
-            why=f"{free} are free; it needs {needed}",
-            fix="make room, or set SLIPWAY_LAB_DIR to a folder on another disk",
+            f"too little disk space for the lab in {config.directory}",
+            why=f"{free} are free, {needed} are needed",
+            fix="free disk space, or set SLIPWAY_LAB_DIR to a folder on another disk",
         )
     return None
 
 
 def install(packages: tuple[str, ...], progress: Callable[[str], None]) -> None:
     """
-    Install *packages* on this machine, with its own apt.
+    Install *packages* on this machine with apt.
 
     Raises:
-        LabError: apt did not; says what.
+        LabError: apt failed; has the last line of its error output.
     """
     names = " ".join(packages)
-    progress(f"installing what the lab needs on this machine: {names}")
+    progress(f"installing packages that the lab needs on this machine: {names}")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
-    fix = f"install by hand: apt-get install {names}"
+    fix = f"apt-get install {names}, then inv lab.up"
     run(["apt-get", "update"], timeout_s=300, env=env, fix=fix)
     argv = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     run(argv, timeout_s=600, env=env, fix=fix)
 
 
-def needs_root() -> LabError:
+def root_required() -> LabError:
     """
-    Return what every command on the lab says to a plain user.
+    Return the error of every lab command that an ordinary user runs.
     """
     return LabError(
         "the lab needs root",
-        why="mounts, network links and cgroups of other systems are the kernel's to give",
+        why="this user is not root and may not create mounts, network links and cgroups",
         fix="run the same command as root, for example with: sudo -E",
+    )
+
+
+def cgroups_required() -> LabError:
+    """
+    Return the error of a machine on which `cgroups.detect` returns None.
+    """
+    return LabError(
+        "the lab needs cgroups with the controllers memory, pids and freezer",
+        why="/sys/fs/cgroup has neither these v1 hierarchies nor a v2 tree managed by systemd",
+        fix="run the lab on a machine with systemd as init",
     )
 
 
@@ -182,9 +195,9 @@ def os_release() -> Mapping[str, str]:
     return platform.freedesktop_os_release()
 
 
-def _namespaces_refusal() -> str | None:
-    ran = attempt(["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "true"])
-    return ran.complaint if ran.returncode else None
+def _namespaces_error() -> str | None:
+    result = attempt(["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "true"])
+    return result.error_line if result.returncode else None
 
 
 def _has_overlayfs() -> bool:

@@ -1,5 +1,5 @@
 """
-The lab's processes: asked from /proc, never remembered.
+Processes of the lab, always read from /proc.
 """
 
 import contextlib
@@ -24,24 +24,25 @@ class Process:
 
 def all_processes(proc: Path = Path("/proc")) -> Iterator[Process]:
     """
-    Yield what runs now, kernel threads and zombies left out.
+    Yield the running processes, without kernel threads and zombies.
     """
     for folder in proc.iterdir():
         if not folder.name.isdigit():
             continue
         try:
             argv = (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
-            # The name, in parentheses, may hold any character; the parent is the second after it.
+            # The name is in parentheses and may contain any character.  The parent is the second
+            # field after it.
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
-            continue  # it ended meanwhile
+            continue  # the process has ended since it was listed
         if argv:
             yield Process(int(folder.name), parent, tuple(argv.split("\0")))
 
 
 def supervisor_argv(config: LabConfig, host: str) -> list[str]:
     """
-    Return the arguments of python for *host*'s supervisor; `supervisors` finds it by them.
+    Return python's arguments for *host*'s supervisor; `supervisors` finds it by them.
     """
     return ["-m", SUPERVISOR, *_identity(config), host]
 
@@ -52,7 +53,7 @@ def _identity(config: LabConfig) -> list[str]:
 
 def supervisors(config: LabConfig, running: Iterable[Process]) -> dict[str, int]:
     """
-    Return host → process id of the supervisors of this lab.
+    Return {host: process id} of this lab's supervisors.
     """
     start = ["-m", SUPERVISOR, *_identity(config)]
     return {p.argv[-1]: p.pid for p in running if list(p.argv[-len(start) - 1 : -1]) == start}
@@ -60,16 +61,16 @@ def supervisors(config: LabConfig, running: Iterable[Process]) -> dict[str, int]
 
 def containers(config: LabConfig, running: Iterable[Process]) -> dict[str, int]:
     """
-    Return host → process id of its systemd-nspawn.
+    Return {host: process id} of this lab's systemd-nspawn processes.
     """
-    matches = {p.pid: p for p in running if p.argv[0] in {"systemd-nspawn", "setpriv"}}
-    found = {}
-    for process in matches.values():
+    candidates = {p.pid: p for p in running if p.argv[0] in {"systemd-nspawn", "setpriv"}}
+    pid_by_host = {}
+    for process in candidates.values():
         host = _host_of(config, process.argv)
-        # A child that has not yet become the host's init still bears nspawn's arguments.
-        if host is not None and process.parent not in matches:
-            found[host] = process.pid
-    return found
+        # nspawn's child has the same arguments until it executes the host's init.
+        if host is not None and process.parent not in candidates:
+            pid_by_host[host] = process.pid
+    return pid_by_host
 
 
 def _host_of(config: LabConfig, argv: tuple[str, ...]) -> str | None:
@@ -82,7 +83,9 @@ def _host_of(config: LabConfig, argv: tuple[str, ...]) -> str | None:
 
 def leader_of(container: int, running: Iterable[Process], proc: Path = Path("/proc")) -> int | None:
     """
-    Return the process id, on this machine, of the init that nspawn process *container* started.
+    Return the process id, on this machine, of the init of nspawn process *container*.
+
+    None if nspawn has not started it yet.
     """
     for process in running:
         if process.parent != container:
@@ -94,47 +97,49 @@ def leader_of(container: int, running: Iterable[Process], proc: Path = Path("/pr
     return None
 
 
-def working_in(tree: Path, running: Iterable[Process]) -> frozenset[int]:
+def using_tree(tree: Path, running: Iterable[Process]) -> frozenset[int]:
     """
-    Return what runs in a chroot at *tree* or names it: what a killed debootstrap had started.
+    Return the ids of processes that run in a chroot in *tree*, or have it in their arguments.
+
+    These are the children that a killed debootstrap leaves.
     """
-    found = set()
+    pids = set()
     for process in running:
         if any(str(tree) in word for word in process.argv):
-            found.add(process.pid)
+            pids.add(process.pid)
         with contextlib.suppress(OSError):
             root = Path(f"/proc/{process.pid}/root").readlink()
             if root.is_relative_to(tree):
-                found.add(process.pid)
-    return frozenset(found)
+                pids.add(process.pid)
+    return frozenset(pids)
 
 
 def kill_all(pids: Iterable[int], *, timeout_s: float = 5.0) -> frozenset[int]:
     """
-    Send SIGKILL to *pids* and wait until they are gone; return those that stayed.
+    Send SIGKILL to *pids* and wait until they have ended; return those that have not.
     """
-    left = set(pids) - {os.getpid()}
-    for pid in left:
+    targets = set(pids) - {os.getpid()}
+    for pid in targets:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return wait_for_end(left, timeout_s=timeout_s)
+    return wait_for_end(targets, timeout_s=timeout_s)
 
 
 def wait_for_end(pids: Iterable[int], *, timeout_s: float) -> frozenset[int]:
     """
-    Wait until *pids* are gone; return those that stayed.
+    Wait until *pids* have ended; return those that have not after *timeout_s*.
     """
     deadline_s = time.monotonic() + timeout_s
-    left = {pid for pid in pids if is_alive(pid)}
-    while left and time.monotonic() < deadline_s:
+    alive = {pid for pid in pids if is_alive(pid)}
+    while alive and time.monotonic() < deadline_s:
         time.sleep(0.02)
-        left = {pid for pid in left if is_alive(pid)}
-    return frozenset(left)
+        alive = {pid for pid in alive if is_alive(pid)}
+    return frozenset(alive)
 
 
 def is_alive(pid: int) -> bool:
     """
-    Is there such a process, and not just its exit status?
+    Return True if process *pid* exists and is not a zombie.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -1,7 +1,7 @@
 """
-Where packages come from: what the machine's own apt and pip say, as text for the hosts.
+Package sources for hosts, derived from this machine's apt and pip configuration.
 
-Pure but for `read`, which asks.
+Pure, except for `read`, which runs apt's commands and reads pip's files.
 """
 
 import os
@@ -19,7 +19,7 @@ COMPONENTS = frozenset({"main", "contrib", "non-free", "non-free-firmware"})
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 _TARGET_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
-# Settings that say how packages are fetched. A program that finds a proxy lies on the machine only.
+# Settings of fetching.  Not the proxy detection, which is a program that hosts do not have.
 _APT_SETTING = re.compile(
     r"Acquire::(?:https?|Retries|ForceIPv[46]|Check-|AllowInsecure|AllowWeak)(?!.*Auto-?Detect)"
 )
@@ -30,11 +30,11 @@ PIP_KEYS = ("index-url", "extra-index-url", "find-links", "proxy", "trusted-host
 class Sources:
     """
     Attributes:
-        mirror: Base address of the Debian archive; None: debootstrap's own default.
-        http_proxy: For what fetches packages; None: no proxy.
-        apt_sources: The hosts' sources.list; empty: what debootstrap wrote.
-        apt_settings: The hosts' apt.conf.
-        pip_config: The hosts' pip.conf.
+        mirror: Base URL of the Debian archive; None for debootstrap's default.
+        http_proxy: Proxy of debootstrap; None for none.
+        apt_sources: Content of the hosts' sources.list; empty to keep the file of debootstrap.
+        apt_settings: Content of a file in the hosts' apt.conf.d.
+        pip_config: Content of the hosts' pip.conf.
     """
 
     mirror: str | None
@@ -46,7 +46,7 @@ class Sources:
 
 def read(os_release: Mapping[str, str]) -> Sources:
     """
-    Ask apt and pip of this machine.
+    Read the configuration of apt and pip on this machine.
     """
     targets = run(["apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"])
     dump = run(["apt-config", "dump"])
@@ -64,12 +64,13 @@ def read(os_release: Mapping[str, str]) -> Sources:
 
 def debian_entries(targets: str, codename: str) -> tuple[tuple[str, str, str], ...]:
     """
-    Return (address, suite, component) of the Debian archive, for the hosts' release.
+    Return (URL, suite, component) of each Debian source, with the suites of the hosts' release.
 
     Args:
-        targets: `apt-get indextargets` in our format; a field that apt does not know stays as
-            it was written, so the origin of a list never fetched reads "$(ORIGIN)".
-        codename: The machine's own Debian release; another release's archive has ours too.
+        targets: Output of `apt-get indextargets` in `_TARGET_FORMAT`.  apt leaves a field without a
+            value as it is, so the origin of a list that was never fetched reads "$(ORIGIN)".
+        codename: The machine's own release.  If it is another Debian release, its archive has the
+            hosts' release too.
     """
     entries = []
     for line in targets.splitlines():
@@ -82,15 +83,15 @@ def debian_entries(targets: str, codename: str) -> tuple[tuple[str, str, str], .
         entry = (uri, f"{SUITE}{dash}{pocket}", component)
         if entry not in entries:
             entries.append(entry)
-    # Ubuntu has suites of the same form and another origin; without a plain suite it is not Debian.
+    # Without the plain suite it is no Debian archive: Ubuntu's suites have the same form.
     return tuple(entries) if any(suite == SUITE for _, suite, _ in entries) else ()
 
 
 def apt_settings(dump: str, env: Mapping[str, str]) -> str:
     """
-    Return what of `apt-config dump` says how packages are fetched, as lines of apt.conf.
+    Return the lines of `apt-config dump` that concern fetching, in the format of apt.conf.
 
-    A proxy of the environment counts where apt names none, as it does for apt itself.
+    The environment's proxy is used if apt's configuration has none, as apt itself does.
     """
     lines = [
         line
@@ -98,9 +99,9 @@ def apt_settings(dump: str, env: Mapping[str, str]) -> str:
         if _APT_SETTING.match(line) and not line.endswith((' "";', '::AllowInsecure "0";'))
     ]
     for scheme in ("http", "https"):
-        named = any(line.startswith(f"Acquire::{scheme}::Proxy ") for line in lines)
+        is_configured = any(line.startswith(f"Acquire::{scheme}::Proxy ") for line in lines)
         proxy = env.get(f"{scheme}_proxy") or (scheme == "https" and env.get("HTTPS_PROXY"))
-        if proxy and not named:
+        if proxy and not is_configured:
             lines.append(f'Acquire::{scheme}::Proxy "{proxy}";')
     return "".join(f"{line}\n" for line in lines)
 
@@ -112,9 +113,9 @@ def _http_proxy(settings: str) -> str | None:
 
 def pip_files(env: Mapping[str, str]) -> tuple[Path, ...]:
     """
-    Return where pip looks for its configuration; a later one goes before an earlier.
+    Return the paths of pip's configuration files; a later file overrides an earlier one.
 
-    Source: pip's user guide, "Configuration", read 2026-07. Asking pip itself takes half a second.
+    Source: pip's user guide, "Configuration", read 2026-07.  `pip config debug` would take 0.5 s.
     """
     home = Path(env.get("HOME") or "/root")
     user = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
@@ -122,18 +123,18 @@ def pip_files(env: Mapping[str, str]) -> tuple[Path, ...]:
     files += [home / ".pip/pip.conf", user / "pip/pip.conf"]
     if venv := env.get("VIRTUAL_ENV"):
         files.append(Path(venv) / "pip.conf")
-    if named := env.get("PIP_CONFIG_FILE"):
-        files.append(Path(named))
+    if config_file := env.get("PIP_CONFIG_FILE"):
+        files.append(Path(config_file))
     return tuple(files)
 
 
 def pip_config(texts: Sequence[str], env: Mapping[str, str]) -> str:
     """
-    Return the machine's pip configuration for the hosts, less what lies in the machine's folders.
+    Return pip.conf for the hosts: this machine's settings, without paths to its own folders.
 
     Args:
-        texts: The configuration files that exist, in the order of `pip_files`.
-        env: PIP_INDEX_URL and the like; goes before all files.
+        texts: Content of the configuration files that exist, in the order of `pip_files`.
+        env: Environment; PIP_INDEX_URL and the like override the files.
     """
     values: dict[str, str] = {}
     for text in texts:
@@ -141,7 +142,7 @@ def pip_config(texts: Sequence[str], env: Mapping[str, str]) -> str:
         try:
             parser.read_string(text)
         except ConfigParserError:
-            continue  # pip says so itself, better, whenever it is run
+            continue  # pip itself reports a broken file, and better
         for section in ("global", "install"):
             if parser.has_section(section):
                 values |= dict(parser[section])
@@ -151,7 +152,7 @@ def pip_config(texts: Sequence[str], env: Mapping[str, str]) -> str:
     lines = ["[global]"]
     for key in PIP_KEYS:
         words = values.get(key, "").split()
-        # A folder of the machine's is not there on a host.
+        # Hosts do not have this machine's folders.
         if reachable := [word for word in words if not word.startswith(("/", "file:", "~", "."))]:
             lines.append(f"{key} = {' '.join(reachable)}")
     return "\n".join([*lines, f"cert = {CA_BUNDLE}", ""])

@@ -1,9 +1,9 @@
 """
-Keeps one lab host running: python -m deploy.lab.supervisor DIR BASES BRIDGE PREFIX HOST
+Supervisor of one lab host: python -m deploy.lab.supervisor DIR BASES BRIDGE PREFIX HOST
 
-A process of its own session and of the host's cgroup, so that it outlives the command that
-started it. It boots the host again when the host reboots, and ends when the host does. When it
-is killed the host dies with it: never a host that nobody would boot again.
+It has its own session and runs in the host's cgroup, so it outlives the command that started it.
+It boots the host again after a reboot, and ends when the host powers off.  If the supervisor is
+killed, the host dies with it: a host without a supervisor would not survive a reboot.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from deploy.lab.commands import attempt, environment
 from deploy.lab.common import INIT
 from deploy.lab.config import LabConfig
 
-# Source: systemd-nspawn(1), --keep-unit: the container asked for a reboot.
+# Exit status of nspawn after a reboot in the container.  Source: systemd-nspawn(1), --keep-unit.
 REBOOT = 133
 ALREADY_SUPERVISED = 3
 
@@ -47,7 +47,7 @@ def nspawn_argv(config: LabConfig, host: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """
-    Supervise one host until it ends; return nspawn's last exit status.
+    Run one host until it powers off or fails; return the last exit status of nspawn.
     """
     directory, bases, bridge, prefix, host = argv
     config = LabConfig(Path(directory), Path(bases), bridge, prefix)
@@ -65,20 +65,20 @@ def main(argv: list[str]) -> int:
             return 1
         layout.enter(config, host)
         while True:
-            # The link of a host that was killed goes away a moment later than the host.
+            # The link of a killed host may still exist; nspawn could not create it again.
             attempt(["ip", "link", "del", config.link(host)])
             console.write(f"--- {_now()} boot\n")
-            done = subprocess.run(
-                [*layout.placer(config, host), *nspawn_argv(config, host)],
+            nspawn = subprocess.run(
+                [*layout.boot_prefix(config, host), *nspawn_argv(config, host)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=environment(),
                 check=False,
             )
-            console.write(f"--- {_now()} nspawn ended with {done.returncode}\n")
-            if done.returncode != REBOOT:
-                return done.returncode
+            console.write(f"--- {_now()} nspawn ended with {nspawn.returncode}\n")
+            if nspawn.returncode != REBOOT:
+                return nspawn.returncode
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
 """
-Tests of booted hosts.  They need root and a machine that can run the lab.
+Fixtures of the tests that boot hosts.  They need root and a machine that can run the lab.
 
-A machine that can't fails them; SLIPWAY_LAB=skip makes that a skip, which says why.
+On another machine the tests fail; with SLIPWAY_LAB=skip they are skipped, with the reason.
 """
 
 import os
@@ -27,14 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def say(text: str) -> None:
     """
-    Show a lab command's progress with the test's output.
+    Print the progress of a lab command to the test's output.
     """
     sys.stderr.write(f"lab: {text}\n")
 
 
 def bring_up(hosts: int, config: LabConfig) -> LabStatus:
     """
-    Boot *hosts*, or end the test as SLIPWAY_LAB says.
+    Boot *hosts*; if the lab cannot run here, fail or skip the test as SLIPWAY_LAB says.
     """
     try:
         return lab.up(hosts, progress=say, config=config)
@@ -47,7 +47,7 @@ def bring_up(hosts: int, config: LabConfig) -> LabStatus:
 @pytest.fixture(scope="session")
 def lab_hosts() -> Iterator[LabStatus]:
     """
-    The default lab with four hosts, left as it was found: up or down.
+    The default lab with four hosts.  Afterwards it is up or down as it was before.
     """
     config = LabConfig.from_env(os.environ)
     was_up = any(host.leader for host in lab.status(config=config).hosts)
@@ -59,7 +59,7 @@ def lab_hosts() -> Iterator[LabStatus]:
 @pytest.fixture(scope="session")
 def spare_config() -> LabConfig:
     """
-    A lab beside the default one, to be broken; it shares the base tree.
+    Config of a second lab that tests may break; it shares the base tree of the default lab.
     """
     default = LabConfig.from_env(os.environ)
     return LabConfig(
@@ -73,7 +73,7 @@ def spare_config() -> LabConfig:
 @pytest.fixture(scope="module")
 def spare(spare_config: LabConfig) -> Iterator[LabConfig]:
     """
-    The spare lab with two hosts that run.
+    The spare lab with two running hosts.
     """
     bring_up(2, spare_config)
     yield spare_config
@@ -81,9 +81,9 @@ def spare(spare_config: LabConfig) -> Iterator[LabConfig]:
 
 
 @pytest.fixture
-def nothing(spare_config: LabConfig) -> Iterator[LabConfig]:
+def lab_down(spare_config: LabConfig) -> Iterator[LabConfig]:
     """
-    The spare lab, down before and after.
+    Config of the spare lab, which is down before and after the test.
     """
     lab.down(progress=say, config=spare_config)
     yield spare_config
@@ -93,15 +93,15 @@ def nothing(spare_config: LabConfig) -> Iterator[LabConfig]:
 @pytest.fixture
 def eventually() -> Callable[..., None]:
     """
-    Wait for a condition with a deadline; on timeout show what was seen last.
+    Poll a function until it returns the expected value; on timeout fail with its last value.
     """
     import time
 
-    def wait(seen: Callable[[], object], wanted: object, *, timeout_s: float = 20.0) -> None:
+    def wait(observe: Callable[[], object], expected: object, *, timeout_s: float = 20.0) -> None:
         deadline_s = time.monotonic() + timeout_s
-        while (last := seen()) != wanted:
+        while (last := observe()) != expected:
             if time.monotonic() > deadline_s:
-                pytest.fail(f"wanted {wanted!r} within {timeout_s:.0f} s, last saw {last!r}")
+                pytest.fail(f"expected {expected!r} within {timeout_s:.0f} s, last got {last!r}")
             time.sleep(0.1)
 
     return wait

@@ -1,7 +1,7 @@
 """
-What the lab promises of its hosts: they are like real ones where releases care.
+Lab hosts behave like real machines in everything that a release depends on.
 
-All of it on the spare lab, which may be broken; the default lab is only asked.
+These tests break hosts of the spare lab.  They only read the default lab.
 """
 
 import re
@@ -39,7 +39,7 @@ def boot_id(config: LabConfig, name: str) -> str:
     return ssh(config, name, "cat /proc/sys/kernel/random/boot_id").stdout
 
 
-def test_every_host_answers_over_ssh_as_itself(lab_hosts: LabStatus) -> None:
+def test_every_host_answers_over_ssh_with_its_own_name(lab_hosts: LabStatus) -> None:
     """
     With strict host-key checking, from the first connection on.
     """
@@ -50,23 +50,23 @@ def test_every_host_answers_over_ssh_as_itself(lab_hosts: LabStatus) -> None:
     assert {host.state for host in lab_hosts.hosts} == {HostState.RUNNING}
 
 
-def test_a_host_is_a_whole_and_bare_debian(spare: LabConfig) -> None:
+def test_a_host_is_a_complete_and_bare_debian(spare: LabConfig) -> None:
     """
-    systemd is up with no failed unit, and nothing that provisioning brings is there.
+    systemd is up without a failed unit, and nothing that provisioning installs exists.
     """
-    found = ssh(
+    answers = ssh(
         spare,
         "n1",
         ". /etc/os-release; echo $ID $VERSION_ID; systemctl is-system-running --wait;"
         "systemctl --failed --no-legend; command -v haproxy uv; id -u slipway || echo no user",
     ).stdout.splitlines()
 
-    assert found == ["debian 12", "running", "no user"]
+    assert answers == ["debian 12", "running", "no user"]
 
 
 def test_a_host_with_another_key_is_refused(spare: LabConfig) -> None:
     """
-    Strict checking refuses a key that was not recorded, and a wipe brings back the one that was.
+    Strict checking refuses a key that was not recorded; a wipe restores the recorded key.
     """
     change = (
         "ssh-keygen -q -t ed25519 -N '' -f /tmp/k && cat /tmp/k > /etc/ssh/ssh_host_ed25519_key"
@@ -100,7 +100,7 @@ def test_a_limit_of_a_unit_is_enforced(
     spare: LabConfig, limit: str, command: str, printed: str
 ) -> None:
     """
-    What goes over its unit's limit fails; without the limit the same command succeeds.
+    A command that exceeds its unit's limit fails; without the limit it succeeds.
     """
     run = "systemd-run --quiet --wait --pipe --collect"
 
@@ -114,7 +114,7 @@ def test_a_limit_of_a_unit_is_enforced(
 
 def test_memory_max_kills(spare: LabConfig) -> None:
     """
-    SIGKILL by the kernel, not an error of the program's own.
+    The kernel ends the program with SIGKILL.
     """
     result = ssh(
         spare,
@@ -130,9 +130,9 @@ def test_memory_max_kills(spare: LabConfig) -> None:
 
 def test_cpu_quota_is_enforced(spare: LabConfig) -> None:
     """
-    A unit that may have a tenth of a core gets about that much; without the quota, more.
+    A unit with a quota of 0.1 core uses less than 0.2; without the quota it uses more.
     """
-    # Its own CPU time over the clock's: what else the machine does makes it only smaller.
+    # CPU time divided by elapsed time: other load on the machine can only lower it.
     spin = (
         "python3 -c 'import time; b = time.monotonic(), time.process_time()\n"
         "while time.monotonic() < b[0] + 1.5: pass\n"
@@ -150,7 +150,7 @@ def test_a_reboot_brings_the_host_back_with_another_boot_id(
     spare: LabConfig, eventually: Eventually
 ) -> None:
     """
-    From inside, as an operator does it; the disk is the same.
+    After `systemctl reboot` on the host; the disk is the same.
     """
     before = boot_id(spare, "n1")
     ssh(spare, "n1", "echo kept > /root/mark; systemctl reboot")
@@ -162,7 +162,7 @@ def test_a_reboot_brings_the_host_back_with_another_boot_id(
 
 def test_a_cut_host_is_silent_and_lives(spare: LabConfig, eventually: Eventually) -> None:
     """
-    Nothing reaches it and it reaches nothing, its link stays up, and healing brings it back.
+    No frame reaches or leaves it, its link stays up, and `heal` restores the connection.
     """
     ping = ["ping", "-c1", "-W1", spare.gateway]
     assert lab.inside("n1", ping, config=spare).returncode == 0
@@ -182,7 +182,7 @@ def test_a_cut_host_is_silent_and_lives(spare: LabConfig, eventually: Eventually
 
 def test_a_cut_outlasts_a_reboot(spare: LabConfig, eventually: Eventually) -> None:
     """
-    The wire is still cut when the host comes back.
+    The host is still cut off after it has booted again.
     """
     lab.cut("n2", config=spare)
     try:
@@ -201,7 +201,7 @@ def test_a_cut_outlasts_a_reboot(spare: LabConfig, eventually: Eventually) -> No
 
 def test_a_frozen_host_hangs_and_thaws_where_it_was(spare: LabConfig) -> None:
     """
-    Its kernel takes the connection, no process of it answers, and nothing is lost.
+    The kernel accepts connections, no process answers, and after `thaw` the host continues.
     """
     before = boot_id(spare, "n1")
 
@@ -223,7 +223,7 @@ def test_a_frozen_host_hangs_and_thaws_where_it_was(spare: LabConfig) -> None:
 
 def test_a_frozen_host_can_crash(spare: LabConfig) -> None:
     """
-    A power cut does not wait for the host.
+    `crash` works although frozen processes do not react to SIGKILL.
     """
     lab.freeze("n1", config=spare)
 
@@ -236,7 +236,7 @@ def test_a_frozen_host_can_crash(spare: LabConfig) -> None:
 
 def test_a_crash_keeps_the_disk_and_a_wipe_does_not(spare: LabConfig) -> None:
     """
-    What was written before the power cut is there after it; not after a wipe.
+    A file survives a power cut, and not a wipe.
     """
     before = boot_id(spare, "n1")
     ssh(spare, "n1", "echo kept > /root/mark")
@@ -262,9 +262,9 @@ def test_hosts_reach_the_package_mirrors(spare: LabConfig) -> None:
     assert "Err:" not in update.stdout
 
 
-def test_a_stopped_host_and_an_unknown_one_are_told_apart(spare: LabConfig) -> None:
+def test_a_stopped_host_and_an_unknown_one_have_different_errors(spare: LabConfig) -> None:
     """
-    One exists and has to be started; the other is a mistake.
+    A stopped host has to be started; an unknown name is a mistake.
     """
     lab.crash("n2", progress=say, config=spare)
 
@@ -272,14 +272,14 @@ def test_a_stopped_host_and_an_unknown_one_are_told_apart(spare: LabConfig) -> N
         lab.inside("n2", ["true"], config=spare)
     with pytest.raises(UnknownHost, match="no host n9"):
         lab.cut("n9", config=spare)
-    with pytest.raises(LabError, match="'gpu-1' is no lab host"):
+    with pytest.raises(LabError, match="'gpu-1' is not the name of a lab host"):
         lab.crash("gpu-1", progress=say, config=spare)
     lab.start("n2", progress=say, config=spare)
 
 
 def test_a_host_that_does_not_come_up_shows_its_console(spare: LabConfig) -> None:
     """
-    The error has the last words of the host, at once and not after a minute.
+    The error has the last lines of the console, at once and not after the boot timeout.
     """
     script = "printf '#!/bin/sh\\necho no disk to boot from\\nexit 1\\n' > /usr/local/sbin/lab-init"
     ssh(spare, "n2", f"cp /usr/local/sbin/lab-init /root && {script}")

@@ -1,5 +1,5 @@
 """
-The lab comes up fast, alone, and goes without a trace: also when a command of it is killed.
+The lab comes up fast and is removed completely, also after one of its commands was killed.
 """
 
 import os
@@ -18,12 +18,12 @@ from deploy.lab.config import HostState, LabConfig
 from tests.lab.conftest import bring_up, say
 
 Eventually = Callable[..., None]
-UP_S = 5.0  # four hosts from a cached base: the issue's own figure
+UP_S = 5.0  # longest `up` of four hosts from a cached base
 
 
 def snapshot(config: LabConfig) -> set[str]:
     """
-    Return everything in the kernel that a lab may put there, whoever did.
+    Return everything in the kernel of the kinds that a lab creates, also what others created.
     """
     links = subprocess.check_output(["ip", "-br", "link"], text=True).splitlines()
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -54,17 +54,17 @@ def lab_command(config: LabConfig, *argv: str) -> subprocess.Popen[str]:
     )
 
 
-def test_down_leaves_nothing(nothing: LabConfig) -> None:
+def test_down_leaves_nothing(lab_down: LabConfig) -> None:
     """
-    Everything that `up` put into the kernel is gone after `down`; a second `down` is quiet.
+    `down` removes everything that `up` has created in the kernel; a second `down` is no error.
     """
-    before = snapshot(nothing)
-    bring_up(2, nothing)
-    lab.freeze("n1", config=nothing)
-    lab.cut("n2", config=nothing)
+    before = snapshot(lab_down)
+    bring_up(2, lab_down)
+    lab.freeze("n1", config=lab_down)
+    lab.cut("n2", config=lab_down)
 
-    during = snapshot(nothing)
-    lab.down(progress=say, config=nothing)
+    during = snapshot(lab_down)
+    lab.down(progress=say, config=lab_down)
 
     for kind in (
         "link vb-slipt-n1",
@@ -74,10 +74,10 @@ def test_down_leaves_nothing(nothing: LabConfig) -> None:
         "cgroup",
         "process",
     ):
-        assert any(line.startswith(kind) for line in during - before), f"{kind}: never looked at"
-    assert snapshot(nothing) - before == set()
-    assert not nothing.hosts.exists()
-    lab.down(progress=say, config=nothing)
+        assert any(line.startswith(kind) for line in during - before), f"no {kind} to remove"
+    assert snapshot(lab_down) - before == set()
+    assert not lab_down.hosts.exists()
+    lab.down(progress=say, config=lab_down)
 
 
 @pytest.mark.parametrize(
@@ -92,39 +92,39 @@ def test_down_leaves_nothing(nothing: LabConfig) -> None:
         "link vb-slipt-n2",
     ],
 )
-def test_down_clears_up_after_a_killed_up(nothing: LabConfig, moment: str) -> None:
+def test_down_cleans_up_after_a_killed_up(lab_down: LabConfig, moment: str) -> None:
     """
-    kill -9 of `up`, at the first sight of each thing that it makes.
+    `up` gets SIGKILL as soon as each kind of thing that it creates exists.
     """
-    before = snapshot(nothing)
-    nothing.lock.unlink(missing_ok=True)
+    before = snapshot(lab_down)
+    lab_down.lock.unlink(missing_ok=True)
 
     def has_come() -> bool:
         if "/" in moment:
-            return (nothing.directory.parent / moment).exists() or (
-                nothing.directory / moment
+            return (lab_down.directory.parent / moment).exists() or (
+                lab_down.directory / moment
             ).exists()
-        return any(line.startswith(moment) for line in lab.leftovers(nothing))
+        return any(line.startswith(moment) for line in lab.leftovers(lab_down))
 
-    up = lab_command(nothing, "up", "2")
+    up = lab_command(lab_down, "up", "2")
     deadline_s = time.monotonic() + 30
     while not has_come():
         assert up.poll() is None, f"it ended by itself: {up.communicate()}"
         assert time.monotonic() < deadline_s, f"{moment} never came"
     up.send_signal(signal.SIGKILL)
     up.communicate()
-    assert lab.leftovers(nothing) or "/" in moment, "nothing to clear up"
+    assert lab.leftovers(lab_down) or "/" in moment, "nothing to clean up"
 
-    lab.down(progress=say, config=nothing)
+    lab.down(progress=say, config=lab_down)
 
-    assert snapshot(nothing) - before == set()
+    assert snapshot(lab_down) - before == set()
 
 
-def test_down_clears_up_after_a_killed_base(nothing: LabConfig) -> None:
+def test_down_cleans_up_after_a_killed_build_of_the_base(lab_down: LabConfig) -> None:
     """
-    kill -9 of `up` while debootstrap works: no half base, no process, no folder.
+    `up` gets SIGKILL while debootstrap runs: no partial tree and no process remain.
     """
-    apart = replace(nothing, bases=nothing.directory.with_name("bases-spare"))
+    apart = replace(lab_down, bases=lab_down.directory.with_name("bases-spare"))
     up = lab_command(apart, "up", "1")
     deadline_s = time.monotonic() + 60
     while not any(apart.bases.glob("building-*/debootstrap")):
@@ -142,111 +142,111 @@ def test_down_clears_up_after_a_killed_base(nothing: LabConfig) -> None:
     apart.bases.rmdir()
 
 
-def test_up_carries_on_after_a_killed_up(nothing: LabConfig) -> None:
+def test_up_continues_after_a_killed_up(lab_down: LabConfig) -> None:
     """
-    What the killed one began is finished by the next, without `down` between.
+    Without a `down` in between.
     """
-    up = lab_command(nothing, "up", "2")
+    up = lab_command(lab_down, "up", "2")
     deadline_s = time.monotonic() + 30
-    while not any(line.startswith("mount") for line in lab.leftovers(nothing)):
+    while not any(line.startswith("mount") for line in lab.leftovers(lab_down)):
         assert time.monotonic() < deadline_s, "never mounted"
     up.send_signal(signal.SIGKILL)
     up.communicate()
 
-    found = bring_up(2, nothing)
+    status = bring_up(2, lab_down)
 
-    assert [host.state for host in found.hosts] == [HostState.RUNNING] * 2
+    assert [host.state for host in status.hosts] == [HostState.RUNNING] * 2
 
 
 def test_a_host_dies_with_its_supervisor_and_up_boots_it_again(
-    nothing: LabConfig, eventually: Eventually
+    lab_down: LabConfig, eventually: Eventually
 ) -> None:
     """
-    No host is left that nobody would boot after a reboot.
+    A host without a supervisor would not boot again after a reboot.
     """
-    bring_up(1, nothing)
-    supervisors = processes.supervisors(nothing, tuple(processes.all_processes()))
+    bring_up(1, lab_down)
+    supervisors = processes.supervisors(lab_down, tuple(processes.all_processes()))
 
     os.kill(supervisors["n1"], signal.SIGKILL)
 
-    eventually(lambda: lab.status(config=nothing).hosts[0].state, HostState.STOPPED)
-    assert bring_up(1, nothing).hosts[0].state is HostState.RUNNING
+    eventually(lambda: lab.status(config=lab_down).hosts[0].state, HostState.STOPPED)
+    assert bring_up(1, lab_down).hosts[0].state is HostState.RUNNING
 
 
-def test_hosts_that_run_stay_and_are_thawed_and_healed(nothing: LabConfig) -> None:
+def test_hosts_that_run_stay_and_are_thawed_and_healed(lab_down: LabConfig) -> None:
     """
-    A second `up` boots only what is missing; with `fresh` the disks are empty.
+    A second `up` boots only missing hosts; with `fresh` the disks are empty.
     """
-    first = bring_up(2, nothing)
-    lab.inside("n1", ["touch", "/root/mark"], config=nothing)
-    lab.freeze("n1", config=nothing)
-    lab.cut("n2", config=nothing)
+    first = bring_up(2, lab_down)
+    lab.inside("n1", ["touch", "/root/mark"], config=lab_down)
+    lab.freeze("n1", config=lab_down)
+    lab.cut("n2", config=lab_down)
 
-    second = bring_up(3, nothing)
+    second = bring_up(3, lab_down)
 
     assert [h.leader for h in second.hosts[:2]] == [h.leader for h in first.hosts]
     assert [h.state for h in second.hosts] == [HostState.RUNNING] * 3
-    assert lab.inside("n1", ["ls", "/root/mark"], config=nothing).returncode == 0
-    lab.up(3, progress=say, fresh=True, config=nothing)
-    assert lab.inside("n1", ["ls", "/root/mark"], config=nothing).returncode != 0
+    assert lab.inside("n1", ["ls", "/root/mark"], config=lab_down).returncode == 0
+    lab.up(3, progress=say, fresh=True, config=lab_down)
+    assert lab.inside("n1", ["ls", "/root/mark"], config=lab_down).returncode != 0
 
 
-def test_disks_that_are_kept_are_there_again(nothing: LabConfig) -> None:
+def test_kept_disks_are_used_again(lab_down: LabConfig) -> None:
     """
-    `down --keep` and `up`: the same disk behind the same host key.
+    After `down --keep` and `up`, a host has the same disk and the same host key.
     """
-    bring_up(1, nothing)
-    lab.inside("n1", ["touch", "/root/mark"], config=nothing)
-    known = (nothing.keys / "known_hosts").read_text()
+    bring_up(1, lab_down)
+    lab.inside("n1", ["touch", "/root/mark"], config=lab_down)
+    known = (lab_down.keys / "known_hosts").read_text()
 
-    lab.down(progress=say, keep=True, config=nothing)
-    bring_up(1, nothing)
+    lab.down(progress=say, keep=True, config=lab_down)
+    bring_up(1, lab_down)
 
-    assert lab.inside("n1", ["ls", "/root/mark"], config=nothing).returncode == 0
-    assert (nothing.keys / "known_hosts").read_text() == known
+    assert lab.inside("n1", ["ls", "/root/mark"], config=lab_down).returncode == 0
+    assert (lab_down.keys / "known_hosts").read_text() == known
 
 
-def test_a_lab_from_nothing_has_fresh_keys_and_the_same_signer(nothing: LabConfig) -> None:
+def test_a_new_lab_has_new_keys_and_the_same_signing_key(lab_down: LabConfig) -> None:
     """
-    Keys of hosts that are gone open nothing; bundles signed before stay good.
+    Keys of the old lab are useless; bundles that were signed before stay valid.
     """
     names = ("id_ed25519", "known_hosts", "signing_ed25519", "allowed_signers")
-    bring_up(1, nothing)
-    first = {name: (nothing.keys / name).read_text() for name in names}
-    lab.down(progress=say, config=nothing)
+    bring_up(1, lab_down)
+    first = {name: (lab_down.keys / name).read_text() for name in names}
+    lab.down(progress=say, config=lab_down)
 
-    bring_up(1, nothing)
+    bring_up(1, lab_down)
 
-    same = {name for name in names if (nothing.keys / name).read_text() == first[name]}
+    same = {name for name in names if (lab_down.keys / name).read_text() == first[name]}
     assert same == {"signing_ed25519", "allowed_signers"}
 
 
-def test_two_ups_at_once_wait_for_each_other(nothing: LabConfig) -> None:
+def test_two_ups_at_once_wait_for_each_other(lab_down: LabConfig) -> None:
     """
     Both succeed, one after the other, and every host is booted once.
     """
-    bring_up(1, nothing)  # whatever has to be installed or built is
-    lab.down(progress=say, config=nothing)
+    bring_up(1, lab_down)  # installs packages and builds the base tree where needed
+    lab.down(progress=say, config=lab_down)
 
-    both = [lab_command(nothing, "up", "2") for _ in range(2)]
+    both = [lab_command(lab_down, "up", "2") for _ in range(2)]
     said = [command.communicate(timeout=60)[1] for command in both]
 
     assert [command.returncode for command in both] == [0, 0], said
     assert sum("waiting for another lab command" in text for text in said) == 1, said
-    boots = [nothing.console(name).read_text().count(" boot\n") for name in ("n1", "n2")]
+    boots = [lab_down.console(name).read_text().count(" boot\n") for name in ("n1", "n2")]
     assert boots == [1, 1]
 
 
-def test_four_hosts_answer_within_five_seconds(nothing: LabConfig) -> None:
+def test_four_hosts_answer_within_five_seconds(lab_down: LabConfig) -> None:
     """
-    From a cached base; the best of three runs, since the machine does other things too.
+    From a cached base; the best of three runs, because of other load on the machine.
     """
-    bring_up(1, nothing)
+    bring_up(1, lab_down)
     took_s = []
     for _ in range(3):
-        lab.down(progress=say, config=nothing)
+        lab.down(progress=say, config=lab_down)
         began_s = time.monotonic()
-        lab.up(4, progress=say, config=nothing)
+        lab.up(4, progress=say, config=lab_down)
         took_s.append(time.monotonic() - began_s)
 
     assert min(took_s) <= UP_S, took_s
@@ -257,7 +257,7 @@ import os, sys
 from deploy.errors import LabError
 from deploy.lab.__main__ import main
 
-os.setuid(65534)  # only now: a plain user need not be able to read this folder
+os.setuid(65534)  # after the imports: this user may not be able to read the repository
 try:
     main(sys.argv[1:])
 except LabError as error:
@@ -266,13 +266,13 @@ except LabError as error:
 
 
 @pytest.mark.parametrize("argv", [["up"], ["down"], ["freeze", "n1"], ["crash", "n1"]])
-def test_a_plain_user_is_told_that_root_is_missing(nothing: LabConfig, argv: list[str]) -> None:
+def test_commands_that_change_the_lab_need_root(lab_down: LabConfig, argv: list[str]) -> None:
     """
-    By every command that changes something, before it does.
+    Another user gets an error before anything is changed.
     """
     ran = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, *argv],
-        env=os.environ | nothing.as_env(),
+        env=os.environ | lab_down.as_env(),
         capture_output=True,
         text=True,
         check=False,
@@ -281,21 +281,21 @@ def test_a_plain_user_is_told_that_root_is_missing(nothing: LabConfig, argv: lis
     assert ran.stderr == "the lab needs root\n"
 
 
-def test_a_machine_without_namespaces_is_told_so(nothing: LabConfig) -> None:
+def test_a_machine_that_cannot_create_namespaces_is_refused(lab_down: LabConfig) -> None:
     """
-    As in a container that is not privileged: the condition, in the kernel's words.
+    As in an unprivileged container.  The error has the kernel's message.
     """
-    # Without CAP_SYS_ADMIN root may make no namespace either.
+    # Without CAP_SYS_ADMIN even root cannot create namespaces.
     bound = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     ran = subprocess.run(
         [*bound, sys.executable, "-m", "deploy.lab", "up"],
-        env=os.environ | nothing.as_env(),
+        env=os.environ | lab_down.as_env(),
         capture_output=True,
         text=True,
         check=False,
     )
 
     assert ran.returncode == 23
-    assert "the lab needs namespaces of its own" in ran.stderr
+    assert "the lab needs to create namespaces" in ran.stderr
     assert "Operation not permitted" in ran.stderr
-    assert lab.leftovers(nothing) == []
+    assert lab.leftovers(lab_down) == []

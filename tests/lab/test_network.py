@@ -1,5 +1,5 @@
 """
-The lab's network, in a network namespace of its own: other firewalls, and what it gives back.
+The lab's network beside another firewall, in a separate network namespace.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Runs in the namespace; prints what it found as one JSON document.
+# Runs in the namespace; prints its observations as one JSON document.
 SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
@@ -30,29 +30,29 @@ network.IP_FORWARD.write_text("0")
 sh("nft", "add", "table", "ip", "firewall")
 sh("nft", "add", "chain", "ip", "firewall", "forward",
    "{ type filter hook forward priority 0; policy drop; }")
-found = {"before": seen()}
+observed = {"before": seen()}
 network.up(first); network.up(first)
-found["up"] = seen()
+observed["up"] = seen()
 network.up(second)
 network.cut(first, "n1"); network.up(first)
-found["cut"] = sorted(network.cut_hosts(first)) + sorted(network.cut_hosts(second))
+observed["cut"] = sorted(network.cut_hosts(first)) + sorted(network.cut_hosts(second))
 network.down(first)
-found["one_left"] = seen()
+observed["one_left"] = seen()
 network.down(second); network.down(second)
-found["after"] = seen()
+observed["after"] = seen()
 sh("ip", "link", "add", "other", "type", "bridge")
 sh("ip", "addr", "add", "10.77.1.200/16", "dev", "other")
 for config in (first, LabConfig(Path("/x"), Path("/x"), "other", "10.99.1")):
     try:
         network.up(config)
     except LabError as error:
-        found.setdefault("refused", []).append([error.what, error.why])
-print(json.dumps(found))
+        observed.setdefault("refused", []).append([error.what, error.why])
+print(json.dumps(observed))
 """
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def observed(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = str(tmp_path_factory.mktemp("record"))
     argv = ["unshare", "--net", sys.executable, "-c", SCRIPT, folder]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
@@ -60,49 +60,49 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(ran.stdout)
 
 
-def test_a_firewall_that_drops_lets_the_lab_through(found: dict) -> None:
+def test_a_firewall_that_drops_lets_the_lab_through(observed: dict) -> None:
     """
-    Once in each direction, however often the lab comes up.
+    One accept rule in each direction, however often the lab comes up.
     """
-    rules = found["up"]["rules"]
+    rules = observed["up"]["rules"]
 
     assert rules.count('iifname "net1" accept comment "slipway-lab-net1"') == 1
     assert rules.count('oifname "net1" accept comment "slipway-lab-net1"') == 1
     assert rules.count("masquerade") == 1
 
 
-def test_forwarding_goes_back_when_the_last_lab_is_gone(found: dict) -> None:
+def test_forwarding_is_restored_after_the_last_lab(observed: dict) -> None:
     """
     The first `down` leaves it on for the other lab.
     """
-    steps = [found[when]["forward"] for when in ("before", "up", "one_left", "after")]
+    steps = [observed[when]["forward"] for when in ("before", "up", "one_left", "after")]
 
     assert steps == ["0", "1", "1", "0"]
 
 
-def test_nothing_of_the_network_is_left(found: dict) -> None:
+def test_down_restores_links_and_rules(observed: dict) -> None:
     """
-    Links and rules are what they were; the other firewall has its own chain and no more.
+    Also those of the other firewall.
     """
-    assert found["after"] == found["before"]
-    assert "net1" not in found["one_left"]["rules"] + found["one_left"]["links"]
+    assert observed["after"] == observed["before"]
+    assert "net1" not in observed["one_left"]["rules"] + observed["one_left"]["links"]
 
 
-def test_coming_up_again_keeps_cuts(found: dict) -> None:
+def test_coming_up_again_keeps_cuts(observed: dict) -> None:
     """
-    Of this lab, and none of another's.
+    `up` removes no cut of its own lab and adds none to another lab.
     """
-    assert found["cut"] == ["n1"]
+    assert observed["cut"] == ["n1"]
 
 
-def test_what_belongs_to_others_is_refused(found: dict) -> None:
+def test_an_address_or_a_name_in_use_is_refused(observed: dict) -> None:
     """
-    Addresses and names that are in use, each by its own error.
+    Each with its own error.
     """
-    network, name = found["refused"]
+    network, name = observed["refused"]
 
     assert network == [
-        "the lab's network 10.77.1.0/24 is taken",
-        "other has an address in it: 10.77.1.200",
+        "the lab's network 10.77.1.0/24 is in use",
+        "link other has an address in it: 10.77.1.200",
     ]
-    assert name[0] == "the lab's bridge other is taken"
+    assert name[0] == "the name of the lab's bridge, other, is in use"

@@ -31,7 +31,7 @@ from runtime.bench.sample import Ceilings, Sample
 from runtime.bench.work import LINES
 from tests.builders import make_observed, make_policy, make_serving, make_settled, make_slot
 from tests.recorded import FOLDER, differences, recorded, recorded_help
-from tests.unit.deploy.demo.test_demo import BEGAN, make_record, make_report
+from tests.unit.deploy.demo.test_report import BEGAN, make_record, make_report
 
 HOSTS = ("n1", "n2", "n3", "n4")
 LOST = TransportError("n4: cannot be reached", why="timed out", fix="ping it", host="n4")

@@ -1,5 +1,5 @@
 """
-A small HTTP/1.1 server on loopback that behaves as it is told, answer by answer.
+A small HTTP/1.1 server on loopback whose behaviour a test scripts, request by request.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ VERSION = "v1"
 
 def answer(status=200, *, version=VERSION, body=b"{}"):
     reason = {200: "OK", 429: "Too Many Requests", 500: "Error", 503: "Unavailable"}[status]
-    named = f"x-slipway-version: {version}\r\n" if version else ""
-    head = f"HTTP/1.1 {status} {reason}\r\n{named}content-length: {len(body)}\r\n\r\n"
+    version_header = f"x-slipway-version: {version}\r\n" if version else ""
+    head = f"HTTP/1.1 {status} {reason}\r\n{version_header}content-length: {len(body)}\r\n\r\n"
     return [head.encode() + body]
 
 
 def stream(*events, end="data: [DONE]\n\n", version=VERSION):
     """
-    Return the pieces of a chunked SSE answer; *end* None leaves it without its last chunk.
+    Return the pieces of a chunked SSE answer; with *end* None the last chunk is missing.
     """
     head = f"HTTP/1.1 200 OK\r\nx-slipway-version: {version}\r\n"
     pieces = [
@@ -33,18 +33,18 @@ def stream(*events, end="data: [DONE]\n\n", version=VERSION):
 
 
 RESET = "reset"  # close without a byte of answer, after the request was read
-CUT = "cut"  # close in the middle of an answer
+CUT = "cut"  # close after a part of the answer
 HANG = "hang"  # never answer
-CLOSE_AFTER = "close after"  # close the idle connection after a whole answer
+CLOSE_AFTER = "close after"  # close the idle connection after a complete answer
 
 
 class Server:
     """
-    Answers request number n (from 0) with *script(n, body)*: pieces to send and signs from above.
+    Answers request number n (from 0) with *script(n, body)*: pieces to send, or RESET, CUT, ...
 
     Attributes:
-        bodies: What was asked, in order.
-        connections: How many were opened.
+        bodies: Request bodies, in order of arrival.
+        connections: Number of connections that were opened.
     """
 
     def __init__(self, script: Callable[[int, dict], list]):
@@ -64,7 +64,7 @@ class Server:
 
     async def wait_for(self, count):
         """
-        Wait until *count* requests were read.
+        Wait until *count* requests have been read.
         """
         async with asyncio.timeout(10), self._arrived:
             await self._arrived.wait_for(lambda: len(self.bodies) >= count)
@@ -94,5 +94,5 @@ class Server:
                 return False
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0)  # drain() alone lets nobody else run while the buffer has room
+            await asyncio.sleep(0)  # drain() does not yield while the buffer has room
         return True

@@ -1,11 +1,12 @@
 """
-The generator as its users hold it: a process, a report, and an end.
+The load generator as its callers use it: start, snapshot, stop.
 """
 
 import asyncio
 import contextlib
 import os
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,34 +18,34 @@ from tests.unit.deploy.demo.server import RESET, Server, answer
 @contextlib.contextmanager
 def served(script):
     """
-    Serve *script* from a thread of its own; yields the server and a function that waits for it.
+    Serve *script* in a thread; yield the server and a function that waits for its requests.
     """
     ready, loop = threading.Event(), asyncio.new_event_loop()
-    found = {}
+    shared = {}
 
-    async def scene():
-        found["stop"] = asyncio.Event()
+    async def serve():
+        shared["stop"] = asyncio.Event()
         async with Server(script) as server:
-            found["server"] = server
+            shared["server"] = server
             ready.set()
-            await found["stop"].wait()
+            await shared["stop"].wait()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(scene(),), daemon=True)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
     assert ready.wait(5)
-    server = found["server"]
+    server = shared["server"]
 
     def wait_for(count):
         asyncio.run_coroutine_threadsafe(server.wait_for(count), loop).result(15)
 
     yield server, wait_for
-    loop.call_soon_threadsafe(found["stop"].set)
+    loop.call_soon_threadsafe(shared["stop"].set)
     thread.join(5)
 
 
 def make_generator(*targets, **changes):
-    given = {"prompts": ["a"], "rate_rps": 200, "connections": 4, "timeout_s": 3} | changes
-    return LoadGenerator(list(targets), **given)
+    arguments = {"prompts": ["a"], "rate_rps": 200, "connections": 4, "timeout_s": 3} | changes
+    return LoadGenerator(list(targets), **arguments)
 
 
 def is_running(pid):
@@ -57,7 +58,7 @@ def is_running(pid):
 
 def test_a_run_counts_what_the_server_counted():
     """
-    One of ten is reset; the report of the whole run has exactly those.
+    One request of ten is reset; exactly these are lost in the report of the whole run.
     """
     with served(lambda n, body: [RESET] if n % 10 == 9 else answer()) as (server, wait_for):
         generator = make_generator(server.url)
@@ -75,7 +76,7 @@ def test_a_run_counts_what_the_server_counted():
 
 def test_leaving_the_block_stops_the_process():
     """
-    An error in what the traffic is for does not leave the traffic behind.
+    Also when the block raises an error.
     """
     with served(lambda n, body: answer()) as (server, wait_for):
         generator = make_generator(server.url)
@@ -86,23 +87,23 @@ def test_leaving_the_block_stops_the_process():
         assert not is_running(generator.pid)
 
 
-def test_a_load_that_ended_early_is_no_clean_report():
+def test_a_load_that_ended_early_is_an_error():
     """
-    Nothing lost by a generator that was not running proves nothing.
+    Its report covers only a part of the time, so "no loss" would prove nothing.
     """
     with served(lambda n, body: answer()) as (server, _):
-        generator = make_generator(server.url, deadline_s=0.2)
+        generator = make_generator(server.url, deadline_s=0.5)
         generator.start()
         assert generator._process is not None
         generator._process.wait(10)
         with pytest.raises(CommandFailed, match="ended before it was stopped"):
             generator.stop()
-        assert generator.stop().requests > 0
+        assert generator.stop().requests == len(server.bodies)
 
 
-def test_a_client_that_was_killed_is_no_clean_report():
+def test_a_killed_client_is_an_error():
     """
-    The same when the process died in the middle.
+    For the same reason.
     """
     with served(lambda n, body: answer()) as (server, wait_for):
         generator = make_generator(server.url)
@@ -129,12 +130,17 @@ def test_a_client_that_was_killed_is_no_clean_report():
         "",
     ],
 )
-def test_load_goes_to_the_lab_only(target):
+def test_a_target_outside_the_lab_and_loopback_is_refused(target):
     """
-    A name, a foreign address or another scheme is refused before anything is sent.
+    A name, another network's address or another scheme is refused before anything is sent.
     """
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="load") as raised:
         make_generator(target)
+
+    assert target in raised.value.what
+    assert raised.value.why.startswith(
+        ("a target has the form", f"{urlsplit(target).hostname} is not an address in 127.0.0.0/8")
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,17 +148,27 @@ def test_load_goes_to_the_lab_only(target):
 )
 def test_the_lab_and_loopback_are_allowed(target):
     """
-    Negative control: the rule does not refuse everything.
+    The generator sends to exactly this target.  Without its network, the same target is refused.
     """
-    assert make_generator(target)
+    assert make_generator(target).snapshot().targets == (target.rstrip("/"),)
+    with pytest.raises(UsageError, match="not allowed"):
+        make_generator(target, networks=["192.0.2.0/24", "2001:db8::/32"])
 
 
-def test_other_networks_are_named_or_allowed_explicitly():
+@pytest.mark.parametrize(
+    ("target", "permission"),
+    [
+        ("http://10.99.0.11:8000", {"networks": ["10.99.0.0/24"]}),
+        ("http://example.com:8000", {"allow_any": True}),
+    ],
+)
+def test_other_targets_need_an_explicit_permission(target, permission):
     """
-    A lab with other addresses is named; anything else has to be meant.
+    The network of another lab, or `allow_any` for every target.
     """
-    assert make_generator("http://10.99.0.11:8000", networks=["10.99.0.0/24"])
-    assert make_generator("http://example.com:8000", allow_any=True)
+    assert make_generator(target, **permission).snapshot().targets == (target,)
+    with pytest.raises(UsageError, match="not allowed"):
+        make_generator(target)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +183,15 @@ def test_other_networks_are_named_or_allowed_explicitly():
         {"timeout_s": 0},
     ],
 )
-def test_a_load_outside_its_range_is_refused(wrong):
+def test_a_number_out_of_its_range_is_refused(wrong):
     """
-    Before a process is started.
+    The error names the argument, its value and the range.
     """
-    with pytest.raises(UsageError):
+    [name] = wrong
+    with pytest.raises(UsageError, match=f"{name} is out of range"):
         make_generator("http://127.0.0.1:1", **wrong)
+
+
+def test_a_load_without_targets_is_refused():
+    with pytest.raises(UsageError, match="number of targets is out of range"):
+        make_generator()

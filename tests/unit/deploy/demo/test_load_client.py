@@ -1,5 +1,5 @@
 """
-The client against a real server on loopback that misbehaves on purpose.
+The client process's code against a server on loopback that a test makes misbehave.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from deploy.demo.load_client import LoadConfig, drive
-from deploy.demo.load_report import Outcome, summarise
+from deploy.demo.load_report import RequestOutcome, summarise
 from tests.unit.deploy.demo.server import (
     CLOSE_AFTER,
     CUT,
@@ -41,10 +41,10 @@ def make_config(*targets, **changes):
 
 def run(script, count, **changes):
     """
-    Drive a server by *script* until it has read *count* requests; return the report and the server.
+    Drive a server with *script* until it has read *count* requests; return report and server.
     """
 
-    async def scene():
+    async def drive_server():
         async with Server(script) as server:
             records, stop = [], asyncio.Event()
             config = make_config(server.url, **changes)
@@ -54,12 +54,12 @@ def run(script, count, **changes):
             await asyncio.wait_for(driving, 10)
             return summarise(records, config.targets), server
 
-    return asyncio.run(scene())
+    return asyncio.run(drive_server())
 
 
 def test_every_request_that_a_server_reads_is_in_the_report():
     """
-    What was sent and what was counted are the same number.
+    The report counts exactly the requests that the server has read.
     """
     report, server = run(lambda n, body: answer(), 50)
 
@@ -72,7 +72,7 @@ def test_every_request_that_a_server_reads_is_in_the_report():
 
 def test_connections_are_kept_alive():
     """
-    Requests share the connections that were asked for, and no more are opened.
+    All requests share the configured number of connections.
     """
     _, server = run(lambda n, body: answer(), 50, connections=3)
 
@@ -81,7 +81,8 @@ def test_connections_are_kept_alive():
 
 def test_each_reset_is_one_lost_request():
     """
-    One of seven is reset after it was sent: exactly those are lost, reused connection or not.
+    One request of seven is reset after it was sent: exactly these are lost, also on a reused
+    connection.
     """
     report, server = run(lambda n, body: [RESET] if n % 7 == 3 else answer(), 60)
 
@@ -89,12 +90,12 @@ def test_each_reset_is_one_lost_request():
     assert resets >= 8
     assert report.lost_requests == resets
     assert report.ok == len(server.bodies) - resets
-    assert all(loss.outcome is Outcome.LOST and loss.detail for loss in report.losses)
+    assert all(loss.outcome is RequestOutcome.LOST and loss.detail for loss in report.losses)
 
 
-def test_an_answer_that_is_cut_is_lost():
+def test_an_incomplete_answer_is_a_lost_request():
     """
-    Half an answer is none.
+    The server closes the connection in the middle of the body.
     """
     half = answer(body=b"x" * 100)[0][:-50]
     report, _ = run(lambda n, body: [half, CUT] if n == 5 else answer(), 20)
@@ -102,7 +103,7 @@ def test_an_answer_that_is_cut_is_lost():
     assert report.lost_requests == 1
 
 
-def test_an_idle_connection_that_the_server_closes_costs_nothing():
+def test_an_idle_connection_that_the_server_closes_is_no_loss():
     """
     HTTP allows it; the next request opens a new connection.
     """
@@ -114,7 +115,7 @@ def test_an_idle_connection_that_the_server_closes_costs_nothing():
 
 def test_errors_of_the_runtime_are_counted_by_version_and_status():
     """
-    A runtime that answers with an error is seen by users, and is no lost request.
+    Users see an error answer of a runtime; it does not count as a lost request.
     """
 
     def script(n, body):
@@ -133,7 +134,7 @@ def test_errors_of_the_runtime_are_counted_by_version_and_status():
 
 def test_an_error_of_the_proxy_is_a_lost_request():
     """
-    503 without a version is the proxy saying that nothing serves.
+    503 without a version header is the proxy's: no runtime serves.
     """
     report, _ = run(lambda n, body: answer(503, version=None) if n == 2 else answer(), 20)
 
@@ -143,23 +144,23 @@ def test_an_error_of_the_proxy_is_a_lost_request():
 
 def test_no_answer_in_time_is_a_lost_request():
     """
-    A client waits as long as its timeout, and has lost its request then.
+    A request without an answer is lost after the timeout.
     """
     report, _ = run(lambda n, body: [HANG] if n == 1 else answer(), 40, timeout_s=0.2)
 
     assert report.lost_requests >= 1
-    assert "no whole answer in 0.2s" in {loss.detail for loss in report.losses}
+    assert "no complete answer in 0.2s" in {loss.detail for loss in report.losses}
 
 
 def test_a_dead_target_loses_its_own_requests_only():
     """
-    Nothing listens: each of its requests is lost, and the other target's are not.
+    All requests to a port without a listener are lost, and none of the other target's.
     """
 
-    async def scene():
+    async def drive_both():
         async with Server(lambda n, body: answer()) as server:
-            async with Server(lambda n, body: answer()) as gone:
-                dead = gone.url
+            async with Server(lambda n, body: answer()) as stopped:
+                dead = stopped.url
             records, stop = [], asyncio.Event()
             driving = asyncio.create_task(
                 drive(make_config(server.url, dead), records.append, stop)
@@ -169,18 +170,20 @@ def test_a_dead_target_loses_its_own_requests_only():
             await driving
             return summarise(records, [server.url, dead]), server.url, dead
 
-    report, alive, dead = asyncio.run(scene())
+    report, alive, dead = asyncio.run(drive_both())
     by_target = Counter((record.target, record.outcome) for record in report.records)
 
-    assert by_target[alive, Outcome.LOST] == 0
-    assert by_target[dead, Outcome.OK] == 0
-    # The rate is held for each target: refusals come fast, and do not make room for more.
-    assert by_target[dead, Outcome.LOST] == pytest.approx(by_target[alive, Outcome.OK], abs=3)
+    assert by_target[alive, RequestOutcome.LOST] == 0
+    assert by_target[dead, RequestOutcome.OK] == 0
+    # Each target keeps its own rate: fast refusals do not lead to more requests.
+    due_at = [record.due_at for record in report.records if record.target == dead]
+    scheduled = (max(due_at) - min(due_at)) * 400 / 2 + 1  # of 400 requests/s on two targets
+    assert by_target[dead, RequestOutcome.LOST] <= 2 * scheduled
 
 
-def test_whole_streams_are_no_losses():
+def test_complete_streams_are_no_losses():
     """
-    A stream that ends with [DONE] is a request that ended well.
+    A stream that ends with [DONE] is successful.
     """
     report, server = run(
         lambda n, body: stream({"text": "a"}, {"text": "b"}) if body.get("stream") else answer(),
@@ -206,9 +209,9 @@ def test_whole_streams_are_no_losses():
         pytest.param(stream(end="event: error\ndata: {}\n\n"), id="error event"),
     ],
 )
-def test_each_stream_that_does_not_end_well_is_one_cut_stream(pieces):
+def test_each_incomplete_stream_is_one_cut_stream(pieces):
     """
-    One of five streams is cut: exactly those are counted, and none as a lost request.
+    One stream of five is cut: exactly these are counted, and none as a lost request.
     """
     started = []
 
@@ -227,9 +230,9 @@ def test_each_stream_that_does_not_end_well_is_one_cut_stream(pieces):
     assert sum(kinds.get("cut", 0) for kinds in report.errors_by_version.values()) == cut
 
 
-def test_a_stream_that_never_began_is_a_lost_request():
+def test_a_stream_without_a_status_line_is_a_lost_request():
     """
-    Without a status line nothing was cut: it was lost.
+    It never began, so it is not a cut stream.
     """
     report, _ = run(
         lambda n, body: [RESET] if body.get("stream") else answer(), 20, streams=1, rate_rps=50
@@ -239,36 +242,39 @@ def test_a_stream_that_never_began_is_a_lost_request():
     assert report.lost_requests == report.streams > 0
 
 
-def test_latency_counts_from_the_moment_that_a_request_was_due():
+def test_latency_counts_from_the_time_at_which_a_request_was_due():
     """
-    One connection that is busy makes the requests behind it late, and the report says so.
+    The wait for a busy connection is part of the latency.
     """
     report, _ = run(
         lambda n, body: [HANG] if n == 0 else answer(), 40, connections=1, timeout_s=0.3
     )
 
-    behind = [r for r in report.records if r.outcome is Outcome.OK]
+    behind = [r for r in report.records if r.outcome is RequestOutcome.OK]
     assert max(r.latency_s for r in behind) > 0.2
 
 
 def test_the_load_stops_by_itself_at_its_deadline():
     """
-    Nobody has to stop it.
+    Without a call of `stop`, and with every request in the report.
     """
 
-    async def scene():
+    async def drive_to_deadline():
         async with Server(lambda n, body: answer()) as server:
-            records = []
+            records, stop = [], asyncio.Event()
             config = make_config(server.url, deadline_s=0.3)
-            await asyncio.wait_for(drive(config, records.append, asyncio.Event()), 5)
-            return records
+            await asyncio.wait_for(drive(config, records.append, stop), 30)
+            return stop.is_set(), len(records), len(server.bodies)
 
-    assert 20 <= len(asyncio.run(scene())) <= 130
+    is_stopped, recorded, served = asyncio.run(drive_to_deadline())
+
+    assert is_stopped
+    assert recorded == served
 
 
-def test_what_is_in_flight_at_the_end_is_not_a_loss():
+def test_a_request_in_flight_at_the_end_is_no_loss():
     """
-    A stream that we cut says nothing about the server; it is counted apart.
+    The client cancels it and counts it as unfinished, since the server did not fail.
     """
     endless = itertools.chain(stream(end="")[:1], itertools.repeat(b"5\r\n: x\n\n\r\n"))
     report, _ = run(

@@ -1,10 +1,10 @@
 from deploy.lab import base
-from deploy.lab.base import Stages, recipe_digest
+from deploy.lab.base import DebootstrapStages, recipe_digest
 
 
 def test_another_recipe_is_another_tree(monkeypatch):
     """
-    By architecture and by package; the same recipe twice is one tree.
+    The digest depends on the architecture and on each package, and on nothing else.
     """
     first = recipe_digest("amd64")
 
@@ -21,12 +21,12 @@ def test_the_base_has_nothing_that_provisioning_brings():
     assert not {"haproxy", "python3-venv", "python3-pip", "uv"} & set(base.PACKAGES)
 
 
-def test_each_stage_of_a_build_is_told_once():
+def test_each_stage_of_a_build_is_reported_once():
     """
-    debootstrap says a line for every package.
+    debootstrap prints a line for every package.
     """
-    told = []
-    stages = Stages(told.append)
+    reported = []
+    stages = DebootstrapStages(reported.append)
 
     for line in [
         "I: Retrieving InRelease ",
@@ -35,9 +35,9 @@ def test_each_stage_of_a_build_is_told_once():
         "W: Retrieving nothing",
         "I: Configuring apt...",
     ]:
-        stages.hear(line)
+        stages.on_line(line)
 
-    assert told == [
+    assert reported == [
         "base tree: retrieving packages",
         "base tree: extracting packages",
         "base tree: configuring packages",

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.cgroups import V1, V2, detect, processes, remove
+from deploy.lab.cgroups import CgroupV1, CgroupV2, detect, process_ids, remove
 from deploy.lab.config import LabConfig
 
 CONFIG = LabConfig(Path("/lab"), Path("/bases"))
@@ -16,22 +16,22 @@ def make_v1(root, names=("systemd", "memory", "pids", "freezer", "cpuacct")):
         (root / "cpu").symlink_to(root / "cpuacct")
 
 
-def test_v1_is_told_by_its_hierarchies(tmp_path):
+def test_v1_is_detected_by_its_hierarchies(tmp_path):
     """
-    Two names of one hierarchy are one.
+    A hierarchy with two names counts once.
     """
     make_v1(tmp_path)
 
     layout = detect(tmp_path)
 
-    assert isinstance(layout, V1)
+    assert isinstance(layout, CgroupV1)
     assert len(layout.hierarchies) == 5
 
 
 @pytest.mark.parametrize("missing", ["memory", "pids", "freezer"])
 def test_v1_without_a_controller_is_not_enough(tmp_path, missing):
     """
-    Limits that silently do nothing are worse than no lab.
+    Without it, limits of units would have no effect, and nothing would report that.
     """
     names = {"systemd", "memory", "pids", "freezer"} - {missing}
     make_v1(tmp_path, tuple(names))
@@ -59,9 +59,9 @@ def make_host_v1(root):
     return detect(root)
 
 
-def test_v1_freezes_thaws_and_weighs(tmp_path):
+def test_v1_freezes_thaws_and_measures_memory(tmp_path):
     """
-    FREEZING is as good as frozen; what the kernel can take back weighs nothing.
+    FREEZING counts as frozen; reclaimable page cache does not count as memory.
     """
     layout = make_host_v1(tmp_path)
     state = tmp_path / "freezer" / CONFIG.tag / "n1/freezer.state"
@@ -76,11 +76,11 @@ def test_v1_freezes_thaws_and_weighs(tmp_path):
     assert layout.memory_bytes(CONFIG, "n1") == 700
 
 
-def test_v2_freezes_thaws_and_weighs(tmp_path):
+def test_v2_freezes_thaws_and_measures_memory(tmp_path):
     """
-    In the unit that the machine's systemd made for the host.
+    In the host's unit of the machine's systemd.
     """
-    layout = V2(tmp_path)
+    layout = CgroupV2(tmp_path)
     folder = tmp_path / "system.slice" / CONFIG.unit("n1")
     folder.mkdir(parents=True)
     (folder / "cgroup.freeze").write_text("0\n")
@@ -94,12 +94,12 @@ def test_v2_freezes_thaws_and_weighs(tmp_path):
     assert layout.folders(CONFIG) == (folder,)
 
 
-@pytest.mark.parametrize("make", [lambda root: V2(root), make_host_v1])
-def test_a_host_that_is_not_there_is_not_frozen(tmp_path, make):
+@pytest.mark.parametrize("make_layout", [lambda root: CgroupV2(root), make_host_v1])
+def test_a_host_without_a_cgroup_is_not_frozen(tmp_path, make_layout):
     """
-    Asking about it, and thawing it, is no error: `down` does both.
+    Reading its state and thawing it are no errors: `down` does both.
     """
-    layout = make(tmp_path)
+    layout = make_layout(tmp_path)
 
     layout.set_frozen(CONFIG, "n7", frozen=False)
 
@@ -109,18 +109,18 @@ def test_a_host_that_is_not_there_is_not_frozen(tmp_path, make):
 
 def test_processes_are_listed_at_every_depth(tmp_path):
     """
-    Units inside a host have folders of their own.
+    Units inside a host have cgroups below the host's.
     """
     (tmp_path / "n1/payload").mkdir(parents=True)
     (tmp_path / "n1/cgroup.procs").write_text("7\n")
     (tmp_path / "n1/payload/cgroup.procs").write_text("8\n9\n")
 
-    assert processes((tmp_path,)) == {7, 8, 9}
+    assert process_ids((tmp_path,)) == {7, 8, 9}
 
 
-def test_removing_goes_from_the_inside_out(tmp_path):
+def test_inner_cgroups_are_removed_first(tmp_path):
     """
-    A cgroup with one inside can't be removed.
+    The kernel refuses to remove a cgroup that contains another one.
     """
     make_v1(tmp_path)
     layout = detect(tmp_path)

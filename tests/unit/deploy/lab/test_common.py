@@ -22,22 +22,22 @@ SOURCES = Sources(
 )
 
 
-def test_hosts_ask_the_resolver_behind_the_machines_own(tmp_path):
+def test_hosts_use_the_servers_upstream_of_a_loopback_resolver(tmp_path):
     """
-    What listens on the machine's loopback does not listen on a host's.
+    Hosts cannot reach a resolver on the machine's loopback.
     """
-    etc, behind = tmp_path / "resolv.conf", tmp_path / "behind"
-    behind.write_text("nameserver 192.0.2.53\n")
+    etc, upstream = tmp_path / "resolv.conf", tmp_path / "upstream"
+    upstream.write_text("nameserver 192.0.2.53\n")
 
     etc.write_text("nameserver 127.0.0.53\n")
-    assert resolver(etc, behind) == "nameserver 192.0.2.53\n"
+    assert resolver(etc, upstream) == "nameserver 192.0.2.53\n"
     etc.write_text("nameserver 192.0.2.1\n")
-    assert resolver(etc, behind) == "nameserver 192.0.2.1\n"
+    assert resolver(etc, upstream) == "nameserver 192.0.2.1\n"
 
 
 def test_the_layer_lets_the_operator_in_and_nobody_else(config):
     """
-    The new key, files that sshd accepts, no passwords.
+    It has the operator's key, with modes that sshd accepts, and disables passwords.
     """
     write_common(config, SOURCES)
 
@@ -51,7 +51,7 @@ def test_the_layer_lets_the_operator_in_and_nobody_else(config):
 
 def test_the_layer_carries_the_machines_package_settings(config):
     """
-    A password in pip's settings is root's to read.
+    Only root may read pip.conf: an index URL may contain a password.
     """
     write_common(config, SOURCES)
 
@@ -61,7 +61,7 @@ def test_the_layer_carries_the_machines_package_settings(config):
     assert (etc / "pip.conf").stat().st_mode & 0o777 == 0o600
 
 
-def test_nothing_wakes_up_by_itself(config):
+def test_timers_that_start_by_themselves_are_masked(config):
     """
     A masked unit is a link to /dev/null.
     """
@@ -71,9 +71,9 @@ def test_nothing_wakes_up_by_itself(config):
     assert {str((units / name).readlink()) for name in MASKED} == {"/dev/null"}
 
 
-def test_writing_again_leaves_nothing_of_before(config):
+def test_writing_again_replaces_the_whole_layer(config):
     """
-    A layer is replaced whole.
+    A file that is no longer part of the layer disappears.
     """
     write_common(config, SOURCES)
     (config.common / "etc/stale").touch()

@@ -15,9 +15,9 @@ def make_config(**changes: object) -> LabConfig:
     return LabConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_the_environment_names_a_lab_and_a_lab_its_environment():
+def test_from_env_reads_back_what_as_env_writes():
     """
-    A supervisor, a test and a shell that are given these variables mean the same lab.
+    All processes with these variables work on the same lab.
     """
     config = make_config(bridge="other", prefix="10.9.8")
 
@@ -26,7 +26,7 @@ def test_the_environment_names_a_lab_and_a_lab_its_environment():
 
 def test_the_default_lab_lies_in_the_users_cache():
     """
-    Of XDG_CACHE_HOME where it is set; the bases lie there too.
+    In XDG_CACHE_HOME if it is set, with the base trees.
     """
     plain = LabConfig.from_env({"HOME": "/home/ada"})
     moved = LabConfig.from_env({"HOME": "/home/ada", "XDG_CACHE_HOME": "/big/cache"})
@@ -37,7 +37,7 @@ def test_the_default_lab_lies_in_the_users_cache():
 
 def test_the_fleet_of_the_lab_is_the_default_lab():
     """
-    inventories/lab.yml has the addresses, keys and signer that `lab.up` makes.
+    inventories/lab.yml has the addresses, keys and signer of the default lab.
     """
     config = LabConfig.from_env({"HOME": str(Path.home())})
     text = (ROOT / "inventories/lab.yml").read_text()
@@ -54,7 +54,7 @@ def test_the_fleet_of_the_lab_is_the_default_lab():
 
 def test_names_of_links_fit_the_kernel():
     """
-    Also with the longest bridge and the last host: 15 characters.
+    At most 15 characters, also with the longest bridge name and the last host.
     """
     config = make_config(bridge="abcdef")
 
@@ -74,34 +74,36 @@ def test_two_labs_share_no_name_in_the_kernel():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "variable"),
     [
-        ({"bridge": "much-too-long"}, "can't be called"),
-        ({"bridge": "x; reboot"}, "can't be called"),
-        ({"prefix": "10.78"}, "network can't be"),
-        ({"prefix": "10.78.256"}, "network can't be"),
-        ({"directory": Path("/with space")}, "folder can't be"),
-        ({"directory": Path("/a:b")}, "folder can't be"),
-        ({"directory": Path("relative")}, "folder can't be"),
+        ({"bridge": "much-too-long"}, "SLIPWAY_LAB_BRIDGE"),
+        ({"bridge": "x; reboot"}, "SLIPWAY_LAB_BRIDGE"),
+        ({"prefix": "10.78"}, "SLIPWAY_LAB_SUBNET"),
+        ({"prefix": "10.78.256"}, "SLIPWAY_LAB_SUBNET"),
+        ({"directory": Path("/with space")}, "SLIPWAY_LAB_DIR"),
+        ({"directory": Path("/a:b")}, "SLIPWAY_LAB_DIR"),
+        ({"directory": Path("relative")}, "SLIPWAY_LAB_DIR"),
     ],
 )
-def test_what_the_kernel_would_not_take_is_refused(change, said):
+def test_settings_that_the_kernel_would_reject_are_refused(change, variable):
     """
-    Before anything is made, with the variable to change.
+    Before anything is created.  The error names the variable and its value.
     """
-    with pytest.raises(LabError, match=said) as raised:
+    [value] = change.values()
+    with pytest.raises(LabError) as raised:
         make_config(**change)
 
-    assert "SLIPWAY_LAB_" in raised.value.fix
+    assert raised.value.what.startswith(f"{variable}: {str(value)!r} ")
+    assert variable in raised.value.fix
 
 
 @pytest.mark.parametrize("name", ["n0", "n", "m1", "n100", "gpu-1", "n1 ", "../n1"])
 def test_only_lab_hosts_have_a_number(name):
-    with pytest.raises(LabError, match="no lab host"):
+    with pytest.raises(LabError, match="is not the name of a lab host"):
         number(name)
 
 
 @pytest.mark.parametrize("count", [0, -1, 33])
 def test_a_lab_has_from_1_to_32_hosts(count):
-    with pytest.raises(LabError, match=f"a lab of {count} hosts"):
+    with pytest.raises(LabError, match=f"cannot have {count} hosts"):
         make_config().names(count)

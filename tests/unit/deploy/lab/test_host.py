@@ -27,9 +27,9 @@ def test_hosts_come_in_the_order_of_their_numbers(config):
     assert host.hosts_with_disk(config) == ("n1", "n2", "n10")
 
 
-def test_the_console_tail_is_its_last_words(config):
+def test_the_console_tail_is_its_last_lines(config):
     """
-    Without empty lines, however much came before.
+    Without empty lines, however long the console is.
     """
     config.host_dir("n1").mkdir(parents=True)
     config.console("n1").write_text(
@@ -39,13 +39,13 @@ def test_the_console_tail_is_its_last_words(config):
     assert host.console_tail(config, "n1", lines=2) == "    line 48\n    line 49"
 
 
-def test_a_host_that_said_nothing_has_an_empty_console(config):
+def test_a_host_without_output_has_an_empty_console(config):
     assert host.console_tail(config, "n1") == "    (nothing)"
 
 
-def test_a_disk_weighs_a_file_with_two_names_once(config):
+def test_a_file_with_two_names_counts_once_in_the_size_of_a_disk(config):
     """
-    Weights are stored once and linked.
+    A release's weights are one file with several hard links.
     """
     upper = config.host_dir("n1") / "upper"
     upper.mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_a_disk_weighs_a_file_with_two_names_once(config):
 
 def test_a_command_inside_enters_every_namespace():
     """
-    Its files, its processes, its network; also its cgroups.
+    Those of mounts, processes, network, host name and IPC, and its cgroup.
     """
     argv = host.inside_argv(77, ["true"])
 
@@ -66,9 +66,9 @@ def test_a_command_inside_enters_every_namespace():
     assert argv[-2:] == ["--", "true"]
 
 
-def test_a_host_is_booted_under_its_own_name_and_the_labs(config):
+def test_a_machine_name_has_the_names_of_the_bridge_and_the_host(config):
     """
-    Two labs have an n1 each: nspawn's name, and so the link's, carries the bridge's.
+    Two labs may each have an n1; their machines and links have different names.
     """
     argv = nspawn_argv(config, "n1")
 
@@ -79,28 +79,24 @@ def test_a_host_is_booted_under_its_own_name_and_the_labs(config):
 
 
 @pytest.mark.parametrize(
-    ("looks", "wait_s", "found"),
+    ("listings", "wait_s", "init"),
     [
-        (
-            [[BOOTING], [BOOTING], [BOOTING, INIT]],
-            5.0,
-            31,
-        ),  # an exec, or nspawn has not come so far
+        ([[BOOTING], [BOOTING], [BOOTING, INIT]], 5.0, 31),
         ([[BOOTING], [BOOTING, INIT]], 0.0, None),
         ([[], [BOOTING, INIT]], 5.0, None),  # stopped: there is nothing to wait for
         (itertools.repeat([BOOTING]), 0.02, None),
     ],
 )
-def test_the_init_of_a_host_that_boots_is_waited_for(config, monkeypatch, looks, wait_s, found):
+def test_the_init_of_a_booting_host_is_waited_for(config, monkeypatch, listings, wait_s, init):
     """
-    Only while its nspawn is there, and not for ever.
+    Only while its nspawn runs, and no longer than *wait_s*.
     """
-    left = iter(looks)
-    monkeypatch.setattr(processes, "all_processes", lambda: next(left))
+    remaining = iter(listings)
+    monkeypatch.setattr(processes, "all_processes", lambda: next(remaining))
     monkeypatch.setattr(processes, "containers", lambda _, running: {"n1": 20} if running else {})
     monkeypatch.setattr(
         processes, "leader_of", lambda container, running: 31 if INIT in running else None
     )
     monkeypatch.setattr(host.time, "sleep", lambda s: None)
 
-    assert host.leader(config, "n1", wait_s=wait_s) == found
+    assert host.leader(config, "n1", wait_s=wait_s) == init

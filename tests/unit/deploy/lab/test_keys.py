@@ -15,9 +15,9 @@ def read_all(config: LabConfig) -> dict[str, str]:
     return {str(p.relative_to(config.keys)): p.read_text() for p in config.keys.rglob("*.pub")}
 
 
-def test_known_hosts_has_each_host_by_its_address(config):
+def test_known_hosts_has_a_line_for_each_host(config):
     """
-    Sorted, with type and key and nothing else.
+    Address, key type and key, sorted by host.
     """
     (config.keys / "hosts").mkdir(parents=True)
     (config.keys / "hosts/n2.pub").write_text("ssh-ed25519 AAAA2 n2\n")
@@ -29,9 +29,9 @@ def test_known_hosts_has_each_host_by_its_address(config):
     )
 
 
-def test_keys_that_are_there_stay(config):
+def test_existing_keys_are_kept(config):
     """
-    A host that is added gets its own; nobody's is replaced.
+    A new host gets a key of its own; no other key changes.
     """
     ensure_keys(config, ("n1",), fresh=False)
     first = read_all(config)
@@ -42,9 +42,9 @@ def test_keys_that_are_there_stay(config):
     assert (config.keys / "known_hosts").read_text().count("\n") == 2
 
 
-def test_fresh_keys_are_other_keys_but_for_the_signer(config):
+def test_fresh_replaces_all_keys_except_the_signing_key(config):
     """
-    And hosts that are gone are forgotten.
+    known_hosts then has the new hosts only.
     """
     ensure_keys(config, ("n1", "n2"), fresh=False)
     first = read_all(config)
@@ -56,9 +56,9 @@ def test_fresh_keys_are_other_keys_but_for_the_signer(config):
     assert (config.keys / "known_hosts").read_text().count("\n") == 1
 
 
-def test_a_key_that_a_killed_command_left_half_is_made_anew(config):
+def test_an_incomplete_key_pair_is_replaced(config):
     """
-    A private key without its public one.
+    A killed command can leave a private key without its public key.
     """
     ensure_keys(config, ("n1",), fresh=False)
     (config.keys / "id_ed25519.pub").unlink()
@@ -68,9 +68,9 @@ def test_a_key_that_a_killed_command_left_half_is_made_anew(config):
     assert (config.keys / "id_ed25519.pub").exists()
 
 
-def test_private_keys_are_the_owners_only(config):
+def test_only_the_owner_may_read_private_keys(config):
     """
-    ssh refuses others; so do we.
+    ssh refuses keys that others may read.
     """
     ensure_keys(config, ("n1",), fresh=False)
 

@@ -13,7 +13,7 @@ MOUNTINFO = """\
 
 def test_the_innermost_mount_comes_first():
     """
-    Unmounted in this order none is busy with another.
+    In this order, no unmount fails because of another mount inside.
     """
     assert mounted_below(Path("/lab/hosts/n1"), MOUNTINFO) == (
         Path("/lab/hosts/n1/root/proc"),
@@ -21,7 +21,7 @@ def test_the_innermost_mount_comes_first():
     )
 
 
-def test_a_folder_whose_name_begins_alike_is_another():
+def test_a_folder_with_the_same_prefix_is_another_folder():
     """
     /lab-spare is not below /lab.
     """
@@ -29,7 +29,7 @@ def test_a_folder_whose_name_begins_alike_is_another():
     assert len(mounted_below(Path("/lab"), MOUNTINFO)) == 3
 
 
-def test_names_are_read_as_they_are():
+def test_escaped_names_are_decoded():
     """
     The kernel writes a space as \\040.
     """

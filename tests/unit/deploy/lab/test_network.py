@@ -6,16 +6,16 @@ from deploy.lab.network import ruleset
 CONFIG = LabConfig(Path("/lab"), Path("/bases"))
 
 
-def test_only_what_leaves_the_lab_is_masqueraded():
+def test_only_traffic_that_leaves_the_lab_is_masqueraded():
     """
-    Hosts see each other's own addresses.
+    Between hosts, addresses stay as they are.
     """
     assert "ip saddr 10.78.0.0/24 ip daddr != 10.78.0.0/24 masquerade" in ruleset(CONFIG)
 
 
-def test_a_cut_is_both_ways():
+def test_a_cut_drops_frames_in_both_directions():
     """
-    By the link, in the bridge: addresses do not matter.
+    The rules match the link in the bridge, so addresses do not matter.
     """
     rules = ruleset(CONFIG)
 
@@ -23,9 +23,9 @@ def test_a_cut_is_both_ways():
     assert "add rule bridge slipway_lab_slip0 to oifname @cut drop" in rules
 
 
-def test_loading_the_rules_again_doubles_none_and_keeps_cuts():
+def test_loading_the_rules_again_duplicates_no_rule_and_keeps_cuts():
     """
-    Each chain is emptied before its rules are added; the set and the tables never are.
+    Each chain is flushed before its rules are added; the set and the tables never are.
     """
     lines = ruleset(CONFIG).splitlines()
 

@@ -3,67 +3,69 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.cgroups import V2
+from deploy.lab.cgroups import CgroupV2
 from deploy.lab.config import LabConfig
-from deploy.lab.preflight import MIN_FREE_BYTES, Machine, first_objection
+from deploy.lab.preflight import MIN_FREE_BYTES, MachineFacts, unmet_requirement
 
 CONFIG = LabConfig(Path("/lab"), Path("/bases"))
-GOOD = Machine(
+SUITABLE = MachineFacts(
     system="Linux",
     is_root=True,
     has_apt=True,
-    namespaces_refusal=None,
+    namespaces_error=None,
     has_overlayfs=True,
-    cgroup_layout=V2(Path("/sys/fs/cgroup")),
+    cgroup_layout=CgroupV2(Path("/sys/fs/cgroup")),
     filesystem="ext2/ext3",
     free_bytes=MIN_FREE_BYTES,
-    lacking=(),
+    missing_packages=(),
 )
 
 
-def test_a_good_machine_has_no_objection():
-    assert first_objection(GOOD, CONFIG) is None
+def test_a_suitable_machine_meets_all_requirements():
+    assert unmet_requirement(SUITABLE, CONFIG) is None
 
 
-def test_missing_packages_are_no_objection():
+def test_missing_packages_are_no_error():
     """
-    They are installed.
+    `lab.up` installs them.
     """
-    assert first_objection(replace(GOOD, lacking=("debootstrap",)), CONFIG) is None
+    machine = replace(SUITABLE, missing_packages=("debootstrap",))
+
+    assert unmet_requirement(machine, CONFIG) is None
 
 
 @pytest.mark.parametrize(
-    ("change", "named", "why"),
+    ("change", "what", "why"),
     [
         ({"system": "Darwin"}, "needs Linux", "Darwin"),
-        ({"is_root": False}, "needs root", "kernel's to give"),
-        ({"has_apt": False}, "needs a Debian-like machine", "apt-get and dpkg"),
-        ({"namespaces_refusal": "unshare: EPERM"}, "needs namespaces", "unshare: EPERM"),
+        ({"is_root": False}, "needs root", "not root"),
+        ({"has_apt": False}, "needs Debian", "apt-get or dpkg"),
+        ({"namespaces_error": "unshare: EPERM"}, "create namespaces", "unshare: EPERM"),
         ({"has_overlayfs": False}, "needs overlayfs", "/proc/filesystems"),
         ({"cgroup_layout": None}, "needs cgroups", "/sys/fs/cgroup"),
-        ({"filesystem": "overlayfs"}, "can't lie in /lab", "overlayfs"),
-        ({"free_bytes": 2**30}, "disk is too full: /lab", "1.0GiB are free; it needs 3.0GiB"),
+        ({"filesystem": "overlayfs"}, "keep its disks in /lab", "overlayfs"),
+        ({"free_bytes": 2**30}, "disk space for the lab in /lab", "1.0GiB are free, 3.0GiB"),
     ],
 )
-def test_the_condition_that_is_missing_is_named(change, named, why):
+def test_the_error_names_the_requirement_that_is_not_met(change, what, why):
     """
-    One each, with what was seen and what to do.
+    Each requirement has its own error, with what was observed and what to do.
     """
-    objection = first_objection(replace(GOOD, **change), CONFIG)
+    error = unmet_requirement(replace(SUITABLE, **change), CONFIG)
 
-    assert objection is not None
-    assert named in objection.what
-    assert why in objection.why
-    assert objection.fix
+    assert error is not None
+    assert what in error.what
+    assert why in error.why
+    assert error.fix
 
 
-def test_the_system_is_named_before_what_follows_from_it():
+def test_the_operating_system_is_checked_first():
     """
-    A Mac has no root question and no overlayfs.
+    A Mac fails other requirements too; only the first matters to its user.
     """
-    mac = replace(GOOD, system="Darwin", is_root=False, has_overlayfs=False, cgroup_layout=None)
+    mac = replace(SUITABLE, system="Darwin", is_root=False, has_overlayfs=False, cgroup_layout=None)
 
-    objection = first_objection(mac, CONFIG)
+    error = unmet_requirement(mac, CONFIG)
 
-    assert objection is not None
-    assert "Linux" in objection.what
+    assert error is not None
+    assert "Linux" in error.what

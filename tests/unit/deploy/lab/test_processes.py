@@ -25,9 +25,9 @@ def container(pid, parent, config, host):
     return Process(pid, parent, tuple(argv[argv.index("systemd-nspawn") :]))
 
 
-def test_supervisors_are_found_by_what_they_were_started_with():
+def test_supervisors_are_found_by_their_arguments():
     """
-    Of this lab only, whatever python runs them.
+    Only those of this lab, with any python executable.
     """
     running = [supervisor(10, CONFIG, "n1"), supervisor(11, CONFIG, "n2")]
     running += [supervisor(12, OTHER, "n1"), Process(13, 1, ("vi", "deploy/lab/supervisor.py"))]
@@ -37,7 +37,7 @@ def test_supervisors_are_found_by_what_they_were_started_with():
 
 def test_containers_are_found_by_their_folder():
     """
-    Of this lab only; a child that has not yet become the host's init is no container.
+    Only those of this lab; nspawn's child with the same arguments does not count.
     """
     running = [container(20, 10, CONFIG, "n1"), container(21, 20, CONFIG, "n1")]
     running += [container(22, 12, OTHER, "n1"), Process(23, 1, ("du", "/lab/hosts/n1/root"))]
@@ -45,7 +45,7 @@ def test_containers_are_found_by_their_folder():
     assert containers(CONFIG, running) == {"n1": 20}
 
 
-def test_the_command_is_found_before_setpriv_has_become_nspawn():
+def test_a_container_is_found_while_setpriv_has_not_executed_nspawn_yet():
     running = [Process(20, 10, tuple(nspawn_argv(CONFIG, "n3")))]
 
     assert containers(CONFIG, running) == {"n3": 20}
@@ -59,9 +59,9 @@ def write_process(proc, pid, parent, argv, nspid="", state="S", name="a) (b"):
     (folder / "status").write_text(f"Name:\tx\nNSpid:\t{nspid or pid}\n")
 
 
-def test_proc_is_read_whatever_a_process_is_called(tmp_path):
+def test_proc_is_read_with_any_process_name(tmp_path):
     """
-    Names with parentheses and spaces do not shift the fields; kernel threads are left out.
+    Parentheses and spaces in a name do not shift the fields; kernel threads are left out.
     """
     write_process(tmp_path, 20, 10, ["systemd-nspawn", "--directory=/x y"])
     write_process(tmp_path, 2, 0, [])
@@ -74,7 +74,7 @@ def test_proc_is_read_whatever_a_process_is_called(tmp_path):
 
 def test_the_leader_is_process_one_inside(tmp_path):
     """
-    nspawn may have other children for a moment.
+    nspawn may have other children for a short time.
     """
     write_process(tmp_path, 20, 10, ["systemd-nspawn"])
     write_process(tmp_path, 30, 20, ["(sd-namespace)"])
@@ -86,5 +86,5 @@ def test_the_leader_is_process_one_inside(tmp_path):
     assert leader_of(31, running, tmp_path) is None
 
 
-def test_a_process_that_never_was_is_not_alive():
+def test_a_process_that_does_not_exist_is_not_alive():
     assert not is_alive(2**22 + 1)

@@ -11,7 +11,7 @@ http://mirror.test/security/|bookworm-security|main|Debian
 
 def test_hosts_use_the_machines_own_mirrors():
     """
-    The archive, its updates and security, from wherever the machine takes them.
+    Those of the archive, its updates and security.
     """
     assert debian_entries(DEBIAN, "bookworm") == (
         ("http://mirror.test/debian/", "bookworm", "main"),
@@ -20,18 +20,18 @@ def test_hosts_use_the_machines_own_mirrors():
     )
 
 
-def test_a_machine_with_another_debian_names_the_same_archive():
+def test_a_mirror_of_another_debian_release_is_used():
     """
-    A mirror of trixie has bookworm too.
+    A mirror with trixie has bookworm too.
     """
     text = DEBIAN.replace("bookworm", "trixie")
 
     assert debian_entries(text, "trixie") == debian_entries(DEBIAN, "bookworm")
 
 
-def test_a_list_that_was_never_fetched_counts():
+def test_a_source_whose_list_was_never_fetched_is_used():
     """
-    apt then does not know its origin, and leaves the field as it was asked.
+    apt does not know its origin then, and leaves the field of the format as it is.
     """
     text = DEBIAN.replace("|Debian", "|$(ORIGIN)")
 
@@ -48,25 +48,25 @@ def test_a_list_that_was_never_fetched_counts():
         "http://mirror.test/debian/|sid|main|Debian",
     ],
 )
-def test_archives_of_others_are_left_to_the_machine(line):
+def test_sources_outside_the_debian_archive_are_ignored(line):
     """
-    Their keys are not on hosts, and their packages are not Debian's.
+    Hosts do not have their keys.
     """
     assert debian_entries(DEBIAN + line + "\n", "bookworm") == debian_entries(DEBIAN, "bookworm")
 
 
 def test_ubuntu_has_no_debian_mirror():
     """
-    Then debootstrap's own default is used.
+    debootstrap's default is used then.
     """
     text = "http://archive.test/ubuntu/|noble|main|Ubuntu\n"
 
     assert debian_entries(text, "noble") == ()
 
 
-def test_apt_settings_are_those_that_fetch():
+def test_apt_settings_are_those_of_fetching():
     """
-    Proxies and checks; nothing of hooks, caches or programs that lie on the machine only.
+    Proxies and checks, without hooks, caches, and programs that only this machine has.
     """
     dump = """\
 Acquire::http "";
@@ -86,9 +86,9 @@ DPkg::Post-Invoke:: "rm -f /x";
     ]
 
 
-def test_a_proxy_of_the_environment_counts_where_apt_names_none():
+def test_the_environments_proxy_is_used_if_apt_has_none():
     """
-    As it does for apt on the machine.
+    apt on this machine does the same.
     """
     env = {"http_proxy": "http://env.test:1"}
 
@@ -98,8 +98,8 @@ def test_a_proxy_of_the_environment_counts_where_apt_names_none():
 
 def test_pip_keeps_what_hosts_can_reach():
     """
-    Addresses stay, folders of the machine go; a later file goes before an earlier one, and the
-    environment before all.
+    URLs stay and folders of this machine go.  A later file overrides an earlier one, and the
+    environment overrides all files.
     """
     machine = (
         "[global]\nindex-url = https://etc.test/simple\ntimeout = 9\ncert = /home/ada/ca.pem\n"
@@ -124,16 +124,16 @@ extra-index-url =
 
 
 @pytest.mark.parametrize("texts", [[], ["not a configuration"], ["[list]\nformat = json\n"]])
-def test_nothing_said_is_nothing_copied(texts):
+def test_without_settings_pip_conf_has_only_the_certificates(texts):
     """
-    Also when a file is broken: pip itself says that better.
+    A broken file counts as one without settings; pip itself reports it.
     """
     assert pip_config(texts, {}) == "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n"
 
 
-def test_pip_looks_where_pip_looks():
+def test_the_configuration_files_are_those_of_pip():
     """
-    The user's file after the machine's, then the one that is named.
+    The machine's files, then the user's, then PIP_CONFIG_FILE.
     """
     env = {"HOME": "/home/ada", "PIP_CONFIG_FILE": "/srv/pip.conf"}
 
