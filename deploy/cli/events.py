@@ -10,7 +10,7 @@ from deploy.cli.progress import Progress
 from deploy.cli.report import event_line, failure_text
 from deploy.cli.terminal import print_change
 from deploy.inventory.schema import Fleet
-from deploy.provision.report import EventKind, Failure, ProvisionEvent, ProvisionReport
+from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
 
 _MEASURE_S = 10.0  # a canary's verdict comes with the measurement after its time is up
@@ -34,9 +34,11 @@ class ProvisionProgress:
         progress, hosts = self._progress, (event.host,)
         match event.kind:
             case EventKind.FETCHING:
-                progress(str(event))
+                progress.write(str(event))
+                progress.wait_for("the wheels", hosts)  # its host is this machine
             case EventKind.CONNECTING | EventKind.LOOKING:
                 what = "the connection" if event.kind is EventKind.CONNECTING else "its state"
+                progress.end_wait(HERE)
                 progress.wait_for(what, hosts)
                 progress.write(str(event))
             case EventKind.CHANGING:
@@ -101,7 +103,9 @@ class ReleaseProgress:
         match event.name:
             case "lease.acquired":
                 progress.wait_for("the bundle to be there and verified", hosts)
-            case "host.staged" | "slot.cleared":
+            case "host.staged":  # a later wave waits for the verdict on those before
+                progress.wait_for("its wave and the start of the new slot", hosts)
+            case "slot.cleared":
                 progress.wait_for("the start of the new slot", hosts, self._start_s)
             case "slot.started":
                 progress.wait_for("its share of the traffic", hosts)

@@ -4,7 +4,7 @@ import pytest
 
 from deploy.cli.events import ProvisionProgress, ReleaseProgress, RollbackProgress
 from deploy.cli.progress import Progress
-from deploy.provision.report import EventKind, Failure, ProvisionEvent, ProvisionReport
+from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
 from tests.unit.deploy.inventory.builders import make_fleet
 
@@ -65,6 +65,15 @@ def test_what_changes_is_awaited_until_it_has_changed(capsys):
     assert output.awaited() == ""
 
 
+def test_wheels_are_awaited_on_this_machine_until_hosts_are_connected():
+    output = Output()
+    say = ProvisionProgress(output.progress, [], as_json=False)
+    say(ProvisionEvent(HERE, EventKind.FETCHING, change="fetching 35 wheels"))
+    assert output.awaited() == "here: waiting for the wheels: 10 s so far"
+    say(ProvisionEvent("n1", EventKind.CONNECTING))
+    assert "wheels" not in output.awaited()
+
+
 def test_a_failure_is_told_once():
     """
     By its event; those that no event output, by the report.
@@ -97,7 +106,8 @@ def test_every_step_of_a_release_has_something_to_wait_for(tmp_path):
     assert "the leases" in output.awaited()
     for name, host, awaited in [
         ("lease.acquired", None, "n1, n2: waiting for the bundle"),
-        ("host.staged", "n1", "start of the new slot"),
+        ("host.staged", "n1", "its wave and the start of the new slot"),
+        ("slot.cleared", "n1", "the start of the new slot: 10 s so far, at most"),
         ("slot.started", "n1", "its share of the traffic"),
     ]:
         say(event(name, host))
