@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +23,7 @@ from deploy.transport.client import HostClient
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS
 from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.recorded import differences, recorded
 from tests.unit.deploy.release.conftest import NAMES
 
 
@@ -79,6 +81,23 @@ def test_a_healthy_canary_is_promoted_everywhere(fleet):
         assert fleet.events(name) == [
             "lease.acquire", "release.begin", "release.end", "lease.release",
         ]  # fmt: skip
+
+
+def test_the_documents_have_the_keys_and_types_of_before(bare_fleet):
+    """
+    The JSON of a first release, a promoted one, a rejected one and a paused one, evidence included.
+    """
+    fleet = bare_fleet
+    documents = {"release-first": release(fleet, bundle="b1")}
+    documents["release"] = release(fleet, bundle="b2")
+    fleet.errors_per_s = 1
+    documents["release-rejected"] = release(fleet, bundle="b3")
+    fleet.requests_per_s = 0
+    documents["release-paused"] = release(fleet, bundle="b4")
+
+    for name, (outcome, _) in documents.items():
+        document = json.loads(json.dumps(outcome.as_json()))
+        assert differences(recorded(name), document) == [], name
 
 
 def test_the_second_wave_starts_after_the_first_was_judged(fleet):

@@ -7,6 +7,7 @@ from deploy.release.rollback import plan_rollback, roll_back
 from tests.builders import make_observed, make_policy, make_serving, make_settled
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
 from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.recorded import differences, recorded
 
 NAMES = ("n1", "n2")
 
@@ -52,6 +53,7 @@ def test_rolling_back_serves_the_release_before(make_fleet):
 
     assert outcome.ending is Ending.ROLLED_BACK
     assert outcome.error is None
+    assert differences(recorded("rollback"), outcome.as_json()) == []
     for name in NAMES:
         assert fleet.serves(name) == {"b1": 100}
         assert fleet.running(name) == {"b1"}
