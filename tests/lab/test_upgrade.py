@@ -124,7 +124,7 @@ def served_before(before, fleet, models):
     name = ("--version", "v1.0.0", "--hosts", str(fleet))
     inv(before, "bundle", "--model", str(models[0]), *name)
     inv(before, "release", "--yes", *name)
-    assert versions(before, fleet) == dict.fromkeys(HOSTS, {"v1.0.0": 100})
+    assert versions(before, fleet) == {key: {"v1.0.0": 100} for key in HOSTS}
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_the_upgrade_names_its_remedy_and_loses_nothing(before, fleet, served_be
 
     provisioned = inv(ROOT, "provision", "--yes", *hosts)
     assert not provisioned["failed"]
-    assert versions(ROOT, fleet) == dict.fromkeys(HOSTS, {"v1.0.0": 100})
+    assert versions(ROOT, fleet) == {key: {"v1.0.0": 100} for key in HOSTS}
     again = inv(ROOT, "provision", "--yes", *hosts)
     assert again["changes"] == []
     assert not inv(ROOT, "verify", *hosts)["failed"]
@@ -173,12 +173,12 @@ def test_the_upgrade_names_its_remedy_and_loses_nothing(before, fleet, served_be
     inv(ROOT, "bundle", "--model", str(models[1]), *name)
     released = inv(ROOT, "release", "--canary", "10", "--yes", *name)
     assert released["outcome"] == "promoted"
-    assert versions(ROOT, fleet) == dict.fromkeys(HOSTS, {"v1.1.0": 100})
+    assert versions(ROOT, fleet) == {key: {"v1.1.0": 100} for key in HOSTS}
 
     rolled_back = inv(ROOT, "rollback", "--yes", *hosts)
     assert rolled_back["outcome"] == "rolled_back"
     assert rolled_back["evidence"]["to"].endswith("v1.0.0")
-    assert versions(ROOT, fleet) == dict.fromkeys(HOSTS, {"v1.0.0": 100})
+    assert versions(ROOT, fleet) == {key: {"v1.0.0": 100} for key in HOSTS}
 
     report = load.stop()
     assert report.requests > 100
