@@ -1,5 +1,5 @@
 """
-A model, a version and the runtime of this checkout to one bundle, the same bytes each time.
+Builds a bundle from a model, a version and the runtime of this checkout, reproducibly.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from deploy.host.bundle.manifest import (
 from deploy.host.protocol import Wheel
 from runtime.contract import CONFIG_FILE
 
-# Of the runtime's configuration, what a release may say for itself; the rest is the host's.
+# Keys of the runtime's configuration that a release may set; the others belong to the host.
 OVERRIDES = (
     "context_tokens",
     "cors_origins",
@@ -51,7 +51,7 @@ OVERRIDES = (
     "vllm_args",
     "weights",
 )
-_LAB = "lab_"  # runtime/lab_*.py make models for the lab, and never ship
+_LAB = "lab_"  # runtime/lab_*.py make models for the lab and are never shipped
 
 
 class WheelLike(Protocol):
@@ -65,7 +65,7 @@ class WheelLike(Protocol):
 
 class LockLike(Protocol):
     """
-    What a bundle needs to know of `deploy.wheelhouse.Lock`.
+    The part of `deploy.wheelhouse.Lock` that a bundle needs.
     """
 
     @property
@@ -90,14 +90,14 @@ def build_bundle(
     overrides: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """
-    Build the bundle, put it into *store* and return it, unsigned unless it was there already.
+    Build the bundle in *store* and return it, unsigned unless it existed.
 
     Args:
         overrides: Keys of the runtime's configuration that this release sets for itself.
 
     Raises:
-        ModelPathError: *model* is not there, may not be read, or is not a model.
-        UsageError: *version* or *overrides* is not possible.
+        ModelPathError: *model* is missing, not readable or not a model.
+        UsageError: *version* or *overrides* is not valid.
         PreconditionError: *runtime_dir* has no runtime.
     """
     _check_version(version)
@@ -140,9 +140,9 @@ def build_bundle(
 def _check_version(version: str) -> None:
     if not re.fullmatch(VERSION, version):
         raise UsageError(
-            f"version {version!r}: not possible",
-            why="it becomes a label and a header: letters, digits, . _ + -, 64 at most, "
-            "a letter or digit first",
+            f"version {version!r}: not valid",
+            why="it becomes a label and a header: letters, digits, . _ + -; a letter or digit "
+            "first; 64 characters at most",
             fix="--version v1.3.0",
         )
 
@@ -152,7 +152,7 @@ def _check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
         if key not in OVERRIDES:
             near = difflib.get_close_matches(key, OVERRIDES, n=1)
             raise UsageError(
-                f"configuration {key!r}: a release can't set it",
+                f"configuration {key!r}: a release cannot set it",
                 why=f"it may set {', '.join(OVERRIDES)}",
                 fix=f"did you mean {near[0]}?" if near else "set it in the fleet file",
             )
@@ -168,9 +168,9 @@ def _runtime(directory: Path) -> dict[str, bytes]:
         contents[f"runtime/{inside.as_posix()}"] = path.read_bytes()
     if "runtime/__init__.py" not in contents:
         raise PreconditionError(
-            f"{directory}: there is no runtime to bundle",
-            why="it has no __init__.py",
-            fix="run it in a whole checkout",
+            f"{directory}: no runtime to bundle",
+            why="__init__.py is missing",
+            fix="run it in a complete checkout",
         )
     return contents
 

@@ -1,5 +1,5 @@
 """
-The host tool as one file: `deploy/host` in a zip that `python3` runs, the same bytes each time.
+Builds the host program: `deploy/host` as one zipapp, reproducibly.
 """
 
 import io
@@ -13,14 +13,14 @@ from deploy.host.__main__ import main
 raise SystemExit(main())
 """
 _PACKAGE = Path(__file__).parents[1] / "host"
-_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
+_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the zip format
 
 
 def build_host_program(package: Path = _PACKAGE) -> bytes:
     """
-    Return the file that lies at `deploy.host.layout.HOST_PROGRAM` on every host.
+    Return the content of `deploy.host.layout.HOST_PROGRAM`.
 
-    Not compressed: what a compressor makes of the same text depends on its version.
+    It is not compressed: the output of a compressor depends on its version.
     """
     contents = {"__main__.py": _MAIN.encode(), "deploy/__init__.py": b""}
     for path in package.rglob("*.py"):
@@ -30,6 +30,6 @@ def build_host_program(package: Path = _PACKAGE) -> bytes:
         for name, data in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, _TIME)
             entry.external_attr = 0o644 << 16
-            entry.create_system = 3  # Unix, wherever it is built
+            entry.create_system = 3  # Unix, on every platform
             archive.writestr(entry, data)
     return SHEBANG + buffer.getvalue()

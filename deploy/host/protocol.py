@@ -61,7 +61,7 @@ class HostError(Exception):
 
     Args:
         what: What failed, named.
-        why: What was observed, in the words of the system that said it.
+        why: What was observed, as the system reported it.
         fix: What the operator does next.
     """
 
@@ -107,8 +107,8 @@ def result_type(request: type[Request[ResultT]]) -> type[ResultT]:
     """
     for base in request.__orig_bases__:  # type: ignore[attr-defined]
         if typing.get_origin(base) is Request:
-            found: type[ResultT] = typing.get_args(base)[0]
-            return found
+            result: type[ResultT] = typing.get_args(base)[0]
+            return result
     raise TypeError(f"{request.__name__} names no result")
 
 

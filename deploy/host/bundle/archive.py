@@ -21,7 +21,7 @@ _RECORD = 20 * _BLOCK
 
 def header(file: ArchivedFile) -> bytes:
     """
-    Return the block before the contents of *file*: a plain file of user and group 0, from 1970.
+    Return the header block of *file*: a regular file of user and group 0, from 1970.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format".
     """
@@ -47,7 +47,7 @@ def header(file: ArchivedFile) -> bytes:
 
 def padding(size: int) -> bytes:
     """
-    Return what stands between contents of *size* bytes and the next header.
+    Return the padding after *size* bytes of content.
     """
     return b"\0" * (-size % _BLOCK)
 
@@ -90,10 +90,10 @@ def build_archive(contents: Mapping[str, bytes]) -> bytes:
 
 def check_archive(path: Path, files: tuple[ArchivedFile, ...]) -> None:
     """
-    Hold every byte of the archive at *path* against what was signed, without writing anything.
+    Compare every byte of the archive at *path* with the manifest; nothing is written.
 
     Raises:
-        HostError: It is short (BundleTruncated), or holds anything else (BundleTampered).
+        HostError: It is short (BundleTruncated), or differs (BundleTampered).
     """
     for _ in _contents(path, files):
         pass
@@ -101,14 +101,14 @@ def check_archive(path: Path, files: tuple[ArchivedFile, ...]) -> None:
 
 def read_one(path: Path, files: tuple[ArchivedFile, ...], wanted: str) -> bytes:
     """
-    Return the contents of the file *wanted* in the archive at *path*, all of which is checked.
+    Return the content of the file *wanted*, after checking the whole archive at *path*.
     """
     return {file.path: data for file, data in _contents(path, files)}[wanted]
 
 
 def unpack(path: Path, files: tuple[ArchivedFile, ...], target: Path) -> None:
     """
-    Write the archive at *path* into the new directory *target*, checked once more on its way.
+    Unpack the archive at *path* into the new directory *target*, checking it again.
     """
     for file, data in _contents(path, files):
         path_in_target = target / file.path
@@ -125,12 +125,12 @@ def _contents(path: Path, files: tuple[ArchivedFile, ...]) -> Iterator[tuple[Arc
             _expect(archive, header(file), f"the header of {file.path}")
             data = archive.read(file.size)
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise tampered(file.path, "its contents are not those that were signed")
-            _expect(archive, padding(file.size), f"what follows {file.path}")
+                raise tampered(file.path, "its content is not the signed one")
+            _expect(archive, padding(file.size), f"the padding after {file.path}")
             yield file, data
         _expect(archive, trailer(files), "its end")
 
 
 def _expect(archive: IO[bytes], wanted: bytes, what: str) -> None:
     if archive.read(len(wanted)) != wanted:
-        raise tampered(ARCHIVE, f"{what} is not as the manifest has it")
+        raise tampered(ARCHIVE, f"{what} differs from the manifest")

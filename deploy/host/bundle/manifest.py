@@ -191,7 +191,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def check_manifest(manifest: Manifest) -> None:
     """
-    Hold *manifest* against the format, and its parts against each other.
+    Check *manifest* against the format, and its parts against each other.
 
     Raises:
         ValueError: Names the first contradiction.

@@ -1,7 +1,7 @@
 """
-Brings a bundle into its places: first all of it is verified, then it is placed, link by link.
+Stages a bundle: verifies all uploads first, then places them.
 
-A release directory is there only when everything that it leads to is.
+A release directory exists only when everything that it links to exists.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
     wheels = [
         w for w in wanted.lock.wheels if lacks_venv and not _has(layout.wheelhouse / w.file, w.size)
     ]
-    # What a cut upload left whole is not sent again; it is verified all the same.
+    # Whole files of a cut upload are not sent again; they are verified like all others.
     send_blobs = sorted(s for s, n in blobs.items() if not _is_sent(incoming, blob_name(s), n))
     send_wheels = [w for w in wheels if not _is_sent(incoming, wheel_name(w.file), w.size)]
     need_opt = sum(b.size for b in wanted.files) if lacks_bundle else 0
@@ -104,7 +104,7 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
 
 def commit(system: System, call: Call, request: StageCommit) -> Staged:
     """
-    Verify the uploads of a bundle, and place them where releases start from.
+    Verify the uploads of a bundle, then place them.
     """
     digest = request.bundle
     with (
@@ -126,7 +126,7 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
         raise HostError(
             ErrorKind.BUNDLE_TRUNCATED,
             f"bundle {digest[:12]} was not uploaded",
-            f"{manifest} is not there",
+            f"{manifest} is missing",
             "inv release sends it",
         )
     _keep_to_root(incoming)
@@ -137,7 +137,7 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
     wheels = [
         w for w in wanted.lock.wheels if lacks_venv and not _has(layout.wheelhouse / w.file, w.size)
     ]
-    # All of it before any of it.
+    # Everything is verified before anything is placed.
     archive = incoming / f"{ARCHIVE}{PART}"
     if not is_placed:
         with _deleted_if_tampered(archive):
@@ -240,21 +240,21 @@ def _draft_release(
 
 def _compile(system: System, draft: Path) -> None:
     python = draft / manifests.VENV_LINK / "bin" / "python"
-    # -s and -p: bytecode remembers where its source will be.
+    # -s and -p: bytecode records the final path of its source.
     final = system.layout.release(draft.name[len(UNFINISHED) :])
-    done = system.run(
+    completed = system.run(
         [
             str(python), "-I", "-m", "compileall", "-q",
             "-s", str(draft), "-p", str(final), str(draft / "runtime"),
         ],
         timeout_s=_COMPILE_S,
     )  # fmt: skip
-    if done.returncode != 0:
+    if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
-            "the runtime of the bundle doesn't compile",
-            one_line(done.stdout + done.stderr),
-            "mend it and build the bundle again: inv bundle",
+            "the runtime of the bundle does not compile",
+            one_line(completed.stdout + completed.stderr),
+            "correct it and build the bundle again: inv bundle",
         )
 
 
@@ -280,7 +280,7 @@ def _deleted_if_tampered(path: Path) -> Iterator[None]:
 
 def _prepare(incoming: Path) -> None:
     incoming.mkdir(parents=True, exist_ok=True)
-    # Whoever uploads without being root is who called us through sudo.
+    # Uploads come from the user who called sudo.
     if os.geteuid() == 0:
         os.chown(incoming, int(os.environ.get("SUDO_UID", "0")), -1)
     incoming.chmod(0o700)
