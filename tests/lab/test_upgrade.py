@@ -23,6 +23,7 @@ from tests.lab.conftest import bring_up, say
 ROOT = Path(__file__).parents[2]
 BEFORE = "1c22af696b9e3c0e7d200d43ce31e94103d026eb"
 HOSTS = ("n1", "n2")
+PREFIX = "10.77.80"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def fleet(before):
         directory=default.directory.with_name("lab-upgrade"),
         bases=default.bases,
         bridge="slipu",
-        prefix="10.77.80",
+        prefix=PREFIX,
     )
     bring_up(len(HOSTS), config)
     keys = config.keys
@@ -142,6 +143,7 @@ def load(fleet, models):
         connections=4,
         streams=2,
         max_tokens=8,
+        networks=(f"{PREFIX}.0/24",),
     )
     generator.start()
     yield generator
