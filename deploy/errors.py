@@ -1,30 +1,30 @@
 """
-Every error this toolkit raises on purpose, and the exit code of each.
+All errors that the toolkit raises, with their exit codes and what is true after each of them.
 
 DeployError                1   a task failed; the message says what
-├── InventoryError         2   the file is wrong or missing; no host was touched
+├── InventoryError         2   the fleet file is missing or invalid; no host was touched
 ├── UnknownHost            12  a name that the fleet does not have; no host was touched
 ├── UsageError             19  a flag, a value or an answer is not one that the task takes
 ├── PreconditionError      3   a host is not as the plan assumed; it was not touched
 │   ├── PortInUse          17  another program listens on the public port
-│   └── DiskTooSmall       18  what is to be placed does not fit
-├── CommandFailed          4   the command ran and said no
-├── TransportError         5   we do not know whether the command ran
-│   └── HostKeyMismatch    13  the host is not the one that was recorded; nothing was sent
-├── LeaseHeld              6   somebody else is releasing
-├── LeaseLost              7   we were fenced off in the middle
-├── CanaryRejected         8   the new release was measured and refused; the old one serves
-├── ReleasePaused          10  stopped without a verdict; the old release has all the traffic
-├── ReleaseReverted        24  a step failed and every host is back on the old release
-├── RollbackFailed         9   hosts are mixed; a person is needed
-├── NothingToRollBackTo    20  no earlier release was recorded as good
+│   └── DiskTooSmall       18  too little free disk space on a host
+├── CommandFailed          4   a command ran and failed
+├── TransportError         5   it is unknown whether the command ran
+│   └── HostKeyMismatch    13  the host's key is not the recorded one; nothing was sent
+├── LeaseHeld              6   another operator holds the lease
+├── LeaseLost              7   the lease was lost or taken over during the release
+├── CanaryRejected         8   a gate rejected the new release; the old one serves
+├── ReleasePaused          10  the release stopped without a verdict; the old one has all traffic
+├── ReleaseReverted        24  a step failed; every host serves the old release again
+├── RollbackFailed         9   hosts may serve different releases; an operator has to act
+├── NothingToRollBackTo    20  no earlier release is recorded as good
 ├── BundleUnsigned         11  no valid signature of an allowed signer; nothing was unpacked
-├── BundleTampered         14  a file is not the one that was signed; nothing was unpacked
-├── BundleTruncated        15  a file is shorter than the one that was signed
-├── ModelPathError         16  the model path is absent, unreadable or not a model
-├── ProvisionFailed        21  one or more hosts are not as pinned; the report names each
-├── VerifyFailed           22  assertions about hosts did not hold
-└── LabError               23  the lab can't run here, or a lab host did not come up
+├── BundleTampered         14  a file differs from the signed one; nothing was unpacked
+├── BundleTruncated        15  a file is shorter than the signed one
+├── ModelPathError         16  the model path is missing, unreadable or not a model
+├── ProvisionFailed        21  some hosts are not in the pinned state; the report names them
+├── VerifyFailed           22  assertions about hosts failed
+└── LabError               23  the lab cannot run on this machine, or a lab host did not come up
 """
 
 from typing import Any
@@ -32,13 +32,13 @@ from typing import Any
 
 class DeployError(Exception):
     """
-    Base of every error raised on purpose.
+    Base of all errors that the toolkit raises.  Any other exception is a bug.
 
     Args:
-        what: What failed, named: a host, a file and key, a release.
-        why: What was observed, in the words of the system that said it.
-        fix: What the operator does next.
-        host: The host that it happened on, where there is one.
+        what: What failed, with its name: a host, a file and key, a release.
+        why: What was observed, with the message of the system that reported it.
+        fix: Next step for the operator: a command, or a key to change.
+        host: Name of the host on which it happened; None if it concerns no single host.
     """
 
     exit_code = 1
@@ -54,14 +54,14 @@ class DeployError(Exception):
         """
         Return the `error` document of every task's `--json`.
         """
-        found = {
+        document = {
             "kind": type(self).__name__,
             "what": self.what,
             "why": self.why,
             "fix": self.fix,
             "exit_code": self.exit_code,
         }
-        return found | ({"host": self.host} if self.host else {})
+        return document | ({"host": self.host} if self.host else {})
 
 
 class InventoryError(DeployError):

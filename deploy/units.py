@@ -1,7 +1,7 @@
 """
-Durations, sizes and shares with their unit in the value: "30s", "512MiB", "5%".  Pure.
+Parses and formats durations, sizes and percentages with units: "30s", "512MiB", "5%".  Pure.
 
-Nothing else parses them.
+This is the only parser for them.
 """
 
 import re
@@ -19,7 +19,7 @@ def parse_duration_s(text: object) -> float:
     Return the seconds of "250ms", "30s", "10m", "2h", "1d".
 
     Raises:
-        ValueError: No number with one of these units.
+        ValueError: *text* is not a number with one of these units.
     """
     return _parse(text, _SECONDS, "a duration with its unit, such as 30s or 10m")
 
@@ -29,7 +29,7 @@ def parse_size_bytes(text: object) -> int:
     Return the bytes of "512MiB", "1.5GiB".
 
     Raises:
-        ValueError: No number with one of the binary units.
+        ValueError: *text* is not a number with a binary unit.
     """
     return int(_parse(text, _BYTES, "a size with its unit, such as 512MiB or 2GiB"))
 
@@ -39,7 +39,7 @@ def parse_ratio(text: object) -> float:
     Return the ratio of "5%": 0.05.
 
     Raises:
-        ValueError: No percentage from 0% to 100%.
+        ValueError: *text* is not a percentage from 0% to 100%.
     """
     ratio = _parse(text, {"%": 0.01}, "a percentage, such as 5%")
     if not 0 <= ratio <= 1:
@@ -49,7 +49,7 @@ def parse_ratio(text: object) -> float:
 
 def format_duration(seconds: float) -> str:
     """
-    Return *seconds* as an operator reads it: "850ms", "4.2s", "3m10s".
+    Return *seconds* in the largest fitting unit: "850ms", "4.2s", "3m10s".
     """
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
@@ -61,7 +61,7 @@ def format_duration(seconds: float) -> str:
 
 def format_size(count: int) -> str:
     """
-    Return *count* bytes with the largest unit that leaves at least 1.
+    Return *count* bytes in the largest unit with a value of at least 1: "1.5GiB", "512B".
     """
     for unit in reversed(_BYTES):
         if count >= _BYTES[unit] and unit != "B":
@@ -69,17 +69,17 @@ def format_size(count: int) -> str:
     return f"{count}B"
 
 
-def _parse(text: object, units: dict[str, float] | dict[str, int], wanted: str) -> float:
+def _parse(text: object, units: dict[str, float] | dict[str, int], expected: str) -> float:
     if isinstance(text, str):
         names = "|".join(units)
         if match := re.fullmatch(f"{_NUMBER} ?({names})", text.strip()):
             return float(match[1]) * units[match[2]]
-    raise ValueError(f"should be {wanted}, got {text!r}")
+    raise ValueError(f"should be {expected}, got {text!r}")
 
 
 def _typed(parse: object) -> BeforeValidator:
     def validate(value: object) -> object:
-        # A default is already a number; anything from a file is text and must carry its unit.
+        # A default is a number already and is not validated.  A value of a file must have its unit.
         return parse(value)  # type: ignore[operator]
 
     return BeforeValidator(validate)

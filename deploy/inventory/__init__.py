@@ -1,3 +1,5 @@
 """
-What we want: the hosts, groups and settings of one `inventories/NAME.yml`.  Never touches a host.
+The fleet file `inventories/NAME.yml`: its schema, loading, host selection and secrets.
+
+Never connects to a host.
 """

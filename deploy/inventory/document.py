@@ -1,8 +1,8 @@
 """
-YAML text as plain data, with the line of every key and each thing wrong with the text.  Pure.
+YAML text as plain data, with the line of every key and all problems of the text.  Pure.
 
-Stricter than a plain safe load: a key given twice is a problem, where YAML libraries let the
-last one win in silence; so are keys that are not text, and tags.
+Stricter than YAML's safe loader: duplicate keys, keys that are not text, and tags are problems.
+(The safe loader silently takes the last of two duplicate keys.)
 """
 
 import math
@@ -16,19 +16,19 @@ KeyPath = tuple[str | int, ...]
 Data: TypeAlias = "str | int | float | bool | list[Data] | dict[str, Data] | None"
 
 _TAG = "tag:yaml.org,2002:"
-_PLAIN = frozenset({"str", "timestamp", "value"})  # a date is text here: no key holds dates
-_MOST_NODES = 100_000  # aliases of aliases can stand for billions of entries
+_TEXT_TAGS = frozenset({"str", "timestamp", "value"})  # a date is text: no key holds dates
+_MAX_NODES = 100_000  # nested aliases can expand to billions of entries
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """
-    One thing that is wrong with a file.
+    One problem of a fleet file.
 
     Attributes:
-        path: The key, from the top of the file; empty for the file as a whole.
-        text: What was found and what is allowed.
-        line: Counted from 1; None when no line can be blamed.
+        path: Path of the key from the top of the file; empty for the whole file.
+        text: The value and what is allowed, without the path.
+        line: Line in the file, from 1; None if no single line is at fault.
     """
 
     path: KeyPath
@@ -42,11 +42,13 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class Document:
     """
+    A parsed YAML text.
+
     Attributes:
-        data: What the text holds; None where it could not be read at all.
-        lines: The line of every key and list entry.
-        problems: Empty when the text is sound YAML by the rules above.
-        source: The lines of the text.
+        data: Content; None if the text could not be parsed.
+        lines: Line of every key and list entry, from 1.
+        problems: Violations of the rules above; empty for a valid text.
+        source: Lines of the text.
     """
 
     data: Data
@@ -56,7 +58,7 @@ class Document:
 
     def line_of(self, path: KeyPath) -> int | None:
         """
-        Return the line of *path*, or of the nearest key above it that the text has.
+        Return the line of *path*, or of its nearest parent in the text; None without one.
         """
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
@@ -64,26 +66,29 @@ class Document:
         return None
 
     def holds(self, path: KeyPath) -> bool:
+        """
+        Return True if the text has the key or list entry *path*.
+        """
         return path in self.lines
 
     def at(self, path: KeyPath) -> Data:
         """
-        Return what stands at *path*; None if nothing does.
+        Return the value at *path*; None if there is none.
         """
-        found = self.data
+        value = self.data
         for part in path:
-            if isinstance(found, dict) and isinstance(part, str):
-                found = found.get(part)
-            elif isinstance(found, list) and isinstance(part, int) and part < len(found):
-                found = found[part]
+            if isinstance(value, dict) and isinstance(part, str):
+                value = value.get(part)
+            elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+                value = value[part]
             else:
                 return None
-        return found
+        return value
 
 
 def format_path(path: KeyPath) -> str:
     """
-    Return *path* as an operator writes it: `release.waves[1]`, `hosts.gpu-01.ssh.port`.
+    Return *path* as text: `release.waves[1]`, `hosts.gpu-01.ssh.port`.
     """
     text = ""
     for part in path:
@@ -96,59 +101,63 @@ def format_path(path: KeyPath) -> str:
 
 def parse_document(text: str) -> Document:
     """
-    Read *text*; whatever is wrong with it is in `problems`, never raised.
+    Parse *text*.  Errors are returned in `problems` and never raised.
     """
-    loader = yaml.SafeLoader(text) if _is_readable(text) else None
+    loader = yaml.SafeLoader(text) if _has_only_yaml_characters(text) else None
     if loader is None:
-        return _broken("holds characters that YAML does not allow", None)
+        return _invalid("the file contains characters that YAML does not allow", None)
     try:
         node = loader.get_single_node()
         if node is None:
-            return _broken("the file is empty", None)
+            return _invalid("the file is empty", None)
         reader = _Reader(loader)
         data = reader.read(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f", column {mark.column + 1}" if mark else ""
+        column = f", column {mark.column + 1}" if mark else ""
         line = mark.line + 1 if mark else None
-        return _broken(f"not YAML: {error.problem or error.context}{where}", line)
-    except _TooMuch:
-        return _broken(f"stands for more than {_MOST_NODES} entries", None)
+        return _invalid(f"not YAML: {error.problem or error.context}{column}", line)
+    except _TooManyNodes:
+        return _invalid(f"the file expands to more than {_MAX_NODES} entries", None)
     except RecursionError:
-        return _broken("is nested too deeply", None)
+        return _invalid("the file is nested too deeply", None)
     finally:
         loader.dispose()
     return Document(data, reader.lines, tuple(reader.problems), tuple(text.splitlines()))
 
 
-class _TooMuch(Exception):
+class _TooManyNodes(Exception):
     pass
 
 
-def _is_readable(text: str) -> bool:
+def _has_only_yaml_characters(text: str) -> bool:
     return yaml.SafeLoader.NON_PRINTABLE.search(text) is None
 
 
-def _broken(text: str, line: int | None) -> Document:
+def _invalid(text: str, line: int | None) -> Document:
     return Document(None, {}, (Problem((), text, line),), ())
 
 
 class _Reader:
+    """
+    Converts YAML nodes to plain data; collects the line of each key, and problems.
+    """
+
     def __init__(self, loader: yaml.SafeLoader) -> None:
         self._loader = loader
-        self._inside: list[yaml.Node] = []
+        self._parents: list[yaml.Node] = []
         self._count = 0
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
 
     def read(self, node: yaml.Node, path: KeyPath) -> Data:
         self._count += 1
-        if self._count > _MOST_NODES:
-            raise _TooMuch
-        if any(node is outer for outer in self._inside):
-            self._complain(node, path, "contains itself")
+        if self._count > _MAX_NODES:
+            raise _TooManyNodes
+        if any(node is parent for parent in self._parents):
+            self._add_problem(node, path, "contains itself")
             return None
-        self._inside.append(node)
+        self._parents.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
                 return self._read_mapping(node, path)
@@ -157,44 +166,44 @@ class _Reader:
             assert isinstance(node, yaml.ScalarNode)
             return self._read_scalar(node, path)
         finally:
-            self._inside.pop()
+            self._parents.pop()
 
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> Data:
         self._find_duplicates(node, path)
         self._loader.flatten_mapping(node)
-        found: dict[str, Data] = {}
+        mapping: dict[str, Data] = {}
         for key, value in node.value:
             name = self._key_name(key)
             self.lines[(*path, name)] = key.start_mark.line + 1
             if key.tag != _TAG + "str":
-                self._complain(key, (*path, name), "the name should be text; write it in quotes")
-            found[name] = self.read(value, (*path, name))
-        return found
+                self._add_problem(key, (*path, name), "the key should be text; put it in quotes")
+            mapping[name] = self.read(value, (*path, name))
+        return mapping
 
     def _find_duplicates(self, node: yaml.MappingNode, path: KeyPath) -> None:
-        # Before `<<` is resolved: a key may override one that is merged in.
-        first: dict[str, int] = {}
+        # Before `<<` is resolved: a key may override a merged key.
+        first_lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = self._key_name(key), key.start_mark.line + 1
-            if name in first:
-                text = f"given twice, on line {first[name]} and on line {line}"
-                self._complain(key, (*path, name), text)
-            first.setdefault(name, line)
+            if name in first_lines:
+                text = f"duplicate key, on line {first_lines[name]} and on line {line}"
+                self._add_problem(key, (*path, name), text)
+            first_lines.setdefault(name, line)
 
     def _key_name(self, key: yaml.Node) -> str:
         return key.value if isinstance(key, yaml.ScalarNode) else "?"
 
     def _read_list(self, node: yaml.SequenceNode, path: KeyPath) -> Data:
-        found = []
+        entries = []
         for index, value in enumerate(node.value):
             self.lines[(*path, index)] = value.start_mark.line + 1
-            found.append(self.read(value, (*path, index)))
-        return found
+            entries.append(self.read(value, (*path, index)))
+        return entries
 
     def _read_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Data:
         kind = node.tag.removeprefix(_TAG)
         text = str(node.value)
-        if kind in _PLAIN:
+        if kind in _TEXT_TAGS:
             return text
         if kind == "null":
             return None
@@ -208,8 +217,9 @@ class _Reader:
                 return number if math.isfinite(number) else text
         except ValueError:
             return text
-        self._complain(node, path, f"the tag {node.tag!r} is not allowed; write the value alone")
+        text_of_problem = f"the tag {node.tag!r} is not allowed; remove the tag"
+        self._add_problem(node, path, text_of_problem)
         return text
 
-    def _complain(self, node: yaml.Node, path: KeyPath, text: str) -> None:
+    def _add_problem(self, node: yaml.Node, path: KeyPath, text: str) -> None:
         self.problems.append(Problem(path, text, node.start_mark.line + 1))

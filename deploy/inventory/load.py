@@ -1,5 +1,5 @@
 """
-From `inventories/NAME.yml` to a `Fleet`, with everything that is wrong with the file in one error.
+Loads a fleet file into a `Fleet`; one error lists all problems of the file.
 """
 
 import difflib
@@ -14,9 +14,9 @@ from deploy.inventory.document import Document, Problem, format_path, parse_docu
 from deploy.inventory.schema import (
     Fleet,
     FleetFile,
-    Group,
     Host,
     HostEntry,
+    HostGroup,
     Secret,
     Signing,
     Ssh,
@@ -37,93 +37,91 @@ def load_fleet(
     known_rows: Collection[str] | None = None,
 ) -> Fleet:
     """
-    Return the fleet called *name*, or the hosts of it that *limit* selects.
+    Return the fleet *name*, reduced to the hosts that *limit* selects.
 
     Args:
         name: NAME of `inventories/NAME.yml`, or a path that ends in .yml.
-        root: The repository; relative paths, also those inside the file, start from it.
-        limit: See `select_hosts`; None is every host.
-        known_rows: Names of the version matrix, to check `row` against; None checks nothing.
+        root: Folder of the repository.  Relative paths start from it, also those in the file.
+        limit: Selection for `select_hosts`; None for all hosts.
+        known_rows: Rows of the version matrix, to check each `row`; None for no check.
 
     Raises:
-        InventoryError: The file is missing, unreadable or wrong; lists every problem found.
-        UnknownHost: *limit* names something that the fleet does not have.
+        InventoryError: The file is missing, unreadable or invalid; lists all problems.
+        UnknownHost: *limit* has a term that matches no host.
     """
     root = root.absolute()
-    path = _find(name, root)
-    shown = _shown(path, root)
-    document = parse_document(_read(path, shown))
-    found, refusals = _validate(document)
-    problems = [*document.problems, *refusals]
-    if found is None:
-        raise _refused(shown, problems, document)
-    hosts = tuple(_hosts(found, root))
-    problems += [*_disagreements(found, document), *_twins(hosts, document)]
+    path = _fleet_path(name, root)
+    display_path = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    document = parse_document(_read(path, display_path))
+    file, schema_problems = _validate(document)
+    problems = [*document.problems, *schema_problems]
+    if file is None:
+        raise _invalid_file(display_path, problems, document)
+    hosts = tuple(_hosts(file, root))
+    problems += [*_group_conflicts(file, document), *_duplicate_machines(hosts, document)]
     if known_rows is not None:
-        problems += _unknown_rows(found, document, known_rows)
+        problems += _unknown_rows(file, document, known_rows)
     if problems:
-        raise _refused(shown, problems, document)
+        raise _invalid_file(display_path, problems, document)
     fleet = Fleet(
         name=path.stem,
         path=path,
         hosts=hosts,
-        mirrors=found.mirrors,
-        secrets={key: _placed_secret(value, root) for key, value in found.secrets.items()},
-        service=found.service,
-        release=found.release,
-        signing=_placed_signing(found.signing, root),
+        mirrors=file.mirrors,
+        secrets={key: _with_absolute_file(value, root) for key, value in file.secrets.items()},
+        service=file.service,
+        release=file.release,
+        signing=_with_absolute_paths(file.signing, root),
     )
     return select_hosts(fleet, limit)
 
 
 def fleet_names(root: Path) -> list[str]:
     """
-    Return the names that `load_fleet` finds under *root*, sorted.
+    Return the names of the fleet files in *root*/inventories, sorted.
     """
     return sorted(path.stem for path in (root / _FOLDER).glob("*.yml"))
 
 
-def _find(name: str, root: Path) -> Path:
+def _fleet_path(name: str, root: Path) -> Path:
+    names = fleet_names(root)
     if name.endswith(".yml"):
         path = root / Path(name).expanduser()
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            reason = "is a folder" if path.is_dir() else "does not exist"
             raise InventoryError(
                 f"{name}: no such fleet file",
-                why=f"{path} {what}",
-                fix="give the path of a fleet file, or a name: " + ", ".join(fleet_names(root)),
+                why=f"{path} {reason}",
+                fix=f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}",
             )
         return path
     path = root / _FOLDER / f"{name}.yml"
     if not path.is_file() or Path(name).name != name:
-        names = fleet_names(root)
-        near = difflib.get_close_matches(name, names, n=1)
+        similar = difflib.get_close_matches(name, names, n=1)
         raise InventoryError(
             f"no fleet is named {name!r}",
-            why=f"{_FOLDER}/ holds: {', '.join(names) or 'nothing'}",
-            fix=f"did you mean {near[0]}?" if near else "name one of these, or a path to a .yml",
+            why=f"the fleets in {_FOLDER}/ are: {', '.join(names) or 'none'}",
+            fix=f"did you mean {similar[0]}?"
+            if similar
+            else "give one of these names, or the path of a .yml file",
         )
     return path
 
 
-def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _read(path: Path, shown: str) -> str:
+def _read(path: Path, display_path: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InventoryError(
-            f"{shown}: is not UTF-8 text",
+            f"{display_path}: is not UTF-8 text",
             why=f"byte {error.start} is {error.object[error.start]:#04x}",
-            fix=f"save {shown} as UTF-8",
+            fix=f"save {display_path} as UTF-8",
         ) from None
     except OSError as error:
         raise InventoryError(
-            f"{shown}: can't be read",
+            f"{display_path}: cannot be read",
             why=str(error.strerror),
-            fix=f"make {shown} readable for the user who runs this",
+            fix=f"give the user who runs this command read permission on {display_path}",
         ) from error
 
 
@@ -133,17 +131,18 @@ def _validate(document: Document) -> tuple[FleetFile | None, list[Problem]]:
     if not isinstance(document.data, dict):
         return None, [Problem((), "should be a mapping of keys, such as `hosts:`", 1)]
     try:
-        # As JSON and strict: a list may stand for a tuple, but "5" and true are no numbers.
+        # Strict and from JSON: a list is accepted as a tuple, but "5" and true are not numbers.
         return FleetFile.model_validate_json(json.dumps(document.data), strict=True), []
     except ValidationError as error:
-        # Names are compared below, also where another key is wrong.
+        # An error without a path comes from the check of names, which is repeated below: pydantic
+        # runs it only if all other keys are valid.
         details = [e for e in error.errors() if e["loc"]]
-        return None, [*problems_of(details, document), *_dangling(document)]
+        return None, [*problems_of(details, document), *_undefined_names(document)]
 
 
-def _dangling(document: Document) -> Iterator[Problem]:
+def _undefined_names(document: Document) -> Iterator[Problem]:
     """
-    Yield the names that stand for nothing, as far as the file's shape lets them be compared.
+    Yield references to hosts and secrets that are not defined, also in an invalid file.
     """
     groups = {
         name: [host for host in members if isinstance(host, str)]
@@ -163,16 +162,16 @@ def _dangling(document: Document) -> Iterator[Problem]:
 
 
 def _mapping(document: Document, key: str) -> Mapping[str, object]:
-    found = document.at((key,))
-    return found if isinstance(found, dict) else {}
+    value = document.at((key,))
+    return value if isinstance(value, dict) else {}
 
 
 def _hosts(file: FleetFile, root: Path) -> Iterator[Host]:
     for name, entry in file.hosts.items():
         groups = _groups_of(file, name)
-        laid: dict[str, str | int | float | bool] = {}
+        variables: dict[str, str | int | float | bool] = {}
         for group in groups.values():
-            laid |= group.vars
+            variables |= group.vars
         rows = [entry.row, *(group.row for group in groups.values()), file.row]
         yield Host(
             name=name,
@@ -180,44 +179,44 @@ def _hosts(file: FleetFile, root: Path) -> Iterator[Host]:
             groups=tuple(groups),
             row=next(row for row in rows if row is not None),
             ssh=_ssh(file.ssh, entry, root),
-            vars=laid | entry.vars,
+            vars=variables | entry.vars,
         )
 
 
-def _groups_of(file: FleetFile, host: str) -> dict[str, Group]:
+def _groups_of(file: FleetFile, host: str) -> dict[str, HostGroup]:
     return {name: group for name, group in file.groups.items() if host in group.hosts}
 
 
 def _ssh(fleet: Ssh, entry: HostEntry, root: Path) -> Ssh:
-    own = {key: value for key, value in dict(entry.ssh).items() if value is not None}
-    merged = fleet.model_copy(update=own)
-    placed = {"key": _placed(merged.key, root), "known_hosts": _placed(merged.known_hosts, root)}
-    return merged.model_copy(update=placed)
+    overrides = {key: value for key, value in dict(entry.ssh).items() if value is not None}
+    ssh = fleet.model_copy(update=overrides)
+    key, known_hosts = _absolute(ssh.key, root), _absolute(ssh.known_hosts, root)
+    return ssh.model_copy(update={"key": key, "known_hosts": known_hosts})
 
 
-def _placed(path: Path | None, root: Path) -> Path | None:
+def _absolute(path: Path | None, root: Path) -> Path | None:
     return None if path is None else root / path
 
 
-def _placed_secret(secret: Secret, root: Path) -> Secret:
-    return secret.model_copy(update={"file": _placed(secret.file, root)})
+def _with_absolute_file(secret: Secret, root: Path) -> Secret:
+    return secret.model_copy(update={"file": _absolute(secret.file, root)})
 
 
-def _placed_signing(signing: Signing, root: Path) -> Signing:
+def _with_absolute_paths(signing: Signing, root: Path) -> Signing:
     return signing.model_copy(
         update={
-            "key": _placed(signing.key, root),
-            "allowed_signers": _placed(signing.allowed_signers, root),
+            "key": _absolute(signing.key, root),
+            "allowed_signers": _absolute(signing.allowed_signers, root),
         }
     )
 
 
-def _disagreements(file: FleetFile, document: Document) -> Iterator[Problem]:
+def _group_conflicts(file: FleetFile, document: Document) -> Iterator[Problem]:
     """
-    Yield each value on which two groups of a host differ, unless the host says its own.
+    Yield each key that two groups of a host set to different values, unless the host sets it.
     """
     for name, entry in file.hosts.items():
-        said: dict[str, tuple[str, object]] = {}
+        first_values: dict[str, tuple[str, object]] = {}
         for group_name, group in _groups_of(file, name).items():
             values: dict[str, object] = {
                 f"vars.{key}": value for key, value in group.vars.items() if key not in entry.vars
@@ -225,24 +224,28 @@ def _disagreements(file: FleetFile, document: Document) -> Iterator[Problem]:
             if group.row is not None and entry.row is None:
                 values["row"] = group.row
             for key, value in values.items():
-                other, before = said.setdefault(key, (group_name, value))
-                if (type(before), before) != (type(value), value):
+                other, first_value = first_values.setdefault(key, (group_name, value))
+                if (type(first_value), first_value) != (type(value), value):
                     path = ("groups", group_name, *key.split(".", 1))
                     yield Problem(
                         path,
-                        f"is {json.dumps(value)}, but groups.{other}.{key} is {json.dumps(before)},"
-                        f" and {name} is in both; give hosts.{name}.{key}, or one value",
+                        f"is {json.dumps(value)}, but groups.{other}.{key} is"
+                        f" {json.dumps(first_value)}, and {name} is in both groups; set"
+                        f" hosts.{name}.{key}, or the same value in both groups",
                         document.line_of(path),
                     )
 
 
-def _twins(hosts: Sequence[Host], document: Document) -> Iterator[Problem]:
-    seen: dict[tuple[str, int, str | None], str] = {}
+def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[Problem]:
+    """
+    Yield each host that has the address, SSH port and jump host of an earlier one.
+    """
+    first_names: dict[tuple[str, int, str | None], str] = {}
     for host in hosts:
-        end = (host.address.lower(), host.ssh.port, host.ssh.jump)
-        if (other := seen.setdefault(end, host.name)) != host.name:
+        endpoint = (host.address.lower(), host.ssh.port, host.ssh.jump)
+        if (other := first_names.setdefault(endpoint, host.name)) != host.name:
             path = ("hosts", host.name, "address")
-            text = f"{host.address} with SSH port {host.ssh.port} is hosts.{other} already"
+            text = f"hosts.{other} has the same address {host.address} and SSH port {host.ssh.port}"
             yield Problem(path, text, document.line_of(path))
 
 
@@ -260,25 +263,34 @@ def _unknown_rows(
             yield Problem(path, text, document.line_of(path))
 
 
-def _refused(shown: str, problems: Sequence[Problem], document: Document) -> InventoryError:
+def _invalid_file(
+    display_path: str, problems: Sequence[Problem], document: Document
+) -> InventoryError:
     ordered = sorted(problems, key=lambda problem: problem.line or 0)
-    see = f"{_REFERENCE} shows every key with what it may hold"
+    reference = f"{_REFERENCE} shows every key with its meaning and range"
     lines = [f"line {p.line}: {p}" if p.line else str(p) for p in ordered]
     if len(ordered) == 1:
         [only] = ordered
-        fix = f"edit line {only.line} of {shown}" if only.line else f"edit {shown}"
-        return InventoryError(f"{shown}: {only}", why=_quote(only, document), fix=f"{fix}; {see}")
+        place = f"line {only.line} of {display_path}" if only.line else display_path
+        return InventoryError(
+            f"{display_path}: {only}",
+            why=_observed(only, document),
+            fix=f"edit {place}; {reference}",
+        )
     return InventoryError(
-        f"{shown}: {len(ordered)} problems",
+        f"{display_path}: {len(ordered)} problems",
         why="".join(f"\n    {line}" for line in lines),
-        fix=f"edit {shown}; {see}",
+        fix=f"edit {display_path}; {reference}",
     )
 
 
-def _quote(problem: Problem, document: Document) -> str:
+def _observed(problem: Problem, document: Document) -> str:
+    """
+    Return the line that has the problem; never a line under `secrets`.
+    """
     line, path = problem.line, problem.path
     if path and not document.holds(path):
         return f"{format_path(path[:-1]) or 'the file'} does not have this key"
     if line is None or not path or path[0] == "secrets" or line > len(document.source):
-        return f"line {line}" if line else "the file was read whole"
+        return f"the problem is on line {line}" if line else "the problem concerns the whole file"
     return f"line {line} reads: {document.source[line - 1].strip()}"

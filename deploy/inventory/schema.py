@@ -1,8 +1,8 @@
 """
-One fleet, as its file says: frozen, and valid once built.
+Schema of the fleet file, and the loaded fleet.  Instances are frozen and always valid.  Pure.
 
-`inventories/example.yml` shows every key with meaning, unit and default; a test compares the
-two both ways.
+`inventories/example.yml` shows every key with its meaning, unit, default and range; a test compares
+the file with this schema in both directions.
 """
 
 import re
@@ -28,20 +28,20 @@ IDENTITY = r"^[^\s,\"]+$"
 PATTERNS_IN_WORDS = {
     HOST_NAME: "a name of lower-case letters, digits, dots and dashes, at most 64 long",
     JUMP_HOST: "USER@HOST or USER@HOST:PORT",
-    IDENTITY: "one word without blanks, commas and quotes",
+    IDENTITY: "one word without spaces, commas and quotes",
 }
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*\.?")
 
 HostName = Annotated[str, Field(pattern=HOST_NAME)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Deadline = Annotated[Seconds, Field(gt=0)]  # no time at all is no deadline that can be met
+Deadline = Annotated[Seconds, Field(gt=0)]  # a deadline of 0 could never be met
 
 
 def _address(value: str) -> str:
     try:
         ip_address(value)
     except ValueError:
-        # Digits and dots alone are an IPv4 address with a slip in it, never a DNS name.
+        # Digits and dots alone are a mistyped IPv4 address, never a DNS name.
         if not _DNS_NAME.fullmatch(value) or re.fullmatch(r"[\d.]+", value):
             raise ValueError("should be an IP address or a DNS name") from None
     return value
@@ -73,12 +73,16 @@ VllmArg = Annotated[str, AfterValidator(_vllm_arg)]
 
 
 class Strict(BaseModel):
+    """
+    Base of all models here: frozen, and unknown keys are errors.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
 
 
 class Ssh(Strict):
     """
-    How a host is reached.  A host's own `ssh` overrides the fleet's, key by key.
+    SSH settings of the fleet.  The `ssh` of a host overrides them key by key.
     """
 
     user: str = "root"
@@ -87,13 +91,13 @@ class Ssh(Strict):
     known_hosts: FilePath = Path("~/.ssh/known_hosts").expanduser()
     jump: str | None = Field(default=None, pattern=JUMP_HOST)
     connect_timeout: Deadline = 10.0
-    command_timeout: Deadline = 60.0  # of any one remote command that has no deadline of its own
+    command_timeout: Deadline = 60.0  # for a remote command without a deadline of its own
     keepalive: Deadline = 5.0
 
 
 class SshOverride(Strict):
     """
-    What a host says for itself; None takes the fleet's.
+    SSH settings of one host; None takes the fleet's value.
     """
 
     user: str | None = None
@@ -104,7 +108,7 @@ class SshOverride(Strict):
 
 class HostEntry(Strict):
     """
-    A host of the file, before the groups and the fleet are laid under it.
+    A host as the file has it, before values of its groups and of the fleet are applied.
     """
 
     address: Address
@@ -113,7 +117,11 @@ class HostEntry(Strict):
     vars: dict[str, str | int | float | bool] = {}
 
 
-class Group(Strict):
+class HostGroup(Strict):
+    """
+    A named set of hosts, with values for all of them.
+    """
+
     hosts: tuple[HostName, ...]
     row: str | None = None
     vars: dict[str, str | int | float | bool] = {}
@@ -121,7 +129,7 @@ class Group(Strict):
 
 class Secret(Strict):
     """
-    Where a secret's value is; exactly one of the two.
+    Source of a secret's value: an environment variable or a file, exactly one of the two.
     """
 
     env: str | None = None
@@ -130,16 +138,16 @@ class Secret(Strict):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.env is None) == (self.file is None):
-            raise ValueError("give exactly one of env and file")
+            raise ValueError("should have exactly one of the keys env and file")
         return self
 
 
 class Mirrors(Strict):
     """
-    Package sources that hosts use.  None leaves a host's own configuration as it is.
+    Package sources of hosts.  None keeps a host's own configuration.
     """
 
-    apt: str | None = None  # written to sources.list.d, in place of the distribution's
+    apt: str | None = None  # written to sources.list.d; replaces the distribution's sources
     apt_proxy: str | None = None
 
 
@@ -174,11 +182,15 @@ class Service(Strict):
 
 
 class CanaryPolicy(Strict):
+    """
+    Share of traffic of a new release on a wave, and how long it is measured before the verdict.
+    """
+
     share_pct: int = Field(default=10, ge=1, le=50)
-    duration: Deadline = 60.0  # a canary is measured at least this long
-    give_up_after: Deadline = 600.0  # without enough requests by then the release pauses
-    min_requests: int = Field(default=100, ge=1)  # of the canary, on one wave
-    interval: Deadline = 1.0  # between two readings
+    duration: Deadline = 60.0  # shortest time of measuring
+    give_up_after: Deadline = 600.0  # with too few requests by then, the release pauses
+    min_requests: int = Field(default=100, ge=1)  # answered by the canary, in one wave
+    interval: Deadline = 1.0  # between two measurements
 
     @model_validator(mode="after")
     def _gives_up_after_measuring(self) -> Self:
@@ -188,23 +200,39 @@ class CanaryPolicy(Strict):
 
 
 class ErrorRateGate(Strict):
+    """
+    Limit of the canary's error rate, and what happens above it.
+    """
+
     max: Ratio = 0.05
     min_requests: int = Field(default=20, ge=1)
     action: Literal["pause", "revert"] = "pause"
 
 
 class RestartsGate(Strict):
+    """
+    Limit of the new runtime's restarts within a time, and what happens above it.
+    """
+
     max: int = Field(default=3, ge=0)
     within: Deadline = 300.0
     action: Literal["pause", "revert"] = "revert"
 
 
 class Gates(Strict):
+    """
+    Conditions that stop a release.
+    """
+
     http_request_error_rate: ErrorRateGate = ErrorRateGate()
     runtime_restarts: RestartsGate = RestartsGate()
 
 
 class ReleasePolicy(Strict):
+    """
+    How a release proceeds through the fleet.
+    """
+
     mode: Literal["side_by_side"] = "side_by_side"
     canary: CanaryPolicy = CanaryPolicy()
     waves: tuple[Wave, ...] = Field(default=(1, "50%", "100%"), min_length=1)  # cumulative
@@ -216,7 +244,7 @@ class ReleasePolicy(Strict):
 
 class Signing(Strict):
     """
-    Who signs bundles, and whose signatures hosts accept.
+    The key that signs bundles, and the signers that hosts accept.
     """
 
     identity: str = Field(pattern=IDENTITY)
@@ -226,7 +254,7 @@ class Signing(Strict):
 
 class FleetFile(Strict):
     """
-    The whole file.
+    Content of a fleet file.
     """
 
     row: str  # default row of the version matrix
@@ -236,7 +264,7 @@ class FleetFile(Strict):
     service: Service = Service()
     release: ReleasePolicy = ReleasePolicy()
     signing: Signing
-    groups: dict[HostName, Group] = {}
+    groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -256,7 +284,7 @@ def dangling_names(
     secrets: Iterable[str],
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """
-    Yield the key path and the problem of each name that stands for nothing in its file.
+    Yield (key path, problem) for each reference to a host or secret that is not defined.
     """
     hosts, secrets = set(hosts), set(secrets)
     for name, members in groups.items():
@@ -270,7 +298,7 @@ def dangling_names(
 
 class Host(Strict):
     """
-    One host with everything resolved: its own keys over its groups' over the fleet's.
+    One host with final values: its own, else those of its groups, else the fleet's.
     """
 
     name: str
@@ -283,7 +311,7 @@ class Host(Strict):
 
 class Fleet(Strict):
     """
-    A loaded fleet, or a selection of its hosts.
+    A loaded fleet, with all of its hosts or a selection.
     """
 
     name: str
@@ -297,7 +325,10 @@ class Fleet(Strict):
 
     def host(self, name: str) -> Host:
         """
-        Return the host called *name*; KeyError if the fleet has none.
+        Return the host *name*.
+
+        Raises:
+            KeyError: The fleet has no host with this name.
         """
         for host in self.hosts:
             if host.name == name:

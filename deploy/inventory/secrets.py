@@ -1,5 +1,5 @@
 """
-The value behind a secret's name, and a type that never shows it.
+Reads secret values, and holds them in a type that never prints them.
 """
 
 import os
@@ -15,7 +15,7 @@ _HIDDEN = "[hidden]"
 
 class SecretValue:
     """
-    A secret in memory: prints, formats and logs as `[hidden]`; `reveal` gives the text.
+    A secret in memory: printed, formatted and logged as `[hidden]`; `reveal` returns the text.
     """
 
     __slots__ = ("_text",)
@@ -39,30 +39,31 @@ class SecretValue:
         return hash(self._text)
 
     def __reduce__(self) -> str:
-        raise TypeError("a secret is not written down")
+        raise TypeError("a secret cannot be pickled or copied")
 
 
 def resolve_secret(
     secret: Secret, env: Mapping[str, str], *, name: str | None = None
 ) -> SecretValue:
     """
-    Return what *secret* stands for; of a file, the text without its last line end.
+    Return the value of *secret*; for a file, its text without the last line break.
 
     Args:
-        name: The key under `secrets`, for the message.
+        name: Key under `secrets`, for the error.
 
     Raises:
-        InventoryError: The variable or file is missing or empty, or others may read the file.
+        InventoryError: The variable or file is missing or empty, the text has more than one line,
+            or users other than the owner may read the file.
     """
     what = f"secrets.{name}" if name else "the secret"
     if secret.env is not None:
         text = env.get(secret.env, "")
         if not text:
-            seen = "empty" if secret.env in env else "not set"
+            state = "empty" if secret.env in env else "not set"
             raise InventoryError(
                 f"{what}: has no value",
-                why=f"the environment variable {secret.env} is {seen}",
-                fix=f"export {secret.env} before running this, or point {what} at a file",
+                why=f"the environment variable {secret.env} is {state}",
+                fix=f"export {secret.env}, or give {what} a file in place of env",
             )
         return _one_line(text, what, f"the environment variable {secret.env}")
     assert secret.file is not None
@@ -75,34 +76,34 @@ def _read_private(path: Path, what: str) -> str:
             mode = os.fstat(file.fileno()).st_mode
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise InventoryError(
-                    f"{what}: others may read {path}",
-                    why=f"its mode is {stat.S_IMODE(mode):04o}, and 0600 is the widest allowed",
-                    fix=f"chmod 600 {path}, and change the secret if others could have read it",
+                    f"{what}: other users may read {path}",
+                    why=f"its mode is {stat.S_IMODE(mode):04o}; at most 0600 is allowed",
+                    fix=f"chmod 600 {path}; replace the secret if others may have read it",
                 )
             text = file.read().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
         raise InventoryError(
-            f"{what}: {path} can't be read",
+            f"{what}: {path} cannot be read",
             why=str(error.strerror),
-            fix=f"put the secret into {path} with mode 0600",
+            fix=f"write the secret to {path}, with mode 0600 and owned by this user",
         ) from error
     if not text:
         raise InventoryError(
-            f"{what}: {path} holds no text",
+            f"{what}: {path} contains no text",
             why="the file is empty or not UTF-8",
-            fix=f"put the secret into {path}, alone on one line",
+            fix=f"write the secret to {path}, as its only line",
         )
     return text
 
 
 def _one_line(text: str, what: str, where: str) -> SecretValue:
-    # It ends up in an environment file, where a second line would be another variable.
+    # It is written to an environment file, where a second line would be another variable.
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise InventoryError(
             f"{what}: is more than one line of text",
-            why=f"{where} holds a control character",
-            fix=f"put the secret into {where}, alone on one line",
+            why=f"{where} contains a control character",
+            fix=f"write the secret to {where}, as its only line",
         )
     return SecretValue(text)

@@ -1,5 +1,5 @@
 """
-What the schema refuses, in the operator's words.  Pure.
+Error messages for values that the schema rejects.  Pure.
 """
 
 import difflib
@@ -36,15 +36,15 @@ _SHOULD_BE: Mapping[str, str] = {
 
 def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[Problem]:
     """
-    Yield what the operator is told for each of pydantic's *errors*, one for each key.
+    Yield one problem for each key in pydantic's *errors*.
     """
-    wanted: dict[KeyPath, list[str]] = {}
+    texts_by_path: dict[KeyPath, list[str]] = {}
     for error in errors:
         path = _path_of(error, document)
-        text = _text(error, path, document)
-        # A value that may be of several types is refused once for each of them.
-        wanted.setdefault(path, []).append(text)
-    for path, texts in wanted.items():
+        text = _text(error, path)
+        # A value that may have several types has one error for each of them.
+        texts_by_path.setdefault(path, []).append(text)
+    for path, texts in texts_by_path.items():
         prefix = "should be "
         if len(texts) > 1 and all(text.startswith(prefix) for text in texts):
             choices = [text.removeprefix(prefix) for text in dict.fromkeys(texts)]
@@ -52,22 +52,22 @@ def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[
         else:
             text = "; ".join(dict.fromkeys(texts))
         if text.startswith(prefix):
-            text += f", got {show(document.at(path), path)}"
+            text += f", got {_format_value(document.at(path), path)}"
         yield Problem(path, text, document.line_of(path))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """
-    Return "did you mean X?", or what is known when nothing is near.
+    Return "did you mean X?"; if no known word is similar, the list of known words.
     """
-    if near := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
-        return f"did you mean {near[0]}?"
-    return f"known here: {', '.join(known) or 'nothing'}"
+    if similar := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return f"did you mean {similar[0]}?"
+    return f"known here: {', '.join(known) or 'none'}"
 
 
-def show(value: object, path: KeyPath) -> str:
+def _format_value(value: object, path: KeyPath) -> str:
     """
-    Return *value* as the file writes it, short; never what stands under `secrets`.
+    Return *value* as the file has it, at most 80 characters; values under `secrets` are hidden.
     """
     if isinstance(value, dict):
         return "a mapping"
@@ -76,15 +76,15 @@ def show(value: object, path: KeyPath) -> str:
     if value is None:
         return "nothing"
     if path[:1] == ("secrets",):
-        # Somebody may have written the secret itself where its name belongs.
+        # It may be the secret itself, written by mistake where its name belongs.
         return "a value (hidden)"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def known_keys(path: KeyPath) -> tuple[str, ...]:
+def _known_keys(path: KeyPath) -> tuple[str, ...]:
     """
-    Return the keys that the schema knows in the mapping at *path*; empty where any name may stand.
+    Return the schema's keys in the mapping at *path*; empty if the mapping takes any name.
     """
     kind: Any = FleetFile
     for part in path:
@@ -106,18 +106,18 @@ def _path_of(error: ErrorDetails, document: Document) -> KeyPath:
     path = tuple(error["loc"])
     if error["type"] == "missing":
         return path
-    # Pydantic adds what the file does not have: "[key]", and each type that was tried.
+    # Pydantic appends parts that the file does not have: "[key]", and each type that it tried.
     while path and not document.holds(path):
         path = path[:-1]
     return path
 
 
-def _text(error: ErrorDetails, path: KeyPath, document: Document) -> str:
+def _text(error: ErrorDetails, path: KeyPath) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
-        return "is missing, and has no default"
+        return "is required, and missing"
     if kind == "extra_forbidden":
-        return f"unknown key; {nearest(str(path[-1]), known_keys(path[:-1]))}"
+        return f"unknown key; {nearest(str(path[-1]), _known_keys(path[:-1]))}"
     if kind == "string_pattern_mismatch":
         words = PATTERNS_IN_WORDS.get(context["pattern"], f"text like {context['pattern']}")
         if error["loc"][-1] == "[key]":
@@ -126,7 +126,7 @@ def _text(error: ErrorDetails, path: KeyPath, document: Document) -> str:
     if kind == "too_short":
         return f"should have at least {context['min_length']} entry"
     if kind == "value_error":
-        # The schema's own sentence; what was found is added once, in the file's spelling.
+        # The schema's own message.  `problems_of` adds the value as the file has it.
         return str(context["error"]).split(", got ")[0]
     if kind in _SHOULD_BE:
         return "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")

@@ -1,7 +1,7 @@
 """
-Releases and rollbacks on booted hosts over real SSH, under live traffic, and what breaks them.
+Releases and rollbacks on booted hosts over real SSH, under live traffic and under faults.
 
-The command line as a user has it, in processes of its own; each test leaves v1 serving.
+The tests run the command line in separate processes.  Each of them leaves v1.0.0 serving.
 """
 
 import json
@@ -25,19 +25,22 @@ INVOKE = [sys.executable, "-m", "invoke"]
 
 def inv(*args, wanted=0):
     """
-    Run a task with --json and return its document; its exit code has to be *wanted*.
+    Run a task with --json and return its document.  Its exit code must be *wanted*.
     """
-    done = subprocess.run(
+    result = subprocess.run(
         [*INVOKE, *args, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
-    assert done.returncode == wanted, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(done.stdout)
+    assert result.returncode == wanted, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
+    return json.loads(result.stdout)
 
 
 def inv_until(text, then, *args):
     """
-    Run a task, call *then* when its progress shows *text*; return (exit code, document, seconds).
+    Run a task; call *then* once its progress has *text*.
+
+    Returns:
+        (exit code, JSON document or None, seconds from *then* to the end).
     """
     began_s = None
     with subprocess.Popen(
@@ -52,7 +55,7 @@ def inv_until(text, then, *args):
                 then(process)
         out = process.stdout.read()
         code = process.wait()
-    assert began_s is not None, f"never saw {text!r} in:\n{''.join(lines)}"
+    assert began_s is not None, f"no {text!r} in:\n{''.join(lines)}"
     return code, (json.loads(out) if out else None), time.monotonic() - began_s
 
 
@@ -75,7 +78,7 @@ def provisioned(fleet):
 @pytest.fixture
 def v1(provisioned):
     """
-    v1.0.0 serves on every host, from one slot each, whatever was there before.
+    v1.0.0 serves on every host from one slot, whatever an earlier test left.
     """
     bring_v1()
     yield provisioned
@@ -100,19 +103,19 @@ def load(provisioned):
     Live traffic, keep-alive and streams, for as long as the test runs.
     """
     prompts = json.loads((ROOT / ".slipway/models/nan/live_prompts.json").read_text())
-    made = LoadGenerator(
+    generator = LoadGenerator(
         [f"http://{host.address}:{provisioned.service.port}" for host in provisioned.hosts],
         prompts=prompts, rate_rps=40, connections=16, streams=4, max_tokens=8, stream_pause_s=1.0,
         stream_max_tokens=24,
     )  # fmt: skip
-    made.start()
-    yield made
-    made.stop()
+    generator.start()
+    yield generator
+    generator.stop()
 
 
 def serving():
     """
-    {host: {version: percent}} of the slots that have traffic; {} for a host that does not answer.
+    Return {host: {version: percent}} of the slots with traffic; {} for a host without an answer.
     """
     return {
         host["host"]: {s["version"]: s["weight_pct"] for s in host["slots"] if s["weight_pct"]}
@@ -130,8 +133,8 @@ def on_host(fleet, name, *argv):
 
 def test_a_good_release_loses_nothing(v1, load):
     """
-    A release and a rollback under keep-alive and streaming clients: none lost, none cut, and the
-    canary had its share before the rest.
+    A release and a rollback under keep-alive and streaming clients lose no request and cut no
+    stream.
     """
     outcome = inv("release", "--version", "v1.1.0", "--canary", "10", "--yes")
     assert outcome["outcome"] == "promoted"
@@ -141,29 +144,29 @@ def test_a_good_release_loses_nothing(v1, load):
     assert outcome["outcome"] == "rolled_back"
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
-    seen = load.stop()
-    assert (seen.lost_requests, seen.cut_streams) == (0, 0), seen.losses
-    assert seen.streams > 20
-    assert seen.requests_by_version["v1.1.0"] > 50
-    assert not seen.errors_by_version
+    report = load.stop()
+    assert (report.lost_requests, report.cut_streams) == (0, 0), report.losses
+    assert report.streams > 20
+    assert report.requests_by_version["v1.1.0"] > 50
+    assert not report.errors_by_version
 
 
-def test_a_release_that_fails_users_is_refused_and_undone(v1, load):
+def test_a_release_that_fails_users_is_rejected_and_reverted(v1, load):
     """
-    Golden answers pass, live requests fail: the canary's gate reverts it at its share.
+    Its golden answers pass and live requests fail: the canary's gate reverts it.
     """
     outcome = inv("release", "--version", "v1.2.0", "--canary", "10", "--yes", wanted=8)
 
     assert outcome["outcome"] == "reverted"
     assert outcome["evidence"]["waves"][0]["gate"] == "http_request_error_rate"
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
-    seen = load.stop()
-    assert (seen.lost_requests, seen.cut_streams) == (0, 0), seen.losses
+    report = load.stop()
+    assert (report.lost_requests, report.cut_streams) == (0, 0), report.losses
 
 
 def test_a_release_with_wrong_answers_never_reaches_a_user(v1, load):
     """
-    Golden answers differ: reverted before any traffic.
+    Its golden answers differ: it is reverted before it gets traffic.
     """
     outcome = inv("release", "--version", "v1.3.0", "--canary", "10", "--yes", wanted=24)
 
@@ -173,9 +176,9 @@ def test_a_release_with_wrong_answers_never_reaches_a_user(v1, load):
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
 
-def test_silence_pauses_and_rolling_back_drops_the_canary(v1):
+def test_a_canary_without_traffic_pauses_and_a_rollback_removes_it(v1):
     """
-    Without traffic nothing is promoted; the paused release is dropped by one command.
+    Without requests there is no verdict, and no promotion.
     """
     outcome = inv("release", "--version", "v1.1.0", "--yes", wanted=10)
     assert outcome["outcome"] == "paused"
@@ -188,43 +191,43 @@ def test_silence_pauses_and_rolling_back_drops_the_canary(v1):
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
 
-@pytest.mark.parametrize("breaks", [lab.freeze, lab.cut])
-def test_a_host_that_stops_answering_ends_the_release_by_itself(v1, load, breaks):
+@pytest.mark.parametrize("fault", [lab.freeze, lab.cut])
+def test_a_host_that_stops_answering_ends_the_release(v1, load, fault):
     """
-    Frozen or cut in the middle: the command ends within the lease's time and two connection
-    attempts, names the host, and the other three serve the old release.
+    Frozen or cut off during a release: the command ends within the lease's time and two connection
+    attempts, its error names the host, and the other three serve the old release.
     """
     code, outcome, took_s = inv_until(
-        "host.staged", lambda _: breaks("n3"), "release", "--version", "v1.1.0", "--yes"
+        "host.staged", lambda _: fault("n3"), "release", "--version", "v1.1.0", "--yes"
     )
     policy, ssh = v1.release, v1.hosts[0].ssh
     assert took_s < v1.service.start_timeout + policy.lease_ttl + 4 * ssh.connect_timeout
     assert code in (5, 9, 24), outcome  # lost while staging, or after it
     assert "n3" in json.dumps(outcome["error"])
-    seen = serving()
-    assert seen["n3"] == {}, "status says that it cannot be reached"
-    assert all(seen[name] == {"v1.0.0": 100} for name in ("n1", "n2", "n4"))
+    shares = serving()
+    assert shares["n3"] == {}, "status reports it as unreachable"
+    assert all(shares[name] == {"v1.0.0": 100} for name in ("n1", "n2", "n4"))
 
     lab.thaw("n3")
     lab.heal("n3")
-    time.sleep(v1.release.lease_ttl)  # its lease has to expire: nobody gave it back
+    time.sleep(v1.release.lease_ttl)  # its lease was not released and has to expire
     inv("rollback", "--yes", wanted=0 if inv("status")["release"] else 20)
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
 
-def test_a_killed_operator_leaves_what_the_next_one_clears(v1, load):
+def test_a_rollback_cleans_up_after_a_killed_operator(v1, load):
     """
-    kill -9 in the middle of a canary: the lease expires, and rolling back drops the canary.
+    The release gets SIGKILL during its canary.  After the lease has expired, a rollback removes the
+    canary.
     """
     code, _, _ = inv_until(
         "traffic.shifted", lambda process: process.kill(), "release", "--version", "v1.1.0", "--yes"
     )
     assert code == -9
-    found = inv("status")["release"]
-    assert found["unfinished"]
+    assert inv("status")["release"]["unfinished"]
 
-    held = inv("rollback", "--yes", wanted=6)
-    assert held["error"]["kind"] == "LeaseHeld"
+    refused = inv("rollback", "--yes", wanted=6)
+    assert refused["error"]["kind"] == "LeaseHeld"
     time.sleep(v1.release.lease_ttl)
     inv("rollback", "--yes")
 
@@ -232,18 +235,18 @@ def test_a_killed_operator_leaves_what_the_next_one_clears(v1, load):
     assert load.stop().lost_requests == 0
 
 
-def test_two_operators_at_once(v1, load):
+def test_a_second_operator_is_refused_during_a_release(v1, load):
     """
-    The second is told who holds the lease, and changes nothing.
+    The error names the holder of the lease; the first release is promoted.
     """
-    found = {}
+    refused = {}
 
     def second(_):
-        found.update(inv("release", "--version", "v1.1.0", "--yes", wanted=6))
+        refused.update(inv("release", "--version", "v1.1.0", "--yes", wanted=6))
 
     code, outcome, _ = inv_until("host.staged", second, "release", "--version", "v1.1.0", "--yes")
-    assert found["error"]["kind"] == "LeaseHeld"
-    assert wiring.actor() in found["error"]["what"]
+    assert refused["error"]["kind"] == "LeaseHeld"
+    assert wiring.actor() in refused["error"]["what"]
     assert (code, outcome["outcome"]) == (0, "promoted")
 
 
@@ -252,9 +255,9 @@ def test_a_second_release_of_the_same_bundle_is_a_noop(v1):
     assert outcome["outcome"] == "noop"
 
 
-def test_a_plan_is_approved_against_a_world(v1):
+def test_a_plan_with_another_digest_is_refused(v1):
     """
-    The digest that plan printed is accepted; another one is refused before anything is touched.
+    The digest is stable while the hosts do not change; another one is refused before any change.
     """
     digest = inv("plan", "--version", "v1.1.0")["digest"]
     assert inv("plan", "--version", "v1.1.0")["digest"] == digest
@@ -269,7 +272,7 @@ def test_a_share_outside_its_range_is_refused_before_anything_connects(v1):
 
 
 @pytest.mark.parametrize(
-    ("harm", "code"),
+    ("damage", "code"),
     [
         (lambda path: (path / "manifest.json.sig").unlink(), 11),
         (lambda path: (path / "files.tar").write_bytes(b"\0" * (path / "files.tar").stat().st_size),
@@ -278,25 +281,25 @@ def test_a_share_outside_its_range_is_refused_before_anything_connects(v1):
     ],
     ids=["unsigned", "tampered", "truncated"],
 )  # fmt: skip
-def test_a_bundle_that_is_not_what_was_signed_is_refused(v1, tmp_path, harm, code):
+def test_a_bundle_that_differs_from_the_signed_one_is_refused(v1, tmp_path, damage, code):
     """
-    Before any host is asked; the host would refuse it too (tests/unit/deploy/host).
+    Before any host is contacted; a host would refuse it too (tests/unit/deploy/host).
     """
     path = wiring.store().get("v1.1.0").directory
-    kept = tmp_path / "kept"
-    shutil.copytree(path, kept)
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
     try:
-        harm(path)
+        damage(path)
         inv("release", "--version", "v1.1.0", "--yes", wanted=code)
     finally:
         shutil.rmtree(path)
-        shutil.copytree(kept, path)
+        shutil.copytree(copy, path)
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
 
 def test_the_journal_has_an_intent_and_a_result_for_every_effect(v1):
     """
-    On the host that it happened on, in order.
+    On the host of the effect, in order.
     """
     lines = on_host(v1, "n1", "cat", "/var/lib/slipway/journal.jsonl").splitlines()
     records = [json.loads(line) for line in lines]
@@ -307,9 +310,9 @@ def test_the_journal_has_an_intent_and_a_result_for_every_effect(v1):
     assert len(intents) - len(results) <= 1  # a killed operator may have left one open
 
 
-def test_the_sandbox(v1):
+def test_the_sandbox_of_the_runtime_is_tight(v1):
     """
-    systemd's own score is 2.0 or better, and the runtime's user can write nothing but its state.
+    systemd-analyze rates its exposure at most 2.0, and the runtime's user can write only its state.
     """
     score = on_host(v1, "n1", "systemd-analyze", "security", "--no-pager",
                     "slipway-runtime@blue").strip().splitlines()[-1]  # fmt: skip
@@ -328,5 +331,5 @@ def test_the_sandbox(v1):
                        "sh", "-c", find).split()  # fmt: skip
     own = ("/run/slipway/", "/var/lib/slipway-runtime/", "/tmp", "/var/tmp", "/dev/shm", "/proc/")
     own += ("/var/lib/private/slipway-runtime/", "/dev/mqueue")
-    assert writable, "it can write its state: the search works"
+    assert writable, "control: the search finds the runtime's own state"
     assert [path for path in writable if not path.startswith(own)] == []

@@ -1,5 +1,5 @@
 """
-The transport against a real sshd: deadlines, host keys, and what a cut or a freeze looks like.
+The SSH transport against a real sshd: deadlines, host keys, and hosts that are cut off or frozen.
 """
 
 import time
@@ -20,9 +20,9 @@ def host(lab_hosts):
 
 @pytest.fixture
 def transport(host):
-    made = SshTransport(host)
-    yield made
-    made.close()
+    ssh_transport = SshTransport(host)
+    yield ssh_transport
+    ssh_transport.close()
 
 
 def changed(host, **ssh):
@@ -30,14 +30,14 @@ def changed(host, **ssh):
 
 
 def test_a_command_answers_with_its_streams_and_status(transport):
-    done = transport.run(["sh", "-c", "cat; echo err >&2; exit 3"], timeout_s=10, stdin=b"in",
-                         check=False)  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (3, "in", "err\n")
+    result = transport.run(["sh", "-c", "cat; echo err >&2; exit 3"], timeout_s=10, stdin=b"in",
+                           check=False)  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (3, "in", "err\n")
 
 
-def test_a_command_that_says_no_is_told_from_no_answer(transport):
+def test_a_failed_command_and_a_missing_answer_are_different_errors(transport):
     """
-    Only the first may be repeated blindly, so they are two errors.
+    Without an answer it is unknown whether the command ran, so it must not be repeated blindly.
     """
     with pytest.raises(CommandFailed, match="n4"):
         transport.run(["false"], timeout_s=10)
@@ -48,7 +48,7 @@ def test_a_command_that_says_no_is_told_from_no_answer(transport):
 
 def test_a_command_does_not_outlive_its_deadline_on_the_host(transport, eventually):
     """
-    What we stopped waiting for is ended over there too.
+    After the transport has given up, the host ends the command too.
     """
     with pytest.raises(TransportError):
         transport.run(["sleep", "4242"], timeout_s=1)
@@ -61,21 +61,21 @@ def test_a_command_does_not_outlive_its_deadline_on_the_host(transport, eventual
 
 def test_a_large_output_on_both_streams_does_not_stall(transport):
     script = "head -c 5000000 /dev/zero; head -c 5000000 /dev/zero >&2"
-    done = transport.run(["sh", "-c", script], timeout_s=60)
-    assert (len(done.stdout), len(done.stderr)) == (5_000_000, 5_000_000)
+    result = transport.run(["sh", "-c", script], timeout_s=60)
+    assert (len(result.stdout), len(result.stderr)) == (5_000_000, 5_000_000)
 
 
-def test_a_file_arrives_whole_or_not_at_all(transport, tmp_path):
+def test_a_file_arrives_completely_or_not_at_all(transport, tmp_path):
     """
-    The content lands under its name only when all of it is there.
+    The file gets its final name when it is complete.
     """
     local = tmp_path / "file"
     local.write_bytes(bytes(range(256)) * 4096)
     transport.put(local, "/root/put.bin", timeout_s=60, mode=0o640)
 
-    seen = transport.run(["sh", "-c", "stat -c %a /root/put.bin; cksum < /root/put.bin; "
-                          "ls /root/put.bin.part 2>&1"], timeout_s=10, check=False)  # fmt: skip
-    mode, sums, part = seen.stdout.splitlines()
+    script = "stat -c %a /root/put.bin; cksum < /root/put.bin; ls /root/put.bin.part 2>&1"
+    result = transport.run(["sh", "-c", script], timeout_s=10, check=False)
+    mode, sums, part = result.stdout.splitlines()
     assert mode == "640"
     assert sums.split()[1] == str(256 * 4096)
     assert "No such file" in part
@@ -99,7 +99,7 @@ def test_a_wrong_host_key_is_refused_before_anything_is_sent(host, tmp_path):
         SshTransport(changed(host, known_hosts=Path("/dev/null"))).run(["true"], timeout_s=10)
 
 
-def test_a_wrong_key_and_an_absent_host_say_so(host, tmp_path):
+def test_a_refused_key_and_an_absent_host_have_their_own_messages(host, tmp_path):
     import subprocess
 
     key = tmp_path / "key"
@@ -111,20 +111,20 @@ def test_a_wrong_key_and_an_absent_host_say_so(host, tmp_path):
         SshTransport(away).run(["true"], timeout_s=10)
 
 
-@pytest.mark.parametrize(("breaks", "mends"), [(lab.freeze, lab.thaw), (lab.cut, lab.heal)])
-def test_a_host_that_stops_answering_is_given_up_at_the_deadline(host, transport, breaks, mends):
+@pytest.mark.parametrize(("fault", "repair"), [(lab.freeze, lab.thaw), (lab.cut, lab.heal)])
+def test_a_host_that_stops_answering_is_given_up_at_the_deadline(host, transport, fault, repair):
     """
-    Frozen or cut, in the middle of a connection: no call takes longer than it was given.
+    Frozen or cut off during a connection: no call exceeds its deadline.
     """
     transport.run(["true"], timeout_s=10)
-    breaks("n4")
+    fault("n4")
     try:
         began_s = time.monotonic()
         with pytest.raises(TransportError):
             transport.run(["true"], timeout_s=3)
         with pytest.raises(TransportError):
-            transport.run(["true"], timeout_s=3)  # and connecting anew is bounded too
+            transport.run(["true"], timeout_s=3)  # a new connection has a deadline too
         assert time.monotonic() - began_s < 3 + 3 + host.ssh.connect_timeout + 5
     finally:
-        mends("n4")
+        repair("n4")
     assert transport.run(["true"], timeout_s=30).returncode == 0

@@ -20,12 +20,12 @@ def tree(text):
     """
     Return {class: (parent, exit code)} as the tree at the top of errors.py draws it.
     """
-    found, above = {}, []
+    drawn, parents = {}, []
     for match in LEAF.finditer(text):
         depth = len(match["indent"]) // 4
-        above[depth:] = [match["name"]]
-        found[match["name"]] = (above[depth - 1] if depth else None, int(match["code"]))
-    return found
+        parents[depth:] = [match["name"]]
+        drawn[match["name"]] = (parents[depth - 1] if depth else None, int(match["code"]))
+    return drawn
 
 
 def classes():
@@ -35,14 +35,14 @@ def classes():
     }
 
 
-def test_the_tree_is_the_classes():
+def test_the_tree_in_the_docstring_matches_the_classes():
     """
-    Names, parents and exit codes at the top of the file are those of the classes.
+    Names, parents and exit codes.
     """
     assert tree(errors.__doc__) == classes()
 
 
-def test_the_tree_would_notice_a_slip():
+def test_a_wrong_tree_does_not_match():
     """
     Negative control: a wrong code, parent or name in the tree is a difference.
     """
@@ -57,16 +57,16 @@ def test_the_tree_would_notice_a_slip():
 
 def test_every_error_has_an_exit_code_of_its_own():
     """
-    A script can tell what happened by the exit code alone; 0 is success.
+    A script can distinguish all errors by the exit code; 0 is success.
     """
     codes = [kind.exit_code for kind in CLASSES.values()]
     assert len(set(codes)) == len(codes)
     assert all(0 < code < 64 for code in codes)
 
 
-def test_an_error_says_what_why_and_fix():
+def test_an_error_has_what_why_and_fix():
     """
-    Three lines for a person, one document for a program.
+    Three lines as text, and a JSON document.
     """
     error = errors.LeaseHeld("gpu-01 is taken", why="ann holds it", fix="wait", host="gpu-01")
 
@@ -82,9 +82,9 @@ def test_an_error_says_what_why_and_fix():
     assert "host" not in errors.LeaseHeld("x", why="y", fix="z").as_json()
 
 
-def test_why_and_fix_cannot_be_forgotten():
+def test_why_and_fix_are_required():
     """
-    An error without a remedy cannot be raised.
+    An error without a remedy cannot be constructed.
     """
     with pytest.raises(TypeError):
         DeployError("only what")
@@ -96,14 +96,14 @@ def code_table(text):
     """
     Return {class: exit code} of the rows `| code | Class | ... |`, in either order of the columns.
     """
-    found = {}
+    codes_by_name = {}
     for line in text.splitlines():
         cells = [cell.strip(" `") for cell in line.strip().strip("|").split("|")]
         codes = [cell for cell in cells[:2] if cell.isdigit()]
         names = [cell for cell in cells[:2] if cell in CLASSES]
         if codes and names:
-            found[names[0]] = int(codes[0])
-    return found
+            codes_by_name[names[0]] = int(codes[0])
+    return codes_by_name
 
 
 def test_the_manual_lists_every_exit_code():
@@ -114,9 +114,9 @@ def test_the_manual_lists_every_exit_code():
     assert code_table(page.read_text()) == {name: kind.exit_code for name, kind in CLASSES.items()}
 
 
-def test_the_table_is_read_in_either_order():
+def test_the_table_is_read_in_either_order_of_its_columns():
     """
-    Negative control: rows are found, and a wrong code is seen.
+    Negative control: a wrong code in the table is read as such.
     """
     assert code_table("| 2 | `InventoryError` | the file |") == {"InventoryError": 2}
     assert code_table("| `InventoryError` | 3 | the file |") == {"InventoryError": 3}

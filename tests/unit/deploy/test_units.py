@@ -29,7 +29,7 @@ from deploy.units import (
 )
 def test_a_duration_is_a_number_with_its_unit(text, seconds):
     """
-    ms, s, m, h and d are understood, also with a fraction.
+    The units are ms, s, m, h and d; the number may have a fraction.
     """
     assert parse_duration_s(text) == pytest.approx(seconds)
 
@@ -40,7 +40,7 @@ def test_a_duration_is_a_number_with_its_unit(text, seconds):
 )
 def test_a_size_is_a_number_with_a_binary_unit(text, count):
     """
-    Sizes are whole bytes.
+    The result is a whole number of bytes.
     """
     assert parse_size_bytes(text) == count
     assert isinstance(parse_size_bytes(text), int)
@@ -60,7 +60,7 @@ def test_a_ratio_is_a_percentage(text, ratio):
 )
 def test_a_number_without_its_unit_is_refused(parse, text):
     """
-    Nobody guesses whether 30 means seconds or minutes; the message says what was found.
+    30 could be seconds or minutes.  The message has the value.
     """
     with pytest.raises(ValueError, match="should be ") as caught:
         parse(text)
@@ -77,9 +77,9 @@ def test_a_number_without_its_unit_is_refused(parse, text):
         (parse_ratio, "101%"),
     ],
 )
-def test_a_foreign_unit_is_refused(parse, text):
+def test_an_unknown_unit_is_refused(parse, text):
     """
-    8GB might mean two sizes; only the units that are documented are read.
+    Only documented units are accepted: 8GB could mean two sizes.
     """
     with pytest.raises(ValueError, match="should be"):
         parse(text)
@@ -89,9 +89,9 @@ def test_a_foreign_unit_is_refused(parse, text):
     ("seconds", "text"),
     [(0, "0ms"), (0.25, "250ms"), (4.2, "4.2s"), (59.9, "59.9s"), (60, "1m00s"), (190, "3m10s")],
 )
-def test_a_duration_reads_as_an_operator_says_it(seconds, text):
+def test_a_duration_is_formatted_in_its_largest_unit(seconds, text):
     """
-    Two figures that matter, never nine.
+    Milliseconds, seconds with one decimal, or minutes and seconds.
     """
     assert format_duration(seconds) == text
 
@@ -100,7 +100,7 @@ def test_a_duration_reads_as_an_operator_says_it(seconds, text):
     ("count", "text"),
     [(0, "0B"), (1023, "1023B"), (1024, "1.0KiB"), (3 * 2**29, "1.5GiB"), (5 * 2**40, "5.0TiB")],
 )
-def test_a_size_takes_the_largest_unit_that_leaves_one(count, text):
+def test_a_size_is_formatted_in_its_largest_unit(count, text):
     """
     1.5GiB, not 1536.0MiB.
     """
@@ -118,7 +118,7 @@ def test_durations_keep_the_order_of_their_numbers(number, unit):
 @given(st.integers(0, 2**50))
 def test_a_formatted_size_is_read_back_within_its_precision(count):
     """
-    What is printed can be typed.
+    The output is valid input.
     """
     assert parse_size_bytes(format_size(count)) == pytest.approx(count, rel=0.06)
 

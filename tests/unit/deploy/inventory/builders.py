@@ -1,5 +1,5 @@
 """
-Fleet files that are right but for what a test names.
+Valid fleet files, with the changes that a test needs.
 """
 
 import copy
@@ -21,7 +21,7 @@ MINIMAL = {
 
 def fleet_data(changes=None):
     """
-    Return a sound file's data with *changes*: {"release.canary.min_requests": 5}.
+    Return a valid file's data with *changes*: {"release.canary.min_requests": 5}.
     """
     data = copy.deepcopy(MINIMAL)
     for path, value in (changes or {}).items():

@@ -1,5 +1,5 @@
 """
-inventories/example.yml and the schema say the same: keys, defaults and ranges.
+inventories/example.yml has the keys, defaults and ranges of the schema.
 """
 
 import re
@@ -24,7 +24,7 @@ NAMES = ("hosts", "groups", "secrets")  # mappings whose keys are names that the
 
 def schema_keys(model=FleetFile, above=()):
     """
-    Yield the key path and the field of every key; NAME stands for a name the operator gives.
+    Yield the key path and the field of every key; NAME stands for a name that the operator chooses.
     """
     for name, field in model.model_fields.items():
         path = (*above, name)
@@ -39,43 +39,43 @@ def schema_keys(model=FleetFile, above=()):
 
 def example_keys(text):
     """
-    Return the comment behind each key of *text*; a key under several names counts where it has one.
+    Return {key path: comment after the key}; of several names, the one with a comment counts.
     """
     document = parse_document(text)
     assert not document.problems
-    found = {}
+    comments = {}
     for path, line in document.lines.items():
         named = tuple("NAME" if i == 1 and path[0] in NAMES else p for i, p in enumerate(path))
         if "vars" in path[:-1] or any(isinstance(part, int) for part in path):
             continue
         _, _, comment = document.source[line - 1].partition(" # ")
-        if comment or named not in found:
-            found[named] = comment
-    return {path: comment for path, comment in found.items() if path[-1] != "NAME"}
+        if comment or named not in comments:
+            comments[named] = comment
+    return {path: comment for path, comment in comments.items() if path[-1] != "NAME"}
 
 
-def disagreements(text):
+def differences(text):
     """
-    Yield what *text* and the schema say differently.
+    Yield each difference between *text* and the schema.
     """
     schema, example = dict(schema_keys()), example_keys(text)
     yield from (f"{'.'.join(path)}: not in the example" for path in schema.keys() - example.keys())
     yield from (f"{'.'.join(path)}: not in the schema" for path in example.keys() - schema.keys())
     for path in sorted(schema.keys() & example.keys()):
-        yield from (f"{'.'.join(path)}: {p}" for p in says_wrong(schema[path], example[path]))
+        yield from (f"{'.'.join(path)}: {d}" for d in key_differences(schema[path], example[path]))
 
 
-def says_wrong(field: FieldInfo, comment: str):
+def key_differences(field: FieldInfo, comment: str):
     is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     if is_section and not field.is_required():
-        return  # each of its keys says its own default
+        return  # each key of the section has its own default
     if field.is_required():
         if not comment.startswith("required"):
             yield f"is required, and the comment says {comment!r}"
-    elif (said := re.match(r"default (\[.*\]|\{\}|[^,]+)", comment)) is None:
+    elif (default := re.match(r"default (\[.*\]|\{\}|[^,]+)", comment)) is None:
         yield f"the comment {comment!r} gives no default"
     else:
-        value = yaml.safe_load(said[1])
+        value = yaml.safe_load(default[1])
         value = None if value == "none" else value
         if read(field, value) != field.default:
             yield f"the comment says {value!r}, and the default is {field.default!r}"
@@ -129,21 +129,21 @@ def constraints(field: FieldInfo):
 
 def test_the_example_loads():
     """
-    The reference is itself a fleet.
+    The reference is a valid fleet file.
     """
     assert isinstance(load_fleet("example", root=ROOT), Fleet)
 
 
-def test_the_example_says_what_the_schema_does():
+def test_the_example_agrees_with_the_schema():
     """
-    Every key is there, and each comment states the true default and range.
+    It has every key and no other, and each comment has the schema's default and range.
     """
-    assert list(disagreements(EXAMPLE.read_text())) == []
+    assert list(differences(EXAMPLE.read_text())) == []
 
 
 def test_every_key_is_explained():
     """
-    A comment stands above each key, except above a name and its second use.
+    Each key has a comment above it at least once.
     """
     lines = EXAMPLE.read_text().splitlines()
     document = parse_document("\n".join(lines))
@@ -155,7 +155,7 @@ def test_every_key_is_explained():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "noticed"),
+    ("old", "new", "difference"),
     [
         ("port: 22 # default 22", "port: 22 # default 23", "ssh.port: the comment says 23"),
         ("default 22, from 1 to 65535", "default 22, from 1 to 6553", "ssh.port: the comment says"),
@@ -171,10 +171,10 @@ def test_every_key_is_explained():
         ("default ~/.ssh/known_hosts", "default none", "ssh.known_hosts"),
     ],
 )
-def test_the_comparison_would_notice(old, new, noticed):
+def test_the_comparison_reports_each_kind_of_difference(old, new, difference):
     """
-    Negative control: each kind of slip is reported.
+    Negative control: a wrong default, range, choice or key in the example is reported.
     """
     text = EXAMPLE.read_text()
     assert old in text
-    assert any(noticed in found for found in disagreements(text.replace(old, new, 1)))
+    assert any(difference in line for line in differences(text.replace(old, new, 1)))

@@ -18,7 +18,7 @@ def refusal(root, changes=None, *, text=None, known_rows=None):
 
 def test_a_minimal_file_takes_every_default(tmp_path):
     """
-    A file with a row, hosts and a signer is a fleet.
+    A row, hosts and a signer are all that a file needs.
     """
     fleet = make_fleet(tmp_path)
 
@@ -31,7 +31,7 @@ def test_a_minimal_file_takes_every_default(tmp_path):
 @pytest.mark.parametrize("name", fleet_names(ROOT))
 def test_the_files_of_the_repository_load(name):
     """
-    Every fleet file that is shipped is sound.
+    Every fleet file in inventories/ is valid.
     """
     assert load_fleet(name, root=ROOT).hosts
 
@@ -45,7 +45,7 @@ def test_three_fleets_are_shipped():
 
 def test_production_is_eight_hosts_behind_a_bastion_in_two_groups():
     """
-    gpu-prod shows a fleet of the size that this is made for.
+    gpu-prod is an example of a production fleet.
     """
     fleet = load_fleet("gpu-prod", root=ROOT)
 
@@ -55,9 +55,9 @@ def test_production_is_eight_hosts_behind_a_bastion_in_two_groups():
     assert set(fleet.service.api_tokens) == set(fleet.secrets)
 
 
-def test_a_host_goes_before_its_group_and_a_group_before_the_fleet(tmp_path):
+def test_a_host_overrides_its_groups_and_a_group_overrides_the_fleet(tmp_path):
     """
-    The nearest word counts: host, then group, then fleet.
+    For `row` and `vars`; `ssh` has no group level.
     """
     fleet = make_fleet(
         tmp_path,
@@ -79,7 +79,7 @@ def test_a_host_goes_before_its_group_and_a_group_before_the_fleet(tmp_path):
 
 def test_relative_paths_start_from_the_repository(tmp_path):
     """
-    A path in the file means the same from whatever folder the command is started.
+    The meaning of a path does not depend on the current directory.
     """
     fleet = make_fleet(tmp_path, {"ssh.key": "keys/id", "secrets.t": {"file": "keys/t"}})
 
@@ -101,7 +101,7 @@ def test_a_fleet_may_be_named_by_its_path(tmp_path):
 
 def test_an_unknown_fleet_names_the_nearest_and_lists_what_exists():
     """
-    A slip in the fleet's name costs one line to mend.
+    Under `fix` the most similar name, under `why` all names.
     """
     with pytest.raises(InventoryError) as caught:
         load_fleet("gpu-prd", root=ROOT)
@@ -121,9 +121,9 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path, name):
         load_fleet(name, root=tmp_path)
 
 
-def test_an_error_names_file_key_finding_rule_and_line(tmp_path):
+def test_an_error_has_file_key_rule_value_and_line(tmp_path):
     """
-    One wrong value is one line that can be acted on.
+    For a file with one problem, `why` quotes the line.
     """
     error = refusal(tmp_path, {"release.canary": {"min_requests": "lots"}})
 
@@ -137,7 +137,7 @@ def test_an_error_names_file_key_finding_rule_and_line(tmp_path):
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file(tmp_path):
     """
-    Nobody mends a file one error at a time.
+    So that an operator can correct a file in one pass.
     """
     error = refusal(
         tmp_path,
@@ -154,15 +154,15 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(tmp_path):
     assert sorted(places) == places
 
 
-def test_a_doubled_key_does_not_hide_other_problems(tmp_path):
+def test_a_duplicate_key_does_not_hide_other_problems(tmp_path):
     """
-    Problems of the text and of its values come in one list.
+    Problems of the text and of its values are in one list.
     """
     text = yaml.safe_dump(fleet_data()) + "row: again\nservice: {port: 0}\n"
 
     why = refusal(tmp_path, text=text).why
 
-    assert "row: given twice" in why
+    assert "row: duplicate key" in why
     assert "service.port: should be at least 1, got 0" in why
 
 
@@ -239,9 +239,9 @@ def test_every_rule_refuses_a_wrong_value_in_the_file(tmp_path, path, value):
 
 
 @pytest.mark.parametrize("path", ["row", "hosts", "signing", "signing.key", "hosts.n1.address"])
-def test_what_is_required_is_missed(tmp_path, path):
+def test_a_missing_required_key_is_refused(tmp_path, path):
     """
-    A key without a default has to be there.
+    Keys without a default are required.
     """
     data = fleet_data()
     *parents, last = path.split(".")
@@ -252,7 +252,7 @@ def test_what_is_required_is_missed(tmp_path, path):
 
     error = refusal(tmp_path, text=yaml.safe_dump(data))
 
-    assert f"{path}: is missing" in error.what
+    assert f"{path}: is required, and missing" in error.what
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_what_is_required_is_missed(tmp_path, path):
 )
 def test_an_unknown_key_names_the_nearest_one(tmp_path, path, near):
     """
-    A slip in a key is never taken in silence, at any depth.
+    A mistyped key is an error at any depth.
     """
     assert f"{path}: unknown key; did you mean {near}?" in str(refusal(tmp_path, {path: 1}))
 
 
-def test_what_stands_under_secrets_is_not_repeated(tmp_path):
+def test_values_under_secrets_are_not_printed(tmp_path):
     """
-    A secret written where its name belongs does not get into a terminal or a log.
+    A secret written by mistake where its name belongs does not reach a terminal or a log.
     """
     for value in (
         "hunter2",
@@ -288,9 +288,9 @@ def test_what_stands_under_secrets_is_not_repeated(tmp_path):
         assert "hunter2" not in str(refusal(tmp_path, {"secrets.t": value}))
 
 
-def test_two_groups_that_differ_on_a_host_are_named(tmp_path):
+def test_two_groups_with_different_values_for_a_host_are_refused(tmp_path):
     """
-    Which of two groups wins is never a matter of their order.
+    The order of groups never decides.
     """
     groups = {
         "a": {"hosts": ["n1"], "row": "r1", "vars": {"x": 1}},
@@ -303,9 +303,9 @@ def test_two_groups_that_differ_on_a_host_are_named(tmp_path):
     assert "groups.b.vars.x: is true, but groups.a.vars.x is 1, and n1 is in both" in why
 
 
-def test_a_host_settles_what_its_groups_differ_on(tmp_path):
+def test_a_hosts_own_value_resolves_a_conflict_of_its_groups(tmp_path):
     """
-    A host's own word is asked for, and enough.
+    For `row` and for each variable.
     """
     groups = {
         "a": {"hosts": ["n1"], "row": "r1", "vars": {"x": 1}},
@@ -320,20 +320,20 @@ def test_a_host_settles_what_its_groups_differ_on(tmp_path):
 
 def test_one_machine_under_two_names_is_refused(tmp_path):
     """
-    A wave of two hosts has to be two machines; another SSH port or jump host makes them two.
+    Another SSH port or jump host makes it another machine.
     """
     same = {"hosts.n2.address": "192.0.2.1"}
 
-    assert "hosts.n2.address: 192.0.2.1 with SSH port 22 is hosts.n1" in str(
+    assert "hosts.n2.address: hosts.n1 has the same address 192.0.2.1 and SSH port 22" in str(
         refusal(tmp_path, same)
     )
     assert make_fleet(tmp_path, same | {"hosts.n2.ssh": {"port": 23}})
     assert make_fleet(tmp_path, same | {"hosts.n2.ssh": {"jump": "j@h"}})
 
 
-def test_rows_are_held_against_the_matrix(tmp_path):
+def test_rows_are_checked_against_the_matrix(tmp_path):
     """
-    A row that the matrix lacks is named with the nearest one, wherever it stands.
+    Of the fleet, of groups and of hosts; the error suggests the most similar row.
     """
     rows = {"row": "torch-2.3", "groups.a": {"hosts": ["n1"], "row": "x"}, "hosts.n2.row": "y"}
 
@@ -349,7 +349,7 @@ def test_rows_are_held_against_the_matrix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         ("", "the file is empty"),
         ("# only a comment\n", "the file is empty"),
@@ -360,9 +360,9 @@ def test_rows_are_held_against_the_matrix(tmp_path):
         ("row: *nowhere\n", "not YAML: found undefined alias"),
         ("row: 1\n---\nrow: 2\n", "not YAML: but found another document"),
         ("row: \x00\n", "characters that YAML does not allow"),
-        ("row: 1\nrow: 2\n", "row: given twice, on line 1 and on line 2"),
-        ("ssh: {port: 1, port: 2}\n", "ssh.port: given twice"),
-        ("1: 2\n", "1: the name should be text"),
+        ("row: 1\nrow: 2\n", "row: duplicate key, on line 1 and on line 2"),
+        ("ssh: {port: 1, port: 2}\n", "ssh.port: duplicate key"),
+        ("1: 2\n", "1: the key should be text"),
         ("row: !secret x\n", "row: the tag '!secret' is not allowed"),
         ("row: !!python/name:os.system x\n", "is not allowed"),
         ("hosts: &a {n1: *a}\n", "hosts.n1: contains itself"),
@@ -370,16 +370,16 @@ def test_rows_are_held_against_the_matrix(tmp_path):
         (b"row: \xff\n", "is not UTF-8 text"),
     ],
 )
-def test_text_that_is_no_fleet_is_refused(tmp_path, text, said):
+def test_a_text_that_is_no_fleet_file_is_refused(tmp_path, text, problem):
     """
-    Whatever the file holds, the answer is one InventoryError.
+    With an InventoryError, for any content.
     """
-    assert said in str(refusal(tmp_path, text=text))
+    assert problem in str(refusal(tmp_path, text=text))
 
 
 def test_aliases_of_aliases_are_bounded(tmp_path):
     """
-    A short text cannot stand for more entries than memory holds.
+    A short text must not expand to more entries than fit into memory.
     """
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
@@ -389,7 +389,7 @@ def test_aliases_of_aliases_are_bounded(tmp_path):
 
 def test_a_merged_mapping_may_be_overridden(tmp_path):
     """
-    `<<` is YAML's own way to share keys; a key beside it goes before what it brings.
+    With `<<`, YAML's way to share keys, a key of the mapping overrides a merged one.
     """
     text = yaml.safe_dump(fleet_data())
     text += "groups:\n  a: &a {hosts: [n1], vars: {x: 1}}\n  b: {<<: *a, hosts: [n2]}\n"
@@ -402,7 +402,7 @@ def test_a_merged_mapping_may_be_overridden(tmp_path):
 
 def test_a_date_in_a_variable_is_text(tmp_path):
     """
-    Nothing in a fleet file turns into a type that no key holds.
+    YAML would read it as a date, a type that no key has.
     """
     text = yaml.safe_dump(fleet_data()).replace(
         "192.0.2.1\n", "192.0.2.1\n    vars: {d: 2026-01-01}\n"
@@ -411,9 +411,9 @@ def test_a_date_in_a_variable_is_text(tmp_path):
     assert make_fleet(tmp_path, text=text).host("n1").vars["d"] == "2026-01-01"
 
 
-def test_a_file_that_fails_to_read_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_an_error_with_the_systems_reason(tmp_path, monkeypatch):
     """
-    What the system says about the file is passed on.
+    Under `why`.
     """
     write_fleet(tmp_path)
 

@@ -17,7 +17,7 @@ def secret_file(tmp_path, content, mode=0o600):
 
 def test_a_secret_comes_from_the_environment_or_from_a_file(tmp_path):
     """
-    The last line end of a file is not part of the secret.
+    The last line break of a file is not part of the secret.
     """
     of_env = resolve_secret(Secret(env="T"), {"T": " hunter2"})
     of_file = resolve_secret(secret_file(tmp_path, b"hunter2\n"), {})
@@ -26,9 +26,9 @@ def test_a_secret_comes_from_the_environment_or_from_a_file(tmp_path):
     assert of_file.reveal() == "hunter2"
 
 
-def test_a_secret_never_shows_itself():
+def test_a_secret_is_never_printed_or_stored():
     """
-    Whatever prints, formats or stores it does not get the text.
+    Printing and formatting give `[hidden]`; JSON and pickle refuse it.
     """
     value = SecretValue("hunter2")
 
@@ -40,30 +40,30 @@ def test_a_secret_never_shows_itself():
         pickle.dumps(value)
 
 
-def test_the_check_for_hiding_would_notice():
+def test_reveal_returns_the_text():
     """
-    Negative control: the text is in there, and only `reveal` gives it.
+    Negative control: the value has the text, so the test above could find it.
     """
     assert "hunter2" in f"{SecretValue('hunter2').reveal()}"
 
 
-@pytest.mark.parametrize(("env", "seen"), [({}, "not set"), ({"TOKEN": ""}, "empty")])
-def test_a_variable_without_a_value_is_named(env, seen):
+@pytest.mark.parametrize(("env", "state"), [({}, "not set"), ({"TOKEN": ""}, "empty")])
+def test_a_variable_without_a_value_is_named(env, state):
     """
-    Not set and empty are told apart, and the name of the secret is said.
+    The error has the secret's name, and says whether the variable is unset or empty.
     """
     with pytest.raises(InventoryError) as caught:
         resolve_secret(Secret(env="TOKEN"), env, name="api")
     assert caught.value.what == "secrets.api: has no value"
-    assert f"TOKEN is {seen}" in caught.value.why
+    assert f"TOKEN is {state}" in caught.value.why
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o610])
 def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
     """
-    0600 is the widest mode of a secret's file; the error says how to mend it, not what it holds.
+    The mode is at most 0600.  The error has the remedy, and not the secret.
     """
-    with pytest.raises(InventoryError, match="others may read") as caught:
+    with pytest.raises(InventoryError, match="other users may read") as caught:
         resolve_secret(secret_file(tmp_path, b"hunter2", mode), {})
     assert "chmod 600" in caught.value.fix
     assert "hunter2" not in str(caught.value)
@@ -72,16 +72,16 @@ def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
 def test_a_file_without_text_is_refused(tmp_path, content):
     """
-    An empty token is no token.
+    An empty file is not an empty secret.
     """
-    with pytest.raises(InventoryError, match="holds no text"):
+    with pytest.raises(InventoryError, match="contains no text"):
         resolve_secret(secret_file(tmp_path, content), {})
 
 
 @pytest.mark.parametrize("content", [b"a\nB=c", b"a\x00b", b"a\n\n", b"a\x7f"])
 def test_a_secret_is_one_line(tmp_path, content):
     """
-    A second line would be another variable of the environment file on the host.
+    A second line would be another variable in the environment file on the host.
     """
     with pytest.raises(InventoryError, match="more than one line") as caught:
         resolve_secret(secret_file(tmp_path, content), {})
@@ -94,5 +94,5 @@ def test_a_missing_file_is_named(tmp_path):
     """
     with pytest.raises(InventoryError) as caught:
         resolve_secret(Secret(file=tmp_path / "none"), {}, name="api")
-    assert f"{tmp_path}/none can't be read" in caught.value.what
+    assert f"{tmp_path}/none cannot be read" in caught.value.what
     assert "No such file" in caught.value.why

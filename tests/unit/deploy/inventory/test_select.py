@@ -15,7 +15,7 @@ def names(root, limit):
 
 
 @pytest.mark.parametrize(
-    ("limit", "chosen"),
+    ("limit", "selected"),
     [
         (None, "1234"),
         ("gpu-02", "2"),
@@ -28,11 +28,11 @@ def names(root, limit):
         ("@serving", "23"),
     ],
 )
-def test_a_limit_chooses_hosts_in_the_order_of_the_file(tmp_path, limit, chosen):
+def test_a_limit_selects_hosts_in_the_order_of_the_file(tmp_path, limit, selected):
     """
-    Hosts, patterns and groups add up, and each host comes once.
+    The union of its hosts, patterns and groups, each host once.
     """
-    assert list(chosen) == names(tmp_path, limit)
+    assert list(selected) == names(tmp_path, limit)
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def test_a_limit_chooses_hosts_in_the_order_of_the_file(tmp_path, limit, chosen)
         ("gpu-01,gpu-0q", "gpu-0"),
         ("@canry", "@canary"),
         ("canary", "@canary"),
-        ("", "name hosts"),
-        ("gpu-01,", "name hosts"),
+        ("", "give hosts"),
+        ("gpu-01,", "give hosts"),
         ("GPU-01", ""),
-        ("web*", "name hosts"),
+        ("web*", "give hosts"),
     ],
 )
-def test_a_term_that_matches_nothing_is_refused(tmp_path, limit, near):
+def test_a_term_that_matches_no_host_is_refused(tmp_path, limit, near):
     """
-    A limit that does not limit as meant never falls back to all hosts, nor to fewer.
+    A mistyped or empty limit never selects all hosts.
     """
     with pytest.raises(UnknownHost) as caught:
         names(tmp_path, limit)
@@ -60,7 +60,7 @@ def test_a_term_that_matches_nothing_is_refused(tmp_path, limit, near):
 
 def test_a_selection_keeps_the_rest_of_the_fleet(tmp_path):
     """
-    Only the hosts differ.
+    Only `hosts` differs.
     """
     fleet = make_fleet(tmp_path, HOSTS)
     one = select_hosts(fleet, "gpu-02")
