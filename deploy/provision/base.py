@@ -2,9 +2,9 @@
 Debian packages, and where they come from.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Platform
 from deploy.provision.resources import Absent, AnyResource, File, Packages
+from deploy.provision.spec import Goal
 from deploy.templating import render
 
 PACKAGES = (

@@ -3,9 +3,9 @@ CUDA.  Nothing is installed: torch's wheels carry their own CUDA runtime and nee
 A toolkit on the host, for those who compile there, is not there yet.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource
+from deploy.provision.spec import Goal
 
 
 def requirements(goal: Goal) -> list[AnyRequirement]:

@@ -19,7 +19,8 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploy.errors import CommandFailed, DeployError
 from deploy.provision import operations
-from deploy.provision.check import (
+from deploy.provision.connector import BoundedConnector
+from deploy.provision.differences import (
     Step,
     bootstrap_steps,
     next_steps,
@@ -27,10 +28,9 @@ from deploy.provision.check import (
     refusal_of,
     steps_to,
 )
-from deploy.provision.connector import BoundedConnector
-from deploy.provision.job import HostJob, Job
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.seen import Seen
+from deploy.provision.worker_request import HostJob, Job
 
 _ROUNDS = 5  # packages, disk, what runs, the assertion, and one to spare
 _LOGINS_AT_ONCE = 8  # sshd drops new logins when it has ten unfinished ones (MaxStartups)

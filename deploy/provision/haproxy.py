@@ -5,9 +5,9 @@ HAProxy: owns the public port, splits the traffic between the slots.
 import hashlib
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, PortFree
 from deploy.provision.resources import AnyResource, Directory, File, Service
+from deploy.provision.spec import Goal
 from deploy.templating import render
 from runtime import contract
 

@@ -3,9 +3,9 @@ The NVIDIA driver.  Checked, not installed yet: a host whose driver the row does
 refused before it is touched.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Driver
 from deploy.provision.resources import AnyResource
+from deploy.provision.spec import Goal
 
 
 def requirements(goal: Goal) -> list[AnyRequirement]:

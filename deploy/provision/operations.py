@@ -18,10 +18,10 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 
+from deploy.host import facts as look
 from deploy.host import layout
 from deploy.provision import resources
 from deploy.provision.connector import Input
-from deploy.provision.remote import look
 from deploy.provision.resources import AnyResource
 from deploy.provision.seen import Question, Seen
 

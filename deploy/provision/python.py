@@ -3,9 +3,9 @@ uv, and the Python environment of the row.  Hosts need no index: everything is s
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, PythonThere
 from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile
+from deploy.provision.spec import Goal
 
 
 def requirements(goal: Goal) -> list[AnyRequirement]:

@@ -15,11 +15,10 @@ from typing import IO
 
 import uv
 
-from deploy.bundle.host_tool import build_host_tool
+from deploy.bundle.host_program import build_host_tool
 from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.inventory.schema import Fleet
-from deploy.provision.goal import Goal, read_allowed_signers, resolve_tokens, weigh
-from deploy.provision.job import HostJob, Job
+from deploy.provision.concerns import plan_site
 from deploy.provision.report import (
     HERE,
     Change,
@@ -28,7 +27,8 @@ from deploy.provision.report import (
     ProvisionEvent,
     ProvisionReport,
 )
-from deploy.provision.site import plan_site
+from deploy.provision.spec import Goal, read_allowed_signers, resolve_tokens, weigh
+from deploy.provision.worker_request import HostJob, Job
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import Lock, ensure_lock
 

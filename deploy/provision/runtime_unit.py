@@ -6,9 +6,9 @@ Nothing here starts or restarts a slot: what changes takes effect at the next re
 
 from deploy.host import layout
 from deploy.inventory.schema import Service
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsRead
+from deploy.provision.spec import Goal
 from deploy.templating import render
 from runtime import contract
 

@@ -3,9 +3,9 @@ Directories, and the room that they need.
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Room
 from deploy.provision.resources import AnyResource, Directory
+from deploy.provision.spec import Goal
 
 # What is left for logs, journals and a second venv while the first one is in use.
 FLOOR_BYTES = 512 * 2**20

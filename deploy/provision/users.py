@@ -3,9 +3,9 @@ The user that the runtime runs as.
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, User
+from deploy.provision.spec import Goal
 
 
 def requirements(goal: Goal) -> list[AnyRequirement]:

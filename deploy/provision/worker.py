@@ -20,8 +20,8 @@ import gevent  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 
 from deploy.provision.engine import run  # noqa: E402
-from deploy.provision.job import Job  # noqa: E402
 from deploy.provision.report import ProvisionEvent  # noqa: E402
+from deploy.provision.worker_request import Job  # noqa: E402
 
 EXIT_ORPHAN = 3  # the parent is gone; nothing more is changed
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from deploy.host import layout
 from deploy.inventory.schema import Host, Mirrors, ReleasePolicy, Service, Ssh
 from deploy.inventory.secrets import SecretValue
-from deploy.provision.check import question_of
-from deploy.provision.goal import Binary, Goal
-from deploy.provision.job import Site
+from deploy.provision.concerns import plan_site
+from deploy.provision.differences import question_of
 from deploy.provision.resources import (
     Absent,
     Directory,
@@ -24,7 +23,8 @@ from deploy.provision.resources import Service as ServiceResource
 from deploy.provision.seen import Path as SeenPath
 from deploy.provision.seen import Seen, Unit
 from deploy.provision.seen import User as SeenUser
-from deploy.provision.site import plan_site
+from deploy.provision.spec import Binary, Goal
+from deploy.provision.worker_request import Site
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import Lock, Wheel
 

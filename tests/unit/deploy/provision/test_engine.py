@@ -8,7 +8,7 @@ import pytest
 
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
-from deploy.provision.job import HostJob
+from deploy.provision.worker_request import HostJob
 from tests.unit.deploy.provision.builders import bare, make_site
 
 HOST = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=Ssh(), vars={})

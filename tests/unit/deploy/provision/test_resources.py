@@ -3,8 +3,8 @@ import json
 import pytest
 
 from deploy.host import layout
-from deploy.provision.job import Site
 from deploy.provision.resources import File
+from deploy.provision.worker_request import Site
 from tests.unit.deploy.provision.builders import (
     TOKEN,
     bare,

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from deploy.provision import run
-from deploy.provision.job import HostJob, Job
 from deploy.provision.report import EventKind, ProvisionEvent
+from deploy.provision.worker_request import HostJob, Job
 from tests.unit.deploy.provision.builders import make_goal, make_site
 
 HOSTS = ["n1", "n2", "n3"]

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from deploy.inventory.schema import Mirrors, Service
-from deploy.provision import base, haproxy, host_tool, runtime_unit
+from deploy.provision import base, haproxy, host_program, runtime_unit
+from deploy.provision.concerns import plan_site
 from deploy.provision.resources import File
-from deploy.provision.site import plan_site
 from deploy.templating import TEMPLATES
 from runtime.config import HostConfig, load_config
 from runtime.errors import ConfigError
@@ -55,7 +55,7 @@ def texts():
         "runtime-vllm.yml": runtime_unit.config(vllm),
         "runtime-memory.yml": runtime_unit.config(memory),
         "environment": runtime_unit.environment(cpu),
-        "host.json": host_tool.host_config(cpu),
+        "host.json": host_program.host_config(cpu),
         "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
         "slipway.list": placed["/etc/apt/sources.list.d/slipway.list"],
     }

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 
-from deploy.provision.remote import look
+from deploy.host import facts as look
 
 
 def test_every_answer_fits_what_is_read_here():

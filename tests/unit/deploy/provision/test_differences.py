@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host import layout
-from deploy.provision.check import (
+from deploy.provision.differences import (
     bootstrap_steps,
     next_steps,
     question_of,

@@ -5,9 +5,9 @@ The program that everything else asks for on a host, and what it is told about t
 import json
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, NobodyReleases
 from deploy.provision.resources import AnyResource, File
+from deploy.provision.spec import Goal
 
 
 def requirements(goal: Goal) -> list[AnyRequirement]:

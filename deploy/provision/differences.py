@@ -5,10 +5,10 @@ Is the host as it should be?  Asked before, to know what to change, and after, t
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploy.provision.job import Site
 from deploy.provision.requirements import Refusal
 from deploy.provision.resources import AnyResource, Difference, Packages
 from deploy.provision.seen import Question, Seen
+from deploy.provision.worker_request import Site
 
 
 @dataclass(frozen=True, slots=True)

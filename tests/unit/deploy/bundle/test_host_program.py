@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import deploy.host
-from deploy.bundle.host_tool import build_host_tool
+from deploy.bundle.host_program import build_host_tool
 
 PACKAGE = Path(deploy.host.__file__).parent
 

@@ -9,17 +9,17 @@ from deploy.provision import (
     base,
     cuda,
     haproxy,
-    host_tool,
+    host_program,
     nvidia_driver,
     python,
     runtime_unit,
     storage,
     users,
 )
-from deploy.provision.goal import Goal
-from deploy.provision.job import Site
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource
+from deploy.provision.spec import Goal
+from deploy.provision.worker_request import Site
 
 
 class Concern(Protocol):
@@ -42,7 +42,7 @@ ORDER: Sequence[Concern] = (
     storage,
     nvidia_driver,
     cuda,
-    host_tool,
+    host_program,
     python,
     runtime_unit,
     haproxy,
