@@ -2,6 +2,8 @@
 Chooses the real transport, clock, stores and owner; the only place that does.
 """
 
+from __future__ import annotations
+
 import getpass
 import os
 import secrets
@@ -14,35 +16,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploy import errors
-from deploy.bundle.build import build_bundle
-from deploy.bundle.check import check_bundle
-from deploy.bundle.send import stage
-from deploy.bundle.sign import sign_bundle
-from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import (
     CommandFailed,
     DeployError,
     PreconditionError,
-    ProvisionFailed,
     TransportError,
     UsageError,
 )
-from deploy.inventory.load import load_fleet
-from deploy.inventory.schema import Fleet
-from deploy.provision.report import ProvisionReport
-from deploy.release import steps
-from deploy.release.events import Outcome, ReleaseEvent, release_id
-from deploy.release.executor import ReleaseExecutor
-from deploy.release.observe import Observed, observe
-from deploy.release.plan import ReleasePlan, plan_release
-from deploy.release.rollback import BACK_TO, RollbackPlan, plan_rollback, roll_back
-from deploy.transport.host_tool import HostTool
-from deploy.transport.ssh import SshTransport
-from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import ensure_lock
+
+# Imported by the functions that need them: a task waits for its own modules alone.
+if TYPE_CHECKING:
+    from deploy.bundle.store import Bundle, BundleStore
+    from deploy.inventory.schema import Fleet
+    from deploy.provision.report import ProvisionReport
+    from deploy.release import steps
+    from deploy.release.events import Outcome, ReleaseEvent
+    from deploy.release.observe import Observed
+    from deploy.release.plan import ReleasePlan
+    from deploy.release.rollback import RollbackPlan
+    from deploy.transport.host_tool import HostTool
+    from deploy.transport.ssh import SshTransport
 
 ROOT = Path(__file__).parents[1]
 WHEELS = Path("~/.cache/slipway/wheels").expanduser()
@@ -64,6 +59,8 @@ def store() -> BundleStore:
     """
     Return the store of this checkout.
     """
+    from deploy.bundle.store import BundleStore
+
     return BundleStore(ROOT / ".slipway")
 
 
@@ -75,6 +72,9 @@ def fleet(name: str, limit: str | None = None) -> Fleet:
         InventoryError: The file is missing or wrong.
         UnknownHost: *limit* selects nothing.
     """
+    from deploy.inventory.load import load_fleet
+    from deploy.versions.matrix import load_matrix
+
     return load_fleet(name, root=ROOT, limit=limit, known_rows=[r.name for r in load_matrix().rows])
 
 
@@ -84,14 +84,7 @@ def provision_error(report: ProvisionReport) -> DeployError | None:
 
     A failure that all failed hosts share keeps its own kind, and so its own exit code.
     """
-    if not report.failed:
-        return None
-    kinds = {failure.error for failure in report.failed}
-    kind = getattr(errors, kinds.pop()) if len(kinds) == 1 else ProvisionFailed
-    first = report.failed[0]
-    hosts = ", ".join(failure.host for failure in report.failed)
-    error: DeployError = kind(f"not as pinned: {hosts}", why=first.why, fix=first.fix)
-    return error
+    return report.error
 
 
 def actor() -> str:
@@ -115,6 +108,8 @@ class Hosts:
         """
         Return what every host looks like, or why it could not be read.
         """
+        from deploy.release.observe import observe
+
         return observe(self.tools.values(), timeout_s=20.0)
 
     def observed(self) -> dict[str, Observed]:
@@ -124,6 +119,8 @@ class Hosts:
         Raises:
             DeployError: One or more hosts could not be read; all are named.
         """
+        from deploy.release.observe import Observed
+
         seen = self.seen()
         found = {n: s for n, s in seen.items() if isinstance(s, Observed)}
         failed = {n: s for n, s in seen.items() if isinstance(s, DeployError)}
@@ -141,6 +138,8 @@ class Hosts:
 
     @property
     def limits(self) -> steps.Limits:
+        from deploy.release import steps
+
         policy, service = self.fleet.release, self.fleet.service
         return steps.Limits(
             start_s=service.start_timeout,
@@ -155,6 +154,9 @@ def hosts(of: Fleet) -> Iterator[Hosts]:
     """
     Yield connections to the hosts of *of*; they are opened at first use and closed at the end.
     """
+    from deploy.transport.host_tool import HostTool
+    from deploy.transport.ssh import SshTransport
+
     transports = {host.name: SshTransport(host) for host in of.hosts}
     tools = {
         host.name: HostTool(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
@@ -175,6 +177,11 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         ModelPathError: *model* is absent, unreadable or not a model.
         PreconditionError: The signing key is missing.
     """
+    from deploy.bundle.build import build_bundle
+    from deploy.bundle.sign import sign_bundle
+    from deploy.versions.matrix import load_matrix
+    from deploy.wheelhouse import ensure_lock
+
     row = load_matrix().row(_one_row(of))
     lock = ensure_lock(row, cache=WHEELS, progress=progress)
     made = build_bundle(
@@ -207,6 +214,8 @@ def checked_bundle(of: Fleet, version: str | None) -> Bundle:
     Raises:
         BundleUnsigned, BundleTampered, BundleTruncated: It is not what was signed.
     """
+    from deploy.bundle.check import check_bundle
+
     found = store().get(version) if version else store().newest()
     check_bundle(found, allowed_signers=of.signing.allowed_signers)
     return found
@@ -255,6 +264,8 @@ def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
     Raises:
         PreconditionError: The bundle is for another row of the matrix than a host stands on.
     """
+    from deploy.release.plan import plan_release
+
     for host in on.fleet.hosts:
         if host.row != bundle.manifest.row:
             raise PreconditionError(
@@ -279,6 +290,10 @@ def run_release(
     """
     Do *plan* and return how it ended.
     """
+    from deploy.bundle.send import stage
+    from deploy.release.events import release_id
+    from deploy.release.executor import ReleaseExecutor
+
     clock = SystemClock()
 
     def stage_one(tool: HostTool) -> dict[str, Any]:
@@ -303,6 +318,8 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     """
     Return the way back of every host, as they are now.
     """
+    from deploy.release.rollback import plan_rollback
+
     return plan_rollback(on.observed(), to)
 
 
@@ -315,6 +332,9 @@ def run_rollback(
     """
     Do *plan*, which was made for *to*, and return how it ended.
     """
+    from deploy.release.events import release_id
+    from deploy.release.rollback import BACK_TO, roll_back
+
     clock = SystemClock()
 
     def recheck() -> None:

@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).parents[1] / "host"
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 
 
-def build_host_tool(package: Path = _PACKAGE) -> bytes:
+def build_host_program(package: Path = _PACKAGE) -> bytes:
     """
     Return the file that lies at `deploy.host.layout.HOST_PROGRAM` on every host.
 

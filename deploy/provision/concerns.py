@@ -17,9 +17,9 @@ from deploy.provision import (
     users,
 )
 from deploy.provision.requirements import AnyRequirement
+from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import AnyResource
-from deploy.provision.spec import Goal
-from deploy.provision.worker_request import Site
+from deploy.provision.spec import HostSpec
 
 
 class Concern(Protocol):
@@ -27,13 +27,13 @@ class Concern(Protocol):
     One file of this package: what it asks of a host, and what it places, sets and starts there.
     """
 
-    def requirements(self, goal: Goal) -> list[AnyRequirement]: ...
+    def requirements(self, spec: HostSpec) -> list[AnyRequirement]: ...
 
-    def install(self, goal: Goal) -> list[AnyResource]: ...
+    def install(self, spec: HostSpec) -> list[AnyResource]: ...
 
-    def configure(self, goal: Goal) -> list[AnyResource]: ...
+    def configure(self, spec: HostSpec) -> list[AnyResource]: ...
 
-    def activate(self, goal: Goal) -> list[AnyResource]: ...
+    def activate(self, spec: HostSpec) -> list[AnyResource]: ...
 
 
 ORDER: Sequence[Concern] = (
@@ -49,15 +49,15 @@ ORDER: Sequence[Concern] = (
 )
 
 
-def plan_site(goal: Goal) -> Site:
+def plan_resources(spec: HostSpec) -> ResourceSet:
     """
-    Return everything that *goal* asks of a host.
+    Return everything that *spec* asks of a host.
     """
-    return Site(
-        requirements=tuple(r for concern in ORDER for r in concern.requirements(goal)),
+    return ResourceSet(
+        requirements=tuple(r for concern in ORDER for r in concern.requirements(spec)),
         placed=(
-            *(r for concern in ORDER for r in concern.install(goal)),
-            *(r for concern in ORDER for r in concern.configure(goal)),
+            *(r for concern in ORDER for r in concern.install(spec)),
+            *(r for concern in ORDER for r in concern.configure(spec)),
         ),
-        running=tuple(r for concern in ORDER for r in concern.activate(goal)),
+        running=tuple(r for concern in ORDER for r in concern.activate(spec)),
     )

@@ -1,5 +1,5 @@
 """
-What the parent process hands to the worker, and what the worker answers: JSON both ways.
+What the parent process sends to the worker, as JSON.
 """
 
 from collections.abc import Mapping
@@ -8,31 +8,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deploy.host.codec import decode, encode
+from deploy.host.protocol import Facts
 from deploy.inventory.schema import Host, Ssh
-from deploy.provision.requirements import AnyRequirement
-from deploy.provision.resources import AnyResource
+from deploy.provision.resource_set import ResourceSet
 
 
-class Site(BaseModel):
+class HostRequest(BaseModel):
     """
-    One host as a list.
+    One host to change.
 
     Attributes:
-        requirements: Must hold before the host is touched.
-        placed: What is on its disk, in the order in which it comes there.
-        running: What runs, from what is on the disk.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    requirements: tuple[AnyRequirement, ...]
-    placed: tuple[AnyResource, ...]
-    running: tuple[AnyResource, ...]
-
-
-class HostJob(BaseModel):
-    """
-    One host: how to reach it, and all that it should have.
+        facts: Encoded facts that the host was compared by; None: it has no Python.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,35 +27,51 @@ class HostJob(BaseModel):
     name: str
     address: str
     ssh: dict[str, Any]
-    site: Site
+    resources: ResourceSet
+    facts: dict[str, Any] | None
 
     @classmethod
-    def of(cls, host: Host, site: Site) -> "HostJob":
-        ssh = host.ssh.model_dump(mode="json")
-        return cls(name=host.name, address=host.address, ssh=ssh, site=site)
+    def of(cls, host: Host, resources: ResourceSet, facts: Facts | None) -> "HostRequest":
+        return cls(
+            name=host.name,
+            address=host.address,
+            ssh=host.ssh.model_dump(mode="json"),
+            resources=resources,
+            facts=None if facts is None else encode(facts),
+        )
 
     @property
     def host(self) -> Host:
         """
-        Return the host as the transport wants it.
+        The host as the transport takes it.
         """
-        # Validated where the fleet file was read; by now durations are plain seconds.
+        # Validated when the fleet file was read; by now durations are plain seconds.
         ssh = Ssh.model_construct(**self.ssh | _paths(self.ssh))
         return Host.model_construct(
             name=self.name, address=self.address, groups=(), row="", ssh=ssh, vars={}
         )
 
+    @property
+    def sudo(self) -> bool:
+        """
+        True if the SSH user is not root.
+        """
+        return self.host.ssh.user != "root"
 
-class Job(BaseModel):
+    def decoded_facts(self) -> Facts | None:
+        return None if self.facts is None else decode(Facts, self.facts)
+
+
+class WorkerRequest(BaseModel):
     """
     Attributes:
-        check: Look only.
+        packed_program: The host program, see `probe.pack_program`.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
-    check: bool
-    hosts: tuple[HostJob, ...]
+    packed_program: bytes
+    hosts: tuple[HostRequest, ...]
 
 
 def _paths(ssh: Mapping[str, Any]) -> dict[str, Path | None]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import deploy.host
-from deploy.bundle.host_program import build_host_tool
+from deploy.bundle.host_program import build_host_program
 
 PACKAGE = Path(deploy.host.__file__).parent
 
@@ -25,7 +25,7 @@ def run(tool, *argv, stdin="", cwd):
 
 def placed(tmp_path):
     tool = tmp_path / "slipway-host.pyz"
-    tool.write_bytes(build_host_tool())
+    tool.write_bytes(build_host_program())
     return tool
 
 
@@ -70,7 +70,7 @@ def test_it_is_the_same_bytes_each_time(tmp_path):
         os.utime(path, (1, 1))
         path.chmod(0o755)
 
-    assert build_host_tool(copy) == build_host_tool()
+    assert build_host_program(copy) == build_host_program()
 
 
 def test_another_line_is_another_tool(tmp_path):
@@ -81,7 +81,7 @@ def test_another_line_is_another_tool(tmp_path):
     shutil.copytree(PACKAGE, copy)
     (copy / "layout.py").write_text((copy / "layout.py").read_text() + "# other\n")
 
-    assert build_host_tool(copy) != build_host_tool()
+    assert build_host_program(copy) != build_host_program()
 
 
 def test_a_caller_that_went_away_is_no_error(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
-from deploy.provision.worker_request import HostJob
-from tests.unit.deploy.provision.builders import bare, make_site
+from deploy.provision.worker_request import HostRequest
+from tests.unit.deploy.provision.builders import bare, make_resources
 
 HOST = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=Ssh(), vars={})
-SITE = make_site(row="torch-2.3-cu121", device="cuda")
+RESOURCES = make_resources(row="torch-2.3-cu121", device="cuda")
 
 
 class Touched(Exception):
@@ -21,28 +21,30 @@ class Touched(Exception):
     """
 
 
-def visit(monkeypatch, seen, said):
+def visit(monkeypatch, facts, said):
     """
-    Visit a host that looks like *seen*; the first operation ends it.
+    Visit a host that looks like *facts*; the first operation ends it.
     """
 
-    def touch(resource, seen):
+    def touch(resource, facts):
         raise Touched(resource.name)
 
     monkeypatch.setattr(engine.operations, "apply", touch)
     connector = SimpleNamespace(doing="", said="", lost=None)
-    host = SimpleNamespace(get_fact=lambda *args, **kwargs: seen)
-    engine._Visit(host, connector, HostJob.of(HOST, SITE), said.append).make_so(check=False)
+    host = SimpleNamespace(get_fact=lambda *args, **kwargs: facts)
+    engine.HostRun(host, connector, HostRequest.of(HOST, RESOURCES), said.append).make_so(
+        check=False
+    )
 
 
 @pytest.mark.parametrize("driver", [None, "530.30.02"])
 def test_a_host_with_too_old_a_driver_is_refused_before_it_is_touched(monkeypatch, driver):
     """
-    Nothing is sent to a host whose driver the row does not allow but the question what it is like.
+    Nothing is sent to a host whose driver the row does not allow but the query what it is like.
     """
     said = []
     with pytest.raises(engine.Refused) as caught:
-        visit(monkeypatch, bare(SITE, driver=driver), said)
+        visit(monkeypatch, bare(RESOURCES, driver=driver), said)
     assert caught.value.error == "PreconditionError"
     assert "torch-2.3-cu121 needs 535 or later" in caught.value.why
     assert {event.kind.value for event in said} == {"looking"}
@@ -53,4 +55,4 @@ def test_a_host_with_the_driver_would_be_touched(monkeypatch):
     Negative control: the same host with the driver that the row asks for is changed.
     """
     with pytest.raises(Touched):
-        visit(monkeypatch, bare(SITE, driver="535.104.05"), [])
+        visit(monkeypatch, bare(RESOURCES, driver="535.104.05"), [])

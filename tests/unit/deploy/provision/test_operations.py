@@ -39,8 +39,8 @@ def run(script, stdin):
     return subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, check=False)
 
 
-def place(goal):
-    return run(*command_of(operations.place._inner(goal)))
+def place(spec):
+    return run(*command_of(operations.place._inner(spec)))
 
 
 def test_a_file_is_placed_with_its_mode(tmp_path):
@@ -77,11 +77,11 @@ def test_nothing_of_a_secret_is_in_the_command(tmp_path):
     """
     The command line, which every user of the host can see, has neither the content nor its hash.
     """
-    goal = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
-    [command] = operations.place._inner(goal)
+    spec = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
+    [command] = operations.place._inner(spec)
     shown = command.get_raw_value() + repr(command) + repr(command.connector_arguments)
     assert "hunter2" not in shown
-    assert goal.sha256 not in shown
+    assert spec.sha256 not in shown
 
 
 def test_a_connection_that_ends_early_leaves_the_old_file(tmp_path):
@@ -153,19 +153,19 @@ def test_a_secret_is_never_readable_by_others(tmp_path):
     From its first byte to its place, a secret's file is for its owner alone.
     """
     script, stdin = command_of(operations.place._inner(make_file(tmp_path / "environment")))
-    with Watcher(tmp_path) as seen:
+    with Watcher(tmp_path) as facts:
         slowly(["sh", "-c", f"umask 022; {script}"], stdin)
-    assert seen.modes == {0o600}
+    assert facts.modes == {0o600}
 
 
 def test_the_watcher_would_notice(tmp_path):
     """
-    Negative control: write first, close after, as most tools do, and it is seen.
+    Negative control: write first, close after, as most tools do, and it is facts.
     """
     script = f"umask 022; cat >{tmp_path}/environment && chmod 600 {tmp_path}/environment"
-    with Watcher(tmp_path) as seen:
+    with Watcher(tmp_path) as facts:
         slowly(["sh", "-c", script], b"secret\n")
-    assert 0o644 in seen.modes
+    assert 0o644 in facts.modes
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="what is uploaded belongs to root")
@@ -214,12 +214,12 @@ def test_the_look_is_sent_with_its_question(tmp_path):
     """
     path = tmp_path / "there"
     path.write_text("text")
-    question = operations.Question(paths={str(path): "0" * 64, "/nowhere": ""}, room=("/",))
-    program = b"".join(operations.look_input(question))
+    query = operations.FactQuery(paths={str(path): "0" * 64, "/nowhere": ""}, room=("/",))
+    program = b"".join(operations.look_input(query))
     done = subprocess.run(
         ["/usr/bin/env", "python3", "-I", "-"], input=program, capture_output=True, check=True
     )
-    seen = operations.Look().process(done.stdout.decode().splitlines())
-    assert seen.paths["/nowhere"] is None
-    assert seen.paths[str(path)].text == "text"
-    assert Path("/usr/bin/apt-get").exists() is seen.has_apt
+    facts = operations.Look().process(done.stdout.decode().splitlines())
+    assert facts.paths["/nowhere"] is None
+    assert facts.paths[str(path)].text == "text"
+    assert Path("/usr/bin/apt-get").exists() is facts.has_apt
