@@ -6,14 +6,14 @@ The code is that of the host (`deploy.host.bundle.verify`): both refuse the same
 
 from pathlib import Path
 
-from deploy import errors
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError
 from deploy.host.bundle.archive import check_archive
 from deploy.host.bundle.manifest import Blob
 from deploy.host.bundle.verify import check_file, check_signature, read_manifest
-from deploy.host.rpc import HostError
-from deploy.host.system import Runner
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.system import System
+from deploy.transport.client import ERRORS
 
 
 def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
@@ -29,7 +29,7 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
     signers = allowed_signers.expanduser()
     try:
         manifest = read_manifest(bundle.manifest_path, bundle.digest)
-        signer = check_signature(Runner(), bundle.manifest_path, bundle.signature_path, signers)
+        signer = check_signature(System(), bundle.manifest_path, bundle.signature_path, signers)
         check_archive(bundle.archive_path, manifest.files)
         for file in manifest.model:
             named = Blob(f"model/{file.path}", file.sha256, file.size)
@@ -40,9 +40,8 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
 
 
 def _here(bundle: Bundle, error: HostError) -> DeployError:
-    kind: type[DeployError] = getattr(errors, error.kind)
     fix = error.fix
-    if error.kind in {"BundleTampered", "BundleTruncated"}:
+    if error.kind in {ErrorKind.BUNDLE_TAMPERED, ErrorKind.BUNDLE_TRUNCATED}:
         fix = "build it again: inv bundle; no host was touched"
     what = f"bundle {bundle.version} ({bundle.digest[:12]}): {error.what}"
-    return kind(what, why=error.why, fix=fix)
+    return ERRORS[error.kind](what, why=error.why, fix=fix)

@@ -5,7 +5,6 @@ Files that are whole or absent, whatever happens in between.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.host.rpc import HostError
+from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 
 TRASH = ".trash-"  # being deleted
@@ -136,19 +135,11 @@ def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-
-        def take() -> bool | None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return None
-            return True
-
-        if system.poll_until(take, timeout_s, 0.02) is None:
+        if not system.lock(descriptor, timeout_s):
             raise HostError(
-                "CommandFailed",
+                ErrorKind.COMMAND_FAILED,
                 f"{path} is locked",
-                f"another process of the host tool held it for {timeout_s:.0f} s",
+                f"another process of the host program held it for {timeout_s:.0f} s",
                 "wait for it: pgrep -af slipway-host",
             )
         yield

@@ -13,44 +13,47 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from deploy.host.files import sync_directory
+from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, Unfinished
 from deploy.host.system import System, utc
 
 INTENT, RESULT, EVENT = "intent", "result", "event"
-BEGIN, END, PAUSED, RESUMED = "release.begin", "release.end", "release.paused", "release.resumed"
-GOOD_RECORD, GOOD_ROLLBACK = "good.record", "good.rollback"
+BEGIN, END = "release.begin", "release.end"
+GOOD_RECORD, GOOD_ROLLBACK = GoodRecord.VERB, GoodRollback.VERB
+_OUTCOME_PAUSED = "paused"
 _TAIL = 1 << 16
 
 
 class Replayed(NamedTuple):
     """
-    What the lines of a journal add up to.
+    State that the lines of a journal add up to.
 
     Attributes:
         good: Releases recorded as good and not rolled back, oldest first.
-        unfinished: Where a release, or a verb, began and has not ended; None: nowhere.
-        paused: The release that waits for a person, and why.
-        fence: Highest fencing number that was ever written down.
+        unfinished: The latest release or verb that began and has not ended.
+        paused: Release that waits for a decision of the operator.
+        seq: Number of the last line.
+        fence: Highest fencing number of any line.
     """
 
-    good: list[dict[str, Any]]
-    unfinished: dict[str, Any] | None
-    paused: dict[str, Any] | None
+    good: list[GoodRelease]
+    unfinished: Unfinished | None
+    paused: str | None
     seq: int
     fence: int
 
 
 def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
     """
-    Return what *entries* add up to.  Pure.
+    Return the state after *entries*.  Pure.
 
     A result ends every earlier intent of the same step with the same arguments, so that a verb
-    that was killed and run again is finished.  The end of a release ends all that was open, and
-    a new release takes over what an earlier one left open: one lease, one writer.
+    that was killed and run again is finished.  The end of a release ends all open intents, and
+    a new release takes over the intents that an earlier one left open: one lease, one writer.
     """
-    good: list[dict[str, Any]] = []
+    good: list[GoodRelease] = []
     open_intents: dict[str, dict[str, Any]] = {}
     current: dict[str, Any] | None = None
-    paused: dict[str, Any] | None = None
+    paused: str | None = None
     seq = fence = 0
     for entry in entries:
         seq = max(seq, entry.get("seq") or 0)
@@ -64,49 +67,41 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
                 good = _good_after(good, entry)
         elif step == BEGIN:
             current, paused = entry, None
-        elif step == PAUSED:
-            paused = _pause(entry)
-        elif step == RESUMED:
-            paused = None
         elif step == END and (current is None or current.get("release") == entry.get("release")):
-            held = (entry.get("args") or {}).get("outcome") == "paused"
-            paused = (paused or _pause(entry)) if held else None
+            is_paused = (entry.get("args") or {}).get("outcome") == _OUTCOME_PAUSED
+            paused = entry.get("release") if is_paused else None
             current = None
             open_intents.clear()
         if current is not None and entry.get("release") == current.get("release"):
-            current = {**current, "step": step, "seq": entry.get("seq"), "at": entry.get("at")}
+            current = {**current, "step": step}
     return Replayed(good, _unfinished(current, open_intents), paused, seq, fence)
 
 
-def _good_after(good: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:
     args = entry.get("args") or {}
-    release = entry.get("release")
     if entry.get("step") == GOOD_RECORD:
-        new = {"release": release, "at": entry.get("at"), **args}
-        last = good[-1] if good else {}
-        if (last.get("release"), last.get("bundle")) == (release, args.get("bundle")):
-            return good  # said twice
+        try:
+            new = GoodRelease(entry["release"], args["bundle"], args["version"])
+        except KeyError:
+            return good  # damaged
+        if good and (good[-1].release, good[-1].bundle) == (new.release, new.bundle):
+            return good  # recorded twice
         return [*good, new]
     if entry.get("step") == GOOD_ROLLBACK:
-        positions = [i for i, g in enumerate(good) if g["release"] == args.get("to_release")]
+        positions = [i for i, g in enumerate(good) if g.release == args.get("to_release")]
         return good[: positions[-1] + 1] if positions else good
     return good
 
 
-def _pause(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**(entry.get("args") or {}), "release": entry.get("release"), "at": entry.get("at")}
-
-
 def _unfinished(
     current: dict[str, Any] | None, open_intents: dict[str, dict[str, Any]]
-) -> dict[str, Any] | None:
+) -> Unfinished | None:
     intents = sorted(open_intents.values(), key=lambda e: e.get("seq") or 0)
     last = intents[-1] if intents else current
     if last is None:
         return None
     release = current["release"] if current else last.get("release")
-    found = {key: last.get(key) for key in ("step", "seq", "at", "fence", "actor")}
-    return {"release": release, "is_intent": bool(intents), **found}
+    return Unfinished(release, str(last.get("step")))
 
 
 def _key(entry: dict[str, Any]) -> str:
@@ -154,7 +149,7 @@ class Journal:
             end = _drop_torn_line(descriptor)
             whole = {
                 "seq": self._last_seq(descriptor, end) + 1,
-                "at": utc(self._system.clock.wall_s()),
+                "at": utc(self._system.wall_s()),
                 "boot_id": self._system.boot_id(),
                 **entry,
             }

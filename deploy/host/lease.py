@@ -8,11 +8,11 @@ clock that counts from boot (setting the wall clock moves nothing), and with the
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from deploy.host.files import write_atomic
 from deploy.host.journal import Journal
-from deploy.host.rpc import HostError
+from deploy.host.protocol import ErrorKind, HostError, LeaseStatus
 from deploy.host.system import System
 
 
@@ -40,14 +40,6 @@ class Lease(NamedTuple):
             return 0.0
         return max(0.0, self.expires_steady_s - steady_s)
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "owner": self.owner,
-            "fence": self.fence,
-            "expires_at": self.expires_at,
-            "release": self.release,
-        }
-
 
 class Leases:
     """
@@ -67,8 +59,17 @@ class Leases:
             return None
         return lease
 
+    def status(self) -> LeaseStatus | None:
+        """
+        Return the lease in force as `status` reports it.
+        """
+        lease = self.in_force()
+        if lease is None or lease.owner is None:
+            return None
+        return LeaseStatus(lease.owner, lease.release, lease.fence, self.left_s(lease))
+
     def left_s(self, lease: Lease) -> float:
-        return lease.left_s(self._system.clock.steady_s(), self._system.boot_id())
+        return lease.left_s(self._system.steady_s(), self._system.boot_id())
 
     def check(self, fence: int | None) -> Lease:
         """
@@ -79,7 +80,7 @@ class Leases:
         """
         if fence is None:
             raise HostError(
-                "PreconditionError",
+                ErrorKind.PRECONDITION,
                 "no lease was given",
                 "this verb changes the host",
                 "take the lease first: lease.acquire",
@@ -88,7 +89,7 @@ class Leases:
         if lease is not None and lease.fence == fence and self.left_s(lease) > 0:
             return lease
         raise HostError(
-            "LeaseLost",
+            ErrorKind.LEASE_LOST,
             f"the lease {fence} is not in force any more",
             self._why_not(lease, fence),
             "inv status; nothing more was changed here under this lease",
@@ -106,7 +107,7 @@ class Leases:
         held = self.in_force()
         if held is not None and (release is None or (held.owner, held.release) != (owner, release)):
             raise HostError(
-                "LeaseHeld",
+                ErrorKind.LEASE_HELD,
                 f"{held.owner} is at work here",
                 f"their lease {held.fence} for {held.release or 'no release'} ends in "
                 f"{self.left_s(held):.0f} s unless they renew it",
@@ -139,7 +140,7 @@ class Leases:
             return "it was given back"
         if lease.boot_id != self._system.boot_id():
             return "the host was booted since"
-        late_s = self._system.clock.steady_s() - lease.expires_steady_s
+        late_s = self._system.steady_s() - lease.expires_steady_s
         return f"it ended {late_s:.1f} s ago without being renewed"
 
     def _read(self) -> Lease | None:
@@ -152,13 +153,12 @@ class Leases:
             return None  # not ours, or from before a change of format: the journal has the number
 
     def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
-        clock = self._system.clock
         lease = Lease(
             fence=fence,
             owner=owner,
             release=release,
-            expires_at=round(clock.wall_s() + ttl_s, 3),
-            expires_steady_s=clock.steady_s() + ttl_s,
+            expires_at=round(self._system.wall_s() + ttl_s, 3),
+            expires_steady_s=self._system.steady_s() + ttl_s,
             boot_id=self._system.boot_id(),
         )
         write_atomic(self._path, json.dumps(lease._asdict()).encode(), 0o640)

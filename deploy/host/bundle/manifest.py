@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from deploy.host.rpc import HostError
+from deploy.host.protocol import ErrorKind, HostError
 
 FORMAT = 1
 MANIFEST, SIGNATURE, ARCHIVE = "manifest.json", "manifest.json.sig", "files.tar"
@@ -89,17 +89,17 @@ def parse_manifest(data: bytes) -> Manifest:
         found = json.loads(data)
         if found.get("format") != FORMAT:
             raise HostError(
-                "PreconditionError",
+                ErrorKind.PRECONDITION,
                 "the bundle is of another format",
-                f"format {found.get('format')!r}; this host tool reads {FORMAT}",
-                "inv provision puts the host tool of this version there",
+                f"format {found.get('format')!r}; this host program reads {FORMAT}",
+                "inv provision installs the host program of this version",
             )
         manifest = _manifest(found, hashlib.sha256(data).hexdigest())
         if canonical(found) != data:
             raise ValueError("it is not in canonical form")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HostError(
-            "BundleTampered",
+            ErrorKind.BUNDLE_TAMPERED,
             "the manifest is not one",
             str(error) or type(error).__name__,
             "inv bundle makes it again",
@@ -180,13 +180,15 @@ def _distinct(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def parse_wheels(entries: Iterable[dict[str, Any]]) -> tuple[Blob, ...]:
+def check_wheel_names(names: Iterable[str]) -> None:
     """
-    Return the wheels of a lock.
+    Refuse names that are not plain wheel names, or are listed twice.
 
     Raises:
-        ValueError, KeyError, TypeError: An entry is not one.
+        ValueError: Names the first.
     """
-    wheels = tuple(_wheel(entry) for entry in entries)
-    _distinct(wheel.path for wheel in wheels)
-    return wheels
+    names = tuple(names)
+    for name in names:
+        if not _WHEEL.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a wheel")
+    _distinct(names)

@@ -7,9 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from deploy.host.bundle.manifest import Blob, parse_wheels
+from deploy.host.bundle.manifest import Blob, check_wheel_names
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     UNFINISHED,
@@ -22,8 +21,9 @@ from deploy.host.files import (
     write_atomic,
 )
 from deploy.host.journaled import journaled
-from deploy.host.rpc import HostError, Request, one_line
+from deploy.host.protocol import Call, ErrorKind, HostError, VenvBuild, VenvBuilt
 from deploy.host.system import System
+from deploy.host.text import one_line
 
 COMPLETE = ".complete"  # holds the names of the wheels that it was made of
 # uv installs to 3.9 times the size of the wheels: 223 to 874 MiB, with torch 2.13 for the CPU.  Of
@@ -48,37 +48,34 @@ _IMPORTS = {
 }
 
 
-def build_verb(system: System, request: Request) -> dict[str, Any]:
+def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
     """
-    Build the venv of a lock from wheels that lie in the wheelhouse already.
+    Build the environment of a lock from wheels that are in the wheelhouse.
     """
-    text = request.args.text("lock")
-    digest = request.args.digest("digest")
-    python = request.args.text("python")
-    entries = request.args.sequence("wheels")
-    request.args.done()
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    if hashlib.sha256(request.lock.encode()).hexdigest() != request.digest:
         raise HostError(
-            "UsageError",
-            "venv.build: digest is not that of lock",
-            f"got {digest}",
-            "give the SHA-256 of the lock's text",
+            ErrorKind.USAGE,
+            f"{request.VERB}: digest is not that of lock",
+            f"got {request.digest}",
+            "send the SHA-256 of the lock's text",
         )
     try:
-        wheels = parse_wheels(entries)
-    except (ValueError, KeyError, TypeError) as error:
+        check_wheel_names(wheel.file for wheel in request.wheels)
+    except ValueError as error:
         raise HostError(
-            "UsageError",
-            "venv.build: wheels can't be read",
-            repr(error),
-            "give file, sha256 and size of each",
+            ErrorKind.USAGE,
+            f"{request.VERB}: wheels is not valid",
+            str(error),
+            "send file, sha256 and size of each wheel, once",
         ) from None
+    wheels = tuple(Blob(wheel.file, wheel.sha256, wheel.size) for wheel in request.wheels)
     with (
-        journaled(system, request, {"digest": digest}, needs_lease=False) as op,
+        journaled(system, call, request.VERB, {"digest": request.digest}, needs_lease=False) as op,
         locked(system, system.layout.stage_lock, _INSTALL_S),
     ):
-        op.result = build(system, text, digest, python, wheels)
-    return op.result
+        result = build(system, request.lock, request.digest, request.python, wheels)
+        op.result = result
+    return result
 
 
 def is_complete(system: System, digest: str) -> bool:
@@ -97,17 +94,17 @@ def wheels_of(venv: Path) -> set[str]:
 
 def build(
     system: System, text: str, digest: str, python: str, wheels: tuple[Blob, ...]
-) -> dict[str, Any]:
+) -> VenvBuilt:
     """
     Build the venv, unless it is there; the caller holds the lock for contents.
 
     Raises:
         HostError: A wheel is not the one that was locked, or uv refused; nothing is left.
     """
-    began_s = system.clock.steady_s()
+    began_s = system.steady_s()
     layout = system.layout
     if is_complete(system, digest):
-        return {"built": False, "took_s": 0.0}
+        return VenvBuilt(built=False, took_s=0.0)
     for wheel in wheels:
         check_file(layout.wheelhouse / wheel.path, wheel)
     layout.venvs.mkdir(parents=True, exist_ok=True)
@@ -130,7 +127,7 @@ def build(
     names = json.dumps(sorted(wheel.path for wheel in wheels))
     write_atomic(final / COMPLETE, names.encode(), 0o644)
     sync_directory(layout.venvs)
-    return {"built": True, "took_s": round(system.clock.steady_s() - began_s, 3)}
+    return VenvBuilt(built=True, took_s=round(system.steady_s() - began_s, 3))
 
 
 def _install(system: System, draft: Path, text: str, python: str) -> None:
@@ -166,10 +163,10 @@ def _install(system: System, draft: Path, text: str, python: str) -> None:
 
 
 def _uv(system: System, argv: list[str], timeout_s: float, env: dict[str, str]) -> None:
-    done = system.runner.run(argv, timeout_s=timeout_s, env=env)
+    done = system.run(argv, timeout_s=timeout_s, env=env)
     if done.returncode != 0:
         raise HostError(
-            "CommandFailed",
+            ErrorKind.COMMAND_FAILED,
             f"the venv could not be built: {' '.join(['uv', *argv[1:3]])}",
             one_line(done.stderr or done.stdout) or f"exit status {done.returncode}",
             "inv provision; the lock and the Python of the host must fit",
@@ -180,14 +177,14 @@ def _import(system: System, venv: Path, wheels: tuple[Blob, ...]) -> None:
     brought = {wheel.path.split("-")[0].lower() for wheel in wheels}
     modules = ", ".join(names for wheel, names in _IMPORTS.items() if wheel in brought)
     statement = f"import {modules}" if modules else "pass"
-    done = system.runner.run(
+    done = system.run(
         [str(venv / "bin" / "python"), "-I", "-c", statement],
         timeout_s=_IMPORT_S,
         env={"PYTHONDONTWRITEBYTECODE": ""},
     )
     if done.returncode != 0:
         raise HostError(
-            "CommandFailed",
+            ErrorKind.COMMAND_FAILED,
             "the venv can't import what the runtime needs",
             one_line(done.stderr),
             "the row's torch build may not fit this host: inv matrix, and nvidia-smi there",

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from deploy.host.bundle.manifest import NAMESPACE, Blob, Manifest, parse_manifest
 from deploy.host.files import sha256_of
-from deploy.host.rpc import HostError, one_line
-from deploy.host.system import Runner
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.system import System
+from deploy.host.text import one_line
 
 _SSH_KEYGEN_S = 20.0
 _MANIFEST_MAX = 64 << 20
 
 
-def check_signature(runner: Runner, manifest: Path, signature: Path, signers: Path) -> str:
+def check_signature(system: System, manifest: Path, signature: Path, signers: Path) -> str:
     """
     Return who of *signers* signed *manifest*.
 
@@ -27,7 +28,7 @@ def check_signature(runner: Runner, manifest: Path, signature: Path, signers: Pa
     """
     if not signers.is_file():
         raise HostError(
-            "PreconditionError",
+            ErrorKind.PRECONDITION,
             "no signer is allowed here",
             f"{signers} is not there",
             "inv provision puts the allowed signers of the fleet file there",
@@ -37,7 +38,7 @@ def check_signature(runner: Runner, manifest: Path, signature: Path, signers: Pa
     if manifest.stat().st_size > _MANIFEST_MAX:
         raise unsigned("its manifest is larger than any")
     keygen = ["ssh-keygen", "-Y"]
-    found = runner.run(
+    found = system.run(
         [*keygen, "find-principals", "-f", str(signers), "-s", str(signature)],
         timeout_s=_SSH_KEYGEN_S,
     )
@@ -47,7 +48,7 @@ def check_signature(runner: Runner, manifest: Path, signature: Path, signers: Pa
         raise unsigned(f"no allowed signer has its key: {one_line(found.stderr) or 'no match'}")
     said = ""
     for principal in principals:
-        done = runner.run(
+        done = system.run(
             [
                 *keygen, "verify", "-f", str(signers), "-I", principal,
                 "-n", NAMESPACE, "-s", str(signature),
@@ -100,7 +101,7 @@ def check_size(path: Path, blob: Blob) -> None:
 
 def unsigned(why: str) -> HostError:
     return HostError(
-        "BundleUnsigned",
+        ErrorKind.BUNDLE_UNSIGNED,
         "the bundle has no valid signature",
         why,
         "sign it with a key of the fleet's allowed_signers: inv bundle",
@@ -109,7 +110,7 @@ def unsigned(why: str) -> HostError:
 
 def tampered(name: str, why: str) -> HostError:
     return HostError(
-        "BundleTampered",
+        ErrorKind.BUNDLE_TAMPERED,
         f"{name} is not what was signed",
         why,
         "nothing was unpacked; build the bundle again: inv bundle",
@@ -118,7 +119,7 @@ def tampered(name: str, why: str) -> HostError:
 
 def truncated(name: str, why: str) -> HostError:
     return HostError(
-        "BundleTruncated",
+        ErrorKind.BUNDLE_TRUNCATED,
         f"{name} is not whole",
         why,
         "nothing was unpacked; send it again: inv release",

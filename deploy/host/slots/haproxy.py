@@ -8,13 +8,13 @@ Source: HAProxy 2.6 management guide, "show stat", "show servers state", "set se
 from __future__ import annotations
 
 import csv
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from deploy.host.layout import BACKEND
-from deploy.host.rpc import HostError, one_line
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.system import System
+from deploy.host.text import one_line
 
 READY, DRAIN, MAINT = "ready", "drain", "maint"
 _FORCED_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # by command, inherited, by resolution, by address
@@ -120,9 +120,8 @@ class Haproxy:
     The running HAProxy, through its socket.
     """
 
-    def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
-        self._path = path
-        self._timeout_s = timeout_s
+    def __init__(self, system: System) -> None:
+        self._system = system
 
     def servers(self, backend: str = BACKEND) -> dict[str, Server]:
         """
@@ -136,9 +135,9 @@ class Haproxy:
             states = parse_servers_state(self.ask("show servers state"), backend)
             found = {name: merge(row, states[name]) for name, row in stats.items()}
         except (ValueError, KeyError) as error:
-            raise self._wrong(f"its answer can't be read: {error!r}") from None
+            raise _unexpected(f"its answer can't be read: {error!r}") from None
         if not found:
-            raise self._wrong(f"it has no backend named {backend}")
+            raise _unexpected(f"it has no backend named {backend}")
         return found
 
     def set_admin(self, name: str, admin: str, backend: str = BACKEND) -> None:
@@ -164,31 +163,26 @@ class Haproxy:
         Return what HAProxy answers to *command*.
         """
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(self._timeout_s)
-                connection.connect(str(self._path))
-                connection.sendall(command.encode() + b"\n")
-                parts = []
-                while part := connection.recv(1 << 16):
-                    parts.append(part)
+            return self._system.haproxy(command)
         except OSError as error:
-            raise self._wrong(f"{self._path}: {error.strerror or error}") from None
-        return b"".join(parts).decode(errors="replace")
+            path = self._system.layout.haproxy_socket
+            raise _unexpected(f"{path}: {error.strerror or error}") from None
 
     def _tell(self, command: str) -> None:
         # It answers an empty line to what it does, and a sentence to what it refuses.
         if said := self.ask(command).strip():
             raise HostError(
-                "CommandFailed",
+                ErrorKind.COMMAND_FAILED,
                 f"HAProxy refused: {command}",
                 one_line(said)[:300],
                 "inv provision puts the HAProxy configuration of this version there",
             )
 
-    def _wrong(self, why: str) -> HostError:
-        return HostError(
-            "CommandFailed",
-            "HAProxy's runtime socket doesn't answer as expected",
-            why,
-            "systemctl status haproxy on the host, then inv provision",
-        )
+
+def _unexpected(why: str) -> HostError:
+    return HostError(
+        ErrorKind.COMMAND_FAILED,
+        "HAProxy's runtime socket does not answer as expected",
+        why,
+        "systemctl status haproxy on the host, then inv provision",
+    )

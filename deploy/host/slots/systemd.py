@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deploy.host.rpc import HostError, one_line
+from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
+from deploy.host.text import one_line
 
 _PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Job,UnitFileState,"
@@ -81,7 +82,7 @@ def show(system: System, names: Sequence[str]) -> dict[str, Unit]:
     for name in names:
         if name not in units:
             raise HostError(
-                "CommandFailed",
+                ErrorKind.COMMAND_FAILED,
                 f"systemd says nothing of {name}",
                 one_line(text) or "systemctl show answered nothing",
                 "inv provision",
@@ -105,7 +106,7 @@ def begin_start(system: System, name: str) -> None:
     Queue the start of *name*, with its count of failures set back; returns at once.
     """
     # It says no of a unit that systemd has not loaded yet, which has nothing to reset.
-    system.runner.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
+    system.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
     _systemctl(system, "start", "--no-block", name)
 
 
@@ -138,7 +139,7 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     for about in searches:
         options = ["--quiet", "--no-pager", "--output", "cat", "--lines", str(lines)]
         try:
-            done = system.runner.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
+            done = system.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
         except HostError as error:
             return f"its log can't be read: {error.why}"
         said = one_line(done.stdout, last=lines)
@@ -148,10 +149,10 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
 
 
 def _systemctl(system: System, *words: str) -> str:
-    done = system.runner.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+    done = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
     if done.returncode != 0:
         raise HostError(
-            "CommandFailed",
+            ErrorKind.COMMAND_FAILED,
             f"systemctl {' '.join(words)} failed",
             one_line(done.stderr or done.stdout) or f"exit status {done.returncode}",
             "systemctl status on the host",

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from deploy.host.__main__ import VERBS, _function, handle
-from deploy.host.rpc import one_line, parse_request
+from deploy.host.__main__ import HANDLERS, handle, handler_of
+from deploy.host.protocol import REQUESTS, SCHEMA, Call, LeaseAcquire, Status, parse_request
+from deploy.host.text import one_line
 
 
 def refused(system, verb, text):
@@ -16,9 +17,11 @@ def test_an_empty_document_is_a_call_without_lease_or_arguments():
     """
     `slipway-host.pyz status </dev/null` works by hand.
     """
-    request = parse_request("status", "")
+    assert parse_request("status", "") == (Status(), Call(None, None, "unknown"))
 
-    assert (request.fence, request.release, request.actor) == (None, None, "unknown")
+
+def document(**more):
+    return json.dumps({"schema": SCHEMA, **more})
 
 
 @pytest.mark.parametrize(
@@ -26,9 +29,9 @@ def test_an_empty_document_is_a_call_without_lease_or_arguments():
     [
         ("{", "not JSON"),
         ("[]", "list"),
-        ('{"fences": 1}', "fences"),
-        ('{"fence": "1"}', "fence"),
-        ('{"args": [1]}', "args"),
+        (document(fences=1), "fences"),
+        (document(fence="1"), "fence"),
+        (document(args=[1]), "args"),
     ],
 )
 def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
@@ -43,7 +46,7 @@ def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
 
 def test_an_unknown_verb_names_those_there_are(host):
     """
-    A controller that is newer than the host tool learns what this one can do.
+    A controller that is newer than the host program learns what this one can do.
     """
     error = refused(host.system, "slot.explode", "")
 
@@ -57,20 +60,27 @@ def test_unknown_and_wrong_arguments_are_refused(leased):
     """
     for args, said in (
         ({"slot": "red"}, "blue or green"),
-        ({"slot": "blue", "timeout_s": -1}, "seconds"),
+        ({"slot": "blue", "timeout_s": -1}, "timeout_s: should be from"),
         ({"slot": "blue", "tiemout_s": 5}, "tiemout_s"),
     ):
         error = leased.answer("golden", args)["error"]
         assert error["kind"] == "UsageError"
-        assert said in error["what"]
+        assert said in error["why"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_its_function(verb):
+@pytest.mark.parametrize("verb", HANDLERS)
+def test_every_verb_has_its_handler(verb):
     """
-    The table of verbs names functions that exist.
+    The table names functions that exist.
     """
-    assert callable(_function(verb))
+    assert callable(handler_of(verb))
+
+
+def test_every_request_has_a_handler():
+    """
+    No verb of the protocol is without code, and no code without a verb.
+    """
+    assert set(HANDLERS) == set(REQUESTS)
 
 
 def test_a_full_disk_is_told_as_one(host, monkeypatch):
@@ -83,10 +93,10 @@ def test_a_full_disk_is_told_as_one(host, monkeypatch):
 
     monkeypatch.setattr("deploy.host.lease.write_atomic", full)
 
-    error = host.answer("lease.acquire", {"owner": "ann", "ttl_s": 30})["error"]
+    error = host.refusal(LeaseAcquire("ann", 30))
 
-    assert error["kind"] == "DiskTooSmall"
-    assert "/var/lib/slipway/lease.json" in error["what"]
+    assert error.kind == "DiskTooSmall"
+    assert "/var/lib/slipway/lease.json" in error.what
 
 
 def test_one_line_keeps_the_last_lines_that_say_something():
