@@ -10,12 +10,25 @@ import signal
 import stat
 import subprocess
 import threading
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from deploy.errors import DiskTooSmall
+from deploy.host import layout
+from deploy.host.protocol import (
+    ErrorKind,
+    HostError,
+    VenvBuilt,
+    encode_error,
+    encode_result,
+    parse_request,
+)
 from deploy.provision import operations
-from deploy.provision.resources import File, Upload
+from deploy.provision.resources import File, Upload, Venv
+from deploy.transport.base import Completed
+from deploy.transport.client import HostClient
+from tests.unit.deploy.provision.builders import bare, make_resources
 
 USER, GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
 
@@ -208,18 +221,50 @@ def test_a_killed_command_leaves_no_file_behind(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_the_look_is_sent_with_its_question(tmp_path):
+class RecordingTransport:
     """
-    What is sent is a whole program: it runs with a bare Python and answers in one line.
+    Gives each command the next of *answers*, and keeps what was sent.
     """
-    path = tmp_path / "there"
-    path.write_text("text")
-    query = operations.FactQuery(paths={str(path): "0" * 64, "/nowhere": ""}, room=("/",))
-    program = b"".join(operations.look_input(query))
-    done = subprocess.run(
-        ["/usr/bin/env", "python3", "-I", "-"], input=program, capture_output=True, check=True
-    )
-    facts = operations.Look().process(done.stdout.decode().splitlines())
-    assert facts.paths["/nowhere"] is None
-    assert facts.paths[str(path)].text == "text"
-    assert Path("/usr/bin/apt-get").exists() is facts.has_apt
+
+    host = "n1"
+
+    def __init__(self, *answers):
+        self.answers, self.sent = list(answers), []
+
+    def run(self, argv, *, timeout_s, stdin=None, check=True):
+        self.sent.append((argv, stdin))
+        return Completed(tuple(argv), 0, self.answers.pop(0), "", 0.1)
+
+
+def build(answer):
+    """
+    Build the environment of a lock whose wheels are all there; the host program gives *answer*.
+    """
+    resources = make_resources()
+    [venv] = [part for part in resources.placed if isinstance(part, Venv)]
+    transport = RecordingTransport(answer)
+    client = HostClient(transport, actor="provision", sudo=True)
+    sizes = {wheel.file: wheel.size for wheel in venv.wheels}
+    there = replace(bare(resources), listings={layout.WHEELHOUSE: sizes})
+    operations.apply(venv, there, client)
+    return venv, transport.sent
+
+
+def test_an_environment_is_built_by_the_host_program():
+    """
+    The request holds the lock and its wheels, and goes to the host program as root.
+    """
+    venv, [(argv, stdin)] = build(encode_result(VenvBuilt(built=True, took_s=1.0)))
+    assert argv == ["sudo", "-n", "python3", layout.HOST_PROGRAM, "venv.build"]
+    request, call = parse_request("venv.build", stdin.decode())
+    assert (request.digest, request.lock, call.actor) == (venv.digest, venv.text, "provision")
+    assert [wheel.file for wheel in request.wheels] == [wheel.file for wheel in venv.wheels]
+
+
+def test_an_environment_that_does_not_fit_is_an_error_of_its_kind():
+    """
+    What the host program reports keeps its class, and so its exit code.
+    """
+    error = HostError(ErrorKind.DISK_TOO_SMALL, "no space", "1 MiB is free", "free some")
+    with pytest.raises(DiskTooSmall, match="n1: no space"):
+        build(encode_error(error))
