@@ -31,12 +31,11 @@ def resource_sets(
     signers = read_allowed_signers(fleet)
     uv = find_uv()
     locks = {name: ensure_lock(row, progress=progress) for name, row in rows.items()}
-    return {
-        host.name: plan_resources(
+    by_row = {
+        name: plan_resources(
             HostSpec(
-                host=host,
-                row=rows[host.row],
-                lock=locks[host.row],
+                row=row,
+                lock=locks[name],
                 service=fleet.service,
                 release=fleet.release,
                 mirrors=fleet.mirrors,
@@ -46,5 +45,6 @@ def resource_sets(
                 uv=uv,
             )
         )
-        for host in fleet.hosts
+        for name, row in rows.items()
     }
+    return {host.name: by_row[host.row] for host in fleet.hosts}

@@ -13,7 +13,7 @@ from pathlib import Path
 import uv
 
 from deploy.errors import InventoryError
-from deploy.inventory.schema import Fleet, Host, Mirrors, ReleasePolicy, Service
+from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.versions.matrix import Row
 from deploy.wheelhouse import Lock
@@ -44,7 +44,6 @@ class HostSpec:
         host_program: The zipapp of `deploy.host`.
     """
 
-    host: Host
     row: Row
     lock: Lock
     service: Service

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.host import layout
 from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
-from deploy.inventory.schema import Host, Mirrors, ReleasePolicy, Service, Ssh
+from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
 from deploy.provision.concerns import plan_resources
 from deploy.provision.differences import fact_query
@@ -37,7 +37,6 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"device": "cpu", "precision": "fp32", "threads": 2, "memory_max": 2 * 2**30}
     return HostSpec(
-        host=Host(name="n1", address="192.0.2.1", groups=(), row=row, ssh=Ssh(), vars={}),
         row=load_matrix().row(row),
         lock=Lock(digest=digest, text=text, python="3.11", wheels=(wheel,)),
         service=Service.model_construct(**Service().model_dump() | settings | service),

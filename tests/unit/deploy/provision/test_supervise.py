@@ -9,11 +9,12 @@ import time
 
 import pytest
 
+from deploy.inventory.schema import Host, Ssh
 from deploy.provision import supervise
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.worker_request import HostRequest, WorkerRequest
-from tests.unit.deploy.provision.builders import bare, make_resources, make_spec
+from tests.unit.deploy.provision.builders import bare, make_resources
 
 HOSTS = ["n1", "n2", "n3"]
 
@@ -23,8 +24,8 @@ def event(host, kind, **fields):
 
 
 def make_request(**ssh):
-    host = make_spec().host
-    host = host.model_copy(update={"ssh": host.ssh.model_copy(update=ssh)})
+    ssh = Ssh().model_copy(update=ssh)
+    host = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=ssh, vars={})
     resources = make_resources()
     request = HostRequest.of(host, resources, bare(resources))
     return WorkerRequest(packed_program=b"program", hosts=(request,))
