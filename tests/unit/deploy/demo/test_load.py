@@ -11,6 +11,7 @@ import pytest
 
 from deploy.demo.load import LoadGenerator
 from deploy.errors import CommandFailed, UsageError
+from deploy.lab.config import LabConfig
 from tests.unit.deploy.demo.server import RESET, Server, answer
 
 
@@ -142,9 +143,22 @@ def test_load_goes_to_the_lab_only(target):
 )
 def test_the_lab_and_loopback_are_allowed(target):
     """
-    Negative control: the rule does not refuse everything.
+    Their addresses become the targets, and would be refused if their networks were not named.
     """
-    assert make_generator(target)
+    assert make_generator(target)._targets == [target.rstrip("/")]
+    with pytest.raises(UsageError, match="load is refused"):
+        make_generator(target, networks=["192.0.2.0/24"])
+
+
+def test_every_address_of_the_lab_is_allowed():
+    """
+    The network that is allowed by default is that of the lab's hosts; the one beside it is not.
+    """
+    address = LabConfig.from_env({}).address("n1")
+    assert make_generator(f"http://{address}:8000")._targets == [f"http://{address}:8000"]
+    first, second, third, host = address.split(".")
+    with pytest.raises(UsageError, match="load is refused"):
+        make_generator(f"http://{first}.{second}.{int(third) + 1}.{host}:8000")
 
 
 def test_other_networks_are_named_or_allowed_explicitly():
