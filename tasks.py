@@ -50,18 +50,18 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
 
         inv provision --hosts lab --check
     """
-    from deploy import wiring
     from deploy.cli import events, report
     from deploy.provision import provision as run
+    from deploy.wiring import checkout
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     names = [host.name for host in fleet.hosts]
     if not check:
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
         result = run(fleet, check=check, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
-    error = wiring.provision_error(result)
+    error = result.error
     finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
 
 
@@ -75,12 +75,12 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
 
         inv verify --hosts lab
     """
-    from deploy import wiring
     from deploy.cli import report
     from deploy.verify import verify as run
+    from deploy.wiring import checkout
 
     target = output_file("junit", junit) if junit else ROOT / "reports" / "verify.xml"
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with waiting("the assertions") as progress:
         result = run(fleet, junit=target, progress=progress)
     finish(result.as_json(), report.verify_text(result), result.error, as_json=json)
@@ -97,12 +97,12 @@ def bundle(c, model, version, hosts=None, json=False):
 
         inv bundle --model .slipway/models/good-v1 --version v1.0.0
     """
-    from deploy import wiring
     from deploy.cli import report
+    from deploy.wiring import bundles, checkout
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
     with waiting(f"bundle {version}") as progress:
-        built = wiring.make_bundle(fleet, path_from_caller(model), version, progress)
+        built = bundles.make_bundle(fleet, path_from_caller(model), version, progress)
     finish(report.bundle_json(built, version), f"{version}  {built.digest}", None, as_json=json)
 
 
@@ -117,14 +117,15 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 
         inv plan --canary 10
     """
-    from deploy import wiring
     from deploy.cli import report
+    from deploy.wiring import bundles, checkout, releases
+    from deploy.wiring.hosts import connect
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     share_pct = canary_share(canary, fleet)
-    bundle = wiring.checked_bundle(fleet, version)
-    with waiting("the state of the hosts"), wiring.hosts(fleet) as on:
-        result = wiring.make_plan(on, bundle, share_pct)
+    bundle = bundles.checked_bundle(fleet, version)
+    with waiting("the state of the hosts"), connect(fleet) as on:
+        result = releases.make_plan(on, bundle, share_pct)
     finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
 
 
@@ -142,22 +143,23 @@ def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=
 
         inv release --canary 10
     """
-    from deploy import wiring
     from deploy.cli import events, report
+    from deploy.wiring import bundles, checkout, releases
+    from deploy.wiring.hosts import connect
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     share_pct = canary_share(canary, fleet)
-    bundle = wiring.checked_bundle(fleet, version)
-    with wiring.hosts(fleet) as on:
+    bundle = bundles.checked_bundle(fleet, version)
+    with connect(fleet) as on:
         with waiting("the state of the hosts"):
-            todo = wiring.make_plan(on, bundle, share_pct)
-        wiring.check_digest(todo, plan)
+            todo = releases.make_plan(on, bundle, share_pct)
+        releases.check_digest(todo, plan)
         print_progress(report.plan_text(todo))
         if not todo.is_noop:
             confirm("go?", yes=yes)
         names = [host.host for host in todo.hosts]
         with events.releasing(fleet, names, as_json=json) as progress:
-            outcome = wiring.run_release(on, bundle, todo, progress)
+            outcome = releases.run_release(on, bundle, todo, progress)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
@@ -173,19 +175,20 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
 
         inv rollback
     """
-    from deploy import wiring
     from deploy.cli import events, report
+    from deploy.wiring import checkout, releases
+    from deploy.wiring.hosts import connect
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
-    with wiring.hosts(fleet) as on:
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    with connect(fleet) as on:
         with waiting("the state of the hosts"):
-            todo = wiring.make_rollback(on, to)
+            todo = releases.make_rollback(on, to)
         names = [host.host for host in todo.hosts]
         print_progress(f"{todo.reason}: {', '.join(names) or 'nothing to do'}")
         if not todo.is_noop:
             confirm("go?", yes=yes)
         with events.rolling_back(fleet, names, as_json=json) as progress:
-            outcome = wiring.run_rollback(on, todo, progress, to)
+            outcome = releases.run_rollback(on, todo, progress, to)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
@@ -203,12 +206,13 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     import time
 
-    from deploy import wiring
     from deploy.cli import report, tables
     from deploy.cli.watch import watch as show_again
+    from deploy.wiring import checkout
+    from deploy.wiring.hosts import connect
 
-    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
-    with wiring.hosts(fleet) as on:
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    with connect(fleet) as on:
 
         def read() -> tuple[dict[str, Any], Any]:
             states = on.seen()
@@ -336,11 +340,11 @@ def lab_model(c, kind="good-v1", out=""):
 
         inv lab.model --kind good-v1
     """
-    from deploy import wiring
+    from deploy.wiring import lab_models
 
     target = path_from_caller(out) if out else None
     with waiting(f"lab model {kind}") as progress:
-        directory = wiring.make_lab_model(kind, target, progress)
+        directory = lab_models.make_lab_model(kind, target, progress)
     print_text(str(directory))
 
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deploy import wiring
 from deploy.cli.report import event_line
 from deploy.demo.load import LoadGenerator
 from deploy.demo.report import DemoReport, DemoStep
@@ -24,6 +23,12 @@ from deploy.provision import provision
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
 from deploy.verify import verify
+from deploy.wiring.bundles import checked_bundle, make_bundle
+from deploy.wiring.checkout import ROOT
+from deploy.wiring.checkout import fleet as load_lab_fleet
+from deploy.wiring.hosts import Hosts, connect
+from deploy.wiring.lab_models import make_lab_model
+from deploy.wiring.releases import make_plan, make_rollback, run_release, run_rollback
 
 HOSTS = 4
 RATE_RPS = 40.0  # over all hosts; hosts, operator and clients share the cores of this machine
@@ -104,7 +109,7 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
     with demo.step("lab.up", "up") as report_result:
         lab.up(HOSTS, progress=demo.progress, fresh=fresh)
         report_result("up", f"{HOSTS} hosts")
-    fleet = wiring.fleet("lab")
+    fleet = load_lab_fleet("lab")
     numbers: dict[str, Any] = {}
     with demo.step("provision", "provisioned") as report_result:
         _provision(demo, fleet, report_result, numbers, "first")
@@ -114,11 +119,11 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
     digests: dict[str, str] = {}
     with demo.step("models and bundles", "built") as report_result:
         for version, kind in _MODELS.items():
-            models[version] = wiring.make_lab_model(kind, None, demo.progress)
-            bundle = wiring.make_bundle(fleet, models[version], version, demo.progress)
+            models[version] = make_lab_model(kind, None, demo.progress)
+            bundle = make_bundle(fleet, models[version], version, demo.progress)
             digests[version] = bundle.digest
         report_result("built", ", ".join(_MODELS))
-    with wiring.hosts(fleet) as hosts:
+    with connect(fleet) as hosts:
         _release(demo, hosts, GOOD_1, digests[GOOD_1], Ending.PROMOTED, "first release")
         load = LoadGenerator(
             [f"http://{host.address}:{fleet.service.port}" for host in fleet.hosts],
@@ -148,7 +153,7 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
         finally:
             load_report = load.stop()
     with demo.step("verify", "passed") as report_result:
-        report = verify(fleet, junit=wiring.ROOT / "reports" / "verify.xml", progress=demo.progress)
+        report = verify(fleet, junit=ROOT / "reports" / "verify.xml", progress=demo.progress)
         report_result("failed" if report.error else "passed", f"{report.passed} assertions")
     return DemoReport(
         steps=tuple(demo.steps),
@@ -171,7 +176,7 @@ def _provision(
     report = provision(
         fleet, progress=lambda event: demo.progress(str(event)), env=dict(os.environ)
     )
-    error = wiring.provision_error(report)
+    error = report.error
     if error:
         raise error
     numbers[f"{which}_provision"] = {
@@ -185,19 +190,19 @@ def _provision(
 
 
 def _release(
-    demo: _DemoRun, hosts: wiring.Hosts, version: str, digest: str, expected: str, name: str
+    demo: _DemoRun, hosts: Hosts, version: str, digest: str, expected: str, name: str
 ) -> None:
     with demo.step(f"release {version}: {name}", expected) as report_result:
-        bundle = wiring.checked_bundle(hosts.fleet, digest)
-        plan = wiring.make_plan(hosts, bundle, CANARY_PCT)
-        outcome = wiring.run_release(hosts, bundle, plan, demo.on_event)
+        bundle = checked_bundle(hosts.fleet, digest)
+        plan = make_plan(hosts, bundle, CANARY_PCT)
+        outcome = run_release(hosts, bundle, plan, demo.on_event)
         report_result(_result_of(outcome), outcome.reason)
 
 
-def _rollback(demo: _DemoRun, hosts: wiring.Hosts) -> None:
+def _rollback(demo: _DemoRun, hosts: Hosts) -> None:
     with demo.step("rollback", Ending.ROLLED_BACK) as say:
-        plan: RollbackPlan = wiring.make_rollback(hosts, None)
-        outcome = wiring.run_rollback(hosts, plan, demo.on_event)
+        plan: RollbackPlan = make_rollback(hosts, None)
+        outcome = run_rollback(hosts, plan, demo.on_event)
         # Unlike a refused release, a successful rollback has no error.
         if outcome.error:
             say("failed", str(outcome.error))

@@ -32,6 +32,7 @@ Handler = Callable[[System, Call, Request[Any]], Any]
 HANDLERS: dict[type[Request[Any]], str] = {
     protocol.Status: "status:run",
     protocol.Measure: "slots.measure:run",
+    protocol.FactQuery: "facts:run",
     protocol.LeaseAcquire: "lease_verbs:acquire",
     protocol.LeaseRenew: "lease_verbs:renew",
     protocol.LeaseRelease: "lease_verbs:release",

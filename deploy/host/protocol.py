@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import json
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, Optional, TypeVar
 
 from deploy.host.codec import Malformed, OneOf, Pattern, Range, decode, encode
 from deploy.host.layout import SLOTS
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+    from deploy.host.message import dataclass  # the same, loaded faster
 
 SCHEMA = 2  # raised with each change that the other side would misread; 1 had no number
 

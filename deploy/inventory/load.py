@@ -23,7 +23,7 @@ from deploy.inventory.schema import (
     dangling_names,
 )
 from deploy.inventory.select import select_hosts
-from deploy.inventory.wording import nearest, problems_of
+from deploy.inventory.validation_messages import nearest, problems_of
 
 _FOLDER = "inventories"
 _REFERENCE = "inventories/example.yml"

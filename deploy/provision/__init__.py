@@ -1,5 +1,5 @@
 """
-Brings bare hosts to the pinned state, and says what differs.  Never starts or stops a slot.
+Brings bare hosts to the pinned state, and reports what differs.  Never starts or stops a slot.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["Change", "EventKind", "Failure", "ProvisionEvent", "ProvisionReport"
 
 
 def __getattr__(name: str) -> Any:
-    # The worker imports this package too, and is not to wait for templates and the wheelhouse.
+    # Imported at first use: the worker imports this package too, and reports need no SSH.
     if name == "provision":
         from deploy.provision.run import provision
 

@@ -2,9 +2,9 @@
 Debian packages, and where they come from.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Platform
 from deploy.provision.resources import Absent, AnyResource, File, Packages
+from deploy.provision.spec import HostSpec
 from deploy.templating import render
 
 PACKAGES = (
@@ -21,28 +21,28 @@ COMPILER = ("gcc", "libc6-dev", "python3-dev")
 _DISTRIBUTION = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
     return [Platform()]
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     found: list[AnyResource] = [
         File(
             path="/etc/apt/apt.conf.d/90slipway",
-            content=render("90slipway.apt", proxy=goal.mirrors.apt_proxy).encode(),
+            content=render("90slipway.apt", proxy=spec.mirrors.apt_proxy).encode(),
         )
     ]
-    if goal.mirrors.apt is not None:
-        source = render("slipway.list", line=goal.mirrors.apt).encode()
+    if spec.mirrors.apt is not None:
+        source = render("slipway.list", line=spec.mirrors.apt).encode()
         found.append(File(path="/etc/apt/sources.list.d/slipway.list", content=source))
         found += [Absent(path=path) for path in _DISTRIBUTION]
-    compiler = COMPILER if goal.service.device == "cuda" else ()
+    compiler = COMPILER if spec.service.device == "cuda" else ()
     return [*found, Packages(names=(*PACKAGES, *compiler))]
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

@@ -7,8 +7,12 @@ closing the connection, on the other by `timeout`.
 """
 
 import contextlib
+import io
+import shlex
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import gevent
@@ -21,8 +25,9 @@ from pyinfra.api.state import State
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
 
-from deploy.errors import DeployError, TransportError
+from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.inventory.schema import Host, Ssh
+from deploy.transport.base import Completed
 from deploy.transport.ssh import connect
 
 _CHUNK = 256 * 1024
@@ -106,8 +111,6 @@ class BoundedConnector(SSHConnector):
         print_input: bool = False,
         **arguments: Any,
     ) -> tuple[bool, CommandOutput]:
-        if self.lost is not None:
-            raise TimeoutError(self.lost.why)
         arguments.pop("_get_pty", None)
         good = arguments.pop("_success_exit_codes", None) or [0]
         content = arguments.pop("_stdin", None)
@@ -116,10 +119,27 @@ class BoundedConnector(SSHConnector):
         # Under sudo it has to be root's own `timeout` that ends what root started.
         shell = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} sh"
         line = make_unix_command(command, _shell_executable=shell, **arguments).get_raw_value()
+        status, stdout, stderr = self.execute(line, content, timeout_s)
+        lines = [OutputLine("stdout", text) for text in stdout.splitlines()]
+        lines += [OutputLine("stderr", text) for text in stderr.splitlines()]
+        if status not in good:
+            last = [text.line for text in lines if text.line.strip()][-6:]
+            self.said = " / ".join(last) or f"exit status {status}, no output"
+        return status in good, CommandOutput(lines)
+
+    def execute(self, line: str, content: Input | None, timeout_s: float) -> tuple[int, str, str]:
+        """
+        Run the shell command *line*; return its exit status and its two outputs.
+
+        Raises:
+            TimeoutError: The host is lost: no answer in time, or no connection.
+        """
+        if self.lost is not None:
+            raise TimeoutError(self.lost.why)
         self.commands += 1
         try:
             with gevent.Timeout(timeout_s, TimeoutError()):
-                status, output = self._converse(line, content)
+                return self._converse(line, content)
         except TimeoutError as error:
             self.lose(self._silent(timeout_s))
             raise TimeoutError("no answer") from error
@@ -128,10 +148,6 @@ class BoundedConnector(SSHConnector):
                 why = f"the connection was lost while: {self.doing} ({error or 'closed'})"
                 self.lose(self._unknown(why))
             raise TimeoutError("connection lost") from error
-        if status not in good:
-            said = [text.line for text in output if text.line.strip()]
-            self.said = " / ".join(said[-6:]) or f"exit status {status}, and nothing said"
-        return status in good, output
 
     def put_file(self, *args: Any, **kwargs: Any) -> bool:
         # It would be readable by all for a moment, and at a name that can be guessed.
@@ -144,7 +160,7 @@ class BoundedConnector(SSHConnector):
         self.lost = self.lost or error
         self.disconnect()
 
-    def _converse(self, line: str, content: Input | None) -> tuple[int, CommandOutput]:
+    def _converse(self, line: str, content: Input | None) -> tuple[int, str, str]:
         channel = self._transport.open_session()
         with channel:
             channel.exec_command(line)
@@ -154,14 +170,13 @@ class BoundedConnector(SSHConnector):
                 if content is not None:
                     _send(channel, content)
                 channel.shutdown_write()
-                lines = [OutputLine("stdout", text) for text in _lines(out.get())]
-                lines += [OutputLine("stderr", text) for text in _lines(reader.get())]
+                stdout, stderr = _text(out.get()), _text(reader.get())
             finally:
                 gevent.killall([reader, out], block=False)
             status = channel.recv_exit_status()
         if status == -1:
             raise paramiko.SSHException("closed before the exit status")
-        return status, CommandOutput(lines)
+        return status, stdout, stderr
 
     def _watch(self) -> None:
         """
@@ -199,6 +214,55 @@ class BoundedConnector(SSHConnector):
         )
 
 
+class ConnectorTransport:
+    """
+    The connection of *connector*, as `HostClient` takes it.
+    """
+
+    def __init__(self, connector: BoundedConnector) -> None:
+        self._connector = connector
+
+    @property
+    def host(self) -> str:
+        return self._connector.target.name
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        stdin: bytes | None = None,
+        check: bool = True,
+    ) -> Completed:
+        command = shlex.join(argv)
+        bounded = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} {command}"
+        started_s = time.monotonic()
+        try:
+            content = None if stdin is None else input_of(stdin)
+            status, stdout, stderr = self._connector.execute(bounded, content, timeout_s)
+        except TimeoutError:
+            assert self._connector.lost is not None
+            raise self._connector.lost from None
+        if check and status != 0:
+            raise CommandFailed(
+                f"{self.host}: `{command[:120]}` failed",
+                why=f"exit status {status}: {stderr.strip()[-400:] or 'no output'}",
+                fix=f"run it on {self.host} by hand",
+                host=self.host,
+            )
+        return Completed(tuple(argv), status, stdout, stderr, time.monotonic() - started_s)
+
+    def put(self, local: Path, remote: str, *, timeout_s: float, mode: int = 0o644) -> None:
+        raise NotImplementedError("files are placed by deploy.provision.operations")
+
+    def close(self) -> None:
+        self._connector.disconnect()
+
+
+def input_of(content: bytes) -> Input:
+    return Input(lambda: io.BytesIO(content), len(content))
+
+
 def _send(channel: paramiko.Channel, content: Input) -> None:
     try:
         for chunk in content:
@@ -209,5 +273,5 @@ def _send(channel: paramiko.Channel, content: Input) -> None:
             raise
 
 
-def _lines(data: bytes) -> list[str]:
-    return data.decode(errors="replace").splitlines()
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

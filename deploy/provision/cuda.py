@@ -3,22 +3,22 @@ CUDA.  Nothing is installed: torch's wheels carry their own CUDA runtime and nee
 A toolkit on the host, for those who compile there, is not there yet.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource
+from deploy.provision.spec import HostSpec
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
     return []
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

@@ -1,12 +1,11 @@
 """
-Brings every host to its site, all at once, each at its own pace.  Runs in the worker alone.
+Changes hosts until they have their resources, all hosts at once.  Runs in the worker only.
 """
 
 import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -18,64 +17,76 @@ from pyinfra.api.state import State, StateStage
 from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploy.errors import CommandFailed, DeployError
+from deploy.host.protocol import Facts
 from deploy.provision import operations
-from deploy.provision.check import (
+from deploy.provision.connector import BoundedConnector, ConnectorTransport
+from deploy.provision.differences import (
     Step,
     bootstrap_steps,
+    fact_query,
     next_steps,
-    question_of,
     refusal_of,
-    steps_to,
 )
-from deploy.provision.connector import BoundedConnector
-from deploy.provision.job import HostJob, Job
+from deploy.provision.probe import read_facts
 from deploy.provision.report import EventKind, ProvisionEvent
-from deploy.provision.seen import Seen
+from deploy.provision.worker_request import HostRequest, WorkerRequest
+from deploy.transport.client import HostClient
 
 _ROUNDS = 5  # packages, disk, what runs, the assertion, and one to spare
-_LOGINS_AT_ONCE = 8  # sshd drops new logins when it has ten unfinished ones (MaxStartups)
+_LOGINS_MAX = 8  # sshd drops new logins when it has ten unfinished ones (MaxStartups)
 
-Say = Callable[[ProvisionEvent], None]
+Report = Callable[[ProvisionEvent], None]
 
 
-class Refused(DeployError):
+class HostFailed(DeployError):
     """
-    The host is not as provisioning needs it; `error` is the class to report it as.
+    The host cannot be provisioned.
+
+    Attributes:
+        error: Name of the class of `deploy.errors` to report it as.
     """
 
     def __init__(self, host: str, error: str, why: str, fix: str) -> None:
-        super().__init__(f"{host}: refused", why=why, fix=fix, host=host)
+        super().__init__(f"{host}: not provisioned", why=why, fix=fix, host=host)
         self.error = error
 
 
-def run(job: Job, say: Say, count: Callable[[str, int], None]) -> None:
+def run(request: WorkerRequest, report: Report, count: Callable[[str, int], None]) -> None:
     """
-    Do *job*; every host ends with an event that is OK or FAILED.
+    Change the hosts of *request*; each one ends with an event that is OK or FAILED.
 
     Args:
-        count: Told at the end how many remote commands each host was sent.
+        count: Called at the end of each host with the number of its remote commands.
     """
-    state = _state(job)
-    logins = BoundedSemaphore(_LOGINS_AT_ONCE)
+    state = _state(request)
+    logins, packed = BoundedSemaphore(_LOGINS_MAX), request.packed_program
     with ctx_state.use(state):
         hosts = {host.name: host for host in state.inventory}
         tasks = [
-            gevent.spawn(_host, state, hosts[one.name], one, job.check, say, count, logins)
-            for one in job.hosts
+            gevent.spawn(
+                _run_host,
+                state,
+                hosts[one.name],
+                one,
+                packed,
+                report,
+                count,
+                logins,
+            )
+            for one in request.hosts
         ]
         gevent.joinall(tasks, raise_error=True)
 
 
-def _state(job: Job) -> State:
-    sudo = {one.name: {"_sudo": True} if one.ssh["user"] != "root" else {} for one in job.hosts}
-    names = [(one.name, sudo[one.name]) for one in job.hosts]
+def _state(request: WorkerRequest) -> State:
+    names = [(one.name, {"_sudo": True} if one.sudo else {}) for one in request.hosts]
     inventory = Inventory((names, {}))  # type: ignore[no-untyped-call]
-    # Facts are asked for once, when an operation runs: there is no separate prediction.
     config = Config()  # type: ignore[no-untyped-call]
+    # Without a prediction: an operation reads its own facts once, when it runs.
     state = State(inventory, config, check_for_changes=False)
-    jobs = {one.name: one for one in job.hosts}
+    requests = {one.name: one for one in request.hosts}
     for host in inventory:
-        host.connector = BoundedConnector(state, host, jobs[host.name].host)
+        host.connector = BoundedConnector(state, host, requests[host.name].host)
         state.activate_host(host)
     state.current_stage = StateStage.Prepare
     # From here on an operation runs at the line that calls it.
@@ -83,12 +94,12 @@ def _state(job: Job) -> State:
     return state
 
 
-def _host(
+def _run_host(
     state: State,
     host: PyinfraHost,
-    job: HostJob,
-    check: bool,
-    say: Say,
+    request: HostRequest,
+    packed_program: bytes,
+    report: Report,
     count: Callable[[str, int], None],
     logins: BoundedSemaphore,
 ) -> None:
@@ -96,110 +107,106 @@ def _host(
     assert isinstance(connector, BoundedConnector)
     try:
         with ctx_config.use(state.config.copy()), ctx_host.use(host):
-            say(ProvisionEvent(job.name, EventKind.CONNECTING))
+            report(ProvisionEvent(request.name, EventKind.CONNECTING))
             with logins:
                 host.connect(raise_exceptions=True, show_errors=False)
-            _Visit(host, connector, job, say).make_so(check)
-        say(ProvisionEvent(job.name, EventKind.OK))
-    except Exception as error:  # one host's trouble is not the others'
+            HostRun(connector, request, packed_program, report).run()
+        report(ProvisionEvent(request.name, EventKind.OK))
+    except Exception as error:  # the other hosts go on
         if not isinstance(error, DeployError | PyinfraError | ConnectError):
             traceback.print_exc()
-        say(_failed(job.name, connector, error))
+        report(_failed(request.name, connector, error))
     finally:
-        count(job.name, connector.commands)
+        count(request.name, connector.commands)
         connector.disconnect()
 
 
-class _Visit:
+class HostRun:
     """
-    One host while it is connected.
+    The changes of one connected host.
     """
 
     def __init__(
-        self, host: PyinfraHost, connector: BoundedConnector, job: HostJob, say: Say
+        self,
+        connector: BoundedConnector,
+        request: HostRequest,
+        packed_program: bytes,
+        report: Report,
     ) -> None:
-        self._host, self._connector, self._job, self._say = host, connector, job, say
+        self._connector, self._request, self._report = connector, request, report
+        self._packed_program = packed_program
+        self._transport = ConnectorTransport(connector)
+        self._client = HostClient(self._transport, actor="provision", sudo=request.sudo)
 
-    def make_so(self, check: bool) -> None:
-        site = self._job.site
-        seen = self._look()
-        if seen is None:
-            steps = bootstrap_steps(site)
-            if check:
-                self._show(steps)
-                return
-            self._change(steps, None)
-            seen = self._look()
-            if seen is None:
-                raise Refused(
-                    self._job.name,
+    def run(self) -> None:
+        """
+        Change the host until it has its resources.
+
+        Raises:
+            DeployError: It cannot be changed, or differs again after every change.
+        """
+        resources, name = self._request.resources, self._request.name
+        facts = self._request.decoded_facts()
+        if facts is None:
+            self._change(bootstrap_steps(resources), None)
+            facts = self._read_facts()
+            if facts is None:
+                raise HostFailed(
+                    name,
                     "CommandFailed",
-                    "python3 was installed and is not found",
-                    "look at PATH of the SSH user on the host",
+                    "python3 is installed, but not in the PATH of the SSH user",
+                    "correct PATH of the SSH user on the host",
                 )
-        if not steps_to(site, seen):
-            return
-        self._require(seen)
-        if check:
-            self._show(steps_to(site, seen))
-            return
+        refusal = refusal_of(resources, facts)
+        if refusal is not None:
+            raise HostFailed(name, refusal.error, refusal.why, refusal.fix)
         for _ in range(_ROUNDS):
-            steps = next_steps(site, seen)
+            steps = next_steps(resources, facts)
             if not steps:
                 return
-            self._change(steps, seen)
-            seen = self._look() or seen
-        left = ", ".join(step.resource.name for step in next_steps(site, seen))
-        raise Refused(
-            self._job.name,
+            self._change(steps, facts)
+            facts = self._read_facts() or facts
+        left = ", ".join(step.resource.name for step in next_steps(resources, facts))
+        raise HostFailed(
+            name,
             "CommandFailed",
-            f"still not as it should be after {_ROUNDS} rounds: {left}",
-            "something on the host changes it back: look there for another configuration tool",
+            f"still different after {_ROUNDS} rounds of changes: {left}",
+            "another program on the host reverts the changes: check for a configuration tool",
         )
 
-    def _look(self) -> Seen | None:
-        self._say(ProvisionEvent(self._job.name, EventKind.LOOKING))
-        self._connector.doing = "looking at the host"
-        question = question_of(self._job.site)
-        with self._failing_as("the host could not be looked at"):
-            found: Seen | None = self._host.get_fact(
-                operations.Look, _stdin=operations.look_input(question)
-            )
-        if found is None and self._connector.said:
-            raise self._said_no("the host could not be looked at")
-        return found
+    def _read_facts(self) -> Facts | None:
+        self._report(ProvisionEvent(self._request.name, EventKind.LOOKING))
+        self._connector.doing = "reading facts"
+        return read_facts(
+            self._transport,
+            sudo=self._request.sudo,
+            packed_program=self._packed_program,
+            query=fact_query(self._request.resources),
+            timeout_s=self._connector.target.ssh.command_timeout,
+        )
 
-    def _require(self, seen: Seen) -> None:
-        refusal = refusal_of(self._job.site, seen)
-        if refusal is not None:
-            raise Refused(self._job.name, refusal.error, refusal.why, refusal.fix)
-
-    def _show(self, steps: tuple[Step, ...]) -> None:
+    def _change(self, steps: tuple[Step, ...], facts: Facts | None) -> None:
         for number, step in enumerate(steps, 1):
-            self._tell(EventKind.WOULD_CHANGE, step, number, len(steps))
-
-    def _change(self, steps: tuple[Step, ...], seen: Seen | None) -> None:
-        for number, step in enumerate(steps, 1):
-            self._tell(EventKind.CHANGING, step, number, len(steps))
+            self._report_step(EventKind.CHANGING, step, number, len(steps))
             started_s = time.monotonic()
-            self._connector.doing = f"{step.resource.name}: {step.difference.change}"
+            what = f"{step.resource.name}: {step.difference.change}"
+            self._connector.doing = what
             self._connector.said = ""
-            with self._failing_as(f"{step.resource.name}: {step.difference.change}"):
-                operations.apply(step.resource, seen)
+            with self._failing_as(what):
+                operations.apply(step.resource, facts, self._client)
             took_s = time.monotonic() - started_s
-            self._tell(EventKind.CHANGED, step, number, len(steps), took_s)
+            self._report_step(EventKind.CHANGED, step, number, len(steps), took_s)
 
-    def _tell(
+    def _report_step(
         self, kind: EventKind, step: Step, number: int, of: int, took_s: float | None = None
     ) -> None:
-        shown = kind in (EventKind.WOULD_CHANGE, EventKind.CHANGED)
-        self._say(
+        self._report(
             ProvisionEvent(
-                self._job.name,
+                self._request.name,
                 kind,
                 resource=step.resource.name,
                 change=step.difference.change,
-                diff=step.difference.diff if shown else None,
+                diff=step.difference.diff if kind is EventKind.CHANGED else None,
                 done=number,
                 of=of,
                 took_s=took_s,
@@ -208,32 +215,32 @@ class _Visit:
 
     @contextlib.contextmanager
     def _failing_as(self, what: str) -> Iterator[None]:
+        """
+        Raise pyinfra's errors as DeployErrors that name *what*.
+        """
         try:
             yield
         except PyinfraError as error:
-            raise self._said_no(what, error) from error
+            if self._connector.lost is not None:
+                raise self._connector.lost from error
+            name = self._request.name
+            raise CommandFailed(
+                f"{name}: {what}",
+                why=f"{what}: {self._connector.said or error or 'no output'}",
+                fix=f"correct that on the host, then: inv provision --limit {name}",
+                host=name,
+            ) from error
         if self._connector.lost is not None:
             raise self._connector.lost
 
-    def _said_no(self, what: str, error: Exception | None = None) -> DeployError:
-        if self._connector.lost is not None:
-            return self._connector.lost
-        name = self._job.name
-        return CommandFailed(
-            f"{name}: {what}",
-            why=f"{what}: {self._connector.said or error or 'it said nothing'}",
-            fix=f"see to that on the host, then: inv provision --limit {name}",
-            host=name,
-        )
-
 
 def _failed(name: str, connector: BoundedConnector, error: Exception) -> ProvisionEvent:
-    known: Any = connector.lost or error
+    known = connector.lost or error
     if not isinstance(known, DeployError):
         known = CommandFailed(
             f"{name}: provisioning failed",
             why=f"{type(error).__name__}: {error}",
-            fix=f"see to that on the host, then: inv provision --limit {name}",
+            fix=f"correct that on the host, then: inv provision --limit {name}",
         )
-    kind = known.error if isinstance(known, Refused) else type(known).__name__
+    kind = known.error if isinstance(known, HostFailed) else type(known).__name__
     return ProvisionEvent(name, EventKind.FAILED, why=known.why, fix=known.fix, resource=kind)

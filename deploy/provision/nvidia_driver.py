@@ -3,24 +3,24 @@ The NVIDIA driver.  Checked, not installed yet: a host whose driver the row does
 refused before it is touched.
 """
 
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement, Driver
 from deploy.provision.resources import AnyResource
+from deploy.provision.spec import HostSpec
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
-    if goal.row.driver_min is None:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
+    if spec.row.driver_min is None:
         return []
-    return [Driver(row=goal.row.name, minimum=goal.row.driver_min)]
+    return [Driver(row=spec.row.name, minimum=spec.row.driver_min)]
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

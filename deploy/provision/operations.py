@@ -5,9 +5,6 @@ Files are placed by commands of our own: pyinfra's `files.put` lets a file that 
 readable by all for a moment, writes it in place, and under sudo leaves it in /tmp meanwhile.
 """
 
-import inspect
-import io
-import json
 import os
 import shlex
 from collections.abc import Generator
@@ -15,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra.api.command import StringCommand
-from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 
 from deploy.host import layout
+from deploy.host.protocol import Facts, VenvBuild, Wheel
 from deploy.provision import resources
-from deploy.provision.connector import Input
-from deploy.provision.remote import look
+from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
-from deploy.provision.seen import Question, Seen
+from deploy.transport.client import HostClient
 
 APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
@@ -33,41 +29,21 @@ _SEND_MIN_S = 30
 Commands = Generator[StringCommand, None, None]
 
 
-class Look(FactBase[Seen | None]):
+def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> None:
     """
-    Everything that provisioning asks of a host, in one command; None: it has no Python.
-    """
+    Bring *resource* of pyinfra's current host to its wanted state; operations run at once.
 
-    def command(self) -> str:
-        return "python3 -"
-
-    def requires_command(self) -> str:
-        return "python3"
-
-    def process(self, output: list[str]) -> Seen:
-        return Seen.model_validate_json(output[-1])
-
-
-def look_input(question: Question) -> Any:
-    """
-    Return the program that answers *question*, for `python3 -`.
-    """
-    asked = json.dumps(question.model_dump_json())
-    program = f"{inspect.getsource(look)}\n\nmain({asked})\n"
-    return _bytes(program.encode())
-
-
-def apply(resource: AnyResource, seen: Seen | None) -> None:
-    """
-    Make *resource* so on the current host; pyinfra runs the operations at once.
+    Args:
+        client: The host program of that host.
 
     Raises:
-        pyinfra.api.exceptions.NestedOperationError: A command said no or was not answered.
+        pyinfra.api.exceptions.NestedOperationError: A command failed or was not answered.
+        DeployError: The host program reports an error.
     """
     name = f"{resource.name}"
     match resource:
         case resources.Packages():
-            wanted = resource.missing(seen) if seen else resource.names
+            wanted = resource.missing(facts) if facts else resource.names
             from pyinfra.operations import apt, server  # slow to import, and seldom needed
 
             # A run that was cut off in the midst of dpkg leaves what apt refuses to go on with.
@@ -101,34 +77,35 @@ def apply(resource: AnyResource, seen: Seen | None) -> None:
                 create_home=False,
             )
         case resources.Directory():
-            directory(name=f"Make {name}", goal=resource)
+            directory(name=f"Make {name}", resource=resource)
         case resources.File():
-            place(name=f"Place {name}", goal=resource)
+            place(name=f"Place {name}", resource=resource)
         case resources.Absent():
             remove(name=f"Remove {name}", path=resource.path)
         case resources.Upload():
-            is_there = seen is not None and resource.is_there(seen)
-            upload(name=f"Send {name}", goal=resource, send=not is_there)
+            is_there = facts is not None and resource.is_there(facts)
+            upload(name=f"Send {name}", resource=resource, send=not is_there)
         case resources.Venv():
-            for wheel in resource.missing(seen) if seen else resource.wheels:
-                upload(name=f"Send {wheel.file}", goal=_wheel(wheel), send=True)
-            venv(name=f"Build {name}", goal=resource)
-        case resources.UnitsRead():
+            for wheel in resource.missing(facts) if facts else resource.wheels:
+                upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
+            client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
+        case resources.UnitsLoaded():
             shell(name="Read units again", commands=["systemctl daemon-reload"])
         case resources.Service():
             _serve(resource)
 
 
-def _serve(goal: resources.Service) -> None:
-    ask = f"echo show info | socat - UNIX-CONNECT:{goal.socket}"
-    said = f"{ask} | grep -qxF {shlex.quote(f'description: {goal.description}')}"
+def _serve(resource: resources.Service) -> None:
+    unit = resource.unit
+    ask = f"echo show info | socat - UNIX-CONNECT:{resource.socket}"
+    said = f"{ask} | grep -qxF {shlex.quote(f'description: {resource.description}')}"
     shell(
-        name=f"Enable, start and load {goal.unit}",
+        name=f"Enable, start and load {resource.unit}",
         commands=[
-            f"systemctl enable --quiet {goal.unit} && systemctl reload-or-restart {goal.unit}",
+            f"systemctl enable --quiet {unit} && systemctl reload-or-restart {unit}",
             # A reload returns before the new worker has taken over.
             f"for i in $(seq 100); do {said} 2>/dev/null && exit; sleep 0.1; done; "
-            f"echo '{goal.unit} does not load its configuration' >&2; exit 1",
+            f"echo '{resource.unit} does not load its configuration' >&2; exit 1",
         ],
     )
 
@@ -143,12 +120,12 @@ def shell(commands: list[str]) -> Commands:
 
 
 @operation()
-def directory(goal: resources.Directory) -> Commands:
+def directory(resource: resources.Directory) -> Commands:
     """
     Make a directory with its owner and mode.
     """
-    words = ["install", "-d", "-o", goal.owner, "-g", goal.group, "-m", goal.mode, goal.path]
-    yield StringCommand(shlex.join(words))
+    rights = ["-o", resource.owner, "-g", resource.group, "-m", resource.mode]
+    yield StringCommand(shlex.join(["install", "-d", *rights, resource.path]))
 
 
 @operation()
@@ -160,53 +137,35 @@ def remove(path: str) -> Commands:
 
 
 @operation()
-def place(goal: resources.File) -> Commands:
+def place(resource: resources.File) -> Commands:
     """
     Put a file in place, whole or not at all, and never with wider permissions than it is to have.
     """
-    check = goal.check.replace("{}", '"$new"') if goal.check else "true"
-    yield _placing(goal, _holds(len(goal.content)), _bytes(goal.content), _SEND_MIN_S, check)
+    check = resource.check.replace("{}", '"$new"') if resource.check else "true"
+    yield _placing(
+        resource, _holds(len(resource.content)), input_of(resource.content), _SEND_MIN_S, check
+    )
 
 
 @operation()
-def upload(goal: resources.Upload, send: bool) -> Commands:
+def upload(resource: resources.Upload, send: bool) -> Commands:
     """
     Put a large file in place once its hash is right, and link to it.
     """
     if send:
-        content = _content(goal.source, goal.size)
-        yield _placing(goal, _hashes_to(goal.sha256), content, _send_timeout_s(goal.size))
-    if goal.link:
+        content = _content(resource.source, resource.size)
+        yield _placing(
+            resource, _hashes_to(resource.sha256), content, _send_timeout_s(resource.size)
+        )
+    if resource.link:
         # A symlink is replaced at once by renaming another one over it.
-        new = shlex.quote(f"{goal.link}.new")
-        path, link = shlex.quote(goal.path), shlex.quote(goal.link)
+        new = shlex.quote(f"{resource.link}.new")
+        path, link = shlex.quote(resource.path), shlex.quote(resource.link)
         yield StringCommand(f"ln -sfn {path} {new} && mv -fT {new} {link}")
 
 
-@operation()
-def venv(goal: resources.Venv) -> Commands:
-    """
-    Have the host tool build the environment of a lock.
-    """
-    wheels = [{"file": w.file, "sha256": w.sha256, "size": w.size} for w in goal.wheels]
-    args: dict[str, Any] = {
-        "lock": goal.text,
-        "digest": goal.digest,
-        "python": goal.python,
-        "wheels": wheels,
-    }
-    envelope = {"fence": None, "release": None, "actor": "provision", "args": args}
-    # It exits 0 also when it says no: pyinfra is to see the refusal.
-    yield StringCommand(
-        f"said=$(python3 {layout.HOST_PROGRAM} venv.build) || exit; "
-        'case $said in \'{"ok": true\'*|\'{"ok":true\'*) ;; *) echo "$said" >&2; exit 1;; esac',
-        _stdin=_bytes(json.dumps(envelope).encode()),
-        _timeout=VENV_TIMEOUT_S,
-    )
-
-
 def _placing(
-    goal: resources.File | resources.Upload,
+    resource: resources.File | resources.Upload,
     right: str,
     content: Any,
     timeout_s: int,
@@ -219,18 +178,29 @@ def _placing(
     its content is whole and right; then it takes the old one's name.  A connection that ends in
     the middle leaves the old file.
     """
-    folder, base = os.path.split(goal.path)
-    owner = f"{goal.owner}:{goal.group}" if isinstance(goal, resources.File) else "root:root"
+    folder, base = os.path.split(resource.path)
+    owner = (
+        f"{resource.owner}:{resource.group}"
+        if isinstance(resource, resources.File)
+        else "root:root"
+    )
     new = shlex.quote(f"{folder}/.{base}.")
     script = (
         # What a crash left of an earlier try goes first; a signal takes the new one along.
         f"umask 077; rm -f {new}????????; new=; trap 'rm -f \"$new\"' EXIT; "
         f"trap 'exit 1' HUP INT TERM; new=$(mktemp {new}XXXXXXXX) || exit 1; "
         f'cat >"$new" && {right} && {{ {check}; }} && '
-        f'chown {owner} "$new" && chmod {goal.mode} "$new" && '
-        f'mv -fT "$new" {shlex.quote(goal.path)}'
+        f'chown {owner} "$new" && chmod {resource.mode} "$new" && '
+        f'mv -fT "$new" {shlex.quote(resource.path)}'
     )
     return StringCommand(script, _stdin=content, _timeout=timeout_s)
+
+
+def _venv_build(resource: resources.Venv) -> VenvBuild:
+    wheels = tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in resource.wheels)
+    return VenvBuild(
+        lock=resource.text, digest=resource.digest, python=resource.python, wheels=wheels
+    )
 
 
 def _wheel(wheel: resources.WheelFile) -> resources.Upload:
@@ -243,7 +213,7 @@ def _wheel(wheel: resources.WheelFile) -> resources.Upload:
 
 
 def _holds(size: int) -> str:
-    # Not a hash: this line is seen by all users of the host, and a short secret can be guessed.
+    # Not a hash: this line is facts by all users of the host, and a short secret can be guessed.
     return f'[ "$(stat -c %s "$new")" = {size} ]'
 
 
@@ -251,12 +221,7 @@ def _hashes_to(sha256: str) -> str:
     return f'echo "{sha256}  $new" | sha256sum --check --status'
 
 
-def _bytes(content: bytes) -> Any:
-    # pyinfra types _stdin as text; our connector takes bytes, as files are.
-    return Input(lambda: io.BytesIO(content), len(content))
-
-
-def _content(source: str, size: int) -> Any:
+def _content(source: str, size: int) -> Input:
     return Input(lambda: Path(source).open("rb"), size)
 
 

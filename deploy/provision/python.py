@@ -3,17 +3,17 @@ uv, and the Python environment of the row.  Hosts need no index: everything is s
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
-from deploy.provision.requirements import AnyRequirement, PythonThere
+from deploy.provision.requirements import AnyRequirement, PythonAvailable
 from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile
+from deploy.provision.spec import HostSpec
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
-    return [PythonThere(version=goal.row.python)]
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
+    return [PythonAvailable(version=spec.row.python)]
 
 
-def install(goal: Goal) -> list[AnyResource]:
-    uv, lock = goal.uv, goal.lock
+def install(spec: HostSpec) -> list[AnyResource]:
+    uv, lock = spec.uv, spec.lock
     wheels = tuple(
         WheelFile(file=w.file, sha256=w.sha256, size=w.size, source=str(w.path))
         for w in lock.wheels
@@ -31,9 +31,9 @@ def install(goal: Goal) -> list[AnyResource]:
     ]
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

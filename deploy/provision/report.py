@@ -2,9 +2,38 @@
 What a run of `inv provision` says while it runs, and at the end.  Nouns only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
+
+from deploy.errors import (
+    CommandFailed,
+    DeployError,
+    DiskTooSmall,
+    HostKeyMismatch,
+    LeaseHeld,
+    PortInUse,
+    PreconditionError,
+    ProvisionFailed,
+    TransportError,
+)
+
+_ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
+    {
+        kind.__name__: kind
+        for kind in (
+            CommandFailed,
+            DiskTooSmall,
+            HostKeyMismatch,
+            LeaseHeld,
+            PortInUse,
+            PreconditionError,
+            TransportError,
+        )
+    }
+)
 
 HERE = "here"  # stands for the host where an event is of this machine
 
@@ -96,6 +125,21 @@ class ProvisionReport:
     failed: tuple[Failure, ...]
     commands: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
+
+    @property
+    def error(self) -> DeployError | None:
+        """
+        The error to exit with; None: every host is as pinned.
+
+        A kind that all failed hosts share keeps its own exit code.
+        """
+        if not self.failed:
+            return None
+        kinds = {failure.error for failure in self.failed}
+        kind = _ERRORS.get(kinds.pop(), ProvisionFailed) if len(kinds) == 1 else ProvisionFailed
+        first = self.failed[0]
+        hosts = ", ".join(failure.host for failure in self.failed)
+        return kind(f"not as pinned: {hosts}", why=first.why, fix=first.fix)
 
     def as_json(self) -> dict[str, Any]:
         """

@@ -4,9 +4,9 @@ What must be true of a host before anything on it is changed.  Pure.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from deploy.provision.seen import Frozen, Question, Seen
+from deploy.host.protocol import FactQuery, Facts
 from deploy.units import format_size
 
 # Python that Debian's package python3 brings along.
@@ -15,6 +15,10 @@ _DEBIANS = {"bookworm": "3.11"}
 # Newest branch of the NVIDIA driver that Debian itself has, non-free and backports included.
 # Source: apt-cache on Debian 12, read 2026-11-22.
 _DEBIAN_DRIVERS = {"bookworm": "535"}
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Refusal(Frozen):
@@ -30,12 +34,12 @@ class Refusal(Frozen):
 
 class Requirement(Frozen):
     @property
-    def question(self) -> Question:
-        return Question()
+    def query(self) -> FactQuery:
+        return FactQuery()
 
-    def refusal(self, seen: Seen) -> Refusal | None:
+    def refusal(self, facts: Facts) -> Refusal | None:
         """
-        Return why a host that looks like *seen* is not touched; None: it may be.
+        Return why a host that looks like *facts* is not touched; None: it may be.
         """
         raise NotImplementedError
 
@@ -47,18 +51,18 @@ class Platform(Requirement):
 
     kind: Literal["platform"] = "platform"
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        if seen.has_apt and seen.machine == "x86_64":
+    def refusal(self, facts: Facts) -> Refusal | None:
+        if facts.has_apt and facts.machine == "x86_64":
             return None
-        lacks = "no apt-get" if not seen.has_apt else f"processor {seen.machine}"
+        lacks = "no apt-get" if not facts.has_apt else f"processor {facts.machine}"
         return Refusal(
             error="PreconditionError",
-            why=f"{seen.os_id or 'unknown system'}: {lacks}",
+            why=f"{facts.os_id or 'unknown system'}: {lacks}",
             fix="use a host with Debian 12 on x86_64",
         )
 
 
-class PythonThere(Requirement):
+class PythonAvailable(Requirement):
     """
     The interpreter that the row's wheels are for.  Debian's own comes with the packages.
     """
@@ -66,12 +70,12 @@ class PythonThere(Requirement):
     kind: Literal["python"] = "python"
     version: str
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        if self.version in seen.pythons or _DEBIANS.get(seen.codename) == self.version:
+    def refusal(self, facts: Facts) -> Refusal | None:
+        if self.version in facts.pythons or _DEBIANS.get(facts.codename) == self.version:
             return None
         return Refusal(
             error="PreconditionError",
-            why=f"the row needs Python {self.version}; /usr/bin has {', '.join(seen.pythons)}",
+            why=f"the row needs Python {self.version}; /usr/bin has {', '.join(facts.pythons)}",
             fix=f"install python{self.version} on the host, or choose a row with another Python",
         )
 
@@ -85,11 +89,11 @@ class PortFree(Requirement):
     port: int
 
     @property
-    def question(self) -> Question:
-        return Question(port=self.port)
+    def query(self) -> FactQuery:
+        return FactQuery(port=self.port)
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        for listener in seen.listeners:
+    def refusal(self, facts: Facts) -> Refusal | None:
+        for listener in facts.listeners:
             if listener.program != "haproxy":
                 return Refusal(
                     error="PortInUse",
@@ -99,7 +103,7 @@ class PortFree(Requirement):
         return None
 
 
-class Room(Requirement):
+class DiskSpace(Requirement):
     """
     Free space that is asked for whatever else is sent.
     """
@@ -109,11 +113,11 @@ class Room(Requirement):
     floor_bytes: int
 
     @property
-    def question(self) -> Question:
-        return Question(room=(self.path,))
+    def query(self) -> FactQuery:
+        return FactQuery(room=(self.path,))
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        free = seen.room[self.path]
+    def refusal(self, facts: Facts) -> Refusal | None:
+        free = facts.room[self.path]
         if free >= self.floor_bytes:
             return None
         return Refusal(
@@ -133,51 +137,46 @@ class Driver(Requirement):
     row: str
     minimum: str
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        if seen.driver is None:
+    def refusal(self, facts: Facts) -> Refusal | None:
+        if facts.driver is None:
             return Refusal(
                 error="PreconditionError",
                 why=f"no NVIDIA driver is loaded; row {self.row} needs {self.minimum} or later",
-                fix=f"install the driver{self._source(seen)} and reboot, then provision again",
+                fix=f"install the driver{self._source(facts)} and reboot, then provision again",
             )
-        if _numbers(seen.driver) < _numbers(self.minimum):
+        if _numbers(facts.driver) < _numbers(self.minimum):
             return Refusal(
                 error="PreconditionError",
-                why=f"NVIDIA driver {seen.driver}; row {self.row} needs {self.minimum} or later",
-                fix=f"update the driver{self._source(seen)} and reboot, "
+                why=f"NVIDIA driver {facts.driver}; row {self.row} needs {self.minimum} or later",
+                fix=f"update the driver{self._source(facts)} and reboot, "
                 "or choose a row that allows it: inv matrix",
             )
         return None
 
-    def _source(self, seen: Seen) -> str:
+    def _source(self, facts: Facts) -> str:
         """
         Return where the driver comes from, if not from the host's own distribution.
         """
-        own = _DEBIAN_DRIVERS.get(seen.codename)
+        own = _DEBIAN_DRIVERS.get(facts.codename)
         if own is None or _numbers(own) >= _numbers(self.minimum)[:1]:
             return ""
         return (
-            f" from NVIDIA's own repository, for Debian {seen.codename} ends at {own} "
+            f" from NVIDIA's own repository, for Debian {facts.codename} ends at {own} "
             "(docs/reference/provision.md),"
         )
 
 
-class NobodyReleases(Requirement):
+class NoReleaseRunning(Requirement):
     """
     No release holds the host's lease: HAProxy is never reloaded under one.
     """
 
     kind: Literal["lease"] = "lease"
-    path: str
 
-    @property
-    def question(self) -> Question:
-        return Question(lease=self.path)
-
-    def refusal(self, seen: Seen) -> Refusal | None:
-        if seen.lease is None:
+    def refusal(self, facts: Facts) -> Refusal | None:
+        if facts.lease is None:
             return None
-        held = seen.lease
+        held = facts.lease
         return Refusal(
             error="LeaseHeld",
             why=f"{held.owner} is releasing {held.release or 'something'} here; "
@@ -187,7 +186,7 @@ class NobodyReleases(Requirement):
 
 
 AnyRequirement = Annotated[
-    Platform | PythonThere | PortFree | Room | Driver | NobodyReleases,
+    Platform | PythonAvailable | PortFree | DiskSpace | Driver | NoReleaseRunning,
     Field(discriminator="kind"),
 ]
 

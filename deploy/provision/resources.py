@@ -11,9 +11,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from deploy.host import layout
-from deploy.provision.requirements import Refusal
-from deploy.provision.seen import Frozen, Question, Seen
-from deploy.provision.seen import Path as SeenPath
+from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.requirements import Frozen, Refusal
 from deploy.units import format_size
 
 
@@ -39,19 +38,19 @@ class Resource(Frozen):
         raise NotImplementedError
 
     @property
-    def question(self) -> Question:
+    def query(self) -> FactQuery:
         """
         What has to be looked at to tell whether it is as it should be.
         """
         raise NotImplementedError
 
-    def difference(self, seen: Seen) -> Difference | None:
+    def difference(self, facts: Facts) -> Difference | None:
         """
-        Return what would change on a host that looks like *seen*; None: nothing.
+        Return what would change on a host that looks like *facts*; None: nothing.
         """
         raise NotImplementedError
 
-    def refusal(self, seen: Seen) -> Refusal | None:
+    def refusal(self, facts: Facts) -> Refusal | None:
         """
         Return why it can't be made so; asked before anything is changed.
         """
@@ -71,14 +70,14 @@ class Packages(Resource):
         return "packages"
 
     @property
-    def question(self) -> Question:
-        return Question(packages=self.names)
+    def query(self) -> FactQuery:
+        return FactQuery(packages=self.names)
 
-    def missing(self, seen: Seen) -> tuple[str, ...]:
-        return tuple(name for name in self.names if seen.packages[name] is None)
+    def missing(self, facts: Facts) -> tuple[str, ...]:
+        return tuple(name for name in self.names if facts.packages[name] is None)
 
-    def difference(self, seen: Seen) -> Difference | None:
-        missing = self.missing(seen)
+    def difference(self, facts: Facts) -> Difference | None:
+        missing = self.missing(facts)
         return Difference(change=f"install {', '.join(missing)}") if missing else None
 
 
@@ -97,11 +96,11 @@ class User(Resource):
         return f"user {self.user}"
 
     @property
-    def question(self) -> Question:
-        return Question(users=(self.user,))
+    def query(self) -> FactQuery:
+        return FactQuery(users=(self.user,))
 
-    def difference(self, seen: Seen) -> Difference | None:
-        found = seen.users[self.user]
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.users[self.user]
         if found is None:
             return Difference(change="create")
         wrong = []
@@ -124,11 +123,11 @@ class Directory(Resource):
         return self.path
 
     @property
-    def question(self) -> Question:
-        return Question(paths={self.path: ""})
+    def query(self) -> FactQuery:
+        return FactQuery(paths={self.path: ""})
 
-    def difference(self, seen: Seen) -> Difference | None:
-        found = seen.paths[self.path]
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.paths[self.path]
         if found is None:
             return Difference(change="create directory")
         wrong = _attributes(found, "directory", self.owner, self.group, self.mode)
@@ -163,12 +162,12 @@ class File(Resource):
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def question(self) -> Question:
+    def query(self) -> FactQuery:
         secret = (self.path,) if self.secret else ()
-        return Question(paths={self.path: self.sha256}, secret=secret)
+        return FactQuery(paths={self.path: self.sha256}, secret=secret)
 
-    def difference(self, seen: Seen) -> Difference | None:
-        found = seen.paths[self.path]
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.paths[self.path]
         if found is None:
             return Difference(change="create", diff=self._diff(""))
         wrong = _attributes(found, "file", self.owner, self.group, self.mode)
@@ -203,11 +202,11 @@ class Absent(Resource):
         return self.path
 
     @property
-    def question(self) -> Question:
-        return Question(paths={self.path: ""})
+    def query(self) -> FactQuery:
+        return FactQuery(paths={self.path: ""})
 
-    def difference(self, seen: Seen) -> Difference | None:
-        return Difference(change="remove") if seen.paths[self.path] is not None else None
+    def difference(self, facts: Facts) -> Difference | None:
+        return Difference(change="remove") if facts.paths[self.path] is not None else None
 
 
 class Upload(Resource):
@@ -232,22 +231,22 @@ class Upload(Resource):
         return self.link or self.path
 
     @property
-    def question(self) -> Question:
+    def query(self) -> FactQuery:
         # Its name holds its hash and only a verified file gets the name: the size is enough.
-        return Question(paths={self.path: ""} | ({self.link: ""} if self.link else {}))
+        return FactQuery(paths={self.path: ""} | ({self.link: ""} if self.link else {}))
 
-    def is_there(self, seen: Seen) -> bool:
-        found = seen.paths[self.path]
+    def is_there(self, facts: Facts) -> bool:
+        found = facts.paths[self.path]
         return (
             found is not None
             and (found.type, found.size, found.mode) == ("file", self.size, self.mode)
             and found.owner == "root"
         )
 
-    def difference(self, seen: Seen) -> Difference | None:
-        if not self.is_there(seen):
+    def difference(self, facts: Facts) -> Difference | None:
+        if not self.is_there(facts):
             return Difference(change=f"send {format_size(self.size)}")
-        found = seen.paths[self.link] if self.link else None
+        found = facts.paths[self.link] if self.link else None
         if self.link and (found is None or found.target != self.path):
             return Difference(change=f"link to {self.path}")
         return None
@@ -281,39 +280,39 @@ class Venv(Resource):
         return f"{layout.VENVS}/{self.digest}/.complete"
 
     @property
-    def question(self) -> Question:
-        return Question(
+    def query(self) -> FactQuery:
+        return FactQuery(
             paths={self.complete: ""}, listings=(layout.WHEELHOUSE,), room=(layout.OPT,)
         )
 
-    def missing(self, seen: Seen) -> tuple[WheelFile, ...]:
-        there = seen.listings[layout.WHEELHOUSE]
+    def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
+        there = facts.listings[layout.WHEELHOUSE]
         return tuple(wheel for wheel in self.wheels if there.get(wheel.file) != wheel.size)
 
-    def refusal(self, seen: Seen) -> Refusal | None:
-        if seen.paths[self.complete] is not None:
+    def refusal(self, facts: Facts) -> Refusal | None:
+        if facts.paths[self.complete] is not None:
             return None
         # Unpacked, with the bytecode of what is imported: four times the wheels.
-        sent = sum(wheel.size for wheel in self.missing(seen))
+        sent = sum(wheel.size for wheel in self.missing(facts))
         need = sent + 4 * sum(wheel.size for wheel in self.wheels)
-        if seen.room[layout.OPT] >= need:
+        if facts.room[layout.OPT] >= need:
             return None
         return Refusal(
             error="DiskTooSmall",
-            why=f"{layout.OPT} has {format_size(seen.room[layout.OPT])} free, "
+            why=f"{layout.OPT} has {format_size(facts.room[layout.OPT])} free, "
             f"the Python environment takes {format_size(need)}",
             fix=f"make room on the file system of {layout.OPT}",
         )
 
-    def difference(self, seen: Seen) -> Difference | None:
-        if seen.paths[self.complete] is not None:
+    def difference(self, facts: Facts) -> Difference | None:
+        if facts.paths[self.complete] is not None:
             return None
-        missing = self.missing(seen)
+        missing = self.missing(facts)
         sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
         return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")
 
 
-class UnitsRead(Resource):
+class UnitsLoaded(Resource):
     """
     systemd has read the unit files as they are now.
     """
@@ -326,11 +325,11 @@ class UnitsRead(Resource):
         return "systemd"
 
     @property
-    def question(self) -> Question:
-        return Question(units=self.units)
+    def query(self) -> FactQuery:
+        return FactQuery(units=self.units)
 
-    def difference(self, seen: Seen) -> Difference | None:
-        stale = [u for u in self.units if seen.units[u].stale or seen.units[u].load != "loaded"]
+    def difference(self, facts: Facts) -> Difference | None:
+        stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
         return Difference(change=f"read {', '.join(stale)} again") if stale else None
 
 
@@ -352,28 +351,28 @@ class Service(Resource):
         return self.unit
 
     @property
-    def question(self) -> Question:
-        return Question(units=(self.unit,), haproxy_socket=self.socket)
+    def query(self) -> FactQuery:
+        return FactQuery(units=(self.unit,), haproxy=True)
 
-    def difference(self, seen: Seen) -> Difference | None:
-        found = seen.units[self.unit]
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.units[self.unit]
         wrong = []
         if found.enabled != "enabled":
             wrong.append("enable")
         if found.active != "active":
             wrong.append("start")
-        elif seen.haproxy != self.description:
+        elif facts.haproxy != self.description:
             wrong.append("reload")
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
 AnyResource = Annotated[
-    Packages | User | Directory | File | Absent | Upload | Venv | UnitsRead | Service,
+    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | Service,
     Field(discriminator="kind"),
 ]
 
 
-def _attributes(found: SeenPath, type_: str, owner: str, group: str, mode: str) -> list[str]:
+def _attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
     if found.type != type_:
         return [f"{found.type} → {type_}"]
     wrong = []

@@ -1,39 +1,22 @@
 """
-`inv provision`: gathers what the hosts should be, has a worker make them so, and collects.
+`inv provision`: compares every host with its specification, and has a worker change what differs.
 """
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import IO
-
-import uv
 
 from deploy.bundle.host_program import build_host_program
-from deploy.errors import CommandFailed, DeployError, TransportError
-from deploy.inventory.schema import Fleet
-from deploy.provision.goal import Goal, read_allowed_signers, resolve_tokens, weigh
-from deploy.provision.job import HostJob, Job
-from deploy.provision.report import (
-    HERE,
-    Change,
-    EventKind,
-    Failure,
-    ProvisionEvent,
-    ProvisionReport,
-)
-from deploy.provision.site import plan_site
-from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import Lock, ensure_lock
+from deploy.errors import DeployError, TransportError
+from deploy.host.protocol import Facts
+from deploy.inventory.schema import Fleet, Host
+from deploy.provision.differences import bootstrap_steps, fact_query, refusal_of, steps_to
+from deploy.provision.probe import pack_program
+from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
+from deploy.provision.report_builder import ReportBuilder
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.survey import Survey
 
-DEADLINE_S = 1200.0  # of all hosts together; whoever has not answered by then has failed
-_ROOT = Path(__file__).parents[2]
+DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
 
 Progress = Callable[[ProvisionEvent], None]
 
@@ -47,169 +30,107 @@ def provision(
     deadline_s: float = DEADLINE_S,
 ) -> ProvisionReport:
     """
-    Bring every host of *fleet* to its pinned state, or with *check* say what that would change.
+    Bring every host of *fleet* to its pinned state, or with *check* report what that would change.
 
     Failures of single hosts are in the report; the other hosts go on.
 
     Args:
-        env: Where secrets that are environment variables are found.
-        deadline_s: Longest time that the hosts get, in seconds, whatever they do.
+        env: Environment variables; secrets of the fleet may be among them.
+        deadline_s: Longest time that the hosts get, in seconds.
 
     Raises:
-        InventoryError: A row, secret or file of the fleet is missing; no host was touched.
-        CommandFailed: The wheels could not be fetched; no host was touched.
+        InventoryError: A row, secret or file of the fleet is missing; no host was changed.
+        CommandFailed: The wheels could not be fetched; no host was changed.
     """
     started_s = time.monotonic()
-    collected = _Collected([host.name for host in fleet.hosts], progress)
-    worker = _start()  # it imports while we gather
+    builder = ReportBuilder([host.name for host in fleet.hosts], progress)
+    survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
     try:
-        job = Job(check=check, hosts=_jobs(fleet, env, progress))
-        _work(worker, job, collected, time.monotonic() + deadline_s)
+        # Slow to import (templates), so imported while the hosts answer.
+        from deploy.provision.fleet_specs import resource_sets
+
+        host_program = build_host_program()
+        wanted = resource_sets(fleet, host_program, env, lambda text: progress(_fetching(text)))
+        packed_program = pack_program(host_program)
+        end_s = time.monotonic() + deadline_s
+        queries = {name: fact_query(resources) for name, resources in wanted.items()}
+        differing: dict[str, Facts | None] = {}
+        for name, answer in survey.ask(packed_program, queries, end_s):
+            if isinstance(answer, DeployError):
+                builder.add(_failed(name, answer))
+            elif _differs(name, wanted[name], answer, check, builder.add):
+                differing[name] = answer
+        builder.add_commands(survey.commands)
     finally:
-        worker.kill()
-        worker.wait()
-    return collected.report(check, time.monotonic() - started_s)
+        survey.close()
+    hosts = [host for host in fleet.hosts if host.name in differing]
+    if hosts:
+        _change(hosts, wanted, differing, packed_program, builder, end_s)
+    fix = "check the load of the host, then: inv provision"
+    builder.fail_rest("the run's deadline passed", fix, TransportError)
+    return builder.report(check, time.monotonic() - started_s)
 
 
-def _jobs(fleet: Fleet, env: Mapping[str, str], progress: Progress) -> tuple[HostJob, ...]:
-    def fetching(text: str) -> None:
-        progress(ProvisionEvent(HERE, EventKind.FETCHING, change=text))
-
-    matrix = load_matrix()
-    rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
-    tokens = resolve_tokens(fleet, env)
-    signers = read_allowed_signers(fleet)
-    tool = build_host_program()
-    binary = weigh(Path(uv.find_uv_bin()))
-    locks: dict[str, Lock] = {}
-    for name, row in rows.items():
-        locks[name] = ensure_lock(row, progress=fetching)
-    jobs = []
-    for host in fleet.hosts:
-        goal = Goal(
-            host=host,
-            row=rows[host.row],
-            lock=locks[host.row],
-            service=fleet.service,
-            release=fleet.release,
-            mirrors=fleet.mirrors,
-            api_tokens=tokens,
-            allowed_signers=signers,
-            host_tool=tool,
-            uv=binary,
-        )
-        jobs.append(HostJob.of(host, plan_site(goal)))
-    return tuple(jobs)
-
-
-class _Collected:
+def _differs(
+    name: str,
+    resources: ResourceSet,
+    facts: Facts | None,
+    check: bool,
+    report: Progress,
+) -> bool:
     """
-    What the worker said so far.
+    Report how the host compares; return True if it is to be changed.
     """
-
-    def __init__(self, hosts: list[str], progress: Progress) -> None:
-        self._hosts, self._progress = hosts, progress
-        self._ok: list[str] = []
-        self._changes: list[Change] = []
-        self._failed: list[Failure] = []
-        self._commands: dict[str, int] = {}
-        self._doing: dict[str, str] = {}
-
-    def take(self, line: str) -> None:
-        """
-        Take one line of the worker.
-        """
-        document = json.loads(line)
-        if "commands" in document:
-            told = document["commands"]
-            self._commands[told["host"]] = told["commands"]
-            return
-        fields = document["event"]
-        event = ProvisionEvent(**fields | {"kind": EventKind(fields["kind"])})
-        self._doing[event.host] = f"{event.resource or event.kind.value}"
-        if event.kind is EventKind.OK:
-            self._ok.append(event.host)
-        elif event.kind is EventKind.FAILED:
-            why, fix = event.why or "", event.fix or ""
-            self._failed.append(Failure(event.host, why, fix, event.resource or ""))
-        elif event.kind in (EventKind.CHANGED, EventKind.WOULD_CHANGE):
-            changed = (event.host, event.resource or "", event.change or "", event.diff)
-            self._changes.append(Change(*changed))
-        self._progress(event)
-
-    def give_up(self, why: str, fix: str, kind: type[DeployError]) -> None:
-        """
-        Fail every host that has not ended.
-        """
-        ended = {*self._ok, *(failure.host for failure in self._failed)}
-        for host in self._hosts:
-            if host not in ended:
-                doing = self._doing.get(host, "starting")
-                self._failed.append(Failure(host, f"{why}, at: {doing}", fix, kind.__name__))
-
-    def report(self, check: bool, took_s: float) -> ProvisionReport:
-        return ProvisionReport(
-            check=check,
-            ok=tuple(sorted(self._ok, key=self._hosts.index)),
-            changes=tuple(sorted(self._changes, key=lambda c: self._hosts.index(c.host))),
-            failed=tuple(sorted(self._failed, key=lambda f: self._hosts.index(f.host))),
-            commands=dict(sorted(self._commands.items())),
-            took_s=took_s,
+    steps = bootstrap_steps(resources) if facts is None else steps_to(resources, facts)
+    if steps and facts is not None and (refusal := refusal_of(resources, facts)) is not None:
+        report(
+            ProvisionEvent(
+                name,
+                EventKind.FAILED,
+                why=refusal.why,
+                fix=refusal.fix,
+                resource=refusal.error,
+            )
         )
+        return False
+    if steps and not check:
+        return True
+    for number, step in enumerate(steps, 1):
+        report(
+            ProvisionEvent(
+                name,
+                EventKind.WOULD_CHANGE,
+                resource=step.resource.name,
+                change=step.difference.change,
+                diff=step.difference.diff,
+                done=number,
+                of=len(steps),
+            )
+        )
+    report(ProvisionEvent(name, EventKind.OK))
+    return False
 
 
-def _start() -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.provision.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=_ROOT,
-        env=_environment(),
-        start_new_session=True,  # a Ctrl-C is ours to hand on: closing its input ends it
-    )
+def _change(
+    hosts: list[Host],
+    wanted: Mapping[str, ResourceSet],
+    facts: Mapping[str, Facts | None],
+    packed_program: bytes,
+    builder: ReportBuilder,
+    end_s: float,
+) -> None:
+    from deploy.provision.supervise import run_worker
+    from deploy.provision.worker_request import HostRequest, WorkerRequest
+
+    requests = [HostRequest.of(host, wanted[host.name], facts[host.name]) for host in hosts]
+    request = WorkerRequest(packed_program=packed_program, hosts=tuple(requests))
+    run_worker(request, builder, end_s)
 
 
-def _work(worker: "subprocess.Popen[str]", job: Job, collected: _Collected, end_s: float) -> None:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    assert worker.stderr is not None
-    timed_out = threading.Event()
-    timer = threading.Timer(max(0.0, end_s - time.monotonic()), _kill, (worker, timed_out))
-    complaints: list[str] = []
-    listener = threading.Thread(target=_drain, args=(worker.stderr, complaints), daemon=True)
-    timer.start()
-    listener.start()
-    try:
-        # Its input stays open: when we die, it sees the end and stops.
-        with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(job.model_dump_json() + "\n")
-            worker.stdin.flush()
-        for line in worker.stdout:
-            collected.take(line)
-        worker.wait()
-    finally:
-        timer.cancel()
-    listener.join(timeout=1)
-    if timed_out.is_set():
-        fix = "see what the host is busy with, then: inv provision"
-        collected.give_up("the run's deadline passed", fix, TransportError)
-    else:
-        said = " / ".join(line for line in complaints[-3:] if line)
-        why = f"provisioning broke on this machine, status {worker.returncode} ({said})"
-        fix = "this is not about the host: is .venv whole?  ./inv makes it anew from the lock"
-        collected.give_up(why, fix, CommandFailed)
+def _failed(name: str, error: DeployError) -> ProvisionEvent:
+    kind = type(error).__name__
+    return ProvisionEvent(name, EventKind.FAILED, why=error.why, fix=error.fix, resource=kind)
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(_ROOT)}
-
-
-def _kill(worker: "subprocess.Popen[str]", timed_out: threading.Event) -> None:
-    timed_out.set()
-    worker.kill()
-
-
-def _drain(pipe: IO[str], into: list[str]) -> None:
-    into.extend(line.rstrip() for line in pipe)
+def _fetching(text: str) -> ProvisionEvent:
+    return ProvisionEvent(HERE, EventKind.FETCHING, change=text)

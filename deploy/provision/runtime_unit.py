@@ -6,9 +6,9 @@ Nothing here starts or restarts a slot: what changes takes effect at the next re
 
 from deploy.host import layout
 from deploy.inventory.schema import Service
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
-from deploy.provision.resources import AnyResource, File, UnitsRead
+from deploy.provision.resources import AnyResource, File, UnitsLoaded
+from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
 
@@ -21,43 +21,43 @@ NEWER_KEYS = (
 _MARGIN_S = 15.0  # what a drain may take longer than it was given
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
     return []
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     return [
         File(path=SLICE_FILE, content=render("slipway.slice").encode()),
-        File(path=UNIT_FILE, content=unit(goal).encode()),
+        File(path=UNIT_FILE, content=unit(spec).encode()),
     ]
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return [
         File(
             path=layout.RUNTIME_CONFIG,
-            content=config(goal).encode(),
+            content=config(spec).encode(),
             group=layout.USER,
             mode="0640",
         ),
         File(
             path=layout.ENVIRONMENT,
-            content=environment(goal).encode(),
+            content=environment(spec).encode(),
             mode="0600",
             secret=True,
         ),
     ]
 
 
-def activate(goal: Goal) -> list[AnyResource]:
-    return [UnitsRead(units=tuple(layout.unit(slot) for slot in layout.SLOTS))]
+def activate(spec: HostSpec) -> list[AnyResource]:
+    return [UnitsLoaded(units=tuple(layout.unit(slot) for slot in layout.SLOTS))]
 
 
-def unit(goal: Goal) -> str:
+def unit(spec: HostSpec) -> str:
     """
     Return the template unit of the slots.
     """
-    service = goal.service
+    service = spec.service
     return render(
         "slipway-runtime@.service",
         slot_links=layout.SLOT_LINKS,
@@ -80,22 +80,22 @@ def unit(goal: Goal) -> str:
         memory_max_bytes=service.memory_max,
         tasks_max=service.tasks_max,
         start_timeout_s=_whole(service.start_timeout),
-        stop_timeout_s=_whole(goal.drain_timeout_s + _MARGIN_S),
+        stop_timeout_s=_whole(spec.drain_timeout_s + _MARGIN_S),
         watchdog_s=_whole(service.watchdog),
     )
 
 
-def config(goal: Goal) -> str:
+def config(spec: HostSpec) -> str:
     """
     Return /etc/slipway/runtime.yml.
     """
     return render(
         "runtime.yml",
-        service=goal.service,
-        cors_origins=list(goal.service.cors_origins),
-        vllm_args=list(goal.service.vllm_args),
-        newer=_newer(goal.service),
-        drain_timeout_s=goal.drain_timeout_s,
+        service=spec.service,
+        cors_origins=list(spec.service.cors_origins),
+        vllm_args=list(spec.service.vllm_args),
+        newer=_newer(spec.service),
+        drain_timeout_s=spec.drain_timeout_s,
     )
 
 
@@ -104,14 +104,14 @@ def _newer(service: Service) -> dict[str, object]:
     return {key: value for key, value in told.items() if value != Service.model_fields[key].default}
 
 
-def environment(goal: Goal) -> str:
+def environment(spec: HostSpec) -> str:
     """
     Return /etc/slipway/environment, with the secrets in it.
     """
     return render(
         "environment",
         api_tokens_name=contract.ENV_API_TOKENS,
-        api_tokens=",".join(token.reveal() for token in goal.api_tokens),
+        api_tokens=",".join(token.reveal() for token in spec.api_tokens),
     )
 
 

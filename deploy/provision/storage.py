@@ -3,22 +3,22 @@ Directories, and the room that they need.
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
-from deploy.provision.requirements import AnyRequirement, Room
+from deploy.provision.requirements import AnyRequirement, DiskSpace
 from deploy.provision.resources import AnyResource, Directory
+from deploy.provision.spec import HostSpec
 
 # What is left for logs, journals and a second venv while the first one is in use.
 FLOOR_BYTES = 512 * 2**20
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
     return [
-        Room(path=layout.OPT, floor_bytes=FLOOR_BYTES),
-        Room(path=layout.STATE, floor_bytes=FLOOR_BYTES),
+        DiskSpace(path=layout.OPT, floor_bytes=FLOOR_BYTES),
+        DiskSpace(path=layout.STATE, floor_bytes=FLOOR_BYTES),
     ]
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     public = (
         *(layout.OPT, layout.BIN, layout.WHEELHOUSE, layout.VENVS, layout.RELEASES),
         *(layout.STATE, layout.MODELS, f"{layout.MODELS}/blobs", layout.SLOT_LINKS),
@@ -31,9 +31,9 @@ def install(goal: Goal) -> list[AnyResource]:
     ]
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

@@ -3,24 +3,24 @@ The user that the runtime runs as.
 """
 
 from deploy.host import layout
-from deploy.provision.goal import Goal
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, User
+from deploy.provision.spec import HostSpec
 
 
-def requirements(goal: Goal) -> list[AnyRequirement]:
+def requirements(spec: HostSpec) -> list[AnyRequirement]:
     return []
 
 
-def install(goal: Goal) -> list[AnyResource]:
+def install(spec: HostSpec) -> list[AnyResource]:
     # HAProxy reaches the slots' sockets through this user's group: `group` in haproxy.cfg, since
     # it drops the supplementary groups that its own user may have.
     return [User(user=layout.USER)]
 
 
-def configure(goal: Goal) -> list[AnyResource]:
+def configure(spec: HostSpec) -> list[AnyResource]:
     return []
 
 
-def activate(goal: Goal) -> list[AnyResource]:
+def activate(spec: HostSpec) -> list[AnyResource]:
     return []

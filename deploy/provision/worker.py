@@ -1,8 +1,9 @@
 """
-The process in which pyinfra runs: a job as JSON on standard input, events as JSON lines on output.
+The process in which pyinfra runs: a request as JSON on standard input, events as JSON lines on
+standard output.
 
-Apart from its parent, because gevent replaces half of the standard library for the whole process,
-and because a parent can end a child that hangs.
+A process of its own: gevent replaces half of the standard library for the whole process, and a
+parent can kill a child that hangs.
 """
 
 from gevent import monkey
@@ -20,30 +21,30 @@ import gevent  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 
 from deploy.provision.engine import run  # noqa: E402
-from deploy.provision.job import Job  # noqa: E402
 from deploy.provision.report import ProvisionEvent  # noqa: E402
+from deploy.provision.worker_request import WorkerRequest  # noqa: E402
 
-EXIT_ORPHAN = 3  # the parent is gone; nothing more is changed
+EXIT_ORPHAN = 3  # the parent has ended; nothing more is changed
 
 
 def main() -> int:
     """
-    Do the job on standard input; 0 however the hosts ended.
+    Run the request on standard input; return 0 however the hosts ended.
     """
-    # Operation names and outputs go to the parent as events, and nowhere else.
+    # Names and outputs of operations go to the parent as events only.
     logging.getLogger("pyinfra").addHandler(logging.NullHandler())
     logging.getLogger("pyinfra").propagate = False
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
     source = FileObject(sys.stdin.fileno(), "rb", closefd=False)
-    job = Job.model_validate_json(source.readline())
+    request = WorkerRequest.model_validate_json(source.readline())
     gevent.spawn(_end_with, source)
-    run(job, lambda event: _say("event", _plain(event)), _count)
+    run(request, lambda event: _print("event", _plain(event)), _count)
     return 0
 
 
 def _end_with(source: Any) -> None:
-    source.read()  # to its end: the parent closed it or died
+    source.read()  # until its end: the parent closed it or has died
     os._exit(EXIT_ORPHAN)
 
 
@@ -52,10 +53,10 @@ def _plain(event: ProvisionEvent) -> dict[str, Any]:
 
 
 def _count(host: str, commands: int) -> None:
-    _say("commands", {"host": host, "commands": commands})
+    _print("commands", {"host": host, "commands": commands})
 
 
-def _say(kind: str, document: dict[str, Any]) -> None:
+def _print(kind: str, document: dict[str, Any]) -> None:
     print(json.dumps({kind: document}), flush=True)  # noqa: T201 - the protocol with the parent
 
 

@@ -39,6 +39,16 @@ class SshTransport:
     def host(self) -> str:
         return self._host.name
 
+    def connect(self) -> None:
+        """
+        Connect now, where `run` and `put` would connect at their first use.
+
+        Raises:
+            HostKeyMismatch: The host key is not the recorded one, or none is recorded.
+            TransportError: The host cannot be reached or refuses the key.
+        """
+        self._open()
+
     def run(
         self,
         argv: Sequence[str],
@@ -275,9 +285,14 @@ def _unreachable(label: str, address: str, ssh: Ssh, error: BaseException) -> Tr
 
 
 def _converse(channel: paramiko.Channel, stdin: bytes | None) -> tuple[str, str, int]:
-    if stdin:
-        channel.sendall(stdin)
-    channel.shutdown_write()
+    try:
+        if stdin:
+            channel.sendall(stdin)
+        channel.shutdown_write()
+    except OSError:
+        # A command may end before it has read its whole input; its status tells why.
+        if not channel.exit_status_ready():
+            raise
     errors: list[bytes] = []
     # Both streams share one window: read them side by side or a chatty command stalls.
     reader = threading.Thread(

@@ -124,7 +124,7 @@ def _fetch(text: str, python: str, cache: Path) -> tuple[Wheel, ...]:
         for path in sorted(folder.glob("*.whl")):
             target = cache / path.name
             path.replace(target)
-            wheels.append(_weigh(target))
+            wheels.append(_hash_wheel(target))
     return tuple(wheels)
 
 
@@ -136,7 +136,7 @@ def _refused(why: str) -> CommandFailed:
     )
 
 
-def _weigh(path: Path) -> Wheel:
+def _hash_wheel(path: Path) -> Wheel:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Wheel(path.name, sha256, path.stat().st_size, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploy.host import layout
+from deploy.host.protocol import Call, LeaseAcquire, encode_request
 from deploy.lab import lab
 from deploy.provision import EventKind, provision
 from deploy.verify import verify
@@ -153,15 +154,21 @@ def test_verify_holds_on_every_host(world, tmp_path):
 
 def test_verify_names_what_is_wrong_and_provision_mends_it(world, tmp_path):
     """
-    Negative control: a secret that others can read is found on its host, and put right.
+    Negative control: what others can read or write is found on its host, and put right.
     """
     world.inside("n2", f"chmod 644 {layout.ENVIRONMENT}")
+    world.inside("n3", f"chmod 777 {layout.WHEELHOUSE}")
     found = verify(world.fleet(), junit=tmp_path / "junit.xml", progress=say)
-    assert {(f.host, f.test) for f in found.failed} == {("n2", "test_secrets_are_for_root_alone")}
+    assert {(f.host, f.test) for f in found.failed} == {
+        ("n2", "test_secrets_are_for_root_alone"),
+        ("n3", "test_directories_belong_to_root"),
+        ("n3", "test_the_runtime_can_write_nothing_that_is_shared"),
+    }
 
     report = run(world)
     assert [(c.host, c.resource, c.change) for c in report.changes] == [
-        ("n2", layout.ENVIRONMENT, "mode 0644 → 0600")
+        ("n2", layout.ENVIRONMENT, "mode 0644 → 0600"),
+        ("n3", layout.WHEELHOUSE, "mode 0777 → 0755"),
     ]
 
 
@@ -369,6 +376,33 @@ def test_the_way_in_may_lead_through_a_jump_host(world, tmp_path):
     assert verify(fleet, junit=tmp_path / "junit.xml", progress=say).failed == ()
 
 
+def test_an_older_host_program_is_replaced(world):
+    """
+    A host of an earlier release, which speaks another protocol, is upgraded in place.
+    """
+    world.inside(
+        "n2",
+        f"printf 'print({{\"ok\": True}})' >{layout.HOST_PROGRAM} && "
+        f'printf \'{{"locks": [], "port": 8000}}\' >{layout.HOST_CONFIG}',
+    )
+    report = run(world)
+    assert report.ok == HOSTS, report.failed
+    assert [(c.host, c.resource) for c in report.changes] == [
+        ("n2", layout.HOST_PROGRAM),
+        ("n2", layout.HOST_CONFIG),
+    ]
+
+
+def test_a_login_shell_that_prints_is_no_obstacle(world):
+    """
+    What .bashrc of the SSH user prints before a command is not taken for facts.
+    """
+    world.inside("n3", "cp -p /root/.bashrc /root/bashrc.kept; echo 'echo Welcome' >/root/.bashrc")
+    report = run(world, limit="n3")
+    world.inside("n3", "mv /root/bashrc.kept /root/.bashrc")
+    assert (report.ok, report.changes, report.failed) == (("n3",), (), ())
+
+
 def test_a_reload_that_was_forgotten_is_made_good(world):
     """
     A run that died between the new file and the reload leaves work for the next one.
@@ -389,11 +423,9 @@ def test_a_release_in_progress_keeps_provisioning_away(world):
     """
     Under somebody's lease a host that is right is looked at; one that is not, is left as it is.
     """
-    tool = f"python3 {layout.HOST_PROGRAM} lease.acquire"
-    asked = (
-        '{"fence": null, "release": "r9", "actor": "ann", "args": {"owner": "ann", "ttl_s": 60}}'
-    )
-    world.inside("n1", f"echo '{asked}' | {tool} | grep -q '\"ok\": true'")
+    program = f"python3 {layout.HOST_PROGRAM} {LeaseAcquire.VERB}"
+    request = encode_request(LeaseAcquire(owner="ann", ttl_s=60.0), Call(release="r9"))
+    world.inside("n1", f"echo '{request.decode()}' | {program} | grep -q '\"ok\": true'")
     assert run(world, limit="n1").ok == ("n1",)
 
     report = run(world, limit="n1", env={"SLIPWAY_TEST_TOKEN": "fifth-Token.5"})

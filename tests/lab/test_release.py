@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy import wiring
 from deploy.demo.load import LoadGenerator
 from deploy.lab import lab
 from deploy.transport.ssh import SshTransport
+from deploy.wiring import checkout, lab_models
+from deploy.wiring import hosts as connections
 
 ROOT = Path(__file__).parents[2]
 INVOKE = [sys.executable, "-m", "invoke"]
@@ -61,7 +62,7 @@ def inv_until(text, then, *args):
 
 @pytest.fixture(scope="module")
 def fleet(lab_hosts):
-    return wiring.fleet("lab")
+    return checkout.fleet("lab")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def provisioned(fleet):
     for version, kind in {
         "v1.0.0": "good-v1", "v1.1.0": "good-v2", "v1.2.0": "nan", "v1.3.0": "garbled",
     }.items():  # fmt: skip
-        model = wiring.make_lab_model(kind, None, print)
+        model = lab_models.make_lab_model(kind, None, print)
         inv("bundle", "--model", str(model), "--version", version)
     return fleet
 
@@ -246,7 +247,7 @@ def test_a_second_operator_is_refused_during_a_release(v1, load):
 
     code, outcome, _ = inv_until("host.staged", second, "release", "--version", "v1.1.0", "--yes")
     assert refused["error"]["kind"] == "LeaseHeld"
-    assert wiring.actor() in refused["error"]["what"]
+    assert connections.actor() in refused["error"]["what"]
     assert (code, outcome["outcome"]) == (0, "promoted")
 
 
@@ -285,7 +286,7 @@ def test_a_bundle_that_differs_from_the_signed_one_is_refused(v1, tmp_path, dama
     """
     Before any host is contacted; a host would refuse it too (tests/unit/deploy/host).
     """
-    path = wiring.store().get("v1.1.0").directory
+    path = checkout.store().get("v1.1.0").directory
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     try:

@@ -10,7 +10,7 @@ import pytest
 from deploy.errors import CommandFailed, HostKeyMismatch, TransportError
 from deploy.lab import lab
 from deploy.transport.ssh import SshTransport
-from deploy.wiring import fleet
+from deploy.wiring.checkout import fleet
 
 
 @pytest.fixture

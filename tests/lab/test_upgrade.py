@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy import wiring
 from deploy.demo.load import LoadGenerator
 from deploy.lab import lab
 from deploy.lab.config import LabConfig
+from deploy.wiring import checkout, lab_models
 from tests.lab.conftest import bring_up, say
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def versions(tree, fleet):
 
 @pytest.fixture(scope="module")
 def models():
-    return [wiring.make_lab_model(kind, None, say) for kind in ("good-v1", "good-v2")]
+    return [lab_models.make_lab_model(kind, None, say) for kind in ("good-v1", "good-v2")]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def load(fleet, models):
     Live traffic on both hosts.
     """
     hosts = yaml.safe_load(fleet.read_text())["hosts"]
-    port = wiring.fleet(str(fleet)).service.port
+    port = checkout.fleet(str(fleet)).service.port
     prompts = json.loads((models[0] / "live_prompts.json").read_text())
     generator = LoadGenerator(
         [f"http://{host['address']}:{port}" for host in hosts.values()],

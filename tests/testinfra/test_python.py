@@ -1,4 +1,5 @@
 from deploy.host import layout
+from deploy.host.protocol import Call, Status, encode_request, parse_answer
 
 
 def test_the_environment_of_the_row_is_complete(root, expected):
@@ -23,8 +24,9 @@ def test_its_packages_agree(root, expected):
 
 def test_the_host_program_answers(root):
     """
-    The host program runs with the host's own Python.
+    The host program runs with the host's own Python, and speaks the protocol of this release.
     """
-    shown = root.run(f"echo '{{}}' | python3 {layout.HOST_PROGRAM} status")
+    request = encode_request(Status(), Call(actor="verify")).decode()
+    shown = root.run(f"echo %s | python3 {layout.HOST_PROGRAM} {Status.VERB}", request)
     assert shown.rc == 0, shown.stderr
-    assert '"ok": true' in shown.stdout
+    assert parse_answer(Status(), shown.stdout.splitlines()[-1]).boot_id

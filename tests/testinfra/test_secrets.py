@@ -8,7 +8,11 @@ def test_secrets_are_for_root_alone(root):
     shown = root.check_output(f"stat -c '%U:%G %a' {layout.ENVIRONMENT}")
     assert shown == "root:root 600"
     for user in (layout.USER, "nobody"):
-        assert root.run(f"runuser -u {user} -- cat {layout.ENVIRONMENT}").rc != 0, user
+        # Control: the user can run cat, and reads what all may read.
+        assert root.run(f"runuser -u {user} -- cat /etc/passwd").rc == 0, user
+        shown = root.run(f"runuser -u {user} -- cat {layout.ENVIRONMENT}")
+        assert "Permission denied" in shown.stderr, user
+        assert shown.stdout == "", user
 
 
 def test_no_secret_is_left_over(root):

@@ -35,8 +35,11 @@ def test_the_runtime_can_write_nothing_that_is_shared(root):
     """
     The runtime's user has no way to change code, weights, links or configuration.
     """
-    where = f"{layout.OPT} {layout.ETC} {layout.STATE}"
-    # Files and directories; a symlink's own mode means nothing.
-    find = f"find {where} -maxdepth 3 ! -type l -writable"
-    shown = root.run(f"runuser -u {layout.USER} -- {find} 2>/dev/null")
-    assert shown.stdout.split() == []
+    shared = [layout.OPT, layout.ETC, layout.STATE]
+    where = " ".join(shared)
+    # Control: the user lists the directories, and its search finds /tmp, which all may write.
+    control = f"ls -d {where} && find /tmp -maxdepth 0 -writable"
+    # Files and directories; the mode of a symlink has no meaning.
+    search = f"find {where} -maxdepth 3 ! -type l -writable"
+    shown = root.run(f"runuser -u {layout.USER} -- sh -c '{control} && {search}' 2>/dev/null")
+    assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"])

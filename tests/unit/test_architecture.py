@@ -48,7 +48,7 @@ PURE = {
     "deploy.inventory.document",
     "deploy.inventory.schema",
     "deploy.inventory.select",
-    "deploy.inventory.wording",
+    "deploy.inventory.validation_messages",
     "deploy.host.layout",
     "deploy.release.gates",
     "deploy.release.machine",

@@ -44,7 +44,7 @@ def test_it_runs_where_there_is_no_checkout(program, tmp_path):
     assert answer["error"]["kind"] == "UsageError"
 
 
-@pytest.mark.parametrize("verb", sorted(set(REQUESTS) - {"facts"}))
+@pytest.mark.parametrize("verb", sorted(REQUESTS))
 def test_every_verb_refuses_an_argument_that_it_does_not_have(program, tmp_path, verb):
     """
     Through the zipapp, in a process of its own: the verb is known and its request is checked.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import errors, wiring
+from deploy import errors
 from deploy.bundle.store import Bundle
 from deploy.cli import report
 from deploy.cli.terminal import fail, finish
@@ -111,7 +111,7 @@ def provision_report(*, check=False, failed=()):
 
 def provision_failed():
     result = provision_report(failed=(Failure("n4", "timed out", "ping", "TransportError"),))
-    return result.as_json(), wiring.provision_error(result)
+    return result.as_json(), result.error
 
 
 def verify_report(*failed):

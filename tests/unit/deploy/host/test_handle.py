@@ -8,7 +8,6 @@ from deploy.host.protocol import (
     REQUESTS,
     SCHEMA,
     Call,
-    FactQuery,
     LeaseAcquire,
     Status,
     parse_request,
@@ -93,7 +92,7 @@ def test_every_request_has_a_handler():
     """
     No verb of the protocol is without code, and no code without a verb.
     """
-    assert set(HANDLERS) | {FactQuery} == set(REQUESTS.values())
+    assert set(HANDLERS) == set(REQUESTS.values())
 
 
 def test_a_full_disk_is_told_as_one(host, monkeypatch):

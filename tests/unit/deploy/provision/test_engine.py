@@ -1,5 +1,5 @@
 """
-The order in which one host is visited, with a look that is given and operations that are counted.
+What the worker does with one host, with facts that are given and operations that are counted.
 """
 
 from types import SimpleNamespace
@@ -8,11 +8,12 @@ import pytest
 
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
-from deploy.provision.job import HostJob
-from tests.unit.deploy.provision.builders import bare, make_site
+from deploy.provision.worker_request import HostRequest
+from tests.unit.deploy.provision.builders import bare, make_facts, make_resources
 
 HOST = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=Ssh(), vars={})
-SITE = make_site(row="torch-2.3-cu121", device="cuda")
+RESOURCES = make_resources(row="torch-2.3-cu121", device="cuda")
+DRIVER = "535.104.05"
 
 
 class Touched(Exception):
@@ -21,36 +22,83 @@ class Touched(Exception):
     """
 
 
-def visit(monkeypatch, seen, said):
+def run(monkeypatch, facts, *, changes, later=()):
     """
-    Visit a host that looks like *seen*; the first operation ends it.
+    Run one host that has *facts*, and *later* ones after each round of changes.
+
+    Args:
+        changes: Called with each resource that is to be changed.
     """
+    answers = iter(later)
+    monkeypatch.setattr(engine.operations, "apply", lambda resource, *_: changes(resource))
+    monkeypatch.setattr(engine, "read_facts", lambda *_, **__: next(answers))
+    connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
+    events = []
+    request = HostRequest.of(HOST, RESOURCES, facts)
+    engine.HostRun(connector, request, b"program", events.append).run()
+    return [event.kind.value for event in events]
 
-    def touch(resource, seen):
-        raise Touched(resource.name)
 
-    monkeypatch.setattr(engine.operations, "apply", touch)
-    connector = SimpleNamespace(doing="", said="", lost=None)
-    host = SimpleNamespace(get_fact=lambda *args, **kwargs: seen)
-    engine._Visit(host, connector, HostJob.of(HOST, SITE), said.append).make_so(check=False)
+def touch(resource):
+    raise Touched(resource.name)
 
 
 @pytest.mark.parametrize("driver", [None, "530.30.02"])
-def test_a_host_with_too_old_a_driver_is_refused_before_it_is_touched(monkeypatch, driver):
+def test_a_host_with_too_old_a_driver_is_not_changed(monkeypatch, driver):
     """
-    Nothing is sent to a host whose driver the row does not allow but the question what it is like.
+    A host whose driver the row does not allow fails before the first operation.
     """
-    said = []
-    with pytest.raises(engine.Refused) as caught:
-        visit(monkeypatch, bare(SITE, driver=driver), said)
+    with pytest.raises(engine.HostFailed) as caught:
+        run(monkeypatch, bare(RESOURCES, driver=driver), changes=touch)
     assert caught.value.error == "PreconditionError"
     assert "torch-2.3-cu121 needs 535 or later" in caught.value.why
-    assert {event.kind.value for event in said} == {"looking"}
 
 
-def test_a_host_with_the_driver_would_be_touched(monkeypatch):
+def test_a_host_with_the_driver_would_be_changed(monkeypatch):
     """
     Negative control: the same host with the driver that the row asks for is changed.
     """
     with pytest.raises(Touched):
-        visit(monkeypatch, bare(SITE, driver="535.104.05"), [])
+        run(monkeypatch, bare(RESOURCES, driver=DRIVER), changes=touch)
+
+
+def test_a_host_is_done_when_its_facts_agree(monkeypatch):
+    """
+    After the changes the host is read again, and what still differs is changed in a next round.
+    """
+    changed = []
+    good = make_facts(RESOURCES, driver=DRIVER)
+    kinds = run(
+        monkeypatch,
+        bare(RESOURCES, driver=DRIVER),
+        changes=lambda resource: changed.append(resource.name),
+        later=[good],
+    )
+    assert len(changed) == len({*changed}) > 10
+    assert kinds.count("changed") == len(changed)
+    assert kinds[-1] == "looking"
+
+
+def test_a_host_without_python_gets_its_packages_first(monkeypatch):
+    """
+    Without facts only the packages are changed; the rest is decided by the facts after that.
+    """
+    changed = []
+
+    def change(resource):
+        changed.append(resource.name)
+
+    good = make_facts(RESOURCES, driver=DRIVER)
+    run(monkeypatch, None, changes=change, later=[good])
+    assert changed[-1] == "packages"
+
+
+def test_a_host_that_never_agrees_fails_by_name(monkeypatch):
+    """
+    A change that is undone each time ends after five rounds, with what still differs.
+    """
+    facts = bare(RESOURCES, driver=DRIVER)
+    with pytest.raises(engine.HostFailed, match="n1") as caught:
+        run(monkeypatch, facts, changes=lambda _: None, later=[facts] * 5)
+    assert "5 rounds" in caught.value.why
+    assert "packages" in caught.value.why

@@ -10,12 +10,25 @@ import signal
 import stat
 import subprocess
 import threading
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from deploy.errors import DiskTooSmall
+from deploy.host import layout
+from deploy.host.protocol import (
+    ErrorKind,
+    HostError,
+    VenvBuilt,
+    encode_error,
+    encode_result,
+    parse_request,
+)
 from deploy.provision import operations
-from deploy.provision.resources import File, Upload
+from deploy.provision.resources import File, Upload, Venv
+from deploy.transport.base import Completed
+from deploy.transport.client import HostClient
+from tests.unit.deploy.provision.builders import bare, make_resources
 
 USER, GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
 
@@ -39,8 +52,8 @@ def run(script, stdin):
     return subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, check=False)
 
 
-def place(goal):
-    return run(*command_of(operations.place._inner(goal)))
+def place(spec):
+    return run(*command_of(operations.place._inner(spec)))
 
 
 def test_a_file_is_placed_with_its_mode(tmp_path):
@@ -77,11 +90,11 @@ def test_nothing_of_a_secret_is_in_the_command(tmp_path):
     """
     The command line, which every user of the host can see, has neither the content nor its hash.
     """
-    goal = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
-    [command] = operations.place._inner(goal)
+    spec = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
+    [command] = operations.place._inner(spec)
     shown = command.get_raw_value() + repr(command) + repr(command.connector_arguments)
     assert "hunter2" not in shown
-    assert goal.sha256 not in shown
+    assert spec.sha256 not in shown
 
 
 def test_a_connection_that_ends_early_leaves_the_old_file(tmp_path):
@@ -153,19 +166,19 @@ def test_a_secret_is_never_readable_by_others(tmp_path):
     From its first byte to its place, a secret's file is for its owner alone.
     """
     script, stdin = command_of(operations.place._inner(make_file(tmp_path / "environment")))
-    with Watcher(tmp_path) as seen:
+    with Watcher(tmp_path) as facts:
         slowly(["sh", "-c", f"umask 022; {script}"], stdin)
-    assert seen.modes == {0o600}
+    assert facts.modes == {0o600}
 
 
 def test_the_watcher_would_notice(tmp_path):
     """
-    Negative control: write first, close after, as most tools do, and it is seen.
+    Negative control: write first, close after, as most tools do, and it is facts.
     """
     script = f"umask 022; cat >{tmp_path}/environment && chmod 600 {tmp_path}/environment"
-    with Watcher(tmp_path) as seen:
+    with Watcher(tmp_path) as facts:
         slowly(["sh", "-c", script], b"secret\n")
-    assert 0o644 in seen.modes
+    assert 0o644 in facts.modes
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="what is uploaded belongs to root")
@@ -208,18 +221,50 @@ def test_a_killed_command_leaves_no_file_behind(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_the_look_is_sent_with_its_question(tmp_path):
+class RecordingTransport:
     """
-    What is sent is a whole program: it runs with a bare Python and answers in one line.
+    Gives each command the next of *answers*, and keeps what was sent.
     """
-    path = tmp_path / "there"
-    path.write_text("text")
-    question = operations.Question(paths={str(path): "0" * 64, "/nowhere": ""}, room=("/",))
-    program = b"".join(operations.look_input(question))
-    done = subprocess.run(
-        ["/usr/bin/env", "python3", "-I", "-"], input=program, capture_output=True, check=True
-    )
-    seen = operations.Look().process(done.stdout.decode().splitlines())
-    assert seen.paths["/nowhere"] is None
-    assert seen.paths[str(path)].text == "text"
-    assert Path("/usr/bin/apt-get").exists() is seen.has_apt
+
+    host = "n1"
+
+    def __init__(self, *answers):
+        self.answers, self.sent = list(answers), []
+
+    def run(self, argv, *, timeout_s, stdin=None, check=True):
+        self.sent.append((argv, stdin))
+        return Completed(tuple(argv), 0, self.answers.pop(0), "", 0.1)
+
+
+def build(answer):
+    """
+    Build the environment of a lock whose wheels are all there; the host program gives *answer*.
+    """
+    resources = make_resources()
+    [venv] = [part for part in resources.placed if isinstance(part, Venv)]
+    transport = RecordingTransport(answer)
+    client = HostClient(transport, actor="provision", sudo=True)
+    sizes = {wheel.file: wheel.size for wheel in venv.wheels}
+    there = replace(bare(resources), listings={layout.WHEELHOUSE: sizes})
+    operations.apply(venv, there, client)
+    return venv, transport.sent
+
+
+def test_an_environment_is_built_by_the_host_program():
+    """
+    The request holds the lock and its wheels, and goes to the host program as root.
+    """
+    venv, [(argv, stdin)] = build(encode_result(VenvBuilt(built=True, took_s=1.0)))
+    assert argv == ["sudo", "-n", "python3", layout.HOST_PROGRAM, "venv.build"]
+    request, call = parse_request("venv.build", stdin.decode())
+    assert (request.digest, request.lock, call.actor) == (venv.digest, venv.text, "provision")
+    assert [wheel.file for wheel in request.wheels] == [wheel.file for wheel in venv.wheels]
+
+
+def test_an_environment_that_does_not_fit_is_an_error_of_its_kind():
+    """
+    What the host program reports keeps its class, and so its exit code.
+    """
+    error = HostError(ErrorKind.DISK_TOO_SMALL, "no space", "1 MiB is free", "free some")
+    with pytest.raises(DiskTooSmall, match="n1: no space"):
+        build(encode_error(error))

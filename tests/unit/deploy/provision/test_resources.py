@@ -1,28 +1,29 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from deploy.host import layout
-from deploy.provision.job import Site
+from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import File
 from tests.unit.deploy.provision.builders import (
     TOKEN,
     bare,
     find,
-    make_seen,
-    make_site,
+    make_facts,
+    make_resources,
     path_like,
 )
 
-SITE = make_site()
-GOOD = make_seen(SITE)
-UNIT = find(SITE, "/etc/systemd/system/slipway-runtime@.service")
+RESOURCES = make_resources()
+GOOD = make_facts(RESOURCES)
+UNIT = find(RESOURCES, "/etc/systemd/system/slipway-runtime@.service")
 
 
 def change(resource, **found):
     path = path_like(resource, **found)
-    seen = GOOD.model_copy(update={"paths": GOOD.paths | {resource.path: path}})
-    return resource.difference(seen)
+    facts = replace(GOOD, paths=GOOD.paths | {resource.path: path})
+    return resource.difference(facts)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +58,14 @@ def test_a_secret_is_in_no_diff_and_no_repr():
     """
     Neither a diff, a change nor the text of an object shows what a secret file holds.
     """
-    secret = find(SITE, layout.ENVIRONMENT)
+    secret = find(RESOURCES, layout.ENVIRONMENT)
     assert TOKEN.encode() in secret.content  # negative control: it is in there
     found = change(secret, sha256="0" * 64, text="SLIPWAY_API_TOKENS=older")
-    for difference in (found, secret.difference(bare(SITE))):
+    for difference in (found, secret.difference(bare(RESOURCES))):
         assert difference.diff is None
         assert TOKEN not in str(difference)
     assert TOKEN not in repr(secret)
-    assert TOKEN not in repr(SITE)
+    assert TOKEN not in repr(RESOURCES)
     assert "older" not in str(found)
 
 
@@ -72,15 +73,15 @@ def test_a_plain_file_that_is_new_shows_its_text():
     """
     Negative control of the above: what holds no secret is shown.
     """
-    assert "+Type=notify" in UNIT.difference(bare(SITE)).diff
+    assert "+Type=notify" in UNIT.difference(bare(RESOURCES)).diff
 
 
 def test_a_site_survives_the_way_to_the_worker():
     """
     What the worker reads is what was planned, bytes included.
     """
-    there = Site.model_validate_json(SITE.model_dump_json())
-    assert there == SITE
+    there = ResourceSet.model_validate_json(RESOURCES.model_dump_json())
+    assert there == RESOURCES
     binary = File(path="/x", content=bytes(range(256)))
     assert File.model_validate(json.loads(binary.model_dump_json())) == binary
 
@@ -89,5 +90,5 @@ def test_a_directory_of_the_same_name_is_not_the_file():
     """
     What is in the way is named.
     """
-    directory = find(SITE, layout.INCOMING)
+    directory = find(RESOURCES, layout.INCOMING)
     assert change(directory, type="file").change == "file → directory"

@@ -1,189 +1,171 @@
 """
-The parent's side: a worker that is scripted, dies, or never answers.
+A whole run against an SSH server on this machine, with wanted states that a test makes.
 """
 
-import json
+import getpass
+import grp
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from deploy.provision import run
-from deploy.provision.job import HostJob, Job
-from deploy.provision.report import EventKind, ProvisionEvent
-from tests.unit.deploy.provision.builders import make_goal, make_site
+from deploy.inventory.schema import Fleet
+from deploy.provision import EventKind, fleet_specs, run, supervise
+from deploy.provision.requirements import PortFree
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.resources import File
+from tests.unit.deploy.transport.loopback import LoopbackSshd
 
-HOSTS = ["n1", "n2", "n3"]
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="files of a test belong to root")
+
+OWNER, GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
 
 
-def event(host, kind, **fields):
-    return json.dumps({"event": {"host": host, "kind": kind, **fields}})
+@pytest.fixture
+def sshd(tmp_path):
+    with LoopbackSshd(tmp_path) as server:
+        yield server
 
 
-def work(script, deadline_s=20.0):
+@pytest.fixture
+def provision(monkeypatch):
     """
-    Run a worker that is *script*, and return the report and the events.
+    Return a function that provisions hosts with files; it returns the report and the events.
     """
-    events: list[ProvisionEvent] = []
-    collected = run._Collected(HOSTS, events.append)
-    worker = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    job = Job(check=False, hosts=(HostJob.of(make_goal().host, make_site()),))
-    try:
-        run._work(worker, job, collected, time.monotonic() + deadline_s)
-    finally:
-        worker.kill()
-        worker.wait()
-    return collected.report(False, 1.0), events
 
-
-def saying(*lines, then=""):
-    said = "\n".join(lines)
-    return f"import sys, time\nsys.stdin.readline()\nprint({said!r}, flush=True)\n{then}"
-
-
-def test_what_the_worker_says_is_the_report():
-    """
-    Changes, failures, counts and ends are collected, in the order of the fleet.
-    """
-    script = saying(
-        event("n3", "changed", resource="/x", change="create"),
-        event("n1", "would_change", resource="/y", change="create", diff="+a"),
-        event("n2", "failed", why="no answer", fix="look", resource="TransportError"),
-        event("n3", "ok"),
-        event("n1", "ok"),
-        json.dumps({"commands": {"host": "n3", "commands": 7}}),
-    )
-    report, events = work(script)
-    assert report.ok == ("n1", "n3")
-    assert [(c.host, c.resource, c.diff) for c in report.changes] == [
-        ("n1", "/y", "+a"),
-        ("n3", "/x", None),
-    ]
-    assert [(f.host, f.why, f.error) for f in report.failed] == [
-        ("n2", "no answer", "TransportError")
-    ]
-    assert report.commands == {"n3": 7}
-    assert [e.kind for e in events][:2] == [EventKind.CHANGED, EventKind.WOULD_CHANGE]
-
-
-def test_the_deadline_ends_a_worker_that_hangs():
-    """
-    A worker that answers nothing is ended, and its hosts have failed by name.
-    """
-    script = saying(
-        event("n1", "ok"),
-        event("n2", "changing", resource="packages", change="install"),
-        then="time.sleep(60)",
-    )
-    started_s = time.monotonic()
-    report, _ = work(script, deadline_s=1.0)
-    assert time.monotonic() - started_s < 10
-    assert report.ok == ("n1",)
-    assert [(f.host, f.why) for f in report.failed] == [
-        ("n2", "the run's deadline passed, at: packages"),
-        ("n3", "the run's deadline passed, at: starting"),
-    ]
-
-
-def test_a_worker_that_breaks_fails_its_hosts():
-    """
-    A worker that ends without a word on a host has failed it, with what it complained of.
-    """
-    report, _ = work(saying(event("n1", "ok"), then="sys.exit('out of memory')"))
-    assert [f.host for f in report.failed] == ["n2", "n3"]
-    assert "out of memory" in report.failed[0].why
-
-
-def test_a_worker_that_never_reads_fails_all():
-    """
-    A worker that can't even start is a failure of every host, not a hang.
-    """
-    report, _ = work("raise SystemExit('no gevent')")
-    assert [f.host for f in report.failed] == HOSTS
-
-
-def test_the_document_has_the_keys_that_scripts_rely_on():
-    """
-    `changes` and `failed` have the documented keys.
-    """
-    report, _ = work(
-        saying(
-            event("n1", "changed", resource="/x", change="create"),
-            event("n2", "failed", why="w", fix="f", resource="PortInUse"),
+    def provision_hosts(hosts, files, *, check=False, requirements=(), deadline_s=60.0):
+        wanted = ResourceSet(requirements=requirements, placed=tuple(files), running=())
+        names = [host.name for host in hosts]
+        monkeypatch.setattr(fleet_specs, "resource_sets", lambda *_: dict.fromkeys(names, wanted))
+        fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts))
+        events = []
+        report = run.provision(
+            fleet, check=check, progress=events.append, env={}, deadline_s=deadline_s
         )
-    )
-    document = report.as_json()
-    assert document["changes"] == [{"host": "n1", "resource": "/x", "change": "create"}]
-    assert document["failed"][0].keys() == {"host", "why", "fix", "error"}
-    assert json.dumps(document)
+        return report, events
+
+    return provision_hosts
 
 
-def test_the_real_worker_ends_when_its_parent_does():
-    """
-    A worker whose input ends before its job is done stops by itself.
-    """
-    worker = run._start()
-    host = make_goal().host.model_copy(update={"address": "192.0.2.1"})  # answers nobody
-    worker.stdin.write(Job(check=True, hosts=(HostJob.of(host, make_site()),)).model_dump_json())
-    worker.stdin.write("\n")
-    worker.stdin.flush()
-    assert json.loads(worker.stdout.readline())["event"]["kind"] == "connecting"
-    worker.stdin.close()
-    try:
-        assert worker.wait(timeout=10) == 3
-    finally:
-        worker.kill()
-        worker.stdout.close()
-        worker.stderr.close()
+def make_file(path, content=b"wanted\n"):
+    return File(path=str(path), content=content, owner=OWNER, group=GROUP, mode="0600")
 
 
-def test_the_worker_reports_a_host_that_nobody_answers_for(tmp_path):
+def kinds(events, host="n1"):
+    return [event.kind for event in events if event.host == host]
+
+
+def test_an_unchanged_host_costs_one_command_and_no_worker(sshd, provision, tmp_path, monkeypatch):
     """
-    With the real worker: a refused connection is a failed host with why and fix.
+    Nothing is started and nothing is sent to a host that is as it should be.
     """
-    ssh = make_goal().host.ssh.model_copy(
-        update={"known_hosts": tmp_path / "none", "port": 1, "connect_timeout": 1.0}
-    )
-    host = make_goal().host.model_copy(update={"address": "127.0.0.1", "ssh": ssh})
-    collected = run._Collected(["n1"], lambda _: None)
-    worker = run._start()
-    try:
-        job = Job(check=True, hosts=(HostJob.of(host, make_site()),))
-        run._work(worker, job, collected, time.monotonic() + 30)
-    finally:
-        worker.kill()
-        worker.wait()
-    [failure] = collected.report(True, 1.0).failed
+    path = tmp_path / "file"
+    path.write_bytes(b"wanted\n")
+    path.chmod(0o600)
+    monkeypatch.delattr(supervise, "start_worker")
+    hosts = [sshd.host("n1"), sshd.host("n2")]
+    report, events = provision(hosts, [make_file(path)])
+    assert (report.ok, report.changes, report.failed) == (("n1", "n2"), (), ())
+    assert report.commands == {"n1": 1, "n2": 1}
+    assert len(sshd.commands) == sshd.logins == 2
+    assert kinds(events) == [EventKind.CONNECTING, EventKind.LOOKING, EventKind.OK]
+
+
+def test_a_check_shows_the_difference_and_changes_nothing(sshd, provision, tmp_path, monkeypatch):
+    """
+    `--check` costs one command a host, whatever differs.
+    """
+    path = tmp_path / "file"
+    path.write_bytes(b"old\n")
+    monkeypatch.delattr(supervise, "start_worker")
+    report, _ = provision([sshd.host()], [make_file(path)], check=True)
+    [change] = report.changes
+    assert (change.host, change.resource) == ("n1", str(path))
+    assert "-old" in change.diff
+    assert "+wanted" in change.diff
+    assert (report.ok, report.commands) == (("n1",), {"n1": 1})
+    assert path.read_bytes() == b"old\n"
+
+
+def test_a_host_that_differs_is_changed_and_read_again(sshd, provision, tmp_path):
+    """
+    The worker places the file, and the host is OK only after its facts were read once more.
+    """
+    path = tmp_path / "file"
+    report, events = provision([sshd.host()], [make_file(path)])
+    assert (report.ok, report.failed) == (("n1",), ())
+    assert [change.resource for change in report.changes] == [str(path)]
+    assert path.read_bytes() == b"wanted\n"
+    assert kinds(events)[-4:] == [
+        *(EventKind.CHANGING, EventKind.CHANGED, EventKind.LOOKING, EventKind.OK)
+    ]
+    assert report.commands == {"n1": len(sshd.commands)}
+
+
+def test_a_refused_host_is_not_changed(sshd, provision, tmp_path, monkeypatch):
+    """
+    A host that does not meet a requirement gets no more than the one command.
+    """
+    monkeypatch.delattr(supervise, "start_worker")
+    occupied = (PortFree(port=sshd.port),)
+    path = tmp_path / "file"
+    report, _ = provision([sshd.host()], [make_file(path)], requirements=occupied)
+    [failure] = report.failed
+    assert failure.error == "PortInUse"
+    assert str(sshd.port) in failure.why
+    assert report.error.exit_code == 17
+    assert (report.changes, path.exists(), len(sshd.commands)) == ((), False, 1)
+
+
+def test_a_host_that_cannot_be_reached_does_not_stop_the_others(sshd, provision, tmp_path):
+    """
+    One host refuses the connection: it has failed by name, the other is provisioned.
+    """
+    hosts = [sshd.host("n1", port=1), sshd.host("n2")]
+    report, _ = provision(hosts, [make_file(tmp_path / "file")])
+    assert report.ok == ("n2",)
+    assert [(f.host, f.error) for f in report.failed] == [("n1", "TransportError")]
+    assert report.error.exit_code == 5
+
+
+def test_a_host_that_does_not_answer_fails_at_the_deadline(sshd, provision, tmp_path, monkeypatch):
+    """
+    The deadline of the run holds also where a single command would get more time.
+    """
+    monkeypatch.setattr("deploy.provision.probe.PROBE_COMMAND", "sleep 60")
+    report, _ = provision([sshd.host()], [make_file(tmp_path / "file")], deadline_s=0.5)
+    [failure] = report.failed
     assert (failure.host, failure.error) == ("n1", "TransportError")
-    assert "127.0.0.1:1" in failure.why
-    assert failure.fix
+    assert failure.why == "the run's deadline passed, at: looking"
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"kind": EventKind.CONNECTING}, "n1: connecting"),
-        ({"kind": EventKind.FETCHING, "change": "fetching 35 wheels"}, "n1: fetching 35 wheels"),
-        ({"kind": EventKind.FAILED, "why": "no answer"}, "n1: failed: no answer"),
-        (
-            {"kind": EventKind.CHANGED, "resource": "/x", "change": "create", "took_s": 1.25},
-            "n1: changed /x: create (1.2s)",
-        ),
-        (
-            {"kind": EventKind.CHANGING, "resource": "/x", "change": "c", "done": 1, "of": 3},
-            "n1: [1/3] changing /x: c",
-        ),
-    ],
-)
-def test_events_read_as_lines(fields, words):
+def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):
     """
-    An event printed is a line of progress.
+    A specification that cannot be made is raised; hosts were logged in to and sent nothing.
     """
-    assert str(ProvisionEvent(host="n1", **fields)) == words
+
+    def fail(*_):
+        raise LookupError("no secret")
+
+    monkeypatch.setattr(fleet_specs, "resource_sets", fail)
+    fleet = Fleet.model_construct(name="lab", hosts=(sshd.host(),))
+    with pytest.raises(LookupError):
+        run.provision(fleet, progress=lambda _: None, env={})
+    assert sshd.commands == []
+
+
+FORBIDDEN = {"gevent", "pyinfra", "torch", "pandas", "numpy", "transformers", "asyncssh"}
+
+
+@pytest.mark.parametrize("module", ["deploy.provision.run", "deploy.provision.fleet_specs"])
+def test_an_unchanged_fleet_needs_no_pyinfra(module):
+    """
+    What compares hosts imports none of the packages that take long to import.
+    """
+    script = f"import {module}, sys; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert module in shown.split()
+    assert FORBIDDEN.isdisjoint(shown.split())

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from deploy.inventory.schema import Mirrors, Service
-from deploy.provision import base, haproxy, host_tool, runtime_unit
+from deploy.provision import base, haproxy, host_program, runtime_unit
+from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
-from deploy.provision.site import plan_site
 from deploy.templating import TEMPLATES
 from runtime.config import HostConfig, load_config
 from runtime.errors import ConfigError
-from tests.unit.deploy.provision.builders import TOKEN, make_goal
+from tests.unit.deploy.provision.builders import TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 MIRRORS = Mirrors(apt="deb http://mirror.example.com/debian bookworm main", apt_proxy="http://p:1")
@@ -37,12 +37,12 @@ MEMORY = {
 
 
 def texts():
-    cpu, gpu = make_goal(mirrors=MIRRORS), make_goal(row="torch-2.3-cu121", device="cuda")
+    cpu, gpu = make_spec(mirrors=MIRRORS), make_spec(row="torch-2.3-cu121", device="cuda")
     args = ("--stream-interval", "4")
-    vllm = make_goal(row="torch-2.3-cu121", device="cuda", engine="vllm", vllm_args=args)
-    memory = make_goal(row="torch-2.3-cu121", device="cuda", precision="bf16", **MEMORY)
-    gpus = make_goal(row="torch-2.3-cu121", device="cuda", gpus=2)
-    placed = {r.path: r.content.decode() for r in plan_site(cpu).placed if isinstance(r, File)}
+    vllm = make_spec(row="torch-2.3-cu121", device="cuda", engine="vllm", vllm_args=args)
+    memory = make_spec(row="torch-2.3-cu121", device="cuda", precision="bf16", **MEMORY)
+    gpus = make_spec(row="torch-2.3-cu121", device="cuda", gpus=2)
+    placed = {r.path: r.content.decode() for r in plan_resources(cpu).placed if isinstance(r, File)}
     return {
         "haproxy.cfg": haproxy.config(cpu),
         "slipway-runtime@.service": runtime_unit.unit(cpu),
@@ -55,7 +55,7 @@ def texts():
         "runtime-vllm.yml": runtime_unit.config(vllm),
         "runtime-memory.yml": runtime_unit.config(memory),
         "environment": runtime_unit.environment(cpu),
-        "host.json": host_tool.host_config(cpu),
+        "host.json": host_program.host_config(cpu),
         "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
         "slipway.list": placed["/etc/apt/sources.list.d/slipway.list"],
     }
@@ -292,10 +292,10 @@ def test_the_digest_tells_configurations_apart():
     """
     Another port is another digest: a running HAProxy can be told from one that is to be.
     """
-    one = re.search(r"description (.*)", haproxy.config(make_goal()))[1]
-    two = re.search(r"description (.*)", haproxy.config(make_goal(port=8001)))[1]
+    one = re.search(r"description (.*)", haproxy.config(make_spec()))[1]
+    two = re.search(r"description (.*)", haproxy.config(make_spec(port=8001)))[1]
     assert one != two
-    assert haproxy.config(make_goal()) == haproxy.config(make_goal())
+    assert haproxy.config(make_spec()) == haproxy.config(make_spec())
 
 
 def test_the_token_is_in_the_environment_and_nowhere_else():
@@ -309,10 +309,10 @@ def test_the_distributions_sources_go_with_a_mirror():
     """
     A fleet with a mirror leaves no other package source; without one nothing is touched.
     """
-    kept = [r.path for r in base.install(make_goal()) if hasattr(r, "path")]
+    kept = [r.path for r in base.install(make_spec()) if hasattr(r, "path")]
     assert kept == ["/etc/apt/apt.conf.d/90slipway"]
     changed = {
-        r.path: r.kind for r in base.install(make_goal(mirrors=MIRRORS)) if hasattr(r, "path")
+        r.path: r.kind for r in base.install(make_spec(mirrors=MIRRORS)) if hasattr(r, "path")
     }
     assert changed["/etc/apt/sources.list"] == "absent"
     assert changed["/etc/apt/sources.list.d/slipway.list"] == "file"
@@ -323,7 +323,7 @@ def test_a_gpu_host_can_compile_what_triton_compiles_at_its_first_start():
     It makes its way to the driver with a C compiler; a CPU host gets none.
     """
     names = {
-        device: {name for r in base.install(make_goal(device=device)) for name in _names(r)}
+        device: {name for r in base.install(make_spec(device=device)) for name in _names(r)}
         for device in ("cpu", "cuda")
     }
     assert names["cuda"] - names["cpu"] == {"gcc", "libc6-dev", "python3-dev"}

@@ -2,14 +2,18 @@
 Everything that decides what one host should be like, gathered at the edge into one value.
 """
 
+import base64
 import hashlib
+import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import uv
+
 from deploy.errors import InventoryError
-from deploy.inventory.schema import Fleet, Host, Mirrors, ReleasePolicy, Service
+from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.versions.matrix import Row
 from deploy.wheelhouse import Lock
@@ -30,17 +34,16 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class HostSpec:
     """
     One host as it should be.
 
     Attributes:
         api_tokens: Bearer tokens of the service; empty: it asks for none.
         allowed_signers: Text of the file that says whose bundles the host takes.
-        host_tool: The zipapp of `deploy.host`.
+        host_program: The zipapp of `deploy.host`.
     """
 
-    host: Host
     row: Row
     lock: Lock
     service: Service
@@ -48,7 +51,7 @@ class Goal:
     mirrors: Mirrors
     api_tokens: tuple[SecretValue, ...]
     allowed_signers: str
-    host_tool: bytes
+    host_program: bytes
     uv: Binary
 
     @property
@@ -97,9 +100,24 @@ def read_allowed_signers(fleet: Fleet) -> str:
     return text
 
 
-def weigh(path: Path) -> Binary:
+def find_uv() -> Binary:
     """
-    Return *path* with its hash.
+    Return the uv of this environment, with the hash that its wheel recorded.
+    """
+    path = Path(uv.find_uv_bin())
+    for file in importlib.metadata.files("uv") or ():
+        recorded = file.hash
+        if recorded is None or recorded.mode != "sha256" or file.name != path.name:
+            continue
+        if Path(str(file.locate())).resolve() == path.resolve():
+            sha256 = base64.urlsafe_b64decode(recorded.value + "=").hex()
+            return Binary(path, sha256, path.stat().st_size)
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> Binary:
+    """
+    Return *path* with the hash of its content.
     """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,22 +1,25 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host import layout
-from deploy.provision.check import (
+from deploy.host.protocol import FactQuery, LeaseStatus, Listener, UnitFacts
+from deploy.provision.differences import (
     bootstrap_steps,
+    fact_query,
+    merge_queries,
     next_steps,
-    question_of,
     refusal_of,
     steps_to,
 )
 from deploy.provision.requirements import Driver
 from deploy.provision.resources import Packages
-from deploy.provision.seen import Lease, Listener, Unit
-from tests.unit.deploy.provision.builders import bare, find, make_seen, make_site
+from tests.unit.deploy.provision.builders import bare, find, make_facts, make_resources
 
-SITE = make_site()
-GOOD = make_seen(SITE)
+RESOURCES = make_resources()
+GOOD = make_facts(RESOURCES)
 
 
 def names(steps):
@@ -27,24 +30,24 @@ def test_a_host_that_is_as_it_should_be_changes_nothing():
     """
     The second run has no step.
     """
-    assert steps_to(SITE, GOOD) == ()
-    assert next_steps(SITE, GOOD) == ()
-    assert refusal_of(SITE, GOOD) is None
+    assert steps_to(RESOURCES, GOOD) == ()
+    assert next_steps(RESOURCES, GOOD) == ()
+    assert refusal_of(RESOURCES, GOOD) is None
 
 
 def test_a_bare_host_gets_everything():
     """
     On a bare host every resource is a step, but what systemd would read by itself.
     """
-    steps = steps_to(SITE, bare(SITE))
-    assert names(steps) == [r.name for r in (*SITE.placed, *SITE.running)]
+    steps = steps_to(RESOURCES, bare(RESOURCES))
+    assert names(steps) == [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
 
 
 def test_resources_have_names_of_their_own():
     """
     A change names exactly one resource.
     """
-    found = [r.name for r in (*SITE.placed, *SITE.running)]
+    found = [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
     assert len(found) == len(set(found))
 
 
@@ -53,9 +56,9 @@ def test_whatever_is_missing_comes_back_and_nothing_else(gone):
     """
     Whichever files are missing, the steps are those that place them.
     """
-    seen = GOOD.model_copy(update={"paths": GOOD.paths | dict.fromkeys(gone)})
-    owners = [r.name for r in SITE.placed if set(r.question.paths) & gone]
-    assert names(steps_to(SITE, seen)) == owners
+    facts = replace(GOOD, paths=GOOD.paths | dict.fromkeys(gone))
+    owners = [r.name for r in RESOURCES.placed if set(r.query.paths) & gone]
+    assert names(steps_to(RESOURCES, facts)) == owners
 
 
 def test_files_come_before_what_runs_from_them():
@@ -64,20 +67,22 @@ def test_files_come_before_what_runs_from_them():
     """
     gone = {"/etc/haproxy/haproxy.cfg": None}
     stopped = GOOD.units | {
-        layout.HAPROXY_UNIT: Unit(load="loaded", active="failed", enabled="enabled", stale=False)
+        layout.HAPROXY_UNIT: UnitFacts(
+            load="loaded", active="failed", enabled="enabled", stale=False
+        )
     }
-    seen = GOOD.model_copy(update={"paths": GOOD.paths | gone, "units": stopped})
-    assert names(next_steps(SITE, seen)) == ["/etc/haproxy/haproxy.cfg"]
-    healed = seen.model_copy(update={"paths": GOOD.paths})
-    assert names(next_steps(SITE, healed)) == [layout.HAPROXY_UNIT]
+    facts = replace(GOOD, paths=GOOD.paths | gone, units=stopped)
+    assert names(next_steps(RESOURCES, facts)) == ["/etc/haproxy/haproxy.cfg"]
+    healed = replace(facts, paths=GOOD.paths)
+    assert names(next_steps(RESOURCES, healed)) == [layout.HAPROXY_UNIT]
 
 
 def test_a_forgotten_reload_is_made_good():
     """
-    A run that died between the new file and the reload leaves a difference that is seen.
+    A run that died between the new file and the reload leaves a difference that is facts.
     """
-    seen = GOOD.model_copy(update={"haproxy": "slipway 0123456789abcdef"})
-    [step] = next_steps(SITE, seen)
+    facts = replace(GOOD, haproxy="slipway 0123456789abcdef")
+    [step] = next_steps(RESOURCES, facts)
     assert (step.resource.name, step.difference.change) == (layout.HAPROXY_UNIT, "reload")
 
 
@@ -85,7 +90,7 @@ def test_a_host_without_python_first_gets_packages():
     """
     What can't be looked at gets what looking needs, with its package sources, and no more.
     """
-    steps = bootstrap_steps(SITE)
+    steps = bootstrap_steps(RESOURCES)
     assert isinstance(steps[-1].resource, Packages)
     assert "python3" in steps[-1].difference.change
     assert names(steps[:-1]) == ["/etc/apt/apt.conf.d/90slipway"]
@@ -93,18 +98,30 @@ def test_a_host_without_python_first_gets_packages():
 
 def test_one_question_asks_for_everything():
     """
-    Every resource and requirement finds its answer in the one look.
+    The query of a host asks for the facts of each of its resources and requirements.
     """
-    question = question_of(SITE)
-    for part in (*SITE.requirements, *SITE.placed, *SITE.running):
-        assert question.merged(part.question) == question
+    query = fact_query(RESOURCES)
+    for part in (*RESOURCES.requirements, *RESOURCES.placed, *RESOURCES.running):
+        assert merge_queries([query, part.query]) == query
+
+
+def test_queries_are_merged_without_repetition():
+    """
+    Every path, name and flag of either query is in the merged one, once and in order.
+    """
+    first = FactQuery(paths={"/a": ""}, packages=("x", "y"), port=80, units=("u",))
+    second = FactQuery(paths={"/b": "1"}, packages=("y", "z"), haproxy=True)
+    assert merge_queries([first, second]) == FactQuery(
+        paths={"/a": "", "/b": "1"}, packages=("x", "y", "z"), units=("u",), port=80, haproxy=True
+    )
+    assert merge_queries([]) == FactQuery()
 
 
 def test_secrets_are_asked_for_by_hash_alone():
     """
     The look is told which text it must never bring back.
     """
-    assert question_of(SITE).secret == (layout.ENVIRONMENT,)
+    assert fact_query(RESOURCES).secret == (layout.ENVIRONMENT,)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +129,11 @@ def test_secrets_are_asked_for_by_hash_alone():
     [
         ({"listeners": (Listener(program="nginx", pid=7),)}, "PortInUse", "nginx (pid 7)"),
         ({"room": dict.fromkeys(GOOD.room, 2**20)}, "DiskTooSmall", "1.0MiB"),
-        ({"lease": Lease(owner="ann", release="r7", left_s=12.3)}, "LeaseHeld", "ann"),
+        (
+            {"lease": LeaseStatus("ann", "r7", fence=3, left_s=12.3)},
+            "LeaseHeld",
+            "ann",
+        ),
         ({"pythons": ("3.9",), "codename": "bullseye"}, "PreconditionError", "3.11"),
         ({"machine": "aarch64"}, "PreconditionError", "aarch64"),
         ({"has_apt": False, "os_id": "fedora"}, "PreconditionError", "fedora"),
@@ -122,7 +143,7 @@ def test_an_unfit_host_is_refused(changes, error, word):
     """
     What a host lacks is named, with what to do, before it is touched.
     """
-    refusal = refusal_of(SITE, bare(SITE, **changes))
+    refusal = refusal_of(RESOURCES, bare(RESOURCES, **changes))
     assert refusal is not None
     assert refusal.error == error
     assert word in refusal.why
@@ -134,7 +155,7 @@ def test_haproxy_itself_may_hold_the_port():
     The port is not in use when HAProxy is the one that uses it.
     """
     ours = (Listener(program="haproxy", pid=7),)
-    assert refusal_of(SITE, bare(SITE, listeners=ours)) is None
+    assert refusal_of(RESOURCES, bare(RESOURCES, listeners=ours)) is None
 
 
 def test_the_environment_has_to_fit():
@@ -142,10 +163,10 @@ def test_the_environment_has_to_fit():
     A disk that takes the wheels but not what is unpacked from them is too small.
     """
     room = dict.fromkeys(GOOD.room, 600 * 2**20)
-    refusal = refusal_of(SITE, bare(SITE, room=room))
+    refusal = refusal_of(RESOURCES, bare(RESOURCES, room=room))
     assert refusal is not None
     assert refusal.error == "DiskTooSmall"
-    assert refusal_of(SITE, make_seen(SITE, room=room)) is None  # it is there already
+    assert refusal_of(RESOURCES, make_facts(RESOURCES, room=room)) is None  # it is there already
 
 
 @pytest.mark.parametrize(
@@ -164,10 +185,10 @@ def test_a_gpu_row_asks_for_its_driver(row, driver, fits):
     """
     A row with CUDA needs its driver loaded; the CPU row needs none.
     """
-    site = make_site(row=row)
-    refusal = refusal_of(site, bare(site, driver=driver))
+    resource_set = make_resources(row=row)
+    refusal = refusal_of(resource_set, bare(resource_set, driver=driver))
     assert (refusal is None) is fits
-    assert refusal_of(SITE, bare(SITE, driver=None)) is None
+    assert refusal_of(RESOURCES, bare(RESOURCES, driver=None)) is None
 
 
 @pytest.mark.parametrize("driver", [None, "535.309.01"])
@@ -176,7 +197,7 @@ def test_a_driver_that_debian_does_not_have_is_said_to_come_from_elsewhere(drive
     Where the distribution ends below what the row needs, `apt-get install` is no remedy.
     """
     requirement = Driver(row="torch-9.0-cu130", minimum="580.65.06")
-    refusal = requirement.refusal(bare(SITE, driver=driver))
+    refusal = requirement.refusal(bare(RESOURCES, driver=driver))
     assert refusal is not None
     assert refusal.error == "PreconditionError"
     assert "row torch-9.0-cu130 needs 580.65.06 or later" in refusal.why
@@ -192,7 +213,7 @@ def test_a_driver_that_debian_has_is_not_sought_elsewhere(minimum, codename):
     Negative control: NVIDIA's repository is named only where the distribution is known to end.
     """
     requirement = Driver(row="torch-9.0-cu130", minimum=minimum)
-    refusal = requirement.refusal(bare(SITE, driver=None, codename=codename))
+    refusal = requirement.refusal(bare(RESOURCES, driver=None, codename=codename))
     assert refusal is not None
     assert "NVIDIA's own repository" not in refusal.fix
 
@@ -201,11 +222,11 @@ def test_the_venv_is_not_sent_twice():
     """
     Only the wheels that are missing or short over there are sent.
     """
-    venv = find(SITE, next(r.name for r in SITE.placed if r.name.startswith("venv")))
+    venv = find(RESOURCES, next(r.name for r in RESOURCES.placed if r.name.startswith("venv")))
     whole = {w.file: w.size for w in venv.wheels}
     gone = GOOD.paths | {venv.complete: None}
-    there = GOOD.model_copy(update={"paths": gone, "listings": {layout.WHEELHOUSE: whole}})
+    there = replace(GOOD, paths=gone, listings={layout.WHEELHOUSE: whole})
     assert venv.missing(there) == ()
     assert venv.difference(there).change == "build 1 packages"
     short = {layout.WHEELHOUSE: {file: size - 1 for file, size in whole.items()}}
-    assert venv.missing(there.model_copy(update={"listings": short})) == venv.wheels
+    assert venv.missing(replace(there, listings=short)) == venv.wheels

@@ -1,7 +1,7 @@
 import pytest
 
 from deploy.errors import InventoryError
-from deploy.provision.goal import read_allowed_signers, resolve_tokens
+from deploy.provision.spec import read_allowed_signers, resolve_tokens
 from tests.unit.deploy.inventory.builders import make_fleet
 
 

@@ -1,0 +1,221 @@
+"""
+The verb `facts`: what provisioning compares with the wanted state.  Changes nothing.
+
+Needs nothing on the host but Python: it also runs before the host program is installed.
+"""
+
+from __future__ import annotations
+
+import glob
+import grp
+import hashlib
+import os
+import pwd
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.host.disk import free_bytes
+from deploy.host.lease import Leases
+from deploy.host.protocol import (
+    Call,
+    ErrorKind,
+    FactQuery,
+    Facts,
+    HostError,
+    Listener,
+    PathFacts,
+    UnitFacts,
+    UserFacts,
+)
+from deploy.host.system import System
+from deploy.host.text import one_line
+
+TEXT_MAX_BYTES = 64 * 1024
+_PROGRAM_TIMEOUT_S = 20.0
+_TYPES = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "link"))
+
+
+def run(system: System, call: Call, query: FactQuery) -> Facts:
+    """
+    Return the facts that *query* asks for.
+
+    Raises:
+        HostError: dpkg-query or systemctl failed.
+    """
+    os_release = _os_release(system)
+    return Facts(
+        paths={
+            path: _path(_at(system, path), sha256, is_secret=path in query.secret)
+            for path, sha256 in query.paths.items()
+        },
+        packages=_packages(system, query.packages),
+        users={name: _user(name) for name in query.users},
+        units=_units(system, query.units),
+        listings={path: _listing(_at(system, path)) for path in query.listings},
+        listeners=_listeners(system, query.port) if query.port else (),
+        room={path: free_bytes(system, _at(system, path)) for path in query.room},
+        haproxy=_haproxy(system) if query.haproxy else None,
+        lease=Leases(system).status(),
+        pythons=_pythons(system),
+        machine=os.uname().machine,
+        os_id=os_release.get("ID", ""),
+        codename=os_release.get("VERSION_CODENAME", ""),
+        has_apt=_at(system, "/usr/bin/apt-get").exists(),
+        driver=_first_line(_at(system, "/sys/module/nvidia/version")),
+    )
+
+
+def _at(system: System, path: str) -> Path:
+    return Path(system.layout.root) / path.lstrip("/")
+
+
+def _path(path: Path, sha256: str, *, is_secret: bool) -> PathFacts | None:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    type_ = next((name for is_type, name in _TYPES if is_type(status.st_mode)), "other")
+    own_sha256 = text = None
+    if sha256 and type_ == "file":
+        content = path.read_bytes()
+        own_sha256 = hashlib.sha256(content).hexdigest()
+        if own_sha256 != sha256 and not is_secret and len(content) <= TEXT_MAX_BYTES:
+            text = content.decode("utf-8", "replace")
+    return PathFacts(
+        type=type_,
+        mode=f"{stat.S_IMODE(status.st_mode):04o}",
+        owner=_user_name(status.st_uid),
+        group=_group_name(status.st_gid),
+        size=status.st_size,
+        target=str(path.readlink()) if type_ == "link" else None,
+        sha256=own_sha256,
+        text=text,
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _packages(system: System, names: Sequence[str]) -> dict[str, str | None]:
+    versions: dict[str, str | None] = dict.fromkeys(names)
+    if names and _at(system, "/usr/bin/dpkg-query").exists():
+        columns = "${Package}\t${db:Status-Status}\t${Version}\n"
+        # Exits 1 when it does not know one of the names, and prints the others.
+        for line in _output(system, ["dpkg-query", "-W", "-f", columns, *names]).splitlines():
+            name, status, version = line.split("\t")
+            if status == "installed":
+                versions[name] = version
+    return versions
+
+
+def _user(name: str) -> UserFacts | None:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return UserFacts(group=_group_name(entry.pw_gid), shell=entry.pw_shell, home=entry.pw_dir)
+
+
+def _units(system: System, names: Sequence[str]) -> dict[str, UnitFacts]:
+    if not names:
+        return {}
+    keys = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+    units = {}
+    for block in _output(system, ["systemctl", "show", "-p", keys, *names]).strip().split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines())
+        units[values["Id"]] = UnitFacts(
+            load=values["LoadState"],
+            active=values["ActiveState"],
+            enabled=values["UnitFileState"],
+            stale=values["NeedDaemonReload"] == "yes",
+        )
+    absent = UnitFacts(load="not-found", active="inactive", enabled="", stale=False)
+    return {name: units.get(name, absent) for name in names}
+
+
+def _listing(directory: Path) -> dict[str, int]:
+    try:
+        return {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
+    except FileNotFoundError:
+        return {}
+
+
+def _listeners(system: System, port: int) -> tuple[Listener, ...]:
+    inodes = set()
+    for table in (_at(system, "/proc/net/tcp"), _at(system, "/proc/net/tcp6")):
+        if not table.exists():
+            continue
+        for line in table.read_text().splitlines()[1:]:
+            # Column 1 is ADDRESS:PORT in hexadecimal, 3 the state (0A: LISTEN), 9 the inode.
+            row = line.split()
+            if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{row[9]}]")
+    programs = {}
+    pattern = f"{glob.escape(str(_at(system, '/proc')))}/[0-9]*/fd/*"
+    for link in glob.glob(pattern) if inodes else ():  # noqa: PTH207 - much faster
+        try:
+            if os.readlink(link) in inodes:  # noqa: PTH115
+                process = Path(link).parents[1]
+                programs[int(process.name)] = _first_line(process / "comm") or "?"
+        except OSError:
+            continue  # the process or its descriptor has gone meanwhile
+    if inodes and not programs:
+        programs[0] = "?"  # a process of another namespace, which /proc does not show
+    return tuple(Listener(program, pid) for pid, program in sorted(programs.items()))
+
+
+def _haproxy(system: System) -> str | None:
+    try:
+        info = system.haproxy("show info")
+    except OSError:
+        return None
+    match = re.search(r"^description: (.*)$", info, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _pythons(system: System) -> tuple[str, ...]:
+    names = (path.name for path in _at(system, "/usr/bin").glob("python3.*"))
+    matches = (re.fullmatch(r"python(3\.\d+)", name) for name in names)
+    return tuple(sorted({match[1] for match in matches if match}))
+
+
+def _os_release(system: System) -> dict[str, str]:
+    try:
+        lines = _at(system, "/etc/os-release").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    parts = (line.partition("=") for line in lines)
+    return {key: value.strip('"') for key, _, value in parts}
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        with path.open() as file:
+            return file.readline().strip() or None
+    except OSError:
+        return None
+
+
+def _output(system: System, argv: list[str]) -> str:
+    result = system.run(argv, timeout_s=_PROGRAM_TIMEOUT_S)
+    if result.returncode > 1:
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{argv[0]} failed",
+            f"exit status {result.returncode}: {one_line(result.stderr) or 'no output'}",
+            f"run it on the host: {' '.join(argv[:3])}",
+        )
+    return result.stdout

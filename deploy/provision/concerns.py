@@ -1,0 +1,63 @@
+"""
+The order: what a host is made of, from the packages to the running HAProxy.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from deploy.provision import (
+    base,
+    cuda,
+    haproxy,
+    host_program,
+    nvidia_driver,
+    python,
+    runtime_unit,
+    storage,
+    users,
+)
+from deploy.provision.requirements import AnyRequirement
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.resources import AnyResource
+from deploy.provision.spec import HostSpec
+
+
+class Concern(Protocol):
+    """
+    One file of this package: what it asks of a host, and what it places, sets and starts there.
+    """
+
+    def requirements(self, spec: HostSpec) -> list[AnyRequirement]: ...
+
+    def install(self, spec: HostSpec) -> list[AnyResource]: ...
+
+    def configure(self, spec: HostSpec) -> list[AnyResource]: ...
+
+    def activate(self, spec: HostSpec) -> list[AnyResource]: ...
+
+
+ORDER: Sequence[Concern] = (
+    base,
+    users,
+    storage,
+    nvidia_driver,
+    cuda,
+    host_program,
+    python,
+    runtime_unit,
+    haproxy,
+)
+
+
+def plan_resources(spec: HostSpec) -> ResourceSet:
+    """
+    Return everything that *spec* asks of a host.
+    """
+    return ResourceSet(
+        requirements=tuple(r for concern in ORDER for r in concern.requirements(spec)),
+        placed=(
+            *(r for concern in ORDER for r in concern.install(spec)),
+            *(r for concern in ORDER for r in concern.configure(spec)),
+        ),
+        running=tuple(r for concern in ORDER for r in concern.activate(spec)),
+    )

@@ -1,0 +1,104 @@
+"""
+Reads the facts of a host in one command: the host program runs from standard input.
+
+The program is sent with each request (44 KiB).  A bare host, a host with an older host program and
+one that is up to date are thus read by the same code, in the same way.
+"""
+
+import shlex
+import zlib
+
+from deploy.errors import CommandFailed
+from deploy.host.codec import Malformed
+from deploy.host.protocol import Call, FactQuery, Facts, HostError, encode_request, parse_answer
+from deploy.transport.base import Completed, Transport
+from deploy.transport.client import named_for
+
+_NO_PYTHON = 69  # exit status of a host without python3
+_ANSWER = '{"ok": '
+
+# Runs the program from memory; nothing is written to the disk of the host.
+_LOADER = """\
+import os, sys, zlib
+size = int(sys.stdin.buffer.readline())
+program = memoryview(zlib.decompress(sys.stdin.buffer.read(size)))
+fd = os.memfd_create("slipway-host")
+while program:
+    program = program[os.write(fd, program):]
+sys.path.insert(0, "/proc/self/fd/%d" % fd)
+from deploy.host.__main__ import main
+sys.exit(main())
+"""
+
+# For `sh -c`.  -I: no module of the SSH user's takes the place of the standard library's.
+PROBE_COMMAND = (
+    f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
+    f"exec python3 -I -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
+)
+
+
+def read_facts(
+    transport: Transport, *, sudo: bool, packed_program: bytes, query: FactQuery, timeout_s: float
+) -> Facts | None:
+    """
+    Return the facts of the host of *transport*; None: it has no Python.
+
+    Raises:
+        DeployError: The host program reports an error, or there is no valid answer.
+        TransportError: The host did not answer within *timeout_s*.
+    """
+    completed = transport.run(
+        [*(["sudo", "-n"] if sudo else []), "sh", "-c", PROBE_COMMAND],
+        timeout_s=timeout_s,
+        stdin=probe_input(packed_program, query),
+        check=False,
+    )
+    return parse_probe(transport.host, query, completed)
+
+
+def pack_program(host_program: bytes) -> bytes:
+    """
+    Return *host_program*, the zipapp, as `probe_input` takes it.
+    """
+    return zlib.compress(host_program)
+
+
+def probe_input(packed_program: bytes, query: FactQuery) -> bytes:
+    """
+    Return the standard input of `PROBE_COMMAND` that asks *query*.
+    """
+    request = encode_request(query, Call(actor="provision"))
+    return b"%d\n%b%b" % (len(packed_program), packed_program, request)
+
+
+def parse_probe(host: str, query: FactQuery, completed: Completed) -> Facts | None:
+    """
+    Return the facts in the output of `PROBE_COMMAND` on *host*; None: the host has no Python.
+
+    Lines that the login shell of the host prints around the answer are ignored.
+
+    Raises:
+        DeployError: As for `read_facts`.
+    """
+    if completed.returncode == _NO_PYTHON:
+        return None
+    answers = [line for line in completed.stdout.splitlines() if line.startswith(_ANSWER)]
+    if completed.returncode != 0 or not answers:
+        output = completed.stderr.strip() or completed.stdout.strip() or "no output"
+        last = " / ".join(line.strip() for line in output.splitlines()[-4:])
+        raise _unreadable(host, f"exit status {completed.returncode}: {last}")
+    try:
+        return parse_answer(query, answers[-1])
+    except HostError as error:
+        raise named_for(host, error) from None
+    except Malformed as error:
+        raise _unreadable(host, str(error)) from None
+
+
+def _unreadable(host: str, why: str) -> CommandFailed:
+    return CommandFailed(
+        f"{host}: the facts of the host could not be read",
+        why=f"the facts of the host could not be read: {why}",
+        fix=f"repair that on the host, then: inv provision --limit {host}",
+        host=host,
+    )

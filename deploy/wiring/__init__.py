@@ -1,0 +1,3 @@
+"""
+The real transports, clocks, stores and owners, a module for each kind of task.  Prints nothing.
+"""

@@ -1,0 +1,31 @@
+"""
+What lies in this checkout: the fleet files, the bundle store.
+"""
+
+from pathlib import Path
+
+from deploy.bundle.store import BundleStore
+from deploy.inventory.load import load_fleet
+from deploy.inventory.schema import Fleet
+from deploy.versions.matrix import load_matrix
+
+ROOT = Path(__file__).parents[2]
+WHEELS = Path("~/.cache/slipway/wheels").expanduser()
+
+
+def store() -> BundleStore:
+    """
+    Return the store of this checkout.
+    """
+    return BundleStore(ROOT / ".slipway")
+
+
+def fleet(name: str, limit: str | None = None) -> Fleet:
+    """
+    Return the fleet called *name*, or the hosts of it that *limit* selects.
+
+    Raises:
+        InventoryError: The file is missing or wrong.
+        UnknownHost: *limit* selects nothing.
+    """
+    return load_fleet(name, root=ROOT, limit=limit, known_rows=[r.name for r in load_matrix().rows])

@@ -1,0 +1,108 @@
+"""
+Connections to the hosts of a fleet, and the name of who connects.
+"""
+
+import getpass
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from deploy.errors import DeployError, TransportError, UsageError
+from deploy.inventory.schema import Fleet
+from deploy.release import host_commands
+from deploy.release.observe import Observed, observe
+from deploy.transport.client import HostClient
+from deploy.transport.ssh import SshTransport
+
+_GOLDEN_S = 60.0
+
+
+def actor() -> str:
+    """
+    Return who acts, as journals name them: user@machine.
+
+    Raises:
+        UsageError: The user has no name; ssh(1) would refuse to run as well.
+    """
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except KeyError:
+        raise UsageError(
+            f"user id {os.getuid()} has no name on this machine",
+            why="it has no passwd entry, and neither LOGNAME nor USER is set",
+            fix="add the user to /etc/passwd, as ssh needs it: useradd -u ID NAME",
+        ) from None
+
+
+def owner() -> str:
+    # Two runs of one person are two owners.
+    return f"{actor()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """
+    A fleet with a connection to each of its hosts.
+    """
+
+    fleet: Fleet
+    clients: Mapping[str, HostClient]
+    transports: Mapping[str, SshTransport]
+
+    def seen(self) -> dict[str, Observed | DeployError]:
+        """
+        Return what every host looks like, or why it could not be read.
+        """
+        return observe(self.clients.values(), timeout_s=20.0)
+
+    def observed(self) -> dict[str, Observed]:
+        """
+        Return what every host looks like.
+
+        Raises:
+            DeployError: One or more hosts could not be read; all are named.
+        """
+        seen = self.seen()
+        found = {n: s for n, s in seen.items() if isinstance(s, Observed)}
+        failed = {n: s for n, s in seen.items() if isinstance(s, DeployError)}
+        if len(failed) == 1:
+            raise next(iter(failed.values()))
+        if failed:
+            kinds = {type(error) for error in failed.values()}
+            kind = kinds.pop() if len(kinds) == 1 else TransportError
+            raise kind(
+                f"{', '.join(failed)}: cannot be read",
+                why="; ".join(f"{name}: {error.why}" for name, error in failed.items()),
+                fix=f"bring them back, or go on without: --limit {','.join(found) or 'HOSTS'}",
+            )
+        return found
+
+    @property
+    def limits(self) -> host_commands.Limits:
+        policy, service = self.fleet.release, self.fleet.service
+        return host_commands.Limits(
+            start_s=service.start_timeout,
+            drain_s=policy.drain_timeout,
+            golden_s=_GOLDEN_S,
+            keep=policy.keep,
+        )
+
+
+@contextmanager
+def connect(of: Fleet) -> Iterator[Hosts]:
+    """
+    Yield connections to the hosts of *of*; they are opened at first use and closed at the end.
+    """
+    transports = {host.name: SshTransport(host) for host in of.hosts}
+    clients = {
+        host.name: HostClient(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
+        for host in of.hosts
+    }
+    try:
+        yield Hosts(of, clients, transports)
+    finally:
+        for transport in transports.values():
+            transport.close()

@@ -1,0 +1,269 @@
+"""
+The verb `facts`, on a host under a temporary root.
+"""
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.host.protocol import FactQuery, LeaseRelease, Listener, UnitFacts, UserFacts
+from deploy.host.system import ProgramResult, System
+from tests.unit.deploy.host.fakes import Host
+
+# systemctl show, systemd 252: a unit that runs, an instance of a stale template, an absent one.
+UNITS = """\
+Id=haproxy.service
+LoadState=loaded
+ActiveState=active
+UnitFileState=enabled
+NeedDaemonReload=no
+
+Id=slipway-runtime@blue.service
+LoadState=loaded
+ActiveState=inactive
+UnitFileState=disabled
+NeedDaemonReload=yes
+
+Id=other.service
+LoadState=not-found
+ActiveState=inactive
+UnitFileState=
+NeedDaemonReload=no
+"""
+
+
+class Programs:
+    """
+    The programs of the host that facts are read with; any other command is an AssertionError.
+    """
+
+    def __init__(self, host, outputs):
+        self.outputs = outputs
+        host.system.run = self.run
+
+    def run(self, argv, *, timeout_s, stdin=b"", env=None):
+        assert timeout_s > 0
+        assert argv[0] in self.outputs, f"unknown program: {argv}"
+        return self.outputs[argv[0]]
+
+
+def facts(host, **query):
+    return host.call(FactQuery(**query))
+
+
+def place(host, path, content=b""):
+    """
+    Place a file on the host and return its path on this machine.
+    """
+    target = host.root_path / path.lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return target
+
+
+@pytest.fixture
+def host(tmp_path):
+    made = Host(tmp_path)
+    made.root_path = tmp_path
+    made.system.proxy.is_running = False
+    return made
+
+
+def test_a_bare_host_answers(host):
+    """
+    Where nothing is installed every fact is absent, and none is an error.
+    """
+    bare = facts(
+        host,
+        paths={"/etc/slipway": ""},
+        packages=("haproxy",),
+        users=("no-such-user",),
+        listings=("/opt/slipway/wheelhouse",),
+        room=("/opt/slipway",),
+        port=8000,
+        haproxy=True,
+    )
+    assert bare.paths == {"/etc/slipway": None}
+    assert bare.packages == {"haproxy": None}
+    assert bare.users == {"no-such-user": None}
+    assert bare.listings == {"/opt/slipway/wheelhouse": {}}
+    assert bare.room == {"/opt/slipway": host.system.free}
+    assert (bare.listeners, bare.haproxy, bare.lease, bare.driver) == ((), None, None, None)
+    assert (bare.pythons, bare.os_id, bare.has_apt) == ((), "", False)
+
+
+def test_types_of_paths_are_told_apart(host):
+    """
+    A link is a link, wherever it leads; a path below a file does not exist.
+    """
+    place(host, "/d/file", b"x")
+    (host.root_path / "d/link").symlink_to("/nowhere")
+    os.mkfifo(host.root_path / "d/fifo")
+    names = ["/d", "/d/file", "/d/link", "/d/fifo", "/d/file/below"]
+    paths = facts(host, paths=dict.fromkeys(names, "")).paths
+    types = {name: found.type if found else None for name, found in paths.items()}
+    assert types == {
+        "/d": "directory",
+        "/d/file": "file",
+        "/d/link": "link",
+        "/d/fifo": "other",
+        "/d/file/below": None,
+    }
+    assert paths["/d/link"].target == "/nowhere"
+    assert paths["/d/file"].size == 1
+
+
+def test_rights_are_those_of_the_file(host):
+    """
+    Mode has four octal digits; owner and group are names.
+    """
+    place(host, "/environment").chmod(0o600)
+    found = facts(host, paths={"/environment": ""}).paths["/environment"]
+    assert found.mode == "0600"
+    assert found.owner == ("root" if os.getuid() == 0 else found.owner)
+    assert found.sha256 is None
+
+
+def test_the_text_of_a_secret_never_leaves_the_host(host):
+    """
+    A file with another hash brings its text, unless it is a secret.
+    """
+    path, content = "/etc/slipway/environment", b"TOKEN=x"
+    place(host, path, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    differs = facts(host, paths={path: "0" * 64}).paths[path]
+    assert (differs.sha256, differs.text) == (sha256, "TOKEN=x")
+    secret = facts(host, paths={path: "0" * 64}, secret=(path,)).paths[path]
+    assert (secret.sha256, secret.text) == (sha256, None)
+    assert facts(host, paths={path: sha256}).paths[path].text is None
+
+
+def test_a_large_text_is_left_out(host):
+    """
+    Above 64 KiB there is no text: only a difference of hashes.
+    """
+    place(host, "/big", b"x" * (64 * 1024 + 1))
+    assert facts(host, paths={"/big": "0" * 64}).paths["/big"].text is None
+    place(host, "/big", b"x" * (64 * 1024))
+    assert facts(host, paths={"/big": "0" * 64}).paths["/big"].text is not None
+
+
+def test_units_that_systemd_does_not_know_are_not_found(host):
+    """
+    Each unit has systemd's states; one that is not in the output is not found.
+    """
+    Programs(host, {"systemctl": ProgramResult(0, UNITS, "")})
+    names = ("haproxy.service", "slipway-runtime@blue.service", "other.service", "none.service")
+    assert facts(host, units=names).units == {
+        "haproxy.service": UnitFacts("loaded", "active", "enabled", stale=False),
+        "slipway-runtime@blue.service": UnitFacts("loaded", "inactive", "disabled", stale=True),
+        "other.service": UnitFacts("not-found", "inactive", "", stale=False),
+        "none.service": UnitFacts("not-found", "inactive", "", stale=False),
+    }
+
+
+def test_a_program_that_fails_is_an_error_not_an_empty_fact(host):
+    """
+    Without an answer of systemd nothing is known of the units.
+    """
+    failed = ProgramResult(4, "", "Failed to connect to bus\n")
+    Programs(host, {"systemctl": failed})
+    error = host.refusal(FactQuery(units=("haproxy.service",)))
+    assert error.kind.value == "CommandFailed"
+    assert "Failed to connect to bus" in error.why
+
+
+def test_packages_have_the_version_that_is_installed(host):
+    """
+    A package that was removed, or that dpkg has never heard of, has no version.
+    """
+    place(host, "/usr/bin/dpkg-query")
+    # dpkg-query exits 1 when one of the names is unknown, and prints the others.
+    output = "haproxy\tinstalled\t2.6.12-1\nsocat\tconfig-files\t1.7.4\n"
+    Programs(host, {"dpkg-query": ProgramResult(1, output, "no packages found matching gone\n")})
+    found = facts(host, packages=("haproxy", "socat", "gone")).packages
+    assert found == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
+
+
+def test_users_are_those_of_the_name_service(host):
+    """
+    A user has group, shell and home.
+    """
+    root = facts(host, users=("root",)).users["root"]
+    assert isinstance(root, UserFacts)
+    assert (root.group, root.home) == ("root", "/root")
+
+
+def test_a_listener_is_named(tmp_path):
+    """
+    The program behind a listening port is found; behind a silent port there is none.
+    """
+    system = System()
+    call = Host(tmp_path)
+    call.system = system
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        name = Path("/proc/self/comm").read_text().strip()
+        assert facts(call, port=port).listeners == (Listener(name, os.getpid()),)
+    assert facts(call, port=port).listeners == ()
+
+
+@pytest.mark.parametrize(
+    ("info", "description"),
+    [
+        ("Name: HAProxy\nnode: n1\ndescription: slipway abc\nMaxconn: 1\n", "slipway abc"),
+        ("Name: HAProxy\nnode: n1\n", ""),
+    ],
+)
+def test_the_loaded_configuration_is_named_by_haproxy(host, info, description):
+    """
+    The description of `show info` is the loaded configuration's; another HAProxy has none.
+    """
+
+    def ask(command):
+        assert command == "show info"
+        return info
+
+    host.system.haproxy = ask
+    assert facts(host, haproxy=True).haproxy == description
+    assert facts(host).haproxy is None
+
+
+def test_a_lease_counts_while_it_is_in_force(host):
+    """
+    The holder of the lease is named until it expires or is released.
+    """
+    host.lease(ttl_s=30.0, owner="ann")
+    lease = facts(host).lease
+    assert (lease.owner, lease.release, lease.fence, lease.left_s) == ("ann", "r1", 1, 30.0)
+    host.call(LeaseRelease())
+    assert facts(host).lease is None
+    host.lease(ttl_s=30.0)
+    host.clock.pass_s(30.0)
+    assert facts(host).lease is None
+
+
+def test_the_distribution_and_its_pythons_are_named(host):
+    """
+    Versions come from the names in /usr/bin; the rest from os-release.
+    """
+    for name in ("python3", "python3.11", "python3.11-config", "python3.9", "python2.7"):
+        place(host, f"/usr/bin/{name}")
+    place(host, "/usr/bin/apt-get")
+    place(host, "/etc/os-release", b'ID=debian\nVERSION_CODENAME="bookworm"\n')
+    place(host, "/sys/module/nvidia/version", b"535.104.05\n")
+    found = facts(host)
+    assert (found.pythons, found.os_id, found.codename) == (("3.11", "3.9"), "debian", "bookworm")
+    assert (found.has_apt, found.driver) == (True, "535.104.05")
+
+
+def test_facts_change_nothing(host):
+    """
+    No file is written, and the journal of the host does not grow.
+    """
+    before = sorted(host.root_path.rglob("*"))
+    facts(host, paths={"/etc/slipway": ""}, room=("/opt",), haproxy=True, port=1)
+    assert sorted(host.root_path.rglob("*")) == before

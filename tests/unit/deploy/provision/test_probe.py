@@ -1,0 +1,109 @@
+"""
+The facts of a host, read by the host program from standard input.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploy.bundle.host_program import build_host_program
+from deploy.errors import CommandFailed, LeaseHeld
+from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError, encode_error
+from deploy.provision.probe import PROBE_COMMAND, pack_program, parse_probe, probe_input
+from deploy.transport.base import Completed
+
+PROGRAM = pack_program(build_host_program())
+
+
+def probe(query, *, command=PROBE_COMMAND, env=None):
+    """
+    Run the probe in the shell of this machine and return its outcome.
+    """
+    process = subprocess.run(
+        ["/bin/sh", "-c", command],
+        input=probe_input(PROGRAM, query),
+        env=env,
+        capture_output=True,
+        check=False,
+    )
+    return completed(process.stdout.decode(), process.returncode, process.stderr.decode())
+
+
+def completed(stdout="", returncode=0, stderr=""):
+    return Completed((), returncode, stdout, stderr, 0.1)
+
+
+def test_the_program_needs_nothing_on_the_host_but_python(tmp_path):
+    """
+    Fed over standard input it answers from an empty directory and environment, and writes no file.
+    """
+    there = tmp_path / "there"
+    there.write_text("text")
+    query = FactQuery(paths={str(there): "0" * 64, "/nowhere": ""}, room=("/",))
+    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    facts = parse_probe("n1", query, probe(query, env=env))
+    assert facts.paths["/nowhere"] is None
+    assert facts.paths[str(there)].text == "text"
+    assert facts.has_apt is Path("/usr/bin/apt-get").exists()
+    assert facts.room["/"] > 0
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_a_host_without_python_has_no_facts():
+    """
+    No Python is an answer of its own, not an error.
+    """
+    query = FactQuery()
+    assert parse_probe("n1", query, probe(query, env={"PATH": "/nowhere"})) is None
+
+
+def test_what_a_login_shell_prints_is_ignored():
+    """
+    Greetings before and after the answer do not break it.
+    """
+    query = FactQuery()
+    noisy = probe(query, command=f"echo 'Welcome {{to}} n1'; ({PROBE_COMMAND}); echo bye")
+    assert noisy.stdout.startswith("Welcome")
+    assert parse_probe("n1", query, noisy).machine
+
+
+def test_an_error_of_the_host_program_keeps_its_kind():
+    """
+    What the host reports is raised as the controller's class, named for the host.
+    """
+    line = encode_error(HostError(ErrorKind.LEASE_HELD, "held", "by ann", "wait"))
+    with pytest.raises(LeaseHeld, match="n1: held"):
+        parse_probe("n1", FactQuery(), completed(line))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (
+            completed(returncode=1, stderr="sudo: a password is required\n"),
+            "a password is required",
+        ),
+        (completed(returncode=1), "exit status 1: no output"),
+        (completed("Welcome\n"), "Welcome"),
+        (completed(json.dumps({"ok": True, "schema": SCHEMA, "result": {}})), "missing"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_a_failed_command(outcome, why):
+    """
+    The error shows what the host said instead.
+    """
+    with pytest.raises(CommandFailed) as caught:
+        parse_probe("n1", FactQuery(), outcome)
+    assert why in caught.value.why
+    assert caught.value.host == "n1"
+
+
+def test_the_command_line_holds_no_part_of_the_query():
+    """
+    Paths and hashes travel on standard input: users of the host see command lines.
+    """
+    content = probe_input(PROGRAM, FactQuery(paths={"/etc/slipway/environment": "ab" * 32}))
+    assert b"ab" * 32 in content
+    assert "environment" not in PROBE_COMMAND

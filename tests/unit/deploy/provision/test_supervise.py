@@ -1,0 +1,192 @@
+"""
+The supervision of the worker: one that is scripted, dies, or never answers.
+"""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deploy.inventory.schema import Host, Ssh
+from deploy.provision import supervise
+from deploy.provision.report import EventKind, ProvisionEvent
+from deploy.provision.report_builder import ReportBuilder
+from deploy.provision.worker_request import HostRequest, WorkerRequest
+from tests.unit.deploy.provision.builders import bare, make_resources
+
+HOSTS = ["n1", "n2", "n3"]
+
+
+def event(host, kind, **fields):
+    return json.dumps({"event": {"host": host, "kind": kind, **fields}})
+
+
+def make_request(**ssh):
+    ssh = Ssh().model_copy(update=ssh)
+    host = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=ssh, vars={})
+    resources = make_resources()
+    request = HostRequest.of(host, resources, bare(resources))
+    return WorkerRequest(packed_program=b"program", hosts=(request,))
+
+
+def work(script, deadline_s=20.0):
+    """
+    Run a worker that is *script*, and return the report and the events.
+    """
+    events: list[ProvisionEvent] = []
+    builder = ReportBuilder(HOSTS, events.append)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        supervise.supervise(worker, make_request(), builder, time.monotonic() + deadline_s)
+    finally:
+        worker.kill()
+        worker.wait()
+    return builder.report(False, 1.0), events
+
+
+def saying(*lines, then=""):
+    said = "\n".join(lines)
+    return f"import sys, time\nsys.stdin.readline()\nprint({said!r}, flush=True)\n{then}"
+
+
+def test_what_the_worker_says_is_the_report():
+    """
+    Changes, failures, counts and ends are collected, in the order of the fleet.
+    """
+    script = saying(
+        event("n3", "changed", resource="/x", change="create"),
+        event("n1", "would_change", resource="/y", change="create", diff="+a"),
+        event("n2", "failed", why="no answer", fix="look", resource="TransportError"),
+        event("n3", "ok"),
+        event("n1", "ok"),
+        json.dumps({"commands": {"host": "n3", "commands": 7}}),
+    )
+    report, events = work(script)
+    assert report.ok == ("n1", "n3")
+    assert [(c.host, c.resource, c.diff) for c in report.changes] == [
+        ("n1", "/y", "+a"),
+        ("n3", "/x", None),
+    ]
+    assert [(f.host, f.why, f.error) for f in report.failed] == [
+        ("n2", "no answer", "TransportError")
+    ]
+    assert report.commands == {"n3": 7}
+    assert [e.kind for e in events][:2] == [EventKind.CHANGED, EventKind.WOULD_CHANGE]
+
+
+def test_the_deadline_ends_a_worker_that_hangs():
+    """
+    A worker that answers nothing is ended, and its hosts have failed by name.
+    """
+    script = saying(
+        event("n1", "ok"),
+        event("n2", "changing", resource="packages", change="install"),
+        then="time.sleep(60)",
+    )
+    started_s = time.monotonic()
+    report, _ = work(script, deadline_s=1.0)
+    assert time.monotonic() - started_s < 10
+    assert report.ok == ("n1",)
+    assert [(f.host, f.why) for f in report.failed] == [
+        ("n2", "the run's deadline passed, at: packages"),
+        ("n3", "the run's deadline passed, at: starting"),
+    ]
+
+
+def test_a_worker_that_breaks_fails_its_hosts():
+    """
+    A worker that ends without a word on a host has failed it, with what it complained of.
+    """
+    report, _ = work(saying(event("n1", "ok"), then="sys.exit('out of memory')"))
+    assert [f.host for f in report.failed] == ["n2", "n3"]
+    assert "out of memory" in report.failed[0].why
+
+
+def test_a_worker_that_never_reads_fails_all():
+    """
+    A worker that can't even start is a failure of every host, not a hang.
+    """
+    report, _ = work("raise SystemExit('no gevent')")
+    assert [f.host for f in report.failed] == HOSTS
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on():
+    """
+    `changes` and `failed` have the documented keys.
+    """
+    report, _ = work(
+        saying(
+            event("n1", "changed", resource="/x", change="create"),
+            event("n2", "failed", why="w", fix="f", resource="PortInUse"),
+        )
+    )
+    document = report.as_json()
+    assert document["changes"] == [{"host": "n1", "resource": "/x", "change": "create"}]
+    assert document["failed"][0].keys() == {"host", "why", "fix", "error"}
+    assert json.dumps(document)
+
+
+def test_the_real_worker_ends_when_its_parent_does(tmp_path):
+    """
+    A worker whose input ends before its request is done stops by itself.
+    """
+    worker = supervise.start_worker()
+    # 192.0.2.1 is reserved for documentation: no host answers there.
+    worker.stdin.write(make_request().model_dump_json() + "\n")
+    worker.stdin.flush()
+    assert json.loads(worker.stdout.readline())["event"]["kind"] == "connecting"
+    worker.stdin.close()
+    try:
+        assert worker.wait(timeout=10) == 3
+    finally:
+        worker.kill()
+        worker.stdout.close()
+        worker.stderr.close()
+
+
+def test_the_real_worker_reports_a_host_that_is_lost(tmp_path):
+    """
+    A host that answers no more is a failed host with why and fix.
+    """
+    builder = ReportBuilder(["n1"], lambda _: None)
+    request = make_request(known_hosts=tmp_path / "none", port=1, connect_timeout=1.0)
+    [host] = request.hosts
+    request = request.model_copy(
+        update={"hosts": (host.model_copy(update={"address": "127.0.0.1"}),)}
+    )
+    supervise.run_worker(request, builder, time.monotonic() + 30)
+    [failure] = builder.report(False, 1.0).failed
+    assert (failure.host, failure.error) == ("n1", "TransportError")
+    assert "127.0.0.1:1" in failure.why
+    assert failure.fix
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": EventKind.CONNECTING}, "n1: connecting"),
+        ({"kind": EventKind.FETCHING, "change": "fetching 35 wheels"}, "n1: fetching 35 wheels"),
+        ({"kind": EventKind.FAILED, "why": "no answer"}, "n1: failed: no answer"),
+        (
+            {"kind": EventKind.CHANGED, "resource": "/x", "change": "create", "took_s": 1.25},
+            "n1: changed /x: create (1.2s)",
+        ),
+        (
+            {"kind": EventKind.CHANGING, "resource": "/x", "change": "c", "done": 1, "of": 3},
+            "n1: [1/3] changing /x: c",
+        ),
+    ],
+)
+def test_events_read_as_lines(fields, words):
+    """
+    An event printed is a line of progress.
+    """
+    assert str(ProvisionEvent(host="n1", **fields)) == words
