@@ -1,112 +1,46 @@
 """
-The command line: parse, call `deploy`, print, exit code.  `inv --list` is its table of contents.
+The command line: parse, call `deploy`, print.  `inv --list` is its table of contents.
 
 Results go to stdout, progress to stderr.  Every error prints what failed, why and what to do, and
 exits with the code of its class in `deploy/errors.py` (listed in docs/reference/cli.md).
 """
 
-import functools
-import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invoke import Collection, task
-from rich.console import Console
+from invoke import Collection
+
+from deploy.cli.arguments import (
+    canary_share,
+    fleet_name,
+    output_file,
+    path_from_caller,
+    whole_number,
+)
+from deploy.cli.command import command
+from deploy.cli.confirm import confirm
+from deploy.cli.progress import waiting
+from deploy.cli.terminal import finish, print_progress, print_text
 
 ROOT = Path(__file__).parent
-OUT = Console(soft_wrap=True)
-ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
-
-def progress(line: str) -> None:
-    ERR.print(line, markup=False)
-
-
-def show(document: dict[str, Any], text: Any, as_json: bool) -> None:
-    """
-    Print a result: one JSON document, or *text*.
-    """
-    if as_json:
-        sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
-    else:
-        OUT.print(text, markup=False)
-
-
-def fails_clearly(body: Callable[..., Any]) -> Callable[..., Any]:
-    """
-    Turn a DeployError into its message (with `--json`: its document) and its exit code.
-    """
-
-    @functools.wraps(body)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from deploy.errors import DeployError
-
-        try:
-            return body(*args, **kwargs)
-        except DeployError as error:
-            if kwargs.get("json"):
-                show({"error": error.as_json()}, "", as_json=True)
-            else:
-                ERR.print(f"\n{error}", markup=False, style="red")
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            progress("interrupted")
-            sys.exit(130)
-
-    return run
-
-
-def confirm(question: str, yes: bool) -> None:
-    """
-    Ask on a terminal; elsewhere insist on --yes.
-    """
-    from deploy.errors import UsageError
-
-    if yes:
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(
-            "this changes hosts, and nobody is there to ask",
-            why="neither --yes was given nor is this a terminal",
-            fix="add --yes",
-        )
-    ERR.print(f"{question} [y/N] ", end="")
-    if input().strip().lower() not in {"y", "yes"}:
-        raise UsageError("not confirmed", why="the answer was not yes", fix="nothing was changed")
-
-
-def whole(flag: str, text: object) -> int:
-    from deploy.errors import UsageError
-
-    try:
-        return int(str(text))
-    except ValueError:
-        raise UsageError(
-            f"--{flag} {text}: not a whole number",
-            why=f"got {str(text)!r}",
-            fix=f"give a number, such as --{flag} 10",
-        ) from None
-
-
-def path_from_caller(text: str) -> Path:
-    """
-    Return *text* as the directory that the user called `./inv` from sees it.
-    """
-    return Path(os.environ.get("SLIPWAY_CWD", str(Path.cwd()))) / Path(text).expanduser()
-
-
-_HOSTS = "Fleet to work on: NAME of inventories/NAME.yml (default: `fleet` in invoke.yaml)."
+_HOSTS = (
+    "Fleet to work on: NAME of inventories/NAME.yml, or the path of a .yml file "
+    "(default: `fleet` in invoke.yaml)."
+)
 _LIMIT = "Only these hosts: names, globs or @groups, comma-separated (default: all)."
+_CANARY = (
+    "Share of traffic that the new release gets first, in percent, 1 to 50 "
+    "(default: release.canary.share_pct of the fleet)."
+)
 _JSON = "Print one JSON document on stdout; progress stays on stderr."
-_YES = "Do not ask; for CI."
+_YES = "Do not ask before hosts are changed; for CI."
 
 
-@task(help={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
-            "limit": _LIMIT, "json": _JSON, "yes": _YES}, auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
+                "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
 def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     """
     Bring hosts to the pinned state.
@@ -116,24 +50,23 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
 
         inv provision --hosts lab --check
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import events, report
     from deploy.provision import provision as run
 
-    fleet = wiring.fleet(hosts or c.fleet, limit)
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    names = [host.name for host in fleet.hosts]
     if not check:
-        names = ", ".join(host.name for host in fleet.hosts)
-        confirm(f"provision {names}?", yes)
-    found = run(fleet, check=check, progress=lambda e: progress(str(e)), env=dict(os.environ))
-    error = wiring.provision_error(found)
-    document = found.as_json() | ({"error": error.as_json()} if error else {})
-    show(document, report.provision_text(found), json)
-    leave(error, json)
+        confirm(f"provision {', '.join(names)}?", yes=yes)
+    with events.provisioning(names, as_json=json) as progress:
+        result = run(fleet, check=check, progress=progress, env=dict(os.environ))
+        progress.print_remaining_failures(result)
+    error = wiring.provision_error(result)
+    finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
 
 
-@task(help={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
-            "junit": "JUnit XML file to write (default reports/verify.xml)."},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
+                "junit": "JUnit XML file to write (default reports/verify.xml)."})  # fmt: skip
 def verify(c, hosts=None, limit=None, junit="", json=False):
     """
     Assert over SSH that hosts are as provisioned.
@@ -142,21 +75,20 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
 
         inv verify --hosts lab
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import report
     from deploy.verify import verify as run
 
-    fleet = wiring.fleet(hosts or c.fleet, limit)
-    target = path_from_caller(junit) if junit else ROOT / "reports" / "verify.xml"
-    found = run(fleet, junit=target, progress=progress)
-    error = {"error": found.error.as_json()} if found.error else {}
-    show(found.as_json() | error, report.verify_text(found), json)
-    leave(found.error, json)
+    target = output_file("junit", junit) if junit else ROOT / "reports" / "verify.xml"
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    with waiting("the assertions") as progress:
+        result = run(fleet, junit=target, progress=progress)
+    finish(result.as_json(), report.verify_text(result), result.error, as_json=json)
 
 
-@task(help={"model": "Directory with config.json, tokenizer.json and safetensors.",
-            "version": "Name of the release, such as v1.3.0.", "hosts": _HOSTS, "json": _JSON},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"model": "Directory with config.json, tokenizer.json and safetensors.",
+                "version": "Name of the release, such as v1.3.0.",
+                "hosts": _HOSTS, "json": _JSON})  # fmt: skip
 def bundle(c, model, version, hosts=None, json=False):
     """
     Build and sign a bundle.
@@ -166,21 +98,17 @@ def bundle(c, model, version, hosts=None, json=False):
         inv bundle --model .slipway/models/good-v1 --version v1.0.0
     """
     from deploy import wiring
+    from deploy.cli import report
 
-    made = wiring.make_bundle(
-        wiring.fleet(hosts or c.fleet), path_from_caller(model), version, progress
-    )
-    show(
-        {"bundle": made.digest, "version": version, "path": str(made.directory)},
-        f"{version}  {made.digest}",
-        json,
-    )
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")))
+    with waiting(f"bundle {version}") as progress:
+        built = wiring.make_bundle(fleet, path_from_caller(model), version, progress)
+    finish(report.bundle_json(built, version), f"{version}  {built.digest}", None, as_json=json)
 
 
-@task(help={"canary": "Share of traffic that the new release gets first, in percent, 1 to 50.",
-            "version": "Bundle to release: version or digest (default: the newest).",
-            "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON}, auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"canary": _CANARY,
+                "version": "Bundle to release: version or digest (default: the newest).",
+                "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON})  # fmt: skip
 def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
     """
     Show what a release would do, host by host.
@@ -189,24 +117,21 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 
         inv plan --canary 10
     """
-    from deploy import report, wiring
-    from deploy.release.plan import check_share
+    from deploy import wiring
+    from deploy.cli import report
 
-    fleet = wiring.fleet(hosts or c.fleet, limit)
-    pct = check_share(whole("canary", canary)) if canary else fleet.release.canary.share_pct
-    found = wiring.checked_bundle(fleet, version)
-    with wiring.hosts(fleet) as on:
-        made = wiring.make_plan(on, found, pct)
-    show(report.plan_json(made), report.plan_text(made), json)
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    share_pct = canary_share(canary, fleet)
+    bundle = wiring.checked_bundle(fleet, version)
+    with waiting("the state of the hosts"), wiring.hosts(fleet) as on:
+        result = wiring.make_plan(on, bundle, share_pct)
+    finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
 
 
-@task(help={"canary": "Share of traffic that the new release gets first, in percent, 1 to 50 "
-                      "(default: release.canary.share_pct of the fleet).",
-            "version": "Bundle to release: version or digest (default: the newest).",
-            "plan": "Digest that `inv plan` printed; any other plan is refused.",
-            "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"canary": _CANARY,
+                "version": "Bundle to release: version or digest (default: the newest).",
+                "plan": "Digest that `inv plan` printed; any other plan is refused.",
+                "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
 def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=False, yes=False):
     """
     Release a bundle, wave by wave, or go back.
@@ -217,26 +142,28 @@ def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=
 
         inv release --canary 10
     """
-    from deploy import report, wiring
-    from deploy.release.plan import check_share
+    from deploy import wiring
+    from deploy.cli import events, report
 
-    fleet = wiring.fleet(hosts or c.fleet, limit)
-    pct = check_share(whole("canary", canary)) if canary else fleet.release.canary.share_pct
-    found = wiring.checked_bundle(fleet, version)
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    share_pct = canary_share(canary, fleet)
+    bundle = wiring.checked_bundle(fleet, version)
     with wiring.hosts(fleet) as on:
-        made = wiring.make_plan(on, found, pct)
-        wiring.check_digest(made, plan)
-        progress(report.plan_text(made))
-        if not made.is_noop:
-            confirm("go?", yes)
-        outcome = wiring.run_release(on, found, made, lambda e: progress(report.event_line(e)))
-    finish(outcome, json)
+        with waiting("the state of the hosts"):
+            todo = wiring.make_plan(on, bundle, share_pct)
+        wiring.check_digest(todo, plan)
+        print_progress(report.plan_text(todo))
+        if not todo.is_noop:
+            confirm("go?", yes=yes)
+        names = [host.host for host in todo.hosts]
+        with events.releasing(fleet, names, as_json=json) as progress:
+            outcome = wiring.run_release(on, bundle, todo, progress)
+    text = report.outcome_text(outcome)
+    finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
-@task(help={"to": "Release id or version to go back to (default: the one before).",
-            "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"to": "Release id or version to go back to (default: the one before).",
+                "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
 def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
     """
     Go back to the last release recorded as good.
@@ -246,41 +173,26 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
 
         inv rollback
     """
-    from deploy import report, wiring
+    from deploy import wiring
+    from deploy.cli import events, report
 
-    fleet = wiring.fleet(hosts or c.fleet, limit)
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with wiring.hosts(fleet) as on:
-        made = wiring.make_rollback(on, to)
-        progress(f"{made.reason}: {', '.join(h.host for h in made.hosts) or 'nothing to do'}")
-        if not made.is_noop:
-            confirm("go?", yes)
-        outcome = wiring.run_rollback(on, made, lambda e: progress(report.event_line(e)), to)
-    finish(outcome, json)
+        with waiting("the state of the hosts"):
+            todo = wiring.make_rollback(on, to)
+        names = [host.host for host in todo.hosts]
+        print_progress(f"{todo.reason}: {', '.join(names) or 'nothing to do'}")
+        if not todo.is_noop:
+            confirm("go?", yes=yes)
+        with events.rolling_back(fleet, names, as_json=json) as progress:
+            outcome = wiring.run_rollback(on, todo, progress, to)
+    text = report.outcome_text(outcome)
+    finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
-def finish(outcome: Any, as_json: bool) -> None:
-    """
-    Print how a release ended and leave with its exit code.
-    """
-    show(outcome.as_json(), f"{outcome.release}: {outcome.ending}: {outcome.reason}", as_json)
-    leave(outcome.error, as_json)
-
-
-def leave(error: Any, as_json: bool) -> None:
-    """
-    Exit with the code of *error*, if there is one; a JSON document has told it already.
-    """
-    if error is None:
-        return
-    if not as_json:
-        ERR.print(f"\n{error}", markup=False, style="red")
-    sys.exit(error.exit_code)
-
-
-@task(help={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
-            "watch": "Show again every second until interrupted."},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT,
+                "watch": "Show again every second until interrupted, with --json as lines.",
+                "json": _JSON})  # fmt: skip
 def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     Show hosts, slots, versions, shares, health and the release in progress.
@@ -291,26 +203,28 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     import time
 
-    from rich.live import Live
+    from deploy import wiring
+    from deploy.cli import report, tables
+    from deploy.cli.watch import watch as show_again
 
-    from deploy import report, wiring
-
-    fleet = wiring.fleet(hosts or c.fleet, limit)
+    fleet = wiring.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with wiring.hosts(fleet) as on:
-        if not watch:
-            seen = on.seen()
-            show(report.status_json(fleet.name, seen), report.status_table(fleet.name, seen), json)
-            return
-        with Live(report.status_table(fleet.name, on.seen()), console=OUT) as live:
-            while True:
-                time.sleep(1)
-                live.update(report.status_table(fleet.name, on.seen()))
+
+        def read() -> tuple[dict[str, Any], Any]:
+            states = on.seen()
+            document = report.status_json(fleet.name, states)
+            return document, "" if json else tables.status_table(fleet.name, states)
+
+        if watch:
+            show_again(read, as_json=json, sleep=time.sleep)
+        with waiting("the state of the hosts"):
+            document, table = read()
+    finish(document, table, None, as_json=json)
 
 
-@task(help={"keep": "Leave the lab up afterwards.", "json": _JSON,
-            "fresh": "Begin with empty disks (default); --no-fresh keeps hosts that run."},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"keep": "Leave the lab up afterwards.",
+                "fresh": "Begin with empty disks (default); --no-fresh keeps hosts that run.",
+                "json": _JSON})  # fmt: skip
 def demo(c, keep=False, fresh=True, json=False):
     """
     Do the main job on four real hosts under live traffic.
@@ -322,13 +236,14 @@ def demo(c, keep=False, fresh=True, json=False):
     """
     from deploy.demo.demo import run_demo
 
-    report = run_demo(keep=keep, fresh=fresh, progress=progress)
-    show(report.as_json(), report.text(), json)
-    sys.exit(0 if report.is_good else 1)
+    with waiting("the lab") as progress:
+        result = run_demo(keep=keep, fresh=fresh, progress=progress)
+    finish(result.as_json(), result.text(), None, as_json=json)
+    sys.exit(0 if result.is_good else 1)
 
 
-@task(help={"unit": "Only what needs no hosts: seconds instead of minutes.",
-            "args": "More arguments for pytest."}, auto_shortflags=False)  # fmt: skip
+@command(flags={"unit": "Only what needs no hosts: seconds instead of minutes.",
+                "args": "More arguments for pytest, separated by spaces."})  # fmt: skip
 def test(c, unit=False, args=""):
     """
     Test everything that can be tested on this machine.
@@ -337,38 +252,27 @@ def test(c, unit=False, args=""):
 
         inv test --unit
     """
-    import subprocess
+    from deploy.cli.programs import run_checks
 
-    bin_ = ROOT / ".venv" / "bin"
-    for argv in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
-        progress(f"$ {' '.join(argv)}")
-        done = subprocess.run([bin_ / argv[0], *argv[1:]], cwd=ROOT, check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
-    where = ["tests/unit"] if unit else ["tests/unit", "tests/lab"]
-    argv = [bin_ / "python", "-m", "pytest", *where, *args.split()]
-    progress(f"$ pytest {' '.join([*where, *args.split()])}")
-    sys.exit(subprocess.run(argv, cwd=ROOT, check=False).returncode)
+    sys.exit(run_checks(is_unit=unit, arguments=args, progress=print_progress))
 
 
-@task(help={"json": _JSON}, auto_shortflags=False)
-@fails_clearly
+@command(flags={"json": _JSON})
 def matrix(c, json=False):
     """
     Show the version matrix.
 
         inv matrix
     """
-    from deploy import report
+    from deploy.cli import report, tables
     from deploy.versions.matrix import load_matrix
 
-    found = load_matrix()
-    show(report.matrix_json(found), report.matrix_table(found), json)
+    rows = load_matrix()
+    finish(report.matrix_json(rows), tables.matrix_table(rows), None, as_json=json)
 
 
-@task(help={"hosts": "How many hosts (default 4).", "fresh": "Empty their disks first.",
-            "json": _JSON}, auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"hosts": "How many hosts (default 4).", "fresh": "Empty their disks first.",
+                "json": _JSON})  # fmt: skip
 def lab_up(c, hosts="4", fresh=False, json=False):
     """
     Boot lab hosts and wait until they answer over SSH.
@@ -377,39 +281,39 @@ def lab_up(c, hosts="4", fresh=False, json=False):
 
         inv lab.up --hosts 4
     """
-    from deploy import report
+    from deploy.cli import report, tables
     from deploy.lab import lab
 
-    found = lab.up(whole("hosts", hosts), progress=progress, fresh=fresh)
-    show(report.lab_json(found), report.lab_table(found), json)
+    count = whole_number("hosts", hosts)
+    with waiting("the lab") as progress:
+        state = lab.up(count, progress=progress, fresh=fresh)
+    finish(report.lab_json(state), tables.lab_table(state), None, as_json=json)
 
 
-@task(auto_shortflags=False)
-@fails_clearly
+@command()
 def lab_down(c):
     """
     Stop the lab; leave no process, mount, link or nft table.
     """
     from deploy.lab import lab
 
-    lab.down(progress=progress)
+    with waiting("the lab to end") as progress:
+        lab.down(progress=progress)
 
 
-@task(help={"json": _JSON}, auto_shortflags=False)
-@fails_clearly
+@command(flags={"json": _JSON})
 def lab_status(c, json=False):
     """
     Show the lab's hosts.
     """
-    from deploy import report
+    from deploy.cli import report, tables
     from deploy.lab import lab
 
-    found = lab.status()
-    show(report.lab_json(found), report.lab_table(found), json)
+    state = lab.status()
+    finish(report.lab_json(state), tables.lab_table(state), None, as_json=json)
 
 
-@task(positional=["host"], help={"host": "Name of the host, such as n1."}, auto_shortflags=False)
-@fails_clearly
+@command(positional=("host",), flags={"host": "Name of the host, such as n1."})
 def lab_ssh(c, host):
     """
     Open a shell on a lab host.
@@ -420,9 +324,12 @@ def lab_ssh(c, host):
     os.execvp(argv[0], argv)  # noqa: S606 - our own argv
 
 
-@task(help={"kind": "good-v1, good-v2, nan or garbled.", "out": "Directory to write."},
-      auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(
+    flags={
+        "kind": "good-v1, good-v2, nan or garbled (default good-v1).",
+        "out": "Directory to write (default .slipway/models/KIND).",
+    }
+)
 def lab_model(c, kind="good-v1", out=""):
     """
     Make a tiny GLM model for the lab: two good ones, two bad ones.
@@ -431,34 +338,32 @@ def lab_model(c, kind="good-v1", out=""):
     """
     from deploy import wiring
 
-    made = wiring.make_lab_model(kind, path_from_caller(out) if out else None, progress)
-    OUT.print(str(made), markup=False)
+    target = path_from_caller(out) if out else None
+    with waiting(f"lab model {kind}") as progress:
+        directory = wiring.make_lab_model(kind, target, progress)
+    print_text(str(directory))
 
 
 def _lab_fault(name: str, does: str) -> Any:
-    @task(name=name, positional=["host"], help={"host": "Name of the host, such as n1."},
-          auto_shortflags=False)  # fmt: skip
-    @fails_clearly
     def fault(c, host):
-        from deploy.lab import lab
+        from deploy.cli.faults import inject_fault
 
-        told = {"progress": progress} if name in {"crash", "start"} else {}
-        getattr(lab, name)(host, **told)
-        progress(f"{host}: {name}")
+        with waiting(f"{name} of {host}") as progress:
+            inject_fault(name, host, progress)
+        print_progress(f"{host}: {name}")
 
     fault.__doc__ = does
-    fault.body.__doc__ = does
-    return fault
+    flags = {"host": "Name of the host, such as n1."}
+    return command(name=name, positional=("host",), flags=flags)(fault)
 
 
-@task(help={"device": "cuda or cpu (default: cuda where there is one).",
-            "shape": "glm-4-9b or tiny (default: by device); weights are random.",
-            "lines": "Lines of work, comma-separated, such as batch-1,mix-256 (default: all).",
-            "runs": "Runs of each line, after its warm-up (default 3); the median counts.",
-            "runs-mix": "Runs of the lines with mixed lengths (default: as --runs).",
-            "peer": "Engines to run beside ours where installed: vllm,transformers.",
-            "json": _JSON}, auto_shortflags=False)  # fmt: skip
-@fails_clearly
+@command(flags={"device": "cuda or cpu (default: cuda where there is one).",
+                "shape": "glm-4-9b or tiny (default: by device); weights are random.",
+                "lines": "Lines of work, comma-separated, such as batch-1,mix-256 (default: all).",
+                "runs": "Runs of each line, after its warm-up (default 3); the median counts.",
+                "runs-mix": "Runs of the lines with mixed lengths (default: as --runs).",
+                "peer": "Engines to run beside ours where installed: vllm,transformers.",
+                "json": _JSON})  # fmt: skip
 def bench_engine(c, device="", shape="", lines="", runs="", runs_mix="", peer="", json=False):
     """
     Time the engine on this machine, beside what it allows.
@@ -468,23 +373,11 @@ def bench_engine(c, device="", shape="", lines="", runs="", runs_mix="", peer=""
 
         inv bench.engine --device cpu
     """
-    import subprocess
+    from deploy.cli.programs import run_engine_bench
 
-    from deploy.errors import UsageError
-
-    given = {"device": device, "shape": shape, "lines": lines, "runs": runs,
+    flags = {"device": device, "shape": shape, "lines": lines, "runs": runs,
              "runs-mix": runs_mix, "peer": peer}  # fmt: skip
-    argv = [sys.executable, "-m", "runtime.bench"]
-    argv += [f"--{flag}={value}" for flag, value in given.items() if value]
-    argv += ["--json"] if json else []
-    code = subprocess.run(argv, cwd=ROOT, check=False).returncode
-    if code == 2:  # of argparse, which has told which one
-        raise UsageError(
-            "bench.engine: a flag was refused",
-            why="runtime.bench said so on standard error",
-            fix="inv --help bench.engine",
-        )
-    sys.exit(code)
+    sys.exit(run_engine_bench(flags, as_json=json))
 
 
 _lab = Collection("lab")

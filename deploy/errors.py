@@ -4,7 +4,7 @@ All errors that the toolkit raises, with their exit codes and what is true after
 DeployError                1   a task failed; the message says what
 ├── InventoryError         2   the fleet file is missing or invalid; no host was touched
 ├── UnknownHost            12  a name that the fleet does not have; no host was touched
-├── UsageError             19  flags that contradict each other or lie outside their range
+├── UsageError             19  a flag, a value or an answer is not one that the task takes
 ├── PreconditionError      3   a host is not as the plan assumed; it was not touched
 │   ├── PortInUse          17  another program listens on the public port
 │   └── DiskTooSmall       18  too little free disk space on a host

@@ -8,18 +8,18 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from deploy import errors
 from deploy.bundle.build import build_bundle
 from deploy.bundle.check import check_bundle
-from deploy.bundle.send import stage
+from deploy.bundle.send import Sent, stage
 from deploy.bundle.sign import sign_bundle
 from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import (
@@ -33,13 +33,14 @@ from deploy.errors import (
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import Fleet
 from deploy.provision.report import ProvisionReport
-from deploy.release import steps
-from deploy.release.events import Outcome, ReleaseEvent, release_id
+from deploy.release import host_commands
+from deploy.release.clock import TimerBody
+from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.executor import ReleaseExecutor
 from deploy.release.observe import Observed, observe
 from deploy.release.plan import ReleasePlan, plan_release
-from deploy.release.rollback import BACK_TO, RollbackPlan, plan_rollback, roll_back
-from deploy.transport.host_tool import HostTool
+from deploy.release.rollback import RollbackPlan, plan_rollback, roll_back
+from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import ensure_lock
@@ -47,6 +48,7 @@ from deploy.wheelhouse import ensure_lock
 ROOT = Path(__file__).parents[1]
 WHEELS = Path("~/.cache/slipway/wheels").expanduser()
 _GOLDEN_S = 60.0
+_TIMER_END_S = 10.0  # the longest wait for a renewal in progress
 
 
 class SystemClock:
@@ -58,6 +60,29 @@ class SystemClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def start_timer(self, body: TimerBody, after_s: float) -> "ThreadTimer":
+        return ThreadTimer(body, after_s)
+
+
+class ThreadTimer:
+    """
+    Runs *body* in a thread, again and again, until it returns None or is cancelled.
+    """
+
+    def __init__(self, body: TimerBody, after_s: float) -> None:
+        self._body = body
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(after_s,), daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        self._thread.join(_TIMER_END_S)
+
+    def _run(self, after_s: float | None) -> None:
+        while after_s is not None and not self._cancelled.wait(after_s):
+            after_s = self._body()
 
 
 def store() -> BundleStore:
@@ -97,8 +122,18 @@ def provision_error(report: ProvisionReport) -> DeployError | None:
 def actor() -> str:
     """
     Return who acts, as journals name them: user@machine.
+
+    Raises:
+        UsageError: The user has no name; ssh(1) would refuse to run as well.
     """
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except KeyError:
+        raise UsageError(
+            f"user id {os.getuid()} has no name on this machine",
+            why="it has no passwd entry, and neither LOGNAME nor USER is set",
+            fix="add the user to /etc/passwd, as ssh needs it: useradd -u ID NAME",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -108,14 +143,14 @@ class Hosts:
     """
 
     fleet: Fleet
-    tools: Mapping[str, HostTool]
+    clients: Mapping[str, HostClient]
     transports: Mapping[str, SshTransport]
 
     def seen(self) -> dict[str, Observed | DeployError]:
         """
         Return what every host looks like, or why it could not be read.
         """
-        return observe(self.tools.values(), timeout_s=20.0)
+        return observe(self.clients.values(), timeout_s=20.0)
 
     def observed(self) -> dict[str, Observed]:
         """
@@ -140,9 +175,9 @@ class Hosts:
         return found
 
     @property
-    def limits(self) -> steps.Limits:
+    def limits(self) -> host_commands.Limits:
         policy, service = self.fleet.release, self.fleet.service
-        return steps.Limits(
+        return host_commands.Limits(
             start_s=service.start_timeout,
             drain_s=policy.drain_timeout,
             golden_s=_GOLDEN_S,
@@ -156,12 +191,12 @@ def hosts(of: Fleet) -> Iterator[Hosts]:
     Yield connections to the hosts of *of*; they are opened at first use and closed at the end.
     """
     transports = {host.name: SshTransport(host) for host in of.hosts}
-    tools = {
-        host.name: HostTool(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
+    clients = {
+        host.name: HostClient(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
         for host in of.hosts
     }
     try:
-        yield Hosts(of, tools, transports)
+        yield Hosts(of, clients, transports)
     finally:
         for transport in transports.values():
             transport.close()
@@ -275,20 +310,20 @@ def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
 
 def run_release(
     on: Hosts, bundle: Bundle, plan: ReleasePlan, report: Callable[[ReleaseEvent], None]
-) -> Outcome:
+) -> ReleaseOutcome:
     """
     Do *plan* and return how it ended.
     """
     clock = SystemClock()
 
-    def stage_one(tool: HostTool) -> dict[str, Any]:
-        return stage(bundle, tool=tool, transport=tool.transport, wheels=WHEELS)
+    def stage_one(client: HostClient) -> Sent:
+        return stage(bundle, client=client, wheels=WHEELS)
 
     executor = ReleaseExecutor(
         plan,
         release=release_id(plan.version, clock.utc()),
         owner=_owner(),
-        tools=on.tools,
+        clients=on.clients,
         stage=stage_one,
         policy=on.fleet.release,
         limits=on.limits,
@@ -311,7 +346,7 @@ def run_rollback(
     plan: RollbackPlan,
     report: Callable[[ReleaseEvent], None],
     to: str | None = None,
-) -> Outcome:
+) -> ReleaseOutcome:
     """
     Do *plan*, which was made for *to*, and return how it ended.
     """
@@ -329,9 +364,9 @@ def run_rollback(
     version = plan.target.version if plan.target else "nothing"
     return roll_back(
         plan,
-        release=release_id(f"{BACK_TO}{version}", clock.utc()),
+        release=release_id(f"back-to-{version}", clock.utc()),
         owner=_owner(),
-        tools=on.tools,
+        clients=on.clients,
         policy=on.fleet.release,
         limits=on.limits,
         clock=clock,

@@ -2,9 +2,10 @@
 Makes valid things; a test names only what matters to it.
 """
 
+from deploy.host.protocol import GoodRelease
 from deploy.inventory.schema import ReleasePolicy
 from deploy.release.gates import Reading
-from deploy.release.observe import Good, Observed, SlotSeen
+from deploy.release.observe import Observed, ObservedSlot
 
 
 def make_slot(slot="blue", **changes):
@@ -18,7 +19,7 @@ def make_slot(slot="blue", **changes):
         "sessions": 0,
         "is_ready": False,
     }
-    return SlotSeen(**fields | changes)
+    return ObservedSlot(**fields | changes)
 
 
 def make_serving(slot="blue", bundle="b1", version="v1", **changes):
@@ -27,7 +28,7 @@ def make_serving(slot="blue", bundle="b1", version="v1", **changes):
 
 
 def make_good(bundle="b1", version="v1", release=None):
-    return Good(release=release or f"r-{version}", bundle=bundle, version=version)
+    return GoodRelease(release=release or f"r-{version}", bundle=bundle, version=version)
 
 
 def make_observed(host="n1", blue=None, green=None, good=(), **changes):

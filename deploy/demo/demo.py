@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy import wiring
+from deploy.cli.report import event_line
 from deploy.demo.load import LoadGenerator
 from deploy.demo.report import DemoReport, DemoStep
 from deploy.errors import CanaryRejected, ReleaseReverted
 from deploy.inventory.schema import Fleet
 from deploy.lab import lab
 from deploy.provision import provision
-from deploy.release.events import Ending, Outcome, ReleaseEvent
+from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
-from deploy.report import event_line
 from deploy.verify import verify
 
 HOSTS = 4
@@ -195,7 +195,7 @@ def _release(
 
 
 def _rollback(demo: _DemoRun, hosts: wiring.Hosts) -> None:
-    with demo.step("rollback", Ending.REVERTED) as report_result:
+    with demo.step("rollback", Ending.ROLLED_BACK) as report_result:
         plan: RollbackPlan = wiring.make_rollback(hosts, None)
         outcome = wiring.run_rollback(hosts, plan, demo.on_event)
         # Unlike a refused release, a successful rollback has no error.
@@ -205,7 +205,7 @@ def _rollback(demo: _DemoRun, hosts: wiring.Hosts) -> None:
             report_result(outcome.ending, outcome.reason)
 
 
-def _result_of(outcome: Outcome) -> str:
+def _result_of(outcome: ReleaseOutcome) -> str:
     if isinstance(outcome.error, CanaryRejected):
         return _BY_CANARY
     if isinstance(outcome.error, ReleaseReverted) and "golden prompts" in outcome.reason:

@@ -21,6 +21,7 @@ _SHOWN_EVENTS = {
     "host.stuck",
     "release.promoted",
     "release.reverted",
+    "release.rolled_back",
     "release.stopped",
 }
 _SMOOTHING_S = 5  # a canary with 10 % on one host of four does not answer in every second

@@ -1,7 +1,7 @@
 """
-`python3 slipway-host.pyz VERB`: reads the document, does the verb, prints the answer.
+`python3 slipway-host.pyz VERB`: reads the request, runs the verb, prints the answer.
 
-Exits 0 whenever it answered, also with an error; anything else is a bug of ours.
+Exits 0 whenever it answered, also with an error; any other status is a defect.
 """
 
 from __future__ import annotations
@@ -11,95 +11,102 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from deploy.host.layout import Layout
-from deploy.host.rpc import HostError, answer, parse_request, refusal
-from deploy.host.system import Clock, Runner, System
+from deploy.host import protocol
+from deploy.host.protocol import (
+    Call,
+    ErrorKind,
+    HostError,
+    Request,
+    encode_error,
+    encode_result,
+    parse_request,
+)
+from deploy.host.system import System
 
-# Each verb is "module:function", imported when it is asked for: the tool runs once a second.
-VERBS = {
-    "status": "status:run",
-    "measure": "slots.measure:run",
-    "lease.acquire": "verbs:lease_acquire",
-    "lease.renew": "verbs:lease_renew",
-    "lease.release": "verbs:lease_release",
-    "journal.append": "verbs:journal_append",
-    "journal.read": "verbs:journal_read",
-    "stage.missing": "bundle.staging:missing",
-    "stage.commit": "bundle.staging:commit",
-    "venv.build": "bundle.venv:build_verb",
-    "slot.start": "slots.slot:start",
-    "slot.stop": "slots.slot:stop",
-    "golden": "slots.golden:run",
-    "traffic.set": "slots.traffic:set_weights",
-    "traffic.drain": "slots.traffic:drain",
-    "good.record": "verbs:good_record",
-    "good.rollback": "verbs:good_rollback",
-    "retire": "bundle.retention:run",
+Handler = Callable[[System, Call, Request[Any]], Any]
+
+# "module:function" for each type of request; a module is imported when its verb is called.
+HANDLERS: dict[type[Request[Any]], str] = {
+    protocol.Status: "status:run",
+    protocol.Measure: "slots.measure:run",
+    protocol.LeaseAcquire: "lease_verbs:acquire",
+    protocol.LeaseRenew: "lease_verbs:renew",
+    protocol.LeaseRelease: "lease_verbs:release",
+    protocol.JournalAppend: "events:append",
+    protocol.StageMissing: "bundle.staging:missing",
+    protocol.StageCommit: "bundle.staging:commit",
+    protocol.VenvBuild: "bundle.venv:run",
+    protocol.SlotStart: "slots.slot:start",
+    protocol.SlotStop: "slots.slot:stop",
+    protocol.Golden: "slots.golden:run",
+    protocol.TrafficSet: "slots.traffic:set_weights",
+    protocol.TrafficDrain: "slots.traffic:drain",
+    protocol.GoodRecord: "good:record",
+    protocol.GoodRollback: "good:rollback",
+    protocol.Retire: "bundle.retention:run",
 }
 
 
 def handle(system: System, verb: str, text: str) -> str:
     """
-    Return the line that answers *verb* with the document *text*.
+    Return the answer to *verb* with the document *text*, on one line.
     """
     try:
-        request = parse_request(verb, text)
-        return answer(_function(verb)(system, request))
+        request, call = parse_request(verb, text)
+        return encode_result(handler_of(type(request))(system, call, request))
     except HostError as error:
-        return refusal(error)
+        return encode_error(error)
     except OSError as error:
-        return refusal(_told(error))
+        return encode_error(_host_error(error))
 
 
-def _function(verb: str) -> Any:
-    if verb not in VERBS:
-        raise HostError(
-            "UsageError",
-            f"the host tool has no verb {verb!r}",
-            f"it has {', '.join(VERBS)}",
-            "inv provision puts the host tool of this version there",
-        )
-    module, _, name = VERBS[verb].partition(":")
-    return getattr(importlib.import_module(f"deploy.host.{module}"), name)
+def handler_of(request: type[Request[Any]]) -> Handler:
+    """
+    Return the function that runs requests of that type.
+    """
+    module, _, name = HANDLERS[request].partition(":")
+    handler: Handler = getattr(importlib.import_module(f"deploy.host.{module}"), name)
+    return handler
 
 
-def _told(error: OSError) -> HostError:
+def _host_error(error: OSError) -> HostError:
     where = error.filename or "a file of this host"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HostError(
-            "DiskTooSmall",
+            ErrorKind.DISK_TOO_SMALL,
             f"the disk of {where} is full",
             str(error),
-            "make room there, then run it again",
+            "free space there, then run it again",
         )
     if isinstance(error, PermissionError):
         return HostError(
-            "PreconditionError",
-            f"{where} may not be touched",
-            f"{error}; the host tool ran as user {os.geteuid()}",
-            "let the SSH user of the fleet file be root, or one who may use sudo -n",
+            ErrorKind.PRECONDITION,
+            f"no permission for {where}",
+            f"{error}; the host program ran as user {os.geteuid()}",
+            "the SSH user of the fleet file must be root, or a user with sudo -n",
         )
     return HostError(
-        "CommandFailed",
-        f"{where} can't be used",
+        ErrorKind.COMMAND_FAILED,
+        f"{where}: the operating system refused an operation",
         str(error),
         "inv provision; if that fails too, df and dmesg on the host",
     )
 
 
 def main() -> int:
-    # The connection may be cut in the middle; what was begun is finished and written down.
+    # The connection may be cut at any time: a verb that began still ends and is journaled.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o022)
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
-    line = handle(System(Layout(), Runner(), Clock()), verb, sys.stdin.read())
+    line = handle(System(), verb, sys.stdin.read())
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody listens any more; the journal has it.
+        # The caller has gone; the journal has the result.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,56 +1,65 @@
 """
-Does it fit?
+Free space on a host, checked before anything is sent.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.host.files import nearest_existing
-from deploy.host.rpc import HostError
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.system import System
 
-MARGIN_BYTES = 64 << 20  # left over for journals, logs and bytecode
+MARGIN_BYTES = 64 << 20  # reserved for journals, logs and bytecode
 
 
-def free_bytes(path: Path) -> int:
+class DiskNeed(NamedTuple):
     """
-    Return what may still be written where *path* is, or will be.
+    Attributes:
+        need_bytes: Sum over all directories.
+        free_bytes: Free space of the file system that has the least left over.
     """
-    found = os.statvfs(nearest_existing(path))
-    return found.f_bavail * found.f_frsize
+
+    need_bytes: int
+    free_bytes: int
 
 
-def check_room(needs: dict[Path, int]) -> dict[str, int]:
+def free_bytes(system: System, path: Path) -> int:
     """
-    Return need_bytes of all, and free_bytes of the file system with the least left over.
+    Return the free space of the file system that *path* is, or will be, on.
+    """
+    return system.free_bytes(nearest_existing(path))
 
-    Directories on one file system share its space.
+
+def check_space(system: System, needs: dict[Path, int]) -> DiskNeed:
+    """
+    Return what *needs*, bytes by directory, comes to.  Directories on one file system share it.
 
     Raises:
-        HostError: One of them does not fit.
+        HostError: A file system is too small.
     """
     by_device: dict[int, tuple[Path, int]] = {}
     for path, need in needs.items():
         device = nearest_existing(path).stat().st_dev
         first, already = by_device.get(device, (path, 0))
         by_device[device] = (first, already + need)
-    rooms = [(free_bytes(path) - need, need, path) for path, need in by_device.values()]
+    rooms = [(free_bytes(system, path) - need, need, path) for path, need in by_device.values()]
     left, need, path = min(rooms, key=lambda room: room[0])
     if need and left < MARGIN_BYTES:
         raise too_small(path, f"{_mib(need)} are needed, {_mib(left + need)} are free")
-    return {"need_bytes": sum(needs.values()), "free_bytes": left + need}
+    return DiskNeed(sum(needs.values()), left + need)
 
 
 def too_small(path: Path | str, why: str) -> HostError:
     """
-    Return the error that says that *path* has no room.
+    Return the error for a bundle that does not fit on the file system of *path*.
     """
     return HostError(
-        "DiskTooSmall",
+        ErrorKind.DISK_TOO_SMALL,
         f"the bundle does not fit on the disk of {path}",
         why,
-        "make room there (inv status shows what is free), or lower release.keep",
+        "free space there (inv status shows how much), or lower release.keep",
     )
 
 

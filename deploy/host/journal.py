@@ -1,7 +1,7 @@
 """
-What happened on this host: append-only, one JSON object a line, on disk before the effect.
+The journal of a host: append-only, one JSON object a line, on disk before the effect.
 
-An intent stands before each effect and its result after it; an intent without a result is a crash.
+Each effect has an intent before it and a result after it; an intent without a result is a crash.
 The line format is documented in docs/reference/journal.md.
 """
 
@@ -13,44 +13,47 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from deploy.host.files import sync_directory
+from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, Unfinished
 from deploy.host.system import System, utc
 
 INTENT, RESULT, EVENT = "intent", "result", "event"
-BEGIN, END, PAUSED, RESUMED = "release.begin", "release.end", "release.paused", "release.resumed"
-GOOD_RECORD, GOOD_ROLLBACK = "good.record", "good.rollback"
+BEGIN, END = "release.begin", "release.end"
+GOOD_RECORD, GOOD_ROLLBACK = GoodRecord.VERB, GoodRollback.VERB
+_OUTCOME_PAUSED = "paused"
 _TAIL = 1 << 16
 
 
 class Replayed(NamedTuple):
     """
-    What the lines of a journal add up to.
+    State that the lines of a journal add up to.
 
     Attributes:
         good: Releases recorded as good and not rolled back, oldest first.
-        unfinished: Where a release, or a verb, began and has not ended; None: nowhere.
-        paused: The release that waits for a person, and why.
-        fence: Highest fencing number that was ever written down.
+        unfinished: The latest release or verb that began and has not ended.
+        paused: Release that waits for a decision of the operator.
+        seq: Number of the last line.
+        fence: Highest fencing number of any line.
     """
 
-    good: list[dict[str, Any]]
-    unfinished: dict[str, Any] | None
-    paused: dict[str, Any] | None
+    good: list[GoodRelease]
+    unfinished: Unfinished | None
+    paused: str | None
     seq: int
     fence: int
 
 
 def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
     """
-    Return what *entries* add up to.  Pure.
+    Return the state after *entries*.  Pure.
 
     A result ends every earlier intent of the same step with the same arguments, so that a verb
-    that was killed and run again is finished.  The end of a release ends all that was open, and
-    a new release takes over what an earlier one left open: one lease, one writer.
+    that was killed and run again is finished.  The end of a release ends all open intents, and
+    a new release takes over the intents that an earlier one left open: one lease, one writer.
     """
-    good: list[dict[str, Any]] = []
+    good: list[GoodRelease] = []
     open_intents: dict[str, dict[str, Any]] = {}
     current: dict[str, Any] | None = None
-    paused: dict[str, Any] | None = None
+    paused: str | None = None
     seq = fence = 0
     for entry in entries:
         seq = max(seq, entry.get("seq") or 0)
@@ -64,49 +67,43 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
                 good = _good_after(good, entry)
         elif step == BEGIN:
             current, paused = entry, None
-        elif step == PAUSED:
-            paused = _pause(entry)
-        elif step == RESUMED:
-            paused = None
         elif step == END and (current is None or current.get("release") == entry.get("release")):
-            held = (entry.get("args") or {}).get("outcome") == "paused"
-            paused = (paused or _pause(entry)) if held else None
+            is_paused = (entry.get("args") or {}).get("outcome") == _OUTCOME_PAUSED
+            paused = entry.get("release") if is_paused else None
             current = None
             open_intents.clear()
         if current is not None and entry.get("release") == current.get("release"):
-            current = {**current, "step": step, "seq": entry.get("seq"), "at": entry.get("at")}
+            current = {**current, "step": step}
     return Replayed(good, _unfinished(current, open_intents), paused, seq, fence)
 
 
-def _good_after(good: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:
     args = entry.get("args") or {}
-    release = entry.get("release")
     if entry.get("step") == GOOD_RECORD:
-        new = {"release": release, "at": entry.get("at"), **args}
-        last = good[-1] if good else {}
-        if (last.get("release"), last.get("bundle")) == (release, args.get("bundle")):
-            return good  # said twice
+        try:
+            new = GoodRelease(entry["release"], args["bundle"], args["version"])
+        except KeyError:
+            return good  # damaged
+        if good and (good[-1].release, good[-1].bundle) == (new.release, new.bundle):
+            return good  # recorded twice
         return [*good, new]
     if entry.get("step") == GOOD_ROLLBACK:
-        positions = [i for i, g in enumerate(good) if g["release"] == args.get("to_release")]
+        positions = [i for i, g in enumerate(good) if g.release == args.get("to_release")]
         return good[: positions[-1] + 1] if positions else good
     return good
 
 
-def _pause(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**(entry.get("args") or {}), "release": entry.get("release"), "at": entry.get("at")}
-
-
 def _unfinished(
     current: dict[str, Any] | None, open_intents: dict[str, dict[str, Any]]
-) -> dict[str, Any] | None:
+) -> Unfinished | None:
     intents = sorted(open_intents.values(), key=lambda e: e.get("seq") or 0)
     last = intents[-1] if intents else current
     if last is None:
         return None
     release = current["release"] if current else last.get("release")
-    found = {key: last.get(key) for key in ("step", "seq", "at", "fence", "actor")}
-    return {"release": release, "is_intent": bool(intents), **found}
+    begin = (current or {}).get("args") or {}
+    rollback_to = begin.get("to_release") if begin.get("kind") == "rollback" else None
+    return Unfinished(release, str(last.get("step")), rollback_to)
 
 
 def _key(entry: dict[str, Any]) -> str:
@@ -115,7 +112,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 class Journal:
     """
-    The file.  Whoever appends holds the lock of the host tool.
+    The journal file.  Callers of `append` hold the host's lock.
     """
 
     def __init__(self, system: System) -> None:
@@ -124,9 +121,9 @@ class Journal:
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """
-        Return the entries, and how many lines can't be read.
+        Return the entries, and the number of lines that cannot be read.
 
-        What stands after the last line end was being written when the host died: it is not there.
+        An unfinished last line is ignored: the host died while it was written.
         """
         try:
             data = self._path.read_bytes()
@@ -146,7 +143,7 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> dict[str, Any]:
         """
-        Write *entry* with its number, time and boot, and return once the disk has it.
+        Write *entry* with number, time and boot id; return the line once it is on disk.
         """
         is_new = not self._path.exists()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
@@ -154,7 +151,7 @@ class Journal:
             end = _drop_torn_line(descriptor)
             whole = {
                 "seq": self._last_seq(descriptor, end) + 1,
-                "at": utc(self._system.clock.wall_s()),
+                "at": utc(self._system.wall_s()),
                 "boot_id": self._system.boot_id(),
                 **entry,
             }
@@ -167,7 +164,7 @@ class Journal:
 
     def _last_seq(self, descriptor: int, end: int) -> int:
         lines = os.pread(descriptor, _TAIL, max(0, end - _TAIL)).splitlines()
-        # The first of them may be cut off by the window, unless the window is the file.
+        # The window may start in the middle of its first line.
         for line in reversed(lines[1:] if end > _TAIL else lines):
             entry = _parse(line)
             if entry is not None:
@@ -186,7 +183,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _drop_torn_line(descriptor: int) -> int:
     """
-    Cut off what stands after the last line end, and return the size that is left.
+    Cut off an unfinished last line, and return the size of the rest.
     """
     size = end = os.fstat(descriptor).st_size
     while end > 0:
@@ -203,10 +200,10 @@ def _drop_torn_line(descriptor: int) -> int:
 
 
 def _write_whole(descriptor: int, end: int, line: bytes) -> None:
-    done = 0
+    written = 0
     try:
-        while done < len(line):
-            done += os.pwrite(descriptor, line[done:], end + done)
+        while written < len(line):
+            written += os.pwrite(descriptor, line[written:], end + written)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, end)
@@ -223,7 +220,7 @@ def entry(
     args: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    Return the part of a line that its writer knows; a result adds ok, error and result.
+    Return a line without number and time; a result line adds ok, error and result.
     """
     return {
         "release": release,

@@ -1,5 +1,5 @@
 """
-One step that changes the host: checked against the lease, announced, done, written down.
+Runs one step that changes the host: lease check, intent, effect, result.
 """
 
 from __future__ import annotations
@@ -9,65 +9,59 @@ from contextlib import contextmanager
 from typing import Any
 
 from deploy.host import journal
+from deploy.host.codec import encode
 from deploy.host.files import locked
 from deploy.host.lease import Leases
-from deploy.host.rpc import HostError, Request
+from deploy.host.protocol import Call, ErrorKind, HostError
 from deploy.host.system import System
 
-LOCK_TIMEOUT_S = 10.0  # nobody holds the lock while waiting for anything that takes longer
+LOCK_TIMEOUT_S = 10.0  # no verb holds the lock across a longer wait
 
 
 class Operation:
     """
-    A step in the middle.
+    A step in progress.
 
     Attributes:
-        result: What its result line and the caller are told.
+        result: Message for the journal's result line; the verb returns the same one.
     """
 
-    def __init__(self, system: System, request: Request, needs_lease: bool) -> None:
+    def __init__(self, system: System, call: Call, needs_lease: bool) -> None:
         self._system = system
-        self._request = request
+        self._call = call
         self._needs_lease = needs_lease
-        self.result: dict[str, Any] = {}
+        self.result: Any = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """
-        Hold the lock of the host tool for a change that takes no time, under a lease in force.
+        Hold the host's lock for a change that takes no time, under a lease in force.
 
         Raises:
             HostError: The lease was lost since.
         """
         with locked(self._system, self._system.layout.lock, LOCK_TIMEOUT_S):
-            if self._needs_lease or self._request.fence is not None:
-                Leases(self._system).check(self._request.fence)
+            if self._needs_lease or self._call.fence is not None:
+                Leases(self._system).check(self._call.fence)
             yield
 
 
 @contextmanager
 def journaled(
-    system: System, request: Request, args: dict[str, Any], *, needs_lease: bool = True
+    system: System, call: Call, verb: str, args: dict[str, Any], *, needs_lease: bool = True
 ) -> Iterator[Operation]:
     """
-    Write the intent of the verb of *request*, let the caller do it, write its result.
+    Write the intent of *verb*, let the caller do the work, write its result.
 
-    The lock is not held while the caller works: what changes the host goes into `Operation.locked`.
-    A killed process writes no result, which is how `status` knows.
+    The lock is not held while the caller works: each change goes into `Operation.locked`.
+    A killed process writes no result, which `status` reports as unfinished.
 
     Args:
-        args: What is written down of the arguments; the same for the same thing done again.
-        needs_lease: False for what adds immutable content and can harm nobody.
+        args: Arguments for the journal; the same when the same thing is done again.
+        needs_lease: False for verbs that only add immutable content.
     """
-    op = Operation(system, request, needs_lease)
-    line = journal.entry(
-        request.verb,
-        journal.INTENT,
-        release=request.release,
-        fence=request.fence,
-        actor=request.actor,
-        args=args,
-    )
+    op = Operation(system, call, needs_lease)
+    line = entry_of(call, verb, journal.INTENT, args)
     book = journal.Journal(system)
     with op.locked():
         intent = book.append(line)
@@ -78,28 +72,35 @@ def journaled(
         _close(system, {**outcome, "ok": False, "error": error.as_json()})
         raise
     except Exception as error:
-        told = {"kind": "CommandFailed", "what": f"{request.verb} broke", "why": repr(error)}
-        _close(system, {**outcome, "ok": False, "error": {**told, "fix": "see the host tool"}})
+        crash = HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{verb}: the host program failed",
+            repr(error),
+            "the host program's standard error has the traceback",
+        )
+        _close(system, {**outcome, "ok": False, "error": crash.as_json()})
         raise
-    _close(system, {**outcome, "ok": True, "result": op.result})
+    _close(system, {**outcome, "ok": True, "result": encode(op.result)})
 
 
-def note(system: System, request: Request, what: str, data: dict[str, Any]) -> int:
+def append_event(system: System, call: Call, event: str, data: dict[str, Any]) -> int:
     """
-    Append the event *what* to the journal and return its number; the caller holds the lock.
+    Append *event* to the journal and return its line number; the caller holds the lock.
     """
-    line = journal.entry(
-        what,
-        journal.EVENT,
-        release=request.release,
-        fence=request.fence,
-        actor=request.actor,
-        args=data,
-    )
+    line = entry_of(call, event, journal.EVENT, data)
     return int(journal.Journal(system).append(line)["seq"])
 
 
+def entry_of(call: Call, step: str, phase: str, args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return a journal line of *call*, without number and time.
+    """
+    return journal.entry(
+        step, phase, release=call.release, fence=call.fence, actor=call.actor, args=args
+    )
+
+
 def _close(system: System, line: dict[str, Any]) -> None:
-    # Whoever holds the lease by now: what was done is written down.
+    # The result is written even if another lease is in force by now.
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         journal.Journal(system).append(line)

@@ -1,28 +1,28 @@
 """
-Who may change this host: one owner, until a time, with a number that only grows.
+The lease of a host: one owner until a time, with a fencing number that only grows.
 
-Compare-and-swap under the lock of the host tool.  A lease ends when its time is over on the
-clock that counts from boot (setting the wall clock moves nothing), and with the boot itself.
+Compare-and-swap under the host's lock.  A lease ends when its time is over on the boot clock, which
+setting the wall clock does not move, and with a reboot.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from deploy.host.files import write_atomic
 from deploy.host.journal import Journal
-from deploy.host.rpc import HostError
+from deploy.host.protocol import ErrorKind, HostError, LeaseStatus
 from deploy.host.system import System
 
 
 class Lease(NamedTuple):
     """
-    What lease.json holds; `owner` is None once it was given back.
+    Content of lease.json; `owner` is None after the lease was released.
 
     Attributes:
-        expires_at: For people and other machines, in seconds since 1970.
-        expires_steady_s: For this host, in seconds of the clock that counts from boot.
+        expires_at: For people and other machines; seconds since 1970.
+        expires_steady_s: For this host; seconds of the boot clock.
     """
 
     fence: int
@@ -34,24 +34,16 @@ class Lease(NamedTuple):
 
     def left_s(self, steady_s: float, boot_id: str) -> float:
         """
-        Return the seconds until it ends; 0 when it has.
+        Return the seconds until it ends; 0 after that.
         """
         if self.owner is None or boot_id != self.boot_id:
             return 0.0
         return max(0.0, self.expires_steady_s - steady_s)
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "owner": self.owner,
-            "fence": self.fence,
-            "expires_at": self.expires_at,
-            "release": self.release,
-        }
-
 
 class Leases:
     """
-    The lease file.  Whoever changes it holds the lock of the host tool.
+    The lease file.  Callers that change it hold the host's lock.
     """
 
     def __init__(self, system: System) -> None:
@@ -60,15 +52,24 @@ class Leases:
 
     def in_force(self) -> Lease | None:
         """
-        Return the lease that is in force.
+        Return the lease in force.
         """
         lease = self._read()
         if lease is None or self.left_s(lease) <= 0:
             return None
         return lease
 
+    def status(self) -> LeaseStatus | None:
+        """
+        Return the lease in force as `status` reports it.
+        """
+        lease = self.in_force()
+        if lease is None or lease.owner is None:
+            return None
+        return LeaseStatus(lease.owner, lease.release, lease.fence, self.left_s(lease))
+
     def left_s(self, lease: Lease) -> float:
-        return lease.left_s(self._system.clock.steady_s(), self._system.boot_id())
+        return lease.left_s(self._system.steady_s(), self._system.boot_id())
 
     def check(self, fence: int | None) -> Lease:
         """
@@ -79,8 +80,8 @@ class Leases:
         """
         if fence is None:
             raise HostError(
-                "PreconditionError",
-                "no lease was given",
+                ErrorKind.PRECONDITION,
+                "the call carries no lease",
                 "this verb changes the host",
                 "take the lease first: lease.acquire",
             )
@@ -88,41 +89,41 @@ class Leases:
         if lease is not None and lease.fence == fence and self.left_s(lease) > 0:
             return lease
         raise HostError(
-            "LeaseLost",
-            f"the lease {fence} is not in force any more",
+            ErrorKind.LEASE_LOST,
+            f"lease {fence} is no longer in force",
             self._why_not(lease, fence),
-            "inv status; nothing more was changed here under this lease",
+            "inv status; nothing more was changed on this host under this lease",
         )
 
     def take(self, owner: str, release: str | None, ttl_s: float) -> Lease:
         """
-        Give *owner* the lease, with a higher number than any before.
+        Grant *owner* the lease, with a higher number than every earlier one.
 
-        The holder may ask again for the same release: the answer may have been lost.
+        The holder may take it again for the same release, because the answer may have been lost.
 
         Raises:
-            HostError: Somebody else holds it.
+            HostError: Another owner, or another release, holds it.
         """
         held = self.in_force()
         if held is not None and (release is None or (held.owner, held.release) != (owner, release)):
             raise HostError(
-                "LeaseHeld",
-                f"{held.owner} is at work here",
-                f"their lease {held.fence} for {held.release or 'no release'} ends in "
-                f"{self.left_s(held):.0f} s unless they renew it",
-                "wait for them, or inv status",
+                ErrorKind.LEASE_HELD,
+                f"{held.owner} holds the lease",
+                f"lease {held.fence} for {held.release or 'no release'} ends in "
+                f"{self.left_s(held):.0f} s unless it is renewed",
+                "wait until it ends; inv status shows it",
             )
         last = self._read()
-        # The journal remembers the number if the lease file was lost.
+        # The journal has the highest number also after the lease file was lost.
         fence = max(last.fence if last else 0, Journal(self._system).replay().fence) + 1
         return self._write(fence, owner, release, ttl_s)
 
     def renew(self, lease: Lease, ttl_s: float) -> Lease:
         return self._write(lease.fence, lease.owner, lease.release, ttl_s)
 
-    def give_back(self, fence: int | None) -> bool:
+    def release(self, fence: int | None) -> bool:
         """
-        End the lease of *fence*; False when it is not the one in force.
+        End the lease of *fence*; False if another or no lease is in force.
         """
         held = self.in_force()
         if held is None or held.fence != fence:
@@ -134,31 +135,31 @@ class Leases:
         if lease is None:
             return "this host has no lease"
         if lease.fence != fence:
-            return f"lease {lease.fence} was given to {lease.owner or 'nobody'} since"
+            return f"lease {lease.fence} has replaced it" + (
+                f", of {lease.owner}" if lease.owner else ""
+            )
         if lease.owner is None:
-            return "it was given back"
+            return "it was released"
         if lease.boot_id != self._system.boot_id():
-            return "the host was booted since"
-        late_s = self._system.clock.steady_s() - lease.expires_steady_s
-        return f"it ended {late_s:.1f} s ago without being renewed"
+            return "the host was rebooted since"
+        late_s = self._system.steady_s() - lease.expires_steady_s
+        return f"it expired {late_s:.1f} s ago"
 
     def _read(self) -> Lease | None:
         try:
-            found = json.loads(self._path.read_bytes())
-            return Lease(**found)
+            return Lease(**json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
-            return None  # not ours, or from before a change of format: the journal has the number
+            return None  # damaged, or of another format: the journal has the number
 
     def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
-        clock = self._system.clock
         lease = Lease(
             fence=fence,
             owner=owner,
             release=release,
-            expires_at=round(clock.wall_s() + ttl_s, 3),
-            expires_steady_s=clock.steady_s() + ttl_s,
+            expires_at=round(self._system.wall_s() + ttl_s, 3),
+            expires_steady_s=self._system.steady_s() + ttl_s,
             boot_id=self._system.boot_id(),
         )
         write_atomic(self._path, json.dumps(lease._asdict()).encode(), 0o640)

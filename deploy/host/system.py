@@ -1,19 +1,28 @@
 """
-What a verb may touch beside files: other programs and the clock.  Tests give their own.
+The operating system as verbs use it: programs, clocks, disk, locks, sockets.  Tests replace it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from deploy.host.layout import Layout
-from deploy.host.rpc import HostError, one_line
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.text import one_line
+
+if TYPE_CHECKING:
+    from deploy.host.sockets import HttpAnswer
 
 Result = TypeVar("Result")
+
+_HAPROXY_TIMEOUT_S = 5.0
+_LOCK_POLL_S = 0.02
 
 
 class ProgramResult(NamedTuple):
@@ -22,10 +31,13 @@ class ProgramResult(NamedTuple):
     stderr: str
 
 
-class Runner:
+class System:
     """
-    Runs programs of the host, each with a deadline.
+    The operating system of one host.
     """
+
+    def __init__(self, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout()
 
     def run(
         self,
@@ -36,14 +48,14 @@ class Runner:
         env: Mapping[str, str] | None = None,
     ) -> ProgramResult:
         """
-        Run *argv* and return what it answered, whatever its exit status.
+        Run *argv* and return its output, whatever its exit status.
 
         Raises:
             HostError: The program is missing, or was killed at its deadline.
         """
         environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0", **(env or {})}
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 list(argv),
                 input=stdin,
                 capture_output=True,
@@ -53,34 +65,28 @@ class Runner:
             )
         except FileNotFoundError:
             raise HostError(
-                "PreconditionError",
+                ErrorKind.PRECONDITION,
                 f"{argv[0]} is not installed",
-                f"it was asked for: {' '.join(argv)[:200]}",
+                f"needed for: {' '.join(argv)[:200]}",
                 "inv provision",
             ) from None
         except subprocess.TimeoutExpired as error:
-            said = (error.stderr or b"").decode(errors="replace")
+            stderr = (error.stderr or b"").decode(errors="replace")
             raise HostError(
-                "CommandFailed",
+                ErrorKind.COMMAND_FAILED,
                 f"{' '.join(argv[:3])} did not end within {timeout_s:.0f} s",
-                one_line(said) or "it said nothing",
-                "inv status, and look at the load of the host",
+                one_line(stderr) or "no output",
+                "inv status, and check the load of the host",
             ) from None
         return ProgramResult(
-            done.returncode,
-            done.stdout.decode(errors="replace"),
-            done.stderr.decode(errors="replace"),
+            completed.returncode,
+            completed.stdout.decode(errors="replace"),
+            completed.stderr.decode(errors="replace"),
         )
-
-
-class Clock:
-    """
-    The clocks of the host.
-    """
 
     def wall_s(self) -> float:
         """
-        Return seconds since 1970; may be set back and forth.
+        Return seconds since 1970; the clock may be set forward or back.
         """
         return time.time()
 
@@ -93,17 +99,67 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-
-class System(NamedTuple):
-    layout: Layout
-    runner: Runner
-    clock: Clock
-
     def boot_id(self) -> str:
         """
         Return the id that the kernel gave this boot.
         """
         return self.layout.boot_id.read_text().strip()
+
+    def free_bytes(self, path: Path) -> int:
+        """
+        Return the free space of the file system of *path*, which exists.
+        """
+        statistics = os.statvfs(path)
+        return statistics.f_bavail * statistics.f_frsize
+
+    def haproxy(self, command: str) -> str:
+        """
+        Return HAProxy's answer to *command* on its runtime socket.
+
+        Raises:
+            OSError: HAProxy does not answer.
+        """
+        from deploy.host.sockets import send_line
+
+        return send_line(self.layout.haproxy_socket, command, _HAPROXY_TIMEOUT_S)
+
+    def http(
+        self,
+        slot: str,
+        method: str,
+        target: str,
+        *,
+        timeout_s: float,
+        document: dict[str, Any] | None = None,
+        token: str | None = None,
+    ) -> HttpAnswer:
+        """
+        Send one request to the runtime of *slot*; no answer is an answer without status.
+        """
+        from deploy.host.sockets import http_request
+
+        return http_request(
+            self.layout.runtime_socket(slot),
+            method,
+            target,
+            timeout_s=timeout_s,
+            document=document,
+            token=token,
+        )
+
+    def lock(self, descriptor: int, timeout_s: float) -> bool:
+        """
+        Lock the open file *descriptor* until it is closed; False when another process holds it.
+        """
+
+        def lock() -> bool | None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            return True
+
+        return self.poll_until(lock, timeout_s, _LOCK_POLL_S) is True
 
     def poll_until(
         self, probe: Callable[[], Result | None], timeout_s: float, poll_s: float
@@ -113,15 +169,15 @@ class System(NamedTuple):
 
         Calls *probe* at least once.
         """
-        until_s = self.clock.steady_s() + timeout_s
+        until_s = self.steady_s() + timeout_s
         while True:
             result = probe()
             if result is not None:
                 return result
-            left_s = until_s - self.clock.steady_s()
+            left_s = until_s - self.steady_s()
             if left_s <= 0:
                 return None
-            self.clock.sleep(min(poll_s, left_s))
+            self.sleep(min(poll_s, left_s))
 
 
 def utc(wall_s: float) -> str:

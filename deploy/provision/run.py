@@ -15,7 +15,7 @@ from typing import IO
 
 import uv
 
-from deploy.bundle.host_tool import build_host_tool
+from deploy.bundle.host_program import build_host_program
 from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.inventory.schema import Fleet
 from deploy.provision.goal import Goal, read_allowed_signers, resolve_tokens, weigh
@@ -79,7 +79,7 @@ def _jobs(fleet: Fleet, env: Mapping[str, str], progress: Progress) -> tuple[Hos
     rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
-    tool = build_host_tool()
+    tool = build_host_program()
     binary = weigh(Path(uv.find_uv_bin()))
     locks: dict[str, Lock] = {}
     for name, row in rows.items():

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from deploy.errors import DeployError
 
 
 class Ending(StrEnum):
     PROMOTED = "promoted"
-    REVERTED = "reverted"
+    REVERTED = "reverted"  # a release that went back
+    ROLLED_BACK = "rolled_back"  # a rollback that did what was asked
     PAUSED = "paused"
     NOOP = "noop"
 
@@ -37,7 +38,7 @@ class ReleaseEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReleaseOutcome:
     """
     How a release or rollback ended.
 
@@ -54,25 +55,13 @@ class Outcome:
     error: DeployError | None = None
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "release": self.release,
             "outcome": str(self.ending),
             "reason": self.reason,
             "evidence": dict(self.evidence),
         }
-        return found | ({"error": self.error.as_json()} if self.error else {})
-
-
-class Clock(Protocol):
-    """
-    The only clock of a release.
-    """
-
-    def monotonic_s(self) -> float: ...
-
-    def utc(self) -> datetime: ...
-
-    def sleep(self, seconds: float) -> None: ...
+        return document | ({"error": self.error.as_json()} if self.error else {})
 
 
 Report = Callable[[ReleaseEvent], None]  # where events go

@@ -81,7 +81,7 @@ def counted(history: Sequence[Reading], within_s: float) -> Window:
     """
     Return what one slot did over *history*, oldest reading first; restarts over *within_s* only.
 
-    A counter that goes backwards was reset by a restart of the slot: what it shows then is new.
+    A counter that decreases was reset by a restart of the slot: its whole value is new.
     A broken request counts as one request and one error.
     """
     if not history:
@@ -140,12 +140,12 @@ def judge(window: Window, elapsed_s: float, policy: CanaryPolicy, gates: Gates) 
             f"({window.error_rate:.1%}, {rate.max:.1%} allowed)",
         )
 
-    seen = f"{window.requests} of {policy.min_requests} requests"
+    progress = f"{window.requests} of {policy.min_requests} requests"
     if window.requests < policy.min_requests:
         if elapsed_s >= policy.give_up_after:
-            reason = f"not enough data: the canary had {seen} in {elapsed_s:.0f} s"
+            reason = f"not enough data: the canary had {progress} in {elapsed_s:.0f} s"
             return Judgement(Verdict.PAUSE, "min_requests", reason)
-        return Judgement(Verdict.WAIT, "min_requests", f"the canary has had {seen}")
+        return Judgement(Verdict.WAIT, "min_requests", f"the canary has had {progress}")
     if elapsed_s < policy.duration:
         left_s = policy.duration - elapsed_s
         return Judgement(Verdict.WAIT, "duration", f"within its limits, {left_s:.0f} s to go")

@@ -1,93 +1,138 @@
 """
-Holds the lease of every host of a release, and says when one of them is lost.
+Holds the leases of a release: takes, renews and releases them, and reports a lost one.
 """
 
-import threading
 from collections.abc import Iterable
 
-from deploy.errors import DeployError
-from deploy.transport.host_tool import HostTool
+from deploy.errors import DeployError, LeaseLost
+from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
+from deploy.release.clock import Clock, Timer
+from deploy.transport.client import HostClient
+
+# In shares of the time to live.  A renewal starts at 1/3 and ends by 7/12; if it fails, the next
+# starts at 8/12 and ends by 11/12, while the lease is still in force.
+_PERIOD, _TIMEOUT, _RETRY = 1 / 3, 1 / 4, 1 / 12
 
 
 class LeaseKeeper:
     """
-    Takes the lease of all hosts or of none, renews it in the background, gives it back.
+    Takes the lease of all hosts or of none, renews it in the background, releases it.
 
-    A host that answers no renewal for a whole time to live is given up: its connection is closed,
-    so that whoever waits for it learns at once instead of at a deadline of his own.
+    A lease is lost when the host says so, or when no renewal succeeded for a whole time to live.
+    The host's connection is then closed, so that a command in progress fails at once instead of
+    at its own deadline, and `check` raises from then on.
 
     Args:
         ttl_s: Time to live of the lease, in seconds; the longest that a cut or frozen host can
-            hold up a release.
+            delay a release.
     """
 
-    def __init__(self, tools: Iterable[HostTool], *, owner: str, release: str, ttl_s: float):
-        self._tools = list(tools)
-        self._owner, self._release, self._ttl_s = owner, release, ttl_s
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._held: list[HostTool] = []
-        self.lost: dict[str, DeployError] = {}
+    def __init__(
+        self,
+        clients: Iterable[HostClient],
+        *,
+        owner: str,
+        release: str,
+        ttl_s: float,
+        clock: Clock,
+    ) -> None:
+        self._clients = sorted(clients, key=lambda client: client.host)
+        self._owner, self._release, self._ttl_s, self._clock = owner, release, ttl_s, clock
+        self._timers: dict[str, Timer] = {}
+        self._renewed_s: dict[str, float] = {}
+        self._lost: dict[str, DeployError] = {}
 
     def __enter__(self) -> "LeaseKeeper":
         """
         Take the leases in the order of the host names: two operators never each hold half.
 
         Raises:
-            LeaseHeld: Somebody else holds one; those already taken are given back.
+            LeaseHeld: Another owner holds one; those already taken are released.
         """
         try:
-            for tool in sorted(self._tools, key=lambda t: t.host):
-                tool.release = self._release
-                self.take(tool)
-                self._held.append(tool)
+            for client in self._clients:
+                client.release = self._release
+                self.take(client)
         except BaseException:
-            self._give_back()
+            self._release_all()
             raise
-        for tool in self._held:
-            thread = threading.Thread(target=self._renew, args=(tool,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(self._ttl_s)
-        self._give_back()
+        self._release_all()
 
-    def take(self, tool: HostTool) -> None:
+    def take(self, client: HostClient) -> None:
         """
-        Take the lease of one host, also of one that was lost for a while, if nobody else has it.
+        Take the lease of one host, also of one that was lost, and renew it from now on.
 
         Raises:
-            LeaseHeld: Somebody else has.
-            TransportError: It is still lost.
+            LeaseHeld: Another owner holds it.
+            TransportError: The host does not answer.
         """
-        args = {"owner": self._owner, "ttl_s": self._ttl_s, "release": self._release}
-        tool.fence = int(tool.call("lease.acquire", args)["fence"])
+        self._stop_renewing(client.host)
+        sent_s = self._clock.monotonic_s()
+        granted = client.call(
+            LeaseAcquire(owner=self._owner, ttl_s=self._ttl_s), timeout_s=self._ttl_s
+        )
+        client.fence = granted.fence
+        self._lost.pop(client.host, None)
+        self._renewed_s[client.host] = sent_s
+        self._timers[client.host] = self._clock.start_timer(
+            lambda: self._renew(client), self._ttl_s * _PERIOD
+        )
 
-    def _renew(self, tool: HostTool) -> None:
-        # Two tries fit into one time to live.
-        failed: DeployError | None = None
-        while not self._stop.wait(self._ttl_s / 6 if failed else self._ttl_s / 3):
-            try:
-                tool.call("lease.renew", {"ttl_s": self._ttl_s}, timeout_s=self._ttl_s / 2)
-                failed = None
-            except DeployError as error:
-                if failed is not None:
-                    self.lost[tool.host] = failed
-                    tool.transport.close()
-                    return
-                failed = error
+    def check(self, host: str) -> None:
+        """
+        Refuse to go on with a host whose lease is lost.
 
-    def _give_back(self) -> None:
-        for tool in self._held:
-            if tool.host not in self.lost:
+        Raises:
+            LeaseLost: It was lost since it was taken.
+        """
+        cause = self._lost.get(host)
+        if cause is not None:
+            raise LeaseLost(
+                f"{host}: the lease was lost",
+                why=f"{cause.what}: {cause.why}",
+                fix="inv status shows the host when it answers again",
+                host=host,
+            )
+
+    def is_lost(self, host: str) -> bool:
+        return host in self._lost
+
+    def _renew(self, client: HostClient) -> float | None:
+        sent_s = self._clock.monotonic_s()
+        try:
+            client.call(LeaseRenew(ttl_s=self._ttl_s), timeout_s=self._ttl_s * _TIMEOUT)
+        except LeaseLost as error:
+            self._lose(client, error)
+            return None
+        except DeployError as error:
+            left_s = self._renewed_s[client.host] + self._ttl_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                self._lose(client, error)
+                return None
+            return min(self._ttl_s * _RETRY, left_s)
+        self._renewed_s[client.host] = sent_s
+        return self._ttl_s * _PERIOD
+
+    def _lose(self, client: HostClient, error: DeployError) -> None:
+        self._lost[client.host] = error
+        client.transport.close()
+
+    def _stop_renewing(self, host: str) -> None:
+        timer = self._timers.pop(host, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _release_all(self) -> None:
+        for client in self._clients:
+            is_renewed = client.host in self._timers
+            self._stop_renewing(client.host)
+            if is_renewed and client.host not in self._lost:
                 try:
-                    tool.call("lease.release", timeout_s=self._ttl_s)
+                    client.call(LeaseRelease(), timeout_s=self._ttl_s)
                 except DeployError as error:
-                    # It expires by itself; nobody waits for it longer than its time to live.
-                    self.lost[tool.host] = error
-            tool.fence = None
-        self._held = []
+                    # It expires by itself within its time to live.
+                    self._lost[client.host] = error
+            client.fence = None

@@ -20,7 +20,7 @@ class State(StrEnum):
     HELD = "held"  # stopped without a verdict: the old slot has all the traffic, the new is warm
     REVERTING = "reverting"  # going back to the release that served before
     REVERTED = "reverted"  # the old release serves, as before
-    STUCK = "stuck"  # going back failed: a person is needed
+    STUCK = "stuck"  # the way back failed; inv status, then inv rollback
 
     @property
     def may_have_traffic(self) -> bool:
@@ -34,7 +34,7 @@ class Event(StrEnum):
     DONE = "done"
     FAILED = "failed"
     REJECTED = "rejected"  # measured and refused by a gate, here or on another host
-    INCONCLUSIVE = "inconclusive"  # a gate asks for a person
+    INCONCLUSIVE = "inconclusive"  # a gate leaves the decision to the operator
     LOST = "lost"  # lease or connection gone: we do not know what happened
 
 

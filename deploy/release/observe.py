@@ -3,17 +3,17 @@ Reads hosts into `Observed`: what serves where, who holds the lease, what was le
 """
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from deploy.errors import DeployError, PreconditionError
 from deploy.host.layout import SLOTS
-from deploy.transport.host_tool import HostTool
+from deploy.host.protocol import GoodRelease, HostStatus, SlotStatus, Status, Unfinished
+from deploy.release.parallel import on_each
+from deploy.transport.client import HostClient
 
 
 @dataclass(frozen=True, slots=True)
-class SlotSeen:
+class ObservedSlot:
     """
     One slot of one host.
 
@@ -38,8 +38,12 @@ class SlotSeen:
         return bool(self.weight_pct)
 
     @property
+    def is_stopped(self) -> bool:
+        return self.unit in {"inactive", "failed"}
+
+    @property
     def is_idle(self) -> bool:
-        return self.unit in {"inactive", "failed", "unknown"} and not self.has_traffic
+        return (self.is_stopped or self.unit == "unknown") and not self.has_traffic
 
     @property
     def state(self) -> str:
@@ -62,17 +66,6 @@ class SlotSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Good:
-    """
-    A release recorded as good on a host.
-    """
-
-    release: str
-    bundle: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
 class Observed:
     """
     One reachable host.
@@ -84,18 +77,23 @@ class Observed:
     """
 
     host: str
-    slots: tuple[SlotSeen, ...]
-    good: tuple[Good, ...]
+    slots: tuple[ObservedSlot, ...]
+    good: tuple[GoodRelease, ...]
     lease_owner: str | None
-    unfinished: str | None
+    unfinished: Unfinished | None
     paused: str | None
     boot_id: str
 
-    def slot(self, name: str) -> SlotSeen:
+    @property
+    def unfinished_text(self) -> str | None:
+        unfinished = self.unfinished
+        return f"{unfinished.release} at {unfinished.step}" if unfinished else None
+
+    def slot(self, name: str) -> ObservedSlot:
         return next(slot for slot in self.slots if slot.slot == name)
 
     @property
-    def stable(self) -> SlotSeen | None:
+    def stable(self) -> ObservedSlot | None:
         """
         Return the slot of the release that serves: the last one recorded as good, where it runs.
 
@@ -109,7 +107,7 @@ class Observed:
         return max(serving, key=lambda slot: slot.weight_pct or 0, default=None)
 
     @property
-    def spare(self) -> SlotSeen:
+    def spare(self) -> ObservedSlot:
         """
         Return the slot that a new release would take: where nothing runs, the one without traffic.
         """
@@ -118,65 +116,62 @@ class Observed:
         return min(others, key=lambda slot: slot.weight_pct or 0)
 
 
-def parse_status(host: str, status: dict[str, Any]) -> Observed:
+def observed(host: str, status: HostStatus) -> Observed:
     """
-    Return what the host tool's `status` says.
+    Return *status* of *host* as the plans read it.
     """
-    slots = []
-    for name in SLOTS:
-        seen = status["slots"].get(name, {})
-        slots.append(
-            SlotSeen(
-                slot=name,
-                bundle=seen.get("bundle"),
-                version=seen.get("version"),
-                unit=seen.get("unit") or "unknown",
-                weight_pct=seen.get("weight"),
-                haproxy=seen.get("haproxy"),
-                sessions=seen.get("sessions"),
-                is_ready=bool(seen.get("ready")),
-            )
-        )
-    lease, unfinished, paused = status["lease"], status["unfinished"], status["paused"]
     return Observed(
         host=host,
-        slots=tuple(slots),
-        good=tuple(Good(g["release"], g["bundle"], g["version"]) for g in status["good"]),
-        lease_owner=lease["owner"] if lease else None,
-        unfinished=f"{unfinished['release']} at {unfinished['step']}" if unfinished else None,
-        paused=paused["release"] if paused else None,
-        boot_id=status["boot_id"],
+        slots=tuple(_slot(name, status.slots[name]) for name in SLOTS),
+        good=status.good,
+        lease_owner=status.lease.owner if status.lease else None,
+        unfinished=status.unfinished,
+        paused=status.paused,
+        boot_id=status.boot_id,
     )
 
 
-def check_proxy(seen: Observed) -> None:
+def _slot(name: str, status: SlotStatus) -> ObservedSlot:
+    return ObservedSlot(
+        slot=name,
+        bundle=status.bundle,
+        version=status.version,
+        unit=status.unit,
+        weight_pct=status.weight,
+        haproxy=status.haproxy,
+        sessions=status.sessions,
+        is_ready=status.ready,
+    )
+
+
+def check_proxy(current: Observed) -> None:
     """
     Refuse a host whose shares are unknown.
 
     Raises:
         PreconditionError: HAProxy does not answer there.
     """
-    if any(slot.weight_pct is None for slot in seen.slots):
+    if any(slot.weight_pct is None for slot in current.slots):
         raise PreconditionError(
-            f"{seen.host}: nobody knows what serves there",
+            f"{current.host}: its traffic weights are unknown",
             why="HAProxy does not answer on its runtime socket",
-            fix=f"systemctl status haproxy on {seen.host}; inv provision --limit {seen.host}, or "
-            "leave it out with --limit",
-            host=seen.host,
+            fix=f"systemctl status haproxy on {current.host}; inv provision --limit "
+            f"{current.host}, or leave it out with --limit",
+            host=current.host,
         )
 
 
-def observe(tools: Iterable[HostTool], *, timeout_s: float) -> dict[str, Observed | DeployError]:
+def observe(
+    clients: Iterable[HostClient], *, timeout_s: float
+) -> dict[str, Observed | DeployError]:
     """
-    Read all hosts at once; an unreachable one has its error in place of what was seen.
+    Read all hosts at once; a host that cannot be read has its error instead.
     """
-    tools = list(tools)
+    by_name = {client.host: client for client in clients}
+    read: dict[str, Observed | DeployError] = {}
 
-    def read(tool: HostTool) -> Observed | DeployError:
-        try:
-            return parse_status(tool.host, tool.call("status", timeout_s=timeout_s))
-        except DeployError as error:
-            return error
+    def one(host: str) -> None:
+        read[host] = observed(host, by_name[host].call(Status(), timeout_s=timeout_s))
 
-    with ThreadPoolExecutor(max(1, len(tools))) as pool:
-        return dict(zip((t.host for t in tools), pool.map(read, tools), strict=True))
+    read.update(on_each(by_name, one))
+    return {host: read[host] for host in by_name}

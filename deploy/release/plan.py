@@ -44,7 +44,7 @@ class HostPlan:
 @dataclass(frozen=True, slots=True)
 class ReleasePlan:
     """
-    A release of one bundle on one fleet, against the world as it was observed.
+    A release of one bundle on one fleet, for the state in which its hosts were observed.
 
     Attributes:
         waves: Hosts in the order they are released, wave by wave.
@@ -62,7 +62,7 @@ class ReleasePlan:
     @property
     def digest(self) -> str:
         """
-        Return twelve hex digits that stand for this plan and the world it was made for.
+        Return twelve hex digits that identify this plan and the observed state of its hosts.
         """
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -76,7 +76,7 @@ class ReleasePlan:
 
     def steps(self) -> list[str]:
         """
-        Return the plan as lines for a person.
+        Return the plan as text, one line a step.
         """
         if self.is_noop:
             return [f"nothing to do: every host serves {self.version} already"]
@@ -137,10 +137,10 @@ def plan_release(
     check_share(canary_pct)
     changed: list[HostPlan] = []
     unchanged: list[str] = []
-    for name, seen in observed.items():
-        check_proxy(seen)
-        stable, spare = seen.stable, seen.spare
-        other = next(slot for slot in seen.slots if slot.slot != spare.slot)
+    for name, current in observed.items():
+        check_proxy(current)
+        stable, spare = current.stable, current.spare
+        other = next(slot for slot in current.slots if slot.slot != spare.slot)
         if stable is None and other.unit == "activating":
             raise PreconditionError(
                 f"{name}: slot {other.slot} is starting",

@@ -61,5 +61,5 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """
-        Close the connection; whoever waits on it gets a TransportError.
+        Close the connection; commands in progress raise TransportError.
         """

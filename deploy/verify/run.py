@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +23,7 @@ from deploy.wheelhouse import lock_digest
 
 ENV_EXPECTED = "SLIPWAY_EXPECTED"  # the JSON file that tests/testinfra compares hosts with
 DEADLINE_S = 300.0
+_OF_PYTEST = ("PYTEST", "PY_COLORS", "FORCE_COLOR", "COV_", "COVERAGE_", "_PYTEST", "PYTHON")
 _ROOT = Path(__file__).parents[2]
 _TESTS = _ROOT / "tests" / "testinfra"
 
@@ -48,8 +49,6 @@ def verify(
         expected = folder / "expected.json"
         expected.write_text(json.dumps(expectations(fleet)), encoding="utf-8")
         with _logins(fleet, config) as unreachable:
-            for finding in unreachable:
-                progress(f"{finding.host}: {finding.why}")
             absent = {finding.host for finding in unreachable}
             reached = [host for host in fleet.hosts if host.name not in absent]
             xml = folder / "junit.xml"
@@ -158,14 +157,13 @@ def _pytest(
         *(sys.executable, "-m", "pytest", str(_TESTS)),
         *("--hosts", ",".join(f"ssh://{host.name}" for host in hosts)),
         *("--ssh-config", str(config), "--junitxml", str(xml)),
+        *("--rootdir", str(_ROOT), "-c", str(_ROOT / "pyproject.toml"), "--color=no"),
         *("--override-ini", "addopts=", "--import-mode=importlib", "--verbose", "--tb=short"),
         *("-p", "no:cacheprovider", "-p", "testinfra.plugin", "-p", "xdist.plugin"),
         *("--override-ini", "timeout=0", "--override-ini", "filterwarnings="),
         *("--numprocesses", str(min(_workers(), len(hosts))), "--dist", "loadgroup"),
     ]
-    # Every worker would import every plugin that is installed: a second of processor time each.
-    ours = {ENV_EXPECTED: str(expected), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    env = os.environ | ours | {"PYTHONPATH": str(_ROOT)}
+    env = pytest_environment(os.environ, expected)
     child = subprocess.Popen(
         argv,
         cwd=_ROOT,
@@ -182,7 +180,7 @@ def _pytest(
     try:
         for line in child.stdout:
             last = [*last[-20:], line.rstrip()]
-            if " PASSED " in line or " FAILED " in line or " ERROR " in line:
+            if " PASSED " in line:  # the report tells the others, with their reasons
                 progress(line.strip())
         child.wait()
     finally:
@@ -194,6 +192,18 @@ def _pytest(
     if child.returncode < 0:
         return f"the assertions did not end within {deadline_s:.0f} s"
     return f"pytest ended with status {child.returncode}: {' / '.join(filter(None, last[-3:]))}"
+
+
+def pytest_environment(env: Mapping[str, str], expected: Path) -> dict[str, str]:
+    """
+    Return the environment of our pytest: that of the caller without what changes a pytest run.
+
+    PYTEST_ADDOPTS, PYTEST_PLUGINS, COV_CORE_* and their like could skip assertions in silence.
+    """
+    kept = {name: value for name, value in env.items() if not name.startswith(_OF_PYTEST)}
+    # Every worker would import every plugin that is installed: a second of processor time each.
+    ours = {ENV_EXPECTED: str(expected), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return kept | ours | {"PYTHONPATH": str(_ROOT)}
 
 
 def _workers() -> int:

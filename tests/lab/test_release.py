@@ -141,7 +141,7 @@ def test_a_good_release_loses_nothing(v1, load):
     assert all(shares == {"v1.1.0": 100} for shares in serving().values())
 
     outcome = inv("rollback", "--yes")
-    assert outcome["outcome"] == "reverted"
+    assert outcome["outcome"] == "rolled_back"
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
     report = load.stop()

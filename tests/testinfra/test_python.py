@@ -21,9 +21,9 @@ def test_its_packages_agree(root, expected):
     assert shown.rc == 0, shown.stderr
 
 
-def test_the_host_tool_answers(root):
+def test_the_host_program_answers(root):
     """
-    The host tool runs with the host's own Python.
+    The host program runs with the host's own Python.
     """
     shown = root.run(f"echo '{{}}' | python3 {layout.HOST_PROGRAM} status")
     assert shown.rc == 0, shown.stderr

@@ -2,26 +2,25 @@
 Only where something was released; what a release must leave behind on any host at any time.
 """
 
-import json
-
 import pytest
 
 from deploy.host import layout
+from deploy.host.protocol import Call, Status, encode_request, parse_answer
 
 
 @pytest.fixture(scope="module")
 def slots(root):
     """
-    The slots as the host tool sees them.
+    The slots as the host program reports them.
     """
-    envelope = json.dumps({"fence": None, "release": None, "actor": "verify", "args": {}})
-    shown = root.check_output(f"echo %s | python3 {layout.HOST_PROGRAM} status", envelope)
-    return json.loads(shown)["result"]["slots"]
+    document = encode_request(Status(), Call(actor="verify")).decode()
+    answer = root.check_output(f"echo %s | python3 {layout.HOST_PROGRAM} status", document)
+    return parse_answer(Status(), answer).slots
 
 
 @pytest.fixture(scope="module")
 def released(slots):
-    found = {name: slot for name, slot in slots.items() if slot["bundle"] is not None}
+    found = {name: slot for name, slot in slots.items() if slot.bundle is not None}
     if not found:
         pytest.skip("nothing was released here")
     return found
@@ -34,9 +33,9 @@ def test_what_gets_traffic_is_ready(slots):
     weighted = {
         name: slot
         for name, slot in slots.items()
-        if slot["weight"] and slot["haproxy"] not in ("MAINT", "DRAIN")
+        if slot.weight and slot.haproxy not in ("MAINT", "DRAIN")
     }
-    states = {name: (s["unit"], s["ready"], s["haproxy"][:2]) for name, s in weighted.items()}
+    states = {name: (s.unit, s.ready, s.haproxy[:2]) for name, s in weighted.items()}
     assert states == dict.fromkeys(weighted, ("active", True, "UP"))
 
 
@@ -46,7 +45,7 @@ def test_releases_are_what_was_signed(root, released):
     """
     for name, slot in released.items():
         shown = root.check_output(f"sha256sum {layout.SLOT_LINKS}/{name}/manifest.json")
-        assert shown.split()[0] == slot["bundle"]
+        assert shown.split()[0] == slot.bundle
 
 
 def test_running_slots_start_at_boot(root, released):
@@ -54,5 +53,5 @@ def test_running_slots_start_at_boot(root, released):
     What runs now runs again after a reboot.
     """
     for name, slot in released.items():
-        if slot["unit"] == "active":
+        if slot.unit == "active":
             assert root.check_output(f"systemctl is-enabled {layout.unit(name)}") == "enabled"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RANKS = {
     "tasks": 7,
     "deploy.demo": 6.5,
-    "deploy.report": 6,
+    "deploy.cli": 6,
     "deploy.wiring": 6,
     "deploy.lab": 5,
     "deploy.provision": 5,
@@ -235,7 +235,7 @@ def test_the_rule_would_notice(name, source):
     [
         ("deploy.release.plan", "from deploy.inventory.schema import Fleet"),
         ("deploy.bundle.build", "from deploy.wheelhouse import ensure_lock"),
-        ("deploy.bundle.manifest", "from deploy.host.bundle.manifest import canonical"),
+        ("deploy.bundle.store", "from deploy.host.bundle.manifest import canonical"),
         ("deploy.host.lease", "import json\nfrom deploy.host.files import write"),
         ("deploy.inventory.load", "from deploy.inventory.schema import Fleet"),
         ("runtime.api", "from runtime.contract import LIVEZ"),

@@ -20,6 +20,7 @@ TOPS = ("deploy", "runtime", "tests", "docs", "inventories", "templates", "requi
 PATH = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(re.escape(top) for top in TOPS)})/[\w./*-]*[\w*/]")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 TASK = re.compile(r"(?:\./inv|(?<![\w.-])inv(?:oke)?) ([a-z][a-z_-]*(?:\.[a-z_-]+)?)")
+TEST = re.compile(r"`(test_\w+)`")
 IN_CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -51,6 +52,15 @@ def named_tasks(text):
     return {name for code in IN_CODE.findall(text) for name in TASK.findall(code)}
 
 
+def missing_tests(text):
+    """
+    Return the tests that *text* names and that no file under tests/ defines.
+    """
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for text in sources for name in re.findall(r"def (test_\w+)\(", text)}
+    return set(TEST.findall(text)) - defined
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_and_link_of_a_page_exists(page):
     """
@@ -66,6 +76,22 @@ def test_every_task_of_a_page_exists(page):
     """
     named = named_tasks(page.read_text())
     assert not named or named - task_names(importlib.import_module("tasks")) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page):
+    """
+    An invariant whose test was renamed looks held and is not.
+    """
+    assert missing_tests(page.read_text()) == set()
+
+
+def test_a_missing_test_would_be_noticed():
+    """
+    Negative control: of two tests that a page names, the one that nobody defines is reported.
+    """
+    own = test_a_missing_test_would_be_noticed.__name__
+    assert missing_tests(f"`{own}`, `test_of_nothing_at_all`") == {"test_of_nothing_at_all"}
 
 
 def test_the_pages_that_a_newcomer_opens_are_there():

@@ -1,5 +1,5 @@
 """
-Deletes what no slot and none of the last good releases needs.
+Deletes what neither a slot nor one of the last good releases needs.
 """
 
 from __future__ import annotations
@@ -7,39 +7,37 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from deploy.host.bundle import venv
 from deploy.host.files import discard, leftovers, locked, remove
 from deploy.host.journal import Journal
 from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, Layout
-from deploy.host.rpc import Request
+from deploy.host.protocol import Call, Retire, Retired
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
 
 _LOCK_S = 60.0
 
 
-def run(system: System, request: Request) -> dict[str, Any]:
+def run(system: System, call: Call, request: Retire) -> Retired:
     """
-    Keep the releases of the slots and of the last "keep" good ones, and what they stand on.
+    Keep the releases of the slots and of the last good ones, with what they need.
     """
-    keep = request.args.whole("keep", 1, 1000)
-    request.args.done()
+    keep = request.keep
     layout = system.layout
-    with journaled(system, request, {"keep": keep}) as op:
+    with journaled(system, call, request.VERB, {"keep": keep}) as op:
         with locked(system, layout.stage_lock, _LOCK_S):
             with op.locked():
-                # The newest of each: a bundle that was released twice is kept once.
-                entries = reversed(Journal(system).replay().good)
-                good = list(dict.fromkeys(entry["bundle"] for entry in entries))[:keep]
+                # A bundle that was released twice counts once, as the newer.
+                newest_first = reversed(Journal(system).replay().good)
+                good = list(dict.fromkeys(release.bundle for release in newest_first))[:keep]
                 linked = [linked_bundle(layout, slot) for slot in SLOTS]
                 releases = {bundle for bundle in [*good, *linked] if bundle}
                 kept = {layout.release(bundle) for bundle in releases}
                 venvs = {_target(path / "venv") for path in kept} | _provisioned(layout)
                 models = {_target(path / "model") for path in kept} | {layout.blobs}
-            # Releases first: none is ever left standing on nothing.
+            # Releases first: no release is ever left with a dangling link.
             gone = {
                 "releases": _sweep(layout.releases, kept),
                 "venvs": _sweep(layout.venvs, venvs),
@@ -48,27 +46,28 @@ def run(system: System, request: Request) -> dict[str, Any]:
                 "wheels": _sweep(layout.wheelhouse, _wheels(layout, venvs)),
                 "incoming": _sweep(layout.incoming, set()),
             }
-        op.result = {"kept": sorted(path.name for path in kept), "removed": gone}
-    return op.result
+        result = Retired(kept=tuple(sorted(path.name for path in kept)), removed=gone)
+        op.result = result
+    return result
 
 
-def _sweep(directory: Path, kept: set[Path]) -> list[str]:
+def _sweep(directory: Path, kept: set[Path]) -> tuple[str, ...]:
     if not directory.is_dir():
-        return []
+        return ()
     for path in leftovers(directory):
         remove(path)
     gone = sorted(path for path in directory.iterdir() if path not in kept)
     for path in gone:
         discard(path)
-    return [path.name for path in gone]
+    return tuple(path.name for path in gone)
 
 
-def _sweep_blobs(blobs: Path) -> list[str]:
+def _sweep_blobs(blobs: Path) -> tuple[str, ...]:
     """
-    Delete the model files that no model links to any more.
+    Delete the model files that no model links to.
     """
     if not blobs.is_dir():
-        return []
+        return ()
     return _sweep(blobs, {path for path in blobs.iterdir() if path.stat().st_nlink > 1})
 
 
@@ -81,7 +80,7 @@ def _wheels(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
 
 def _provisioned(layout: Layout) -> set[Path]:
     """
-    Return the venvs that provisioning asks for, in use or not.
+    Return the venvs of provisioning, in use or not.
     """
     try:
         locks = json.loads(layout.host_config.read_bytes()).get("locks", [])

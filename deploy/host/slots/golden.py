@@ -1,57 +1,58 @@
 """
-Does the slot give the answers that the bundle was built with?
+Compares the answers of a slot with those that its bundle was built with.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from deploy.host.journaled import journaled
-from deploy.host.rpc import HostError, Request
-from deploy.host.slots import unix_http
+from deploy.host.protocol import Call, ErrorKind, Golden, GoldenFailure, GoldenResult, HostError
+from deploy.host.slots import runtime_api
 from deploy.host.system import System
 
-_TELL = 10  # failures that are told in full
-_TELL_CHARS = 300
+_MAX_FAILURES = 10  # returned in full
+_MAX_CHARS = 300
 
 
-def run(system: System, request: Request) -> dict[str, Any]:
+def run(system: System, call: Call, request: Golden) -> GoldenResult:
     """
     Ask the slot each golden prompt, with temperature 0, and compare the answers.
     """
-    slot = request.args.slot()
-    timeout_s = request.args.seconds("timeout_s", 120.0)
-    request.args.done()
-    with journaled(system, request, {"slot": slot}) as op:
+    slot = request.slot
+    with journaled(system, call, request.VERB, {"slot": slot}) as op:
         with op.locked():
-            path = system.layout.slot_link(slot) / "golden.jsonl"
-            prompts = _read(path)
-        token = unix_http.api_token(system.layout)
-        until_s = system.clock.steady_s() + timeout_s
-        failures: list[dict[str, Any]] = []
+            prompts = _read(system.layout.slot_link(slot) / "golden.jsonl")
+        token = runtime_api.api_token(system.layout)
+        until_s = system.steady_s() + request.timeout_s
+        failures: list[GoldenFailure] = []
         for number, prompt in enumerate(prompts, start=1):
-            left_s = until_s - system.clock.steady_s()
+            left_s = until_s - system.steady_s()
             got = (
                 _ask(system, slot, prompt, token, left_s)
                 if left_s > 0
-                else f"not asked: {timeout_s:.0f} s were over"
+                else f"not asked: {request.timeout_s:.0f} s were over"
             )
             if got != prompt["expected"]:
-                failures.append({"line": number, "expected": prompt["expected"], "got": got})
-        op.result = {
-            "total": len(prompts),
-            "passed": len(prompts) - len(failures),
-            "failures": [_short(failure) for failure in failures[:_TELL]],
-        }
-    return op.result
+                failures.append(
+                    GoldenFailure(number, prompt["expected"][:_MAX_CHARS], got[:_MAX_CHARS])
+                )
+        result = GoldenResult(
+            total=len(prompts),
+            passed=len(prompts) - len(failures),
+            failures=tuple(failures[:_MAX_FAILURES]),
+        )
+        op.result = result
+    return result
 
 
 def _ask(
     system: System, slot: str, prompt: dict[str, Any], token: str | None, left_s: float
 ) -> str:
-    answer = unix_http.request(
-        system.layout.runtime_socket(slot),
+    answer = system.http(
+        slot,
         "POST",
         "/generate",
         timeout_s=left_s,
@@ -71,25 +72,20 @@ def _ask(
     return text if isinstance(text, str) else repr(text)
 
 
-def _read(path: Any) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         prompts = [json.loads(line) for line in lines if line.strip()]
         for prompt in prompts:
             if not {"prompt", "max_tokens", "expected"} <= set(prompt):
                 raise ValueError(f"a line has only {sorted(prompt)}")
+            if not isinstance(prompt["expected"], str):
+                raise ValueError(f"expected is {prompt['expected']!r}")
     except (OSError, ValueError) as error:
         raise HostError(
-            "PreconditionError",
-            "the golden prompts of the release can't be read",
+            ErrorKind.PRECONDITION,
+            "the golden prompts of the release cannot be read",
             f"{path}: {error}",
             "start the slot first: slot.start",
         ) from None
     return prompts
-
-
-def _short(failure: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value[:_TELL_CHARS] if isinstance(value, str) else value
-        for key, value in failure.items()
-    }

@@ -1,25 +1,23 @@
 """
-What the slots have done since they started: cumulative counters, read only.
+Cumulative counters of the slots, read only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from deploy.host.layout import SLOTS, Layout, unit
-from deploy.host.rpc import HostError, Request
-from deploy.host.slots import systemd, unix_http
+from deploy.host.layout import SLOTS, unit
+from deploy.host.protocol import Call, HostError, Measure, Measurement, SlotCounters
+from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Haproxy, Server
-from deploy.host.slots.slot import linked_bundle, manifest_of
 from deploy.host.system import System
 
-# The same values as runtime/contract.py; a test compares the two.
+# As in runtime/contract.py; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
-REQUEST_SECONDS = "slipway_http_request_seconds"
 GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
-READYZ, METRICS = "/readyz", "/metrics"
+METRICS = "/metrics"
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\S+)?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -46,58 +44,45 @@ def parse_metrics(text: str) -> list[Sample]:
     return samples
 
 
-def count(samples: Iterable[Sample]) -> dict[str, Any]:
+def count(samples: Iterable[Sample]) -> tuple[int, int]:
     """
-    Return requests, errors and latency_buckets of the routes that generate, over all labels.
-
-    A bucket counts the requests that took at most that many seconds.
+    Return requests and errors (5xx) of the routes that generate, over all labels.
     """
     requests = errors = 0
-    buckets: dict[str, int] = {}
     for name, labels, value in samples:
-        if labels.get("route") not in GENERATE_ROUTES:
-            continue
-        if name == REQUESTS_TOTAL:
+        if name == REQUESTS_TOTAL and labels.get("route") in GENERATE_ROUTES:
             requests += int(value)
             errors += int(value) if labels.get("code", "").startswith("5") else 0
-        elif name == f"{REQUEST_SECONDS}_bucket":
-            edge = labels["le"]
-            buckets[edge] = buckets.get(edge, 0) + int(value)
-    return {"requests": requests, "errors": errors, "latency_buckets": buckets}
+    return requests, errors
 
 
-def run(system: System, request: Request) -> dict[str, Any]:
+def run(system: System, _call: Call, _request: Measure) -> Measurement:
     """
     Return the counters of every slot.
 
-    requests, errors (5xx) and latency_buckets are of the runtime's present process, and 0 with
-    "metrics" false when it doesn't answer.  A request that one slot failed and the other answered
-    is among the errors of the first, though no client saw it and HAProxy's own count of 5xx
-    doesn't have it.  broken counts what HAProxy got no answer to and could not bring elsewhere.
+    A request that one slot failed and the other answered counts as an error of the first, though
+    no client saw it and HAProxy's own count of 5xx does not have it.
     """
-    request.args.done()
-    servers = servers_or_none(system.layout)
+    servers = servers_or_none(system)
     units = units_or_none(system)
-    return {
-        "at": system.clock.wall_s(),
-        "boot_id": system.boot_id(),
-        "slots": {slot: _slot(system, slot, servers, units) for slot in SLOTS},
-    }
+    return Measurement(
+        {slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS}
+    )
 
 
-def servers_or_none(layout: Layout) -> dict[str, Server]:
+def servers_or_none(system: System) -> dict[str, Server]:
     """
-    Return HAProxy's servers by name; empty when it doesn't answer.
+    Return HAProxy's servers by name; empty when it does not answer.
     """
     try:
-        return Haproxy(layout.haproxy_socket).servers()
+        return Haproxy(system).servers()
     except HostError:
         return {}
 
 
 def units_or_none(system: System) -> dict[str, systemd.Unit]:
     """
-    Return the units of the slots by name; empty when systemd doesn't answer.
+    Return the units of the slots by name; empty when systemd does not answer.
     """
     try:
         return systemd.show(system, [unit(slot) for slot in SLOTS])
@@ -106,28 +91,21 @@ def units_or_none(system: System) -> dict[str, systemd.Unit]:
 
 
 def _slot(
-    system: System, slot: str, servers: dict[str, Server], units: dict[str, systemd.Unit]
-) -> dict[str, Any]:
-    bundle = linked_bundle(system.layout, slot)
-    server, seen = servers.get(slot), units.get(unit(slot))
-    path = system.layout.runtime_socket(slot)
-    answer = unix_http.request(path, "GET", METRICS, timeout_s=1.0)
+    system: System, slot: str, server: Server | None, slot_unit: systemd.Unit | None
+) -> SlotCounters:
+    answer = system.http(slot, "GET", METRICS, timeout_s=1.0)
     has_metrics = answer.status == 200
-    counted = count(parse_metrics(answer.body) if has_metrics else [])
-    proxied = server.counters if server else None
-    return {
-        "version": manifest_of(system.layout, bundle).get("version"),
-        "bundle": bundle,
-        "weight": server.weight if server else None,
-        "sessions": server.sessions if server else None,
-        "metrics": has_metrics,
-        **counted,
-        "broken": proxied["connection_errors"] + proxied["response_errors"] if proxied else 0,
-        "haproxy": proxied,
-        "restarts": seen.restarts if seen else 0,
-        "unit": seen.active if seen else "unknown",
-        "ready": has_metrics and unix_http.is_ready(system.layout, slot, timeout_s=1.0),
-    }
+    requests, errors = count(parse_metrics(answer.body) if has_metrics else [])
+    counters = server.counters if server else None
+    return SlotCounters(
+        requests=requests,
+        errors=errors,
+        broken=counters["connection_errors"] + counters["response_errors"] if counters else 0,
+        restarts=slot_unit.restarts if slot_unit else 0,
+        is_whole=has_metrics and counters is not None,
+        is_ready=has_metrics and runtime_api.is_ready(system, slot, timeout_s=1.0),
+        unit=slot_unit.active if slot_unit else "unknown",
+    )
 
 
 def _unescape(value: str) -> str:

@@ -1,17 +1,24 @@
 """
-What runs in a slot: its link, its unit.
+Starts and stops slots: the link to a release, and the unit.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from deploy.host.files import link_atomic
 from deploy.host.journaled import Operation, journaled
 from deploy.host.layout import Layout, unit
-from deploy.host.rpc import HostError, Request
+from deploy.host.protocol import (
+    Call,
+    ErrorKind,
+    HostError,
+    SlotStart,
+    SlotStarted,
+    SlotStop,
+    SlotStopped,
+)
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import Haproxy
 from deploy.host.system import System
@@ -19,13 +26,13 @@ from deploy.host.system import System
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
 _POLL_S = 0.2
-_GRACE_S = 1.0  # between a start being queued and systemd showing it
+_GRACE_S = 1.0  # until systemd shows a queued start
 _STOP_AFTER_FAILURE_S = 30.0
 
 
 def linked_bundle(layout: Layout, slot: str) -> str | None:
     """
-    Return the digest of the bundle that *slot* leads to; None when nothing was released there.
+    Return the digest of the bundle that *slot* links to; None without a link.
     """
     try:
         return os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
@@ -33,29 +40,27 @@ def linked_bundle(layout: Layout, slot: str) -> str | None:
         return None
 
 
-def manifest_of(layout: Layout, bundle: str | None) -> dict[str, Any]:
+def version_of(layout: Layout, bundle: str | None) -> str | None:
     """
-    Return the manifest of the release of *bundle*; empty when it is not there.
+    Return the version of *bundle*; None when its release is missing or damaged.
     """
     if bundle is None:
-        return {}
+        return None
     try:
-        found = json.loads((layout.release(bundle) / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        version = json.loads((layout.release(bundle) / "manifest.json").read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return version if isinstance(version, str) else None
 
 
-def start(system: System, request: Request) -> dict[str, Any]:
+def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
     """
-    Let the slot run the bundle, and return when it is READY; on failure it is stopped again.
+    Start the bundle in the slot, and return when it is READY; after a failure it is stopped.
     """
-    slot, bundle = request.args.slot(), request.args.digest("bundle")
-    timeout_s = request.args.seconds("timeout_s", 300.0)
-    request.args.done()
+    slot, bundle = request.slot, request.bundle
     name = unit(slot)
-    with journaled(system, request, {"slot": slot, "bundle": bundle}) as op:
-        began_s, began_at = system.clock.steady_s(), system.clock.wall_s()
+    with journaled(system, call, request.VERB, {"slot": slot, "bundle": bundle}) as op:
+        began_s, began_at = system.steady_s(), system.wall_s()
         with op.locked():
             before = systemd.show(system, [name])[name]
             runs_already = _refuse_unless_free(system, slot, bundle, before)
@@ -64,63 +69,64 @@ def start(system: System, request: Request) -> dict[str, Any]:
                 link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
             systemd.enable(system, name)
             if not runs_already:
-                # Loading must not slow the slot that serves; traffic.set makes them equal.
+                # Loading must not slow the serving slot; traffic.set makes the weights equal.
                 systemd.set_cpu_weight(system, name, STARTING_CPU_WEIGHT)
                 systemd.begin_start(system, name)
-        ended = _wait_started(system, name, 0 if not runs_already else before.restarts, timeout_s)
+        ended = _wait_started(
+            system, name, 0 if not runs_already else before.restarts, request.timeout_s
+        )
         if ended is None or ended.active != "active":
             log = systemd.last_log(system, name, began_at)
             stopped = _stop_again(system, op, name)
-            seen = "it was not READY in time" if ended is None else _ending(ended)
+            how = "it was not READY in time" if ended is None else _ending(ended)
             raise HostError(
-                "CommandFailed",
+                ErrorKind.COMMAND_FAILED,
                 f"{name} did not start with bundle {bundle[:12]}",
-                f"{seen}{stopped}; its last log lines: {log}",
+                f"{how}{stopped}; its last log lines: {log}",
                 f"journalctl -u {name} on the host; the other slot was not touched",
             )
-        op.result = {
-            "slot": slot,
-            "bundle": bundle,
-            "unit": ended.active,
-            "restarts": ended.restarts,
-            "started": not runs_already,
-            "took_s": round(system.clock.steady_s() - began_s, 3),
-        }
-    return op.result
+        result = SlotStarted(
+            slot=slot,
+            bundle=bundle,
+            unit=ended.active,
+            restarts=ended.restarts,
+            started=not runs_already,
+            took_s=round(system.steady_s() - began_s, 3),
+        )
+        op.result = result
+    return result
 
 
-def stop(system: System, request: Request) -> dict[str, Any]:
+def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
     """
-    Stop the slot, now and for the next boot; refuses while it may get requests.
+    Stop the slot and disable it for the next boot; refused while it may take requests.
     """
-    slot = request.args.slot()
-    timeout_s = request.args.seconds("timeout_s", 60.0)
-    force = request.args.boolean("force", False)
-    request.args.done()
+    slot = request.slot
     name = unit(slot)
-    with journaled(system, request, {"slot": slot}) as op:
-        began_s, began_at = system.clock.steady_s(), system.clock.wall_s()
+    with journaled(system, call, request.VERB, {"slot": slot}) as op:
+        began_s, began_at = system.steady_s(), system.wall_s()
         with op.locked():
             before = systemd.show(system, [name])[name]
-            if not force and not before.is_stopped:
+            if not before.is_stopped:
                 _refuse_if_serving(system, slot)
             systemd.disable(system, name)
             systemd.begin_stop(system, name)
-        ended = _wait_stopped(system, name, timeout_s)
+        ended = _wait_stopped(system, name, request.timeout_s)
         if ended is None:
             raise HostError(
-                "CommandFailed",
-                f"{name} did not stop within {timeout_s:.0f} s",
+                ErrorKind.COMMAND_FAILED,
+                f"{name} did not stop within {request.timeout_s:.0f} s",
                 f"its last log lines: {systemd.last_log(system, name, began_at)}",
                 f"wait for its requests, or systemctl kill {name} on the host",
             )
-        op.result = {
-            "slot": slot,
-            "unit": ended.active,
-            "stopped": not before.is_stopped,
-            "took_s": round(system.clock.steady_s() - began_s, 3),
-        }
-    return op.result
+        result = SlotStopped(
+            slot=slot,
+            unit=ended.active,
+            stopped=not before.is_stopped,
+            took_s=round(system.steady_s() - began_s, 3),
+        )
+        op.result = result
+    return result
 
 
 def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.Unit) -> bool:
@@ -129,23 +135,23 @@ def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.
     """
     if not system.layout.release(bundle).is_dir():
         raise HostError(
-            "PreconditionError",
+            ErrorKind.PRECONDITION,
             f"bundle {bundle[:12]} is not staged",
-            f"{system.layout.release(bundle)} is not there",
+            f"{system.layout.release(bundle)} is missing",
             "stage it first: stage.commit",
         )
     if before.load == "not-found":
         raise HostError(
-            "PreconditionError",
-            f"systemd knows no {before.name}",
+            ErrorKind.PRECONDITION,
+            f"systemd has no unit {before.name}",
             "LoadState=not-found",
             "inv provision",
         )
     linked = linked_bundle(system.layout, slot)
     if before.runs and linked != bundle:
         raise HostError(
-            "PreconditionError",
-            f"{slot} is taken",
+            ErrorKind.PRECONDITION,
+            f"slot {slot} is in use",
             f"it runs bundle {(linked or 'none')[:12]} ({before.active})",
             f"stop it first: slot.stop, slot {slot}",
         )
@@ -153,46 +159,46 @@ def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.
 
 
 def _refuse_if_serving(system: System, slot: str) -> None:
-    fix = 'take its requests away first: traffic.set, traffic.drain; or "force": true'
+    fix = "take its requests away first: traffic.set, traffic.drain"
     try:
-        server = Haproxy(system.layout.haproxy_socket).servers()[slot]
+        server = Haproxy(system).servers()[slot]
     except HostError as error:
         raise HostError(
-            "PreconditionError",
-            f"nobody knows whether {slot} gets requests",
+            ErrorKind.PRECONDITION,
+            f"it is unknown whether slot {slot} takes requests",
             error.why,
             fix,
         ) from None
     if server.weight:
-        why = f"its weight is {server.weight}, HAProxy says {server.status}"
-        raise HostError("PreconditionError", f"{slot} takes requests", why, fix)
+        why = f"its weight is {server.weight}, HAProxy reports {server.status}"
+        raise HostError(ErrorKind.PRECONDITION, f"slot {slot} takes requests", why, fix)
 
 
 def _wait_started(
     system: System, name: str, restarts: int, timeout_s: float
 ) -> systemd.Unit | None:
     """
-    Return the unit once it is READY or has failed; None when the time is over.
+    Return the unit once it is READY or has failed; None after *timeout_s*.
 
-    A unit that systemd starts again after a crash has failed: its next try proves nothing.
+    A unit that systemd restarts after a crash counts as failed.
     """
-    began_s = system.clock.steady_s()
+    began_s = system.steady_s()
 
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(system, [name])[name]
-        if seen.sub == "auto-restart" or seen.restarts > restarts or seen.active == "failed":
-            return seen._replace(active="failed")
-        idle = seen.active == "inactive" and not seen.has_job
-        is_late = system.clock.steady_s() - began_s > _GRACE_S
-        return seen if seen.active == "active" or (idle and is_late) else None
+        state = systemd.show(system, [name])[name]
+        if state.sub == "auto-restart" or state.restarts > restarts or state.active == "failed":
+            return state._replace(active="failed")
+        idle = state.active == "inactive" and not state.has_job
+        is_late = system.steady_s() - began_s > _GRACE_S
+        return state if state.active == "active" or (idle and is_late) else None
 
     return system.poll_until(ended, timeout_s, _POLL_S)
 
 
 def _wait_stopped(system: System, name: str, timeout_s: float) -> systemd.Unit | None:
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(system, [name])[name]
-        return seen if seen.is_stopped and not seen.has_job else None
+        state = systemd.show(system, [name])[name]
+        return state if state.is_stopped and not state.has_job else None
 
     return system.poll_until(ended, timeout_s, _POLL_S)
 
@@ -206,9 +212,9 @@ def _stop_again(system: System, op: Operation, name: str) -> str:
     return ", and was stopped"
 
 
-def _ending(seen: systemd.Unit) -> str:
-    if seen.active == "inactive":
+def _ending(state: systemd.Unit) -> str:
+    if state.active == "inactive":
         return "systemd did not start it (a condition of the unit failed)"
-    if seen.exit_status:
-        return f"it ended: {seen.result}, status {seen.exit_status}"
-    return f"it ended: {seen.result or seen.sub}"
+    if state.exit_status:
+        return f"it ended: {state.result}, status {state.exit_status}"
+    return f"it ended: {state.result or state.sub}"

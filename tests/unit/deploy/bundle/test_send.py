@@ -1,107 +1,141 @@
 """
-The order of things, with a host that is asked nothing else; test_staging.py has a whole one.
+The order of a staging, through the real host program.
 """
+
+import shutil
 
 import pytest
 
 from deploy.bundle.send import stage
-from deploy.errors import DiskTooSmall, PreconditionError
+from deploy.errors import BundleTruncated, DiskTooSmall, PreconditionError, TransportError
+from deploy.host import layout
+from deploy.host.protocol import LeaseAcquire
+from deploy.transport.client import HostClient
+from tests.local_host import ANSWER_LOST, LOST_BEFORE, local_hosts
+from tests.unit.deploy.host.staged import UV
 
 
-class Host:
-    def __init__(self, lacks, error=None):
-        self.lacks, self.error = lacks, error
-        self.calls = []
-
-    def call(self, verb, args=None, *, timeout_s):
-        self.calls.append(verb)
-        if self.error:
-            raise self.error
-        return {"stage.missing": self.lacks, "stage.commit": {"placed": {}}}[verb]
-
-    def put(self, local, remote, *, timeout_s, mode=0o644):
-        assert local.is_file()
-        assert timeout_s > 60
-        self.calls.append(remote)
+@pytest.fixture
+def transport(keys):
+    with local_hosts("n1") as hosts:
+        transport = hosts["n1"]
+        paths = transport.system.layout
+        paths.bin.mkdir(parents=True)
+        paths.uv.symlink_to(UV)
+        paths.etc.mkdir(parents=True)
+        shutil.copyfile(keys[1], paths.allowed_signers)
+        transport.system.real |= {"ssh-keygen", *map(str, (paths.uv, paths.venvs, paths.releases))}
+        yield transport
 
 
-def lacking(bundle, /, **more):
-    blobs = [f.sha256 for f in bundle.manifest.model.files]
-    wheels = [w.file for w in bundle.manifest.lock.wheels]
-    whole = {"bundle": True, "venv": True, "blobs": blobs, "wheels": wheels, "incoming": "/in/x"}
-    return {**whole, **more}
+@pytest.fixture
+def client(transport):
+    client = HostClient(transport, actor="ann", sudo=False)
+    client.release = "r1"
+    client.fence = client.call(LeaseAcquire("ann", 3600)).fence
+    transport.calls.clear()
+    return client
 
 
-def send(bundle, host, workshop):
-    said = []
-    found = stage(bundle, tool=host, transport=host, wheels=workshop.wheels, progress=said.append)
-    return found, said
+@pytest.fixture
+def bundle(workshop, keys):
+    return workshop.signed(keys[0])
 
 
-def test_the_manifest_goes_first_and_the_weights_last(workshop, keys):
-    """
-    Each upload ends in .part: the host has verified none of them.
-    """
-    bundle = workshop.signed(keys[0])
-    host = Host(lacking(bundle))
-
-    found, said = send(bundle, host, workshop)
-
-    assert host.calls[:5] == [
-        "stage.missing",
-        "/in/x/manifest.json.part",
-        "/in/x/manifest.json.sig.part",
-        "/in/x/files.tar.part",
-        "/in/x/wheel-tinydep-1.0-py3-none-any.whl.part",
-    ]
-    assert [name.split("-")[0] for name in host.calls[5:8]] == ["/in/x/blob"] * 3
-    assert host.calls[8:] == ["stage.commit"]
-    assert found["files"] == 7
-    assert found["bytes"] == sum(p.stat().st_size for p in paths(bundle, workshop))
-    assert said[0].startswith("sending 7 files")
-
-
-def paths(bundle, workshop):
+def parts(bundle, workshop):
     yield from (bundle.manifest_path, bundle.signature_path, bundle.archive_path)
     yield from (bundle.blob(f.sha256) for f in bundle.manifest.model.files)
     yield from workshop.wheels.iterdir()
 
 
-def test_only_what_the_host_lacks_is_sent(workshop, keys):
+def test_the_manifest_goes_first_and_the_weights_last(client, transport, bundle, workshop):
+    """
+    Each upload ends in .part: the host has verified none of them.
+    """
+    lines = []
+
+    sent = stage(bundle, client=client, wheels=workshop.wheels, progress=lines.append)
+
+    incoming = f"{layout.INCOMING}/{bundle.digest}"
+    assert transport.verbs() == ["stage.missing", "stage.commit"]
+    assert transport.puts[:4] == [
+        f"{incoming}/manifest.json.part",
+        f"{incoming}/manifest.json.sig.part",
+        f"{incoming}/files.tar.part",
+        f"{incoming}/wheel-tinydep-1.0-py3-none-any.whl.part",
+    ]
+    assert [path.split("-")[0] for path in transport.puts[4:]] == [f"{incoming}/blob"] * 3
+    assert len(sent.names) == 7
+    assert sent.size == sum(path.stat().st_size for path in parts(bundle, workshop))
+    assert lines[0].startswith("sending 7 files")
+    assert sent.staged.version == "v1"
+
+
+def test_only_what_the_host_lacks_is_sent(client, transport, bundle, workshop):
     """
     A host with everything gets nothing but the question and the check.
     """
-    bundle = workshop.signed(keys[0])
-    host = Host(lacking(bundle, bundle=False, venv=False, blobs=[], wheels=[]))
+    stage(bundle, client=client, wheels=workshop.wheels)
+    transport.puts.clear()
 
-    found, _ = send(bundle, host, workshop)
+    sent = stage(bundle, client=client, wheels=workshop.wheels)
 
-    assert host.calls == ["stage.missing", "stage.commit"]
-    assert (found["files"], found["bytes"]) == (0, 0)
+    assert transport.puts == []
+    assert (sent.names, sent.size) == ((), 0)
 
 
-def test_a_part_that_is_not_here_stops_before_anything_is_sent(workshop, keys):
+def test_a_cut_upload_leaves_nothing_to_commit(client, transport, bundle, workshop):
+    """
+    The next try sends the rest.
+    """
+    transport.fail("put", LOST_BEFORE, call=3)
+    with pytest.raises(TransportError):
+        stage(bundle, client=client, wheels=workshop.wheels)
+    assert transport.verbs() == ["stage.missing"]
+
+    assert len(stage(bundle, client=client, wheels=workshop.wheels).names) == 7
+
+
+def test_a_lost_answer_of_the_commit_is_no_loss(client, transport, bundle, workshop):
+    """
+    The bundle is placed: the second try sends nothing.
+    """
+    transport.fail("stage.commit", ANSWER_LOST)
+    with pytest.raises(TransportError):
+        stage(bundle, client=client, wheels=workshop.wheels)
+
+    assert stage(bundle, client=client, wheels=workshop.wheels).names == ()
+
+
+def test_a_part_that_is_not_here_stops_before_anything_is_sent(client, transport, bundle, workshop):
     """
     A wheel that was deleted from the cache, or a bundle that nobody signed.
     """
-    bundle = workshop.signed(keys[0])
-    host = Host(lacking(bundle))
     next(workshop.wheels.iterdir()).unlink()
 
-    with pytest.raises(PreconditionError, match="not on this machine"):
-        send(bundle, host, workshop)
+    with pytest.raises(PreconditionError, match="missing on this machine"):
+        stage(bundle, client=client, wheels=workshop.wheels)
 
-    assert host.calls == ["stage.missing"]
+    assert (transport.verbs(), transport.puts) == (["stage.missing"], [])
 
 
-def test_a_refusal_of_the_host_stops_before_anything_is_sent(workshop, keys):
+def test_a_refusal_of_the_host_stops_before_anything_is_sent(client, transport, bundle, workshop):
     """
-    A disk that is too small is told at once.
+    A disk that is too small is reported at once, under the name of the host.
     """
-    bundle = workshop.signed(keys[0])
-    host = Host(lacking(bundle), DiskTooSmall("n1: full", why="0 MiB", fix="make room"))
+    transport.system.free = 1 << 20
 
-    with pytest.raises(DiskTooSmall):
-        send(bundle, host, workshop)
+    with pytest.raises(DiskTooSmall, match="n1: "):
+        stage(bundle, client=client, wheels=workshop.wheels)
 
-    assert host.calls == ["stage.missing"]
+    assert (transport.verbs(), transport.puts) == (["stage.missing"], [])
+
+
+def test_a_short_upload_is_refused_by_the_host(client, transport, bundle, workshop):
+    """
+    The error is that of the controller for the kind that the host reports.
+    """
+    bundle.archive_path.write_bytes(bundle.archive_path.read_bytes()[:-1])
+
+    with pytest.raises(BundleTruncated, match="n1: "):
+        stage(bundle, client=client, wheels=workshop.wheels)

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.host.system import Clock
 from tests.unit.deploy.bundle.builders import Workshop, make_key
-from tests.unit.deploy.host.fakes import FakeRuntime, Host, short_directory
+from tests.unit.deploy.host.fakes import Host, SocketRuntime, short_directory
 from tests.unit.deploy.host.haproxy_process import PROGRAM, HaproxyProcess
 from tests.unit.deploy.host.staged import provision
 
@@ -26,7 +25,10 @@ def runtimes(host):
     """
     A runtime behind the socket of each slot.
     """
-    made = {slot: FakeRuntime(host.layout.runtime_socket(slot), slot) for slot in ("blue", "green")}
+    host.system.use_real("http")
+    made = {
+        slot: SocketRuntime(host.layout.runtime_socket(slot), slot) for slot in ("blue", "green")
+    }
     yield made
     for runtime in made.values():
         runtime.close()
@@ -39,8 +41,7 @@ def proxy(leased, runtimes):
     """
     if not Path(PROGRAM).exists():
         pytest.skip("haproxy is not installed: apt-get install haproxy")
-    leased.clock = Clock()
-    leased.system = leased.system._replace(clock=leased.clock)
+    leased.system.use_real("haproxy", "wall_s", "steady_s", "sleep")
     leased.lease()
     made = HaproxyProcess(leased)
     yield made

@@ -49,7 +49,7 @@ class HaproxyProcess:
         self._run = host.layout.run
         self._config = host.root / "haproxy.cfg"
         self._config.write_text(CONFIG.format(run=self._run, state=host.layout.haproxy_state))
-        self.control = Haproxy(host.layout.haproxy_socket)
+        self.control = Haproxy(host.system)
         self._process = None
         self.start()
 

@@ -10,51 +10,51 @@ import pytest
 
 from deploy.bundle.send import stage
 from deploy.host.bundle.staging import PART
-from tests.unit.deploy.host.fakes import Refused
+from deploy.host.protocol import HostError
 
 UV = Path(sys.prefix) / "bin" / "uv"
 
 
 def provision(host, keys):
     host.lease(ttl_s=3600)
+    host.system.real.add("ssh-keygen")
     host.layout.bin.mkdir(parents=True)
     host.layout.uv.symlink_to(UV)
     host.layout.etc.mkdir(parents=True)
     shutil.copyfile(keys[1], host.layout.allowed_signers)
-    host.runner.real |= {str(p) for p in (host.layout.uv, host.layout.venvs, host.layout.releases)}
+    host.system.real |= {str(p) for p in (host.layout.uv, host.layout.venvs, host.layout.releases)}
 
 
 class Link:
     """
-    Carries files into the host's directory; `cut_after` bytes of the next file, then no more.
+    Client and transport of a host; `change` replaces the content of an upload, None cuts it.
     """
 
     def __init__(self, host):
         self._host = host
-        self.sent = []
+        self.transport = self
         self.change = lambda name, data: data
 
-    def call(self, verb, args=None, *, timeout_s):
+    def call(self, request, *, timeout_s):
         assert timeout_s > 0
-        return self._host.call(verb, **(args or {}))
+        return self._host.call(request)
 
     def put(self, local, remote, *, timeout_s, mode=0o644):
         name = Path(remote).name.removesuffix(PART)
         data = self.change(name, local.read_bytes())
         if data is None:
             raise ConnectionError(name)
-        Path(remote).write_bytes(data)
-        self.sent.append(name)
+        (self._host.root / remote.lstrip("/")).write_bytes(data)
 
 
 def send(host, bundle, workshop, change=lambda name, data: data):
     link = Link(host)
     link.change = change
-    return stage(bundle, tool=link, transport=link, wheels=workshop.wheels)
+    return stage(bundle, client=link, wheels=workshop.wheels)
 
 
 def refusal(host, bundle, workshop, change=lambda name, data: data):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HostError) as caught:
         send(host, bundle, workshop, change)
     return caught.value
 

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host.journal import Journal, replay
-from tests.unit.deploy.host.fakes import BOOT, BUNDLE, OTHER
+from deploy.host.protocol import GoodRelease
+from tests.local_host import BOOT
+from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
 
 def line(step, phase, release="r1", args=None, ok=None, **more):
@@ -44,7 +46,7 @@ def test_an_intent_without_result_is_unfinished():
     """
     found = replay(lines(begin(), line("slot.start", "intent", args={"slot": "green"}))).unfinished
 
-    assert (found["release"], found["step"], found["is_intent"]) == ("r1", "slot.start", True)
+    assert (found.release, found.step) == ("r1", "slot.start")
 
 
 def test_a_release_without_end_is_unfinished_at_its_last_step():
@@ -53,7 +55,7 @@ def test_a_release_without_end_is_unfinished_at_its_last_step():
     """
     found = replay(lines(begin(), *did("slot.start", slot="green"))).unfinished
 
-    assert (found["release"], found["step"], found["is_intent"]) == ("r1", "slot.start", False)
+    assert (found.release, found.step) == ("r1", "slot.start")
 
 
 def test_the_same_verb_done_again_finishes_what_was_killed():
@@ -73,7 +75,7 @@ def test_another_slot_finishes_nothing():
 
     found = replay(lines(killed, *did("slot.start", slot="blue"))).unfinished
 
-    assert found["step"] == "slot.start"
+    assert found.step == "slot.start"
 
 
 def test_a_failed_result_is_a_result():
@@ -96,7 +98,7 @@ def test_the_end_of_another_release_ends_nothing():
     """
     Only the release that began last can end.
     """
-    assert replay(lines(begin("r1"), end("r0"))).unfinished["release"] == "r1"
+    assert replay(lines(begin("r1"), end("r0"))).unfinished.release == "r1"
 
 
 def test_a_new_release_takes_over_an_unfinished_one():
@@ -105,7 +107,7 @@ def test_a_new_release_takes_over_an_unfinished_one():
     """
     entries = lines(begin("r1"), begin("r2"), end("r2"))
 
-    assert replay(entries[:2]).unfinished["release"] == "r2"
+    assert replay(entries[:2]).unfinished.release == "r2"
     assert replay(entries).unfinished is None
 
 
@@ -120,8 +122,8 @@ def test_good_releases_are_a_stack():
         *did("good.rollback", "r4", to_release="r1"),
     )
 
-    assert [g["release"] for g in replay(entries[:6]).good] == ["r1", "r2", "r3"]
-    assert [g["release"] for g in replay(entries).good] == ["r1"]
+    assert [g.release for g in replay(entries[:6]).good] == ["r1", "r2", "r3"]
+    assert [g.release for g in replay(entries).good] == ["r1"]
 
 
 def test_recording_the_same_release_again_changes_nothing():
@@ -138,16 +140,23 @@ def test_a_failed_record_is_not_good():
     assert replay(lines(*did("good.record", ok=False, bundle=BUNDLE, version="v1"))).good == []
 
 
-def test_a_pause_lasts_until_it_is_resumed_or_the_release_ends():
+def test_lines_of_earlier_versions_replay():
     """
-    paused names the release and keeps the reason.
+    A good record with more keys; events that are no longer written are notes.
     """
-    pause = line("release.paused", "event", args={"reason": "5 % errors"})
-    resumed = line("release.resumed", "event")
+    args = {"bundle": BUNDLE, "version": "v1", "slot": "blue", "at": "t", "by": "ann"}
+    old = lines(
+        begin(),
+        line("release.paused", "event", args={"reason": "errors"}),
+        line("release.resumed", "event"),
+        *did("good.record", "r1", **args),
+        end(),
+    )
 
-    assert replay(lines(begin(), pause)).paused["reason"] == "5 % errors"
-    assert replay(lines(begin(), pause, resumed)).paused is None
-    assert replay(lines(begin(), pause, end())).paused is None
+    replayed = replay(old)
+
+    assert replayed.good == [GoodRelease("r1", BUNDLE, "v1")]
+    assert (replayed.paused, replayed.unfinished) == (None, None)
 
 
 def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
@@ -156,7 +165,7 @@ def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
     """
     ended = lines(begin(), end(outcome="paused"))
 
-    assert replay(ended).paused["release"] == "r1"
+    assert replay(ended).paused == "r1"
     assert replay(ended).unfinished is None
     assert replay([*ended, *lines(begin("r2"))]).paused is None
 
@@ -269,17 +278,3 @@ def test_a_line_is_on_disk_before_append_returns(host, monkeypatch):
     append(host)
 
     assert host.layout.journal.stat().st_size in synced
-
-
-def test_read_goes_on_where_it_stopped(leased):
-    """
-    since_seq and limit page through; more says whether there is more.
-    """
-    for _ in range(4):
-        leased.call("journal.append", step="note", data={})
-
-    first = leased.call("journal.read", since_seq=1, limit=3)
-    rest = leased.call("journal.read", since_seq=4)
-
-    assert ([e["seq"] for e in first["entries"]], first["more"]) == ([2, 3, 4], True)
-    assert ([e["seq"] for e in rest["entries"]], rest["more"]) == ([5], False)

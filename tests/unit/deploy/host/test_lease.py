@@ -2,16 +2,25 @@ import threading
 
 import pytest
 
-from deploy.host.system import Clock
-from tests.unit.deploy.host.fakes import Host, Refused, short_directory
-
-HELD = "lease.acquire"
-
-
-def refusal(host, verb, **args):
-    with pytest.raises(Refused) as caught:
-        host.call(verb, **args)
-    return caught.value
+from deploy.host.protocol import (
+    REQUESTS,
+    Golden,
+    GoodRecord,
+    GoodRollback,
+    HostError,
+    JournalAppend,
+    LeaseAcquire,
+    LeaseGranted,
+    LeaseRelease,
+    LeaseRenew,
+    Retire,
+    SlotStart,
+    SlotStop,
+    StageCommit,
+    TrafficDrain,
+    TrafficSet,
+)
+from tests.unit.deploy.host.fakes import Host, short_directory
 
 
 def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
@@ -21,7 +30,7 @@ def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
     host.lease(ttl_s=30)
     host.clock.pass_s(10)
 
-    error = refusal(host, "lease.acquire", owner="bob@desk:2", ttl_s=30)
+    error = host.refusal(LeaseAcquire("bob@desk:2", 30))
 
     assert error.kind == "LeaseHeld"
     assert "ann@desk:1" in error.what
@@ -30,10 +39,10 @@ def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
 
 def test_numbers_only_grow(host):
     """
-    Whoever takes over is above everybody before, given back or run out.
+    Whoever takes over is above everybody before, released or expired.
     """
     first = host.lease(ttl_s=10)
-    host.call("lease.release")
+    host.call(LeaseRelease())
     second = host.lease(ttl_s=10)
     host.clock.pass_s(11)
     third = host.lease(owner="bob@desk:2")
@@ -62,7 +71,7 @@ def test_an_owner_may_ask_again_for_the_same_release(host):
 
     assert second > first
     host.fence = first
-    assert refusal(host, "lease.renew", ttl_s=30).kind == "LeaseLost"
+    assert host.refusal(LeaseRenew(30)).kind == "LeaseLost"
 
 
 def test_an_owner_may_not_take_a_second_release(host):
@@ -72,7 +81,7 @@ def test_an_owner_may_not_take_a_second_release(host):
     host.lease()
     host.release = "r2"
 
-    assert refusal(host, "lease.acquire", owner="ann@desk:1", ttl_s=30).kind == "LeaseHeld"
+    assert host.refusal(LeaseAcquire("ann@desk:1", 30)).kind == "LeaseHeld"
 
 
 def test_renewing_moves_the_end(host):
@@ -82,20 +91,20 @@ def test_renewing_moves_the_end(host):
     host.lease(ttl_s=30)
     for _ in range(5):
         host.clock.pass_s(20)
-        host.call("lease.renew", ttl_s=30)
+        host.call(LeaseRenew(30))
 
-    assert host.call("status")["lease"]["owner"] == "ann@desk:1"
+    assert host.status().lease.owner == "ann@desk:1"
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (lambda host: host.clock.pass_s(31), "ended 1.0 s ago"),
-        (lambda host: host.reboot("another"), "booted since"),
-        (lambda host: host.call("lease.release"), "given back"),
+        (lambda host: host.clock.pass_s(31), "expired 1.0 s ago"),
+        (lambda host: setattr(host.system, "boot", "another"), "booted since"),
+        (lambda host: host.call(LeaseRelease()), "it was released"),
         (lambda host: host.layout.lease.unlink(), "no lease"),
     ],
-    ids=["expired", "rebooted", "given back", "lost"],
+    ids=["expired", "rebooted", "released", "lost"],
 )
 def test_an_ended_lease_renews_nothing_and_changes_nothing(host, what, said):
     """
@@ -104,8 +113,8 @@ def test_an_ended_lease_renews_nothing_and_changes_nothing(host, what, said):
     host.lease(ttl_s=30)
     what(host)
 
-    for verb, args in (("lease.renew", {"ttl_s": 30}), ("retire", {"keep": 2})):
-        error = refusal(host, verb, **args)
+    for request in (LeaseRenew(30), Retire(keep=2)):
+        error = host.refusal(request)
         assert error.kind == "LeaseLost"
         assert said in error.why
 
@@ -117,22 +126,22 @@ def test_setting_the_wall_clock_moves_no_lease(host):
     host.lease(ttl_s=30)
 
     host.clock.wall += 3600
-    host.call("lease.renew", ttl_s=30)
+    host.call(LeaseRenew(30))
     host.clock.wall -= 7200
     host.clock.steady += 31
 
-    assert host.call("status")["lease"] is None
+    assert host.status().lease is None
 
 
 def test_status_shows_no_ended_lease(host):
     """
     lease is null when nobody holds one.
     """
-    assert host.call("status")["lease"] is None
+    assert host.status().lease is None
     host.lease(ttl_s=30)
-    assert host.call("status")["lease"]["fence"] == host.fence
+    assert host.status().lease.fence == host.fence
     host.clock.pass_s(30)
-    assert host.call("status")["lease"] is None
+    assert host.status().lease is None
 
 
 def test_a_lease_of_somebody_else_is_not_given_back(host):
@@ -144,36 +153,45 @@ def test_a_lease_of_somebody_else_is_not_given_back(host):
     new = host.lease(owner="bob@desk:2")
     host.fence = old
 
-    assert host.call("lease.release") == {"released": False}
-    assert host.call("status")["lease"]["fence"] == new
+    assert host.call(LeaseRelease()).released is False
+    assert host.status().lease.fence == new
 
 
-@pytest.mark.parametrize(
-    ("verb", "args"),
-    [
-        ("slot.start", {"slot": "blue", "bundle": "a" * 64}),
-        ("slot.stop", {"slot": "blue"}),
-        ("traffic.set", {"weights": {"blue": 100}}),
-        ("traffic.drain", {"slot": "blue"}),
-        ("stage.commit", {"bundle": "a" * 64}),
-        ("golden", {"slot": "blue"}),
-        ("good.record", {"bundle": "a" * 64, "version": "v1", "slot": "blue"}),
-        ("good.rollback", {"to_release": "r1"}),
-        ("retire", {"keep": 2}),
-        ("journal.append", {"step": "release.begin"}),
-        ("lease.renew", {"ttl_s": 30}),
-    ],
+CHANGES = (
+    SlotStart("blue", "a" * 64),
+    SlotStop("blue"),
+    TrafficSet({"blue": 100}),
+    TrafficDrain("blue"),
+    StageCommit("a" * 64),
+    Golden("blue"),
+    GoodRecord("a" * 64, "v1", "blue"),
+    GoodRollback("r1"),
+    Retire(keep=2),
+    JournalAppend("release.begin"),
+    LeaseRenew(30),
 )
-def test_nothing_is_changed_without_a_lease(host, verb, args):
+
+
+def test_every_verb_that_needs_the_lease_is_tried():
+    """
+    The list above is that of the protocol.
+    """
+    needs_lease = {verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE}
+
+    assert {request.VERB for request in CHANGES} == needs_lease
+
+
+@pytest.mark.parametrize("request_", CHANGES, ids=lambda request: request.VERB)
+def test_nothing_is_changed_without_a_lease(host, request_):
     """
     Each verb that has an effect asks for the lease before it writes a line or touches a thing.
     """
-    assert refusal(host, verb, **args).kind == "PreconditionError"
+    assert host.refusal(request_).kind == "PreconditionError"
     host.fence = 7
-    assert refusal(host, verb, **args).kind == "LeaseLost"
+    assert host.refusal(request_).kind == "LeaseLost"
 
     assert not host.layout.journal.exists()
-    assert host.runner.calls == []
+    assert host.system.calls == []
 
 
 def test_of_many_at_once_one_gets_it():
@@ -181,11 +199,15 @@ def test_of_many_at_once_one_gets_it():
     Taking the lease is one step: twenty at the same time make one owner.
     """
     with short_directory() as root:
-        host = Host(root, clock=Clock())
+        host = Host(root)
+        host.system.use_real("lock", "wall_s", "steady_s", "sleep")
         answers = []
 
         def take(number):
-            answers.append(host.answer("lease.acquire", {"owner": f"op{number}", "ttl_s": 30}))
+            try:
+                answers.append(host.call(LeaseAcquire(f"op{number}", 30)))
+            except HostError as error:
+                answers.append(error)
 
         threads = [threading.Thread(target=take, args=(n,)) for n in range(20)]
         for thread in threads:
@@ -193,5 +215,5 @@ def test_of_many_at_once_one_gets_it():
         for thread in threads:
             thread.join()
 
-    assert [a["result"]["fence"] for a in answers if a["ok"]] == [1]
-    assert {a["error"]["kind"] for a in answers if not a["ok"]} == {"LeaseHeld"}
+    assert [a.fence for a in answers if isinstance(a, LeaseGranted)] == [1]
+    assert {a.kind for a in answers if isinstance(a, HostError)} == {"LeaseHeld"}

@@ -1,6 +1,8 @@
+import itertools
+import json
+from dataclasses import dataclass
+
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from deploy.errors import (
     CanaryRejected,
@@ -12,381 +14,491 @@ from deploy.errors import (
     RollbackFailed,
     TransportError,
 )
-from deploy.release import steps
+from deploy.host.protocol import LeaseAcquire
 from deploy.release.events import Ending
 from deploy.release.executor import ReleaseExecutor
 from deploy.release.machine import State
-from deploy.release.observe import parse_status
 from deploy.release.plan import plan_release
+from deploy.transport.client import HostClient
 from tests.builders import make_policy
-from tests.fakes import FakeHost, FrozenClock, lost, refused
-
-LIMITS = steps.Limits(start_s=90, drain_s=20, golden_s=60, keep=3)
-NAMES = ("n1", "n2", "n3")
-
-
-def make_fleet(serving="b1"):
-    hosts = {name: FakeHost(name) for name in NAMES}
-    for host in hosts.values():
-        if serving:
-            host.serve("blue", serving)
-    return hosts
+from tests.local_fleet import DIGESTS, LIMITS
+from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.recorded import differences, recorded
+from tests.unit.deploy.release.conftest import NAMES
 
 
-def traffic(hosts, *, requests=5, errors=0):
-    """
-    What live traffic does in each second of the clock: each canary answers and fails so many.
-    """
-
-    def on_sleep(seconds):
-        for host in hosts.values():
-            if host.running["green"] and host.weights["green"]:
-                host.counters["green"]["requests"] += requests
-                host.counters["green"]["errors"] += errors
-
-    return on_sleep
+@dataclass
+class Sent:
+    names: tuple[str, ...] = ("manifest.json",)
+    size: int = 10
 
 
-def release(
-    hosts, *, on_sleep=None, policy=None, bundle="b2", report=None, stage=None, recheck=None
-):
+def release(fleet, *, policy=None, bundle="b2", report=None, stage=None, recheck=None):
     policy = policy or make_policy()
     events = []
     plan = plan_release(
         fleet="lab",
-        bundle=bundle,
+        bundle=DIGESTS[bundle],
         version="v2",
         canary_pct=10,
         policy=policy,
-        observed={name: parse_status(name, host._status()) for name, host in hosts.items()},
+        observed=fleet.observed(),
     )
 
-    def stage_it(tool):
-        tool.staged.add(bundle)
-        return {"files": 1, "bytes": 10}
+    def stage_it(client):
+        fleet.place(bundle, client.host)
+        return Sent()
 
     executor = ReleaseExecutor(
         plan,
         release="r-v2",
         owner="me",
-        tools=hosts,
+        clients=fleet.clients,
         stage=stage or stage_it,
         policy=policy,
         limits=LIMITS,
-        clock=FrozenClock(on_sleep or traffic(hosts)),
+        clock=fleet.clock,
         report=report or events.append,
         recheck=recheck or (lambda: None),
     )
     return executor.run(), events
 
 
-def serves(host):
-    return {host.slots[slot]: pct for slot, pct in host.weights.items() if pct}
-
-
-def test_a_healthy_canary_is_promoted_everywhere():
+def test_a_healthy_canary_is_promoted_everywhere(fleet):
     """
     Every host serves the new release from one slot, the old one is stopped, the lease is free.
     """
-    hosts = make_fleet()
-
-    outcome, _ = release(hosts)
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.PROMOTED
     assert outcome.error is None
-    for host in hosts.values():
-        assert serves(host) == {"b2": 100}
-        assert host.running == {"blue": False, "green": True}
-        assert host.good[-1]["bundle"] == "b2"
-        assert host.lease is None
-        assert [step for step, _ in host.journal] == ["release.begin", "release.end"]
+    for name in NAMES:
+        assert fleet.serves(name) == {"b2": 100}
+        assert fleet.running(name) == {"b2"}
+        assert fleet.good(name) == ["b1", "b2"]
+        assert fleet.lease_owner(name) is None
+        assert fleet.observed()[name].unfinished is None
+        assert fleet.events(name) == [
+            "lease.acquire", "release.begin", "release.end", "lease.release",
+        ]  # fmt: skip
 
 
-def test_the_second_wave_starts_after_the_first_was_judged():
+def test_the_documents_have_the_keys_and_types_of_before(bare_fleet):
+    """
+    The JSON of a first release, a promoted one, a rejected one and a paused one, evidence included.
+    """
+    fleet = bare_fleet
+    documents = {"release-first": release(fleet, bundle="b1")}
+    documents["release"] = release(fleet, bundle="b2")
+    fleet.errors_per_s = 1
+    documents["release-rejected"] = release(fleet, bundle="b3")
+    fleet.requests_per_s = 0
+    documents["release-paused"] = release(fleet, bundle="b4")
+
+    for name, (outcome, _) in documents.items():
+        document = json.loads(json.dumps(outcome.as_json()))
+        assert differences(recorded(name), document) == [], name
+
+
+def test_the_second_wave_starts_after_the_first_was_judged(fleet):
     """
     No host of a later wave takes the new release before the canary of the first has passed.
     """
-    hosts = make_fleet()
-
-    _, events = release(hosts)
+    _, events = release(fleet)
 
     names = [(event.name, event.host) for event in events]
     passed = names.index(("canary.passed", None))
     assert names.index(("slot.started", "n1")) < passed < names.index(("slot.started", "n2"))
 
 
-def test_the_old_slot_stays_warm_until_every_wave_has_passed():
+def test_the_old_slot_stays_warm_until_every_wave_has_passed(fleet):
     """
     Going back is a shift of traffic, not a start, for as long as the release may be refused.
     """
-    hosts = make_fleet()
-
-    _, events = release(hosts)
+    _, events = release(fleet)
 
     names = [event.name for event in events]
     last_verdict = max(i for i, name in enumerate(names) if name == "canary.passed")
     assert names.index("slot.retired") > last_verdict
 
 
-def test_failing_requests_revert_or_pause_as_the_fleet_says():
+@pytest.mark.parametrize(
+    ("action", "ending", "error", "running"),
+    [
+        ("revert", Ending.REVERTED, CanaryRejected, {"b1"}),
+        ("pause", Ending.PAUSED, ReleasePaused, {"b1", "b2"}),
+    ],
+)
+def test_failing_requests_revert_or_pause_as_the_fleet_says(fleet, action, ending, error, running):
     """
     Above the error rate the gate's action is taken; either way the old release has the traffic.
     """
-    for action, ending, error in (
-        ("revert", Ending.REVERTED, CanaryRejected),
-        ("pause", Ending.PAUSED, ReleasePaused),
-    ):
-        hosts = make_fleet()
-        gates = {"http_request_error_rate": {"action": action}}
+    fleet.errors_per_s = 1
+    gates = {"http_request_error_rate": {"action": action}}
 
-        outcome, _ = release(
-            hosts, on_sleep=traffic(hosts, errors=1), policy=make_policy(gates=gates)
-        )
+    outcome, _ = release(fleet, policy=make_policy(gates=gates))
 
-        assert outcome.ending is ending
-        assert isinstance(outcome.error, error)
-        assert "canary requests failed" in outcome.reason
-        assert all(serves(host) == {"b1": 100} for host in hosts.values())
-        assert hosts["n1"].running["green"] is (action == "pause")
-        assert not hosts["n2"].slots["green"]
+    assert outcome.ending is ending
+    assert isinstance(outcome.error, error)
+    assert "canary requests failed" in outcome.reason
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert fleet.running("n1") == running
+    assert fleet.running("n2") == {"b1"}
 
 
-def test_silence_pauses():
+def test_silence_pauses(fleet):
     """
-    A canary that nobody asked is paused when the time is up, never promoted.
+    A canary without requests is paused when the time is over, never promoted.
     """
-    hosts = make_fleet()
+    fleet.requests_per_s = 0
 
-    outcome, _ = release(hosts, on_sleep=traffic(hosts, requests=0))
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.PAUSED
     assert "0 of 20 requests" in outcome.reason
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_wrong_golden_answers_never_reach_traffic():
+def test_wrong_golden_answers_never_reach_traffic(fleet):
     """
     A release whose golden answers differ is reverted before it gets a request.
     """
-    hosts = make_fleet()
-    hosts["n1"].bad_golden.add("b2")
+    fleet.system("n1").bad_golden.add(DIGESTS["b2"])
 
-    outcome, events = release(hosts)
+    outcome, events = release(fleet)
 
     assert outcome.ending is Ending.REVERTED
     assert isinstance(outcome.error, ReleaseReverted)
     assert "golden" in outcome.reason
     assert not [event for event in events if event.data.get("weights", {}).get("v2")]
-    assert not hosts["n1"].running["green"]
+    assert fleet.running("n1") == {"b1"}
 
 
-def test_a_first_release_needs_no_canary():
+def test_a_first_release_needs_no_canary(bare_fleet):
     """
     Where nothing serves there is nothing to compare with: golden answers, then all the traffic.
     """
-    hosts = make_fleet(serving=None)
-
-    outcome, _ = release(hosts)
+    outcome, _ = release(bare_fleet)
 
     assert outcome.ending is Ending.PROMOTED
-    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+    assert all(bare_fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_releasing_what_serves_does_nothing():
+def test_releasing_what_serves_does_nothing(fleet):
     """
     Outcome noop; no host is touched, not even for a lease.
     """
-    hosts = make_fleet()
-
-    outcome, _ = release(hosts, bundle="b1")
+    outcome, _ = release(fleet, bundle="b1")
 
     assert outcome.ending is Ending.NOOP
-    assert all(host.calls == [] for host in hosts.values())
+    assert all(fleet.touched(name) == [] for name in NAMES)
 
 
-def test_two_operators_at_once():
+def take_lease_of(fleet, name, owner="other", ttl_s=600.0):
+    other = HostClient(fleet[name], actor=owner, sudo=False)
+    other.release = "r-other"
+    return other.call(LeaseAcquire(owner=owner, ttl_s=ttl_s))
+
+
+def test_two_operators_at_once(fleet):
     """
-    The second is refused before it touches anything, and gives back what it had taken.
+    The second is refused before it touches anything, and releases the leases that it took.
     """
-    hosts = make_fleet()
-    hosts["n2"].lease = {"owner": "somebody", "fence": 7}
+    take_lease_of(fleet, "n2")
 
-    with pytest.raises(LeaseHeld, match="x"):
-        release(hosts)
+    with pytest.raises(LeaseHeld, match="n2"):
+        release(fleet)
 
-    assert hosts["n1"].lease is None
-    assert hosts["n2"].lease["owner"] == "somebody"
-    assert all(not host.staged - {"b1"} for host in hosts.values())
+    assert fleet.lease_owner("n1") is None
+    assert fleet.lease_owner("n2") == "other"
+    assert all(fleet.running(name) == {"b1"} for name in NAMES)
 
 
-def test_a_host_lost_before_it_was_touched_is_no_trouble():
+def test_a_host_lost_before_it_was_touched_serves_what_it_served(fleet):
     """
-    The release stops, names the host, and nobody is needed: the host serves what it served.
+    The release stops and names the host; the host is found as it was, so nothing is stuck.
     """
-    hosts = make_fleet()
+    fleet["n2"].fail("slot.start", LOST_BEFORE, call=None)
+    fleet["n2"].fail("traffic.set", LOST_BEFORE, call=None)
 
-    def stage_loses(event):
-        if event.name == "lease.acquired":
-            hosts["n2"].fail_at = {"slot.start": lost("n2")}
-            hosts["n2"].fail_at["traffic.set"] = lost("n2")
-
-    outcome, _ = release(hosts, report=stage_loses)
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.REVERTED
     assert "n2" in outcome.reason
-    assert serves(hosts["n1"]) == serves(hosts["n3"]) == {"b1": 100}
-    assert isinstance(outcome.error, RollbackFailed), "it may have started: a person looks"
+    assert isinstance(outcome.error, ReleaseReverted)
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert set(outcome.evidence["hosts"].values()) == {State.REVERTED}
+
+
+def test_a_host_that_stays_away_is_stuck_and_named(fleet):
+    """
+    Negative control of the one above: it may have started the release, so the end says so.
+    """
+
+    def cut(event):
+        if event.name == "lease.acquired":
+            fleet["n2"].fail("slot.start", ANSWER_LOST)
+        if event.name == "host.failed":
+            fleet["n2"].is_cut = True
+
+    outcome, _ = release(fleet, report=cut)
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n2" in outcome.error.what
     assert outcome.evidence["hosts"]["n2"] is State.STUCK
     assert outcome.evidence["hosts"]["n1"] is State.REVERTED
 
 
-def test_a_host_lost_while_retiring_does_not_undo_the_release():
+def test_a_host_that_comes_back_while_there_is_time_is_taken_back(fleet):
+    """
+    The way back is tried again for a lease's time to live, with the lease taken anew.
+    """
+    stopped_s = None
+
+    def cut(event):
+        nonlocal stopped_s
+        if event.name == "canary.measured" and event.host is None and stopped_s is None:
+            fleet["n1"].is_cut = True
+            stopped_s = fleet.clock.monotonic_s()
+
+    def heal():
+        if stopped_s is not None and fleet.clock.monotonic_s() > stopped_s + 8:
+            fleet["n1"].is_cut = False
+
+    fleet.on_sleep = heal
+
+    outcome, _ = release(fleet, report=cut)
+
+    assert outcome.ending is Ending.REVERTED
+    assert set(outcome.evidence["hosts"].values()) == {State.REVERTED}
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert fleet.running("n1") == {"b1"}
+
+
+def test_a_host_lost_while_retiring_does_not_undo_the_release(fleet):
     """
     All gates have passed and all hosts serve the new release: it stands, and the host is named.
     """
-    hosts = make_fleet()
-    hosts["n3"].fail_at["slot.stop"] = lost("n3")
+    fleet["n3"].fail("slot.stop", LOST_BEFORE)
 
-    outcome, _ = release(hosts)
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.PROMOTED
     assert isinstance(outcome.error, TransportError)
     assert "n3" in outcome.error.what
-    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_interrupting_goes_back():
+def test_an_internal_error_while_retiring_does_not_undo_the_release(fleet, monkeypatch):
+    """
+    No live host is walked back: the release is promoted, and the error names its host.
+    """
+    from deploy.release import host_commands
+
+    def broken(client, slot, limits):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(host_commands, "stop", broken)
+
+    outcome, _ = release(fleet)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert "ZeroDivisionError" in str(outcome.error)
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_an_internal_error_on_one_host_is_that_hosts_failure(fleet):
+    """
+    The other hosts' work ends, and all go back.
+    """
+
+    def stage(client):
+        if client.host == "n2":
+            raise ZeroDivisionError
+        fleet.place("b2", client.host)
+        return Sent()
+
+    outcome, _ = release(fleet, stage=stage)
+
+    assert outcome.ending is Ending.REVERTED
+    assert "n2: an internal error" in outcome.reason
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_interrupting_goes_back(fleet):
     """
     Control-C in the middle of a canary reverts it.
     """
-    hosts = make_fleet()
 
-    def interrupt(seconds):
+    def interrupt():
+        fleet.on_sleep = lambda: None
         raise KeyboardInterrupt
 
-    outcome, _ = release(hosts, on_sleep=interrupt)
+    fleet.on_sleep = interrupt
+
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.REVERTED
     assert "interrupted" in outcome.reason
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_interrupting_while_old_slots_drain_undoes_nothing():
+def test_interrupting_while_old_slots_drain_undoes_nothing(fleet):
     """
     Every gate has passed: the release stands, and the command says what is not finished.
     """
-    hosts = make_fleet()
 
     def report(event):
         if event.name == "slot.retired":
             raise KeyboardInterrupt
 
-    outcome, _ = release(hosts, report=report)
+    outcome, _ = release(fleet, report=report)
 
     assert outcome.ending is Ending.PROMOTED
     assert outcome.error is not None
-    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_a_release_onto_a_dead_one_takes_all_its_traffic():
+def test_a_release_onto_a_dead_one_takes_all_its_traffic(fleet):
     """
     Where what serves is dead, the new release gets all the traffic and the dead slot is stopped.
     """
-    hosts = make_fleet()
-    for host in hosts.values():
-        host.running["blue"] = False
-        host.failed_units.add("blue")
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").fail()
 
-    outcome, _ = release(hosts)
+    outcome, _ = release(fleet)
 
     assert outcome.ending is Ending.PROMOTED
-    assert all(serves(host) == {"b2": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_a_world_that_changed_before_the_lease_is_refused():
+def test_a_world_that_changed_before_the_lease_is_refused(fleet):
     """
-    Somebody else released between the plan and the lease: nothing is touched.
+    Another operator released between the plan and the lease: nothing is touched.
     """
-    hosts = make_fleet()
 
     def changed():
         raise PreconditionError("x", why="another plan", fix="y")
 
     with pytest.raises(PreconditionError):
-        release(hosts, recheck=changed)
+        release(fleet, recheck=changed)
 
-    assert all(host.lease is None and not host.journal for host in hosts.values())
+    for name in NAMES:
+        assert fleet.lease_owner(name) is None
+        assert fleet.events(name) == ["lease.acquire", "lease.release"]
 
 
-def test_a_full_disk_keeps_its_own_kind():
+def test_a_full_disk_keeps_its_own_kind(fleet):
     """
     Nothing was started, so the error is the host's: its kind and exit code tell scripts why.
     """
-    hosts = make_fleet()
 
-    def stage(tool):
-        raise DiskTooSmall(f"{tool.host}: x", why="2 GiB free", fix="y", host=tool.host)
+    def stage(client):
+        raise DiskTooSmall(f"{client.host}: x", why="2 GiB free", fix="y", host=client.host)
 
-    outcome, _ = release(hosts, stage=stage)
+    outcome, _ = release(fleet, stage=stage)
 
     assert outcome.ending is Ending.REVERTED
     assert isinstance(outcome.error, DiskTooSmall)
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_a_bug_of_ours_takes_users_back_first():
+def test_a_bug_of_ours_takes_users_back_first(fleet):
     """
-    An error nobody foresaw reverts like a failure, and keeps its traceback.
+    An error that the toolkit did not foresee reverts like a failure, and keeps its traceback.
     """
-    hosts = make_fleet()
 
-    def bug(seconds):
+    def bug():
+        fleet.on_sleep = lambda: None
         raise ZeroDivisionError
 
+    fleet.on_sleep = bug
+
     with pytest.raises(ZeroDivisionError):
-        release(hosts, on_sleep=bug)
+        release(fleet)
 
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
-    assert not hosts["n1"].running["green"]
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert fleet.running("n1") == {"b1"}
 
 
-def test_a_leftover_canary_is_cleared_first():
+def test_a_leftover_canary_is_cleared_first(fleet):
     """
     A release that died in the middle left a slot with traffic; the next one takes it back first.
     """
-    hosts = make_fleet()
-    hosts["n1"].staged.add("b9")
-    hosts["n1"].slots["green"], hosts["n1"].running["green"] = "b9", True
-    hosts["n1"].weights = {"blue": 90, "green": 10}
+    system = fleet.system("n1")
+    fleet.place("b9", "n1")
+    system.layout.slot_link("green").symlink_to(system.layout.release(DIGESTS["b9"]))
+    system.unit_of("green").run()
+    blue, green = (system.proxy.servers[slot] for slot in ("blue", "green"))
+    blue.own_weight, green.admin, green.own_weight = 90, "ready", 10
 
-    outcome, events = release(hosts)
+    outcome, events = release(fleet)
 
     assert outcome.ending is Ending.PROMOTED
     assert "slot.cleared" in [event.name for event in events]
-    assert serves(hosts["n1"]) == {"b2": 100}
+    assert fleet.serves("n1") == {"b2": 100}
 
 
-VERBS = ("slot.start", "golden", "traffic.set", "traffic.set#2", "traffic.drain", "slot.stop",
-         "measure", "measure#3", "good.record")  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from(NAMES), st.sampled_from(VERBS), st.sampled_from([lost, refused]))
-def test_whatever_fails_no_host_is_left_mixed(name, verb, kind):
+def test_a_lease_lost_in_the_middle_stops_the_release(fleet):
     """
-    After any one failure each host gives all its traffic to one release, and the end says which:
-    promoted hosts serve the new one, reverted hosts the old one; only a stuck host may differ.
+    Another operator took a host over: nothing more is changed there, and the others go back.
     """
-    hosts = make_fleet()
-    hosts[name].fail_at[verb] = kind(name)
 
-    outcome, _ = release(hosts)
+    def steal(event):
+        if event.name == "canary.measured":
+            fleet.system("n1").layout.lease.unlink()
+            take_lease_of(fleet, "n1")
 
-    wanted = {"b2": 100} if outcome.ending is Ending.PROMOTED else {"b1": 100}
-    for other, host in hosts.items():
-        if outcome.evidence["hosts"][other] is not State.STUCK:
-            assert serves(host) == wanted, (other, outcome)
-        assert sum(host.weights.values()) == 100, "a request would find nobody"
-    stuck = [h for h, state in outcome.evidence["hosts"].items() if state is State.STUCK]
-    assert stuck in ([], [name])
-    assert isinstance(outcome.error, RollbackFailed) == bool(stuck)
+    outcome, _ = release(fleet, report=steal)
+
+    assert outcome.ending is Ending.REVERTED
+    assert "n1" in outcome.reason
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "other is at work" in str(outcome.evidence["errors"]["n1"])
+    assert fleet.serves("n1") == {"b1": 90, "b2": 10}, "it is the other operator's now"
+    assert fleet.serves("n2") == {"b1": 100}
+
+
+CALLS = (("slot.start", None), ("golden", None), ("traffic.set", None), ("traffic.set", 2),
+         ("traffic.drain", None), ("slot.stop", None), ("measure", None), ("measure", 3),
+         ("good.record", None))  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [LOST_BEFORE, REFUSED])
+@pytest.mark.parametrize(("verb", "call"), CALLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
+    """
+    One call of a verb, or every one, fails on one host: each host gives all its traffic to one
+    release, promoted hosts to the new one and the others to the old one, and no host is stuck.
+    """
+    fleet[name].fail(verb, how, call)
+
+    outcome, _ = release(fleet)
+
+    assert_settled(fleet, outcome)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "call"),
+    [(name, verb, call) for name, (verb, _) in itertools.product(NAMES, CALLS) for call in (1, 2)],
+)
+def test_whatever_answer_is_lost_no_host_is_left_mixed(fleet, name, verb, call):
+    """
+    As above, when the host did what was asked and the answer was lost.
+    """
+    fleet[name].fail(verb, ANSWER_LOST, call)
+
+    outcome, _ = release(fleet)
+
+    assert_settled(fleet, outcome)
+
+
+def assert_settled(fleet, outcome):
+    bundle = "b2" if outcome.ending is Ending.PROMOTED else "b1"
+    states = {State.LIVE, State.PROMOTED} if bundle == "b2" else {State.REVERTED}
+    for name in NAMES:
+        assert fleet.serves(name) == {bundle: 100}, (name, outcome)
+        assert outcome.evidence["hosts"][name] in states, (name, outcome)
+        assert fleet.lease_owner(name) is None
+    assert not isinstance(outcome.error, RollbackFailed)

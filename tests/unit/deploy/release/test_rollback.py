@@ -1,89 +1,125 @@
 import pytest
 
 from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
-from deploy.release import steps
+from deploy.host.protocol import JournalAppend, LeaseAcquire, Unfinished
 from deploy.release.events import Ending
-from deploy.release.observe import parse_status
 from deploy.release.rollback import plan_rollback, roll_back
 from tests.builders import make_observed, make_policy, make_serving, make_settled
-from tests.fakes import FakeHost, FrozenClock, lost
+from tests.local_fleet import DIGESTS, LIMITS, local_fleet
+from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.recorded import differences, recorded
 
-LIMITS = steps.Limits(start_s=90, drain_s=20, golden_s=60, keep=3)
-
-
-def make_fleet(good=("b1", "b2")):
-    hosts = {name: FakeHost(name) for name in ("n1", "n2")}
-    for host in hosts.values():
-        for bundle in good:
-            host.serve("blue", bundle, version=bundle.replace("b", "v"))
-    return hosts
+NAMES = ("n1", "n2")
 
 
-def rollback(hosts, to=None):
-    seen = {name: parse_status(name, host._status()) for name, host in hosts.items()}
+@pytest.fixture
+def make_fleet():
+    """
+    Make two hosts that serve the last of *good*, with the others on record.
+    """
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def make(good=("b1", "b2")):
+            fleet = stack.enter_context(local_fleet(*NAMES, serving=None))
+            for bundle in good:
+                fleet.serve(bundle)
+            return fleet
+
+        yield make
+
+
+def rollback(fleet, to=None, report=lambda event: None):
     return roll_back(
-        plan_rollback(seen, to),
+        plan_rollback(fleet.observed(), to),
         release="r-back",
         owner="me",
-        tools=hosts,
+        clients=fleet.clients,
         policy=make_policy(),
         limits=LIMITS,
-        clock=FrozenClock(),
-        report=lambda event: None,
+        clock=fleet.clock,
+        report=report,
     )
 
 
-def serves(host):
-    return {host.slots[slot]: pct for slot, pct in host.weights.items() if pct}
-
-
-def test_rolling_back_serves_the_release_before():
+def test_rolling_back_serves_the_release_before(make_fleet):
     """
     One slot serves the earlier release on every host; the later one is stopped and off the record.
     """
-    hosts = make_fleet()
+    fleet = make_fleet()
 
-    outcome = rollback(hosts)
+    outcome = rollback(fleet)
 
-    assert outcome.ending is Ending.REVERTED
+    assert outcome.ending is Ending.ROLLED_BACK
     assert outcome.error is None
-    for host in hosts.values():
-        assert serves(host) == {"b1": 100}
-        assert host.running == {"blue": False, "green": True}
-        assert [good["bundle"] for good in host.good] == ["b1"]
-        assert host.lease is None
+    assert differences(recorded("rollback"), outcome.as_json()) == []
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+        assert fleet.good(name) == ["b1"]
+        assert fleet.lease_owner(name) is None
+        assert fleet.observed()[name].unfinished is None
 
 
-def test_rolling_back_twice_goes_back_twice_and_then_says_so():
+def test_rolling_back_twice_goes_back_twice_and_then_says_so(make_fleet):
     """
     Two rollbacks never swap two releases for ever: each goes further back, until none is left.
     """
-    hosts = make_fleet(good=("b1", "b2", "b3"))
+    fleet = make_fleet(good=("b1", "b2", "b3"))
 
-    rollback(hosts)
-    rollback(hosts)
+    rollback(fleet)
+    rollback(fleet)
 
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
     with pytest.raises(NothingToRollBackTo, match="no earlier release"):
-        rollback(hosts)
+        rollback(fleet)
 
 
-def test_an_interrupted_release_is_dropped():
+def leave_canary(fleet, bundle="b9"):
+    """
+    Leave every host as an operator that died in the canary of *bundle* does.
+    """
+    fleet.place(bundle)
+    for name in NAMES:
+        system = fleet.system(name)
+        system.layout.slot_link("green").symlink_to(system.layout.release(DIGESTS[bundle]))
+        system.unit_of("green").run()
+        blue, green = (system.proxy.servers[slot] for slot in ("blue", "green"))
+        blue.own_weight, green.admin, green.own_weight = 90, "ready", 10
+
+
+def test_an_interrupted_release_is_dropped(make_fleet):
     """
     With a release in the middle, rolling back keeps the release on record and stops the other.
     """
-    hosts = make_fleet(good=("b1",))
-    for host in hosts.values():
-        host.staged.add("b9")
-        host.slots["green"], host.running["green"] = "b9", True
-        host.weights = {"blue": 90, "green": 10}
+    fleet = make_fleet(good=("b1",))
+    leave_canary(fleet)
 
-    outcome = rollback(hosts)
+    outcome = rollback(fleet)
 
-    assert outcome.ending is Ending.REVERTED
-    for host in hosts.values():
-        assert serves(host) == {"b1": 100}
-        assert host.running == {"blue": True, "green": False}
+    assert outcome.ending is Ending.ROLLED_BACK
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+
+
+def test_a_version_that_reads_like_a_rollback_is_none(make_fleet):
+    """
+    The target of an interrupted rollback is a field of the journal, not a part of a name.
+    """
+    fleet = make_fleet(good=("b1",))
+    leave_canary(fleet)
+    for client in fleet.clients.values():
+        client.release = "20260101T000000-v2.0-back-to-basics"
+        client.fence = client.call(LeaseAcquire(owner="gone", ttl_s=1.0)).fence
+        client.call(JournalAppend("release.begin", {"bundle": DIGESTS["b9"]}))
+    fleet.clock.sleep(2)
+    assert fleet.observed()["n1"].unfinished is not None
+
+    rollback(fleet)
+
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
 def test_a_release_that_stopped_on_one_host_is_dropped_there_only():
@@ -107,7 +143,9 @@ def test_a_release_that_only_began_is_ended():
     """
     An operator killed while staging left a beginning without an end, and nothing else to undo.
     """
-    left = make_observed("n1", make_serving(), good=make_settled().good, unfinished="r-v2 at stage")
+    left = make_observed(
+        "n1", make_serving(), good=make_settled().good, unfinished=Unfinished("r-v2", "stage")
+    )
 
     made = plan_rollback({"n1": left})
 
@@ -123,14 +161,14 @@ def test_an_interrupted_rollback_goes_on_to_where_it_was_going():
         "n1",
         make_serving("blue", "b1", "v1"),
         good=make_settled(good=good[:1]).good,
-        unfinished="20260101T000000-back-to-v1 at release.begin",
+        unfinished=Unfinished("r-back", "release.begin", rollback_to="r-v1"),
     )
     left = make_observed(
         "n2",
         make_serving("blue", "b2", "v2"),
         make_serving("green", "b1", "v1", weight_pct=0),
         good=make_settled(good=good).good,
-        unfinished="20260101T000000-back-to-v1 at release.begin",
+        unfinished=Unfinished("r-back", "release.begin", rollback_to="r-v1"),
     )
 
     made = plan_rollback({"n1": done, "n2": left})
@@ -155,26 +193,50 @@ def test_a_host_that_never_had_a_good_release_holds_nobody_up():
     assert [host.host for host in plan_rollback(seen).hosts] == ["n1"]
 
 
-def test_going_back_to_what_serves_is_a_noop():
+def test_an_interrupted_rollback_continues_on_real_hosts(make_fleet):
+    """
+    Interrupted after one host had switched: the next rollback takes the other one to the same
+    release, and not further back.
+    """
+    fleet = make_fleet(good=("b1", "b2", "b3"))
+
+    fleet["n2"].fail("traffic.set", LOST_BEFORE, call=None)
+
+    def interrupt(event):
+        if event.name == "host.failed":
+            raise KeyboardInterrupt
+
+    with pytest.raises(RollbackFailed, match="interrupted"):
+        rollback(fleet, report=interrupt)
+    fleet["n2"].faults.clear()
+
+    rollback(fleet)
+
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_going_back_to_what_serves_is_a_noop(make_fleet):
     """
     Two bad releases cannot revert into each other: the target that runs is reported, not redone.
     """
-    hosts = make_fleet()
+    fleet = make_fleet()
 
-    outcome = rollback(hosts, to="v2")
+    outcome = rollback(fleet, to="v2")
 
     assert outcome.ending is Ending.NOOP
-    assert all(host.calls == [] for host in hosts.values())
+    assert all(fleet.touched(name) == [] for name in NAMES)
 
 
-def test_to_names_a_version_a_release_or_a_bundle():
-    for to in ("v1", "r-v1", "b1"):
-        hosts = make_fleet(good=("b1", "b2", "b3"))
-        rollback(hosts, to=to)
-        assert all(serves(host) == {"b1": 100} for host in hosts.values())
+@pytest.mark.parametrize("to", ["v1", "r-v1", DIGESTS["b1"][:12]])
+def test_to_names_a_version_a_release_or_a_bundle(make_fleet, to):
+    fleet = make_fleet(good=("b1", "b2", "b3"))
+
+    rollback(fleet, to=to)
+
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_an_unknown_target_lists_what_is_on_record():
+def test_an_unknown_target_lists_what_is_on_record(make_fleet):
     with pytest.raises(NothingToRollBackTo) as caught:
         rollback(make_fleet(), to="v7")
     assert "v1" in caught.value.why
@@ -195,31 +257,42 @@ def test_hosts_that_disagree_are_asked_about():
         plan_rollback(seen)
 
 
-def test_a_lost_host_is_named_and_the_others_go_back():
-    hosts = make_fleet()
-    hosts["n2"].fail_at["slot.start"] = lost("n2")
+@pytest.mark.parametrize("how", [LOST_BEFORE, ANSWER_LOST, REFUSED])
+def test_a_lost_host_is_named_and_the_others_go_back(make_fleet, how):
+    fleet = make_fleet()
+    fleet["n2"].fail("slot.start", how)
 
-    outcome = rollback(hosts)
+    outcome = rollback(fleet)
 
     assert isinstance(outcome.error, RollbackFailed)
     assert "n2" in outcome.error.what
-    assert serves(hosts["n1"]) == {"b1": 100}
-    assert serves(hosts["n2"]) == {"b2": 100}, "it keeps what served before"
+    assert fleet.serves("n1") == {"b1": 100}
+    assert fleet.serves("n2") == {"b2": 100}, "it keeps what served before"
 
 
-def test_a_dead_unit_does_not_stop_a_rollback():
+def test_a_rollback_that_failed_on_a_host_is_finished_by_the_next(make_fleet):
+    fleet = make_fleet()
+    fleet["n2"].fail("slot.start", LOST_BEFORE)
+    rollback(fleet)
+
+    outcome = rollback(fleet)
+
+    assert outcome.error is None
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_a_dead_unit_does_not_stop_a_rollback(make_fleet):
     """
     The usual reason to roll back is that what serves does not.
     """
-    hosts = make_fleet()
-    for host in hosts.values():
-        host.running["blue"] = False
-        host.failed_units.add("blue")
+    fleet = make_fleet()
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").fail()
 
-    outcome = rollback(hosts)
+    outcome = rollback(fleet)
 
     assert outcome.error is None
-    assert all(serves(host) == {"b1": 100} for host in hosts.values())
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
 def test_a_warm_target_is_not_started_again():

@@ -3,11 +3,12 @@ Verification of hosts that nobody answers for, with the real ssh.
 """
 
 import ast
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 from deploy.verify import run, verify
-from deploy.verify.report import Outcome
+from deploy.verify.report import Outcome, read_junit
 from tests.unit.deploy.inventory.builders import make_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -81,3 +82,73 @@ def test_a_pytest_that_can_not_run_is_not_a_pass(tmp_path, monkeypatch):
     why = run._pytest(list(fleet.hosts), config, expected, xml, lambda _: None, 60.0)
     assert why is not None
     assert "pytest ended with status" in why
+
+
+TWO_TESTS = """
+import pytest
+
+pytestmark = pytest.mark.parametrize("host", ["ssh://n1"])
+
+def test_a(host):
+    pass
+
+def test_b(host):
+    pass
+"""
+SETTINGS = {
+    "PYTEST_ADDOPTS": "-k test_a --cov=src",
+    "PYTEST_PLUGINS": "no_such_plugin",
+    "PYTHONWARNINGS": "error",
+    "FORCE_COLOR": "1",
+    "PY_COLORS": "1",
+}
+
+
+def run_two_tests(tmp_path, monkeypatch):
+    """
+    Run two tests as `inv verify` does, under a caller with settings of its own.
+    """
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_two.py").write_text(TWO_TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k test_a\n")
+    monkeypatch.setattr(run, "_TESTS", folder)
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    host = closed_fleet(tmp_path).hosts[0]
+    xml, lines = tmp_path / "junit.xml", []
+    config, expected = tmp_path / "ssh_config", tmp_path / "expected.json"
+    config.write_text("")
+    why = run._pytest([host], config, expected, xml, lines.append, 60.0)
+    return why, read_junit(xml.read_text()) if xml.exists() else (), lines
+
+
+def test_the_callers_pytest_settings_do_not_reach_it(tmp_path, monkeypatch):
+    """
+    Not from the environment, nor from a pytest.ini above the tests; progress has no colour.
+    """
+    why, outcomes, lines = run_two_tests(tmp_path, monkeypatch)
+    assert why is None
+    assert sorted(outcome.test for outcome in outcomes) == ["test_a", "test_b"]
+    assert len(lines) == 2
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_the_callers_pytest_settings_would_be_noticed(tmp_path, monkeypatch):
+    """
+    Negative control: let through, they change the run.
+    """
+    monkeypatch.setattr(run, "pytest_environment", lambda env, expected: dict(os.environ))
+    why, _, _ = run_two_tests(tmp_path, monkeypatch)
+    assert why is not None
+
+
+def test_no_variable_of_pytest_is_handed_on(tmp_path):
+    """
+    What else the caller has set, such as the SSH agent, is.
+    """
+    agent = {"SSH_AUTH_SOCK": "/run/agent"}
+    env = run.pytest_environment(SETTINGS | agent | {"COV_CORE_SOURCE": "x"}, tmp_path)
+    assert set(env) == {
+        *agent, run.ENV_EXPECTED, "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONPATH"
+    }  # fmt: skip

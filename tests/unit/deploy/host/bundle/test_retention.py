@@ -1,5 +1,6 @@
 import json
 
+from deploy.host.protocol import GoodRecord, LeaseRelease, Retire, SlotStart
 from tests.unit.deploy.bundle.builders import make_lock, make_model
 from tests.unit.deploy.host.staged import assert_whole, send
 
@@ -15,21 +16,21 @@ def test_retiring_keeps_what_runs_and_what_a_rollback_needs(provisioned, worksho
         bundle = bundles[number] = workshop.signed(keys[0], f"v{number}")
         send(provisioned, bundle, workshop)
         provisioned.release = f"r{number}"
-        provisioned.call("lease.release")
+        provisioned.call(LeaseRelease())
         provisioned.lease()
-        provisioned.call("good.record", bundle=bundle.digest, version=f"v{number}", slot="blue")
+        provisioned.call(GoodRecord(bundle.digest, f"v{number}", "blue"))
 
-    removed = provisioned.call("retire", keep=2)["removed"]
+    removed = provisioned.call(Retire(keep=2)).removed
 
     layout = provisioned.layout
     gone, kept = bundles[1], (bundles[2], bundles[3])
-    assert removed["releases"] == [gone.digest]
-    assert removed["venvs"] == [gone.manifest.lock.digest]
-    assert removed["models"] == [gone.manifest.model.digest]
-    assert removed["blobs"] == [
-        gone.manifest.model.files[1].sha256
-    ]  # the weights; the rest is shared
-    assert removed["wheels"] == ["tinydep-1.0-py3-none-any.whl"]
+    assert removed["releases"] == (gone.digest,)
+    assert removed["venvs"] == (gone.manifest.lock.digest,)
+    assert removed["models"] == (gone.manifest.model.digest,)
+    assert removed["blobs"] == (
+        gone.manifest.model.files[1].sha256,
+    )  # the weights; the rest is shared
+    assert removed["wheels"] == ("tinydep-1.0-py3-none-any.whl",)
     for bundle in kept:
         assert_whole(layout.release(bundle.digest), bundle)
 
@@ -39,9 +40,9 @@ def test_retiring_keeps_the_release_of_a_slot_that_was_never_good(provisioned, b
     A canary in the middle of its measurement is not swept away.
     """
     send(provisioned, bundle, workshop)
-    provisioned.call("slot.start", slot="green", bundle=bundle.digest)
+    provisioned.call(SlotStart("green", bundle.digest))
 
-    assert provisioned.call("retire", keep=1)["removed"]["releases"] == []
+    assert provisioned.call(Retire(keep=1)).removed["releases"] == ()
 
 
 def test_retiring_keeps_the_venv_that_provisioning_asks_for(provisioned, bundle, workshop):
@@ -52,9 +53,9 @@ def test_retiring_keeps_the_venv_that_provisioning_asks_for(provisioned, bundle,
     lock = bundle.manifest.lock.digest
     provisioned.layout.host_config.write_text(json.dumps({"locks": [lock]}))
 
-    removed = provisioned.call("retire", keep=1)["removed"]
+    removed = provisioned.call(Retire(keep=1)).removed
 
-    assert (removed["releases"], removed["venvs"], removed["wheels"]) == ([bundle.digest], [], [])
+    assert (removed["releases"], removed["venvs"], removed["wheels"]) == ((bundle.digest,), (), ())
 
 
 def test_what_a_killed_verb_left_is_swept(provisioned, bundle, workshop):
@@ -66,7 +67,7 @@ def test_what_a_killed_verb_left_is_swept(provisioned, bundle, workshop):
     for path in (layout.releases / ".tmp-x", layout.venvs / ".trash-y", layout.incoming / "old"):
         path.mkdir(parents=True)
 
-    provisioned.call("retire", keep=1)
+    provisioned.call(Retire(keep=1))
 
     assert not (layout.releases / ".tmp-x").exists()
     assert not (layout.venvs / ".trash-y").exists()

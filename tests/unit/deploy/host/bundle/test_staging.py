@@ -10,10 +10,10 @@ import tarfile
 
 import pytest
 
-from deploy.host import disk as room
+from deploy.host.bundle.manifest import canonical
 from deploy.host.bundle.staging import blob_name, wheel_name
+from deploy.host.protocol import StageCommit, StageMissing
 from tests.unit.deploy.bundle.builders import make_key
-from tests.unit.deploy.host.fakes import Refused
 from tests.unit.deploy.host.staged import damage, placed, refusal, send
 
 # -- the good way
@@ -26,8 +26,8 @@ def test_a_staged_release_is_whole(provisioned, bundle, workshop):
     found = send(provisioned, bundle, workshop)
 
     release = provisioned.layout.release(bundle.digest)
-    assert found["committed"]["signer"] == "ann@example.org"
-    assert found["committed"]["venv_built"] is True
+    assert found.staged.signer == "ann@example.org"
+    assert found.staged.venv_built is True
     names = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
     names = {name for name in names if "__pycache__" not in name}
     assert names == {
@@ -84,9 +84,10 @@ def test_staging_again_sends_nothing(provisioned, bundle, workshop):
 
     again = send(provisioned, bundle, workshop)
 
-    assert first["files"] == 7  # manifest, signature, archive, wheel, three of the model
-    assert (again["files"], again["bytes"]) == (0, 0)
-    assert again["committed"]["placed"] == {"bundle": False, "blobs": 0, "wheels": 0}
+    assert len(first.names) == 7  # manifest, signature, archive, wheel, three of the model
+    assert (again.names, again.size) == ((), 0)
+    staged = again.staged
+    assert (staged.placed_bundle, staged.placed_blobs, staged.placed_wheels) == (False, 0, 0)
     assert placed(provisioned) == before
 
 
@@ -100,8 +101,8 @@ def test_a_new_release_sends_only_what_changed(provisioned, bundle, workshop, ke
 
     found = send(provisioned, second, workshop)
 
-    assert found["sent"] == ["manifest.json", "manifest.json.sig", "files.tar"]
-    assert found["committed"]["venv_built"] is False
+    assert found.names == ("manifest.json", "manifest.json.sig", "files.tar")
+    assert found.staged.venv_built is False
     blob = provisioned.layout.blobs / second.manifest.model.files[1].sha256
     assert blob.stat().st_nlink == 2  # the blob and the one model that both releases lead to
 
@@ -114,7 +115,7 @@ def test_an_upload_that_was_cut_goes_on(provisioned, bundle, workshop):
     with pytest.raises(ConnectionError):
         send(provisioned, bundle, workshop, lambda n, d: None if n == weights else d)
 
-    sent = send(provisioned, bundle, workshop)["sent"]
+    sent = send(provisioned, bundle, workshop).names
 
     assert weights in sent
     assert wheel_name(bundle.manifest.lock.wheels[0].file) not in sent
@@ -181,7 +182,7 @@ def test_a_tampered_file_is_asked_for_again(provisioned, bundle, workshop):
     weights, _ = sizes(bundle)
     refusal(provisioned, bundle, workshop, lambda n, d: damage(d) if n == weights else d)
 
-    assert weights in send(provisioned, bundle, workshop)["sent"]
+    assert weights in send(provisioned, bundle, workshop).names
 
 
 def test_an_unsigned_bundle_is_refused(provisioned, workshop, keys, tmp_path):
@@ -274,33 +275,28 @@ def test_a_path_that_leads_out_is_refused_even_when_it_is_signed(provisioned, bu
     document = bundle.manifest.document()
     document["files"][0]["path"] = path
 
-    with pytest.raises(Refused) as caught:
-        provisioned.call("stage.missing", manifest=document)
+    error = provisioned.refusal(StageMissing(canonical(document).decode()))
 
-    assert caught.value.kind == "BundleTampered"
+    assert error.kind == "BundleTampered"
 
 
-@pytest.mark.parametrize("incoming", ["..", "../../etc", "a/b", ""])
-def test_uploads_lie_in_one_directory(provisioned, bundle, incoming):
+def test_an_archive_of_something_else_is_not_committed(provisioned, bundle):
     """
-    stage.commit looks nowhere else.
+    Without uploads there is nothing to verify.
     """
-    with pytest.raises(Refused) as caught:
-        provisioned.call("stage.commit", bundle=bundle.digest, incoming=incoming)
+    error = provisioned.refusal(StageCommit(bundle.digest))
 
-    assert caught.value.kind == "UsageError"
+    assert error.kind == "BundleTruncated"
 
 
 # -- disk
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(
-    provisioned, bundle, workshop, monkeypatch
-):
+def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(provisioned, bundle, workshop):
     """
     With what is needed and what is free.
     """
-    monkeypatch.setattr(room, "free_bytes", lambda path: 1 << 20)
+    provisioned.system.free = 1 << 20
 
     error = refusal(provisioned, bundle, workshop)
 
@@ -309,23 +305,24 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(
     assert not provisioned.layout.incoming.exists()
 
 
-def test_what_is_there_already_needs_no_room(provisioned, bundle, workshop, monkeypatch):
+def test_what_is_there_already_needs_no_room(provisioned, bundle, workshop):
     """
     A full disk does not stop a release that is staged.
     """
     send(provisioned, bundle, workshop)
-    monkeypatch.setattr(room, "free_bytes", lambda path: 0)
+    provisioned.system.free = 0
 
-    assert send(provisioned, bundle, workshop)["files"] == 0
+    assert send(provisioned, bundle, workshop).names == ()
 
 
-def test_asking_what_is_missing_changes_nothing(provisioned, bundle):
+def test_asking_what_is_missing_makes_the_directory_for_uploads_alone(provisioned, bundle):
     """
-    `inv plan` asks too.
+    Nothing else on the host changes.
     """
-    before = sorted(provisioned.root.rglob("*"))
+    before = set(provisioned.root.rglob("*"))
 
-    found = provisioned.call("stage.missing", manifest=bundle.manifest.document())
+    needs = provisioned.call(StageMissing(bundle.manifest_path.read_text()))
 
-    assert (found["bundle"], found["venv"], len(found["blobs"])) == (True, True, 3)
-    assert sorted(provisioned.root.rglob("*")) == before
+    assert (needs.bundle, needs.venv, len(needs.blobs)) == (True, True, 3)
+    incoming = provisioned.layout.incoming
+    assert set(provisioned.root.rglob("*")) - before == {incoming, incoming / bundle.digest}

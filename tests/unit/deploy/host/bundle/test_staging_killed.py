@@ -18,22 +18,22 @@ def quick_uv(host):
     """
     Let uv and the Python of the venv be pretended: a commit in milliseconds.
     """
-    real = host.runner.run
+    real = host.system.run
 
     def run(argv, **more):
         if argv[0] == str(host.layout.uv):
-            host.runner.before(argv)
+            host.system.before(argv)
             made = Path(argv[-1])
             if argv[1] == "venv":
                 (made / "bin").mkdir(parents=True)
                 (made / "bin" / "python").symlink_to(sys.executable)
             return ProgramResult(0, "", "")
         if argv[0].endswith("/bin/python"):
-            host.runner.before(argv)
+            host.system.before(argv)
             return ProgramResult(0, "", "")
         return real(argv, **more)
 
-    host.runner.run = run
+    host.system.run = run
 
 
 def test_a_commit_that_is_killed_anywhere_is_finished_by_the_next(workshop, keys, bundle):
@@ -52,12 +52,12 @@ def test_a_commit_that_is_killed_anywhere_is_finished_by_the_next(workshop, keys
             release = host.layout.release(bundle.digest)
             if release.exists():
                 assert_whole(release, bundle)
-            assert host.call("status")["unfinished"]["step"] == "stage.commit"
+            assert host.status().unfinished.step == "stage.commit"
 
             send(host, bundle, workshop)
 
             assert_whole(release, bundle)
-            assert host.call("status")["unfinished"] is None
+            assert host.status().unfinished is None
         kills += 1
     assert kills > 12
 
@@ -88,15 +88,15 @@ def killed_in_a_child(host, bundle, workshop, number):
             link = Link(host)
             real = link.call
 
-            def call(verb, args=None, *, timeout_s):
-                if verb == "stage.commit":
-                    host.runner.before = count
+            def call(request, *, timeout_s):
+                if request.VERB == "stage.commit":
+                    host.system.before = count
                     for name in _STOPS:
                         setattr(Path, name, counted(getattr(Path, name)))
-                return real(verb, args, timeout_s=timeout_s)
+                return real(request, timeout_s=timeout_s)
 
             link.call = call
-            stage(bundle, tool=link, transport=link, wheels=workshop.wheels)
+            stage(bundle, client=link, wheels=workshop.wheels)
             status = 0
         finally:
             os._exit(status)

@@ -7,12 +7,15 @@ import shutil
 
 import pytest
 
+from deploy.host.protocol import VenvBuild, Wheel
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.staged import damage
 
 
-def as_json(lock):
-    return [{"file": w.file, "sha256": w.sha256, "size": w.size} for w in lock.wheels]
+def build_request(of, **changes):
+    wheels = tuple(Wheel(w.file, w.sha256, w.size) for w in of.wheels)
+    fields = {"lock": of.text, "digest": of.digest, "python": of.python, "wheels": wheels}
+    return VenvBuild(**fields | changes)
 
 
 def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
@@ -22,15 +25,10 @@ def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
     provisioned.fence = None
     lock = workshop.lock
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
-    args = {
-        "lock": lock.text,
-        "digest": lock.digest,
-        "python": lock.python,
-        "wheels": as_json(lock),
-    }
 
-    assert provisioned.call("venv.build", **args)["built"] is True
-    assert provisioned.call("venv.build", **args) == {"built": False, "took_s": 0.0}
+    assert provisioned.call(build_request(lock)).built is True
+    again = provisioned.call(build_request(lock))
+    assert (again.built, again.took_s) == (False, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +47,9 @@ def test_a_venv_is_built_of_the_locked_wheels_alone(provisioned, workshop, spoil
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
     spoil(provisioned.layout.wheelhouse / lock.wheels[0].file)
 
-    error = provisioned.answer(
-        "venv.build",
-        {"lock": lock.text, "digest": lock.digest, "python": lock.python, "wheels": as_json(lock)},
-    )["error"]
+    error = provisioned.refusal(build_request(lock))
 
-    assert error["kind"] == kind
+    assert error.kind == kind
     assert not provisioned.layout.venvs.exists()
 
 
@@ -65,13 +60,10 @@ def test_a_python_that_is_not_there_is_refused_in_uvs_words(provisioned, worksho
     lock = workshop.lock
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
 
-    error = provisioned.answer(
-        "venv.build",
-        {"lock": lock.text, "digest": lock.digest, "python": "3.2", "wheels": as_json(lock)},
-    )["error"]
+    error = provisioned.refusal(build_request(lock, python="3.2"))
 
-    assert error["kind"] == "CommandFailed"
-    assert "3.2" in error["why"]
+    assert error.kind == "CommandFailed"
+    assert "3.2" in error.why
     assert list(provisioned.layout.venvs.iterdir()) == []
 
 
@@ -88,12 +80,11 @@ def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, 
     text = lock.text.replace("==", pin)
     digest = hashlib.sha256(text.encode()).hexdigest()
 
-    answer = provisioned.answer(
-        "venv.build",
-        {"lock": text, "digest": digest, "python": lock.python, "wheels": as_json(lock)},
-    )
-
-    assert answer["ok"] is is_built
+    request = build_request(lock, lock=text, digest=digest)
+    if is_built:
+        assert provisioned.call(request).built is True
+    else:
+        assert provisioned.refusal(request).kind == "CommandFailed"
     found = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
     assert [path.name for path in found] == ["tinydep-1.0.dist-info"] * is_built
 
@@ -105,10 +96,7 @@ def test_a_triton_that_can_not_be_imported_is_refused(provisioned, tmp_path):
     lock = make_lock(tmp_path / "wheels", name="triton")  # one module, and no language in it
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
 
-    error = provisioned.answer(
-        "venv.build",
-        {"lock": lock.text, "digest": lock.digest, "python": lock.python, "wheels": as_json(lock)},
-    )["error"]
+    error = provisioned.refusal(build_request(lock))
 
-    assert error["kind"] == "CommandFailed"
-    assert "triton.language" in error["why"]
+    assert error.kind == "CommandFailed"
+    assert "triton.language" in error.why

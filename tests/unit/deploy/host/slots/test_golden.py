@@ -1,6 +1,7 @@
 import pytest
 
-from tests.unit.deploy.host.fakes import BUNDLE, Refused
+from deploy.host.protocol import Golden, GoldenFailure, GoldenResult, SlotStart
+from tests.unit.deploy.host.fakes import BUNDLE
 
 PROMPTS = (
     {"prompt": "sun", "max_tokens": 4, "expected": "rises"},
@@ -11,7 +12,7 @@ PROMPTS = (
 @pytest.fixture
 def golden(leased, runtimes):
     leased.stage(BUNDLE, golden=PROMPTS)
-    leased.call("slot.start", slot="green", bundle=BUNDLE)
+    leased.call(SlotStart("green", BUNDLE))
     runtimes["green"].answers = {"sun": "rises", "rain": "falls"}
     return leased
 
@@ -20,7 +21,7 @@ def test_every_prompt_is_asked_at_temperature_0(golden, runtimes):
     """
     The answers of the slot are compared with those of the bundle.
     """
-    assert golden.call("golden", slot="green") == {"total": 2, "passed": 2, "failures": []}
+    assert golden.call(Golden("green")) == GoldenResult(total=2, passed=2, failures=())
     bodies = [body for body, _ in runtimes["green"].seen]
     assert bodies[0] == {"prompt": "sun", "max_tokens": 4, "temperature": 0}
 
@@ -31,10 +32,10 @@ def test_another_answer_is_a_failure(golden, runtimes):
     """
     runtimes["green"].answers["rain"] = "rises"
 
-    found = golden.call("golden", slot="green")
+    found = golden.call(Golden("green"))
 
-    assert (found["total"], found["passed"]) == (2, 1)
-    assert found["failures"] == [{"line": 2, "expected": "falls", "got": "rises"}]
+    assert (found.total, found.passed) == (2, 1)
+    assert found.failures == (GoldenFailure(line=2, expected="falls", got="rises"),)
 
 
 def test_an_error_is_a_failure(golden, runtimes):
@@ -43,10 +44,10 @@ def test_an_error_is_a_failure(golden, runtimes):
     """
     runtimes["green"].fails_with = 500
 
-    found = golden.call("golden", slot="green")
+    found = golden.call(Golden("green"))
 
-    assert found["passed"] == 0
-    assert found["failures"][0]["got"].startswith("error 500")
+    assert found.passed == 0
+    assert found.failures[0].got.startswith("error 500")
 
 
 def test_a_silent_slot_is_a_failure(golden, runtimes):
@@ -56,7 +57,7 @@ def test_a_silent_slot_is_a_failure(golden, runtimes):
     runtimes["green"].close()
     golden.layout.runtime_socket("green").unlink()
 
-    assert "without an answer" in golden.call("golden", slot="green")["failures"][0]["got"]
+    assert "without an answer" in golden.call(Golden("green")).failures[0].got
 
 
 def test_the_api_token_of_the_host_is_sent(golden, runtimes):
@@ -66,7 +67,7 @@ def test_the_api_token_of_the_host_is_sent(golden, runtimes):
     golden.layout.etc.mkdir(parents=True, exist_ok=True)
     golden.layout.environment.write_text('# secrets\nSLIPWAY_API_TOKENS="t0ken,other"\n')
 
-    golden.call("golden", slot="green")
+    golden.call(Golden("green"))
 
     assert runtimes["green"].seen[0][1]["Authorization"] == "Bearer t0ken"
     assert "t0ken" not in golden.layout.journal.read_text()
@@ -76,20 +77,17 @@ def test_prompts_that_are_over_time_have_not_passed(golden, runtimes):
     """
     The time is for all of them together.
     """
-    real = golden.clock.steady_s
-    golden.clock.steady_s = lambda: real() + 5.0 * len(runtimes["green"].seen)
+    real = golden.system.steady_s
+    golden.system.steady_s = lambda: real() + 5.0 * len(runtimes["green"].seen)
 
-    found = golden.call("golden", slot="green", timeout_s=4)
+    found = golden.call(Golden("green", timeout_s=4))
 
-    assert found["passed"] == 1
-    assert "not asked" in found["failures"][0]["got"]
+    assert found.passed == 1
+    assert "not asked" in found.failures[0].got
 
 
 def test_without_a_release_there_is_nothing_to_ask(leased):
     """
     A slot that was never started has no golden prompts.
     """
-    with pytest.raises(Refused) as caught:
-        leased.call("golden", slot="green")
-
-    assert caught.value.kind == "PreconditionError"
+    assert leased.refusal(Golden("green")).kind == "PreconditionError"

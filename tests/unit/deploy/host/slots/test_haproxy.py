@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.host.rpc import HostError
+from deploy.host.layout import Layout
+from deploy.host.protocol import HostError
 from deploy.host.slots.haproxy import Haproxy, merge, parse_servers_state, parse_stat
+from deploy.host.system import System
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -76,7 +78,7 @@ def test_a_silent_haproxy_is_one_error(tmp_path):
     No socket: the answer names it.
     """
     with pytest.raises(HostError) as caught:
-        Haproxy(tmp_path / "haproxy.sock").servers()
+        Haproxy(System(Layout(str(tmp_path)))).servers()
 
     assert caught.value.kind == "CommandFailed"
     assert "haproxy.sock: No such file" in caught.value.why

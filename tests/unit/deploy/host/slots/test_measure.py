@@ -1,14 +1,15 @@
 import prometheus_client
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
-from deploy.host.slots import measure
+from deploy.host.protocol import Measure, SlotCounters, SlotStart, TrafficSet
+from deploy.host.slots import measure, runtime_api
 from deploy.host.slots.measure import count, parse_metrics
 from runtime import contract
 from tests.unit.deploy.host.fakes import BUNDLE
 
 
-def exposed(answers, seconds=(0.02, 0.2)):
+def exposed(answers):
     """
     Return what a runtime exposes after *answers*: (route, code) and how many.
     """
@@ -17,19 +18,16 @@ def exposed(answers, seconds=(0.02, 0.2)):
     counter = Counter(contract.REQUESTS_TOTAL, "x", labels, registry=registry)
     for (route, code), number in answers.items():
         counter.labels("v1", "green", route, code).inc(number)
-    times = Histogram(contract.REQUEST_SECONDS, "x", labels[:3], registry=registry)
-    for value in seconds:
-        times.labels("v1", "green", "/generate").observe(value)
-    times.labels("v1", "green", "/readyz").observe(1)
     return prometheus_client.generate_latest(registry).decode()
 
 
 def test_names_are_those_of_the_runtime():
     """
-    runtime/contract.py and the host tool mean the same metrics.
+    runtime/contract.py and the host program mean the same metrics.
     """
-    for name in ("REQUESTS_TOTAL", "REQUEST_SECONDS", "GENERATE_ROUTES", "READYZ", "METRICS"):
+    for name in ("REQUESTS_TOTAL", "GENERATE_ROUTES", "METRICS"):
         assert getattr(measure, name) == getattr(contract, name)
+    assert runtime_api.READYZ == contract.READYZ
 
 
 def test_requests_and_errors_are_those_of_the_generating_routes():
@@ -46,18 +44,7 @@ def test_requests_and_errors_are_those_of_the_generating_routes():
         }
     )
 
-    found = count(parse_metrics(text))
-
-    assert (found["requests"], found["errors"]) == (99, 7)
-
-
-def test_buckets_are_cumulative():
-    """
-    Each edge counts the requests that took at most so many seconds.
-    """
-    buckets = count(parse_metrics(exposed({})))["latency_buckets"]
-
-    assert (buckets["0.01"], buckets["0.025"], buckets["0.25"], buckets["+Inf"]) == (0, 1, 2, 2)
+    assert count(parse_metrics(text)) == (99, 7)
 
 
 def test_labels_may_hold_anything():
@@ -76,7 +63,7 @@ def test_labels_may_hold_anything():
 @pytest.fixture
 def serving(leased, runtimes):
     leased.stage(BUNDLE, "v1")
-    leased.call("slot.start", slot="green", bundle=BUNDLE)
+    leased.call(SlotStart("green", BUNDLE))
     runtimes["green"].metrics = exposed({("/generate", "200"): 5, ("/generate", "500"): 1})
     return leased
 
@@ -89,12 +76,15 @@ def test_a_slot_is_measured_without_a_lease(serving, proxy):
     serving.fence = None
     proxy.control.set_weight("green", 10)
 
-    found = serving.call("measure")["slots"]["green"]
-
-    assert (found["version"], found["bundle"], found["unit"]) == ("v1", BUNDLE, "active")
-    assert (found["requests"], found["errors"], found["broken"]) == (6, 1, 0)
-    assert (found["metrics"], found["ready"]) == (True, True)
-    assert (found["weight"], found["sessions"]) == (0, 0)  # in maint
+    assert serving.call(Measure()).slots["green"] == SlotCounters(
+        requests=6,
+        errors=1,
+        broken=0,
+        restarts=0,
+        is_whole=True,
+        is_ready=True,
+        unit="active",
+    )
     assert len(serving.journal()) == lines
 
 
@@ -102,36 +92,44 @@ def test_a_request_that_the_other_slot_answered_is_an_error_of_the_first(serving
     """
     HAProxy hides the 500 from the client; the runtime's own count is what is measured.
     """
-    serving.call("traffic.set", weights={"green": 50, "blue": 50})
+    serving.call(TrafficSet({"green": 50, "blue": 50}))
     runtimes["green"].fails_with = 500
 
     assert proxy.share(10) == {"blue": 10}
 
-    found = serving.call("measure")["slots"]["green"]
-    assert found["haproxy"]["answers_5xx"] == 0
-    assert found["haproxy"]["redispatches"] > 0
+    assert serving.call(Measure()).slots["green"].errors == 1
+    counters = proxy.control.servers()["green"].counters
+    assert counters["answers_5xx"] == 0
+    assert counters["redispatches"] > 0
 
 
-def test_a_slot_without_metrics_says_so_and_keeps_haproxys_numbers(serving, proxy, runtimes):
+def test_a_slot_without_metrics_is_not_whole(serving, proxy, runtimes):
     """
     A canary that answers nothing is measured as such, not as free of errors.
     """
-    serving.call("traffic.set", weights={"green": 100})
-    assert proxy.share(5) == {"green": 5}
+    serving.call(TrafficSet({"green": 100}))
     runtimes["green"].metrics = None
 
-    found = serving.call("measure")["slots"]["green"]
+    counters = serving.call(Measure()).slots["green"]
 
-    assert (found["metrics"], found["ready"]) == (False, False)
-    assert (found["requests"], found["errors"], found["latency_buckets"]) == (0, 0, {})
-    assert found["haproxy"]["requests"] == 5
+    assert (counters.is_whole, counters.is_ready, counters.requests) == (False, False, 0)
+
+
+def test_a_slot_without_haproxy_is_not_whole(serving, runtimes):
+    """
+    Without HAProxy's counters nobody knows how many requests got no answer.
+    """
+    serving.system.proxy.is_running = False
+
+    counters = serving.call(Measure()).slots["green"]
+
+    assert (counters.is_whole, counters.is_ready, counters.requests) == (False, True, 6)
 
 
 def test_a_host_where_nothing_runs_is_measured(host):
     """
     Before the first release: nothing, and no error.
     """
-    found = host.call("measure")["slots"]["blue"]
+    counters = host.call(Measure()).slots["blue"]
 
-    assert (found["bundle"], found["weight"], found["haproxy"]) == (None, None, None)
-    assert (found["metrics"], found["requests"], found["unit"]) == (False, 0, "inactive")
+    assert (counters.is_whole, counters.requests, counters.unit) == (False, 0, "inactive")

@@ -3,11 +3,9 @@ from pathlib import Path
 import pytest
 
 from deploy.host.layout import unit
-from deploy.host.slots.haproxy import Haproxy
+from deploy.host.protocol import LeaseRenew, SlotStart, SlotStop
 from deploy.host.slots.systemd import parse_show
-from tests.unit.deploy.host.fakes import BUNDLE, OTHER, Host, Refused, short_directory
-
-GREEN = unit("green")
+from tests.unit.deploy.host.fakes import BUNDLE, OTHER, Host, short_directory
 
 
 class Killed(BaseException):
@@ -24,26 +22,16 @@ def staged(leased):
 
 
 def start(host, bundle=BUNDLE, timeout_s=60):
-    return host.call("slot.start", slot="green", bundle=bundle, timeout_s=timeout_s)
+    return host.call(SlotStart("green", bundle, timeout_s))
 
 
-def refusal(host, verb, **args):
-    with pytest.raises(Refused) as caught:
-        host.call(verb, **args)
-    return caught.value
+def refused_start(host, bundle=BUNDLE, timeout_s=60):
+    return host.refusal(SlotStart("green", bundle, timeout_s))
 
 
-def weigh(monkeypatch, **servers):
-    """
-    Let HAProxy say that of its servers: admin, weight.
-    """
-
-    class Server:
-        def __init__(self, admin, weight):
-            self.admin, self.weight, self.status = admin, weight, "UP"
-
-    found = {name: Server(*what) for name, what in servers.items()}
-    monkeypatch.setattr(Haproxy, "servers", lambda self: found)
+def give_traffic(host, weight):
+    server = host.system.proxy.servers["green"]
+    server.admin, server.own_weight = "ready", weight
 
 
 # -- start
@@ -53,13 +41,13 @@ def test_a_start_links_enables_and_returns_when_ready(staged):
     """
     The slot leads to the release, comes back at boot, and is READY.
     """
-    staged.runner.units[GREEN].starts = "slow"
+    staged.units["green"].starts = "slow"
 
     found = start(staged)
 
-    assert (found["unit"], found["started"], found["bundle"]) == ("active", True, BUNDLE)
+    assert (found.unit, found.started, found.bundle) == ("active", True, BUNDLE)
     assert staged.layout.slot_link("green").readlink() == staged.layout.release(BUNDLE)
-    assert staged.runner.units[GREEN].enabled
+    assert staged.units["green"].enabled
 
 
 def test_a_starting_slot_yields_the_processor(staged):
@@ -68,7 +56,7 @@ def test_a_starting_slot_yields_the_processor(staged):
     """
     start(staged)
 
-    assert staged.runner.units[GREEN].cpu_weight == 20
+    assert staged.units["green"].cpu_weight == 20
 
 
 def test_starting_what_runs_changes_nothing(staged):
@@ -76,10 +64,10 @@ def test_starting_what_runs_changes_nothing(staged):
     The same bundle again: no restart.
     """
     start(staged)
-    staged.runner.calls.clear()
+    staged.system.calls.clear()
 
-    assert start(staged)["started"] is False
-    assert not [c for c in staged.runner.calls if c[:2] == ["systemctl", "start"]]
+    assert start(staged).started is False
+    assert not [c for c in staged.system.calls if c[:2] == ["systemctl", "start"]]
 
 
 def test_a_taken_slot_is_refused(staged):
@@ -88,7 +76,7 @@ def test_a_taken_slot_is_refused(staged):
     """
     start(staged)
 
-    error = refusal(staged, "slot.start", slot="green", bundle=OTHER)
+    error = refused_start(staged, OTHER)
 
     assert error.kind == "PreconditionError"
     assert "aaaaaaaaaaaa" in error.why
@@ -99,7 +87,7 @@ def test_a_bundle_that_is_not_staged_is_refused(leased):
     """
     Nothing is linked to a release that is not whole.
     """
-    error = refusal(leased, "slot.start", slot="green", bundle=BUNDLE)
+    error = refused_start(leased)
 
     assert (error.kind, "not staged" in error.what) == ("PreconditionError", True)
     assert not leased.layout.slot_link("green").is_symlink()
@@ -118,25 +106,25 @@ def test_a_failed_start_is_stopped_and_shows_its_last_log_lines(staged, how, sai
     """
     Not enabled, not running, and the operator reads why.
     """
-    staged.runner.units[GREEN].starts = how
+    staged.units["green"].starts = how
 
-    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE, timeout_s=10)
+    error = refused_start(staged, timeout_s=10)
 
     assert error.kind == "CommandFailed"
     assert said in error.why
     assert "no such tensor" in error.why
-    assert staged.runner.units[GREEN].active in ("inactive", "failed")
-    assert not staged.runner.units[GREEN].enabled
+    assert staged.units["green"].active in ("inactive", "failed")
+    assert not staged.units["green"].enabled
 
 
 def test_a_start_that_logged_nothing_shows_what_systemd_says(staged):
     """
     A process that died without a word.
     """
-    staged.runner.units[GREEN].starts = "exit"
-    staged.runner.log = []
+    staged.units["green"].starts = "exit"
+    staged.system.log = []
 
-    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE)
+    error = refused_start(staged)
 
     assert "Failed to start it." in error.why
 
@@ -145,20 +133,20 @@ def test_a_failed_slot_can_be_started_with_another_bundle(staged):
     """
     A failure is reset before the next start.
     """
-    staged.runner.units[GREEN].starts = "exit"
-    refusal(staged, "slot.start", slot="green", bundle=BUNDLE)
-    staged.runner.units[GREEN].starts = "ready"
+    staged.units["green"].starts = "exit"
+    refused_start(staged)
+    staged.units["green"].starts = "ready"
 
-    assert start(staged, OTHER)["unit"] == "active"
+    assert start(staged, OTHER).unit == "active"
 
 
 def test_the_lock_is_free_while_a_slot_starts(staged):
     """
     The lease is renewed during a start that takes minutes.
     """
-    staged.runner.units[GREEN].starts = "slow"
+    staged.units["green"].starts = "slow"
     renewed = []
-    staged.clock.on_sleep = lambda: renewed.append(staged.call("lease.renew", ttl_s=30))
+    staged.clock.on_sleep = lambda: renewed.append(staged.call(LeaseRenew(30)))
 
     start(staged)
 
@@ -169,13 +157,13 @@ def test_a_start_that_lost_its_lease_stops_nothing(staged):
     """
     Whoever took over may have started it for himself.
     """
-    staged.runner.units[GREEN].starts = "hang"
-    staged.call("lease.renew", ttl_s=5)
+    staged.units["green"].starts = "hang"
+    staged.call(LeaseRenew(5))
 
-    error = refusal(staged, "slot.start", slot="green", bundle=BUNDLE, timeout_s=10)
+    error = refused_start(staged, timeout_s=10)
 
     assert error.kind == "LeaseLost"
-    assert not [c for c in staged.runner.calls if c[:2] == ["systemctl", "stop"]]
+    assert not [c for c in staged.system.calls if c[:2] == ["systemctl", "stop"]]
 
 
 def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
@@ -190,14 +178,13 @@ def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
             host.stage(BUNDLE)
             if not killed_at(host, kills, lambda host=host: start(host)):
                 break
-            unfinished = host.call("status")["unfinished"]
-            assert (unfinished["step"], unfinished["is_intent"]) == ("slot.start", True)
+            assert host.status().unfinished.step == "slot.start"
 
-            assert start(host)["unit"] == "active"
+            assert start(host).unit == "active"
 
-            assert host.runner.units[GREEN].enabled
+            assert host.units["green"].enabled
             assert host.layout.slot_link("green").readlink() == host.layout.release(BUNDLE)
-            assert host.call("status")["unfinished"] is None
+            assert host.status().unfinished is None
         kills += 1
     assert kills >= 5
 
@@ -213,13 +200,13 @@ def killed_at(host, number, work):
         if left[0] < 0:
             raise Killed
 
-    host.runner.before = before
+    host.system.before = before
     try:
         work()
     except Killed:
         return True
     finally:
-        host.runner.before = lambda _: None
+        host.system.before = lambda _: None
     return False
 
 
@@ -243,17 +230,16 @@ def test_what_systemd_says_is_read_as_it_says_it():
 # -- stop
 
 
-def test_a_stop_disables_and_keeps_the_link(staged, monkeypatch):
+def test_a_stop_disables_and_keeps_the_link(staged):
     """
     Stopped now and at the next boot; its log and release can still be looked at.
     """
-    weigh(monkeypatch, green=("maint", 0))
     start(staged)
 
-    found = staged.call("slot.stop", slot="green")
+    found = staged.call(SlotStop("green"))
 
-    assert (found["unit"], found["stopped"]) == ("inactive", True)
-    assert not staged.runner.units[GREEN].enabled
+    assert (found.unit, found.stopped) == ("inactive", True)
+    assert not staged.units["green"].enabled
     assert staged.layout.slot_link("green").is_symlink()
 
 
@@ -261,21 +247,22 @@ def test_stopping_what_is_stopped_is_no_error(staged):
     """
     Also when HAProxy is not there to ask.
     """
-    assert staged.call("slot.stop", slot="green")["stopped"] is False
+    staged.system.proxy.is_running = False
+
+    assert staged.call(SlotStop("green")).stopped is False
 
 
-def test_a_slot_that_takes_requests_is_not_stopped(staged, monkeypatch):
+def test_a_slot_that_takes_requests_is_not_stopped(staged):
     """
-    Unless it is forced: the requests would be lost.
+    The requests would be lost.
     """
-    weigh(monkeypatch, green=("ready", 10))
+    give_traffic(staged, 10)
     start(staged)
 
-    error = refusal(staged, "slot.stop", slot="green")
+    error = staged.refusal(SlotStop("green"))
 
     assert (error.kind, "weight is 10" in error.why) == ("PreconditionError", True)
-    assert staged.runner.units[GREEN].active == "active"
-    assert staged.call("slot.stop", slot="green", force=True)["stopped"] is True
+    assert staged.units["green"].active == "active"
 
 
 def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
@@ -283,18 +270,18 @@ def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
     Not knowing is not "no requests".
     """
     start(staged)
+    staged.system.proxy.is_running = False
 
-    assert refusal(staged, "slot.stop", slot="green").kind == "PreconditionError"
+    assert staged.refusal(SlotStop("green")).kind == "PreconditionError"
 
 
-def test_a_stop_that_is_late_says_so(staged, monkeypatch):
+def test_a_stop_that_is_late_says_so(staged):
     """
     The unit did not end within its time: the result is unknown to nobody.
     """
-    weigh(monkeypatch, green=("maint", 0))
     start(staged)
-    staged.runner.units[GREEN].stops = "hang"
+    staged.units["green"].stops = "hang"
 
-    error = refusal(staged, "slot.stop", slot="green", timeout_s=5)
+    error = staged.refusal(SlotStop("green", timeout_s=5))
 
     assert (error.kind, "within 5 s" in error.what) == ("CommandFailed", True)

@@ -6,20 +6,25 @@ import threading
 
 import pytest
 
-from deploy.host.layout import unit
+from deploy.host.protocol import TrafficDrain, TrafficSet
 from deploy.host.slots import traffic
-from deploy.host.system import Clock
-from tests.unit.deploy.host.fakes import Refused
 
 
 def serve(host, **weights):
-    return host.call("traffic.set", weights=weights)["weights"]
+    return host.call(TrafficSet(weights)).weights
 
 
-def refusal(host, verb, **args):
-    with pytest.raises(Refused) as caught:
-        host.call(verb, **args)
-    return caught.value
+def on_sleep(host, work):
+    """
+    Call *work* before each sleep of the host's verbs.
+    """
+    real = host.system.sleep
+
+    def sleep(seconds):
+        work()
+        real(seconds)
+
+    host.system.sleep = sleep
 
 
 @pytest.fixture
@@ -42,12 +47,12 @@ def test_a_slot_with_traffic_yields_no_more(leased, proxy):
     """
     Whoever gets requests has an equal share of the processor, from before the first one.
     """
-    leased.runner.units[unit("green")].cpu_weight = 20
+    leased.units["green"].cpu_weight = 20
 
-    leased.call("traffic.set", weights={"blue": 100})
-    assert leased.runner.units[unit("green")].cpu_weight == 20
-    leased.call("traffic.set", weights={"blue": 90, "green": 10})
-    assert leased.runner.units[unit("green")].cpu_weight == 100
+    serve(leased, blue=100)
+    assert leased.units["green"].cpu_weight == 20
+    serve(leased, blue=90, green=10)
+    assert leased.units["green"].cpu_weight == 100
 
 
 def test_promoting_and_going_back_move_all_of_it(leased, proxy):
@@ -87,7 +92,7 @@ def test_a_slot_that_is_not_ready_gets_nothing_and_takes_nothing(leased, proxy, 
     serve(leased, blue=100)
     runtimes["green"].is_ready = False
 
-    error = refusal(leased, "traffic.set", weights={"blue": 0, "green": 100})
+    error = leased.refusal(TrafficSet({"blue": 0, "green": 100}))
 
     assert error.kind == "CommandFailed"
     assert "green is not UP" in error.what
@@ -105,9 +110,8 @@ def test_going_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes):
     runtimes["blue"].is_ready = False
     until_down(leased, proxy, "blue")
 
-    assert (
-        "blue is not UP" in refusal(leased, "traffic.set", weights={"blue": 100, "green": 0}).what
-    )
+    error = leased.refusal(TrafficSet({"blue": 100, "green": 0}))
+    assert "blue is not UP" in error.what
     assert proxy.share(5) == {"green": 5}
 
 
@@ -126,14 +130,12 @@ def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, r
     runtimes["green"].is_ready = False
     seen = []
 
-    class Watching(Clock):
-        def sleep(self, seconds):
-            server = proxy.control.servers()["green"]
-            seen.append((server.admin, server.weight))
-            runtimes["green"].is_ready = len(seen) > 3
-            super().sleep(seconds)
+    def look():
+        server = proxy.control.servers()["green"]
+        seen.append((server.admin, server.weight))
+        runtimes["green"].is_ready = len(seen) > 3
 
-    leased.system = leased.system._replace(clock=Watching())
+    on_sleep(leased, look)
     serve(leased, blue=90, green=10)
 
     assert len(seen) > 3
@@ -147,10 +149,10 @@ def test_silence_is_refused_unless_it_is_meant(leased, proxy):
     serve(leased, blue=100)
 
     for weights in ({"blue": 0, "green": 0}, {"blue": 0}):
-        assert refusal(leased, "traffic.set", weights=weights).kind == "PreconditionError"
+        assert leased.refusal(TrafficSet(weights)).kind == "PreconditionError"
     assert proxy.share(5) == {"blue": 5}
 
-    assert leased.call("traffic.set", weights={"blue": 0}, force=True)["weights"]["blue"] == 0
+    assert leased.call(TrafficSet({"blue": 0}, force=True)).weights["blue"] == 0
     assert proxy.share(2) == {503: 2}
 
 
@@ -168,7 +170,7 @@ def test_impossible_weights_are_refused(leased, proxy, weights):
     """
     From 0 to 100, of slots there are.
     """
-    assert refusal(leased, "traffic.set", weights=weights).kind == "UsageError"
+    assert leased.refusal(TrafficSet(weights)).kind == "UsageError"
 
 
 def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
@@ -184,20 +186,18 @@ def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
     serve(leased, blue=0, green=100)
     looked = []
 
-    class Releasing(Clock):
-        def sleep(self, seconds):
-            looked.append((proxy.control.servers()["blue"].sessions, proxy.ask()))
-            if len(looked) == 3:
-                runtimes["blue"].gate.set()
-            super().sleep(seconds)
+    def look():
+        looked.append((proxy.control.servers()["blue"].sessions, proxy.ask()))
+        if len(looked) == 3:
+            runtimes["blue"].gate.set()
 
-    leased.system = leased.system._replace(clock=Releasing())
-    found = leased.call("traffic.drain", slot="blue", timeout_s=20)
+    on_sleep(leased, look)
+    found = leased.call(TrafficDrain("blue", timeout_s=20))
     client.join()
 
     assert got == ["blue"]
     assert looked[:3] == [(1, "green")] * 3
-    assert (found["left"], found["maint"]) == (0, True)
+    assert (found.left, found.maint) == (0, True)
     assert proxy.control.servers()["blue"].admin == "maint"
 
 
@@ -210,7 +210,7 @@ def test_an_idle_keep_alive_connection_does_not_hold_up_a_drain(leased, proxy):
     assert proxy.ask(connection) == "blue"
     serve(leased, blue=0, green=100)
 
-    assert leased.call("traffic.drain", slot="blue", timeout_s=5)["left"] == 0
+    assert leased.call(TrafficDrain("blue", timeout_s=5)).left == 0
     assert proxy.ask(connection) == "green"
 
 
@@ -226,9 +226,9 @@ def test_a_drain_that_is_late_says_what_is_left_and_cuts_nothing(leased, proxy, 
     assert runtimes["blue"].entered.wait(10)
     serve(leased, blue=0, green=100)
 
-    found = leased.call("traffic.drain", slot="blue", timeout_s=0.2)
+    found = leased.call(TrafficDrain("blue", timeout_s=0.2))
 
-    assert (found["left"], found["maint"]) == (1, False)
+    assert (found.left, found.maint) == (1, False)
     assert proxy.control.servers()["blue"].admin == "drain"
     runtimes["blue"].gate.set()
     client.join()
@@ -241,7 +241,7 @@ def test_a_slot_that_takes_requests_is_not_drained(leased, proxy):
     """
     serve(leased, blue=100, green=0)
 
-    assert refusal(leased, "traffic.drain", slot="blue").kind == "PreconditionError"
+    assert leased.refusal(TrafficDrain("blue")).kind == "PreconditionError"
 
 
 def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy, runtimes):
@@ -255,19 +255,16 @@ def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy
     assert runtimes["blue"].entered.wait(10)
     serve(leased, blue=0, green=100)
 
-    class Losing(Clock):
-        lost_s = 0.0
+    real = leased.system.steady_s
 
-        def steady_s(self):
-            return super().steady_s() + self.lost_s
+    def sleep(_):
+        # The lease is over, and the request has been answered.
+        leased.system.steady_s = lambda: real() + 100.0
+        runtimes["blue"].gate.set()
+        client.join()
 
-        def sleep(self, seconds):
-            self.lost_s = 100.0  # the lease is over, and the request has been answered
-            runtimes["blue"].gate.set()
-            client.join()
-
-    leased.system = leased.system._replace(clock=Losing())
-    error = refusal(leased, "traffic.drain", slot="blue", timeout_s=50)
+    leased.system.sleep = sleep
+    error = leased.refusal(TrafficDrain("blue", timeout_s=50))
 
     assert error.kind == "LeaseLost"
     assert proxy.control.servers()["blue"].admin == "drain"
@@ -298,7 +295,7 @@ def test_a_restart_of_haproxy_keeps_the_weights(leased, proxy, steps, wanted):
         if verb == "set":
             serve(leased, **what)
         else:
-            leased.call("traffic.drain", slot=what)
+            leased.call(TrafficDrain(what))
 
     proxy.stop()
     proxy.start()

@@ -1,0 +1,3 @@
+"""
+The command line's own work: reports, confirmation, progress, exit codes.  Decides nothing.
+"""

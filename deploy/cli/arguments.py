@@ -1,0 +1,114 @@
+"""
+What flags and environment variables mean: paths, numbers, the fleet.
+"""
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploy.inventory.schema import Fleet
+
+CALLER = "SLIPWAY_CWD"  # the directory that ./inv was called from; ./inv itself changes to the root
+_FLEET = "INVOKE_FLEET"
+_OURS = ("INVOKE_", "SLIPWAY_")
+
+
+def drop_empty_variables(env: MutableMapping[str, str]) -> None:
+    """
+    Remove the variables of slipway and invoke that are set to nothing: empty means absent.
+    """
+    for name in [n for n, value in env.items() if n.startswith(_OURS) and not value]:
+        del env[name]
+
+
+def path_from_caller(text: str) -> Path:
+    """
+    Return *text* as an absolute path, read from the directory that ./inv was called from.
+
+    Raises:
+        UsageError: It begins with ~ and the user has no home directory.
+    """
+    base = Path(os.environ.get(CALLER) or Path.cwd()).absolute()
+    try:
+        return base / Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{text}: ~ has no meaning here", why=str(error), fix="set HOME, or write the path out"
+        ) from None
+
+
+def output_file(flag: str, text: str) -> Path:
+    """
+    Return *text* as the path of a file to write, read from the caller's directory.
+
+    Raises:
+        UsageError: It names a folder; checked before the work begins.
+    """
+    path = path_from_caller(text)
+    if text.endswith("/") or path.is_dir():
+        raise UsageError(
+            f"--{flag} {text}: is a folder",
+            why=f"{path} should be a file",
+            fix=f"name a file in it: --{flag} {text.rstrip('/')}/{flag}.xml",
+        )
+    return path
+
+
+def fleet_name(flag: str | None, configured: str | None) -> str:
+    """
+    Return the fleet to work on: a name, or the path of a fleet file.
+
+    A path in the flag or in INVOKE_FLEET is read from the caller's directory, one in invoke.yaml
+    from the root of the repository.
+
+    Args:
+        flag: Value of `--hosts`; None or empty: not given.
+        configured: `fleet` of invoke's configuration.
+
+    Raises:
+        UsageError: No fleet is named anywhere.
+    """
+    name = flag or os.environ.get(_FLEET) or configured
+    if not name:
+        raise UsageError(
+            "no fleet is named",
+            why="neither --hosts nor INVOKE_FLEET is given, and invoke.yaml has no `fleet`",
+            fix="inv TASK --hosts NAME",
+        )
+    is_from_caller = bool(flag or os.environ.get(_FLEET))
+    return str(path_from_caller(name)) if is_from_caller and name.endswith(".yml") else name
+
+
+def whole_number(flag: str, text: object) -> int:
+    """
+    Return *text* as a whole number.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        return int(str(text))
+    except ValueError:
+        raise UsageError(
+            f"--{flag} {text}: not a whole number",
+            why=f"got {str(text)!r}",
+            fix=f"give a number, such as --{flag} 10",
+        ) from None
+
+
+def canary_share(text: str, fleet: "Fleet") -> int:
+    """
+    Return the canary's share of the traffic, in percent; without *text*, that of the fleet file.
+
+    Raises:
+        UsageError: It is no whole number, or lies outside 1 to 50.
+    """
+    from deploy.release.plan import check_share
+
+    if not text:
+        return fleet.release.canary.share_pct
+    return check_share(whole_number("canary", text))

@@ -1,0 +1,39 @@
+"""
+Asks before hosts are changed.
+"""
+
+import sys
+
+from deploy.cli.terminal import print_progress
+from deploy.errors import UsageError
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """
+    Ask on a terminal; elsewhere insist on `--yes`.
+
+    Raises:
+        UsageError: The answer is not yes (^D included), or nobody can answer.
+    """
+    if yes:
+        return
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+        raise UsageError(
+            "this changes hosts, and nobody is there to ask",
+            why="neither --yes was given nor is this a terminal",
+            fix="add --yes",
+        )
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    try:
+        answer = input()
+    except EOFError:  # ^D
+        print_progress("")
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise UsageError("not confirmed", why="the answer was not yes", fix="nothing was changed")
+
+
+def _is_terminal(stream: object) -> bool:
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty())

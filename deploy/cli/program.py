@@ -1,0 +1,130 @@
+"""
+invoke's program with our exit codes: `./inv` starts it.
+
+What a flag, a task name or a missing value gets wrong is a usage error of docs/reference/cli.md, as
+JSON where `--json` was given.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import invoke
+from invoke._version import __version__
+from invoke.exceptions import Exit, ParseError
+from invoke.program import Program
+from invoke.util import enable_logging
+from invoke.vendor import yaml
+
+from deploy.cli.arguments import drop_empty_variables, path_from_caller
+from deploy.cli.boundary import error_boundary
+from deploy.cli.terminal import close_output
+from deploy.errors import UsageError
+
+_ARGUMENT = re.compile(r"<Argument: ([\w-]+)[^>]*>")  # how invoke prints a flag
+
+
+class SlipwayProgram(Program):
+    """
+    invoke, with usage errors that have a code of their own and no tracebacks.
+    """
+
+    def core_args(self) -> list[Any]:
+        arguments = super().core_args()
+        for argument in arguments:
+            if argument.name == "debug":
+                argument.help = "Print the traceback of an error, and log what invoke does."
+        return list(arguments)
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
+        drop_empty_variables(os.environ)
+        words = sys.argv if argv is None else argv
+        with error_boundary(as_json="--json" in words, as_line="--watch" in words):
+            self._run(argv)
+
+    def _run(self, argv: list[str] | None) -> None:
+        try:
+            with _usage_errors():
+                self.create_config()
+                self.parse_core(argv)
+                self.parse_collection()
+                self.parse_tasks()
+                self.parse_cleanup()
+                self.update_config()
+            self.execute()
+        except Exit as ending:  # --help, --list, --version are done
+            sys.exit(ending.code)
+
+    def parse_tasks(self) -> None:
+        super().parse_tasks()
+        if self.args.debug.value:  # also where it stands after the task
+            enable_logging()
+
+    def update_config(self, merge: bool = True) -> None:
+        if self.args.config.value:
+            self.args.config._value = str(path_from_caller(self.args.config.value))
+        super().update_config(merge)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """
+    Raise what invoke says about the words of the command line as a UsageError.
+    """
+    try:
+        yield
+    except ParseError as error:
+        task = getattr(error.context, "name", None)
+        raise UsageError(
+            _ARGUMENT.sub(r"--\1", str(error)).rstrip("!"),
+            why=f"the words after {task} do not fit its flags" if task else "no task has this name",
+            fix=f"inv --help {task}" if task else "inv --list shows the tasks",
+        ) from error
+    except Exit as error:
+        if not error.message:
+            raise
+        raise UsageError(error.message, why="invoke could not go on", fix="inv --list") from error
+    except yaml.YAMLError as error:
+        raise UsageError(
+            "a configuration file of invoke is not YAML", why=str(error), fix="correct that line"
+        ) from error
+    except (ValueError, AttributeError) as error:  # of --list-depth x and --list-format x
+        if not _is_of_invoke(error):
+            raise
+        raise UsageError(
+            "a flag of invoke has a value that it does not take",
+            why=str(error),
+            fix="inv --help shows what each takes",
+        ) from error
+
+
+def _is_of_invoke(error: Exception) -> bool:
+    """
+    Return whether invoke itself raised *error*, and not tasks.py while it was imported.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    package = str(Path(invoke.__file__).parent)
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(package)
+
+
+def main() -> None:
+    """
+    Run the task that the command line names.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the whole process
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # in an ASCII locale
+    program = SlipwayProgram(
+        name="Invoke", binary="inv[oke]", binary_names=["invoke", "inv"], version=__version__
+    )
+    try:
+        program.run()
+    finally:
+        close_output()

@@ -1,0 +1,62 @@
+"""
+Tasks that are other programs: linters, pytest, the bench of the engine.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from deploy.errors import UsageError
+
+_ROOT = Path(__file__).parents[2]
+_REFUSED = 2  # of argparse, which has said which flag
+
+
+def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]) -> int:
+    """
+    Run the linter, the types and the tests; return the status of the first that fails, or 0.
+
+    Args:
+        is_unit: Leave out the tests on lab hosts.
+        arguments: More arguments for pytest, separated by spaces.
+    """
+    folder = _ROOT / ".venv" / "bin"
+    where = ["tests/unit"] if is_unit else ["tests/unit", "tests/lab"]
+    for argv in (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pytest", *where, *arguments.split()],
+    ):
+        progress(f"$ {' '.join(argv)}")
+        command = [str(folder / "python"), "-m", *argv] if argv[0] == "pytest" else argv
+        if argv[0] != "pytest":
+            command = [str(folder / argv[0]), *argv[1:]]
+        status = subprocess.run(command, cwd=_ROOT, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+def run_engine_bench(flags: Mapping[str, str], *, as_json: bool) -> int:
+    """
+    Run `python -m runtime.bench` and return its status.
+
+    Args:
+        flags: Its flags by name; an empty value is left to its default.
+
+    Raises:
+        UsageError: It refused a flag; it has said which on standard error.
+    """
+    argv = [sys.executable, "-m", "runtime.bench"]
+    argv += [f"--{flag}={value}" for flag, value in flags.items() if value]
+    argv += ["--json"] if as_json else []
+    status = subprocess.run(argv, cwd=_ROOT, check=False).returncode
+    if status == _REFUSED:
+        raise UsageError(
+            "bench.engine: a flag was refused",
+            why="runtime.bench said so on standard error",
+            fix="inv --help bench.engine",
+        )
+    return status

@@ -1,0 +1,150 @@
+"""
+Plans, states and events as text and as JSON documents.  Nothing here prints.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deploy.bundle.store import Bundle
+from deploy.errors import DeployError, TransportError
+from deploy.lab.config import LabStatus
+from deploy.provision.report import ProvisionReport
+from deploy.release.events import ReleaseEvent, ReleaseOutcome
+from deploy.release.observe import Observed
+from deploy.release.plan import ReleasePlan
+from deploy.units import format_duration
+from deploy.verify.report import VerifyReport
+from deploy.versions.matrix import Matrix
+
+
+def provision_text(report: ProvisionReport) -> str:
+    """
+    Return the sum of a provisioning run; its changes and failures were printed as they came.
+    """
+    return (
+        f"{len(report.ok)} hosts as pinned, {len(report.failed)} not; {len(report.changes)} "
+        f"{'changes to make' if report.check else 'changes'} in {format_duration(report.took_s)}"
+    )
+
+
+def failure_text(host: str, why: str, fix: str) -> str:
+    """
+    Return why provisioning failed on *host*, and what to do.
+    """
+    return f"{host}: FAILED: {why}\n  fix: {fix}"
+
+
+def verify_text(report: VerifyReport) -> str:
+    """
+    Return the sum of a verification; the error names each assertion that does not hold.
+    """
+    return (
+        f"{report.passed} passed, {len(report.failed)} failed, {report.skipped} do not apply, on "
+        f"{len(report.hosts)} hosts in {format_duration(report.took_s)}; {report.junit}"
+    )
+
+
+def outcome_text(outcome: ReleaseOutcome) -> str:
+    """
+    Return how a release or rollback ended; where it has an error, that says why.
+    """
+    reason = "" if outcome.error else f": {outcome.reason}"
+    return f"{outcome.release}: {outcome.ending}{reason}"
+
+
+def lab_json(status: LabStatus) -> dict[str, Any]:
+    """
+    Return the document of `inv lab.status --json`.
+    """
+    hosts = [
+        {
+            "host": host.name,
+            "address": host.address,
+            "state": str(host.state),
+            "memory_mib": host.memory_mib,
+            "disk_mib": host.disk_mib,
+        }
+        for host in status.hosts
+    ]
+    return {"hosts": hosts, "subnet": status.subnet}
+
+
+def matrix_json(matrix: Matrix) -> dict[str, Any]:
+    """
+    Return the document of `inv matrix --json`.
+    """
+    return {"rows": [row.model_dump(mode="json") for row in matrix.rows]}
+
+
+def bundle_json(bundle: Bundle, version: str) -> dict[str, Any]:
+    """
+    Return the document of `inv bundle --json`.
+    """
+    return {"bundle": bundle.digest, "version": version, "path": str(bundle.directory)}
+
+
+def plan_json(plan: ReleasePlan) -> dict[str, Any]:
+    """
+    Return the document of `inv plan --json`.
+    """
+    return {
+        "digest": plan.digest,
+        "fleet": plan.fleet,
+        "bundle": plan.bundle,
+        "version": plan.version,
+        "canary_pct": plan.canary_pct,
+        "waves": [list(wave) for wave in plan.waves],
+        "unchanged": list(plan.unchanged),
+        "steps": plan.steps(),
+    }
+
+
+def plan_text(plan: ReleasePlan) -> str:
+    """
+    Return *plan* as an operator reads it, ending with its digest.
+    """
+    lines = [f"release {plan.version} on {plan.fleet} (bundle {plan.bundle[:12]})"]
+    lines += [f"  {line}" for line in plan.steps()]
+    return "\n".join([*lines, f"  plan {plan.digest}"])
+
+
+def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[str, Any]:
+    """
+    Return the document of `inv status --json`.
+    """
+    hosts: list[dict[str, Any]] = []
+    release = None
+    for name, found in seen.items():
+        if isinstance(found, DeployError):
+            reached = not isinstance(found, TransportError)
+            error = found.as_json()
+            hosts.append({"host": name, "reachable": reached, "slots": [], "error": error})
+            continue
+        slots = [
+            {
+                "slot": slot.slot,
+                "version": slot.version,
+                "bundle": slot.bundle,
+                "state": slot.state,
+                "weight_pct": slot.weight_pct,
+                "health": slot.health,
+                "sessions": slot.sessions,
+            }
+            for slot in found.slots
+        ]
+        good = [{"release": g.release, "version": g.version} for g in found.good]
+        hosts.append({"host": name, "reachable": True, "slots": slots, "good": good})
+        if found.lease_owner or found.unfinished or found.paused:
+            release = release or {
+                "owner": found.lease_owner,
+                "unfinished": found.unfinished_text,
+                "paused": found.paused,
+            }
+    return {"fleet": fleet, "hosts": hosts, "release": release}
+
+
+def event_line(event: ReleaseEvent) -> str:
+    """
+    Return *event* as one line of a timeline.
+    """
+    return f"{event.at:%H:%M:%S}  {event.host or '':8} {event.name:18} {event.text}"

@@ -1,0 +1,45 @@
+"""
+`inv status --watch`: the state of a fleet again and again.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from deploy.cli.terminal import print_json, print_text, rendered
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EVERY_S = 1.0
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # ECMA-48
+
+
+def watch(
+    read: Callable[[], "tuple[dict[str, Any], RenderableType]"],
+    *,
+    as_json: bool,
+    sleep: Callable[[float], None],
+) -> None:
+    """
+    Show what *read* returns every second, until interrupted.
+
+    Args:
+        read: Returns the document and the table of one moment.
+        as_json: Print each document as one line; else a table that is redrawn on a terminal, and
+            elsewhere printed when it changed.
+    """
+    if as_json:
+        while True:
+            print_json(read()[0], as_line=True)
+            sleep(EVERY_S)
+    last: dict[str, Any] | None = None
+    while True:
+        document, table = read()
+        if sys.stdout.isatty():
+            text = rendered(table).replace("\n", f"{_CLEAR_LINE}\n")
+            print_text(f"{_HOME}{text}{_CLEAR_BELOW}")
+        elif document != last:
+            print_text(table)
+        last = document
+        sleep(EVERY_S)

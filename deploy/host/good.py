@@ -1,0 +1,71 @@
+"""
+The verbs that record releases as good and roll that record back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.host import journal
+from deploy.host.codec import encode
+from deploy.host.files import locked
+from deploy.host.journaled import LOCK_TIMEOUT_S, entry_of
+from deploy.host.lease import Leases
+from deploy.host.protocol import (
+    Call,
+    ErrorKind,
+    GoodRecord,
+    GoodRelease,
+    GoodReleases,
+    GoodRollback,
+    HostError,
+)
+from deploy.host.system import System
+
+
+def record(system: System, call: Call, request: GoodRecord) -> GoodReleases:
+    """
+    Record the release of *call* as good: a rollback may return to it.
+    """
+    if call.release is None:
+        raise HostError(
+            ErrorKind.USAGE,
+            "good.record: the call names no release",
+            "release is null",
+            "name the release in the request",
+        )
+    return _write(system, call, request.VERB, encode(request))
+
+
+def rollback(system: System, call: Call, request: GoodRollback) -> GoodReleases:
+    """
+    Remove the good releases after the named one from the record.
+    """
+    return _write(system, call, request.VERB, encode(request), to_release=request.to_release)
+
+
+def _write(
+    system: System, call: Call, verb: str, args: dict[str, Any], to_release: str | None = None
+) -> GoodReleases:
+    # The journal line is the effect, so intent and result are written under one lease check.
+    book = journal.Journal(system)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        Leases(system).check(call.fence)
+        if to_release is not None:
+            _check_known(to_release, book.replay().good)
+        line = entry_of(call, verb, journal.INTENT, args)
+        intent = book.append(line)
+        outcome = {"phase": journal.RESULT, "intent": intent["seq"], "ok": True, "result": {}}
+        book.append({**line, **outcome})
+        return GoodReleases(tuple(book.replay().good))
+
+
+def _check_known(release: str, good: list[GoodRelease]) -> None:
+    if release not in [g.release for g in good]:
+        known = ", ".join(f"{g.version} ({g.release})" for g in good) or "none"
+        raise HostError(
+            ErrorKind.NOTHING_TO_ROLL_BACK_TO,
+            f"no release {release} is recorded as good",
+            f"recorded: {known}",
+            "inv rollback --to one of these",
+        )

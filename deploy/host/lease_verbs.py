@@ -1,0 +1,50 @@
+"""
+The verbs of the lease.
+"""
+
+from __future__ import annotations
+
+from deploy.host.files import locked
+from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
+from deploy.host.lease import Leases
+from deploy.host.protocol import (
+    Call,
+    LeaseAcquire,
+    LeaseGranted,
+    LeaseRelease,
+    LeaseReleased,
+    LeaseRenew,
+)
+from deploy.host.system import System
+
+
+def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
+    """
+    Take the lease of this host for the release of *call*, with a new highest number.
+    """
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        lease = Leases(system).take(request.owner, call.release, request.ttl_s)
+        data = {"owner": request.owner, "ttl_s": request.ttl_s}
+        append_event(system, call._replace(fence=lease.fence), request.VERB, data)
+    return LeaseGranted(lease.fence, lease.expires_at)
+
+
+def renew(system: System, call: Call, request: LeaseRenew) -> LeaseGranted:
+    """
+    Extend the caller's lease; not journaled, because it comes every few seconds.
+    """
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        leases = Leases(system)
+        lease = leases.renew(leases.check(call.fence), request.ttl_s)
+    return LeaseGranted(lease.fence, lease.expires_at)
+
+
+def release(system: System, call: Call, request: LeaseRelease) -> LeaseReleased:
+    """
+    End the caller's lease; that of another caller stays in force.
+    """
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        released = Leases(system).release(call.fence)
+        if released:
+            append_event(system, call, request.VERB, {})
+    return LeaseReleased(released)

@@ -1,0 +1,35 @@
+"""
+Readiness and API token of the runtime of a slot.
+"""
+
+from __future__ import annotations
+
+from deploy.host.layout import Layout
+from deploy.host.system import System
+
+TOKENS_VARIABLE = "SLIPWAY_API_TOKENS"
+READYZ = "/readyz"
+
+
+def is_ready(system: System, slot: str, timeout_s: float = 2.0) -> bool:
+    """
+    Return whether the runtime of *slot* answers its readiness check.
+    """
+    return system.http(slot, "GET", READYZ, timeout_s=timeout_s).status == 200
+
+
+def api_token(layout: Layout) -> str | None:
+    """
+    Return the first token that the runtime accepts; None when it needs none.
+
+    Source: systemd.exec(5), EnvironmentFile=: NAME=VALUE lines, the value perhaps quoted.
+    """
+    try:
+        lines = layout.environment.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.strip().partition("=")
+        if name == TOKENS_VARIABLE:
+            return value.strip().strip("\"'").split(",")[0].strip() or None
+    return None

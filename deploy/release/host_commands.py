@@ -1,0 +1,128 @@
+"""
+The effects of a release on one host, as calls of the host program.  Each may be repeated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.errors import CommandFailed
+from deploy.host.protocol import (
+    Golden,
+    GoldenResult,
+    JournalAppend,
+    Measure,
+    SlotStart,
+    SlotStop,
+    TrafficDrain,
+    TrafficSet,
+)
+from deploy.release.gates import Reading
+from deploy.transport.client import HostClient
+
+_MARGIN_S = 15.0  # for the SSH command, beyond the time limit on the host
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    Time limits in seconds, and the number of good releases that a host keeps.
+    """
+
+    start_s: float
+    drain_s: float
+    golden_s: float
+    keep: int
+
+
+def clear(client: HostClient, slot: str, stable: str | None, limits: Limits) -> None:
+    """
+    Move all traffic from *slot* to *stable*, then stop *slot*.
+    """
+    shift(client, {slot: 0, stable: 100} if stable else {slot: 0})
+    stop(client, slot, limits)
+
+
+def start(client: HostClient, slot: str, bundle: str, limits: Limits) -> None:
+    """
+    Start *bundle* in *slot* and return when it is warm.
+
+    Raises:
+        CommandFailed: It did not become READY in time; `why` has its last log lines.
+    """
+    request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s)
+    client.call(request, timeout_s=limits.start_s + _MARGIN_S)
+
+
+def golden(client: HostClient, slot: str, limits: Limits) -> GoldenResult:
+    """
+    Ask *slot* the golden prompts of its bundle.
+
+    Raises:
+        CommandFailed: An answer differs from the recorded one; `why` shows the first.
+    """
+    request = Golden(slot=slot, timeout_s=limits.golden_s)
+    result = client.call(request, timeout_s=limits.golden_s + _MARGIN_S)
+    if result.passed == result.total and result.total > 0:
+        return result
+    if not result.failures:
+        why = "the bundle has no golden prompts"
+    else:
+        first = result.failures[0]
+        why = (
+            f"{result.total - result.passed} of {result.total} answers are not as recorded; "
+            f"the first: expected {first.expected!r}, got {first.got!r}"
+        )
+    raise CommandFailed(
+        f"{client.host}: the golden prompts failed",
+        why=why,
+        fix="the weights are not those that the answers were recorded with, or they are damaged: "
+        "rebuild the bundle from a model that answers",
+        host=client.host,
+    )
+
+
+def shift(client: HostClient, weights: Mapping[str, int]) -> dict[str, int]:
+    """
+    Split the host's traffic by *weights*, in percent; return the split as read back.
+
+    All weights at 0 leave the host without service: only where nothing served before.
+    """
+    request = TrafficSet(weights=dict(weights), force=not any(weights.values()))
+    return client.call(request, timeout_s=30.0).weights
+
+
+def stop(client: HostClient, slot: str, limits: Limits) -> None:
+    """
+    Wait for the requests in flight on *slot*, then stop it.
+
+    Requests still in flight after the drain time get as long again from the runtime itself.
+    """
+    drain = TrafficDrain(slot=slot, timeout_s=limits.drain_s)
+    client.call(drain, timeout_s=limits.drain_s + _MARGIN_S)
+    stop_s = limits.drain_s + _MARGIN_S
+    client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + _MARGIN_S)
+
+
+def measure(client: HostClient, slot: str, now_s: float, timeout_s: float = 10.0) -> Reading:
+    """
+    Return the counters of *slot*, taken at *now_s* on the controller's monotonic clock.
+    """
+    counters = client.call(Measure(), timeout_s=timeout_s).slots[slot]
+    return Reading(
+        at_s=now_s,
+        requests=counters.requests,
+        errors=counters.errors,
+        broken=counters.broken,
+        restarts=counters.restarts,
+        is_whole=counters.is_whole,
+        is_ready=counters.is_ready,
+        is_failed=counters.unit == "failed",
+    )
+
+
+def record(client: HostClient, step: str, **data: Any) -> None:
+    """
+    Write an event of the release into the host's journal.
+    """
+    client.call(JournalAppend(step=step, data=data))

@@ -1,0 +1,99 @@
+"""
+The way back of one host: state-based, repeated until it succeeds or its time is over.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.host.protocol import HostStatus, Status
+from deploy.release import host_commands
+from deploy.release.clock import Clock
+from deploy.release.lease import LeaseKeeper
+from deploy.release.observe import observed
+from deploy.release.plan import HostPlan
+from deploy.transport.client import HostClient
+
+_PAUSE_S = 1.0  # between two attempts
+_STATUS_S = 15.0
+
+Result = TypeVar("Result")
+
+
+def take_back(
+    client: HostClient,
+    host: HostPlan,
+    keeper: LeaseKeeper,
+    limits: host_commands.Limits,
+    clock: Clock,
+    patience_s: float,
+) -> None:
+    """
+    Give all traffic to the slot that served before, and stop the slot of the new release.
+
+    Reads the host first and does only what is missing, so that it may run again after any part
+    of it; nothing is called on a host that the release has not changed.
+
+    Args:
+        patience_s: Attempts begin for so long.
+
+    Raises:
+        DeployError: The error of the last attempt.
+    """
+
+    def attempt() -> None:
+        status = client.call(Status(), timeout_s=_STATUS_S)
+        if not _serves_as_before(status, host):
+            weights = {host.to_slot: 0, host.from_slot: 100} if host.from_slot else {}
+            host_commands.shift(client, weights or {host.to_slot: 0})
+        if not observed(host.host, status).slot(host.to_slot).is_stopped:
+            host_commands.stop(client, host.to_slot, limits)
+
+    _persist(attempt, client, keeper, clock, patience_s)
+
+
+def hold(
+    client: HostClient, host: HostPlan, keeper: LeaseKeeper, clock: Clock, patience_s: float
+) -> dict[str, int]:
+    """
+    Give all traffic to the slot that served before, and keep the other one warm.
+
+    Returns:
+        Weights of the slots in percent, as read back.
+    """
+    assert host.from_slot is not None
+    weights = {host.from_slot: 100, host.to_slot: 0}
+    return _persist(lambda: host_commands.shift(client, weights), client, keeper, clock, patience_s)
+
+
+def _serves_as_before(status: HostStatus, host: HostPlan) -> bool:
+    if status.slots[host.to_slot].weight != 0:
+        return False
+    return host.from_slot is None or status.slots[host.from_slot].weight == 100
+
+
+def _persist(
+    attempt: Callable[[], Result],
+    client: HostClient,
+    keeper: LeaseKeeper,
+    clock: Clock,
+    patience_s: float,
+) -> Result:
+    """
+    Run *attempt*, with the lease taken again where it is lost, until it succeeds.
+    """
+    until_s = clock.monotonic_s() + patience_s
+    needs_lease = keeper.is_lost(client.host)
+    while True:
+        try:
+            if needs_lease:
+                keeper.take(client)
+            return attempt()
+        except LeaseHeld:
+            raise  # another operator has taken the host over
+        except DeployError as error:
+            if clock.monotonic_s() >= until_s:
+                raise
+            # After a lost answer the lease may be lost too; taking one's own again is harmless.
+            needs_lease = isinstance(error, LeaseLost | TransportError)
+        clock.sleep(_PAUSE_S)

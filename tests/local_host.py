@@ -1,0 +1,682 @@
+"""
+The real host program over a temporary root.  Only the operating system is faked, strictly.
+
+`LocalTransport` runs verbs in this process; `FakeSystem` stands for systemd, HAProxy, the runtimes
+behind their Unix sockets, the clocks and the disk.  An operation that it does not know is an
+AssertionError.  All of it may be used from several threads.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import shutil
+import tempfile
+import threading
+import types
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.errors import TransportError
+from deploy.host import layout as paths
+from deploy.host.__main__ import handle
+from deploy.host.files import link_atomic
+from deploy.host.journal import RESULT, Journal, entry
+from deploy.host.layout import BACKEND, SLOTS, Layout, unit
+from deploy.host.protocol import (
+    REQUESTS,
+    ErrorKind,
+    GoodRecord,
+    HostError,
+    encode_error,
+    parse_request,
+)
+from deploy.host.sockets import HttpAnswer
+from deploy.host.system import ProgramResult, System
+from deploy.transport.base import Completed
+
+BOOT = "11111111-2222-3333-4444-555555555555"
+INVOCATION = "0123456789abcdef0123456789abcdef"
+GOLDEN = ({"prompt": "sun", "max_tokens": 4, "expected": "rises"},)
+RECORDED = Path(__file__).parent / "unit" / "deploy" / "host" / "slots" / "recorded"
+
+CHECK_INTERVAL_S = 0.5  # of HAProxy, as templates/haproxy.cfg.j2 has it; fall 2, rise 1
+
+
+def short_directory():
+    """
+    Return a temporary directory in memory; its sockets fit into the 108 bytes of an address.
+    """
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    return tempfile.TemporaryDirectory(prefix="sw-", dir=base)
+
+
+class FakeClock:
+    """
+    Moves only when a verb sleeps or a test moves it.
+
+    Attributes:
+        on_sleep: Called after each sleep.
+    """
+
+    def __init__(self, on_sleep=lambda: None):
+        self.wall, self.steady = 1_750_000_000.0, 5_000.0
+        self.on_sleep = on_sleep
+        self._lock = threading.Lock()
+
+    def pass_s(self, seconds):
+        with self._lock:
+            self.wall += seconds
+            self.steady += seconds
+
+
+# -- systemd
+
+
+class FakeUnit:
+    """
+    Attributes:
+        starts: What a start leads to: "ready", "slow" (ready after 2 looks), "exit" (fails for
+            good), "crash" (systemd restarts it), "hang" (never ready), "skip" (a condition fails).
+        stops: "fast", "slow" (after 2 looks) or "hang".
+    """
+
+    def __init__(self):
+        self.starts, self.stops = "ready", "fast"
+        self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
+        self.restarts = 0
+        self.enabled = False
+        self.cpu_weight = 100
+        self.looks = 0  # left until the queued job has ended
+        self.queued = None
+        self.was_started = False
+
+    def run(self):
+        """
+        Run, enabled, as if started long ago.
+        """
+        self.active, self.sub, self.enabled, self.was_started = "active", "running", True, True
+
+    def fail(self):
+        """
+        End with an error that systemd does not restart.
+        """
+        self.active, self.sub, self.result, self.status = "failed", "failed", "exit-code", 1
+
+    def start(self, how=None):
+        if self.active == "active":
+            return
+        self.how = how or self.starts
+        self.was_started = self.how != "skip"
+        self.queued, self.looks = "start", 2 if self.how == "slow" else 0
+        self.active, self.sub = "activating", "start"
+        if self.how == "skip":
+            self.active, self.sub = "inactive", "dead"
+
+    def stop(self):
+        self.queued, self.looks = "stop", 2 if self.stops == "slow" else 0
+        if self.active in ("active", "activating"):
+            self.active, self.sub = "deactivating", "stop-sigterm"
+
+    def reset_failed(self):
+        self.restarts = 0
+        if self.active == "failed":
+            self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
+
+    def look(self):
+        if self.queued and self.looks <= 0:
+            getattr(self, f"_{self.queued}")()
+        self.looks -= 1
+
+    def _start(self):
+        ends = {
+            "ready": ("active", "running"),
+            "slow": ("active", "running"),
+            "exit": ("failed", "failed"),
+            "crash": ("activating", "auto-restart"),
+            "hang": ("activating", "start"),
+            "skip": ("inactive", "dead"),
+        }
+        self.active, self.sub = ends[self.how]
+        if self.how in ("exit", "crash"):
+            self.result, self.status = "exit-code", 78
+        if self.how != "hang":
+            self.queued = None
+
+    def _stop(self):
+        if self.stops != "hang":
+            self.active, self.sub, self.queued = "inactive", "dead", None
+
+    def show(self, name):
+        self.look()
+        return (
+            f"Id={name}\nLoadState=loaded\nActiveState={self.active}\nSubState={self.sub}\n"
+            f"Result={self.result}\nNRestarts={self.restarts}\nExecMainStatus={self.status}\n"
+            f"Job={'17' if self.queued else '0'}\n"
+            f"UnitFileState={'enabled' if self.enabled else 'disabled'}\n"
+            f"InvocationID={INVOCATION if self.was_started else ''}\n"
+        )
+
+
+# -- the runtimes
+
+
+class FakeRuntime:
+    """
+    The runtime process of one slot.
+
+    Attributes:
+        requests, errors: Answers of /generate since it started; errors are those with 500.
+        is_ready, has_metrics: It answers /readyz with 200, and /metrics at all.
+        fails_with: Status that /generate answers instead of a text.
+        answers: Text by prompt, beside the golden ones of its bundle.
+        seen: (document, token) of each /generate.
+    """
+
+    def __init__(self):
+        self.is_ready = self.has_metrics = True
+        self.fails_with = None
+        self.answers = {}
+        self.seen = []
+        self.restart()
+
+    def restart(self):
+        self.requests = self.errors = 0
+
+    def metrics(self):
+        name = "slipway_http_requests_total"
+        return (
+            f"# TYPE {name} counter\n"
+            f'{name}{{route="/generate",code="200"}} {float(self.requests - self.errors)}\n'
+            f'{name}{{route="/generate",code="500"}} {float(self.errors)}\n'
+            f'{name}{{route="/readyz",code="200"}} 7.0\n'
+        )
+
+
+# -- HAProxy
+
+
+class FakeServer:
+    """
+    One server of HAProxy's backend.
+
+    Attributes:
+        health: 0 is down, 1 is up on trust ("UP 1/2"), 2 is up.
+        counters: Cumulative, by column of `show stat`.
+    """
+
+    def __init__(self, now_s):
+        self.admin, self.own_weight, self.health = "maint", 100, 2
+        self.sessions = self.queued = 0
+        self.counters = dict.fromkeys(("stot", "econ", "eresp", "hrsp_5xx", "wretr", "wredis"), 0)
+        self.checked_s = now_s
+
+    @property
+    def weight(self):
+        return self.own_weight if self.admin == "ready" else 0
+
+    @property
+    def status(self):
+        if self.admin == "maint":
+            return "MAINT"
+        if self.health == 0:
+            return "DOWN"
+        if self.admin == "drain":
+            return "DRAIN"
+        return "UP" if self.health == 2 else "UP 1/2"
+
+    def set_admin(self, admin, now_s):
+        if self.admin == "maint" and admin != "maint":
+            self.health, self.checked_s = 1, now_s
+        self.admin = admin
+
+    def check(self, now_s, is_ready):
+        count = int((now_s - self.checked_s) / CHECK_INTERVAL_S)
+        if count and self.admin != "maint":
+            self.health = 2 if is_ready else max(0, self.health - count)
+        self.checked_s += count * CHECK_INTERVAL_S
+
+
+class FakeHaproxy:
+    """
+    HAProxy behind its runtime socket.
+
+    Attributes:
+        is_running: False: nothing answers on the socket.
+        servers: By slot.
+    """
+
+    def __init__(self, now_s):
+        self.is_running = True
+        self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
+
+    @property
+    def weights(self):
+        return {slot: server.weight for slot, server in self.servers.items()}
+
+    def ask(self, command, now_s, is_ready):
+        if not self.is_running:
+            raise ConnectionRefusedError(111, "Connection refused")
+        for slot, server in self.servers.items():
+            server.check(now_s, is_ready(slot))
+        words = command.split()
+        if words == ["show", "stat"]:
+            return self._stat()
+        if words == ["show", "servers", "state"]:
+            return self._state()
+        if words[:2] == ["set", "server"] and words[3] == "state":
+            if (server := self._named(words[2])) is None:
+                return "No such server.\n"
+            assert words[4] in ("ready", "drain", "maint"), command
+            server.set_admin(words[4], now_s)
+            return "\n"
+        if words[:2] == ["set", "weight"]:
+            if (server := self._named(words[2])) is None:
+                return "No such server.\n"
+            if not 0 <= int(words[3]) <= 256:
+                return "Absolute weight can only be between 0 and 256 inclusive.\n"
+            server.own_weight = int(words[3])
+            return "\n"
+        raise AssertionError(f"unknown command of HAProxy: {command}")
+
+    def _named(self, name):
+        backend, _, server = name.partition("/")
+        return self.servers.get(server) if backend == BACKEND else None
+
+    def _stat(self):
+        columns = _recorded("just_ready.stat.csv")[0].lstrip("# ").split(",")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writerow({"pxname": "public", "svname": "FRONTEND", "status": "OPEN"})
+        for slot, server in self.servers.items():
+            row = {"pxname": BACKEND, "svname": slot, "status": server.status}
+            row |= {"weight": server.own_weight, "uweight": server.own_weight}
+            row |= {"scur": server.sessions, "qcur": server.queued}
+            writer.writerow(row | server.counters)
+        writer.writerow({"pxname": BACKEND, "svname": "BACKEND", "status": "UP"})
+        return f"# {','.join(columns)}\n{text.getvalue()}\n"
+
+    def _state(self):
+        version, header, line = _recorded("just_ready.state.txt")[:3]
+        rows = []
+        for number, (slot, server) in enumerate(self.servers.items(), start=1):
+            row = dict(zip(header[2:].split(), line.split(), strict=True))
+            row |= {"srv_id": number, "srv_name": slot, "srv_uweight": server.own_weight}
+            row |= {"srv_op_state": 2 if server.health and server.admin != "maint" else 0}
+            row |= {"srv_admin_state": {"ready": 4, "drain": 12, "maint": 5}[server.admin]}
+            rows.append(" ".join(map(str, row.values())))
+        return "\n".join([version, header, *rows]) + "\n\n"
+
+
+def _recorded(name, _cache={}):  # noqa: B006
+    if name not in _cache:
+        lines = (RECORDED / name).read_text().splitlines()
+        _cache[name] = [line for line in lines if not line.startswith("##")]
+    return _cache[name]
+
+
+# -- the system
+
+
+class FakeSystem(System):
+    """
+    The operating system of a host under a temporary root.
+
+    Attributes:
+        units: By unit name.
+        runtimes: By slot; reachable while the unit of the slot is active.
+        log: Lines that the journal of systemd has of every unit.
+        real: Programs, or directories of programs, that are really run.
+        calls: Every command line.
+        before: Called with each command line before it runs.
+        free: Free bytes of every file system.
+        bad_starts: How the start of a slot with that bundle ends, by digest.
+        bad_golden: Digests of bundles whose golden answers differ.
+    """
+
+    def __init__(self, root, clock=None):
+        super().__init__(Layout(str(root)))
+        self.clock = clock or FakeClock()
+        self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        self.runtimes = {slot: FakeRuntime() for slot in SLOTS}
+        self.proxy = FakeHaproxy(self.clock.steady)
+        self.log = ["Loading the model", "ValueError: no such tensor"]
+        self.real = set()
+        self.calls = []
+        self.before = lambda argv: None
+        self.free = 1 << 40
+        self.boot = BOOT
+        self.bad_starts = {}
+        self.bad_golden = set()
+        self._lock = threading.RLock()
+        self._slept = threading.local()
+        self.layout.state.mkdir(parents=True, exist_ok=True)
+
+    def use_real(self, *methods):
+        """
+        Let the named methods be those of the real System.
+        """
+        for name in methods:
+            setattr(self, name, types.MethodType(getattr(System, name), self))
+
+    def unit_of(self, slot):
+        return self.units[unit(slot)]
+
+    def linked(self, slot):
+        """
+        Return the digest of the bundle that *slot* leads to, or None.
+        """
+        link = self.layout.slot_link(slot)
+        return link.readlink().name if link.is_symlink() else None
+
+    # -- what verbs call
+
+    def wall_s(self):
+        return self.clock.wall
+
+    def steady_s(self):
+        return self.clock.steady
+
+    def sleep(self, seconds):
+        self._slept.total_s = self.slept_s() + seconds
+        self.clock.pass_s(seconds)
+        self.clock.on_sleep()
+
+    def slept_s(self):
+        """
+        Return how long this thread has slept here.
+        """
+        return getattr(self._slept, "total_s", 0.0)
+
+    def boot_id(self):
+        return self.boot
+
+    def free_bytes(self, path):
+        assert path.is_relative_to(self.layout.root)
+        return self.free
+
+    def lock(self, descriptor, timeout_s):
+        # The holder is a thread of this process, and takes no time of the fake clock.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+
+    def haproxy(self, command):
+        with self._lock:
+            return self.proxy.ask(command, self.clock.steady, self._is_ready)
+
+    def http(self, slot, method, target, *, timeout_s, document=None, token=None):
+        assert timeout_s > 0
+        with self._lock:
+            if not self._runs(slot):
+                return HttpAnswer(None, "[Errno 2] No such file or directory")
+            runtime = self.runtimes[slot]
+            if (method, target) == ("GET", "/readyz"):
+                return HttpAnswer(200 if runtime.is_ready else 503, "")
+            if (method, target) == ("GET", "/metrics"):
+                return HttpAnswer(200, runtime.metrics()) if runtime.has_metrics else _NOT_FOUND
+            if (method, target) == ("POST", "/generate"):
+                runtime.seen.append((document, token))
+                return self._generate(slot, runtime, document)
+        raise AssertionError(f"unknown request to a runtime: {method} {target}")
+
+    def run(self, argv, *, timeout_s, stdin=b"", env=None):
+        assert timeout_s > 0
+        self.calls.append(list(argv))
+        self.before(argv)
+        with self._lock:
+            if argv[0] == "systemctl":
+                return self._systemctl(*argv[1:])
+            if argv[0] == "journalctl":
+                return self._journalctl(*argv[1:])
+        if argv[0] in self.real or any(argv[0].startswith(f"{r}/") for r in self.real):
+            return super().run(argv, timeout_s=timeout_s, stdin=stdin, env=env)
+        raise AssertionError(f"unknown program: {argv}")
+
+    # -- inside
+
+    def _is_ready(self, slot):
+        return self._runs(slot) and self.runtimes[slot].is_ready
+
+    def _runs(self, slot):
+        return unit(slot) in self.units and self.unit_of(slot).active == "active"
+
+    def _generate(self, slot, runtime, document):
+        if runtime.fails_with:
+            return HttpAnswer(runtime.fails_with, '{"error": {"code": "broken"}}')
+        text = runtime.answers.get(document["prompt"])
+        if text is None:
+            golden = self.layout.slot_link(slot) / "golden.jsonl"
+            lines = [json.loads(line) for line in golden.read_text().splitlines()]
+            text = {line["prompt"]: line["expected"] for line in lines}[document["prompt"]]
+            if self.linked(slot) in self.bad_golden:
+                text = f"not {text}"
+        return HttpAnswer(200, json.dumps({"text": text}))
+
+    def _journalctl(self, *words):
+        assert words[:5] == ("--quiet", "--no-pager", "--output", "cat", "--lines")
+        last, about = int(words[5]), words[6:]
+        if about[0] == "--unit":
+            assert about[1] in self.units
+            assert about[2] == "--since"
+            assert about[3].startswith("@")
+            lines = ["Starting it...", *self.log, "Failed to start it."]
+        else:
+            assert about == (f"_SYSTEMD_INVOCATION_ID={INVOCATION}",)
+            lines = self.log
+        return ProgramResult(0, "".join(f"{line}\n" for line in lines[-last:]), "")
+
+    def _systemctl(self, verb, *words):
+        names = [word for word in words if not word.startswith("-") and "=" not in word]
+        options = {word for word in words if word.startswith("-")}
+        for name in names:
+            if name not in self.units:
+                return ProgramResult(4, "", f"Unit {name} could not be found.\n")
+        if verb == "show":
+            return ProgramResult(0, "\n".join(self.units[n].show(n) for n in names), "")
+        (name,) = names
+        chosen = self.units[name]
+        if verb == "start":
+            assert options == {"--no-block"}
+            slot = next(s for s in SLOTS if unit(s) == name)
+            if chosen.active != "active":
+                self.runtimes[slot].restart()
+            chosen.start(self.bad_starts.get(self.linked(slot)))
+        elif verb == "stop":
+            assert options == {"--no-block"}
+            chosen.stop()
+        elif verb in ("enable", "disable"):
+            assert options == {"--quiet"}
+            chosen.enabled = verb == "enable"
+        elif verb == "set-property":
+            assert options == {"--runtime"}
+            key, _, value = words[-1].partition("=")
+            assert key == "CPUWeight"
+            chosen.cpu_weight = int(value)
+        elif verb == "reset-failed":
+            chosen.reset_failed()
+        else:
+            raise AssertionError(f"unknown command: systemctl {verb} {words}")
+        return ProgramResult(0, "", "")
+
+
+_NOT_FOUND = HttpAnswer(404, "")
+
+
+# -- states of a host
+
+
+def place_release(system, bundle, version="v1", golden=GOLDEN):
+    """
+    Put a release in place, as if it had been staged.
+    """
+    directory = system.layout.release(bundle)
+    directory.mkdir(parents=True)
+    manifest = {"version": version, "model_name": "tiny"}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "golden.jsonl").write_text("".join(json.dumps(g) + "\n" for g in golden))
+
+
+def serve(system, bundle, version="v1", slot="blue", release=None):
+    """
+    Let *slot* serve *bundle* alone, recorded as good under *release*.
+    """
+    if not system.layout.release(bundle).exists():
+        place_release(system, bundle, version)
+    system.layout.slot_links.mkdir(parents=True, exist_ok=True)
+    link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
+    for name in SLOTS:
+        server = system.proxy.servers[name]
+        server.admin, server.own_weight, server.health = "maint", 0, 2
+    system.unit_of(slot).run()
+    server = system.proxy.servers[slot]
+    server.admin, server.own_weight = "ready", 100
+    record_good(system, bundle, version, slot, release)
+
+
+def record_good(system, bundle, version="v1", slot="blue", release=None):
+    """
+    Record *bundle* as good in the journal of the host.
+    """
+    args = {"bundle": bundle, "version": version, "slot": slot}
+    line = entry(
+        GoodRecord.VERB,
+        RESULT,
+        release=release or f"r-{version}",
+        fence=None,
+        actor="test",
+        args=args,
+    )
+    Journal(system).append({**line, "ok": True, "result": {}})
+
+
+# -- the transport
+
+LOST_BEFORE, ANSWER_LOST, REFUSED = "lost before", "answer lost", "refused"
+
+
+class Fault(NamedTuple):
+    """
+    A failure at one call of a verb, or of "put".
+
+    Attributes:
+        how: LOST_BEFORE: the connection is lost and the verb does not run.  ANSWER_LOST: the verb
+            runs and its answer is lost.  REFUSED: the verb does not run; the host answers `error`.
+        call: Which call of the verb on this host, from 1; None: every call.
+    """
+
+    verb: str
+    how: str
+    call: int | None = 1
+    error: HostError | None = None
+
+    def matches(self, verb, count):
+        return self.verb == verb and self.call in (None, count)
+
+
+class LocalTransport:
+    """
+    Runs the real host program in this process.
+
+    Attributes:
+        faults: Failures to come.
+        is_cut: The host is unreachable.
+        calls: (verb, request, call) of each verb that was sent, run or not.
+        puts: Remote path of each file that was sent, arrived or not.
+        closed: How often the connection was closed.
+    """
+
+    def __init__(self, host, system):
+        self.host = host
+        self.system = system
+        self.faults = []
+        self.is_cut = False
+        self.calls = []
+        self.puts = []
+        self.closed = 0
+        self._lock = threading.Lock()
+        self._counts = {}
+
+    def fail(self, verb, how, call=1, error=None):
+        """
+        Let a call of *verb* fail; see `Fault`.
+        """
+        assert verb in {*REQUESTS, "put"}, verb
+        assert how in (LOST_BEFORE, ANSWER_LOST) or (how == REFUSED and verb != "put"), how
+        self.faults.append(Fault(verb, how, call, error))
+
+    def verbs(self):
+        return [verb for verb, _, _ in self.calls]
+
+    def run(self, argv, *, timeout_s, stdin=None, check=True):
+        words = list(argv)
+        if words[:2] == ["sudo", "-n"]:
+            words = words[2:]
+        assert words[:2] == ["python3", paths.HOST_PROGRAM], argv
+        assert len(words) == 3, argv
+        verb, text = words[2], (stdin or b"").decode()
+        with self._lock:
+            try:
+                self.calls.append((verb, *parse_request(verb, text)))
+            except HostError:
+                self.calls.append((verb, None, None))  # the verb refuses it
+        began_s = self.system.slept_s()
+        line = self._faulty(verb, lambda: handle(self.system, verb, text))
+        took_s = self.system.slept_s() - began_s
+        if took_s > timeout_s:
+            raise self._lost(f"{verb} did not answer within {timeout_s:g} s")
+        assert "\n" not in line
+        return Completed(tuple(argv), 0, line + "\n", "", took_s)
+
+    def put(self, local, remote, *, timeout_s, mode=0o644):
+        assert remote.startswith(f"{paths.INCOMING}/"), remote
+        assert timeout_s > 0
+        self.puts.append(remote)
+        target = Path(self.system.layout.root) / remote.lstrip("/")
+
+        def copy():
+            shutil.copyfile(local, target)
+            target.chmod(mode)
+
+        self._faulty("put", copy)
+
+    def close(self):
+        self.closed += 1
+
+    def _faulty(self, verb, work):
+        with self._lock:
+            count = self._counts[verb] = self._counts.get(verb, 0) + 1
+            fault = next((f for f in self.faults if f.matches(verb, count)), None)
+        if self.is_cut:
+            raise self._lost("no route to host")
+        if fault is None:
+            return work()
+        if fault.how == LOST_BEFORE:
+            raise self._lost(f"{verb}: the connection was lost")
+        if fault.how == ANSWER_LOST:
+            work()
+            raise self._lost(f"{verb}: the connection was lost")
+        return encode_error(fault.error or _refusal(verb))
+
+    def _lost(self, why):
+        return TransportError(
+            f"{self.host}: no answer", why=why, fix="check the network", host=self.host
+        )
+
+
+def _refusal(verb):
+    return HostError(ErrorKind.COMMAND_FAILED, f"{verb} failed", "a test said so", "nothing")
+
+
+@contextmanager
+def local_hosts(*names, clock=None):
+    """
+    Yield a transport for each of *names*, over a root of its own.
+
+    Args:
+        clock: One clock for all hosts; None: each has its own.
+    """
+    with short_directory() as root:
+        yield {
+            name: LocalTransport(name, FakeSystem(Path(root) / name, clock=clock)) for name in names
+        }

@@ -1,0 +1,126 @@
+"""
+The program that ./inv starts, in this process: words in, exit code and output out.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.cli.program import SlipwayProgram
+
+ROOT = Path(__file__).parents[4]
+
+
+USAGE = [
+    ("status", "--nosuch"),
+    ("nosuch",),
+    ("release", "--canary"),
+    ("lab.ssh",),
+    ("bundle", "--model", "x"),
+    ("--help", "nosuch"),
+    ("--list", "nosuch"),
+    ("--list-depth", "x", "--list"),
+    ("--list", "--list-format", "x"),
+    ("--command-timeout", "soon", "matrix"),
+    ("plan", "--canary", "99"),
+    ("plan", "--canary", "ten"),
+    ("lab.up", "--hosts", "many"),
+    ("provision",),
+]
+
+
+@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+def test_a_usage_error_has_the_code_of_the_page(inv, words):
+    code, out, err = inv(*words)
+    assert (code, out) == (19, "")
+    assert "fix: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [("status", "--nosuch"), ("nosuch",), ("plan", "--canary", "99")])
+def test_with_json_a_usage_error_is_one_document(inv, words):
+    code, out, err = inv(*words, "--json")
+    error = json.loads(out)["error"]
+    assert (code, err) == (19, "")
+    assert (error["kind"], error["exit_code"]) == ("UsageError", 19)
+
+
+def test_watch_tells_an_error_in_one_line(inv):
+    code, out, _ = inv("status", "--hosts", "nosuch", "--watch", "--json")
+    assert code == 2
+    assert len(out.splitlines()) == 1
+    assert json.loads(out)["error"]["kind"] == "InventoryError"
+
+
+def test_help_and_lists_are_no_errors(inv):
+    """
+    Negative control.
+    """
+    for words in (("--list",), ("--help",), ("--help", "release"), ("--version",), ()):
+        code, out, err = inv(*words)
+        assert (code, err) == (0, "")
+        assert out
+
+
+def test_an_empty_variable_is_an_absent_one(inv, monkeypatch):
+    """
+    INVOKE_FLEET= takes the default fleet; a name that is no fleet is still refused.
+    """
+    monkeypatch.setenv("INVOKE_FLEET", "")
+    assert inv("status", "--limit", "nosuch")[0] == 12  # asked of inventories/lab.yml
+    monkeypatch.setenv("INVOKE_FLEET", "nosuch")
+    assert inv("status", "--limit", "nosuch")[0] == 2
+
+
+def test_a_fleet_file_is_read_from_the_callers_directory(inv, monkeypatch, tmp_path):
+    (tmp_path / "x.yml").write_text((ROOT / "inventories" / "lab.yml").read_text())
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    assert inv("status", "--hosts", "./x.yml", "--limit", "nosuch")[0] == 12
+    code, _, err = inv("status", "--hosts", "y.yml")
+    assert code == 2
+    assert str(tmp_path / "y.yml") in err
+
+
+def test_a_configuration_file_is_read_from_the_callers_directory(inv, monkeypatch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("fleet: nosuch-either\n")
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    _, _, err = inv("--config", "mine.yaml", "status")
+    assert "nosuch-either" in err
+
+
+def test_a_junit_that_is_a_folder_is_refused_before_anything_runs(inv, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    (tmp_path / "reports").mkdir()
+    code, out, err = inv("verify", "--junit", "reports")
+    assert (code, out) == (19, "")
+    assert "is a folder" in err
+
+
+def test_a_user_without_a_name_is_told_so(inv, monkeypatch):
+    """
+    A CI user without a passwd entry.
+    """
+
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    code, _, err = inv("status")
+    assert code == 19
+    assert "has no name on this machine" in err
+
+
+def test_a_configuration_that_is_no_yaml_is_a_usage_error(inv, monkeypatch, tmp_path):
+    (tmp_path / "bad.yaml").write_text("fleet: [\n")
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    code, _, err = inv("--config", "bad.yaml", "status")
+    assert code == 19
+    assert str(tmp_path / "bad.yaml") in err
+
+
+def test_debug_also_stands_after_the_task():
+    program = SlipwayProgram(name="Invoke", binary="inv[oke]")
+    assert any(a.name == "debug" and "traceback" in a.help for a in program.core_args())

@@ -1,0 +1,190 @@
+"""
+Bodies of tasks, called with invoke's own test context; no host is needed.
+
+What a task prints and its exit code are the interface: they are what is asserted.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from invoke.context import MockContext
+
+import deploy.cli.command
+from deploy.lab.config import LabConfig
+from tests.unit.deploy.inventory.builders import write_fleet
+
+ROOT = Path(__file__).parents[4]
+CLOSED = {
+    name: {"address": "127.0.0.1", "ssh": {"port": port}}
+    for name, port in {"n1": 1, "n2": 2}.items()  # nothing listens there
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """
+    Return a function that calls a task's body: name and flags in; code, output, errors out.
+    """
+    monkeypatch.syspath_prepend(str(ROOT))
+    tasks = importlib.import_module("tasks")
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    monkeypatch.delenv("INVOKE_FLEET", raising=False)
+    write_fleet(tmp_path, {"hosts": CLOSED, "row": "torch-2.13-cpu"}, name="closed")
+    context = MockContext()
+    context.config.fleet = "lab"
+
+    def call(name, *args, **flags):
+        body = getattr(tasks, name)
+        code = 0
+        try:
+            body(context, *args, **flags)
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    call.fleet = "inventories/closed.yml"
+    return call
+
+
+def test_matrix_prints_the_rows(run):
+    code, out, _ = run("matrix")
+    assert code == 0
+    assert "torch-2.13-cu130" in out
+
+    code, out, err = run("matrix", json=True)
+    assert {row["name"] for row in json.loads(out)["rows"]} > {"torch-2.13-cpu"}
+    assert err == ""
+
+
+def test_the_default_fleet_is_that_of_the_configuration(run):
+    """
+    `fleet` of invoke.yaml; --hosts goes before it.
+    """
+    assert run("status", limit="nosuch")[0] == 12
+    code, _, err = run("status", hosts="nosuch")
+    assert code == 2
+    assert "no fleet is named 'nosuch'" in err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_status_shows_hosts_that_can_not_be_reached(run, as_json):
+    """
+    That is a state and no failure: the exit code is 0.
+    """
+    code, out, _ = run("status", hosts=run.fleet, json=as_json)
+    assert code == 0
+    if as_json:
+        assert [host["reachable"] for host in json.loads(out)["hosts"]] == [False, False]
+    else:
+        assert out.count("unreachable") == 2
+
+
+@pytest.mark.parametrize(("name", "flags"), [("rollback", {"yes": True}), ("rollback", {})])
+def test_a_host_that_can_not_be_read_stops_a_rollback(run, name, flags):
+    """
+    Nothing is asked before it is known what to do.
+    """
+    code, out, err = run(name, hosts=run.fleet, **flags)
+    assert (code, out) == (5, "")
+    assert "n1, n2: cannot be read" in err
+
+    code, out, _ = run(name, hosts=run.fleet, json=True, **flags)
+    assert (code, json.loads(out)["error"]["kind"]) == (5, "TransportError")
+
+
+@pytest.mark.parametrize("name", ["plan", "release"])
+@pytest.mark.parametrize("share", ["0", "51", "ten"])
+def test_a_canary_share_is_checked_before_anything_connects(run, name, share):
+    code, out, err = run(name, hosts=run.fleet, canary=share)
+    assert (code, out) == (19, "")
+    assert f"--canary {share}" in err
+
+
+def test_provision_insists_on_yes_without_a_terminal(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = run("provision", hosts=run.fleet)
+    assert (code, out) == (19, "")
+    assert "add --yes" in err
+
+
+def test_verify_reports_hosts_that_can_not_be_reached_once(run, tmp_path):
+    """
+    The sum on standard output, each finding in the error; the XML where the caller wants it.
+    """
+    code, out, err = run("verify", hosts=run.fleet, junit="out/v.xml")
+    assert code == 22
+    assert out.startswith("0 passed, 2 failed")
+    assert err.count("n1: reachable") == 1
+    assert (tmp_path / "out" / "v.xml").is_file()
+
+    code, out, _ = run("verify", hosts=run.fleet, junit="v.xml", json=True)
+    document = json.loads(out)
+    assert (code, document["error"]["exit_code"], len(document["failed"])) == (22, 22, 2)
+
+
+def test_verify_refuses_a_folder_for_its_xml(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert run("verify", hosts=run.fleet, junit="out")[0] == 19
+
+
+def test_a_lab_that_is_down_has_no_hosts(run, monkeypatch, tmp_path):
+    lab = LabConfig(tmp_path / "lab", tmp_path / "lab", bridge="slipx", prefix="10.79.0")
+    for name, value in lab.as_env().items():
+        monkeypatch.setenv(name, value)
+    assert run("lab_status")[1] == "the lab is down; inv lab.up boots it\n"
+    assert json.loads(run("lab_status", json=True)[1]) == {"hosts": [], "subnet": "10.79.0.0/24"}
+    code, _, err = run("lab_ssh", "n1")
+    assert code == 12
+    assert "n1" in err
+
+
+@pytest.mark.parametrize(("hosts", "code"), [("many", 19), ("0", 23), ("99", 23)])
+def test_a_number_of_lab_hosts_is_checked_first(run, monkeypatch, tmp_path, hosts, code):
+    monkeypatch.setenv("SLIPWAY_LAB_DIR", str(tmp_path / "lab"))
+    assert run("lab_up", hosts=hosts)[0] == code
+    assert not (tmp_path / "lab").exists()
+
+
+def test_the_bench_refuses_a_line_that_it_does_not_have(run):
+    code, out, _ = run("bench_engine", lines="nosuch", json=True)
+    assert (code, json.loads(out)["error"]["kind"]) == (19, "UsageError")
+
+
+def test_a_lab_model_of_no_kind_is_refused(run):
+    code, out, err = run("lab_model", kind="nosuch", out="m")
+    assert (code, out) == (4, "")
+    assert "good-v1, good-v2, nan or garbled" in err
+
+
+def test_every_task_has_the_error_boundary():
+    """
+    A task made by invoke's own decorator would end in tracebacks.
+    """
+    tasks = importlib.import_module("tasks")
+    source = Path(tasks.__file__).read_text()
+    assert "@task" not in source
+    assert source.count("@command(") >= 16
+
+
+def test_a_task_that_breaks_ends_without_a_traceback(capsys, monkeypatch, tmp_path):
+    """
+    Negative control of all of the above: the boundary is what answers.
+    """
+    monkeypatch.setattr("deploy.cli.boundary._TRACEBACK", tmp_path / "traceback.txt")
+
+    @deploy.cli.command.command(flags={"json": "x"})
+    def broken(c, json=False):
+        raise IsADirectoryError(21, "Is a directory", "reports")
+
+    for as_json in (False, True):
+        with pytest.raises(SystemExit) as ended:
+            broken(MockContext(), json=as_json)
+        out, err = capsys.readouterr()
+        assert ended.value.code == 1
+        assert "Traceback" not in err
+        text = json.loads(out)["error"]["what"] if as_json else err
+        assert "reports" in text

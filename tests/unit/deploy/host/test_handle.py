@@ -1,0 +1,119 @@
+import json
+import typing
+
+import pytest
+
+from deploy.host.__main__ import HANDLERS, handle, handler_of
+from deploy.host.protocol import (
+    REQUESTS,
+    SCHEMA,
+    Call,
+    FactQuery,
+    LeaseAcquire,
+    Status,
+    parse_request,
+    result_type,
+)
+from deploy.host.text import one_line
+
+
+def refused(system, verb, text):
+    answered = json.loads(handle(system, verb, text))
+    assert answered["ok"] is False
+    return answered["error"]
+
+
+def test_an_empty_document_is_a_call_without_lease_or_arguments():
+    """
+    `slipway-host.pyz status </dev/null` works by hand.
+    """
+    assert parse_request("status", "") == (Status(), Call(None, None, "unknown"))
+
+
+def document(**more):
+    return json.dumps({"schema": SCHEMA, **more})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "list"),
+        (document(fences=1), "fences"),
+        (document(fence="1"), "fence"),
+        (document(args=[1]), "args"),
+    ],
+)
+def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
+    """
+    The answer names what can't be read, and the tool does not break.
+    """
+    error = refused(host.system, "status", text)
+
+    assert error["kind"] == "UsageError"
+    assert said in error["why"]
+
+
+def test_an_unknown_verb_names_those_there_are(host):
+    """
+    A controller that is newer than the host program learns what this one can do.
+    """
+    error = refused(host.system, "slot.explode", "")
+
+    assert error["kind"] == "UsageError"
+    assert "slot.start" in error["why"]
+
+
+def test_unknown_and_wrong_arguments_are_refused(leased):
+    """
+    An argument that the verb doesn't have, or of the wrong kind, is never ignored.
+    """
+    for args, said in (
+        ({"slot": "red"}, "blue or green"),
+        ({"slot": "blue", "timeout_s": -1}, "timeout_s: should be from"),
+        ({"slot": "blue", "tiemout_s": 5}, "tiemout_s"),
+    ):
+        error = leased.answer("golden", args)["error"]
+        assert error["kind"] == "UsageError"
+        assert said in error["why"]
+
+
+@pytest.mark.parametrize("request_", HANDLERS, ids=lambda request: request.VERB)
+def test_every_handler_takes_its_request_and_returns_its_result(request_):
+    """
+    The table names functions that exist, and are of the types that the protocol has.
+    """
+    _, _, request_type, returned = typing.get_type_hints(handler_of(request_)).items()
+
+    assert request_type[1] is request_
+    assert returned == ("return", result_type(request_))
+
+
+def test_every_request_has_a_handler():
+    """
+    No verb of the protocol is without code, and no code without a verb.
+    """
+    assert set(HANDLERS) | {FactQuery} == set(REQUESTS.values())
+
+
+def test_a_full_disk_is_told_as_one(host, monkeypatch):
+    """
+    "No space left on device" anywhere is DiskTooSmall.
+    """
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "/var/lib/slipway/lease.json")
+
+    monkeypatch.setattr("deploy.host.lease.write_atomic", full)
+
+    error = host.refusal(LeaseAcquire("ann", 30))
+
+    assert error.kind == "DiskTooSmall"
+    assert "/var/lib/slipway/lease.json" in error.what
+
+
+def test_one_line_keeps_the_last_lines_that_say_something():
+    """
+    A traceback becomes its end.
+    """
+    assert one_line("a\n\n b \nc\n", last=2) == "b / c"

@@ -1,0 +1,149 @@
+import pytest
+
+from deploy.errors import LeaseHeld, LeaseLost, TransportError
+from deploy.host.protocol import LeaseAcquire, LeaseRenew
+from deploy.release.lease import LeaseKeeper
+from deploy.transport.client import HostClient
+from tests.local_host import LOST_BEFORE
+from tests.unit.deploy.release.conftest import NAMES
+
+TTL_S = 15.0
+
+
+def keep(fleet, owner="me"):
+    return LeaseKeeper(
+        fleet.clients.values(), owner=owner, release="r1", ttl_s=TTL_S, clock=fleet.clock
+    )
+
+
+def test_all_hosts_are_held_and_released(fleet):
+    with keep(fleet):
+        assert {fleet.lease_owner(name) for name in NAMES} == {"me"}
+    assert {fleet.lease_owner(name) for name in NAMES} == {None}
+    assert all(client.fence is None for client in fleet.clients.values())
+
+
+def test_leases_are_renewed_for_as_long_as_they_are_held(fleet):
+    """
+    Ten times their time to live; without renewals they end after one (see below).
+    """
+    with keep(fleet) as keeper:
+        fleet.clock.sleep(10 * TTL_S)
+        assert {fleet.lease_owner(name) for name in NAMES} == {"me"}
+        assert not any(keeper.is_lost(name) for name in NAMES)
+
+
+def test_a_lease_that_is_not_renewed_expires(fleet):
+    """
+    Negative control of the one above: the hosts' own rule is at work.
+    """
+    fleet.clients["n1"].call(LeaseAcquire(owner="me", ttl_s=TTL_S))
+
+    fleet.clock.sleep(TTL_S + 0.1)
+
+    assert fleet.lease_owner("n1") is None
+
+
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_one_renewal_without_an_answer_loses_nothing(fleet, call):
+    """
+    Whichever renewal fails, the next one succeeds before the lease expires, and all later ones do.
+    """
+    fleet["n1"].fail("lease.renew", LOST_BEFORE, call)
+
+    with keep(fleet) as keeper:
+        for _ in range(40):
+            fleet.clock.sleep(TTL_S / 4)
+            assert fleet.lease_owner("n1") == "me"
+        keeper.check("n1")
+
+
+def test_two_renewals_without_an_answer_lose_nothing(fleet):
+    fleet["n1"].fail("lease.renew", LOST_BEFORE, 1)
+    fleet["n1"].fail("lease.renew", LOST_BEFORE, 2)
+
+    with keep(fleet) as keeper:
+        fleet.clock.sleep(2 * TTL_S)
+        assert fleet.lease_owner("n1") == "me"
+        keeper.check("n1")
+
+
+def test_renewals_and_their_time_limits_fit_into_the_time_to_live():
+    """
+    The first renewal, its time limit, the pause, and the second with its time limit: shorter than
+    the time to live.  A slow first renewal must leave room for the second.
+    """
+    from deploy.release import lease
+
+    first_ends = lease._PERIOD + lease._TIMEOUT
+    second_ends = first_ends + lease._RETRY + lease._TIMEOUT
+
+    assert second_ends < 1
+
+
+def test_a_host_without_an_answer_for_a_time_to_live_is_lost(fleet):
+    """
+    Its connection is closed, so that a command in progress there fails; the others are renewed.
+    """
+    with keep(fleet) as keeper:
+        fleet["n2"].is_cut = True
+        fleet.clock.sleep(0.9 * TTL_S)
+        keeper.check("n2")
+        fleet.clock.sleep(TTL_S)
+
+        with pytest.raises(LeaseLost, match="n2: the lease was lost"):
+            keeper.check("n2")
+        assert fleet["n2"].closed == 1
+        assert fleet["n1"].closed == 0
+        keeper.check("n1")
+
+
+def test_a_lease_that_another_owner_took_is_lost_at_the_next_renewal(fleet):
+    with keep(fleet) as keeper:
+        fleet.system("n1").layout.lease.unlink()
+        other = HostClient(fleet["n1"], actor="other", sudo=False)
+        other.call(LeaseAcquire(owner="other", ttl_s=600.0))
+
+        fleet.clock.sleep(TTL_S / 2)
+
+        with pytest.raises(LeaseLost):
+            keeper.check("n1")
+    assert fleet.lease_owner("n1") == "other", "the other owner's lease is not released"
+
+
+def test_a_lease_taken_again_is_renewed_again(fleet):
+    """
+    After a host was lost and taken back, its lease lives as long as the others.
+    """
+    with keep(fleet) as keeper:
+        fleet["n1"].is_cut = True
+        fleet.clock.sleep(2 * TTL_S)
+        assert keeper.is_lost("n1")
+        fleet["n1"].is_cut = False
+
+        keeper.take(fleet.clients["n1"])
+        fleet.clock.sleep(5 * TTL_S)
+
+        keeper.check("n1")
+        assert fleet.lease_owner("n1") == "me"
+        fleet.clients["n1"].call(LeaseRenew(ttl_s=TTL_S))
+    assert fleet.lease_owner("n1") is None
+
+
+def test_all_hosts_or_none(fleet):
+    """
+    A host that does not answer keeps no other host held.
+    """
+    fleet["n3"].is_cut = True
+
+    with pytest.raises(TransportError, match="n3"), keep(fleet):
+        pytest.fail("it was entered")
+
+    fleet["n3"].is_cut = False
+    assert {fleet.lease_owner(name) for name in NAMES} == {None}
+    assert "lease.acquire" in fleet["n1"].verbs()
+
+
+def test_a_held_host_names_its_owner(fleet):
+    with keep(fleet), pytest.raises(LeaseHeld, match="me is at work"), keep(fleet, owner="you"):
+        pytest.fail("it was entered")
