@@ -200,14 +200,14 @@ def _release(
 
 
 def _rollback(demo: _DemoRun, hosts: Hosts) -> None:
-    with demo.step("rollback", Ending.ROLLED_BACK) as say:
+    with demo.step("rollback", Ending.ROLLED_BACK) as report_result:
         plan: RollbackPlan = make_rollback(hosts, None)
         outcome = run_rollback(hosts, plan, demo.on_event)
         # Unlike a refused release, a successful rollback has no error.
         if outcome.error:
-            say("failed", str(outcome.error))
+            report_result("failed", str(outcome.error))
         else:
-            say(outcome.ending, outcome.reason)
+            report_result(outcome.ending, outcome.reason)
 
 
 def _result_of(outcome: ReleaseOutcome) -> str:

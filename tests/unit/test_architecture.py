@@ -45,6 +45,8 @@ SHARED = "runtime.contract"  # all that others than the runtime may import of it
 # such as the form of a manifest, lives there, and `deploy` may import it.
 ON_HOSTS = "deploy.host"
 PURE = {
+    "deploy.demo.load_report",
+    "deploy.demo.report",
     "deploy.inventory.document",
     "deploy.inventory.schema",
     "deploy.inventory.select",

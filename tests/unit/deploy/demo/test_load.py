@@ -12,6 +12,7 @@ import pytest
 
 from deploy.demo.load import LoadGenerator
 from deploy.errors import CommandFailed, UsageError
+from deploy.lab.config import LabConfig
 from tests.unit.deploy.demo.server import RESET, Server, answer
 
 
@@ -153,6 +154,19 @@ def test_the_lab_and_loopback_are_allowed(target):
     assert make_generator(target).snapshot().targets == (target.rstrip("/"),)
     with pytest.raises(UsageError, match="not allowed"):
         make_generator(target, networks=["192.0.2.0/24", "2001:db8::/32"])
+
+
+def test_every_address_of_the_default_lab_is_allowed():
+    """
+    The allowed network is that of the default lab's hosts; the next network is refused.
+    """
+    address = LabConfig.from_env({}).address("n1")
+    first, second, third, host = address.split(".")
+    neighbour = f"{first}.{second}.{int(third) + 1}.{host}"
+
+    assert make_generator(f"http://{address}:80").snapshot().targets == (f"http://{address}:80",)
+    with pytest.raises(UsageError, match="not allowed"):
+        make_generator(f"http://{neighbour}:80")
 
 
 @pytest.mark.parametrize(
