@@ -30,8 +30,8 @@ def sentences(kind):
     Return the description of *kind*, and that of each field, from its docstring and comments.
     """
     doc = inspect.cleandoc(kind.__doc__ or "")
-    if doc.startswith(f"{kind.__name__}("):
-        doc = ""  # dataclasses wrote it
+    if doc == kind.__name__:
+        doc = ""  # `deploy.host.message` filled it in
     head, _, attributes = doc.partition("Attributes:")
     described = {}
     for match in re.finditer(r"^(\w[\w, ]*): ((?:.|\n(?!\w))+)", textwrap.dedent(attributes), re.M):

@@ -454,7 +454,7 @@ def test_a_lease_lost_in_the_middle_stops_the_release(fleet):
     assert outcome.ending is Ending.REVERTED
     assert "n1" in outcome.reason
     assert isinstance(outcome.error, RollbackFailed)
-    assert "other is at work" in str(outcome.evidence["errors"]["n1"])
+    assert "other holds the lease" in str(outcome.evidence["errors"]["n1"])
     assert fleet.serves("n1") == {"b1": 90, "b2": 10}, "it is the other operator's now"
     assert fleet.serves("n2") == {"b1": 100}
 
