@@ -6,7 +6,7 @@ import hashlib
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
-from deploy.provision.resources import AnyResource, Directory, File, Service
+from deploy.provision.resources import AnyResource, Directory, EnabledService, File
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
@@ -35,7 +35,7 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 
 def activate(spec: HostSpec) -> list[AnyResource]:
     return [
-        Service(
+        EnabledService(
             unit=layout.HAPROXY_UNIT,
             socket=layout.HAPROXY_SOCKET,
             description=f"slipway {_digest(spec)}",

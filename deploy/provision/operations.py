@@ -91,11 +91,11 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
         case resources.UnitsLoaded():
             shell(name="Read units again", commands=["systemctl daemon-reload"])
-        case resources.Service():
+        case resources.EnabledService():
             _serve(resource)
 
 
-def _serve(resource: resources.Service) -> None:
+def _serve(resource: resources.EnabledService) -> None:
     unit = resource.unit
     ask = f"echo show info | socat - UNIX-CONNECT:{resource.socket}"
     said = f"{ask} | grep -qxF {shlex.quote(f'description: {resource.description}')}"

@@ -333,7 +333,7 @@ class UnitsLoaded(Resource):
         return Difference(change=f"read {', '.join(stale)} again") if stale else None
 
 
-class Service(Resource):
+class EnabledService(Resource):
     """
     A service that starts at boot, runs now, and runs with the configuration that is on the disk.
 
@@ -367,7 +367,7 @@ class Service(Resource):
 
 
 AnyResource = Annotated[
-    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | Service,
+    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | EnabledService,
     Field(discriminator="kind"),
 ]
 

@@ -25,7 +25,7 @@ from deploy.transport.client import HostClient
 from deploy.units import format_size
 
 
-class Sent(Protocol):
+class SentFiles(Protocol):
     """
     What staging one host sent.
     """
@@ -37,7 +37,7 @@ class Sent(Protocol):
     def size(self) -> int: ...  # bytes
 
 
-Stage = Callable[[HostClient], Sent]
+Stage = Callable[[HostClient], SentFiles]
 
 
 class _Stop(Exception):

@@ -3,6 +3,6 @@ The wheels of a row, fetched once on this machine and checked by hash, so that h
 """
 
 from deploy.wheelhouse.fetch import ensure_lock, lock_digest
-from deploy.wheelhouse.lock import Lock, Wheel, lock_text
+from deploy.wheelhouse.lock import CachedWheel, Lock, lock_text
 
-__all__ = ["Lock", "Wheel", "ensure_lock", "lock_digest", "lock_text"]
+__all__ = ["Lock", "CachedWheel", "ensure_lock", "lock_digest", "lock_text"]

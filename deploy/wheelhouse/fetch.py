@@ -18,7 +18,7 @@ from typing import Any
 from deploy.errors import CommandFailed, InventoryError
 from deploy.units import format_size
 from deploy.versions.matrix import Row
-from deploy.wheelhouse.lock import Lock, Wheel, digest_of, lock_text
+from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, lock_text
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
@@ -97,7 +97,7 @@ def _text_of(row: Row, requirements: Path) -> str:
     return text
 
 
-def _fetch(text: str, python: str, cache: Path) -> tuple[Wheel, ...]:
+def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
     # On the cache's own file system, so that a finished wheel moves in at once.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
         folder = Path(name)
@@ -136,13 +136,13 @@ def _refused(why: str) -> CommandFailed:
     )
 
 
-def _hash_wheel(path: Path) -> Wheel:
+def _hash_wheel(path: Path) -> CachedWheel:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Wheel(path.name, sha256, path.stat().st_size, path)
+    return CachedWheel(path.name, sha256, path.stat().st_size, path)
 
 
-def _known(index: Path, cache: Path) -> tuple[Wheel, ...] | None:
+def _known(index: Path, cache: Path) -> tuple[CachedWheel, ...] | None:
     """
     Return the wheels that *index* lists, or None if one of them is not as it was.
 
@@ -162,11 +162,11 @@ def _known(index: Path, cache: Path) -> tuple[Wheel, ...] | None:
             return None
         if (stat.st_size, stat.st_mtime_ns) != (entry["size"], entry["mtime_ns"]):
             return None
-        wheels.append(Wheel(entry["file"], entry["sha256"], entry["size"], path))
+        wheels.append(CachedWheel(entry["file"], entry["sha256"], entry["size"], path))
     return tuple(wheels)
 
 
-def _remember(index: Path, cache: Path, wheels: tuple[Wheel, ...]) -> None:
+def _remember(index: Path, cache: Path, wheels: tuple[CachedWheel, ...]) -> None:
     listed = [
         {
             "file": wheel.file,

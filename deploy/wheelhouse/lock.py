@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
+class CachedWheel:
     file: str  # its name; says what it is and for which Python
     sha256: str
     size: int  # bytes
@@ -29,7 +29,7 @@ class Lock:
     digest: str
     text: str
     python: str
-    wheels: tuple[Wheel, ...]
+    wheels: tuple[CachedWheel, ...]
 
 
 def lock_text(*sources: str) -> str:

@@ -14,7 +14,7 @@ import zipfile
 from deploy.bundle.build import build_bundle
 from deploy.bundle.sign import sign_bundle
 from deploy.bundle.store import BundleStore
-from deploy.wheelhouse.lock import Lock, Wheel
+from deploy.wheelhouse.lock import CachedWheel, Lock
 
 IDENTITY = "ann@example.org"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -81,7 +81,7 @@ def make_lock(directory, name="tinydep", version="1.0"):
     contents = {
         f"{name}.py": b"ANSWER = 42\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": b"CachedWheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(
         f"{path},sha256={_urlsafe(data)},{len(data)}\n" for path, data in contents.items()
@@ -99,7 +99,7 @@ def make_lock(directory, name="tinydep", version="1.0"):
         digest=hashlib.sha256(text.encode()).hexdigest(),
         text=text,
         python=PYTHON,
-        wheels=(Wheel(file, sha256, len(buffer.getvalue()), directory / file),),
+        wheels=(CachedWheel(file, sha256, len(buffer.getvalue()), directory / file),),
     )
 
 

@@ -22,10 +22,10 @@ from deploy.provision.resources import (
     User,
     Venv,
 )
-from deploy.provision.resources import Service as ServiceResource
+from deploy.provision.resources import EnabledService
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import Lock, Wheel
+from deploy.wheelhouse import CachedWheel, Lock
 
 TOKEN = "s3cret-Token.1"  # of the made-up service
 PLENTY = 2**40
@@ -33,7 +33,9 @@ PLENTY = 2**40
 
 def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service):
     text = "torch==2.13.0+cpu --hash=sha256:" + "0" * 64 + "\n"
-    wheel = Wheel("torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl"))
+    wheel = CachedWheel(
+        "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl")
+    )
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"device": "cpu", "precision": "fp32", "threads": 2, "memory_max": 2 * 2**30}
     return HostSpec(
@@ -141,7 +143,7 @@ def _fulfil(resource, values):
         case Venv():
             values["paths"][resource.complete] = path_like(resource)
             values["listings"][layout.WHEELHOUSE] = {w.file: w.size for w in resource.wheels}
-        case ServiceResource():
+        case EnabledService():
             values["units"][resource.unit] = UnitFacts(
                 load="loaded", active="active", enabled="enabled", stale=False
             )

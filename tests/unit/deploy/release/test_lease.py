@@ -145,5 +145,9 @@ def test_all_hosts_or_none(fleet):
 
 
 def test_a_held_host_names_its_owner(fleet):
-    with keep(fleet), pytest.raises(LeaseHeld, match="me holds the lease"), keep(fleet, owner="you"):
+    with (
+        keep(fleet),
+        pytest.raises(LeaseHeld, match="me holds the lease"),
+        keep(fleet, owner="you"),
+    ):
         pytest.fail("it was entered")
