@@ -81,7 +81,7 @@ def make_lock(directory, name="tinydep", version="1.0"):
     contents = {
         f"{name}.py": b"ANSWER = 42\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"CachedWheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(
         f"{path},sha256={_urlsafe(data)},{len(data)}\n" for path, data in contents.items()

@@ -16,13 +16,13 @@ from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import (
     Absent,
     Directory,
+    EnabledService,
     File,
     Packages,
     Upload,
     User,
     Venv,
 )
-from deploy.provision.resources import EnabledService
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
