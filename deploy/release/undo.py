@@ -27,6 +27,8 @@ def take_back(
     limits: host_commands.Limits,
     clock: Clock,
     patience_s: float,
+    *,
+    after_loss: bool,
 ) -> None:
     """
     Give all traffic to the slot that served before, and stop the slot of the new release.
@@ -36,6 +38,8 @@ def take_back(
 
     Args:
         patience_s: Attempts begin for so long.
+        after_loss: A command may still run on the host, or begin later, because its connection
+            was lost.  A new lease is taken first: the host then refuses that command.
 
     Raises:
         DeployError: The error of the last attempt.
@@ -49,7 +53,8 @@ def take_back(
         if not observed(host.host, status).slot(host.to_slot).is_stopped:
             host_commands.stop(client, host.to_slot, limits)
 
-    _persist(attempt, client, keeper, clock, patience_s)
+    needs_lease = after_loss or keeper.is_lost(client.host)
+    _persist(attempt, client, keeper, clock, patience_s, needs_lease=needs_lease)
 
 
 def hold(
@@ -63,7 +68,14 @@ def hold(
     """
     assert host.from_slot is not None
     weights = {host.from_slot: 100, host.to_slot: 0}
-    return _persist(lambda: host_commands.shift(client, weights), client, keeper, clock, patience_s)
+    return _persist(
+        lambda: host_commands.shift(client, weights),
+        client,
+        keeper,
+        clock,
+        patience_s,
+        needs_lease=keeper.is_lost(client.host),
+    )
 
 
 def _serves_as_before(status: HostStatus, host: HostPlan) -> bool:
@@ -78,12 +90,13 @@ def _persist(
     keeper: LeaseKeeper,
     clock: Clock,
     patience_s: float,
+    *,
+    needs_lease: bool,
 ) -> Result:
     """
     Run *attempt*, with the lease taken again where it is lost, until it succeeds.
     """
     until_s = clock.monotonic_s() + patience_s
-    needs_lease = keeper.is_lost(client.host)
     while True:
         try:
             if needs_lease:

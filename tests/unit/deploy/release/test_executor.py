@@ -22,7 +22,7 @@ from deploy.release.plan import plan_release
 from deploy.transport.client import HostClient
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS
-from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED, RUNS_LATE
 from tests.recorded import differences, recorded
 from tests.unit.deploy.release.conftest import NAMES
 
@@ -228,6 +228,19 @@ def test_a_host_lost_before_it_was_touched_serves_what_it_served(fleet):
     assert isinstance(outcome.error, ReleaseReverted)
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
     assert set(outcome.evidence["hosts"].values()) == {State.REVERTED}
+
+
+def test_a_command_that_runs_after_its_connection_was_lost_is_refused(fleet):
+    """
+    The way back takes a new lease first, so that the host refuses a command of the old one.
+    """
+    fleet["n1"].fail("slot.start", RUNS_LATE)
+
+    outcome, _ = release(fleet)
+
+    assert outcome.ending is Ending.REVERTED
+    assert fleet.running("n1") == {"b1"}
+    assert fleet["n1"].verbs().count("lease.acquire") == 2
 
 
 def test_a_host_that_stays_away_is_stuck_and_named(fleet):
