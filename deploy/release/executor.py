@@ -272,6 +272,7 @@ class ReleaseExecutor:
             take_back(
                 client,
                 host,
+                self._plan.bundle,
                 self._keeper,
                 self._limits,
                 self._clock,

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 def take_back(
     client: HostClient,
     host: HostPlan,
+    bundle: str,
     keeper: LeaseKeeper,
     limits: host_commands.Limits,
     clock: Clock,
@@ -34,9 +35,11 @@ def take_back(
     Give all traffic to the slot that served before, and stop the slot of the new release.
 
     Reads the host first and does only what is missing, so that it may run again after any part
-    of it; nothing is called on a host that the release has not changed.
+    of it; nothing is called on a host that the release has not changed.  A slot whose unit failed
+    is stopped too: it would start again at the next boot.
 
     Args:
+        bundle: Digest of the new release's bundle.
         patience_s: Attempts begin for so long.
         after_loss: A command may still run on the host, or begin later, because its connection
             was lost.  A new lease is taken first: the host then refuses that command.
@@ -50,7 +53,8 @@ def take_back(
         if not _serves_as_before(status, host):
             weights = {host.to_slot: 0, host.from_slot: 100} if host.from_slot else {}
             host_commands.shift(client, weights or {host.to_slot: 0})
-        if not observed(host.host, status).slot(host.to_slot).is_stopped:
+        slot = observed(host.host, status).slot(host.to_slot)
+        if slot.bundle == bundle or not slot.is_stopped:
             host_commands.stop(client, host.to_slot, limits)
 
     needs_lease = after_loss or keeper.is_lost(client.host)

@@ -146,6 +146,25 @@ def test_failing_requests_revert_or_pause_as_the_fleet_says(fleet, action, endin
     assert fleet.running("n2") == {"b1"}
 
 
+def test_a_canary_that_failed_does_not_start_at_the_next_boot(fleet):
+    """
+    Its unit is disabled and its server is in maint, like those of a canary that still ran.
+    """
+
+    def fail():
+        if fleet.serves("n1").get("b2"):
+            fleet.system("n1").unit_of("green").fail()
+
+    fleet.on_sleep = fail
+
+    outcome, _ = release(fleet)
+
+    assert "the canary's unit failed on n1" in outcome.reason
+    assert not fleet.system("n1").unit_of("green").enabled
+    assert fleet.system("n1").proxy.servers["green"].admin == "maint"
+    assert fleet.system("n1").unit_of("blue").enabled
+
+
 def test_silence_pauses(fleet):
     """
     A canary without requests is paused when the time is over, never promoted.
