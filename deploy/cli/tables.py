@@ -70,7 +70,7 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Rend
             table.add_row(
                 "" if index else name,
                 slot.slot,
-                slot.version or "-",
+                Text(slot.version or "-"),  # read from the host, so no markup
                 Text(slot.state, style=_COLOUR.get(slot.state, "dim")),
                 weight,
                 slot.health,

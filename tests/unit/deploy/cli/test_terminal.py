@@ -44,6 +44,15 @@ def test_names_are_whole_at_any_width(monkeypatch, columns):
         assert whole in text
 
 
+def test_a_version_on_a_host_is_no_markup():
+    """
+    It is read from a file on the host; a closing tag of rich ended the task with a MarkupError.
+    """
+    states = {"n1": make_settled("n1", good=[("b1", "v1[/red]")])}
+
+    assert "v1[/red]" in rendered(status_table("lab", states))
+
+
 @pytest.mark.parametrize(
     "env", [{}, {"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str
 )
