@@ -146,7 +146,8 @@ class HostRun:
             DeployError: It cannot be changed, or differs again after every change.
         """
         resources, name = self._request.resources, self._request.name
-        facts = self._request.decoded_facts()
+        # Read again: a release may have begun while other hosts were read.
+        facts = self._read_facts()
         if facts is None:
             self._change(bootstrap_steps(resources), None)
             facts = self._read_facts()

@@ -54,18 +54,18 @@ def provision(
         packed_program = pack_program(host_program)
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources) for name, resources in wanted.items()}
-        differing: dict[str, Facts | None] = {}
+        differing: set[str] = set()
         for name, answer in survey.ask(packed_program, queries, end_s):
             if isinstance(answer, DeployError):
                 builder.add(_failed(name, answer))
             elif _differs(name, wanted[name], answer, check, builder.add):
-                differing[name] = answer
+                differing.add(name)
         builder.add_commands(survey.commands)
     finally:
         survey.close()
     hosts = [host for host in fleet.hosts if host.name in differing]
     if hosts:
-        _change(hosts, wanted, differing, packed_program, builder, end_s)
+        _change(hosts, wanted, packed_program, builder, end_s)
     fix = "check the load of the host, then: inv provision"
     builder.fail_rest("the run's deadline passed", fix, TransportError)
     return builder.report(check, time.monotonic() - started_s)
@@ -114,7 +114,6 @@ def _differs(
 def _change(
     hosts: list[Host],
     wanted: Mapping[str, ResourceSet],
-    facts: Mapping[str, Facts | None],
     packed_program: bytes,
     builder: ReportBuilder,
     end_s: float,
@@ -122,7 +121,7 @@ def _change(
     from deploy.provision.supervise import run_worker
     from deploy.provision.worker_request import HostRequest, WorkerRequest
 
-    requests = [HostRequest.of(host, wanted[host.name], facts[host.name]) for host in hosts]
+    requests = [HostRequest.of(host, wanted[host.name]) for host in hosts]
     request = WorkerRequest(packed_program=packed_program, hosts=tuple(requests))
     run_worker(request, builder, end_s)
 

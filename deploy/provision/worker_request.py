@@ -8,8 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deploy.host.codec import decode, encode
-from deploy.host.protocol import Facts
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision.resource_set import ResourceSet
 
@@ -17,9 +15,6 @@ from deploy.provision.resource_set import ResourceSet
 class HostRequest(BaseModel):
     """
     One host to change.
-
-    Attributes:
-        facts: Encoded facts that the host was compared by; None: it has no Python.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,16 +23,14 @@ class HostRequest(BaseModel):
     address: str
     ssh: dict[str, Any]
     resources: ResourceSet
-    facts: dict[str, Any] | None
 
     @classmethod
-    def of(cls, host: Host, resources: ResourceSet, facts: Facts | None) -> "HostRequest":
+    def of(cls, host: Host, resources: ResourceSet) -> "HostRequest":
         return cls(
             name=host.name,
             address=host.address,
             ssh=host.ssh.model_dump(mode="json"),
             resources=resources,
-            facts=None if facts is None else encode(facts),
         )
 
     @property
@@ -57,9 +50,6 @@ class HostRequest(BaseModel):
         True if the SSH user is not root.
         """
         return self.host.ssh.user != "root"
-
-    def decoded_facts(self) -> Facts | None:
-        return None if self.facts is None else decode(Facts, self.facts)
 
 
 class WorkerRequest(BaseModel):

@@ -24,17 +24,17 @@ class Touched(Exception):
 
 def run(monkeypatch, facts, *, changes, later=()):
     """
-    Run one host that has *facts*, and *later* ones after each round of changes.
+    Run one host that has *facts* at first, and *later* ones after each round of changes.
 
     Args:
         changes: Called with each resource that is to be changed.
     """
-    answers = iter(later)
+    answers = iter([facts, *later])
     monkeypatch.setattr(engine.operations, "apply", lambda resource, *_: changes(resource))
     monkeypatch.setattr(engine, "read_facts", lambda *_, **__: next(answers))
     connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
     events = []
-    request = HostRequest.of(HOST, RESOURCES, facts)
+    request = HostRequest.of(HOST, RESOURCES)
     engine.HostRun(connector, request, b"program", events.append).run()
     return [event.kind.value for event in events]
 

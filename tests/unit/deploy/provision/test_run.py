@@ -5,6 +5,7 @@ A whole run against an SSH server on this machine, with wanted states that a tes
 import getpass
 import grp
 import os
+import socket
 import subprocess
 import sys
 
@@ -116,6 +117,31 @@ def test_a_refused_host_is_not_changed(sshd, provision, tmp_path, monkeypatch):
     assert str(sshd.port) in failure.why
     assert report.error.exit_code == 17
     assert (report.changes, path.exists(), len(sshd.commands)) == ((), False, 1)
+
+
+def test_a_host_is_judged_by_what_it_is_when_its_changes_begin(
+    sshd, provision, tmp_path, monkeypatch
+):
+    """
+    What happens on a host while the others are read counts: here a program takes the public port.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    start_worker, listeners = supervise.start_worker, []
+
+    def start_later():
+        listeners.append(socket.create_server(("127.0.0.1", port)))
+        return start_worker()
+
+    monkeypatch.setattr(supervise, "start_worker", start_later)
+    path = tmp_path / "file"
+    try:
+        report, _ = provision([sshd.host()], [make_file(path)], requirements=(PortFree(port=port),))
+    finally:
+        listeners[0].close()
+    [failure] = report.failed
+    assert failure.error == "PortInUse"
+    assert not path.exists()
 
 
 def test_a_host_that_cannot_be_reached_does_not_stop_the_others(sshd, provision, tmp_path):

@@ -14,7 +14,7 @@ from deploy.provision import supervise
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.worker_request import HostRequest, WorkerRequest
-from tests.unit.deploy.provision.builders import bare, make_resources
+from tests.unit.deploy.provision.builders import make_resources
 
 HOSTS = ["n1", "n2", "n3"]
 
@@ -27,7 +27,7 @@ def make_request(**ssh):
     ssh = Ssh().model_copy(update=ssh)
     host = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=ssh, vars={})
     resources = make_resources()
-    request = HostRequest.of(host, resources, bare(resources))
+    request = HostRequest.of(host, resources)
     return WorkerRequest(packed_program=b"program", hosts=(request,))
 
 
