@@ -496,13 +496,14 @@ CALLS = (("slot.start", None), ("golden", None), ("traffic.set", None), ("traffi
          ("good.record", None))  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [LOST_BEFORE, REFUSED])
+@pytest.mark.parametrize("how", [LOST_BEFORE, REFUSED, RUNS_LATE])
 @pytest.mark.parametrize(("verb", "call"), CALLS)
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
     """
     One call of a verb, or every one, fails on one host: each host gives all its traffic to one
     release, promoted hosts to the new one and the others to the old one, and no host is stuck.
+    Nothing of a release that went back is left: no unit that runs or would start at boot.
     """
     fleet[name].fail(verb, how, call)
 
@@ -533,4 +534,8 @@ def assert_settled(fleet, outcome):
         assert fleet.serves(name) == {bundle: 100}, (name, outcome)
         assert outcome.evidence["hosts"][name] in states, (name, outcome)
         assert fleet.lease_owner(name) is None
+        assert fleet.observed()[name].unfinished is None
+        if bundle == "b1":
+            assert fleet.running(name) == {"b1"}
+            assert not fleet.system(name).unit_of("green").enabled
     assert not isinstance(outcome.error, RollbackFailed)
