@@ -1,5 +1,5 @@
 """
-`python -m runtime`: joins the parts and runs them.  Exit codes are in contract.py.
+`python -m runtime`: joins the parts and runs them.  Exit codes are in `runtime.contract`.
 
 `python -m runtime check` only says whether there is memory enough.
 """
@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runtime import check
-from runtime.config import load_settings
-from runtime.engine.client import launch
-from runtime.errors import RuntimeFault
-from runtime.notify import Notifier
-from runtime.vllm.process import launch_vllm
+from runtime.contract.errors import RuntimeFault
+from runtime.engines.paged.client import launch
+from runtime.engines.vllm.process import launch_vllm
+from runtime.server import check
+from runtime.server.config import load_settings
+from runtime.server.notify import Notifier
 
 log = logging.getLogger("runtime")
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code
     # Only now, while the engine imports torch: FastAPI takes its time, too.
-    from runtime.server import serve
+    from runtime.server.process import serve
 
     return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))
 

@@ -15,7 +15,7 @@ from deploy.remote.layout import SLOTS, Layout, unit
 from deploy.remote.slots import linked_bundle, manifest_of
 from deploy.remote.world import World
 
-# The same values as runtime/contract.py; a test compares the two.
+# The same values as `runtime.contract`; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
 REQUEST_SECONDS = "slipway_http_request_seconds"
 GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")

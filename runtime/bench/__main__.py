@@ -49,8 +49,7 @@ def main(argv: Sequence[str], open_out: Callable[[], TextIO], progress: Progress
     from runtime.bench.ceilings import measure_ceilings
     from runtime.bench.engine import PRECISION_OF, OurEngine
     from runtime.bench.machine import read_machine
-    from runtime.engine.runner import prepare_torch
-    from runtime.models.loader import PRECISIONS
+    from runtime.models.loader import PRECISIONS, prepare_torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")

@@ -14,10 +14,10 @@ from runtime.bench.sample import Ceilings, Run, Sample, make_sample
 from runtime.bench.shapes import Shape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
-from runtime.engine.opening import make_options, open_runner
-from runtime.engine.pages import PagePool
-from runtime.engine.protocol import Ending, Load, Submit
-from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.engines.base.protocol import Ending, Load, Submit
+from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.load_engine import make_options, open_runner
+from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS, build_model
 

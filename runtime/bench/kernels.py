@@ -127,7 +127,7 @@ def _line(jobs: list[Job], compiled: list[bool]) -> str:
 def _weights(job: Job, copies: int) -> list[Any]:
     import torch
 
-    from runtime.models.quantize import quantize
+    from runtime.kernels.quantize import quantize
 
     product, _, bits, _ = job
     made = []

@@ -5,7 +5,7 @@ Writes down what the runner is told, and when: stands between the scheduler and 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.engine.batch import Outcome, Runner, Running, Step
+from runtime.engines.paged.step import Outcome, Runner, Running, Step
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from runtime.kernels import gated, norm
 from runtime.kernels.launch import has_pdl
 from runtime.kernels.linear import Shape, choose_shape, skinny, swiglu, widen
 from runtime.kernels.ops import Weight
-from runtime.models.quantize import Quantized
+from runtime.kernels.quantize import Quantized
 
 
 class FusedOps:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.launch import dot, options, prefetch, prefetch_asm, start_next, wait
-from runtime.models.quantize import GROUP, Quantized
+from runtime.kernels.quantize import GROUP, Quantized
 
 GROUP_SIZE = tl.constexpr(GROUP)
 

@@ -4,8 +4,8 @@ How a device's memory is given away: to keys and values goes what the rest leave
 
 from dataclasses import dataclass, replace
 
-from runtime.engine.protocol import Load
-from runtime.errors import ConfigError, ModelError
+from runtime.contract.errors import ConfigError, ModelError
+from runtime.engines.base.protocol import Load
 from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard

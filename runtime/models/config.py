@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.families import find_family
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from runtime.kernels import reference
 from runtime.kernels.ops import Ops, TorchOps
+from runtime.kernels.quantize import Quantized, empty_quantized
 from runtime.models.config import DecoderConfig
-from runtime.models.quantize import Quantized, empty_quantized
 from runtime.models.rotary import inverse_frequencies, position_rows
 from runtime.models.shard import WHOLE, Shard
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
+from runtime.kernels.quantize import Quantized, quantize
 from runtime.models.config import DecoderConfig, read_ends
 from runtime.models.decoder import Decoder
-from runtime.models.quantize import Quantized, quantize
-from runtime.models.readers import host_bytes, share_out, wait
-from runtime.models.reads import Read, Target, memory_of, plan_reads
+from runtime.models.parallel_reader import host_bytes, share_out, wait
+from runtime.models.read_plan import Read, Target, memory_of, plan_reads
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.tensor_files import read_json, unreadable
 
@@ -104,6 +104,15 @@ def build_model(
         lambda x: torch.empty(x.shape, dtype=x.dtype, device=device)
     )
     return model.requires_grad_(False).eval()
+
+
+def prepare_torch(threads: int) -> None:
+    """
+    Give torch *threads* threads; call it before anything is computed.
+    """
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
 
 
 def check_device(device: str) -> None:

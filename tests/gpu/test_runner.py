@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from runtime.engine.batch import Chunk, Decode, Join, Step
-from runtime.engine.runner import PagedRunner
+from runtime.engines.paged.runner import PagedRunner
+from runtime.engines.paged.step import Chunk, Decode, Join, Step
 from runtime.kernels.ops import TorchOps
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder, attend_causal

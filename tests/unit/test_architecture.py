@@ -17,6 +17,7 @@ RANKS = {
     "deploy.report": 6,
     "deploy.wiring": 6,
     "deploy.lab": 5,
+    "deploy.lab.models": 6,  # a program of its own: nothing imports it
     "deploy.provision": 5,
     "deploy.release": 5,
     "deploy.verify": 5,
@@ -29,18 +30,22 @@ RANKS = {
     "deploy.errors": 1,
     "deploy.layout": 1,
     "deploy.units": 1,
-    "runtime.bench": 6,
-    "runtime.vllm": 6,
-    "runtime.engine": 5,
-    "runtime.engine.protocol": 2,  # nouns, which the plan of memory shares
-    "runtime.memory": 4.5,
+    "runtime": 8,
+    "runtime.server": 7,
+    "runtime.bench": 7,
+    "runtime.engines": 6,
+    "runtime.engines.base.protocol": 2,  # nouns, which the plan of memory shares
+    "runtime.memory": 5,
     "runtime.models": 4,
     "runtime.kernels": 3,
-    "runtime.models.quantize": 2,  # kernels read what it packs
-    "runtime.errors": 1.5,
+    "runtime.kernels.quantize": 2,  # kernels read what it packs
+    "runtime.server.config": 4,  # read by `engines.vllm` too
+    "runtime.server.admission": 3,
     "runtime.contract": 1,
 }
 SHARED = "runtime.contract"  # all that others than the runtime may import of it
+# Trains the lab's models, in a process of its own, so it alone also imports these.
+LAB_MODELS, FOR_LAB_MODELS = "deploy.lab.models", ("runtime.models",)
 # Goes to hosts alone, so it has the standard library and itself.  What both sides must agree on,
 # such as the form of a manifest, lives there, and `deploy` may import it.
 ON_HOSTS = "deploy.remote"
@@ -54,20 +59,20 @@ PURE = {
     "deploy.release.machine",
     "deploy.release.plan",
     "deploy.units",
-    "runtime.admission",
-    "runtime.batcher",
+    "runtime.server.admission",
+    "runtime.engines.paged.batcher",
     "runtime.bench.roofline",
     "runtime.bench.sample",
     "runtime.contract",
-    "runtime.engine.batch",
+    "runtime.engines.paged.step",
     "runtime.memory.footprint",
     "runtime.memory.plan",
-    "runtime.engine.pages",
-    "runtime.engine.protocol",
-    "runtime.engine.queue",
-    "runtime.engine.split",
-    "runtime.vllm.protocol",
-    "runtime.lifecycle",
+    "runtime.engines.paged.blocks",
+    "runtime.engines.base.protocol",
+    "runtime.engines.paged.queue",
+    "runtime.engines.paged.oom_splits",
+    "runtime.engines.vllm.protocol",
+    "runtime.server.lifecycle",
     "runtime.models.config",
     "runtime.models.families",
     "runtime.models.shard",
@@ -131,8 +136,12 @@ def complaints(name, source):
     for target in imports(source):
         other = ranked(target)
         top = target.split(".")[0]
-        if top == "runtime" and not is_in(name, "runtime") and not is_in(target, SHARED):
+        shared = (SHARED, *FOR_LAB_MODELS) if is_in(name, LAB_MODELS) else (SHARED,)
+        is_foreign = top == "runtime" and not is_in(name, "runtime")
+        if is_foreign and not any(is_in(target, package) for package in shared):
             yield f"{name} imports {target}: only {SHARED} is shared"
+        if is_in(target, LAB_MODELS) and not is_in(name, LAB_MODELS):
+            yield f"{name} imports {target}: run it as a program"
         if top in ("deploy", "tasks") and is_in(name, "runtime"):
             yield f"{name} imports {target}: the runtime ships alone"
         bare = top in sys.stdlib_module_names or is_in(target, ON_HOSTS)
@@ -205,19 +214,21 @@ def test_pure_modules_exist(name):
         ("deploy.wheelhouse", "from deploy.bundle import build"),
         ("deploy.lab.up", "from deploy.provision.run import provision"),
         ("deploy.release.executor", "import deploy.demo.load"),
+        ("deploy.lab.models.build", "from runtime.server.text import TokenizerCodec"),
+        ("deploy.demo.demo", "from deploy.lab.models import corpus"),
         ("deploy.release.plan", "import time"),
         ("deploy.release.machine", "from os import environ"),
         ("deploy.inventory.schema", "import subprocess"),
-        ("deploy.transport.ssh", "from runtime.engine import Engine"),
-        ("tasks", "from runtime import config"),
-        ("runtime.api", "from deploy.errors import DeployError"),
+        ("deploy.transport.ssh", "from runtime.engines.paged.worker import Engine"),
+        ("tasks", "from runtime.server import config"),
+        ("runtime.server.api", "from deploy.errors import DeployError"),
         ("deploy.remote.lease", "from deploy.errors import LeaseHeld"),
         ("deploy.remote.lease", "import yaml"),
         ("deploy.wiring", "from deploy.demo.demo import run"),
         ("deploy.something", "import json"),
-        ("deploy.release.executor", "from runtime.errors import ModelError"),
-        ("runtime.kernels.attend", "from runtime.models.decoder import DecoderLayer"),
-        ("runtime.models.decoder", "def f():\n    from runtime.engine.batch import Step"),
+        ("deploy.release.executor", "from runtime.models.config import DecoderConfig"),
+        ("runtime.kernels.attention.dispatch", "from runtime.models.decoder import DecoderLayer"),
+        ("runtime.models.decoder", "def f():\n    from runtime.engines.paged.step import Step"),
         ("runtime.memory.plan", "import torch"),
     ],
 )
@@ -236,9 +247,13 @@ def test_the_rule_would_notice(name, source):
         ("deploy.bundle.manifest", "from deploy.remote.manifest import canonical"),
         ("deploy.remote.lease", "import json\nfrom deploy.remote.files import write"),
         ("deploy.inventory.load", "from deploy.inventory.schema import Fleet"),
-        ("runtime.api", "from runtime.contract import LIVEZ"),
-        ("runtime.kernels.ops", "from runtime.models.quantize import Quantized"),
-        ("runtime.kernels.attend", "if TYPE_CHECKING:\n    from runtime.models import decoder"),
+        ("deploy.lab.models.build", "from runtime.models.decoder import Decoder"),
+        ("runtime.server.api", "from runtime.contract import LIVEZ"),
+        ("runtime.kernels.ops", "from runtime.kernels.quantize import Quantized"),
+        (
+            "runtime.kernels.attention.dispatch",
+            "if TYPE_CHECKING:\n    from runtime.models import decoder",
+        ),
         ("tasks", "from deploy.release.executor import run"),
     ],
 )

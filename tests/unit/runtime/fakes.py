@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from runtime.engine.answers import Answer
-from runtime.engine.batch import Outcome, OutOfMemory
-from runtime.engine.protocol import Ending
+from runtime.engines.base.in_flight import Answer
+from runtime.engines.base.protocol import Ending
+from runtime.engines.paged.step import Outcome, OutOfMemory
 
 
 class CharCodec:

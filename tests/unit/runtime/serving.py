@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from runtime.api import Serving, create_app
-from runtime.config import RuntimeConfig, Settings
-from runtime.generation import Ask, Generator
-from runtime.lifecycle import Event, Life, Phase
-from runtime.metrics import Metrics
+from runtime.server.api import Serving, create_app
+from runtime.server.config import RuntimeConfig, Settings
+from runtime.server.generation import Ask, Generator
+from runtime.server.lifecycle import Event, Life, Phase
+from runtime.server.metrics import Metrics
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 
 CONTEXT = 100

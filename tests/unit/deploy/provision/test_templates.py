@@ -18,8 +18,8 @@ from deploy.provision import base, haproxy, host_tool, runtime_unit
 from deploy.provision.resources import File
 from deploy.provision.site import plan_site
 from deploy.templating import TEMPLATES
-from runtime.config import HostConfig, load_config
-from runtime.errors import ConfigError
+from runtime.contract.errors import ConfigError
+from runtime.server.config import HostConfig, load_config
 from tests.unit.deploy.provision.builders import TOKEN, make_goal
 
 GOLDEN = Path(__file__).parents[3] / "golden"

@@ -26,7 +26,7 @@ def exposed(answers, seconds=(0.02, 0.2)):
 
 def test_names_are_those_of_the_runtime():
     """
-    runtime/contract.py and the host tool mean the same metrics.
+    `runtime.contract` and the host tool mean the same metrics.
     """
     for name in ("REQUESTS_TOTAL", "REQUEST_SECONDS", "GENERATE_ROUTES", "READYZ", "METRICS"):
         assert getattr(measure, name) == getattr(contract, name)

@@ -4,9 +4,9 @@ from random import Random
 import pytest
 
 from runtime.bench.recorder import Recorder
-from runtime.engine.pages import PagePool
-from runtime.engine.protocol import Submit
-from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.engines.base.protocol import Submit
+from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.scheduler import Capacity, Scheduler
 from tests.unit.runtime.fakes import FakeRunner
 
 

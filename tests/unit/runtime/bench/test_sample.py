@@ -13,7 +13,7 @@ from runtime.bench.sample import (
 )
 from runtime.bench.shapes import SHAPES
 from runtime.bench.work import Request
-from runtime.engine.batch import Chunk, Decode, Step
+from runtime.engines.paged.step import Chunk, Decode, Step
 
 MODEL = model_of(SHAPES["tiny"].config, value_bytes=4)
 CEILINGS = Ceilings(copy_gb_s=1.0, read_gb_s=2.0, matmul_tflop_s=0.002)

@@ -7,10 +7,12 @@ import random
 import pytest
 import torch
 
-from runtime.kernels import attention, chunks, gated, linear, norm, rope, sampling
+from runtime.kernels import gated, linear, norm, rope, sampling
 from runtime.kernels import reference as truth
-from runtime.kernels.prefill import Span
-from runtime.models.quantize import dequantize, quantize
+from runtime.kernels.attention import decode as attention
+from runtime.kernels.attention import prefill as chunks
+from runtime.kernels.attention.chunked import Span
+from runtime.kernels.quantize import dequantize, quantize
 from tests.unit.runtime.kernels.truth import (
     DEVICE,
     TOLERANCE,

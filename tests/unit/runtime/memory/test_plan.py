@@ -6,8 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engine.protocol import Load
-from runtime.errors import ConfigError, ModelError
+from runtime.contract.errors import ConfigError, ModelError
+from runtime.engines.base.protocol import Load
 from runtime.memory import plan as memory
 from runtime.memory.plan import GIB, plan_memory, step_tokens
 from runtime.models.config import DecoderConfig

@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig, LinearScaling, Llama3Scaling
 from runtime.models.families import FAMILIES
 from tests.unit.runtime.builders import make_config_document

@@ -1,0 +1,181 @@
+"""
+One model on several GPUs: each rank is a process, and holds a part of every weight.
+
+Rank 0 is the engine process, which alone schedules.  It tells the followers of each step before it
+launches it, and all compute it: twice a layer they sum what they have, and at the end each joins
+all logits and draws the same token.
+
+The ranks find each other by a file, but gloo and NCCL list the network's interfaces (AF_NETLINK)
+and connect over one (AF_INET), also within a host.  The unit allows that where there are more GPUs
+than one.  Of a network of its own, PrivateNetwork=yes, it has the loopback alone, and no more is
+needed: GPUs exchange over NVLink, PCIe or shared memory.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from runtime.contract.errors import ModelError
+from runtime.engines.base.protocol import Load
+from runtime.engines.base.protocol import encode as encode_load
+from runtime.engines.paged.load_engine import fill, make_ready
+from runtime.engines.paged.runner import PagedRunner
+from runtime.engines.paged.step import Opened, Outcome, Running, Step
+from runtime.engines.tensor_parallel.pipe import encode, encode_step
+from runtime.engines.tensor_parallel.ranks import Followers
+from runtime.models.config import DecoderConfig
+from runtime.models.loader import build_model, read_config
+from runtime.models.shard import Shard
+
+
+class Group:
+    """
+    What the ranks do together: each calls the same methods, in the same order.
+    """
+
+    def __init__(self, shard: Shard, device: torch.device, store: str) -> None:
+        self._size, self._device = shard.size, device
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")  # all are on this host
+        is_gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if is_gpu else "gloo",
+            init_method=f"file://{store}",
+            rank=shard.rank,
+            world_size=shard.size,
+            device_id=device if is_gpu else None,  # connect now, not within a graph's capture
+        )
+
+    def reduce(self, x: Tensor) -> Tensor:
+        if x.numel():
+            dist.all_reduce(x)
+        return x
+
+    def gather(self, logits: Tensor) -> Tensor:
+        rows, columns = logits.shape
+        parts = logits.new_empty((self._size, rows, columns))
+        if rows:
+            dist.all_gather(list(parts), logits)
+        return parts.transpose(0, 1).reshape(rows, self._size * columns)
+
+    def least(self, count: int) -> int:
+        found = torch.tensor([count], device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
+
+class ShardedRunner:
+    """
+    See `batch.Runner`: launches on all ranks.
+    """
+
+    def __init__(self, own: PagedRunner, followers: Followers) -> None:
+        self._own, self._followers = own, followers
+
+    def launch(self, step: Step) -> Running:
+        self._followers.tell(encode_step(step))
+        # Also running out of memory is the end: the others are in the midst of the step.
+        with self._followers.vital():
+            own = self._own.launch(step)
+            return _Running(own, own.done, self._followers)
+
+    def close(self) -> None:
+        self._followers.close()
+        dist.destroy_process_group()
+
+
+class _Running:
+    """
+    See `batch.Running`.
+    """
+
+    def __init__(self, own: Running, done: torch.cuda.Event | None, followers: Followers) -> None:
+        self._own, self._done, self._followers = own, done, followers
+
+    def collect(self) -> Outcome:
+        with self._followers.vital():
+            # Not `synchronize`: the GPU waits for ever for a rank that is gone.
+            while self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
+                self._followers.check()
+                time.sleep(0)
+            return self._own.collect()
+
+
+def open_sharded(load: Load, config: DecoderConfig) -> Opened:
+    """
+    As `opening.open_paged`, on `load.gpus` GPUs.
+    """
+    part = Shard(0, load.gpus)  # can it be cut?
+    build_model(config, device="meta", precision=load.precision, weights=load.weights, shard=part)
+    if load.device == "cuda" and torch.cuda.device_count() < load.gpus:
+        raise ModelError(
+            f"gpus: {load.gpus}",
+            why=f"torch sees {torch.cuda.device_count()}",
+            fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
+        )
+    if dist.is_initialized():
+        raise RuntimeError("this process has opened ranks before: swap their weights, or restart")
+    followers = Followers(load.gpus - 1)
+
+    def meet() -> None:
+        followers.hear()
+        followers.tell(encode("go"))
+
+    try:
+        followers.tell(encode("open", encode_load(load)))
+        own = open_rank(load, 0, followers.store, meet)
+        followers.hear()
+    except BaseException:
+        followers.close()
+        raise
+    assert isinstance(own.runner, PagedRunner)
+    runner = ShardedRunner(own.runner, followers)
+    return replace(own, runner=runner, prepare=partial(_prepare, followers, own))
+
+
+def open_rank(load: Load, rank: int, store: str, meet: Callable[[], None]) -> Opened:
+    """
+    Open the part of *rank*.
+
+    Args:
+        meet: Returns when every rank has its weights.  Until then none waits for another in
+            what can't be given up.
+    """
+    shard = Shard(rank, load.gpus)
+    device = torch.device("cpu")
+    if load.device == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    model, options = fill(load, read_config(load.model_dir), device, shard)
+    meet()
+    group = Group(shard, device, store)
+    model.reduce, model.gather = group.reduce, group.gather
+    return make_ready(model, options, group.least)
+
+
+def _prepare(followers: Followers, own: Opened, model_dir: str) -> Callable[[], None]:
+    """
+    See `Opened.prepare`: on all ranks, or on none.
+    """
+    followers.tell(encode("prepare", model_dir))
+    try:
+        try:
+            finish = own.prepare(model_dir)
+        finally:
+            followers.hear()
+    except Exception:
+        followers.tell(encode("drop"))
+        raise
+
+    def commit() -> None:
+        followers.tell(encode("commit"))
+        with followers.vital():
+            finish()
+
+    return commit
