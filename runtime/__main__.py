@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from runtime.contract.errors import RuntimeFault
 from runtime.engines.paged.client import launch
-from runtime.engines.vllm.process import launch_vllm
+from runtime.engines.vllm.process import VllmModel, launch_vllm
 from runtime.server import check
-from runtime.server.config import load_settings
+from runtime.server.config import Settings, load_settings
 from runtime.server.notify import Notifier
 
 log = logging.getLogger("runtime")
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(os.environ, port=args.port)
         config = settings.config
         child = (
-            launch(config.threads)
-            if config.engine == "slipway"
-            else launch_vllm(settings, os.environ)
+            launch(config.options.threads)
+            if config.options.engine == "slipway"
+            else launch_vllm(_vllm_model(settings), os.environ)
         )
     except RuntimeFault as error:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runtime.server.process import serve
 
     return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))
+
+
+def _vllm_model(settings: Settings) -> VllmModel:
+    config = settings.config
+    return VllmModel(settings.model_dir, config.model_name, config.options, settings.socket)
 
 
 if __name__ == "__main__":

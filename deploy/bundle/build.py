@@ -25,31 +25,18 @@ from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import PreconditionError, UsageError
 from deploy.remote.manifest import GOLDEN_FILE, LOCK_FILE
 from runtime.contract import CONFIG_FILE
+from runtime.contract.engine_options import OPTIONS
 
-# Of the runtime's configuration, what a release may say for itself; the rest is the host's.
-OVERRIDES = (
-    "context_tokens",
-    "cors_origins",
-    "device",
-    "drain_timeout_s",
-    "engine",
-    "gpus",
-    "kv",
-    "max_batch_requests",
-    "max_batch_tokens",
-    "max_queue_requests",
-    "max_wait_s",
-    "memory_fraction",
-    "model_name",
-    "page_tokens",
-    "precision",
-    "request_timeout_s",
-    "step_tokens",
-    "threads",
-    "vllm_args",
-    "weights",
+# Keys of the runtime's configuration that a release may set for itself; the rest is the host's.
+OVERRIDES = tuple(
+    sorted(
+        [
+            *(name for name, each in OPTIONS.items() if each.rules.release_may_override),
+            *("cors_origins", "drain_timeout_s", "max_queue_requests", "model_name"),
+            "request_timeout_s",
+        ]
+    )
 )
-_LAB = "lab_"  # runtime/lab_*.py make models for the lab, and never ship
 
 
 class WheelLike(Protocol):
@@ -161,8 +148,6 @@ def _runtime(directory: Path) -> dict[str, bytes]:
     contents = {}
     for path in sorted(directory.rglob("*.py")):
         inside = path.relative_to(directory)
-        if inside.name.startswith(_LAB) or inside.parts[0] == "tests":
-            continue
         contents[f"runtime/{inside.as_posix()}"] = path.read_bytes()
     if "runtime/__init__.py" not in contents:
         raise PreconditionError(

@@ -36,7 +36,7 @@ def install(goal: Goal) -> list[AnyResource]:
         source = render("slipway.list", line=goal.mirrors.apt).encode()
         found.append(File(path="/etc/apt/sources.list.d/slipway.list", content=source))
         found += [Absent(path=path) for path in _DISTRIBUTION]
-    compiler = COMPILER if goal.service.device == "cuda" else ()
+    compiler = COMPILER if goal.service.options.device == "cuda" else ()
     return [*found, Packages(names=(*PACKAGES, *compiler))]
 
 

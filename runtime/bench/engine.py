@@ -14,9 +14,10 @@ from runtime.bench.sample import Ceilings, Run, Sample, make_sample
 from runtime.bench.shapes import Shape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
-from runtime.engines.base.protocol import Ending, Load, Submit
+from runtime.contract.engine_options import EngineOptions
+from runtime.engines.base.protocol import Ending, Submit
 from runtime.engines.paged.blocks import PagePool
-from runtime.engines.paged.load_engine import make_options, open_runner
+from runtime.engines.paged.load_engine import open_runner, resolve_options
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS, build_model
@@ -37,18 +38,17 @@ class OurEngine:
     def __init__(self, shape: Shape, device: str, ceilings: Ceilings) -> None:
         self.version = "this checkout"
         config, precision = shape.config, PRECISION_OF[device]
-        load = Load(
-            model_dir="",  # its weights are random
-            device=device,
-            precision=precision,
-            threads=torch.get_num_threads(),
-            max_batch_requests=MAX_REQUESTS,
-            max_batch_tokens=None,
-            max_wait_s=0.0,
-            beat_s=1.0,
-            context_tokens=shape.context_tokens,
+        options = EngineOptions.from_document(
+            {
+                "device": device,
+                "precision": precision,
+                "threads": torch.get_num_threads(),
+                "max_batch_requests": MAX_REQUESTS,
+                "max_wait_s": 0.0,
+                "context_tokens": shape.context_tokens,
+            }
         )
-        self._options = make_options(load, config, device)
+        self._options = resolve_options(options, config, device)
         self._ceilings = ceilings
         self._cost = model_of(config, PRECISIONS[precision].itemsize)
         model = build_model(config, device=device, precision=precision)
@@ -80,7 +80,7 @@ class OurEngine:
             recorder,
             Capacity(MAX_REQUESTS, options.step_tokens, max_wait_s=0.0),
             frozenset(),
-            PagePool(self.pages, options.load.page_tokens),
+            PagePool(self.pages, options.options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
         made = dict.fromkeys(range(len(work)), 0)

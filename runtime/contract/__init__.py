@@ -16,22 +16,6 @@ ENV_RELEASE_DIR = "SLIPWAY_RELEASE_DIR"
 ENV_HOST_CONFIG = "SLIPWAY_HOST_CONFIG"  # /etc/slipway/runtime.yml
 ENV_API_TOKENS = "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none asked
 
-# Arguments of `vllm serve` that `vllm_args` may not have: the runtime gives them itself, or would
-# not find its way to vLLM's answers and metrics.
-VLLM_OWN_ARGS = (
-    "--uds",
-    "--host",
-    "--port",
-    "--model",
-    "--served-model-name",
-    "--api-key",
-    "--root-path",
-    "--ssl-keyfile",
-    "--ssl-certfile",
-    "--headless",
-    "--disable-log-stats",
-)
-
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
 VERSION_HEADER = "x-slipway-version"

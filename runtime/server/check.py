@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TextIO
 
 from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, MODEL_LINK
+from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.config import DecoderConfig
 from runtime.server.check_report import Answer, Gpu, Report, as_document, as_text
-from runtime.server.config import HostConfig, load_config, load_of
+from runtime.server.config import HostConfig, load_config
 
-WEIGHTS, KV = ("full", "int8", "int4"), ("same", "fp8", "int8")
+WEIGHTS, KV = OPTIONS["weights"].choices, OPTIONS["kv"].choices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +53,9 @@ def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: Text
 
 def _look(args: argparse.Namespace, env: Mapping[str, str]) -> Report:
     config = load_config(env, args.config)
-    if config.engine != "slipway":
+    if config.options.engine != "slipway":
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
-        raise ConfigError(f"engine: {config.engine}", why=why, fix=fix)
+        raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
     gpu = _find_gpu(config, args.gpu_memory)
     from runtime.models.loader import read_config  # with torch
     from runtime.models.tensor_files import find_tensors
@@ -73,14 +74,13 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> Report:
 def _answer(config: HostConfig, model: DecoderConfig, gpu: Gpu | None) -> Answer:
     try:
         config.check(Path("configuration"))
-        load = load_of(config, Path(), beat_s=1.0)
-        return plan_memory(load, model, None if gpu is None else gpu.total_bytes)
+        return plan_memory(config.options, model, None if gpu is None else gpu.total_bytes)
     except RuntimeFault as error:
         return error
 
 
 def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
-    if config.device == "cpu":
+    if config.options.device == "cpu":
         if size is None:
             return None
         why, fix = "the configuration says device: cpu, or nothing", "say device: cuda in a file"
@@ -93,9 +93,9 @@ def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < config.gpus:
-        why = f"the configuration says device: cuda, gpus: {config.gpus}; torch sees {count} here"
+    if count < (gpus := config.options.gpus):
+        why = f"the configuration says device: cuda, gpus: {gpus}; torch sees {count} here"
         fix = "say what each GPU of the host has, as --gpu-memory 80GiB"
         raise ConfigError("--gpu-memory: missing", why=why, fix=fix)
-    seen = [torch.cuda.mem_get_info(index) for index in range(config.gpus)]
+    seen = [torch.cuda.mem_get_info(index) for index in range(gpus)]
     return Gpu(min(total for _, total in seen), min(free for free, _ in seen))

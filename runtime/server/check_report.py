@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runtime.contract.errors import RuntimeFault
 from runtime.memory.plan import GIB, MemoryPlan, step_tokens
-from runtime.server.config import HostConfig, load_of
+from runtime.server.config import HostConfig
 
 SHORT_TOKENS = 2048  # of a request, beside the longest
 PARTS = ("budget", "weights", "kv", "activations", "fixed", "total")
@@ -43,7 +43,7 @@ class Report:
 
     @property
     def answer(self) -> Answer:
-        return self.answers[self.config.weights, self.config.kv]
+        return self.answers[self.config.options.weights, self.config.options.kv]
 
 
 def as_document(found: Report | None, fault: RuntimeFault | None, code: int) -> dict[str, object]:
@@ -67,15 +67,15 @@ def _numbers(answer: Answer) -> dict[str, int | None] | None:
 
 
 def as_text(found: Report) -> Iterator[str]:
-    config, plan, gpu = found.config, found.answer, found.gpu
+    options, plan, gpu = found.config.options, found.answer, found.gpu
     yield f"model        {found.model_dir}"
     if gpu is not None:
-        each = f"each of {config.gpus}, " if config.gpus > 1 else ""
-        yield _row("GPU", gpu.total_bytes, f"{each}memory_fraction {config.memory_fraction}")
+        each = f"each of {options.gpus}, " if options.gpus > 1 else ""
+        yield _row("GPU", gpu.total_bytes, f"{each}memory_fraction {options.memory_fraction}")
     if isinstance(plan, MemoryPlan):
-        steps = step_tokens(load_of(config, found.model_dir, beat_s=1.0))
-        yield _row("weights", plan.weights, f"{config.precision}, {config.weights}")
-        yield _row("KV cache", plan.kv, f"{config.kv}, {plan.pages:,} pages of {plan.page_tokens}")
+        steps = step_tokens(options)
+        yield _row("weights", plan.weights, f"{options.precision}, {options.weights}")
+        yield _row("KV cache", plan.kv, f"{options.kv}, {plan.pages:,} pages of {plan.page_tokens}")
         about = "" if gpu else "about, "
         yield _row("activations", plan.activations, f"{about}steps of {steps:,} tokens")
         yield _row("fixed", plan.fixed, "CUDA, cuBLAS" if gpu else "")
@@ -89,7 +89,7 @@ def as_text(found: Report) -> Iterator[str]:
     for (weights, kv), answer in found.answers.items():
         mark = "*" if answer is plan else " "
         yield f"{mark} weights: {weights:<5} kv: {kv:<5} {_held(answer)}"
-    yield f"* as configured; max_batch_requests: {config.max_batch_requests} run at once"
+    yield f"* as configured; max_batch_requests: {options.max_batch_requests} run at once"
 
 
 def _row(name: str, size: int, words: str) -> str:

@@ -7,11 +7,10 @@ The release's config.yml is laid over the host's own file, key by key.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,10 +28,10 @@ from runtime.contract import (
     ENV_SOCKET,
     GOLDEN_FILE,
     MODEL_LINK,
-    VLLM_OWN_ARGS,
 )
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError
-from runtime.engines.base.protocol import Load
+from runtime.contract.option_fields import options_of, with_engine_options
 from runtime.server.admission import Limits
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,55 +44,43 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # YAML has no tuples
 
 
-def _vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
-    for arg in args:
-        if arg.partition("=")[0].replace("_", "-") in VLLM_OWN_ARGS:
-            raise ValueError(f"{arg} is not for this list: the runtime decides it")
-    return args
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class HostConfig(_Strict):
+if TYPE_CHECKING:
+    _EngineKeys = _Strict  # read them as `options`, which has their types
+else:
+    _EngineKeys = with_engine_options(_Strict)
+
+
+class HostConfig(_EngineKeys):
     """
     The host's own part, `/etc/slipway/runtime.yml`.  Times are in seconds.
+
+    The keys of `EngineOptions` stand beside these, flat.
     """
 
-    engine: Literal["slipway", "vllm"] = "slipway"
-    vllm_args: Annotated[
-        tuple[str, ...], BeforeValidator(_tuple), AfterValidator(_vllm_args)
-    ] = ()  # of `vllm serve`, beyond those that follow from the other keys
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    threads: int = Field(default=1, ge=1, le=256)  # torch threads of the engine
-    weights: Literal["full", "int8", "int4"] = "full"
-    kv: Literal["same", "fp8", "int8"] = "same"  # same: as the precision
-    memory_fraction: float = Field(default=0.9, ge=0.1, le=0.98)  # of each GPU's whole memory
-    context_tokens: int | None = Field(default=None, ge=1)  # None: the model's
-    page_tokens: Literal[16, 32, 64] = 64  # of the KV cache
-    step_tokens: int | None = Field(default=None, ge=16)  # None: 8192, on a CPU 512
-    gpus: int = Field(default=1, ge=1, le=8)  # that each hold a part of every weight
-    max_batch_requests: int = Field(default=32, ge=1, le=1024)
-    # Of the KV cache; None: all that fits, and on a CPU max_batch_requests of context_tokens.
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    max_wait_s: float = Field(default=0.005, ge=0, le=10)
     max_queue_requests: int = Field(default=256, ge=0)
     request_timeout_s: float = Field(default=60.0, gt=0)
     drain_timeout_s: float = Field(default=60.0, ge=0)
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
 
+    @property
+    def options(self) -> EngineOptions:
+        return options_of(self)
+
     def check(self, where: Path) -> None:
         """
-        Hold the keys against each other, when every file is laid over the one below.
+        Check the keys against each other, once all files are merged.
 
         Raises:
-            ConfigError: Two of them don't go together.
+            ConfigError: Two of them are incompatible.
         """
-        if self.weights != "full" and self.precision == "fp32" and self.device == "cuda":
+        options = self.options
+        if options.weights != "full" and options.precision == "fp32" and options.device == "cuda":
             raise ConfigError(
-                f"{where}: weights: {self.weights}, with precision: fp32",
+                f"{where}: weights: {options.weights}, with precision: fp32",
                 why="on a GPU weights of 8 and 4 bits are multiplied with fp16 or bf16",
                 fix="set precision: bf16, or weights: full",
             )
@@ -143,11 +130,11 @@ class Settings(BaseModel):
         """
         Return what admission holds requests against, for a model of *context_tokens*.
         """
-        config = self.config
-        asked = (config.context_tokens, config.max_batch_tokens)
+        config, options = self.config, self.config.options
+        asked = (options.context_tokens, options.max_batch_tokens)
         return Limits(
             context_tokens=min([context_tokens, *(limit for limit in asked if limit)]),
-            max_batch_requests=config.max_batch_requests,
+            max_batch_requests=options.max_batch_requests,
             max_queue_requests=config.max_queue_requests,
             request_timeout_s=config.request_timeout_s,
         )
@@ -256,26 +243,3 @@ def _complaint(model: type[BaseModel], error: Mapping[str, Any]) -> tuple[str, s
     if error["type"] == "missing":
         return key, "missing"
     return key, f"{error['msg']}, got {error['input']!r}"
-
-
-def load_of(config: HostConfig, model_dir: Path, beat_s: float) -> Load:
-    """
-    Return the message that says what *config* wants of an engine.
-    """
-    return Load(
-        model_dir=str(model_dir),
-        device=config.device,
-        precision=config.precision,
-        threads=config.threads,
-        max_batch_requests=config.max_batch_requests,
-        max_batch_tokens=config.max_batch_tokens,
-        max_wait_s=config.max_wait_s,
-        beat_s=beat_s,
-        weights=config.weights,
-        kv=config.kv,
-        memory_fraction=config.memory_fraction,
-        context_tokens=config.context_tokens,
-        page_tokens=config.page_tokens,
-        step_tokens=config.step_tokens,
-        gpus=config.gpus,
-    )

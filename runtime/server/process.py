@@ -18,12 +18,12 @@ import uvicorn
 
 from runtime.contract import EXIT_ENGINE, EXIT_OK
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
-from runtime.engines.base.protocol import Report
+from runtime.engines.base.protocol import Load, Report
 from runtime.engines.paged.client import Child, EngineClient
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmChild
 from runtime.server.api import Serving, create_app
-from runtime.server.config import Settings, load_of
+from runtime.server.config import Settings
 from runtime.server.generation import Generator
 from runtime.server.lifecycle import Event, Life
 from runtime.server.metrics import Metrics
@@ -120,10 +120,10 @@ class Server:
         codec = TokenizerCodec(self._settings.model_dir)
         await self._engine.connect()
         loaded = await self._engine.load(
-            load_of(
-                config,
-                self._settings.model_dir,
-                beat_s=min((self._notifier.watchdog_s or BEAT_S * 4) / 4, BEAT_S),
+            Load(
+                str(self._settings.model_dir),
+                min((self._notifier.watchdog_s or BEAT_S * 4) / 4, BEAT_S),
+                config.options,
             )
         )
         self._serving.generator = Generator(

@@ -39,8 +39,6 @@ RANKS = {
     "runtime.models": 4,
     "runtime.kernels": 3,
     "runtime.kernels.quantize": 2,  # kernels read what it packs
-    "runtime.server.config": 4,  # read by `engines.vllm` too
-    "runtime.server.admission": 3,
     "runtime.contract": 1,
 }
 SHARED = "runtime.contract"  # all that others than the runtime may import of it

@@ -8,6 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+from runtime.contract.engine_options import EngineOptions
 
 # Not slots: `vars` is the cheapest way to a dict, and these are made for every token.
 
@@ -36,31 +39,12 @@ class Load:
     Read this model and serve it in place of the one before.  Refused while requests are running.
 
     Attributes:
-        beat_s: The idle engine reports this often.
-        max_batch_tokens: KV-cache tokens of a batch; None for as many as the device holds.
-        weights: full, int8 or int4.
-        kv: What keys and values are kept as: same (as the precision), fp8 or int8.
-        memory_fraction: Of each GPU's whole memory.
-        context_tokens: Of a request, its answer included; None for the model's.
-        step_tokens: Most that one step computes; None for what suits the device.
-        gpus: That each hold a part of every weight.
+        beat_s: Seconds between two reports of an idle engine.
     """
 
     model_dir: str
-    device: str
-    precision: str
-    threads: int
-    max_batch_requests: int
-    max_batch_tokens: int | None
-    max_wait_s: float
     beat_s: float
-    weights: str = "full"
-    kv: str = "same"
-    memory_fraction: float = 0.9
-    context_tokens: int | None = None
-    page_tokens: int = 64
-    step_tokens: int | None = None
-    gpus: int = 1
+    options: EngineOptions
 
 
 @dataclass(frozen=True)
@@ -175,7 +159,7 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     Return the line of *message*, newline included.
     """
     document = {"is": _NAMES[type(message)], **vars(message)}
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(document, separators=(",", ":"), default=vars).encode() + b"\n"
 
 
 def decode_to_engine(line: bytes) -> ToEngine:
@@ -191,5 +175,8 @@ def decode_from_engine(line: bytes) -> FromEngine:
 
 
 def _decode(line: bytes) -> object:
-    document = json.loads(line)
-    return _TYPES[document.pop("is")](**document)
+    document: dict[str, Any] = json.loads(line)
+    kind = _TYPES[document.pop("is")]
+    if kind is Load:
+        document["options"] = EngineOptions.from_document(document["options"])
+    return kind(**document)

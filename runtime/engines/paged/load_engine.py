@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.paged.runner import PagedRunner
@@ -35,22 +36,22 @@ GRAPHS_BYTES = 800 << 20  # kept for the CUDA graphs themselves, which are made 
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ResolvedOptions:
     """
-    A `Load` for one device, with what it leaves to the model and the device settled.
+    Engine options of one device, with the limits that depend on the model and the device.
 
     Attributes:
         context_tokens, step_tokens: Of a request, and most of a step.
     """
 
-    load: Load
+    options: EngineOptions
     device: str | torch.device
     context_tokens: int
     step_tokens: int
 
 
 def open_runner(
-    model: Decoder, options: Options, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder, resolved: ResolvedOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> tuple[PagedRunner, int]:
     """
     Return what computes with *model*, whose weights are in place, and the pages of its cache.
@@ -64,32 +65,32 @@ def open_runner(
         RuntimeFault: There is no room for one request of the whole context.
     """
 
-    load = options.load
+    options = resolved.options
 
     def make(pages: int) -> PagedRunner:
         return PagedRunner(
             model,
-            slots=load.max_batch_requests,
+            slots=options.max_batch_requests,
             pages=pages,
-            page_tokens=load.page_tokens,
-            row_pages=-(-options.context_tokens // load.page_tokens),
-            kv_dtype=KV_DTYPES.get(load.kv),  # "same": None
+            page_tokens=options.page_tokens,
+            row_pages=-(-resolved.context_tokens // options.page_tokens),
+            kv_dtype=KV_DTYPES.get(options.kv),  # "same": None
         )
 
     is_gpu = model.device.type == "cuda"
     total_bytes = torch.cuda.mem_get_info()[1] if is_gpu else None
-    plan = plan_memory(load, model.config, total_bytes)
+    plan = plan_memory(options, model.config, total_bytes)
     pages = plan.pages
     if is_gpu:
-        _warm(make(2), options)
+        _warm(make(2), resolved)
         free_bytes = torch.cuda.mem_get_info()[0] - plan.activations - GRAPHS_BYTES
         pages = min(pages, free_bytes * plan.pages // plan.kv)
     pages = agree(pages)
     if pages < plan.least_pages:
         raise ModelError(
-            f"KV cache: room for {max(pages - 1, 0) * load.page_tokens} tokens",
-            why=f"one request of the whole context takes {options.context_tokens}; what else is on "
-            "the GPU counts too, such as the other slot of a release",
+            f"KV cache: room for {max(pages - 1, 0) * options.page_tokens} tokens",
+            why=f"one request of the whole context takes {resolved.context_tokens}; other "
+            "processes on the GPU count too, such as the other slot of a release",
             fix="lower context_tokens, or set kv: fp8, or lower memory_fraction of both slots",
         )
     runner = make(pages)
@@ -97,14 +98,14 @@ def open_runner(
     return runner, pages
 
 
-def _warm(probe: PagedRunner, options: Options) -> None:
+def _warm(probe: PagedRunner, resolved: ResolvedOptions) -> None:
     """
     Have everything that a step can need loaded, before the first request needs it.
     """
-    nobody, page = options.load.max_batch_requests, options.load.page_tokens
-    tokens = min(options.step_tokens, options.context_tokens)
+    nobody, page = resolved.options.max_batch_requests, resolved.options.page_tokens
+    tokens = min(resolved.step_tokens, resolved.context_tokens)
     probe.launch(Step((), (), (Chunk(nobody, 0, [0] * tokens, True),))).collect()
-    some = [0] * min(page, options.context_tokens - page)
+    some = [0] * min(page, resolved.context_tokens - page)
     chunks = (Chunk(nobody, 0, some, True), Chunk(nobody, page, some, True)) if some else ()
     probe.launch(Step((), (Decode(nobody, 0),), chunks)).collect()
     torch.cuda.empty_cache()
@@ -117,27 +118,28 @@ def open_paged(load: Load) -> Opened:
     Raises:
         ModelError: The directory is not a model that this runtime can serve, or there is no room.
     """
-    check_device(load.device)
-    if load.device == "cuda" and (why := _why_no_kernels()):
+    options = load.options
+    check_device(options.device)
+    if options.device == "cuda" and (why := _why_no_kernels()):
         raise ModelError(
             f"torch {torch.__version__}: this engine's kernels can't be loaded",
             why=why,
             fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
     config = read_config(load.model_dir)
-    if load.device == "cuda" and config.head_dim.bit_count() != 1:
+    if options.device == "cuda" and config.head_dim.bit_count() != 1:
         raise ModelError(
             f"{load.model_dir}: heads of {config.head_dim} values",
             why="the kernels have a power of two",
             fix="set engine: vllm, or serve it on a CPU",
         )
-    if load.gpus > 1:
+    if options.gpus > 1:
         from runtime.engines.tensor_parallel.sharded import (
             open_sharded,  # which opens each rank with `fill`
         )
 
         return open_sharded(load, config)
-    return make_ready(*fill(load, config, load.device))
+    return make_ready(*fill(load, config, options.device))
 
 
 def _why_no_kernels() -> str:
@@ -151,23 +153,25 @@ def _why_no_kernels() -> str:
     return ""
 
 
-def make_options(load: Load, config: DecoderConfig, device: str | torch.device) -> Options:
+def resolve_options(
+    options: EngineOptions, config: DecoderConfig, device: str | torch.device
+) -> ResolvedOptions:
     # A request of more than the whole batch may have could never join; admission says the same.
-    limits = (config.context_tokens, load.context_tokens, load.max_batch_tokens)
+    limits = (config.context_tokens, options.context_tokens, options.max_batch_tokens)
     context_tokens = min(limit for limit in limits if limit)
-    return Options(load, device, context_tokens, step_tokens(load))
+    return ResolvedOptions(options, device, context_tokens, step_tokens(options))
 
 
 def fill(
     load: Load, config: DecoderConfig, device: str | torch.device, shard: Shard = WHOLE
-) -> tuple[Decoder, Options]:
+) -> tuple[Decoder, ResolvedOptions]:
     """
     Return the model of *load*, or a part of it, with its weights in place.
     """
-    prepare_torch(load.threads)
-    options = make_options(load, config, device)
+    options = load.options
+    prepare_torch(options.threads)
     model = build_model(
-        config, device=device, precision=load.precision, weights=load.weights, shard=shard
+        config, device=device, precision=options.precision, weights=options.weights, shard=shard
     )
     loaded = load_weights(load.model_dir, config, model.targets, shard)
     log.info(
@@ -176,25 +180,25 @@ def fill(
         loaded.seconds,
         loaded.gb_per_s,
     )
-    return model, options
+    return model, resolve_options(options, config, device)
 
 
 def make_ready(
-    model: Decoder, options: Options, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder, resolved: ResolvedOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> Opened:
     """
     Return *model* ready to compute; see `open_runner`.
     """
-    runner, pages = open_runner(model, options, agree)
+    runner, pages = open_runner(model, resolved, agree)
     config = model.config
     with torch.device("meta"):
         whole = Decoder(config)
     return Opened(
         runner=runner,
         pages=pages,
-        page_tokens=options.load.page_tokens,
-        step_tokens=options.step_tokens,
-        context_tokens=options.context_tokens,
+        page_tokens=resolved.options.page_tokens,
+        step_tokens=resolved.step_tokens,
+        context_tokens=resolved.context_tokens,
         vocabulary=config.vocabulary,
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
         ends=config.ends,

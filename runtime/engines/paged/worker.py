@@ -163,7 +163,7 @@ class Engine:
                 why = "requests are running on the model before it"
                 self._refuse(load.model_dir, why, "drain first")
                 return
-            if load.device == "cuda":
+            if load.options.device == "cuda":
                 why = "the model before it has the GPU's memory"
                 self._refuse(load.model_dir, why, "swap its weights, or start another process")
                 return
@@ -173,12 +173,12 @@ class Engine:
         except Exception as error:
             self._line.send(_load_failed(load.model_dir, error))
             return
-        pages = opened.pages
-        if load.max_batch_tokens is not None:
-            pages = min(pages, 1 + -(-load.max_batch_tokens // opened.page_tokens))
+        options, pages = load.options, opened.pages
+        if options.max_batch_tokens is not None:
+            pages = min(pages, 1 + -(-options.max_batch_tokens // opened.page_tokens))
         self._scheduler = Scheduler(
             opened.runner,
-            Capacity(load.max_batch_requests, opened.step_tokens, load.max_wait_s),
+            Capacity(options.max_batch_requests, opened.step_tokens, options.max_wait_s),
             opened.ends,
             PagePool(pages, opened.page_tokens),
             random.Random(),  # noqa: S311 - sampling

@@ -109,19 +109,22 @@ class _Running:
 
 def open_sharded(load: Load, config: DecoderConfig) -> Opened:
     """
-    As `opening.open_paged`, on `load.gpus` GPUs.
+    As `opening.open_paged`, on `load.options.gpus` GPUs.
     """
-    part = Shard(0, load.gpus)  # can it be cut?
-    build_model(config, device="meta", precision=load.precision, weights=load.weights, shard=part)
-    if load.device == "cuda" and torch.cuda.device_count() < load.gpus:
+    options = load.options
+    part = Shard(0, options.gpus)  # can it be cut?
+    build_model(
+        config, device="meta", precision=options.precision, weights=options.weights, shard=part
+    )
+    if options.device == "cuda" and torch.cuda.device_count() < options.gpus:
         raise ModelError(
-            f"gpus: {load.gpus}",
+            f"gpus: {options.gpus}",
             why=f"torch sees {torch.cuda.device_count()}",
             fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
         )
     if dist.is_initialized():
         raise RuntimeError("this process has opened ranks before: swap their weights, or restart")
-    followers = Followers(load.gpus - 1)
+    followers = Followers(options.gpus - 1)
 
     def meet() -> None:
         followers.hear()
@@ -147,9 +150,9 @@ def open_rank(load: Load, rank: int, store: str, meet: Callable[[], None]) -> Op
         meet: Returns when every rank has its weights.  Until then none waits for another in
             what can't be given up.
     """
-    shard = Shard(rank, load.gpus)
+    shard = Shard(rank, load.options.gpus)
     device = torch.device("cpu")
-    if load.device == "cuda":
+    if load.options.device == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     model, options = fill(load, read_config(load.model_dir), device, shard)

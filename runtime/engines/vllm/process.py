@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.contract import ENV_API_TOKENS
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
-from runtime.server.config import Settings
 
 EXIT_USAGE = 2  # of argparse
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -53,7 +53,23 @@ class VllmChild:
             self.socket.parent.rmdir()
 
 
-def launch_vllm(settings: Settings, env: Mapping[str, str]) -> VllmChild:
+@dataclass(frozen=True, slots=True)
+class VllmModel:
+    """
+    The model that a `vllm serve` is started with.
+
+    Attributes:
+        runtime_socket: Socket of the runtime, beside which vLLM's own lies; None for a loopback
+            port.
+    """
+
+    model_dir: Path
+    model_name: str
+    options: EngineOptions
+    runtime_socket: Path | None
+
+
+def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmChild:
     """
     Start `vllm serve` of the venv that this process runs in; it loads the release's model.
 
@@ -67,29 +83,29 @@ def launch_vllm(settings: Settings, env: Mapping[str, str]) -> VllmChild:
             why=f"there is no {program}",
             fix="add vllm to the release's lock, or set engine: slipway",
         )
-    socket = _private_socket(settings.socket)
+    socket = _private_socket(model.runtime_socket)
     tether = [sys.executable, "-m", "runtime.engines.vllm.pdeathsig", str(os.getpid())]
     process = subprocess.Popen(
-        [*tether, *vllm_argv(settings, program, socket)],
+        [*tether, *vllm_argv(model, program, socket)],
         stdin=subprocess.DEVNULL,
         stdout=2,  # vLLM logs to it
-        env=vllm_env(env, settings.config.threads),
+        env=vllm_env(env, model.options.threads),
         start_new_session=True,  # a Ctrl-C is ours alone: we drain first
     )
-    return VllmChild(process, socket, settings.config.model_name)
+    return VllmChild(process, socket, model.model_name)
 
 
-def vllm_argv(settings: Settings, program: Path, socket: Path) -> list[str]:
+def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:
     """
     Return the command; what another key and `vllm_args` both say is as `vllm_args` has it.
 
     Raises:
         ConfigError: A key asks for what only slipway's own engine has.
     """
-    config = settings.config
+    options = model.options
     for key, value, known in (
-        ("weights", config.weights, ("full",)),
-        ("kv", config.kv, tuple(KV_DTYPES)),
+        ("weights", options.weights, ("full",)),
+        ("kv", options.kv, tuple(KV_DTYPES)),
     ):
         if value not in known:
             raise ConfigError(
@@ -98,19 +114,19 @@ def vllm_argv(settings: Settings, program: Path, socket: Path) -> list[str]:
                 fix=f"set {key}: {known[0]}, or engine: slipway",
             )
     return [
-        *(str(program), "serve", str(settings.model_dir)),
-        *("--dtype", DTYPES[config.precision]),
-        *("--kv-cache-dtype", KV_DTYPES[config.kv]),
-        *("--gpu-memory-utilization", str(config.memory_fraction)),
-        *("--tensor-parallel-size", str(config.gpus)),
-        *("--max-num-seqs", str(config.max_batch_requests)),
-        *_given("--max-model-len", config.context_tokens),
-        *_given("--max-num-batched-tokens", config.step_tokens),
+        *(str(program), "serve", str(model.model_dir)),
+        *("--dtype", DTYPES[options.precision]),
+        *("--kv-cache-dtype", KV_DTYPES[options.kv]),
+        *("--gpu-memory-utilization", str(options.memory_fraction)),
+        *("--tensor-parallel-size", str(options.gpus)),
+        *("--max-num-seqs", str(options.max_batch_requests)),
+        *_given("--max-model-len", options.context_tokens),
+        *_given("--max-num-batched-tokens", options.step_tokens),
         # A request says what it wants; of generation_config.json only the end tokens count.
         *("--generation-config", "vllm"),
         "--disable-uvicorn-access-log",  # it is asked for its health every second
-        *config.vllm_args,
-        *("--served-model-name", config.model_name),
+        *options.vllm_args,
+        *("--served-model-name", model.model_name),
         *("--uds", str(socket)),
     ]
 

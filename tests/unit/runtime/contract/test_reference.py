@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime import contract
+from runtime.contract.engine_options import OPTIONS
 from runtime.server.api import CODES
 from runtime.server.config import RuntimeConfig
 from runtime.server.generation import ENDINGS
@@ -22,7 +23,8 @@ LATER = {"/v1/chat/completions"}  # in the contract, and not served yet
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(set(RuntimeConfig.model_fields), id="configuration"),
+        # Those of the engine are explained, every one, in `inventories/example.yml`.
+        pytest.param(set(RuntimeConfig.model_fields) - set(OPTIONS), id="configuration"),
         pytest.param(
             set(GenerateBody.model_fields) | set(CompletionBody.model_fields), id="bodies"
         ),
@@ -56,12 +58,45 @@ def test_every_route_is_in_the_page():
     assert {route.partition("?")[0] for route in told} == ROUTES - LATER
 
 
+def compared(page):
+    """
+    Yield key, default in *page* and default in the code, of numbers and names.
+    """
+    rows = re.findall(r"^\| `(?!slipway_)([a-z_]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    fields = {**GenerateBody.model_fields, **RuntimeConfig.model_fields}
+    for key, text in rows:
+        default = fields[key].default if key in fields else None
+        is_word = isinstance(default, bool) or not isinstance(default, int | float | str)
+        if key not in fields or not is_word:  # none, required and false are words
+            yield key, text, default
+
+
+def wrong_defaults(page):
+    return [
+        key
+        for key, text, default in compared(page)
+        if default is None or text != (default if isinstance(default, str) else f"{default:g}")
+    ]
+
+
 def test_defaults_are_those_of_the_code():
     """
     The table's default column, key by key.
     """
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGE, re.MULTILINE))
-    for model in (RuntimeConfig, GenerateBody):
-        for key, field in model.model_fields.items():
-            if key in rows and isinstance(field.default, int | float) and key != "stream":
-                assert float(rows[key]) == field.default, key
+    assert len(list(compared(PAGE))) == 17
+    assert wrong_defaults(PAGE) == []
+
+
+def test_a_wrong_default_would_be_noticed():
+    """
+    Negative control: each kind of key, and a key that the code does not have.
+    """
+    for row, slip in (
+        ("| `threads` | 1 |", "| `threads` | 2 |"),
+        ("| `max_queue_requests` | 256 |", "| `max_queue_requests` | 255 |"),
+        ("| `max_tokens` | 64 |", "| `max_tokens` | 46 |"),
+        ("| `device` | cpu |", "| `device` | cuda |"),
+    ):
+        assert PAGE.count(row) == 1
+        assert wrong_defaults(PAGE.replace(row, slip)) == [re.findall(r"\w+", row)[0]]
+    assert wrong_defaults(PAGE.replace("| `gpus` |", "| `gpu` |")) == ["gpu"]

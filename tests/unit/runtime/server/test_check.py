@@ -11,7 +11,7 @@ from runtime.__main__ import main
 from runtime.contract import EXIT_CONFIG, EXIT_OK
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.loader import read_config
-from runtime.server.config import load_config, load_of
+from runtime.server.config import load_config
 from tests.unit.runtime.builders import write_model
 
 ROOT = Path(__file__).parents[4]
@@ -65,7 +65,7 @@ def test_the_table_says_what_goes_where(check, model):
     code, out, err = check("--gpu-memory", "10GiB")
     assert (code, err) == (EXIT_OK, "")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if line)
-    plan = plan_memory(load_of(load_config({}), model, 1.0), read_config(model), None)
+    plan = plan_memory(load_config({}).options, read_config(model), None)
     assert lines["model"] == str(model)
     assert lines["GPU"] == "10.00 GiB  memory_fraction 0.9"
     assert lines["total"].endswith("GiB  of 9.00")
@@ -84,8 +84,8 @@ def test_the_numbers_are_those_of_the_plan(check, model, tmp_path):
     code, out, err = check("--gpu-memory", "10240MiB", "--json", config=CUDA + "kv: int8\n")
     assert (code, err) == (EXIT_OK, "")
     found = json.loads(out)
-    load = load_of(load_config({}, [tmp_path / "host.yml"]), model, 1.0)
-    plan = plan_memory(load, read_config(model), 10 * GIB)
+    options = load_config({}, [tmp_path / "host.yml"]).options
+    plan = plan_memory(options, read_config(model), 10 * GIB)
     assert (found["fits"], found["error"]) == (True, None)
     assert found["gpu"] == {"total_bytes": 10 * GIB, "free_bytes": None}
     assert found["plan"]["kv_bytes"] == plan.kv

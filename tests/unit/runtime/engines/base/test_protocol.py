@@ -1,5 +1,6 @@
 import pytest
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import (
     Cancel,
     Ending,
@@ -14,7 +15,7 @@ from runtime.engines.base.protocol import (
     encode,
 )
 
-LOAD = Load("/m", "cpu", "fp32", 1, 8, None, 0.005, 1.0)
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
 REPORT = Report([[1, 42]], [[2, Ending.STOP, ""]], running=1, waiting=0, batch=2, steps=7)
 
 

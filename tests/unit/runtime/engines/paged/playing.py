@@ -6,6 +6,7 @@ import random
 
 import torch
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import Ending, Load
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.runner import PagedRunner
@@ -15,18 +16,8 @@ KV_DTYPES = {"same": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 def make_load(folder, **changes):
-    fields = {
-        "model_dir": str(folder),
-        "device": "cpu",
-        "precision": "fp32",
-        "threads": 1,
-        "max_batch_requests": 4,
-        "max_batch_tokens": None,
-        "max_wait_s": 0.0,
-        "beat_s": 1.0,
-        "page_tokens": 16,
-    }
-    return Load(**fields | changes)
+    options = {"max_batch_requests": 4, "max_wait_s": 0.0, "page_tokens": 16}
+    return Load(str(folder), 1.0, EngineOptions(**options | changes))
 
 
 def make_engine(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import EngineError, ModelError
 from runtime.engines.base.protocol import (
     Cancel,
@@ -23,7 +24,7 @@ from runtime.engines.paged.client import Child, EngineClient
 
 pytestmark = pytest.mark.anyio
 
-LOAD = Load("/m", "cpu", "fp32", 1, 8, None, 0.005, 1.0)
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8))
 
 
 class Peer:

@@ -32,7 +32,7 @@ def open_engine(folder, **changes):
     opened = open_paged(load)
     scheduler = Scheduler(
         opened.runner,
-        Capacity(load.max_batch_requests, opened.step_tokens, load.max_wait_s),
+        Capacity(load.options.max_batch_requests, opened.step_tokens, load.options.max_wait_s),
         opened.ends,
         PagePool(opened.pages, opened.page_tokens),
         random.Random(1),
@@ -249,4 +249,4 @@ def test_the_cache_has_the_pages_that_were_planned(tmp_path, changes):
     """
     write_model(tmp_path)
     load = make_load(tmp_path, **changes)
-    assert open_paged(load).pages == plan_memory(load, read_config(tmp_path), None).pages
+    assert open_paged(load).pages == plan_memory(load.options, read_config(tmp_path), None).pages

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import (
     Cancel,
@@ -40,7 +41,7 @@ class Models:
 
     def __call__(self, load):
         self._check(load.model_dir)
-        self.runner = FakeRunner(load.max_batch_requests, pages=100, page_tokens=2)
+        self.runner = FakeRunner(load.options.max_batch_requests, pages=100, page_tokens=2)
         self._serve(adds=1)
         return Opened(
             self.runner,
@@ -121,17 +122,8 @@ class Api:
 
 
 def make_load(name="/good", beat_s=30.0, **changes):
-    fields = {
-        "model_dir": name,
-        "device": "cpu",
-        "precision": "fp32",
-        "threads": 1,
-        "max_batch_requests": 2,
-        "max_batch_tokens": None,
-        "max_wait_s": 0.0,
-        "beat_s": beat_s,
-    }
-    return Load(**fields | changes)
+    options = {"max_batch_requests": 2, "max_wait_s": 0.0}
+    return Load(name, beat_s, EngineOptions(**options | changes))
 
 
 @contextlib.contextmanager

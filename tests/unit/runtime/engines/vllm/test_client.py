@@ -14,21 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.protocol import Ending, Load
 from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
-from runtime.engines.vllm.process import VllmChild, vllm_argv, vllm_env
+from runtime.engines.vllm.process import VllmChild, VllmModel, vllm_argv, vllm_env
 from runtime.engines.vllm.unix_http import request
 from runtime.server import process as server
-from runtime.server.config import RuntimeConfig, Settings
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[5]
 FAKE = Path(__file__).with_name("fake_vllm.py")
 BEAT_S = 0.02
-LOAD = Load("/m", "cpu", "fp32", 1, 8, None, 0.005, BEAT_S)
+LOAD = Load("/m", BEAT_S, EngineOptions())
 DEADLINE_S = 20.0
 
 
@@ -101,14 +101,12 @@ class Vllm(VllmClient):
         return len(self.reports) == before
 
 
-def settings_of(folder, **config):
-    return Settings(
-        config=RuntimeConfig(version="v1", model_name="lab", **config),
-        slot="blue",
-        release_dir=folder,
-        socket=folder / "runtime.sock",
-        port=None,
-        api_tokens=(),
+def model_of(folder, **options):
+    return VllmModel(
+        model_dir=folder / "model",
+        model_name="lab",
+        options=EngineOptions(**options),
+        runtime_socket=folder / "runtime.sock",
     )
 
 
@@ -116,7 +114,7 @@ def start(folder, fate="", **config):
     (folder / "model").mkdir()
     (folder / "engine").mkdir()
     socket = folder / "engine/vllm.sock"
-    argv = vllm_argv(settings_of(folder, **config), FAKE, socket)
+    argv = vllm_argv(model_of(folder, **config), FAKE, socket)
     env = vllm_env(os.environ | {"FAKE_VLLM": fate}, threads=1)
     process = subprocess.Popen(
         [

@@ -7,31 +7,28 @@ import threading
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
-from runtime.contract import EXIT_CONFIG, VLLM_OWN_ARGS
+from runtime.contract import EXIT_CONFIG
+from runtime.contract.engine_options import VLLM_OWN_ARGS, EngineOptions
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.vllm import process as vllm_process
-from runtime.engines.vllm.process import launch_vllm, vllm_argv, vllm_env, why_not_loaded
-from runtime.server.config import RuntimeConfig, Settings
+from runtime.engines.vllm.process import VllmModel, launch_vllm, vllm_argv, vllm_env, why_not_loaded
 
 ROOT = Path(__file__).parents[5]
 PROGRAM, SOCKET = Path("/venv/bin/vllm"), Path("/run/slipway/blue/engine/vllm.sock")
 
 
-def make_settings(folder, socket="runtime.sock", **config):
-    return Settings(
-        config=RuntimeConfig(version="v1", model_name="lab/tiny", **config),
-        slot="blue",
-        release_dir=folder,
-        socket=folder / socket if socket else None,
-        port=None,
-        api_tokens=(SecretStr("s3cret"),),
+def make_model(folder, socket="runtime.sock", **options):
+    return VllmModel(
+        model_dir=folder / "model",
+        model_name="lab/tiny",
+        options=EngineOptions(**options),
+        runtime_socket=folder / socket if socket else None,
     )
 
 
 def argv(folder, **config):
-    return vllm_argv(make_settings(folder, **config), PROGRAM, SOCKET)
+    return vllm_argv(make_model(folder, **config), PROGRAM, SOCKET)
 
 
 def test_the_command_says_what_the_configuration_says(tmp_path):
@@ -129,7 +126,7 @@ def test_a_venv_without_vllm_is_a_config_error(tmp_path, venv):
     for spoil in (lambda path: path.chmod(0o644), Path.unlink):
         spoil(venv / "vllm")
         with pytest.raises(ConfigError) as caught:
-            launch_vllm(make_settings(tmp_path), os.environ)
+            launch_vllm(make_model(tmp_path), os.environ)
         error = caught.value
         assert (error.what, error.exit_code) == ("engine: vllm", EXIT_CONFIG)
         assert str(venv / "vllm") in error.why
@@ -142,7 +139,7 @@ def test_its_socket_is_in_a_folder_of_our_own(tmp_path, venv):
     """
     (tmp_path / "engine").mkdir(mode=0o700)
     (tmp_path / "engine/vllm.sock").write_text("stale")
-    child = launch_vllm(make_settings(tmp_path), os.environ)
+    child = launch_vllm(make_model(tmp_path), os.environ)
     try:
         assert child.socket == tmp_path / "engine/vllm.sock"
         assert not child.socket.exists()
@@ -156,7 +153,7 @@ def test_with_a_port_the_socket_is_in_a_temporary_folder(tmp_path, venv):
     """
     For development, where there is no slot.
     """
-    child = launch_vllm(make_settings(tmp_path, socket=None), os.environ)
+    child = launch_vllm(make_model(tmp_path, socket=None), os.environ)
     assert stat.S_IMODE(child.socket.parent.stat().st_mode) == 0o700
     end(child)
     assert not child.socket.parent.exists()
@@ -168,7 +165,7 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path, venv):
     """
     (tmp_path / "engine").write_text("in the way")
     with pytest.raises(ConfigError, match="engine: can't hold the socket"):
-        launch_vllm(make_settings(tmp_path), os.environ)
+        launch_vllm(make_model(tmp_path), os.environ)
 
 
 @pytest.mark.parametrize("is_quick", [False, True])
