@@ -15,7 +15,8 @@ from runtime.bench.shapes import Shape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 from runtime.contract.engine_options import EngineOptions
-from runtime.engines.base.protocol import Ending, Submit
+from runtime.engines.base.protocol import FinishReason, Submit
+from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.load_engine import open_runner, resolve_options
 from runtime.engines.paged.scheduler import Capacity, Scheduler
@@ -87,7 +88,7 @@ class OurEngine:
         first_s: dict[int, float] = {}
         started_s = time.perf_counter()
         for id, request in enumerate(work):
-            job = Submit(id, request.prompt, request.new, TIMEOUT_S)
+            job = Submit(id, request.prompt, SamplingParams(request.new), TIMEOUT_S)
             scheduler.submit(job, started_s)
         while not scheduler.is_idle:
             report = scheduler.turn(time.perf_counter())
@@ -97,7 +98,7 @@ class OurEngine:
                 if made[id] == 1:
                     first_s[id] = now_s - started_s
             for id, ending, detail in report.ended:
-                if ending != Ending.LENGTH:
+                if ending != FinishReason.LENGTH:
                     raise BenchError(f"request {id}: {ending}: {detail}")
         wall_s = time.perf_counter() - started_s
         check_tokens(list(made.values()), work)

@@ -24,9 +24,10 @@ from runtime.contract import (
     SLOT_HEADER,
     VERSION_HEADER,
 )
+from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import Refused
 from runtime.server.config import Settings
-from runtime.server.generation import Ask, Failed, Generator, Piece
+from runtime.server.generation import Failed, GenerationRequest, Generator, TextDelta
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import CONTENT_TYPE, Metrics
 from runtime.server.middleware import (
@@ -71,13 +72,13 @@ class Serving:
     settings: Settings
     life: Life
     metrics: Metrics
-    check: Ask
+    check: GenerationRequest
     generator: Generator | None = None
     since: int = 0
 
 
-# Turns a piece into the document of one answer or event.
-Shape = Callable[[Piece, str], dict[str, Any]]
+# Turns a delta into the document of one answer or event.
+Shape = Callable[[TextDelta, str], dict[str, Any]]
 
 
 def create_app(serving: Serving) -> App:
@@ -129,10 +130,10 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     async def healthz(deep: bool = False) -> Response:
         found: dict[str, Any] = {"phase": serving.life.phase, "version": config.version}
         if deep:
-            piece = await _generator(serving, Phase.WARMING).whole(serving.check)
-            if not piece.tokens:
+            delta = await _generator(serving, Phase.WARMING).whole(serving.check)
+            if not delta.tokens:
                 raise Failed(Refused(500, "no_answer", "the model answered with nothing"))
-            found |= {"tokens": piece.tokens, "finish_reason": str(piece.finish_reason)}
+            found |= {"tokens": delta.tokens, "finish_reason": str(delta.finish_reason)}
         return _json(found)
 
     @app.get(METRICS)
@@ -145,14 +146,14 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
 
     @app.post("/generate")
     async def generate(body: GenerateBody, request: Request) -> Response:
-        def shape(piece: Piece, id: str) -> dict[str, Any]:
-            found: dict[str, Any] = {"id": id, "version": config.version, "text": piece.text}
-            if piece.finish_reason is None:
+        def shape(delta: TextDelta, id: str) -> dict[str, Any]:
+            found: dict[str, Any] = {"id": id, "version": config.version, "text": delta.text}
+            if delta.finish_reason is None:
                 return found
             return found | {
-                "tokens": piece.tokens,
-                "prompt_tokens": piece.prompt_tokens,
-                "finish_reason": piece.finish_reason,
+                "tokens": delta.tokens,
+                "prompt_tokens": delta.prompt_tokens,
+                "finish_reason": delta.finish_reason,
             }
 
         return await _answer(serving, body, request, shape)
@@ -164,12 +165,12 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
             raise Failed(Refused(404, "model_not_found", message))
         created = int(time.time())
 
-        def shape(piece: Piece, id: str) -> dict[str, Any]:
+        def shape(delta: TextDelta, id: str) -> dict[str, Any]:
             choice = {
                 "index": 0,
-                "text": piece.text,
+                "text": delta.text,
                 "logprobs": None,
-                "finish_reason": piece.finish_reason,
+                "finish_reason": delta.finish_reason,
             }
             found: dict[str, Any] = {
                 "id": f"cmpl-{id}",
@@ -179,13 +180,13 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
                 "version": config.version,
                 "choices": [choice],
             }
-            if piece.finish_reason is None:
+            if delta.finish_reason is None:
                 return found
             return found | {
                 "usage": {
-                    "prompt_tokens": piece.prompt_tokens,
-                    "completion_tokens": piece.tokens,
-                    "total_tokens": piece.prompt_tokens + piece.tokens,
+                    "prompt_tokens": delta.prompt_tokens,
+                    "completion_tokens": delta.tokens,
+                    "total_tokens": delta.prompt_tokens + delta.tokens,
                 }
             }
 
@@ -206,24 +207,17 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
 async def _answer(
     serving: Serving, body: GenerateBody | CompletionBody, request: Request, shape: Shape
 ) -> Response:
-    ask = Ask(
-        prompt=body.prompt,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
-        stop=tuple(body.stop),
-        timeout_s=body.timeout_s,
-    )
+    params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
+    asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
     outcome = outcome_of(request.scope)
     generator = _generator(serving)
     if body.stream:
-        pieces = generator.pieces(ask)
-        # The first piece decides the status line: what fails before it is a plain error.
-        first = await _unless_gone(request, anext(pieces))
-        return EventStream(first, pieces, shape, outcome)
-    piece = await _unless_gone(request, generator.whole(ask))
-    return _json(shape(piece, outcome.request_id))
+        deltas = generator.deltas(asked)
+        # The first delta decides the status line: what fails before it is a plain error.
+        first = await _unless_gone(request, anext(deltas))
+        return EventStream(first, deltas, shape, outcome)
+    delta = await _unless_gone(request, generator.whole(asked))
+    return _json(shape(delta, outcome.request_id))
 
 
 def _generator(serving: Serving, also: Phase = Phase.READY) -> Generator:
@@ -238,11 +232,11 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _unless_gone(request: Request, piece: Awaitable[Piece]) -> Piece:
+async def _unless_gone(request: Request, delta: Awaitable[TextDelta]) -> TextDelta:
     """
-    Wait for *piece*; cancel it, and with it the request in the engine, if the client goes.
+    Wait for *delta*; cancel it, and with it the request in the engine, if the client goes.
     """
-    answering = asyncio.ensure_future(piece)
+    answering = asyncio.ensure_future(delta)
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -257,15 +251,15 @@ async def _unless_gone(request: Request, piece: Awaitable[Piece]) -> Piece:
 
 class EventStream(Response):
     """
-    Server-sent events: a piece each, then [DONE]; or an error event as the last.
+    Server-sent events: a delta each, then [DONE]; or an error event as the last.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        first: Piece,
-        rest: AsyncGenerator[Piece, None],
+        first: TextDelta,
+        rest: AsyncGenerator[TextDelta, None],
         shape: Shape,
         outcome: Outcome,
     ) -> None:
@@ -299,9 +293,9 @@ class EventStream(Response):
 
         await event(json.dumps(self._shape(self._first, id)).encode())
         try:
-            async with aclosing(self._rest) as pieces:
-                async for piece in pieces:
-                    await event(json.dumps(self._shape(piece, id)).encode())
+            async with aclosing(self._rest) as deltas:
+                async for delta in deltas:
+                    await event(json.dumps(self._shape(delta, id)).encode())
         except Failed as failed:
             self._outcome.code = failed.refused.status
             await event(error_body(failed.refused, id, started=True), name="error")

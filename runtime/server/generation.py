@@ -1,17 +1,20 @@
 """
-From a prompt to pieces of text: admission, tokens, the engine, stop strings, deadlines.
+From a prompt to text: admission, tokenizing, the engine, stop strings, deadlines.
 
-Every request that comes in leaves with an answer: its pieces, or one Failed.
+Every admitted request ends: with its text, or with one Failed.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from runtime.engines.base.protocol import Ending
+from runtime.engines.base.client import Client
+from runtime.engines.base.in_flight import TokenStream
+from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import Limits, Load, Refused, refuse, time_allowed_s
 from runtime.server.text import Codec, Detokenizer, StopScanner
 
@@ -19,50 +22,13 @@ GRACE_S = 1.0  # beyond a deadline, before an engine that does not say so is not
 LONG_PROMPT_CHARS = 20_000  # from here on another thread tokenises
 Value = TypeVar("Value")
 
-ENDINGS = {
-    Ending.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
-    Ending.NONFINITE: (500, "engine_nonfinite", "the model's numbers are not finite"),
-    Ending.ERROR: (500, "engine_error", "the model failed"),
-    Ending.DIED: (500, "engine_died", "the engine is gone"),
-    Ending.ABANDONED: (503, "shutting_down", "the runtime left before the answer was done"),
+FAILURES = {
+    FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
+    FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's numbers are not finite"),
+    FinishReason.ERROR: (500, "engine_error", "the model failed"),
+    FinishReason.DIED: (500, "engine_died", "the engine is gone"),
+    FinishReason.ABANDONED: (503, "shutting_down", "the runtime left before the answer was done"),
 }
-
-
-class Tokens(Protocol):
-    """
-    The answer of an engine; see `engine.client.Answer`.
-    """
-
-    tokens: list[int]
-    ending: Ending | None
-    detail: str
-    first_at_s: float | None  # time.monotonic
-
-    async def more(self, seen: int) -> Sequence[int]: ...
-
-    async def end(self) -> Ending: ...
-
-
-class Engine(Protocol):
-    """
-    What this module needs of `engine.client.EngineClient`.
-    """
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def submit(
-        self,
-        tokens: Sequence[int],
-        *,
-        max_tokens: int,
-        timeout_s: float,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> tuple[int, Tokens]: ...
-
-    def cancel(self, id: int) -> None: ...
 
 
 class Failed(Exception):
@@ -76,27 +42,24 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """
-    What a client wants.
+    What a client asks for.
 
     Attributes:
         timeout_s: None for the longest that is allowed.
     """
 
     prompt: str
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    params: SamplingParams
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """
-    Some text; the last piece of an answer also says why it is the last.
+    The next part of an answer's text; the last one has a finish_reason.
 
     Attributes:
         tokens: Generated so far.
@@ -118,7 +81,7 @@ class Generator:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Client,
         codec: Codec,
         limits: Limits,
         on_first_token: Callable[[float], None],
@@ -132,17 +95,19 @@ class Generator:
     def load(self) -> Load:
         return Load(self._engine.in_flight + self._encoding, self._mean_s)
 
-    async def whole(self, ask: Ask) -> Piece:
+    async def whole(self, request: GenerationRequest) -> TextDelta:
         """
-        Return the whole answer as one piece.
+        Return the whole answer as one delta.
         """
         # With stop strings each token has to be looked at as it comes.
-        pieces = [piece async for piece in self.pieces(ask, at_once=not ask.stop)]
-        last = pieces[-1]
-        text = "".join(piece.text for piece in pieces)
-        return Piece(text, last.tokens, last.prompt_tokens, last.finish_reason)
+        deltas = [delta async for delta in self.deltas(request, at_once=not request.stop)]
+        last = deltas[-1]
+        text = "".join(delta.text for delta in deltas)
+        return TextDelta(text, last.tokens, last.prompt_tokens, last.finish_reason)
 
-    async def pieces(self, ask: Ask, *, at_once: bool = False) -> AsyncGenerator[Piece, None]:
+    async def deltas(
+        self, request: GenerationRequest, *, at_once: bool = False
+    ) -> AsyncGenerator[TextDelta, None]:
         """
         Yield the answer as it is generated, or *at_once*; the last piece has a finish_reason.
 
@@ -150,51 +115,44 @@ class Generator:
             Failed: Refused, late, or failed in the engine.
         """
         started_s = time.monotonic()
-        allowed_s = time_allowed_s(ask.timeout_s, self._limits)
-        prompt = await self._encode(ask.prompt)
-        if refused := refuse(len(prompt), ask.max_tokens, self.load, self._limits):
+        allowed_s = time_allowed_s(request.timeout_s, self._limits)
+        prompt = await self._encode(request.prompt)
+        if refused := refuse(len(prompt), request.params.max_tokens, self.load, self._limits):
             raise Failed(refused)
-        id, answer = self._engine.submit(
-            prompt,
-            max_tokens=ask.max_tokens,
-            timeout_s=allowed_s,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            seed=ask.seed,
-        )
+        id, stream = self._engine.submit(prompt, request.params, allowed_s)
         give_up_s = started_s + allowed_s + GRACE_S
         try:
             if at_once:
-                await _by(give_up_s, answer.end())
-            async with aclosing(self._read(answer, ask, len(prompt), give_up_s)) as pieces:
-                async for piece in pieces:
-                    yield piece
+                await _by(give_up_s, stream.end())
+            async with aclosing(self._read(stream, request, len(prompt), give_up_s)) as deltas:
+                async for delta in deltas:
+                    yield delta
         finally:
             self._engine.cancel(id)
-            if answer.first_at_s is not None:
-                self._on_first_token(answer.first_at_s - started_s)
+            if stream.first_at_s is not None:
+                self._on_first_token(stream.first_at_s - started_s)
             took_s = time.monotonic() - started_s
             self._mean_s += (took_s - self._mean_s) * (0.1 if self._mean_s else 1.0)
 
     async def _read(
-        self, answer: Tokens, ask: Ask, prompt_tokens: int, give_up_s: float
-    ) -> AsyncGenerator[Piece, None]:
-        detokenizer, scanner = Detokenizer(self._codec), StopScanner(ask.stop)
+        self, stream: TokenStream, request: GenerationRequest, prompt_tokens: int, give_up_s: float
+    ) -> AsyncGenerator[TextDelta, None]:
+        detokenizer, scanner = Detokenizer(self._codec), StopScanner(request.stop)
         seen = 0
-        while tokens := await _by(give_up_s, answer.more(seen)):
+        while tokens := await _by(give_up_s, stream.more(seen)):
             seen += len(tokens)
             text = scanner.add(detokenizer.add(tokens))
             if scanner.is_stopped:
-                yield Piece(text, seen, prompt_tokens, "stop")
+                yield TextDelta(text, seen, prompt_tokens, "stop")
                 return
             if text:
-                yield Piece(text, seen, prompt_tokens)
-        assert answer.ending is not None
-        if not answer.ending.is_good:
-            raise Failed(_failure(answer.ending, answer.detail))
+                yield TextDelta(text, seen, prompt_tokens)
+        assert stream.finish_reason is not None
+        if not stream.finish_reason.is_good:
+            raise Failed(_failure(stream.finish_reason, stream.detail))
         text = scanner.add(detokenizer.add((), is_last=True), is_last=True)
-        reason = "stop" if scanner.is_stopped else answer.ending.value
-        yield Piece(text, seen, prompt_tokens, reason)
+        reason = "stop" if scanner.is_stopped else stream.finish_reason.value
+        yield TextDelta(text, seen, prompt_tokens, reason)
 
     async def _encode(self, prompt: str) -> list[int]:
         if len(prompt) < LONG_PROMPT_CHARS:
@@ -213,9 +171,9 @@ async def _by(give_up_s: float, awaited: Coroutine[Any, Any, Value]) -> Value:
         async with asyncio.timeout(give_up_s - time.monotonic()):
             return await awaited
     except TimeoutError:
-        raise Failed(_failure(Ending.EXPIRED, "the engine did not answer")) from None
+        raise Failed(_failure(FinishReason.EXPIRED, "the engine did not answer")) from None
 
 
-def _failure(ending: Ending, detail: str) -> Refused:
-    status, code, message = ENDINGS[ending]
+def _failure(reason: FinishReason, detail: str) -> Refused:
+    status, code, message = FAILURES[reason]
     return Refused(status, code, f"{message}: {detail}" if detail else message)

@@ -162,9 +162,9 @@ class Server:
             self._notifier.stopping(f"failed: {error}")
             raise error
         if self._engine.died.done():
-            why = f"the engine died, {self._engine.exit_words}"
+            why = f"the engine died, {self._engine.exit_reason}"
             self._notifier.stopping(why)
-            log.error("engine.died why=%r", self._engine.exit_words)
+            log.error("engine.died why=%r", self._engine.exit_reason)
             return EXIT_ENGINE
         raise EngineError(
             "the HTTP server stopped by itself",
@@ -183,7 +183,7 @@ class Server:
         await asyncio.wait((drained, self._engine.died), return_when=asyncio.FIRST_COMPLETED)
         if self._engine.died.done():
             self._life.on(Event.BROKEN)
-            log.error("engine.died why=%r", self._engine.exit_words)
+            log.error("engine.died why=%r", self._engine.exit_reason)
             return EXIT_ENGINE
         left = self._engine.abandon()
         self._life.on(Event.DRAINED)

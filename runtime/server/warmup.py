@@ -8,14 +8,15 @@ from pathlib import Path
 
 from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
+from runtime.engines.base.sampling import SamplingParams
 from runtime.server.config import Settings
-from runtime.server.generation import Ask
+from runtime.server.generation import GenerationRequest
 
-MAX_TOKENS = 8
+PARAMS = SamplingParams(max_tokens=8)
 PROMPT = "warm up"  # for a release without golden prompts
 
 
-def check_prompt(golden: Path) -> Ask:
+def check_prompt(golden: Path) -> GenerationRequest:
     """
     Return what the warm-up and the deep health check ask: the first golden prompt.
 
@@ -28,7 +29,7 @@ def check_prompt(golden: Path) -> Ask:
     except FileNotFoundError:
         line = ""
     if not line.strip():
-        return Ask(PROMPT, max_tokens=MAX_TOKENS)
+        return GenerationRequest(PROMPT, PARAMS)
     try:
         prompt = json.loads(line)["prompt"]
         assert isinstance(prompt, str)
@@ -38,7 +39,7 @@ def check_prompt(golden: Path) -> Ask:
             why=f"{type(error).__name__}: {error}",
             fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line',
         ) from error
-    return Ask(prompt, max_tokens=MAX_TOKENS)
+    return GenerationRequest(prompt, PARAMS)
 
 
 async def warm_up(settings: Settings) -> None:

@@ -1,5 +1,5 @@
 """
-What requests get, and who of them is in flight: of any engine, on asyncio.
+The requests in flight and the tokens that each gets, of any engine, on asyncio.
 """
 
 import asyncio
@@ -7,10 +7,10 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from runtime.engines.base.protocol import Ending
+from runtime.engines.base.protocol import FinishReason
 
 
-class Answer:
+class TokenStream:
     """
     The tokens of one request, as they come.
     """
@@ -18,26 +18,26 @@ class Answer:
     def __init__(self) -> None:
         self.first_at_s: float | None = None  # time.monotonic of the first token
         self.tokens: list[int] = []
-        self.ending: Ending | None = None
+        self.finish_reason: FinishReason | None = None
         self.detail = ""
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
 
     async def more(self, seen: int) -> Sequence[int]:
         """
-        Wait for tokens behind the first *seen*; none means that `ending` is set.
+        Return the tokens after the first *seen*, once there are any; empty at the end.
         """
-        while len(self.tokens) <= seen and self.ending is None:
+        while len(self.tokens) <= seen and self.finish_reason is None:
             await self._wait(for_end=False)
         return self.tokens[seen:]
 
-    async def end(self) -> Ending:
+    async def end(self) -> FinishReason:
         """
         Wait for the end, without waking for each token.
         """
-        while self.ending is None:
+        while self.finish_reason is None:
             await self._wait(for_end=True)
-        return self.ending
+        return self.finish_reason
 
     def push(self, token: int) -> None:
         if not self.tokens:
@@ -46,12 +46,12 @@ class Answer:
         if not self._waits_for_end:
             self._wake()
 
-    def finish(self, ending: Ending, detail: str = "") -> None:
-        self.ending, self.detail = ending, detail
+    def finish(self, reason: FinishReason, detail: str = "") -> None:
+        self.finish_reason, self.detail = reason, detail
         self._wake()
 
     async def _wait(self, *, for_end: bool) -> None:
-        assert self._waiter is None, "an answer has one reader"
+        assert self._waiter is None, "a stream has one reader"
         self._waits_for_end = for_end
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -64,13 +64,13 @@ class Answer:
             self._waiter.set_result(None)
 
 
-class Answers:
+class InFlight:
     """
-    The requests in flight, by number.
+    The requests in flight, by id.
     """
 
     def __init__(self) -> None:
-        self._open: dict[int, Answer] = {}
+        self._open: dict[int, TokenStream] = {}
         self._last_id = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -78,41 +78,41 @@ class Answers:
     def __len__(self) -> int:
         return len(self._open)
 
-    def new(self) -> tuple[int, Answer]:
+    def new(self) -> tuple[int, TokenStream]:
         """
-        Return a number that was never used before, and its answer, in flight.
+        Return an id that was never used before, and its stream, in flight.
         """
         self._last_id += 1
-        answer = self._open[self._last_id] = Answer()
+        stream = self._open[self._last_id] = TokenStream()
         self._emptied.clear()
-        return self._last_id, answer
+        return self._last_id, stream
 
     def push(self, id: int, token: int) -> None:
-        if answer := self._open.get(id):
-            answer.push(token)
+        if stream := self._open.get(id):
+            stream.push(token)
 
-    def finish(self, id: int, ending: Ending, detail: str = "") -> bool:
+    def finish(self, id: int, reason: FinishReason, detail: str = "") -> bool:
         """
-        Return whether it was in flight until now.
+        End the stream of *id*; return whether it was in flight.
         """
-        answer = self._open.get(id)
+        stream = self._open.get(id)
         self.forget(id)
-        if answer is not None:
-            answer.finish(ending, detail)
-        return answer is not None
+        if stream is not None:
+            stream.finish(reason, detail)
+        return stream is not None
 
-    def finish_all(self, ending: Ending, detail: str = "") -> list[int]:
+    def finish_all(self, reason: FinishReason, detail: str = "") -> list[int]:
         """
-        Return who they were.
+        End all streams; return the ids of their requests.
         """
-        left = list(self._open)
-        for id in left:
-            self.finish(id, ending, detail)
-        return left
+        ids = list(self._open)
+        for id in ids:
+            self.finish(id, reason, detail)
+        return ids
 
     def forget(self, id: int) -> bool:
         """
-        Leave an answer without an end, for nobody waits for it; return whether it was in flight.
+        Drop *id* without ending its stream, which has no reader; return whether it was in flight.
         """
         was_open = self._open.pop(id, None) is not None
         if not self._open:
@@ -121,7 +121,7 @@ class Answers:
 
     async def drain(self, timeout_s: float) -> int:
         """
-        Wait until nothing is in flight; return how many are after *timeout_s*.
+        Wait until no request is in flight; return how many are after *timeout_s*.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):

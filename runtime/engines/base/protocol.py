@@ -11,11 +11,12 @@ from enum import StrEnum
 from typing import Any
 
 from runtime.contract.engine_options import EngineOptions
+from runtime.engines.base.sampling import SamplingParams
 
 # Not slots: `vars` is the cheapest way to a dict, and these are made for every token.
 
 
-class Ending(StrEnum):
+class FinishReason(StrEnum):
     """
     How a request left the engine.
     """
@@ -30,7 +31,7 @@ class Ending(StrEnum):
 
     @property
     def is_good(self) -> bool:
-        return self in (Ending.STOP, Ending.LENGTH)
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,14 @@ class Load:
 class Submit:
     """
     Attributes:
-        id: The client's own number for it, never used twice.
-        timeout_s: From now.
-        seed: Draws of this request alone; None for any.
+        id: The client's own id of the request, never used twice.
+        timeout_s: Seconds from now.
     """
 
     id: int
     tokens: Sequence[int]
-    max_tokens: int
+    params: SamplingParams
     timeout_s: float
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Report:
 
     Attributes:
         tokens: Pairs of request and new token, in the order they were made.
-        ended: Triples of request, Ending and a line of detail.
+        ended: Triples of request, FinishReason and a line of detail.
         running, waiting: Requests after the turn.
         batch: Requests that the step computed; 0 when there was none.
         steps: Steps since the start.
@@ -179,4 +176,6 @@ def _decode(line: bytes) -> object:
     kind = _TYPES[document.pop("is")]
     if kind is Load:
         document["options"] = EngineOptions.from_document(document["options"])
+    elif kind is Submit:
+        document["params"] = SamplingParams(**document["params"])
     return kind(**document)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runtime.contract.errors import EngineError, ModelError
-from runtime.engines.base.in_flight import Answer, Answers
+from runtime.engines.base.client import Client, exit_reason
+from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import (
     Cancel,
-    Ending,
+    FinishReason,
     FromEngine,
     Load,
     Loaded,
@@ -26,6 +27,7 @@ from runtime.engines.base.protocol import (
     decode_from_engine,
     encode,
 )
+from runtime.engines.base.sampling import SamplingParams
 
 LINE_LIMIT_BYTES = 64 << 20
 EXIT_WAIT_S = 2.0
@@ -60,26 +62,14 @@ def launch(threads: int) -> Child:
     return Child(process, ours)
 
 
-class EngineClient:
+class EngineClient(Client):
     """
-    Submits, cancels, and hands out what the engine reports.
-
-    Attributes:
-        last: The newest report; None before the first.
-        died: Done once the engine process is gone, whatever the reason.
-        exit_words: How it went, once it has.
-
-    Args:
-        on_report: Called with each report, beats included.
+    See `Client`.
     """
 
     def __init__(self, child: Child, on_report: Callable[[Report], None]) -> None:
-        self.last: Report | None = None
-        self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.exit_words = ""
+        super().__init__(on_report)
         self._child = child
-        self._on_report = on_report
-        self._answers = Answers()
         self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -90,30 +80,10 @@ class EngineClient:
         )
         self._reading = asyncio.create_task(self._read(reader))
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._answers)
-
     async def load(self, load: Load) -> Loaded:
-        """
-        Have the engine read a model: the first one, or another in its place once drained.
-
-        Raises:
-            ModelError: The directory is at fault; the model before it still serves.
-            EngineError: Anything else.
-        """
         return await self._ask(load)
 
     async def swap(self, model_dir: str) -> Loaded:
-        """
-        Have the engine exchange its weights for those of *model_dir*, of the same shapes.
-
-        Whoever runs finishes on the old ones, whoever waits is computed with the new.
-
-        Raises:
-            ModelError: The directory is at fault; the old weights still serve.
-            EngineError: Anything else.
-        """
         return await self._ask(Swap(model_dir))
 
     async def _ask(self, message: Load | Swap) -> Loaded:
@@ -129,7 +99,7 @@ class EngineClient:
         if not self._loading.done():
             raise EngineError(
                 f"{message.model_dir}: could not be loaded",
-                why=f"the engine died, {self.exit_words}",
+                why=f"the engine died, {self.exit_reason}",
                 fix="see the lines of the engine in the unit's log",
             )
         answer = self._loading.result()
@@ -138,49 +108,22 @@ class EngineClient:
             raise kind(answer.what, why=answer.why, fix=answer.fix)
         return answer
 
-    def submit(
+    def _start(
         self,
+        id: int,
+        stream: TokenStream,
         tokens: Sequence[int],
-        *,
-        max_tokens: int,
+        params: SamplingParams,
         timeout_s: float,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> tuple[int, Answer]:
-        """
-        Send a request on its way; return its number, for `cancel`, and its answer.
-        """
-        id, answer = self._answers.new()
-        if self.died.done():
-            self._answers.finish(id, Ending.DIED, self.exit_words)
-            return id, answer
-        self._send(Submit(id, tokens, max_tokens, timeout_s, temperature, top_p, seed))
-        return id, answer
+    ) -> None:
+        self._send(Submit(id, tokens, params, timeout_s))
 
     def cancel(self, id: int) -> None:
-        """
-        Free what a request holds, within a step; one that has ended is none.
-        """
-        if self._answers.forget(id) and not self.died.done():
+        if self._requests.forget(id) and not self.died.done():
             self._send(Cancel(id))
 
-    async def drain(self, timeout_s: float) -> int:
-        """
-        Wait until nothing is in flight; return how many are after *timeout_s*.
-        """
-        return await self._answers.drain(timeout_s)
-
-    def abandon(self) -> int:
-        """
-        End whatever is in flight, as what it is; return how many that were.
-        """
-        return len(self._answers.finish_all(Ending.ABANDONED))
-
     async def close(self) -> int:
-        """
-        Hang up, which ends the engine process; return its exit status.
-        """
+        # The engine process ends once its socket is closed.
         if self._writer is not None:
             self._writer.close()
         else:
@@ -203,28 +146,24 @@ class EngineClient:
         except ConnectionResetError:
             pass  # as good as an end of file
         finally:
-            await self._mark_dead()
+            await self._wait_for_exit()
 
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, Report):
             self.last = message
             for id, token in message.tokens:
-                self._answers.push(id, token)
-            for id, ending, detail in message.ended:
-                self._answers.finish(id, Ending(ending), detail)
+                self._requests.push(id, token)
+            for id, reason, detail in message.ended:
+                self._requests.finish(id, FinishReason(reason), detail)
             self._on_report(message)
         elif self._loading is not None and not self._loading.done():
             self._loading.set_result(message)
 
-    async def _mark_dead(self) -> None:
+    async def _wait_for_exit(self) -> None:
         # The socket closes a moment before the process can be waited for.
         try:
             status = await asyncio.to_thread(self._child.process.wait, 0.5)
         except subprocess.TimeoutExpired:
-            self.exit_words = "it hung up"
+            self._mark_dead("it closed its socket")
         else:
-            killed = f"killed by signal {-status}"
-            self.exit_words = killed if status < 0 else f"exit status {status}"
-        if not self.died.done():
-            self.died.set_result(None)
-        self._answers.finish_all(Ending.DIED, self.exit_words)
+            self._mark_dead(exit_reason(status))

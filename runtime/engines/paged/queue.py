@@ -41,7 +41,7 @@ class Queue:
 
     def push(self, job: Submit, now_s: float) -> None:
         # Whole pages for its whole budget: whoever has joined never waits for another page.
-        tokens = self._pool.count(len(job.tokens) + job.max_tokens) * self._pool.page_tokens
+        tokens = self._pool.count(len(job.tokens) + job.params.max_tokens) * self._pool.page_tokens
         pending = Pending(job.id, now_s, now_s + job.timeout_s, tokens)
         self._waiting[job.id] = Waiting(job, pending)
         heappush(self._deadlines, (pending.deadline_s, job.id))

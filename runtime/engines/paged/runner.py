@@ -155,10 +155,12 @@ class PagedRunner:
         rows = [[*join.pages, *[0] * (width - len(join.pages))] for join in joins]
         slots = self._upload([join.slot for join in joins]).long()
         self.cache.table.index_copy_(0, slots, self._upload(rows))
-        self._seeds.index_copy_(0, slots, self._upload([_signed(join.seed) for join in joins]))
+        self._seeds.index_copy_(
+            0, slots, self._upload([_signed(join.params.seed) for join in joins])
+        )
         for target, values in (
-            (self._temperatures, [join.temperature for join in joins]),
-            (self._top_ps, [join.top_p for join in joins]),
+            (self._temperatures, [join.params.temperature for join in joins]),
+            (self._top_ps, [join.params.top_p for join in joins]),
         ):
             target.index_copy_(0, slots, self._upload(values, torch.float32))
 
@@ -354,8 +356,9 @@ def _flatten(step: Step) -> _Flat:
     return flat
 
 
-def _signed(seed: int) -> int:
+def _signed(seed: int | None) -> int:
     """
     Return the low 32 bits of *seed* as int32 has them.
     """
+    assert seed is not None, "the scheduler draws one"
     return (seed & 0xFFFFFFFF) - ((seed & 0x80000000) << 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
-from runtime.engines.base.protocol import Ending, Report, Submit
+from runtime.engines.base.protocol import FinishReason, Report, Submit
 from runtime.engines.paged.batcher import Take
 from runtime.engines.paged.blocks import Lease, PagePool
 from runtime.engines.paged.oom_splits import StepSize, launch
@@ -144,10 +144,10 @@ class Scheduler:
         self._is_held = False
 
     def submit(self, job: Submit, now_s: float) -> None:
-        pages = self.pool.count(len(job.tokens) + job.max_tokens)
+        pages = self.pool.count(len(job.tokens) + job.params.max_tokens)
         if pages >= self.pool.pages:
             why = f"it needs {pages} pages of the KV cache, which has {self.pool.pages - 1}"
-            self._refused.append((job.id, Ending.ERROR, why))
+            self._refused.append((job.id, FinishReason.ERROR, why))
         else:
             self._queue.push(job, now_s)
 
@@ -212,10 +212,16 @@ class Scheduler:
 
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
         for id in self._queue.expire(now_s):
-            ended.append((id, Ending.EXPIRED, "it was still waiting"))
+            ended.append((id, FinishReason.EXPIRED, "it was still waiting"))
         for row in [row for row in self._rows.values() if row.deadline_s <= now_s]:
             self._leave(row)
-            ended.append((row.job.id, Ending.EXPIRED, f"{row.made} of {row.job.max_tokens} tokens"))
+            ended.append(
+                (
+                    row.job.id,
+                    FinishReason.EXPIRED,
+                    f"{row.made} of {row.job.params.max_tokens} tokens",
+                )
+            )
 
     def _plan(self, now_s: float) -> Step:
         """
@@ -247,9 +253,10 @@ class Scheduler:
                     break
                 row = self._join(pending.id)
                 room -= len(row.tokens) - row.launched
-                job, seed = row.job, row.job.seed
-                seed = self._rng.getrandbits(63) if seed is None else seed
-                joins.append(Join(row.slot, row.lease.pages, job.temperature, job.top_p, seed))
+                params = row.job.params
+                if params.seed is None:
+                    params = replace(params, seed=self._rng.getrandbits(63))
+                joins.append(Join(row.slot, row.lease.pages, params))
         return joins
 
     def _take(self, now_s: float) -> Take:
@@ -268,7 +275,7 @@ class Scheduler:
             lease=lease,
             tokens=list(job.tokens),
             launched=lease.cached,
-            last=len(job.tokens) + job.max_tokens - 1,
+            last=len(job.tokens) + job.params.max_tokens - 1,
         )
         self._rows[job.id] = self._prompts[job.id] = self._by_slot[row.slot] = row
         return row
@@ -337,16 +344,16 @@ class Scheduler:
 
     def _take_in(
         self, row: _Row, token: int, is_finite: bool, tokens: list[tuple[int, int]]
-    ) -> Ending | None:
+    ) -> FinishReason | None:
         if not is_finite:
             self.pool.forget(row.lease)
-            return Ending.NONFINITE
+            return FinishReason.NONFINITE
         if token in self._ends:
-            return Ending.STOP
+            return FinishReason.STOP
         tokens.append((row.job.id, token))
         row.tokens.append(token)
         self.pool.register(row.lease, row.tokens, min(row.launched, len(row.tokens)))
-        return Ending.LENGTH if len(row.tokens) > row.last else None
+        return FinishReason.LENGTH if len(row.tokens) > row.last else None
 
     def _fail(self, rows: Sequence[_Row], error: Exception, ended: list[Ended]) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -354,7 +361,7 @@ class Scheduler:
         for row in rows:
             if not row.is_gone:
                 self._leave(row)
-                ended.append((row.job.id, Ending.ERROR, detail))
+                ended.append((row.job.id, FinishReason.ERROR, detail))
         # Nothing was written where memory was short; else nobody knows what was.
         if not isinstance(error, OutOfMemory):
             self.pool.clear()

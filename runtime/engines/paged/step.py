@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from runtime.engines.base.sampling import SamplingParams
+
 
 @dataclass(frozen=True, slots=True)
 class Join:
@@ -18,14 +20,12 @@ class Join:
     Attributes:
         pages: Pages of the KV cache, in the order of the row's tokens; never page 0, which is
             where padding writes.
-        seed: Together with the position of a token it fixes the draw of that token.
+        params: With a seed.
     """
 
     slot: int
     pages: Sequence[int]
-    temperature: float
-    top_p: float
-    seed: int
+    params: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

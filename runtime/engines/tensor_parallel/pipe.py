@@ -6,8 +6,10 @@ import marshal
 import socket
 import struct
 import threading
+from dataclasses import astuple
 from typing import Any
 
+from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.step import Chunk, Decode, Join, Step
 
 LENGTH = struct.Struct("=I")
@@ -55,14 +57,14 @@ def encode(*message: Any) -> bytes:
 
 
 def encode_step(step: Step) -> bytes:
-    joins = [(j.slot, list(j.pages), j.temperature, j.top_p, j.seed) for j in step.joins]
+    joins = [(j.slot, list(j.pages), astuple(j.params)) for j in step.joins]
     chunks = [(c.slot, c.start, list(c.tokens), c.is_last) for c in step.chunks]
     return encode("step", joins, [(d.slot, d.position) for d in step.decodes], chunks)
 
 
 def decode_step(joins: list[Any], decodes: list[Any], chunks: list[Any]) -> Step:
     return Step(
-        tuple(Join(*join) for join in joins),
+        tuple(Join(slot, pages, SamplingParams(*params)) for slot, pages, params in joins),
         tuple(Decode(*decode) for decode in decodes),
         tuple(Chunk(*chunk) for chunk in chunks),
     )

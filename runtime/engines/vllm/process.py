@@ -149,19 +149,19 @@ def vllm_env(env: Mapping[str, str], threads: int) -> dict[str, str]:
     }
 
 
-def why_not_loaded(status: int, exit_words: str) -> RuntimeFault:
+def why_not_loaded(status: int, exit_reason: str) -> RuntimeFault:
     """
     Return what to raise of a vLLM that ended before it served.
     """
     if status == EXIT_USAGE:
         return ConfigError(
             "vllm_args: vLLM refused its arguments",
-            why=f"vllm serve ended with {exit_words}",
+            why=f"vllm serve ended with {exit_reason}",
             fix="see its usage in the unit's log, and correct vllm_args",
         )
     return EngineError(
         "engine: vllm: could not load the model",
-        why=f"vllm serve died, {exit_words}",
+        why=f"vllm serve died, {exit_reason}",
         fix="see the lines of vLLM in the unit's log",
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.engines.base.sampling import SamplingParams
+
 COMPLETIONS, HEALTH, METRICS, MODELS = "/v1/completions", "/health", "/metrics", "/v1/models"
 CORE_DIED = 503  # of HEALTH: there is no engine core any more
 
@@ -53,28 +55,20 @@ class Event:
     error: str | None = None
 
 
-def completion(
-    model: str,
-    tokens: Sequence[int],
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
-) -> dict[str, Any]:
+def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dict[str, Any]:
     """
     Return the body of a request for a stream of token ids.
     """
     body = {
         "model": model,
         "prompt": list(tokens),
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
         "stream": True,
         "return_token_ids": True,
     }
-    return body if seed is None else body | {"seed": seed}
+    return body if params.seed is None else body | {"seed": params.seed}
 
 
 def read_event(data: bytes) -> Event:

@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
+from runtime.engines.base.sampling import SamplingParams
 from runtime.server.api import Serving, create_app
 from runtime.server.config import RuntimeConfig, Settings
-from runtime.server.generation import Ask, Generator
+from runtime.server.generation import GenerationRequest, Generator
 from runtime.server.lifecycle import Event, Life, Phase
 from runtime.server.metrics import Metrics
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
@@ -48,7 +49,7 @@ class Runtime:
         for event in TO[phase]:
             self.life.on(event)
         self.metrics = Metrics("v1.2.0", "blue")
-        check = Ask("are you there", max_tokens=8)
+        check = GenerationRequest("are you there", SamplingParams(max_tokens=8))
         self.serving = Serving(self.settings, self.life, self.metrics, check)
         self.serving.generator = Generator(
             self.engine, CharCodec(), self.settings.limits(CONTEXT), self.metrics.first_token

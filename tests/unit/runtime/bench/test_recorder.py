@@ -4,10 +4,10 @@ from random import Random
 import pytest
 
 from runtime.bench.recorder import Recorder
-from runtime.engines.base.protocol import Submit
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from tests.unit.runtime.fakes import FakeRunner
+from tests.unit.runtime.requests import make_request
 
 
 def make_recorder(**options):
@@ -25,7 +25,7 @@ def run(recorder, jobs, step_tokens=8, max_requests=4):
         Random(0),
     )
     for id, (prompt, new) in enumerate(jobs):
-        scheduler.submit(Submit(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
+        scheduler.submit(make_request(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
     while not scheduler.is_idle:
         scheduler.turn(0.0)
 

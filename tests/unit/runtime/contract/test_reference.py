@@ -11,7 +11,7 @@ from runtime import contract
 from runtime.contract.engine_options import OPTIONS
 from runtime.server.api import CODES
 from runtime.server.config import RuntimeConfig
-from runtime.server.generation import ENDINGS
+from runtime.server.generation import FAILURES
 from runtime.server.middleware import ROUTES
 from runtime.server.schemas import CompletionBody, GenerateBody
 
@@ -31,7 +31,7 @@ LATER = {"/v1/chat/completions"}  # in the contract, and not served yet
         pytest.param(
             {getattr(contract, name) for name in dir(contract) if name.startswith("ENV_")}, id="env"
         ),
-        pytest.param({code for _, code, _ in ENDINGS.values()} | set(CODES.values()), id="codes"),
+        pytest.param({code for _, code, _ in FAILURES.values()} | set(CODES.values()), id="codes"),
         pytest.param(
             {
                 getattr(contract, name)

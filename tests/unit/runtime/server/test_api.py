@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from runtime.engines.base.protocol import Ending
+from runtime.engines.base.protocol import FinishReason
 from tests.unit.runtime.serving import assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ async def test_a_stream_is_pieces_then_the_end_then_done(runtime):
     """
     The pieces together are the text; the last one says why it ended.
     """
-    runtime.engine.will("the sea", Ending.LENGTH)
+    runtime.engine.will("the sea", FinishReason.LENGTH)
 
     response = await runtime.generate(stream=True)
 

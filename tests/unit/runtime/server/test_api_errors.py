@@ -4,7 +4,7 @@ What the routes answer when something is wrong: one document, one answer.
 
 import pytest
 
-from runtime.engines.base.protocol import Ending
+from runtime.engines.base.protocol import FinishReason
 from runtime.server.middleware import MAX_BODY_BYTES
 from tests.unit.runtime.fakes import FakeEngine
 from tests.unit.runtime.serving import assert_is_error, events_of
@@ -87,11 +87,11 @@ async def test_a_body_of_unknown_length_is_bounded_too(runtime):
 @pytest.mark.parametrize(
     ("ending", "status", "code"),
     [
-        (Ending.NONFINITE, 500, "engine_nonfinite"),
-        (Ending.ERROR, 500, "engine_error"),
-        (Ending.DIED, 500, "engine_died"),
-        (Ending.EXPIRED, 504, "deadline_exceeded"),
-        (Ending.ABANDONED, 503, "shutting_down"),
+        (FinishReason.NONFINITE, 500, "engine_nonfinite"),
+        (FinishReason.ERROR, 500, "engine_error"),
+        (FinishReason.DIED, 500, "engine_died"),
+        (FinishReason.EXPIRED, 504, "deadline_exceeded"),
+        (FinishReason.ABANDONED, 503, "shutting_down"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -112,7 +112,7 @@ async def test_a_stream_that_fails_says_so_and_is_counted_as_failed(runtime):
     """
     The status line has gone out: an error event ends it, without [DONE].
     """
-    runtime.engine.will("the s", Ending.NONFINITE)
+    runtime.engine.will("the s", FinishReason.NONFINITE)
 
     response = await runtime.generate(stream=True)
 

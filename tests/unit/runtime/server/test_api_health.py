@@ -4,7 +4,7 @@ What probes, proxies and browsers see; tokens; metrics.
 
 import pytest
 
-from runtime.engines.base.protocol import Ending, Report
+from runtime.engines.base.protocol import FinishReason, Report
 from runtime.server.lifecycle import Phase
 from tests.unit.runtime.serving import TO, Runtime, assert_is_error
 
@@ -51,7 +51,7 @@ async def test_a_deep_check_generates_and_may_warm_up():
     """
     runtime = Runtime(Phase.WARMING)
     runtime.engine.will("here")
-    runtime.engine.will("", Ending.NONFINITE)
+    runtime.engine.will("", FinishReason.NONFINITE)
     runtime.engine.will("")
 
     assert (await runtime.http.get("/healthz")).status_code == 200

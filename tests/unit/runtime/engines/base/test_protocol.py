@@ -3,24 +3,24 @@ import pytest
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import (
     Cancel,
-    Ending,
+    FinishReason,
     Load,
     Loaded,
     LoadFailed,
     Report,
-    Submit,
     Swap,
     decode_from_engine,
     decode_to_engine,
     encode,
 )
+from tests.unit.runtime.requests import make_request
 
 LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
-REPORT = Report([[1, 42]], [[2, Ending.STOP, ""]], running=1, waiting=0, batch=2, steps=7)
+REPORT = Report([[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7)
 
 
 @pytest.mark.parametrize(
-    "message", [LOAD, Submit(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
+    "message", [LOAD, make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
 )
 def test_what_the_engine_is_told_arrives_as_it_was(message):
     """

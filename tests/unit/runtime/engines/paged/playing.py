@@ -7,7 +7,7 @@ import random
 import torch
 
 from runtime.contract.engine_options import EngineOptions
-from runtime.engines.base.protocol import Ending, Load
+from runtime.engines.base.protocol import FinishReason, Load
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
@@ -71,7 +71,7 @@ def play(scheduler, arrivals, before=lambda: None):
         for id, token in report.tokens:
             tokens[id].append(token)
         for id, ending, why in report.ended:
-            assert ending != Ending.ERROR, why
+            assert ending != FinishReason.ERROR, why
             ended[id] = ending
         turn += 1
     while not scheduler.is_idle:

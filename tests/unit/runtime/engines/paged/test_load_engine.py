@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from runtime.contract.errors import ModelError
-from runtime.engines.base.protocol import Submit
 from runtime.engines.paged import load_engine as opening
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.load_engine import fill, open_paged, open_runner
@@ -19,8 +18,9 @@ from runtime.memory.plan import plan_memory
 from runtime.models.loader import load_model, read_config
 from tests.unit.runtime.builders import write_model
 from tests.unit.runtime.engines.paged.playing import KV_DTYPES, answer, make_load, play
+from tests.unit.runtime.requests import make_request
 
-JOB = Submit(1, list(range(1, 30)), 10, 9.0)
+JOB = make_request(1, list(range(1, 30)), 10, 9.0)
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}  # whole groups, for 4 bits
 
 
@@ -128,7 +128,7 @@ def test_the_context_is_the_least_of_all_limits(tmp_path, changes, context_token
     write_model(tmp_path)
     opened, scheduler = open_engine(tmp_path, **changes)
     assert opened.context_tokens == context_tokens
-    longest = Submit(1, [1] * (context_tokens - 5), 5, 9.0)
+    longest = make_request(1, [1] * (context_tokens - 5), 5, 9.0)
     assert len(ask(scheduler, longest)) == 5
 
 

@@ -3,11 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.paged.oom_splits import halves, launch
-from runtime.engines.paged.step import Chunk, Decode, Join, OutOfMemory, Step
+from runtime.engines.paged.step import Chunk, Decode, OutOfMemory, Step
+from tests.unit.runtime.requests import make_join
 
 steps = st.builds(
     lambda decodes, sizes: Step(
-        joins=tuple(Join(100 + i, [i + 1], 0.0, 1.0, 0) for i in range(len(sizes))),
+        joins=tuple(make_join(100 + i, [i + 1], 0.0, 1.0, 0) for i in range(len(sizes))),
         decodes=tuple(Decode(slot, 5) for slot in range(decodes)),
         chunks=tuple(Chunk(100 + i, 3 * i, range(n), i % 2 == 0) for i, n in enumerate(sizes)),
     ),

@@ -9,11 +9,11 @@ from itertools import takewhile
 import pytest
 import torch
 
-from runtime.engines.base.protocol import Ending, Submit
+from runtime.engines.base.protocol import FinishReason
 from runtime.engines.paged import runner as runner_module
 from runtime.engines.paged.load_engine import fill
 from runtime.engines.paged.runner import PagedRunner
-from runtime.engines.paged.step import Chunk, Decode, Join, Outcome, Step
+from runtime.engines.paged.step import Chunk, Decode, Outcome, Step
 from runtime.models.loader import load_model, read_config
 from tests.unit.runtime.builders import make_model, write_model
 from tests.unit.runtime.engines.paged.playing import (
@@ -28,6 +28,7 @@ from tests.unit.runtime.engines.paged.playing import (
 )
 from tests.unit.runtime.kernels.truth import distance
 from tests.unit.runtime.models.test_decoder import make_reference
+from tests.unit.runtime.requests import make_join, make_request
 
 NAN_TOKEN = 299
 CONTEXT = 128
@@ -60,7 +61,7 @@ def make_jobs(rng, count, **options):
     prompts = make_prompts(rng, count, **options)
     ways = [(0.0, 1.0), (0.8, 1.0), (0.0, 1.0), (0.8, 0.7)]
     return [
-        Submit(id, prompt, rng.randint(1, 15), 9.0, *ways[id % 4], seed=id)
+        make_request(id, prompt, rng.randint(1, 15), 9.0, *ways[id % 4], seed=id)
         for id, prompt in enumerate(prompts)
     ]
 
@@ -117,7 +118,7 @@ def test_greedy_answers_are_those_of_the_reference(pair, seed):
     """
     ours, asked, wanted = pair
     rng = random.Random(seed)
-    jobs = [Submit(id, prompt, length, 9.0) for id, (prompt, length) in enumerate(asked)]
+    jobs = [make_request(id, prompt, length, 9.0) for id, (prompt, length) in enumerate(asked)]
     scheduler, _ = make_random_engine(rng, ours, ends=ours.config.ends)
 
     found, _ = play(scheduler, make_arrivals(rng, jobs))
@@ -149,7 +150,7 @@ def test_pages_that_others_computed_change_nothing(model):
     """
     scheduler, _ = make_engine(model, page_tokens=4)
     pool = scheduler.pool
-    first = Submit(1, list(range(1, 18)), 10, 9.0)
+    first = make_request(1, list(range(1, 18)), 10, 9.0)
     wanted = answer(model, first)
     assert play(scheduler, [(0, first)])[0][1] == wanted
     assert pool.hit_tokens == 0
@@ -158,7 +159,7 @@ def test_pages_that_others_computed_change_nothing(model):
     assert pool.hit_tokens == 16  # 17 tokens, of which the last must be computed
 
     # 17 and 10 tokens, of which the last was never computed.
-    more = Submit(2, [*first.tokens, *wanted, 7, 8], 10, 9.0, temperature=0.8, seed=3)
+    more = make_request(2, [*first.tokens, *wanted, 7, 8], 10, 9.0, temperature=0.8, seed=3)
     assert play(scheduler, [(0, more)])[0][2] == answer(model, more)
     assert pool.hit_tokens == 16 + 24
 
@@ -171,9 +172,12 @@ def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
     rng = random.Random(7)
     good = make_jobs(rng, 8)
     stem = [5] * 21
-    good += [Submit(8 + id, [*stem, id], 10, 9.0) for id in range(4)]
-    bad = [Submit(20 + id, [*stem, NAN_TOKEN, *[6] * 9], 10, 9.0) for id in range(3)]
-    bad += [Submit(23, [NAN_TOKEN], 10, 9.0), Submit(24, [*good[0].tokens, NAN_TOKEN], 10, 9.0)]
+    good += [make_request(8 + id, [*stem, id], 10, 9.0) for id in range(4)]
+    bad = [make_request(20 + id, [*stem, NAN_TOKEN, *[6] * 9], 10, 9.0) for id in range(3)]
+    bad += [
+        make_request(23, [NAN_TOKEN], 10, 9.0),
+        make_request(24, [*good[0].tokens, NAN_TOKEN], 10, 9.0),
+    ]
     rng.shuffle(good)
     arrivals = [(2 * turn, job) for turn, job in enumerate(good)]
     arrivals += [(5 * turn, job) for turn, job in enumerate(bad)]
@@ -182,7 +186,7 @@ def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
 
     tokens, ended = play(scheduler, arrivals)
 
-    nonfinite = {id for id, ending in ended.items() if ending == Ending.NONFINITE}
+    nonfinite = {id for id, ending in ended.items() if ending == FinishReason.NONFINITE}
     assert nonfinite == {job.id for job in bad}
     assert scheduler.pool.hit_tokens > 0
     assert scheduler.pool.evictions > 0
@@ -195,7 +199,7 @@ def test_what_nan_leaves_behind_would_be_noticed(model, kv):
     """
     Negative control: one place of the cache that a row sees is NaN, and it fails.
     """
-    jobs = [Submit(id, [id, 2, 3, 4, 5], 10, 9.0) for id in (1, 2)]
+    jobs = [make_request(id, [id, 2, 3, 4, 5], 10, 9.0) for id in (1, 2)]
     scheduler, runner = make_engine(model, page_tokens=4, kv=kv)
     turns = iter(range(100))
 
@@ -206,7 +210,7 @@ def test_what_nan_leaves_behind_would_be_noticed(model, kv):
 
     tokens, ended = play(scheduler, [(0, job) for job in jobs], before)
 
-    assert ended == {1: Ending.LENGTH, 2: Ending.NONFINITE}
+    assert ended == {1: FinishReason.LENGTH, 2: FinishReason.NONFINITE}
     assert tokens[1] == answer(model, jobs[0], kv=kv)
     assert 0 < len(tokens[2]) < 10
 
@@ -230,7 +234,7 @@ def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
     """
     Whoever was computed is told, the next are answered as ever, and nothing is found of before.
     """
-    job = Submit(1, list(range(1, 20)), 5, 9.0)
+    job = make_request(1, list(range(1, 20)), 5, 9.0)
     scheduler, _ = make_engine(model)
     for other in (0, 2):
         scheduler.submit(replace(job, id=other), now_s=0.0)
@@ -240,7 +244,7 @@ def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
         report = scheduler.turn(0.0)
     endings = {id: (ending, why) for id, ending, why in report.ended}
     assert endings.keys() == {0, 2}
-    assert all(ending == Ending.ERROR for ending, _ in endings.values())
+    assert all(ending == FinishReason.ERROR for ending, _ in endings.values())
     assert "ZeroDivisionError" in endings[0][1]
 
     hits = scheduler.pool.hit_tokens
@@ -255,7 +259,7 @@ def test_two_seeds_differ_and_one_repeats(model):
     scheduler, _ = make_engine(model)
 
     def draw(seed):
-        job = Submit(1, [1, 2, 3], 20, 9.0, temperature=2.0, seed=seed)
+        job = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, seed=seed)
         return play(scheduler, [(0, job)])[0][1]
 
     assert draw(1) == draw(1)
@@ -267,7 +271,7 @@ def test_temperature_and_top_p_are_the_requests_own(model):
     """
     Side by side: greedy, as good as greedy for want of other tokens, and neither.
     """
-    job = Submit(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
+    job = make_request(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
     narrow = replace(job, id=1, temperature=2.0, top_p=1e-6)
     wide = replace(narrow, id=2, top_p=1.0)
     scheduler, _ = make_engine(model)
@@ -303,7 +307,7 @@ def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
     An outcome has a token for each decode and each last chunk, in the step's order.
     """
     _, runner = make_engine(model, max_requests=3, page_tokens=4)
-    joins = tuple(Join(slot, [slot + 1], 0.0, 1.0, seed=0) for slot in range(3))
+    joins = tuple(make_join(slot, [slot + 1], 0.0, 1.0, seed=0) for slot in range(3))
     chunks = [Chunk(0, 0, [5, 6], is_last=False), Chunk(1, 0, [7], is_last=True)]
 
     first = runner.launch(Step(joins[:2], (), (chunks[0],))).collect()
@@ -312,7 +316,7 @@ def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
     last = Chunk(0, 2, [8], is_last=True), Chunk(2, 0, [9], is_last=False)
     third = runner.launch(Step(joins[2:], (Decode(1, 1),), last)).collect()
 
-    alone = [answer(model, Submit(0, prompt, 2, 9.0)) for prompt in ([7], [5, 6, 8])]
+    alone = [answer(model, make_request(0, prompt, 2, 9.0)) for prompt in ([7], [5, 6, 8])]
     assert [*second.tokens, third.tokens[0]] == alone[0]
     assert third.tokens[1] == alone[1][0]
     assert third.is_finite == [True, True]
@@ -360,7 +364,7 @@ def test_fewer_bits_move_the_logits_by_what_they_round(quantised, weights, kv, e
     answer by as much for each of the eight matrices that it goes through, which add in squares.
     """
     rng = random.Random(1)
-    jobs = [Submit(id, p, 5, 9.0) for id, p in enumerate(make_prompts(rng, 40, alike=False))]
+    jobs = [make_request(id, p, 5, 9.0) for id, p in enumerate(make_prompts(rng, 40, alike=False))]
 
     wanted, answers = compute(quantised["full"], jobs)
     found, others = compute(quantised[weights], jobs, kv)
@@ -388,7 +392,7 @@ def test_what_kernels_are_given_is_aligned_whatever_the_length(monkeypatch, toke
 
     monkeypatch.setattr(runner_module, "PagedAttend", Watched)
     runner = PagedRunner(make_model(), slots=2, pages=9, page_tokens=16, row_pages=4)
-    join = Join(0, (1, 2), 0.0, 1.0, 0)
+    join = make_join(0, (1, 2), 0.0, 1.0, 0)
     runner.launch(Step((join,), (), (Chunk(0, 0, [7] * tokens, True),))).collect()
 
     assert [len(part) for part in seen] == [tokens, tokens]

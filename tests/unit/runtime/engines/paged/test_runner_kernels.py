@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from runtime.engines.paged import runner as runner_module
-from runtime.engines.paged.step import Chunk, Decode, Join, Step
+from runtime.engines.paged.step import Chunk, Decode, Step
 from runtime.kernels.ops import TorchOps
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder, attend_causal
 from tests.unit.runtime.builders import make_config_document
+from tests.unit.runtime.requests import make_join
 
 PAGE, ROWS, TOLERANCE = 16, 3, {"same": 0.01, "int8": 0.03}
 
@@ -100,7 +101,7 @@ def test_every_kind_of_step_is_computed(make_runner, name, kv):
     runner = make_runner(model, kv)
     rows = [list(range(5, 5 + length)) for length in (7, 40, 19)]
     pages = [tuple(range(1 + 8 * slot, 9 + 8 * slot)) for slot in range(ROWS)]
-    joins = [Join(slot, pages[slot], 0.0, 1.0, slot) for slot in range(ROWS)]
+    joins = [make_join(slot, pages[slot], 0.0, 1.0, slot) for slot in range(ROWS)]
     computed = []
     sample = runner._sample
     runner._sample = lambda logits, *rest: (computed.append(logits.clone()), sample(logits, *rest))

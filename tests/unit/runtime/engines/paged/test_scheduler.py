@@ -5,18 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engines.base.protocol import Ending, Submit
+from runtime.engines.base.protocol import FinishReason
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.oom_splits import REGROW_STEPS
 from runtime.engines.paged.scheduler import Capacity, Scheduler
-from runtime.engines.paged.step import Chunk, Decode, DeviceLost, Join, Step
+from runtime.engines.paged.step import Chunk, Decode, DeviceLost, Step
 from tests.unit.runtime.fakes import FakeRunner, count_up
+from tests.unit.runtime.requests import make_join, make_request
 
 END = 1000
 
 
 def make_job(id, tokens=(1,), max_tokens=3, timeout_s=10.0, seed=None):
-    return Submit(id, list(tokens), max_tokens, timeout_s, seed=seed)
+    return make_request(id, list(tokens), max_tokens, timeout_s, seed=seed)
 
 
 def make_scheduler(
@@ -74,7 +75,7 @@ def test_an_answer_ends_at_its_length_or_at_an_end_token():
     tokens, ended = run(scheduler)
 
     assert tokens == {1: [6, 7, 8], 2: [END - 2, END - 1]}
-    assert ended == {1: Ending.LENGTH, 2: Ending.STOP}
+    assert ended == {1: FinishReason.LENGTH, 2: FinishReason.STOP}
 
 
 def test_a_step_is_launched_before_the_one_ahead_of_it_is_collected():
@@ -101,7 +102,7 @@ def test_a_row_that_has_ended_is_computed_once_in_vain():
     scheduler.submit(make_job(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
     scheduler.submit(make_job(2, tokens=(5,), max_tokens=2), now_s=0.0)
 
-    assert run(scheduler) == ({2: [6, 7]}, {1: Ending.STOP, 2: Ending.LENGTH})
+    assert run(scheduler) == ({2: [6, 7]}, {1: FinishReason.STOP, 2: FinishReason.LENGTH})
     assert [step.tokens for step in runner.steps] == [1, 1, 1, 1]
 
 
@@ -177,7 +178,7 @@ def test_numbers_that_are_not_finite_fail_one_request_alone():
 
     tokens, ended = run(scheduler)
 
-    assert ended == {1: Ending.LENGTH, 2: Ending.NONFINITE, 3: Ending.LENGTH}
+    assert ended == {1: FinishReason.LENGTH, 2: FinishReason.NONFINITE, 3: FinishReason.LENGTH}
     assert tokens == {1: [11, 12, 13], 3: [31, 32, 33]}
 
 
@@ -266,7 +267,7 @@ def test_a_launch_that_raises_fails_its_rows_and_not_the_engine():
     assert [(id, ending) for id, ending, _ in report.ended] == [(1, "error"), (2, "error")]
     assert "RuntimeError" in report.ended[0][2]
     assert "out of luck" in report.ended[0][2]
-    assert run(scheduler) == ({3: [2, 3, 4]}, {3: Ending.LENGTH})
+    assert run(scheduler) == ({3: [2, 3, 4]}, {3: FinishReason.LENGTH})
 
 
 def test_a_launch_that_raises_costs_no_answer_that_was_complete():
@@ -301,7 +302,7 @@ def test_a_collect_that_raises_fails_who_was_launched_behind_it_too():
     assert [(id, ending) for id, ending, _ in report.ended] == [(1, "error"), (2, "error")]
     assert "out of luck" in report.ended[0][2]
     assert report.batch == 0
-    assert run(scheduler) == ({3: [2, 3, 4]}, {3: Ending.LENGTH})
+    assert run(scheduler) == ({3: [2, 3, 4]}, {3: FinishReason.LENGTH})
 
 
 def break_at_collect(runner, scheduler):
@@ -329,7 +330,7 @@ def test_what_a_lost_step_left_would_be_noticed():
     break_at_collect(runner, scheduler)
     scheduler.submit(make_job(2, [1, 2, 3, 4, 5]), now_s=0.0)
     scheduler.turn(0.0)
-    assert scheduler.turn(0.0).ended[0][1] == Ending.ERROR  # the fake's assertion
+    assert scheduler.turn(0.0).ended[0][1] == FinishReason.ERROR  # the fake's assertion
 
 
 def test_a_step_without_memory_is_computed_in_parts():
@@ -344,7 +345,7 @@ def test_a_step_without_memory_is_computed_in_parts():
     tokens, ended = run(scheduler)
 
     assert tokens == {id: [13 * id + i for i in (13, 14, 15)] for id in range(4)}
-    assert set(ended.values()) == {Ending.LENGTH}
+    assert set(ended.values()) == {FinishReason.LENGTH}
     assert sum(step.tokens for step in runner.steps) == 4 * 13 + 4 * 2
     splits = scheduler.memory_splits
     assert splits > 0
@@ -376,7 +377,7 @@ def test_a_split_is_reported_where_every_part_failed():
     scheduler.submit(make_job(1, tokens=range(2)), now_s=0.0)
     runner.has_memory = lambda step: False
     report = scheduler.turn(0.0)
-    assert (report.ended[0][1], report.memory_splits) == (Ending.ERROR, 1)
+    assert (report.ended[0][1], report.memory_splits) == (FinishReason.ERROR, 1)
 
 
 def test_steps_grow_again_when_memory_is_back():
@@ -406,7 +407,7 @@ def test_a_row_that_does_not_fit_alone_fails_alone():
 
     tokens, ended = run(scheduler)
 
-    assert ended == {2: Ending.ERROR, 3: Ending.LENGTH}
+    assert ended == {2: FinishReason.ERROR, 3: FinishReason.LENGTH}
     assert tokens == {3: [10, 11, 12]}
     assert answer(scheduler, 4, [1, 2, 3, 4, 8]) == ([9, 10, 11], 1)
 
@@ -422,9 +423,9 @@ def test_a_deadline_ends_waiting_and_running_requests():
     scheduler.turn(0.0)
     assert scheduler.turn(0.0).batch == 1
 
-    assert scheduler.turn(1.0).ended == [(2, Ending.EXPIRED, "it was still waiting")]
+    assert scheduler.turn(1.0).ended == [(2, FinishReason.EXPIRED, "it was still waiting")]
     report = scheduler.turn(5.0)
-    assert report.ended == [(1, Ending.EXPIRED, "2 of 99 tokens")]
+    assert report.ended == [(1, FinishReason.EXPIRED, "2 of 99 tokens")]
     assert report.running == 1
     assert [chunk.tokens for chunk in runner.steps[-1].chunks] == [[7]]
 
@@ -460,7 +461,7 @@ def test_pages_hold_requests_back():
 
     _, ended = run(scheduler)
 
-    assert ended == {1: Ending.LENGTH, 2: Ending.LENGTH}
+    assert ended == {1: FinishReason.LENGTH, 2: FinishReason.LENGTH}
     assert [len(step.decodes) + len(step.chunks) for step in runner.steps] == [1] * 6
 
 
@@ -488,9 +489,9 @@ def test_a_request_that_can_never_fit_is_told_so():
     scheduler.cancel(3)
     assert scheduler.wait_s(0.0) == 0.0
     ((id, ending, detail),) = scheduler.turn(0.0).ended
-    assert (id, ending) == (1, Ending.ERROR)
+    assert (id, ending) == (1, FinishReason.ERROR)
     assert "4 pages" in detail
-    assert run(scheduler) == ({2: [2, 3, 4]}, {2: Ending.LENGTH})
+    assert run(scheduler) == ({2: [2, 3, 4]}, {2: FinishReason.LENGTH})
 
 
 def test_a_draw_has_the_seed_of_its_request_or_one_of_its_own():
@@ -501,7 +502,7 @@ def test_a_draw_has_the_seed_of_its_request_or_one_of_its_own():
     for id, seed in enumerate((7, 0, None, None)):
         scheduler.submit(make_job(id, seed=seed), now_s=0.0)
     scheduler.turn(0.0)
-    seeds = [join.seed for join in runner.steps[0].joins]
+    seeds = [join.params.seed for join in runner.steps[0].joins]
     assert seeds[:2] == [7, 0]
     assert len(set(seeds)) == 4
 
@@ -519,14 +520,14 @@ def test_nobody_joins_while_it_is_held():
     ended = []
     while not scheduler.is_quiet:
         ended += scheduler.turn(0.0).ended
-    assert ended == [(1, Ending.LENGTH, "")]
+    assert ended == [(1, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(1.0) == 4.0
-    assert scheduler.turn(5.0).ended == [(2, Ending.EXPIRED, "it was still waiting")]
+    assert scheduler.turn(5.0).ended == [(2, FinishReason.EXPIRED, "it was still waiting")]
     assert not scheduler.is_idle
     assert scheduler.is_quiet
     scheduler.resume()
     assert scheduler.wait_s(5.0) == 0.0
-    assert run(scheduler, 5.0) == ({3: [2, 3, 4]}, {3: Ending.LENGTH})
+    assert run(scheduler, 5.0) == ({3: [2, 3, 4]}, {3: FinishReason.LENGTH})
 
 
 def test_an_idle_engine_may_sleep_and_a_busy_one_may_not():
@@ -540,7 +541,7 @@ def test_an_idle_engine_may_sleep_and_a_busy_one_may_not():
     assert scheduler.wait_s(6.0) == 0.0
     scheduler.turn(6.0)
     assert scheduler.wait_s(6.0) == 0.0
-    assert scheduler.turn(6.0).ended == [(1, Ending.LENGTH, "")]
+    assert scheduler.turn(6.0).ended == [(1, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(6.0) is None
 
 
@@ -552,10 +553,10 @@ def test_who_is_left_behind_by_a_full_batch_is_not_slept_on():
     for id in (1, 2):
         scheduler.submit(make_job(id, max_tokens=1), now_s=0.0)
     scheduler.turn(0.0)
-    assert scheduler.turn(0.0).ended == [(1, Ending.LENGTH, "")]
+    assert scheduler.turn(0.0).ended == [(1, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(0.0) == 0.0
     scheduler.turn(0.0)
-    assert scheduler.turn(0.0).ended == [(2, Ending.LENGTH, "")]
+    assert scheduler.turn(0.0).ended == [(2, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(0.0) is None
 
 
@@ -576,12 +577,12 @@ def expect(prompt, max_tokens, rule=mix):
     while BROKEN_TOKEN not in tokens:
         token = rule(tokens)
         if token == STOP_TOKEN:
-            return made, Ending.STOP
+            return made, FinishReason.STOP
         made.append(token)
         if len(made) == max_tokens:
-            return made, Ending.LENGTH
+            return made, FinishReason.LENGTH
         tokens.append(token)
-    return made, Ending.NONFINITE
+    return made, FinishReason.NONFINITE
 
 
 def follow(prompt, max_tokens):
@@ -680,7 +681,7 @@ def test_every_request_is_answered_exactly_once(asked, engine, accident):
     for id, (_, prompt, max_tokens, _, _) in enumerate(asked):
         tokens, ending = expect(prompt, max_tokens)
         assert made[id] == tokens[: len(made[id])]
-        if ended.get(id) in (Ending.STOP, Ending.LENGTH):
+        if ended.get(id) in (FinishReason.STOP, FinishReason.LENGTH):
             assert (made[id], ended[id]) == (tokens, ending)
 
 
@@ -695,7 +696,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(asked, engine, memory):
 
     for id, (_, prompt, max_tokens, _, _) in enumerate(patient):
         fits = -(-(len(prompt) + max_tokens) // engine["page_tokens"]) < engine["pages"]
-        expected = expect(prompt, max_tokens) if fits else ([], Ending.ERROR)
+        expected = expect(prompt, max_tokens) if fits else ([], FinishReason.ERROR)
         assert (made[id], ended[id]) == expected
 
 
@@ -716,14 +717,14 @@ def test_a_page_that_is_found_too_early_would_be_noticed(monkeypatch):
     asked = [(0, prompt, 4, 99.0, None), (9, follow(prompt, 4), 2, 99.0, None)]
     engine = {"max_requests": 3, "step_tokens": 30, "max_wait_s": 0.0, "pages": 20}
     engine["page_tokens"] = 2
-    assert expect(prompt, 4)[1] is Ending.LENGTH
+    assert expect(prompt, 4)[1] is FinishReason.LENGTH
     play(asked, engine, NO_ACCIDENT)
     monkeypatch.setitem(globals(), "PagePool", Careless)
     with pytest.raises(AssertionError):
         play(asked, engine, NO_ACCIDENT)
 
 
-JOIN = Join(0, [1, 2], 0.0, 1.0, 0)
+JOIN = make_join(0, [1, 2])
 FIRST = Step((JOIN,), (), (Chunk(0, 0, [1, 2, 3], True),))
 
 
@@ -734,11 +735,11 @@ FIRST = Step((JOIN,), (), (Chunk(0, 0, [1, 2, 3], True),))
         Step((), (Decode(0, 3), Decode(0, 4)), ()),  # a slot twice
         Step((), (Decode(1, 3),), ()),  # it never joined
         Step((), (), (Chunk(0, 3, [1], True),)),  # its prompt was over
-        Step((Join(1, [2], 0, 1, 0),), (Decode(0, 3),), (Chunk(1, 0, [1], True),)),  # a page of two
-        Step((Join(1, [2, 3], 0, 1, 0),), (), (Chunk(1, 2, [1], True),)),  # shared before it's full
-        Step((Join(1, [3, 0], 0, 1, 0),), (), (Chunk(1, 0, [1], True),)),  # page 0
-        Step((Join(1, [3], 0, 1, 0),), (), (Chunk(1, 0, [1, 2, 3], True),)),  # beyond its pages
-        Step((Join(1, [1, 3], 0, 1, 0),), (), (Chunk(1, 1, [1, 2, 3], True),)),  # a part of a page
+        Step((make_join(1, [2]),), (Decode(0, 3),), (Chunk(1, 0, [1], True),)),  # a page of two
+        Step((make_join(1, [2, 3]),), (), (Chunk(1, 2, [1], True),)),  # shared before it's full
+        Step((make_join(1, [3, 0]),), (), (Chunk(1, 0, [1], True),)),  # page 0
+        Step((make_join(1, [3]),), (), (Chunk(1, 0, [1, 2, 3], True),)),  # beyond its pages
+        Step((make_join(1, [1, 3]),), (), (Chunk(1, 1, [1, 2, 3], True),)),  # a part of a page
     ],
 )
 def test_the_fake_runner_takes_no_step_that_is_wrong(second):
@@ -757,7 +758,7 @@ def test_the_fake_runner_takes_the_steps_that_are_right():
     """
     runner = FakeRunner(pages=4, page_tokens=2)
     runner.launch(FIRST)
-    share = Step((Join(1, [1, 3], 0, 1, 0),), (Decode(0, 3),), (Chunk(1, 2, [7], True),))
+    share = Step((make_join(1, [1, 3]),), (Decode(0, 3),), (Chunk(1, 2, [7], True),))
     outcome = runner.launch(share).collect()
     assert outcome.tokens == [5, 8]
 

@@ -8,12 +8,11 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import (
     Cancel,
-    Ending,
+    FinishReason,
     Load,
     Loaded,
     LoadFailed,
     Report,
-    Submit,
     Swap,
     decode_from_engine,
     encode,
@@ -21,6 +20,7 @@ from runtime.engines.base.protocol import (
 from runtime.engines.paged.step import Opened
 from runtime.engines.paged.worker import Engine, Line
 from tests.unit.runtime.fakes import FakeRunner
+from tests.unit.runtime.requests import make_request
 
 
 class Models:
@@ -150,11 +150,11 @@ def test_an_engine_loads_computes_and_leaves_when_hung_up_on():
         api.says(make_load())
         loaded = api.hears_news()
         assert (loaded.context_tokens, loaded.vocabulary, loaded.parameters) == (50, 9, 1)
-        api.says(Submit(1, [5], max_tokens=2, timeout_s=9.0))
+        api.says(make_request(1, [5], max_tokens=2, timeout_s=9.0))
         assert api.hears_news().tokens == [[1, 6]]
         last = api.hears_news()
         assert last.tokens == [[1, 7]]
-        assert last.ended == [[1, Ending.LENGTH, ""]]
+        assert last.ended == [[1, FinishReason.LENGTH, ""]]
 
 
 def test_an_idle_engine_beats_by_itself():
@@ -177,7 +177,7 @@ def test_a_model_takes_the_place_of_another_once_nothing_runs():
         first = models.runner
         models.steps = threading.Semaphore(0)
         # In one piece, so that the engine reads both before it computes.
-        api.says(Submit(1, [5], max_tokens=40, timeout_s=9.0), make_load())
+        api.says(make_request(1, [5], max_tokens=40, timeout_s=9.0), make_load())
         refused = api.hears_news()
         assert isinstance(refused, LoadFailed)
         assert "running" in refused.why
@@ -188,7 +188,7 @@ def test_a_model_takes_the_place_of_another_once_nothing_runs():
         assert isinstance(message, Loaded)
         assert models.runner is not first
         models.steps = None
-        api.says(Submit(2, [7], max_tokens=1, timeout_s=9.0))
+        api.says(make_request(2, [7], max_tokens=1, timeout_s=9.0))
         assert api.hears_news().tokens == [[2, 8]]
 
 
@@ -205,7 +205,7 @@ def test_a_model_that_can_not_be_loaded_leaves_the_one_before_it():
         api.says(make_load("/ugly"))
         failed = api.hears_news()
         assert (failed.is_model, failed.why) == (False, "RuntimeError: no luck")
-        api.says(Submit(1, [5], max_tokens=1, timeout_s=9.0))
+        api.says(make_request(1, [5], max_tokens=1, timeout_s=9.0))
         assert api.hears_news().tokens == [[1, 6]]
         assert models.runner is first
 
@@ -219,17 +219,17 @@ def test_weights_are_swapped_without_losing_a_request():
         api.says(make_load())
         assert isinstance(api.hears_news(), Loaded)
         models.may_read.clear()
-        api.says(Swap("/next"), Submit(1, [5, 5, 5], max_tokens=1, timeout_s=9.0))
+        api.says(Swap("/next"), make_request(1, [5, 5, 5], max_tokens=1, timeout_s=9.0))
         assert api.hears_answer(1) == [6]  # while the new ones are read
 
         models.steps = threading.Semaphore(1)
-        api.says(Submit(2, [5, 5, 5], max_tokens=4, timeout_s=9.0))
+        api.says(make_request(2, [5, 5, 5], max_tokens=4, timeout_s=9.0))
         first = api.hears_news()
         assert (first.tokens, first.cached_tokens) == ([[2, 6]], 2)
         models.have_read()
         models.steps.release()
         assert api.hears_news().tokens == [[2, 7]]
-        api.says(Submit(3, [5, 5, 5], max_tokens=2, timeout_s=9.0))
+        api.says(make_request(3, [5, 5, 5], max_tokens=2, timeout_s=9.0))
         models.steps.release()
         assert api.hears_news().tokens == [[2, 8]]
         models.steps.release(3)
@@ -254,11 +254,11 @@ def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
             failed = api.hears_news()
             assert isinstance(failed, LoadFailed)
             assert failed.is_model == (name == "/bad")
-            api.says(Submit(id, [5], max_tokens=2, timeout_s=9.0))
+            api.says(make_request(id, [5], max_tokens=2, timeout_s=9.0))
             assert api.hears_answer(id) == [6, 7]
         api.says(Swap("/next"))
         assert isinstance(api.hears_news(), Loaded)
-        api.says(Submit(9, [5], max_tokens=2, timeout_s=9.0))
+        api.says(make_request(9, [5], max_tokens=2, timeout_s=9.0))
         assert api.hears_answer(9) == [15, 25]
 
 
@@ -308,6 +308,6 @@ def test_the_token_budget_is_the_configs():
     with engine() as (api, _):
         api.says(make_load(max_batch_tokens=10))
         assert isinstance(api.hears_news(), Loaded)
-        api.says(*(Submit(id, [5], max_tokens=5, timeout_s=9.0) for id in (1, 2)))
+        api.says(*(make_request(id, [5], max_tokens=5, timeout_s=9.0) for id in (1, 2)))
         batches = [api.hears_news().batch for _ in range(10)]
         assert batches == [1] * 10

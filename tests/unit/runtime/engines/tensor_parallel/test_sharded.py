@@ -19,7 +19,7 @@ import torch
 
 from runtime.contract import EXIT_ENGINE
 from runtime.contract.errors import ModelError
-from runtime.engines.base.protocol import Loaded, Submit
+from runtime.engines.base.protocol import Loaded
 from runtime.engines.paged import load_engine as opening
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.client import launch
@@ -35,6 +35,7 @@ from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 from tests.unit.runtime.builders import make_config_document, write_model
 from tests.unit.runtime.engines.paged.test_worker import Api, make_load
+from tests.unit.runtime.requests import make_request
 
 QWEN = {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False}
 CASES = {
@@ -49,7 +50,7 @@ def make_jobs():
     prompts = [[rng.randrange(95) for _ in range(length)] for length in (5, 21, 13)]
     temperatures = (0.0, 0.0, 0.8)
     return [
-        Submit(id, prompt, max_tokens=8, timeout_s=9.0, temperature=temperature, seed=id)
+        make_request(id, prompt, max_tokens=8, timeout_s=9.0, temperature=temperature, seed=id)
         for id, (prompt, temperature) in enumerate(zip(prompts, temperatures, strict=True))
     ]
 
@@ -285,7 +286,7 @@ def engine(folder, gpus):
         api = Api(child.socket)
         api.says(make_load(str(model), gpus=gpus))
         assert isinstance(api.hears_news(), Loaded)
-        api.says(Submit(1, [5], max_tokens=4000, timeout_s=60.0))
+        api.says(make_request(1, [5], max_tokens=4000, timeout_s=60.0))
         assert api.hears_news().tokens
         yield child.process, api
     finally:

@@ -4,12 +4,13 @@ import threading
 from types import SimpleNamespace
 
 from runtime.contract.errors import ModelError
-from runtime.engines.paged.step import Chunk, Decode, Join, Step
+from runtime.engines.paged.step import Chunk, Decode, Step
 from runtime.engines.tensor_parallel.pipe import Pipe, encode, encode_step
 from runtime.engines.tensor_parallel.tp_worker import AHEAD_STEPS, Follower
+from tests.unit.runtime.requests import make_join
 
 STEP = Step(
-    (Join(1, range(4, 6), 0.5, 0.9, 2**63 - 1),),
+    (make_join(1, range(4, 6), 0.5, 0.9, 2**63 - 1),),
     (Decode(0, 7),),
     (Chunk(1, 0, (5, 6, 7), is_last=True),),
 )

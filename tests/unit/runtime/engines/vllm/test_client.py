@@ -16,7 +16,8 @@ import pytest
 
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError
-from runtime.engines.base.protocol import Ending, Load
+from runtime.engines.base.protocol import FinishReason, Load
+from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmChild, VllmModel, vllm_argv, vllm_env
@@ -53,7 +54,7 @@ class Vllm(VllmClient):
         self.socket, self.process = child.socket, child.process
 
     def ask(self, *tokens, max_tokens=4, timeout_s=DEADLINE_S, **options):
-        return self.submit(tokens or (10,), max_tokens=max_tokens, timeout_s=timeout_s, **options)
+        return self.submit(tokens or (10,), SamplingParams(max_tokens, **options), timeout_s)
 
     async def tell(self, where, **what):
         async with request(self.socket, "POST", f"/fake/{where}", what) as response:
@@ -155,9 +156,9 @@ async def test_greedy_and_sampled_requests_say_what_was_asked(client):
     Token ids, lengths and sampling reach vLLM as they are, and a seed only where there is one.
     """
     _, greedy = client.ask(3, 4, max_tokens=2)
-    assert await greedy.end() is Ending.LENGTH
+    assert await greedy.end() is FinishReason.LENGTH
     _, sampled = client.ask(5, max_tokens=1, temperature=0.7, top_p=0.9, seed=11)
-    assert await sampled.end() is Ending.LENGTH
+    assert await sampled.end() is FinishReason.LENGTH
 
     always = {"model": "lab", "stream": True, "return_token_ids": True}
     one, two = (await client.seen())["bodies"]
@@ -176,11 +177,11 @@ async def test_tokens_come_as_they_are_made_and_in_order(client):
     while len(first) < 2:
         first += await answer.more(len(first))
     assert first == [11, 12]
-    assert answer.ending is None
+    assert answer.finish_reason is None
     assert client.in_flight == 1
 
     await client.tell("now", release=True)
-    assert await answer.end() is Ending.LENGTH
+    assert await answer.end() is FinishReason.LENGTH
     assert answer.tokens == [11, 12, 13, 14]
     assert client.in_flight == 0
 
@@ -191,7 +192,7 @@ async def test_requests_run_side_by_side(client):
     """
     asked = {first: client.ask(first, max_tokens=5)[1] for first in range(10, 50)}
     for first, answer in asked.items():
-        assert await answer.end() is Ending.LENGTH
+        assert await answer.end() is FinishReason.LENGTH
         assert answer.tokens == list(range(first + 1, first + 6))
 
 
@@ -201,7 +202,7 @@ async def test_an_end_token_ends_an_answer_and_is_no_part_of_it(client):
     """
     await client.tell("next", tokens=[21, 22], reason="stop")
     _, answer = client.ask()
-    assert await answer.end() is Ending.STOP
+    assert await answer.end() is FinishReason.STOP
     assert answer.tokens == [21, 22]
 
 
@@ -215,7 +216,7 @@ async def test_a_late_answer_is_hung_up_on(client):
     """
     await client.tell("next", hold_after=1)
     _, answer = client.ask(timeout_s=0.8)
-    assert await answer.end() is Ending.EXPIRED
+    assert await answer.end() is FinishReason.EXPIRED
     assert answer.detail == "1 of 4 tokens"
     await client.until(is_free, "vLLM to be hung up on")
 
@@ -233,7 +234,7 @@ async def test_a_cancelled_request_is_freed_within_a_beat(client):
     client.cancel(id)
     await client.until(is_free, "vLLM to be hung up on", limit_s=server.BEAT_S)
     assert client.in_flight == 0
-    assert answer.ending is None  # nobody waits for it: who cancels says what it was
+    assert answer.finish_reason is None  # nobody waits for it: who cancels says what it was
 
 
 async def test_cancelling_what_has_ended_is_nothing(client):
@@ -269,10 +270,10 @@ async def test_whatever_is_no_answer_is_an_error_that_says_so(client, script, wo
     """
     await client.tell("next", **script)
     _, answer = client.ask()
-    assert await answer.end() is Ending.ERROR
+    assert await answer.end() is FinishReason.ERROR
     assert words in answer.detail
     _, well = client.ask()
-    assert await well.end() is Ending.LENGTH
+    assert await well.end() is FinishReason.LENGTH
     assert client.in_flight == 0
 
 
@@ -281,10 +282,10 @@ async def test_the_fake_is_strict(client):
     Negative control: a request that vLLM would not understand is refused, not answered.
     """
     _, answer = client.ask(max_tokens=1000)
-    assert await answer.end() is Ending.ERROR
+    assert await answer.end() is FinishReason.ERROR
     assert "cannot be greater than 100" in answer.detail
     _, answer = client.ask(top_p=1)  # a whole number where a fraction is meant
-    assert await answer.end() is Ending.ERROR
+    assert await answer.end() is FinishReason.ERROR
     assert "top_p" in answer.detail
 
 
@@ -307,7 +308,9 @@ async def test_reports_carry_tokens_ends_and_the_gauges(client):
     await client.reports_more()
 
     assert [token for r in client.reports for token in r.tokens] == [(id, t) for t in (11, 12, 13)]
-    assert [end for report in client.reports for end in report.ended] == [(id, Ending.LENGTH, "")]
+    assert [end for report in client.reports for end in report.ended] == [
+        (id, FinishReason.LENGTH, "")
+    ]
     assert client.last is client.reports[-1]
     assert (client.last.steps, client.last.running, client.last.is_beat) == (3, 0, True)
     # Where nothing was computed there was no batch, however many are running.
@@ -336,7 +339,7 @@ async def test_a_vllm_whose_core_died_is_ended_at_once(client):
     _, waiting = client.ask()
     await waiting.more(0)
     await client.tell("now", health=503)
-    assert await waiting.end() is Ending.DIED
+    assert await waiting.end() is FinishReason.DIED
     assert client.died.done()
 
 
@@ -395,13 +398,13 @@ async def test_a_vllm_that_dies_answers_everybody(client):
     await client.tell("next", die_after=2)
     _, last = client.ask()
 
-    assert await last.end() is Ending.DIED
-    assert await waiting.end() is Ending.DIED
-    assert waiting.detail == client.exit_words == "exit status 3"
+    assert await last.end() is FinishReason.DIED
+    assert await waiting.end() is FinishReason.DIED
+    assert waiting.detail == client.exit_reason == "exit status 3"
     assert client.died.done()
     assert client.in_flight == 0
     _, late = client.ask()
-    assert await late.end() is Ending.DIED
+    assert await late.end() is FinishReason.DIED
     assert await client.is_silent()
 
 
@@ -422,7 +425,7 @@ async def test_a_connection_that_ends_before_its_process_is_a_death(client):
     """
     await client.tell("next", hang_up_after=1, then_dies=True)
     _, answer = client.ask()
-    assert await answer.end() is Ending.DIED
+    assert await answer.end() is FinishReason.DIED
 
 
 async def test_what_vllm_started_dies_with_it(tmp_path):
@@ -452,7 +455,7 @@ async def test_draining_waits_for_the_last_and_no_longer_than_it_may(client):
     draining = asyncio.create_task(client.drain(DEADLINE_S))
     await client.tell("now", release=True)
     assert await draining == 0
-    assert answer.ending is Ending.LENGTH
+    assert answer.finish_reason is FinishReason.LENGTH
 
 
 async def test_what_is_abandoned_is_answered(client):
@@ -463,7 +466,7 @@ async def test_what_is_abandoned_is_answered(client):
     _, left = client.ask()
     await left.more(0)
     assert client.abandon() == 1
-    assert await left.end() is Ending.ABANDONED
+    assert await left.end() is FinishReason.ABANDONED
     assert client.in_flight == 0
     await client.until(lambda seen: seen["aborted"] == 1, "vLLM to be hung up on")
 
@@ -513,7 +516,7 @@ async def test_another_model_is_refused_and_the_first_stays(client):
             await change
         assert "inv release" in caught.value.fix
     _, answer = client.ask()
-    assert await answer.end() is Ending.LENGTH
+    assert await answer.end() is FinishReason.LENGTH
 
 
 async def test_a_vllm_that_does_not_leave_is_killed(tmp_path, monkeypatch):

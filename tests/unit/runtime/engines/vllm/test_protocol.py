@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.vllm.protocol import (
     Event,
     Gauges,
@@ -113,7 +114,7 @@ def test_a_seed_is_sent_only_where_there_is_one():
     Without a seed vLLM draws as it likes.
     """
     options = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9}
-    plain = completion("lab", (1, 2), **options, seed=None)
+    plain = completion("lab", (1, 2), SamplingParams(**options))
     assert plain == {
         "model": "lab",
         "prompt": [1, 2],
@@ -121,7 +122,7 @@ def test_a_seed_is_sent_only_where_there_is_one():
         "stream": True,
         "return_token_ids": True,
     }
-    assert completion("lab", (1, 2), **options, seed=0) == plain | {"seed": 0}
+    assert completion("lab", (1, 2), SamplingParams(**options, seed=0)) == plain | {"seed": 0}
 
 
 @pytest.mark.parametrize(
