@@ -18,8 +18,9 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import FinishReason, Submit
 from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.blocks import PagePool
-from runtime.engines.paged.load_engine import open_runner, resolve_options
+from runtime.engines.paged.load_engine import open_runner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
+from runtime.memory.plan import step_tokens
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS, build_model
 
@@ -49,7 +50,7 @@ class OurEngine:
                 "context_tokens": shape.context_tokens,
             }
         )
-        self._options = resolve_options(options, config, device)
+        self._options = options
         self._ceilings = ceilings
         self._cost = model_of(config, PRECISIONS[precision].itemsize)
         model = build_model(config, device=device, precision=precision)
@@ -79,9 +80,9 @@ class OurEngine:
         recorder.clear()
         scheduler = Scheduler(
             recorder,
-            Capacity(MAX_REQUESTS, options.step_tokens, max_wait_s=0.0),
+            Capacity(MAX_REQUESTS, step_tokens(options), max_wait_s=0.0),
             frozenset(),
-            PagePool(self.pages, options.options.page_tokens),
+            PagePool(self.pages, options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
         made = dict.fromkeys(range(len(work)), 0)

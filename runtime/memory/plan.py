@@ -95,6 +95,15 @@ def plan_memory(
     return plan
 
 
+def request_tokens(options: EngineOptions, config: DecoderConfig) -> int:
+    """
+    Return the most tokens of a request, its answer included.
+    """
+    # One that needs more than max_batch_tokens could never join the batch.
+    limits = (config.context_tokens, options.context_tokens, options.max_batch_tokens)
+    return min(limit for limit in limits if limit)
+
+
 def step_tokens(options: EngineOptions) -> int:
     """
     Return how many tokens a step computes at most.
@@ -107,8 +116,7 @@ def step_tokens(options: EngineOptions) -> int:
 def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
     shard = Shard(0, options.gpus)
     shard.check(config)
-    longest = min(options.context_tokens or config.context_tokens, config.context_tokens)
-    longest = min(options.max_batch_tokens or longest, longest)
+    longest = request_tokens(options, config)
     is_gpu = options.device == "cuda"
     activations = activation_bytes(
         replace(config, context_tokens=longest),

@@ -37,7 +37,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig, index: int, shard: Shard) -> None:
         super().__init__()
-        self.config, self.index = config, index
+        self.config, self.index, self.norm_eps = config, index, config.norm_eps
         self.heads, self.kv_heads = shard.heads(config.heads), shard.kv_heads(config.kv_heads)
         hidden, width = config.hidden, config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * width

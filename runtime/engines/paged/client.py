@@ -50,7 +50,7 @@ def launch(threads: int) -> Child:
     ours, theirs = socket.socketpair()
     with theirs:
         argv = [
-            *(sys.executable, "-m", "runtime.engines.paged.worker"),
+            *(sys.executable, "-m", "runtime.engines"),
             *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
         ]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

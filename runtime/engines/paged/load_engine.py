@@ -5,7 +5,7 @@ From a model directory to an engine that can compute: room, weights, cache, grap
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from runtime.engines.base.protocol import Load
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import Chunk, Decode, Opened, Step
 from runtime.kernels.cache import KV_DTYPES
-from runtime.memory.plan import plan_memory, step_tokens
+from runtime.memory.plan import plan_memory, request_tokens, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from runtime.models.loader import (
@@ -35,23 +35,8 @@ log = logging.getLogger("runtime.engine")
 GRAPHS_BYTES = 800 << 20  # kept for the CUDA graphs themselves, which are made last
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedOptions:
-    """
-    Engine options of one device, with the limits that depend on the model and the device.
-
-    Attributes:
-        context_tokens, step_tokens: Of a request, and most of a step.
-    """
-
-    options: EngineOptions
-    device: str | torch.device
-    context_tokens: int
-    step_tokens: int
-
-
 def open_runner(
-    model: Decoder, resolved: ResolvedOptions, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> tuple[PagedRunner, int]:
     """
     Return what computes with *model*, whose weights are in place, and the pages of its cache.
@@ -65,15 +50,13 @@ def open_runner(
         RuntimeFault: There is no room for one request of the whole context.
     """
 
-    options = resolved.options
-
     def make(pages: int) -> PagedRunner:
         return PagedRunner(
             model,
             slots=options.max_batch_requests,
             pages=pages,
             page_tokens=options.page_tokens,
-            row_pages=-(-resolved.context_tokens // options.page_tokens),
+            row_pages=-(-plan.context_tokens // options.page_tokens),
             kv_dtype=KV_DTYPES.get(options.kv),  # "same": None
         )
 
@@ -82,14 +65,14 @@ def open_runner(
     plan = plan_memory(options, model.config, total_bytes)
     pages = plan.pages
     if is_gpu:
-        _warm(make(2), resolved)
+        _warm(make(2), options, plan.context_tokens)
         free_bytes = torch.cuda.mem_get_info()[0] - plan.activations - GRAPHS_BYTES
         pages = min(pages, free_bytes * plan.pages // plan.kv)
     pages = agree(pages)
     if pages < plan.least_pages:
         raise ModelError(
             f"KV cache: room for {max(pages - 1, 0) * options.page_tokens} tokens",
-            why=f"one request of the whole context takes {resolved.context_tokens}; other "
+            why=f"one request of the whole context takes {plan.context_tokens}; other "
             "processes on the GPU count too, such as the other slot of a release",
             fix="lower context_tokens, or set kv: fp8, or lower memory_fraction of both slots",
         )
@@ -98,48 +81,53 @@ def open_runner(
     return runner, pages
 
 
-def _warm(probe: PagedRunner, resolved: ResolvedOptions) -> None:
+def _warm(probe: PagedRunner, options: EngineOptions, context_tokens: int) -> None:
     """
-    Have everything that a step can need loaded, before the first request needs it.
+    Load everything that a step can need before the first request needs it.
     """
-    nobody, page = resolved.options.max_batch_requests, resolved.options.page_tokens
-    tokens = min(resolved.step_tokens, resolved.context_tokens)
-    probe.launch(Step((), (), (Chunk(nobody, 0, [0] * tokens, True),))).collect()
-    some = [0] * min(page, resolved.context_tokens - page)
-    chunks = (Chunk(nobody, 0, some, True), Chunk(nobody, page, some, True)) if some else ()
-    probe.launch(Step((), (Decode(nobody, 0),), chunks)).collect()
+    unused_slot, page = options.max_batch_requests, options.page_tokens
+    tokens = min(step_tokens(options), context_tokens)
+    probe.launch(Step((), (), (Chunk(unused_slot, 0, [0] * tokens, True),))).collect()
+    some = [0] * min(page, context_tokens - page)
+    chunks = tuple(Chunk(unused_slot, start, some, True) for start in (0, page)) if some else ()
+    probe.launch(Step((), (Decode(unused_slot, 0),), chunks)).collect()
     torch.cuda.empty_cache()
 
 
 def open_paged(load: Load) -> Opened:
     """
-    Read the model of *load* and make ready to compute.
+    Read the model of *load* and prepare it to compute, on one device.
 
     Raises:
-        ModelError: The directory is not a model that this runtime can serve, or there is no room.
+        ModelError: This runtime can't serve the directory's model, or it does not fit.
     """
-    options = load.options
-    check_device(options.device)
-    if options.device == "cuda" and (why := _why_no_kernels()):
+    config = read_checked_config(load)
+    return make_ready(fill(load, config, load.options.device), load.options)
+
+
+def read_checked_config(load: Load) -> DecoderConfig:
+    """
+    Return the model's config, which this engine's kernels can compute on the device of *load*.
+
+    Raises:
+        ModelError: It can't.
+    """
+    device = load.options.device
+    check_device(device)
+    if device == "cuda" and (why := _why_no_kernels()):
         raise ModelError(
             f"torch {torch.__version__}: this engine's kernels can't be loaded",
             why=why,
-            fix="take a row of the matrix with torch 2.10 or later, or set engine: vllm",
+            fix="use a row of the matrix with torch 2.10 or later, or set engine: vllm",
         )
     config = read_config(load.model_dir)
-    if options.device == "cuda" and config.head_dim.bit_count() != 1:
+    if device == "cuda" and config.head_dim.bit_count() != 1:
         raise ModelError(
-            f"{load.model_dir}: heads of {config.head_dim} values",
-            why="the kernels have a power of two",
+            f"{load.model_dir}: head_dim is {config.head_dim}",
+            why="the kernels need a power of two",
             fix="set engine: vllm, or serve it on a CPU",
         )
-    if options.gpus > 1:
-        from runtime.engines.tensor_parallel.sharded import (
-            open_sharded,  # which opens each rank with `fill`
-        )
-
-        return open_sharded(load, config)
-    return make_ready(*fill(load, config, options.device))
+    return config
 
 
 def _why_no_kernels() -> str:
@@ -153,18 +141,9 @@ def _why_no_kernels() -> str:
     return ""
 
 
-def resolve_options(
-    options: EngineOptions, config: DecoderConfig, device: str | torch.device
-) -> ResolvedOptions:
-    # A request of more than the whole batch may have could never join; admission says the same.
-    limits = (config.context_tokens, options.context_tokens, options.max_batch_tokens)
-    context_tokens = min(limit for limit in limits if limit)
-    return ResolvedOptions(options, device, context_tokens, step_tokens(options))
-
-
 def fill(
     load: Load, config: DecoderConfig, device: str | torch.device, shard: Shard = WHOLE
-) -> tuple[Decoder, ResolvedOptions]:
+) -> Decoder:
     """
     Return the model of *load*, or a part of it, with its weights in place.
     """
@@ -180,25 +159,25 @@ def fill(
         loaded.seconds,
         loaded.gb_per_s,
     )
-    return model, resolve_options(options, config, device)
+    return model
 
 
 def make_ready(
-    model: Decoder, resolved: ResolvedOptions, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> Opened:
     """
     Return *model* ready to compute; see `open_runner`.
     """
-    runner, pages = open_runner(model, resolved, agree)
+    runner, pages = open_runner(model, options, agree)
     config = model.config
     with torch.device("meta"):
         whole = Decoder(config)
     return Opened(
         runner=runner,
         pages=pages,
-        page_tokens=resolved.options.page_tokens,
-        step_tokens=resolved.step_tokens,
-        context_tokens=resolved.context_tokens,
+        page_tokens=options.page_tokens,
+        step_tokens=step_tokens(options),
+        context_tokens=request_tokens(options, config),
         vocabulary=config.vocabulary,
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
         ends=config.ends,

@@ -1,18 +1,13 @@
 """
-The engine process: `python -m runtime.engines.paged.worker --fd N --parent PID`.
+The loop of the engine process: receive, one turn of the scheduler, report.
 
 It lives as long as the API process holds the other end of the socket, and no longer.
 """
 
-import argparse
-import contextlib
-import ctypes
 import gc
 import logging
-import os
 import random
 import select
-import signal
 import socket
 import threading
 import time
@@ -39,7 +34,6 @@ from runtime.engines.paged.step import Opened
 
 log = logging.getLogger("runtime.engine")
 
-PR_SET_PDEATHSIG = 1  # Source: prctl(2)
 GC_THRESHOLDS = (50_000, 50, 50)
 SWAP_POLL_S = 0.05  # an idle engine looks this often whether the new weights are read
 
@@ -239,46 +233,3 @@ def _load_failed(model_dir: str, error: Exception) -> LoadFailed:
         fix="see the traceback in the unit's log",
         is_model=False,
     )
-
-
-def open_model(load: Load) -> Opened:
-    """
-    Read the model of *load* with torch.
-    """
-    # Imported here: the process is under its parent's thumb before the slow import starts.
-    from runtime.engines.paged.load_engine import open_paged
-
-    return open_paged(load)
-
-
-def serve_parent(parent: int) -> bool:
-    """
-    Have the kernel kill this process when *parent* dies; False if it already has.
-
-    Nothing else ends it from outside: systemd signals the whole unit, and the API process, or
-    rank 0, hangs up in its own time.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    return os.getppid() == parent
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="runtime.engines.paged.worker")
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    args = parser.parse_args()
-    if not serve_parent(args.parent):
-        return 0
-    # Either means that the API process is gone, and with it whoever waited.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Engine(Line(socket.socket(fileno=args.fd)), open_model).run()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

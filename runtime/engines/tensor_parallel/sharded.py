@@ -11,7 +11,6 @@ than one.  Of a network of its own, PrivateNetwork=yes, it has the loopback alon
 needed: GPUs exchange over NVLink, PCIe or shared memory.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,55 +18,18 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.base.protocol import encode as encode_load
-from runtime.engines.paged.load_engine import fill, make_ready
+from runtime.engines.paged.load_engine import fill, make_ready, read_checked_config
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import Opened, Outcome, Running, Step
 from runtime.engines.tensor_parallel.pipe import encode, encode_step
 from runtime.engines.tensor_parallel.ranks import Followers
-from runtime.models.config import DecoderConfig
+from runtime.models.collectives import Group
 from runtime.models.loader import build_model, read_config
 from runtime.models.shard import Shard
-
-
-class Group:
-    """
-    What the ranks do together: each calls the same methods, in the same order.
-    """
-
-    def __init__(self, shard: Shard, device: torch.device, store: str) -> None:
-        self._size, self._device = shard.size, device
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, "lo")  # all are on this host
-        is_gpu = device.type == "cuda"
-        dist.init_process_group(
-            "nccl" if is_gpu else "gloo",
-            init_method=f"file://{store}",
-            rank=shard.rank,
-            world_size=shard.size,
-            device_id=device if is_gpu else None,  # connect now, not within a graph's capture
-        )
-
-    def reduce(self, x: Tensor) -> Tensor:
-        if x.numel():
-            dist.all_reduce(x)
-        return x
-
-    def gather(self, logits: Tensor) -> Tensor:
-        rows, columns = logits.shape
-        parts = logits.new_empty((self._size, rows, columns))
-        if rows:
-            dist.all_gather(list(parts), logits)
-        return parts.transpose(0, 1).reshape(rows, self._size * columns)
-
-    def least(self, count: int) -> int:
-        found = torch.tensor([count], device=self._device)
-        dist.all_reduce(found, dist.ReduceOp.MIN)
-        return int(found)
 
 
 class ShardedRunner:
@@ -107,11 +69,11 @@ class _Running:
             return self._own.collect()
 
 
-def open_sharded(load: Load, config: DecoderConfig) -> Opened:
+def open_sharded(load: Load) -> Opened:
     """
-    As `opening.open_paged`, on `load.options.gpus` GPUs.
+    As `load_engine.open_paged`, on `gpus` GPUs.
     """
-    options = load.options
+    options, config = load.options, read_checked_config(load)
     part = Shard(0, options.gpus)  # can it be cut?
     build_model(
         config, device="meta", precision=options.precision, weights=options.weights, shard=part
@@ -155,11 +117,11 @@ def open_rank(load: Load, rank: int, store: str, meet: Callable[[], None]) -> Op
     if load.options.device == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    model, options = fill(load, read_config(load.model_dir), device, shard)
+    model = fill(load, read_config(load.model_dir), device, shard)
     meet()
     group = Group(shard, device, store)
     model.reduce, model.gather = group.reduce, group.gather
-    return make_ready(model, options, group.least)
+    return make_ready(model, load.options, group.least)
 
 
 def _prepare(followers: Followers, own: Opened, model_dir: str) -> Callable[[], None]:

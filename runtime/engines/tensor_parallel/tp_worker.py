@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable
 
 from runtime.contract.errors import RuntimeFault
+from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load, decode_to_engine
 from runtime.engines.paged.step import Opened, Running
-from runtime.engines.paged.worker import serve_parent
 from runtime.engines.tensor_parallel.pipe import Pipe, decode_step, encode
 
 log = logging.getLogger("runtime.engine")
@@ -78,7 +78,7 @@ def follow(pipe: Pipe, rank: int, store: str) -> None:
         return
     load = decode_to_engine(message[1])
     assert isinstance(load, Load), load
-    # Imported here: the process is under its parent's thumb before the slow import starts.
+    # Imported here: the slow import starts once this process is bound to its parent.
     from runtime.engines.tensor_parallel.sharded import open_rank
 
     def meet() -> None:
@@ -110,6 +110,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--store", required=True)
     args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     if not serve_parent(args.parent):
         return 0
     pipe = Pipe(socket.socket(fileno=args.fd))

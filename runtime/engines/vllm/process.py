@@ -84,9 +84,9 @@ def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmChild:
             fix="add vllm to the release's lock, or set engine: slipway",
         )
     socket = _private_socket(model.runtime_socket)
-    tether = [sys.executable, "-m", "runtime.engines.vllm.pdeathsig", str(os.getpid())]
+    bound_to_us = [sys.executable, "-m", "runtime.engines.base.pdeathsig", str(os.getpid())]
     process = subprocess.Popen(
-        [*tether, *vllm_argv(model, program, socket)],
+        [*bound_to_us, *vllm_argv(model, program, socket)],
         stdin=subprocess.DEVNULL,
         stdout=2,  # vLLM logs to it
         env=vllm_env(env, model.options.threads),

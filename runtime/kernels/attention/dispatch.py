@@ -2,7 +2,7 @@
 The Attend of one step over the paged cache: decodes first, then chunks of prompts.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,31 @@ from runtime.kernels.cache import PagedCache
 
 if TYPE_CHECKING:
     from runtime.kernels.attention.decode import Workspace
-    from runtime.models.decoder import DecoderLayer
+
+
+class AttentionLayer(Protocol):
+    """
+    What attention needs of a decoder's layer.
+
+    Attributes:
+        index: Of the layer, from 0.
+        heads: Query heads of this shard.
+        q_norm, k_norm: Gains (head_dim,); None where heads are not normed.
+    """
+
+    index: int
+    heads: int
+    norm_eps: float
+
+    @property
+    def q_norm(self) -> Tensor | None: ...
+
+    @property
+    def k_norm(self) -> Tensor | None: ...
+
+    def parts(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def split(self, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class PagedAttend:
@@ -41,7 +65,7 @@ class PagedAttend:
         self._decodes, self._prefill = decodes, prefill
         self._workspace, self._pdl = workspace, pdl
 
-    def __call__(self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor) -> Tensor:
+    def __call__(self, layer: AttentionLayer, qkv: Tensor, angles: Tensor) -> Tensor:
         first, prefill = self._decodes, self._prefill
         q, k, v = self._store(layer, qkv, angles)
         if prefill is not None and prefill.is_lone:
@@ -53,7 +77,7 @@ class PagedAttend:
         return out.flatten(1)
 
     def _store(
-        self, layer: "DecoderLayer", qkv: Tensor, angles: Tensor
+        self, layer: AttentionLayer, qkv: Tensor, angles: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         where = self._cache, layer.index
         if self._workspace is None:
@@ -65,7 +89,7 @@ class PagedAttend:
         rope.turn_and_store(
             qkv, angles, *where, self._slots, self._positions,
             heads=layer.heads, q_norm=layer.q_norm, k_norm=layer.k_norm,
-            eps=layer.config.norm_eps, pdl=self._pdl,
+            eps=layer.norm_eps, pdl=self._pdl,
         )  # fmt: skip
         return layer.parts(qkv)  # normed and rotated where they lie
 

@@ -116,7 +116,7 @@ def test_a_slip_would_be_noticed(slip):
     "fine",
     [
         "def f():\n    import torch",
-        "from runtime.engines.paged.worker import open_model",
+        "from runtime.engines.__main__ import open_model",
         "from runtime.models.config import DecoderConfig",
     ],
 )
@@ -160,7 +160,7 @@ def test_the_engine_imports_nothing_of_the_web_layer():
     It starts where none of that is installed.
     """
     paged = [f"paged.{name}" for name in ("worker", "scheduler", "load_engine", "runner")]
-    engine = [*paged, "tensor_parallel.sharded", "tensor_parallel.tp_worker"]
+    engine = ["__main__", *paged, "tensor_parallel.sharded", "tensor_parallel.tp_worker"]
     found = run(REFUSING + "".join(f"import runtime.engines.{name}\n" for name in engine))
     assert (found.returncode, found.stderr) == (0, "")
 

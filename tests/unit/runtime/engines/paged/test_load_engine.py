@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from runtime.contract.errors import ModelError
+from runtime.engines.__main__ import open_model
 from runtime.engines.paged import load_engine as opening
 from runtime.engines.paged.blocks import PagePool
 from runtime.engines.paged.load_engine import fill, open_paged, open_runner
@@ -83,8 +84,8 @@ def test_heads_that_the_kernels_have_not_are_refused(tmp_path, monkeypatch, gpus
     pytest.importorskip("triton")
     write_model(tmp_path, head_dim=24)
     monkeypatch.setattr(opening, "check_device", lambda device: None)
-    with pytest.raises(ModelError, match="heads of 24 values"):
-        open_paged(make_load(tmp_path, device="cuda", gpus=gpus))
+    with pytest.raises(ModelError, match="head_dim is 24"):
+        open_model(make_load(tmp_path, device="cuda", gpus=gpus))
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
@@ -95,7 +96,7 @@ def test_a_model_is_held_as_it_was_asked_for(tmp_path, weights, kv):
     """
     write_model(tmp_path, **WIDE)
     opened, scheduler = open_engine(tmp_path, weights=weights, kv=kv)
-    assert len(ask(scheduler)) == JOB.max_tokens
+    assert len(ask(scheduler)) == JOB.params.max_tokens
     assert opened.runner.cache.keys.dtype == (KV_DTYPES[kv] or torch.float32)
     assert opened.parameters == open_paged(make_load(tmp_path)).parameters
 
@@ -147,7 +148,8 @@ def test_too_little_room_for_one_request_is_an_error(tmp_path):
     It names what there is, what one request takes, and the keys to change.
     """
     write_model(tmp_path)
-    model, options = fill(make_load(tmp_path), read_config(tmp_path), "cpu")
+    load = make_load(tmp_path)
+    model, options = fill(load, read_config(tmp_path), "cpu"), load.options
     open_runner(model, options, agree=lambda pages: 9)
     with pytest.raises(ModelError) as caught:
         open_runner(model, options, agree=lambda pages: 8)

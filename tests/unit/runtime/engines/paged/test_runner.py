@@ -272,8 +272,8 @@ def test_temperature_and_top_p_are_the_requests_own(model):
     Side by side: greedy, as good as greedy for want of other tokens, and neither.
     """
     job = make_request(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
-    narrow = replace(job, id=1, temperature=2.0, top_p=1e-6)
-    wide = replace(narrow, id=2, top_p=1.0)
+    narrow = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, top_p=1e-6, seed=1)
+    wide = make_request(2, [1, 2, 3], 20, 9.0, temperature=2.0, seed=1)
     scheduler, _ = make_engine(model)
 
     tokens, _ = play(scheduler, [(0, job), (0, narrow), (0, wide)])
@@ -331,7 +331,7 @@ def quantised(tmp_path_factory):
     folder = write_model(tmp_path_factory.mktemp("model"), std=0.05, **shape)
     config = read_config(folder)
     loads = {weights: make_load(folder, weights=weights) for weights in ("full", "int8", "int4")}
-    return {weights: fill(load, config, "cpu")[0] for weights, load in loads.items()}
+    return {weights: fill(load, config, "cpu") for weights, load in loads.items()}
 
 
 def compute(model, jobs, kv="same"):

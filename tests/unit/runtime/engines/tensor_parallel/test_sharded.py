@@ -29,8 +29,10 @@ from runtime.engines.paged.step import Step
 from runtime.engines.tensor_parallel import ranks
 from runtime.engines.tensor_parallel import sharded as parallel
 from runtime.engines.tensor_parallel.pipe import Pipe
+from runtime.engines.tensor_parallel.sharded import open_sharded
 from runtime.kernels import reference
 from runtime.kernels.quantize import dequantize
+from runtime.models import collectives
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 from tests.unit.runtime.builders import make_config_document, write_model
@@ -112,7 +114,7 @@ def shared(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     model, other = (write_model(folder / str(seed), seed=seed, **pad(changes)) for seed in (0, 1))
     whole = open_paged(make_load(str(model), **LOAD))
-    sharded = open_paged(make_load(str(model), gpus=size, **LOAD))
+    sharded = open_sharded(make_load(str(model), gpus=size, **LOAD))
     yield SimpleNamespace(whole=whole, sharded=sharded, model=str(model), other=str(other))
     sharded.runner.close()
     assert children(os.getpid()) == []
@@ -151,13 +153,13 @@ def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):
     Negative control: rank 0 goes without the sum behind an MLP.
     """
     expected = answers(shared.whole)
-    all_reduce, calls = parallel.dist.all_reduce, []
+    all_reduce, calls = collectives.dist.all_reduce, []
 
     def leave_one_out(x):
         calls.append(x)
         all_reduce(x if len(calls) % 2 else x.clone())
 
-    monkeypatch.setattr(parallel.dist, "all_reduce", leave_one_out)
+    monkeypatch.setattr(collectives.dist, "all_reduce", leave_one_out)
     assert answers(shared.sharded) != expected
 
 
@@ -218,7 +220,7 @@ def test_what_can_not_be_shared_out_is_said_before_a_process_starts(
     model = write_model(tmp_path / "model", **pad(changes))
     open_paged(make_load(str(model), weights=weights, **LOAD))  # negative control
     with pytest.raises(ModelError, match=words):
-        open_paged(make_load(str(model), weights=weights, gpus=gpus, **LOAD))
+        open_sharded(make_load(str(model), weights=weights, gpus=gpus, **LOAD))
 
 
 def test_each_rank_quantises_what_it_holds(tmp_path):
@@ -229,8 +231,8 @@ def test_each_rank_quantises_what_it_holds(tmp_path):
     config = DecoderConfig.from_json(make_config_document(**pad({})), "config.json")
     load = make_load(str(model), weights="int8", gpus=2)
     for rank in range(2):
-        exact, _ = fill(make_load(str(model)), config, "cpu", Shard(rank, 2))
-        rounded, _ = fill(load, config, "cpu", Shard(rank, 2))
+        exact = fill(make_load(str(model)), config, "cpu", Shard(rank, 2))
+        rounded = fill(load, config, "cpu", Shard(rank, 2))
         for name in ("qkv", "out", "gate_up", "down"):
             wanted = getattr(exact.layers[1], name)
             found = getattr(rounded.layers[1], name)

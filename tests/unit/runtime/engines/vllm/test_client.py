@@ -121,7 +121,7 @@ def start(folder, fate="", **config):
         [
             sys.executable,
             "-m",
-            "runtime.engines.vllm.pdeathsig",
+            "runtime.engines.base.pdeathsig",
             str(os.getpid()),
             sys.executable,
             *argv,

@@ -176,7 +176,7 @@ def test_it_goes_when_whoever_started_it_goes(tmp_path, is_quick):
     code = (
         "import os, subprocess, sys\n"
         "parent = os.getppid() if sys.argv[1] == 'True' else os.getpid()\n"
-        "argv = [sys.executable, '-m', 'runtime.engines.vllm.pdeathsig', str(parent), '/bin/cat']\n"
+        "argv = [sys.executable, '-m', 'runtime.engines.base.pdeathsig', str(parent), '/bin/cat']\n"
         "subprocess.Popen(argv, stdin=0)\n"
         "sys.stdin.read(1)\n"
     )
