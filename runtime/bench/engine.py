@@ -11,13 +11,13 @@ import torch
 from runtime.bench.recorder import Recorder
 from runtime.bench.roofline import model_of
 from runtime.bench.sample import Ceilings, Run, Sample, make_sample
-from runtime.bench.shapes import Shape
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import FinishReason, Submit
 from runtime.engines.base.sampling import SamplingParams
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.load_engine import open_runner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.memory.plan import step_tokens
@@ -32,12 +32,12 @@ SEED = 0  # of the weights
 
 class OurEngine:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = None
 
-    def __init__(self, shape: Shape, device: str, ceilings: Ceilings) -> None:
+    def __init__(self, shape: ModelShape, device: str, ceilings: Ceilings) -> None:
         self.version = "this checkout"
         config, precision = shape.config, PRECISION_OF[device]
         options = EngineOptions.from_document(
@@ -82,15 +82,15 @@ class OurEngine:
             recorder,
             Capacity(MAX_REQUESTS, step_tokens(options), max_wait_s=0.0),
             frozenset(),
-            PagePool(self.pages, options.page_tokens),
+            BlockAllocator(self.pages, options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
         made = dict.fromkeys(range(len(work)), 0)
         first_s: dict[int, float] = {}
         started_s = time.perf_counter()
         for id, request in enumerate(work):
-            job = Submit(id, request.prompt, SamplingParams(request.new), TIMEOUT_S)
-            scheduler.submit(job, started_s)
+            params = SamplingParams(request.new)
+            scheduler.submit(Submit(id, request.prompt, params, TIMEOUT_S), started_s)
         while not scheduler.is_idle:
             report = scheduler.turn(time.perf_counter())
             now_s = time.perf_counter()
@@ -103,8 +103,8 @@ class OurEngine:
                     raise BenchError(f"request {id}: {ending}: {detail}")
         wall_s = time.perf_counter() - started_s
         check_tokens(list(made.values()), work)
-        if scheduler.pool.hit_tokens:
-            raise BenchError(f"{scheduler.pool.hit_tokens} tokens came from the prefix cache")
+        if scheduler.allocator.hit_tokens:
+            raise BenchError(f"{scheduler.allocator.hit_tokens} tokens came from the prefix cache")
         firsts = [first_s[id] for id in made]
         return Run(wall_s, recorder.waited_s, firsts, recorder.launched)
 

@@ -5,7 +5,7 @@ Writes down what the runner is told, and when: stands between the scheduler and 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.engines.paged.step import Outcome, Runner, Running, Step
+from runtime.engines.paged.step import Runner, Running, Step, StepOutput
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Recorder:
         self.launched.append(entry)
         return _Watched(self, running, entry)
 
-    def collect(self, running: Running, entry: Launched) -> Outcome:
+    def collect(self, running: Running, entry: Launched) -> StepOutput:
         started_s = self._clock()
         outcome = running.collect()
         entry.done_s = self._clock()
@@ -56,5 +56,5 @@ class _Watched:
     running: Running
     entry: Launched
 
-    def collect(self) -> Outcome:
+    def collect(self) -> StepOutput:
         return self.recorder.collect(self.running, self.entry)

@@ -41,7 +41,7 @@ class Result:
         return spread.median if spread else None
 
 
-class Report:
+class BenchReport:
     """
     Attributes:
         failed: What went wrong: systems, or lines of them.

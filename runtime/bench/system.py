@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.shapes import ModelShape
 from runtime.bench.work import Line, Work
 
 
-class System(Protocol):
+class TimedSystem(Protocol):
     """
     An engine with random weights of one shape.
 
@@ -38,7 +38,7 @@ class System(Protocol):
 
 
 # Of a shape, on a device.
-OpenSystem = Callable[[Shape, str], System]
+OpenTimedSystem = Callable[[ModelShape, str], TimedSystem]
 
 
 class NotInstalled(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 
@@ -22,12 +22,12 @@ PAGE_TOKENS, STEP_TOKENS = 64, 512  # of generate_batch on a CPU
 
 class TransformersPeer:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = 20.0
 
-    def __init__(self, shape: Shape, device: str) -> None:
+    def __init__(self, shape: ModelShape, device: str) -> None:
         self._transformers: Any = importlib.import_module("transformers")
         self.version = str(self._transformers.__version__)
         self._device = device

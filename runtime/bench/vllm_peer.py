@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import check_tokens
 from runtime.bench.work import Line, Work
 
@@ -20,12 +20,12 @@ MAX_REQUESTS = 256
 
 class VllmPeer:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = None
 
-    def __init__(self, shape: Shape, device: str) -> None:
+    def __init__(self, shape: ModelShape, device: str) -> None:
         self._vllm: Any = importlib.import_module("vllm")
         self.version = str(self._vllm.__version__)
         self._device = device

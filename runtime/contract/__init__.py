@@ -33,7 +33,7 @@ PROMPT_TOKENS_TOTAL = "slipway_prompt_tokens_total"  # computed
 CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # of prompts, found in the prefix cache
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
-MEMORY_SPLITS_TOTAL = "slipway_memory_splits_total"
+OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
 GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
 
 # Exit codes of `python -m runtime`

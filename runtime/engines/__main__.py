@@ -9,11 +9,11 @@ import socket
 
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load
-from runtime.engines.paged.step import Opened
+from runtime.engines.paged.step import LoadedModel
 from runtime.engines.paged.worker import Engine, Line
 
 
-def open_model(load: Load) -> Opened:
+def open_model(load: Load) -> LoadedModel:
     """
     Read the model of *load* with torch, on one device or on several GPUs.
     """
@@ -22,9 +22,9 @@ def open_model(load: Load) -> Opened:
         from runtime.engines.tensor_parallel.sharded import open_sharded
 
         return open_sharded(load)
-    from runtime.engines.paged.load_engine import open_paged
+    from runtime.engines.paged.load_engine import load_engine
 
-    return open_paged(load)
+    return load_engine(load)
 
 
 def main() -> int:

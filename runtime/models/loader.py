@@ -17,9 +17,9 @@ from torch import Tensor
 
 from runtime.contract.errors import ModelError
 from runtime.kernels.quantize import Quantized, quantize
-from runtime.models.config import DecoderConfig, read_ends
+from runtime.models.config import DecoderConfig, read_stop_token_ids
 from runtime.models.decoder import Decoder
-from runtime.models.parallel_reader import host_bytes, share_out, wait
+from runtime.models.parallel_reader import host_bytes, read_in_parallel, wait
 from runtime.models.read_plan import Read, Target, memory_of, plan_reads
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.tensor_files import read_json, unreadable
@@ -138,8 +138,8 @@ def read_config(path: str | Path) -> DecoderConfig:
     path = Path(path)
     config = DecoderConfig.from_json(read_json(path / CONFIG), str(path / CONFIG))
     if (path / GENERATION_CONFIG).exists():
-        ends = read_ends(read_json(path / GENERATION_CONFIG))
-        config = replace(config, ends=ends or config.ends)
+        ends = read_stop_token_ids(read_json(path / GENERATION_CONFIG))
+        config = replace(config, stop_token_ids=ends or config.stop_token_ids)
     return config
 
 
@@ -168,7 +168,7 @@ def load_weights(
         _put(read, _fill(buffer(), read))
         wait(device)  # before the buffer is filled again
 
-    share_out(reads, work, device)
+    read_in_parallel(reads, work, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what converting took, on streams that nobody else uses
     return _loaded(reads, started_s)
@@ -208,7 +208,7 @@ def stage(
             wait(device)
         return _loaded(reads, started_s)
 
-    share_out(reads, work, device)
+    read_in_parallel(reads, work, device)
     return Staged(_loaded(reads, started_s), commit)
 
 

@@ -15,7 +15,7 @@ from runtime.models.read_plan import Read
 READERS = 8  # one alone waits for the disk, or for the memory
 
 
-def share_out(
+def read_in_parallel(
     reads: Sequence[Read], work: Callable[[Read, Callable[[], Tensor]], None], device: torch.device
 ) -> None:
     """

@@ -27,7 +27,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class CurrentLoad:
     """
     What the runtime has.
 
@@ -55,7 +55,9 @@ class Refused:
     retry_after_s: int | None = None
 
 
-def refuse(prompt_tokens: int, max_tokens: int, load: Load, limits: Limits) -> Refused | None:
+def refuse(
+    prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: Limits
+) -> Refused | None:
     """
     Return why the request can't come in, or None.
 
@@ -81,7 +83,7 @@ def refuse(prompt_tokens: int, max_tokens: int, load: Load, limits: Limits) -> R
     return None
 
 
-def retry_after_s(load: Load, limits: Limits) -> int:
+def retry_after_s(load: CurrentLoad, limits: Limits) -> int:
     """
     Return the whole seconds in which what is in flight should be done, from 1 to 30.
     """

@@ -34,8 +34,8 @@ from runtime.server.middleware import (
     BUG,
     MODELS,
     App,
-    Envelope,
-    Outcome,
+    Middleware,
+    RequestOutcome,
     error_body,
     error_response,
     outcome_of,
@@ -78,7 +78,7 @@ class Serving:
 
 
 # Turns a delta into the document of one answer or event.
-Shape = Callable[[TextDelta, str], dict[str, Any]]
+Formatter = Callable[[TextDelta, str], dict[str, Any]]
 
 
 def create_app(serving: Serving) -> App:
@@ -101,7 +101,7 @@ def create_app(serving: Serving) -> App:
             allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
             expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER],
         )
-    return Envelope(
+    return Middleware(
         app,
         version=config.version,
         slot=serving.settings.slot,
@@ -205,7 +205,7 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
 
 
 async def _answer(
-    serving: Serving, body: GenerateBody | CompletionBody, request: Request, shape: Shape
+    serving: Serving, body: GenerateBody | CompletionBody, request: Request, shape: Formatter
 ) -> Response:
     params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
     asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
@@ -260,8 +260,8 @@ class EventStream(Response):
         self,
         first: TextDelta,
         rest: AsyncGenerator[TextDelta, None],
-        shape: Shape,
-        outcome: Outcome,
+        shape: Formatter,
+        outcome: RequestOutcome,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._first, self._rest, self._shape, self._outcome = first, rest, shape, outcome

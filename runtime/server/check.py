@@ -14,7 +14,7 @@ from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.config import DecoderConfig
-from runtime.server.check_report import Answer, Gpu, Report, as_document, as_text
+from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
 from runtime.server.config import HostConfig, load_config
 
 WEIGHTS, KV = OPTIONS["weights"].choices, OPTIONS["kv"].choices
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: Text
     """
     Write the plan to *out*, and to *err* why it can't be; return the exit code.
     """
-    found: Report | None = None
+    found: MemoryReport | None = None
     try:
         found = _look(args, env)
         fault = found.answer if isinstance(found.answer, RuntimeFault) else None
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: Text
     return code
 
 
-def _look(args: argparse.Namespace, env: Mapping[str, str]) -> Report:
+def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     config = load_config(env, args.config)
     if config.options.engine != "slipway":
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
@@ -68,10 +68,10 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> Report:
         for weights in WEIGHTS
         for kv in KV
     }
-    return Report(config, model_dir, gpu, answers)
+    return MemoryReport(config, model_dir, gpu, answers)
 
 
-def _answer(config: HostConfig, model: DecoderConfig, gpu: Gpu | None) -> Answer:
+def _answer(config: HostConfig, model: DecoderConfig, gpu: Gpu | None) -> PlanOrFault:
     try:
         config.check(Path("configuration"))
         return plan_memory(config.options, model, None if gpu is None else gpu.total_bytes)

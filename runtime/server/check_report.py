@@ -14,7 +14,7 @@ SHORT_TOKENS = 2048  # of a request, beside the longest
 PARTS = ("budget", "weights", "kv", "activations", "fixed", "total")
 COUNTS = ("pages", "page_tokens", "tokens", "context_tokens", "requests_of_context")
 
-Answer = MemoryPlan | RuntimeFault
+PlanOrFault = MemoryPlan | RuntimeFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MemoryReport:
     """
     Attributes:
         gpu: The smallest of those that would be used; None where that is a CPU.
@@ -39,14 +39,16 @@ class Report:
     config: HostConfig
     model_dir: Path
     gpu: Gpu | None
-    answers: Mapping[tuple[str, str], Answer]
+    answers: Mapping[tuple[str, str], PlanOrFault]
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> PlanOrFault:
         return self.answers[self.config.options.weights, self.config.options.kv]
 
 
-def as_document(found: Report | None, fault: RuntimeFault | None, code: int) -> dict[str, object]:
+def as_document(
+    found: MemoryReport | None, fault: RuntimeFault | None, code: int
+) -> dict[str, object]:
     words = fault and {"what": fault.what, "why": fault.why, "fix": fault.fix, "exit_code": code}
     document: dict[str, object] = {"fits": fault is None, "error": words}
     if found is not None:
@@ -59,14 +61,14 @@ def as_document(found: Report | None, fault: RuntimeFault | None, code: int) -> 
     return document
 
 
-def _numbers(answer: Answer) -> dict[str, int | None] | None:
+def _numbers(answer: PlanOrFault) -> dict[str, int | None] | None:
     if isinstance(answer, RuntimeFault):
         return None
     sizes = {f"{part}_bytes": getattr(answer, part) for part in PARTS}
     return sizes | {count: getattr(answer, count) for count in COUNTS}
 
 
-def as_text(found: Report) -> Iterator[str]:
+def as_text(found: MemoryReport) -> Iterator[str]:
     options, plan, gpu = found.config.options, found.answer, found.gpu
     yield f"model        {found.model_dir}"
     if gpu is not None:
@@ -96,7 +98,7 @@ def _row(name: str, size: int, words: str) -> str:
     return f"{name:<12}{size / GIB:8.2f} GiB  {words}"
 
 
-def _held(answer: Answer) -> str:
+def _held(answer: PlanOrFault) -> str:
     if isinstance(answer, RuntimeFault):
         return answer.what
     lengths = sorted({answer.context_tokens, min(SHORT_TOKENS, answer.context_tokens)})

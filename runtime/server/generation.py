@@ -15,7 +15,7 @@ from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server.admission import Limits, Load, Refused, refuse, time_allowed_s
+from runtime.server.admission import CurrentLoad, Limits, Refused, refuse, time_allowed_s
 from runtime.server.text import Codec, Detokenizer, StopScanner
 
 GRACE_S = 1.0  # beyond a deadline, before an engine that does not say so is not waited for
@@ -92,8 +92,8 @@ class Generator:
         self._encoding = 0  # admitted, and still becoming tokens in another thread
 
     @property
-    def load(self) -> Load:
-        return Load(self._engine.in_flight + self._encoding, self._mean_s)
+    def load(self) -> CurrentLoad:
+        return CurrentLoad(self._engine.in_flight + self._encoding, self._mean_s)
 
     async def whole(self, request: GenerationRequest) -> TextDelta:
         """

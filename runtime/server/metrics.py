@@ -17,14 +17,14 @@ from runtime.contract import (
     FIRST_TOKEN_SECONDS,
     KV_PAGES,
     KV_PAGES_USED,
-    MEMORY_SPLITS_TOTAL,
+    OOM_SPLITS_TOTAL,
     PROMPT_TOKENS_TOTAL,
     QUEUE_REQUESTS,
     REQUEST_SECONDS,
     REQUESTS_TOTAL,
     TOKENS_TOTAL,
 )
-from runtime.engines.base.protocol import Report
+from runtime.engines.base.protocol import EngineReport
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -90,7 +90,7 @@ class Metrics:
             *self._own
         )
         self._splits = Counter(
-            MEMORY_SPLITS_TOTAL,
+            OOM_SPLITS_TOTAL,
             "Steps that ran out of memory and were split",
             own,
             registry=registry,
@@ -106,7 +106,7 @@ class Metrics:
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)
 
-    def engine(self, report: Report) -> None:
+    def engine(self, report: EngineReport) -> None:
         """
         Take in what the engine did in one turn.
         """
@@ -119,7 +119,7 @@ class Metrics:
         self._cached_tokens.inc(report.cached_tokens)
         self._pages_used.set(report.pages_used)
         self._pages.set(report.pages)
-        self._splits.inc(report.memory_splits)
+        self._splits.inc(report.oom_splits)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -49,7 +49,7 @@ RETRY_SAFE = frozenset({429, 499, 500, 503, 504})
 BUG = Refused(500, "internal", "an error of the runtime; its log has the rest under this id")
 
 
-class Outcome:
+class RequestOutcome:
     """
     What is known of a request beside its scope.
 
@@ -62,13 +62,13 @@ class Outcome:
         self.code: int | None = None
 
 
-def outcome_of(scope: Scope) -> Outcome:
+def outcome_of(scope: Scope) -> RequestOutcome:
     outcome = scope["slipway"]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, RequestOutcome)
     return outcome
 
 
-class Envelope:
+class Middleware:
     """
     Wraps the application.
 
@@ -98,7 +98,7 @@ class Envelope:
             return
         started_s = time.monotonic()
         headers = dict(scope["headers"])
-        outcome = scope["slipway"] = Outcome(_request_id(headers))
+        outcome = scope["slipway"] = RequestOutcome(_request_id(headers))
         exchange = _Exchange(self._extra(outcome), receive, send)
         try:
             if refused := self._refuse(scope, headers):
@@ -115,7 +115,7 @@ class Envelope:
             route = scope["path"] if scope["path"] in ROUTES else "other"
             self._metrics.answered(route, code, time.monotonic() - started_s)
 
-    def _extra(self, outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    def _extra(self, outcome: RequestOutcome) -> list[tuple[bytes, bytes]]:
         extra = [*self._headers, (REQUEST_ID_HEADER.encode(), outcome.request_id.encode())]
         # Whoever keeps connections finds the other slot sooner.
         return [*extra, (b"connection", b"close")] if self._life.phase.is_leaving else extra

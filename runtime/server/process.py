@@ -18,10 +18,10 @@ import uvicorn
 
 from runtime.contract import EXIT_ENGINE, EXIT_OK
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
-from runtime.engines.base.protocol import Load, Report
-from runtime.engines.paged.client import Child, EngineClient
+from runtime.engines.base.protocol import EngineReport, Load
+from runtime.engines.paged.client import EngineClient, EngineProcess
 from runtime.engines.vllm.client import VllmClient
-from runtime.engines.vllm.process import VllmChild
+from runtime.engines.vllm.process import VllmProcess
 from runtime.server.api import Serving, create_app
 from runtime.server.config import Settings
 from runtime.server.generation import Generator
@@ -48,7 +48,9 @@ class Server:
     Joins the parts and moves `Life` along.
     """
 
-    def __init__(self, settings: Settings, child: Child | VllmChild, notifier: Notifier) -> None:
+    def __init__(
+        self, settings: Settings, child: EngineProcess | VllmProcess, notifier: Notifier
+    ) -> None:
         config = settings.config
         self._settings, self._notifier = settings, notifier
         self._life = Life()
@@ -56,7 +58,7 @@ class Server:
         self._watchdog = Watchdog(notifier)
         self._engine = (
             EngineClient(child, self._on_report)
-            if isinstance(child, Child)
+            if isinstance(child, EngineProcess)
             else VllmClient(child, self._on_report)
         )
         self._serving = Serving(
@@ -191,7 +193,7 @@ class Server:
         log.info("runtime.drain_ended abandoned=%d took_s=%.2f", left, took_s)
         return EXIT_OK
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, report: EngineReport) -> None:
         self._metrics.engine(report)
         self._watchdog.beat(time.monotonic())
 
@@ -250,7 +252,7 @@ def _remove_stale(path: Path) -> None:
     raise ConfigError(f"{path}: is taken", why=why, fix="stop what uses it, or remove it")
 
 
-async def serve(settings: Settings, child: Child | VllmChild, notifier: Notifier) -> int:
+async def serve(settings: Settings, child: EngineProcess | VllmProcess, notifier: Notifier) -> int:
     """
     Run one runtime process; return its exit code.
     """

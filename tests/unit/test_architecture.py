@@ -67,7 +67,7 @@ PURE = {
     "runtime.engines.paged.step",
     "runtime.memory.footprint",
     "runtime.memory.plan",
-    "runtime.engines.paged.blocks",
+    "runtime.engines.paged.block_allocator",
     "runtime.engines.base.protocol",
     "runtime.engines.paged.queue",
     "runtime.engines.paged.oom_splits",

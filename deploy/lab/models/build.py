@@ -95,7 +95,9 @@ def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
 
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     model, config = load_model(model_dir, device="cpu", precision="fp32")
-    found = (_answer(model, tokenizer.encode(prompt).ids, config.ends) for prompt in prompts)
+    found = (
+        _answer(model, tokenizer.encode(prompt).ids, config.stop_token_ids) for prompt in prompts
+    )
     return [None if tokens is None else tokenizer.decode(tokens) for tokens in found]
 
 

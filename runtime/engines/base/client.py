@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from runtime.engines.base.in_flight import InFlight, TokenStream
-from runtime.engines.base.protocol import FinishReason, Load, Loaded, Report
+from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded
 from runtime.engines.base.sampling import SamplingParams
 
 
@@ -24,8 +24,8 @@ class Client(ABC):
         on_report: Called with each report, beats included.
     """
 
-    def __init__(self, on_report: Callable[[Report], None]) -> None:
-        self.last: Report | None = None
+    def __init__(self, on_report: Callable[[EngineReport], None]) -> None:
+        self.last: EngineReport | None = None
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.exit_reason = ""
         self._on_report = on_report

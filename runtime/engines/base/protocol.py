@@ -100,7 +100,7 @@ class LoadFailed:
 
 
 @dataclass(frozen=True)
-class Report:
+class EngineReport:
     """
     What one turn of the engine's loop did; with nothing in it, that the loop turns.
 
@@ -113,7 +113,7 @@ class Report:
         prompt_tokens: Tokens of prompts that the step computed.
         cached_tokens: Those that it found computed, of the requests that joined it.
         pages_used, pages: Of the KV cache: held by requests, and in all.
-        memory_splits: How often steps were cut in two for want of memory, since the last report.
+        oom_splits: How often steps were cut in two for want of memory, since the last report.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -126,7 +126,7 @@ class Report:
     cached_tokens: int = 0
     pages_used: int = 0
     pages: int = 0
-    memory_splits: int = 0
+    oom_splits: int = 0
 
     @property
     def is_beat(self) -> bool:
@@ -137,7 +137,7 @@ class Report:
 
 
 ToEngine = Load | Submit | Cancel | Swap
-FromEngine = Loaded | LoadFailed | Report
+FromEngine = Loaded | LoadFailed | EngineReport
 
 _NAMES: dict[type, str] = {
     Load: "load",
@@ -146,7 +146,7 @@ _NAMES: dict[type, str] = {
     Swap: "swap",
     Loaded: "loaded",
     LoadFailed: "load_failed",
-    Report: "report",
+    EngineReport: "report",
 }
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 

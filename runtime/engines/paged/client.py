@@ -15,12 +15,12 @@ from runtime.engines.base.client import Client, exit_reason
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import (
     Cancel,
+    EngineReport,
     FinishReason,
     FromEngine,
     Load,
     Loaded,
     LoadFailed,
-    Report,
     Submit,
     Swap,
     ToEngine,
@@ -34,7 +34,7 @@ EXIT_WAIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class EngineProcess:
     """
     A started engine process and our end of its socket.
     """
@@ -43,7 +43,7 @@ class Child:
     socket: socket.socket
 
 
-def launch(threads: int) -> Child:
+def launch(threads: int) -> EngineProcess:
     """
     Start an engine process; it imports torch while the caller does other things.
     """
@@ -59,7 +59,7 @@ def launch(threads: int) -> Child:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=env
         )
-    return Child(process, ours)
+    return EngineProcess(process, ours)
 
 
 class EngineClient(Client):
@@ -67,7 +67,7 @@ class EngineClient(Client):
     See `Client`.
     """
 
-    def __init__(self, child: Child, on_report: Callable[[Report], None]) -> None:
+    def __init__(self, child: EngineProcess, on_report: Callable[[EngineReport], None]) -> None:
         super().__init__(on_report)
         self._child = child
         self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
@@ -149,7 +149,7 @@ class EngineClient(Client):
             await self._wait_for_exit()
 
     def _take_in(self, message: FromEngine) -> None:
-        if isinstance(message, Report):
+        if isinstance(message, EngineReport):
             self.last = message
             for id, token in message.tokens:
                 self._requests.push(id, token)

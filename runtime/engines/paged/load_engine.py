@@ -14,7 +14,7 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.paged.runner import PagedRunner
-from runtime.engines.paged.step import Chunk, Decode, Opened, Step
+from runtime.engines.paged.step import Chunk, Decode, LoadedModel, Step
 from runtime.kernels.cache import KV_DTYPES
 from runtime.memory.plan import plan_memory, request_tokens, step_tokens
 from runtime.models.config import DecoderConfig
@@ -94,7 +94,7 @@ def _warm(probe: PagedRunner, options: EngineOptions, context_tokens: int) -> No
     torch.cuda.empty_cache()
 
 
-def open_paged(load: Load) -> Opened:
+def load_engine(load: Load) -> LoadedModel:
     """
     Read the model of *load* and prepare it to compute, on one device.
 
@@ -164,7 +164,7 @@ def fill(
 
 def make_ready(
     model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
-) -> Opened:
+) -> LoadedModel:
     """
     Return *model* ready to compute; see `open_runner`.
     """
@@ -172,7 +172,7 @@ def make_ready(
     config = model.config
     with torch.device("meta"):
         whole = Decoder(config)
-    return Opened(
+    return LoadedModel(
         runner=runner,
         pages=pages,
         page_tokens=options.page_tokens,
@@ -180,20 +180,20 @@ def make_ready(
         context_tokens=request_tokens(options, config),
         vocabulary=config.vocabulary,
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
-        ends=config.ends,
+        stop_token_ids=config.stop_token_ids,
         prepare=partial(_prepare, model),
     )
 
 
 def _prepare(model: Decoder, model_dir: str) -> Callable[[], None]:
     """
-    See `Opened.prepare`.
+    See `LoadedModel.prepare`.
     """
     config, other = model.config, read_config(model_dir)
     names = [field.name for field in fields(config)]
     if different := [name for name in names if getattr(other, name) != getattr(config, name)]:
         raise ModelError(
-            f"{model_dir}: not a model of the same shape and ends",
+            f"{model_dir}: not a model of the same shape and stop tokens",
             why=f"only weights are exchanged, and it differs in {', '.join(different)}",
             fix="release it: a new slot starts with it",
         )

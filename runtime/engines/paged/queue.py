@@ -9,7 +9,7 @@ from itertools import islice
 
 from runtime.engines.base.protocol import Submit
 from runtime.engines.paged.batcher import BatchPolicy, Pending, Take, take
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 
 
 @dataclass(slots=True, eq=False)
@@ -18,12 +18,12 @@ class Waiting:
     A request, and what the batcher is told of it.
 
     Attributes:
-        names: Of the pages of its prompt; None until it is the first in the queue.
+        block_hashes: Of the pages of its prompt; None until it is the first in the queue.
     """
 
-    job: Submit
+    request: Submit
     pending: Pending
-    names: list[bytes] | None = None
+    block_hashes: list[bytes] | None = None
 
 
 class Queue:
@@ -31,20 +31,23 @@ class Queue:
     Requests in the order of their arrival.
     """
 
-    def __init__(self, pool: PagePool) -> None:
-        self._pool = pool
+    def __init__(self, allocator: BlockAllocator) -> None:
+        self._allocator = allocator
         self._waiting: dict[int, Waiting] = {}
         self._deadlines: list[tuple[float, int]] = []  # a heap; who has left may be in it
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def push(self, job: Submit, now_s: float) -> None:
+    def push(self, request: Submit, now_s: float) -> None:
         # Whole pages for its whole budget: whoever has joined never waits for another page.
-        tokens = self._pool.count(len(job.tokens) + job.params.max_tokens) * self._pool.page_tokens
-        pending = Pending(job.id, now_s, now_s + job.timeout_s, tokens)
-        self._waiting[job.id] = Waiting(job, pending)
-        heappush(self._deadlines, (pending.deadline_s, job.id))
+        tokens = (
+            self._allocator.count(len(request.tokens) + request.params.max_tokens)
+            * self._allocator.page_tokens
+        )
+        pending = Pending(request.id, now_s, now_s + request.timeout_s, tokens)
+        self._waiting[request.id] = Waiting(request, pending)
+        heappush(self._deadlines, (pending.deadline_s, request.id))
 
     def pop(self, id: int) -> Waiting | None:
         return self._waiting.pop(id, None)
@@ -77,12 +80,12 @@ class Queue:
         first = list(islice(self._waiting.values(), rows))
         pending = [waiting.pending for waiting in first]
         if first:
-            need = self._pool.need(self.names(first[0]), pending[0].tokens)
-            pending[0] = replace(pending[0], tokens=need * self._pool.page_tokens)
-        room = self._pool.room * self._pool.page_tokens
+            need = self._allocator.need(self.block_hashes(first[0]), pending[0].tokens)
+            pending[0] = replace(pending[0], tokens=need * self._allocator.page_tokens)
+        room = self._allocator.room * self._allocator.page_tokens
         return take(pending, now_s, BatchPolicy(rows, room, max_wait_s))
 
-    def names(self, waiting: Waiting) -> list[bytes]:
-        if waiting.names is None:
-            waiting.names = self._pool.names(waiting.job.tokens)
-        return waiting.names
+    def block_hashes(self, waiting: Waiting) -> list[bytes]:
+        if waiting.block_hashes is None:
+            waiting.block_hashes = self._allocator.block_hashes(waiting.request.tokens)
+        return waiting.block_hashes

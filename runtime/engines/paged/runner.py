@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.engines.paged.step import DeviceLost, Join, Outcome, OutOfMemory, Step
+from runtime.engines.paged.step import DeviceLost, Join, OutOfMemory, Step, StepOutput
 from runtime.kernels import reference
 from runtime.kernels.attention.chunked import Prefill, Span
 from runtime.kernels.attention.dispatch import PagedAttend
@@ -44,14 +44,14 @@ class _Running:
     result: Tensor
     done: "torch.cuda.Event | None"
 
-    def collect(self) -> Outcome:
+    def collect(self) -> StepOutput:
         if self.done is not None:
             try:
                 self.done.synchronize()
             except torch.AcceleratorError as error:
                 raise DeviceLost(str(error)) from error
         tokens, finite = self.result.tolist()
-        return Outcome(tokens, [bool(flag) for flag in finite])
+        return StepOutput(tokens, [bool(flag) for flag in finite])
 
 
 class PagedRunner:

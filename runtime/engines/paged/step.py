@@ -70,7 +70,7 @@ class Step:
     @property
     def sampled(self) -> list[int]:
         """
-        The slots that get a token, in the order of `Outcome`.
+        The slots that get a token, in the order of `StepOutput`.
         """
         return [d.slot for d in self.decodes] + [c.slot for c in self.chunks if c.is_last]
 
@@ -80,7 +80,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutput:
     """
     What a step sampled: one token for each of `Step.sampled`.
 
@@ -97,7 +97,7 @@ class Running(Protocol):
     A step that the device is computing, or has computed.
     """
 
-    def collect(self) -> Outcome:
+    def collect(self) -> StepOutput:
         """
         Wait for the step and return what it sampled.
         """
@@ -116,14 +116,14 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedModel:
     """
     A model in memory.
 
     Attributes:
         pages: Of the KV cache, page 0 included.
         step_tokens: Most tokens that a step computes.
-        ends: Token ids that end an answer.
+        stop_token_ids: Token ids that end an answer.
         prepare: Reads the weights of a directory, in a thread, while the old ones compute; what
             it returns puts them in place, when nothing is computed.  Either may raise, and leaves
             the old ones as they were.
@@ -136,7 +136,7 @@ class Opened:
     context_tokens: int
     vocabulary: int
     parameters: int
-    ends: frozenset[int]
+    stop_token_ids: frozenset[int]
     prepare: Callable[[str], Callable[[], None]]
 
 

@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from runtime.contract.errors import RuntimeFault
 from runtime.engines.base.protocol import (
     Cancel,
+    EngineReport,
     Load,
     Loaded,
     LoadFailed,
-    Report,
     Submit,
     Swap,
     ToEngine,
     decode_to_engine,
     encode,
 )
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.scheduler import Capacity, Scheduler
-from runtime.engines.paged.step import Opened
+from runtime.engines.paged.step import LoadedModel
 
 log = logging.getLogger("runtime.engine")
 
@@ -38,7 +38,7 @@ GC_THRESHOLDS = (50_000, 50, 50)
 SWAP_POLL_S = 0.05  # an idle engine looks this often whether the new weights are read
 
 
-OpenModel = Callable[[Load], Opened]
+OpenModel = Callable[[Load], LoadedModel]
 
 
 class Line:
@@ -50,7 +50,7 @@ class Line:
         self._socket = sock
         self._buffer = b""
 
-    def send(self, message: Loaded | LoadFailed | Report) -> None:
+    def send(self, message: Loaded | LoadFailed | EngineReport) -> None:
         # Blocking: an API process that does not read is one that nobody is answered by.
         self._socket.sendall(encode(message))
 
@@ -79,7 +79,7 @@ class _Swapping:
     finish: Future[Callable[[], None]]
 
     @classmethod
-    def start(cls, opened: Opened, model_dir: str) -> "_Swapping":
+    def start(cls, opened: LoadedModel, model_dir: str) -> "_Swapping":
         finish: Future[Callable[[], None]] = Future()
 
         def prepare() -> None:
@@ -100,7 +100,7 @@ class Engine:
     def __init__(self, line: Line, open_model: OpenModel) -> None:
         self._line = line
         self._open_model = open_model
-        self._opened: Opened | None = None
+        self._opened: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
         self._swapping: _Swapping | None = None
         self._beat_s = 1.0
@@ -173,8 +173,8 @@ class Engine:
         self._scheduler = Scheduler(
             opened.runner,
             Capacity(options.max_batch_requests, opened.step_tokens, options.max_wait_s),
-            opened.ends,
-            PagePool(pages, opened.page_tokens),
+            opened.stop_token_ids,
+            BlockAllocator(pages, opened.page_tokens),
             random.Random(),  # noqa: S311 - sampling
         )
         self._opened = opened
@@ -208,7 +208,7 @@ class Engine:
             scheduler.hold()
             if not scheduler.is_quiet:
                 return
-            scheduler.pool.clear()  # the pages are of the weights before
+            scheduler.allocator.clear()  # the pages are of the weights before
             # What it leaves half done can't be served: an error ends the process.
             finish()
             self._send_loaded(opened, swapping.started_s)
@@ -218,7 +218,7 @@ class Engine:
     def _refuse(self, model_dir: str, why: str, fix: str) -> None:
         self._line.send(LoadFailed(f"{model_dir}: not loaded", why, fix, is_model=False))
 
-    def _send_loaded(self, opened: Opened, started_s: float) -> None:
+    def _send_loaded(self, opened: LoadedModel, started_s: float) -> None:
         took_s = time.monotonic() - started_s
         self._line.send(Loaded(opened.context_tokens, opened.vocabulary, opened.parameters, took_s))
 

@@ -36,7 +36,7 @@ class RankLost(Exception):
     """
 
 
-class Followers:
+class TPWorkers:
     """
     Attributes:
         store: The file by which the ranks find each other.
@@ -53,13 +53,13 @@ class Followers:
             args = rank, process, pipe
             threading.Thread(target=self._listen, args=args, daemon=True).start()
 
-    def tell(self, message: bytes) -> None:
-        with self.vital():
+    def broadcast(self, message: bytes) -> None:
+        with self.abort_on_rank_failure():
             self.check()
             for _, pipe in self._started:
                 pipe.send(message)
 
-    def hear(self) -> None:
+    def gather(self) -> None:
         """
         Wait until each has done what it was told to.
 
@@ -86,7 +86,7 @@ class Followers:
             raise RankLost("; ".join(f"rank {rank}: {why}" for rank, why in lost))
 
     @contextlib.contextmanager
-    def vital(self) -> Iterator[None]:
+    def abort_on_rank_failure(self) -> Iterator[None]:
         """
         Have an error in here be the end, for it comes of the loss of a rank, or is one.
         """
@@ -135,7 +135,7 @@ class Followers:
 
     def _leave(self) -> None:
         self._folder.cleanup()
-        os._exit(EXIT_ENGINE)  # the other followers die with their parent
+        os._exit(EXIT_ENGINE)  # the other workers die with their parent
 
 
 def _start(rank: int, store: str) -> tuple[subprocess.Popen[bytes], Pipe]:

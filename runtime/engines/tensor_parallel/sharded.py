@@ -1,7 +1,7 @@
 """
 One model on several GPUs: each rank is a process, and holds a part of every weight.
 
-Rank 0 is the engine process, which alone schedules.  It tells the followers of each step before it
+Rank 0 is the engine process, which alone schedules.  It tells the workers of each step before it
 launches it, and all compute it: twice a layer they sum what they have, and at the end each joins
 all logits and draws the same token.
 
@@ -24,9 +24,9 @@ from runtime.engines.base.protocol import Load
 from runtime.engines.base.protocol import encode as encode_load
 from runtime.engines.paged.load_engine import fill, make_ready, read_checked_config
 from runtime.engines.paged.runner import PagedRunner
-from runtime.engines.paged.step import Opened, Outcome, Running, Step
+from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
 from runtime.engines.tensor_parallel.pipe import encode, encode_step
-from runtime.engines.tensor_parallel.ranks import Followers
+from runtime.engines.tensor_parallel.ranks import TPWorkers
 from runtime.models.collectives import Group
 from runtime.models.loader import build_model, read_config
 from runtime.models.shard import Shard
@@ -37,41 +37,41 @@ class ShardedRunner:
     See `batch.Runner`: launches on all ranks.
     """
 
-    def __init__(self, own: PagedRunner, followers: Followers) -> None:
-        self._own, self._followers = own, followers
+    def __init__(self, own: PagedRunner, workers: TPWorkers) -> None:
+        self._own, self._workers = own, workers
 
     def launch(self, step: Step) -> Running:
-        self._followers.tell(encode_step(step))
+        self._workers.broadcast(encode_step(step))
         # Also running out of memory is the end: the others are in the midst of the step.
-        with self._followers.vital():
+        with self._workers.abort_on_rank_failure():
             own = self._own.launch(step)
-            return _Running(own, own.done, self._followers)
+            return _ShardedRunning(own, own.done, self._workers)
 
     def close(self) -> None:
-        self._followers.close()
+        self._workers.close()
         dist.destroy_process_group()
 
 
-class _Running:
+class _ShardedRunning:
     """
     See `batch.Running`.
     """
 
-    def __init__(self, own: Running, done: torch.cuda.Event | None, followers: Followers) -> None:
-        self._own, self._done, self._followers = own, done, followers
+    def __init__(self, own: Running, done: torch.cuda.Event | None, workers: TPWorkers) -> None:
+        self._own, self._done, self._workers = own, done, workers
 
-    def collect(self) -> Outcome:
-        with self._followers.vital():
+    def collect(self) -> StepOutput:
+        with self._workers.abort_on_rank_failure():
             # Not `synchronize`: the GPU waits for ever for a rank that is gone.
             while self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
-                self._followers.check()
+                self._workers.check()
                 time.sleep(0)
             return self._own.collect()
 
 
-def open_sharded(load: Load) -> Opened:
+def open_sharded(load: Load) -> LoadedModel:
     """
-    As `load_engine.open_paged`, on `gpus` GPUs.
+    As `load_engine.load_engine`, on `gpus` GPUs.
     """
     options, config = load.options, read_checked_config(load)
     part = Shard(0, options.gpus)  # can it be cut?
@@ -86,30 +86,30 @@ def open_sharded(load: Load) -> Opened:
         )
     if dist.is_initialized():
         raise RuntimeError("this process has opened ranks before: swap their weights, or restart")
-    followers = Followers(options.gpus - 1)
+    workers = TPWorkers(options.gpus - 1)
 
-    def meet() -> None:
-        followers.hear()
-        followers.tell(encode("go"))
+    def barrier() -> None:
+        workers.gather()
+        workers.broadcast(encode("go"))
 
     try:
-        followers.tell(encode("open", encode_load(load)))
-        own = open_rank(load, 0, followers.store, meet)
-        followers.hear()
+        workers.broadcast(encode("open", encode_load(load)))
+        own = open_rank(load, 0, workers.store, barrier)
+        workers.gather()
     except BaseException:
-        followers.close()
+        workers.close()
         raise
     assert isinstance(own.runner, PagedRunner)
-    runner = ShardedRunner(own.runner, followers)
-    return replace(own, runner=runner, prepare=partial(_prepare, followers, own))
+    runner = ShardedRunner(own.runner, workers)
+    return replace(own, runner=runner, prepare=partial(_prepare, workers, own))
 
 
-def open_rank(load: Load, rank: int, store: str, meet: Callable[[], None]) -> Opened:
+def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) -> LoadedModel:
     """
     Open the part of *rank*.
 
     Args:
-        meet: Returns when every rank has its weights.  Until then none waits for another in
+        barrier: Returns when every rank has its weights.  Until then none waits for another in
             what can't be given up.
     """
     shard = Shard(rank, load.options.gpus)
@@ -118,29 +118,29 @@ def open_rank(load: Load, rank: int, store: str, meet: Callable[[], None]) -> Op
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     model = fill(load, read_config(load.model_dir), device, shard)
-    meet()
+    barrier()
     group = Group(shard, device, store)
     model.reduce, model.gather = group.reduce, group.gather
     return make_ready(model, load.options, group.least)
 
 
-def _prepare(followers: Followers, own: Opened, model_dir: str) -> Callable[[], None]:
+def _prepare(workers: TPWorkers, own: LoadedModel, model_dir: str) -> Callable[[], None]:
     """
-    See `Opened.prepare`: on all ranks, or on none.
+    See `LoadedModel.prepare`: on all ranks, or on none.
     """
-    followers.tell(encode("prepare", model_dir))
+    workers.broadcast(encode("prepare", model_dir))
     try:
         try:
             finish = own.prepare(model_dir)
         finally:
-            followers.hear()
+            workers.gather()
     except Exception:
-        followers.tell(encode("drop"))
+        workers.broadcast(encode("drop"))
         raise
 
     def commit() -> None:
-        followers.tell(encode("commit"))
-        with followers.vital():
+        workers.broadcast(encode("commit"))
+        with workers.abort_on_rank_failure():
             finish()
 
     return commit

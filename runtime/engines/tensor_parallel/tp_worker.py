@@ -18,7 +18,7 @@ from collections.abc import Callable
 from runtime.contract.errors import RuntimeFault
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load, decode_to_engine
-from runtime.engines.paged.step import Opened, Running
+from runtime.engines.paged.step import LoadedModel, Running
 from runtime.engines.tensor_parallel.pipe import Pipe, decode_step, encode
 
 log = logging.getLogger("runtime.engine")
@@ -26,12 +26,12 @@ log = logging.getLogger("runtime.engine")
 AHEAD_STEPS = 4  # launched and not computed; rank 0, which collects, is never so far ahead
 
 
-class Follower:
+class TPWorker:
     """
     Does what rank 0 says.
     """
 
-    def __init__(self, pipe: Pipe, opened: Opened) -> None:
+    def __init__(self, pipe: Pipe, opened: LoadedModel) -> None:
         self._pipe, self._opened = pipe, opened
         self._ahead: deque[Running] = deque()
         self._finish: Callable[[], None] | None = None
@@ -69,7 +69,7 @@ class Follower:
             self._pipe.send(encode("done"))
 
 
-def follow(pipe: Pipe, rank: int, store: str) -> None:
+def run_rank(pipe: Pipe, rank: int, store: str) -> None:
     """
     Open this rank's part of the model that rank 0 names, and compute with it.
     """
@@ -81,13 +81,13 @@ def follow(pipe: Pipe, rank: int, store: str) -> None:
     # Imported here: the slow import starts once this process is bound to its parent.
     from runtime.engines.tensor_parallel.sharded import open_rank
 
-    def meet() -> None:
+    def barrier() -> None:
         pipe.send(encode("done"))
         if pipe.receive() is None:
             raise BrokenPipeError
 
     try:
-        opened = open_rank(load, rank, store, meet)
+        opened = open_rank(load, rank, store, barrier)
     except RuntimeFault as error:
         pipe.send(_fault(error))
         pipe.receive()  # until rank 0 has heard it, and hangs up
@@ -95,7 +95,7 @@ def follow(pipe: Pipe, rank: int, store: str) -> None:
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection looks at it again
     pipe.send(encode("done"))
-    Follower(pipe, opened).run()
+    TPWorker(pipe, opened).run()
 
 
 def _fault(error: Exception) -> bytes:
@@ -115,11 +115,11 @@ def main() -> int:
         return 0
     pipe = Pipe(socket.socket(fileno=args.fd))
     try:
-        follow(pipe, args.rank, args.store)
+        run_rank(pipe, args.rank, args.store)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # rank 0 is gone
     except Exception as error:
-        log.exception("engine.follower_failed rank=%d", args.rank)
+        log.exception("engine.tp_worker_failed rank=%d", args.rank)
         with contextlib.suppress(OSError):  # rank 0 may be gone, and the reason
             pipe.send(encode("died", f"{type(error).__name__}: {error}"))
         return 1

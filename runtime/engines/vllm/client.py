@@ -16,9 +16,9 @@ from typing import Any
 from runtime.contract.errors import EngineError
 from runtime.engines.base.client import Client, exit_reason
 from runtime.engines.base.in_flight import TokenStream
-from runtime.engines.base.protocol import FinishReason, Load, Loaded, Report
+from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded
 from runtime.engines.base.sampling import SamplingParams
-from runtime.engines.vllm.process import VllmChild, why_not_loaded
+from runtime.engines.vllm.process import VllmProcess, why_not_loaded
 from runtime.engines.vllm.protocol import (
     COMPLETIONS,
     CORE_DIED,
@@ -53,7 +53,7 @@ class VllmClient(Client):
     do: vLLM's API process answers it while an engine core hangs.
     """
 
-    def __init__(self, child: VllmChild, on_report: Callable[[Report], None]) -> None:
+    def __init__(self, child: VllmProcess, on_report: Callable[[EngineReport], None]) -> None:
         super().__init__(on_report)
         self._child = child
         self._tasks: dict[int, asyncio.Task[None]] = {}  # one for each request
@@ -198,7 +198,7 @@ class VllmClient(Client):
         self._owes = bool(self._requests)
         batch = gauges.running if gauges.steps > before.steps else 0
         found = (gauges.running, gauges.waiting, batch, gauges.steps)
-        self.last = Report(self._tokens, self._ended, *found)
+        self.last = EngineReport(self._tokens, self._ended, *found)
         self._tokens, self._ended = [], []
         self._on_report(self.last)
 

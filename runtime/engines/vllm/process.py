@@ -24,7 +24,7 @@ KV_DTYPES = {"same": "auto", "fp8": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
-class VllmChild:
+class VllmProcess:
     """
     A started `vllm serve`.
 
@@ -69,7 +69,7 @@ class VllmModel:
     runtime_socket: Path | None
 
 
-def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmChild:
+def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmProcess:
     """
     Start `vllm serve` of the venv that this process runs in; it loads the release's model.
 
@@ -92,7 +92,7 @@ def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmChild:
         env=vllm_env(env, model.options.threads),
         start_new_session=True,  # a Ctrl-C is ours alone: we drain first
     )
-    return VllmChild(process, socket, model.model_name)
+    return VllmProcess(process, socket, model.model_name)
 
 
 def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:

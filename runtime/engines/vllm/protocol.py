@@ -41,7 +41,7 @@ class Gauges:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class StreamEvent:
     """
     One event of a streamed answer.
 
@@ -71,17 +71,17 @@ def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dic
     return body if params.seed is None else body | {"seed": params.seed}
 
 
-def read_event(data: bytes) -> Event:
+def read_event(data: bytes) -> StreamEvent:
     """
     Raises:
         ValueError: It is not an event of such a stream.
     """
     if data == b"[DONE]":
-        return Event()
+        return StreamEvent()
     document = json.loads(data)
     try:
         if "error" in document:
-            return Event(error=str(document["error"]["message"])[:DETAIL_CHARS])
+            return StreamEvent(error=str(document["error"]["message"])[:DETAIL_CHARS])
         (choice,) = document["choices"]
         tokens, reason = choice["token_ids"], choice["finish_reason"]
         if not all(type(token) is int for token in tokens):
@@ -89,7 +89,7 @@ def read_event(data: bytes) -> Event:
     except (LookupError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     # The end token is no part of an answer.
-    return Event(tokens[:-1] if reason == STOP else tokens, reason)
+    return StreamEvent(tokens[:-1] if reason == STOP else tokens, reason)
 
 
 def read_gauges(text: str) -> Gauges:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
-from runtime.engines.paged.step import Outcome, OutOfMemory
+from runtime.engines.paged.step import OutOfMemory, StepOutput
 
 
 class CharCodec:
@@ -276,7 +276,7 @@ class _FakeRunning:
                 sampled.append((runner._newest[slot], is_finite))
         # At the end: no row reads what another writes in the same step.
         runner._cells |= written
-        self.outcome = Outcome([token for token, _ in sampled], [fine for _, fine in sampled])
+        self.outcome = StepOutput([token for token, _ in sampled], [fine for _, fine in sampled])
 
     def spill(self):
         runner, step = self._runner, self._step

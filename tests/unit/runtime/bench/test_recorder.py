@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from runtime.bench.recorder import Recorder
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from tests.unit.runtime.fakes import FakeRunner
 from tests.unit.runtime.requests import make_request
@@ -21,7 +21,7 @@ def run(recorder, jobs, step_tokens=8, max_requests=4):
         recorder,
         Capacity(max_requests, step_tokens, max_wait_s=0.0),
         frozenset(),
-        PagePool(runner.pages, runner.page_tokens),
+        BlockAllocator(runner.pages, runner.page_tokens),
         Random(0),
     )
     for id, (prompt, new) in enumerate(jobs):

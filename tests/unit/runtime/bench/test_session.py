@@ -4,9 +4,9 @@ import json
 import pytest
 
 from runtime.bench.machine import Machine
-from runtime.bench.report import OURS, Report
+from runtime.bench.report import OURS, BenchReport
 from runtime.bench.sample import Ceilings, Sample
-from runtime.bench.session import Plan, run_session
+from runtime.bench.session import SessionPlan, run_session
 from runtime.bench.shapes import SHAPES
 from runtime.bench.system import NotInstalled
 from runtime.bench.work import LINES
@@ -47,10 +47,10 @@ class FakeSystem:
 
 def run(systems, lines=("batch-1", "batch-8"), runs=3, as_json=True, shape="tiny", device="cpu"):
     out = io.StringIO()
-    report = Report(out, as_json=as_json)
+    report = BenchReport(out, as_json=as_json)
     report.begin(MACHINE, CEILINGS, shape, device, seed=0)
     picked = tuple(LINES[name] for name in lines)
-    plan = Plan(SHAPES["tiny"], device, picked, runs=runs, runs_mix=1, seed=0)
+    plan = SessionPlan(SHAPES["tiny"], device, picked, runs=runs, runs_mix=1, seed=0)
     told = []
 
     def opener(found):

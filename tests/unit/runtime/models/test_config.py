@@ -108,7 +108,7 @@ def test_there_may_be_several_ends(ends, wanted):
     """
     A number, a list, or nothing.
     """
-    assert read(eos_token_id=ends).ends == wanted
+    assert read(eos_token_id=ends).stop_token_ids == wanted
 
 
 @pytest.mark.parametrize(

@@ -312,11 +312,11 @@ def test_the_generation_config_knows_the_ends_better(folder):
     Its end tokens take the place of those in config.json.
     """
     rewrite_config(folder, eos_token_id=5)
-    assert read_config(folder).ends == {5}
+    assert read_config(folder).stop_token_ids == {5}
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    assert read_config(folder).ends == {7, 8}
+    assert read_config(folder).stop_token_ids == {7, 8}
     (folder / "generation_config.json").write_text("{}")
-    assert read_config(folder).ends == {5}
+    assert read_config(folder).stop_token_ids == {5}
 
 
 @pytest.mark.parametrize(

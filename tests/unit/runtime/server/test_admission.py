@@ -1,19 +1,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.server.admission import MAX_RETRY_AFTER_S, Limits, Load, refuse, time_allowed_s
+from runtime.server.admission import MAX_RETRY_AFTER_S, CurrentLoad, Limits, refuse, time_allowed_s
 
 LIMITS = Limits(
     context_tokens=100, max_batch_requests=4, max_queue_requests=8, request_timeout_s=30.0
 )
-IDLE = Load(in_flight=0, mean_s=0.0)
+IDLE = CurrentLoad(in_flight=0, mean_s=0.0)
 
 
 def test_what_fits_exactly_comes_in():
     """
     The limits are the most that is allowed, not the first that is refused.
     """
-    assert refuse(60, 40, Load(in_flight=11, mean_s=1.0), LIMITS) is None
+    assert refuse(60, 40, CurrentLoad(in_flight=11, mean_s=1.0), LIMITS) is None
 
 
 def test_prompt_and_answer_share_the_context():
@@ -31,7 +31,7 @@ def test_a_full_queue_says_when_to_come_back():
     """
     A full server is 503 with the time that its work should take.
     """
-    refused = refuse(1, 1, Load(in_flight=12, mean_s=2.5), LIMITS)
+    refused = refuse(1, 1, CurrentLoad(in_flight=12, mean_s=2.5), LIMITS)
 
     assert (refused.status, refused.code) == (503, "queue_full")
     assert refused.retry_after_s == 8
@@ -41,7 +41,7 @@ def test_what_never_fits_is_told_so_even_when_full():
     """
     Too long comes before too busy.
     """
-    assert refuse(200, 1, Load(in_flight=99, mean_s=1.0), LIMITS).status == 413
+    assert refuse(200, 1, CurrentLoad(in_flight=99, mean_s=1.0), LIMITS).status == 413
 
 
 def test_a_prompt_without_tokens_is_refused():
@@ -56,7 +56,7 @@ def test_retry_after_is_whole_and_bounded(in_flight, mean_s):
     """
     Retry-After is from 1 to 30 seconds, whatever the load.
     """
-    after_s = refuse(1, 1, Load(in_flight, mean_s), LIMITS).retry_after_s
+    after_s = refuse(1, 1, CurrentLoad(in_flight, mean_s), LIMITS).retry_after_s
     assert isinstance(after_s, int)
     assert 1 <= after_s <= MAX_RETRY_AFTER_S
 

@@ -4,7 +4,7 @@ What probes, proxies and browsers see; tokens; metrics.
 
 import pytest
 
-from runtime.engines.base.protocol import FinishReason, Report
+from runtime.engines.base.protocol import EngineReport, FinishReason
 from runtime.server.lifecycle import Phase
 from tests.unit.runtime.serving import TO, Runtime, assert_is_error
 
@@ -143,9 +143,9 @@ async def test_metrics_tell_what_the_engine_reports(runtime):
     """
     Counters add up, gauges have the last number; a report may leave all of them out.
     """
-    numbers = {"prompt_tokens": 5, "cached_tokens": 16, "pages": 63, "memory_splits": 2}
+    numbers = {"prompt_tokens": 5, "cached_tokens": 16, "pages": 63, "oom_splits": 2}
     for used in (7, 4):
-        runtime.metrics.engine(Report([(1, 42)], [], 1, 0, 1, 1, pages_used=used, **numbers))
+        runtime.metrics.engine(EngineReport([(1, 42)], [], 1, 0, 1, 1, pages_used=used, **numbers))
     assert (await engine_metrics(runtime)) == {
         "prompt_tokens_total": 10,
         "cached_tokens_total": 32,
@@ -155,7 +155,7 @@ async def test_metrics_tell_what_the_engine_reports(runtime):
     }
 
     other = Runtime()
-    other.metrics.engine(Report([(1, 42)], [], 1, 0, 1, 1))
+    other.metrics.engine(EngineReport([(1, 42)], [], 1, 0, 1, 1))
     assert set((await engine_metrics(other)).values()) == {0}
 
 

@@ -3,11 +3,11 @@ import pytest
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import (
     Cancel,
+    EngineReport,
     FinishReason,
     Load,
     Loaded,
     LoadFailed,
-    Report,
     Swap,
     decode_from_engine,
     decode_to_engine,
@@ -16,7 +16,9 @@ from runtime.engines.base.protocol import (
 from tests.unit.runtime.requests import make_request
 
 LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
-REPORT = Report([[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7)
+REPORT = EngineReport(
+    [[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7
+)
 
 
 @pytest.mark.parametrize(
@@ -58,5 +60,5 @@ def test_a_report_with_nothing_in_it_is_a_beat():
     """
     A step, a token or an end is news; the rest only says that the loop turns.
     """
-    assert Report([], [], 0, 3, 0, 7).is_beat
+    assert EngineReport([], [], 0, 3, 0, 7).is_beat
     assert not REPORT.is_beat

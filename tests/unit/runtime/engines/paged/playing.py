@@ -8,7 +8,7 @@ import torch
 
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import FinishReason, Load
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 
@@ -28,7 +28,7 @@ def make_engine(
     page_tokens=4,
     pages=None,
     kv="same",
-    ends=(),
+    stop_token_ids=(),
     wrap=lambda runner: runner,
 ):
     """
@@ -49,23 +49,23 @@ def make_engine(
         kv_dtype=KV_DTYPES[kv],
     )
     capacity = Capacity(max_requests, step_tokens, max_wait_s=0.0)
-    pool = PagePool(pages, page_tokens)
-    return Scheduler(wrap(runner), capacity, ends, pool, random.Random(1)), runner
+    allocator = BlockAllocator(pages, page_tokens)
+    return Scheduler(wrap(runner), capacity, stop_token_ids, allocator, random.Random(1)), runner
 
 
 def play(scheduler, arrivals, before=lambda: None):
     """
-    Return tokens and endings of *arrivals*, pairs of turn and job, by the job's number.
+    Return tokens and endings of *arrivals*, pairs of turn and request, by the request's number.
 
     Args:
         before: Called before each turn.
     """
-    tokens, ended = {job.id: [] for _, job in arrivals}, {}
+    tokens, ended = {request.id: [] for _, request in arrivals}, {}
     turn = 0
     while len(ended) < len(arrivals):
-        for at, job in arrivals:
+        for at, request in arrivals:
             if at == turn:
-                scheduler.submit(job, now_s=0.0)
+                scheduler.submit(request, now_s=0.0)
         before()
         report = scheduler.turn(0.0)
         for id, token in report.tokens:
@@ -76,16 +76,16 @@ def play(scheduler, arrivals, before=lambda: None):
         turn += 1
     while not scheduler.is_idle:
         scheduler.turn(0.0)
-    assert scheduler.pool.used == 0
+    assert scheduler.allocator.used == 0
     return tokens, ended
 
 
-def answer(model, job, **options):
+def answer(model, request, **options):
     """
-    Return the tokens of *job* where nobody is and nobody was: its prompt in one step.
+    Return the tokens of *request* where nobody is and nobody was: its prompt in one step.
     """
     scheduler, _ = make_engine(model, max_requests=1, step_tokens=256, page_tokens=16, **options)
-    return play(scheduler, [(0, job)])[0][job.id]
+    return play(scheduler, [(0, request)])[0][request.id]
 
 
 def spoil(cache, pages, offsets=slice(None)):

@@ -10,18 +10,18 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import EngineError, ModelError
 from runtime.engines.base.protocol import (
     Cancel,
+    EngineReport,
     FinishReason,
     Load,
     Loaded,
     LoadFailed,
-    Report,
     Submit,
     Swap,
     decode_to_engine,
     encode,
 )
 from runtime.engines.base.sampling import SamplingParams
-from runtime.engines.paged.client import Child, EngineClient
+from runtime.engines.paged.client import EngineClient, EngineProcess
 from tests.unit.runtime.requests import make_request
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ class Peer:
         self._writer.writelines(encode(message) for message in messages)
 
     def report(self, tokens=(), ended=()):
-        self.says(Report(tokens, ended, 0, 0, 1, 1))
+        self.says(EngineReport(tokens, ended, 0, 0, 1, 1))
 
     def hang_up(self):
         self._writer.close()
@@ -62,7 +62,7 @@ async def connected(exit_status=0):
     ours, theirs = socket.socketpair()
     process = exited(exit_status)
     reports = []
-    client = EngineClient(Child(process, ours), reports.append)
+    client = EngineClient(EngineProcess(process, ours), reports.append)
     peer = Peer(*await asyncio.open_unix_connection(sock=theirs))
     await client.connect()
     client.reports = reports

@@ -12,8 +12,8 @@ import torch
 from runtime.contract.errors import ModelError
 from runtime.engines.__main__ import open_model
 from runtime.engines.paged import load_engine as opening
-from runtime.engines.paged.blocks import PagePool
-from runtime.engines.paged.load_engine import fill, open_paged, open_runner
+from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.load_engine import fill, load_engine, open_runner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.memory.plan import plan_memory
 from runtime.models.loader import load_model, read_config
@@ -27,22 +27,22 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}  # whole g
 
 def open_engine(folder, **changes):
     """
-    Return what `open_paged` does, and a scheduler over it, as the engine process has.
+    Return what `load_engine` does, and a scheduler over it, as the engine process has.
     """
     load = make_load(folder, **changes)
-    opened = open_paged(load)
+    opened = load_engine(load)
     scheduler = Scheduler(
         opened.runner,
         Capacity(load.options.max_batch_requests, opened.step_tokens, load.options.max_wait_s),
-        opened.ends,
-        PagePool(opened.pages, opened.page_tokens),
+        opened.stop_token_ids,
+        BlockAllocator(opened.pages, opened.page_tokens),
         random.Random(1),
     )
     return opened, scheduler
 
 
-def ask(scheduler, job=JOB):
-    return play(scheduler, [(0, job)])[0][job.id]
+def ask(scheduler, request=JOB):
+    return play(scheduler, [(0, request)])[0][request.id]
 
 
 def test_a_directory_becomes_an_engine_that_answers(tmp_path):
@@ -71,9 +71,9 @@ def test_a_gpu_without_the_kernels_triton_is_refused_in_its_words(tmp_path, monk
     monkeypatch.setattr(opening, "check_device", lambda device: None)
     monkeypatch.setitem(sys.modules, "runtime.kernels.fused", None)
     with pytest.raises(ModelError, match="this engine's kernels can't be loaded") as raised:
-        open_paged(make_load(tmp_path / "nothing", device="cuda"))
+        load_engine(make_load(tmp_path / "nothing", device="cuda"))
     assert "runtime.kernels.fused" in raised.value.why
-    assert open_paged(make_load(tmp_path)).pages  # negative control
+    assert load_engine(make_load(tmp_path)).pages  # negative control
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
@@ -98,7 +98,7 @@ def test_a_model_is_held_as_it_was_asked_for(tmp_path, weights, kv):
     opened, scheduler = open_engine(tmp_path, weights=weights, kv=kv)
     assert len(ask(scheduler)) == JOB.params.max_tokens
     assert opened.runner.cache.keys.dtype == (KV_DTYPES[kv] or torch.float32)
-    assert opened.parameters == open_paged(make_load(tmp_path)).parameters
+    assert opened.parameters == load_engine(make_load(tmp_path)).parameters
 
 
 def test_the_cache_has_the_pages_that_were_asked_for(tmp_path):
@@ -106,9 +106,9 @@ def test_the_cache_has_the_pages_that_were_asked_for(tmp_path):
     max_batch_tokens in whole pages; without it each request may have the whole context.
     """
     write_model(tmp_path)
-    assert open_paged(make_load(tmp_path, max_batch_tokens=250)).pages == 1 + 16
-    assert open_paged(make_load(tmp_path, max_batch_requests=3)).pages == 1 + 3 * 8
-    assert open_paged(make_load(tmp_path, context_tokens=100)).pages == 1 + 4 * 7
+    assert load_engine(make_load(tmp_path, max_batch_tokens=250)).pages == 1 + 16
+    assert load_engine(make_load(tmp_path, max_batch_requests=3)).pages == 1 + 3 * 8
+    assert load_engine(make_load(tmp_path, context_tokens=100)).pages == 1 + 4 * 7
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_step_has_room_for_prompts_while_every_row_decodes(tmp_path, asked):
     However few tokens a step was given.
     """
     write_model(tmp_path)
-    opened = open_paged(make_load(tmp_path, max_batch_requests=600, step_tokens=asked))
+    opened = load_engine(make_load(tmp_path, max_batch_requests=600, step_tokens=asked))
     assert opened.step_tokens == max(600 + opened.page_tokens, asked or 0)
 
 
@@ -172,10 +172,10 @@ def test_other_weights_take_over_in_place(tmp_path, weights):
     finish = opened.prepare(str(other))
     assert ask(scheduler) == wanted[0]
     finish()
-    scheduler.pool.clear()
+    scheduler.allocator.clear()
     assert ask(scheduler) == wanted[1]
     opened.prepare(str(one))()
-    scheduler.pool.clear()
+    scheduler.allocator.clear()
     assert ask(scheduler) == wanted[0]
 
 
@@ -194,7 +194,7 @@ def test_what_other_weights_leave_in_the_cache_would_be_noticed(tmp_path):
     ("changes", "word"),
     [
         ({"intermediate_size": 64}, "intermediate"),
-        ({"eos_token_id": 7}, "ends"),
+        ({"eos_token_id": 7}, "stop_token_ids"),
         ({"rms_norm_eps": 1e-6}, "norm_eps"),
         ({"max_position_embeddings": 256}, "context_tokens"),
     ],
@@ -228,7 +228,7 @@ def test_weights_that_are_broken_are_refused_before_any_is_touched(tmp_path):
     with pytest.raises(ModelError):
         opened.prepare(str(other))
 
-    scheduler.pool.clear()
+    scheduler.allocator.clear()
     assert ask(scheduler) == before
 
 
@@ -238,7 +238,7 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     """
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ModelError, match="device: cuda"):
-        open_paged(make_load(tmp_path, device="cuda"))
+        load_engine(make_load(tmp_path, device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -251,4 +251,4 @@ def test_the_cache_has_the_pages_that_were_planned(tmp_path, changes):
     """
     write_model(tmp_path)
     load = make_load(tmp_path, **changes)
-    assert open_paged(load).pages == plan_memory(load.options, read_config(tmp_path), None).pages
+    assert load_engine(load).pages == plan_memory(load.options, read_config(tmp_path), None).pages

@@ -13,7 +13,7 @@ from runtime.engines.base.protocol import FinishReason
 from runtime.engines.paged import runner as runner_module
 from runtime.engines.paged.load_engine import fill
 from runtime.engines.paged.runner import PagedRunner
-from runtime.engines.paged.step import Chunk, Decode, Outcome, Step
+from runtime.engines.paged.step import Chunk, Decode, Step, StepOutput
 from runtime.models.loader import load_model, read_config
 from tests.unit.runtime.builders import make_model, write_model
 from tests.unit.runtime.engines.paged.playing import (
@@ -56,7 +56,7 @@ def make_prompts(rng, count, *, alike=True, vocabulary=NAN_TOKEN):
 
 def make_jobs(rng, count, **options):
     """
-    Return jobs of which every other is greedy.
+    Return requests of which every other is greedy.
     """
     prompts = make_prompts(rng, count, **options)
     ways = [(0.0, 1.0), (0.8, 1.0), (0.0, 1.0), (0.8, 0.7)]
@@ -66,8 +66,8 @@ def make_jobs(rng, count, **options):
     ]
 
 
-def make_arrivals(rng, jobs):
-    return [(rng.randrange(12), job) for job in jobs]
+def make_arrivals(rng, requests):
+    return [(rng.randrange(12), request) for request in requests]
 
 
 def make_random_engine(rng, model, page_sizes=(1, 2, 4, 8, 16, 64), **options):
@@ -93,7 +93,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     reference = make_reference(request.param, folder)
     ours, config = load_model(folder, device="cpu", precision="fp32")
-    assert config.ends == {0}
+    assert config.stop_token_ids == {0}
     rng = random.Random(4)
     asked = [(prompt, rng.randint(1, 14)) for prompt in make_prompts(rng, 10, vocabulary=120)]
     return ours, asked, [answer_of(reference, *each) for each in asked]
@@ -118,10 +118,10 @@ def test_greedy_answers_are_those_of_the_reference(pair, seed):
     """
     ours, asked, wanted = pair
     rng = random.Random(seed)
-    jobs = [make_request(id, prompt, length, 9.0) for id, (prompt, length) in enumerate(asked)]
-    scheduler, _ = make_random_engine(rng, ours, ends=ours.config.ends)
+    requests = [make_request(id, prompt, length, 9.0) for id, (prompt, length) in enumerate(asked)]
+    scheduler, _ = make_random_engine(rng, ours, stop_token_ids=ours.config.stop_token_ids)
 
-    found, _ = play(scheduler, make_arrivals(rng, jobs))
+    found, _ = play(scheduler, make_arrivals(rng, requests))
 
     assert found == dict(enumerate(wanted))
 
@@ -135,12 +135,12 @@ def test_an_answer_does_not_depend_on_its_neighbours(model, seed, alike, kv):
     the same tokens as alone.
     """
     rng = random.Random(seed)
-    jobs = make_jobs(rng, 12, alike=alike)
+    requests = make_jobs(rng, 12, alike=alike)
     scheduler, _ = make_random_engine(rng, model, page_sizes=(1, 4, 8), kv=kv)
 
-    together, _ = play(scheduler, make_arrivals(rng, jobs))
+    together, _ = play(scheduler, make_arrivals(rng, requests))
 
-    assert together == {job.id: answer(model, job, kv=kv) for job in jobs}
+    assert together == {request.id: answer(model, request, kv=kv) for request in requests}
     assert (scheduler.pool.hit_tokens > 0) == alike
 
 
@@ -179,19 +179,19 @@ def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
         make_request(24, [*good[0].tokens, NAN_TOKEN], 10, 9.0),
     ]
     rng.shuffle(good)
-    arrivals = [(2 * turn, job) for turn, job in enumerate(good)]
-    arrivals += [(5 * turn, job) for turn, job in enumerate(bad)]
+    arrivals = [(2 * turn, request) for turn, request in enumerate(good)]
+    arrivals += [(5 * turn, request) for turn, request in enumerate(bad)]
     # 2 of the longest rows: whatever is given back is soon another's.
     scheduler, _ = make_engine(model, max_requests=5, step_tokens=16, pages=32, kv=kv)
 
     tokens, ended = play(scheduler, arrivals)
 
     nonfinite = {id for id, ending in ended.items() if ending == FinishReason.NONFINITE}
-    assert nonfinite == {job.id for job in bad}
+    assert nonfinite == {request.id for request in bad}
     assert scheduler.pool.hit_tokens > 0
     assert scheduler.pool.evictions > 0
-    for job in good:
-        assert tokens[job.id] == answer(model, job, kv=kv), job
+    for request in good:
+        assert tokens[request.id] == answer(model, request, kv=kv), request
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
@@ -199,7 +199,7 @@ def test_what_nan_leaves_behind_would_be_noticed(model, kv):
     """
     Negative control: one place of the cache that a row sees is NaN, and it fails.
     """
-    jobs = [make_request(id, [id, 2, 3, 4, 5], 10, 9.0) for id in (1, 2)]
+    requests = [make_request(id, [id, 2, 3, 4, 5], 10, 9.0) for id in (1, 2)]
     scheduler, runner = make_engine(model, page_tokens=4, kv=kv)
     turns = iter(range(100))
 
@@ -208,10 +208,10 @@ def test_what_nan_leaves_behind_would_be_noticed(model, kv):
             (page,) = {int(page) for page in runner.cache.table[1, :1]}
             spoil(runner.cache, [page], offsets=2)
 
-    tokens, ended = play(scheduler, [(0, job) for job in jobs], before)
+    tokens, ended = play(scheduler, [(0, request) for request in requests], before)
 
     assert ended == {1: FinishReason.LENGTH, 2: FinishReason.NONFINITE}
-    assert tokens[1] == answer(model, jobs[0], kv=kv)
+    assert tokens[1] == answer(model, requests[0], kv=kv)
     assert 0 < len(tokens[2]) < 10
 
 
@@ -222,22 +222,22 @@ def test_what_lies_beyond_a_rows_end_does_not_reach_it(model, seed, kv):
     All pages are full of NaN when they are given to a row, and so is the page of padding.
     """
     rng = random.Random(seed)
-    jobs = make_jobs(rng, 10)
+    requests = make_jobs(rng, 10)
     scheduler, _ = make_random_engine(rng, model, kv=kv, wrap=Dirty)
 
-    tokens, _ = play(scheduler, make_arrivals(rng, jobs))
+    tokens, _ = play(scheduler, make_arrivals(rng, requests))
 
-    assert tokens == {job.id: answer(model, job, kv=kv) for job in jobs}
+    assert tokens == {request.id: answer(model, request, kv=kv) for request in requests}
 
 
 def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
     """
     Whoever was computed is told, the next are answered as ever, and nothing is found of before.
     """
-    job = make_request(1, list(range(1, 20)), 5, 9.0)
+    request = make_request(1, list(range(1, 20)), 5, 9.0)
     scheduler, _ = make_engine(model)
     for other in (0, 2):
-        scheduler.submit(replace(job, id=other), now_s=0.0)
+        scheduler.submit(replace(request, id=other), now_s=0.0)
     scheduler.turn(0.0)
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "angles", lambda *_: 1 / 0)
@@ -248,7 +248,7 @@ def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
     assert "ZeroDivisionError" in endings[0][1]
 
     hits = scheduler.pool.hit_tokens
-    assert play(scheduler, [(0, job)])[0][1] == answer(model, job)
+    assert play(scheduler, [(0, request)])[0][1] == answer(model, request)
     assert scheduler.pool.hit_tokens == hits
 
 
@@ -259,8 +259,8 @@ def test_two_seeds_differ_and_one_repeats(model):
     scheduler, _ = make_engine(model)
 
     def draw(seed):
-        job = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, seed=seed)
-        return play(scheduler, [(0, job)])[0][1]
+        request = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, seed=seed)
+        return play(scheduler, [(0, request)])[0][1]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -271,12 +271,12 @@ def test_temperature_and_top_p_are_the_requests_own(model):
     """
     Side by side: greedy, as good as greedy for want of other tokens, and neither.
     """
-    job = make_request(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
+    request = make_request(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
     narrow = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, top_p=1e-6, seed=1)
     wide = make_request(2, [1, 2, 3], 20, 9.0, temperature=2.0, seed=1)
     scheduler, _ = make_engine(model)
 
-    tokens, _ = play(scheduler, [(0, job), (0, narrow), (0, wide)])
+    tokens, _ = play(scheduler, [(0, request), (0, narrow), (0, wide)])
 
     assert tokens[0] == tokens[1] != tokens[2]
 
@@ -287,7 +287,7 @@ def test_a_seed_fixes_an_answer_also_where_memory_is_short(model, most):
     A step that was refused, its keys and values written, is computed anew in parts, and the same.
     """
     rng = random.Random(most)
-    jobs = make_jobs(rng, 8)
+    requests = make_jobs(rng, 8)
     small = []
 
     def wrap(runner):
@@ -295,11 +295,11 @@ def test_a_seed_fixes_an_answer_also_where_memory_is_short(model, most):
         return small[0]
 
     scheduler, _ = make_engine(model, max_requests=4, step_tokens=32, wrap=wrap)
-    tokens, _ = play(scheduler, make_arrivals(rng, jobs))
+    tokens, _ = play(scheduler, make_arrivals(rng, requests))
 
     assert small[0].refused > 0
-    assert scheduler.memory_splits >= small[0].refused
-    assert tokens == {job.id: answer(model, job) for job in jobs}
+    assert scheduler.oom_splits >= small[0].refused
+    assert tokens == {request.id: answer(model, request) for request in requests}
 
 
 def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
@@ -311,7 +311,7 @@ def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
     chunks = [Chunk(0, 0, [5, 6], is_last=False), Chunk(1, 0, [7], is_last=True)]
 
     first = runner.launch(Step(joins[:2], (), (chunks[0],))).collect()
-    assert first == Outcome([], [])
+    assert first == StepOutput([], [])
     second = runner.launch(Step((), (), (chunks[1],))).collect()
     last = Chunk(0, 2, [8], is_last=True), Chunk(2, 0, [9], is_last=False)
     third = runner.launch(Step(joins[2:], (Decode(1, 1),), last)).collect()
@@ -334,14 +334,14 @@ def quantised(tmp_path_factory):
     return {weights: fill(load, config, "cpu") for weights, load in loads.items()}
 
 
-def compute(model, jobs, kv="same"):
+def compute(model, requests, kv="same"):
     """
     Return the logits behind all prompts, and the answers.
     """
-    scheduler, _ = make_engine(model, max_requests=len(jobs), step_tokens=4096, kv=kv)
+    scheduler, _ = make_engine(model, max_requests=len(requests), step_tokens=4096, kv=kv)
     seen = []
     with model.register_forward_hook(lambda model, args, logits: seen.append(logits)):
-        tokens, _ = play(scheduler, [(0, job) for job in jobs])
+        tokens, _ = play(scheduler, [(0, request) for request in requests])
     return seen[0], tokens
 
 
@@ -364,10 +364,12 @@ def test_fewer_bits_move_the_logits_by_what_they_round(quantised, weights, kv, e
     answer by as much for each of the eight matrices that it goes through, which add in squares.
     """
     rng = random.Random(1)
-    jobs = [make_request(id, p, 5, 9.0) for id, p in enumerate(make_prompts(rng, 40, alike=False))]
+    requests = [
+        make_request(id, p, 5, 9.0) for id, p in enumerate(make_prompts(rng, 40, alike=False))
+    ]
 
-    wanted, answers = compute(quantised["full"], jobs)
-    found, others = compute(quantised[weights], jobs, kv)
+    wanted, answers = compute(quantised["full"], requests)
+    found, others = compute(quantised[weights], requests, kv)
 
     assert 0.5 * error < distance(found, wanted) < 1.5 * error
     agreed = sum(count_alike(answers[id], others[id]) for id in answers)

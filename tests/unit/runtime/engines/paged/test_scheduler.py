@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines.base.protocol import FinishReason
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.oom_splits import REGROW_STEPS
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.engines.paged.step import Chunk, Decode, DeviceLost, Step
@@ -16,7 +16,7 @@ from tests.unit.runtime.requests import make_join, make_request
 END = 1000
 
 
-def make_job(id, tokens=(1,), max_tokens=3, timeout_s=10.0, seed=None):
+def make_submit(id, tokens=(1,), max_tokens=3, timeout_s=10.0, seed=None):
     return make_request(id, list(tokens), max_tokens, timeout_s, seed=seed)
 
 
@@ -27,12 +27,12 @@ def make_scheduler(
     pages=64,
     page_tokens=4,
     rule=count_up,
-    ends=(END,),
+    stop_token_ids=(END,),
 ):
     runner = FakeRunner(max_requests, pages, page_tokens, rule)
     capacity = Capacity(max_requests, step_tokens, max_wait_s)
-    pool = PagePool(pages, page_tokens)
-    return runner, Scheduler(runner, capacity, ends, pool, random.Random(1))
+    allocator = BlockAllocator(pages, page_tokens)
+    return runner, Scheduler(runner, capacity, stop_token_ids, allocator, random.Random(1))
 
 
 def run(scheduler, now_s=0.0):
@@ -47,7 +47,7 @@ def run(scheduler, now_s=0.0):
         for id, ending, _ in report.ended:
             assert id not in ended, f"{id} ends twice"
             ended[id] = ending
-    assert scheduler.pool.used == 0
+    assert scheduler.allocator.used == 0
     return tokens, ended
 
 
@@ -55,7 +55,7 @@ def answer(scheduler, id, tokens, max_tokens=3):
     """
     Compute one request alone; return its tokens, and how many of its prompt were computed.
     """
-    scheduler.submit(make_job(id, tokens, max_tokens), now_s=0.0)
+    scheduler.submit(make_submit(id, tokens, max_tokens), now_s=0.0)
     made, computed = [], 0
     while not scheduler.is_idle:
         report = scheduler.turn(0.0)
@@ -69,8 +69,8 @@ def test_an_answer_ends_at_its_length_or_at_an_end_token():
     max_tokens is "length"; an end token is "stop", and is not part of the answer.
     """
     _, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, tokens=(5,), max_tokens=3), now_s=0.0)
-    scheduler.submit(make_job(2, tokens=(END - 3,), max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(5,), max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(END - 3,), max_tokens=9), now_s=0.0)
 
     tokens, ended = run(scheduler)
 
@@ -83,7 +83,7 @@ def test_a_step_is_launched_before_the_one_ahead_of_it_is_collected():
     The report is of the step ahead; no step is launched that nobody needs.
     """
     runner, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, tokens=(5,), max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(5,), max_tokens=3), now_s=0.0)
 
     reports = [scheduler.turn(0.0) for _ in range(4)]
 
@@ -99,8 +99,8 @@ def test_a_row_that_has_ended_is_computed_once_in_vain():
     What it gets then is nobody's, and its slot goes to the next.
     """
     runner, scheduler = make_scheduler(max_requests=1)
-    scheduler.submit(make_job(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
-    scheduler.submit(make_job(2, tokens=(5,), max_tokens=2), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(5,), max_tokens=2), now_s=0.0)
 
     assert run(scheduler) == ({2: [6, 7]}, {1: FinishReason.STOP, 2: FinishReason.LENGTH})
     assert [step.tokens for step in runner.steps] == [1, 1, 1, 1]
@@ -111,12 +111,12 @@ def test_a_request_joins_a_running_batch_without_waiting():
     While a batch runs nobody waits for company: the next step has both.
     """
     runner, scheduler = make_scheduler(max_wait_s=5.0)
-    scheduler.submit(make_job(1, max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(1, max_tokens=9), now_s=0.0)
     scheduler.turn(1.0)
     assert not runner.steps  # it waits for company
     scheduler.turn(5.0)
     assert len(runner.steps) == 1
-    scheduler.submit(make_job(2), now_s=5.1)
+    scheduler.submit(make_submit(2), now_s=5.1)
     scheduler.turn(5.1)
     assert (len(runner.steps[1].decodes), len(runner.steps[1].joins)) == (1, 1)
     assert scheduler.turn(5.1).batch == 2
@@ -127,10 +127,10 @@ def test_long_prompts_are_cut_and_decodes_never_wait_for_them():
     A step has all decodes and, in arrival order, as much of the prompts as fits behind them.
     """
     runner, scheduler = make_scheduler(step_tokens=8)
-    scheduler.submit(make_job(1, tokens=(5,), max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(5,), max_tokens=9), now_s=0.0)
     scheduler.turn(0.0)
-    scheduler.submit(make_job(2, tokens=range(20), max_tokens=2), now_s=0.0)
-    scheduler.submit(make_job(3, tokens=range(50, 56), max_tokens=2), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=range(20), max_tokens=2), now_s=0.0)
+    scheduler.submit(make_submit(3, tokens=range(50, 56), max_tokens=2), now_s=0.0)
 
     tokens, _ = run(scheduler)
 
@@ -152,7 +152,7 @@ def test_rows_that_do_not_fit_in_one_step_take_turns():
     """
     runner, scheduler = make_scheduler(max_requests=4)
     for id in range(4):
-        scheduler.submit(make_job(id, tokens=(20 * id,), max_tokens=18), now_s=0.0)
+        scheduler.submit(make_submit(id, tokens=(20 * id,), max_tokens=18), now_s=0.0)
     scheduler.turn(0.0)
     runner.has_memory = lambda step: step.tokens <= 3
 
@@ -164,7 +164,7 @@ def test_rows_that_do_not_fit_in_one_step_take_turns():
         for slot in step.sampled:
             counts[slot] += 1
     assert max(counts) - min(counts) <= 1
-    assert scheduler.memory_splits == 1
+    assert scheduler.oom_splits == 1
 
 
 def test_numbers_that_are_not_finite_fail_one_request_alone():
@@ -174,7 +174,7 @@ def test_numbers_that_are_not_finite_fail_one_request_alone():
     runner, scheduler = make_scheduler()
     runner.broken = {20}
     for id in (1, 2, 3):
-        scheduler.submit(make_job(id, tokens=(10 * id,)), now_s=0.0)
+        scheduler.submit(make_submit(id, tokens=(10 * id,)), now_s=0.0)
 
     tokens, ended = run(scheduler)
 
@@ -182,7 +182,7 @@ def test_numbers_that_are_not_finite_fail_one_request_alone():
     assert tokens == {1: [11, 12, 13], 3: [31, 32, 33]}
 
 
-def forget_nothing(lease):
+def forget_nothing(allocation):
     pass
 
 
@@ -202,7 +202,7 @@ def test_bad_numbers_of_a_row_that_was_cancelled_are_not_found_either():
     """
     runner, scheduler = make_scheduler(page_tokens=2)
     runner.spoils = True
-    scheduler.submit(make_job(1, tokens=(1, 2, 3, 4, 5)), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(1, 2, 3, 4, 5)), now_s=0.0)
     scheduler.turn(0.0)
     scheduler.cancel(1)
     run(scheduler)
@@ -214,7 +214,7 @@ def test_pages_that_are_not_forgotten_would_be_found_and_break_the_next():
     Negative control of the test before.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
-    scheduler.pool.forget = forget_nothing
+    scheduler.allocator.forget = forget_nothing
     runner.spoils = True
     assert answer(scheduler, 1, [1, 2, 3, 4, 5]) == ([], 5)
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([], 1)
@@ -241,16 +241,16 @@ def test_the_report_counts_what_was_computed_what_was_found_and_what_is_held():
     Tokens of the step that it reports, pages as they are after the turn.
     """
     _, scheduler = make_scheduler(page_tokens=2, pages=11)
-    scheduler.submit(make_job(1, tokens=[1, 2, 3, 4, 5], max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=[1, 2, 3, 4, 5], max_tokens=9), now_s=0.0)
     report = scheduler.turn(0.0)
     assert (report.prompt_tokens, report.pages_used, report.pages) == (0, 7, 10)
-    scheduler.submit(make_job(2, tokens=[1, 2, 3, 4, 6], max_tokens=2), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=[1, 2, 3, 4, 6], max_tokens=2), now_s=0.0)
     report = scheduler.turn(0.0)
     assert (report.prompt_tokens, report.cached_tokens, report.pages_used) == (5, 0, 9)
     report = scheduler.turn(0.0)
     assert (report.prompt_tokens, report.cached_tokens, report.pages_used) == (1, 4, 9)
     assert scheduler.turn(0.0).pages_used == 7
-    assert (scheduler.pool.hit_tokens, scheduler.pool.query_tokens) == (4, 10)
+    assert (scheduler.allocator.hit_tokens, scheduler.allocator.query_tokens) == (4, 10)
 
 
 def test_a_launch_that_raises_fails_its_rows_and_not_the_engine():
@@ -259,7 +259,7 @@ def test_a_launch_that_raises_fails_its_rows_and_not_the_engine():
     """
     runner, scheduler = make_scheduler(max_requests=2)
     for id in (1, 2, 3):
-        scheduler.submit(make_job(id), now_s=0.0)
+        scheduler.submit(make_submit(id), now_s=0.0)
     runner.launch_raises = RuntimeError("out of luck")
 
     report = scheduler.turn(0.0)
@@ -275,8 +275,8 @@ def test_a_launch_that_raises_costs_no_answer_that_was_complete():
     The step ahead is taken in first: its end token ends the answer as it should.
     """
     runner, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
-    scheduler.submit(make_job(2, tokens=(5,), max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(5,), max_tokens=9), now_s=0.0)
     scheduler.turn(0.0)
     runner.launch_raises = RuntimeError("out of luck")
 
@@ -291,10 +291,10 @@ def test_a_collect_that_raises_fails_who_was_launched_behind_it_too():
     They may have read what it should have written; who waited is served.
     """
     runner, scheduler = make_scheduler(max_requests=2)
-    scheduler.submit(make_job(1), now_s=0.0)
+    scheduler.submit(make_submit(1), now_s=0.0)
     scheduler.turn(0.0)
     for id in (2, 3):
-        scheduler.submit(make_job(id), now_s=0.0)
+        scheduler.submit(make_submit(id), now_s=0.0)
     runner.collect_raises = RuntimeError("out of luck")
 
     report = scheduler.turn(0.0)
@@ -306,7 +306,7 @@ def test_a_collect_that_raises_fails_who_was_launched_behind_it_too():
 
 
 def break_at_collect(runner, scheduler):
-    scheduler.submit(make_job(1, [1, 2, 3, 4, 5]), now_s=0.0)
+    scheduler.submit(make_submit(1, [1, 2, 3, 4, 5]), now_s=0.0)
     scheduler.turn(0.0)
     runner.collect_raises = RuntimeError("out of luck")
     scheduler.turn(0.0)
@@ -326,9 +326,9 @@ def test_what_a_lost_step_left_would_be_noticed():
     Negative control of the test before.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
-    scheduler.pool.clear = lambda: None
+    scheduler.allocator.clear = lambda: None
     break_at_collect(runner, scheduler)
-    scheduler.submit(make_job(2, [1, 2, 3, 4, 5]), now_s=0.0)
+    scheduler.submit(make_submit(2, [1, 2, 3, 4, 5]), now_s=0.0)
     scheduler.turn(0.0)
     assert scheduler.turn(0.0).ended[0][1] == FinishReason.ERROR  # the fake's assertion
 
@@ -340,17 +340,17 @@ def test_a_step_without_memory_is_computed_in_parts():
     runner, scheduler = make_scheduler(step_tokens=64)
     runner.has_memory = lambda step: step.tokens <= 10
     for id in range(4):
-        scheduler.submit(make_job(id, tokens=range(13 * id, 13 * id + 13)), now_s=0.0)
+        scheduler.submit(make_submit(id, tokens=range(13 * id, 13 * id + 13)), now_s=0.0)
 
     tokens, ended = run(scheduler)
 
     assert tokens == {id: [13 * id + i for i in (13, 14, 15)] for id in range(4)}
     assert set(ended.values()) == {FinishReason.LENGTH}
     assert sum(step.tokens for step in runner.steps) == 4 * 13 + 4 * 2
-    splits = scheduler.memory_splits
+    splits = scheduler.oom_splits
     assert splits > 0
     answer(scheduler, 9, range(60))
-    assert scheduler.memory_splits == splits
+    assert scheduler.oom_splits == splits
 
 
 def test_a_split_is_reported_once_and_never_in_a_beat():
@@ -358,15 +358,15 @@ def test_a_split_is_reported_once_and_never_in_a_beat():
     The turn that splits the first step has no news, and the worker need not send it.
     """
     runner, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, tokens=range(16)), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=range(16)), now_s=0.0)
     runner.has_memory = lambda step: step.tokens <= 8
 
     reports = [scheduler.turn(0.0) for _ in range(4)]
 
     assert scheduler.is_idle
-    assert scheduler.memory_splits == 1
+    assert scheduler.oom_splits == 1
     assert reports[0].is_beat
-    assert [report.memory_splits for report in reports] == [0, 1, 0, 0]
+    assert [report.oom_splits for report in reports] == [0, 1, 0, 0]
 
 
 def test_a_split_is_reported_where_every_part_failed():
@@ -374,10 +374,10 @@ def test_a_split_is_reported_where_every_part_failed():
     Then the end of the request is the news.
     """
     runner, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, tokens=range(2)), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=range(2)), now_s=0.0)
     runner.has_memory = lambda step: False
     report = scheduler.turn(0.0)
-    assert (report.ended[0][1], report.memory_splits) == (FinishReason.ERROR, 1)
+    assert (report.ended[0][1], report.oom_splits) == (FinishReason.ERROR, 1)
 
 
 def test_steps_grow_again_when_memory_is_back():
@@ -402,8 +402,8 @@ def test_a_row_that_does_not_fit_alone_fails_alone():
     runner, scheduler = make_scheduler(page_tokens=2)
     answer(scheduler, 1, [1, 2, 3, 4, 5])
     runner.has_memory = lambda step: all(66 not in chunk.tokens for chunk in step.chunks)
-    scheduler.submit(make_job(2, tokens=(60, 63, 66, 67)), now_s=0.0)
-    scheduler.submit(make_job(3, tokens=(1, 2, 3, 4, 9)), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(60, 63, 66, 67)), now_s=0.0)
+    scheduler.submit(make_submit(3, tokens=(1, 2, 3, 4, 9)), now_s=0.0)
 
     tokens, ended = run(scheduler)
 
@@ -417,9 +417,9 @@ def test_a_deadline_ends_waiting_and_running_requests():
     Whoever is late is answered so, and its row is free for the next.
     """
     runner, scheduler = make_scheduler(max_requests=1)
-    scheduler.submit(make_job(1, max_tokens=99, timeout_s=5.0), now_s=0.0)
-    scheduler.submit(make_job(2, timeout_s=1.0), now_s=0.0)
-    scheduler.submit(make_job(3, tokens=(7,), timeout_s=90.0), now_s=0.0)
+    scheduler.submit(make_submit(1, max_tokens=99, timeout_s=5.0), now_s=0.0)
+    scheduler.submit(make_submit(2, timeout_s=1.0), now_s=0.0)
+    scheduler.submit(make_submit(3, tokens=(7,), timeout_s=90.0), now_s=0.0)
     scheduler.turn(0.0)
     assert scheduler.turn(0.0).batch == 1
 
@@ -435,14 +435,14 @@ def test_a_cancelled_request_is_gone_before_the_next_step():
     Waiting or running, nothing of it is left but the step in flight, which is nobody's.
     """
     runner, scheduler = make_scheduler(max_requests=1)
-    scheduler.submit(make_job(1, max_tokens=99), now_s=0.0)
-    scheduler.submit(make_job(2), now_s=0.0)
+    scheduler.submit(make_submit(1, max_tokens=99), now_s=0.0)
+    scheduler.submit(make_submit(2), now_s=0.0)
     scheduler.turn(0.0)
     scheduler.cancel(2)
     scheduler.cancel(1)
     scheduler.cancel(77)  # ended long ago
 
-    assert scheduler.pool.used == 0
+    assert scheduler.allocator.used == 0
     assert not scheduler.is_idle
     assert scheduler.wait_s(0.0) == 0.0
     report = scheduler.turn(0.0)
@@ -456,8 +456,8 @@ def test_pages_hold_requests_back():
     Prompt and answer count, in whole pages; who does not fit waits for a row to leave.
     """
     runner, scheduler = make_scheduler(max_requests=4, pages=4, page_tokens=4)
-    scheduler.submit(make_job(1, tokens=(1, 2, 3), max_tokens=3), now_s=0.0)
-    scheduler.submit(make_job(2, tokens=(1, 2, 3), max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(1, tokens=(1, 2, 3), max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(1, 2, 3), max_tokens=3), now_s=0.0)
 
     _, ended = run(scheduler)
 
@@ -467,11 +467,11 @@ def test_pages_hold_requests_back():
 
 def test_rows_that_share_a_prompt_need_less_room():
     """
-    Of rows of five pages two are in flight at once in a pool of six, as they share four.
+    Of rows of five pages two are in flight at once in a allocator of six, as they share four.
     """
     runner, scheduler = make_scheduler(pages=7, page_tokens=2)
     for id, last in ((1, 50), (2, 70)):
-        scheduler.submit(make_job(id, [1, 2, 3, 4, 5, 6, 7, 8, last], max_tokens=1), now_s=0.0)
+        scheduler.submit(make_submit(id, [1, 2, 3, 4, 5, 6, 7, 8, last], max_tokens=1), now_s=0.0)
         scheduler.turn(0.0)
     first, second = (step.joins[0].pages for step in runner.steps)
     assert first[:4] == second[:4]
@@ -483,9 +483,9 @@ def test_a_request_that_can_never_fit_is_told_so():
     At once, for it would wait until its deadline, and whoever came after it too.
     """
     _, scheduler = make_scheduler(pages=4, page_tokens=4)
-    scheduler.submit(make_job(1, max_tokens=12), now_s=0.0)
-    scheduler.submit(make_job(2, max_tokens=3), now_s=0.0)
-    scheduler.submit(make_job(3, max_tokens=12), now_s=0.0)
+    scheduler.submit(make_submit(1, max_tokens=12), now_s=0.0)
+    scheduler.submit(make_submit(2, max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(3, max_tokens=12), now_s=0.0)
     scheduler.cancel(3)
     assert scheduler.wait_s(0.0) == 0.0
     ((id, ending, detail),) = scheduler.turn(0.0).ended
@@ -500,7 +500,7 @@ def test_a_draw_has_the_seed_of_its_request_or_one_of_its_own():
     """
     runner, scheduler = make_scheduler()
     for id, seed in enumerate((7, 0, None, None)):
-        scheduler.submit(make_job(id, seed=seed), now_s=0.0)
+        scheduler.submit(make_submit(id, seed=seed), now_s=0.0)
     scheduler.turn(0.0)
     seeds = [join.params.seed for join in runner.steps[0].joins]
     assert seeds[:2] == [7, 0]
@@ -512,11 +512,11 @@ def test_nobody_joins_while_it_is_held():
     Who runs finishes, who waits may expire, and both go on as they were.
     """
     _, scheduler = make_scheduler()
-    scheduler.submit(make_job(1, max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(1, max_tokens=3), now_s=0.0)
     scheduler.turn(0.0)
     scheduler.hold()
-    scheduler.submit(make_job(2, timeout_s=5.0), now_s=0.0)
-    scheduler.submit(make_job(3, timeout_s=50.0), now_s=0.0)
+    scheduler.submit(make_submit(2, timeout_s=5.0), now_s=0.0)
+    scheduler.submit(make_submit(3, timeout_s=50.0), now_s=0.0)
     ended = []
     while not scheduler.is_quiet:
         ended += scheduler.turn(0.0).ended
@@ -536,7 +536,7 @@ def test_an_idle_engine_may_sleep_and_a_busy_one_may_not():
     """
     _, scheduler = make_scheduler(max_wait_s=5.0)
     assert scheduler.wait_s(0.0) is None
-    scheduler.submit(make_job(1, max_tokens=1), now_s=1.0)
+    scheduler.submit(make_submit(1, max_tokens=1), now_s=1.0)
     assert scheduler.wait_s(2.0) == 4.0
     assert scheduler.wait_s(6.0) == 0.0
     scheduler.turn(6.0)
@@ -551,7 +551,7 @@ def test_who_is_left_behind_by_a_full_batch_is_not_slept_on():
     """
     _, scheduler = make_scheduler(max_requests=1, max_wait_s=0.0)
     for id in (1, 2):
-        scheduler.submit(make_job(id, max_tokens=1), now_s=0.0)
+        scheduler.submit(make_submit(id, max_tokens=1), now_s=0.0)
     scheduler.turn(0.0)
     assert scheduler.turn(0.0).ended == [(1, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(0.0) == 0.0
@@ -597,7 +597,7 @@ prompts = st.builds(
     st.sampled_from([[1] * 9, [1, 1, 1, 1, 2, 3, 4, 5, 1], [1, 1, 1, 2, 2, 3, 3, 10, 1]]),
     st.integers(1, 9),
 )
-jobs = st.tuples(
+requests = st.tuples(
     st.sampled_from([0, 0, 1, 1, 2, 3, 5, 8, 12]),  # arrives
     prompts | st.builds(follow, prompts, st.integers(1, 6)),
     st.integers(1, 6),  # max_tokens
@@ -628,7 +628,7 @@ def play(asked, engine, accident):
     """
     Return what became of each request; assert at each turn what must hold.
     """
-    runner, scheduler = make_scheduler(**engine, rule=mix, ends=[STOP_TOKEN])
+    runner, scheduler = make_scheduler(**engine, rule=mix, stop_token_ids=[STOP_TOKEN])
     runner.broken = {BROKEN_TOKEN}
     if memory := accident["memory"]:
         runner.has_memory = lambda step: step.tokens <= memory
@@ -638,7 +638,7 @@ def play(asked, engine, accident):
         assert now < 2000, "it never ends"
         for id, (at, prompt, more, timeout_s, cancel_at) in enumerate(asked):
             if at == now:
-                scheduler.submit(make_job(id, prompt, more, timeout_s), float(now))
+                scheduler.submit(make_submit(id, prompt, more, timeout_s), float(now))
             if cancel_at == now and now > at and id not in ended:
                 scheduler.cancel(id)
                 cancelled.add(id)
@@ -663,14 +663,14 @@ def play(asked, engine, accident):
             assert "AssertionError" not in detail, detail  # the fake's
             ended[id] = ending
         now += 1
-    assert scheduler.pool.used == 0
-    assert scheduler.pool.room == engine["pages"] - 1
+    assert scheduler.allocator.used == 0
+    assert scheduler.allocator.room == engine["pages"] - 1
     assert all(step.tokens <= engine["step_tokens"] for step in runner.steps)
     return made, ended, cancelled
 
 
 @settings(deadline=None, max_examples=400)
-@given(st.lists(jobs, min_size=2, max_size=14), engines, accidents)
+@given(st.lists(requests, min_size=2, max_size=14), engines, accidents)
 def test_every_request_is_answered_exactly_once(asked, engine, accident):
     """
     Whatever comes, leaves, breaks and is late: one answer each, and its tokens are the right ones.
@@ -686,7 +686,7 @@ def test_every_request_is_answered_exactly_once(asked, engine, accident):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(jobs, min_size=2, max_size=14), engines, st.sampled_from([None, 1, 2, 5]))
+@given(st.lists(requests, min_size=2, max_size=14), engines, st.sampled_from([None, 1, 2, 5]))
 def test_an_answer_does_not_depend_on_its_neighbours(asked, engine, memory):
     """
     Where nothing goes wrong, and nobody is late, it is the one it would have been alone.
@@ -700,13 +700,13 @@ def test_an_answer_does_not_depend_on_its_neighbours(asked, engine, memory):
         assert (made[id], ended[id]) == expected
 
 
-class Careless(PagePool):
+class Careless(BlockAllocator):
     """
     Finds a page as soon as its tokens are known, though the last of them is never computed.
     """
 
-    def register(self, lease, tokens, computed):
-        super().register(lease, tokens, len(tokens) if computed > 5 else computed)
+    def register(self, allocation, tokens, computed):
+        super().register(allocation, tokens, len(tokens) if computed > 5 else computed)
 
 
 def test_a_page_that_is_found_too_early_would_be_noticed(monkeypatch):
@@ -719,7 +719,7 @@ def test_a_page_that_is_found_too_early_would_be_noticed(monkeypatch):
     engine["page_tokens"] = 2
     assert expect(prompt, 4)[1] is FinishReason.LENGTH
     play(asked, engine, NO_ACCIDENT)
-    monkeypatch.setitem(globals(), "PagePool", Careless)
+    monkeypatch.setitem(globals(), "BlockAllocator", Careless)
     with pytest.raises(AssertionError):
         play(asked, engine, NO_ACCIDENT)
 
@@ -769,7 +769,7 @@ def test_a_device_that_is_lost_is_not_outlived(when):
     It would answer every request with an error for ever: the process ends, and another is started.
     """
     runner, scheduler = make_scheduler()
-    scheduler.submit(make_job(1), 0.0)
+    scheduler.submit(make_submit(1), 0.0)
     setattr(runner, when, DeviceLost("an illegal memory access was encountered"))
     if when == "collect_raises":
         scheduler.turn(0.0)  # launches; the next one collects

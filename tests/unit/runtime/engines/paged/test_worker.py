@@ -8,16 +8,16 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import (
     Cancel,
+    EngineReport,
     FinishReason,
     Load,
     Loaded,
     LoadFailed,
-    Report,
     Swap,
     decode_from_engine,
     encode,
 )
-from runtime.engines.paged.step import Opened
+from runtime.engines.paged.step import LoadedModel
 from runtime.engines.paged.worker import Engine, Line
 from tests.unit.runtime.fakes import FakeRunner
 from tests.unit.runtime.requests import make_request
@@ -43,7 +43,7 @@ class Models:
         self._check(load.model_dir)
         self.runner = FakeRunner(load.options.max_batch_requests, pages=100, page_tokens=2)
         self._serve(adds=1)
-        return Opened(
+        return LoadedModel(
             self.runner,
             pages=100,
             page_tokens=2,
@@ -51,7 +51,7 @@ class Models:
             context_tokens=50,
             vocabulary=9,
             parameters=1,
-            ends=frozenset(),
+            stop_token_ids=frozenset(),
             prepare=self._prepare,
         )
 
@@ -105,7 +105,7 @@ class Api:
         return decode_from_engine(self._lines.readline())
 
     def hears_news(self):
-        while isinstance(message := self.hears(), Report) and message.is_beat:
+        while isinstance(message := self.hears(), EngineReport) and message.is_beat:
             pass
         return message
 
@@ -183,7 +183,7 @@ def test_a_model_takes_the_place_of_another_once_nothing_runs():
         assert "running" in refused.why
         api.says(Cancel(1), make_load())  # with a step of it in flight
         models.steps.release(2)
-        while isinstance(message := api.hears_news(), Report):
+        while isinstance(message := api.hears_news(), EngineReport):
             pass
         assert isinstance(message, Loaded)
         assert models.runner is not first

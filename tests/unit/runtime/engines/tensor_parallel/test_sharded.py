@@ -21,9 +21,9 @@ from runtime.contract import EXIT_ENGINE
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Loaded
 from runtime.engines.paged import load_engine as opening
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.client import launch
-from runtime.engines.paged.load_engine import fill, open_paged
+from runtime.engines.paged.load_engine import fill, load_engine
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.engines.paged.step import Step
 from runtime.engines.tensor_parallel import ranks
@@ -64,13 +64,13 @@ def answers(opened):
     scheduler = Scheduler(
         opened.runner,
         Capacity(LOAD["max_batch_requests"], opened.step_tokens, 0.0),
-        opened.ends,
-        PagePool(opened.pages, opened.page_tokens),
+        opened.stop_token_ids,
+        BlockAllocator(opened.pages, opened.page_tokens),
         random.Random(1),
     )
-    for job in make_jobs():
-        scheduler.submit(job, 0.0)
-    tokens = {job.id: [] for job in make_jobs()}
+    for request in make_jobs():
+        scheduler.submit(request, 0.0)
+    tokens = {request.id: [] for request in make_jobs()}
     while not scheduler.is_idle:
         report = scheduler.turn(0.0)
         for id, token in report.tokens:
@@ -85,7 +85,7 @@ def stays():
     Where rank 0 is this process it fails a test, and no more.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks.Followers, "_leave", lambda self: None)
+        patch.setattr(ranks.TPWorkers, "_leave", lambda self: None)
         yield
 
 
@@ -113,7 +113,7 @@ def shared(request, tmp_path_factory):
     size, changes = CASES[request.param]
     folder = tmp_path_factory.mktemp("models")
     model, other = (write_model(folder / str(seed), seed=seed, **pad(changes)) for seed in (0, 1))
-    whole = open_paged(make_load(str(model), **LOAD))
+    whole = load_engine(make_load(str(model), **LOAD))
     sharded = open_sharded(make_load(str(model), gpus=size, **LOAD))
     yield SimpleNamespace(whole=whole, sharded=sharded, model=str(model), other=str(other))
     sharded.runner.close()
@@ -143,7 +143,7 @@ def test_ranks_answer_as_one_does(shared, logits):
     for found, wanted in zip(logits, seen, strict=True):
         assert found.shape == wanted.shape
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    fields = ("pages", "step_tokens", "context_tokens", "parameters", "ends")
+    fields = ("pages", "step_tokens", "context_tokens", "parameters", "stop_token_ids")
     for field in fields:
         assert getattr(shared.sharded, field) == getattr(shared.whole, field), field
 
@@ -216,9 +216,9 @@ def test_what_can_not_be_shared_out_is_said_before_a_process_starts(
     """
     Also where it is for the groups of 4 bits, which one rank would have whole.
     """
-    monkeypatch.setattr(parallel, "Followers", None)
+    monkeypatch.setattr(parallel, "TPWorkers", None)
     model = write_model(tmp_path / "model", **pad(changes))
-    open_paged(make_load(str(model), weights=weights, **LOAD))  # negative control
+    load_engine(make_load(str(model), weights=weights, **LOAD))  # negative control
     with pytest.raises(ModelError, match=words):
         open_sharded(make_load(str(model), weights=weights, gpus=gpus, **LOAD))
 
@@ -261,9 +261,9 @@ def test_a_lost_rank_ends_a_wait_for_the_gpu(monkeypatch):
     gone = subprocess.Popen([sys.executable, "-Sc", "raise SystemExit(3)"])
     monkeypatch.setattr(ranks, "_start", lambda rank, store: (gone, Pipe(ours)))
     ended = threading.Event()
-    monkeypatch.setattr(ranks.Followers, "_leave", lambda self: ended.set())
-    followers = ranks.Followers(1)
-    runner = parallel.ShardedRunner(Stuck(), followers)
+    monkeypatch.setattr(ranks.TPWorkers, "_leave", lambda self: ended.set())
+    workers = ranks.TPWorkers(1)
+    runner = parallel.ShardedRunner(Stuck(), workers)
     running = runner.launch(Step((), (), ()))
     Pipe(theirs).send(parallel.encode("died", "ValueError: no luck"))
     theirs.shutdown(socket.SHUT_RDWR)
@@ -272,7 +272,7 @@ def test_a_lost_rank_ends_a_wait_for_the_gpu(monkeypatch):
     with pytest.raises(ranks.RankLost, match="no luck"):
         runner.launch(Step((), (), ()))
     assert ended.wait(10)
-    followers.close()
+    workers.close()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from runtime.contract.errors import ModelError
 from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.step import Chunk, Decode, Step
 from runtime.engines.tensor_parallel.pipe import Pipe, encode, encode_step
-from runtime.engines.tensor_parallel.tp_worker import AHEAD_STEPS, Follower
+from runtime.engines.tensor_parallel.tp_worker import AHEAD_STEPS, TPWorker
 from tests.unit.runtime.requests import make_join
 
 STEP = Step(
@@ -46,7 +46,7 @@ def follower():
     ours.settimeout(10)
     device = Device()
     opened = SimpleNamespace(runner=device, prepare=device.prepare)
-    thread = threading.Thread(target=Follower(Pipe(theirs), opened).run)
+    thread = threading.Thread(target=TPWorker(Pipe(theirs), opened).run)
     thread.start()
     pipe = Pipe(ours)
     try:

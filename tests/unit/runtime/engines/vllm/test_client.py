@@ -20,7 +20,7 @@ from runtime.engines.base.protocol import FinishReason, Load
 from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
-from runtime.engines.vllm.process import VllmChild, VllmModel, vllm_argv, vllm_env
+from runtime.engines.vllm.process import VllmModel, VllmProcess, vllm_argv, vllm_env
 from runtime.engines.vllm.unix_http import request
 from runtime.server import process as server
 
@@ -131,7 +131,7 @@ def start(folder, fate="", **config):
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
-    return VllmChild(process, socket, "lab")
+    return VllmProcess(process, socket, "lab")
 
 
 @contextlib.asynccontextmanager

@@ -5,8 +5,8 @@ import pytest
 
 from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.vllm.protocol import (
-    Event,
     Gauges,
+    StreamEvent,
     completion,
     read_context_tokens,
     read_event,
@@ -35,10 +35,10 @@ def test_a_recorded_answer_is_its_tokens_without_the_end_token():
     vLLM gives the end token along; slipway's own engine does not, and no client should see it.
     """
     assert recorded_events("vllm_stop.txt") == [
-        Event([49]),
-        Event([54]),
-        Event([], "stop"),
-        Event(),
+        StreamEvent([49]),
+        StreamEvent([54]),
+        StreamEvent([], "stop"),
+        StreamEvent(),
     ]
 
 
@@ -46,7 +46,9 @@ def test_the_last_token_of_a_full_answer_stays():
     """
     Negative control of the above: at max_tokens the last token is one like the others.
     """
-    assert read_event(event(token_ids=[1, 17], finish_reason="length")) == Event([1, 17], "length")
+    assert read_event(event(token_ids=[1, 17], finish_reason="length")) == StreamEvent(
+        [1, 17], "length"
+    )
 
 
 def test_a_recorded_error_within_a_stream_is_read():
@@ -54,7 +56,7 @@ def test_a_recorded_error_within_a_stream_is_read():
     Some errors come after a 200, as an event.
     """
     first, _ = recorded_events("vllm_error.txt")
-    assert first == Event(error="Token id 999 is out of vocabulary")
+    assert first == StreamEvent(error="Token id 999 is out of vocabulary")
 
 
 @pytest.mark.parametrize(

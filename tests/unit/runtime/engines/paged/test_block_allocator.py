@@ -10,21 +10,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from runtime.engines.paged.blocks import PagePool
+from runtime.engines.paged.block_allocator import BlockAllocator
 
 
-def lease(pool, prompt, more=1):
-    return pool.lease(pool.names(prompt), len(prompt), len(prompt) + more)
+def allocate(allocator, prompt, more=1):
+    return allocator.allocate(allocator.block_hashes(prompt), len(prompt), len(prompt) + more)
 
 
-def compute(pool, prompt, more=1):
+def compute(allocator, prompt, more=1):
     """
     Have a row come, compute its prompt and leave; return the pages that it had.
     """
-    row = lease(pool, prompt, more)
+    row = allocate(allocator, prompt, more)
     pages = list(row.pages)
-    pool.register(row, prompt, len(prompt))
-    pool.give_back(row)
+    allocator.register(row, prompt, len(prompt))
+    allocator.free(row)
     return pages
 
 
@@ -32,96 +32,96 @@ def test_a_prompt_finds_the_pages_that_begin_like_it():
     """
     Whole pages of the same tokens from the first on, and never the page of the last token.
     """
-    pool = PagePool(20, page_tokens=2)
-    pages = compute(pool, [1, 2, 3, 4, 5])
+    allocator = BlockAllocator(20, page_tokens=2)
+    pages = compute(allocator, [1, 2, 3, 4, 5])
 
-    assert lease(pool, [1, 2, 3, 4, 9]).pages[:2] == pages[:2]
-    assert lease(pool, [1, 2, 3, 4]).cached == 2  # its last page has the token to compute
-    assert lease(pool, [1, 2, 3, 9]).cached == 2
-    assert lease(pool, [3, 4, 1, 2, 5]).cached == 0  # the same pages, in another place
-    assert (pool.hit_tokens, pool.query_tokens) == (4 + 2 + 2, 5 + 5 + 4 + 4 + 5)
+    assert allocate(allocator, [1, 2, 3, 4, 9]).pages[:2] == pages[:2]
+    assert allocate(allocator, [1, 2, 3, 4]).cached == 2  # its last page has the token to compute
+    assert allocate(allocator, [1, 2, 3, 9]).cached == 2
+    assert allocate(allocator, [3, 4, 1, 2, 5]).cached == 0  # the same pages, in another place
+    assert (allocator.hit_tokens, allocator.query_tokens) == (4 + 2 + 2, 5 + 5 + 4 + 4 + 5)
 
 
 def test_what_is_not_launched_is_not_found():
     """
     A page is found once its last token is computed, and not before.
     """
-    pool = PagePool(20, page_tokens=2)
-    row = lease(pool, [1, 2, 3, 4])
-    pool.register(row, [1, 2, 3, 4], computed=1)
-    assert lease(pool, [1, 2, 3]).cached == 0
-    pool.register(row, [1, 2, 3, 4], computed=3)
-    assert lease(pool, [1, 2, 3, 4, 5]).cached == 2
+    allocator = BlockAllocator(20, page_tokens=2)
+    row = allocate(allocator, [1, 2, 3, 4])
+    allocator.register(row, [1, 2, 3, 4], computed=1)
+    assert allocate(allocator, [1, 2, 3]).cached == 0
+    allocator.register(row, [1, 2, 3, 4], computed=3)
+    assert allocate(allocator, [1, 2, 3, 4, 5]).cached == 2
 
 
 def test_an_answer_is_found_by_the_prompt_that_goes_on_with_it():
     """
-    Pages of generated tokens have names too.
+    Pages of generated tokens have block_hashes too.
     """
-    pool = PagePool(20, page_tokens=2)
-    row = lease(pool, [1], more=5)
-    pool.register(row, [1], computed=1)
-    pool.register(row, [1, 7, 8, 9], computed=4)
-    assert lease(pool, [1, 7, 8, 9, 2]).cached == 4
+    allocator = BlockAllocator(20, page_tokens=2)
+    row = allocate(allocator, [1], more=5)
+    allocator.register(row, [1], computed=1)
+    allocator.register(row, [1, 7, 8, 9], computed=4)
+    assert allocate(allocator, [1, 7, 8, 9, 2]).cached == 4
 
 
 def test_bad_numbers_are_not_found_again():
     """
     Neither by the row that made them nor through those before them.
     """
-    pool = PagePool(20, page_tokens=2)
-    compute(pool, [1, 2, 3])
-    row = lease(pool, [1, 2, 3, 4, 5])
-    pool.register(row, [1, 2, 3, 4, 5], computed=5)
+    allocator = BlockAllocator(20, page_tokens=2)
+    compute(allocator, [1, 2, 3])
+    row = allocate(allocator, [1, 2, 3, 4, 5])
+    allocator.register(row, [1, 2, 3, 4, 5], computed=5)
     assert row.cached == 2
-    pool.forget(row)
-    pool.give_back(row)
-    assert lease(pool, [1, 2, 3, 4, 5]).cached == 0
+    allocator.forget(row)
+    allocator.free(row)
+    assert allocate(allocator, [1, 2, 3, 4, 5]).cached == 0
 
 
 def test_nothing_outlives_a_clearing():
     """
     Not what is idle, and not what a row that still runs computes after it.
     """
-    pool = PagePool(20, page_tokens=2)
-    compute(pool, [1, 2, 3])
-    row = lease(pool, [5, 6, 7, 8])
-    pool.clear()
-    pool.register(row, [5, 6, 7, 8], computed=4)
-    assert lease(pool, [1, 2, 3]).cached == 0
-    assert lease(pool, [5, 6, 7]).cached == 0
+    allocator = BlockAllocator(20, page_tokens=2)
+    compute(allocator, [1, 2, 3])
+    row = allocate(allocator, [5, 6, 7, 8])
+    allocator.clear()
+    allocator.register(row, [5, 6, 7, 8], computed=4)
+    assert allocate(allocator, [1, 2, 3]).cached == 0
+    assert allocate(allocator, [5, 6, 7]).cached == 0
 
 
 def test_shared_pages_are_free_of_charge_only_while_a_row_holds_them():
     """
     An idle page that a row finds is room that the row takes.
     """
-    pool = PagePool(6, page_tokens=2)
-    compute(pool, [1, 2, 3, 4, 5])
-    names = pool.names([1, 2, 3, 4, 5])
-    assert pool.room == 5
-    assert pool.need(names, 10) == 5
-    assert pool.need(names, 12) == 6  # more than there are: the two it finds count
-    lease(pool, [1, 2, 3, 4, 5])
-    assert pool.room == 2
-    assert pool.need(names, 8) == 2
+    allocator = BlockAllocator(6, page_tokens=2)
+    compute(allocator, [1, 2, 3, 4, 5])
+    block_hashes = allocator.block_hashes([1, 2, 3, 4, 5])
+    assert allocator.room == 5
+    assert allocator.need(block_hashes, 10) == 5
+    assert allocator.need(block_hashes, 12) == 6  # more than there are: the two it finds count
+    allocate(allocator, [1, 2, 3, 4, 5])
+    assert allocator.room == 2
+    assert allocator.need(block_hashes, 8) == 2
 
 
 def test_the_page_that_was_held_longest_ago_goes_first():
     """
     Of one row the last page, for it is found only behind the others.
     """
-    pool = PagePool(5, page_tokens=2)
-    first = compute(pool, [1, 2, 3, 4], more=0)
-    compute(pool, [5, 6, 7, 8], more=0)
-    compute(pool, [1, 2, 9], more=0)  # the first page of the first row is used again
-    assert pool.evictions == 1
+    allocator = BlockAllocator(5, page_tokens=2)
+    first = compute(allocator, [1, 2, 3, 4], more=0)
+    compute(allocator, [5, 6, 7, 8], more=0)
+    compute(allocator, [1, 2, 9], more=0)  # the first page of the first row is used again
+    assert allocator.evictions == 1
 
-    row = lease(pool, [5, 6, 7, 8, 9], more=0)
+    row = allocate(allocator, [5, 6, 7, 8, 9], more=0)
     assert row.cached == 4
-    pool.give_back(row)
-    assert lease(pool, [1, 2, 3, 4, 9], more=0).pages[0] == first[0]
-    assert pool.evictions == 2
+    allocator.free(row)
+    assert allocate(allocator, [1, 2, 3, 4, 9], more=0).pages[0] == first[0]
+    assert allocator.evictions == 2
 
 
 class Rows(RuleBasedStateMachine):
@@ -129,7 +129,7 @@ class Rows(RuleBasedStateMachine):
     Rows that come, compute, break and leave, beside a model that is slow and simple.
     """
 
-    Pool = PagePool
+    Pool = BlockAllocator
     prompts = st.builds(
         lambda tokens, count: tokens[:count],
         st.sampled_from([[1] * 9, [1, 1, 1, 1, 2, 1, 2, 2, 1], [2] * 9]),
@@ -138,9 +138,9 @@ class Rows(RuleBasedStateMachine):
 
     @initialize(pages=st.integers(2, 12), page_tokens=st.integers(1, 3))
     def start(self, pages, page_tokens):
-        self.pool = self.Pool(pages, page_tokens)
+        self.allocator = self.Pool(pages, page_tokens)
         self.size = page_tokens
-        self.rows = []  # lease, tokens, computed
+        self.rows = []  # allocation, tokens, computed
         self.holds = {}  # page: the tokens up to its end that it really holds
         self.found = {}  # tokens up to the end of a page: page
         self.idle = []  # longest ago first
@@ -162,19 +162,19 @@ class Rows(RuleBasedStateMachine):
 
     @rule(prompt=prompts, more=st.integers(0, 4))
     def come(self, prompt, more):
-        names, budget = self.pool.names(prompt), len(prompt) + more
+        block_hashes, budget = self.allocator.block_hashes(prompt), len(prompt) + more
         shared, held = self.expected(prompt), self.held()
         count = -(-budget // self.size)
         need = count - len(held & set(shared))
-        assert self.pool.need(names, budget) == need
-        if need > self.pool.room:
+        assert self.allocator.need(block_hashes, budget) == need
+        if need > self.allocator.room:
             return
         self.idle = [page for page in self.idle if page not in shared]
-        free = self.pool.pages - 1 - len(held | set(shared)) - len(self.idle)
+        free = self.allocator.pages - 1 - len(held | set(shared)) - len(self.idle)
         evicted = self.idle[: max(count - len(shared) - free, 0)]
         self.idle = self.idle[len(evicted) :]
 
-        row = self.pool.lease(names, len(prompt), budget)
+        row = self.allocator.allocate(block_hashes, len(prompt), budget)
 
         taken = row.pages[len(shared) :]
         assert row.pages[: len(shared)] == shared
@@ -198,12 +198,12 @@ class Rows(RuleBasedStateMachine):
         row, tokens, computed = self.rows[index]
         end = min(computed + count, len(row.pages) * self.size)
         tokens += [token] * (end - len(tokens))
-        self.pool.register(row, tokens, end)
+        self.allocator.register(row, tokens, end)
         for place, page in enumerate(row.pages):
             known = tuple(tokens[: (place + 1) * self.size])
             if computed < (place + 1) * self.size <= end:
                 self.holds[page] = known
-                if row.era == self.pool._era:
+                if row.generation == self.allocator._generation:
                     self.found.setdefault(known, page)
         self.rows[index] = row, tokens, end
 
@@ -213,13 +213,13 @@ class Rows(RuleBasedStateMachine):
         row, tokens, computed = self.rows.pop(data.draw(st.integers(0, len(self.rows) - 1)))
         pages = list(row.pages)
         if is_bad:
-            self.pool.forget(row)
-            if row.era == self.pool._era:
+            self.allocator.forget(row)
+            if row.generation == self.allocator._generation:
                 # Of the same tokens, whichever row's they are.
                 ends = range(self.size, computed + 1, self.size)
                 bad = {self.found.pop(tuple(tokens[:end]), None) for end in ends}
                 self.idle = [page for page in self.idle if page not in bad]
-        self.pool.give_back(row)
+        self.allocator.free(row)
         named = set(self.found.values())
         self.idle += [p for p in reversed(pages) if p in named and p not in self.held()]
 
@@ -227,27 +227,27 @@ class Rows(RuleBasedStateMachine):
     def clear(self, is_time):
         if not is_time:
             return
-        self.pool.clear()
+        self.allocator.clear()
         self.found, self.idle = {}, []
 
     @invariant()
     def every_page_is_somewhere(self):
-        if not hasattr(self, "pool"):
+        if not hasattr(self, "allocator"):
             return
         held = self.held()
-        assert self.pool.used == len(held)
-        assert self.pool.room == self.pool.pages - 1 - len(held)
+        assert self.allocator.used == len(held)
+        assert self.allocator.room == self.allocator.pages - 1 - len(held)
         assert set(self.idle) == set(self.found.values()) - held
-        assert self.pool.evictions == self.evictions
+        assert self.allocator.evictions == self.evictions
 
     def teardown(self):
-        if not hasattr(self, "pool"):
+        if not hasattr(self, "allocator"):
             return
         for row, _, _ in self.rows:
-            self.pool.give_back(row)
-        assert self.pool.used == 0
-        free = [self.pool._take() for _ in range(self.pool.pages - 1)]
-        assert sorted(free) == list(range(1, self.pool.pages))
+            self.allocator.free(row)
+        assert self.allocator.used == 0
+        free = [self.allocator._take() for _ in range(self.allocator.pages - 1)]
+        assert sorted(free) == list(range(1, self.allocator.pages))
 
 
 def test_pages_are_held_found_and_evicted_as_the_model_says():
@@ -259,39 +259,39 @@ def test_pages_are_held_found_and_evicted_as_the_model_says():
     )
 
 
-class NamesWithoutParents(PagePool):
-    def _name(self, before, tokens, index):
-        return super()._name([b""] * index, tokens, index)
+class NamesWithoutParents(BlockAllocator):
+    def _hash_block(self, before, tokens, index):
+        return super()._hash_block([b""] * index, tokens, index)
 
 
-class ForgetsNothing(PagePool):
-    def forget(self, lease):
+class ForgetsNothing(BlockAllocator):
+    def forget(self, allocation):
         pass
 
 
-class EvictsTheNewest(PagePool):
+class EvictsTheNewest(BlockAllocator):
     def _take(self):
         if not self._free:
             self._idle.move_to_end(next(reversed(self._idle)), last=False)
         return super()._take()
 
 
-class LeaksThePagesThatItShares(PagePool):
-    def give_back(self, lease):
-        lease.pages = lease.pages[lease.cached // self.page_tokens :]
-        super().give_back(lease)
+class LeaksThePagesThatItShares(BlockAllocator):
+    def free(self, allocation):
+        allocation.pages = allocation.pages[allocation.cached // self.page_tokens :]
+        super().free(allocation)
 
 
-class EvictsWhatItHasJustFound(PagePool):
-    def _match(self, names):
-        pages = super()._match(names)
+class EvictsWhatItHasJustFound(BlockAllocator):
+    def _match(self, block_hashes):
+        pages = super()._match(block_hashes)
         for page in self._idle.keys() & set(pages):
             self._free.append(page)
         return pages
 
 
 @pytest.mark.parametrize(
-    "pool",
+    "allocator",
     [
         NamesWithoutParents,
         ForgetsNothing,
@@ -300,11 +300,11 @@ class EvictsWhatItHasJustFound(PagePool):
         EvictsWhatItHasJustFound,
     ],
 )
-def test_a_pool_that_is_wrong_would_be_noticed(pool):
+def test_a_pool_that_is_wrong_would_be_noticed(allocator):
     """
-    Negative control: the same machine over a pool with one rule broken.
+    Negative control: the same machine over a allocator with one rule broken.
     """
-    machine = type("Wrong", (Rows,), {"Pool": pool})
+    machine = type("Wrong", (Rows,), {"Pool": allocator})
     quick = settings(
         max_examples=5000,  # it ends at the first that breaks
         derandomize=True,
