@@ -18,7 +18,7 @@ from deploy.remote.world import World
 # The same values as `runtime.contract`; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
 REQUEST_SECONDS = "slipway_http_request_seconds"
-GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+GENERATE_ROUTES = ("/generate", "/v1/completions")
 READYZ, METRICS = "/readyz", "/metrics"
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\S+)?$")

@@ -10,7 +10,7 @@ import torch
 
 from runtime.bench.recorder import Recorder
 from runtime.bench.roofline import model_of
-from runtime.bench.sample import Ceilings, Run, Sample, make_sample
+from runtime.bench.sample import Ceilings, Run, RunSample, make_sample
 from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
@@ -63,7 +63,7 @@ class OurEngine:
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
         return work, ""
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         run = self._drive(work)
         return make_sample(work, run, self._cost, self._ceilings)
 

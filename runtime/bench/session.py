@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from runtime.bench.report import BenchReport, Result
-from runtime.bench.sample import Sample
+from runtime.bench.sample import RunSample
 from runtime.bench.shapes import ModelShape
 from runtime.bench.system import NotInstalled, OpenTimedSystem, TimedSystem
 from runtime.bench.work import Line, draw, draw_warm_up
@@ -66,7 +66,7 @@ def run_session(
 
 def _measure(system: TimedSystem, line: Line, plan: SessionPlan, progress: Progress) -> Result:
     vocabulary = plan.shape.config.vocabulary
-    samples: list[Sample] = []
+    samples: list[RunSample] = []
     note = ""
     try:
         warm_up = draw_warm_up(line, vocabulary=vocabulary, seed=plan.seed)

@@ -5,7 +5,7 @@ What is timed: our engine and its peers look alike to the session.
 from collections.abc import Callable
 from typing import Protocol
 
-from runtime.bench.sample import Sample
+from runtime.bench.sample import RunSample
 from runtime.bench.shapes import ModelShape
 from runtime.bench.work import Line, Work
 
@@ -26,7 +26,7 @@ class TimedSystem(Protocol):
         Return what of *work* it does in bearable time, and what that leaves out, in words.
         """
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         """
         Answer all requests of *work*, which arrive at once, greedily and to their full length.
         """

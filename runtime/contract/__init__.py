@@ -5,7 +5,6 @@ What `deploy` may know of the runtime: paths, headers, metric names, exit codes.
 # Files of a bundle, under /var/lib/slipway/slots/<slot>/
 CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; it is laid over the host's own part
 GOLDEN_FILE = "golden.jsonl"  # one {"prompt", "max_tokens", "expected"} a line
-MANIFEST_FILE = "manifest.json"
 MODEL_LINK = "model"  # symlink to the weights
 VENV_LINK = "venv"  # symlink to the venv of the release's lock
 
@@ -34,7 +33,7 @@ CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # of prompts, found in the 
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
 OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
-GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+GENERATE_ROUTES = ("/generate", "/v1/completions")
 
 # Exit codes of `python -m runtime`
 EXIT_OK = 0  # drained after SIGTERM

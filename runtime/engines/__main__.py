@@ -10,7 +10,7 @@ import socket
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load
 from runtime.engines.paged.step import LoadedModel
-from runtime.engines.paged.worker import Engine, Line
+from runtime.engines.paged.worker import Engine, EngineSocket
 
 
 def open_model(load: Load) -> LoadedModel:
@@ -37,7 +37,7 @@ def main() -> int:
         return 0
     # Either error means that the API process has ended, and its clients with it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Engine(Line(socket.socket(fileno=args.fd)), open_model).run()
+        Engine(EngineSocket(socket.socket(fileno=args.fd)), open_model).run()
     return 0
 
 

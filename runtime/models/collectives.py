@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.models.shard import Shard
 
 
-class Group:
+class ShardGroup:
     """
     What the ranks do together: each calls the same methods, in the same order.
     """

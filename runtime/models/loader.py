@@ -34,7 +34,7 @@ SLAB_BYTES = 64 * 2**20  # pinned at a time when staging; torch rounds up to a p
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedWeights:
     """
     What was copied.
 
@@ -61,8 +61,8 @@ class Staged:
             torch keeps pinned memory for the next time; see `give_back_host_memory`.
     """
 
-    read: Loaded
-    commit: Callable[[], Loaded]
+    read: LoadedWeights
+    commit: Callable[[], LoadedWeights]
 
 
 def load_model(
@@ -148,7 +148,7 @@ def load_weights(
     config: DecoderConfig,
     parameters: Mapping[str, Target],
     shard: Shard = WHOLE,
-) -> Loaded:
+) -> LoadedWeights:
     """
     Fill *parameters*, those of a `Decoder` by name, of any type and on any one device.
 
@@ -200,7 +200,7 @@ def stage(
         memory = room.take(rows.numel() * rows.element_size())
         held.append((read, memory.view(rows.dtype).view(rows.shape).copy_(rows)))
 
-    def commit() -> Loaded:
+    def commit() -> LoadedWeights:
         started_s = time.perf_counter()
         with torch.inference_mode():
             while held:
@@ -276,5 +276,5 @@ def _device_of(reads: Sequence[Read]) -> torch.device:
     return device
 
 
-def _loaded(reads: Sequence[Read], started_s: float) -> Loaded:
-    return Loaded(sum(read.size_bytes for read in reads), time.perf_counter() - started_s)
+def _loaded(reads: Sequence[Read], started_s: float) -> LoadedWeights:
+    return LoadedWeights(sum(read.size_bytes for read in reads), time.perf_counter() - started_s)

@@ -9,7 +9,7 @@ MAX_RETRY_AFTER_S = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AdmissionLimits:
     """
     What the runtime takes.
 
@@ -41,7 +41,7 @@ class CurrentLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Refusal:
     """
     Why not, as the client reads it.
 
@@ -56,25 +56,25 @@ class Refused:
 
 
 def refuse(
-    prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: Limits
-) -> Refused | None:
+    prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: AdmissionLimits
+) -> Refusal | None:
     """
     Return why the request can't come in, or None.
 
     Too long is said before too busy: waiting would not help it.
     """
     if prompt_tokens < 1:
-        return Refused(400, "empty_prompt", "the prompt has no tokens")
+        return Refusal(400, "empty_prompt", "the prompt has no tokens")
     wanted = prompt_tokens + max_tokens
     if wanted > limits.context_tokens:
-        return Refused(
+        return Refusal(
             413,
             "too_many_tokens",
             f"prompt ({prompt_tokens} tokens) and max_tokens ({max_tokens}) are {wanted} tokens "
             f"together; {limits.context_tokens} is the most",
         )
     if load.in_flight >= limits.max_batch_requests + limits.max_queue_requests:
-        return Refused(
+        return Refusal(
             503,
             "queue_full",
             f"{load.in_flight} requests are running or waiting",
@@ -83,7 +83,7 @@ def refuse(
     return None
 
 
-def retry_after_s(load: CurrentLoad, limits: Limits) -> int:
+def retry_after_s(load: CurrentLoad, limits: AdmissionLimits) -> int:
     """
     Return the whole seconds in which what is in flight should be done, from 1 to 30.
     """
@@ -91,7 +91,7 @@ def retry_after_s(load: CurrentLoad, limits: Limits) -> int:
     return min(max(math.ceil(load.mean_s * rounds), 1), MAX_RETRY_AFTER_S)
 
 
-def time_allowed_s(asked_s: float | None, limits: Limits) -> float:
+def time_allowed_s(asked_s: float | None, limits: AdmissionLimits) -> float:
     """
     Return how long the request may take: what it asks for, within the limit.
     """

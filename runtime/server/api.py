@@ -25,7 +25,7 @@ from runtime.contract import (
     VERSION_HEADER,
 )
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server.admission import Refused
+from runtime.server.admission import Refusal
 from runtime.server.config import Settings
 from runtime.server.generation import Failed, GenerationRequest, Generator, TextDelta
 from runtime.server.lifecycle import Life, Phase
@@ -48,7 +48,7 @@ CODES = {
     405: "method_not_allowed",
     413: "body_too_large",
 }
-CLIENT_GONE = Refused(499, "client_closed_request", "the client went away")
+CLIENT_GONE = Refusal(499, "client_closed_request", "the client went away")
 WHY_NOT = {
     Phase.LOADING: "the model is being loaded",
     Phase.WARMING: "the model is warming up",
@@ -132,7 +132,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
         if deep:
             delta = await _generator(serving, Phase.WARMING).whole(serving.check)
             if not delta.tokens:
-                raise Failed(Refused(500, "no_answer", "the model answered with nothing"))
+                raise Failed(Refusal(500, "no_answer", "the model answered with nothing"))
             found |= {"tokens": delta.tokens, "finish_reason": str(delta.finish_reason)}
         return _json(found)
 
@@ -162,7 +162,7 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
     async def completions(body: CompletionBody, request: Request) -> Response:
         if body.model not in (None, config.model_name):
             message = f"this runtime serves {config.model_name}, not {body.model}"
-            raise Failed(Refused(404, "model_not_found", message))
+            raise Failed(Refusal(404, "model_not_found", message))
         created = int(time.time())
 
         def shape(delta: TextDelta, id: str) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _generator(serving: Serving, also: Phase = Phase.READY) -> Generator:
     phase = serving.life.phase
     if phase in (Phase.READY, also) and serving.generator is not None:
         return serving.generator
-    raise Failed(Refused(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
+    raise Failed(Refusal(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
 
 
 async def _gone(request: Request) -> None:
@@ -309,7 +309,7 @@ def _json(document: Any, status: int = 200) -> Response:
     return Response(body, status_code=status, media_type="application/json")
 
 
-def _error(request: Request, refused: Refused) -> Response:
+def _error(request: Request, refused: Refusal) -> Response:
     status, headers, body = error_response(refused, outcome_of(request.scope).request_id)
     return Response(body, status_code=status, headers=headers)
 
@@ -323,21 +323,21 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(one["type"] == "json_invalid" for one in found):
-        return _error(request, Refused(400, "invalid_json", "the body is not JSON"))
+        return _error(request, Refusal(400, "invalid_json", "the body is not JSON"))
     if any(one["loc"] == ("body",) for one in found):
         message = "send a JSON object, with content-type: application/json"
-        return _error(request, Refused(422, "invalid_request", message))
+        return _error(request, Refusal(422, "invalid_request", message))
     # The values stay out of the message: it is logged and shown where prompts must not be.
     message = "; ".join(
         f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in found
     )
-    return _error(request, Refused(422, "invalid_request", message))
+    return _error(request, Refusal(422, "invalid_request", message))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "http_error")
-    response = _error(request, Refused(error.status_code, code, str(error.detail)))
+    response = _error(request, Refusal(error.status_code, code, str(error.detail)))
     response.headers.update(error.headers or {})  # Allow, with a 405
     return response
 

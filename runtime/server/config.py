@@ -32,7 +32,7 @@ from runtime.contract import (
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError
 from runtime.contract.option_fields import options_of, with_engine_options
-from runtime.server.admission import Limits
+from runtime.server.admission import AdmissionLimits
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -126,13 +126,13 @@ class Settings(BaseModel):
     def golden_file(self) -> Path:
         return self.release_dir / GOLDEN_FILE
 
-    def limits(self, context_tokens: int) -> Limits:
+    def limits(self, context_tokens: int) -> AdmissionLimits:
         """
         Return what admission holds requests against, for a model of *context_tokens*.
         """
         config, options = self.config, self.config.options
         asked = (options.context_tokens, options.max_batch_tokens)
-        return Limits(
+        return AdmissionLimits(
             context_tokens=min([context_tokens, *(limit for limit in asked if limit)]),
             max_batch_requests=options.max_batch_requests,
             max_queue_requests=config.max_queue_requests,

@@ -15,7 +15,7 @@ from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server.admission import CurrentLoad, Limits, Refused, refuse, time_allowed_s
+from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
 from runtime.server.text import Codec, Detokenizer, StopScanner
 
 GRACE_S = 1.0  # beyond a deadline, before an engine that does not say so is not waited for
@@ -36,7 +36,7 @@ class Failed(Exception):
     A request that is answered with an error.
     """
 
-    def __init__(self, refused: Refused) -> None:
+    def __init__(self, refused: Refusal) -> None:
         super().__init__(refused.message)
         self.refused = refused
 
@@ -83,7 +83,7 @@ class Generator:
         self,
         engine: Client,
         codec: Codec,
-        limits: Limits,
+        limits: AdmissionLimits,
         on_first_token: Callable[[float], None],
     ) -> None:
         self._engine, self._codec, self._limits = engine, codec, limits
@@ -112,7 +112,7 @@ class Generator:
         Yield the answer as it is generated, or *at_once*; the last piece has a finish_reason.
 
         Raises:
-            Failed: Refused, late, or failed in the engine.
+            Failed: Refusal, late, or failed in the engine.
         """
         started_s = time.monotonic()
         allowed_s = time_allowed_s(request.timeout_s, self._limits)
@@ -174,6 +174,6 @@ async def _by(give_up_s: float, awaited: Coroutine[Any, Any, Value]) -> Value:
         raise Failed(_failure(FinishReason.EXPIRED, "the engine did not answer")) from None
 
 
-def _failure(reason: FinishReason, detail: str) -> Refused:
+def _failure(reason: FinishReason, detail: str) -> Refusal:
     status, code, message = FAILURES[reason]
-    return Refused(status, code, f"{message}: {detail}" if detail else message)
+    return Refusal(status, code, f"{message}: {detail}" if detail else message)

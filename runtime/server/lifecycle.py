@@ -20,13 +20,6 @@ class Phase(StrEnum):
         return self is Phase.READY
 
     @property
-    def may_generate(self) -> bool:
-        """
-        Whether a request that arrives now may reach the engine.
-        """
-        return self in (Phase.WARMING, Phase.READY)
-
-    @property
     def is_leaving(self) -> bool:
         """
         Whether connections should be closed after their answer.
@@ -34,7 +27,7 @@ class Phase(StrEnum):
         return self in (Phase.DRAINING, Phase.STOPPED, Phase.FAILED)
 
 
-class Event(StrEnum):
+class LifeEvent(StrEnum):
     LOADED = "loaded"  # the weights are in memory
     WARMED = "warmed"  # an answer came through the whole path
     TERMINATED = "terminated"  # SIGTERM or SIGINT
@@ -44,24 +37,24 @@ class Event(StrEnum):
 
 ENDS = frozenset({Phase.STOPPED, Phase.FAILED})
 
-TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
+TRANSITIONS: Mapping[tuple[Phase, LifeEvent], Phase] = MappingProxyType(
     {
-        (Phase.LOADING, Event.LOADED): Phase.WARMING,
-        (Phase.LOADING, Event.TERMINATED): Phase.DRAINING,
-        (Phase.LOADING, Event.BROKEN): Phase.FAILED,
-        (Phase.WARMING, Event.WARMED): Phase.READY,
-        (Phase.WARMING, Event.TERMINATED): Phase.DRAINING,
-        (Phase.WARMING, Event.BROKEN): Phase.FAILED,
-        (Phase.READY, Event.TERMINATED): Phase.DRAINING,
-        (Phase.READY, Event.BROKEN): Phase.FAILED,
-        (Phase.DRAINING, Event.TERMINATED): Phase.DRAINING,  # an impatient second signal
-        (Phase.DRAINING, Event.DRAINED): Phase.STOPPED,
-        (Phase.DRAINING, Event.BROKEN): Phase.FAILED,
+        (Phase.LOADING, LifeEvent.LOADED): Phase.WARMING,
+        (Phase.LOADING, LifeEvent.TERMINATED): Phase.DRAINING,
+        (Phase.LOADING, LifeEvent.BROKEN): Phase.FAILED,
+        (Phase.WARMING, LifeEvent.WARMED): Phase.READY,
+        (Phase.WARMING, LifeEvent.TERMINATED): Phase.DRAINING,
+        (Phase.WARMING, LifeEvent.BROKEN): Phase.FAILED,
+        (Phase.READY, LifeEvent.TERMINATED): Phase.DRAINING,
+        (Phase.READY, LifeEvent.BROKEN): Phase.FAILED,
+        (Phase.DRAINING, LifeEvent.TERMINATED): Phase.DRAINING,  # an impatient second signal
+        (Phase.DRAINING, LifeEvent.DRAINED): Phase.STOPPED,
+        (Phase.DRAINING, LifeEvent.BROKEN): Phase.FAILED,
     }
 )
 
 
-def advance(phase: Phase, event: Event) -> Phase:
+def advance(phase: Phase, event: LifeEvent) -> Phase:
     """
     Return the phase that *event* leads to.
 
@@ -82,6 +75,6 @@ class Life:
     def __init__(self) -> None:
         self.phase = Phase.LOADING
 
-    def on(self, event: Event) -> Phase:
+    def on(self, event: LifeEvent) -> Phase:
         self.phase = advance(self.phase, event)
         return self.phase

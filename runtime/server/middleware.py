@@ -26,7 +26,7 @@ from runtime.contract import (
     SLOT_HEADER,
     VERSION_HEADER,
 )
-from runtime.server.admission import Refused
+from runtime.server.admission import Refusal
 from runtime.server.lifecycle import Life
 from runtime.server.metrics import Metrics
 from runtime.server.schemas import error_document
@@ -46,7 +46,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Codes of requests that may succeed if they are sent again as they are.
 RETRY_SAFE = frozenset({429, 499, 500, 503, 504})
 
-BUG = Refused(500, "internal", "an error of the runtime; its log has the rest under this id")
+BUG = Refusal(500, "internal", "an error of the runtime; its log has the rest under this id")
 
 
 class RequestOutcome:
@@ -120,7 +120,7 @@ class Middleware:
         # Whoever keeps connections finds the other slot sooner.
         return [*extra, (b"connection", b"close")] if self._life.phase.is_leaving else extra
 
-    def _refuse(self, scope: Scope, headers: dict[bytes, bytes]) -> Refused | None:
+    def _refuse(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             return _too_large()
@@ -128,7 +128,7 @@ class Middleware:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             known = [compare_digest(given.strip(), token) for token in self._tokens]
             if kind.lower() != b"bearer" or not any(known):
-                return Refused(401, "unauthorized", "send Authorization: Bearer TOKEN")
+                return Refusal(401, "unauthorized", "send Authorization: Bearer TOKEN")
         return None
 
 
@@ -156,14 +156,14 @@ class _Exchange:
             message["headers"] = [*message.get("headers", ()), *self._extra]
         await self._send(message)
 
-    async def refuse(self, refused: Refused, request_id: str) -> None:
+    async def refuse(self, refused: Refusal, request_id: str) -> None:
         status, headers, body = error_response(refused, request_id)
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
 
 
-def error_response(refused: Refused, request_id: str) -> tuple[int, dict[str, str], bytes]:
+def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """
     Return status, headers and body of an answer that is an error.
     """
@@ -176,7 +176,7 @@ def error_response(refused: Refused, request_id: str) -> tuple[int, dict[str, st
     return refused.status, headers, body
 
 
-def error_body(refused: Refused, request_id: str, *, started: bool = False) -> bytes:
+def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> bytes:
     """
     Args:
         started: Part of the answer was sent: to send the request again would give it twice.
@@ -186,8 +186,8 @@ def error_body(refused: Refused, request_id: str, *, started: bool = False) -> b
     return json.dumps(document).encode()
 
 
-def _too_large() -> Refused:
-    return Refused(413, "body_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
+def _too_large() -> Refusal:
+    return Refusal(413, "body_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
 
 
 def _is_guarded(scope: Scope) -> bool:

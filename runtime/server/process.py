@@ -25,7 +25,7 @@ from runtime.engines.vllm.process import VllmProcess
 from runtime.server.api import Serving, create_app
 from runtime.server.config import Settings
 from runtime.server.generation import Generator
-from runtime.server.lifecycle import Event, Life
+from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
 from runtime.server.notify import Notifier, Watchdog
 from runtime.server.text import TokenizerCodec
@@ -43,7 +43,7 @@ class _Uvicorn(uvicorn.Server):
         yield  # signals are ours: a SIGTERM drains before the server stops
 
 
-class Server:
+class RuntimeServer:
     """
     Joins the parts and moves `Life` along.
     """
@@ -135,11 +135,11 @@ class Server:
             self._metrics.first_token,
         )
         self._serving.since = int(time.time())
-        self._life.on(Event.LOADED)
+        self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")
         warm_s = time.monotonic()
         await warm_up(self._settings)
-        self._life.on(Event.WARMED)
+        self._life.on(LifeEvent.WARMED)
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection looks at it again
         self._notifier.ready(f"serving {config.model_name} {config.version}")
@@ -159,7 +159,7 @@ class Server:
             return await self._drain()
         if self._engine.died.done():
             await asyncio.wait((life,), timeout=ANSWER_S)  # a start knows more of why
-        self._life.on(Event.BROKEN)
+        self._life.on(LifeEvent.BROKEN)
         if life.done() and (error := life.exception()):
             self._notifier.stopping(f"failed: {error}")
             raise error
@@ -176,7 +176,7 @@ class Server:
 
     async def _drain(self) -> int:
         config = self._settings.config
-        self._life.on(Event.TERMINATED)
+        self._life.on(LifeEvent.TERMINATED)
         in_flight = self._engine.in_flight
         self._notifier.stopping(f"draining {in_flight} requests")
         log.info("runtime.drain_started in_flight=%d", in_flight)
@@ -184,11 +184,11 @@ class Server:
         drained = asyncio.create_task(self._engine.drain(config.drain_timeout_s))
         await asyncio.wait((drained, self._engine.died), return_when=asyncio.FIRST_COMPLETED)
         if self._engine.died.done():
-            self._life.on(Event.BROKEN)
+            self._life.on(LifeEvent.BROKEN)
             log.error("engine.died why=%r", self._engine.exit_reason)
             return EXIT_ENGINE
         left = self._engine.abandon()
-        self._life.on(Event.DRAINED)
+        self._life.on(LifeEvent.DRAINED)
         took_s = time.monotonic() - started_s
         log.info("runtime.drain_ended abandoned=%d took_s=%.2f", left, took_s)
         return EXIT_OK
@@ -257,7 +257,7 @@ async def serve(settings: Settings, child: EngineProcess | VllmProcess, notifier
     Run one runtime process; return its exit code.
     """
     try:
-        return await Server(settings, child, notifier).run()
+        return await RuntimeServer(settings, child, notifier).run()
     except RuntimeFault as error:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code

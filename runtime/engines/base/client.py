@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from runtime.engines.base.in_flight import InFlight, TokenStream
-from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded
+from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded, Submit
 from runtime.engines.base.sampling import SamplingParams
 
 
@@ -74,20 +74,13 @@ class Client(ABC):
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:
-            self._start(id, stream, tokens, params, timeout_s)
+            self._start(Submit(id, tokens, params, timeout_s), stream)
         return id, stream
 
     @abstractmethod
-    def _start(
-        self,
-        id: int,
-        stream: TokenStream,
-        tokens: Sequence[int],
-        params: SamplingParams,
-        timeout_s: float,
-    ) -> None:
+    def _start(self, request: Submit, stream: TokenStream) -> None:
         """
-        Send the request *id* to the engine, which lives.
+        Send *request* to the engine, whose process has not ended.
         """
 
     @abstractmethod

@@ -40,7 +40,6 @@ class BlockAllocator:
     by its block_hash until a row needs the room.  The page that was held longest ago goes first.
 
     Attributes:
-        query_tokens: Tokens of all prompts that pages were leased for.
         hit_tokens: Those of them that need not be computed.
         evictions: Idle pages whose block_hashes were given up for room.
     """
@@ -49,7 +48,7 @@ class BlockAllocator:
         assert pages > 1, "page 0 is nobody's"
         self.pages = pages
         self.page_tokens = page_tokens
-        self.query_tokens = self.hit_tokens = self.evictions = 0
+        self.hit_tokens = self.evictions = 0
         self._free = list(range(pages - 1, 0, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # next to be evicted first
         self._holders = [0] * pages
@@ -95,7 +94,7 @@ class BlockAllocator:
             self._holders[page] > 0 for page in self._match(block_hashes)
         )
 
-    def allocate(self, block_hashes: list[bytes], prompt: int, budget: int) -> Allocation:
+    def allocate(self, block_hashes: list[bytes], budget: int) -> Allocation:
         """
         Give a row of *budget* tokens, *prompt* of them known, all its pages; `need` says if it may.
 
@@ -110,7 +109,6 @@ class BlockAllocator:
             self._holders[page] += 1
         taken = [self._take() for _ in range(self.count(budget) - len(shared))]
         cached = len(shared) * self.page_tokens
-        self.query_tokens += prompt
         self.hit_tokens += cached
         return Allocation(shared + taken, cached, block_hashes, len(shared), self._generation)
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.contract.errors import EngineError, ModelError
@@ -27,7 +27,6 @@ from runtime.engines.base.protocol import (
     decode_from_engine,
     encode,
 )
-from runtime.engines.base.sampling import SamplingParams
 
 LINE_LIMIT_BYTES = 64 << 20
 EXIT_WAIT_S = 2.0
@@ -108,15 +107,8 @@ class EngineClient(Client):
             raise kind(answer.what, why=answer.why, fix=answer.fix)
         return answer
 
-    def _start(
-        self,
-        id: int,
-        stream: TokenStream,
-        tokens: Sequence[int],
-        params: SamplingParams,
-        timeout_s: float,
-    ) -> None:
-        self._send(Submit(id, tokens, params, timeout_s))
+    def _start(self, request: Submit, stream: TokenStream) -> None:
+        self._send(request)
 
     def cancel(self, id: int) -> None:
         if self._requests.forget(id) and not self.died.done():

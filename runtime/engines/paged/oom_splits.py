@@ -5,7 +5,7 @@ Launches a step, in parts where memory is short, and has those that follow be sm
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from runtime.engines.paged.step import Chunk, DeviceLost, OutOfMemory, Runner, Running, Step
+from runtime.engines.paged.step import Chunk, DeviceLost, OutOfMemory, Running, Step, StepRunner
 
 REGROW_STEPS = 256
 
@@ -52,7 +52,7 @@ class StepSize:
             self._steps = 0
 
 
-def launch(runner: Runner, step: Step) -> Launches:
+def launch(runner: StepRunner, step: Step) -> Launches:
     """
     Launch *step*, or its halves, or theirs: a row fails only where its single token does not fit.
     """

@@ -56,7 +56,7 @@ class _Running:
 
 class PagedRunner:
     """
-    See `batch.Runner`.
+    See `StepRunner`.
 
     Args:
         slots: Rows at once.

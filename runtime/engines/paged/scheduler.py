@@ -24,9 +24,9 @@ from runtime.engines.paged.step import (
     DeviceLost,
     Join,
     OutOfMemory,
-    Runner,
     Running,
     Step,
+    StepRunner,
 )
 
 Ended = tuple[int, str, str]
@@ -99,7 +99,7 @@ class Scheduler:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: StepRunner,
         capacity: Capacity,
         stop_token_ids: Collection[int],
         allocator: BlockAllocator,
@@ -268,9 +268,7 @@ class Scheduler:
         waiting = self._queue.pop(id)
         assert waiting is not None, id
         request, block_hashes = waiting.request, self._queue.block_hashes(waiting)
-        allocation = self.allocator.allocate(
-            block_hashes, len(request.tokens), waiting.pending.tokens
-        )
+        allocation = self.allocator.allocate(block_hashes, waiting.pending.tokens)
         seq = Sequence(
             request,
             waiting.pending.deadline_s,

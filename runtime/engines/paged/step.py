@@ -103,7 +103,7 @@ class Running(Protocol):
         """
 
 
-class Runner(Protocol):
+class StepRunner(Protocol):
     """
     What computes.  Steps run in the order of their launch, each seeing what those before it wrote,
     so that pages and slots may be given away as soon as the last step that needs them is launched.
@@ -129,7 +129,7 @@ class LoadedModel:
             the old ones as they were.
     """
 
-    runner: Runner
+    runner: StepRunner
     pages: int
     page_tokens: int
     step_tokens: int
@@ -142,7 +142,7 @@ class LoadedModel:
 
 class OutOfMemory(Exception):
     """
-    Raised by `Runner.launch`: the step needs more memory than there is.
+    Raised by `StepRunner.launch`: the step needs more memory than there is.
 
     Nothing is lost: a step may be launched again, whole or in parts, and writes the same.
     """
@@ -150,7 +150,7 @@ class OutOfMemory(Exception):
 
 class DeviceLost(Exception):
     """
-    Raised by `Runner.launch` and `Running.collect`: in this process the device computes no more.
+    Raised by `StepRunner.launch` and `Running.collect`: this process can't use its device any more.
 
-    Nobody answers it but by ending the process.
+    The only way on is to end the process.
     """

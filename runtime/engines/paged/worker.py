@@ -41,7 +41,7 @@ SWAP_POLL_S = 0.05  # an idle engine looks this often whether the new weights ar
 OpenModel = Callable[[Load], LoadedModel]
 
 
-class Line:
+class EngineSocket:
     """
     The engine's end of the socket.
     """
@@ -97,7 +97,7 @@ class Engine:
     The loop: receive, one turn, report.
     """
 
-    def __init__(self, line: Line, open_model: OpenModel) -> None:
+    def __init__(self, line: EngineSocket, open_model: OpenModel) -> None:
         self._line = line
         self._open_model = open_model
         self._opened: LoadedModel | None = None

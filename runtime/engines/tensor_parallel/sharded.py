@@ -27,14 +27,14 @@ from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
 from runtime.engines.tensor_parallel.pipe import encode, encode_step
 from runtime.engines.tensor_parallel.ranks import TPWorkers
-from runtime.models.collectives import Group
+from runtime.models.collectives import ShardGroup
 from runtime.models.loader import build_model, read_config
 from runtime.models.shard import Shard
 
 
 class ShardedRunner:
     """
-    See `batch.Runner`: launches on all ranks.
+    See `StepRunner`: launches on all ranks.
     """
 
     def __init__(self, own: PagedRunner, workers: TPWorkers) -> None:
@@ -119,7 +119,7 @@ def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) ->
         torch.cuda.set_device(device)
     model = fill(load, read_config(load.model_dir), device, shard)
     barrier()
-    group = Group(shard, device, store)
+    group = ShardGroup(shard, device, store)
     model.reduce, model.gather = group.reduce, group.gather
     return make_ready(model, load.options, group.least)
 

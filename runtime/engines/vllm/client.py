@@ -9,14 +9,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from runtime.contract.errors import EngineError
 from runtime.engines.base.client import Client, exit_reason
 from runtime.engines.base.in_flight import TokenStream
-from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded
+from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded, Submit
 from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.vllm.process import VllmProcess, why_not_loaded
 from runtime.engines.vllm.protocol import (
@@ -107,17 +107,11 @@ class VllmClient(Client):
             fix="release it to the other slot: inv release",
         )
 
-    def _start(
-        self,
-        id: int,
-        stream: TokenStream,
-        tokens: Sequence[int],
-        params: SamplingParams,
-        timeout_s: float,
-    ) -> None:
-        body = completion(self._child.model_name, tokens, params)
+    def _start(self, request: Submit, stream: TokenStream) -> None:
+        body = completion(self._child.model_name, request.tokens, request.params)
         self._owes = True
-        self._tasks[id] = asyncio.create_task(self._run(id, stream, body, timeout_s))
+        run = self._run(request.id, stream, body, request.timeout_s)
+        self._tasks[request.id] = asyncio.create_task(run)
 
     def cancel(self, id: int) -> None:
         # vLLM frees what a request holds once its connection is closed.

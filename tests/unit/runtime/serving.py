@@ -12,17 +12,17 @@ from runtime.engines.base.sampling import SamplingParams
 from runtime.server.api import Serving, create_app
 from runtime.server.config import RuntimeConfig, Settings
 from runtime.server.generation import GenerationRequest, Generator
-from runtime.server.lifecycle import Event, Life, Phase
+from runtime.server.lifecycle import Life, LifeEvent, Phase
 from runtime.server.metrics import Metrics
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 
 CONTEXT = 100
 TO = {
     Phase.LOADING: (),
-    Phase.WARMING: (Event.LOADED,),
-    Phase.READY: (Event.LOADED, Event.WARMED),
-    Phase.DRAINING: (Event.LOADED, Event.WARMED, Event.TERMINATED),
-    Phase.FAILED: (Event.LOADED, Event.WARMED, Event.BROKEN),
+    Phase.WARMING: (LifeEvent.LOADED,),
+    Phase.READY: (LifeEvent.LOADED, LifeEvent.WARMED),
+    Phase.DRAINING: (LifeEvent.LOADED, LifeEvent.WARMED, LifeEvent.TERMINATED),
+    Phase.FAILED: (LifeEvent.LOADED, LifeEvent.WARMED, LifeEvent.BROKEN),
 }
 
 

@@ -1,9 +1,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.server.admission import MAX_RETRY_AFTER_S, CurrentLoad, Limits, refuse, time_allowed_s
+from runtime.server.admission import (
+    MAX_RETRY_AFTER_S,
+    AdmissionLimits,
+    CurrentLoad,
+    refuse,
+    time_allowed_s,
+)
 
-LIMITS = Limits(
+LIMITS = AdmissionLimits(
     context_tokens=100, max_batch_requests=4, max_queue_requests=8, request_timeout_s=30.0
 )
 IDLE = CurrentLoad(in_flight=0, mean_s=0.0)

@@ -141,7 +141,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(model, seed, alike, kv):
     together, _ = play(scheduler, make_arrivals(rng, requests))
 
     assert together == {request.id: answer(model, request, kv=kv) for request in requests}
-    assert (scheduler.pool.hit_tokens > 0) == alike
+    assert (scheduler.allocator.hit_tokens > 0) == alike
 
 
 def test_pages_that_others_computed_change_nothing(model):
@@ -149,7 +149,7 @@ def test_pages_that_others_computed_change_nothing(model):
     A prompt that was asked before, and one that goes on where an answer ended.
     """
     scheduler, _ = make_engine(model, page_tokens=4)
-    pool = scheduler.pool
+    pool = scheduler.allocator
     first = make_request(1, list(range(1, 18)), 10, 9.0)
     wanted = answer(model, first)
     assert play(scheduler, [(0, first)])[0][1] == wanted
@@ -188,8 +188,8 @@ def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
 
     nonfinite = {id for id, ending in ended.items() if ending == FinishReason.NONFINITE}
     assert nonfinite == {request.id for request in bad}
-    assert scheduler.pool.hit_tokens > 0
-    assert scheduler.pool.evictions > 0
+    assert scheduler.allocator.hit_tokens > 0
+    assert scheduler.allocator.evictions > 0
     for request in good:
         assert tokens[request.id] == answer(model, request, kv=kv), request
 
@@ -247,9 +247,9 @@ def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
     assert all(ending == FinishReason.ERROR for ending, _ in endings.values())
     assert "ZeroDivisionError" in endings[0][1]
 
-    hits = scheduler.pool.hit_tokens
+    hits = scheduler.allocator.hit_tokens
     assert play(scheduler, [(0, request)])[0][1] == answer(model, request)
-    assert scheduler.pool.hit_tokens == hits
+    assert scheduler.allocator.hit_tokens == hits
 
 
 def test_two_seeds_differ_and_one_repeats(model):

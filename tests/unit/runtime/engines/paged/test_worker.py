@@ -18,7 +18,7 @@ from runtime.engines.base.protocol import (
     encode,
 )
 from runtime.engines.paged.step import LoadedModel
-from runtime.engines.paged.worker import Engine, Line
+from runtime.engines.paged.worker import Engine, EngineSocket
 from tests.unit.runtime.fakes import FakeRunner
 from tests.unit.runtime.requests import make_request
 
@@ -131,7 +131,7 @@ def engine():
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     models = Models()
-    thread = threading.Thread(target=Engine(Line(theirs), models).run)
+    thread = threading.Thread(target=Engine(EngineSocket(theirs), models).run)
     thread.start()
     with ours, theirs:
         try:
@@ -270,7 +270,7 @@ def test_weights_that_fail_half_way_end_the_engine():
     with ours, theirs:
         ours.sendall(encode(make_load()) + encode(Swap("/late")))
         with pytest.raises(RuntimeError, match="no luck"):
-            Engine(Line(theirs), Models()).run()
+            Engine(EngineSocket(theirs), Models()).run()
 
 
 def test_a_second_model_has_no_room_on_a_gpu():

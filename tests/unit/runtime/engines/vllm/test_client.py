@@ -266,7 +266,7 @@ async def test_cancelling_what_has_ended_is_nothing(client):
 )
 async def test_whatever_is_no_answer_is_an_error_that_says_so(client, script, words):
     """
-    Refused, garbled, cut or unknown: the request ends, with what vLLM said; the next one is well.
+    Refusal, garbled, cut or unknown: the request ends, with what vLLM said; the next one is well.
     """
     await client.tell("next", **script)
     _, answer = client.ask()
