@@ -36,7 +36,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
         source = render("slipway.list", line=spec.mirrors.apt).encode()
         found.append(File(path="/etc/apt/sources.list.d/slipway.list", content=source))
         found += [Absent(path=path) for path in _DISTRIBUTION]
-    compiler = COMPILER if spec.service.device == "cuda" else ()
+    compiler = COMPILER if spec.service.options.device == "cuda" else ()
     return [*found, Packages(names=(*PACKAGES, *compiler))]
 
 

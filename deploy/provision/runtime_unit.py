@@ -5,19 +5,15 @@ Nothing here starts or restarts a slot: what changes takes effect at the next re
 """
 
 from deploy.host import layout
-from deploy.inventory.schema import Service
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
+from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptions, host_document
 
 UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
 SLICE_FILE = "/etc/systemd/system/slipway.slice"
-# Not in every release that a host may go back to.
-NEWER_KEYS = (
-    *("weights", "kv", "memory_fraction", "context_tokens", "page_tokens", "step_tokens", "gpus"),
-)
 _MARGIN_S = 15.0  # what a drain may take longer than it was given
 
 
@@ -73,10 +69,10 @@ def unit(spec: HostSpec) -> str:
             "host_config": contract.ENV_HOST_CONFIG,
         },
         exit_config=contract.EXIT_CONFIG,
-        gpu=service.device == "cuda",
-        vllm=service.engine == "vllm",
-        gpus=service.gpus,
-        threads=service.threads,
+        gpu=service.options.device == "cuda",
+        vllm=service.options.engine == "vllm",
+        gpus=service.options.gpus,
+        threads=service.options.threads,
         memory_max_bytes=service.memory_max,
         tasks_max=service.tasks_max,
         start_timeout_s=_whole(service.start_timeout),
@@ -93,15 +89,18 @@ def config(spec: HostSpec) -> str:
         "runtime.yml",
         service=spec.service,
         cors_origins=list(spec.service.cors_origins),
-        vllm_args=list(spec.service.vllm_args),
-        newer=_newer(spec.service),
+        **_engine_keys(spec.service.options),
         drain_timeout_s=spec.drain_timeout_s,
     )
 
 
-def _newer(service: Service) -> dict[str, object]:
-    told = {key: getattr(service, key) for key in NEWER_KEYS}
-    return {key: value for key, value in told.items() if value != Service.model_fields[key].default}
+def _engine_keys(options: EngineOptions) -> dict[str, dict[str, object]]:
+    """
+    Return the keys that every release reads, and those that only newer ones do.
+    """
+    document = host_document(options)
+    old = {k: v for k, v in document.items() if OPTIONS[k].rules.since <= OLDEST_VERSION}
+    return {"known": old, "newer": {k: v for k, v in document.items() if k not in old}}
 
 
 def environment(spec: HostSpec) -> str:

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from runtime.kernels import gated, norm
 from runtime.kernels.launch import has_pdl
-from runtime.kernels.linear import Shape, choose_shape, skinny, swiglu, widen
+from runtime.kernels.linear import TileShape, choose_shape, small_batch_gemm, swiglu, widen
 from runtime.kernels.ops import Weight
-from runtime.models.quantize import Quantized
+from runtime.kernels.quantize import Quantized
 
 
 class FusedOps:
@@ -76,11 +76,11 @@ class FusedOps:
         weight: Weight,
         bias: Tensor | None = None,
         *,
-        shape: Shape,
+        shape: TileShape,
         is_gated: bool = False,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        return skinny(
+        return small_batch_gemm(
             x,
             weight,
             bias,

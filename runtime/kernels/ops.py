@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.kernels import reference
-from runtime.models.quantize import Quantized, dequantize
+from runtime.kernels.quantize import Quantized, dequantize
 
 Weight = Tensor | Quantized
 

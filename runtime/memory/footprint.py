@@ -7,7 +7,7 @@ tensor by tensor; tests hold all of it against what is really allocated.
 
 from collections.abc import Iterator
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 

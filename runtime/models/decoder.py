@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from runtime.kernels import reference
 from runtime.kernels.ops import Ops, TorchOps
+from runtime.kernels.quantize import Quantized, empty_quantized
 from runtime.models.config import DecoderConfig
-from runtime.models.quantize import Quantized, empty_quantized
 from runtime.models.rotary import inverse_frequencies, position_rows
 from runtime.models.shard import WHOLE, Shard
 
@@ -37,7 +37,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig, index: int, shard: Shard) -> None:
         super().__init__()
-        self.config, self.index = config, index
+        self.config, self.index, self.norm_eps = config, index, config.norm_eps
         self.heads, self.kv_heads = shard.heads(config.heads), shard.kv_heads(config.kv_heads)
         hidden, width = config.hidden, config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * width

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

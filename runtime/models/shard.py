@@ -4,7 +4,7 @@ Which part of every weight one of several GPUs holds.  Pure.
 
 from dataclasses import dataclass
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
 
 

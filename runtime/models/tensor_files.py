@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.inventory.schema import Mirrors, Service
+from deploy.inventory.schema import Mirrors
 from deploy.provision import base, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
-from runtime.config import HostConfig, load_config
-from runtime.errors import ConfigError
+from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS
+from runtime.contract.errors import ConfigError
+from runtime.server.config import load_config
 from tests.unit.deploy.provision.builders import TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -243,18 +244,29 @@ def test_answers_about_memory_are_told_where_they_are_not_the_default():
     """
     All of them arrive as they were said; releases of before them refuse what they do not know.
     """
-    assert MEMORY.keys() == set(runtime_unit.NEWER_KEYS)
+    assert MEMORY.keys() <= {n for n, each in OPTIONS.items() if each.rules.since > OLDEST_VERSION}
     found = yaml.safe_load(TEXTS["runtime-memory.yml"])
     assert {key: found.pop(key) for key in MEMORY} == MEMORY
     assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
-def test_a_default_that_is_not_told_is_the_runtimes_own():
+def test_a_default_that_is_not_told_is_the_runtimes_own(tmp_path):
     """
-    The fleet file and the runtime mean the same by saying nothing.
+    What the runtime reads is what the fleet file says, whatever was left out.
     """
-    for key in runtime_unit.NEWER_KEYS:
-        assert Service.model_fields[key].default == HostConfig.model_fields[key].default, key
+    spec = make_spec()
+    path = tmp_path / "runtime.yml"
+    path.write_text(runtime_unit.config(spec))
+    assert load_config({}, [path]).options == spec.service.options
+    path.write_text(runtime_unit.config(make_spec(gpus=2)))  # negative control
+    assert load_config({}, [path]).options != spec.service.options
+
+
+def test_arguments_of_vllm_are_told_to_vllm_alone():
+    """
+    With slipway's engine they have no effect, and a release of before them would refuse the key.
+    """
+    assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--x", "1")))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
