@@ -1,5 +1,5 @@
 """
-What the schema refuses, in the operator's words.  Pure.
+Messages for the operator from the validation errors of the schema.  Pure.
 """
 
 import difflib
@@ -36,13 +36,13 @@ _SHOULD_BE: Mapping[str, str] = {
 
 def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[Problem]:
     """
-    Yield what the operator is told for each of pydantic's *errors*, one for each key.
+    Yield one problem for each key that pydantic's *errors* name.
     """
     wanted: dict[KeyPath, list[str]] = {}
     for error in errors:
         path = _path_of(error, document)
         text = _text(error, path, document)
-        # A value that may be of several types is refused once for each of them.
+        # pydantic reports a value of a union once for each member of the union.
         wanted.setdefault(path, []).append(text)
     for path, texts in wanted.items():
         prefix = "should be "
@@ -58,7 +58,7 @@ def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """
-    Return "did you mean X?", or what is known when nothing is near.
+    Return "did you mean X?", or all of *known* when none is similar.
     """
     if near := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
         return f"did you mean {near[0]}?"
@@ -67,7 +67,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def show(value: object, path: KeyPath) -> str:
     """
-    Return *value* as the file writes it, short; never what stands under `secrets`.
+    Return *value* as in the file, shortened; values under `secrets` are hidden.
     """
     if isinstance(value, dict):
         return "a mapping"
@@ -76,7 +76,7 @@ def show(value: object, path: KeyPath) -> str:
     if value is None:
         return "nothing"
     if path[:1] == ("secrets",):
-        # Somebody may have written the secret itself where its name belongs.
+        # The secret itself may stand where its name belongs.
         return "a value (hidden)"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -84,7 +84,7 @@ def show(value: object, path: KeyPath) -> str:
 
 def known_keys(path: KeyPath) -> tuple[str, ...]:
     """
-    Return the keys that the schema knows in the mapping at *path*; empty where any name may stand.
+    Return the keys of the mapping at *path* by the schema; empty where any name is allowed.
     """
     kind: Any = FleetFile
     for part in path:
@@ -106,7 +106,7 @@ def _path_of(error: ErrorDetails, document: Document) -> KeyPath:
     path = tuple(error["loc"])
     if error["type"] == "missing":
         return path
-    # Pydantic adds what the file does not have: "[key]", and each type that was tried.
+    # pydantic appends parts that are not in the file: "[key]", and the member of a union.
     while path and not document.holds(path):
         path = path[:-1]
     return path
@@ -126,7 +126,7 @@ def _text(error: ErrorDetails, path: KeyPath, document: Document) -> str:
     if kind == "too_short":
         return f"should have at least {context['min_length']} entry"
     if kind == "value_error":
-        # The schema's own sentence; what was found is added once, in the file's spelling.
+        # The message of the schema; the value is appended once, as in the file.
         return str(context["error"]).split(", got ")[0]
     if kind in _SHOULD_BE:
         return "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")

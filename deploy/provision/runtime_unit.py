@@ -1,7 +1,7 @@
 """
 The unit of the runtime, its slice, its configuration and its secrets.
 
-Nothing here starts or restarts a slot: what changes takes effect at the next release.
+No slot is started or restarted: a change takes effect at the next release.
 """
 
 from deploy.host import layout
@@ -14,11 +14,11 @@ from runtime import contract
 
 UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
 SLICE_FILE = "/etc/systemd/system/slipway.slice"
-# Not in every release that a host may go back to.
+# Older releases reject these keys.
 NEWER_KEYS = (
     *("weights", "kv", "memory_fraction", "context_tokens", "page_tokens", "step_tokens", "gpus"),
 )
-_MARGIN_S = 15.0  # what a drain may take longer than it was given
+_MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -55,7 +55,7 @@ def activate(spec: HostSpec) -> list[AnyResource]:
 
 def unit(spec: HostSpec) -> str:
     """
-    Return the template unit of the slots.
+    Return the text of the template unit of the slots.
     """
     service = spec.service
     return render(
@@ -87,7 +87,7 @@ def unit(spec: HostSpec) -> str:
 
 def config(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/runtime.yml.
+    Return the text of /etc/slipway/runtime.yml.
     """
     return render(
         "runtime.yml",
@@ -100,13 +100,15 @@ def config(spec: HostSpec) -> str:
 
 
 def _newer(service: Service) -> dict[str, object]:
-    told = {key: getattr(service, key) for key in NEWER_KEYS}
-    return {key: value for key, value in told.items() if value != Service.model_fields[key].default}
+    values = {key: getattr(service, key) for key in NEWER_KEYS}
+    return {
+        key: value for key, value in values.items() if value != Service.model_fields[key].default
+    }
 
 
 def environment(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/environment, with the secrets in it.
+    Return the text of /etc/slipway/environment, which holds secrets.
     """
     return render(
         "environment",
@@ -116,5 +118,5 @@ def environment(spec: HostSpec) -> str:
 
 
 def _whole(seconds: float) -> int:
-    # systemd reads fractions too, but nobody means a tenth of a second here.
+    # At least one second: to systemd 0 means no timeout.
     return max(1, round(seconds))
