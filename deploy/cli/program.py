@@ -59,6 +59,11 @@ class SlipwayProgram(Program):
         except Exit as ending:  # --help, --list, --version are done
             sys.exit(ending.code)
 
+    def parse_core(self, argv: list[str] | None) -> None:
+        super().parse_core(argv)
+        # invoke turns the caching of bytecode off; compiling takes longer than most commands.
+        sys.dont_write_bytecode = False
+
     def parse_tasks(self) -> None:
         super().parse_tasks()
         if self.args.debug.value:  # also where it stands after the task

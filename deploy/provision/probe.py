@@ -8,6 +8,7 @@ one that is up to date are thus read by the same code, in the same way.
 import shlex
 import zlib
 
+from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
 from deploy.host.codec import Malformed
 from deploy.host.protocol import Call, FactQuery, Facts, HostError, encode_request, parse_answer
@@ -56,11 +57,11 @@ def read_facts(
     return parse_probe(transport.host, query, completed)
 
 
-def pack_program(host_program: bytes) -> bytes:
+def pack_program() -> bytes:
     """
-    Return *host_program*, the zipapp, as `probe_input` takes it.
+    Return the host program as `probe_input` takes it.
     """
-    return zlib.compress(host_program)
+    return zlib.compress(build_fed_program())
 
 
 def probe_input(packed_program: bytes, query: FactQuery) -> bytes:

@@ -1,7 +1,7 @@
 """
 The unit of the runtime, its slice, its configuration and its secrets.
 
-Nothing here starts or restarts a slot: what changes takes effect at the next release.
+No slot is started or restarted: a change takes effect at the next release.
 """
 
 from deploy.host import layout
@@ -14,7 +14,7 @@ from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptio
 
 UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
 SLICE_FILE = "/etc/systemd/system/slipway.slice"
-_MARGIN_S = 15.0  # what a drain may take longer than it was given
+_MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -51,7 +51,7 @@ def activate(spec: HostSpec) -> list[AnyResource]:
 
 def unit(spec: HostSpec) -> str:
     """
-    Return the template unit of the slots.
+    Return the text of the template unit of the slots.
     """
     service = spec.service
     return render(
@@ -83,7 +83,7 @@ def unit(spec: HostSpec) -> str:
 
 def config(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/runtime.yml.
+    Return the text of /etc/slipway/runtime.yml.
     """
     return render(
         "runtime.yml",
@@ -105,7 +105,7 @@ def _engine_keys(options: EngineOptions) -> dict[str, dict[str, object]]:
 
 def environment(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/environment, with the secrets in it.
+    Return the text of /etc/slipway/environment, which holds secrets.
     """
     return render(
         "environment",
@@ -115,5 +115,5 @@ def environment(spec: HostSpec) -> str:
 
 
 def _whole(seconds: float) -> int:
-    # systemd reads fractions too, but nobody means a tenth of a second here.
+    # At least one second: to systemd 0 means no timeout.
     return max(1, round(seconds))

@@ -16,14 +16,14 @@ def stat(host, *paths):
 
 def test_directories_belong_to_root(root):
     """
-    Everything that hosts share is root's, and readable by the runtime.
+    Shared directories are owned by root, and readable by the runtime.
     """
     assert stat(root, *PUBLIC) == dict.fromkeys(PUBLIC, "root:root 755")
 
 
 def test_what_is_unverified_and_what_is_configured_is_closed(root):
     """
-    Uploads are root's alone; the configuration is for root and the runtime's group.
+    Only root may read uploads; the configuration is for root and the runtime's group.
     """
     assert stat(root, layout.INCOMING, layout.ETC) == {
         layout.INCOMING: "root:root 700",
