@@ -1,7 +1,7 @@
 """
-`python -m runtime`: joins the parts and runs them.  Exit codes are in `runtime.contract`.
+`python -m runtime`: starts the engine process, then the API process.
 
-`python -m runtime check` only says whether there is memory enough.
+`python -m runtime check` only plans the memory.  Exit codes are in `runtime.contract`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeFault as error:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code
-    # Only now, while the engine imports torch: FastAPI takes its time, too.
+    # Only now, while the engine process imports torch: importing FastAPI is slow, too.
     from runtime.server.process import serve
 
     return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))

@@ -1,9 +1,9 @@
 """
-What `deploy` may know of the runtime: paths, headers, metric names, exit codes.  Nouns only.
+What `deploy` and the runtime share: paths, headers, metric names, exit codes.  Nouns only.
 """
 
 # Files of a bundle, under /var/lib/slipway/slots/<slot>/
-CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; it is laid over the host's own part
+CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; overrides the host's file
 GOLDEN_FILE = "golden.jsonl"  # one {"prompt", "max_tokens", "expected"} a line
 MODEL_LINK = "model"  # symlink to the weights
 VENV_LINK = "venv"  # symlink to the venv of the release's lock
@@ -13,7 +13,9 @@ ENV_SLOT = "SLIPWAY_SLOT"  # blue or green
 ENV_SOCKET = "SLIPWAY_SOCKET"  # Unix socket to listen on
 ENV_RELEASE_DIR = "SLIPWAY_RELEASE_DIR"
 ENV_HOST_CONFIG = "SLIPWAY_HOST_CONFIG"  # /etc/slipway/runtime.yml
-ENV_API_TOKENS = "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none asked
+ENV_API_TOKENS = (
+    "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none required
+)
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
@@ -29,7 +31,7 @@ TOKENS_TOTAL = "slipway_generated_tokens_total"
 QUEUE_REQUESTS = "slipway_queue_requests"  # gauge
 BATCH_REQUESTS = "slipway_batch_requests"  # histogram: requests a batch
 PROMPT_TOKENS_TOTAL = "slipway_prompt_tokens_total"  # computed
-CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # of prompts, found in the prefix cache
+CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # prompt tokens found in the prefix cache
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
 OOM_SPLITS_TOTAL = "slipway_memory_splits_total"

@@ -1,5 +1,5 @@
 """
-What stops the runtime on purpose, and the exit code of each.
+Errors that stop the runtime on purpose, with their exit codes.
 
 RuntimeFault
 ├── ConfigError   78   a file, key or variable is wrong; a restart will not help

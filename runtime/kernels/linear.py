@@ -36,7 +36,7 @@ def _tile(w, scale, rows, at, mask, k, start, KIND: tl.constexpr, DTYPE: tl.cons
 
 
 @triton.jit(do_not_specialize=["m", "rows_each", "blocks_each"])
-def _skinny(
+def _small_batch_gemm(
     x, w, scale, bias, out, m, n, k, rows_each, blocks_each,
     GATED: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -136,7 +136,7 @@ def _swiglu(gate_up, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
 @dataclass(frozen=True, slots=True)
 class TileShape:
     """
-    How `_skinny` cuts its work.
+    How `_small_batch_gemm` cuts its work.
 
     Attributes:
         programs_each: Programs a multiprocessor holds at once.
@@ -304,7 +304,7 @@ def small_batch_gemm(
     row_bytes = values.shape[1] * values.element_size()
     last = (k - (splits - 1) * blocks_each * block_k) * row_bytes // k
     ahead = min(shape.prefetch_bytes, last) // 16 * 16 if pdl and row_bytes % 16 == 0 else 0
-    _skinny[(triton.cdiv(n, rows_each), triton.cdiv(m, block_m), splits)](
+    _small_batch_gemm[(triton.cdiv(n, rows_each), triton.cdiv(m, block_m), splits)](
         x, values, scale, values if bias is None else bias, out, m, n, k, rows_each, blocks_each,
         GATED=is_gated, KIND=kind, HAS_BIAS=bias is not None, EVEN_K=k % block_k == 0,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,

@@ -1,5 +1,5 @@
 """
-The operations that a decoder is made of, and who does them on which device.
+The operations of a decoder, and their implementation for each device.
 """
 
 from typing import Protocol

@@ -1,8 +1,8 @@
 """
 Weights in 8 or 4 bits: fewer bytes to read, the same arithmetic.  Activations stay as they are.
 
-Symmetric: a value is a whole number times its scale, so that 0 stays 0.  What is not finite makes
-its scale not finite, and the weight is as broken as it was.
+Symmetric: a value is a whole number times its scale, so that 0 stays 0.  A value that is not
+finite makes its scale not finite, and so the weight.
 """
 
 from dataclasses import dataclass
@@ -43,13 +43,13 @@ def empty_quantized(
     rows: int, columns: int, bits: int, *, scale: torch.dtype, device: torch.device | str
 ) -> Quantized:
     """
-    Return room for a weight (rows, columns), to be filled by the loader.
+    Return an empty weight (rows, columns), to be filled by the loader.
 
     Args:
         scale: Type of the scales; fp32 for 8 bits, a half one for 4, where they are many.
 
     Raises:
-        ModelError: 4 bits, and a row is not whole groups.
+        ModelError: 4 bits, and a row is not a multiple of GROUP.
     """
     if bits == 8:
         weight = torch.empty((rows, columns), dtype=torch.int8, device=device)
@@ -68,7 +68,7 @@ def quantize(weight: Tensor, bits: int, scale: torch.dtype) -> Quantized:
         scale: Type of the scales.  Values are rounded to multiples of what is stored.
 
     Raises:
-        ModelError: 4 bits, and a row is not whole groups.
+        ModelError: 4 bits, and a row is not a multiple of GROUP.
     """
     if bits == 8:
         rounded, scales = _round(weight.float(), INT8_TOP, scale)
@@ -82,7 +82,7 @@ def quantize(weight: Tensor, bits: int, scale: torch.dtype) -> Quantized:
 
 def dequantize(quantized: Quantized, dtype: torch.dtype) -> Tensor:
     """
-    Return the weight (n, k) that *quantized* stands for.
+    Return the weight (n, k) of *quantized*.
     """
     weight, scale = quantized.weight, quantized.scale.float()[..., None]
     if quantized.bits == 8:
@@ -93,7 +93,7 @@ def dequantize(quantized: Quantized, dtype: torch.dtype) -> Tensor:
 
 
 def _round(weight: Tensor, top: int, scale: torch.dtype) -> tuple[Tensor, Tensor]:
-    # Never 0: a row of zeros is 0 times something.
+    # Never 0: a row of zeros is 0 times any scale.
     scales = (weight.abs().amax(dim=-1, keepdim=True) / top).clamp_min(torch.finfo(scale).tiny)
     scales = scales.to(scale)
     return (weight / scales.float()).round_().clamp_(-top, top), scales

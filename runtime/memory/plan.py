@@ -1,5 +1,5 @@
 """
-How a device's memory is given away: to keys and values goes what the rest leaves.  Pure.
+Plans a device's memory: the KV cache gets what the rest leaves.  Pure.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ Change = dict[str, str | int | float]
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """
-    How the memory of each GPU is given away, in bytes.
+    The memory of each GPU by use, in bytes.
 
     Attributes:
-        budget: What there is; None on a CPU, where nothing is held against a limit.
-        kv: Of all *pages*, page 0 included, which is where padding writes.
-        fixed: What is taken whatever the model.
+        budget: Bytes that may be used; None on a CPU, which has no limit.
+        kv: Of all *pages*, including page 0, where padding writes.
+        fixed: Independent of the model.
         context_tokens: Of the longest request.
     """
 
@@ -58,7 +58,7 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """
-        Whether one request of the longest context does.
+        Whether one request of the longest context fits.
         """
         return self.pages >= self.least_pages
 
@@ -77,14 +77,14 @@ def plan_memory(
     options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None
 ) -> MemoryPlan:
     """
-    Return how the memory is given away: to the KV cache goes what the rest leaves.
+    Return the plan: the KV cache gets what the rest leaves.
 
     Args:
         total_gpu_bytes: Of each GPU, all of it; None on a CPU.
 
     Raises:
-        ConfigError: There is no room for one request of the longest context.
-        ModelError: The model can't be shared out or quantised so.
+        ConfigError: One request of the longest context does not fit.
+        ModelError: The model can't be sharded or quantised like this.
     """
     assert (options.device == "cuda") == (total_gpu_bytes is not None), (
         "a GPU has a size, a CPU none"
@@ -106,9 +106,9 @@ def request_tokens(options: EngineOptions, config: DecoderConfig) -> int:
 
 def step_tokens(options: EngineOptions) -> int:
     """
-    Return how many tokens a step computes at most.
+    Return the most tokens of a step.
     """
-    # Each row decodes one: without more, prompts would wait for as long as every row decodes.
+    # Each row decodes one token: without more, prompts would wait while every row decodes.
     least = options.max_batch_requests + options.page_tokens
     return max(options.step_tokens or STEP_TOKENS[options.device], least)
 
@@ -140,7 +140,7 @@ def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | 
         context_tokens=longest,
     )
     page = page_bytes(config, options.kv, options.precision, options.page_tokens, shard)
-    # No more than all rows can ever hold.
+    # No more than all rows can hold.
     limits = [1 + options.max_batch_requests * pages_of(longest, options.page_tokens)]
     if plan.budget is not None:
         limits.append(max(plan.budget - plan.total, 0) // page)
@@ -162,7 +162,7 @@ def _too_small(
     options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
 ) -> ConfigError:
     """
-    Return what to raise where *plan* has too few pages, with what would do.
+    Return the error for a *plan* with too few pages, with changes that would fit.
     """
     assert plan.budget is not None
     page = page_bytes(
@@ -211,5 +211,5 @@ def _would_do(
         return False
     try:
         return _plan(changed, config, total_gpu_bytes).fits
-    except ModelError:  # it can't be shared out or quantised so
+    except ModelError:  # it can't be sharded or quantised like this
         return False

@@ -1,5 +1,5 @@
 """
-What a `config.json` says of a decoder, in every family that this runtime serves.  Pure.
+A decoder's configuration, from the `config.json` of every supported family.  Pure.
 """
 
 from collections.abc import Mapping
@@ -49,8 +49,8 @@ class DecoderConfig:
             half of *rotary* apart.
         is_gate_up_joined: The MLP's gate and up are one tensor in the file.
         stop_token_ids: Token ids that end an answer.
-        prefix: What the names of the decoder's tensors begin with, the head's excepted.
-        ignored: What names begin with that are of another part of the model.
+        prefix: Of the names of the decoder's tensors, except the head's.
+        ignored: Prefixes of tensors of other parts of the model.
     """
 
     vocabulary: int
@@ -82,7 +82,7 @@ class DecoderConfig:
         Read a `config.json` of transformers 4 or 5.
 
         Raises:
-            ModelError: A key is missing, or asks for what this decoder does not have.
+            ModelError: A key is missing, or has a value that this decoder does not support.
         """
         family = find_family(found, where)
         text = found.get("text_config") or found if family.is_multimodal else found

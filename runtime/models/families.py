@@ -1,5 +1,5 @@
 """
-The families of decoders that this runtime serves.  Pure.
+The supported families of decoders.  Pure.
 
 Source: configuration_*.py and modeling_*.py of glm, glm4, glm4v, llama, qwen2 and qwen3 in
 transformers 5.23; tests/unit/runtime/models holds the two together.

@@ -1,5 +1,5 @@
 """
-Fill a decoder's parameters from a standard model directory, as fast as the disk gives it.
+Loads a decoder's parameters from a standard model directory, at the speed of the disk.
 
 Rows of the files go through a few small buffers to the device, and are put in order, converted
 and quantised there: at no time is there a second copy of the model.
@@ -99,7 +99,7 @@ def build_model(
         model = Decoder(config, shard).to(PRECISIONS[precision])
     if bits := WEIGHT_BITS[weights]:
         model.quantize(bits, device)
-    # Not `to_empty`: it imports for seconds what tells the shape of an empty tensor.
+    # Not `to_empty`: its imports take seconds.
     model._apply(  # type: ignore[no-untyped-call]
         lambda x: torch.empty(x.shape, dtype=x.dtype, device=device)
     )
@@ -181,7 +181,7 @@ def stage(
     shard: Shard = WHOLE,
 ) -> Staged:
     """
-    Read the weights for *parameters* into host memory, and touch none of them.
+    Read the weights for *parameters* into host memory; leave the parameters unchanged.
 
     Raises:
         ModelError: As `load_weights`.
@@ -267,7 +267,7 @@ class _Room(threading.local):
         if self._used + size_bytes > len(self._slab):
             self._slab, self._used = host_bytes(max(size_bytes, SLAB_BYTES), self._device), 0
         taken = self._slab[self._used : self._used + size_bytes]
-        self._used += -(-size_bytes // 64) * 64  # aligned for whatever type comes next
+        self._used += -(-size_bytes // 64) * 64  # aligned for any type
         return taken
 
 

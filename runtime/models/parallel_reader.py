@@ -1,5 +1,5 @@
 """
-The threads that read files for a device, each with a buffer, and with a stream on a GPU.
+Threads that read files for a device, each with a buffer and, on a GPU, a stream.
 """
 
 from collections import deque
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from runtime.models.read_plan import Read
 
-READERS = 8  # one alone waits for the disk, or for the memory
+READERS = 8  # a single one is limited by latency
 
 
 def read_in_parallel(
     reads: Sequence[Read], work: Callable[[Read, Callable[[], Tensor]], None], device: torch.device
 ) -> None:
     """
-    Do *work* on all reads, in the order of the disk, in several threads.
+    Call *work* for all reads, in order, in several threads.
 
     Args:
-        work: Gets a read, and what returns a buffer for it, which the thread's next read reuses.
+        work: Gets a read and a function that returns the thread's buffer, reused by its next read.
     """
     todo = deque(reads)
     largest = max(read.size_bytes for read in reads)
@@ -45,7 +45,7 @@ def read_in_parallel(
                 try:
                     work(read, buffer)
                 except BaseException:
-                    todo.clear()  # the others need not go on
+                    todo.clear()  # stops the other threads
                     raise
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -56,7 +56,7 @@ def read_in_parallel(
 @contextmanager
 def _stream_behind(before: torch.cuda.Stream | None) -> Iterator[None]:
     """
-    Work on a stream of its own, behind what *before* has been given; None: there is no GPU.
+    Use a new stream that waits for *before*; None: there is no GPU.
     """
     if before is None:
         yield
@@ -70,7 +70,7 @@ def _stream_behind(before: torch.cuda.Stream | None) -> Iterator[None]:
 
 def wait(device: torch.device) -> None:
     """
-    Wait for what this thread has given a GPU to do.
+    Wait for this thread's work on the GPU.
     """
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
@@ -85,7 +85,7 @@ def host_bytes(size_bytes: int, device: torch.device) -> Tensor:
 
 def give_back_host_memory() -> None:
     """
-    Let the system have the pinned memory that torch keeps; slow, and the GPU may wait for it.
+    Return torch's cached pinned memory to the system; slow, and may block the GPU.
     """
     if torch.cuda.is_available():
         torch._C._host_emptyCache()

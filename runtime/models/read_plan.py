@@ -1,5 +1,5 @@
 """
-Which rows of which file go where in a decoder's parameters, decided before any of them is read.
+Plans the reads of a model's files: which rows go where in the decoder's parameters.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from runtime.models.shard import Shard
 from runtime.models.tensor_files import DTYPES, Stored, find_tensors
 from runtime.models.weights import Piece, Source, sources
 
-PIECE_BYTES = 16 * 2**20  # small enough that the buffers of all readers stay in the last cache
+PIECE_BYTES = 16 * 2**20  # so that the buffers of all readers fit in the last-level cache
 
 Target = Tensor | Quantized
 
@@ -24,12 +24,12 @@ Target = Tensor | Quantized
 @dataclass(frozen=True, slots=True)
 class Read:
     """
-    Whole rows of a file's tensor, and where they go.
+    Whole rows of a file's tensor, and their target.
 
     Attributes:
         offset: Of the first byte in the file.
         shape: Of these rows.
-        rows: Of *target*; *piece* says what is done on the way.
+        rows: Of *target*; *piece* has the conversion.
     """
 
     stored: Stored
@@ -51,7 +51,7 @@ class Read:
     @property
     def is_plain(self) -> bool:
         """
-        Whether the bytes go to the target as they are.
+        Whether the bytes are copied unchanged.
         """
         return (
             isinstance(self.target, Tensor)
@@ -62,7 +62,7 @@ class Read:
 
     def cut(self, rows: Tensor) -> Tensor:
         """
-        Return the columns of *rows* that are taken, if that is still to be done.
+        Return the columns of *rows* that are read, unless they are cut already.
         """
         columns = self.piece.columns
         if columns is None or rows.shape[1] == len(columns):
@@ -78,10 +78,10 @@ def plan_reads(
     path: Path, config: DecoderConfig, parameters: Mapping[str, Target], shard: Shard
 ) -> list[Read]:
     """
-    Return what fills *parameters* from the model in *path*, in the order of the disk.
+    Return the reads that fill *parameters* from the model in *path*, in file order.
 
     Raises:
-        ModelError: The files are broken, or not those of *config* or of such parameters.
+        ModelError: The files are broken, or don't match *config* or *parameters*.
     """
     shard.check(config)
     stored, wanted = find_tensors(path), sources(config, shard)
@@ -98,7 +98,7 @@ def plan_reads(
 
 def _reads(stored: Stored, piece: Piece, target: Target, at: int) -> Iterator[Read]:
     row_bytes = stored.size_bytes // stored.shape[0]
-    unit = piece.pairing[0] if piece.pairing else 1  # rows that must come together
+    unit = piece.pairing[0] if piece.pairing else 1  # rows that must be read together
     step = max(PIECE_BYTES // (row_bytes * unit), 1) * unit
     for first in range(0, len(piece.rows), step):
         count = min(step, len(piece.rows) - first)

@@ -1,5 +1,5 @@
 """
-Which part of every weight one of several GPUs holds.  Pure.
+The part of every weight that one of several GPUs holds.  Pure.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 """
-Where each tensor lies in the safetensors files of a model directory.  Nothing is read but headers.
+Locates each tensor in the safetensors files of a model directory.  Reads only headers.
 
 A file is 8 bytes with the length of the header, little-endian; the header, a JSON object of
 {name: {"dtype", "shape", "data_offsets": [begin, end]}} and "__metadata__"; and the tensors, row

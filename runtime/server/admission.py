@@ -1,5 +1,5 @@
 """
-May this request come in?  Pure: limits and load in, a refusal or None out.
+Admission control.  Pure: limits and load in, a refusal or None out.
 """
 
 import math
@@ -11,13 +11,13 @@ MAX_RETRY_AFTER_S = 30
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
     """
-    What the runtime takes.
+    Limits of the runtime.
 
     Attributes:
         context_tokens: Prompt and answer of one request, together.
         max_batch_requests: Requests computed at once.
-        max_queue_requests: Requests that may wait beside them.
-        request_timeout_s: Longest that a request may take; also what it gets if it asks for none.
+        max_queue_requests: Most requests that wait beyond those.
+        request_timeout_s: Longest time of a request, and its default.
     """
 
     context_tokens: int
@@ -29,10 +29,10 @@ class AdmissionLimits:
 @dataclass(frozen=True, slots=True)
 class CurrentLoad:
     """
-    What the runtime has.
+    Current load of the runtime.
 
     Attributes:
-        in_flight: Requests admitted and not answered.
+        in_flight: Admitted requests without a complete answer.
         mean_s: Recent mean time of an answer; 0 before the first.
     """
 
@@ -43,10 +43,10 @@ class CurrentLoad:
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """
-    Why not, as the client reads it.
+    A refusal, as the client gets it.
 
     Attributes:
-        retry_after_s: When it may be worth trying again; None where it never is.
+        retry_after_s: Seconds until a retry may succeed; None if none can.
     """
 
     status: int
@@ -59,9 +59,9 @@ def refuse(
     prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: AdmissionLimits
 ) -> Refusal | None:
     """
-    Return why the request can't come in, or None.
+    Return the refusal of a request, or None.
 
-    Too long is said before too busy: waiting would not help it.
+    Too many tokens is checked before a full queue: waiting would not help.
     """
     if prompt_tokens < 1:
         return Refusal(400, "empty_prompt", "the prompt has no tokens")
@@ -85,7 +85,7 @@ def refuse(
 
 def retry_after_s(load: CurrentLoad, limits: AdmissionLimits) -> int:
     """
-    Return the whole seconds in which what is in flight should be done, from 1 to 30.
+    Return the estimated seconds until the requests in flight are done, from 1 to 30.
     """
     rounds = load.in_flight / limits.max_batch_requests
     return min(max(math.ceil(load.mean_s * rounds), 1), MAX_RETRY_AFTER_S)
@@ -93,6 +93,6 @@ def retry_after_s(load: CurrentLoad, limits: AdmissionLimits) -> int:
 
 def time_allowed_s(asked_s: float | None, limits: AdmissionLimits) -> float:
     """
-    Return how long the request may take: what it asks for, within the limit.
+    Return the seconds that the request may take: what it asks for, up to the limit.
     """
     return limits.request_timeout_s if asked_s is None else min(asked_s, limits.request_timeout_s)

@@ -1,5 +1,5 @@
 """
-The routes: translate, submit, answer.  Knows nothing of torch.
+The routes: translate, submit, answer.  Never imports torch.
 """
 
 import asyncio
@@ -61,11 +61,11 @@ WHY_NOT = {
 @dataclass(slots=True)
 class Serving:
     """
-    What the routes answer with.
+    State that the routes share.
 
     Attributes:
         generator: None until the model is loaded.
-        check: What the deep health check asks.
+        check: Request of the deep health check.
         since: When the model was loaded, seconds of the Unix epoch.
     """
 
@@ -213,7 +213,7 @@ async def _answer(
     generator = _generator(serving)
     if body.stream:
         deltas = generator.deltas(asked)
-        # The first delta decides the status line: what fails before it is a plain error.
+        # The first delta decides the status line: a failure before it is a plain error.
         first = await _unless_gone(request, anext(deltas))
         return EventStream(first, deltas, shape, outcome)
     delta = await _unless_gone(request, generator.whole(asked))
@@ -234,7 +234,7 @@ async def _gone(request: Request) -> None:
 
 async def _unless_gone(request: Request, delta: Awaitable[TextDelta]) -> TextDelta:
     """
-    Wait for *delta*; cancel it, and with it the request in the engine, if the client goes.
+    Wait for *delta*; if the client disconnects, cancel it and its request in the engine.
     """
     answering = asyncio.ensure_future(delta)
     gone = asyncio.ensure_future(_gone(request))
@@ -251,7 +251,7 @@ async def _unless_gone(request: Request, delta: Awaitable[TextDelta]) -> TextDel
 
 class EventStream(Response):
     """
-    Server-sent events: a delta each, then [DONE]; or an error event as the last.
+    Server-sent events: one for each delta, then [DONE]; or an error event as the last.
     """
 
     media_type = "text/event-stream"
@@ -327,7 +327,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     if any(one["loc"] == ("body",) for one in found):
         message = "send a JSON object, with content-type: application/json"
         return _error(request, Refusal(422, "invalid_request", message))
-    # The values stay out of the message: it is logged and shown where prompts must not be.
+    # Values stay out of the message: it is logged, and prompts must not be.
     message = "; ".join(
         f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in found
     )
@@ -343,5 +343,5 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette raises it again after this answer; the envelope logs it with the request's id.
+    # Starlette raises it again after this answer; the middleware logs it with the request's id.
     return _error(request, BUG)

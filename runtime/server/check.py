@@ -1,5 +1,5 @@
 """
-`python -m runtime check`: what a model makes of a GPU's memory, before anything is started.
+`python -m runtime check`: plans a model's memory before it is started.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: TextIO) -> int:
     """
-    Write the plan to *out*, and to *err* why it can't be; return the exit code.
+    Write the plan to *out* and errors to *err*; return the exit code.
     """
     found: MemoryReport | None = None
     try:

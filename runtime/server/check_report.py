@@ -1,5 +1,5 @@
 """
-What `python -m runtime check` found, as text and as JSON.  Pure.
+The result of `python -m runtime check` as text and as JSON.  Pure.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ PlanOrFault = MemoryPlan | RuntimeFault
 class Gpu:
     """
     Attributes:
-        free_bytes: What others leave of it now; None of a GPU that is not here.
+        free_bytes: Free now; None for a GPU that is not on this machine.
     """
 
     total_bytes: int
@@ -32,7 +32,7 @@ class Gpu:
 class MemoryReport:
     """
     Attributes:
-        gpu: The smallest of those that would be used; None where that is a CPU.
+        gpu: The smallest of the GPUs to use; None for a CPU.
         answers: By weights and kv.
     """
 

@@ -1,7 +1,7 @@
 """
 Environment, host file and release file to one frozen Settings.
 
-The release's config.yml is laid over the host's own file, key by key.
+The release's config.yml overrides the host's file, key by key.
 """
 
 import difflib
@@ -36,7 +36,7 @@ from runtime.server.admission import AdmissionLimits
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Both travel in a header and a metric label.
+# Both are sent in a header and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$")]
 
 
@@ -88,7 +88,7 @@ class HostConfig(_EngineKeys):
 
 class RuntimeConfig(HostConfig):
     """
-    The whole: what the release says laid over what the host says.
+    The merged configuration: the release's keys over the host's.
     """
 
     version: Name
@@ -97,7 +97,7 @@ class RuntimeConfig(HostConfig):
 
 class _Layer(HostConfig):
     """
-    A file of which it is not known whether it is the host's or the release's.
+    A file that may be the host's or the release's.
     """
 
     version: Name = "unknown"
@@ -106,7 +106,7 @@ class _Layer(HostConfig):
 
 class Settings(BaseModel):
     """
-    Everything that `python -m runtime` was told.
+    All settings of one `python -m runtime`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,7 +128,7 @@ class Settings(BaseModel):
 
     def limits(self, context_tokens: int) -> AdmissionLimits:
         """
-        Return what admission holds requests against, for a model of *context_tokens*.
+        Return the limits of admission for a model of *context_tokens*.
         """
         config, options = self.config, self.config.options
         asked = (options.context_tokens, options.max_batch_tokens)
@@ -142,7 +142,7 @@ class Settings(BaseModel):
 
 def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
     """
-    Read what *env* points at.
+    Read the files that *env* names.
 
     Raises:
         ConfigError: A variable, file or key is missing or wrong; names which.
@@ -173,10 +173,10 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
 
 def load_config(env: Mapping[str, str], files: Sequence[Path] = ()) -> HostConfig:
     """
-    Read the configuration alone: *files*, each laid over the one before, or what *env* points at.
+    Read only the configuration: *files*, each overriding the one before, or those that *env* names.
 
     Raises:
-        ConfigError: As `load_settings`; but neither slot, socket nor names are asked for.
+        ConfigError: As `load_settings`; slot, socket and names are not required.
     """
     if not files:
         release_file = Path(env.get(ENV_RELEASE_DIR) or ".") / CONFIG_FILE
@@ -198,7 +198,7 @@ def _variable(env: Mapping[str, str], name: str) -> str:
         return value
     raise ConfigError(
         f"environment: {name} is not set",
-        why="the runtime does not know where it belongs without it",
+        why="the runtime needs it to identify its slot",
         fix=f"start it as slipway-runtime@SLOT.service, or set {name}",
     )
 

@@ -18,22 +18,26 @@ from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
 from runtime.server.text import Codec, Detokenizer, StopScanner
 
-GRACE_S = 1.0  # beyond a deadline, before an engine that does not say so is not waited for
-LONG_PROMPT_CHARS = 20_000  # from here on another thread tokenises
+GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
+LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
 Value = TypeVar("Value")
 
 FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
-    FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's numbers are not finite"),
+    FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
     FinishReason.ERROR: (500, "engine_error", "the model failed"),
-    FinishReason.DIED: (500, "engine_died", "the engine is gone"),
-    FinishReason.ABANDONED: (503, "shutting_down", "the runtime left before the answer was done"),
+    FinishReason.DIED: (500, "engine_died", "the engine process ended"),
+    FinishReason.ABANDONED: (
+        503,
+        "shutting_down",
+        "the runtime shut down before the answer was complete",
+    ),
 }
 
 
 class Failed(Exception):
     """
-    A request that is answered with an error.
+    The request ends with an error response.
     """
 
     def __init__(self, refused: Refusal) -> None:
@@ -89,7 +93,7 @@ class Generator:
         self._engine, self._codec, self._limits = engine, codec, limits
         self._on_first_token = on_first_token
         self._mean_s = 0.0
-        self._encoding = 0  # admitted, and still becoming tokens in another thread
+        self._encoding = 0  # requests being tokenized in another thread
 
     @property
     def load(self) -> CurrentLoad:
@@ -99,7 +103,7 @@ class Generator:
         """
         Return the whole answer as one delta.
         """
-        # With stop strings each token has to be looked at as it comes.
+        # With stop strings each token is checked as it comes.
         deltas = [delta async for delta in self.deltas(request, at_once=not request.stop)]
         last = deltas[-1]
         text = "".join(delta.text for delta in deltas)
@@ -109,7 +113,7 @@ class Generator:
         self, request: GenerationRequest, *, at_once: bool = False
     ) -> AsyncGenerator[TextDelta, None]:
         """
-        Yield the answer as it is generated, or *at_once*; the last piece has a finish_reason.
+        Yield the answer as it is generated, or *at_once*; the last delta has a finish_reason.
 
         Raises:
             Failed: Refusal, late, or failed in the engine.

@@ -1,5 +1,5 @@
 """
-The life of one runtime process, as a table.  Pure; `server.py` reports events.
+The life of one runtime process, as a table.  Pure; `process` sends the events.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ class Phase(StrEnum):
     LOADING = "loading"  # the engine reads the weights
     WARMING = "warming"  # loaded; only the warm-up may generate
     READY = "ready"  # answers requests
-    DRAINING = "draining"  # answers what it has, refuses what is new
+    DRAINING = "draining"  # finishes its requests, refuses new ones
     STOPPED = "stopped"  # every request is answered
-    FAILED = "failed"  # no engine, or none that answers: leaves for systemd to restart
+    FAILED = "failed"  # the engine died or does not answer: exits, and systemd restarts it
 
     @property
     def is_ready(self) -> bool:
@@ -29,9 +29,9 @@ class Phase(StrEnum):
 
 class LifeEvent(StrEnum):
     LOADED = "loaded"  # the weights are in memory
-    WARMED = "warmed"  # an answer came through the whole path
+    WARMED = "warmed"  # the warm-up request was answered
     TERMINATED = "terminated"  # SIGTERM or SIGINT
-    DRAINED = "drained"  # nothing is in flight, or the time is up
+    DRAINED = "drained"  # no request is in flight, or the drain timeout passed
     BROKEN = "broken"  # the engine died, could not load, or did not answer the warm-up
 
 
@@ -47,7 +47,7 @@ TRANSITIONS: Mapping[tuple[Phase, LifeEvent], Phase] = MappingProxyType(
         (Phase.WARMING, LifeEvent.BROKEN): Phase.FAILED,
         (Phase.READY, LifeEvent.TERMINATED): Phase.DRAINING,
         (Phase.READY, LifeEvent.BROKEN): Phase.FAILED,
-        (Phase.DRAINING, LifeEvent.TERMINATED): Phase.DRAINING,  # an impatient second signal
+        (Phase.DRAINING, LifeEvent.TERMINATED): Phase.DRAINING,  # a second signal
         (Phase.DRAINING, LifeEvent.DRAINED): Phase.STOPPED,
         (Phase.DRAINING, LifeEvent.BROKEN): Phase.FAILED,
     }

@@ -1,5 +1,5 @@
 """
-Names, units and buckets of what Prometheus and `deploy` read.  Each has version and slot.
+The Prometheus metrics, each with the labels version and slot.
 """
 
 from prometheus_client import (
@@ -33,17 +33,17 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 class Metrics:
     """
-    The meters of one process.
+    The metrics of one process.
     """
 
     def __init__(self, version: str, slot: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series for each
         self._own = (version, slot)
         self._registry = registry = CollectorRegistry()
         own = ("version", "slot")
         self._requests = Counter(
             REQUESTS_TOTAL,
-            "Answered requests, by what they ended in",
+            "Answered requests, by final status",
             (*own, "route", "code"),
             registry=registry,
         )
@@ -98,7 +98,7 @@ class Metrics:
 
     def answered(self, route: str, code: int, seconds: float) -> None:
         """
-        Count one request; *code* is what it ended in, also where the status line said 200.
+        Count one request; *code* is its final status, also where the status line was 200.
         """
         self._requests.labels(*self._own, route, str(code)).inc()
         self._seconds.labels(*self._own, route).observe(seconds)
@@ -108,7 +108,7 @@ class Metrics:
 
     def engine(self, report: EngineReport) -> None:
         """
-        Take in what the engine did in one turn.
+        Record one report of the engine.
         """
         self._queue.set(report.waiting)
         if report.tokens:

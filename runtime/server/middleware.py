@@ -1,7 +1,7 @@
 """
-What every answer has, whatever the route: ids, headers, limits, the token, the meters.
+What all routes share: request ids, headers, body limit, API tokens, metrics.
 
-Plain ASGI around the whole application, so that also its errors pass through.
+Plain ASGI around the whole application, so that its errors pass through it, too.
 """
 
 import json
@@ -43,18 +43,18 @@ MODELS = "/v1/models"
 ROUTES = frozenset({*GENERATE_ROUTES, LIVEZ, READYZ, HEALTHZ, METRICS, MODELS})
 MAX_BODY_BYTES = 8 << 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# Codes of requests that may succeed if they are sent again as they are.
+# Statuses of requests that may succeed if they are sent again unchanged.
 RETRY_SAFE = frozenset({429, 499, 500, 503, 504})
 
-BUG = Refusal(500, "internal", "an error of the runtime; its log has the rest under this id")
+BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
 
 
 class RequestOutcome:
     """
-    What is known of a request beside its scope.
+    The state of a request beside its ASGI scope.
 
     Attributes:
-        code: What it ended in, where the status line can't say it: a stream that failed.
+        code: Its final status, if the status line can't have it: a stream that failed later.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -73,7 +73,7 @@ class Middleware:
     Wraps the application.
 
     Args:
-        tokens: Bearer tokens that the generating and /v1 routes ask for; none: anyone may.
+        tokens: Bearer tokens accepted on /generate and /v1 routes; empty: no token is required.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Middleware:
 
     def _extra(self, outcome: RequestOutcome) -> list[tuple[bytes, bytes]]:
         extra = [*self._headers, (REQUEST_ID_HEADER.encode(), outcome.request_id.encode())]
-        # Whoever keeps connections finds the other slot sooner.
+        # Clients with open connections reach the other slot sooner.
         return [*extra, (b"connection", b"close")] if self._life.phase.is_leaving else extra
 
     def _refuse(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
@@ -134,7 +134,7 @@ class Middleware:
 
 class _Exchange:
     """
-    One request and its answer: bounds the first, adds headers to the second.
+    One request and its response: limits the body, adds headers.
     """
 
     def __init__(self, extra: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> None:
@@ -146,7 +146,7 @@ class _Exchange:
         message = await self._receive()
         self._body_bytes += len(message.get("body", b""))
         if self._body_bytes > MAX_BODY_BYTES:
-            # Of this type, because FastAPI makes a 400 of any other that reading a body raises.
+            # Of this type: FastAPI turns any other error of reading a body into a 400.
             raise HTTPException(413, _too_large().message)
         return message
 
@@ -165,7 +165,7 @@ class _Exchange:
 
 def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """
-    Return status, headers and body of an answer that is an error.
+    Return status, headers and body of an error.
     """
     body = error_body(refused, request_id)
     headers = {"content-type": "application/json", "content-length": str(len(body))}
@@ -179,7 +179,7 @@ def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, st
 def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> bytes:
     """
     Args:
-        started: Part of the answer was sent: to send the request again would give it twice.
+        started: Whether part of the answer was sent; a retry would then repeat it.
     """
     retry_safe = refused.status in RETRY_SAFE and not started
     document = error_document(refused.code, refused.message, request_id, retry_safe=retry_safe)
@@ -192,7 +192,7 @@ def _too_large() -> Refusal:
 
 def _is_guarded(scope: Scope) -> bool:
     if scope["method"] == "OPTIONS":
-        return False  # CORS asks before it may send the token
+        return False  # a CORS preflight carries no token
     path: str = scope["path"]
     is_deep = path == HEALTHZ and scope["query_string"] != b""
     return is_deep or path == "/generate" or path.startswith("/v1/")

@@ -1,7 +1,7 @@
 """
-Tell systemd: READY=1, STATUS=, STOPPING=1, WATCHDOG=1.  Source: sd_notify(3).
+Notifies systemd: READY=1, STATUS=, STOPPING=1, WATCHDOG=1.  Source: sd_notify(3).
 
-Without NOTIFY_SOCKET every call does nothing, so that the runtime also runs by hand.
+Without NOTIFY_SOCKET every call is a no-op, so the runtime also runs by hand.
 """
 
 import os
@@ -14,7 +14,7 @@ class Notifier:
     Sends to the service manager that started this process.
 
     Args:
-        address: NOTIFY_SOCKET; a leading "@" is an abstract socket. None: nobody listens.
+        address: NOTIFY_SOCKET; a leading "@" is an abstract socket. None: no notifications.
         watchdog_s: WATCHDOG_USEC in seconds; None where the unit has no watchdog.
     """
 
@@ -29,7 +29,7 @@ class Notifier:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Notifier":
         """
-        Read what systemd set; its watchdog may be meant for another process.
+        Read systemd's variables; WATCHDOG_PID may name another process.
         """
         watchdog_s = None
         if env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
@@ -55,14 +55,14 @@ class Notifier:
         try:
             self._socket.sendto(message.encode(), self._address)
         except OSError:
-            return  # a manager that can't be told is no reason to drop requests
+            return  # a failed notification must not drop requests
 
 
 class Watchdog:
     """
-    Passes the engine's beats on to systemd, thinned out to four in each watchdog period.
+    Forwards the engine's beats to systemd, at most four in each watchdog period.
 
-    It has no timer of its own: when the engine stops beating, nothing is sent.
+    It has no timer: if the engine stops beating, no notification is sent.
     """
 
     def __init__(self, notifier: Notifier) -> None:

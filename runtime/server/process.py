@@ -33,19 +33,19 @@ from runtime.server.warmup import check_prompt, warm_up
 
 log = logging.getLogger("runtime.server")
 
-BEAT_S = 1.0  # of an idle engine, where no watchdog asks for more
-ANSWER_S = 5.0  # for answers to reach their clients after the engine's part is done
+BEAT_S = 1.0  # of an idle engine without a watchdog
+ANSWER_S = 5.0  # for answers to reach their clients after the engine has finished
 
 
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # signals are ours: a SIGTERM drains before the server stops
+        yield  # our own handlers: a SIGTERM drains before the server stops
 
 
 class RuntimeServer:
     """
-    Joins the parts and moves `Life` along.
+    Runs the parts and drives `Life`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RuntimeServer:
         Serve until SIGTERM or the engine's end; return the exit code.
 
         Raises:
-            RuntimeFault: It could not start; says its own exit code.
+            RuntimeFault: The start failed; it has its own exit code.
         """
         listener = _bind(self._settings)
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ class RuntimeServer:
         await warm_up(self._settings)
         self._life.on(LifeEvent.WARMED)
         gc.collect()
-        gc.freeze()  # what is loaded stays: no collection looks at it again
+        gc.freeze()  # garbage collections skip what is loaded now
         self._notifier.ready(f"serving {config.model_name} {config.version}")
         log.info(
             "runtime.ready version=%s slot=%s parameters=%d load_s=%.2f warm_up_s=%.2f took_s=%.2f",
@@ -158,7 +158,7 @@ class RuntimeServer:
             life.cancel()
             return await self._drain()
         if self._engine.died.done():
-            await asyncio.wait((life,), timeout=ANSWER_S)  # a start knows more of why
+            await asyncio.wait((life,), timeout=ANSWER_S)  # the start has the better error
         self._life.on(LifeEvent.BROKEN)
         if life.done() and (error := life.exception()):
             self._notifier.stopping(f"failed: {error}")
@@ -231,10 +231,10 @@ def _bind(settings: Settings) -> socket.socket:
 
 def _remove_stale(path: Path) -> None:
     """
-    Remove the socket of a runtime that is gone.
+    Remove the socket of a runtime that has ended.
 
     Raises:
-        ConfigError: Something else is there, or a runtime that still answers.
+        ConfigError: The path is no socket, or a runtime answers on it.
     """
     try:
         mode = path.lstat().st_mode

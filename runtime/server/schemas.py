@@ -1,5 +1,5 @@
 """
-Request bodies, and the one error document.  Unknown keys are errors.
+Request bodies and the error document.  Unknown keys are errors.
 """
 
 from typing import Annotated, Any, Literal
@@ -50,11 +50,10 @@ class CompletionBody(_Sampling):
 
 def error_document(code: str, message: str, request_id: str, *, retry_safe: bool) -> dict[str, Any]:
     """
-    Return the body of every answer that is not the one that was asked for.
+    Return the body of an error response.
 
     Args:
-        retry_safe: The same request may be sent again as it is, here or elsewhere, and may
-            then succeed.
+        retry_safe: Whether the same request may be sent again unchanged, here or elsewhere.
     """
     return {
         "error": {

@@ -1,5 +1,5 @@
 """
-Text to tokens and back, in the API process: the engine never sees text.
+Text to tokens and back, in the API process: the engine handles token ids only.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,10 @@ class TokenizerCodec:
 
 class Detokenizer:
     """
-    Turns tokens into text piece by piece; the pieces together are the decoded whole.
+    Decodes tokens incrementally; the parts joined are the decoded whole.
 
-    A piece is held back while it ends within a character.  Each is decoded with the tokens of
-    the piece before it, because decoders treat the first token of a text in their own way.
+    Text is held back while it ends within a character.  Tokens are decoded together with those
+    of the part before, because decoders treat the first token of a text differently.
     """
 
     def __init__(self, codec: Codec) -> None:

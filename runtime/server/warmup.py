@@ -1,5 +1,5 @@
 """
-One real answer through the whole path: socket, HTTP, tokens, engine, text.
+The warm-up: one real request through socket, HTTP, tokenizer and engine.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ PROMPT = "warm up"  # for a release without golden prompts
 
 def check_prompt(golden: Path) -> GenerationRequest:
     """
-    Return what the warm-up and the deep health check ask: the first golden prompt.
+    Return the request of the warm-up and the deep health check: the first golden prompt.
 
     Raises:
         ConfigError: The file's first line is not a golden prompt.
@@ -44,10 +44,10 @@ def check_prompt(golden: Path) -> GenerationRequest:
 
 async def warm_up(settings: Settings) -> None:
     """
-    Ask the runtime's own socket for the deep health check, as a client would.
+    Request the deep health check over the runtime's own socket.
 
     Raises:
-        EngineError: The answer was anything but 200.
+        EngineError: The status was not 200.
     """
     if settings.socket is not None:
         reader, writer = await asyncio.open_unix_connection(settings.socket)

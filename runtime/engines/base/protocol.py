@@ -1,7 +1,7 @@
 """
-What the API process and the engine process say to each other: one JSON object a line.
+The messages between the API process and the engine process: one JSON object a line.
 
-Times are spans in seconds, never clock readings: each process has its own clock.
+Times are durations in seconds, never clock readings: each process has its own clock.
 """
 
 import json
@@ -13,21 +13,21 @@ from typing import Any
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.sampling import SamplingParams
 
-# Not slots: `vars` is the cheapest way to a dict, and these are made for every token.
+# No slots: `vars` is the cheapest way to a dict, and messages are sent for every token.
 
 
 class FinishReason(StrEnum):
     """
-    How a request left the engine.
+    Why a request ended.
     """
 
-    STOP = "stop"  # the model said that it is done
-    LENGTH = "length"  # it has max_tokens
+    STOP = "stop"  # the model generated a stop token
+    LENGTH = "length"  # it reached max_tokens
     EXPIRED = "expired"  # its deadline passed
-    NONFINITE = "nonfinite"  # its logits are NaN or infinite; its neighbours' are not touched
+    NONFINITE = "nonfinite"  # its logits are NaN or infinite; other requests go on
     ERROR = "error"  # the model raised
-    DIED = "died"  # the engine process is gone; said by the client, as is the next
-    ABANDONED = "abandoned"  # the runtime leaves and can't wait longer
+    DIED = "died"  # the engine process ended; set by the client, as is the next
+    ABANDONED = "abandoned"  # the drain timeout passed
 
     @property
     def is_good(self) -> bool:
@@ -37,7 +37,7 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True)
 class Load:
     """
-    Read this model and serve it in place of the one before.  Refused while requests are running.
+    Read this model and serve it in place of the current one.  Refused while requests run.
 
     Attributes:
         beat_s: Seconds between two reports of an idle engine.
@@ -72,7 +72,7 @@ class Swap:
     """
     Exchange the weights for those of this directory, of the same shapes; no request is lost.
 
-    They are read while the old ones serve.  Then nobody joins until who runs has finished.
+    They are read while the old ones serve.  Then no request joins until the running ones end.
     """
 
     model_dir: str
@@ -90,7 +90,7 @@ class Loaded:
 class LoadFailed:
     """
     Attributes:
-        is_model: The directory is at fault, not the engine: a restart will not help.
+        is_model: Whether the directory is at fault: a restart would not help.
     """
 
     what: str
@@ -102,18 +102,18 @@ class LoadFailed:
 @dataclass(frozen=True)
 class EngineReport:
     """
-    What one turn of the engine's loop did; with nothing in it, that the loop turns.
+    What one turn of the engine's loop did; an empty one shows that the loop is alive.
 
     Attributes:
-        tokens: Pairs of request and new token, in the order they were made.
-        ended: Triples of request, FinishReason and a line of detail.
+        tokens: Pairs of request id and new token, in order.
+        ended: Triples of request id, FinishReason and a line of detail.
         running, waiting: Requests after the turn.
         batch: Requests that the step computed; 0 when there was none.
         steps: Steps since the start.
-        prompt_tokens: Tokens of prompts that the step computed.
-        cached_tokens: Those that it found computed, of the requests that joined it.
-        pages_used, pages: Of the KV cache: held by requests, and in all.
-        oom_splits: How often steps were cut in two for want of memory, since the last report.
+        prompt_tokens: Prompt tokens that the step computed.
+        cached_tokens: Prompt tokens found in the cache, of the requests that joined.
+        pages_used, pages: Pages of the KV cache: held by requests, and in total.
+        oom_splits: Out-of-memory splits of steps since the last report.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -131,7 +131,7 @@ class EngineReport:
     @property
     def is_beat(self) -> bool:
         """
-        Whether it says only that the loop turns.
+        Whether it has no news.
         """
         return not (self.tokens or self.ended or self.batch)
 

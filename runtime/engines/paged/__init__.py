@@ -1,12 +1,9 @@
 """
-The engine: token ids in, token ids out, in a process of its own.
+Slipway's own engine: continuous batching over a paged KV cache, in a process of its own.
 
-`protocol` is what crosses the socket, `client` is the API's end, `worker` is the process,
-`scheduler` decides who is computed, over the `pages` of the cache and a `queue`, and `runner`
-computes.  `opening` makes a model ready; `runtime.memory` says beforehand what will fit.
+`client` is the API's end, `worker` the loop of the process.  `scheduler` decides what a `step`
+computes, with a `queue`, a `batcher` and a `block_allocator`; `runner` computes it.  `load_engine`
+loads a model; `runtime.memory` plans what fits beforehand.
 
-`parallel` shares a model out to several GPUs: `ranks` starts a `follower` for each but the first,
-and `pipe` carries what they are told.
-
-Torch is imported by `runner`, `opening`, `parallel` and `follower` alone, and the API imports none.
+Only `runner` and `load_engine` import torch; the API process imports neither.
 """

@@ -1,5 +1,5 @@
 """
-Which waiting requests join the running batch now?  Pure; the scheduler asks before every step.
+Selects the waiting requests that join the batch.  Pure; called before every step.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ class Pending:
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """
-    What there is room for now.
+    Free capacity.
 
     Attributes:
-        max_requests: Rows that are free; 0 when the batch is full.
-        max_tokens: KV-cache tokens that are free, or hold only what may be computed again.
-        max_wait_s: Longest that the oldest request waits for company; 0 while a batch runs,
-            for it is joined between two steps.
+        max_requests: Free slots; 0 when the batch is full.
+        max_tokens: KV-cache tokens that are free or can be evicted.
+        max_wait_s: Longest wait of the oldest request for others; 0 while a batch runs, which
+            requests join between two steps.
     """
 
     max_requests: int
@@ -37,10 +37,10 @@ class Take:
     One decision. `batch`, `expired` and `rest` together are the queue, each request once.
 
     Attributes:
-        batch: These join now, in arrival order.
-        expired: Answer these with 504 now; they are never computed.
-        rest: These keep waiting.
-        wake_at_s: Ask again then, if nothing arrives or leaves before. None: nothing waits.
+        batch: Join now, in arrival order.
+        expired: Past their deadline; never computed.
+        rest: Keep waiting.
+        wake_at_s: When to decide again if nothing arrives or leaves before; None: nothing waits.
     """
 
     batch: tuple[Pending, ...]
@@ -66,7 +66,7 @@ def take(queue: Sequence[Pending], now_s: float, policy: BatchPolicy) -> Take:
         return Take(batch, expired, rest, now_s if rest else None)
 
     first_deadline_s = min(p.deadline_s for p in alive)
-    # Without room only a row that leaves, or a deadline, can change the answer.
+    # Without room only a sequence that ends, or a deadline, can change the decision.
     wake_at_s = min(due_s, first_deadline_s) if batch else first_deadline_s
     return Take((), expired, alive, wake_at_s)
 

@@ -1,8 +1,8 @@
 """
-Who holds which page of the KV cache, and what pages nobody holds still know.  Pure.
+Allocates the pages of the KV cache, and finds pages that hold a known prefix.  Pure.
 
-A full page is named by a hash of every token up to its end.  A row whose prompt begins with the
-tokens of a named page reads that page instead of computing it again.
+A full page is found by a hash of all tokens up to its end.  A sequence whose prompt begins with
+these tokens reads the page instead of computing it again.
 """
 
 from array import array
@@ -15,14 +15,14 @@ from hashlib import blake2b
 @dataclass(slots=True, eq=False)
 class Allocation:
     """
-    The pages of one row.
+    The pages of one sequence.
 
     Attributes:
-        pages: In the order of the row's tokens; those at the front may be shared.
-        cached: Tokens at the front whose keys and values were there already.
-        block_hashes: Of the row's full pages, as far as somebody asked.
-        registered: Pages at the front that were registered, by this row or by another.
-        generation: How often the allocator had been cleared when it was given.
+        pages: In the order of the tokens; leading ones may be shared.
+        cached: Leading tokens whose keys and values were in the cache.
+        block_hashes: Of the full pages that were hashed so far.
+        registered: Leading pages that were registered, by this sequence or another.
+        generation: Of the allocator: number of times it had been cleared.
     """
 
     pages: list[int]
@@ -34,18 +34,18 @@ class Allocation:
 
 class BlockAllocator:
     """
-    Pages 1 to *pages* - 1; page 0 is never given away, for padding writes there.
+    Pages 1 to *pages* - 1; page 0 is never allocated: padding writes there.
 
-    A page is held by one row or by several that share it, or it is idle: held by none, but found
-    by its block_hash until a row needs the room.  The page that was held longest ago goes first.
+    A page is held by one or several sequences, or idle: held by none, but found by its hash until
+    it is evicted.  The least recently held page is evicted first.
 
     Attributes:
-        hit_tokens: Those of them that need not be computed.
-        evictions: Idle pages whose block_hashes were given up for room.
+        hit_tokens: Tokens of all prompts that were found in the cache.
+        evictions: Idle pages that were allocated anew.
     """
 
     def __init__(self, pages: int, page_tokens: int) -> None:
-        assert pages > 1, "page 0 is nobody's"
+        assert pages > 1, "page 0 is reserved"
         self.pages = pages
         self.page_tokens = page_tokens
         self.hit_tokens = self.evictions = 0
@@ -53,13 +53,13 @@ class BlockAllocator:
         self._idle: OrderedDict[int, None] = OrderedDict()  # next to be evicted first
         self._holders = [0] * pages
         self._page_of: dict[bytes, int] = {}  # page of a block_hash
-        self._hash_of: dict[int, bytes] = {}  # the same, the other way round
+        self._hash_of: dict[int, bytes] = {}  # its inverse
         self._generation = 0
 
     @property
     def room(self) -> int:
         """
-        Pages that no row holds.
+        Pages that no sequence holds.
         """
         return len(self._free) + len(self._idle)
 
@@ -77,7 +77,7 @@ class BlockAllocator:
         """
         Return the block_hashes of the pages that `allocation` may find for *prompt*.
 
-        The page of its last token is none of them: a row needs a token to compute.
+        Without the page of the last token: a sequence needs a token to compute.
         """
         block_hashes: list[bytes] = []
         for index in range((len(prompt) - 1) // self.page_tokens):
@@ -86,9 +86,9 @@ class BlockAllocator:
 
     def need(self, block_hashes: Sequence[bytes], budget: int) -> int:
         """
-        Return how much of the room a row of *budget* tokens takes.
+        Return the pages that a sequence of *budget* tokens takes out of `room`.
 
-        Pages that it shares with rows that run are free of charge; idle ones are room, and go.
+        Pages shared with running sequences cost nothing; idle ones count as room.
         """
         return self.count(budget) - sum(
             self._holders[page] > 0 for page in self._match(block_hashes)
@@ -96,13 +96,13 @@ class BlockAllocator:
 
     def allocate(self, block_hashes: list[bytes], budget: int) -> Allocation:
         """
-        Give a row of *budget* tokens, *prompt* of them known, all its pages; `need` says if it may.
+        Return all pages of a sequence of *budget* tokens, which `need` found room for.
 
         Args:
-            block_hashes: Of its prompt; the allocation goes on with them.
+            block_hashes: Of its prompt; the allocation extends this list.
         """
         shared = self._match(block_hashes)
-        # Held before others are taken, so that none of them is evicted.
+        # Held before others are taken, so that these are not evicted.
         for page in shared:
             if not self._holders[page]:
                 del self._idle[page]
@@ -114,9 +114,9 @@ class BlockAllocator:
 
     def register(self, allocation: Allocation, tokens: Sequence[int], computed: int) -> None:
         """
-        Have the full pages among the first *computed* tokens of a row found from now on.
+        Make the full pages among the first *computed* tokens findable.
 
-        Call it once the step that computes them is launched: whoever finds them comes later.
+        Call it once the step that computes them is launched: only later steps read them.
         """
         if allocation.generation != self._generation:
             return
@@ -126,7 +126,7 @@ class BlockAllocator:
                 allocation.block_hashes.append(
                     self._hash_block(allocation.block_hashes, tokens, index)
                 )
-            # Two rows may compute the same at once: the first is found.
+            # Two sequences may compute the same page at once: the first is found.
             page = allocation.pages[index]
             if self._page_of.setdefault(allocation.block_hashes[index], page) == page:
                 self._hash_of[page] = allocation.block_hashes[index]
@@ -134,10 +134,10 @@ class BlockAllocator:
 
     def forget(self, allocation: Allocation) -> None:
         """
-        Have none of these pages found again, whoever registered them: their numbers are bad.
+        Make none of these pages findable: their contents are not finite.
 
-        What others computed from them is bad too, and those rows come here in their turn.  The row
-        may have gone: what is found behind its block_hashes now is of the same tokens.
+        Sequences that read them fail too, and are passed here in turn.  Pages found by these hashes
+        now hold the same tokens, also when the sequence has ended.
         """
         if allocation.generation != self._generation:
             return
@@ -152,9 +152,9 @@ class BlockAllocator:
 
     def free(self, allocation: Allocation) -> None:
         """
-        Take the pages of a row back, once the last step that needs them is launched.
+        Free the pages of a sequence, once the last step that needs them is launched.
         """
-        # From the back: a page is found only behind those before it, so they go later.
+        # Last page first: a page is found only through those before it, so they are evicted later.
         for page in reversed(allocation.pages):
             self._holders[page] -= 1
             if self._holders[page]:
@@ -167,7 +167,7 @@ class BlockAllocator:
 
     def clear(self) -> None:
         """
-        Have nothing found that was computed before now; rows keep what they hold.
+        Make nothing findable that was computed before now; sequences keep their pages.
         """
         self._generation += 1
         self._page_of.clear()

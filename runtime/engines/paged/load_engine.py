@@ -1,5 +1,5 @@
 """
-From a model directory to an engine that can compute: room, weights, cache, graphs.
+From a model directory to an engine that can compute: memory, weights, cache, graphs.
 """
 
 import logging
@@ -32,22 +32,22 @@ from runtime.models.shard import WHOLE, Shard
 
 log = logging.getLogger("runtime.engine")
 
-GRAPHS_BYTES = 800 << 20  # kept for the CUDA graphs themselves, which are made last
+GRAPHS_BYTES = 800 << 20  # reserved for the CUDA graphs, which are captured last
 
 
 def open_runner(
     model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> tuple[PagedRunner, int]:
     """
-    Return what computes with *model*, whose weights are in place, and the pages of its cache.
+    Return a runner of *model*, whose weights are loaded, and the pages of its KV cache.
 
-    The cache gets what `memory.plan` leaves for it; on a GPU no more than is free.
+    The cache gets what `memory.plan` allots to it; on a GPU at most what is free.
 
     Args:
-        agree: Returns the pages of all ranks for those of this one.
+        agree: Maps the pages of this rank to the fewest of all ranks.
 
     Raises:
-        RuntimeFault: There is no room for one request of the whole context.
+        RuntimeFault: One request of the whole context does not fit.
     """
 
     def make(pages: int) -> PagedRunner:
@@ -132,7 +132,7 @@ def read_checked_config(load: Load) -> DecoderConfig:
 
 def _why_no_kernels() -> str:
     """
-    Return what the system says of a Triton that is missing, or too old; else nothing.
+    Return the import error of a missing or too old Triton; empty if its kernels load.
     """
     try:
         from runtime.kernels import fused  # noqa: F401
@@ -145,7 +145,7 @@ def fill(
     load: Load, config: DecoderConfig, device: str | torch.device, shard: Shard = WHOLE
 ) -> Decoder:
     """
-    Return the model of *load*, or a part of it, with its weights in place.
+    Return the model of *load*, or one shard of it, with its weights loaded.
     """
     options = load.options
     prepare_torch(options.threads)
@@ -166,7 +166,7 @@ def make_ready(
     model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
 ) -> LoadedModel:
     """
-    Return *model* ready to compute; see `open_runner`.
+    Return *model* with its runner; see `open_runner`.
     """
     runner, pages = open_runner(model, options, agree)
     config = model.config
@@ -194,14 +194,14 @@ def _prepare(model: Decoder, model_dir: str) -> Callable[[], None]:
     if different := [name for name in names if getattr(other, name) != getattr(config, name)]:
         raise ModelError(
             f"{model_dir}: not a model of the same shape and stop tokens",
-            why=f"only weights are exchanged, and it differs in {', '.join(different)}",
+            why=f"a swap exchanges weights only; it differs in {', '.join(different)}",
             fix="release it: a new slot starts with it",
         )
     staged = stage(model_dir, config, model.targets, model.shard)
 
     def commit() -> None:
         staged.commit()
-        # torch would keep it pinned, and to free it takes a while.
+        # torch would keep the memory pinned; freeing it is slow.
         threading.Thread(target=give_back_host_memory, daemon=True).start()
 
     return commit

@@ -1,5 +1,5 @@
 """
-Launches a step, in parts where memory is short, and has those that follow be smaller.
+Launches a step.  One that runs out of memory is split, and the steps after it are smaller.
 """
 
 from collections.abc import Collection
@@ -13,12 +13,12 @@ REGROW_STEPS = 256
 @dataclass(slots=True)
 class Launches:
     """
-    What became of a step.
+    The result of launching one step.
 
     Attributes:
-        parts: What was launched, in that order; the whole step where memory was enough.
-        failures: Slots that can't be computed, with why.  Parts launched before may hold them too.
-        splits: How often a part was cut in two.
+        parts: Launched parts, in order; the whole step if memory sufficed.
+        failures: Slots that failed, each with the error.  Earlier parts may hold them too.
+        splits: Number of times that a part was split in two.
     """
 
     parts: list[tuple[Step, Running]] = field(default_factory=list)
@@ -28,10 +28,10 @@ class Launches:
 
 class StepSize:
     """
-    How large a step may be.
+    The largest step that is launched.
 
-    Where memory was short it is what the largest part had.  For a while: after REGROW_STEPS
-    without a split it doubles, up to *most*, for others may have taken the memory and left.
+    After a split it is the size of the largest part.  After REGROW_STEPS without a split it
+    doubles, up to *most*: another process may have freed the memory.
 
     Attributes:
         tokens: Of the next step, at most.
@@ -43,7 +43,7 @@ class StepSize:
 
     def learn(self, launches: Launches) -> None:
         self._steps += 1
-        # Where a row does not fit alone, the size was not at fault.
+        # If a row does not fit alone, a smaller step would not help.
         if launches.splits and not launches.failures:
             self.tokens = max(part.tokens for part, _ in launches.parts)
             self._steps = 0
@@ -54,7 +54,7 @@ class StepSize:
 
 def launch(runner: StepRunner, step: Step) -> Launches:
     """
-    Launch *step*, or its halves, or theirs: a row fails only where its single token does not fit.
+    Launch *step*, split as often as needed: a row fails only if its single token does not fit.
     """
     done = Launches()
     failed: set[int] = set()
@@ -83,7 +83,7 @@ def halves(step: Step) -> tuple[Step, Step]:
     Part the decodes of *step* from its chunks, else its rows, else the tokens of its only row.
     """
     decodes, chunks = step.decodes, step.chunks
-    assert step.tokens > 1, "a token has no halves"
+    assert step.tokens > 1, "one token can't be split"
     if decodes and chunks:
         return Step((), decodes, ()), Step(step.joins, (), chunks)
     if len(decodes) > 1:
@@ -98,7 +98,7 @@ def halves(step: Step) -> tuple[Step, Step]:
         first = (Chunk(chunk.slot, chunk.start, chunk.tokens[:middle], is_last=False),)
         start, rest = chunk.start + middle, chunk.tokens[middle:]
         second = (Chunk(chunk.slot, start, rest, chunk.is_last),)
-    # A row joins with the first of its tokens.
+    # A row joins in the part with its first token.
     slots = {chunk.slot for chunk in first}
     joining = tuple(join for join in step.joins if join.slot in slots)
     others = tuple(join for join in step.joins if join.slot not in slots)

@@ -1,5 +1,5 @@
 """
-Who waits to join the batch, and who of them joins now.  Pure; a long queue costs no more.
+The queue of requests that wait to join the batch.  Pure; its cost does not grow with its length.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from runtime.engines.paged.block_allocator import BlockAllocator
 @dataclass(slots=True, eq=False)
 class Waiting:
     """
-    A request, and what the batcher is told of it.
+    A queued request, and its entry for the batcher.
 
     Attributes:
-        block_hashes: Of the pages of its prompt; None until it is the first in the queue.
+        block_hashes: Of its prompt; None until it is the first in the queue.
     """
 
     request: Submit
@@ -34,13 +34,15 @@ class Queue:
     def __init__(self, allocator: BlockAllocator) -> None:
         self._allocator = allocator
         self._waiting: dict[int, Waiting] = {}
-        self._deadlines: list[tuple[float, int]] = []  # a heap; who has left may be in it
+        self._deadlines: list[
+            tuple[float, int]
+        ] = []  # a heap; ids that left the queue may remain in it
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def push(self, request: Submit, now_s: float) -> None:
-        # Whole pages for its whole budget: whoever has joined never waits for another page.
+        # Whole pages for its whole budget: a running request never waits for a page.
         tokens = (
             self._allocator.count(len(request.tokens) + request.params.max_tokens)
             * self._allocator.page_tokens
@@ -54,7 +56,7 @@ class Queue:
 
     def expire(self, now_s: float) -> Sequence[int]:
         """
-        Let go of who is late; return their numbers.
+        Remove the requests whose deadline has passed; return their ids.
         """
         late = []
         while (deadline_s := self.deadline_s()) is not None and deadline_s <= now_s:
@@ -64,7 +66,7 @@ class Queue:
 
     def deadline_s(self) -> float | None:
         """
-        Return when the first of them will be late; None: nobody waits.
+        Return the earliest deadline; None for an empty queue.
         """
         while self._deadlines and self._deadlines[0][1] not in self._waiting:
             heappop(self._deadlines)
@@ -74,8 +76,8 @@ class Queue:
         """
         Ask the batcher about as many as there are free *rows*.
 
-        Pages that the first of them would share are not counted; those of the others are, so
-        ask again once these have joined.
+        Shared pages of the first request are not counted; those of the others are, so call it
+        again once these have joined.
         """
         first = list(islice(self._waiting.values(), rows))
         pending = [waiting.pending for waiting in first]

@@ -1,11 +1,10 @@
 """
 Computes steps with one model over a paged cache.
 
-A small step is one CUDA graph, captured once for each size: everything is in it from the newest
-tokens to the next ones, and the CPU only says which tokens and where.  The tokens of short prompts
-are rows of it like any other: each attends to what lies before it, its neighbours of the same step
-included.  A large step is launched kernel by kernel.  Nothing here waits for the device but
-`collect`, and that only for the tokens.
+A small step is one CUDA graph, captured once for each size.  It computes from the newest tokens to
+the next ones; the CPU only uploads tokens, slots and positions.  Tokens of short prompts are rows
+of it too: each attends to all tokens before it, those of the same step included.  A large step is
+launched kernel by kernel.  Only `collect` waits for the device, for the sampled tokens.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ GRAPH_SIZES = (
     *(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512),
     *(640, 768, 1024),
 )
-# Tokens that the prompts' tokens of a graph see, summed: each reads them anew from the cache.
+# Most tokens that a graph's prompt tokens read from the cache, summed.
 GRAPH_READS = 600_000
 
 
@@ -38,7 +37,7 @@ class _Running:
 
     Attributes:
         result: (2, n) int32 in host memory: tokens, and whether they are finite.
-        done: Recorded behind the copy to *result*; None where there was nothing to wait for.
+        done: Recorded behind the copy to *result*; None on a CPU.
     """
 
     result: Tensor
@@ -56,10 +55,10 @@ class _Running:
 
 class PagedRunner:
     """
-    See `StepRunner`.
+    See `step.StepRunner`.
 
     Args:
-        slots: Rows at once.
+        slots: Most rows of a step.
         pages: Pages of the cache, page 0 included, which is where padding writes.
         row_pages: Pages of the longest row.
         kv_dtype: Of the cache; None for the model's.
@@ -109,12 +108,12 @@ class PagedRunner:
     @torch.inference_mode()
     def capture(self) -> None:
         """
-        Make the graphs; on a CPU there are none.  Call it once, when the weights are in place.
+        Capture the CUDA graphs; no effect on a CPU.  Call it once, when the weights are in place.
         """
         if self._device.type != "cuda":
             return
         pool = None
-        # One for all: each stream that cuBLAS meets keeps a workspace.
+        # One stream for all: cuBLAS keeps a workspace for each.
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for size in reversed(GRAPH_SIZES):
             made = self._graph(size)
@@ -136,7 +135,7 @@ class PagedRunner:
             return self._replay(graph, step) if graph else self._launch(step)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            # What was written is written again, the same, by whoever repeats the step.
+            # A repeated step writes the same values again.
             raise OutOfMemory(str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
@@ -175,7 +174,7 @@ class PagedRunner:
 
     def _fill(self, graph: "_Graph") -> None:
         """
-        From the newest tokens to the next ones: what a graph holds.
+        Compute from the newest tokens to the next ones: the body of a graph.
         """
         given, slots, positions, rows, targets = graph.views()
         tokens = torch.where(given < 0, self._newest.index_select(0, slots), given)
@@ -209,7 +208,7 @@ class PagedRunner:
         return self._download(result)
 
     def _prefill(self, spans: Sequence[Span]) -> Prefill:
-        # The kernel's products are tf32's at best: fp32 is the reference's.
+        # The kernel computes products in tf32 at best, so fp32 uses the reference.
         is_fused = self._workspace is not None and self._model.dtype != torch.float32
         return Prefill(spans, self.cache, group=self._group, is_fused=is_fused)
 
@@ -245,8 +244,8 @@ class PagedRunner:
 
     def _rows(self, *rows: Sequence[int]) -> list[Tensor]:
         """
-        Upload *rows* of one length; each starts where a kernel's pointer is aligned, whatever the
-        length is: for another alignment Triton would compile anew, in the middle of a step.
+        Upload *rows* of one length, each aligned to 16 bytes: for another alignment Triton would
+        compile the kernel again in the middle of a step.
         """
         count = len(rows[0])
         more = [0] * (_whole(count) - count)
@@ -255,7 +254,7 @@ class PagedRunner:
     def _upload(self, values: Sequence[object], dtype: torch.dtype = torch.int32) -> Tensor:
         if self._device.type != "cuda":
             return torch.tensor(values, dtype=dtype)
-        # Pinned, so that the copy waits for nobody; torch keeps it until the copy is done.
+        # Pinned: the copy is asynchronous.  torch keeps the memory until it is done.
         host = torch.tensor(values, dtype=dtype, pin_memory=True)
         return host.to(self._device, non_blocking=True)
 
@@ -272,12 +271,12 @@ class PagedRunner:
 @dataclass(frozen=True, slots=True)
 class _Flat:
     """
-    A step as one flat batch, decodes first, the longest row before the others: attention starts
-    with what takes longest.
+    A step as one flat batch: decodes first, longest row first, because attention starts with
+    what takes longest.
 
     Attributes:
-        tokens: -1 where only the device knows the token: the newest of its slot.
-        rows, targets: Which tokens are sampled behind, and the slots that get the samples.
+        tokens: -1 for the newest token of the slot, which only the device knows.
+        rows, targets: Tokens after which one is sampled, and the slots that get it.
     """
 
     tokens: list[int]
@@ -292,7 +291,7 @@ class _Flat:
 class _Graph:
     """
     Attributes:
-        size, picked: Tokens, and those of them that are sampled behind.
+        size, picked: Tokens, and those after which one is sampled.
         inputs: int32, one after the other: tokens, slots, positions; rows, targets.  Each starts
             aligned, see `PagedRunner._rows`.
         outputs: (2, picked) int32: tokens, and whether they are finite.
@@ -312,24 +311,24 @@ class _Graph:
         parts = torch.split(self.inputs, [_whole(length) for length in lengths])
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
-    def pad(self, flat: _Flat, nobody: int) -> list[int]:
+    def pad(self, flat: _Flat, unused_slot: int) -> list[int]:
         """
-        Return *inputs* for *flat*; what is left over computes token 0 for the slot *nobody*.
+        Return *inputs* for *flat*, padded with token 0 of *unused_slot*.
         """
         more = _whole(self.size) - len(flat.tokens)
         unpicked = _whole(self.picked) - len(flat.rows)
         return [
             *(*flat.tokens, *[0] * more),
-            *(*flat.slots, *[nobody] * more),
+            *(*flat.slots, *[unused_slot] * more),
             *(*flat.positions, *[0] * more),
             *(*flat.rows, *[0] * unpicked),
-            *(*flat.targets, *[nobody] * unpicked),
+            *(*flat.targets, *[unused_slot] * unpicked),
         ]
 
 
 def _whole(count: int) -> int:
     """
-    Return *count* int32 in whole 16 bytes, which is how pointers are aligned.
+    Return *count* int32, rounded up to whole 16 bytes, the alignment of pointers.
     """
     return -(-count // 4) * 4
 
@@ -342,7 +341,9 @@ def _flatten(step: Step) -> _Flat:
         slots=[decode.slot for decode in decodes],
         positions=[decode.position for decode in decodes],
         spans=[],
-        rows=sorted(range(len(decodes)), key=order.__getitem__),  # where each decode has gone
+        rows=sorted(
+            range(len(decodes)), key=order.__getitem__
+        ),  # index of each decode in the batch
         targets=step.sampled,
     )
     for chunk in step.chunks:

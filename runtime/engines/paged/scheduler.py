@@ -1,9 +1,11 @@
 """
-Who is computed in the next step.  Joins queue, batcher, pages and runner; no clock, no torch.
+Decides which requests the next step computes.  No clock, no torch.
 
-Requests join and leave between two steps, so a short one never waits for a long neighbour.
+Uses the queue, the batcher, the block allocator and the runner.
+
+Requests join and leave between two steps, so a short request never waits for a long one.
 A step is launched before the one ahead of it is collected, so the device never waits for Python:
-what a step samples is known a turn later, and a seq that has ended may be computed once in vain.
+the tokens of a step are known one turn later, and a finished sequence may be computed once more.
 """
 
 import traceback
@@ -36,10 +38,10 @@ Ended = tuple[int, str, str]
 class Capacity:
     """
     Attributes:
-        max_requests: Rows at once.
+        max_requests: Most sequences of a step.
         step_tokens: Most tokens that a step computes, decodes first.  More than max_requests, or
-            prompts wait while every seq decodes.
-        max_wait_s: Longest that the oldest request waits for company.
+            prompts wait while every sequence decodes.
+        max_wait_s: Longest wait of the oldest request for others to share its batch.
     """
 
     max_requests: int
@@ -50,10 +52,12 @@ class Capacity:
 @dataclass(slots=True, eq=False)
 class Sequence:
     """
+    A request that is being computed.
+
     Attributes:
-        tokens: The prompt, and what is known of the answer.
-        launched: Tokens at the front whose keys and values a launched step has computed.
-        last: What `launched` is when its last token is sampled, which nobody computes.
+        tokens: The prompt and the known tokens of the answer.
+        launched: Leading tokens whose keys and values a launched step computes.
+        last: Value of `launched` when its last token is sampled.
     """
 
     request: Submit
@@ -74,7 +78,7 @@ class Sequence:
 class _Launched:
     """
     Attributes:
-        sampled: The seqs of its StepOutput, in that order.
+        sampled: The sequences of its StepOutput, in that order.
     """
 
     running: Running
@@ -89,12 +93,12 @@ class Scheduler:
     The queue and the batch of one engine.
 
     Attributes:
-        allocator: The pages.
-        oom_splits: How often a step was cut in two for want of memory.
+        allocator: Of the pages of the KV cache.
+        oom_splits: Number of times that a step ran out of memory and was split.
 
     Args:
         stop_token_ids: Token ids that end an answer; they are not part of it.
-        rng: Draws the seeds of who has none.
+        rng: Draws a seed for each request without one.
     """
 
     def __init__(
@@ -113,10 +117,10 @@ class Scheduler:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._rng = rng
         self._queue = Queue(allocator)
-        self._refused: list[Ended] = []  # told by the next turn
+        self._refused: list[Ended] = []  # reported by the next turn
         self._running: dict[int, Sequence] = {}
-        self._prompts: dict[int, Sequence] = {}  # seqs that wait for a chunk, in arrival order
-        self._decoding: dict[int, Sequence] = {}  # seqs that wait for a decode
+        self._prompts: dict[int, Sequence] = {}  # waiting for a chunk, in arrival order
+        self._decoding: dict[int, Sequence] = {}  # waiting for a decode
         self._by_slot: dict[int, Sequence] = {}
         self._free_slots = list(range(capacity.max_requests - 1, -1, -1))
         self._flight: list[_Launched] = []  # one turn's step; more where it was split
@@ -131,13 +135,13 @@ class Scheduler:
     @property
     def is_quiet(self) -> bool:
         """
-        Whether nothing is being computed, for nobody.
+        True if no step is running, cancelled requests included.
         """
         return not self._running and not self._flight
 
     def hold(self) -> None:
         """
-        Let no more requests join, until `resume`: who runs finishes, who waits may expire.
+        Admit no more requests until `resume`: running ones finish, waiting ones may expire.
         """
         self._is_held = True
 
@@ -154,7 +158,7 @@ class Scheduler:
 
     def cancel(self, id: int) -> None:
         """
-        Forget a request; one that has already ended is none.
+        Drop a request; no effect on a finished one.
         """
         self._queue.pop(id)
         self._refused = [ended for ended in self._refused if ended[0] != id]
@@ -163,7 +167,7 @@ class Scheduler:
 
     def wait_s(self, now_s: float) -> float | None:
         """
-        Return how long nothing needs doing; None: until something arrives.
+        Return the seconds until a turn has work; None: until a message arrives.
         """
         if self._running or self._flight or self._refused:
             return 0.0
@@ -180,7 +184,7 @@ class Scheduler:
 
     def turn(self, now_s: float) -> EngineReport:
         """
-        Answer who is late, launch a step with whom there is room for, report on the one ahead.
+        Expire late requests, launch the next step, report on the one before it.
         """
         tokens: list[tuple[int, int]] = []
         ended, self._refused = self._refused, []
@@ -189,7 +193,7 @@ class Scheduler:
         ahead, self._flight = self._flight, []
         failures = self._launch(step) if step.tokens else []
         settled = self._settle(ahead, tokens, ended)
-        # After the step ahead, which may hold the last token of an answer.
+        # After the earlier step, which may hold the last token of an answer.
         for seqs, error in failures:
             self._fail(seqs, error, ended)
         self._steps += len(settled)
@@ -205,7 +209,7 @@ class Scheduler:
             pages_used=self.allocator.used,
             pages=self.allocator.pages - 1,
         )
-        # Not in a beat, for most of those are not sent.
+        # Not in a beat: most beats are not sent.
         if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
             self._reported_splits = self.oom_splits
             report = replace(report, oom_splits=splits)
@@ -213,7 +217,7 @@ class Scheduler:
 
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
         for id in self._queue.expire(now_s):
-            ended.append((id, FinishReason.EXPIRED, "it was still waiting"))
+            ended.append((id, FinishReason.EXPIRED, "the request was still queued"))
         for seq in [seq for seq in self._running.values() if seq.deadline_s <= now_s]:
             self._leave(seq)
             ended.append(
@@ -226,7 +230,7 @@ class Scheduler:
 
     def _plan(self, now_s: float) -> Step:
         """
-        Every decode, and of the prompts what fits behind them.
+        Return a step of all decodes, and of the chunks of prompts that fit behind them.
         """
         decoding = islice(self._decoding.values(), self._size.tokens)
         decodes = tuple(Decode(seq.slot, seq.launched) for seq in decoding)
@@ -245,7 +249,7 @@ class Scheduler:
 
     def _admit(self, now_s: float, room: int) -> list[Join]:
         """
-        Let in whom the next step has a token for; whoever joins is computed at once.
+        Admit queued requests while the step has token budget; each is computed in this step.
         """
         joins: list[Join] = []
         while room > 0 and not self._is_held and (batch := self._take(now_s).batch):
@@ -283,7 +287,7 @@ class Scheduler:
 
     def _launch(self, step: Step) -> list[tuple[list[Sequence], Exception]]:
         """
-        Launch *step*; return the seqs that could not be, and why.
+        Launch *step*; return the sequences that failed, and why.
         """
         launches = launch(self._runner, step)
         for part, running in launches.parts:
@@ -300,7 +304,7 @@ class Scheduler:
             if is_partial or seq.launched == seq.last:
                 del self._decoding[seq.request.id]
             if is_partial and seq.launched < seq.last:
-                self._decoding[seq.request.id] = seq  # behind those that were not computed
+                self._decoding[seq.request.id] = seq  # behind those that wait longer
         chunked = [self._by_slot[chunk.slot] for chunk in part.chunks]
         sampled = decoded.copy()
         for seq, chunk in zip(chunked, part.chunks, strict=True):
@@ -320,7 +324,7 @@ class Scheduler:
         self, ahead: abc.Sequence[_Launched], tokens: list[tuple[int, int]], ended: list[Ended]
     ) -> abc.Sequence[_Launched]:
         """
-        Take in what *ahead* sampled; return the parts of it that were computed.
+        Process the tokens of *ahead*; return the parts of it that were computed.
         """
         for index, part in enumerate(ahead):
             try:
@@ -328,7 +332,7 @@ class Scheduler:
             except DeviceLost:
                 raise
             except Exception as error:
-                # Whatever was launched behind it may read what it should have written.
+                # Steps launched after it may read what it should have written.
                 lost, self._flight = [*ahead[index:], *self._flight], []
                 self._fail([seq for each in lost for seq in each.seqs], error, ended)
                 return ahead[:index]
@@ -363,13 +367,14 @@ class Scheduler:
             if not seq.is_gone:
                 self._leave(seq)
                 ended.append((seq.request.id, FinishReason.ERROR, detail))
-        # Nothing was written where memory was short; else nobody knows what was.
+        # Out of memory: nothing was written.  Any other error: the pages' contents are unknown.
         if not isinstance(error, OutOfMemory):
             self.allocator.clear()
 
     def _leave(self, seq: Sequence) -> None:
         """
-        Free what a seq holds.  The step in flight may still write there, but before all others.
+        Free the slot and the pages of *seq*.  A step in flight may still write them, before any
+        later step does.
         """
         seq.is_gone = True
         del self._running[seq.request.id], self._by_slot[seq.slot]

@@ -1,8 +1,8 @@
 """
-What the scheduler tells the runner to compute, and what it hears back.  Nouns only.
+A step: what the scheduler has the runner compute, and its output.  Nouns only.
 
-A row is a request that is being computed.  Its slot is its place in the runner's buffers, its own
-until it leaves; its pages hold its keys and values, in order, for its whole budget.
+A row is a sequence in the runner's buffers.  Its slot is its index there until it ends; its pages
+hold its keys and values, in order, for its whole budget.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from runtime.engines.base.sampling import SamplingParams
 @dataclass(frozen=True, slots=True)
 class Join:
     """
-    A row that the step is the first to compute.
+    The first appearance of a row.
 
     Attributes:
         pages: Pages of the KV cache, in the order of the row's tokens; never page 0, which is
@@ -31,10 +31,10 @@ class Join:
 @dataclass(frozen=True, slots=True)
 class Decode:
     """
-    Compute the newest token of a row, which only the device need know.
+    Compute the newest token of a row, which may be known to the device alone.
 
     Attributes:
-        position: Where that token stands in the row: the tokens before it are in the cache.
+        position: Index of that token in the row; the tokens before it are in the cache.
     """
 
     slot: int
@@ -47,8 +47,8 @@ class Chunk:
     Compute some tokens of a prompt.
 
     Attributes:
-        start: Tokens of the row before these; they are in the cache.
-        is_last: It ends the prompt: a token is sampled behind it.
+        start: Number of tokens before these; they are in the cache.
+        is_last: Whether it ends the prompt: a token is sampled after it.
     """
 
     slot: int
@@ -82,10 +82,10 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """
-    What a step sampled: one token for each of `Step.sampled`.
+    The tokens that a step sampled: one for each of `Step.sampled`.
 
     Attributes:
-        is_finite: Whether the logits behind each token were; where not, the token means nothing.
+        is_finite: Whether each token's logits were finite; if not, the token is meaningless.
     """
 
     tokens: Sequence[int]
@@ -94,24 +94,24 @@ class StepOutput:
 
 class Running(Protocol):
     """
-    A step that the device is computing, or has computed.
+    A launched step.
     """
 
     def collect(self) -> StepOutput:
         """
-        Wait for the step and return what it sampled.
+        Wait for the step; return its output.
         """
 
 
 class StepRunner(Protocol):
     """
-    What computes.  Steps run in the order of their launch, each seeing what those before it wrote,
-    so that pages and slots may be given away as soon as the last step that needs them is launched.
+    Computes steps in the order of their launch.  Each sees what earlier ones wrote, so pages and
+    slots may be reused as soon as the last step that needs them is launched.
     """
 
     def launch(self, step: Step) -> Running:
         """
-        Start a step without waiting for it, nor for those before it.
+        Start a step; wait for no step.
         """
 
 
@@ -124,9 +124,9 @@ class LoadedModel:
         pages: Of the KV cache, page 0 included.
         step_tokens: Most tokens that a step computes.
         stop_token_ids: Token ids that end an answer.
-        prepare: Reads the weights of a directory, in a thread, while the old ones compute; what
-            it returns puts them in place, when nothing is computed.  Either may raise, and leaves
-            the old ones as they were.
+        prepare: Reads the weights of a directory, in a thread, while the old ones serve.  Returns
+            the function that puts them in place, to be called while no step runs.  If either
+            raises, the old weights are unchanged.
     """
 
     runner: StepRunner
@@ -144,7 +144,7 @@ class OutOfMemory(Exception):
     """
     Raised by `StepRunner.launch`: the step needs more memory than there is.
 
-    Nothing is lost: a step may be launched again, whole or in parts, and writes the same.
+    The step may be launched again, whole or in parts, with the same result.
     """
 
 

@@ -35,7 +35,7 @@ from runtime.engines.paged.step import LoadedModel
 log = logging.getLogger("runtime.engine")
 
 GC_THRESHOLDS = (50_000, 50, 50)
-SWAP_POLL_S = 0.05  # an idle engine looks this often whether the new weights are read
+SWAP_POLL_S = 0.05  # between two checks of an idle engine whether the new weights are read
 
 
 OpenModel = Callable[[Load], LoadedModel]
@@ -43,7 +43,7 @@ OpenModel = Callable[[Load], LoadedModel]
 
 class EngineSocket:
     """
-    The engine's end of the socket.
+    The engine process's end of the socket.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -51,12 +51,12 @@ class EngineSocket:
         self._buffer = b""
 
     def send(self, message: Loaded | LoadFailed | EngineReport) -> None:
-        # Blocking: an API process that does not read is one that nobody is answered by.
+        # Blocking: an API process that does not read answers no client either.
         self._socket.sendall(encode(message))
 
     def receive(self, wait_s: float) -> list[ToEngine] | None:
         """
-        Return what arrived within *wait_s*; None once the API process is gone.
+        Return the messages of the next *wait_s*; None once the API process has ended.
         """
         readable, _, _ = select.select([self._socket], [], [], wait_s)
         if not readable:
@@ -71,7 +71,7 @@ class EngineSocket:
 @dataclass(frozen=True, slots=True)
 class _Swapping:
     """
-    Weights that are being read, in a thread that the engine's end does not wait for.
+    Weights that a daemon thread is reading.
     """
 
     model_dir: str
@@ -108,7 +108,7 @@ class Engine:
 
     def run(self) -> None:
         """
-        Serve until the API process is gone.
+        Serve until the API process has ended.
         """
         while (messages := self._line.receive(self._wait_s())) is not None:
             self._take_in(messages)
@@ -149,16 +149,16 @@ class Engine:
 
     def _load(self, load: Load) -> None:
         if self._swapping is not None:
-            self._refuse(load.model_dir, "other weights are being read", "try again later")
+            self._refuse(load.model_dir, "a swap is in progress", "try again later")
             return
         if self._scheduler is not None:
-            self._turn(self._scheduler)  # what requests that were cancelled left in flight
+            self._turn(self._scheduler)  # settles the steps of cancelled requests
             if not self._scheduler.is_idle:
-                why = "requests are running on the model before it"
+                why = "requests are running on the current model"
                 self._refuse(load.model_dir, why, "drain first")
                 return
             if load.options.device == "cuda":
-                why = "the model before it has the GPU's memory"
+                why = "the current model holds the GPU's memory"
                 self._refuse(load.model_dir, why, "swap its weights, or start another process")
                 return
         started_s = time.monotonic()
@@ -180,8 +180,8 @@ class Engine:
         self._opened = opened
         self._beat_s = load.beat_s
         gc.collect()
-        gc.freeze()  # what is loaded stays: no collection looks at it again
-        # A full collection looks at all that waits: 21 ms for 1,000 long prompts.  Let it be rare.
+        gc.freeze()  # garbage collections skip what is loaded now
+        # A full collection walks the whole queue: 21 ms for 1,000 long prompts.  Make it rare.
         gc.set_threshold(*GC_THRESHOLDS)
         self._send_loaded(opened, started_s)
 
@@ -189,13 +189,13 @@ class Engine:
         if self._opened is None:
             self._refuse(swap.model_dir, "no model is loaded", "load one first")
         elif self._swapping is not None:
-            self._refuse(swap.model_dir, "other weights are being read", "try again later")
+            self._refuse(swap.model_dir, "a swap is in progress", "try again later")
         else:
             self._swapping = _Swapping.start(self._opened, swap.model_dir)
 
     def _go_on_swapping(self, scheduler: Scheduler) -> None:
         """
-        Once the weights are read let nobody join; once nobody runs put them in place.
+        Once the weights are read, admit no request; once none runs, put them in place.
         """
         swapping, opened = self._swapping, self._opened
         if swapping is None or opened is None or not swapping.finish.done():
@@ -208,8 +208,8 @@ class Engine:
             scheduler.hold()
             if not scheduler.is_quiet:
                 return
-            scheduler.allocator.clear()  # the pages are of the weights before
-            # What it leaves half done can't be served: an error ends the process.
+            scheduler.allocator.clear()  # the pages hold values of the old weights
+            # Half-exchanged weights can't serve: an error ends the process.
             finish()
             self._send_loaded(opened, swapping.started_s)
         scheduler.resume()

@@ -1,5 +1,5 @@
 """
-What the ranks of one model say to each other: tuples of plain values, each behind its length.
+Messages between the ranks of a model: tuples of plain values, each after its length.
 """
 
 import marshal
@@ -22,7 +22,7 @@ class Pipe:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket, self._file = sock, sock.makefile("rb")
-        self._lock = threading.Lock()  # a thread that reads weights answers beside the steps
+        self._lock = threading.Lock()  # a thread that reads weights sends, too
 
     def send(self, message: bytes) -> None:
         with self._lock:
@@ -30,7 +30,7 @@ class Pipe:
 
     def receive(self) -> tuple[Any, ...] | None:
         """
-        Wait for a message; None once the other end is gone.
+        Wait for a message; None once the other end is closed.
         """
         try:
             head = self._file.read(LENGTH.size)
@@ -40,12 +40,12 @@ class Pipe:
             body = self._file.read(size)
         except ConnectionResetError:
             return None
-        # Both ends are this version of this program, and nobody else has them.
+        # Safe: both ends are this version of this program, over a private socket pair.
         return marshal.loads(body) if len(body) == size else None  # noqa: S302
 
     def close(self) -> None:
         """
-        Hang up, also on who waits for a message here.
+        Close the socket; `receive` in another thread returns None.
         """
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -1,8 +1,8 @@
 """
-The processes of all ranks but 0, as rank 0 sees them: starts them, tells them, hears of their end.
+Rank 0's view of the other ranks' processes: starts them, sends to them, notices their end.
 
-A rank that is gone can't be replaced, for the others wait for it in the middle of a step.  So the
-engine process ends, for systemd to start anew.
+A lost rank can't be replaced: the others wait for it in the middle of a step.  So the engine
+process exits, and systemd restarts the unit.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from runtime.engines.tensor_parallel.pipe import Pipe
 
 log = logging.getLogger("runtime.engine")
 
-LEAVE_S = 1.0  # from the loss of a rank to the engine's end: who waits is told why
-WORDS_S = 0.2  # until every rank has said what it saw of it
+LEAVE_S = 1.0  # from the loss of a rank to the engine's exit: time to report why
+WORDS_S = 0.2  # for every rank to report what it saw
 EXIT_WAIT_S = 2.0
 
 
 class RankLost(Exception):
     """
-    A rank is gone, or out of step with the others; the engine is about to end.
+    A rank has ended, or is out of step with the others; the engine is about to exit.
     """
 
 
 class TPWorkers:
     """
     Attributes:
-        store: The file by which the ranks find each other.
+        store: Rendezvous file of the ranks.
     """
 
     def __init__(self, count: int) -> None:
@@ -61,10 +61,10 @@ class TPWorkers:
 
     def gather(self) -> None:
         """
-        Wait until each has done what it was told to.
+        Wait for one answer of each rank.
 
         Raises:
-            ModelError: Of one that could not, which has changed nothing.
+            ModelError: A rank could not do it, and has changed nothing.
         """
         answers: list[tuple[Any, ...]] = []
         while len(answers) < len(self._started):
@@ -78,7 +78,7 @@ class TPWorkers:
     def check(self) -> None:
         """
         Raises:
-            RankLost: With what each said last that is gone.
+            RankLost: A rank has ended; with the last words of each.
         """
         if self._lost:
             time.sleep(WORDS_S)
@@ -88,7 +88,7 @@ class TPWorkers:
     @contextlib.contextmanager
     def abort_on_rank_failure(self) -> Iterator[None]:
         """
-        Have an error in here be the end, for it comes of the loss of a rank, or is one.
+        Turn any error of the block into RankLost: it comes of the loss of a rank, or causes one.
         """
         try:
             yield
@@ -130,12 +130,12 @@ class TPWorkers:
             leave.daemon = True
             leave.start()
         self._lost[rank] = why
-        self._answers.put(("lost",))  # to whoever waits for another answer
+        self._answers.put(("lost",))  # wakes `gather`
         log.error("engine.rank_lost rank=%d why=%s", rank, why)
 
     def _leave(self) -> None:
         self._folder.cleanup()
-        os._exit(EXIT_ENGINE)  # the other workers die with their parent
+        os._exit(EXIT_ENGINE)  # the other ranks die with their parent
 
 
 def _start(rank: int, store: str) -> tuple[subprocess.Popen[bytes], Pipe]:

@@ -1,9 +1,9 @@
 """
-One model on several GPUs: each rank is a process, and holds a part of every weight.
+One model on several GPUs: each rank is a process and holds a shard of every weight.
 
-Rank 0 is the engine process, which alone schedules.  It tells the workers of each step before it
-launches it, and all compute it: twice a layer they sum what they have, and at the end each joins
-all logits and draws the same token.
+Rank 0 is the engine process and schedules alone.  It broadcasts each step before it launches it,
+and all ranks compute it: twice a layer they sum their parts, and at the end each gathers all logits
+and draws the same token.
 
 The ranks find each other by a file, but gloo and NCCL list the network's interfaces (AF_NETLINK)
 and connect over one (AF_INET), also within a host.  The unit allows that where there are more GPUs
@@ -34,7 +34,7 @@ from runtime.models.shard import Shard
 
 class ShardedRunner:
     """
-    See `StepRunner`: launches on all ranks.
+    See `step.StepRunner`: launches on all ranks.
     """
 
     def __init__(self, own: PagedRunner, workers: TPWorkers) -> None:
@@ -42,7 +42,7 @@ class ShardedRunner:
 
     def launch(self, step: Step) -> Running:
         self._workers.broadcast(encode_step(step))
-        # Also running out of memory is the end: the others are in the midst of the step.
+        # Out of memory is fatal, too: the other ranks are in the middle of the step.
         with self._workers.abort_on_rank_failure():
             own = self._own.launch(step)
             return _ShardedRunning(own, own.done, self._workers)
@@ -54,7 +54,7 @@ class ShardedRunner:
 
 class _ShardedRunning:
     """
-    See `batch.Running`.
+    See `step.Running`.
     """
 
     def __init__(self, own: Running, done: torch.cuda.Event | None, workers: TPWorkers) -> None:
@@ -62,7 +62,7 @@ class _ShardedRunning:
 
     def collect(self) -> StepOutput:
         with self._workers.abort_on_rank_failure():
-            # Not `synchronize`: the GPU waits for ever for a rank that is gone.
+            # Not `synchronize`: the GPU would wait forever for a lost rank.
             while self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
                 self._workers.check()
                 time.sleep(0)
@@ -74,7 +74,7 @@ def open_sharded(load: Load) -> LoadedModel:
     As `load_engine.load_engine`, on `gpus` GPUs.
     """
     options, config = load.options, read_checked_config(load)
-    part = Shard(0, options.gpus)  # can it be cut?
+    part = Shard(0, options.gpus)  # raises if the model can't be sharded
     build_model(
         config, device="meta", precision=options.precision, weights=options.weights, shard=part
     )
@@ -85,7 +85,7 @@ def open_sharded(load: Load) -> LoadedModel:
             fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
         )
     if dist.is_initialized():
-        raise RuntimeError("this process has opened ranks before: swap their weights, or restart")
+        raise RuntimeError("this process has already started ranks: swap their weights, or restart")
     workers = TPWorkers(options.gpus - 1)
 
     def barrier() -> None:
@@ -106,11 +106,11 @@ def open_sharded(load: Load) -> LoadedModel:
 
 def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) -> LoadedModel:
     """
-    Open the part of *rank*.
+    Load the shard of *rank*.
 
     Args:
-        barrier: Returns when every rank has its weights.  Until then none waits for another in
-            what can't be given up.
+        barrier: Returns when every rank has its weights.  Before it no rank enters a collective,
+            which can't be cancelled.
     """
     shard = Shard(rank, load.options.gpus)
     device = torch.device("cpu")
@@ -126,7 +126,7 @@ def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) ->
 
 def _prepare(workers: TPWorkers, own: LoadedModel, model_dir: str) -> Callable[[], None]:
     """
-    See `LoadedModel.prepare`: on all ranks, or on none.
+    See `LoadedModel.prepare`: done on all ranks, or on none.
     """
     workers.broadcast(encode("prepare", model_dir))
     try:

@@ -1,8 +1,8 @@
 """
 The process of one more GPU: `python -m runtime.engines.tensor_parallel.tp_worker --rank R …`.
 
-It launches what rank 0 launches, in that order, and samples the same; nobody asks it for tokens.
-It lives as long as rank 0 holds the other end of the socket, and no longer.
+It launches the steps of rank 0, in that order, and samples the same tokens, which it drops.
+It exits when rank 0 closes the other end of the socket.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from runtime.engines.tensor_parallel.pipe import Pipe, decode_step, encode
 
 log = logging.getLogger("runtime.engine")
 
-AHEAD_STEPS = 4  # launched and not computed; rank 0, which collects, is never so far ahead
+AHEAD_STEPS = 4  # launched and not collected; rank 0 is never so far ahead
 
 
 class TPWorker:
     """
-    Does what rank 0 says.
+    Executes what rank 0 broadcasts.
     """
 
     def __init__(self, pipe: Pipe, opened: LoadedModel) -> None:
@@ -38,7 +38,7 @@ class TPWorker:
 
     def run(self) -> None:
         """
-        Serve until rank 0 hangs up.
+        Serve until rank 0 closes the socket.
         """
         while (message := self._pipe.receive()) is not None:
             match message:
@@ -71,7 +71,7 @@ class TPWorker:
 
 def run_rank(pipe: Pipe, rank: int, store: str) -> None:
     """
-    Open this rank's part of the model that rank 0 names, and compute with it.
+    Load this rank's shard of the model that rank 0 names, and compute with it.
     """
     message = pipe.receive()
     if message is None:
@@ -90,10 +90,10 @@ def run_rank(pipe: Pipe, rank: int, store: str) -> None:
         opened = open_rank(load, rank, store, barrier)
     except RuntimeFault as error:
         pipe.send(_fault(error))
-        pipe.receive()  # until rank 0 has heard it, and hangs up
+        pipe.receive()  # until rank 0 has read it, and closes
         return
     gc.collect()
-    gc.freeze()  # what is loaded stays: no collection looks at it again
+    gc.freeze()  # garbage collections skip what is loaded now
     pipe.send(encode("done"))
     TPWorker(pipe, opened).run()
 
@@ -117,15 +117,15 @@ def main() -> int:
     try:
         run_rank(pipe, args.rank, args.store)
     except (BrokenPipeError, ConnectionResetError):
-        return 0  # rank 0 is gone
+        return 0  # rank 0 has ended
     except Exception as error:
         log.exception("engine.tp_worker_failed rank=%d", args.rank)
-        with contextlib.suppress(OSError):  # rank 0 may be gone, and the reason
+        with contextlib.suppress(OSError):  # rank 0 may have ended, and be the reason
             pipe.send(encode("died", f"{type(error).__name__}: {error}"))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    # Not SystemExit: what NCCL leaves running may wait for ranks that are gone.
+    # Not SystemExit: NCCL's threads may wait for ranks that have ended.
     os._exit(main())

@@ -1,7 +1,7 @@
 """
-The API's end of a `vllm serve`: token ids in, token ids out, as `engine.client` has it.
+The API's end of a `vllm serve`: token ids in, token ids out.
 
-vLLM is reached over OpenAI's /v1/completions, with token ids for the prompt and for the answer.
+It calls OpenAI's /v1/completions, with token ids for the prompt and for the answer.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ log = logging.getLogger("runtime.vllm")
 
 FINISH_REASONS = {STOP: FinishReason.STOP, "length": FinishReason.LENGTH}  # any other is an error
 LOOK_S = 5.0  # for one answer of /health or /metrics
-RETRY_S = 0.2  # between two looks whether it has started
-CUT_S = 0.5  # from the end of a connection to the end of its process, if that is why
+RETRY_S = 0.2  # between two checks whether it has started
+CUT_S = 0.5  # from a broken connection to the exit of the process that caused it
 STOP_S = 8.0  # from SIGTERM to SIGKILL
 
 
@@ -67,7 +67,7 @@ class VllmClient(Client):
 
     async def connect(self) -> None:
         """
-        Do nothing: each request has a connection of its own.
+        Do nothing: each request opens its own connection.
         """
 
     async def load(self, load: Load) -> Loaded:
@@ -75,8 +75,8 @@ class VllmClient(Client):
         Wait until vLLM has loaded the model that it was started with.
 
         Raises:
-            ConfigError: It refused its arguments.
-            EngineError: It died otherwise, or is one that this client does not understand.
+            ConfigError: vLLM refused its arguments.
+            EngineError: It ended otherwise, or its answers have another form.
         """
         if self._beating is not None:
             return await self.swap(load.model_dir)
@@ -95,11 +95,13 @@ class VllmClient(Client):
                 fix="run vLLM 0.12 or later, without options that change what it serves",
             ) from error
         self._beating = asyncio.create_task(self._beat(load.beat_s))
-        return Loaded(context_tokens, 0, 0, time.monotonic() - started_s)  # it names no sizes
+        return Loaded(
+            context_tokens, 0, 0, time.monotonic() - started_s
+        )  # vLLM does not report sizes
 
     async def swap(self, model_dir: str) -> Loaded:
         """
-        Refuse: vLLM serves the model that it was started with.
+        Raise EngineError: vLLM serves the model that it was started with.
         """
         raise EngineError(
             f"{model_dir}: not loaded",
@@ -146,9 +148,9 @@ class VllmClient(Client):
             done, wanted = len(stream.tokens), body["max_tokens"]
             reason, detail = FinishReason.EXPIRED, f"{done} of {wanted} tokens"
         except OSError as error:
-            # Of a vLLM that dies the connection ends first: its answers end with it then.
+            # When vLLM dies its connections break first; then DIED is the reason.
             await asyncio.wait((self.died,), timeout=CUT_S)
-            reason, detail = FinishReason.ERROR, f"vLLM hung up: {error}"
+            reason, detail = FinishReason.ERROR, f"vLLM closed the connection: {error}"
         except Exception as error:  # every request ends
             log.exception("vllm.answer_unreadable id=%d", id)
             reason, detail = FinishReason.ERROR, f"vLLM's answer can't be read: {error}"
@@ -178,7 +180,7 @@ class VllmClient(Client):
 
     async def _beat(self, beat_s: float) -> None:
         while True:
-            with contextlib.suppress(OSError, ValueError):  # no sign of life is no report
+            with contextlib.suppress(OSError, ValueError):  # without an answer there is no report
                 if await self._is_healthy():
                     await self._report(await self._look())
             await asyncio.sleep(beat_s)
@@ -186,7 +188,7 @@ class VllmClient(Client):
     async def _report(self, gauges: Gauges) -> None:
         before, self._gauges = self._gauges, gauges
         is_still = self._owes and not self._tokens and gauges == before
-        # Either it hangs, or all who asked have left before it came to them.
+        # It hangs, or all requests were cancelled before it computed them.
         if is_still and (self._requests or not await self._computes()):
             return
         self._owes = bool(self._requests)
@@ -198,7 +200,7 @@ class VllmClient(Client):
 
     async def _computes(self) -> bool:
         """
-        Have it make one token for nobody.
+        Return whether vLLM generates one token for a request of our own.
         """
         body = completion(self._child.model_name, [0], SamplingParams(max_tokens=1))
         async with asyncio.timeout(LOOK_S):
@@ -210,7 +212,7 @@ class VllmClient(Client):
             await get(self._child.socket, HEALTH, LOOK_S)
         except OSError as error:
             if isinstance(error, NotOk) and error.status == CORE_DIED:
-                # vLLM leaves, too, but in its own time, and fails whoever asks until then.
+                # vLLM exits later by itself, and fails all requests until then.
                 log.error("vllm.core_died")
                 self._child.kill()
             return False

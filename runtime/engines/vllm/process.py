@@ -1,7 +1,7 @@
 """
-`vllm serve` as a child of the API process: its arguments, its environment, its start and its end.
+`vllm serve` as a child of the API process: arguments, environment, start and end.
 
-It listens on a socket of its own, in a folder that only the runtime's user may enter.
+It listens on a socket in a directory that only the runtime's user may enter.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ class VllmProcess:
     A started `vllm serve`.
 
     Attributes:
-        socket: Where it will listen, once it has loaded the model.
-        model_name: What it calls the model.
+        socket: It listens there once it has loaded the model.
+        model_name: Name of the model in its API.
     """
 
     process: subprocess.Popen[bytes]
@@ -39,17 +39,17 @@ class VllmProcess:
 
     def kill(self) -> None:
         """
-        End what is left of it, the processes that it started included.
+        Kill it with all processes that it started.
         """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def clear(self) -> None:
         """
-        Remove its socket and the folder around it.
+        Remove its socket and the directory around it.
         """
         self.socket.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it is not ours to empty
+        with contextlib.suppress(OSError):  # other files may be in it
             self.socket.parent.rmdir()
 
 
@@ -74,7 +74,7 @@ def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmProcess:
     Start `vllm serve` of the venv that this process runs in; it loads the release's model.
 
     Raises:
-        ConfigError: The venv has no vLLM, or a key asks for what vLLM has not.
+        ConfigError: The venv has no vLLM, or vLLM lacks a value of `weights` or `kv`.
     """
     program = Path(sys.executable).with_name("vllm")
     if not os.access(program, os.X_OK):
@@ -90,17 +90,17 @@ def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmProcess:
         stdin=subprocess.DEVNULL,
         stdout=2,  # vLLM logs to it
         env=vllm_env(env, model.options.threads),
-        start_new_session=True,  # a Ctrl-C is ours alone: we drain first
+        start_new_session=True,  # a Ctrl-C reaches the runtime alone, which drains first
     )
     return VllmProcess(process, socket, model.model_name)
 
 
 def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:
     """
-    Return the command; what another key and `vllm_args` both say is as `vllm_args` has it.
+    Return the command; `vllm_args` override the arguments that follow from other options.
 
     Raises:
-        ConfigError: A key asks for what only slipway's own engine has.
+        ConfigError: Only slipway's own engine has the value of `weights` or `kv`.
     """
     options = model.options
     for key, value, known in (
@@ -110,7 +110,7 @@ def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:
         if value not in known:
             raise ConfigError(
                 f"{key}: {value}",
-                why="engine: vllm has no such thing",
+                why="engine: vllm does not support it",
                 fix=f"set {key}: {known[0]}, or engine: slipway",
             )
     return [
@@ -122,9 +122,9 @@ def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:
         *("--max-num-seqs", str(options.max_batch_requests)),
         *_given("--max-model-len", options.context_tokens),
         *_given("--max-num-batched-tokens", options.step_tokens),
-        # A request says what it wants; of generation_config.json only the end tokens count.
+        # Sampling defaults are the API's; vLLM takes only stop tokens from generation_config.json.
         *("--generation-config", "vllm"),
-        "--disable-uvicorn-access-log",  # it is asked for its health every second
+        "--disable-uvicorn-access-log",  # its health is polled every second
         *options.vllm_args,
         *("--served-model-name", model.model_name),
         *("--uds", str(socket)),
@@ -133,9 +133,9 @@ def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:
 
 def vllm_env(env: Mapping[str, str], threads: int) -> dict[str, str]:
     """
-    Return *env* without what is not vLLM's, and with nothing fetched and nothing sent home.
+    Return *env* without the runtime's own variables, with downloads and usage reports off.
     """
-    # Our tokens are asked for at our door; the watchdog is not for vLLM to feed.
+    # The runtime checks API tokens itself; vLLM must not feed the runtime's watchdog.
     theirs = {ENV_API_TOKENS, "VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
     return {name: value for name, value in env.items() if name not in theirs} | {
         "OMP_NUM_THREADS": str(threads),
@@ -144,14 +144,14 @@ def vllm_env(env: Mapping[str, str], threads: int) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
-        # It looks for the host's address otherwise, and a slot has none but the loopback's.
+        # A slot has only the loopback address; vLLM would look for another.
         "VLLM_HOST_IP": "127.0.0.1",
     }
 
 
 def why_not_loaded(status: int, exit_reason: str) -> RuntimeFault:
     """
-    Return what to raise of a vLLM that ended before it served.
+    Return the error of a vLLM that ended before it served.
     """
     if status == EXIT_USAGE:
         return ConfigError(
@@ -175,7 +175,7 @@ def _private_socket(ours: Path | None) -> Path:
     folder = ours.parent / "engine"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / "vllm.sock").unlink(missing_ok=True)  # vLLM does not replace a stale one
+        (folder / "vllm.sock").unlink(missing_ok=True)  # vLLM does not replace a stale socket
     except OSError as error:
         raise ConfigError(
             f"{folder}: can't hold the socket of vLLM",

@@ -1,5 +1,5 @@
 """
-What vLLM is asked and what it answers, in its own words.  Pure.
+vLLM's requests, answers and metrics.  Pure.
 
 Source: vLLM 0.32, `entrypoints/openai/completion` and `v1/metrics`, and a run of it.
 """
@@ -13,9 +13,9 @@ from typing import Any
 from runtime.engines.base.sampling import SamplingParams
 
 COMPLETIONS, HEALTH, METRICS, MODELS = "/v1/completions", "/health", "/metrics", "/v1/models"
-CORE_DIED = 503  # of HEALTH: there is no engine core any more
+CORE_DIED = 503  # status of HEALTH once the engine core has ended
 
-# Gauges of its scheduler, and a counter; there is one of each for each engine core.
+# Gauges of its scheduler, and a counter; one of each for each engine core.
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 CACHE, STEPS = "vllm:kv_cache_usage_perc", "vllm:iteration_tokens_total_count"
 SAMPLE = re.compile(r"^([\w:]+)(?:\{.*\})? (\S+)$", re.MULTILINE)
@@ -27,11 +27,11 @@ DETAIL_CHARS = 300
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """
-    What vLLM's scheduler says of itself; as long as it steps, some of it changes.
+    Metrics of vLLM's scheduler; some of them change with every step.
 
     Attributes:
         cache: Used share of the KV cache; it grows with each chunk of a long prompt.
-        steps: Steps that made a token.
+        steps: Steps that generated a token.
     """
 
     running: int
@@ -46,8 +46,8 @@ class StreamEvent:
     One event of a streamed answer.
 
     Attributes:
-        reason: Why it is the last; None if it is not.
-        error: Why there is no answer, in vLLM's words.
+        reason: vLLM's finish_reason; None if it is not the last.
+        error: vLLM's message for a failed request.
     """
 
     tokens: Sequence[int] = ()
@@ -88,14 +88,14 @@ def read_event(data: bytes) -> StreamEvent:
             raise TypeError("token_ids are not numbers")
     except (LookupError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    # The end token is no part of an answer.
+    # The stop token is not part of an answer.
     return StreamEvent(tokens[:-1] if reason == STOP else tokens, reason)
 
 
 def read_gauges(text: str) -> Gauges:
     """
     Raises:
-        ValueError: They are not there.
+        ValueError: A gauge is missing.
     """
     found: dict[str, float] = {}
     for name, value in SAMPLE.findall(text):
@@ -111,7 +111,7 @@ def read_context_tokens(models: bytes) -> int:
     Return the most tokens of prompt and answer, from the list of models.
 
     Raises:
-        ValueError: It does not say.
+        ValueError: It has no such number.
     """
     try:
         return int(json.loads(models)["data"][0]["max_model_len"])
@@ -121,7 +121,7 @@ def read_context_tokens(models: bytes) -> int:
 
 def refusal(status: int, body: bytes) -> str:
     """
-    Return what vLLM says against a request, within a line.
+    Return vLLM's message for a refused request, on one line.
     """
     try:
         words = str(json.loads(body)["error"]["message"])

@@ -1,7 +1,7 @@
 """
-HTTP to a server behind a Unix socket: one connection for each request, and h11 for the protocol.
+HTTP over a Unix socket: one connection for each request, with h11 for the protocol.
 
-Whoever leaves `request` hangs up, and the server sees it at once: that is how work is cancelled.
+Leaving `request` closes the connection, which cancels the request at the server.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ LINE_LIMIT_BYTES = 64 << 20
 
 class Garbled(ConnectionError):
     """
-    What came is not HTTP, or ended before its end.
+    The answer is not HTTP, or was cut.
     """
 
 
 class NotOk(ConnectionError):
     """
-    The answer to `get` was another than 200.
+    The status of `get` was not 200.
     """
 
     def __init__(self, target: str, status: int) -> None:
@@ -46,7 +46,7 @@ class Response:
         Yield the body as it comes.
 
         Raises:
-            OSError: The connection broke; Garbled where it ended too early.
+            OSError: The connection broke; Garbled if the body was cut.
         """
         while not isinstance(event := await self._wire.event(), h11.EndOfMessage):
             if isinstance(event, h11.Data):
@@ -75,10 +75,10 @@ async def request(
     socket: Path, method: str, target: str, document: object = None
 ) -> AsyncGenerator[Response, None]:
     """
-    Send *document* as JSON, if there is one, and wait for the head of the answer.
+    Send *document* as JSON, if any, and wait for the head of the answer.
 
     Raises:
-        OSError: Nobody listens, or the connection broke; Garbled where the answer is not HTTP.
+        OSError: The connection was refused or broke; Garbled if the answer is not HTTP.
     """
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
@@ -89,12 +89,12 @@ async def request(
             pass  # 100 Continue and the like
         yield Response(event.status_code, wire)
     finally:
-        writer.transport.abort()  # now, and not after what is still to be written
+        writer.transport.abort()  # at once, without flushing
 
 
 async def get(socket: Path, target: str, timeout_s: float) -> bytes:
     """
-    Return what is at *target*.
+    Return the body of *target*.
 
     Raises:
         OSError: As `request`; TimeoutError after *timeout_s*, NotOk for an answer that is not 200.

@@ -1,8 +1,8 @@
 """
-Attention of prompts' chunks to themselves and to what the cache has before them.
+Attention of prompts' chunks to themselves and to the tokens before them in the cache.
 
-A kernel of our own takes all chunks of a step at once, from the cache.  A very long one that is a
-step of its own, and has nothing before it, goes to cuDNN, which is a few percent faster there.
+The prefill kernel computes all chunks of a step at once.  A very long chunk that is a whole step
+and has no prefix is computed by cuDNN, which is a few percent faster there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from torch.nn import functional
 from runtime.kernels import reference
 from runtime.kernels.cache import PagedCache
 
-LONG_TOKENS = 6144  # from here on cuDNN
-BLOCK_TOKENS = 512  # of the reference: its masks are as large as they times what they see
+LONG_TOKENS = 6144  # at least this many: cuDNN
+BLOCK_TOKENS = 512  # of the reference: bounds the size of its masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Span:
 
     def tiles(self, most: int) -> Iterator[tuple[int, int, int, int]]:
         """
-        Yield it in pieces of at most *most* tokens: see `chunks.attend_chunks`.
+        Yield tiles of at most *most* tokens: see `prefill.attend_chunks`.
         """
         for at in range(0, self.tokens, most):
             yield self.first + at, min(most, self.tokens - at), self.slot, self.start + at
@@ -52,14 +52,14 @@ class Span:
 
 class Prefill:
     """
-    The attention of one step's chunks; made once a step, called once a layer.
+    The attention of one step's chunks; created once a step, called once a layer.
 
     Args:
         group: Query heads that share a KV head.
-        is_fused: Whether kernels do it, and not the reference.
+        is_fused: Whether kernels compute it, in place of the reference.
 
     Attributes:
-        is_lone: cuDNN does it: see `attend_lone`.
+        is_lone: Whether cuDNN computes it: see `attend_lone`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Prefill:
         only = spans[0]
         self.is_lone = (
             is_fused
-            and cache.keys.element_size() > 1  # with 8 bits all see what is stored
+            and cache.keys.element_size() > 1  # with 8 bits, chunks attend to the stored values
             and len(spans) == 1
             and only.tokens >= LONG_TOKENS
             and only.first == only.start == 0
@@ -103,7 +103,7 @@ class Prefill:
 
 def _tile(spans: Sequence[Span], cache: PagedCache, group: int) -> Tensor:
     """
-    Return the tiles of *spans*, those that see most first, so that they don't end last.
+    Return the tiles of *spans*, longest context first, so that these don't finish last.
     """
     from runtime.kernels.attention.prefill import tile_tokens
 
@@ -118,8 +118,8 @@ def attend_lone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     Return the attention (t, h, d) of one chunk without a prefix to itself, with cuDNN.
 
-    cuDNN plans 75 ms for a length that it has not seen, so lengths are rounded up.  What is behind
-    the end is zero in k and v, for 0 times NaN is NaN; in q nobody looks at it.
+    cuDNN plans each new length for 75 ms, so lengths are rounded up.  The padding of k and v is
+    zero, because 0 times NaN is NaN; that of q is not read.
     """
     tokens = q.shape[0]
     step = 1 << (tokens.bit_length() - 4)

@@ -1,8 +1,8 @@
 """
-Decode attention over pages: one query a row, the row's pages split over several programs.
+The decode kernel: one query for each row, whose pages are split over several programs.
 
 The query heads that share a KV head are the rows of one matrix product, so that each page is read
-once.  The programs of a row leave partial sums; the last one to finish adds them up.
+once.  The programs of a row store partial sums; the last one to finish adds them up.
 Source: "Flash-Decoding", Dao et al. 2023, for the split; the order of the sum is fixed.
 """
 
@@ -49,7 +49,7 @@ def take_page(
     share = tl.exp2(score * scale - new_peak[:, None])  # one instruction, with the difference
     if IS_MASKED:
         share = tl.where(is_seen, share, 0.0)
-        # What an earlier owner left behind the row's end may be NaN, and 0 times NaN is NaN.
+        # Old values past the row's end may be NaN, and 0 times NaN is NaN.
         value = tl.load(values + at, mask=is_held[:, None], other=0.0).to(query.dtype)
     else:
         value = tl.load(values + at).to(query.dtype)
@@ -135,7 +135,7 @@ def _attend(
 
 class Workspace:
     """
-    Where the programs of a row leave their partial sums, for at most *rows* rows at once.
+    Buffers of the partial sums, for at most *rows* rows at once.
     """
 
     def __init__(

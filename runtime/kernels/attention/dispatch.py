@@ -1,5 +1,5 @@
 """
-The Attend of one step over the paged cache: decodes first, then chunks of prompts.
+Attention of one step over the paged cache: decodes first, then chunks of prompts.
 """
 
 from typing import TYPE_CHECKING, Protocol

@@ -1,5 +1,5 @@
 """
-Attention of prompts' chunks over pages: each token sees what its row has up to its own position.
+The prefill kernel: each token of a chunk attends to its row's tokens up to its own position.
 
 A tile is a few neighbouring tokens of one chunk with all query heads that share a KV head, so that
 a page is read once for all of them, and next to nothing is computed above the diagonal.

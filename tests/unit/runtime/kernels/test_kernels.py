@@ -54,7 +54,7 @@ def test_norms_are_those_of_the_reference(dtype, has_post, tokens, size):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 48, 64), (3, 96, 160), (17, 130, 96), (33, 40, 224)])
 @pytest.mark.parametrize("programs", [1, 3])
-def test_a_skinny_product_is_a_product(dtype, m, n, k, programs):
+def test_a_small_batch_gemm_is_a_product(dtype, m, n, k, programs):
     """
     Any number of tokens, weights that no block divides, rows shared out among few programs.
     """

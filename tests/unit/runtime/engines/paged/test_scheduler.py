@@ -423,7 +423,7 @@ def test_a_deadline_ends_waiting_and_running_requests():
     scheduler.turn(0.0)
     assert scheduler.turn(0.0).batch == 1
 
-    assert scheduler.turn(1.0).ended == [(2, FinishReason.EXPIRED, "it was still waiting")]
+    assert scheduler.turn(1.0).ended == [(2, FinishReason.EXPIRED, "the request was still queued")]
     report = scheduler.turn(5.0)
     assert report.ended == [(1, FinishReason.EXPIRED, "2 of 99 tokens")]
     assert report.running == 1
@@ -522,7 +522,7 @@ def test_nobody_joins_while_it_is_held():
         ended += scheduler.turn(0.0).ended
     assert ended == [(1, FinishReason.LENGTH, "")]
     assert scheduler.wait_s(1.0) == 4.0
-    assert scheduler.turn(5.0).ended == [(2, FinishReason.EXPIRED, "it was still waiting")]
+    assert scheduler.turn(5.0).ended == [(2, FinishReason.EXPIRED, "the request was still queued")]
     assert not scheduler.is_idle
     assert scheduler.is_quiet
     scheduler.resume()

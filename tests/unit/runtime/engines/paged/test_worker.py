@@ -296,7 +296,7 @@ def test_one_model_is_read_at_a_time():
         assert isinstance(api.hears_news(), Loaded)
         models.may_read.clear()
         api.says(Swap("/next"), Swap("/other"), make_load())
-        assert [api.hears_news().why for _ in range(2)] == ["other weights are being read"] * 2
+        assert [api.hears_news().why for _ in range(2)] == ["a swap is in progress"] * 2
         models.may_read.set()
         assert isinstance(api.hears_news(), Loaded)
 

@@ -258,9 +258,9 @@ async def test_cancelling_what_has_ended_is_nothing(client):
         ({"text": 'data: {"choices": [{"text": "no ids"}]}\n\n'}, "can't be read: KeyError"),
         ({"text": 'data: {"error": {"message": "it broke"}}\n\n'}, "vLLM failed: it broke"),
         ({"text": "data: [DONE]\n\n"}, "has no end"),
-        ({"raw": "who is there?\r\n\r\n"}, "vLLM hung up: illegal status line"),
-        ({"raw": ""}, "vLLM hung up"),
-        ({"hang_up_after": 2}, "vLLM hung up"),
+        ({"raw": "who is there?\r\n\r\n"}, "vLLM closed the connection: illegal status line"),
+        ({"raw": ""}, "vLLM closed the connection"),
+        ({"hang_up_after": 2}, "vLLM closed the connection"),
         ({"reason": None}, "has no end"),
     ],
 )
