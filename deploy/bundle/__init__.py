@@ -1,3 +1,3 @@
 """
-The thing that is shipped: immutable, named by its contents, signed.  Opens no connection itself.
+Bundles on the controller: build, sign, store, check, send.  Immutable, named by their digest.
 """

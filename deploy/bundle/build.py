@@ -1,32 +1,34 @@
 """
-A model, a version and the runtime of this checkout to one bundle, the same bytes each time.
+Builds a bundle from a model, a version and the runtime of this checkout, reproducibly.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from pydantic import ValidationError
 
-from deploy.bundle.archive import archived, listed
-from deploy.bundle.manifest import (
+from deploy.bundle.model import check_model, model_name
+from deploy.bundle.store import Bundle, BundleStore
+from deploy.errors import PreconditionError, UsageError
+from deploy.host.bundle.archive import build_archive, list_files
+from deploy.host.bundle.manifest import (
+    GOLDEN_FILE,
+    LOCK_FILE,
     VERSION,
     LockPart,
     Manifest,
     ModelFile,
     ModelPart,
-    WheelFile,
+    check_manifest,
     model_digest,
 )
-from deploy.bundle.model import check_model, model_name
-from deploy.bundle.store import Bundle, BundleStore
-from deploy.errors import PreconditionError, UsageError
-from deploy.host.bundle.manifest import GOLDEN_FILE, LOCK_FILE
+from deploy.host.protocol import Wheel
 from runtime.contract import CONFIG_FILE
 
-# Of the runtime's configuration, what a release may say for itself; the rest is the host's.
+# Keys of the runtime's configuration that a release may set; the others belong to the host.
 OVERRIDES = (
     "context_tokens",
     "cors_origins",
@@ -49,7 +51,7 @@ OVERRIDES = (
     "vllm_args",
     "weights",
 )
-_LAB = "lab_"  # runtime/lab_*.py make models for the lab, and never ship
+_LAB = "lab_"  # runtime/lab_*.py make models for the lab and are never shipped
 
 
 class WheelLike(Protocol):
@@ -63,7 +65,7 @@ class WheelLike(Protocol):
 
 class LockLike(Protocol):
     """
-    What a bundle needs to know of `deploy.wheelhouse.Lock`.
+    The part of `deploy.wheelhouse.Lock` that a bundle needs.
     """
 
     @property
@@ -88,14 +90,14 @@ def build_bundle(
     overrides: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """
-    Build the bundle, put it into *store* and return it, unsigned unless it was there already.
+    Build the bundle in *store* and return it, unsigned unless it existed.
 
     Args:
         overrides: Keys of the runtime's configuration that this release sets for itself.
 
     Raises:
-        ModelPathError: *model* is not there, may not be read, or is not a model.
-        UsageError: *version* or *overrides* is not possible.
+        ModelPathError: *model* is missing, not readable or not a model.
+        UsageError: *version* or *overrides* is not valid.
         PreconditionError: *runtime_dir* has no runtime.
     """
     _check_version(version)
@@ -111,36 +113,36 @@ def build_bundle(
         sha256, size = store.add_blob(model / name)
         files.append(ModelFile(path=name, sha256=sha256, size=size))
     wheels = sorted(lock.wheels, key=lambda wheel: wheel.file)
+    manifest = Manifest(
+        version=version,
+        row=row_name,
+        model_name=str(own["model_name"]),
+        identity=identity,
+        lock=LockPart(
+            digest=lock.digest,
+            python=lock.python,
+            wheels=tuple(Wheel(w.file, w.sha256, w.size) for w in wheels),
+        ),
+        model=ModelPart(digest=model_digest(files), files=tuple(files)),
+        files=list_files(contents),
+    )
     try:
-        manifest = Manifest(
-            version=version,
-            row=row_name,
-            model_name=str(own["model_name"]),
-            identity=identity,
-            lock=LockPart(
-                digest=lock.digest,
-                python=lock.python,
-                wheels=tuple(WheelFile(file=w.file, sha256=w.sha256, size=w.size) for w in wheels),
-            ),
-            model=ModelPart(digest=model_digest(files), files=tuple(files)),
-            files=listed(contents),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
+        check_manifest(manifest)
+    except ValueError as error:
         raise UsageError(
-            f"bundle {version}: {'.'.join(map(str, first['loc']))} is not possible",
-            why=first["msg"],
-            fix="rename the file, or mend the lock",
+            f"bundle {version}: the manifest would not be valid",
+            why=str(error),
+            fix="rename the file, or correct the lock",
         ) from error
-    return store.add(manifest, archived(contents))
+    return store.add(manifest, build_archive(contents))
 
 
 def _check_version(version: str) -> None:
-    if not VERSION.fullmatch(version):
+    if not re.fullmatch(VERSION, version):
         raise UsageError(
-            f"version {version!r}: not possible",
-            why="it becomes a label and a header: letters, digits, . _ + -, 64 at most, "
-            "a letter or digit first",
+            f"version {version!r}: not valid",
+            why="it becomes a label and a header: letters, digits, . _ + -; a letter or digit "
+            "first; 64 characters at most",
             fix="--version v1.3.0",
         )
 
@@ -150,7 +152,7 @@ def _check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
         if key not in OVERRIDES:
             near = difflib.get_close_matches(key, OVERRIDES, n=1)
             raise UsageError(
-                f"configuration {key!r}: a release can't set it",
+                f"configuration {key!r}: a release cannot set it",
                 why=f"it may set {', '.join(OVERRIDES)}",
                 fix=f"did you mean {near[0]}?" if near else "set it in the fleet file",
             )
@@ -166,9 +168,9 @@ def _runtime(directory: Path) -> dict[str, bytes]:
         contents[f"runtime/{inside.as_posix()}"] = path.read_bytes()
     if "runtime/__init__.py" not in contents:
         raise PreconditionError(
-            f"{directory}: there is no runtime to bundle",
-            why="it has no __init__.py",
-            fix="run it in a whole checkout",
+            f"{directory}: no runtime to bundle",
+            why="__init__.py is missing",
+            fix="run it in a complete checkout",
         )
     return contents
 

@@ -1,7 +1,5 @@
 """
-Is the bundle in the store the one that was signed?  Asked before any connection.
-
-The code is that of the host (`deploy.host.bundle.verify`): both refuse the same.
+Verifies a bundle of the store before any connection, with the code of the host program.
 """
 
 from pathlib import Path
@@ -9,7 +7,6 @@ from pathlib import Path
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError
 from deploy.host.bundle.archive import check_archive
-from deploy.host.bundle.manifest import Blob
 from deploy.host.bundle.verify import check_file, check_signature, read_manifest
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
@@ -18,12 +15,12 @@ from deploy.transport.client import ERRORS
 
 def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
     """
-    Return who signed *bundle*; every file of it is as it was then.
+    Verify every file of *bundle* and return its signer.
 
     Raises:
-        BundleUnsigned: No allowed signer did.
-        BundleTampered: A file is not the one that was signed.
-        BundleTruncated: A file is shorter, or gone.
+        BundleUnsigned: No allowed signer signed it.
+        BundleTampered: A file differs from the signed one.
+        BundleTruncated: A file is shorter than the signed one, or missing.
         PreconditionError: *allowed_signers* is missing.
     """
     signers = allowed_signers.expanduser()
@@ -31,15 +28,19 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
         manifest = read_manifest(bundle.manifest_path, bundle.digest)
         signer = check_signature(System(), bundle.manifest_path, bundle.signature_path, signers)
         check_archive(bundle.archive_path, manifest.files)
-        for file in manifest.model:
-            named = Blob(f"model/{file.path}", file.sha256, file.size)
-            check_file(bundle.blob(file.sha256), named)
+        for file in manifest.model.files:
+            check_file(
+                bundle.blob(file.sha256),
+                name=f"model/{file.path}",
+                sha256=file.sha256,
+                size=file.size,
+            )
     except HostError as error:
-        raise _here(bundle, error) from None
+        raise _named_for(bundle, error) from None
     return signer
 
 
-def _here(bundle: Bundle, error: HostError) -> DeployError:
+def _named_for(bundle: Bundle, error: HostError) -> DeployError:
     fix = error.fix
     if error.kind in {ErrorKind.BUNDLE_TAMPERED, ErrorKind.BUNDLE_TRUNCATED}:
         fix = "build it again: inv bundle; no host was touched"

@@ -1,7 +1,5 @@
 """
-Is the directory a model that the runtime can load, and which of its files belong to it?
-
-Looks at every file before a byte is copied: a bundle of half a model is never made.
+Checks a model directory and lists its files, before anything is copied.
 """
 
 import json
@@ -14,7 +12,7 @@ from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Taken along where they are there.
+# Included if present.
 OPTIONAL = (
     "chat_template.jinja",
     "generation_config.json",
@@ -27,10 +25,10 @@ _HEADER_MAX = 100 << 20  # Source: safetensors format, "header size must not exc
 
 def check_model(path: Path) -> list[str]:
     """
-    Return the files of the model at *path* that a bundle takes along, sorted, golden prompts apart.
+    Return the files of the model at *path* for a bundle, sorted, without the golden prompts.
 
     Raises:
-        ModelPathError: It is not there, may not be read, or is not a model; says which.
+        ModelPathError: It is missing, not readable or not a model.
     """
     _reach(path)
     config = _json(path, CONFIG)
@@ -45,7 +43,7 @@ def check_model(path: Path) -> list[str]:
 
 def model_name(path: Path) -> str:
     """
-    Return what the model calls itself: its own name, or its type.
+    Return the model's name for the OpenAI routes: its own name, or its type.
     """
     config = _json(path, CONFIG)
     named = str(config.get("_name_or_path") or config["model_type"])
@@ -54,10 +52,10 @@ def model_name(path: Path) -> str:
 
 def check_golden(path: Path) -> int:
     """
-    Return how many golden prompts the model at *path* has.
+    Return the number of golden prompts of the model at *path*.
 
     Raises:
-        ModelPathError: None, or a line is not one.
+        ModelPathError: It has none, or a line is not valid.
     """
     fix = (
         'write one {"prompt": "...", "max_tokens": 16, "expected": "..."} a line, with answers '
@@ -84,21 +82,21 @@ def check_golden(path: Path) -> int:
 
 def _golden_complaint(line: str) -> str | None:
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError as error:
         return f"not JSON: {error}"
     wanted = {"prompt": str, "max_tokens": int, "expected": str}
-    if not isinstance(found, dict) or set(found) != set(wanted):
+    if not isinstance(entry, dict) or set(entry) != set(wanted):
         return f"should have exactly {', '.join(wanted)}"
     for key, kind in wanted.items():
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            return f"{key} is {found[key]!r}"
+        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            return f"{key} is {entry[key]!r}"
     return None
 
 
 def _reach(path: Path) -> None:
     """
-    Refuse *path* unless it is a directory that can be listed; name the component that is not.
+    Refuse *path* unless it is a directory that can be listed; the error names the component.
     """
     whole = path.expanduser().absolute()
     for part in [*reversed(whole.parents), whole]:
@@ -114,13 +112,13 @@ def _reach(path: Path) -> None:
         except NotADirectoryError:
             raise _not_a_model(path, f"{part.parent} is a file, not a directory") from None
         except PermissionError:
-            raise _forbidden(path, f"{part.parent} may not be entered") from None
+            raise _forbidden(path, f"{part.parent} cannot be entered") from None
     if not whole.is_dir():
         raise _not_a_model(path, "it is a file, not a directory")
     try:
         next(whole.iterdir(), None)
     except PermissionError:
-        raise _forbidden(path, f"{whole} may not be listed") from None
+        raise _forbidden(path, f"{whole} cannot be listed") from None
 
 
 def _check_weights(path: Path) -> list[str]:
@@ -139,20 +137,20 @@ def _check_shards(path: Path) -> list[str]:
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if not is_safe_path(shard):
-            raise _not_a_model(path, f"{INDEX}: {shard!r} is not a file beside it")
+            raise _not_a_model(path, f"{INDEX}: {shard!r} is not a file of this directory")
         by_shard.setdefault(shard, set()).add(tensor)
     for shard, tensors in sorted(by_shard.items()):
         if not (path / shard).exists():
             raise _not_a_model(path, f"{shard} is missing; {INDEX} lists it")
         lost = sorted(tensors - _tensors(path, shard))
         if lost:
-            raise _not_a_model(path, f"{shard} lacks {lost[0]}, which {INDEX} puts there")
+            raise _not_a_model(path, f"{shard} lacks {lost[0]}, which {INDEX} assigns to it")
     return sorted(by_shard)
 
 
 def _tensors(path: Path, name: str) -> set[str]:
     """
-    Return the names of the tensors in the safetensors file *name*, if all of it is there.
+    Return the names of the tensors in the safetensors file *name*, which must be complete.
 
     Source: the safetensors format: 8 bytes little-endian size of the header, the header as JSON,
     then the data; data_offsets count from the end of the header.
@@ -171,8 +169,8 @@ def _tensors(path: Path, name: str) -> set[str]:
     if len(header) < header_size:
         raise _cut_off(path, name, size, 8 + header_size)
     try:
-        found = json.loads(header)
-        entries = {key: value for key, value in found.items() if key != "__metadata__"}
+        document = json.loads(header)
+        entries = {key: value for key, value in document.items() if key != "__metadata__"}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise _not_a_model(path, f"{name} has no safetensors header") from None
@@ -185,22 +183,22 @@ def _tensors(path: Path, name: str) -> set[str]:
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((path / name).read_bytes())
+        document = json.loads((path / name).read_bytes())
     except FileNotFoundError:
         raise _not_a_model(path, f"{name} is missing") from None
     except OSError as error:
         raise _unreadable(path / name, error) from error
     except ValueError as error:
         raise _not_a_model(path, f"{name} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise _not_a_model(path, f"{name} is not a JSON object")
-    return found
+    return document
 
 
 def _cut_off(path: Path, name: str, size: int, whole: int) -> ModelPathError:
     return _not_a_model(
         path,
-        f"{name} is cut off: {size} of {whole} bytes are there",
+        f"{name} is cut off: it has {size} of {whole} bytes",
         "download or copy it again",
     )
 
@@ -221,5 +219,5 @@ def _forbidden(path: Path, why: str) -> ModelPathError:
 
 def _unreadable(path: Path, error: Exception) -> ModelPathError:
     if isinstance(error, PermissionError):
-        return _forbidden(path.parent, f"{path} may not be read")
-    return ModelPathError(f"model {path}: can't be read", why=str(error), fix="check the disk")
+        return _forbidden(path.parent, f"{path} cannot be read")
+    return ModelPathError(f"model {path}: cannot be read", why=str(error), fix="check the disk")

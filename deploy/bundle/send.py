@@ -1,5 +1,5 @@
 """
-Brings a bundle to a host: asks what it lacks, sends that, has the host verify and place it.
+Sends a bundle to a host: only the missing files; the host verifies and places them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from deploy.units import format_size
 
 ASK_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 1800.0  # hashes everything and builds a venv
-_PUT_S = 60.0  # beside what the size takes
+_PUT_S = 60.0  # in addition to the time for the size
 _SLOWEST_BYTES_PER_S = 2**20
 
 
@@ -75,7 +75,7 @@ def stage(
 
 def _uploads(bundle: Bundle, needs: StageNeeds, wheels: Path) -> list[tuple[str, Path]]:
     """
-    Return the files to send, largest last: a refusal comes before the weights have travelled.
+    Return the files to send, the weights last, so that a refusal comes before them.
     """
     uploads = []
     if needs.bundle:
@@ -89,7 +89,7 @@ def _uploads(bundle: Bundle, needs: StageNeeds, wheels: Path) -> list[tuple[str,
     for _, path in uploads:
         if not path.is_file():
             raise PreconditionError(
-                f"bundle {bundle.version}: a part of it is not on this machine",
+                f"bundle {bundle.version}: a file is missing on this machine",
                 why=f"{path} is missing",
                 fix="inv bundle builds, signs and fetches every part",
             )

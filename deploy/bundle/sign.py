@@ -1,5 +1,5 @@
 """
-Signs bundles, and holds signatures against the allowed signers, with OpenSSH's own tool.
+Signs bundles with ssh-keygen.
 """
 
 import subprocess
@@ -10,22 +10,22 @@ from deploy.bundle.store import Bundle
 from deploy.errors import PreconditionError
 from deploy.host.bundle.manifest import MANIFEST, NAMESPACE
 
-_SIGN_S = 60.0  # the key may be in an agent that asks its owner
+_SIGN_S = 60.0  # an SSH agent may ask its owner
 
 
 def sign_bundle(bundle: Bundle, *, key: Path) -> Bundle:
     """
-    Sign the manifest of *bundle* with the private *key*, in place of an earlier signature.
+    Sign the manifest of *bundle* with the private *key*; replaces an earlier signature.
 
     Raises:
-        PreconditionError: The key is missing, or ssh-keygen refuses it.
+        PreconditionError: The key is missing, or ssh-keygen fails.
     """
     fix = "signing.key of the fleet file names it; ssh-keygen -t ed25519 makes one"
     key = key.expanduser()
     if not key.is_file():
         raise PreconditionError(
-            f"bundle {bundle.version}: there is no key to sign it with",
-            why=f"{key} is not there",
+            f"bundle {bundle.version}: the signing key is missing",
+            why=f"{key} does not exist",
             fix=fix,
         )
     with tempfile.TemporaryDirectory(dir=bundle.directory.parent, prefix=".tmp-") as name:
@@ -33,7 +33,7 @@ def sign_bundle(bundle: Bundle, *, key: Path) -> Bundle:
         copy.write_bytes(bundle.manifest_path.read_bytes())
         argv = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, str(copy)]
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 argv,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -41,18 +41,18 @@ def sign_bundle(bundle: Bundle, *, key: Path) -> Bundle:
                 timeout=_SIGN_S,
                 check=False,
             )
-            said = done.stderr.strip()
+            message = completed.stderr.strip()
         except FileNotFoundError:
-            said = "ssh-keygen is not installed"
+            message = "ssh-keygen is not installed"
         except subprocess.TimeoutExpired:
-            said = f"ssh-keygen did not end within {_SIGN_S:.0f} s"
-        made = Path(f"{copy}.sig")
-        if not made.is_file():
+            message = f"ssh-keygen did not end within {_SIGN_S:.0f} s"
+        signature = Path(f"{copy}.sig")
+        if not signature.is_file():
             raise PreconditionError(
-                f"bundle {bundle.version}: it could not be signed with {key}",
-                why=" / ".join(said.splitlines()) or "ssh-keygen made no signature",
+                f"bundle {bundle.version}: signing with {key} failed",
+                why=" / ".join(message.splitlines()) or "ssh-keygen wrote no signature",
                 fix=fix,
             )
-        made.chmod(0o644)
-        made.replace(bundle.signature_path)
+        signature.chmod(0o644)
+        signature.replace(bundle.signature_path)
     return bundle

@@ -1,5 +1,5 @@
 """
-Bundles on this machine: `.slipway/bundles/<digest>/`, and the weights: `.slipway/blobs/<sha256>`.
+The store: bundles in `.slipway/bundles/<digest>/`, weights in `.slipway/blobs/<sha256>`.
 """
 
 import errno
@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle.manifest import Manifest, parse_manifest
 from deploy.errors import BundleTampered, UsageError
-from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE
+from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Manifest, parse_manifest
+from deploy.host.protocol import HostError
 
 _CHUNK = 1 << 20
 _PREFIX_MIN = 6
@@ -24,8 +24,8 @@ class Bundle:
     A bundle in the store.
 
     Attributes:
-        directory: Holds manifest, archive and, once it is signed, the signature.
-        blobs: Holds the weights, by hash.
+        directory: Has the manifest, the archive and, after signing, the signature.
+        blobs: Directory of the weights, by hash.
     """
 
     digest: str
@@ -55,7 +55,7 @@ class Bundle:
 
     def blob(self, sha256: str) -> Path:
         """
-        Return where the weights with this hash lie.
+        Return the path of the weights with this hash.
         """
         return self.blobs / sha256
 
@@ -63,7 +63,7 @@ class Bundle:
 class BundleStore:
     """
     Args:
-        root: `.slipway` of a checkout; made when the first bundle is added.
+        root: `.slipway` of a checkout; created when the first bundle is added.
     """
 
     def __init__(self, root: Path) -> None:
@@ -73,7 +73,7 @@ class BundleStore:
 
     def add_blob(self, source: Path) -> tuple[str, int]:
         """
-        Take in the file *source*, as a link where the disk allows; return its SHA-256 and size.
+        Add the file *source*, as a hard link if possible; return its SHA-256 and size.
 
         Raises:
             BundleTampered: It changed while it was read.
@@ -89,8 +89,8 @@ class BundleStore:
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise BundleTampered(
                     f"{source}: it changed while it was read",
-                    why=f"it was {before.st_size} bytes and is {after.st_size}, or was touched",
-                    fix="wait until nobody writes to it, then inv bundle",
+                    why=f"it had {before.st_size} bytes and has {after.st_size}, or was touched",
+                    fix="wait until no process writes to it, then inv bundle",
                 )
             draft.replace(self._blobs / sha256)
         finally:
@@ -99,9 +99,9 @@ class BundleStore:
 
     def add(self, manifest: Manifest, archive: bytes) -> Bundle:
         """
-        Put a bundle into the store, whole or not at all; its blobs are there already.
+        Add a bundle, whole or not at all; its blobs exist already.
 
-        The same bundle again keeps its signature and becomes the newest.
+        Adding it again keeps its signature and makes it the newest.
         """
         data = manifest.to_bytes()
         digest = hashlib.sha256(data).hexdigest()
@@ -130,29 +130,29 @@ class BundleStore:
         """
         if not self._bundles.is_dir():
             return ()
-        found = [path for path in self._bundles.iterdir() if not path.name.startswith(".")]
-        found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-        return tuple(self._open(path) for path in found)
+        directories = [path for path in self._bundles.iterdir() if not path.name.startswith(".")]
+        directories.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        return tuple(self._open(path) for path in directories)
 
     def newest(self) -> Bundle:
         """
-        Return the bundle that was built last.
+        Return the newest bundle.
 
         Raises:
-            UsageError: There is none.
+            UsageError: The store is empty.
         """
-        found = self.list()
-        if not found:
+        bundles = self.list()
+        if not bundles:
             raise UsageError(
-                "there is no bundle yet",
+                "the store has no bundle",
                 why=f"{self._bundles} is empty",
                 fix="inv bundle --model PATH --version v1.0.0",
             )
-        return found[0]
+        return bundles[0]
 
     def get(self, name: str) -> Bundle:
         """
-        Return the bundle with the digest, the beginning of a digest, or the version *name*.
+        Return the bundle whose digest, start of the digest, or version is *name*.
 
         Raises:
             UsageError: None, or more than one; says which there are.
@@ -161,31 +161,31 @@ class BundleStore:
         for bundle in bundles:
             if bundle.digest == name:
                 return bundle
-        found = [b for b in bundles if b.version == name]
-        if not found and len(name) >= _PREFIX_MIN:
-            found = [b for b in bundles if b.digest.startswith(name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        matches = [b for b in bundles if b.version == name]
+        if not matches and len(name) >= _PREFIX_MIN:
+            matches = [b for b in bundles if b.digest.startswith(name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
             raise UsageError(
-                f"bundle {name}: there are {len(found)} of that name",
-                why="newest first: " + ", ".join(b.digest[:12] for b in found),
-                fix=f"name it by the beginning of its digest, such as {found[0].digest[:12]}",
+                f"bundle {name}: {len(matches)} bundles have that name",
+                why="newest first: " + ", ".join(b.digest[:12] for b in matches),
+                fix=f"use the start of its digest, such as {matches[0].digest[:12]}",
             )
         known = ", ".join(f"{b.version} ({b.digest[:12]})" for b in bundles[:10]) or "none"
         raise UsageError(
-            f"bundle {name}: there is none of that name",
+            f"bundle {name}: not found",
             why=f"{self._bundles} has, newest first: {known}",
-            fix="name one of these, or build it: inv bundle --model PATH --version VERSION",
+            fix="use one of these, or build it: inv bundle --model PATH --version VERSION",
         )
 
     def _open(self, directory: Path) -> Bundle:
         try:
             manifest = parse_manifest((directory / MANIFEST).read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, HostError) as error:
             raise BundleTampered(
-                f"bundle {directory.name[:12]}: its manifest can't be read",
-                why=str(error).splitlines()[0],
+                f"bundle {directory.name[:12]}: its manifest cannot be read",
+                why=error.why if isinstance(error, HostError) else str(error),
                 fix=f"delete {directory} and build it again: inv bundle",
             ) from error
         return Bundle(directory.name, manifest, directory, self._blobs)
@@ -193,15 +193,15 @@ class BundleStore:
 
 def _holds(directory: Path, manifest: bytes, archive: bytes) -> bool:
     try:
-        found = (directory / MANIFEST).read_bytes(), (directory / ARCHIVE).read_bytes()
+        stored = (directory / MANIFEST).read_bytes(), (directory / ARCHIVE).read_bytes()
     except FileNotFoundError:
         return False
-    return found == (manifest, archive)
+    return stored == (manifest, archive)
 
 
 def _take(source: Path, draft: Path) -> tuple[str, int]:
     """
-    Let *draft* be *source*, by link or by copy, and return the SHA-256 and size of what it is.
+    Link or copy *source* to *draft*, and return its SHA-256 and size.
     """
     draft.unlink()
     try:
@@ -210,21 +210,21 @@ def _take(source: Path, draft: Path) -> tuple[str, int]:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES):
             raise
         return _copy(source, draft)
-    found, size = hashlib.sha256(), 0
+    digest, size = hashlib.sha256(), 0
     with draft.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
+            digest.update(chunk)
             size += len(chunk)
-    return found.hexdigest(), size
+    return digest.hexdigest(), size
 
 
 def _copy(source: Path, draft: Path) -> tuple[str, int]:
-    found, size = hashlib.sha256(), 0
+    digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, draft.open("xb") as writer:
         while chunk := reader.read(_CHUNK):
-            found.update(chunk)
+            digest.update(chunk)
             writer.write(chunk)
             size += len(chunk)
         writer.flush()
         os.fsync(writer.fileno())
-    return found.hexdigest(), size
+    return digest.hexdigest(), size

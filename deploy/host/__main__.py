@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from deploy.host import protocol
 from deploy.host.protocol import (
     Call,
     ErrorKind,
@@ -27,26 +28,26 @@ from deploy.host.system import System
 
 Handler = Callable[[System, Call, Request[Any]], Any]
 
-# "module:function" of each verb; a module is imported when its verb is called.
-HANDLERS = {
-    "status": "status:run",
-    "measure": "slots.measure:run",
-    "facts": "facts:run",
-    "lease.acquire": "lease_verbs:acquire",
-    "lease.renew": "lease_verbs:renew",
-    "lease.release": "lease_verbs:release",
-    "journal.append": "events:append",
-    "stage.missing": "bundle.staging:missing",
-    "stage.commit": "bundle.staging:commit",
-    "venv.build": "bundle.venv:run",
-    "slot.start": "slots.slot:start",
-    "slot.stop": "slots.slot:stop",
-    "golden": "slots.golden:run",
-    "traffic.set": "slots.traffic:set_weights",
-    "traffic.drain": "slots.traffic:drain",
-    "good.record": "good:record",
-    "good.rollback": "good:rollback",
-    "retire": "bundle.retention:run",
+# "module:function" for each type of request; a module is imported when its verb is called.
+HANDLERS: dict[type[Request[Any]], str] = {
+    protocol.Status: "status:run",
+    protocol.Measure: "slots.measure:run",
+    protocol.FactQuery: "facts:run",
+    protocol.LeaseAcquire: "lease_verbs:acquire",
+    protocol.LeaseRenew: "lease_verbs:renew",
+    protocol.LeaseRelease: "lease_verbs:release",
+    protocol.JournalAppend: "events:append",
+    protocol.StageMissing: "bundle.staging:missing",
+    protocol.StageCommit: "bundle.staging:commit",
+    protocol.VenvBuild: "bundle.venv:run",
+    protocol.SlotStart: "slots.slot:start",
+    protocol.SlotStop: "slots.slot:stop",
+    protocol.Golden: "slots.golden:run",
+    protocol.TrafficSet: "slots.traffic:set_weights",
+    protocol.TrafficDrain: "slots.traffic:drain",
+    protocol.GoodRecord: "good:record",
+    protocol.GoodRollback: "good:rollback",
+    protocol.Retire: "bundle.retention:run",
 }
 
 
@@ -56,18 +57,18 @@ def handle(system: System, verb: str, text: str) -> str:
     """
     try:
         request, call = parse_request(verb, text)
-        return encode_result(handler_of(verb)(system, call, request))
+        return encode_result(handler_of(type(request))(system, call, request))
     except HostError as error:
         return encode_error(error)
     except OSError as error:
         return encode_error(_host_error(error))
 
 
-def handler_of(verb: str) -> Handler:
+def handler_of(request: type[Request[Any]]) -> Handler:
     """
-    Return the function that runs *verb*, one of `HANDLERS`.
+    Return the function that runs requests of that type.
     """
-    module, _, name = HANDLERS[verb].partition(":")
+    module, _, name = HANDLERS[request].partition(":")
     handler: Handler = getattr(importlib.import_module(f"deploy.host.{module}"), name)
     return handler
 

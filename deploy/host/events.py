@@ -4,21 +4,17 @@ The verb that writes an event of a release into the journal.
 
 from __future__ import annotations
 
-from deploy.host import journal
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, EventAppended, JournalAppend
 from deploy.host.system import System
 
-_OF_THE_LEASE_HOLDER = frozenset({journal.BEGIN, journal.END})
-
 
 def append(system: System, call: Call, request: JournalAppend) -> EventAppended:
     """
-    Write an event; begin and end of a release need the lease.
+    Write an event under the caller's lease.
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
-        if call.fence is not None or request.step in _OF_THE_LEASE_HOLDER:
-            Leases(system).check(call.fence)
+        Leases(system).check(call.fence)
         return EventAppended(append_event(system, call, request.step, request.data))

@@ -1,5 +1,5 @@
 """
-Files that are whole or absent, whatever happens in between.
+File operations that leave a whole file or none, also after a crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 
 TRASH = ".trash-"  # being deleted
-UNFINISHED = ".tmp-"  # being made
+UNFINISHED = ".tmp-"  # being written
 _CHUNK = 1 << 20
 
 
@@ -24,18 +24,19 @@ def sha256_of(path: Path) -> str:
     """
     Return the SHA-256 of the contents of *path*, in hexadecimal.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """
-    Put *data* at *path*: a reader, or a crash, finds the old contents or the new.
+    Replace the content of *path* by *data*; a crash leaves the old content or the new.
     """
-    draft = path.with_name(f"{UNFINISHED}{path.name}")  # callers hold the lock: no two at once
+    # Callers hold the host's lock, so that no two write the same draft.
+    draft = path.with_name(f"{UNFINISHED}{path.name}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -52,7 +53,7 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
 
 def link_atomic(link: Path, target: Path) -> None:
     """
-    Let the symlink *link* lead to *target*, in one step.
+    Point the symlink *link* to *target*, in one step.
     """
     draft = link.with_name(f"{UNFINISHED}{link.name}")
     draft.unlink(missing_ok=True)
@@ -63,7 +64,7 @@ def link_atomic(link: Path, target: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """
-    Make the names in *path* last over a power cut.
+    Write the entries of directory *path* to disk.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -74,7 +75,7 @@ def sync_directory(path: Path) -> None:
 
 def sync_filesystem(path: Path) -> None:
     """
-    Bring everything that was written to the file system of *path* to its disk.
+    Write all data of the file system of *path* to disk.
     """
     # One call for a tree of thousands of files; Python has only os.sync, for all disks.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -88,7 +89,7 @@ def sync_filesystem(path: Path) -> None:
 
 def discard(path: Path) -> None:
     """
-    Delete the tree at *path*; a crash leaves no half of it under its name.
+    Delete the tree at *path*; after a crash it is whole, or gone from that name.
     """
     trash = path.with_name(f"{TRASH}{path.name}")
     remove(trash)
@@ -98,7 +99,7 @@ def discard(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """
-    Delete the file, link or tree at *path*, if there is one.
+    Delete the file, link or tree at *path*, if it exists.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -108,7 +109,7 @@ def remove(path: Path) -> None:
 
 def leftovers(directory: Path) -> list[Path]:
     """
-    Return what a killed verb left in *directory*.
+    Return the entries of *directory* that a killed verb left unfinished.
     """
     if not directory.is_dir():
         return []
@@ -127,7 +128,7 @@ def nearest_existing(path: Path) -> Path:
 @contextmanager
 def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
     """
-    Hold the lock file at *path*; the kernel gives it back when this process dies.
+    Hold the lock file at *path*; the kernel releases it when this process dies.
 
     Raises:
         HostError: Another process held it for *timeout_s*.

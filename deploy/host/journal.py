@@ -1,7 +1,7 @@
 """
-What happened on this host: append-only, one JSON object a line, on disk before the effect.
+The journal of a host: append-only, one JSON object a line, on disk before the effect.
 
-An intent stands before each effect and its result after it; an intent without a result is a crash.
+Each effect has an intent before it and a result after it; an intent without a result is a crash.
 The line format is documented in docs/reference/journal.md.
 """
 
@@ -110,7 +110,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 class Journal:
     """
-    The file.  Whoever appends holds the lock of the host tool.
+    The journal file.  Callers of `append` hold the host's lock.
     """
 
     def __init__(self, system: System) -> None:
@@ -119,9 +119,9 @@ class Journal:
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """
-        Return the entries, and how many lines can't be read.
+        Return the entries, and the number of lines that cannot be read.
 
-        What stands after the last line end was being written when the host died: it is not there.
+        An unfinished last line is ignored: the host died while it was written.
         """
         try:
             data = self._path.read_bytes()
@@ -141,7 +141,7 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> dict[str, Any]:
         """
-        Write *entry* with its number, time and boot, and return once the disk has it.
+        Write *entry* with number, time and boot id; return the line once it is on disk.
         """
         is_new = not self._path.exists()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
@@ -162,7 +162,7 @@ class Journal:
 
     def _last_seq(self, descriptor: int, end: int) -> int:
         lines = os.pread(descriptor, _TAIL, max(0, end - _TAIL)).splitlines()
-        # The first of them may be cut off by the window, unless the window is the file.
+        # The window may start in the middle of its first line.
         for line in reversed(lines[1:] if end > _TAIL else lines):
             entry = _parse(line)
             if entry is not None:
@@ -181,7 +181,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _drop_torn_line(descriptor: int) -> int:
     """
-    Cut off what stands after the last line end, and return the size that is left.
+    Cut off an unfinished last line, and return the size of the rest.
     """
     size = end = os.fstat(descriptor).st_size
     while end > 0:
@@ -198,10 +198,10 @@ def _drop_torn_line(descriptor: int) -> int:
 
 
 def _write_whole(descriptor: int, end: int, line: bytes) -> None:
-    done = 0
+    written = 0
     try:
-        while done < len(line):
-            done += os.pwrite(descriptor, line[done:], end + done)
+        while written < len(line):
+            written += os.pwrite(descriptor, line[written:], end + written)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, end)
@@ -218,7 +218,7 @@ def entry(
     args: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    Return the part of a line that its writer knows; a result adds ok, error and result.
+    Return a line without number and time; a result line adds ok, error and result.
     """
     return {
         "release": release,

@@ -1,5 +1,5 @@
 """
-One step that changes the host: checked against the lease, announced, done, written down.
+Runs one step that changes the host: lease check, intent, effect, result.
 """
 
 from __future__ import annotations

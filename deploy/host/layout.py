@@ -32,7 +32,7 @@ HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 USER = "slipway"  # the runtime's user and group
 UNIT = "slipway-runtime@{slot}.service"
-HAPROXY_UNIT = "haproxy.service"  # Debian's own; its configuration is ours
+HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
 
 
@@ -74,8 +74,8 @@ class Layout:
         self.slot_links = self._at(SLOT_LINKS)
         self.journal = self._at(JOURNAL)
         self.lease = self._at(LEASE)
-        self.lock = self.state / "lock"  # held by a verb while it changes something
-        self.stage_lock = self.state / "stage.lock"  # held while contents are verified and placed
+        self.lock = self.state / "lock"  # held by a verb while it changes the host
+        self.stage_lock = self.state / "stage.lock"  # held while a bundle is verified and placed
         self.haproxy_state = self._at(HAPROXY_STATE)
         self.etc = self._at(ETC)
         self.runtime_config = self._at(RUNTIME_CONFIG)
@@ -103,6 +103,6 @@ class Layout:
 
     def slot_link(self, slot: str) -> Path:
         """
-        Return the symlink of *slot*, which leads to the release that runs there.
+        Return the symlink of *slot* to the release that runs there.
         """
         return self.slot_links / slot

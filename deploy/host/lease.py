@@ -1,8 +1,8 @@
 """
-Who may change this host: one owner, until a time, with a number that only grows.
+The lease of a host: one owner until a time, with a fencing number that only grows.
 
-Compare-and-swap under the lock of the host tool.  A lease ends when its time is over on the
-clock that counts from boot (setting the wall clock moves nothing), and with the boot itself.
+Compare-and-swap under the host's lock.  A lease ends when its time is over on the boot clock, which
+setting the wall clock does not move, and with a reboot.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from deploy.host.system import System
 
 class Lease(NamedTuple):
     """
-    What lease.json holds; `owner` is None once it was given back.
+    Content of lease.json; `owner` is None after the lease was released.
 
     Attributes:
-        expires_at: For people and other machines, in seconds since 1970.
-        expires_steady_s: For this host, in seconds of the clock that counts from boot.
+        expires_at: For people and other machines; seconds since 1970.
+        expires_steady_s: For this host; seconds of the boot clock.
     """
 
     fence: int
@@ -34,7 +34,7 @@ class Lease(NamedTuple):
 
     def left_s(self, steady_s: float, boot_id: str) -> float:
         """
-        Return the seconds until it ends; 0 when it has.
+        Return the seconds until it ends; 0 after that.
         """
         if self.owner is None or boot_id != self.boot_id:
             return 0.0
@@ -43,7 +43,7 @@ class Lease(NamedTuple):
 
 class Leases:
     """
-    The lease file.  Whoever changes it holds the lock of the host tool.
+    The lease file.  Callers that change it hold the host's lock.
     """
 
     def __init__(self, system: System) -> None:
@@ -52,7 +52,7 @@ class Leases:
 
     def in_force(self) -> Lease | None:
         """
-        Return the lease that is in force.
+        Return the lease in force.
         """
         lease = self._read()
         if lease is None or self.left_s(lease) <= 0:
@@ -81,7 +81,7 @@ class Leases:
         if fence is None:
             raise HostError(
                 ErrorKind.PRECONDITION,
-                "no lease was given",
+                "the call carries no lease",
                 "this verb changes the host",
                 "take the lease first: lease.acquire",
             )
@@ -90,40 +90,40 @@ class Leases:
             return lease
         raise HostError(
             ErrorKind.LEASE_LOST,
-            f"the lease {fence} is not in force any more",
+            f"lease {fence} is no longer in force",
             self._why_not(lease, fence),
-            "inv status; nothing more was changed here under this lease",
+            "inv status; nothing more was changed on this host under this lease",
         )
 
     def take(self, owner: str, release: str | None, ttl_s: float) -> Lease:
         """
-        Give *owner* the lease, with a higher number than any before.
+        Grant *owner* the lease, with a higher number than every earlier one.
 
-        The holder may ask again for the same release: the answer may have been lost.
+        The holder may take it again for the same release, because the answer may have been lost.
 
         Raises:
-            HostError: Somebody else holds it.
+            HostError: Another owner, or another release, holds it.
         """
         held = self.in_force()
         if held is not None and (release is None or (held.owner, held.release) != (owner, release)):
             raise HostError(
                 ErrorKind.LEASE_HELD,
-                f"{held.owner} is at work here",
-                f"their lease {held.fence} for {held.release or 'no release'} ends in "
-                f"{self.left_s(held):.0f} s unless they renew it",
-                "wait for them, or inv status",
+                f"{held.owner} holds the lease",
+                f"lease {held.fence} for {held.release or 'no release'} ends in "
+                f"{self.left_s(held):.0f} s unless it is renewed",
+                "wait until it ends; inv status shows it",
             )
         last = self._read()
-        # The journal remembers the number if the lease file was lost.
+        # The journal has the highest number also after the lease file was lost.
         fence = max(last.fence if last else 0, Journal(self._system).replay().fence) + 1
         return self._write(fence, owner, release, ttl_s)
 
     def renew(self, lease: Lease, ttl_s: float) -> Lease:
         return self._write(lease.fence, lease.owner, lease.release, ttl_s)
 
-    def give_back(self, fence: int | None) -> bool:
+    def release(self, fence: int | None) -> bool:
         """
-        End the lease of *fence*; False when it is not the one in force.
+        End the lease of *fence*; False if another or no lease is in force.
         """
         held = self.in_force()
         if held is None or held.fence != fence:
@@ -135,22 +135,23 @@ class Leases:
         if lease is None:
             return "this host has no lease"
         if lease.fence != fence:
-            return f"lease {lease.fence} was given to {lease.owner or 'nobody'} since"
+            return f"lease {lease.fence} has replaced it" + (
+                f", of {lease.owner}" if lease.owner else ""
+            )
         if lease.owner is None:
-            return "it was given back"
+            return "it was released"
         if lease.boot_id != self._system.boot_id():
-            return "the host was booted since"
+            return "the host was rebooted since"
         late_s = self._system.steady_s() - lease.expires_steady_s
-        return f"it ended {late_s:.1f} s ago without being renewed"
+        return f"it expired {late_s:.1f} s ago"
 
     def _read(self) -> Lease | None:
         try:
-            found = json.loads(self._path.read_bytes())
-            return Lease(**found)
+            return Lease(**json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
-            return None  # not ours, or from before a change of format: the journal has the number
+            return None  # damaged, or of another format: the journal has the number
 
     def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
         lease = Lease(

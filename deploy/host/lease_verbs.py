@@ -44,7 +44,7 @@ def release(system: System, call: Call, request: LeaseRelease) -> LeaseReleased:
     End the caller's lease; that of another caller stays in force.
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
-        released = Leases(system).give_back(call.fence)
+        released = Leases(system).release(call.fence)
         if released:
             append_event(system, call, request.VERB, {})
     return LeaseReleased(released)

@@ -30,6 +30,9 @@ else:
 SCHEMA = 2  # raised with each change that the other side would misread; 1 had no number
 
 Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
+WheelName = Annotated[
+    str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl", "the file name of a wheel")
+]
 SlotName = Annotated[str, OneOf(SLOTS)]
 Percent = Annotated[int, Range(0, 100)]
 TimeoutS = Annotated[float, Range(0.001, 7200)]
@@ -63,7 +66,7 @@ class HostError(Exception):
 
     Args:
         what: What failed, named.
-        why: What was observed, in the words of the system that said it.
+        why: What was observed, as the system reported it.
         fix: What the operator does next.
     """
 
@@ -109,8 +112,8 @@ def result_type(request: type[Request[ResultT]]) -> type[ResultT]:
     """
     for base in request.__orig_bases__:  # type: ignore[attr-defined]
         if typing.get_origin(base) is Request:
-            found: type[ResultT] = typing.get_args(base)[0]
-            return found
+            result: type[ResultT] = typing.get_args(base)[0]
+            return result
     raise TypeError(f"{request.__name__} names no result")
 
 
@@ -233,7 +236,7 @@ class GoodRollback(Request[GoodReleases]):
 
 @dataclass(frozen=True)
 class Wheel:
-    file: str
+    file: WheelName
     sha256: Digest
     size: int  # bytes
 

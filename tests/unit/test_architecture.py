@@ -236,7 +236,7 @@ def test_the_rule_would_notice(name, source):
     [
         ("deploy.release.plan", "from deploy.inventory.schema import Fleet"),
         ("deploy.bundle.build", "from deploy.wheelhouse import ensure_lock"),
-        ("deploy.bundle.manifest", "from deploy.host.bundle.manifest import canonical"),
+        ("deploy.bundle.store", "from deploy.host.bundle.manifest import canonical"),
         ("deploy.host.lease", "import json\nfrom deploy.host.files import write"),
         ("deploy.inventory.load", "from deploy.inventory.schema import Fleet"),
         ("runtime.api", "from runtime.contract import LIVEZ"),

@@ -1,36 +1,36 @@
 """
-The archive of a bundle: its files one after the other, in the ustar format, and nothing else.
+The archive of a bundle: its files one after the other, in the ustar format.
 
-There is one way to write it, so that every byte of it is checked: `tar tf` can list it, but what
-any other program writes is another archive.
+Every byte of it follows from the manifest and is checked: `tar tf` can list it, but an archive
+that another program writes is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from deploy.host.bundle.manifest import ARCHIVE, Blob
+from deploy.host.bundle.manifest import ARCHIVE, ArchivedFile
 from deploy.host.bundle.verify import check_size, tampered
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
 
 
-def header(blob: Blob) -> bytes:
+def header(file: ArchivedFile) -> bytes:
     """
-    Return the block before the contents of *blob*: a plain file of user and group 0, from 1970.
+    Return the header block of *file*: a regular file of user and group 0, from 1970.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format".
     """
     fields = (
-        (blob.path.encode(), 100),
-        (b"%07o" % int(blob.mode, 8), 8),
+        (file.path.encode(), 100),
+        (b"%07o" % int(file.mode, 8), 8),
         (b"%07o" % 0, 8),  # user
         (b"%07o" % 0, 8),  # group
-        (b"%011o" % blob.size, 12),
+        (b"%011o" % file.size, 12),
         (b"%011o" % 0, 12),  # time
         (b" " * 8, 8),  # checksum
         (b"0", 1),  # a plain file
@@ -47,71 +47,90 @@ def header(blob: Blob) -> bytes:
 
 def padding(size: int) -> bytes:
     """
-    Return what stands between contents of *size* bytes and the next header.
+    Return the padding after *size* bytes of content.
     """
     return b"\0" * (-size % _BLOCK)
 
 
-def trailer(files: Iterable[Blob]) -> bytes:
+def trailer(files: Iterable[ArchivedFile]) -> bytes:
     """
     Return the end of the archive of *files*.
     """
-    blocks = sum(_BLOCK + blob.size + len(padding(blob.size)) for blob in files)
+    blocks = sum(_BLOCK + file.size + len(padding(file.size)) for file in files)
     return b"\0" * (2 * _BLOCK + -(blocks + 2 * _BLOCK) % _RECORD)
 
 
-def archive_size(files: Iterable[Blob]) -> int:
+def archive_size(files: Iterable[ArchivedFile]) -> int:
     """
     Return the size of the archive of *files*, in bytes.
     """
     files = tuple(files)
-    blocks = sum(_BLOCK + blob.size + len(padding(blob.size)) for blob in files)
+    blocks = sum(_BLOCK + file.size + len(padding(file.size)) for file in files)
     return blocks + len(trailer(files))
 
 
-def check_archive(path: Path, files: tuple[Blob, ...]) -> None:
+def list_files(contents: Mapping[str, bytes]) -> tuple[ArchivedFile, ...]:
     """
-    Hold every byte of the archive at *path* against what was signed, without writing anything.
+    Return the manifest's entries for *contents*, bytes by path, sorted by path.
+    """
+    return tuple(
+        ArchivedFile(path, hashlib.sha256(data).hexdigest(), len(data))
+        for path, data in sorted(contents.items())
+    )
+
+
+def build_archive(contents: Mapping[str, bytes]) -> bytes:
+    """
+    Return the archive of *contents*, in the order of `list_files`.
+    """
+    files = list_files(contents)
+    parts = [header(file) + contents[file.path] + padding(file.size) for file in files]
+    return b"".join(parts) + trailer(files)
+
+
+def check_archive(path: Path, files: tuple[ArchivedFile, ...]) -> None:
+    """
+    Compare every byte of the archive at *path* with the manifest; nothing is written.
 
     Raises:
-        HostError: It is short (BundleTruncated), or holds anything else (BundleTampered).
+        HostError: It is short (BundleTruncated), or differs (BundleTampered).
     """
     for _ in _contents(path, files):
         pass
 
 
-def read_one(path: Path, files: tuple[Blob, ...], wanted: str) -> bytes:
+def read_one(path: Path, files: tuple[ArchivedFile, ...], wanted: str) -> bytes:
     """
-    Return the contents of the file *wanted* in the archive at *path*, all of which is checked.
+    Return the content of the file *wanted*, after checking the whole archive at *path*.
     """
-    return {blob.path: data for blob, data in _contents(path, files)}[wanted]
+    return {file.path: data for file, data in _contents(path, files)}[wanted]
 
 
-def unpack(path: Path, files: tuple[Blob, ...], target: Path) -> None:
+def unpack(path: Path, files: tuple[ArchivedFile, ...], target: Path) -> None:
     """
-    Write the archive at *path* into the new directory *target*, checked once more on its way.
+    Unpack the archive at *path* into the new directory *target*, checking it again.
     """
-    for blob, data in _contents(path, files):
-        path_in_target = target / blob.path
+    for file, data in _contents(path, files):
+        path_in_target = target / file.path
         path_in_target.parent.mkdir(parents=True, exist_ok=True)
-        with path_in_target.open("xb") as file:
-            file.write(data)
-        path_in_target.chmod(int(blob.mode, 8))
+        with path_in_target.open("xb") as target_file:
+            target_file.write(data)
+        path_in_target.chmod(int(file.mode, 8))
 
 
-def _contents(path: Path, files: tuple[Blob, ...]) -> Iterator[tuple[Blob, bytes]]:
-    check_size(path, Blob(ARCHIVE, "", archive_size(files)))
+def _contents(path: Path, files: tuple[ArchivedFile, ...]) -> Iterator[tuple[ArchivedFile, bytes]]:
+    check_size(path, name=ARCHIVE, size=archive_size(files))
     with path.open("rb") as archive:
-        for blob in files:
-            _expect(archive, header(blob), f"the header of {blob.path}")
-            data = archive.read(blob.size)
-            if hashlib.sha256(data).hexdigest() != blob.sha256:
-                raise tampered(blob.path, "its contents are not those that were signed")
-            _expect(archive, padding(blob.size), f"what follows {blob.path}")
-            yield blob, data
+        for file in files:
+            _expect(archive, header(file), f"the header of {file.path}")
+            data = archive.read(file.size)
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise tampered(file.path, "its content is not the signed one")
+            _expect(archive, padding(file.size), f"the padding after {file.path}")
+            yield file, data
         _expect(archive, trailer(files), "its end")
 
 
 def _expect(archive: IO[bytes], wanted: bytes, what: str) -> None:
     if archive.read(len(wanted)) != wanted:
-        raise tampered(ARCHIVE, f"{what} is not as the manifest has it")
+        raise tampered(ARCHIVE, f"{what} differs from the manifest")

@@ -1,7 +1,7 @@
 """
-The manifest of a bundle, as the host reads it; checked before anything in it is believed.
+The manifest of a bundle: every file with its hash.  Written on the controller, read on both sides.
 
-`deploy/bundle/manifest.py` writes it.  The digest of a bundle is the SHA-256 of these bytes.
+The digest of a bundle is the SHA-256 of the manifest's bytes; the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,185 +10,221 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
 
-from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.codec import OneOf, Pattern, decode, encode
+from deploy.host.protocol import Digest, ErrorKind, HostError, Wheel
 
 FORMAT = 1
 MANIFEST, SIGNATURE, ARCHIVE = "manifest.json", "manifest.json.sig", "files.tar"
 LOCK_FILE, GOLDEN_FILE = "requirements.lock", "golden.jsonl"
 MODEL_LINK, VENV_LINK = "model", "venv"
 RESERVED = frozenset({MANIFEST, SIGNATURE, ARCHIVE, MODEL_LINK, VENV_LINK})
-ARCHIVED_PATH_MAX = 100  # characters: what a ustar header has room for
+ARCHIVED_PATH_MAX = 100  # characters: the room in a ustar header
 MODES = ("0644", "0755")
-NAMESPACE = "slipway-bundle"  # of the signature: one for another purpose is none
+NAMESPACE = "slipway-bundle"  # of the signature: one for another purpose is not valid
+VERSION = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]{0,99}|\.[A-Za-z0-9_][A-Za-z0-9._+@-]{0,99}")
-_WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl")
+_NAME = r"\.?[A-Za-z0-9_][A-Za-z0-9._+@-]{0,99}"
+_PATH = rf"(?=.{{1,200}}\Z){_NAME}(?:/{_NAME})*"
+
+Version = Annotated[str, Pattern(VERSION, "letters, digits, . _ + -, 64 at most")]
+SafePath = Annotated[str, Pattern(_PATH, "a relative path of plain characters")]
+PythonVersion = Annotated[str, Pattern(r"3\.\d{1,2}", "a Python version such as 3.11")]
+NonEmpty = Annotated[str, Pattern(r"(?s).+", "text that is not empty")]
 
 
-class Blob(NamedTuple):
+@dataclass(frozen=True)
+class ArchivedFile:
     """
-    A file by its contents; `path` is where it lies in the bundle, the model or the wheelhouse.
+    A file of the archive: code, configuration, golden prompts, lock.
+
+    Attributes:
+        size: In bytes.
+        mode: Permission bits in octal.
     """
 
-    path: str
-    sha256: str
+    path: SafePath
+    sha256: Digest
     size: int
-    mode: str = "0644"
+    mode: Annotated[str, OneOf(MODES)] = MODES[0]
 
 
-class Manifest(NamedTuple):
+@dataclass(frozen=True)
+class ModelFile:
+    """
+    A file of the model; it is sent and stored by its hash.
+
+    Attributes:
+        size: In bytes.
+    """
+
+    path: SafePath
+    sha256: Digest
+    size: int
+
+
+@dataclass(frozen=True)
+class LockPart:
+    """
+    The environment.
+
+    Attributes:
+        digest: SHA-256 of requirements.lock.
+    """
+
+    digest: Digest
+    python: PythonVersion
+    wheels: tuple[Wheel, ...]
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """
+    The weights.
+
+    Attributes:
+        digest: SHA-256 of the canonical form of `files`.
+    """
+
+    digest: Digest
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
     """
     Attributes:
-        files: What is in the archive: code, configuration, golden prompts, lock.
+        row: Row of the version matrix that the bundle was built for.
+        model_name: Name of the model in the OpenAI routes.
+        identity: Signer that the builder claims to be; the signature proves it.
+        files: Content of the archive.
     """
 
-    digest: str
-    version: str
-    identity: str
-    python: str
-    lock_digest: str
-    wheels: tuple[Blob, ...]
-    model_digest: str
-    model: tuple[Blob, ...]
-    files: tuple[Blob, ...]
+    version: Version
+    row: str
+    model_name: str
+    identity: NonEmpty
+    lock: LockPart
+    model: ModelPart
+    files: tuple[ArchivedFile, ...]
+    format: int = FORMAT
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
     def weights(self) -> dict[str, int]:
         """
         Return the size of each distinct model file, by hash.
         """
-        return {blob.sha256: blob.size for blob in self.model}
+        return {file.sha256: file.size for file in self.model.files}
+
+    def document(self) -> dict[str, Any]:
+        """
+        Return the manifest as plain JSON values.
+        """
+        document: dict[str, Any] = encode(self)
+        return document
+
+    def to_bytes(self) -> bytes:
+        """
+        Return the canonical form.
+        """
+        return canonical(self.document())
 
 
 def canonical(document: Any) -> bytes:
     """
-    Return the one way to write *document*: sorted keys, no spaces, ASCII, a line end.
+    Return *document* as JSON in canonical form: sorted keys, no spaces, ASCII, one line end.
     """
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return text.encode() + b"\n"
 
 
-def is_safe_path(path: object) -> bool:
+def is_safe_path(path: str) -> bool:
     """
-    Whether *path* is relative, in normal form, and made of plain characters.
+    Return whether *path* is relative, in normal form, and made of plain characters.
     """
-    return isinstance(path, str) and len(path) <= 200 and all(map(_PART.fullmatch, path.split("/")))
+    return re.fullmatch(_PATH, path) is not None
+
+
+def model_digest(files: Iterable[ModelFile]) -> str:
+    """
+    Return the digest of the model that consists of *files*.
+    """
+    return hashlib.sha256(canonical([encode(file) for file in files])).hexdigest()
 
 
 def parse_manifest(data: bytes) -> Manifest:
     """
-    Return the manifest that *data* holds.
+    Return the manifest in *data*.
 
     Raises:
-        HostError: It is not a manifest of this format, or one that leads out of its directory.
+        HostError: The manifest is not of this format, or contradicts itself.
     """
     try:
-        found = json.loads(data)
-        if found.get("format") != FORMAT:
+        document = json.loads(data)
+        if isinstance(document, dict) and document.get("format") != FORMAT:
             raise HostError(
                 ErrorKind.PRECONDITION,
                 "the bundle is of another format",
-                f"format {found.get('format')!r}; this host program reads {FORMAT}",
+                f"format {document.get('format')!r}; this host program reads {FORMAT}",
                 "inv provision installs the host program of this version",
             )
-        manifest = _manifest(found, hashlib.sha256(data).hexdigest())
-        if canonical(found) != data:
+        manifest = decode(Manifest, document, "manifest")
+        check_manifest(manifest)
+        if manifest.to_bytes() != data:
             raise ValueError("it is not in canonical form")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise HostError(
             ErrorKind.BUNDLE_TAMPERED,
-            "the manifest is not one",
-            str(error) or type(error).__name__,
-            "inv bundle makes it again",
+            "the manifest is not valid",
+            str(error),
+            "build the bundle again: inv bundle",
         ) from None
     return manifest
 
 
-def _manifest(found: dict[str, Any], digest: str) -> Manifest:
-    lock, model = found["lock"], found["model"]
-    model_files = tuple(_blob(entry) for entry in model["files"])
-    _distinct(blob.path for blob in model_files)
-    files = tuple(_blob(entry, entry["mode"]) for entry in found["files"])
-    _distinct(blob.path for blob in files)
-    for blob in files:
-        if blob.path.split("/")[0] in RESERVED:
-            raise ValueError(f"files: {blob.path} is a name of slipway's own")
-        if len(blob.path) > ARCHIVED_PATH_MAX:
-            raise ValueError(f"files: {blob.path} is longer than an archive can say")
-    wheels = tuple(_wheel(entry) for entry in lock["wheels"])
-    _distinct(blob.path for blob in wheels)
-    model_digest = hashlib.sha256(canonical(model["files"])).hexdigest()
-    if model_digest != model["digest"]:
-        raise ValueError("model.digest is not that of model.files")
-    locks = [blob.sha256 for blob in files if blob.path == LOCK_FILE]
-    if locks != [lock["digest"]]:
-        raise ValueError(f"lock.digest is not that of {LOCK_FILE}")
-    for name, text in (("version", found["version"]), ("identity", found["identity"])):
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"{name} is {text!r}")
-    if not re.fullmatch(r"3\.\d{1,2}", lock["python"]):
-        raise ValueError(f"lock.python is {lock['python']!r}")
-    return Manifest(
-        digest=digest,
-        version=found["version"],
-        identity=found["identity"],
-        python=lock["python"],
-        lock_digest=lock["digest"],
-        wheels=wheels,
-        model_digest=model_digest,
-        model=model_files,
-        files=files,
-    )
-
-
-def _blob(entry: dict[str, Any], mode: str = "0644") -> Blob:
-    path, sha256, size = entry["path"], entry["sha256"], entry["size"]
-    if not is_safe_path(path):
-        raise ValueError(f"{path!r} is not a path inside of the bundle")
-    if mode not in MODES:
-        raise ValueError(f"{path}: mode {mode!r}")
-    return Blob(path, _sha256(path, sha256), _size(path, size), mode)
-
-
-def _wheel(entry: dict[str, Any]) -> Blob:
-    name = entry["file"]
-    if not isinstance(name, str) or not _WHEEL.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a wheel")
-    return Blob(name, _sha256(name, entry["sha256"]), _size(name, entry["size"]))
-
-
-def _sha256(path: str, value: object) -> str:
-    if isinstance(value, str) and _SHA256.fullmatch(value):
-        return value
-    raise ValueError(f"{path}: sha256 is {value!r}")
-
-
-def _size(path: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise ValueError(f"{path}: size is {value!r}")
-
-
-def _distinct(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{name} is listed twice")
-        seen.add(name)
-
-
-def check_wheel_names(names: Iterable[str]) -> None:
+def check_manifest(manifest: Manifest) -> None:
     """
-    Refuse names that are not plain wheel names, or are listed twice.
+    Check *manifest* against the format, and its parts against each other.
+
+    Raises:
+        ValueError: Names the first contradiction.
+    """
+    decode(Manifest, manifest.document(), "manifest")
+    _check_distinct("model.files", (file.path for file in manifest.model.files))
+    _check_distinct("files", (file.path for file in manifest.files))
+    check_wheels(manifest.lock.wheels)
+    for file in manifest.files:
+        if file.path.split("/")[0] in RESERVED:
+            raise ValueError(f"files: {file.path} is a reserved name")
+        if len(file.path) > ARCHIVED_PATH_MAX:
+            raise ValueError(f"files: {file.path} has more than {ARCHIVED_PATH_MAX} characters")
+    if model_digest(manifest.model.files) != manifest.model.digest:
+        raise ValueError("model.digest is not that of model.files")
+    locks = [file.sha256 for file in manifest.files if file.path == LOCK_FILE]
+    if locks != [manifest.lock.digest]:
+        raise ValueError(f"lock.digest is not that of {LOCK_FILE}")
+
+
+def check_wheels(wheels: Iterable[Wheel]) -> None:
+    """
+    Refuse wheels that are listed twice.
 
     Raises:
         ValueError: Names the first.
     """
-    names = tuple(names)
+    _check_distinct("wheels", (wheel.file for wheel in wheels))
+
+
+def _check_distinct(where: str, names: Iterable[str]) -> None:
+    known: set[str] = set()
     for name in names:
-        if not _WHEEL.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of a wheel")
-    _distinct(names)
+        if name in known:
+            raise ValueError(f"{where}: {name} is listed twice")
+        known.add(name)

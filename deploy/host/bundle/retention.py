@@ -1,5 +1,5 @@
 """
-Deletes what no slot and none of the last good releases needs.
+Deletes what neither a slot nor one of the last good releases needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run(system: System, call: Call, request: Retire) -> Retired:
     with journaled(system, call, request.VERB, {"keep": keep}) as op:
         with locked(system, layout.stage_lock, _LOCK_S):
             with op.locked():
-                # The newest of each: a bundle that was released twice is kept once.
+                # A bundle that was released twice counts once, as the newer.
                 newest_first = reversed(Journal(system).replay().good)
                 good = list(dict.fromkeys(release.bundle for release in newest_first))[:keep]
                 linked = [linked_bundle(layout, slot) for slot in SLOTS]
@@ -37,7 +37,7 @@ def run(system: System, call: Call, request: Retire) -> Retired:
                 kept = {layout.release(bundle) for bundle in releases}
                 venvs = {_target(path / "venv") for path in kept} | _provisioned(layout)
                 models = {_target(path / "model") for path in kept} | {layout.blobs}
-            # Releases first: none is ever left standing on nothing.
+            # Releases first: no release is ever left with a dangling link.
             gone = {
                 "releases": _sweep(layout.releases, kept),
                 "venvs": _sweep(layout.venvs, venvs),
@@ -64,7 +64,7 @@ def _sweep(directory: Path, kept: set[Path]) -> tuple[str, ...]:
 
 def _sweep_blobs(blobs: Path) -> tuple[str, ...]:
     """
-    Delete the model files that no model links to any more.
+    Delete the model files that no model links to.
     """
     if not blobs.is_dir():
         return ()
@@ -80,7 +80,7 @@ def _wheels(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
 
 def _provisioned(layout: Layout) -> set[Path]:
     """
-    Return the venvs that provisioning asks for, in use or not.
+    Return the venvs of provisioning, in use or not.
     """
     try:
         locks = json.loads(layout.host_config.read_bytes()).get("locks", [])

@@ -1,7 +1,7 @@
 """
-Brings a bundle into its places: first all of it is verified, then it is placed, link by link.
+Stages a bundle: verifies all uploads first, then places them.
 
-A release directory is there only when everything that it leads to is.
+A release directory exists only when everything that it links to exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pathlib import Path
 from deploy.host.bundle import manifest as manifests
 from deploy.host.bundle import venv
 from deploy.host.bundle.archive import archive_size, check_archive, read_one, unpack
-from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Blob, Manifest, parse_manifest
+from deploy.host.bundle.manifest import (
+    ARCHIVE,
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    ModelFile,
+    parse_manifest,
+)
 from deploy.host.bundle.verify import check_file, check_signature, read_manifest
 from deploy.host.disk import check_space
 from deploy.host.files import (
@@ -70,17 +77,17 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
     layout = system.layout
     incoming = layout.incoming / wanted.digest
     lacks_bundle = not layout.release(wanted.digest).is_dir()
-    lacks_venv = not venv.is_complete(system, wanted.lock_digest)
+    lacks_venv = not venv.is_complete(system, wanted.lock.digest)
     blobs = {s: n for s, n in wanted.weights.items() if not _has(layout.blobs / s, n)}
     wheels = [
-        w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
+        w for w in wanted.lock.wheels if lacks_venv and not _has(layout.wheelhouse / w.file, w.size)
     ]
-    # What a cut upload left whole is not sent again; it is verified all the same.
+    # Whole files of a cut upload are not sent again; they are verified like all others.
     send_blobs = sorted(s for s, n in blobs.items() if not _is_sent(incoming, blob_name(s), n))
-    send_wheels = [w for w in wheels if not _is_sent(incoming, wheel_name(w.path), w.size)]
+    send_wheels = [w for w in wheels if not _is_sent(incoming, wheel_name(w.file), w.size)]
     need_opt = sum(b.size for b in wanted.files) if lacks_bundle else 0
     if lacks_venv:
-        need_opt += venv.UNPACKED_TIMES * sum(w.size for w in wanted.wheels)
+        need_opt += venv.UNPACKED_TIMES * sum(w.size for w in wanted.lock.wheels)
     need_state = archive_size(wanted.files) if lacks_bundle else 0
     need_state += sum(blobs[sha256] for sha256 in send_blobs) + sum(w.size for w in send_wheels)
     space = check_space(system, {layout.opt: need_opt, layout.state: need_state})
@@ -89,7 +96,7 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
         bundle=lacks_bundle,
         venv=lacks_venv,
         blobs=tuple(send_blobs),
-        wheels=tuple(w.path for w in send_wheels),
+        wheels=tuple(w.file for w in send_wheels),
         need_bytes=space.need_bytes,
         free_bytes=space.free_bytes,
     )
@@ -97,7 +104,7 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
 
 def commit(system: System, call: Call, request: StageCommit) -> Staged:
     """
-    Verify the uploads of a bundle, and place them where releases start from.
+    Verify the uploads of a bundle, then place them.
     """
     digest = request.bundle
     with (
@@ -119,18 +126,18 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
         raise HostError(
             ErrorKind.BUNDLE_TRUNCATED,
             f"bundle {digest[:12]} was not uploaded",
-            f"{manifest} is not there",
+            f"{manifest} is missing",
             "inv release sends it",
         )
     _keep_to_root(incoming)
     signer = check_signature(system, manifest, signature, layout.allowed_signers)
     wanted = read_manifest(manifest, digest)
-    lacks_venv = not venv.is_complete(system, wanted.lock_digest)
-    blobs = [b for b in _distinct(wanted.model) if not _has(layout.blobs / b.sha256, b.size)]
+    lacks_venv = not venv.is_complete(system, wanted.lock.digest)
+    blobs = [b for b in _distinct(wanted.model.files) if not _has(layout.blobs / b.sha256, b.size)]
     wheels = [
-        w for w in wanted.wheels if lacks_venv and not _has(layout.wheelhouse / w.path, w.size)
+        w for w in wanted.lock.wheels if lacks_venv and not _has(layout.wheelhouse / w.file, w.size)
     ]
-    # All of it before any of it.
+    # Everything is verified before anything is placed.
     archive = incoming / f"{ARCHIVE}{PART}"
     if not is_placed:
         with _deleted_if_tampered(archive):
@@ -138,18 +145,18 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
     for blob in blobs:
         path = incoming / f"{blob_name(blob.sha256)}{PART}"
         with _deleted_if_tampered(path):
-            check_file(path, blob)
+            check_file(path, name=blob.path, sha256=blob.sha256, size=blob.size)
     for wheel in wheels:
-        path = incoming / f"{wheel_name(wheel.path)}{PART}"
+        path = incoming / f"{wheel_name(wheel.file)}{PART}"
         with _deleted_if_tampered(path):
-            check_file(path, wheel)
+            check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
 
     _place(incoming, {blob_name(b.sha256): layout.blobs / b.sha256 for b in blobs})
-    _place(incoming, {wheel_name(w.path): layout.wheelhouse / w.path for w in wheels})
+    _place(incoming, {wheel_name(w.file): layout.wheelhouse / w.file for w in wheels})
     _place_model(system, wanted)
     if lacks_venv:
         text = _lock_text(source, wanted, is_placed, archive)
-        venv.build(system, text, wanted.lock_digest, wanted.python, wanted.wheels)
+        venv.build(system, text, wanted.lock.digest, wanted.lock.python, wanted.lock.wheels)
     if not is_placed:
         draft = _draft_release(system, wanted, manifest, signature, archive)
         with op.locked():
@@ -196,14 +203,14 @@ def _copy(part: Path, target: Path) -> None:
 
 def _place_model(system: System, wanted: Manifest) -> None:
     models = system.layout.models
-    final = models / wanted.model_digest
+    final = models / wanted.model.digest
     if final.is_dir():
         return
     models.mkdir(parents=True, exist_ok=True)
     for path in leftovers(models):
         remove(path)
-    draft = models / f"{UNFINISHED}{wanted.model_digest}"
-    for blob in wanted.model:
+    draft = models / f"{UNFINISHED}{wanted.model.digest}"
+    for blob in wanted.model.files:
         target = draft / blob.path
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(system.layout.blobs / blob.sha256, target)
@@ -224,8 +231,8 @@ def _draft_release(
     unpack(archive, wanted.files, draft)
     shutil.copyfile(manifest, draft / MANIFEST)
     shutil.copyfile(signature, draft / SIGNATURE)
-    (draft / manifests.VENV_LINK).symlink_to(layout.venvs / wanted.lock_digest)
-    (draft / manifests.MODEL_LINK).symlink_to(layout.models / wanted.model_digest)
+    (draft / manifests.VENV_LINK).symlink_to(layout.venvs / wanted.lock.digest)
+    (draft / manifests.MODEL_LINK).symlink_to(layout.models / wanted.model.digest)
     _compile(system, draft)
     sync_filesystem(layout.releases)
     return draft
@@ -233,21 +240,21 @@ def _draft_release(
 
 def _compile(system: System, draft: Path) -> None:
     python = draft / manifests.VENV_LINK / "bin" / "python"
-    # -s and -p: bytecode remembers where its source will be.
+    # -s and -p: bytecode records the final path of its source.
     final = system.layout.release(draft.name[len(UNFINISHED) :])
-    done = system.run(
+    completed = system.run(
         [
             str(python), "-I", "-m", "compileall", "-q",
             "-s", str(draft), "-p", str(final), str(draft / "runtime"),
         ],
         timeout_s=_COMPILE_S,
     )  # fmt: skip
-    if done.returncode != 0:
+    if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
-            "the runtime of the bundle doesn't compile",
-            one_line(done.stdout + done.stderr),
-            "mend it and build the bundle again: inv bundle",
+            "the runtime of the bundle does not compile",
+            one_line(completed.stdout + completed.stderr),
+            "correct it and build the bundle again: inv bundle",
         )
 
 
@@ -255,7 +262,8 @@ def _lock_text(source: Path, wanted: Manifest, is_placed: bool, archive: Path) -
     if not is_placed:
         return read_one(archive, wanted.files, manifests.LOCK_FILE).decode()
     path = source / manifests.LOCK_FILE
-    check_file(path, next(b for b in wanted.files if b.path == manifests.LOCK_FILE))
+    lock = next(file for file in wanted.files if file.path == manifests.LOCK_FILE)
+    check_file(path, name=lock.path, sha256=lock.sha256, size=lock.size)
     return path.read_text()
 
 
@@ -272,7 +280,7 @@ def _deleted_if_tampered(path: Path) -> Iterator[None]:
 
 def _prepare(incoming: Path) -> None:
     incoming.mkdir(parents=True, exist_ok=True)
-    # Whoever uploads without being root is who called us through sudo.
+    # Uploads come from the user who called sudo.
     if os.geteuid() == 0:
         os.chown(incoming, int(os.environ.get("SUDO_UID", "0")), -1)
     incoming.chmod(0o700)
@@ -294,5 +302,5 @@ def _is_sent(incoming: Path, name: str, size: int) -> bool:
     return _has(incoming / f"{name}{PART}", size)
 
 
-def _distinct(blobs: tuple[Blob, ...]) -> list[Blob]:
-    return list({blob.sha256: blob for blob in blobs}.values())
+def _distinct(files: tuple[ModelFile, ...]) -> list[ModelFile]:
+    return list({file.sha256: file for file in files}.values())

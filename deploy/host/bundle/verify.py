@@ -1,7 +1,7 @@
 """
-Is this the bundle that was signed?  Answered before anything of it is unpacked.
+Verifies signature, hashes and sizes of a bundle before anything of it is unpacked.
 
-The controller asks the same of its own copy, with the same code, before it connects.
+The controller verifies its own copy with the same code before it connects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from deploy.host.bundle.manifest import NAMESPACE, Blob, Manifest, parse_manifest
+from deploy.host.bundle.manifest import NAMESPACE, Manifest, parse_manifest
 from deploy.host.files import sha256_of
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
@@ -21,34 +21,34 @@ _MANIFEST_MAX = 64 << 20
 
 def check_signature(system: System, manifest: Path, signature: Path, signers: Path) -> str:
     """
-    Return who of *signers* signed *manifest*.
+    Return the principal of the allowed *signers* who signed *manifest*.
 
     Raises:
-        HostError: Nobody did, or the signature is for something else.
+        HostError: No allowed signer did, or the signature is for another purpose.
     """
     if not signers.is_file():
         raise HostError(
             ErrorKind.PRECONDITION,
-            "no signer is allowed here",
-            f"{signers} is not there",
-            "inv provision puts the allowed signers of the fleet file there",
+            "no allowed signers are installed",
+            f"{signers} is missing",
+            "inv provision installs the allowed signers of the fleet file",
         )
     if not signature.is_file():
         raise unsigned("it has no signature")
     if manifest.stat().st_size > _MANIFEST_MAX:
-        raise unsigned("its manifest is larger than any")
+        raise unsigned(f"its manifest has more than {_MANIFEST_MAX} bytes")
     keygen = ["ssh-keygen", "-Y"]
-    found = system.run(
+    matches = system.run(
         [*keygen, "find-principals", "-f", str(signers), "-s", str(signature)],
         timeout_s=_SSH_KEYGEN_S,
     )
-    # One line for each match, with all the names that the key goes by.
-    principals = found.stdout.replace(",", " ").split()
-    if found.returncode != 0 or not principals:
-        raise unsigned(f"no allowed signer has its key: {one_line(found.stderr) or 'no match'}")
-    said = ""
+    # One line for each match, with all principals of the key.
+    principals = matches.stdout.replace(",", " ").split()
+    if matches.returncode != 0 or not principals:
+        raise unsigned(f"no allowed signer has its key: {one_line(matches.stderr) or 'no match'}")
+    reason = ""
     for principal in principals:
-        done = system.run(
+        completed = system.run(
             [
                 *keygen, "verify", "-f", str(signers), "-I", principal,
                 "-n", NAMESPACE, "-s", str(signature),
@@ -56,15 +56,15 @@ def check_signature(system: System, manifest: Path, signature: Path, signers: Pa
             timeout_s=_SSH_KEYGEN_S,
             stdin=manifest.read_bytes(),
         )  # fmt: skip
-        if done.returncode == 0:
+        if completed.returncode == 0:
             return principal
-        said = one_line(done.stderr or done.stdout)
-    raise unsigned(f"its signature does not hold: {said}")
+        reason = one_line(completed.stderr or completed.stdout)
+    raise unsigned(f"its signature is not valid: {reason}")
 
 
 def read_manifest(path: Path, digest: str) -> Manifest:
     """
-    Return the manifest at *path*, which is that of the bundle *digest*.
+    Return the manifest at *path*, of the bundle *digest*.
     """
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
@@ -72,31 +72,31 @@ def read_manifest(path: Path, digest: str) -> Manifest:
     return parse_manifest(data)
 
 
-def check_file(path: Path, blob: Blob) -> None:
+def check_file(path: Path, *, name: str, sha256: str, size: int) -> None:
     """
-    Hold the file at *path* against what was signed.
+    Compare the file at *path* with the signed hash and size; *name* is for the error.
 
     Raises:
-        HostError: It is absent or short (BundleTruncated), or another file (BundleTampered).
+        HostError: It is missing or short (BundleTruncated), or another file (BundleTampered).
     """
-    check_size(path, blob)
-    found = sha256_of(path)
-    if found != blob.sha256:
-        raise tampered(blob.path, f"its SHA-256 is {found[:12]}, {blob.sha256[:12]} was signed")
+    check_size(path, name=name, size=size)
+    actual = sha256_of(path)
+    if actual != sha256:
+        raise tampered(name, f"its SHA-256 is {actual[:12]}, {sha256[:12]} was signed")
 
 
-def check_size(path: Path, blob: Blob) -> None:
+def check_size(path: Path, *, name: str, size: int) -> None:
     """
-    Hold the size of the file at *path* against what was signed.
+    Compare the size of the file at *path* with the signed one.
     """
     try:
-        size = path.stat().st_size
+        actual = path.stat().st_size
     except FileNotFoundError:
-        raise truncated(blob.path, "it is not there") from None
-    if size < blob.size:
-        raise truncated(blob.path, f"{size} of {blob.size} bytes are there")
-    if size > blob.size:
-        raise tampered(blob.path, f"it has {size} bytes, {blob.size} were signed")
+        raise truncated(name, "it is missing") from None
+    if actual < size:
+        raise truncated(name, f"it has {actual} of {size} bytes")
+    if actual > size:
+        raise tampered(name, f"it has {actual} bytes, {size} were signed")
 
 
 def unsigned(why: str) -> HostError:
@@ -111,7 +111,7 @@ def unsigned(why: str) -> HostError:
 def tampered(name: str, why: str) -> HostError:
     return HostError(
         ErrorKind.BUNDLE_TAMPERED,
-        f"{name} is not what was signed",
+        f"{name} differs from what was signed",
         why,
         "nothing was unpacked; build the bundle again: inv bundle",
     )
@@ -120,7 +120,7 @@ def tampered(name: str, why: str) -> HostError:
 def truncated(name: str, why: str) -> HostError:
     return HostError(
         ErrorKind.BUNDLE_TRUNCATED,
-        f"{name} is not whole",
+        f"{name} is incomplete",
         why,
         "nothing was unpacked; send it again: inv release",
     )

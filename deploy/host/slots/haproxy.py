@@ -1,8 +1,8 @@
 """
-HAProxy's runtime socket: its commands and the parsers of its answers.
+HAProxy's runtime socket: commands, and parsers of the answers.
 
 Source: HAProxy 2.6 management guide, "show stat", "show servers state", "set server",
-"set weight"; each claim here is held by a test against a real HAProxy.
+"set weight"; tests compare each statement here with a real HAProxy.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Server(NamedTuple):
     One server of the backend, which is one slot.
 
     Attributes:
-        admin: What it was told to be: ready, drain or maint.
-        status: HAProxy's own word: UP, DOWN, "UP 1/2", MAINT, DRAIN.
-        own_weight: 0 to 256, whatever `admin` says.
+        admin: Administrative state: ready, drain or maint.
+        status: HAProxy's status: UP, DOWN, "UP 1/2", MAINT, DRAIN.
+        own_weight: Configured weight, 0 to 256, also in drain and in maint.
         sessions: Requests in flight or queued for it.
         counters: Cumulative since HAProxy started: requests, connection_errors, response_errors,
             answers_5xx, retries (an attempt here failed and was repeated), redispatches.
@@ -44,16 +44,16 @@ class Server(NamedTuple):
     @property
     def weight(self) -> int:
         """
-        Return the weight that new requests see: 0 in drain and in maint.
+        Return the effective weight for new requests: 0 in drain and in maint.
         """
         return self.own_weight if self.admin == READY else 0
 
     @property
     def is_up(self) -> bool:
         """
-        Whether all its last checks passed.
+        Return whether the server's checks passed.
 
-        A server that leaves maint is "UP 1/2" at first, on trust: no check has run yet.
+        A server that leaves maint is "UP 1/2" until its first check.
         """
         return self.status == "UP"
 
@@ -98,10 +98,10 @@ def parse_servers_state(text: str, backend: str) -> dict[str, dict[str, str]]:
 
 def merge(stat: Mapping[str, str], state: Mapping[str, str]) -> Server:
     """
-    Return the server that the two rows are about.
+    Return the server of the two rows.
 
-    The weight column of `show stat` keeps its number in drain and in maint, and its status says
-    DOWN for a draining server that fails its checks: what it was told is only in its state.
+    `show stat` keeps the weight in drain and in maint, and its status is DOWN for a draining server
+    that fails its checks: the administrative state is only in `show servers state`.
     """
     flags = int(state["srv_admin_state"])
     admin = MAINT if flags & _FORCED_MAINT else DRAIN if flags & _FORCED_DRAIN else READY
@@ -117,7 +117,7 @@ def merge(stat: Mapping[str, str], state: Mapping[str, str]) -> Server:
 
 class Haproxy:
     """
-    The running HAProxy, through its socket.
+    The running HAProxy, through its runtime socket.
     """
 
     def __init__(self, system: System) -> None:
@@ -128,39 +128,39 @@ class Haproxy:
         Return the servers of *backend* by name.
 
         Raises:
-            HostError: HAProxy doesn't answer, or has no such backend.
+            HostError: HAProxy does not answer, or has no such backend.
         """
         stats = parse_stat(self.ask("show stat"), backend)
         try:
             states = parse_servers_state(self.ask("show servers state"), backend)
-            found = {name: merge(row, states[name]) for name, row in stats.items()}
+            servers = {name: merge(row, states[name]) for name, row in stats.items()}
         except (ValueError, KeyError) as error:
-            raise _unexpected(f"its answer can't be read: {error!r}") from None
-        if not found:
+            raise _unexpected(f"its answer cannot be read: {error!r}") from None
+        if not servers:
             raise _unexpected(f"it has no backend named {backend}")
-        return found
+        return servers
 
     def set_admin(self, name: str, admin: str, backend: str = BACKEND) -> None:
         """
-        Let *name* be ready, drain or maint.
+        Set the administrative state of *name*: ready, drain or maint.
         """
         self._tell(f"set server {backend}/{name} state {admin}")
 
     def set_weight(self, name: str, weight: int, backend: str = BACKEND) -> None:
         """
-        Give *name* the absolute *weight*, 0 to 256; a "%" after it would be of the configured one.
+        Set the absolute weight of *name*, 0 to 256.
         """
         self._tell(f"set weight {backend}/{name} {weight}")
 
     def state(self) -> str:
         """
-        Return what belongs into the file that HAProxy reads when it starts.
+        Return the content of the state file that HAProxy reads at its start.
         """
         return self.ask("show servers state")
 
     def ask(self, command: str) -> str:
         """
-        Return what HAProxy answers to *command*.
+        Return HAProxy's answer to *command*.
         """
         try:
             return self._system.haproxy(command)
@@ -169,13 +169,13 @@ class Haproxy:
             raise _unexpected(f"{path}: {error.strerror or error}") from None
 
     def _tell(self, command: str) -> None:
-        # It answers an empty line to what it does, and a sentence to what it refuses.
-        if said := self.ask(command).strip():
+        # The answer is an empty line after success, and a sentence after a refusal.
+        if refusal := self.ask(command).strip():
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 f"HAProxy refused: {command}",
-                one_line(said)[:300],
-                "inv provision puts the HAProxy configuration of this version there",
+                one_line(refusal)[:300],
+                "inv provision installs the HAProxy configuration of this version",
             )
 
 

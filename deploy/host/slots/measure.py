@@ -14,7 +14,7 @@ from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Haproxy, Server
 from deploy.host.system import System
 
-# The same values as runtime/contract.py; a test compares the two.
+# As in runtime/contract.py; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
 GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
 METRICS = "/metrics"

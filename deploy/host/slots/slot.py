@@ -1,5 +1,5 @@
 """
-What runs in a slot: its link, its unit.
+Starts and stops slots: the link to a release, and the unit.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from deploy.host.system import System
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
 _POLL_S = 0.2
-_GRACE_S = 1.0  # between a start being queued and systemd showing it
+_GRACE_S = 1.0  # until systemd shows a queued start
 _STOP_AFTER_FAILURE_S = 30.0
 
 
 def linked_bundle(layout: Layout, slot: str) -> str | None:
     """
-    Return the digest of the bundle that *slot* leads to; None when nothing was released there.
+    Return the digest of the bundle that *slot* links to; None without a link.
     """
     try:
         return os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
@@ -69,7 +69,7 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
                 link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
             systemd.enable(system, name)
             if not runs_already:
-                # Loading must not slow the slot that serves; traffic.set makes them equal.
+                # Loading must not slow the serving slot; traffic.set makes the weights equal.
                 systemd.set_cpu_weight(system, name, STARTING_CPU_WEIGHT)
                 systemd.begin_start(system, name)
         ended = _wait_started(
@@ -78,11 +78,11 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
         if ended is None or ended.active != "active":
             log = systemd.last_log(system, name, began_at)
             stopped = _stop_again(system, op, name)
-            seen = "it was not READY in time" if ended is None else _ending(ended)
+            how = "it was not READY in time" if ended is None else _ending(ended)
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 f"{name} did not start with bundle {bundle[:12]}",
-                f"{seen}{stopped}; its last log lines: {log}",
+                f"{how}{stopped}; its last log lines: {log}",
                 f"journalctl -u {name} on the host; the other slot was not touched",
             )
         result = SlotStarted(
@@ -137,13 +137,13 @@ def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.
         raise HostError(
             ErrorKind.PRECONDITION,
             f"bundle {bundle[:12]} is not staged",
-            f"{system.layout.release(bundle)} is not there",
+            f"{system.layout.release(bundle)} is missing",
             "stage it first: stage.commit",
         )
     if before.load == "not-found":
         raise HostError(
             ErrorKind.PRECONDITION,
-            f"systemd knows no {before.name}",
+            f"systemd has no unit {before.name}",
             "LoadState=not-found",
             "inv provision",
         )
@@ -151,7 +151,7 @@ def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.
     if before.runs and linked != bundle:
         raise HostError(
             ErrorKind.PRECONDITION,
-            f"{slot} is taken",
+            f"slot {slot} is in use",
             f"it runs bundle {(linked or 'none')[:12]} ({before.active})",
             f"stop it first: slot.stop, slot {slot}",
         )
@@ -165,40 +165,40 @@ def _refuse_if_serving(system: System, slot: str) -> None:
     except HostError as error:
         raise HostError(
             ErrorKind.PRECONDITION,
-            f"nobody knows whether {slot} gets requests",
+            f"it is unknown whether slot {slot} takes requests",
             error.why,
             fix,
         ) from None
     if server.weight:
-        why = f"its weight is {server.weight}, HAProxy says {server.status}"
-        raise HostError(ErrorKind.PRECONDITION, f"{slot} takes requests", why, fix)
+        why = f"its weight is {server.weight}, HAProxy reports {server.status}"
+        raise HostError(ErrorKind.PRECONDITION, f"slot {slot} takes requests", why, fix)
 
 
 def _wait_started(
     system: System, name: str, restarts: int, timeout_s: float
 ) -> systemd.Unit | None:
     """
-    Return the unit once it is READY or has failed; None when the time is over.
+    Return the unit once it is READY or has failed; None after *timeout_s*.
 
-    A unit that systemd starts again after a crash has failed: its next try proves nothing.
+    A unit that systemd restarts after a crash counts as failed.
     """
     began_s = system.steady_s()
 
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(system, [name])[name]
-        if seen.sub == "auto-restart" or seen.restarts > restarts or seen.active == "failed":
-            return seen._replace(active="failed")
-        idle = seen.active == "inactive" and not seen.has_job
+        state = systemd.show(system, [name])[name]
+        if state.sub == "auto-restart" or state.restarts > restarts or state.active == "failed":
+            return state._replace(active="failed")
+        idle = state.active == "inactive" and not state.has_job
         is_late = system.steady_s() - began_s > _GRACE_S
-        return seen if seen.active == "active" or (idle and is_late) else None
+        return state if state.active == "active" or (idle and is_late) else None
 
     return system.poll_until(ended, timeout_s, _POLL_S)
 
 
 def _wait_stopped(system: System, name: str, timeout_s: float) -> systemd.Unit | None:
     def ended() -> systemd.Unit | None:
-        seen = systemd.show(system, [name])[name]
-        return seen if seen.is_stopped and not seen.has_job else None
+        state = systemd.show(system, [name])[name]
+        return state if state.is_stopped and not state.has_job else None
 
     return system.poll_until(ended, timeout_s, _POLL_S)
 
@@ -212,9 +212,9 @@ def _stop_again(system: System, op: Operation, name: str) -> str:
     return ", and was stopped"
 
 
-def _ending(seen: systemd.Unit) -> str:
-    if seen.active == "inactive":
+def _ending(state: systemd.Unit) -> str:
+    if state.active == "inactive":
         return "systemd did not start it (a condition of the unit failed)"
-    if seen.exit_status:
-        return f"it ended: {seen.result}, status {seen.exit_status}"
-    return f"it ended: {seen.result or seen.sub}"
+    if state.exit_status:
+        return f"it ended: {state.result}, status {state.exit_status}"
+    return f"it ended: {state.result or state.sub}"

@@ -1,5 +1,5 @@
 """
-systemd's units: asked and told through systemctl.
+Units of systemd, through systemctl.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Unit(NamedTuple):
 
     Attributes:
         active: ActiveState: active, activating, deactivating, inactive, failed.
-        restarts: How often systemd started it again by itself.
-        result: success, or what ended it: exit-code, signal, timeout, watchdog, oom-kill.
+        restarts: Number of automatic restarts.
+        result: success, or the cause of its end: exit-code, signal, timeout, watchdog, oom-kill.
         has_job: A start or stop is queued.
-        invocation: Id of its latest start, which its log lines carry; empty before the first.
+        invocation: Id of its latest start, which its log lines have; empty before the first.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Unit(NamedTuple):
 
 def parse_show(text: str) -> dict[str, Unit]:
     """
-    Return the units of `systemctl show`, by name: blocks of KEY=VALUE with a blank line between.
+    Return the units in the output of `systemctl show`, by name.
     """
     units = {}
     for block in text.strip().split("\n\n"):
@@ -83,8 +83,8 @@ def show(system: System, names: Sequence[str]) -> dict[str, Unit]:
         if name not in units:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
-                f"systemd says nothing of {name}",
-                one_line(text) or "systemctl show answered nothing",
+                f"systemd reports nothing about {name}",
+                one_line(text) or "the output of systemctl show is empty",
                 "inv provision",
             )
     return units
@@ -92,7 +92,7 @@ def show(system: System, names: Sequence[str]) -> dict[str, Unit]:
 
 def enable(system: System, name: str) -> None:
     """
-    Let *name* start at boot.
+    Start *name* at boot.
     """
     _systemctl(system, "enable", "--quiet", name)
 
@@ -103,34 +103,34 @@ def disable(system: System, name: str) -> None:
 
 def begin_start(system: System, name: str) -> None:
     """
-    Queue the start of *name*, with its count of failures set back; returns at once.
+    Queue the start of *name* after resetting its failures; return at once.
     """
-    # It says no of a unit that systemd has not loaded yet, which has nothing to reset.
+    # This fails for a unit that systemd has not loaded yet, which has nothing to reset.
     system.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
     _systemctl(system, "start", "--no-block", name)
 
 
 def set_cpu_weight(system: System, name: str, weight: int) -> None:
     """
-    Give *name* that share of the processors against its neighbours, until the next boot.
+    Set the CPU weight of *name* until the next boot.
 
-    Source: systemd.resource-control(5), CPUWeight=: 1 to 10000, 100 without a word.
+    Source: systemd.resource-control(5), CPUWeight=: 1 to 10000, default 100.
     """
     _systemctl(system, "set-property", "--runtime", name, f"CPUWeight={weight}")
 
 
 def begin_stop(system: System, name: str) -> None:
     """
-    Queue the stop of *name*; returns at once.
+    Queue the stop of *name*; return at once.
     """
     _systemctl(system, "stop", "--no-block", name)
 
 
 def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     """
-    Return the last *lines* that *name* logged since its latest start, on one line.
+    Return the last *lines* of the log of *name* since its latest start, joined into one line.
 
-    Where it logged nothing, what systemd said of it since *since_s*, in seconds since 1970.
+    If it logged nothing, return systemd's messages about it since *since_s*, seconds since 1970.
     """
     invocation = show(system, [name])[name].invocation
     searches = [["--unit", name, "--since", f"@{int(since_s)}"]]
@@ -139,25 +139,25 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     for about in searches:
         options = ["--quiet", "--no-pager", "--output", "cat", "--lines", str(lines)]
         try:
-            done = system.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
+            completed = system.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
         except HostError as error:
-            return f"its log can't be read: {error.why}"
-        said = one_line(done.stdout, last=lines)
-        if said:
-            return said
+            return f"its log cannot be read: {error.why}"
+        text = one_line(completed.stdout, last=lines)
+        if text:
+            return text
     return "it logged nothing"
 
 
 def _systemctl(system: System, *words: str) -> str:
-    done = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
-    if done.returncode != 0:
+    completed = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+    if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"systemctl {' '.join(words)} failed",
-            one_line(done.stderr or done.stdout) or f"exit status {done.returncode}",
+            one_line(completed.stderr or completed.stdout) or f"exit status {completed.returncode}",
             "systemctl status on the host",
         )
-    return done.stdout
+    return completed.stdout
 
 
 def _number(text: str | None) -> int:

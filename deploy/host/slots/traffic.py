@@ -1,5 +1,5 @@
 """
-Who gets requests: weights, drain, and the file that keeps both over a restart.
+Sets weights, drains slots, and writes the state file that keeps both over a restart.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
             waking = [s for s in given if weights[s] and before[s].weight == 0]
             for slot in waking:
                 systemd.set_cpu_weight(system, unit(slot), SERVING_CPU_WEIGHT)
-                # At weight 0 it is checked and gets nothing.
+                # At weight 0 HAProxy checks it and sends it nothing.
                 proxy.set_weight(slot, 0)
                 proxy.set_admin(slot, READY)
         late = [] if force else _wait_up(system, proxy, [s for s in SLOTS if weights[s]])
@@ -62,11 +62,11 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 f"{late[0].name} is not UP: the weights stay as they were",
-                f"HAProxy says {late[0].status} after {UP_TIMEOUT_S:.0f} s of checks",
+                f"HAProxy reports {late[0].status} after {UP_TIMEOUT_S:.0f} s of checks",
                 f"journalctl -u slipway-runtime@{late[0].name} on the host",
             )
         with op.locked():
-            # Raised before lowered: at no time is the sum less than before or after.
+            # Weights rise before others fall, so that the sum never drops below both ends.
             for slot in sorted(given, key=lambda s: weights[s] < before[s].weight):
                 _apply(proxy, slot, weights[slot], before[slot])
             after = proxy.servers()
@@ -75,8 +75,8 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
         if got != weights:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
-                "HAProxy has other weights than it was given",
-                f"asked for {weights}, read back {got}",
+                "HAProxy has other weights than were set",
+                f"set {weights}, read back {got}",
                 "inv status",
             )
         result = TrafficWeights(weights=got, haproxy={s: after[s].status for s in SLOTS})
@@ -104,15 +104,15 @@ def drain(system: System, call: Call, request: TrafficDrain) -> Drained:
 
         system.poll_until(is_empty, request.timeout_s, _POLL_S)
         with op.locked():
-            seen = proxy.servers()[slot]
-            _refuse_if_serving(seen)
-            if seen.sessions == 0:
+            server = proxy.servers()[slot]
+            _refuse_if_serving(server)
+            if server.sessions == 0:
                 proxy.set_admin(slot, MAINT)
             _save(system, proxy)
         result = Drained(
             waited_s=round(system.steady_s() - began_s, 3),
-            left=seen.sessions,
-            maint=seen.sessions == 0,
+            left=server.sessions,
+            maint=server.sessions == 0,
         )
         op.result = result
     return result
@@ -122,15 +122,15 @@ def _refuse_silence(weights: dict[str, int]) -> None:
     if not any(weights.values()):
         raise HostError(
             ErrorKind.PRECONDITION,
-            "no slot would get requests",
-            f"weights would be {weights}",
-            'say "force": true if the service is to stop',
+            "no slot would take requests",
+            f"the weights would be {weights}",
+            'send "force": true to stop the service',
         )
 
 
 def _wait_up(system: System, proxy: Haproxy, wanted: list[str]) -> list[Server]:
     """
-    Return the servers of *wanted* that are not UP when the time is over.
+    Return the servers of *wanted* that are not UP after the timeout.
     """
 
     def all_up() -> bool | None:
@@ -155,12 +155,12 @@ def _refuse_if_serving(server: Server) -> None:
     if server.weight:
         raise HostError(
             ErrorKind.PRECONDITION,
-            f"{server.name} takes requests",
-            f"its weight is {server.weight}: it would never be empty",
+            f"slot {server.name} takes requests",
+            f"its weight is {server.weight}, so it would never be empty",
             f"set its weight to 0 first: traffic.set, with {server.name} at 0",
         )
 
 
 def _save(system: System, proxy: Haproxy) -> None:
-    # HAProxy reads it before it drops its privileges.
+    # HAProxy reads the file before it drops its privileges.
     write_atomic(system.layout.haproxy_state, proxy.state().encode(), 0o644)

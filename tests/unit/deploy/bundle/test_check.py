@@ -124,5 +124,5 @@ def test_missing_allowed_signers_are_named(bundle, tmp_path):
     """
     Nobody is trusted by default.
     """
-    with pytest.raises(PreconditionError, match="no signer"):
+    with pytest.raises(PreconditionError, match="no allowed signers"):
         check_bundle(bundle, allowed_signers=tmp_path / "nobody")

@@ -71,7 +71,7 @@ def test_a_verb_that_is_not_in_it_is_refused_otherwise(program, tmp_path):
     assert "no_such_argument" not in answer["error"]["why"]
 
 
-@pytest.mark.parametrize("verb", HANDLERS)
+@pytest.mark.parametrize("verb", [request.VERB for request in HANDLERS])
 def test_every_handler_is_in_it(program, tmp_path, verb):
     """
     The zipapp can import the code of each verb, and nothing of the checkout.
@@ -79,7 +79,8 @@ def test_every_handler_is_in_it(program, tmp_path, verb):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from deploy.host.__main__ import handler_of\n"
-        "handler = handler_of(sys.argv[2])\n"
+        "from deploy.host.protocol import REQUESTS\n"
+        "handler = handler_of(REQUESTS[sys.argv[2]])\n"
         "print(sys.modules[handler.__module__].__file__)\n"
     )
     done = subprocess.run(

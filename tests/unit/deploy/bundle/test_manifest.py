@@ -1,36 +1,47 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from deploy.bundle.manifest import Manifest, parse_manifest
-from deploy.host.bundle import manifest as on_host
+from deploy.host.bundle.manifest import canonical, parse_manifest
+from deploy.host.protocol import HostError
+
+RECORDED = "d4c1e1ca3b4c461906ffb5fd940c03dc196fb3f9fcd49d2ca72e925aecf5878f"
+RECORDED_ARCHIVE_BYTES = 10240
 
 
-def test_controller_and_host_read_the_same(workshop):
+def test_the_same_inputs_are_the_same_bundle_as_ever(workshop):
     """
-    What is written here is what the host takes it for, byte by byte.
+    Recorded from slipway of before the manifest had one type: hosts keep bundles by this digest.
     """
-    manifest = workshop.build().manifest
+    workshop.lock = dataclasses.replace(workshop.lock, python="3.11")
 
-    read = on_host.parse_manifest(manifest.to_bytes())
+    bundle = workshop.build()
 
-    assert read.digest == manifest.digest
-    assert read.lock_digest == manifest.lock.digest == workshop.lock.digest
-    assert read.model_digest == manifest.model.digest
-    assert [b.path for b in read.files] == [f.path for f in manifest.files]
-    assert [b.path for b in read.model] == [f.path for f in manifest.model.files]
-    assert [b.path for b in read.wheels] == [w.file for w in manifest.lock.wheels]
+    assert bundle.digest == bundle.manifest.digest == RECORDED
+    assert bundle.archive_path.stat().st_size == RECORDED_ARCHIVE_BYTES
+
+
+def test_another_byte_is_another_bundle(workshop):
+    """
+    Negative control: the digest above depends on every input.
+    """
+    workshop.lock = dataclasses.replace(workshop.lock, python="3.11")
+    (workshop.runtime / "__main__.py").write_text("print('other')\n")
+
+    assert workshop.build().digest != RECORDED
 
 
 def test_a_manifest_that_is_read_and_written_is_the_same(workshop):
     """
     There is one way to write it.
     """
-    data = workshop.build().manifest_path.read_bytes()
+    bundle = workshop.build()
+    data = bundle.manifest_path.read_bytes()
 
+    assert parse_manifest(data) == bundle.manifest
     assert parse_manifest(data).to_bytes() == data
 
 
@@ -70,8 +81,10 @@ def test_what_the_format_does_not_have_is_refused(workshop, path, value):
         inner = inner[key]
     inner[path[-1]] = value
 
-    with pytest.raises(ValidationError):
-        Manifest.model_validate_json(json.dumps(document))
+    with pytest.raises(HostError) as caught:
+        parse_manifest(canonical(document))
+
+    assert caught.value.kind == ("PreconditionError" if path == ("format",) else "BundleTampered")
 
 
 @pytest.mark.parametrize(
@@ -88,28 +101,28 @@ def test_what_the_format_does_not_have_is_refused(workshop, path, value):
         lambda d: d["lock"]["wheels"][0].update(file="x.tar.gz"),
     ],
 )
-def test_a_host_believes_no_manifest_that_contradicts_itself(workshop, change):
+def test_a_manifest_that_contradicts_itself_is_refused(workshop, change):
     """
     Digests that don't fit, files listed twice, names of slipway's own.
     """
     document = workshop.build().manifest.document()
-    on_host.parse_manifest(on_host.canonical(document))
+    parse_manifest(canonical(document))
     change(document)
 
-    with pytest.raises(on_host.HostError) as caught:
-        on_host.parse_manifest(on_host.canonical(document))
+    with pytest.raises(HostError) as caught:
+        parse_manifest(canonical(document))
 
     assert caught.value.kind == "BundleTampered"
 
 
 def test_a_format_of_the_future_is_told_as_one(workshop):
     """
-    An old host tool says that it is old.
+    An old host program says that it is old.
     """
     document = {**workshop.build().manifest.document(), "format": 2}
 
-    with pytest.raises(on_host.HostError) as caught:
-        on_host.parse_manifest(on_host.canonical(document))
+    with pytest.raises(HostError) as caught:
+        parse_manifest(canonical(document))
 
     assert (caught.value.kind, "format 2" in caught.value.why) == ("PreconditionError", True)
 

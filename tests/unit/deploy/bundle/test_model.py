@@ -128,7 +128,7 @@ def cut(name, size):
         (without("model.safetensors"), "model.safetensors is missing"),
         (write("model.safetensors", "x" * 99), "no safetensors header"),
         (write("model.safetensors", ""), "no safetensors header"),
-        (cut("model.safetensors", 40), "cut off: 40 of"),
+        (cut("model.safetensors", 40), "cut off: it has 40 of"),
         (cut("model.safetensors", -1), "is cut off"),
         (without("golden.jsonl"), "golden.jsonl is missing"),
         (write("golden.jsonl", ""), "golden.jsonl is empty"),
@@ -161,7 +161,7 @@ def test_what_is_not_a_model_says_which_file_and_why(tmp_path, spoil, said):
         (write("model.safetensors.index.json", "{}"), "no weight_map"),
         (
             write("model.safetensors.index.json", json.dumps({"weight_map": {"w": "../x"}})),
-            "not a file beside it",
+            "not a file of this directory",
         ),
     ],
 )

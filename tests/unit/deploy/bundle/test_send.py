@@ -113,7 +113,7 @@ def test_a_part_that_is_not_here_stops_before_anything_is_sent(client, transport
     """
     next(workshop.wheels.iterdir()).unlink()
 
-    with pytest.raises(PreconditionError, match="not on this machine"):
+    with pytest.raises(PreconditionError, match="missing on this machine"):
         stage(bundle, client=client, wheels=workshop.wheels)
 
     assert (transport.verbs(), transport.puts) == (["stage.missing"], [])

@@ -67,7 +67,7 @@ def test_an_empty_store_says_how_to_fill_it(workshop):
     """
     The first `inv release` of a fresh clone.
     """
-    with pytest.raises(UsageError, match="no bundle yet"):
+    with pytest.raises(UsageError, match="has no bundle"):
         workshop.store.newest()
 
 

@@ -1,9 +1,18 @@
 import json
+import typing
 
 import pytest
 
 from deploy.host.__main__ import HANDLERS, handle, handler_of
-from deploy.host.protocol import REQUESTS, SCHEMA, Call, LeaseAcquire, Status, parse_request
+from deploy.host.protocol import (
+    REQUESTS,
+    SCHEMA,
+    Call,
+    LeaseAcquire,
+    Status,
+    parse_request,
+    result_type,
+)
 from deploy.host.text import one_line
 
 
@@ -68,19 +77,22 @@ def test_unknown_and_wrong_arguments_are_refused(leased):
         assert said in error["why"]
 
 
-@pytest.mark.parametrize("verb", HANDLERS)
-def test_every_verb_has_its_handler(verb):
+@pytest.mark.parametrize("request_", HANDLERS, ids=lambda request: request.VERB)
+def test_every_handler_takes_its_request_and_returns_its_result(request_):
     """
-    The table names functions that exist.
+    The table names functions that exist, and are of the types that the protocol has.
     """
-    assert callable(handler_of(verb))
+    _, _, request_type, returned = typing.get_type_hints(handler_of(request_)).items()
+
+    assert request_type[1] is request_
+    assert returned == ("return", result_type(request_))
 
 
 def test_every_request_has_a_handler():
     """
     No verb of the protocol is without code, and no code without a verb.
     """
-    assert set(HANDLERS) == set(REQUESTS)
+    assert set(HANDLERS) == set(REQUESTS.values())
 
 
 def test_a_full_disk_is_told_as_one(host, monkeypatch):

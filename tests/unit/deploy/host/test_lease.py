@@ -39,7 +39,7 @@ def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
 
 def test_numbers_only_grow(host):
     """
-    Whoever takes over is above everybody before, given back or run out.
+    Whoever takes over is above everybody before, released or expired.
     """
     first = host.lease(ttl_s=10)
     host.call(LeaseRelease())
@@ -99,12 +99,12 @@ def test_renewing_moves_the_end(host):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (lambda host: host.clock.pass_s(31), "ended 1.0 s ago"),
+        (lambda host: host.clock.pass_s(31), "expired 1.0 s ago"),
         (lambda host: setattr(host.system, "boot", "another"), "booted since"),
-        (lambda host: host.call(LeaseRelease()), "given back"),
+        (lambda host: host.call(LeaseRelease()), "it was released"),
         (lambda host: host.layout.lease.unlink(), "no lease"),
     ],
-    ids=["expired", "rebooted", "given back", "lost"],
+    ids=["expired", "rebooted", "released", "lost"],
 )
 def test_an_ended_lease_renews_nothing_and_changes_nothing(host, what, said):
     """

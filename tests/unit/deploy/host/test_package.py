@@ -28,3 +28,56 @@ def test_the_check_for_3_9_would_notice(source):
     """
     with pytest.raises(SyntaxError):
         ast.parse(source, feature_version=(3, 9))
+
+
+def evaluated_unions(source):
+    """
+    Return the annotations of classes in *source* that Python 3.9 cannot evaluate: `X | None`.
+    """
+    return [
+        ast.unparse(field.annotation)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+        and any(isinstance(part, ast.BitOr) for part in ast.walk(field.annotation))
+    ]
+
+
+@pytest.mark.parametrize("name", ["protocol.py", "bundle/manifest.py"])
+def test_python_3_9_can_evaluate_the_annotations_of_messages(name):
+    """
+    The codec evaluates them, where `from __future__ import annotations` does not help.
+    """
+    source = (PACKAGE / name).read_text()
+
+    assert "@dataclass" in source
+    assert evaluated_unions(source) == []
+
+
+def test_a_union_in_a_message_would_be_noticed():
+    """
+    Negative control: also where it stands inside of another type.
+    """
+    source = (
+        "class A:\n    x: int | None = None\n    y: tuple[int | None, ...]\n    z: Optional[int]\n"
+    )
+
+    assert evaluated_unions(source) == ["int | None", "tuple[int | None, ...]"]
+
+
+def decoded_modules():
+    """
+    Yield the modules of the package that give a dataclass to the codec.
+    """
+    for path in SOURCES:
+        source = path.read_text()
+        if "@dataclass" in source:
+            yield path.relative_to(PACKAGE).as_posix()
+
+
+def test_the_modules_above_are_all_that_hold_messages():
+    """
+    A new module with messages joins the list.
+    """
+    assert sorted(decoded_modules()) == ["bundle/manifest.py", "protocol.py"]

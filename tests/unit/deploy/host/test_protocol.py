@@ -1,0 +1,357 @@
+"""
+Requests, results and errors survive the wire, and nothing else does.
+"""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy import errors
+from deploy.host.__main__ import handle
+from deploy.host.codec import WHOLE_MAX, Malformed, OneOf, Pattern, Range, decode, encode
+from deploy.host.protocol import (
+    REQUESTS,
+    SCHEMA,
+    Call,
+    ErrorKind,
+    HostError,
+    HostStatus,
+    LeaseAcquire,
+    LeaseGranted,
+    Measure,
+    SlotCounters,
+    SlotStart,
+    StageCommit,
+    Status,
+    TrafficSet,
+    encode_error,
+    encode_request,
+    encode_result,
+    parse_answer,
+    parse_request,
+    result_type,
+)
+from deploy.transport.client import ERRORS, HostClient
+from tests.local_host import local_hosts
+
+BUNDLE = "a" * 64
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+# -- values of every type, from the types
+
+
+def values(kind, limits=()):
+    """
+    Return a strategy for values of the annotation *kind*.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is typing.Any:
+        return JSON
+    if origin is typing.Annotated:
+        return values(args[0], args[1:])
+    if origin is typing.Union:
+        return st.none() | values(args[0])
+    if origin is tuple:
+        return st.lists(values(args[0]), max_size=3).map(tuple)
+    if origin is dict:
+        return st.dictionaries(values(args[0]), values(args[1]), max_size=3)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return st.builds(kind, **{f.name: values(hints[f.name]) for f in dataclasses.fields(kind)})
+    return narrowed(kind, limits)
+
+
+def narrowed(kind, limits):
+    for limit in limits:
+        if isinstance(limit, Pattern) and limit.regex == "[0-9a-f]{64}":
+            return st.integers(0, 2**256 - 1).map("{:064x}".format)  # quicker than by the regex
+        if isinstance(limit, Pattern):
+            return st.from_regex(limit.regex, fullmatch=True)
+        if isinstance(limit, OneOf):
+            return st.sampled_from(limit.values)
+        if isinstance(limit, Range) and kind is int:
+            return st.integers(int(limit.low), int(limit.high))
+        if isinstance(limit, Range):
+            return st.floats(limit.low, limit.high)
+    return {
+        str: st.text(max_size=5),
+        int: st.integers(0, WHOLE_MAX),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        bool: st.booleans(),
+    }[kind]
+
+
+CALLS = st.builds(
+    Call,
+    fence=st.none() | st.integers(0, WHOLE_MAX),
+    release=st.none() | st.text(max_size=5),
+    actor=st.text(min_size=1, max_size=5),
+)
+
+
+@pytest.mark.parametrize("verb", REQUESTS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_every_request_arrives_as_it_was_sent(verb, data):
+    """
+    With the fence, the release and the actor of its call.
+    """
+    request, call = data.draw(values(REQUESTS[verb])), data.draw(CALLS)
+
+    assert parse_request(verb, encode_request(request, call).decode()) == (request, call)
+
+
+@pytest.mark.parametrize("verb", REQUESTS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_every_result_arrives_as_it_was_sent(verb, data):
+    """
+    On one line, whatever text is in it.
+    """
+    request = data.draw(values(REQUESTS[verb]))
+    result = data.draw(values(result_type(REQUESTS[verb])))
+
+    line = encode_result(result)
+
+    assert "\n" not in line
+    assert parse_answer(request, line) == result
+
+
+@given(st.sampled_from(ErrorKind), st.text(), st.text(), st.text())
+def test_every_error_arrives_as_it_was_sent(kind, what, why, fix):
+    """
+    Kind, what, why and fix.
+    """
+    with pytest.raises(HostError) as caught:
+        parse_answer(Status(), encode_error(HostError(kind, what, why, fix)))
+
+    error = caught.value
+    assert (error.kind, error.what, error.why, error.fix) == (kind, what, why, fix)
+
+
+# -- strictly
+
+
+def start(**changes):
+    return {"slot": "blue", "bundle": BUNDLE, "timeout_s": 30.0} | changes
+
+
+def without(document, name):
+    return {key: value for key, value in document.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("request_", "args", "place"),
+    [
+        (SlotStart, start(extra=1), "unknown key extra"),
+        (SlotStart, without(start(), "bundle"), "bundle: missing"),
+        (SlotStart, start(bundle="A" * 64), "bundle"),
+        (SlotStart, start(bundle=BUNDLE + "\n"), "bundle"),
+        (SlotStart, start(slot="red"), "slot"),
+        (SlotStart, start(slot=None), "slot"),
+        (SlotStart, start(timeout_s=True), "timeout_s"),
+        (SlotStart, start(timeout_s="30"), "timeout_s"),
+        (SlotStart, start(timeout_s=0), "timeout_s"),
+        (SlotStart, start(timeout_s=float("nan")), "timeout_s"),
+        (SlotStart, start(timeout_s=float("inf")), "timeout_s"),
+        (SlotStart, [], "args"),
+        (TrafficSet, {"weights": {"blue": True}}, "weights.blue"),
+        (TrafficSet, {"weights": {"blue": -1}}, "weights.blue"),
+        (TrafficSet, {"weights": {"blue": 101}}, "weights.blue"),
+        (TrafficSet, {"weights": {"blue": 9.0}}, "weights.blue"),
+        (TrafficSet, {"weights": {"red": 9}}, "weights key"),
+        (TrafficSet, {"weights": [["blue", 9]]}, "weights"),
+        (TrafficSet, {"weights": {"blue": 9}, "force": 1}, "force"),
+        (LeaseAcquire, {"owner": "a", "ttl_s": 3601}, "ttl_s"),
+    ],
+)
+def test_what_the_types_do_not_allow_is_refused_by_its_place(request_, args, place):
+    """
+    Unknown, missing, of another type, a truth value for a number, not finite, out of range.
+    """
+    with pytest.raises(Malformed, match=place):
+        decode(request_, args, "args")
+
+
+def test_the_same_document_without_a_mistake_is_taken():
+    """
+    Negative control of the list above.
+    """
+    assert decode(SlotStart, start()) == SlotStart("blue", BUNDLE, 30.0)
+
+
+def counters(**changes):
+    whole = encode(SlotCounters(1, 0, 0, 0, is_whole=True, is_ready=True, unit="active"))
+    return {"slots": {"blue": whole | changes}}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        counters(requests=-1),
+        counters(requests=1.5),
+        counters(requests=True),
+        counters(requests=2**63),
+        counters(latency=1),
+        {"slots": {"blue": without(counters()["slots"]["blue"], "errors")}},
+        {"slots": {"red": counters()["slots"]["blue"]}},
+        {},
+        None,
+    ],
+)
+def test_a_result_that_the_types_do_not_allow_is_no_result(result):
+    """
+    The controller never computes with what it cannot have understood.
+    """
+    with pytest.raises(Malformed):
+        parse_answer(Measure(), json.dumps({"ok": True, "schema": SCHEMA, "result": result}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "Traceback (most recent call last):",
+        json.dumps({"ok": True, "schema": SCHEMA}),
+        json.dumps({"ok": False, "schema": SCHEMA, "result": {}}),
+        json.dumps({"ok": "yes", "schema": SCHEMA, "result": {}}),
+        json.dumps({"ok": False, "schema": SCHEMA, "error": {"kind": "Other"}}),
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_answer_is_malformed(text):
+    """
+    Neither a result nor an error.
+    """
+    with pytest.raises(Malformed):
+        parse_answer(Status(), text)
+
+
+@given(st.text() | JSON.map(json.dumps))
+def test_whatever_is_sent_the_host_answers(text):
+    """
+    A document that is not valid is a UsageError or a SchemaMismatch, and never a crash.
+    """
+    try:
+        parse_request("slot.start", text)
+    except HostError as error:
+        kind = error.kind
+    else:
+        kind = None
+
+    assert kind in (None, ErrorKind.USAGE, ErrorKind.SCHEMA)
+
+
+# -- errors
+
+
+def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
+    """
+    Every kind has its class; only another schema shares one with the precondition it is.
+    """
+    assert set(ERRORS) == set(ErrorKind)
+    named = {kind: getattr(errors, kind.value, None) for kind in ErrorKind}
+    named[ErrorKind.SCHEMA] = errors.PreconditionError
+    assert named == dict(ERRORS)
+    others = [error for kind, error in ERRORS.items() if kind is not ErrorKind.SCHEMA]
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_the_controller_raises_the_class_of_the_kind(kind):
+    """
+    Named for the host, with the host's own why and fix.
+    """
+    with local_hosts("n1") as hosts:
+        hosts["n1"].fail("status", "refused", error=HostError(kind, "what", "why", "fix"))
+        with pytest.raises(ERRORS[kind]) as caught:
+            HostClient(hosts["n1"], actor="ann", sudo=False).call(Status())
+
+    error = caught.value
+    assert (error.what, error.why, error.fix, error.host) == ("n1: what", "why", "fix", "n1")
+
+
+# -- releases of slipway
+
+# Recorded from the release before the protocol had a number: controller and host program.
+OLD_REQUEST = '{"fence": 7, "release": "r1", "actor": "ann@desk:1", "args": {"slot": "blue"}}'
+OLD_ANSWER = (
+    '{"ok": true, "result": {"fence": 7, "expires_at": 1750000030.0}}',
+    '{"ok": false, "error": {"kind": "UsageError", "what": "lease.acquire: the document on '
+    'standard input can\'t be read", "why": "unknown key schema", "fix": "send '
+    '{\\"fence\\": 7, \\"release\\": \\"r1\\", \\"actor\\": \\"me\\", \\"args\\": {}}"}}',
+)
+
+
+@pytest.mark.parametrize("verb", [*REQUESTS, "journal.read"])
+def test_an_older_controller_is_told_what_to_do(host, verb):
+    """
+    Also for a verb that is gone; nothing is changed.
+    """
+    answer = json.loads(handle(host.system, verb, OLD_REQUEST))
+
+    # The older controller reads these keys, and has a class for no other kind than its own.
+    assert answer["ok"] is False
+    assert answer["error"]["kind"] == "SchemaMismatch"
+    assert "schema 1" in answer["error"]["why"]
+    assert "inv provision" in answer["error"]["fix"]
+    assert not host.layout.journal.exists()
+
+
+@pytest.mark.parametrize("text", OLD_ANSWER)
+def test_an_older_host_program_is_told_as_one(text):
+    """
+    Whether it understood the request or not.
+    """
+    with pytest.raises(HostError) as caught:
+        parse_answer(LeaseAcquire("ann", 30.0), text)
+
+    error = caught.value
+    assert error.kind is ErrorKind.SCHEMA
+    assert "schema 1" in error.why
+    assert "inv provision" in error.fix
+
+
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "2", None, True])
+def test_any_other_schema_is_refused_on_both_sides(schema):
+    """
+    A newer controller by the host, a newer host program by the controller.
+    """
+    document = json.loads(encode_request(StageCommit(BUNDLE), Call())) | {"schema": schema}
+    with pytest.raises(HostError) as on_host:
+        parse_request("stage.commit", json.dumps(document))
+    answer = json.loads(encode_result(LeaseGranted(1, 2.0))) | {"schema": schema}
+    with pytest.raises(HostError) as on_controller:
+        parse_answer(LeaseAcquire("ann", 30.0), json.dumps(answer))
+
+    for caught in (on_host, on_controller):
+        assert caught.value.kind is ErrorKind.SCHEMA
+        assert "inv provision" in caught.value.fix
+
+
+def test_the_same_schema_is_taken():
+    """
+    Negative control: what differs above is the number.
+    """
+    answer = encode_result(LeaseGranted(1, 2.0))
+
+    assert parse_answer(LeaseAcquire("ann", 30.0), answer) == LeaseGranted(1, 2.0)
+
+
+def test_every_request_names_its_result():
+    """
+    The controller decodes by it.
+    """
+    assert result_type(Status) is HostStatus
+    for request in REQUESTS.values():
+        assert dataclasses.is_dataclass(result_type(request))
