@@ -5,7 +5,9 @@ Results go to stdout, progress to stderr.  Every error prints what failed, why a
 exits with the code of its class in `deploy/errors.py` (listed in docs/reference/cli.md).
 """
 
+import atexit
 import functools
+import gc
 import json
 import os
 import sys
@@ -15,6 +17,10 @@ from typing import Any
 
 from invoke import Collection, task
 from rich.console import Console
+
+# Imports make many objects and hardly any garbage; at the end the memory goes with the process.
+gc.set_threshold(100_000)
+atexit.register(gc.freeze)
 
 ROOT = Path(__file__).parent
 OUT = Console(soft_wrap=True)
