@@ -18,9 +18,11 @@ from deploy.transport.client import named_for
 _NO_PYTHON = 69  # exit status of a host without python3
 _ANSWER = '{"ok": '
 
-# Runs the program from memory; nothing is written to the disk of the host.
+# Runs the program from memory; nothing is written to the disk of the host.  A process this short
+# has no use for garbage collection.
 _LOADER = """\
-import os, sys, zlib
+import gc, os, sys, zlib
+gc.disable()
 size = int(sys.stdin.buffer.readline())
 program = memoryview(zlib.decompress(sys.stdin.buffer.read(size)))
 fd = os.memfd_create("slipway-host")
@@ -31,10 +33,10 @@ from deploy.host.__main__ import main
 sys.exit(main())
 """
 
-# For `sh -c`.  -I: no module of the SSH user's takes the place of the standard library's.
+# For `sh -c`.  -I and -S: the standard library alone, no modules of the SSH user or of packages.
 PROBE_COMMAND = (
     f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
-    f"exec python3 -I -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
+    f"exec python3 -I -S -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
 )
 
 
