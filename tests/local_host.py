@@ -553,6 +553,7 @@ def record_good(system, bundle, version="v1", slot="blue", release=None):
 # -- the transport
 
 LOST_BEFORE, ANSWER_LOST, REFUSED = "lost before", "answer lost", "refused"
+RUNS_LATE = "runs late"
 
 
 class Fault(NamedTuple):
@@ -562,6 +563,7 @@ class Fault(NamedTuple):
     Attributes:
         how: LOST_BEFORE: the connection is lost and the verb does not run.  ANSWER_LOST: the verb
             runs and its answer is lost.  REFUSED: the verb does not run; the host answers `error`.
+            RUNS_LATE: the connection is lost, and the verb runs after the next one.
         call: Which call of the verb on this host, from 1; None: every call.
     """
 
@@ -596,13 +598,15 @@ class LocalTransport:
         self.closed = 0
         self._lock = threading.Lock()
         self._counts = {}
+        self._late = []
 
     def fail(self, verb, how, call=1, error=None):
         """
         Let a call of *verb* fail; see `Fault`.
         """
         assert verb in {*REQUESTS, "put"}, verb
-        assert how in (LOST_BEFORE, ANSWER_LOST) or (how == REFUSED and verb != "put"), how
+        is_of_verbs = how in (REFUSED, RUNS_LATE) and verb != "put"
+        assert how in (LOST_BEFORE, ANSWER_LOST) or is_of_verbs, how
         self.faults.append(Fault(verb, how, call, error))
 
     def verbs(self):
@@ -650,8 +654,13 @@ class LocalTransport:
         if self.is_cut:
             raise self._lost("no route to host")
         if fault is None:
-            return work()
-        if fault.how == LOST_BEFORE:
+            done = work()
+            while self._late:
+                self._late.pop()()
+            return done
+        if fault.how == RUNS_LATE:
+            self._late.append(work)
+        if fault.how in (LOST_BEFORE, RUNS_LATE):
             raise self._lost(f"{verb}: the connection was lost")
         if fault.how == ANSWER_LOST:
             work()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -72,7 +72,8 @@ def decode(kind: type[Message], value: object, where: str = "") -> Message:
     """
     Return *value*, plain JSON values, as a *kind*.
 
-    Whole numbers are not negative, numbers are finite, unknown keys are refused.
+    Whole numbers are not negative, numbers are finite, unknown keys are refused.  In text, "?"
+    replaces each byte of a file name that is not UTF-8 (a lone surrogate): output would refuse it.
 
     Args:
         where: Path of *value* in its document, for the error.
@@ -124,10 +125,13 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         _expect(is_whole and 0 <= value <= WHOLE_MAX, "a whole number, 0 or more", value, where)
     elif kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _expect(is_number and math.isfinite(value), "a finite number", value, where)
+        # Comparisons, unlike conversions, take a whole number of any size.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        _expect(is_finite, "a finite number", value, where)
         return float(value)
     elif kind is str:
         _expect(isinstance(value, str), "text", value, where)
+        return value.encode(errors="replace").decode()
     else:
         raise TypeError(f"{where}: no message may hold a {kind!r}")
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -101,9 +102,21 @@ def _unfinished(
     if last is None:
         return None
     release = current["release"] if current else last.get("release")
-    begin = (current or {}).get("args") or {}
-    rollback_to = begin.get("to_release") if begin.get("kind") == "rollback" else None
-    return Unfinished(release, str(last.get("step")), rollback_to)
+    return Unfinished(release, str(last.get("step")), _rollback_to((current or {}).get("args")))
+
+
+def _rollback_to(begin: dict[str, Any] | None) -> str | None:
+    """
+    Return the release that a rollback returns to, from the arguments of its beginning.
+    """
+    if not begin or begin.get("kind") != "rollback":
+        return None
+    if "to_release" in begin:
+        target: str = begin["to_release"]
+        return target
+    # Before protocol schema 2 only the reason had it: "back to v1 (20260101T000000-v1)".
+    match = re.fullmatch(r"back to .* \((.+)\)", str(begin.get("reason")))
+    return match[1] if match else None
 
 
 def _key(entry: dict[str, Any]) -> str:

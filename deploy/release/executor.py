@@ -248,7 +248,9 @@ class ReleaseExecutor:
         self._say("release.stopped", reason)
         for name, state in self.states.items():
             self.states[name] = advance(state, _event_of_stop(stop.errors.get(name), is_held))
-        failed = on_each(self._clients, self._take_back_one)
+        failed = on_each(
+            self._clients, lambda name: self._take_back_one(name, stop.errors.get(name))
+        )
         for name, error in failed.items():
             if self.states[name] is State.REVERTING:
                 self.states[name] = advance(State.REVERTING, _event(error))
@@ -264,10 +266,19 @@ class ReleaseExecutor:
             error = verdicts.ended(self._release, reason, stop.verdict, failed, is_held=is_held)
         return ReleaseOutcome(self._release, ending, reason, evidence, error)
 
-    def _take_back_one(self, name: str) -> None:
+    def _take_back_one(self, name: str, error: DeployError | None) -> None:
         host, client, state = self._plan.host(name), self._clients[name], self.states[name]
         if state is State.REVERTING:
-            take_back(client, host, self._keeper, self._limits, self._clock, self._policy.lease_ttl)
+            take_back(
+                client,
+                host,
+                self._plan.bundle,
+                self._keeper,
+                self._limits,
+                self._clock,
+                self._policy.lease_ttl,
+                after_loss=error is not None and _event(error) is Event.LOST,
+            )
             self.states[name] = advance(state, Event.DONE)
             self._say("host.reverted", f"{host.from_version or 'nothing'} serves", name)
         elif state is State.HELD and host.from_slot is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from deploy.errors import DeployError, LeaseLost
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
 from deploy.release.clock import Clock, Timer
+from deploy.release.parallel import unexpected
 from deploy.transport.client import HostClient
 
 # In shares of the time to live.  A renewal starts at 1/3 and ends by 7/12; if it fails, the next
@@ -107,10 +108,11 @@ class LeaseKeeper:
         except LeaseLost as error:
             self._lose(client, error)
             return None
-        except DeployError as error:
+        except Exception as error:  # a defect too: an unnoticed end of renewals loses the lease
             left_s = self._renewed_s[client.host] + self._ttl_s - self._clock.monotonic_s()
             if left_s <= 0:
-                self._lose(client, error)
+                known = error if isinstance(error, DeployError) else unexpected(client.host, error)
+                self._lose(client, known)
                 return None
             return min(self._ttl_s * _RETRY, left_s)
         self._renewed_s[client.host] = sent_s

@@ -134,9 +134,12 @@ def _is_settled(current: Observed) -> bool:
 
 def _interrupted(current: Observed) -> str | None:
     """
-    Return the release that an unfinished rollback was returning to; None where there is none.
+    Return the bundle that an unfinished rollback was returning to; None where there is none.
+
+    The same bundle may have another release id on each host.
     """
-    return current.unfinished.rollback_to if current.unfinished else None
+    release = current.unfinished.rollback_to if current.unfinished else None
+    return next((good.bundle for good in current.good if good.release == release), release)
 
 
 def _same_everywhere(targets: Mapping[str, GoodRelease]) -> None:

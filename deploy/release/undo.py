@@ -23,19 +23,26 @@ Result = TypeVar("Result")
 def take_back(
     client: HostClient,
     host: HostPlan,
+    bundle: str,
     keeper: LeaseKeeper,
     limits: host_commands.Limits,
     clock: Clock,
     patience_s: float,
+    *,
+    after_loss: bool,
 ) -> None:
     """
     Give all traffic to the slot that served before, and stop the slot of the new release.
 
     Reads the host first and does only what is missing, so that it may run again after any part
-    of it; nothing is called on a host that the release has not changed.
+    of it; nothing is called on a host that the release has not changed.  A slot whose unit failed
+    is stopped too: it would start again at the next boot.
 
     Args:
+        bundle: Digest of the new release's bundle.
         patience_s: Attempts begin for so long.
+        after_loss: A command may still run on the host, or begin later, because its connection
+            was lost.  A new lease is taken first: the host then refuses that command.
 
     Raises:
         DeployError: The error of the last attempt.
@@ -46,10 +53,12 @@ def take_back(
         if not _serves_as_before(status, host):
             weights = {host.to_slot: 0, host.from_slot: 100} if host.from_slot else {}
             host_commands.shift(client, weights or {host.to_slot: 0})
-        if not observed(host.host, status).slot(host.to_slot).is_stopped:
+        slot = observed(host.host, status).slot(host.to_slot)
+        if slot.bundle == bundle or not slot.is_stopped:
             host_commands.stop(client, host.to_slot, limits)
 
-    _persist(attempt, client, keeper, clock, patience_s)
+    needs_lease = after_loss or keeper.is_lost(client.host)
+    _persist(attempt, client, keeper, clock, patience_s, needs_lease=needs_lease)
 
 
 def hold(
@@ -63,7 +72,14 @@ def hold(
     """
     assert host.from_slot is not None
     weights = {host.from_slot: 100, host.to_slot: 0}
-    return _persist(lambda: host_commands.shift(client, weights), client, keeper, clock, patience_s)
+    return _persist(
+        lambda: host_commands.shift(client, weights),
+        client,
+        keeper,
+        clock,
+        patience_s,
+        needs_lease=keeper.is_lost(client.host),
+    )
 
 
 def _serves_as_before(status: HostStatus, host: HostPlan) -> bool:
@@ -78,12 +94,13 @@ def _persist(
     keeper: LeaseKeeper,
     clock: Clock,
     patience_s: float,
+    *,
+    needs_lease: bool,
 ) -> Result:
     """
     Run *attempt*, with the lease taken again where it is lost, until it succeeds.
     """
     until_s = clock.monotonic_s() + patience_s
-    needs_lease = keeper.is_lost(client.host)
     while True:
         try:
             if needs_lease:

@@ -131,7 +131,13 @@ class SshTransport:
             connection = connect(self._host)
             self._connection = connection
             transport: paramiko.Transport | None = connection.client.get_transport()
-            assert transport is not None
+            if transport is None:
+                raise TransportError(
+                    f"{self.host}: the connection was closed",
+                    why="another part of this run gave the host up",
+                    fix="inv status shows whether the host answers",
+                    host=self.host,
+                )
             return transport
 
     @contextlib.contextmanager

@@ -67,6 +67,26 @@ def test_the_same_verb_done_again_finishes_what_was_killed():
     assert replay(lines(killed, *did("slot.start", slot="green"))).unfinished is None
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"kind": "rollback", "reason": "back to v1 (r-v1)", "to_release": "r-v1"},
+        {"kind": "rollback", "reason": "back to v1 (r-v1)"},
+    ],
+)
+def test_an_unfinished_rollback_names_its_target(args):
+    """
+    Also one that the release before interrupted: it wrote the target into the reason only.
+    """
+    entries = lines(line("release.begin", "event", "r-back-to-v1", args))
+
+    assert replay(entries).unfinished.rollback_to == "r-v1"
+
+
+def test_an_unfinished_release_names_no_target():
+    assert replay(lines(begin())).unfinished.rollback_to is None
+
+
 def test_another_slot_finishes_nothing():
     """
     Negative control: a result for other arguments leaves the intent open.

@@ -4,6 +4,7 @@ Requests, results and errors survive the wire, and nothing else does.
 
 import dataclasses
 import json
+import os
 import typing
 
 import pytest
@@ -138,6 +139,19 @@ def test_every_error_arrives_as_it_was_sent(kind, what, why, fix):
     assert (error.kind, error.what, error.why, error.fix) == (kind, what, why, fix)
 
 
+def test_a_file_name_that_is_not_utf8_can_be_printed():
+    """
+    Python reads such a byte as a lone surrogate, which JSON carries and no output takes.
+    """
+    name = os.fsdecode(b"caf\xe9")
+    error = HostError(ErrorKind.COMMAND_FAILED, f"{name} is locked", "x", "y")
+
+    with pytest.raises(HostError) as caught:
+        parse_answer(Status(), encode_error(error))
+
+    assert caught.value.what == "caf? is locked"
+
+
 # -- strictly
 
 
@@ -163,6 +177,7 @@ def without(document, name):
         (SlotStart, start(timeout_s=0), "timeout_s"),
         (SlotStart, start(timeout_s=float("nan")), "timeout_s"),
         (SlotStart, start(timeout_s=float("inf")), "timeout_s"),
+        (SlotStart, start(timeout_s=10**400), "timeout_s"),
         (SlotStart, [], "args"),
         (TrafficSet, {"weights": {"blue": True}}, "weights.blue"),
         (TrafficSet, {"weights": {"blue": -1}}, "weights.blue"),

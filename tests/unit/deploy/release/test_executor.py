@@ -22,7 +22,7 @@ from deploy.release.plan import plan_release
 from deploy.transport.client import HostClient
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS
-from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED, RUNS_LATE
 from tests.recorded import differences, recorded
 from tests.unit.deploy.release.conftest import NAMES
 
@@ -146,6 +146,25 @@ def test_failing_requests_revert_or_pause_as_the_fleet_says(fleet, action, endin
     assert fleet.running("n2") == {"b1"}
 
 
+def test_a_canary_that_failed_does_not_start_at_the_next_boot(fleet):
+    """
+    Its unit is disabled and its server is in maint, like those of a canary that still ran.
+    """
+
+    def fail():
+        if fleet.serves("n1").get("b2"):
+            fleet.system("n1").unit_of("green").fail()
+
+    fleet.on_sleep = fail
+
+    outcome, _ = release(fleet)
+
+    assert "the canary's unit failed on n1" in outcome.reason
+    assert not fleet.system("n1").unit_of("green").enabled
+    assert fleet.system("n1").proxy.servers["green"].admin == "maint"
+    assert fleet.system("n1").unit_of("blue").enabled
+
+
 def test_silence_pauses(fleet):
     """
     A canary without requests is paused when the time is over, never promoted.
@@ -228,6 +247,19 @@ def test_a_host_lost_before_it_was_touched_serves_what_it_served(fleet):
     assert isinstance(outcome.error, ReleaseReverted)
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
     assert set(outcome.evidence["hosts"].values()) == {State.REVERTED}
+
+
+def test_a_command_that_runs_after_its_connection_was_lost_is_refused(fleet):
+    """
+    The way back takes a new lease first, so that the host refuses a command of the old one.
+    """
+    fleet["n1"].fail("slot.start", RUNS_LATE)
+
+    outcome, _ = release(fleet)
+
+    assert outcome.ending is Ending.REVERTED
+    assert fleet.running("n1") == {"b1"}
+    assert fleet["n1"].verbs().count("lease.acquire") == 2
 
 
 def test_a_host_that_stays_away_is_stuck_and_named(fleet):

@@ -98,6 +98,27 @@ def test_a_host_without_an_answer_for_a_time_to_live_is_lost(fleet):
         keeper.check("n1")
 
 
+@pytest.mark.parametrize(("failures", "is_lost"), [(1, False), (100, True)])
+def test_a_defect_in_a_renewal_counts_as_no_answer(fleet, monkeypatch, failures, is_lost):
+    """
+    Renewals go on after it, and a host where they all fail is lost like one that does not answer.
+    """
+    send, left = fleet["n1"].run, [failures]
+
+    def run(argv, **options):
+        if argv[-1] == LeaseRenew.VERB and left[0]:
+            left[0] -= 1
+            raise ZeroDivisionError
+        return send(argv, **options)
+
+    monkeypatch.setattr(fleet["n1"], "run", run)
+
+    with keep(fleet) as keeper:
+        fleet.clock.sleep(2 * TTL_S)
+        assert keeper.is_lost("n1") is is_lost
+        assert not keeper.is_lost("n2")
+
+
 def test_a_lease_that_another_owner_took_is_lost_at_the_next_renewal(fleet):
     with keep(fleet) as keeper:
         fleet.system("n1").layout.lease.unlink()

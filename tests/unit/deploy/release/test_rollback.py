@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
@@ -176,6 +178,35 @@ def test_an_interrupted_rollback_goes_on_to_where_it_was_going():
     assert [(h.host, h.target.bundle, h.to_slot) for h in made.hosts] == [
         ("n1", "b1", "blue"),
         ("n2", "b1", "green"),
+    ]
+
+
+def test_an_interrupted_rollback_goes_on_where_release_ids_differ():
+    """
+    Hosts that got the same bundles in releases of their own go on to the same bundle.
+    """
+    good = make_settled(good=[("b1", "v1"), ("b2", "v2")]).good
+    later = tuple(dataclasses.replace(one, release=f"{one.release}-later") for one in good)
+    observed = {
+        "n1": make_observed(
+            "n1",
+            make_serving("blue", "b2", "v2"),
+            good=good,
+            unfinished=Unfinished("r-back", "slot.start", rollback_to="r-v1"),
+        ),
+        "n2": make_observed(
+            "n2",
+            make_serving("blue", "b2", "v2"),
+            good=later,
+            unfinished=Unfinished("r-back", "slot.start", rollback_to="r-v1-later"),
+        ),
+    }
+
+    plan = plan_rollback(observed)
+
+    assert [(host.host, host.target.release) for host in plan.hosts] == [
+        ("n1", "r-v1"),
+        ("n2", "r-v1-later"),
     ]
 
 

@@ -9,6 +9,7 @@ import paramiko
 import pytest
 
 from deploy.errors import CommandFailed, HostKeyMismatch, TransportError
+from deploy.transport import ssh
 from deploy.transport.ssh import SshTransport
 from tests.unit.deploy.transport.loopback import LoopbackSshd
 
@@ -116,6 +117,23 @@ def test_a_connection_that_breaks_is_a_transport_error(sshd, connect, tmp_path):
     thread.join(timeout=30)
     [error] = errors
     assert "the connection was lost" in error.why
+
+
+def test_a_connection_closed_by_another_thread_is_a_transport_error(connect, monkeypatch):
+    """
+    Also when it is closed before the command that opened it is sent.
+    """
+    transport, open_connection = connect(), ssh.connect
+
+    def closed_at_once(host):
+        connection = open_connection(host)
+        connection.close()
+        return connection
+
+    monkeypatch.setattr(ssh, "connect", closed_at_once)
+
+    with pytest.raises(TransportError, match="n1: the connection was closed"):
+        transport.run(["true"], timeout_s=20)
 
 
 def test_a_command_may_end_without_reading_its_input(connect):
