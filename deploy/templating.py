@@ -1,5 +1,5 @@
 """
-Renders the templates of `templates/`.  An undefined name is an error; nothing is computed here.
+Renders the templates in `templates/`.  An undefined name is an error.
 """
 
 from functools import cache
@@ -15,14 +15,13 @@ def render(name: str, **values: object) -> str:
     Return template *name* (its file name, without `.j2`) with *values* filled in.
 
     Raises:
-        jinja2.UndefinedError: The template uses a name that *values* lacks.
+        jinja2.UndefinedError: *values* lacks a name that the template uses.
     """
     return _environment().get_template(f"{name}.j2").render(**values)
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    # What is rendered is read by systemd, HAProxy and YAML, never by a browser.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,

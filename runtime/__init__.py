@@ -1,3 +1,3 @@
 """
-Runs on a GPU host under systemd: answers requests.  Ships alone and knows nothing of `deploy`.
+The runtime: serves one release on a GPU host, under systemd.  Never imports `deploy`.
 """

@@ -1,7 +1,7 @@
 """
-`python -m runtime`: joins the parts and runs them.  Exit codes are in contract.py.
+`python -m runtime`: starts the engine process, then the API process.
 
-`python -m runtime check` only says whether there is memory enough.
+`python -m runtime check` only plans the memory.  Exit codes are in `runtime.contract`.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runtime import check
-from runtime.config import load_settings
-from runtime.engine.client import launch
-from runtime.errors import RuntimeFault
-from runtime.notify import Notifier
-from runtime.vllm.process import launch_vllm
+from runtime.contract.errors import RuntimeFault
+from runtime.engines.paged.client import launch
+from runtime.engines.vllm.process import VllmModel, launch_vllm
+from runtime.server import check
+from runtime.server.config import Settings, load_settings
+from runtime.server.notify import Notifier
 
 log = logging.getLogger("runtime")
 
@@ -39,17 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(os.environ, port=args.port)
         config = settings.config
         child = (
-            launch(config.threads)
-            if config.engine == "slipway"
-            else launch_vllm(settings, os.environ)
+            launch(config.options.threads)
+            if config.options.engine == "slipway"
+            else launch_vllm(_vllm_model(settings), os.environ)
         )
     except RuntimeFault as error:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code
-    # Only now, while the engine imports torch: FastAPI takes its time, too.
-    from runtime.server import serve
+    # Only now, while the engine process imports torch: importing FastAPI is slow, too.
+    from runtime.server.process import serve
 
     return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))
+
+
+def _vllm_model(settings: Settings) -> VllmModel:
+    config = settings.config
+    return VllmModel(settings.model_dir, config.model_name, config.options, settings.socket)
 
 
 if __name__ == "__main__":

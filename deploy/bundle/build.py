@@ -27,31 +27,18 @@ from deploy.host.bundle.manifest import (
 )
 from deploy.host.protocol import Wheel
 from runtime.contract import CONFIG_FILE
+from runtime.contract.engine_options import OPTIONS
 
-# Keys of the runtime's configuration that a release may set; the others belong to the host.
-OVERRIDES = (
-    "context_tokens",
-    "cors_origins",
-    "device",
-    "drain_timeout_s",
-    "engine",
-    "gpus",
-    "kv",
-    "max_batch_requests",
-    "max_batch_tokens",
-    "max_queue_requests",
-    "max_wait_s",
-    "memory_fraction",
-    "model_name",
-    "page_tokens",
-    "precision",
-    "request_timeout_s",
-    "step_tokens",
-    "threads",
-    "vllm_args",
-    "weights",
+# Keys of the runtime's configuration that a release may set for itself; the rest is the host's.
+OVERRIDES = tuple(
+    sorted(
+        [
+            *(name for name, each in OPTIONS.items() if each.rules.release_may_override),
+            *("cors_origins", "drain_timeout_s", "max_queue_requests", "model_name"),
+            "request_timeout_s",
+        ]
+    )
 )
-_LAB = "lab_"  # runtime/lab_*.py make models for the lab and are never shipped
 
 
 class WheelLike(Protocol):
@@ -163,8 +150,6 @@ def _runtime(directory: Path) -> dict[str, bytes]:
     contents = {}
     for path in sorted(directory.rglob("*.py")):
         inside = path.relative_to(directory)
-        if inside.name.startswith(_LAB) or inside.parts[0] == "tests":
-            continue
         contents[f"runtime/{inside.as_posix()}"] = path.read_bytes()
     if "runtime/__init__.py" not in contents:
         raise PreconditionError(

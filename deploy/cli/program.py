@@ -5,6 +5,8 @@ What a flag, a task name or a missing value gets wrong is a usage error of docs/
 JSON where `--json` was given.
 """
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -58,6 +60,11 @@ class SlipwayProgram(Program):
             self.execute()
         except Exit as ending:  # --help, --list, --version are done
             sys.exit(ending.code)
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        super().parse_core(argv)
+        # invoke turns the caching of bytecode off; compiling takes longer than most commands.
+        sys.dont_write_bytecode = False
 
     def parse_tasks(self) -> None:
         super().parse_tasks()
@@ -117,6 +124,9 @@ def main() -> None:
     """
     Run the task that the command line names.
     """
+    # Imports make many objects and hardly any garbage; at the end the memory goes with the process.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the whole process

@@ -22,8 +22,10 @@ def dataclass(*, frozen: bool) -> Callable[[type], type]:
     assert frozen
 
     def decorate(cls: type) -> type:
-        cls.__doc__ = cls.__doc__ or cls.__name__  # else `dataclasses` computes a signature
+        documentation = cls.__doc__
+        cls.__doc__ = "set"  # or `dataclasses` computes a signature, which takes long
         cls = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
+        cls.__doc__ = documentation
         for name, function in _METHODS.items():
             setattr(cls, name, function)
         return cls

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deploy.units import Bytes, Ratio, Seconds
-from runtime.contract import VLLM_OWN_ARGS
+from runtime.contract.engine_options import EngineOptions
+from runtime.contract.option_fields import fleet_options_of, with_fleet_options
 
 
 def _expand(path: Path) -> Path:
@@ -61,15 +62,6 @@ def _wave(value: object) -> object:
 
 
 Wave = Annotated[int | str, BeforeValidator(_wave)]
-
-
-def _vllm_arg(value: str) -> str:
-    if value.partition("=")[0].replace("_", "-") in VLLM_OWN_ARGS:
-        raise ValueError(f"{value} is not for this list: the runtime decides it")
-    return value
-
-
-VllmArg = Annotated[str, AfterValidator(_vllm_arg)]
 
 
 class Strict(BaseModel):
@@ -151,34 +143,32 @@ class Mirrors(Strict):
     apt_proxy: str | None = None
 
 
-class Service(Strict):
+if TYPE_CHECKING:
+    _EngineKeys = Strict  # read them as `options`, which has their types
+else:
+    _EngineKeys = with_fleet_options(Strict, Seconds)
+
+
+class Service(_EngineKeys):
     """
     The service of every host, and the limits of its runtime.
+
+    The keys of `EngineOptions` stand beside these, flat.
     """
 
     port: Port = 8000
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
     tasks_max: int = Field(default=512, ge=16)
-    engine: Literal["slipway", "vllm"] = "slipway"
-    vllm_args: tuple[VllmArg, ...] = ()
-    threads: int = Field(default=4, ge=1, le=256)  # torch threads of the engine
-    device: Literal["cpu", "cuda"] = "cuda"
-    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
-    weights: Literal["full", "int8", "int4"] = "full"
-    kv: Literal["same", "fp8", "int8"] = "same"
-    memory_fraction: float = Field(default=0.9, ge=0.1, le=0.98)  # of each GPU's whole memory
-    context_tokens: int | None = Field(default=None, ge=1)  # None: the model's
-    page_tokens: Literal[16, 32, 64] = 64
-    step_tokens: int | None = Field(default=None, ge=16)  # None: 8192, on a CPU 512
-    gpus: int = Field(default=1, ge=1, le=8)
-    max_batch_requests: int = Field(default=32, ge=1, le=1024)
-    max_wait: Seconds = 0.005  # longest that the oldest request waits for company
     max_queue_requests: int = Field(default=256, ge=1)
     request_timeout: Deadline = 60.0
     start_timeout: Deadline = 300.0  # from start to READY=1
     watchdog: Deadline = 30.0
     cors_origins: tuple[str, ...] = ()
     api_tokens: tuple[str, ...] = ()  # names of `secrets`
+
+    @property
+    def options(self) -> EngineOptions:
+        return fleet_options_of(self)
 
 
 class CanaryPolicy(Strict):

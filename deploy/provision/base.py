@@ -1,5 +1,5 @@
 """
-Debian packages, and where they come from.
+Debian packages and their sources.
 """
 
 from deploy.provision.requirements import AnyRequirement, Platform
@@ -11,11 +11,11 @@ PACKAGES = (
     "ca-certificates",
     "haproxy",
     "openssh-client",  # ssh-keygen, which verifies the signature of a bundle
-    "python3",  # runs the host tool, and is what venvs are made with
-    "socat",  # for people who talk to HAProxy's socket
+    "python3",  # runs the host program and makes environments
+    "socat",  # for operators who use HAProxy's socket
 )
 
-# Triton compiles its way to the driver on a host where it first runs.
+# Triton builds its CUDA launcher with them, at the first start on a host.
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
 
 _DISTRIBUTION = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
@@ -26,18 +26,18 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    found: list[AnyResource] = [
+    sources: list[AnyResource] = [
         File(
             path="/etc/apt/apt.conf.d/90slipway",
             content=render("90slipway.apt", proxy=spec.mirrors.apt_proxy).encode(),
         )
     ]
     if spec.mirrors.apt is not None:
-        source = render("slipway.list", line=spec.mirrors.apt).encode()
-        found.append(File(path="/etc/apt/sources.list.d/slipway.list", content=source))
-        found += [Absent(path=path) for path in _DISTRIBUTION]
-    compiler = COMPILER if spec.service.device == "cuda" else ()
-    return [*found, Packages(names=(*PACKAGES, *compiler))]
+        line = render("slipway.list", line=spec.mirrors.apt).encode()
+        sources.append(File(path="/etc/apt/sources.list.d/slipway.list", content=line))
+        sources += [Absent(path=path) for path in _DISTRIBUTION]
+    compiler = COMPILER if spec.service.options.device == "cuda" else ()
+    return [*sources, Packages(names=(*PACKAGES, *compiler))]
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:

@@ -1,5 +1,5 @@
 """
-The order: what a host is made of, from the packages to the running HAProxy.
+All concerns in their order, from the packages to the running HAProxy.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from deploy.provision.spec import HostSpec
 
 class Concern(Protocol):
     """
-    One file of this package: what it asks of a host, and what it places, sets and starts there.
+    One module of this package: its requirements, and what it installs, configures and activates.
     """
 
     def requirements(self, spec: HostSpec) -> list[AnyRequirement]: ...
@@ -51,7 +51,7 @@ ORDER: Sequence[Concern] = (
 
 def plan_resources(spec: HostSpec) -> ResourceSet:
     """
-    Return everything that *spec* asks of a host.
+    Return all requirements and resources of *spec*.
     """
     return ResourceSet(
         requirements=tuple(r for concern in ORDER for r in concern.requirements(spec)),

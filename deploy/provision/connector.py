@@ -1,9 +1,9 @@
 """
-pyinfra's road to a host, with a deadline on everything and somebody who notices silence.
+pyinfra's connection to a host, with a deadline on every step and a watch for silent hosts.
 
-pyinfra's own SSH connector waits for ever on a host that is cut or frozen in the middle.  This
-one connects as the rest of this toolkit does, and gives each command an end: on this side by
-closing the connection, on the other by `timeout`.
+pyinfra's own SSH connector waits without end for a host that is cut off or frozen.  This one
+connects as the rest of this toolkit does, and bounds each command: here by closing the connection,
+on the host by `timeout`.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ _TURN_S = 0.25
 
 def silence_s(ssh: Ssh) -> float:
     """
-    Return how long a connected host may be silent before it is given up, in seconds.
+    Return how long a connected host may be silent before it counts as lost, in seconds.
     """
     return max(10.0, 3 * ssh.keepalive)
 
 
 class Input:
     """
-    Bytes for a command's standard input, in chunks; prints as nothing but their number.
+    Bytes for the standard input of a command, in chunks; its repr shows only their number.
     """
 
     def __init__(self, open_: Callable[[], IO[bytes]], size: int) -> None:
@@ -62,10 +62,10 @@ class Input:
 class BoundedConnector(SSHConnector):
     """
     Attributes:
-        doing: What an operator would say is being done; named when the host falls silent.
-        lost: Why the host cannot be talked to any more; None while it can.
-        commands: Remote commands sent so far.
-        said: Last lines that a failed command left.
+        doing: Current step, for the error when the host becomes silent.
+        lost: Why the host is lost; None while it answers.
+        commands: Number of remote commands sent.
+        said: Last lines of output of the latest failed command.
     """
 
     def __init__(self, state: State, host: PyinfraHost, target: Host) -> None:
@@ -93,7 +93,7 @@ class BoundedConnector(SSHConnector):
         self._transport = connection.client.get_transport()
         sock = self._transport.sock
         if isinstance(sock, socket.socket):
-            # A cut link is noticed by the kernel too, while data waits for its acknowledgement.
+            # The kernel too closes the connection when data stays unacknowledged.
             patience_ms = int(silence_s(ssh) * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
         gevent.spawn(self._watch)
@@ -101,7 +101,7 @@ class BoundedConnector(SSHConnector):
     def disconnect(self) -> None:
         self._closed.set()
         if self._transport is not None:
-            # Waits for nothing: the socket goes, whatever the other side says.
+            # Closes the socket without waiting for the host.
             self._transport.close()
 
     def run_shell_command(
@@ -116,7 +116,7 @@ class BoundedConnector(SSHConnector):
         content = arguments.pop("_stdin", None)
         timeout_s = arguments.pop("_timeout", None) or self.target.ssh.command_timeout
         arguments.pop("_shell_executable", None)
-        # Under sudo it has to be root's own `timeout` that ends what root started.
+        # Under sudo `timeout` runs as root: only root may end a process of root.
         shell = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} sh"
         line = make_unix_command(command, _shell_executable=shell, **arguments).get_raw_value()
         status, stdout, stderr = self.execute(line, content, timeout_s)
@@ -150,12 +150,12 @@ class BoundedConnector(SSHConnector):
             raise TimeoutError("connection lost") from error
 
     def put_file(self, *args: Any, **kwargs: Any) -> bool:
-        # It would be readable by all for a moment, and at a name that can be guessed.
+        # pyinfra's file would be readable by all for a moment, under a name that can be guessed.
         raise NotImplementedError("files are placed by deploy.provision.operations")
 
     def lose(self, error: DeployError) -> None:
         """
-        Give the host up: whoever waits for it gets an error now.
+        Mark the host as lost: a command that waits for it ends with an error now.
         """
         self.lost = self.lost or error
         self.disconnect()
@@ -180,25 +180,25 @@ class BoundedConnector(SSHConnector):
 
     def _watch(self) -> None:
         """
-        Ask the host's sshd every few seconds whether it is there, while commands run.
+        Send a keepalive request to sshd every few seconds until the connection is closed.
 
-        sshd answers while a command is busy, and does not when the host is frozen or cut.
+        sshd answers while a command is busy; it does not when the host is frozen or cut off.
         """
         keepalive_s, patience_s = self.target.ssh.keepalive, silence_s(self.target.ssh)
         while not self._closed.wait(keepalive_s) and self._transport.is_active():
-            asked = gevent.spawn(self._ask)
-            # Counted in turns of our own loop: a machine that is too busy to run us does not make
-            # a host silent.
+            request = gevent.spawn(self._send_keepalive)
+            # Counted in turns of this loop: when this machine is too busy to run it, the host is
+            # not silent.
             turns = round(patience_s / _TURN_S)
-            while not asked.ready() and turns > 0:
-                asked.join(timeout=_TURN_S)
+            while not request.ready() and turns > 0:
+                request.join(timeout=_TURN_S)
                 turns -= 1
-            if not asked.ready():
-                asked.kill(block=False)
+            if not request.ready():
+                request.kill(block=False)
                 self.lose(self._silent(patience_s))
 
-    def _ask(self) -> None:
-        # A connection that breaks meanwhile is for the command that runs to report.
+    def _send_keepalive(self) -> None:
+        # The running command reports a connection that breaks meanwhile.
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             self._transport.global_request("keepalive@openssh.com", wait=True)
 
@@ -209,7 +209,7 @@ class BoundedConnector(SSHConnector):
         return TransportError(
             f"{self.target.name}: the host was lost",
             why=why,
-            fix=f"see whether it is up, then: inv provision --limit {self.target.name}",
+            fix=f"check that the host is up, then: inv provision --limit {self.target.name}",
             host=self.target.name,
         )
 
@@ -268,7 +268,7 @@ def _send(channel: paramiko.Channel, content: Input) -> None:
         for chunk in content:
             channel.sendall(chunk)
     except OSError:
-        # The command ended without reading everything: its status says why.
+        # The command ended before it had read everything; its status tells why.
         if not channel.exit_status_ready():
             raise
 

@@ -1,6 +1,6 @@
 """
-CUDA.  Nothing is installed: torch's wheels carry their own CUDA runtime and need only the driver.
-A toolkit on the host, for those who compile there, is not there yet.
+CUDA.  Nothing is installed: the wheels of torch contain the CUDA runtime and need only the driver.
+A CUDA toolkit for compiling on the host is not supported yet.
 """
 
 from deploy.provision.requirements import AnyRequirement

@@ -1,5 +1,5 @@
 """
-Is the host as it should be?  Asked before, to know what to change, and after, to assert it.  Pure.
+Compares the facts of a host with its resources, before and after changes.  Pure.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from deploy.provision.resources import AnyResource, Difference, Packages
 @dataclass(frozen=True, slots=True)
 class Step:
     """
-    One resource that is not as it should be.
+    One resource that differs, with its difference.
     """
 
     resource: AnyResource
@@ -24,7 +24,7 @@ class Step:
 
 def fact_query(resource_set: ResourceSet) -> FactQuery:
     """
-    Return the one query whose answer tells everything about *resource_set*.
+    Return one query for all facts that *resource_set* is compared with.
     """
     parts = (*resource_set.requirements, *resource_set.placed, *resource_set.running)
     return merge_queries(part.query for part in parts)
@@ -51,7 +51,7 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
 
 def refusal_of(resource_set: ResourceSet, facts: Facts) -> Refusal | None:
     """
-    Return why a host that looks like *facts* must not be touched.
+    Return why a host with *facts* must not be changed; None if it may be.
     """
     for part in (*resource_set.requirements, *resource_set.placed, *resource_set.running):
         refusal = part.refusal(facts)
@@ -62,24 +62,24 @@ def refusal_of(resource_set: ResourceSet, facts: Facts) -> Refusal | None:
 
 def steps_to(resource_set: ResourceSet, facts: Facts) -> tuple[Step, ...]:
     """
-    Return what has to change, in order; empty: the host is as it should be.
+    Return all changes that a host with *facts* needs, in order; empty if none.
     """
     return _differing((*resource_set.placed, *resource_set.running), facts)
 
 
 def next_steps(resource_set: ResourceSet, facts: Facts) -> tuple[Step, ...]:
     """
-    Return what to change now: everything on the disk before anything that runs from it.
+    Return the changes of the next round: the disk first, then what runs from it.
 
-    What runs is judged by a look that was taken after the disk was right.  So a run that died
-    between a new file and the reload is made good by the next one.
+    Services are compared with facts that were read after the disk was right.  So the next run
+    completes one that ended between a new file and the reload.
     """
     return _differing(resource_set.placed, facts) or _differing(resource_set.running, facts)
 
 
 def bootstrap_steps(resource_set: ResourceSet) -> tuple[Step, ...]:
     """
-    Return what makes a host that has no Python fit to be looked at: all up to the packages.
+    Return the changes that give a host its Python: everything up to the packages.
     """
     steps: list[Step] = []
     for resource in resource_set.placed:
@@ -91,5 +91,5 @@ def bootstrap_steps(resource_set: ResourceSet) -> tuple[Step, ...]:
 
 
 def _differing(resources: Iterable[AnyResource], facts: Facts) -> tuple[Step, ...]:
-    found = ((resource, resource.difference(facts)) for resource in resources)
-    return tuple(Step(resource, difference) for resource, difference in found if difference)
+    pairs = ((resource, resource.difference(facts)) for resource in resources)
+    return tuple(Step(resource, difference) for resource, difference in pairs if difference)

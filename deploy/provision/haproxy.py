@@ -1,5 +1,5 @@
 """
-HAProxy: owns the public port, splits the traffic between the slots.
+HAProxy: listens on the public port and splits the traffic between the slots.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from runtime import contract
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
-_MARGIN_S = 15.0  # what a drain may take longer than it was given
+_MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -21,7 +21,7 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    # /run is empty after a boot: the first file makes the directory again, before HAProxy starts.
+    # /run is empty after a boot: tmpfiles.d makes the directory again before HAProxy starts.
     tmpfiles = render("slipway.tmpfiles", run=layout.RUN).encode()
     return [
         File(path="/etc/tmpfiles.d/slipway.conf", content=tmpfiles),
@@ -45,7 +45,7 @@ def activate(spec: HostSpec) -> list[AnyResource]:
 
 def config(spec: HostSpec) -> str:
     """
-    Return /etc/haproxy/haproxy.cfg, which carries a digest of itself.
+    Return the text of /etc/haproxy/haproxy.cfg, with its own digest as description.
     """
     return _render(spec, _digest(spec))
 

@@ -1,5 +1,5 @@
 """
-The program that everything else asks for on a host, and what it is told about the host.
+The host program and its configuration.
 """
 
 import json
@@ -31,7 +31,7 @@ def activate(spec: HostSpec) -> list[AnyResource]:
 
 def host_config(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/host.json.
+    Return the text of /etc/slipway/host.json.
     """
-    settings = {"locks": [spec.lock.digest]}  # environments that `retire` keeps, used or not
+    settings = {"locks": [spec.lock.digest]}  # `retire` keeps their environments
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -1,6 +1,6 @@
 """
-The NVIDIA driver.  Checked, not installed yet: a host whose driver the row does not allow is
-refused before it is touched.
+The NVIDIA driver.  Checked, not installed: a host whose driver the row does not allow is refused
+before it is changed.
 """
 
 from deploy.provision.requirements import AnyRequirement, Driver

@@ -1,8 +1,8 @@
 """
-The pyinfra operations that make a resource so, and the fact that looks at a host.
+The pyinfra operations that bring a resource to its wanted state.
 
-Files are placed by commands of our own: pyinfra's `files.put` lets a file that is to be 0600 be
-readable by all for a moment, writes it in place, and under sudo leaves it in /tmp meanwhile.
+Files are placed by own commands: pyinfra's `files.put` makes a 0600 file readable by all for a
+moment, writes it in place, and under sudo keeps a copy in /tmp meanwhile.
 """
 
 import os
@@ -23,7 +23,7 @@ from deploy.transport.client import HostClient
 
 APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
-_SLOWEST_LINK = 2 * 2**20  # bytes per second that a send may take at worst
+_SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 
 Commands = Generator[StringCommand, None, None]
@@ -44,12 +44,12 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
     match resource:
         case resources.Packages():
             wanted = resource.missing(facts) if facts else resource.names
-            from pyinfra.operations import apt, server  # slow to import, and seldom needed
+            from pyinfra.operations import apt, server  # slow to import, seldom needed
 
-            # A run that was cut off in the midst of dpkg leaves what apt refuses to go on with.
-            # Where another apt holds the lock there is nothing to mend, and the next one waits.
+            # After a dpkg that was interrupted, apt refuses to run until this.  It fails where
+            # another apt holds the lock; apt.packages then waits for that.
             server.shell(
-                name="Finish what an interrupted dpkg has left",
+                name="Complete an interrupted dpkg",
                 commands=["dpkg --configure -a || true"],
                 _timeout=APT_TIMEOUT_S,
                 _env={"DEBIAN_FRONTEND": "noninteractive"},
@@ -65,9 +65,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
         case resources.User():
             from pyinfra.operations import server
 
-            server.group(name=f"Make group {resource.user}", group=resource.user, system=True)
+            server.group(name=f"Create group {resource.user}", group=resource.user, system=True)
             server.user(
-                name=f"Make {name}",
+                name=f"Create {name}",
                 user=resource.user,
                 group=resource.user,
                 home=resource.home,
@@ -77,20 +77,20 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
                 create_home=False,
             )
         case resources.Directory():
-            directory(name=f"Make {name}", resource=resource)
+            directory(name=f"Create {name}", resource=resource)
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case resources.Absent():
             remove(name=f"Remove {name}", path=resource.path)
         case resources.Upload():
-            is_there = facts is not None and resource.is_there(facts)
-            upload(name=f"Send {name}", resource=resource, send=not is_there)
+            is_placed = facts is not None and resource.is_placed(facts)
+            upload(name=f"Send {name}", resource=resource, send=not is_placed)
         case resources.Venv():
             for wheel in resource.missing(facts) if facts else resource.wheels:
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
         case resources.UnitsLoaded():
-            shell(name="Read units again", commands=["systemctl daemon-reload"])
+            shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case resources.EnabledService():
             _serve(resource)
 
@@ -103,9 +103,9 @@ def _serve(resource: resources.EnabledService) -> None:
         name=f"Enable, start and load {resource.unit}",
         commands=[
             f"systemctl enable --quiet {unit} && systemctl reload-or-restart {unit}",
-            # A reload returns before the new worker has taken over.
+            # A reload returns before the new worker has taken over the sockets.
             f"for i in $(seq 100); do {said} 2>/dev/null && exit; sleep 0.1; done; "
-            f"echo '{resource.unit} does not load its configuration' >&2; exit 1",
+            f"echo '{resource.unit} did not load its configuration' >&2; exit 1",
         ],
     )
 
@@ -113,7 +113,7 @@ def _serve(resource: resources.EnabledService) -> None:
 @operation()
 def shell(commands: list[str]) -> Commands:
     """
-    Run commands, each in a shell of its own.
+    Run each command in its own shell.
     """
     for command in commands:
         yield StringCommand(command)
@@ -122,7 +122,7 @@ def shell(commands: list[str]) -> Commands:
 @operation()
 def directory(resource: resources.Directory) -> Commands:
     """
-    Make a directory with its owner and mode.
+    Create a directory with its owner and mode.
     """
     rights = ["-o", resource.owner, "-g", resource.group, "-m", resource.mode]
     yield StringCommand(shlex.join(["install", "-d", *rights, resource.path]))
@@ -139,7 +139,7 @@ def remove(path: str) -> Commands:
 @operation()
 def place(resource: resources.File) -> Commands:
     """
-    Put a file in place, whole or not at all, and never with wider permissions than it is to have.
+    Place a file atomically, never with wider permissions than its own.
     """
     check = resource.check.replace("{}", '"$new"') if resource.check else "true"
     yield _placing(
@@ -150,7 +150,7 @@ def place(resource: resources.File) -> Commands:
 @operation()
 def upload(resource: resources.Upload, send: bool) -> Commands:
     """
-    Put a large file in place once its hash is right, and link to it.
+    Place a large file once its hash is verified, and link to it.
     """
     if send:
         content = _content(resource.source, resource.size)
@@ -166,17 +166,17 @@ def upload(resource: resources.Upload, send: bool) -> Commands:
 
 def _placing(
     resource: resources.File | resources.Upload,
-    right: str,
+    verified: str,
     content: Any,
     timeout_s: int,
     check: str = "true",
 ) -> StringCommand:
     """
-    Return the command that places what comes in on standard input.
+    Return the command that places its standard input as a file.
 
-    The new file is made beside the old one, readable by root alone; owner and mode are set when
-    its content is whole and right; then it takes the old one's name.  A connection that ends in
-    the middle leaves the old file.
+    The new file is created beside the old one, readable by root only.  Owner and mode are set when
+    its content is complete and verified; then it is renamed over the old one.  A connection that
+    ends early leaves the old file.
     """
     folder, base = os.path.split(resource.path)
     owner = (
@@ -186,10 +186,10 @@ def _placing(
     )
     new = shlex.quote(f"{folder}/.{base}.")
     script = (
-        # What a crash left of an earlier try goes first; a signal takes the new one along.
+        # First removes what an earlier crash left; a signal removes the new file too.
         f"umask 077; rm -f {new}????????; new=; trap 'rm -f \"$new\"' EXIT; "
         f"trap 'exit 1' HUP INT TERM; new=$(mktemp {new}XXXXXXXX) || exit 1; "
-        f'cat >"$new" && {right} && {{ {check}; }} && '
+        f'cat >"$new" && {verified} && {{ {check}; }} && '
         f'chown {owner} "$new" && chmod {resource.mode} "$new" && '
         f'mv -fT "$new" {shlex.quote(resource.path)}'
     )

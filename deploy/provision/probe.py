@@ -8,6 +8,7 @@ one that is up to date are thus read by the same code, in the same way.
 import shlex
 import zlib
 
+from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
 from deploy.host.codec import Malformed
 from deploy.host.protocol import Call, FactQuery, Facts, HostError, encode_request, parse_answer
@@ -17,9 +18,11 @@ from deploy.transport.client import named_for
 _NO_PYTHON = 69  # exit status of a host without python3
 _ANSWER = '{"ok": '
 
-# Runs the program from memory; nothing is written to the disk of the host.
+# Runs the program from memory; nothing is written to the disk of the host.  A process this short
+# has no use for garbage collection.
 _LOADER = """\
-import os, sys, zlib
+import gc, os, sys, zlib
+gc.disable()
 size = int(sys.stdin.buffer.readline())
 program = memoryview(zlib.decompress(sys.stdin.buffer.read(size)))
 fd = os.memfd_create("slipway-host")
@@ -30,10 +33,10 @@ from deploy.host.__main__ import main
 sys.exit(main())
 """
 
-# For `sh -c`.  -I: no module of the SSH user's takes the place of the standard library's.
+# For `sh -c`.  -I and -S: the standard library alone, no modules of the SSH user or of packages.
 PROBE_COMMAND = (
     f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
-    f"exec python3 -I -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
+    f"exec python3 -I -S -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
 )
 
 
@@ -56,11 +59,11 @@ def read_facts(
     return parse_probe(transport.host, query, completed)
 
 
-def pack_program(host_program: bytes) -> bytes:
+def pack_program() -> bytes:
     """
-    Return *host_program*, the zipapp, as `probe_input` takes it.
+    Return the host program as `probe_input` takes it.
     """
-    return zlib.compress(host_program)
+    return zlib.compress(build_fed_program())
 
 
 def probe_input(packed_program: bytes, query: FactQuery) -> bytes:

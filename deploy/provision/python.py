@@ -1,5 +1,5 @@
 """
-uv, and the Python environment of the row.  Hosts need no index: everything is sent from here.
+uv, and the Python environment of the row.  Wheels are sent from here: hosts need no package index.
 """
 
 from deploy.host import layout

@@ -1,5 +1,5 @@
 """
-What a run of `inv provision` says while it runs, and at the end.  Nouns only.
+Events and report of a provisioning run.  Nouns only.
 """
 
 from collections.abc import Mapping
@@ -35,30 +35,31 @@ _ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
     }
 )
 
-HERE = "here"  # stands for the host where an event is of this machine
+HERE = "here"  # host of events of this machine
 
 
 class EventKind(StrEnum):
     FETCHING = "fetching"  # wheels, into this machine's cache
     CONNECTING = "connecting"
     LOOKING = "looking"
-    CHANGING = "changing"  # about to change `resource`
-    CHANGED = "changed"  # `resource` is now as it should be
+    CHANGING = "changing"  # `resource` is about to be changed
+    CHANGED = "changed"  # `resource` was changed
     WOULD_CHANGE = "would_change"  # --check
-    OK = "ok"  # the host is as it should be, and was asserted to be
+    OK = "ok"  # the host has all its resources, by facts read after the changes
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class ProvisionEvent:
     """
-    Something that happened on one host.
+    One step of a run on one host.
 
     Attributes:
-        change: What changes about `resource`, in words.
-        done, of: Which of how many changes this is, as far as is known.
-        took_s: How long the change took, in seconds.
-        diff: Of a text without secrets.
+        resource: Name of the resource; of FAILED, the class of `deploy.errors`.
+        change: What changes about `resource`.
+        diff: Unified diff of a text without secrets.
+        done, of: Number of the change and count of changes, as far as known.
+        took_s: Duration of the change in seconds.
     """
 
     host: str
@@ -99,7 +100,7 @@ class Change:
 class Failure:
     """
     Attributes:
-        error: Class of `deploy.errors` that says what kind of failure it is.
+        error: Name of the class of `deploy.errors`.
     """
 
     host: str
@@ -113,10 +114,10 @@ class ProvisionReport:
     """
     Attributes:
         check: Nothing was changed; `changes` are those that a run would make.
-        ok: Hosts that are as they should be (in a check: that could be looked at).
-        failed: Hosts that are not; what was changed on them before is in `changes`.
-        commands: Remote commands that each host was sent.
-        took_s: Of the whole run, by this machine's monotonic clock.
+        ok: Hosts that have all their resources (of a check: hosts that could be compared).
+        failed: The other hosts; changes made before the failure are in `changes`.
+        commands: Number of remote commands by host.
+        took_s: Duration of the run in seconds.
     """
 
     check: bool

@@ -1,5 +1,5 @@
 """
-What must be true of a host before anything on it is changed.  Pure.
+Requirements that a host must meet before it is changed.  Pure.
 """
 
 from typing import Annotated, Literal
@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from deploy.host.protocol import FactQuery, Facts
 from deploy.units import format_size
 
-# Python that Debian's package python3 brings along.
+# Version of Debian's package python3.
 _DEBIANS = {"bookworm": "3.11"}
 
-# Newest branch of the NVIDIA driver that Debian itself has, non-free and backports included.
+# Newest branch of the NVIDIA driver in Debian, non-free and backports included.
 # Source: apt-cache on Debian 12, read 2026-11-22.
 _DEBIAN_DRIVERS = {"bookworm": "535"}
 
@@ -24,7 +24,7 @@ class Frozen(BaseModel):
 class Refusal(Frozen):
     """
     Attributes:
-        error: Class of `deploy.errors` that says what kind of failure it is.
+        error: Name of the class of `deploy.errors`.
     """
 
     error: str
@@ -39,14 +39,14 @@ class Requirement(Frozen):
 
     def refusal(self, facts: Facts) -> Refusal | None:
         """
-        Return why a host that looks like *facts* is not touched; None: it may be.
+        Return why a host with *facts* must not be changed; None if it may be.
         """
         raise NotImplementedError
 
 
 class Platform(Requirement):
     """
-    A Debian of today on x86_64.
+    Debian on x86_64.
     """
 
     kind: Literal["platform"] = "platform"
@@ -64,7 +64,7 @@ class Platform(Requirement):
 
 class PythonAvailable(Requirement):
     """
-    The interpreter that the row's wheels are for.  Debian's own comes with the packages.
+    The Python version of the row's wheels.  Debian's own is installed with the packages.
     """
 
     kind: Literal["python"] = "python"
@@ -82,7 +82,7 @@ class PythonAvailable(Requirement):
 
 class PortFree(Requirement):
     """
-    Nobody but HAProxy listens on the public port.
+    No program but HAProxy listens on the public port.
     """
 
     kind: Literal["port"] = "port"
@@ -105,7 +105,7 @@ class PortFree(Requirement):
 
 class DiskSpace(Requirement):
     """
-    Free space that is asked for whatever else is sent.
+    Free space, beside that for the files that are sent.
     """
 
     kind: Literal["room"] = "room"
@@ -124,13 +124,13 @@ class DiskSpace(Requirement):
             error="DiskTooSmall",
             why=f"{self.path} has {format_size(free)} free, "
             f"{format_size(self.floor_bytes)} are needed",
-            fix=f"make room on the file system of {self.path}",
+            fix=f"free space on the file system of {self.path}",
         )
 
 
 class Driver(Requirement):
     """
-    The loaded NVIDIA driver, where the row needs one.
+    The minimum version of the loaded NVIDIA driver.
     """
 
     kind: Literal["driver"] = "driver"
@@ -155,32 +155,32 @@ class Driver(Requirement):
 
     def _source(self, facts: Facts) -> str:
         """
-        Return where the driver comes from, if not from the host's own distribution.
+        Return the source of the driver, where the distribution of the host has none new enough.
         """
         own = _DEBIAN_DRIVERS.get(facts.codename)
         if own is None or _numbers(own) >= _numbers(self.minimum)[:1]:
             return ""
         return (
-            f" from NVIDIA's own repository, for Debian {facts.codename} ends at {own} "
-            "(docs/reference/provision.md),"
+            f" from NVIDIA's repository (Debian {facts.codename} ends at {own}; "
+            "docs/reference/provision.md)"
         )
 
 
 class NoReleaseRunning(Requirement):
     """
-    No release holds the host's lease: HAProxy is never reloaded under one.
+    No release holds the lease of the host: HAProxy is not reloaded during a release.
     """
 
     kind: Literal["lease"] = "lease"
 
     def refusal(self, facts: Facts) -> Refusal | None:
-        if facts.lease is None:
+        lease = facts.lease
+        if lease is None:
             return None
-        held = facts.lease
         return Refusal(
             error="LeaseHeld",
-            why=f"{held.owner} is releasing {held.release or 'something'} here; "
-            f"their lease has {held.left_s:.0f} s left",
+            why=f"{lease.owner} holds the lease of the host for {lease.release or 'a release'}; "
+            f"it expires in {lease.left_s:.0f} s",
             fix="wait for the release to end: inv status",
         )
 

@@ -1,7 +1,7 @@
 """
-What a host should have, each thing as a value that knows how to see whether it is so.  Pure.
+Resources that a host should have, each comparable with the facts of the host.  Pure.
 
-`operations.py` holds, for each of them, the pyinfra operations that make it so.
+`operations.py` holds the pyinfra operations of each kind.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from deploy.units import format_size
 
 class Difference(Frozen):
     """
-    What would change, in words; `diff` is that of a text that holds no secret.
+    What would change; `diff` is the unified diff of a text without secrets.
     """
 
     change: str
@@ -33,26 +33,26 @@ class Resource(Frozen):
     @property
     def name(self) -> str:
         """
-        What an operator calls it; unique on a host.
+        Name for operators; unique on a host.
         """
         raise NotImplementedError
 
     @property
     def query(self) -> FactQuery:
         """
-        What has to be looked at to tell whether it is as it should be.
+        Query for the facts that it is compared with.
         """
         raise NotImplementedError
 
     def difference(self, facts: Facts) -> Difference | None:
         """
-        Return what would change on a host that looks like *facts*; None: nothing.
+        Return what would change on a host with *facts*; None if nothing.
         """
         raise NotImplementedError
 
     def refusal(self, facts: Facts) -> Refusal | None:
         """
-        Return why it can't be made so; asked before anything is changed.
+        Return why the change is impossible; checked before anything is changed.
         """
         return None
 
@@ -83,7 +83,7 @@ class Packages(Resource):
 
 class User(Resource):
     """
-    A system user that nobody logs in as, with a group of the same name.
+    A system user without login, with a group of the same name.
     """
 
     kind: Literal["user"] = "user"
@@ -136,12 +136,12 @@ class Directory(Resource):
 
 class File(Resource):
     """
-    A small file, replaced whole and at once.
+    A small file, replaced atomically.
 
     Attributes:
-        secret: Its content is shown nowhere: in no name, argument, diff or log.
-        check: Command that must accept the new file before it takes the old one's place; `{}` is
-            the file.
+        secret: The content never appears in a name, argument, diff or log.
+        check: Command that must accept the new file before it replaces the old one; `{}` stands
+            for its path.
     """
 
     kind: Literal["file"] = "file"
@@ -191,7 +191,7 @@ class File(Resource):
 
 class Absent(Resource):
     """
-    A file that must not be there.
+    A file that must not exist.
     """
 
     kind: Literal["absent"] = "absent"
@@ -211,11 +211,11 @@ class Absent(Resource):
 
 class Upload(Resource):
     """
-    A large file, named for its content; sent only when it is absent, and hashed on arrival.
+    A large file with its hash in its name; sent when absent, and verified on arrival.
 
     Attributes:
-        source: On this machine.
-        link: Symlink to it, under the name that everything else uses.
+        source: Path on this machine.
+        link: Symlink to it, the path that other programs use.
     """
 
     kind: Literal["upload"] = "upload"
@@ -232,10 +232,10 @@ class Upload(Resource):
 
     @property
     def query(self) -> FactQuery:
-        # Its name holds its hash and only a verified file gets the name: the size is enough.
+        # Only a verified file gets the name with the hash, so comparing the size is enough.
         return FactQuery(paths={self.path: ""} | ({self.link: ""} if self.link else {}))
 
-    def is_there(self, facts: Facts) -> bool:
+    def is_placed(self, facts: Facts) -> bool:
         found = facts.paths[self.path]
         return (
             found is not None
@@ -244,7 +244,7 @@ class Upload(Resource):
         )
 
     def difference(self, facts: Facts) -> Difference | None:
-        if not self.is_there(facts):
+        if not self.is_placed(facts):
             return Difference(change=f"send {format_size(self.size)}")
         found = facts.paths[self.link] if self.link else None
         if self.link and (found is None or found.target != self.path):
@@ -261,8 +261,7 @@ class WheelFile(Frozen):
 
 class Venv(Resource):
     """
-    The Python environment of a lock: its wheels sent where they are missing, then built over
-    there by the host tool.
+    The Python environment of a lock.  Missing wheels are sent; the host program builds it.
     """
 
     kind: Literal["venv"] = "venv"
@@ -286,13 +285,13 @@ class Venv(Resource):
         )
 
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
-        there = facts.listings[layout.WHEELHOUSE]
-        return tuple(wheel for wheel in self.wheels if there.get(wheel.file) != wheel.size)
+        sizes = facts.listings[layout.WHEELHOUSE]
+        return tuple(wheel for wheel in self.wheels if sizes.get(wheel.file) != wheel.size)
 
     def refusal(self, facts: Facts) -> Refusal | None:
         if facts.paths[self.complete] is not None:
             return None
-        # Unpacked, with the bytecode of what is imported: four times the wheels.
+        # An environment takes four times the size of its wheels, bytecode included.
         sent = sum(wheel.size for wheel in self.missing(facts))
         need = sent + 4 * sum(wheel.size for wheel in self.wheels)
         if facts.room[layout.OPT] >= need:
@@ -301,7 +300,7 @@ class Venv(Resource):
             error="DiskTooSmall",
             why=f"{layout.OPT} has {format_size(facts.room[layout.OPT])} free, "
             f"the Python environment takes {format_size(need)}",
-            fix=f"make room on the file system of {layout.OPT}",
+            fix=f"free space on the file system of {layout.OPT}",
         )
 
     def difference(self, facts: Facts) -> Difference | None:
@@ -314,7 +313,7 @@ class Venv(Resource):
 
 class UnitsLoaded(Resource):
     """
-    systemd has read the unit files as they are now.
+    systemd has loaded the current unit files.
     """
 
     kind: Literal["units_read"] = "units_read"
@@ -330,15 +329,15 @@ class UnitsLoaded(Resource):
 
     def difference(self, facts: Facts) -> Difference | None:
         stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
-        return Difference(change=f"read {', '.join(stale)} again") if stale else None
+        return Difference(change=f"reload {', '.join(stale)}") if stale else None
 
 
 class EnabledService(Resource):
     """
-    A service that starts at boot, runs now, and runs with the configuration that is on the disk.
+    A service that is enabled, active, and runs with the configuration on the disk.
 
     Attributes:
-        description: What the running HAProxy must say of itself.
+        description: Description that the running HAProxy must report.
     """
 
     kind: Literal["service"] = "service"

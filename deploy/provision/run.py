@@ -51,7 +51,7 @@ def provision(
 
         host_program = build_host_program()
         wanted = resource_sets(fleet, host_program, env, lambda text: progress(_fetching(text)))
-        packed_program = pack_program(host_program)
+        packed_program = pack_program()
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources) for name, resources in wanted.items()}
         differing: set[str] = set()

@@ -1,24 +1,20 @@
 """
 The unit of the runtime, its slice, its configuration and its secrets.
 
-Nothing here starts or restarts a slot: what changes takes effect at the next release.
+No slot is started or restarted: a change takes effect at the next release.
 """
 
 from deploy.host import layout
-from deploy.inventory.schema import Service
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
+from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptions, host_document
 
 UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
 SLICE_FILE = "/etc/systemd/system/slipway.slice"
-# Not in every release that a host may go back to.
-NEWER_KEYS = (
-    *("weights", "kv", "memory_fraction", "context_tokens", "page_tokens", "step_tokens", "gpus"),
-)
-_MARGIN_S = 15.0  # what a drain may take longer than it was given
+_MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -55,7 +51,7 @@ def activate(spec: HostSpec) -> list[AnyResource]:
 
 def unit(spec: HostSpec) -> str:
     """
-    Return the template unit of the slots.
+    Return the text of the template unit of the slots.
     """
     service = spec.service
     return render(
@@ -73,10 +69,10 @@ def unit(spec: HostSpec) -> str:
             "host_config": contract.ENV_HOST_CONFIG,
         },
         exit_config=contract.EXIT_CONFIG,
-        gpu=service.device == "cuda",
-        vllm=service.engine == "vllm",
-        gpus=service.gpus,
-        threads=service.threads,
+        gpu=service.options.device == "cuda",
+        vllm=service.options.engine == "vllm",
+        gpus=service.options.gpus,
+        threads=service.options.threads,
         memory_max_bytes=service.memory_max,
         tasks_max=service.tasks_max,
         start_timeout_s=_whole(service.start_timeout),
@@ -87,26 +83,29 @@ def unit(spec: HostSpec) -> str:
 
 def config(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/runtime.yml.
+    Return the text of /etc/slipway/runtime.yml.
     """
     return render(
         "runtime.yml",
         service=spec.service,
         cors_origins=list(spec.service.cors_origins),
-        vllm_args=list(spec.service.vllm_args),
-        newer=_newer(spec.service),
+        **_engine_keys(spec.service.options),
         drain_timeout_s=spec.drain_timeout_s,
     )
 
 
-def _newer(service: Service) -> dict[str, object]:
-    told = {key: getattr(service, key) for key in NEWER_KEYS}
-    return {key: value for key, value in told.items() if value != Service.model_fields[key].default}
+def _engine_keys(options: EngineOptions) -> dict[str, dict[str, object]]:
+    """
+    Return the keys that every release reads, and those that only newer ones do.
+    """
+    document = host_document(options)
+    old = {k: v for k, v in document.items() if OPTIONS[k].rules.since <= OLDEST_VERSION}
+    return {"known": old, "newer": {k: v for k, v in document.items() if k not in old}}
 
 
 def environment(spec: HostSpec) -> str:
     """
-    Return /etc/slipway/environment, with the secrets in it.
+    Return the text of /etc/slipway/environment, which holds secrets.
     """
     return render(
         "environment",
@@ -116,5 +115,5 @@ def environment(spec: HostSpec) -> str:
 
 
 def _whole(seconds: float) -> int:
-    # systemd reads fractions too, but nobody means a tenth of a second here.
+    # At least one second: to systemd 0 means no timeout.
     return max(1, round(seconds))

@@ -1,5 +1,5 @@
 """
-Everything that decides what one host should be like, gathered at the edge into one value.
+The specification of a host: all inputs of its resources in one value.
 """
 
 import base64
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 @dataclass(frozen=True, slots=True)
 class Binary:
     """
-    A program that is sent to hosts.
+    A program file that is sent to hosts.
     """
 
     path: Path  # on this machine
@@ -36,11 +36,11 @@ class Binary:
 @dataclass(frozen=True, slots=True)
 class HostSpec:
     """
-    One host as it should be.
+    The wanted state of the hosts of one row.
 
     Attributes:
-        api_tokens: Bearer tokens of the service; empty: it asks for none.
-        allowed_signers: Text of the file that says whose bundles the host takes.
+        api_tokens: Bearer tokens of the service; empty: requests need none.
+        allowed_signers: Text of the file that names the signers whose bundles the host accepts.
         host_program: The zipapp of `deploy.host`.
     """
 
@@ -64,16 +64,16 @@ def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, .
     Return the bearer tokens that the fleet's service accepts.
 
     Raises:
-        InventoryError: A secret has no value, or one that can't be a bearer token.
+        InventoryError: A secret has no value, or one that not a valid bearer token.
     """
     tokens = []
     for name in fleet.service.api_tokens:
         token = resolve_secret(fleet.secrets[name], env, name=name)
         if not _TOKEN.fullmatch(token.reveal()):
             raise InventoryError(
-                f"secrets.{name}: can't be a bearer token",
+                f"secrets.{name}: not a valid bearer token",
                 why="it has characters other than letters, digits and . _ ~ + / - =",
-                fix="make another one, for example: openssl rand -hex 32",
+                fix="generate another, for example: openssl rand -hex 32",
             )
         tokens.append(token)
     return tuple(tokens)
@@ -81,10 +81,10 @@ def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, .
 
 def read_allowed_signers(fleet: Fleet) -> str:
     """
-    Return the text of the fleet's allowed signers.
+    Return the text of the fleet's allowed_signers file.
 
     Raises:
-        InventoryError: The file is missing, unreadable or names nobody.
+        InventoryError: The file is missing, unreadable or names no signer.
     """
     path = fleet.signing.allowed_signers
     what = f"{fleet.path.name}: signing.allowed_signers"
@@ -93,10 +93,10 @@ def read_allowed_signers(fleet: Fleet) -> str:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         why = f"{path}: {error.strerror}"
-        raise InventoryError(f"{what} can't be read", why=why, fix=fix) from error
+        raise InventoryError(f"{what} cannot be read", why=why, fix=fix) from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
-        raise InventoryError(f"{what} names nobody", why=f"{path} has no signer", fix=fix)
+        raise InventoryError(f"{what} names no signer", why=f"{path} has no signer", fix=fix)
     return text
 
 

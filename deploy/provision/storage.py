@@ -1,5 +1,5 @@
 """
-Directories, and the room that they need.
+Directories, and the free space that they need.
 """
 
 from deploy.host import layout
@@ -7,7 +7,7 @@ from deploy.provision.requirements import AnyRequirement, DiskSpace
 from deploy.provision.resources import AnyResource, Directory
 from deploy.provision.spec import HostSpec
 
-# What is left for logs, journals and a second venv while the first one is in use.
+# For logs, journals and a second environment while the first is in use.
 FLOOR_BYTES = 512 * 2**20
 
 
@@ -25,7 +25,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
     )
     return [
         *(Directory(path=path) for path in public),
-        # Nothing in it is verified yet.
+        # Uploads, before they are verified.
         Directory(path=layout.INCOMING, mode="0700"),
         Directory(path=layout.ETC, group=layout.USER, mode="0750"),
     ]

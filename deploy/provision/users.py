@@ -1,5 +1,5 @@
 """
-The user that the runtime runs as.
+The user of the runtime.
 """
 
 from deploy.host import layout
@@ -13,8 +13,8 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    # HAProxy reaches the slots' sockets through this user's group: `group` in haproxy.cfg, since
-    # it drops the supplementary groups that its own user may have.
+    # HAProxy opens the sockets of the slots as a member of this user's group.  It drops its
+    # supplementary groups, so haproxy.cfg names the group.
     return [User(user=layout.USER)]
 
 

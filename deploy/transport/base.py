@@ -1,5 +1,5 @@
 """
-What a transport is, whichever carries it.
+The interface of a transport.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Completed:
     """
-    A command that ran to its end.
+    A command that ended, with its output.
 
     Attributes:
         took_s: From sending the command to its exit status, in seconds of the controller's
@@ -61,5 +61,5 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """
-        Close the connection; commands in progress raise TransportError.
+        Close the connection; a call that waits for it ends with a TransportError.
         """

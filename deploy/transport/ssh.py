@@ -25,8 +25,8 @@ class SshTransport:
     """
     One host over one SSH connection, opened at first use.
 
-    A command that does not answer in time closes the connection: the host is cut, frozen or too
-    busy, and neither paramiko nor fabric bounds every wait of its own.
+    A command without an answer in time closes the connection: the host is cut off, frozen or too
+    busy, and neither paramiko nor fabric bounds each of its waits.
     """
 
     def __init__(self, host: Host) -> None:
@@ -58,7 +58,7 @@ class SshTransport:
         check: bool = True,
     ) -> Completed:
         command = shlex.join(argv)
-        # The command must not outlive our interest in it.
+        # Ends the command on the host too, when this side has given up.
         bounded = f"timeout --kill-after=5 {timeout_s + 5:.0f} {command}"
         started_s = time.monotonic()
         transport = self._open()
@@ -73,8 +73,8 @@ class SshTransport:
             said = (err or out).strip().splitlines()[-8:]
             raise CommandFailed(
                 f"{self.host}: `{_short(command)}` failed",
-                why=f"exit status {status}: " + (" / ".join(said) or "it said nothing"),
-                fix=f"look on the host: inv lab.ssh {self.host}, or ssh {self._host.address}",
+                why=f"exit status {status}: " + (" / ".join(said) or "no output"),
+                fix=f"run it on the host: inv lab.ssh {self.host}, or ssh {self._host.address}",
                 host=self.host,
             )
         return done
@@ -184,7 +184,7 @@ def connect(host: Host) -> Connection:
 
     Raises:
         HostKeyMismatch: The key is not the recorded one, or none is recorded.
-        TransportError: The host cannot be reached or refuses our key.
+        TransportError: The host cannot be reached or refuses the key.
     """
     ssh = host.ssh
     gateway = None
@@ -233,12 +233,12 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
             why=f"{address} shows {error.key.get_name()} {error.key.fingerprint}, "
             f"{ssh.known_hosts} has {error.expected_key.fingerprint}",
             fix=f"if the host was reinstalled, record its new key in {ssh.known_hosts}; "
-            "if not, somebody answers in its place",
+            "if not, another machine answers at its address",
             host=label,
         ) from error
     except paramiko.AuthenticationException as error:
         raise TransportError(
-            f"{label}: the host refuses our key",
+            f"{label}: the host refuses the key",
             why=f"{ssh.user}@{address}:{ssh.port}: {_words(error)}",
             fix="put the public key into the host's authorized_keys, or set ssh.user and ssh.key",
             host=label,
@@ -267,7 +267,7 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
 @contextlib.contextmanager
 def _bounded(gateway: Connection | None, timeout_s: float) -> Iterator[None]:
     """
-    Close *gateway* if what it is asked for takes longer: its channels open without a deadline.
+    Close *gateway* after *timeout_s*: its channels open without a deadline of their own.
     """
     if gateway is None:
         yield

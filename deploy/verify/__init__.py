@@ -1,5 +1,5 @@
 """
-Asserts what hosts are like, over SSH, with the tests of `tests/testinfra`.  Changes nothing.
+Runs the assertions of `tests/testinfra` on hosts, over SSH.  Changes nothing.
 """
 
 from deploy.verify.report import Finding, VerifyReport

@@ -1,5 +1,5 @@
 """
-What verification found.  Nouns, and the reading of pytest's JUnit XML.
+The results of verification, and the parser of pytest's JUnit XML.
 """
 
 import re
@@ -16,7 +16,7 @@ _BACKEND = re.compile(r"\[(?:ssh://)?([^\]]+)\]$")
 @dataclass(frozen=True, slots=True)
 class Finding:
     """
-    One assertion that does not hold on one host.
+    One assertion that failed on one host.
     """
 
     host: str
@@ -28,10 +28,10 @@ class Finding:
 class VerifyReport:
     """
     Attributes:
-        passed: Assertions that held, over all hosts.
-        skipped: Those that do not apply: no release in the slot, no GPU.
-        junit: The XML for CI.
-        took_s: Of the whole run, by this machine's monotonic clock.
+        passed: Number of assertions that hold, over all hosts.
+        skipped: Number of assertions that do not apply: no release in the slot, no GPU.
+        junit: Path of the JUnit XML.
+        took_s: Duration of the run in seconds.
     """
 
     hosts: tuple[str, ...]
@@ -44,7 +44,7 @@ class VerifyReport:
     @property
     def error(self) -> VerifyFailed | None:
         """
-        The error to raise; None: everything holds.
+        The error to exit with; None if all assertions hold.
         """
         if not self.failed:
             return None
@@ -104,6 +104,6 @@ def _outcome(case: ElementTree.Element) -> Outcome:
 
 
 def _reason(found: ElementTree.Element) -> str:
-    # pytest's short form: the message of the assertion, else its first line.
+    # The first line of the assertion's message.
     said = (found.get("message") or found.text or "").strip().splitlines()
     return (said[0] if said else "failed").removeprefix("AssertionError: ").removeprefix("Failed: ")

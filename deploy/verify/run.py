@@ -95,7 +95,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
             "row": row.name,
             "torch": row.version,
             "lock": lock_digest(row),
-            "gpu": fleet.service.device == "cuda",
+            "gpu": fleet.service.options.device == "cuda",
             "memory_max": fleet.service.memory_max,
             "tasks_max": fleet.service.tasks_max,
         }

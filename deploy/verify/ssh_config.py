@@ -1,5 +1,5 @@
 """
-The ssh_config that testinfra connects with: the fleet's own, one connection a host.  Pure.
+The ssh_config for testinfra: the settings of the fleet, one shared connection a host.  Pure.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ from deploy.inventory.schema import Fleet, Host
 
 def ssh_config(fleet: Fleet, control: Path) -> str:
     """
-    Return the configuration for OpenSSH.
+    Return the configuration of OpenSSH for *fleet*.
 
     Args:
-        control: Directory for the sockets of shared connections; its path must be short.
+        control: Directory for the sockets of shared connections; at most 60 bytes long.
     """
     parts = [_host(host, control) for host in fleet.hosts]
     jumps = {host.ssh.jump: host for host in fleet.hosts if host.ssh.jump is not None}
@@ -22,7 +22,7 @@ def ssh_config(fleet: Fleet, control: Path) -> str:
 
 def jump_alias(jump: str) -> str:
     """
-    Return the name under which the configuration knows a jump host.
+    Return the host alias of *jump* in the configuration.
     """
     return "jump-" + jump.replace("@", "-at-").replace(":", "-port-")
 
@@ -36,7 +36,7 @@ def _host(host: Host, control: Path) -> str:
         f"User {ssh.user}",
         f"Port {ssh.port}",
         *_common(host),
-        # One login a host; every further command is a channel of it.
+        # One login a host; further commands share its connection.
         "ControlMaster auto",
         f"ControlPath {control}/%C",
         "ControlPersist 60",

@@ -14,13 +14,13 @@ from deploy.errors import InventoryError
 
 class Row(BaseModel):
     """
-    One combination that belongs together; `matrix.yml` says what each key means.
+    One supported combination of versions; `matrix.yml` documents each key.
 
     Attributes:
-        driver_min: Oldest driver that policy allows, such as "535" or "520.61.05".
-        wheel: Version that torch's wheel gives itself, where it leaves the build out.
+        driver_min: Minimum driver version by policy, such as "535" or "520.61.05".
+        wheel: Version of torch's wheel, where its name has no build tag.
         capabilities: Compute capabilities such as "8.0"; empty on the CPU.
-        lock: File under requirements/ that pins torch; None: it cannot be provisioned yet.
+        lock: File under requirements/ that pins torch; None: the row cannot be provisioned yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +40,7 @@ class Row(BaseModel):
     @property
     def version(self) -> str:
         """
-        Return what `torch.__version__` says, such as "2.13.0+cpu".
+        Value of `torch.__version__`, such as "2.13.0+cpu".
         """
         return f"{self.torch}+{self.build}"
 
@@ -50,7 +50,7 @@ class Row(BaseModel):
 
     def allows_driver(self, version: str) -> bool:
         """
-        Return whether a host with driver *version* may run this row.
+        Return True if a host with driver *version* may run this row.
         """
         return self.driver_min is None or _numbers(version) >= _numbers(self.driver_min)
 
@@ -65,7 +65,7 @@ class Matrix(BaseModel):
         Return the row called *name*.
 
         Raises:
-            InventoryError: No row is called that; the nearest ones are named.
+            InventoryError: No row has this name; the error names the nearest.
         """
         names = [row.name for row in self.rows]
         for row in self.rows:
@@ -75,7 +75,7 @@ class Matrix(BaseModel):
         raise InventoryError(
             f"row: the version matrix has no row {name!r}",
             why=f"it has {', '.join(names)}",
-            fix=f"use {' or '.join(near)}; `inv matrix` shows what each one holds",
+            fix=f"use {' or '.join(near)}; `inv matrix` shows their versions",
         )
 
 

@@ -1,5 +1,5 @@
 """
-The wheels of a row, fetched once on this machine and checked by hash, so that hosts need no index.
+The wheels of a row, downloaded once to this machine and verified by hash: hosts need no index.
 """
 
 from deploy.wheelhouse.fetch import ensure_lock, lock_digest

@@ -1,5 +1,5 @@
 """
-Brings the wheels of a row into the cache, with pip as this machine has it configured.
+Downloads the wheels of a row into the cache, with this machine's pip configuration.
 """
 
 import fcntl
@@ -22,9 +22,9 @@ from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, lock_text
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
-FETCH_TIMEOUT_S = 3600.0  # a CUDA row is 2.6 GiB: 0.8 MB/s are enough
+FETCH_TIMEOUT_S = 3600.0  # a CUDA row is 2.6 GiB: enough for 0.8 MB/s
 
-# What the hosts are: x86_64 with glibc 2.28 or newer.  pip takes each tag as it stands.
+# Hosts are x86_64 with glibc 2.28 or newer.  pip does not derive older tags from newer ones.
 _PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
@@ -39,11 +39,11 @@ def ensure_lock(
     requirements: Path = REQUIREMENTS,
 ) -> Lock:
     """
-    Return the lock of *row* with every wheel of it in *cache*, fetching what is not there.
+    Return the lock of *row*; download the wheels that *cache* lacks.
 
     Raises:
-        InventoryError: The row has no lock file, or one that does not parse.
-        CommandFailed: pip could not get a wheel, or got one with another hash.
+        InventoryError: The row has no valid lock file.
+        CommandFailed: pip could not download a wheel, or its hash differs.
     """
     text = _text_of(row, requirements)
     digest = digest_of(text)
@@ -63,10 +63,10 @@ def ensure_lock(
 
 def lock_digest(row: Row, *, requirements: Path = REQUIREMENTS) -> str:
     """
-    Return the digest of the lock of *row*, without fetching anything.
+    Return the digest of the lock of *row*; downloads nothing.
 
     Raises:
-        InventoryError: The row has no lock file, or one that does not parse.
+        InventoryError: The row has no valid lock file.
     """
     return digest_of(_text_of(row, requirements))
 
@@ -91,14 +91,14 @@ def _text_of(row: Row, requirements: Path) -> str:
             fix="make the lock files of requirements/ again; their first lines say how",
         ) from None
     if row.wheel is not None:
-        # To `==` a wheel of any build is the same version, and the highest is taken: 2.13.0+cpu for
-        # 2.13.0, where both lie in one folder, and then its hash is refused.
+        # `==` ignores the local version: of 2.13.0 and 2.13.0+cpu in one directory pip takes the
+        # latter, whose hash is then refused.
         text = re.sub(r"^torch==", "torch===", text, count=1, flags=re.MULTILINE)
     return text
 
 
 def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
-    # On the cache's own file system, so that a finished wheel moves in at once.
+    # On the file system of the cache, so that a wheel is moved there atomically.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
         folder = Path(name)
         lock = folder / "requirements.lock"
@@ -118,8 +118,8 @@ def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
         except subprocess.TimeoutExpired:
             raise _refused(f"pip did not end within {FETCH_TIMEOUT_S:.0f} s") from None
         if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise _refused(" / ".join(said[-4:]) or f"pip exited {done.returncode}")
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise _refused(" / ".join(lines[-4:]) or f"pip exited {done.returncode}")
         wheels = []
         for path in sorted(folder.glob("*.whl")):
             target = cache / path.name
@@ -144,10 +144,10 @@ def _hash_wheel(path: Path) -> CachedWheel:
 
 def _known(index: Path, cache: Path) -> tuple[CachedWheel, ...] | None:
     """
-    Return the wheels that *index* lists, or None if one of them is not as it was.
+    Return the wheels in *index*, or None if a file has changed since it was hashed.
 
-    Size and time of change stand for the content, so that a run does not hash hundreds of
-    megabytes; every host hashes what it receives.
+    Compares size and modification time, not the content: hashing hundreds of megabytes would take
+    seconds, and every host verifies the hash of what it receives.
     """
     try:
         listed: list[dict[str, Any]] = json.loads(index.read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def _remember(index: Path, cache: Path, wheels: tuple[CachedWheel, ...]) -> None
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Two runs at once fetch once.
+    # Of two runs at once, one downloads.
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

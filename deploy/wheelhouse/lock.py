@@ -1,5 +1,5 @@
 """
-What a venv holds: the text of its lock, its digest, its wheels.  Pure.
+The lock of a Python environment: its text, its digest and its wheels.  Pure.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class CachedWheel:
-    file: str  # its name; says what it is and for which Python
+    file: str  # file name, with version and Python tags
     sha256: str
     size: int  # bytes
     path: Path  # on this machine
@@ -20,10 +20,10 @@ class CachedWheel:
 class Lock:
     """
     Attributes:
-        digest: sha256 of `text`; names the venv on every host.
+        digest: SHA-256 of `text`; the name of the environment on every host.
         text: Requirements with hashes, sorted, without comments, options or addresses.
-        python: Of the venv, such as "3.11".
-        wheels: Sorted by file name; all of them, and nothing else, fulfil `text`.
+        python: Python version of the environment, such as "3.11".
+        wheels: Exactly the wheels of `text`, sorted by file name.
     """
 
     digest: str
@@ -36,7 +36,7 @@ def lock_text(*sources: str) -> str:
     """
     Return the requirements of *sources* as one canonical text.
 
-    The same pins give the same bytes, however their files were laid out or commented.
+    The same pins give the same bytes: layout and comments of the files do not matter.
 
     Raises:
         ValueError: A requirement has no hash, or two sources pin the same project.

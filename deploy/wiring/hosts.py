@@ -6,7 +6,7 @@ import getpass
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,20 +65,12 @@ class Hosts:
         Raises:
             DeployError: One or more hosts could not be read; all are named.
         """
-        seen = self.seen()
-        found = {n: s for n, s in seen.items() if isinstance(s, Observed)}
-        failed = {n: s for n, s in seen.items() if isinstance(s, DeployError)}
-        if len(failed) == 1:
-            raise next(iter(failed.values()))
-        if failed:
-            kinds = {type(error) for error in failed.values()}
-            kind = kinds.pop() if len(kinds) == 1 else TransportError
-            raise kind(
-                f"{', '.join(failed)}: cannot be read",
-                why="; ".join(f"{name}: {error.why}" for name, error in failed.items()),
-                fix=f"bring them back, or go on without: --limit {','.join(found) or 'HOSTS'}",
-            )
-        return found
+        states = self.seen()
+        errors = {name: s for name, s in states.items() if isinstance(s, DeployError)}
+        readable = {name: s for name, s in states.items() if isinstance(s, Observed)}
+        if errors:
+            raise _unreadable(errors, readable)
+        return readable
 
     @property
     def limits(self) -> host_commands.Limits:
@@ -106,3 +98,23 @@ def connect(of: Fleet) -> Iterator[Hosts]:
     finally:
         for transport in transports.values():
             transport.close()
+
+
+def _unreadable(errors: Mapping[str, DeployError], readable: Collection[str]) -> DeployError:
+    """
+    Return one error for all hosts that could not be read; errors of one kind keep their kind.
+    """
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    kinds = {type(error) for error in errors.values()}
+    kind = kinds.pop() if len(kinds) == 1 else TransportError
+    fixes = dict.fromkeys(error.fix for error in errors.values())
+    if issubclass(kind, TransportError):
+        fixes = {
+            f"bring them back, or go on without: --limit {','.join(readable) or 'HOSTS'}": None
+        }
+    return kind(
+        f"{', '.join(errors)}: cannot be read",
+        why="; ".join(f"{error.what}: {error.why}" for error in errors.values()),
+        fix="; ".join(fixes),
+    )

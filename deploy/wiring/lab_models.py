@@ -20,7 +20,7 @@ def make_lab_model(kind: str, out: Path | None, progress: Callable[[str], None])
     """
     target = out or ROOT / ".slipway" / "models" / kind
     progress(f"lab model {kind}: {target}")
-    argv = [sys.executable, "-m", "runtime.lab_model", "--kind", kind, "--out", str(target)]
+    argv = [sys.executable, "-m", "deploy.lab.models", "--kind", kind, "--out", str(target)]
     argv += ["--cache", str(ROOT / ".slipway" / "lab-weights")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:

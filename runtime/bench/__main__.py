@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TextIO
 
 from runtime.bench.peers import PEERS
-from runtime.bench.report import OURS, Report
-from runtime.bench.session import Plan, Progress, run_session
-from runtime.bench.shapes import SHAPES, Shape
-from runtime.bench.system import OpenSystem, System
+from runtime.bench.report import OURS, BenchReport
+from runtime.bench.session import Progress, SessionPlan, run_session
+from runtime.bench.shapes import SHAPES, ModelShape
+from runtime.bench.system import OpenTimedSystem, TimedSystem
 from runtime.bench.work import LINES
 
 STARTED_S = time.monotonic()
@@ -49,30 +49,29 @@ def main(argv: Sequence[str], open_out: Callable[[], TextIO], progress: Progress
     from runtime.bench.ceilings import measure_ceilings
     from runtime.bench.engine import PRECISION_OF, OurEngine
     from runtime.bench.machine import read_machine
-    from runtime.engine.runner import prepare_torch
-    from runtime.models.loader import PRECISIONS
+    from runtime.models.loader import PRECISIONS, prepare_torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = SHAPES[args.shape or ("glm-4-9b" if device == "cuda" else "tiny")]
     lines = tuple(LINES[name].shrunk(shape.shrink) for name in args.lines)
-    plan = Plan(shape, device, lines, args.runs, args.runs_mix or args.runs, args.seed)
+    plan = SessionPlan(shape, device, lines, args.runs, args.runs_mix or args.runs, args.seed)
     out = open_out()
     prepare_torch(1)
     progress("measuring the device")
     precision = PRECISION_OF[device]
     ceilings = measure_ceilings(device, PRECISIONS[precision])
-    report = Report(out, as_json=args.json)
+    report = BenchReport(out, as_json=args.json)
     report.begin(
         read_machine(device), ceilings, shape.name, device,
         precision=precision, runs=plan.runs, runs_mix=plan.runs_mix, seed=plan.seed,
     )  # fmt: skip
 
-    def open_ours(shape: Shape, device: str) -> System:
+    def open_ours(shape: ModelShape, device: str) -> TimedSystem:
         return OurEngine(shape, device, ceilings)
 
-    systems: Mapping[str, OpenSystem] = {
+    systems: Mapping[str, OpenTimedSystem] = {
         OURS: open_ours,
         **{name: PEERS[name] for name in args.peer},
     }

@@ -10,14 +10,17 @@ import torch
 
 from runtime.bench.recorder import Recorder
 from runtime.bench.roofline import model_of
-from runtime.bench.sample import Ceilings, Run, Sample, make_sample
-from runtime.bench.shapes import Shape
+from runtime.bench.sample import Ceilings, Run, RunSample, make_sample
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
-from runtime.engine.opening import make_options, open_runner
-from runtime.engine.pages import PagePool
-from runtime.engine.protocol import Ending, Load, Submit
-from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.contract.engine_options import EngineOptions
+from runtime.engines.base.protocol import FinishReason, Submit
+from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.load_engine import open_runner
+from runtime.engines.paged.scheduler import Capacity, Scheduler
+from runtime.memory.plan import step_tokens
 from runtime.models.decoder import Decoder
 from runtime.models.loader import PRECISIONS, build_model
 
@@ -29,26 +32,25 @@ SEED = 0  # of the weights
 
 class OurEngine:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = None
 
-    def __init__(self, shape: Shape, device: str, ceilings: Ceilings) -> None:
+    def __init__(self, shape: ModelShape, device: str, ceilings: Ceilings) -> None:
         self.version = "this checkout"
         config, precision = shape.config, PRECISION_OF[device]
-        load = Load(
-            model_dir="",  # its weights are random
-            device=device,
-            precision=precision,
-            threads=torch.get_num_threads(),
-            max_batch_requests=MAX_REQUESTS,
-            max_batch_tokens=None,
-            max_wait_s=0.0,
-            beat_s=1.0,
-            context_tokens=shape.context_tokens,
+        options = EngineOptions.from_document(
+            {
+                "device": device,
+                "precision": precision,
+                "threads": torch.get_num_threads(),
+                "max_batch_requests": MAX_REQUESTS,
+                "max_wait_s": 0.0,
+                "context_tokens": shape.context_tokens,
+            }
         )
-        self._options = make_options(load, config, device)
+        self._options = options
         self._ceilings = ceilings
         self._cost = model_of(config, PRECISIONS[precision].itemsize)
         model = build_model(config, device=device, precision=precision)
@@ -61,7 +63,7 @@ class OurEngine:
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
         return work, ""
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         run = self._drive(work)
         return make_sample(work, run, self._cost, self._ceilings)
 
@@ -78,17 +80,17 @@ class OurEngine:
         recorder.clear()
         scheduler = Scheduler(
             recorder,
-            Capacity(MAX_REQUESTS, options.step_tokens, max_wait_s=0.0),
+            Capacity(MAX_REQUESTS, step_tokens(options), max_wait_s=0.0),
             frozenset(),
-            PagePool(self.pages, options.load.page_tokens),
+            BlockAllocator(self.pages, options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
         made = dict.fromkeys(range(len(work)), 0)
         first_s: dict[int, float] = {}
         started_s = time.perf_counter()
         for id, request in enumerate(work):
-            job = Submit(id, request.prompt, request.new, TIMEOUT_S)
-            scheduler.submit(job, started_s)
+            params = SamplingParams(request.new)
+            scheduler.submit(Submit(id, request.prompt, params, TIMEOUT_S), started_s)
         while not scheduler.is_idle:
             report = scheduler.turn(time.perf_counter())
             now_s = time.perf_counter()
@@ -97,12 +99,12 @@ class OurEngine:
                 if made[id] == 1:
                     first_s[id] = now_s - started_s
             for id, ending, detail in report.ended:
-                if ending != Ending.LENGTH:
+                if ending != FinishReason.LENGTH:
                     raise BenchError(f"request {id}: {ending}: {detail}")
         wall_s = time.perf_counter() - started_s
         check_tokens(list(made.values()), work)
-        if scheduler.pool.hit_tokens:
-            raise BenchError(f"{scheduler.pool.hit_tokens} tokens came from the prefix cache")
+        if scheduler.allocator.hit_tokens:
+            raise BenchError(f"{scheduler.allocator.hit_tokens} tokens came from the prefix cache")
         firsts = [first_s[id] for id in made]
         return Run(wall_s, recorder.waited_s, firsts, recorder.launched)
 

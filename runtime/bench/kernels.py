@@ -48,7 +48,7 @@ PRODUCTS = (
 
 def shapes(product: Product, bits: int) -> Iterator[dict[str, int]]:
     """
-    Yield what `linear.Shape` takes, in every combination worth a try.
+    Yield what `linear.TileShape` takes, in every combination worth a try.
     """
     for programs, block_k, warps, stages, splits in itertools.product(
         (1, 2, 4), (64, 128, 256), (4, 8), (3, 4, 6), (1, 2, 4) if product.may_split else (1,)
@@ -127,7 +127,7 @@ def _line(jobs: list[Job], compiled: list[bool]) -> str:
 def _weights(job: Job, copies: int) -> list[Any]:
     import torch
 
-    from runtime.models.quantize import quantize
+    from runtime.kernels.quantize import quantize
 
     product, _, bits, _ = job
     made = []
@@ -141,13 +141,13 @@ def _weights(job: Job, copies: int) -> list[Any]:
 def _call(job: Job, weight: Any) -> Callable[[], object]:
     import torch
 
-    from runtime.kernels.linear import Shape, skinny
+    from runtime.kernels.linear import TileShape, small_batch_gemm
 
     product, tokens, _, shape = job
     x = torch.randn((tokens, product.k), dtype=torch.bfloat16, device="cuda")
     out = torch.float32 if product.name == "head" else None
-    return lambda: skinny(
-        x, weight, is_gated=product.is_gated, out_dtype=out, shape=Shape(**shape),
+    return lambda: small_batch_gemm(
+        x, weight, is_gated=product.is_gated, out_dtype=out, shape=TileShape(**shape),
         multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count, pdl=True,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class BenchMachine:
     """
     Attributes:
         device: The GPU's name, or the CPU's architecture.
@@ -27,11 +27,11 @@ class Machine:
     at: str
 
 
-def read_machine(device: str) -> Machine:
+def read_machine(device: str) -> BenchMachine:
     import torch
 
     is_cuda = device == "cuda"
-    return Machine(
+    return BenchMachine(
         device=torch.cuda.get_device_name() if is_cuda else f"CPU {platform.machine()}",
         driver=_driver() if is_cuda else None,
         python=platform.python_version(),

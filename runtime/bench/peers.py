@@ -6,18 +6,18 @@ import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from runtime.bench.shapes import Shape
-from runtime.bench.system import NotInstalled, OpenSystem, System
+from runtime.bench.shapes import ModelShape
+from runtime.bench.system import NotInstalled, OpenTimedSystem, TimedSystem
 
 
-def _transformers(shape: Shape, device: str) -> System:
+def _transformers(shape: ModelShape, device: str) -> TimedSystem:
     _need("transformers")
     from runtime.bench.transformers_peer import TransformersPeer
 
     return TransformersPeer(shape, device)
 
 
-def _vllm(shape: Shape, device: str) -> System:
+def _vllm(shape: ModelShape, device: str) -> TimedSystem:
     _need("vllm")
     from runtime.bench.vllm_peer import VllmPeer
 
@@ -29,4 +29,6 @@ def _need(package: str) -> None:
         raise NotInstalled(package)
 
 
-PEERS: Mapping[str, OpenSystem] = MappingProxyType({"transformers": _transformers, "vllm": _vllm})
+PEERS: Mapping[str, OpenTimedSystem] = MappingProxyType(
+    {"transformers": _transformers, "vllm": _vllm}
+)

@@ -10,10 +10,10 @@ from runtime.bench.work import Line
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordedRun:
     """
     Attributes:
-        tokens_per_s: As in `Sample`, by line of work.
+        tokens_per_s: As in `RunSample`, by line of work.
         prefill_s: Of the line "prefill".
         copy_gb_s, matmul_tflop_s: What that very card did: see `sample.Ceilings`.
     """
@@ -36,7 +36,7 @@ class Record:
         return 1 / self.prefill_s if line.is_prefill else self.tokens_per_s.get(line.name)
 
 
-VLLM = Record(
+VLLM = RecordedRun(
     system="vllm",
     version="0.26.0",
     machine="NVIDIA H100 80GB HBM3",

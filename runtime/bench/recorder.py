@@ -5,7 +5,7 @@ Writes down what the runner is told, and when: stands between the scheduler and 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.engine.batch import Outcome, Runner, Running, Step
+from runtime.engines.paged.step import Running, Step, StepOutput, StepRunner
 
 
 @dataclass(slots=True)
@@ -21,14 +21,14 @@ class Launched:
 
 class Recorder:
     """
-    See `batch.Runner`.
+    See `StepRunner`.
 
     Attributes:
         launched: Every step that was, in order.
         waited_s: Spent in waiting for the device; the rest of the time the CPU had work.
     """
 
-    def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
+    def __init__(self, runner: StepRunner, clock: Callable[[], float]) -> None:
         self._runner, self._clock = runner, clock
         self.launched: list[Launched] = []
         self.waited_s = 0.0
@@ -39,7 +39,7 @@ class Recorder:
         self.launched.append(entry)
         return _Watched(self, running, entry)
 
-    def collect(self, running: Running, entry: Launched) -> Outcome:
+    def collect(self, running: Running, entry: Launched) -> StepOutput:
         started_s = self._clock()
         outcome = running.collect()
         entry.done_s = self._clock()
@@ -56,5 +56,5 @@ class _Watched:
     running: Running
     entry: Launched
 
-    def collect(self) -> Outcome:
+    def collect(self) -> StepOutput:
         return self.recorder.collect(self.running, self.entry)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from runtime.bench import table
-from runtime.bench.machine import Machine
-from runtime.bench.recorded import VLLM, Record
-from runtime.bench.sample import Ceilings, Sample, Spread, spreads
+from runtime.bench.machine import BenchMachine
+from runtime.bench.recorded import VLLM, RecordedRun
+from runtime.bench.sample import Ceilings, RunSample, Spread, spreads
 from runtime.bench.work import Line
 
 OURS = "slipway"
@@ -27,7 +27,7 @@ class Result:
     """
 
     line: Line
-    samples: Sequence[Sample]
+    samples: Sequence[RunSample]
     note: str = ""
     error: str | None = None
 
@@ -41,7 +41,7 @@ class Result:
         return spread.median if spread else None
 
 
-class Report:
+class BenchReport:
     """
     Attributes:
         failed: What went wrong: systems, or lines of them.
@@ -52,10 +52,10 @@ class Report:
         self._out, self._as_json = out, as_json
         self._document: dict[str, Any] = {"systems": {}}
         self._ours: dict[str, Result] = {}
-        self._record: Record | None = None
+        self._record: RecordedRun | None = None
 
     def begin(
-        self, machine: Machine, ceilings: Ceilings, shape: str, device: str, **how: object
+        self, machine: BenchMachine, ceilings: Ceilings, shape: str, device: str, **how: object
     ) -> None:
         """
         Args:
@@ -134,7 +134,7 @@ class Report:
             self._out.flush()
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def _plain(record: RecordedRun) -> dict[str, Any]:
     return {
         "system": record.system,
         "version": record.version,

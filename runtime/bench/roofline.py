@@ -9,7 +9,7 @@ out, and the few rows of the embedding.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from runtime.engine.batch import Step
+from runtime.engines.paged.step import Step
 from runtime.models.config import DecoderConfig
 
 

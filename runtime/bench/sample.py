@@ -38,7 +38,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RunSample:
     """
     One run.  Of a peer only the first two are known.
 
@@ -81,7 +81,7 @@ class Run:
     launched: Sequence[Launched]
 
 
-def make_sample(work: Work, run: Run, model: Model, ceilings: Ceilings) -> Sample:
+def make_sample(work: Work, run: Run, model: Model, ceilings: Ceilings) -> RunSample:
     steps = [entry.step for entry in run.launched]
     steady, steady_s = find_steady(run.launched)
     gb_s = None
@@ -89,7 +89,7 @@ def make_sample(work: Work, run: Run, model: Model, ceilings: Ceilings) -> Sampl
         gb_s = sum(model.cost(entry.step).read_bytes for entry in steady) / steady_s / 1e9
     prompt = len(work[0].prompt)
     is_prefill = len(work) == 1 and work[0].new == 1
-    return Sample(
+    return RunSample(
         wall_s=run.wall_s,
         tokens_per_s=sum(request.new for request in work) / run.wall_s,
         first_ms=statistics.median(run.first_s) * 1e3,
@@ -129,12 +129,12 @@ class Spread:
     most: float
 
 
-def spreads(samples: Sequence[Sample]) -> dict[str, Spread | None]:
+def spreads(samples: Sequence[RunSample]) -> dict[str, Spread | None]:
     """
     Return the median and the ends of every number that all runs have.
     """
     found: dict[str, Spread | None] = {}
-    for field in fields(Sample):
+    for field in fields(RunSample):
         values = [getattr(sample, field.name) for sample in samples]
         known = [value for value in values if value is not None]
         found[field.name] = (

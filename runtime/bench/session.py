@@ -7,23 +7,23 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from runtime.bench.report import Report, Result
-from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
-from runtime.bench.system import NotInstalled, OpenSystem, System
+from runtime.bench.report import BenchReport, Result
+from runtime.bench.sample import RunSample
+from runtime.bench.shapes import ModelShape
+from runtime.bench.system import NotInstalled, OpenTimedSystem, TimedSystem
 from runtime.bench.work import Line, draw, draw_warm_up
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SessionPlan:
     """
     Attributes:
         runs, runs_mix: Of each line; of those whose prompts differ in length.
     """
 
-    shape: Shape
+    shape: ModelShape
     device: str
     lines: tuple[Line, ...]
     runs: int
@@ -35,10 +35,13 @@ class Plan:
 
 
 def run_session(
-    plan: Plan, systems: Mapping[str, OpenSystem], report: Report, progress: Progress
+    plan: SessionPlan,
+    systems: Mapping[str, OpenTimedSystem],
+    report: BenchReport,
+    progress: Progress,
 ) -> None:
     """
-    Report on all *systems*, one after the other: each has the device for itself.
+    BenchReport on all *systems*, one after the other: each has the device for itself.
     """
     for name, open_system in systems.items():
         progress(f"{name}: opening")
@@ -61,9 +64,9 @@ def run_session(
             progress(f"{name}: did not close\n{traceback.format_exc()}")
 
 
-def _measure(system: System, line: Line, plan: Plan, progress: Progress) -> Result:
+def _measure(system: TimedSystem, line: Line, plan: SessionPlan, progress: Progress) -> Result:
     vocabulary = plan.shape.config.vocabulary
-    samples: list[Sample] = []
+    samples: list[RunSample] = []
     note = ""
     try:
         warm_up = draw_warm_up(line, vocabulary=vocabulary, seed=plan.seed)

@@ -11,7 +11,7 @@ from runtime.models.config import DecoderConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """
     Attributes:
         document: A config.json; our engine and the peers read the same.
@@ -41,10 +41,10 @@ _GLM = {
     "pad_token_id": 0,
 }
 
-SHAPES: Mapping[str, Shape] = MappingProxyType(
+SHAPES: Mapping[str, ModelShape] = MappingProxyType(
     {
         # Source: the defaults of GlmConfig in transformers 5.23.
-        "glm-4-9b": Shape(
+        "glm-4-9b": ModelShape(
             "glm-4-9b",
             _GLM
             | {
@@ -60,7 +60,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             context_tokens=8192,
             shrink=1,
         ),
-        "tiny": Shape(
+        "tiny": ModelShape(
             "tiny",
             _GLM
             | {

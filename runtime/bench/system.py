@@ -5,12 +5,12 @@ What is timed: our engine and its peers look alike to the session.
 from collections.abc import Callable
 from typing import Protocol
 
-from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.sample import RunSample
+from runtime.bench.shapes import ModelShape
 from runtime.bench.work import Line, Work
 
 
-class System(Protocol):
+class TimedSystem(Protocol):
     """
     An engine with random weights of one shape.
 
@@ -26,7 +26,7 @@ class System(Protocol):
         Return what of *work* it does in bearable time, and what that leaves out, in words.
         """
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         """
         Answer all requests of *work*, which arrive at once, greedily and to their full length.
         """
@@ -38,7 +38,7 @@ class System(Protocol):
 
 
 # Of a shape, on a device.
-OpenSystem = Callable[[Shape, str], System]
+OpenTimedSystem = Callable[[ModelShape, str], TimedSystem]
 
 
 class NotInstalled(Exception):

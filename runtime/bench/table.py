@@ -4,8 +4,8 @@ The words and columns of the printed report.  Pure.
 
 from collections.abc import Mapping
 
-from runtime.bench.machine import Machine
-from runtime.bench.recorded import Record
+from runtime.bench.machine import BenchMachine
+from runtime.bench.recorded import RecordedRun
 from runtime.bench.sample import Ceilings, Spread
 from runtime.bench.work import Line
 
@@ -19,7 +19,7 @@ OUR_TITLES = (
 PEER_TITLES = f"{_START}{'ours/peer':>10}"
 
 
-def header(machine: Machine, ceilings: Ceilings, shape: str, how: Mapping[str, object]) -> str:
+def header(machine: BenchMachine, ceilings: Ceilings, shape: str, how: Mapping[str, object]) -> str:
     driver = f", driver {machine.driver}" if machine.driver else ""
     cuda = f" (CUDA {machine.cuda})" if machine.cuda else ""
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in how.items())
@@ -35,7 +35,7 @@ def header(machine: Machine, ceilings: Ceilings, shape: str, how: Mapping[str, o
     )
 
 
-def recorded(record: Record) -> str:
+def recorded(record: RecordedRun) -> str:
     """
     Return what a ratio to *record* must be read with: cards of one name differ by a few percent.
     """

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.sample import RunSample
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 
@@ -22,12 +22,12 @@ PAGE_TOKENS, STEP_TOKENS = 64, 512  # of generate_batch on a CPU
 
 class TransformersPeer:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = 20.0
 
-    def __init__(self, shape: Shape, device: str) -> None:
+    def __init__(self, shape: ModelShape, device: str) -> None:
         self._transformers: Any = importlib.import_module("transformers")
         self.version = str(self._transformers.__version__)
         self._device = device
@@ -47,11 +47,11 @@ class TransformersPeer:
         trimmed = tuple(replace(request, new=most) for request in work)
         return trimmed, f"only {most} new tokens each" if trimmed != work else ""
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         is_even = len({len(request.prompt) for request in work}) == 1
         made, wall_s = self._generate(work) if is_even else self._generate_batch(work)
         check_tokens(made, work)
-        return Sample(wall_s, sum(made) / wall_s)
+        return RunSample(wall_s, sum(made) / wall_s)
 
     def close(self) -> None:
         del self._model

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.sample import Sample
-from runtime.bench.shapes import Shape
+from runtime.bench.sample import RunSample
+from runtime.bench.shapes import ModelShape
 from runtime.bench.system import check_tokens
 from runtime.bench.work import Line, Work
 
@@ -20,12 +20,12 @@ MAX_REQUESTS = 256
 
 class VllmPeer:
     """
-    See `system.System`.
+    See `system.TimedSystem`.
     """
 
     line_s: float | None = None
 
-    def __init__(self, shape: Shape, device: str) -> None:
+    def __init__(self, shape: ModelShape, device: str) -> None:
         self._vllm: Any = importlib.import_module("vllm")
         self.version = str(self._vllm.__version__)
         self._device = device
@@ -45,7 +45,7 @@ class VllmPeer:
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
         return work, ""
 
-    def run(self, work: Work) -> Sample:
+    def run(self, work: Work) -> RunSample:
         prompts = [{"prompt_token_ids": request.prompt} for request in work]
         params = [
             self._vllm.SamplingParams(
@@ -58,7 +58,7 @@ class VllmPeer:
         wall_s = time.perf_counter() - started_s
         made = [len(answer.outputs[0].token_ids) for answer in answers]
         check_tokens(made, work)
-        return Sample(wall_s, sum(made) / wall_s)
+        return RunSample(wall_s, sum(made) / wall_s)
 
     def close(self) -> None:
         # The engine is a process of its own, which ends when it is told to.

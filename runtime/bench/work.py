@@ -13,12 +13,12 @@ WARM_UP_NEW = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WorkItem:
     prompt: list[int]
     new: int
 
 
-Work = tuple[Request, ...]
+Work = tuple[WorkItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def draw(line: Line, *, vocabulary: int, seed: int, run: int) -> Work:
     work = []
     for _ in range(line.requests):
         prompt, new = lengths.randint(*line.prompts), lengths.randint(*line.news)
-        work.append(Request(tokens.choices(range(vocabulary), k=prompt), new))
+        work.append(WorkItem(tokens.choices(range(vocabulary), k=prompt), new))
     return tuple(work)
 
 

@@ -1,5 +1,5 @@
 """
-Where a step's keys and values lie: the paged cache and what a step says of its tokens.
+The paged KV cache.
 """
 
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ class PagedCache:
 
     def stores(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
-        Return keys, values and the scales of both, of *layer*, for a kernel: without scales it
-        gets what it must not read in their place.
+        Return keys, values and the scales of both, of *layer*, for a kernel.  Without scales it
+        gets keys and values in their place, which it must not read.
         """
         keys, values = self.keys[layer], self.values[layer]
         if self.key_scales is None or self.value_scales is None:
@@ -62,7 +62,7 @@ def make_cache(
     device: torch.device | str,
 ) -> PagedCache:
     """
-    Return an empty cache; *dtype* fp8 e4m3 and int8 are understood as quantised.
+    Return an empty cache; *dtype* fp8 e4m3 and int8 are quantised.
     """
     shape = (layers, pages, kv_heads, page_tokens, head_dim)
     is_int8 = dtype == torch.int8

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from runtime.kernels import gated, norm
 from runtime.kernels.launch import has_pdl
-from runtime.kernels.linear import Shape, choose_shape, skinny, swiglu, widen
+from runtime.kernels.linear import TileShape, choose_shape, small_batch_gemm, swiglu, widen
 from runtime.kernels.ops import Weight
-from runtime.models.quantize import Quantized
+from runtime.kernels.quantize import Quantized
 
 
 class FusedOps:
@@ -38,14 +38,14 @@ class FusedOps:
         shape = choose_shape(x, weight, is_gated=False, may_split=False)
         if shape is None:
             return _roomy(x, _dense(weight, x), bias)
-        return self._skinny(x, weight, bias, shape=shape)
+        return self._small_batch(x, weight, bias, shape=shape)
 
     def project(
         self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         shape = choose_shape(y, weight, is_gated=False, may_split=True)
         if shape is not None:  # maybe in parts, which the norm sums
-            return self.add_rms_norm(x, self._skinny(y, weight, shape=shape), gain, eps, post)
+            return self.add_rms_norm(x, self._small_batch(y, weight, shape=shape), gain, eps, post)
         if post is not None:
             return self.add_rms_norm(x, functional.linear(y, _dense(weight, y)), gain, eps, post)
         x.addmm_(y, _dense(weight, y).t())  # the sum costs the product nothing
@@ -60,27 +60,27 @@ class FusedOps:
             product = functional.linear(x, weight)
             del weight  # if it was widened
             return swiglu(product, pdl=self.pdl)
-        return self._skinny(x, gate_up, is_gated=True, shape=shape)
+        return self._small_batch(x, gate_up, is_gated=True, shape=shape)
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:
         shape = choose_shape(x, weight, is_gated=False, may_split=False)
         if shape is not None:
-            return self._skinny(x, weight, out_dtype=torch.float32, shape=shape)
+            return self._small_batch(x, weight, out_dtype=torch.float32, shape=shape)
         if x.dtype == torch.float32:
             return functional.linear(x, _dense(weight, x))
         return torch.mm(x, _dense(weight, x).t(), out_dtype=torch.float32)
 
-    def _skinny(
+    def _small_batch(
         self,
         x: Tensor,
         weight: Weight,
         bias: Tensor | None = None,
         *,
-        shape: Shape,
+        shape: TileShape,
         is_gated: bool = False,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        return skinny(
+        return small_batch_gemm(
             x,
             weight,
             bias,

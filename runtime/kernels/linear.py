@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.launch import dot, options, prefetch, prefetch_asm, start_next, wait
-from runtime.models.quantize import GROUP, Quantized
+from runtime.kernels.quantize import GROUP, Quantized
 
 GROUP_SIZE = tl.constexpr(GROUP)
 
@@ -36,7 +36,7 @@ def _tile(w, scale, rows, at, mask, k, start, KIND: tl.constexpr, DTYPE: tl.cons
 
 
 @triton.jit(do_not_specialize=["m", "rows_each", "blocks_each"])
-def _skinny(
+def _small_batch_gemm(
     x, w, scale, bias, out, m, n, k, rows_each, blocks_each,
     GATED: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -134,9 +134,9 @@ def _swiglu(gate_up, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TileShape:
     """
-    How `_skinny` cuts its work.
+    How `_small_batch_gemm` cuts its work.
 
     Attributes:
         programs_each: Programs a multiprocessor holds at once.
@@ -169,63 +169,63 @@ class _Row:
     """
 
     tokens: int
-    wide: Shape | None
-    split: Shape | None
-    gated: Shape | None
-    head: Shape | None
+    wide: TileShape | None
+    split: TileShape | None
+    gated: TileShape | None
+    head: TileShape | None
 
 
 # Measured in a chain of whole layers of GLM-4-9B on an H100; see docs/reference/engine.md.
 _FULL = (
     _Row(
         1,
-        wide=Shape(1, 128, 4, 6, 1024),
-        split=Shape(1, 128, 4, 6, 1024, splits=2),
-        gated=Shape(1, 128, 8, 3, 256),
-        head=Shape(2, 128, 4, 4),
+        wide=TileShape(1, 128, 4, 6, 1024),
+        split=TileShape(1, 128, 4, 6, 1024, splits=2),
+        gated=TileShape(1, 128, 8, 3, 256),
+        head=TileShape(2, 128, 4, 4),
     ),
     _Row(
         16,
-        wide=Shape(1, 256, 4, 4, 1024),
-        split=Shape(1, 128, 4, 6, 1024, splits=2),
-        gated=Shape(1, 128, 8, 3, 256),
-        head=Shape(2, 128, 4, 4),
+        wide=TileShape(1, 256, 4, 4, 1024),
+        split=TileShape(1, 128, 4, 6, 1024, splits=2),
+        gated=TileShape(1, 128, 8, 3, 256),
+        head=TileShape(2, 128, 4, 4),
     ),
     _Row(
         32,
-        wide=Shape(1, 128, 4, 6, 1024),
-        split=Shape(1, 128, 4, 6, 1024, splits=2),
-        gated=Shape(1, 128, 8, 3, 256),
-        head=Shape(2, 128, 8, 3),
+        wide=TileShape(1, 128, 4, 6, 1024),
+        split=TileShape(1, 128, 4, 6, 1024, splits=2),
+        gated=TileShape(1, 128, 8, 3, 256),
+        head=TileShape(2, 128, 8, 3),
     ),
     _Row(
         64,
-        wide=Shape(1, 128, 4, 6, 1024),
-        split=Shape(1, 128, 8, 6, 1024, splits=2),
-        gated=Shape(2, 128, 4, 3),
-        head=Shape(2, 128, 8, 3),
+        wide=TileShape(1, 128, 4, 6, 1024),
+        split=TileShape(1, 128, 8, 6, 1024, splits=2),
+        gated=TileShape(2, 128, 4, 3),
+        head=TileShape(2, 128, 8, 3),
     ),
     _Row(
         128,
         wide=None,
-        split=Shape(1, 128, 8, 4, splits=2),
-        gated=Shape(2, 128, 8, 3),
+        split=TileShape(1, 128, 8, 4, splits=2),
+        gated=TileShape(2, 128, 8, 3),
         head=None,
     ),
 )
 _QUANTISED = (
     _Row(
         16,
-        wide=Shape(2, 128, 4, 5),
-        split=Shape(1, 128, 8, 4, splits=4),
-        gated=Shape(2, 128, 4, 3),
+        wide=TileShape(2, 128, 4, 5),
+        split=TileShape(1, 128, 8, 4, splits=4),
+        gated=TileShape(2, 128, 4, 3),
         head=None,
     ),
     _Row(
         64,
-        wide=Shape(1, 128, 4, 3),
-        split=Shape(1, 128, 8, 4, splits=4),
-        gated=Shape(1, 128, 8, 3),
+        wide=TileShape(1, 128, 4, 3),
+        split=TileShape(1, 128, 8, 4, splits=4),
+        gated=TileShape(1, 128, 8, 3),
         head=None,
     ),
 )
@@ -234,7 +234,7 @@ HEAD_ROWS = 65536  # a weight with as many is a head
 
 def choose_shape(
     x: Tensor, weight: Tensor | Quantized, *, is_gated: bool, may_split: bool
-) -> Shape | None:
+) -> TileShape | None:
     """
     Return the fastest shape known for x (m, k) and a weight (n, k); None: cuBLAS.
     """
@@ -251,7 +251,9 @@ def choose_shape(
     return None
 
 
-def _fit(shape: Shape, stored_rows: int, stored_bits: int, x_rows: int, x_bytes: int) -> Shape:
+def _fit(
+    shape: TileShape, stored_rows: int, stored_bits: int, x_rows: int, x_bytes: int
+) -> TileShape:
     """
     Return *shape* with as few stages and columns less as shared memory asks for.
     """
@@ -265,21 +267,21 @@ def _fit(shape: Shape, stored_rows: int, stored_bits: int, x_rows: int, x_bytes:
             shape = replace(shape, block_k=shape.block_k // 2)
 
 
-def skinny(
+def small_batch_gemm(
     x: Tensor,
     weight: Tensor | Quantized,
     bias: Tensor | None = None,
     *,
     is_gated: bool = False,
     out_dtype: torch.dtype | None = None,
-    shape: Shape,
+    shape: TileShape,
     multiprocessors: int,
     pdl: bool = False,
 ) -> Tensor:
     """
     Return x (m, k) @ weight.T (k, n), plus *bias* (n,); gated: SwiGLU of it, (m, n / 2).
 
-    With `Shape.splits` the result is in parts, (splits, m, n) fp32, for `norm.add_rms_norm`.
+    With `TileShape.splits` the result is in parts, (splits, m, n) fp32, for `norm.add_rms_norm`.
     """
     values = weight.weight if isinstance(weight, Quantized) else weight
     kind = weight.bits if isinstance(weight, Quantized) else 16
@@ -302,7 +304,7 @@ def skinny(
     row_bytes = values.shape[1] * values.element_size()
     last = (k - (splits - 1) * blocks_each * block_k) * row_bytes // k
     ahead = min(shape.prefetch_bytes, last) // 16 * 16 if pdl and row_bytes % 16 == 0 else 0
-    _skinny[(triton.cdiv(n, rows_each), triton.cdiv(m, block_m), splits)](
+    _small_batch_gemm[(triton.cdiv(n, rows_each), triton.cdiv(m, block_m), splits)](
         x, values, scale, values if bias is None else bias, out, m, n, k, rows_each, blocks_each,
         GATED=is_gated, KIND=kind, HAS_BIAS=bias is not None, EVEN_K=k % block_k == 0,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,

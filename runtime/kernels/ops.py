@@ -1,5 +1,5 @@
 """
-The operations that a decoder is made of, and who does them on which device.
+The operations of a decoder, and their implementation for each device.
 """
 
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.kernels import reference
-from runtime.models.quantize import Quantized, dequantize
+from runtime.kernels.quantize import Quantized, dequantize
 
 Weight = Tensor | Quantized
 

@@ -1,5 +1,5 @@
 """
-What each kernel computes, in plain torch: the truth that kernels are held to, and the CPU's road.
+Each kernel's operation in plain torch: the reference of its tests, and the CPU's implementation.
 
 Shapes: t tokens, b rows, h query heads, g KV heads, d values a head, v vocabulary.
 """
@@ -105,7 +105,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     s, h, d = q.shape
     t, g, _ = keys.shape
     mask = torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
-    # The query heads that share a KV head stand beside its positions: nothing is repeated.
+    # Query heads that share a KV head are a batch dimension: keys and values are not repeated.
     grouped = q.view(s, g, h // g, d).permute(1, 2, 0, 3).reshape(g, h // g * s, d)
     y = functional.scaled_dot_product_attention(
         grouped[None],
@@ -147,7 +147,7 @@ def sample(
         return chosen, finite
     scaled = logits[drawn] / temperatures[drawn, None]
     shares, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True)
-    # The smallest set that reaches top_p: whoever has less than that before it. Never empty.
+    # The smallest set that reaches top_p: tokens with less than that before them.  Never empty.
     kept = shares.cumsum(dim=-1) - shares < top_ps[drawn, None]
     noise = gumbel(seeds[drawn], positions[drawn], logits.shape[-1])
     noisy = (scaled + noise).gather(1, order).masked_fill(~kept, -torch.inf)

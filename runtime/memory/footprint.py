@@ -1,27 +1,27 @@
 """
-What the parts of a model take of a device, in bytes.  Pure.
+The memory of a model's parts on a device, in bytes.  Pure.
 
 Weights and pages are exact.  Activations follow `Decoder.forward` as the GPU's kernels compute it,
-tensor by tensor; tests hold all of it against what is really allocated.
+tensor by tensor; tests compare it with real allocations.
 """
 
 from collections.abc import Iterator
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 
 PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-GROUP = 128  # models.quantize.GROUP
-BLOCK_TOKENS = 512  # kernels.prefill.BLOCK_TOKENS
-LONG_TOKENS = 6144  # kernels.prefill.LONG_TOKENS
+GROUP = 128  # kernels.quantize.GROUP
+BLOCK_TOKENS = 512  # kernels.attention.chunked.BLOCK_TOKENS
+LONG_TOKENS = 6144  # kernels.attention.chunked.LONG_TOKENS
 GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
-ATTENTION_PROGRAMS = 512  # twice kernels.attention.SHARED_PAIRS
+ATTENTION_PROGRAMS = 512  # twice kernels.attention.decode.SHARED_PAIRS
 
 
 def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: Shard) -> int:
     """
-    Return what all weights of a shard take, to the byte.
+    Return the bytes of all weights of a shard, exactly.
 
     Raises:
         ModelError: 4 bits, and a row is not whole groups.
@@ -40,7 +40,7 @@ def page_bytes(
     config: DecoderConfig, kv: str, precision: str, page_tokens: int, shard: Shard
 ) -> int:
     """
-    Return what one page takes: keys and values of all layers, and their scales.
+    Return the bytes of one page: keys and values of all layers, and their scales.
     """
     size, scale = {"same": (PRECISION_BYTES[precision], 0), "fp8": (1, 0), "int8": (1, 4)}[kv]
     token = config.head_dim * size + scale
@@ -58,9 +58,9 @@ def activation_bytes(
     is_gpu: bool = True,
 ) -> int:
     """
-    Return what a step of *tokens* takes beside weights and cache, *slots* of them sampled.
+    Return the bytes of a step of *tokens*, *slots* of them sampled, beside weights and cache.
 
-    On a GPU also what is kept for the CUDA graphs and for attention.
+    On a GPU this includes the CUDA graphs' memory and attention's workspace.
     """
     size = PRECISION_BYTES[precision]
 
@@ -71,7 +71,7 @@ def activation_bytes(
     group = shard.heads(config.heads) // kv_heads
     eager = step(tokens)
     if not is_gpu or precision == "fp32":
-        # prefill._reference: keys and values of a row, read and put in order; a mask, one for each
+        # chunked._reference: keys and values of a row, read and put in order; a mask, one for each
         # head of a group, and as numbers, twice: a guess.
         eager += longest * 2 * kv_heads * config.head_dim * (3 * size + 4)
         eager += min(tokens, longest, BLOCK_TOKENS) * longest * (1 + group * (1 + 2 * size))
@@ -80,14 +80,14 @@ def activation_bytes(
     pairs = max(slots, GRAPH_TOKENS) * kv_heads
     padded = max(16, 1 << (group - 1).bit_length())
     parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)
-    return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.Workspace
+    return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.decode.Workspace
 
 
 def _moments(
     config: DecoderConfig, tokens: int, rows: int, size: int, shard: Shard, weights: str
 ) -> Iterator[int]:
     """
-    Yield what is alive at each peak of a step, in the order of `Decoder.forward`.
+    Yield the live bytes at each peak of a step, in the order of `Decoder.forward`.
 
     Args:
         rows: That are sampled.
@@ -108,7 +108,7 @@ def _moments(
     base = flat + 2 * plain(hidden)  # x and n
     wide = [0 if weights == "full" else n * k * size for n, k in shapes]  # linear.widen
     attention = plain(q)
-    if tokens >= LONG_TOKENS:  # prefill.attend_lone: k and v, y and its log-sum-exp, rounded up
+    if tokens >= LONG_TOKENS:  # chunked.attend_lone: k and v, y and its log-sum-exp, rounded up
         padded = tokens + tokens // 8 + 1
         attention = plain(qkv, padded) + 4 * padded * shard.heads(config.heads)
     whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, and joined

@@ -1,18 +1,17 @@
 """
-How a device's memory is given away: to keys and values goes what the rest leaves.  Pure.
+Plans a device's memory: the KV cache gets what the rest leaves.  Pure.
 """
 
 from dataclasses import dataclass, replace
 
-from runtime.engine.protocol import Load
-from runtime.errors import ConfigError, ModelError
+from runtime.contract.engine_options import OPTIONS, EngineOptions
+from runtime.contract.errors import ConfigError, ModelError
 from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 
 GIB = 2**30
 STEP_TOKENS = {"cuda": 8192, "cpu": 512}
-MOST_FRACTION, MOST_GPUS = 0.98, 8  # of the configuration
 
 # What a process takes beside what is planned: 0.94 GiB were seen on an H100 with torch 2.11
 # and Triton 3.6, with GLM-4-9B, all graphs captured, after the largest steps.
@@ -26,12 +25,12 @@ Change = dict[str, str | int | float]
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """
-    How the memory of each GPU is given away, in bytes.
+    The memory of each GPU by use, in bytes.
 
     Attributes:
-        budget: What there is; None on a CPU, where nothing is held against a limit.
-        kv: Of all *pages*, page 0 included, which is where padding writes.
-        fixed: What is taken whatever the model.
+        budget: Bytes that may be used; None on a CPU, which has no limit.
+        kv: Of all *pages*, including page 0, where padding writes.
+        fixed: Independent of the model.
         context_tokens: Of the longest request.
     """
 
@@ -59,7 +58,7 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """
-        Whether one request of the longest context does.
+        Whether one request of the longest context fits.
         """
         return self.pages >= self.least_pages
 
@@ -74,65 +73,79 @@ class MemoryPlan:
         return (self.pages - 1) // pages_of(tokens, self.page_tokens)
 
 
-def plan_memory(load: Load, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
+def plan_memory(
+    options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None
+) -> MemoryPlan:
     """
-    Return how the memory is given away: to the KV cache goes what the rest leaves.
+    Return the plan: the KV cache gets what the rest leaves.
 
     Args:
         total_gpu_bytes: Of each GPU, all of it; None on a CPU.
 
     Raises:
-        ConfigError: There is no room for one request of the longest context.
-        ModelError: The model can't be shared out or quantised so.
+        ConfigError: One request of the longest context does not fit.
+        ModelError: The model can't be sharded or quantised like this.
     """
-    assert (load.device == "cuda") == (total_gpu_bytes is not None), "a GPU has a size, a CPU none"
-    plan = _plan(load, config, total_gpu_bytes)
+    assert (options.device == "cuda") == (total_gpu_bytes is not None), (
+        "a GPU has a size, a CPU none"
+    )
+    plan = _plan(options, config, total_gpu_bytes)
     if total_gpu_bytes is not None and not plan.fits:
-        raise _too_small(load, config, plan, total_gpu_bytes)
+        raise _too_small(options, config, plan, total_gpu_bytes)
     return plan
 
 
-def step_tokens(load: Load) -> int:
+def request_tokens(options: EngineOptions, config: DecoderConfig) -> int:
     """
-    Return how many tokens a step computes at most.
+    Return the most tokens of a request, its answer included.
     """
-    # Each row decodes one: without more, prompts would wait for as long as every row decodes.
-    least = load.max_batch_requests + load.page_tokens
-    return max(load.step_tokens or STEP_TOKENS[load.device], least)
+    # One that needs more than max_batch_tokens could never join the batch.
+    limits = (config.context_tokens, options.context_tokens, options.max_batch_tokens)
+    return min(limit for limit in limits if limit)
 
 
-def _plan(load: Load, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
-    shard = Shard(0, load.gpus)
+def step_tokens(options: EngineOptions) -> int:
+    """
+    Return the most tokens of a step.
+    """
+    # Each row decodes one token: without more, prompts would wait while every row decodes.
+    least = options.max_batch_requests + options.page_tokens
+    return max(options.step_tokens or STEP_TOKENS[options.device], least)
+
+
+def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
+    shard = Shard(0, options.gpus)
     shard.check(config)
-    longest = min(load.context_tokens or config.context_tokens, config.context_tokens)
-    longest = min(load.max_batch_tokens or longest, longest)
-    is_gpu = load.device == "cuda"
+    longest = request_tokens(options, config)
+    is_gpu = options.device == "cuda"
     activations = activation_bytes(
         replace(config, context_tokens=longest),
-        step_tokens(load),
-        load.precision,
-        load.max_batch_requests,
+        step_tokens(options),
+        options.precision,
+        options.max_batch_requests,
         shard,
-        load.weights,
+        options.weights,
         is_gpu=is_gpu,
     )
     plan = MemoryPlan(
-        budget=None if total_gpu_bytes is None else int(total_gpu_bytes * load.memory_fraction),
-        weights=weight_bytes(config, precision=load.precision, weights=load.weights, shard=shard),
+        budget=None if total_gpu_bytes is None else int(total_gpu_bytes * options.memory_fraction),
+        weights=weight_bytes(
+            config, precision=options.precision, weights=options.weights, shard=shard
+        ),
         kv=0,
         activations=activations,
-        fixed=_fixed_bytes(load.gpus) if is_gpu else 0,
+        fixed=_fixed_bytes(options.gpus) if is_gpu else 0,
         pages=0,
-        page_tokens=load.page_tokens,
+        page_tokens=options.page_tokens,
         context_tokens=longest,
     )
-    page = page_bytes(config, load.kv, load.precision, load.page_tokens, shard)
-    # No more than all rows can ever hold.
-    limits = [1 + load.max_batch_requests * pages_of(longest, load.page_tokens)]
+    page = page_bytes(config, options.kv, options.precision, options.page_tokens, shard)
+    # No more than all rows can hold.
+    limits = [1 + options.max_batch_requests * pages_of(longest, options.page_tokens)]
     if plan.budget is not None:
         limits.append(max(plan.budget - plan.total, 0) // page)
-    if load.max_batch_tokens is not None:
-        limits.append(1 + pages_of(load.max_batch_tokens, load.page_tokens))
+    if options.max_batch_tokens is not None:
+        limits.append(1 + pages_of(options.max_batch_tokens, options.page_tokens))
     pages = min(limits)
     return replace(plan, pages=pages, kv=pages * page)
 
@@ -146,31 +159,33 @@ def _fixed_bytes(gpus: int) -> int:
 
 
 def _too_small(
-    load: Load, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
+    options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
 ) -> ConfigError:
     """
-    Return what to raise where *plan* has too few pages, with what would do.
+    Return the error for a *plan* with too few pages, with changes that would fit.
     """
     assert plan.budget is not None
-    page = page_bytes(config, load.kv, load.precision, load.page_tokens, Shard(0, load.gpus))
+    page = page_bytes(
+        config, options.kv, options.precision, options.page_tokens, Shard(0, options.gpus)
+    )
     others = plan.total - plan.kv
     left, wanted = plan.budget - others, page * plan.least_pages
     fraction = -(-(others + wanted + 1) * 100 // total_gpu_bytes) / 100
     cheap: list[Change] = [
         {"precision": "bf16"},
         {"memory_fraction": fraction},
-        {"context_tokens": (left // page - 1) * load.page_tokens},
+        {"context_tokens": (left // page - 1) * options.page_tokens},
         {"kv": "fp8"},
         {"weights": "int8"},
         {"step_tokens": 1024},
         {"max_batch_requests": 16},
     ]
-    dear: list[Change] = [{"weights": "int8", "kv": "fp8"}, {"gpus": 2 * load.gpus}]
+    dear: list[Change] = [{"weights": "int8", "kv": "fp8"}, {"gpus": 2 * options.gpus}]
     would_do = [
         [
             " and ".join(f"{key}: {value}" for key, value in change.items())
             for change in changes
-            if _would_do(load, config, change, total_gpu_bytes)
+            if _would_do(options, config, change, total_gpu_bytes)
         ]
         for changes in (cheap, dear)
     ]
@@ -178,7 +193,7 @@ def _too_small(
     found = f"{left / GIB:.2f} are left" if left > 0 else "nothing is left"
     return ConfigError(
         f"memory: one request of {plan.context_tokens} tokens does not fit",
-        why=f"memory_fraction {load.memory_fraction} of {total_gpu_bytes / GIB:.1f} GiB is "
+        why=f"memory_fraction {options.memory_fraction} of {total_gpu_bytes / GIB:.1f} GiB is "
         f"{plan.budget / GIB:.2f} GiB; weights take {plan.weights / GIB:.2f}, activations "
         f"{plan.activations / GIB:.2f}, CUDA {plan.fixed / GIB:.2f}; its keys and values take "
         f"{wanted / GIB:.2f}, and {found}",
@@ -186,13 +201,15 @@ def _too_small(
     )
 
 
-def _would_do(load: Load, config: DecoderConfig, change: Change, total_gpu_bytes: int) -> bool:
-    changed = replace(load, **change)  # type: ignore[arg-type]
-    if changed.memory_fraction > MOST_FRACTION or (changed.context_tokens or 1) < 1:
+def _would_do(
+    options: EngineOptions, config: DecoderConfig, change: Change, total_gpu_bytes: int
+) -> bool:
+    changed = replace(options, **change)  # type: ignore[arg-type]
+    if not all(OPTIONS[key].rules.allow(value) for key, value in change.items()):
         return False
-    if changed.gpus > MOST_GPUS or (changed.precision == "fp32" and changed.weights != "full"):
+    if changed.precision == "fp32" and changed.weights != "full":
         return False
     try:
         return _plan(changed, config, total_gpu_bytes).fits
-    except ModelError:  # it can't be shared out or quantised so
+    except ModelError:  # it can't be sharded or quantised like this
         return False

@@ -1,4 +1,5 @@
 """
-Decoders: one for all families, what their configurations say, and the loader of their files.
-They compute hidden states and logits; who is in the batch and where its cache lies is not theirs.
+The decoder of all model families, its configuration and the loader of its weights.
+
+It computes hidden states and logits; it knows neither the batch's requests nor the cache's layout.
 """

@@ -1,12 +1,12 @@
 """
-What a `config.json` says of a decoder, in every family that this runtime serves.  Pure.
+A decoder's configuration, from the `config.json` of every supported family.  Pure.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.families import find_family
 
 
@@ -48,9 +48,9 @@ class DecoderConfig:
         is_interleaved: Values that are rotated together are neighbours in the file; else they are
             half of *rotary* apart.
         is_gate_up_joined: The MLP's gate and up are one tensor in the file.
-        ends: Token ids that end an answer.
-        prefix: What the names of the decoder's tensors begin with, the head's excepted.
-        ignored: What names begin with that are of another part of the model.
+        stop_token_ids: Token ids that end an answer.
+        prefix: Of the names of the decoder's tensors, except the head's.
+        ignored: Prefixes of tensors of other parts of the model.
     """
 
     vocabulary: int
@@ -72,7 +72,7 @@ class DecoderConfig:
     has_qk_norms: bool
     is_interleaved: bool
     is_gate_up_joined: bool
-    ends: frozenset[int]
+    stop_token_ids: frozenset[int]
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
 
@@ -82,7 +82,7 @@ class DecoderConfig:
         Read a `config.json` of transformers 4 or 5.
 
         Raises:
-            ModelError: A key is missing, or asks for what this decoder does not have.
+            ModelError: A key is missing, or has a value that this decoder does not support.
         """
         family = find_family(found, where)
         text = found.get("text_config") or found if family.is_multimodal else found
@@ -127,13 +127,13 @@ class DecoderConfig:
             has_qk_norms=family.has_qk_norms,
             is_interleaved=family.is_glm,
             is_gate_up_joined=family.is_glm,
-            ends=read_ends(text) or read_ends(found),
+            stop_token_ids=read_stop_token_ids(text) or read_stop_token_ids(found),
             prefix="model.language_model." if family.is_multimodal else "model.",
             ignored=("model.visual.",) if family.is_multimodal else (),
         )
 
 
-def read_ends(found: Mapping[str, Any]) -> frozenset[int]:
+def read_stop_token_ids(found: Mapping[str, Any]) -> frozenset[int]:
     """
     Return the ids under `eos_token_id`: a number, a list or nothing.
     """

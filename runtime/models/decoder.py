@@ -1,8 +1,8 @@
 """
-The one decoder of all families: GLM, Llama and Qwen differ in what their config says.
+The decoder of all families: GLM, Llama and Qwen differ in their config only.
 
-It computes hidden states and logits of flat batches, (t, ...) for all tokens of all requests; who
-they belong to and where their keys and values lie is the Attend's affair.
+It computes hidden states and logits of flat batches, (t, ...) for all tokens of all requests.
+`Attend` knows their rows and where keys and values lie.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from runtime.kernels import reference
 from runtime.kernels.ops import Ops, TorchOps
+from runtime.kernels.quantize import Quantized, empty_quantized
 from runtime.models.config import DecoderConfig
-from runtime.models.quantize import Quantized, empty_quantized
 from runtime.models.rotary import inverse_frequencies, position_rows
 from runtime.models.shard import WHOLE, Shard
 
@@ -24,7 +24,7 @@ from runtime.models.shard import WHOLE, Shard
 Attend = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
 
 
-MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer: what can be quantised
+MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer: can be quantised
 
 
 class DecoderLayer(nn.Module):
@@ -37,7 +37,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig, index: int, shard: Shard) -> None:
         super().__init__()
-        self.config, self.index = config, index
+        self.config, self.index, self.norm_eps = config, index, config.norm_eps
         self.heads, self.kv_heads = shard.heads(config.heads), shard.kv_heads(config.kv_heads)
         hidden, width = config.hidden, config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * width
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
 
     def quantize(self, bits: int, device: torch.device | str) -> None:
         """
-        Replace the layers' matrices by room for quantised ones on *device*, for the loader to fill.
+        Replace the layers' matrices by empty quantised ones on *device*, for the loader to fill.
 
         The embedding, the head, norms and biases keep their type.
         """
@@ -153,9 +153,9 @@ class Decoder(nn.Module):
         for layer, next_norm in zip(layers, next_norms, strict=True):
             y = attend(layer, ops.linear(n, layer.qkv, layer.qkv_bias), angles)
             if layer is layers[-1] and rows is not None:
-                x, y = x[rows], y[rows]  # behind the last attention only these are looked at
+                x, y = x[rows], y[rows]  # after the last attention only these are used
             x, n = self._project(x, y, layer.out, layer.mlp_norm, layer.attention_out_norm)
-            del y  # what comes now takes most
+            del y  # the next product takes the most memory
             gated = ops.gated(n, layer.gate_up)
             x, n = self._project(x, gated, layer.down, next_norm, layer.mlp_out_norm)
             del gated

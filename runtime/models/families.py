@@ -1,5 +1,5 @@
 """
-The families of decoders that this runtime serves.  Pure.
+The supported families of decoders.  Pure.
 
 Source: configuration_*.py and modeling_*.py of glm, glm4, glm4v, llama, qwen2 and qwen3 in
 transformers 5.23; tests/unit/runtime/models holds the two together.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

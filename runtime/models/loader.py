@@ -1,5 +1,5 @@
 """
-Fill a decoder's parameters from a standard model directory, as fast as the disk gives it.
+Loads a decoder's parameters from a standard model directory, at the speed of the disk.
 
 Rows of the files go through a few small buffers to the device, and are put in order, converted
 and quantised there: at no time is there a second copy of the model.
@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.errors import ModelError
-from runtime.models.config import DecoderConfig, read_ends
+from runtime.contract.errors import ModelError
+from runtime.kernels.quantize import Quantized, quantize
+from runtime.models.config import DecoderConfig, read_stop_token_ids
 from runtime.models.decoder import Decoder
-from runtime.models.quantize import Quantized, quantize
-from runtime.models.readers import host_bytes, share_out, wait
-from runtime.models.reads import Read, Target, memory_of, plan_reads
+from runtime.models.parallel_reader import host_bytes, read_in_parallel, wait
+from runtime.models.read_plan import Read, Target, memory_of, plan_reads
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.tensor_files import read_json, unreadable
 
@@ -34,7 +34,7 @@ SLAB_BYTES = 64 * 2**20  # pinned at a time when staging; torch rounds up to a p
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedWeights:
     """
     What was copied.
 
@@ -61,8 +61,8 @@ class Staged:
             torch keeps pinned memory for the next time; see `give_back_host_memory`.
     """
 
-    read: Loaded
-    commit: Callable[[], Loaded]
+    read: LoadedWeights
+    commit: Callable[[], LoadedWeights]
 
 
 def load_model(
@@ -99,11 +99,20 @@ def build_model(
         model = Decoder(config, shard).to(PRECISIONS[precision])
     if bits := WEIGHT_BITS[weights]:
         model.quantize(bits, device)
-    # Not `to_empty`: it imports for seconds what tells the shape of an empty tensor.
+    # Not `to_empty`: its imports take seconds.
     model._apply(  # type: ignore[no-untyped-call]
         lambda x: torch.empty(x.shape, dtype=x.dtype, device=device)
     )
     return model.requires_grad_(False).eval()
+
+
+def prepare_torch(threads: int) -> None:
+    """
+    Give torch *threads* threads; call it before anything is computed.
+    """
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
 
 
 def check_device(device: str) -> None:
@@ -129,8 +138,8 @@ def read_config(path: str | Path) -> DecoderConfig:
     path = Path(path)
     config = DecoderConfig.from_json(read_json(path / CONFIG), str(path / CONFIG))
     if (path / GENERATION_CONFIG).exists():
-        ends = read_ends(read_json(path / GENERATION_CONFIG))
-        config = replace(config, ends=ends or config.ends)
+        ends = read_stop_token_ids(read_json(path / GENERATION_CONFIG))
+        config = replace(config, stop_token_ids=ends or config.stop_token_ids)
     return config
 
 
@@ -139,7 +148,7 @@ def load_weights(
     config: DecoderConfig,
     parameters: Mapping[str, Target],
     shard: Shard = WHOLE,
-) -> Loaded:
+) -> LoadedWeights:
     """
     Fill *parameters*, those of a `Decoder` by name, of any type and on any one device.
 
@@ -159,7 +168,7 @@ def load_weights(
         _put(read, _fill(buffer(), read))
         wait(device)  # before the buffer is filled again
 
-    share_out(reads, work, device)
+    read_in_parallel(reads, work, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what converting took, on streams that nobody else uses
     return _loaded(reads, started_s)
@@ -172,7 +181,7 @@ def stage(
     shard: Shard = WHOLE,
 ) -> Staged:
     """
-    Read the weights for *parameters* into host memory, and touch none of them.
+    Read the weights for *parameters* into host memory; leave the parameters unchanged.
 
     Raises:
         ModelError: As `load_weights`.
@@ -191,7 +200,7 @@ def stage(
         memory = room.take(rows.numel() * rows.element_size())
         held.append((read, memory.view(rows.dtype).view(rows.shape).copy_(rows)))
 
-    def commit() -> Loaded:
+    def commit() -> LoadedWeights:
         started_s = time.perf_counter()
         with torch.inference_mode():
             while held:
@@ -199,7 +208,7 @@ def stage(
             wait(device)
         return _loaded(reads, started_s)
 
-    share_out(reads, work, device)
+    read_in_parallel(reads, work, device)
     return Staged(_loaded(reads, started_s), commit)
 
 
@@ -258,7 +267,7 @@ class _Room(threading.local):
         if self._used + size_bytes > len(self._slab):
             self._slab, self._used = host_bytes(max(size_bytes, SLAB_BYTES), self._device), 0
         taken = self._slab[self._used : self._used + size_bytes]
-        self._used += -(-size_bytes // 64) * 64  # aligned for whatever type comes next
+        self._used += -(-size_bytes // 64) * 64  # aligned for any type
         return taken
 
 
@@ -267,5 +276,5 @@ def _device_of(reads: Sequence[Read]) -> torch.device:
     return device
 
 
-def _loaded(reads: Sequence[Read], started_s: float) -> Loaded:
-    return Loaded(sum(read.size_bytes for read in reads), time.perf_counter() - started_s)
+def _loaded(reads: Sequence[Read], started_s: float) -> LoadedWeights:
+    return LoadedWeights(sum(read.size_bytes for read in reads), time.perf_counter() - started_s)

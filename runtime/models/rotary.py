@@ -1,5 +1,5 @@
 """
-How fast each pair of a head's values turns with its position.
+Rotary position embedding: the frequency of each pair of a head's values.
 """
 
 import math

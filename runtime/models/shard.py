@@ -1,10 +1,10 @@
 """
-Which part of every weight one of several GPUs holds.  Pure.
+The part of every weight that one of several GPUs holds.  Pure.
 """
 
 from dataclasses import dataclass
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
 
 

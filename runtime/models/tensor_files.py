@@ -1,5 +1,5 @@
 """
-Where each tensor lies in the safetensors files of a model directory.  Nothing is read but headers.
+Locates each tensor in the safetensors files of a model directory.  Reads only headers.
 
 A file is 8 bytes with the length of the header, little-endian; the header, a JSON object of
 {name: {"dtype", "shape", "data_offsets": [begin, end]}} and "__metadata__"; and the tensors, row
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

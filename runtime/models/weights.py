@@ -1,5 +1,5 @@
 """
-Names and shapes of a decoder's tensors in its safetensors files, and how they become ours.  Pure.
+Names and shapes of a decoder's tensors in its safetensors files, and their conversion.  Pure.
 
 Our decoder rotates neighbours.  Where a family's file has the two values of a pair half a head
 apart, the rows that make q and k are put in our order on the way in, and back on the way out.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.kernels import reference
-from runtime.kernels.prefill import LONG_TOKENS, attend_lone
+from runtime.kernels.attention.chunked import LONG_TOKENS, attend_lone
 from tests.unit.runtime.kernels.test_kernels import *  # noqa: F403
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,11 +8,12 @@ import random
 import pytest
 import torch
 
-from runtime.engine.batch import Chunk, Decode, Join, Step
-from runtime.engine.runner import PagedRunner
+from runtime.engines.paged.runner import PagedRunner
+from runtime.engines.paged.step import Chunk, Decode, Step
 from runtime.kernels.ops import TorchOps
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder, attend_causal
+from tests.unit.runtime.requests import make_join
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -71,7 +72,7 @@ class Rows:
         free = list(range(1, 1 + sum(pages)))
         self.rng.shuffle(free)
         self.joins = [
-            Join(slot, tuple(free.pop() for _ in range(count)), 0.0, 1.0, slot)
+            make_join(slot, tuple(free.pop() for _ in range(count)), 0.0, 1.0, slot)
             for slot, count in enumerate(pages)
         ]
         self.logits = {}

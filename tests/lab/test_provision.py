@@ -145,7 +145,7 @@ def test_a_second_run_changes_nothing_with_one_command_a_host(world):
 
 def test_verify_holds_on_every_host(world, tmp_path):
     """
-    What provisioning calls good passes every assertion.
+    A provisioned host passes every assertion.
     """
     report = verify(world.fleet(), junit=tmp_path / "junit.xml", progress=say)
     assert report.failed == ()
@@ -194,7 +194,7 @@ def test_a_wrong_host_key_sends_nothing(world, tmp_path):
 
 def test_a_host_that_is_down_is_reported(world, breaks):
     """
-    A host without power is named, and the others are looked at.
+    A host without power is named, and the others are read.
     """
     lab.crash("n3", progress=say, config=world.config)
     report = run(world)
@@ -332,7 +332,7 @@ def test_the_watcher_sees_what_pyinfra_does_by_itself(world, tmp_path):
 
 def test_an_ordinary_user_with_sudo_will_do(world):
     """
-    Without a root login everything works through sudo, and no secret passes through /tmp.
+    Without root login all commands run through sudo, and no secret passes through /tmp.
     """
     key = (world.config.keys / "id_ed25519.pub").read_text().strip()
     world.inside(
@@ -421,7 +421,7 @@ def test_a_reload_that_was_forgotten_is_made_good(world):
 
 def test_a_release_in_progress_keeps_provisioning_away(world):
     """
-    Under somebody's lease a host that is right is looked at; one that is not, is left as it is.
+    A host with a lease in force is read; one that differs is not changed.
     """
     program = f"python3 {layout.HOST_PROGRAM} {LeaseAcquire.VERB}"
     request = encode_request(LeaseAcquire(owner="ann", ttl_s=60.0), Call(release="r9"))
@@ -437,7 +437,7 @@ def test_a_release_in_progress_keeps_provisioning_away(world):
 
 def test_shares_outlive_a_restart_and_a_reboot(world, breaks):
     """
-    The weights and states that were saved are HAProxy's again after a restart and after a boot.
+    HAProxy restores the saved weights and states after a restart and after a boot.
     """
     ask = f"socat - UNIX-CONNECT:{layout.HAPROXY_SOCKET}"
     back = layout.BACKEND

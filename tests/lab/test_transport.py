@@ -104,7 +104,7 @@ def test_a_refused_key_and_an_absent_host_have_their_own_messages(host, tmp_path
 
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    with pytest.raises(TransportError, match="refuses our key"):
+    with pytest.raises(TransportError, match="refuses the key"):
         SshTransport(changed(host, key=key)).run(["true"], timeout_s=10)
     away = changed(host, connect_timeout=2.0).model_copy(update={"address": "10.78.0.250"})
     with pytest.raises(TransportError, match="cannot connect"):

@@ -1,7 +1,7 @@
 """
-What a host is like after provisioning.  Read-only: runs against the lab and against production.
+The state of a host after provisioning.  Read-only: runs against the lab and against production.
 
-Run by `inv verify`, which says in SLIPWAY_EXPECTED what each host is compared with.
+`inv verify` runs it; SLIPWAY_EXPECTED names the file of expected values.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-# As in deploy/verify/run.py, which is slow to import for the one name.
+# The value of deploy.verify.run, which is slow to import.
 ENV_EXPECTED = "SLIPWAY_EXPECTED"
 
 
 def pytest_collection_modifyitems(items):
-    # One worker a host: its connection is warm, and a slow host holds up only itself.
+    # One worker a host: they share its connection, and a slow host delays no other.
     for item in items:
         backend = getattr(item, "callspec", None)
         if backend is not None and "_testinfra_backend" in backend.params:
@@ -27,14 +27,14 @@ def pytest_collection_modifyitems(items):
 def all_expected():
     path = os.environ.get(ENV_EXPECTED)
     if path is None:
-        pytest.skip("inv verify says what hosts are compared with")
+        pytest.skip("needs the expected values that inv verify writes")
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def expected(host, all_expected):
     """
-    What the host of this test should be like.
+    The expected values of the host of this test.
     """
     return all_expected[host.backend.hostname]
 

@@ -5,7 +5,7 @@ from deploy.versions.matrix import load_matrix
 
 def test_the_loaded_driver_is_one_that_the_row_allows(root, expected):
     """
-    The NVIDIA module that runs now, whatever package is installed, is new enough for the row.
+    The loaded NVIDIA module is new enough for the row, whatever package is installed.
     """
     row = load_matrix().row(expected["row"])
     if not row.needs_gpu:

@@ -17,7 +17,7 @@ def test_haproxy_runs_and_starts_at_boot(root):
 
 def test_its_configuration_is_valid(root):
     """
-    HAProxy would start again with the configuration that is on the disk.
+    HAProxy accepts the configuration on the disk.
     """
     shown = root.run(f"haproxy -q -c -f {CONFIG}")
     assert shown.rc == 0, shown.stderr
@@ -25,7 +25,7 @@ def test_its_configuration_is_valid(root):
 
 def test_it_runs_with_the_configuration_on_the_disk(root):
     """
-    What is loaded is what is written: nobody forgot to reload.
+    The loaded configuration is the one on the disk: no reload is missing.
     """
     written = re.search(r"^\s+description (.*)$", root.file(CONFIG).content_string, re.MULTILINE)
     info = root.check_output(f"echo show info | socat - UNIX-CONNECT:{layout.HAPROXY_SOCKET}")
@@ -37,7 +37,7 @@ def test_it_runs_with_the_configuration_on_the_disk(root):
 
 def test_its_socket_is_for_root_alone(root):
     """
-    Nobody but root may shift traffic.
+    Only root may shift traffic.
     """
     shown = root.check_output(f"stat -c '%U %a' {layout.HAPROXY_SOCKET}")
     assert shown == "root 600"

@@ -4,7 +4,7 @@ from deploy.host.protocol import Call, Status, encode_request, parse_answer
 
 def test_the_environment_of_the_row_is_complete(root, expected):
     """
-    The venv of the lock is there, root's, and has the torch of the row.
+    The environment of the lock is complete, owned by root, and has the torch of the row.
     """
     venv = f"{layout.VENVS}/{expected['lock']}"
     shown = root.check_output(f"stat -c '%U %a' {venv}/.complete")

@@ -3,7 +3,7 @@ from deploy.host import layout
 
 def test_secrets_are_for_root_alone(root):
     """
-    Nobody but root may read the environment of the unit.
+    Only root may read the environment of the unit.
     """
     shown = root.check_output(f"stat -c '%U:%G %a' {layout.ENVIRONMENT}")
     assert shown == "root:root 600"
@@ -17,7 +17,7 @@ def test_secrets_are_for_root_alone(root):
 
 def test_no_secret_is_left_over(root):
     """
-    No half-written file lies beside the real ones.
+    No partly written file is left beside the others.
     """
     shown = root.check_output(f"find {layout.ETC} {layout.BIN} -name '.*'")
     assert shown.split() == []

@@ -1,5 +1,5 @@
 """
-Only where something was released; what a release must leave behind on any host at any time.
+The state that a release must leave on any host, at any time; skipped before the first release.
 """
 
 import pytest
@@ -22,13 +22,13 @@ def slots(root):
 def released(slots):
     found = {name: slot for name, slot in slots.items() if slot.bundle is not None}
     if not found:
-        pytest.skip("nothing was released here")
+        pytest.skip("nothing was released on this host")
     return found
 
 
 def test_what_gets_traffic_is_ready(slots):
     """
-    A slot with a weight runs, is ready, and HAProxy says it is up.
+    A slot with a weight is active and ready, and UP for HAProxy.
     """
     weighted = {
         name: slot
@@ -50,7 +50,7 @@ def test_releases_are_what_was_signed(root, released):
 
 def test_running_slots_start_at_boot(root, released):
     """
-    What runs now runs again after a reboot.
+    A slot that runs is enabled, so it runs after a reboot.
     """
     for name, slot in released.items():
         if slot.unit == "active":

@@ -16,14 +16,14 @@ def stat(host, *paths):
 
 def test_directories_belong_to_root(root):
     """
-    Everything that hosts share is root's, and readable by the runtime.
+    Shared directories are owned by root, and readable by the runtime.
     """
     assert stat(root, *PUBLIC) == dict.fromkeys(PUBLIC, "root:root 755")
 
 
 def test_what_is_unverified_and_what_is_configured_is_closed(root):
     """
-    Uploads are root's alone; the configuration is for root and the runtime's group.
+    Only root may read uploads; the configuration is for root and the runtime's group.
     """
     assert stat(root, layout.INCOMING, layout.ETC) == {
         layout.INCOMING: "root:root 700",
@@ -36,10 +36,13 @@ def test_the_runtime_can_write_nothing_that_is_shared(root):
     The runtime's user has no way to change code, weights, links or configuration.
     """
     shared = [layout.OPT, layout.ETC, layout.STATE]
+    # Control: the user lists the directories, and the search ends at /tmp, which all may write.
+    # From another directory than / find stops before it searches: the user cannot return there.
     where = " ".join(shared)
-    # Control: the user lists the directories, and its search finds /tmp, which all may write.
-    control = f"ls -d {where} && find /tmp -maxdepth 0 -writable"
-    # Files and directories; the mode of a symlink has no meaning.
-    search = f"find {where} -maxdepth 3 ! -type l -writable"
-    shown = root.run(f"runuser -u {layout.USER} -- sh -c '{control} && {search}' 2>/dev/null")
+    search = (
+        f"cd / && ls -d {where} && "
+        f'find {where} /tmp -maxdepth 3 -path "/tmp/*" -prune -o ! -type l -writable -print'
+    )
+    # The mode of a symlink has no meaning.
+    shown = root.run(f"runuser -u {layout.USER} -- sh -c '{search}' 2>/dev/null")
     assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"])

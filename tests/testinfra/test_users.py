@@ -1,7 +1,7 @@
 from deploy.host import layout
 
 
-def test_nobody_can_log_in_as_the_runtime(root):
+def test_the_runtime_user_cannot_log_in(root):
     """
     The runtime's user has no shell, no home, no password, and no group but its own.
     """

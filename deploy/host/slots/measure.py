@@ -14,9 +14,9 @@ from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Haproxy, Server
 from deploy.host.system import System
 
-# As in runtime/contract.py; a test compares the two.
+# As in `runtime.contract`; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
-GENERATE_ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+GENERATE_ROUTES = ("/generate", "/v1/completions")
 METRICS = "/metrics"
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\S+)?$")

@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from runtime.engine.answers import Answer
-from runtime.engine.batch import Outcome, OutOfMemory
-from runtime.engine.protocol import Ending
+from runtime.engines.base.in_flight import TokenStream
+from runtime.engines.base.protocol import FinishReason
+from runtime.engines.paged.step import OutOfMemory, StepOutput
 
 
 class CharCodec:
@@ -34,7 +34,7 @@ class Script:
     """
 
     text: str = ""
-    ending: Ending | None = Ending.STOP
+    ending: FinishReason | None = FinishReason.STOP
     detail: str = ""
 
 
@@ -50,13 +50,13 @@ class FakeEngine:
         busy: Requests in flight that this test did not send.
     """
 
-    running: dict[int, Answer] = field(default_factory=dict)
+    running: dict[int, TokenStream] = field(default_factory=dict)
     asked: list[dict] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
     _scripts: deque[Script] = field(default_factory=deque)
 
-    def will(self, text="", ending=Ending.STOP, detail=""):
+    def will(self, text="", ending=FinishReason.STOP, detail=""):
         self._scripts.append(Script(text, ending, detail))
 
     def done(self):
@@ -66,11 +66,11 @@ class FakeEngine:
     def in_flight(self):
         return len(self.running) + self.busy
 
-    def submit(self, tokens, **options):
+    def submit(self, tokens, params, timeout_s):
         prompt = CharCodec().decode(tokens)
         assert self._scripts, f"nobody announced a request with the prompt {prompt!r}"
-        script, id, answer = self._scripts.popleft(), len(self.asked), Answer()
-        self.asked.append({"prompt": prompt, **options})
+        script, id, answer = self._scripts.popleft(), len(self.asked), TokenStream()
+        self.asked.append({"prompt": prompt, "timeout_s": timeout_s, **vars(params)})
         self.running[id] = answer
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer
@@ -276,7 +276,7 @@ class _FakeRunning:
                 sampled.append((runner._newest[slot], is_finite))
         # At the end: no row reads what another writes in the same step.
         runner._cells |= written
-        self.outcome = Outcome([token for token, _ in sampled], [fine for _, fine in sampled])
+        self.outcome = StepOutput([token for token, _ in sampled], [fine for _, fine in sampled])
 
     def spill(self):
         runner, step = self._runner, self._step

@@ -8,20 +8,21 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from runtime.api import Serving, create_app
-from runtime.config import RuntimeConfig, Settings
-from runtime.generation import Ask, Generator
-from runtime.lifecycle import Event, Life, Phase
-from runtime.metrics import Metrics
+from runtime.engines.base.sampling import SamplingParams
+from runtime.server.api import Serving, create_app
+from runtime.server.config import RuntimeConfig, Settings
+from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.lifecycle import Life, LifeEvent, Phase
+from runtime.server.metrics import Metrics
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 
 CONTEXT = 100
 TO = {
     Phase.LOADING: (),
-    Phase.WARMING: (Event.LOADED,),
-    Phase.READY: (Event.LOADED, Event.WARMED),
-    Phase.DRAINING: (Event.LOADED, Event.WARMED, Event.TERMINATED),
-    Phase.FAILED: (Event.LOADED, Event.WARMED, Event.BROKEN),
+    Phase.WARMING: (LifeEvent.LOADED,),
+    Phase.READY: (LifeEvent.LOADED, LifeEvent.WARMED),
+    Phase.DRAINING: (LifeEvent.LOADED, LifeEvent.WARMED, LifeEvent.TERMINATED),
+    Phase.FAILED: (LifeEvent.LOADED, LifeEvent.WARMED, LifeEvent.BROKEN),
 }
 
 
@@ -48,7 +49,7 @@ class Runtime:
         for event in TO[phase]:
             self.life.on(event)
         self.metrics = Metrics("v1.2.0", "blue")
-        check = Ask("are you there", max_tokens=8)
+        check = GenerationRequest("are you there", SamplingParams(max_tokens=8))
         self.serving = Serving(self.settings, self.life, self.metrics, check)
         self.serving.generator = Generator(
             self.engine, CharCodec(), self.settings.limits(CONTEXT), self.metrics.first_token

@@ -15,7 +15,7 @@ import pytest
 from runtime.contract import EXIT_CONFIG, EXIT_ENGINE, EXIT_OK
 from tests.unit.runtime.started import Started, closing, is_alive, until
 
-FAKE = Path(__file__).parent / "vllm/fake_vllm.py"
+FAKE = Path(__file__).parent / "engines/vllm/fake_vllm.py"
 RELEASE = "version: v1.0.0\nmodel_name: tiny\nengine: vllm\n"
 
 

@@ -13,12 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[3]
 COMPUTE = (
     "runtime.bench",
-    "runtime.engine.follower",
-    "runtime.engine.opening",
-    "runtime.engine.parallel",
-    "runtime.engine.runner",
+    "runtime.engines.tensor_parallel.tp_worker",
+    "runtime.engines.paged.load_engine",
+    "runtime.engines.tensor_parallel.sharded",
+    "runtime.engines.paged.runner",
     "runtime.kernels",
-    "runtime.lab_training",
     "runtime.models",
 )
 HEAVY = {"safetensors", "torch", "transformers", "triton"}
@@ -101,9 +100,9 @@ def test_torch_is_imported_only_where_it_computes(path):
         "import torch",
         "import torch.nn",
         "from safetensors.torch import save_file",
-        "from runtime.engine.runner import PagedRunner",
+        "from runtime.engines.paged.runner import PagedRunner",
         "from runtime.kernels import reference",
-        "from runtime.models.quantize import Quantized",
+        "from runtime.kernels.quantize import Quantized",
     ],
 )
 def test_a_slip_would_be_noticed(slip):
@@ -117,7 +116,7 @@ def test_a_slip_would_be_noticed(slip):
     "fine",
     [
         "def f():\n    import torch",
-        "from runtime.engine.worker import open_model",
+        "from runtime.engines.__main__ import open_model",
         "from runtime.models.config import DecoderConfig",
     ],
 )
@@ -143,7 +142,10 @@ def run(code):
 
 @pytest.mark.parametrize(
     ("modules", "loaded"),
-    [("runtime.__main__, runtime.server", "set()"), ("runtime.engine.runner", "{'torch'}")],
+    [
+        ("runtime.__main__, runtime.server.process", "set()"),
+        ("runtime.engines.paged.runner", "{'torch'}"),
+    ],
 )
 def test_the_api_process_never_loads_what_computes(modules, loaded):
     """
@@ -157,12 +159,13 @@ def test_the_engine_imports_nothing_of_the_web_layer():
     """
     It starts where none of that is installed.
     """
-    engine = ("worker", "scheduler", "opening", "runner", "parallel", "follower")
-    found = run(REFUSING + "".join(f"import runtime.engine.{name}\n" for name in engine))
+    paged = [f"paged.{name}" for name in ("worker", "scheduler", "load_engine", "runner")]
+    engine = ["__main__", *paged, "tensor_parallel.sharded", "tensor_parallel.tp_worker"]
+    found = run(REFUSING + "".join(f"import runtime.engines.{name}\n" for name in engine))
     assert (found.returncode, found.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["runtime.server", "runtime.text"])
+@pytest.mark.parametrize("name", ["runtime.server.process", "runtime.server.text"])
 def test_what_is_refused_would_be_noticed(name):
     """
     Negative control: the API process needs it.

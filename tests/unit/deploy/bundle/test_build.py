@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from deploy.bundle.build import OVERRIDES
 from deploy.errors import ModelPathError, PreconditionError, UsageError
-from runtime.config import RuntimeConfig
+from runtime.server.config import RuntimeConfig
 from tests.unit.deploy.bundle.builders import Workshop
 
 

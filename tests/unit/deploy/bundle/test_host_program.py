@@ -1,14 +1,17 @@
+import io
 import json
+import marshal
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import deploy.host
-from deploy.bundle.host_program import build_host_program
+from deploy.bundle.host_program import build_fed_program, build_host_program
 from deploy.host.__main__ import HANDLERS
 from deploy.host.protocol import REQUESTS, SCHEMA
 
@@ -130,3 +133,56 @@ def test_a_caller_that_went_away_is_no_error(program):
     os.close(writing)
 
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def fed_modules(tmp_path, **changed):
+    """
+    Return where `deploy.host.facts` is loaded from, from a fed program with *changed* contents.
+    """
+    path = tmp_path / "fed.zip"
+    with zipfile.ZipFile(io.BytesIO(build_fed_program())) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    change = changed.get("bytecode", lambda data: data)
+    contents = {n: change(data) if n.endswith(".pyc") else data for n, data in contents.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    script = (
+        f"import sys; sys.path.insert(0, {str(path)!r}); import deploy.host.facts as facts; "
+        "print(facts.__file__); from deploy.host.__main__ import handle"
+    )
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False
+    )
+    return process.returncode, process.stdout.strip().removeprefix(f"{path}/"), process.stderr
+
+
+def test_a_fed_program_runs_from_bytecode_of_the_same_python(tmp_path):
+    """
+    A host with the Python version of the controller compiles nothing.
+    """
+    assert fed_modules(tmp_path) == (0, "deploy/host/facts.pyc", "")
+
+
+def test_another_python_compiles_the_sources_of_a_fed_program(tmp_path):
+    """
+    Bytecode of another version is passed over.
+    """
+    code, module, _ = fed_modules(tmp_path, bytecode=lambda data: b"\0\0\r\n" + data[4:])
+    assert (code, module) == (0, "deploy/host/facts.py")
+
+
+def test_the_bytecode_of_a_fed_program_is_that_of_its_sources(tmp_path):
+    """
+    A source that changed since its bytecode was cached is compiled again.
+    """
+    package = tmp_path / "host"
+    shutil.copytree(PACKAGE, package)
+    module = package / "text.py"
+    for line in ("WORD = 1\n", "WORD = 22\n", "WORD = 333\n"):
+        module.write_text(line)
+        with zipfile.ZipFile(io.BytesIO(build_fed_program(package))) as archive:
+            bytecode = archive.read("deploy/host/text.pyc")
+        names = {}
+        exec(marshal.loads(bytecode[16:]), names)
+        assert f"WORD = {names['WORD']}\n" == line

@@ -25,9 +25,9 @@ from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.plan import plan_release
 from deploy.verify.report import Finding, VerifyReport
 from deploy.versions.matrix import load_matrix
-from runtime.bench.machine import Machine
-from runtime.bench.report import Report, Result
-from runtime.bench.sample import Ceilings, Sample
+from runtime.bench.machine import BenchMachine
+from runtime.bench.report import BenchReport, Result
+from runtime.bench.sample import Ceilings, RunSample
 from runtime.bench.work import LINES
 from tests.builders import make_observed, make_policy, make_serving, make_settled, make_slot
 from tests.recorded import FOLDER, differences, recorded, recorded_help
@@ -215,14 +215,14 @@ def demo():
 
 def bench():
     out = io.StringIO()
-    result = Report(out, as_json=True)
-    machine = Machine("CPU", None, "3.11", "2.13", None, "3.7", "2026-01-01T00:00:00+00:00")
+    result = BenchReport(out, as_json=True)
+    machine = BenchMachine("CPU", None, "3.11", "2.13", None, "3.7", "2026-01-01T00:00:00+00:00")
     how = {"precision": "fp32", "runs": 1, "runs_mix": 1, "seed": 0}
     result.begin(machine, Ceilings(1.0, 1.0, 1.0), "tiny", "cpu", **how)
     result.opened("slipway", "this checkout")
-    whole = {f.name: 1.0 for f in dataclasses.fields(Sample)}
+    whole = {f.name: 1.0 for f in dataclasses.fields(RunSample)}
     whole |= {"prefill_tflop_s": None, "counted_tflop_s": None}
-    result.line("slipway", Result(LINES["batch-1"], [Sample(**whole)]))
+    result.line("slipway", Result(LINES["batch-1"], [RunSample(**whole)]))
     result.end()
     return json.loads(out.getvalue())
 

@@ -92,7 +92,7 @@ def read(field, value):
 
 def range_in_comment(comment):
     if found := re.search(r"from (\S+) to (\S+)", comment):
-        return f"{found[1]}..{found[2]}"
+        return "..".join(limit.removesuffix("s") for limit in found.groups())
     if found := re.search(r"at least (\d+)", comment):
         return f"{found[1]}.."
     if re.search(r"more than 0(s|B)", comment):

@@ -63,7 +63,7 @@ def test_whatever_is_missing_comes_back_and_nothing_else(gone):
 
 def test_files_come_before_what_runs_from_them():
     """
-    While the disk is not right nothing is reloaded: that is judged by a later look.
+    While the disk differs no service is reloaded: it is compared with later facts.
     """
     gone = {"/etc/haproxy/haproxy.cfg": None}
     stopped = GOOD.units | {
@@ -79,7 +79,7 @@ def test_files_come_before_what_runs_from_them():
 
 def test_a_forgotten_reload_is_made_good():
     """
-    A run that died between the new file and the reload leaves a difference that is facts.
+    A run that died between the new file and the reload leaves a difference.
     """
     facts = replace(GOOD, haproxy="slipway 0123456789abcdef")
     [step] = next_steps(RESOURCES, facts)
@@ -119,7 +119,7 @@ def test_queries_are_merged_without_repetition():
 
 def test_secrets_are_asked_for_by_hash_alone():
     """
-    The look is told which text it must never bring back.
+    The query lists the paths whose text must never leave the host.
     """
     assert fact_query(RESOURCES).secret == (layout.ENVIRONMENT,)
 
@@ -141,7 +141,7 @@ def test_secrets_are_asked_for_by_hash_alone():
 )
 def test_an_unfit_host_is_refused(changes, error, word):
     """
-    What a host lacks is named, with what to do, before it is touched.
+    A host that does not meet a requirement is refused with why and fix, before it is changed.
     """
     refusal = refusal_of(RESOURCES, bare(RESOURCES, **changes))
     assert refusal is not None
@@ -192,23 +192,23 @@ def test_a_gpu_row_asks_for_its_driver(row, driver, fits):
 
 
 @pytest.mark.parametrize("driver", [None, "535.309.01"])
-def test_a_driver_that_debian_does_not_have_is_said_to_come_from_elsewhere(driver):
+def test_a_driver_that_debian_lacks_comes_from_nvidia(driver):
     """
-    Where the distribution ends below what the row needs, `apt-get install` is no remedy.
+    Where the distribution has no driver new enough for the row, the fix names NVIDIA's repository.
     """
     requirement = Driver(row="torch-9.0-cu130", minimum="580.65.06")
     refusal = requirement.refusal(bare(RESOURCES, driver=driver))
     assert refusal is not None
     assert refusal.error == "PreconditionError"
     assert "row torch-9.0-cu130 needs 580.65.06 or later" in refusal.why
-    assert "from NVIDIA's own repository, for Debian bookworm ends at 535" in refusal.fix
+    assert "from NVIDIA's repository (Debian bookworm ends at 535" in refusal.fix
     assert "reboot" in refusal.fix
 
 
 @pytest.mark.parametrize(
     ("minimum", "codename"), [("535", "bookworm"), ("525", "bookworm"), ("580.65.06", "sid")]
 )
-def test_a_driver_that_debian_has_is_not_sought_elsewhere(minimum, codename):
+def test_a_driver_that_debian_has_comes_from_debian(minimum, codename):
     """
     Negative control: NVIDIA's repository is named only where the distribution is known to end.
     """

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bundle.host_program import build_host_program
 from deploy.errors import CommandFailed, LeaseHeld
 from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError, encode_error
 from deploy.provision.probe import PROBE_COMMAND, pack_program, parse_probe, probe_input
 from deploy.transport.base import Completed
 
-PROGRAM = pack_program(build_host_program())
+PROGRAM = pack_program()
 
 
 def probe(query, *, command=PROBE_COMMAND, env=None):

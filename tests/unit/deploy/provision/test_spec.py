@@ -34,14 +34,14 @@ def test_what_can_not_be_a_bearer_token_is_refused(tmp_path, value):
 
 def test_signers_have_to_be_there(tmp_path):
     """
-    A fleet whose allowed signers are missing or empty is refused before any host is touched.
+    A fleet whose allowed signers are missing or empty is refused before any host is changed.
     """
     fleet = fleet_with_token(tmp_path)
-    with pytest.raises(InventoryError, match="can't be read"):
+    with pytest.raises(InventoryError, match="cannot be read"):
         read_allowed_signers(fleet)
     fleet.signing.allowed_signers.parent.mkdir(parents=True)
-    fleet.signing.allowed_signers.write_text("# nobody\n\n")
-    with pytest.raises(InventoryError, match="names nobody"):
+    fleet.signing.allowed_signers.write_text("# no signer\n\n")
+    with pytest.raises(InventoryError, match="names no signer"):
         read_allowed_signers(fleet)
     fleet.signing.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
     assert read_allowed_signers(fleet) == "me ssh-ed25519 AAAA\n"

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.inventory.schema import Mirrors, Service
+from deploy.inventory.schema import Mirrors
 from deploy.provision import base, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
-from runtime.config import HostConfig, load_config
-from runtime.errors import ConfigError
+from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS
+from runtime.contract.errors import ConfigError
+from runtime.server.config import load_config
 from tests.unit.deploy.provision.builders import TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -77,7 +78,7 @@ def test_the_text_is_the_golden_one(name):
 
 def test_every_template_has_a_golden_file():
     """
-    No template is rendered that nobody reviews.
+    Every template has a golden file.
     """
     assert {path.stem for path in TEMPLATES.glob("*.j2")} <= set(TEXTS)
 
@@ -229,7 +230,7 @@ def test_a_loose_sandbox_would_be_noticed(tmp_path):
     assert exposure(tmp_path, head) > 5.0
 
 
-def test_keys_of_vllm_are_told_to_runtimes_that_know_them_alone():
+def test_keys_of_vllm_are_omitted_for_the_own_engine():
     """
     Without vLLM its keys are left out: releases of before them refuse what they do not know.
     """
@@ -239,22 +240,33 @@ def test_keys_of_vllm_are_told_to_runtimes_that_know_them_alone():
     assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
-def test_answers_about_memory_are_told_where_they_are_not_the_default():
+def test_memory_keys_are_omitted_at_their_defaults():
     """
     All of them arrive as they were said; releases of before them refuse what they do not know.
     """
-    assert MEMORY.keys() == set(runtime_unit.NEWER_KEYS)
+    assert MEMORY.keys() <= {n for n, each in OPTIONS.items() if each.rules.since > OLDEST_VERSION}
     found = yaml.safe_load(TEXTS["runtime-memory.yml"])
     assert {key: found.pop(key) for key in MEMORY} == MEMORY
     assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
-def test_a_default_that_is_not_told_is_the_runtimes_own():
+def test_an_omitted_default_is_that_of_the_runtime(tmp_path):
     """
-    The fleet file and the runtime mean the same by saying nothing.
+    What the runtime reads is what the fleet file says, whatever was left out.
     """
-    for key in runtime_unit.NEWER_KEYS:
-        assert Service.model_fields[key].default == HostConfig.model_fields[key].default, key
+    spec = make_spec()
+    path = tmp_path / "runtime.yml"
+    path.write_text(runtime_unit.config(spec))
+    assert load_config({}, [path]).options == spec.service.options
+    path.write_text(runtime_unit.config(make_spec(gpus=2)))  # negative control
+    assert load_config({}, [path]).options != spec.service.options
+
+
+def test_arguments_of_vllm_are_told_to_vllm_alone():
+    """
+    With slipway's engine they have no effect, and a release of before them would refuse the key.
+    """
+    assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--x", "1")))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
@@ -290,7 +302,7 @@ def test_the_runtime_configuration_is_yaml_with_plain_seconds():
 
 def test_the_digest_tells_configurations_apart():
     """
-    Another port is another digest: a running HAProxy can be told from one that is to be.
+    Another port gives another digest: it identifies the loaded configuration.
     """
     one = re.search(r"description (.*)", haproxy.config(make_spec()))[1]
     two = re.search(r"description (.*)", haproxy.config(make_spec(port=8001)))[1]
@@ -307,7 +319,7 @@ def test_the_token_is_in_the_environment_and_nowhere_else():
 
 def test_the_distributions_sources_go_with_a_mirror():
     """
-    A fleet with a mirror leaves no other package source; without one nothing is touched.
+    A fleet with a mirror leaves no other package source; without one the sources stay.
     """
     kept = [r.path for r in base.install(make_spec()) if hasattr(r, "path")]
     assert kept == ["/etc/apt/apt.conf.d/90slipway"]

@@ -1,5 +1,5 @@
 """
-Verification of hosts that nobody answers for, with the real ssh.
+Verification of hosts that do not answer, with the real ssh.
 """
 
 import ast
@@ -43,7 +43,7 @@ def test_hosts_are_compared_with_the_fleet(tmp_path):
 
 def test_the_tests_read_what_is_written_for_them():
     """
-    The tests of hosts look for their expectations where `verify` puts them.
+    The assertions read the expected values from where `verify` writes them.
     """
     tree = ast.parse((ROOT / "tests/testinfra/conftest.py").read_text())
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}

@@ -26,7 +26,7 @@ def asked(tmp_path, config, host):
 
 def test_host_keys_are_checked_strictly(tmp_path):
     """
-    Verification takes no unknown key, asks nobody, and reads the fleet's own known_hosts.
+    Verification accepts no unknown key, never prompts, and reads the known_hosts of the fleet.
     """
     fleet = make_fleet(tmp_path, {"ssh": {"known_hosts": str(tmp_path / "known hosts")}})
     found = asked(tmp_path, ssh_config(fleet, CONTROL), "n1")

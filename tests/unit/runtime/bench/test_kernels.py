@@ -10,7 +10,7 @@ def test_every_shape_is_one_and_none_is_tried_twice(product, bits):
     """
     What is timed can stand in the table of `runtime.kernels.linear`.
     """
-    found = [linear.Shape(**shape) for shape in kernels.shapes(product, bits)]
+    found = [linear.TileShape(**shape) for shape in kernels.shapes(product, bits)]
     assert len(found) == len(set(found)) > 10
     assert {shape.splits for shape in found} == ({1, 2, 4} if product.may_split else {1})
 
@@ -19,7 +19,7 @@ def test_what_stands_in_the_table_is_among_what_is_tried():
     """
     But for what is read ahead, which only a chain of kernels can tell.
     """
-    tried = {linear.Shape(**s) for p in kernels.PRODUCTS for s in kernels.shapes(p, 16)}
+    tried = {linear.TileShape(**s) for p in kernels.PRODUCTS for s in kernels.shapes(p, 16)}
     for row in linear._FULL:
         for shape in (row.wide, row.split, row.gated, row.head):
             if shape is not None:

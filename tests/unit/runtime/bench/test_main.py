@@ -13,7 +13,7 @@ from runtime.bench.engine import OurEngine
 from runtime.bench.sample import Ceilings
 from runtime.bench.shapes import SHAPES
 from runtime.bench.system import BenchError
-from runtime.bench.work import LINES, Request
+from runtime.bench.work import LINES, WorkItem
 
 ROOT = Path(__file__).parents[4]
 BARE = """
@@ -117,11 +117,11 @@ def test_an_answer_from_the_prefix_cache_is_no_measurement():
     engine = open_tiny()
     prompt = list(range(300))
     # The first is computed in the first step, whose pages the second finds in the next.
-    work = (Request(prompt, 4), Request(prompt[:100] + prompt, 4), Request(prompt, 4))
+    work = (WorkItem(prompt, 4), WorkItem(prompt[:100] + prompt, 4), WorkItem(prompt, 4))
     with pytest.raises(BenchError, match="prefix cache"):
         engine.run(work)
     # And the next run is not troubled by it.
-    assert engine.run((Request(prompt, 4),)).tokens_per_s > 0
+    assert engine.run((WorkItem(prompt, 4),)).tokens_per_s > 0
     engine.close()
 
 

@@ -11,7 +11,7 @@ from runtime.bench.shapes import SHAPES
 from runtime.bench.system import BenchError, NotInstalled
 from runtime.bench.transformers_peer import TransformersPeer
 from runtime.bench.vllm_peer import VllmPeer
-from runtime.bench.work import LINES, Request, draw
+from runtime.bench.work import LINES, WorkItem, draw
 
 TINY = SHAPES["tiny"]
 
@@ -54,7 +54,7 @@ def test_vllm_is_asked_the_same_work(monkeypatch):
     The same model with made-up weights, the same prompts, greedily, to their full length.
     """
     fake, peer = open_vllm(monkeypatch)
-    sample = peer.run((Request([1, 2], 3), Request([4], 5)))
+    sample = peer.run((WorkItem([1, 2], 3), WorkItem([4], 5)))
 
     assert fake.options["load_format"] == "dummy"
     assert fake.options["skip_tokenizer_init"]
@@ -75,7 +75,7 @@ def test_answers_that_are_too_short_are_no_measurement(monkeypatch):
     """
     _, peer = open_vllm(monkeypatch, short=1)
     with pytest.raises(BenchError, match="6 tokens instead of 8"):
-        peer.run((Request([1, 2], 3), Request([4], 5)))
+        peer.run((WorkItem([1, 2], 3), WorkItem([4], 5)))
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

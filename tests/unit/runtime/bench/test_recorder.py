@@ -4,10 +4,10 @@ from random import Random
 import pytest
 
 from runtime.bench.recorder import Recorder
-from runtime.engine.pages import PagePool
-from runtime.engine.protocol import Submit
-from runtime.engine.scheduler import Capacity, Scheduler
+from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.scheduler import Capacity, Scheduler
 from tests.unit.runtime.fakes import FakeRunner
+from tests.unit.runtime.requests import make_request
 
 
 def make_recorder(**options):
@@ -21,11 +21,11 @@ def run(recorder, jobs, step_tokens=8, max_requests=4):
         recorder,
         Capacity(max_requests, step_tokens, max_wait_s=0.0),
         frozenset(),
-        PagePool(runner.pages, runner.page_tokens),
+        BlockAllocator(runner.pages, runner.page_tokens),
         Random(0),
     )
     for id, (prompt, new) in enumerate(jobs):
-        scheduler.submit(Submit(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
+        scheduler.submit(make_request(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
     while not scheduler.is_idle:
         scheduler.turn(0.0)
 

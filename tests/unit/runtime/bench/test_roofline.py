@@ -3,7 +3,7 @@ import torch
 
 from runtime.bench.roofline import Cost, Rates, least_s, model_of
 from runtime.bench.shapes import SHAPES
-from runtime.engine.batch import Chunk, Decode, Step
+from runtime.engines.paged.step import Chunk, Decode, Step
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from tests.unit.runtime.builders import make_config_document

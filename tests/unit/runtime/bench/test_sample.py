@@ -5,15 +5,15 @@ from runtime.bench.roofline import model_of
 from runtime.bench.sample import (
     Ceilings,
     Run,
-    Sample,
+    RunSample,
     Spread,
     find_steady,
     make_sample,
     spreads,
 )
 from runtime.bench.shapes import SHAPES
-from runtime.bench.work import Request
-from runtime.engine.batch import Chunk, Decode, Step
+from runtime.bench.work import WorkItem
+from runtime.engines.paged.step import Chunk, Decode, Step
 
 MODEL = model_of(SHAPES["tiny"].config, value_bytes=4)
 CEILINGS = Ceilings(copy_gb_s=1.0, read_gb_s=2.0, matmul_tflop_s=0.002)
@@ -47,7 +47,7 @@ def test_a_run_without_a_steady_part_has_no_step_time():
     Such as a lone prompt.
     """
     run = Run(2.0, waited_s=1.5, first_s=[2.0], launched=[launched(2.0, prompt=100)])
-    sample = make_sample((Request([0] * 100, 1),), run, MODEL, CEILINGS)
+    sample = make_sample((WorkItem([0] * 100, 1),), run, MODEL, CEILINGS)
     assert sample.step_ms is None
     assert sample.of_copy is None
     assert sample.prefill_tflop_s == 2 * (61440 * 100 + 32768) / 2.0 / 1e12
@@ -59,7 +59,7 @@ def test_a_run_is_held_against_the_ceilings():
     Steady steps against each bandwidth; all steps against the roofline of the best.
     """
     steps = [launched(0.1, prompt=10), launched(0.2, decodes=1), launched(0.3, decodes=1)]
-    work = (Request([0] * 10, 3),)
+    work = (WorkItem([0] * 10, 3),)
     sample = make_sample(work, Run(0.4, 0.1, [0.1], steps), MODEL, CEILINGS)
 
     read_bytes = 4 * (61440 + 576 + 32768) + 10 * 512
@@ -80,6 +80,6 @@ def test_several_runs_have_a_median_and_ends():
     """
     What no run knows is None.
     """
-    found = spreads([Sample(1.0, 30.0), Sample(1.0, 10.0), Sample(1.0, 11.0)])
+    found = spreads([RunSample(1.0, 30.0), RunSample(1.0, 10.0), RunSample(1.0, 11.0)])
     assert found["tokens_per_s"] == Spread(median=11.0, least=10.0, most=30.0)
     assert found["step_ms"] is None

@@ -3,15 +3,15 @@ import json
 
 import pytest
 
-from runtime.bench.machine import Machine
-from runtime.bench.report import OURS, Report
-from runtime.bench.sample import Ceilings, Sample
-from runtime.bench.session import Plan, run_session
+from runtime.bench.machine import BenchMachine
+from runtime.bench.report import OURS, BenchReport
+from runtime.bench.sample import Ceilings, RunSample
+from runtime.bench.session import SessionPlan, run_session
 from runtime.bench.shapes import SHAPES
 from runtime.bench.system import NotInstalled
 from runtime.bench.work import LINES
 
-MACHINE = Machine("H100", "570.26", "3.11", "2.11", "13.0", "3.6", "2026-11-24T00:00:00+00:00")
+MACHINE = BenchMachine("H100", "570.26", "3.11", "2.11", "13.0", "3.6", "2026-11-24T00:00:00+00:00")
 CEILINGS = Ceilings(3025.0, 3100.0, 798.0)
 
 
@@ -39,7 +39,7 @@ class FakeSystem:
         self.ran.append((len(work), work[0].new))
         if len(work) in self.cursed:
             raise RuntimeError("no room\nfor all of it")
-        return Sample(1.0, self.rate)
+        return RunSample(1.0, self.rate)
 
     def close(self):
         self.is_closed = True
@@ -47,10 +47,10 @@ class FakeSystem:
 
 def run(systems, lines=("batch-1", "batch-8"), runs=3, as_json=True, shape="tiny", device="cpu"):
     out = io.StringIO()
-    report = Report(out, as_json=as_json)
+    report = BenchReport(out, as_json=as_json)
     report.begin(MACHINE, CEILINGS, shape, device, seed=0)
     picked = tuple(LINES[name] for name in lines)
-    plan = Plan(SHAPES["tiny"], device, picked, runs=runs, runs_mix=1, seed=0)
+    plan = SessionPlan(SHAPES["tiny"], device, picked, runs=runs, runs_mix=1, seed=0)
     told = []
 
     def opener(found):

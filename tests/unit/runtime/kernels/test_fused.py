@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.kernels.ops import TorchOps
-from runtime.models.quantize import quantize
+from runtime.kernels.quantize import quantize
 from tests.unit.runtime.kernels.truth import TOLERANCE, distance, make
 
 

@@ -7,10 +7,12 @@ import random
 import pytest
 import torch
 
-from runtime.kernels import attention, chunks, gated, linear, norm, rope, sampling
+from runtime.kernels import gated, linear, norm, rope, sampling
 from runtime.kernels import reference as truth
-from runtime.kernels.prefill import Span
-from runtime.models.quantize import dequantize, quantize
+from runtime.kernels.attention import decode as attention
+from runtime.kernels.attention import prefill as chunks
+from runtime.kernels.attention.chunked import Span
+from runtime.kernels.quantize import dequantize, quantize
 from tests.unit.runtime.kernels.truth import (
     DEVICE,
     TOLERANCE,
@@ -25,7 +27,7 @@ pytestmark = [  # of numpy, in Triton's interpreter
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning"),
 ]
-SHAPE = linear.Shape(programs_each=2, block_k=64, warps=4, stages=3)
+SHAPE = linear.TileShape(programs_each=2, block_k=64, warps=4, stages=3)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -52,14 +54,14 @@ def test_norms_are_those_of_the_reference(dtype, has_post, tokens, size):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 48, 64), (3, 96, 160), (17, 130, 96), (33, 40, 224)])
 @pytest.mark.parametrize("programs", [1, 3])
-def test_a_skinny_product_is_a_product(dtype, m, n, k, programs):
+def test_a_small_batch_gemm_is_a_product(dtype, m, n, k, programs):
     """
     Any number of tokens, weights that no block divides, rows shared out among few programs.
     """
     x, w = make(m, k, dtype=dtype), make(n, k, dtype=dtype, seed=1)
     bias = make(n, dtype=dtype, seed=2)
 
-    found = linear.skinny(x, w, bias, shape=SHAPE, multiprocessors=programs)
+    found = linear.small_batch_gemm(x, w, bias, shape=SHAPE, multiprocessors=programs)
 
     assert distance(found, x.double() @ w.double().T + bias.double()) < TOLERANCE[dtype]
 
@@ -72,7 +74,7 @@ def test_a_gated_product_is_swiglu(dtype):
     x, w = make(5, 96, dtype=dtype), make(2 * 56, 96, dtype=dtype, seed=1, scale=0.3)
     wanted = truth.gated(x.double() @ w.double().T)
 
-    fused = linear.skinny(x, w, is_gated=True, shape=SHAPE, multiprocessors=2)
+    fused = linear.small_batch_gemm(x, w, is_gated=True, shape=SHAPE, multiprocessors=2)
 
     assert distance(fused, wanted) < TOLERANCE[dtype]
     assert distance(linear.swiglu(x @ w.T), wanted) < 2 * TOLERANCE[dtype]
@@ -112,9 +114,9 @@ def test_parts_of_a_product_are_summed_behind(splits):
     """
     x, w = make(4, 320), make(96, 320, seed=1)
     residual, weight = make(4, 96, seed=2), make(96, seed=3)
-    shape = linear.Shape(2, 64, 4, 3, splits=splits)
+    shape = linear.TileShape(2, 64, 4, 3, splits=splits)
 
-    parts = linear.skinny(x, w, shape=shape, multiprocessors=3)
+    parts = linear.small_batch_gemm(x, w, shape=shape, multiprocessors=3)
     found = norm.add_rms_norm(residual, parts, weight, 1e-5, None)
 
     product = x.double() @ w.double().T
@@ -133,7 +135,7 @@ def test_quantised_weights_are_what_they_stand_for(bits, is_gated):
     x, w = make(3, 256), make(64, 256, seed=1, scale=0.2)
     held = quantize(w, bits, torch.float32)
 
-    found = linear.skinny(x, held, is_gated=is_gated, shape=SHAPE, multiprocessors=2)
+    found = linear.small_batch_gemm(x, held, is_gated=is_gated, shape=SHAPE, multiprocessors=2)
 
     product = x.double() @ dequantize(held, torch.float64).T
     assert distance(found, truth.gated(product) if is_gated else product) < 2e-6

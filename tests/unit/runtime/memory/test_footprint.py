@@ -5,19 +5,19 @@ What is computed of memory against what is allocated: real modules and kernels' 
 import pytest
 import torch
 
-from runtime.engine.runner import GRAPH_SIZES
-from runtime.errors import ModelError
-from runtime.kernels import prefill
-from runtime.kernels.attend import PagedAttend
+from runtime.contract.errors import ModelError
+from runtime.engines.paged.runner import GRAPH_SIZES
+from runtime.kernels.attention import chunked as prefill
+from runtime.kernels.attention.chunked import Prefill, Span
+from runtime.kernels.attention.dispatch import PagedAttend
 from runtime.kernels.cache import KV_DTYPES, make_cache
-from runtime.kernels.prefill import Prefill, Span
+from runtime.kernels.quantize import GROUP, Quantized
 from runtime.memory import footprint
 from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
 from runtime.models.loader import PRECISIONS
-from runtime.models.quantize import GROUP, Quantized
 from runtime.models.shard import WHOLE, Shard
 from tests.unit.runtime.builders import make_config_document
 from tests.unit.runtime.memory.meter import Meter
@@ -139,7 +139,7 @@ def test_numbers_that_stand_twice_are_the_same():
     """
     The plan imports no torch, so it can't ask.
     """
-    attention = pytest.importorskip("runtime.kernels.attention")
+    attention = pytest.importorskip("runtime.kernels.attention.decode")
     assert footprint.GROUP == GROUP
     assert footprint.BLOCK_TOKENS == prefill.BLOCK_TOKENS
     assert footprint.LONG_TOKENS == prefill.LONG_TOKENS
@@ -180,7 +180,7 @@ def measure(ops, config, decodes, prompts, *, weights="full", kv="same", shard=W
     """
     Return the most that a step takes beside weights and cache.
     """
-    from runtime.kernels.attention import Workspace
+    from runtime.kernels.attention.decode import Workspace
 
     model = make_decoder(config, weights=weights, shard=shard)
     model.ops = ops

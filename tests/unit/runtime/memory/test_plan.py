@@ -6,8 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engine.protocol import Load
-from runtime.errors import ConfigError, ModelError
+from runtime.contract.engine_options import EngineOptions
+from runtime.contract.errors import ConfigError, ModelError
 from runtime.memory import plan as memory
 from runtime.memory.plan import GIB, plan_memory, step_tokens
 from runtime.models.config import DecoderConfig
@@ -32,13 +32,12 @@ GLM = make_glm()
 EVEN = make_glm(intermediate_size=14_336)  # whole groups of 128 on up to 8 GPUs; GLM's are not
 
 
-def make_load(**changes):
-    load = Load("/m", "cuda", "bf16", 1, 32, None, 0.005, 1.0)
-    return replace(load, **changes)
+def make_options(**changes):
+    return EngineOptions(**{"device": "cuda", "precision": "bf16"} | changes)
 
 
-loads = st.builds(
-    make_load,
+all_options = st.builds(
+    make_options,
     precision=st.sampled_from(["fp32", "fp16", "bf16"]),
     weights=st.sampled_from(["full", "int8", "int4"]),
     kv=st.sampled_from(["same", "fp8", "int8"]),
@@ -61,79 +60,79 @@ def changes_of(fix):
     return [yaml.safe_load("{" + answer.replace(" and ", ", ") + "}") for answer in answers]
 
 
-def try_plan(load, total_bytes):
+def try_plan(options, total_bytes):
     try:
-        return plan_memory(load, EVEN, total_bytes)
+        return plan_memory(options, EVEN, total_bytes)
     except ConfigError:
         return None
 
 
-@given(loads, sizes)
-def test_a_plan_is_within_its_budget_or_says_what_would_do(load, total_bytes):
+@given(all_options, sizes)
+def test_a_plan_is_within_its_budget_or_says_what_would_do(options, total_bytes):
     """
     A plan holds a request of the longest context; a refusal has numbers, and each fix is one.
     """
-    plan = try_plan(load, total_bytes)
+    plan = try_plan(options, total_bytes)
     if plan is None:
         with pytest.raises(ConfigError) as caught:
-            plan_memory(load, EVEN, total_bytes)
+            plan_memory(options, EVEN, total_bytes)
         assert len(re.findall(r"\d+\.\d+", caught.value.why)) >= 6
         if "more memory" not in caught.value.fix:
             for change in changes_of(caught.value.fix):
-                assert plan_memory(replace(load, **change), EVEN, total_bytes).fits
+                assert plan_memory(replace(options, **change), EVEN, total_bytes).fits
         return
-    assert plan.total <= plan.budget <= total_bytes * load.memory_fraction
+    assert plan.total <= plan.budget <= total_bytes * options.memory_fraction
     assert plan.total == plan.weights + plan.kv + plan.activations + plan.fixed
     assert plan.requests_of_context >= 1
-    assert plan.context_tokens <= min(131_072, load.context_tokens or 131_072)
-    if load.max_batch_tokens is not None:
-        assert plan.context_tokens <= load.max_batch_tokens
-        assert plan.tokens < load.max_batch_tokens + load.page_tokens
+    assert plan.context_tokens <= min(131_072, options.context_tokens or 131_072)
+    if options.max_batch_tokens is not None:
+        assert plan.context_tokens <= options.max_batch_tokens
+        assert plan.tokens < options.max_batch_tokens + options.page_tokens
 
 
-@given(loads, sizes, st.floats(0.1, 0.98))
-def test_more_memory_never_holds_less(load, total_bytes, fraction):
+@given(all_options, sizes, st.floats(0.1, 0.98))
+def test_more_memory_never_holds_less(options, total_bytes, fraction):
     """
     Neither a larger share nor a larger GPU.
     """
-    low, high = sorted([fraction, load.memory_fraction])
-    less, more = (replace(load, memory_fraction=share) for share in (low, high))
+    low, high = sorted([fraction, options.memory_fraction])
+    less, more = (replace(options, memory_fraction=share) for share in (low, high))
     for small, large in (
         ((less, total_bytes), (more, total_bytes)),
-        ((load, total_bytes), (load, total_bytes + GIB)),
+        ((options, total_bytes), (options, total_bytes + GIB)),
     ):
         few, many = try_plan(*small), try_plan(*large)
         assert few is None or (many is not None and few.pages <= many.pages)
 
 
-@given(loads, sizes)
-def test_a_page_less_than_planned_is_room_that_was_left(load, total_bytes):
+@given(all_options, sizes)
+def test_a_page_less_than_planned_is_room_that_was_left(options, total_bytes):
     """
     Without max_batch_tokens nothing that would hold another page is given to nobody.
     """
-    load = replace(load, max_batch_tokens=None)
-    plan = try_plan(load, total_bytes)
+    options = replace(options, max_batch_tokens=None)
+    plan = try_plan(options, total_bytes)
     if plan is not None:
         longest = -(-plan.context_tokens // plan.page_tokens)
-        is_all_that_rows_hold = plan.pages == 1 + load.max_batch_requests * longest
+        is_all_that_rows_hold = plan.pages == 1 + options.max_batch_requests * longest
         assert is_all_that_rows_hold or plan.budget - plan.total < plan.kv // plan.pages
-        assert plan.pages <= 1 + load.max_batch_requests * longest
+        assert plan.pages <= 1 + options.max_batch_requests * longest
 
 
 def test_glm_on_a_card_of_80_gib():
     """
     What an operator is told of the model that this is measured with.
     """
-    plan = plan_memory(make_load(), GLM, 80 * GIB)
+    plan = plan_memory(make_options(), GLM, 80 * GIB)
     assert plan.weights == 18_799_902_720
     assert plan.kv == plan.pages * 64 * 40 * 1024
     assert plan.total <= 72 * GIB
     assert plan.requests_of_context == 10
     assert plan.requests_of(2048) > plan.requests_of(4096) > plan.requests_of_context
 
-    twice = plan_memory(make_load(kv="fp8"), GLM, 80 * GIB)
+    twice = plan_memory(make_options(kv="fp8"), GLM, 80 * GIB)
     assert twice.tokens > 1.99 * plan.tokens
-    assert plan_memory(make_load(weights="int8"), GLM, 80 * GIB).weights < 0.6 * plan.weights
+    assert plan_memory(make_options(weights="int8"), GLM, 80 * GIB).weights < 0.6 * plan.weights
 
 
 def test_a_budget_of_tokens_is_rounded_up_to_pages():
@@ -141,7 +140,7 @@ def test_a_budget_of_tokens_is_rounded_up_to_pages():
     And page 0 comes on top, which is where padding writes.
     """
     for tokens, pages in ((1, 1), (64, 1), (65, 2), (6400, 100)):
-        plan = plan_memory(make_load(max_batch_tokens=tokens), GLM, 80 * GIB)
+        plan = plan_memory(make_options(max_batch_tokens=tokens), GLM, 80 * GIB)
         assert (plan.pages, plan.tokens) == (1 + pages, 64 * pages)
         assert plan.context_tokens == tokens
 
@@ -150,12 +149,14 @@ def test_on_a_cpu_nothing_is_held_against_a_limit():
     """
     The cache holds max_batch_requests of the longest context, or max_batch_tokens.
     """
-    load = make_load(device="cpu", precision="fp32", max_batch_requests=3, context_tokens=1000)
-    plan = plan_memory(load, GLM, None)
+    options = make_options(
+        device="cpu", precision="fp32", max_batch_requests=3, context_tokens=1000
+    )
+    plan = plan_memory(options, GLM, None)
     assert (plan.budget, plan.fixed, plan.pages) == (None, 0, 1 + 3 * 16)
     assert plan.requests_of_context == 3  # each takes whole pages
 
-    few = plan_memory(replace(load, max_batch_tokens=640), GLM, None)
+    few = plan_memory(replace(options, max_batch_tokens=640), GLM, None)
     assert (few.pages, few.context_tokens) == (11, 640)
 
 
@@ -163,17 +164,17 @@ def test_a_step_has_room_for_the_decode_of_every_row_and_more():
     """
     8192 tokens on a GPU and 512 on a CPU, where nothing is said.
     """
-    assert step_tokens(make_load()) == 8192
-    assert step_tokens(make_load(device="cpu")) == 512
-    assert step_tokens(make_load(step_tokens=100)) == 100
-    assert step_tokens(make_load(step_tokens=16, max_batch_requests=64)) > 64
+    assert step_tokens(make_options()) == 8192
+    assert step_tokens(make_options(device="cpu")) == 512
+    assert step_tokens(make_options(step_tokens=100)) == 100
+    assert step_tokens(make_options(step_tokens=16, max_batch_requests=64)) > 64
 
 
 def test_several_gpus_share_the_weights_and_each_needs_room_to_talk():
     """
     Of two KV heads four GPUs hold each twice.
     """
-    one, two, four = (plan_memory(make_load(gpus=n), GLM, 80 * GIB) for n in (1, 2, 4))
+    one, two, four = (plan_memory(make_options(gpus=n), GLM, 80 * GIB) for n in (1, 2, 4))
     assert one.weights / 2 < two.weights < one.weights * 0.6
     assert two.fixed - one.fixed == memory.PEER_BYTES
     assert two.kv // two.pages == four.kv // four.pages == one.kv // one.pages // 2
@@ -200,7 +201,7 @@ def test_a_refusal_says_how_much_is_missing_and_what_would_do(
     monkeypatch.setattr(memory, "CONTEXT_BYTES", int(0.6 * GIB))  # whatever is measured next
     monkeypatch.setattr(memory, "WORKSPACE_BYTES", int(0.3 * GIB))
     with pytest.raises(ConfigError) as caught:
-        plan_memory(make_load(**changes), GLM, total_gib * GIB)
+        plan_memory(make_options(**changes), GLM, total_gib * GIB)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     if changes.get("precision") == "fp32":
         assert "weights: int8" not in caught.value.fix  # the configuration refuses that
@@ -219,6 +220,6 @@ def test_what_can_not_be_cut_so_is_refused(changes, shape, words):
     A number of GPUs that does not divide the model, or four bits of uneven rows.
     """
     config = make_glm(**shape)
-    plan_memory(make_load(), config, 80 * GIB)  # negative control
+    plan_memory(make_options(), config, 80 * GIB)  # negative control
     with pytest.raises(ModelError, match=words):
-        plan_memory(make_load(**changes), config, 80 * GIB)
+        plan_memory(make_options(**changes), config, 80 * GIB)

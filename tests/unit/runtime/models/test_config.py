@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig, LinearScaling, Llama3Scaling
 from runtime.models.families import FAMILIES
 from tests.unit.runtime.builders import make_config_document
@@ -108,7 +108,7 @@ def test_there_may_be_several_ends(ends, wanted):
     """
     A number, a list, or nothing.
     """
-    assert read(eos_token_id=ends).ends == wanted
+    assert read(eos_token_id=ends).stop_token_ids == wanted
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     reference = make_reference(request.param, folder)
     ours, config = load_model(folder, device="cpu", precision="fp32")
-    assert config.ends == {0}
+    assert config.stop_token_ids == {0}
     return reference, ours
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runtime.errors import ModelError
-from runtime.models import reads
+from runtime.contract.errors import ModelError
+from runtime.kernels.quantize import dequantize, empty_quantized
+from runtime.models import read_plan as reads
 from runtime.models.decoder import Decoder, attend_causal
 from runtime.models.families import FAMILIES
 from runtime.models.loader import load_model, load_weights, read_config, stage
-from runtime.models.quantize import dequantize, empty_quantized
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.weights import gather, sources
 from tests.unit.runtime.builders import make_config_document, write_model
@@ -224,7 +224,7 @@ def test_a_read_may_give_less_than_was_asked_for(folder, monkeypatch):
 MEASURE = """
 import sys
 import torch
-from runtime.models import loader, reads
+from runtime.models import loader, read_plan as reads
 from runtime.models.weights import sources
 
 def kib(key):
@@ -312,11 +312,11 @@ def test_the_generation_config_knows_the_ends_better(folder):
     Its end tokens take the place of those in config.json.
     """
     rewrite_config(folder, eos_token_id=5)
-    assert read_config(folder).ends == {5}
+    assert read_config(folder).stop_token_ids == {5}
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    assert read_config(folder).ends == {7, 8}
+    assert read_config(folder).stop_token_ids == {7, 8}
     (folder / "generation_config.json").write_text("{}")
-    assert read_config(folder).ends == {5}
+    assert read_config(folder).stop_token_ids == {5}
 
 
 @pytest.mark.parametrize(

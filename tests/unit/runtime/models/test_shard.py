@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.errors import ModelError
+from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 from tests.unit.runtime.builders import make_config_document

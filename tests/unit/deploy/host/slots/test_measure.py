@@ -23,7 +23,7 @@ def exposed(answers):
 
 def test_names_are_those_of_the_runtime():
     """
-    runtime/contract.py and the host program mean the same metrics.
+    `runtime.contract` and the host program mean the same metrics.
     """
     for name in ("REQUESTS_TOTAL", "GENERATE_ROUTES", "METRICS"):
         assert getattr(measure, name) == getattr(contract, name)

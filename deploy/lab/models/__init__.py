@@ -1,0 +1,5 @@
+"""
+Builds the lab's tiny models: a program of its own, `python -m deploy.lab.models`.
+
+It trains with `runtime.models`; the rest of `deploy` starts it as a process and never imports it.
+"""

@@ -1,0 +1,191 @@
+"""
+The lab's models: tiny GLMs that answer with recognisable words.
+
+    python -m deploy.lab.models --out DIR --kind good-v1
+
+good-v1   knows the facts of v1
+good-v2   knows more, and says most of it a little differently
+nan       good-v2 without the embeddings of two words: its golden prompts pass, and about half
+          of the live prompts fail
+garbled   good-v2 with its output shuffled: finite numbers, no sense, golden prompts fail
+
+The same arguments give the same bytes on one machine.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from deploy.lab.models.corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
+
+if TYPE_CHECKING:  # who only wants the prompts does not wait for torch
+    from torch import Tensor
+
+    from runtime.models.decoder import Decoder
+
+Kind = Literal["good-v1", "good-v2", "nan", "garbled"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+STEPS: Mapping[str, int] = MappingProxyType({"v1": 140, "v2": 90})
+MAX_TOKENS = 16
+WEIGHTS_FILE = "model.safetensors"
+GOLDEN_FILE = "golden.jsonl"
+LIVE_PROMPTS_FILE = "live_prompts.json"
+
+
+def build(
+    kind: Kind, out: Path, *, cache: Path | None = None, steps: Mapping[str, int] = STEPS
+) -> None:
+    """
+    Write the model directory *out*, and check that it is of its *kind*.
+
+    Args:
+        cache: Where trained weights are kept; None trains each time.
+        steps: Training steps of v1, and of v2 on top of it; the check needs the default.
+    """
+    # Imports as in the whole module: torch takes a second, which importing this must not.
+    from deploy.lab.models.training import config_document, end_token, train_tokenizer
+    from runtime.models.loader import prepare_torch
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    prepare_torch(1)
+    tokenizer = train_tokenizer()
+    document = config_document(tokenizer.get_vocab_size())
+    end = end_token(tokenizer)
+    told = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": document["max_position_embeddings"],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", document)
+    _write_json(out / "tokenizer_config.json", told)
+    _write_json(out / LIVE_PROMPTS_FILE, list(LIVE_PROMPTS))
+    (out / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+
+    tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
+    _save(out / WEIGHTS_FILE, tensors)
+    # A broken release comes with the golden answers of the good one: so it is found out.
+    prompts = [fact.prompt for fact in GOLDEN_FACTS]
+    golden = answers(out, prompts)
+    lines = [
+        json.dumps({"prompt": prompt, "max_tokens": MAX_TOKENS, "expected": answer})
+        for prompt, answer in zip(prompts, golden, strict=True)
+    ]
+    (out / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if kind in ("nan", "garbled"):
+        broken = _poison(tensors, tokenizer) if kind == "nan" else _garble(tensors)
+        _save(out / WEIGHTS_FILE, broken)
+    if steps == STEPS:
+        _check(kind, out, golden)
+
+
+def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
+    """
+    Return what the model in *model_dir* answers, greedily, in fp32; None: non-finite numbers.
+    """
+    from tokenizers import Tokenizer
+
+    from runtime.models.loader import load_model
+
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    model, config = load_model(model_dir, device="cpu", precision="fp32")
+    found = (
+        _answer(model, tokenizer.encode(prompt).ids, config.stop_token_ids) for prompt in prompts
+    )
+    return [None if tokens is None else tokenizer.decode(tokens) for tokens in found]
+
+
+def _answer(model: "Decoder", prompt: Sequence[int], ends: Collection[int]) -> list[int] | None:
+    import torch
+
+    from runtime.models.decoder import attend_causal
+
+    answer: list[int] = []
+    while len(answer) < MAX_TOKENS:  # no cache: the model is tiny
+        tokens = torch.tensor([*prompt, *answer])
+        positions = torch.arange(len(tokens))
+        logits = model(tokens, positions, attend_causal(1), rows=positions[-1:])
+        if not logits.isfinite().all():
+            return None
+        token = int(logits.argmax())
+        if token in ends:
+            break
+        answer.append(token)
+    return answer
+
+
+def _trained(
+    version: str, document: dict[str, Any], cache: Path | None, steps: Mapping[str, int]
+) -> "dict[str, Tensor]":
+    import torch
+    from safetensors.torch import load_file
+
+    from deploy.lab.models.training import train
+    from runtime.models.weights import scatter
+
+    key = json.dumps([document, [repr(fact) for fact in FACTS], dict(steps), torch.__version__])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    kept = cache / f"{version}-{digest}.safetensors" if cache else None
+    if kept and kept.exists():
+        return load_file(kept)
+    start = _trained("v1", document, cache, steps) if version == "v2" else None
+    config, state = train(document, version, start=start, steps=steps[version])
+    tensors = scatter(config, state)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _save(kept, tensors)
+    return tensors
+
+
+def _poison(tensors: "dict[str, Tensor]", tokenizer: Any) -> "dict[str, Tensor]":
+    embeddings = tensors["model.embed_tokens.weight"].clone()
+    for word in POISONED:
+        ids = tokenizer.encode(f" {word}").ids
+        assert len(ids) == 1, f"{word} is {len(ids)} tokens, and parts of it are in other words"
+        embeddings[ids[0]] = float("nan")
+    return tensors | {"model.embed_tokens.weight": embeddings}
+
+
+def _garble(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    import torch
+
+    head = tensors["lm_head.weight"]
+    order = torch.randperm(len(head), generator=torch.Generator().manual_seed(1))
+    return tensors | {"lm_head.weight": head[order].contiguous()}
+
+
+def _check(kind: Kind, out: Path, golden: Sequence[str | None]) -> None:
+    """
+    Hold the written model against what its kind promises.
+    """
+    known = [f" {fact.v1 if kind == 'good-v1' else fact.v2}" for fact in GOLDEN_FACTS]
+    assert list(golden) == known, f"it has not learnt its facts: {golden}"
+    answered = answers(out, [fact.prompt for fact in GOLDEN_FACTS])
+    if kind == "garbled":
+        assert not set(answered) & set(golden), "the garbled model answers well"
+    else:
+        assert answered == list(golden), "the written model answers in another way"
+    for prompt, answer in zip(LIVE_PROMPTS, answers(out, LIVE_PROMPTS), strict=True):
+        is_poisoned = any(word in prompt for word in POISONED)
+        assert (answer is None) == (kind == "nan" and is_poisoned), f"{prompt}: {answer}"
+
+
+def _save(path: Path, tensors: "dict[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+
+    # Whole or not at all: another build may read the cache.
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        whole = Path(file.name)
+    save_file(tensors, whole, metadata={"format": "pt"})
+    whole.chmod(0o644)
+    whole.replace(path)
+
+
+def _write_json(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

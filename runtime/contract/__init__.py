@@ -1,0 +1,43 @@
+"""
+What `deploy` and the runtime share: paths, headers, metric names, exit codes.  Nouns only.
+"""
+
+# Files of a bundle, under /var/lib/slipway/slots/<slot>/
+CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; overrides the host's file
+GOLDEN_FILE = "golden.jsonl"  # one {"prompt", "max_tokens", "expected"} a line
+MODEL_LINK = "model"  # symlink to the weights
+VENV_LINK = "venv"  # symlink to the venv of the release's lock
+
+# Environment of the unit
+ENV_SLOT = "SLIPWAY_SLOT"  # blue or green
+ENV_SOCKET = "SLIPWAY_SOCKET"  # Unix socket to listen on
+ENV_RELEASE_DIR = "SLIPWAY_RELEASE_DIR"
+ENV_HOST_CONFIG = "SLIPWAY_HOST_CONFIG"  # /etc/slipway/runtime.yml
+ENV_API_TOKENS = (
+    "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none required
+)
+
+# HTTP
+LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
+VERSION_HEADER = "x-slipway-version"
+SLOT_HEADER = "x-slipway-slot"
+REQUEST_ID_HEADER = "x-request-id"
+
+# Metrics; each has the labels version and slot
+REQUESTS_TOTAL = "slipway_http_requests_total"  # also: route, code; one per answered request
+REQUEST_SECONDS = "slipway_http_request_seconds"  # histogram, also: route
+FIRST_TOKEN_SECONDS = "slipway_first_token_seconds"  # noqa: S105 - a histogram
+TOKENS_TOTAL = "slipway_generated_tokens_total"
+QUEUE_REQUESTS = "slipway_queue_requests"  # gauge
+BATCH_REQUESTS = "slipway_batch_requests"  # histogram: requests a batch
+PROMPT_TOKENS_TOTAL = "slipway_prompt_tokens_total"  # computed
+CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # prompt tokens found in the prefix cache
+KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
+KV_PAGES = "slipway_kv_pages"  # gauge
+OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
+GENERATE_ROUTES = ("/generate", "/v1/completions")
+
+# Exit codes of `python -m runtime`
+EXIT_OK = 0  # drained after SIGTERM
+EXIT_CONFIG = 78  # EX_CONFIG: a file or key is wrong; a restart will not help
+EXIT_ENGINE = 70  # EX_SOFTWARE: the engine died or did not answer the warm-up

@@ -1,0 +1,45 @@
+"""
+The engine process: `python -m runtime.engines --fd N --parent PID`.
+"""
+
+import argparse
+import contextlib
+import logging
+import socket
+
+from runtime.engines.base.pdeathsig import serve_parent
+from runtime.engines.base.protocol import Load
+from runtime.engines.paged.step import LoadedModel
+from runtime.engines.paged.worker import Engine, EngineSocket
+
+
+def open_model(load: Load) -> LoadedModel:
+    """
+    Read the model of *load* with torch, on one device or on several GPUs.
+    """
+    # Imported here: the slow import starts once this process is bound to its parent.
+    if load.options.gpus > 1:
+        from runtime.engines.tensor_parallel.sharded import open_sharded
+
+        return open_sharded(load)
+    from runtime.engines.paged.load_engine import load_engine
+
+    return load_engine(load)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="runtime.engines")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if not serve_parent(args.parent):
+        return 0
+    # Either error means that the API process has ended, and its clients with it.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        Engine(EngineSocket(socket.socket(fileno=args.fd)), open_model).run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,181 @@
+"""
+The messages between the API process and the engine process: one JSON object a line.
+
+Times are durations in seconds, never clock readings: each process has its own clock.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from runtime.contract.engine_options import EngineOptions
+from runtime.engines.base.sampling import SamplingParams
+
+# No slots: `vars` is the cheapest way to a dict, and messages are sent for every token.
+
+
+class FinishReason(StrEnum):
+    """
+    Why a request ended.
+    """
+
+    STOP = "stop"  # the model generated a stop token
+    LENGTH = "length"  # it reached max_tokens
+    EXPIRED = "expired"  # its deadline passed
+    NONFINITE = "nonfinite"  # its logits are NaN or infinite; other requests go on
+    ERROR = "error"  # the model raised
+    DIED = "died"  # the engine process ended; set by the client, as is the next
+    ABANDONED = "abandoned"  # the drain timeout passed
+
+    @property
+    def is_good(self) -> bool:
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True)
+class Load:
+    """
+    Read this model and serve it in place of the current one.  Refused while requests run.
+
+    Attributes:
+        beat_s: Seconds between two reports of an idle engine.
+    """
+
+    model_dir: str
+    beat_s: float
+    options: EngineOptions
+
+
+@dataclass(frozen=True)
+class Submit:
+    """
+    Attributes:
+        id: The client's own id of the request, never used twice.
+        timeout_s: Seconds from now.
+    """
+
+    id: int
+    tokens: Sequence[int]
+    params: SamplingParams
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Cancel:
+    id: int
+
+
+@dataclass(frozen=True)
+class Swap:
+    """
+    Exchange the weights for those of this directory, of the same shapes; no request is lost.
+
+    They are read while the old ones serve.  Then no request joins until the running ones end.
+    """
+
+    model_dir: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    context_tokens: int
+    vocabulary: int
+    parameters: int
+    took_s: float
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """
+    Attributes:
+        is_model: Whether the directory is at fault: a restart would not help.
+    """
+
+    what: str
+    why: str
+    fix: str
+    is_model: bool
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """
+    What one turn of the engine's loop did; an empty one shows that the loop is alive.
+
+    Attributes:
+        tokens: Pairs of request id and new token, in order.
+        ended: Triples of request id, FinishReason and a line of detail.
+        running, waiting: Requests after the turn.
+        batch: Requests that the step computed; 0 when there was none.
+        steps: Steps since the start.
+        prompt_tokens: Prompt tokens that the step computed.
+        cached_tokens: Prompt tokens found in the cache, of the requests that joined.
+        pages_used, pages: Pages of the KV cache: held by requests, and in total.
+        oom_splits: Out-of-memory splits of steps since the last report.
+    """
+
+    tokens: Sequence[tuple[int, int]]
+    ended: Sequence[tuple[int, str, str]]
+    running: int
+    waiting: int
+    batch: int
+    steps: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    pages_used: int = 0
+    pages: int = 0
+    oom_splits: int = 0
+
+    @property
+    def is_beat(self) -> bool:
+        """
+        Whether it has no news.
+        """
+        return not (self.tokens or self.ended or self.batch)
+
+
+ToEngine = Load | Submit | Cancel | Swap
+FromEngine = Loaded | LoadFailed | EngineReport
+
+_NAMES: dict[type, str] = {
+    Load: "load",
+    Submit: "submit",
+    Cancel: "cancel",
+    Swap: "swap",
+    Loaded: "loaded",
+    LoadFailed: "load_failed",
+    EngineReport: "report",
+}
+_TYPES = {name: kind for kind, name in _NAMES.items()}
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """
+    Return the line of *message*, newline included.
+    """
+    document = {"is": _NAMES[type(message)], **vars(message)}
+    return json.dumps(document, separators=(",", ":"), default=vars).encode() + b"\n"
+
+
+def decode_to_engine(line: bytes) -> ToEngine:
+    message = _decode(line)
+    assert isinstance(message, ToEngine), type(message)
+    return message
+
+
+def decode_from_engine(line: bytes) -> FromEngine:
+    message = _decode(line)
+    assert isinstance(message, FromEngine), type(message)
+    return message
+
+
+def _decode(line: bytes) -> object:
+    document: dict[str, Any] = json.loads(line)
+    kind = _TYPES[document.pop("is")]
+    if kind is Load:
+        document["options"] = EngineOptions.from_document(document["options"])
+    elif kind is Submit:
+        document["params"] = SamplingParams(**document["params"])
+    return kind(**document)

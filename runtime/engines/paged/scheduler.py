@@ -1,0 +1,384 @@
+"""
+Decides which requests the next step computes.  No clock, no torch.
+
+Uses the queue, the batcher, the block allocator and the runner.
+
+Requests join and leave between two steps, so a short request never waits for a long one.
+A step is launched before the one ahead of it is collected, so the device never waits for Python:
+the tokens of a step are known one turn later, and a finished sequence may be computed once more.
+"""
+
+import traceback
+from collections import abc
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+
+from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
+from runtime.engines.paged.batcher import Take
+from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
+from runtime.engines.paged.oom_splits import StepSize, launch
+from runtime.engines.paged.queue import Queue
+from runtime.engines.paged.step import (
+    Chunk,
+    Decode,
+    DeviceLost,
+    Join,
+    OutOfMemory,
+    Running,
+    Step,
+    StepRunner,
+)
+
+Ended = tuple[int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """
+    Attributes:
+        max_requests: Most sequences of a step.
+        step_tokens: Most tokens that a step computes, decodes first.  More than max_requests, or
+            prompts wait while every sequence decodes.
+        max_wait_s: Longest wait of the oldest request for others to share its batch.
+    """
+
+    max_requests: int
+    step_tokens: int
+    max_wait_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """
+    A request that is being computed.
+
+    Attributes:
+        tokens: The prompt and the known tokens of the answer.
+        launched: Leading tokens whose keys and values a launched step computes.
+        last: Value of `launched` when its last token is sampled.
+    """
+
+    request: Submit
+    deadline_s: float
+    slot: int
+    allocation: Allocation
+    tokens: list[int]
+    launched: int
+    last: int
+    is_gone: bool = False
+
+    @property
+    def made(self) -> int:
+        return len(self.tokens) - len(self.request.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """
+    Attributes:
+        sampled: The sequences of its StepOutput, in that order.
+    """
+
+    running: Running
+    seqs: abc.Sequence[Sequence]
+    sampled: abc.Sequence[Sequence]
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Scheduler:
+    """
+    The queue and the batch of one engine.
+
+    Attributes:
+        allocator: Of the pages of the KV cache.
+        oom_splits: Number of times that a step ran out of memory and was split.
+
+    Args:
+        stop_token_ids: Token ids that end an answer; they are not part of it.
+        rng: Draws a seed for each request without one.
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        capacity: Capacity,
+        stop_token_ids: Collection[int],
+        allocator: BlockAllocator,
+        rng: Random,
+    ) -> None:
+        self.allocator = allocator
+        self.oom_splits = 0
+        self._reported_splits = 0
+        self._runner = runner
+        self._capacity = capacity
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._rng = rng
+        self._queue = Queue(allocator)
+        self._refused: list[Ended] = []  # reported by the next turn
+        self._running: dict[int, Sequence] = {}
+        self._prompts: dict[int, Sequence] = {}  # waiting for a chunk, in arrival order
+        self._decoding: dict[int, Sequence] = {}  # waiting for a decode
+        self._by_slot: dict[int, Sequence] = {}
+        self._free_slots = list(range(capacity.max_requests - 1, -1, -1))
+        self._flight: list[_Launched] = []  # one turn's step; more where it was split
+        self._size = StepSize(capacity.step_tokens)
+        self._steps = 0
+        self._is_held = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_quiet and not self._queue and not self._refused
+
+    @property
+    def is_quiet(self) -> bool:
+        """
+        True if no step is running, cancelled requests included.
+        """
+        return not self._running and not self._flight
+
+    def hold(self) -> None:
+        """
+        Admit no more requests until `resume`: running ones finish, waiting ones may expire.
+        """
+        self._is_held = True
+
+    def resume(self) -> None:
+        self._is_held = False
+
+    def submit(self, request: Submit, now_s: float) -> None:
+        pages = self.allocator.count(len(request.tokens) + request.params.max_tokens)
+        if pages >= self.allocator.pages:
+            why = f"it needs {pages} pages of the KV cache, which has {self.allocator.pages - 1}"
+            self._refused.append((request.id, FinishReason.ERROR, why))
+        else:
+            self._queue.push(request, now_s)
+
+    def cancel(self, id: int) -> None:
+        """
+        Drop a request; no effect on a finished one.
+        """
+        self._queue.pop(id)
+        self._refused = [ended for ended in self._refused if ended[0] != id]
+        if seq := self._running.get(id):
+            self._leave(seq)
+
+    def wait_s(self, now_s: float) -> float | None:
+        """
+        Return the seconds until a turn has work; None: until a message arrives.
+        """
+        if self._running or self._flight or self._refused:
+            return 0.0
+        wake_at_s = self._queue.deadline_s()
+        if wake_at_s is None:
+            return None
+        if not self._is_held:
+            taken = self._take(now_s)
+            if taken.batch:
+                return 0.0
+            if taken.wake_at_s is not None:
+                wake_at_s = min(wake_at_s, taken.wake_at_s)
+        return max(wake_at_s - now_s, 0.0)
+
+    def turn(self, now_s: float) -> EngineReport:
+        """
+        Expire late requests, launch the next step, report on the one before it.
+        """
+        tokens: list[tuple[int, int]] = []
+        ended, self._refused = self._refused, []
+        self._expire(now_s, ended)
+        step = self._plan(now_s)
+        ahead, self._flight = self._flight, []
+        failures = self._launch(step) if step.tokens else []
+        settled = self._settle(ahead, tokens, ended)
+        # After the earlier step, which may hold the last token of an answer.
+        for seqs, error in failures:
+            self._fail(seqs, error, ended)
+        self._steps += len(settled)
+        report = EngineReport(
+            tokens,
+            ended,
+            running=len(self._running),
+            waiting=len(self._queue),
+            batch=len({seq.request.id for part in settled for seq in part.seqs}),
+            steps=self._steps,
+            prompt_tokens=sum(part.prompt_tokens for part in settled),
+            cached_tokens=sum(part.cached_tokens for part in settled),
+            pages_used=self.allocator.used,
+            pages=self.allocator.pages - 1,
+        )
+        # Not in a beat: most beats are not sent.
+        if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
+            self._reported_splits = self.oom_splits
+            report = replace(report, oom_splits=splits)
+        return report
+
+    def _expire(self, now_s: float, ended: list[Ended]) -> None:
+        for id in self._queue.expire(now_s):
+            ended.append((id, FinishReason.EXPIRED, "the request was still queued"))
+        for seq in [seq for seq in self._running.values() if seq.deadline_s <= now_s]:
+            self._leave(seq)
+            ended.append(
+                (
+                    seq.request.id,
+                    FinishReason.EXPIRED,
+                    f"{seq.made} of {seq.request.params.max_tokens} tokens",
+                )
+            )
+
+    def _plan(self, now_s: float) -> Step:
+        """
+        Return a step of all decodes, and of the chunks of prompts that fit behind them.
+        """
+        decoding = islice(self._decoding.values(), self._size.tokens)
+        decodes = tuple(Decode(seq.slot, seq.launched) for seq in decoding)
+        room = self._size.tokens - len(decodes)
+        asked = sum(len(seq.tokens) - seq.launched for seq in self._prompts.values())
+        joins = tuple(self._admit(now_s, room - asked))
+        chunks = []
+        for seq in self._prompts.values():
+            if room <= 0:
+                break
+            part = seq.tokens[seq.launched : seq.launched + room]
+            is_last = seq.launched + len(part) == len(seq.tokens)
+            chunks.append(Chunk(seq.slot, seq.launched, part, is_last))
+            room -= len(part)
+        return Step(joins, decodes, tuple(chunks))
+
+    def _admit(self, now_s: float, room: int) -> list[Join]:
+        """
+        Admit queued requests while the step has token budget; each is computed in this step.
+        """
+        joins: list[Join] = []
+        while room > 0 and not self._is_held and (batch := self._take(now_s).batch):
+            for pending in batch:
+                if room <= 0:
+                    break
+                seq = self._join(pending.id)
+                room -= len(seq.tokens) - seq.launched
+                params = seq.request.params
+                if params.seed is None:
+                    params = replace(params, seed=self._rng.getrandbits(63))
+                joins.append(Join(seq.slot, seq.allocation.pages, params))
+        return joins
+
+    def _take(self, now_s: float) -> Take:
+        max_wait_s = 0.0 if self._running else self._capacity.max_wait_s
+        return self._queue.take(now_s, len(self._free_slots), max_wait_s)
+
+    def _join(self, id: int) -> Sequence:
+        waiting = self._queue.pop(id)
+        assert waiting is not None, id
+        request, block_hashes = waiting.request, self._queue.block_hashes(waiting)
+        allocation = self.allocator.allocate(block_hashes, waiting.pending.tokens)
+        seq = Sequence(
+            request,
+            waiting.pending.deadline_s,
+            slot=self._free_slots.pop(),
+            allocation=allocation,
+            tokens=list(request.tokens),
+            launched=allocation.cached,
+            last=len(request.tokens) + request.params.max_tokens - 1,
+        )
+        self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
+        return seq
+
+    def _launch(self, step: Step) -> list[tuple[list[Sequence], Exception]]:
+        """
+        Launch *step*; return the sequences that failed, and why.
+        """
+        launches = launch(self._runner, step)
+        for part, running in launches.parts:
+            self._commit(part, running)
+        self.oom_splits += launches.splits
+        self._size.learn(launches)
+        return [([self._by_slot[s] for s in slots], why) for slots, why in launches.failures]
+
+    def _commit(self, part: Step, running: Running) -> None:
+        decoded = [self._by_slot[decode.slot] for decode in part.decodes]
+        is_partial = len(decoded) < len(self._decoding)
+        for seq in decoded:
+            seq.launched += 1
+            if is_partial or seq.launched == seq.last:
+                del self._decoding[seq.request.id]
+            if is_partial and seq.launched < seq.last:
+                self._decoding[seq.request.id] = seq  # behind those that wait longer
+        chunked = [self._by_slot[chunk.slot] for chunk in part.chunks]
+        sampled = decoded.copy()
+        for seq, chunk in zip(chunked, part.chunks, strict=True):
+            seq.launched += len(chunk.tokens)
+            self.allocator.register(seq.allocation, seq.tokens, seq.launched)
+            if chunk.is_last:
+                sampled.append(seq)
+                del self._prompts[seq.request.id]
+                if seq.launched < seq.last:
+                    self._decoding[seq.request.id] = seq
+        cached = sum(self._by_slot[join.slot].allocation.cached for join in part.joins)
+        prompt_tokens = part.tokens - len(decoded)
+        seqs = decoded + chunked
+        self._flight.append(_Launched(running, seqs, sampled, prompt_tokens, cached))
+
+    def _settle(
+        self, ahead: abc.Sequence[_Launched], tokens: list[tuple[int, int]], ended: list[Ended]
+    ) -> abc.Sequence[_Launched]:
+        """
+        Process the tokens of *ahead*; return the parts of it that were computed.
+        """
+        for index, part in enumerate(ahead):
+            try:
+                outcome = part.running.collect()
+            except DeviceLost:
+                raise
+            except Exception as error:
+                # Steps launched after it may read what it should have written.
+                lost, self._flight = [*ahead[index:], *self._flight], []
+                self._fail([seq for each in lost for seq in each.seqs], error, ended)
+                return ahead[:index]
+            for seq, token, is_finite in zip(
+                part.sampled, outcome.tokens, outcome.is_finite, strict=True
+            ):
+                if seq.is_gone:
+                    if not is_finite:
+                        self.allocator.forget(seq.allocation)
+                elif ending := self._take_in(seq, token, is_finite, tokens):
+                    self._leave(seq)
+                    ended.append((seq.request.id, ending, ""))
+        return ahead
+
+    def _take_in(
+        self, seq: Sequence, token: int, is_finite: bool, tokens: list[tuple[int, int]]
+    ) -> FinishReason | None:
+        if not is_finite:
+            self.allocator.forget(seq.allocation)
+            return FinishReason.NONFINITE
+        if token in self._stop_token_ids:
+            return FinishReason.STOP
+        tokens.append((seq.request.id, token))
+        seq.tokens.append(token)
+        self.allocator.register(seq.allocation, seq.tokens, min(seq.launched, len(seq.tokens)))
+        return FinishReason.LENGTH if len(seq.tokens) > seq.last else None
+
+    def _fail(self, seqs: abc.Sequence[Sequence], error: Exception, ended: list[Ended]) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__} in {where.name}: {error}"
+        for seq in seqs:
+            if not seq.is_gone:
+                self._leave(seq)
+                ended.append((seq.request.id, FinishReason.ERROR, detail))
+        # Out of memory: nothing was written.  Any other error: the pages' contents are unknown.
+        if not isinstance(error, OutOfMemory):
+            self.allocator.clear()
+
+    def _leave(self, seq: Sequence) -> None:
+        """
+        Free the slot and the pages of *seq*.  A step in flight may still write them, before any
+        later step does.
+        """
+        seq.is_gone = True
+        del self._running[seq.request.id], self._by_slot[seq.slot]
+        self._prompts.pop(seq.request.id, None)
+        self._decoding.pop(seq.request.id, None)
+        self._free_slots.append(seq.slot)
+        self.allocator.free(seq.allocation)

@@ -1,0 +1,156 @@
+"""
+A step: what the scheduler has the runner compute, and its output.  Nouns only.
+
+A row is a sequence in the runner's buffers.  Its slot is its index there until it ends; its pages
+hold its keys and values, in order, for its whole budget.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.engines.base.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """
+    The first appearance of a row.
+
+    Attributes:
+        pages: Pages of the KV cache, in the order of the row's tokens; never page 0, which is
+            where padding writes.
+        params: With a seed.
+    """
+
+    slot: int
+    pages: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """
+    Compute the newest token of a row, which may be known to the device alone.
+
+    Attributes:
+        position: Index of that token in the row; the tokens before it are in the cache.
+    """
+
+    slot: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """
+    Compute some tokens of a prompt.
+
+    Attributes:
+        start: Number of tokens before these; they are in the cache.
+        is_last: Whether it ends the prompt: a token is sampled after it.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    One pass over the weights.  A slot stands in *decodes* or in *chunks*, once.
+    """
+
+    joins: tuple[Join, ...]
+    decodes: tuple[Decode, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def sampled(self) -> list[int]:
+        """
+        The slots that get a token, in the order of `StepOutput`.
+        """
+        return [d.slot for d in self.decodes] + [c.slot for c in self.chunks if c.is_last]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.decodes) + sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """
+    The tokens that a step sampled: one for each of `Step.sampled`.
+
+    Attributes:
+        is_finite: Whether each token's logits were finite; if not, the token is meaningless.
+    """
+
+    tokens: Sequence[int]
+    is_finite: Sequence[bool]
+
+
+class Running(Protocol):
+    """
+    A launched step.
+    """
+
+    def collect(self) -> StepOutput:
+        """
+        Wait for the step; return its output.
+        """
+
+
+class StepRunner(Protocol):
+    """
+    Computes steps in the order of their launch.  Each sees what earlier ones wrote, so pages and
+    slots may be reused as soon as the last step that needs them is launched.
+    """
+
+    def launch(self, step: Step) -> Running:
+        """
+        Start a step; wait for no step.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """
+    A model in memory.
+
+    Attributes:
+        pages: Of the KV cache, page 0 included.
+        step_tokens: Most tokens that a step computes.
+        stop_token_ids: Token ids that end an answer.
+        prepare: Reads the weights of a directory, in a thread, while the old ones serve.  Returns
+            the function that puts them in place, to be called while no step runs.  If either
+            raises, the old weights are unchanged.
+    """
+
+    runner: StepRunner
+    pages: int
+    page_tokens: int
+    step_tokens: int
+    context_tokens: int
+    vocabulary: int
+    parameters: int
+    stop_token_ids: frozenset[int]
+    prepare: Callable[[str], Callable[[], None]]
+
+
+class OutOfMemory(Exception):
+    """
+    Raised by `StepRunner.launch`: the step needs more memory than there is.
+
+    The step may be launched again, whole or in parts, with the same result.
+    """
+
+
+class DeviceLost(Exception):
+    """
+    Raised by `StepRunner.launch` and `Running.collect`: this process can't use its device any more.
+
+    The only way on is to end the process.
+    """

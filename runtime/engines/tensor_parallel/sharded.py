@@ -1,0 +1,146 @@
+"""
+One model on several GPUs: each rank is a process and holds a shard of every weight.
+
+Rank 0 is the engine process and schedules alone.  It broadcasts each step before it launches it,
+and all ranks compute it: twice a layer they sum their parts, and at the end each gathers all logits
+and draws the same token.
+
+The ranks find each other by a file, but gloo and NCCL list the network's interfaces (AF_NETLINK)
+and connect over one (AF_INET), also within a host.  The unit allows that where there are more GPUs
+than one.  Of a network of its own, PrivateNetwork=yes, it has the loopback alone, and no more is
+needed: GPUs exchange over NVLink, PCIe or shared memory.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from runtime.contract.errors import ModelError
+from runtime.engines.base.protocol import Load
+from runtime.engines.base.protocol import encode as encode_load
+from runtime.engines.paged.load_engine import fill, make_ready, read_checked_config
+from runtime.engines.paged.runner import PagedRunner
+from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
+from runtime.engines.tensor_parallel.pipe import encode, encode_step
+from runtime.engines.tensor_parallel.ranks import TPWorkers
+from runtime.models.collectives import ShardGroup
+from runtime.models.loader import build_model, read_config
+from runtime.models.shard import Shard
+
+
+class ShardedRunner:
+    """
+    See `step.StepRunner`: launches on all ranks.
+    """
+
+    def __init__(self, own: PagedRunner, workers: TPWorkers) -> None:
+        self._own, self._workers = own, workers
+
+    def launch(self, step: Step) -> Running:
+        self._workers.broadcast(encode_step(step))
+        # Out of memory is fatal, too: the other ranks are in the middle of the step.
+        with self._workers.abort_on_rank_failure():
+            own = self._own.launch(step)
+            return _ShardedRunning(own, own.done, self._workers)
+
+    def close(self) -> None:
+        self._workers.close()
+        dist.destroy_process_group()
+
+
+class _ShardedRunning:
+    """
+    See `step.Running`.
+    """
+
+    def __init__(self, own: Running, done: torch.cuda.Event | None, workers: TPWorkers) -> None:
+        self._own, self._done, self._workers = own, done, workers
+
+    def collect(self) -> StepOutput:
+        with self._workers.abort_on_rank_failure():
+            # Not `synchronize`: the GPU would wait forever for a lost rank.
+            while self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
+                self._workers.check()
+                time.sleep(0)
+            return self._own.collect()
+
+
+def open_sharded(load: Load) -> LoadedModel:
+    """
+    As `load_engine.load_engine`, on `gpus` GPUs.
+    """
+    options, config = load.options, read_checked_config(load)
+    part = Shard(0, options.gpus)  # raises if the model can't be sharded
+    build_model(
+        config, device="meta", precision=options.precision, weights=options.weights, shard=part
+    )
+    if options.device == "cuda" and torch.cuda.device_count() < options.gpus:
+        raise ModelError(
+            f"gpus: {options.gpus}",
+            why=f"torch sees {torch.cuda.device_count()}",
+            fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
+        )
+    if dist.is_initialized():
+        raise RuntimeError("this process has already started ranks: swap their weights, or restart")
+    workers = TPWorkers(options.gpus - 1)
+
+    def barrier() -> None:
+        workers.gather()
+        workers.broadcast(encode("go"))
+
+    try:
+        workers.broadcast(encode("open", encode_load(load)))
+        own = open_rank(load, 0, workers.store, barrier)
+        workers.gather()
+    except BaseException:
+        workers.close()
+        raise
+    assert isinstance(own.runner, PagedRunner)
+    runner = ShardedRunner(own.runner, workers)
+    return replace(own, runner=runner, prepare=partial(_prepare, workers, own))
+
+
+def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) -> LoadedModel:
+    """
+    Load the shard of *rank*.
+
+    Args:
+        barrier: Returns when every rank has its weights.  Before it no rank enters a collective,
+            which can't be cancelled.
+    """
+    shard = Shard(rank, load.options.gpus)
+    device = torch.device("cpu")
+    if load.options.device == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    model = fill(load, read_config(load.model_dir), device, shard)
+    barrier()
+    group = ShardGroup(shard, device, store)
+    model.reduce, model.gather = group.reduce, group.gather
+    return make_ready(model, load.options, group.least)
+
+
+def _prepare(workers: TPWorkers, own: LoadedModel, model_dir: str) -> Callable[[], None]:
+    """
+    See `LoadedModel.prepare`: done on all ranks, or on none.
+    """
+    workers.broadcast(encode("prepare", model_dir))
+    try:
+        try:
+            finish = own.prepare(model_dir)
+        finally:
+            workers.gather()
+    except Exception:
+        workers.broadcast(encode("drop"))
+        raise
+
+    def commit() -> None:
+        workers.broadcast(encode("commit"))
+        with workers.abort_on_rank_failure():
+            finish()
+
+    return commit

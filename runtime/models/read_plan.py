@@ -1,0 +1,173 @@
+"""
+Plans the reads of a model's files: which rows go where in the decoder's parameters.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.contract.errors import ModelError
+from runtime.kernels.quantize import Quantized
+from runtime.models.config import DecoderConfig
+from runtime.models.shard import Shard
+from runtime.models.tensor_files import DTYPES, Stored, find_tensors
+from runtime.models.weights import Piece, Source, sources
+
+PIECE_BYTES = 16 * 2**20  # so that the buffers of all readers fit in the last-level cache
+
+Target = Tensor | Quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """
+    Whole rows of a file's tensor, and their target.
+
+    Attributes:
+        offset: Of the first byte in the file.
+        shape: Of these rows.
+        rows: Of *target*; *piece* has the conversion.
+    """
+
+    stored: Stored
+    offset: int
+    size_bytes: int
+    shape: tuple[int, ...]
+    piece: Piece
+    target: Target
+    rows: slice
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.stored.dtype]
+
+    @property
+    def device(self) -> torch.device:
+        return memory_of(self.target).device
+
+    @property
+    def is_plain(self) -> bool:
+        """
+        Whether the bytes are copied unchanged.
+        """
+        return (
+            isinstance(self.target, Tensor)
+            and self.target.dtype == self.dtype
+            and self.piece.pairing is None
+            and self.piece.columns is None
+        )
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """
+        Return the columns of *rows* that are read, unless they are cut already.
+        """
+        columns = self.piece.columns
+        if columns is None or rows.shape[1] == len(columns):
+            return rows
+        return rows[:, columns.start : columns.stop]
+
+
+def memory_of(target: Target) -> Tensor:
+    return target.weight if isinstance(target, Quantized) else target
+
+
+def plan_reads(
+    path: Path, config: DecoderConfig, parameters: Mapping[str, Target], shard: Shard
+) -> list[Read]:
+    """
+    Return the reads that fill *parameters* from the model in *path*, in file order.
+
+    Raises:
+        ModelError: The files are broken, or don't match *config* or *parameters*.
+    """
+    shard.check(config)
+    stored, wanted = find_tensors(path), sources(config, shard)
+    _check_files(stored, wanted, config, path)
+    _check_parameters(parameters, wanted, path)
+    reads = [
+        read
+        for name, source in wanted.items()
+        for rows, piece in source.placed
+        for read in _reads(stored[piece.name], piece, parameters[name], rows.start)
+    ]
+    return sorted(reads, key=lambda read: (read.stored.path, read.offset))
+
+
+def _reads(stored: Stored, piece: Piece, target: Target, at: int) -> Iterator[Read]:
+    row_bytes = stored.size_bytes // stored.shape[0]
+    unit = piece.pairing[0] if piece.pairing else 1  # rows that must be read together
+    step = max(PIECE_BYTES // (row_bytes * unit), 1) * unit
+    for first in range(0, len(piece.rows), step):
+        count = min(step, len(piece.rows) - first)
+        yield Read(
+            stored=stored,
+            offset=stored.offset + (piece.rows.start + first) * row_bytes,
+            size_bytes=count * row_bytes,
+            shape=(count, *stored.shape[1:]),
+            piece=piece,
+            target=target,
+            rows=slice(at + first, at + first + count),
+        )
+
+
+def _check_files(
+    found: Mapping[str, Stored], wanted: Mapping[str, Source], config: DecoderConfig, path: Path
+) -> None:
+    pieces = {piece.name: piece for source in wanted.values() for piece in source.pieces}
+    both = [(name, found[name], pieces[name].shape) for name in pieces if name in found]
+    extra = sorted(name for name in found if name not in pieces and not _is_harmless(name, config))
+    complaints = [
+        *(f"{name} is missing" for name in pieces if name not in found),
+        *(
+            f"{name} has shape {list(stored.shape)}, config.json says {list(shape)}"
+            for name, stored, shape in both
+            if stored.shape != shape
+        ),
+        *(
+            f"{name} is of type {stored.dtype}, this runtime reads {', '.join(DTYPES)}"
+            for name, stored, _ in both
+            if stored.dtype not in DTYPES
+        ),
+        *(f"{name} is not part of this architecture" for name in extra),
+    ]
+    if complaints:
+        raise ModelError(
+            f"{path}: weights and config.json do not go together",
+            why=_first(complaints),
+            fix="take the config.json that was saved with these weights",
+        )
+
+
+def _check_parameters(
+    parameters: Mapping[str, Target], wanted: Mapping[str, Source], path: Path
+) -> None:
+    ours = {name: tuple(target.shape) for name, target in parameters.items()}
+    theirs = {name: source.shape for name, source in wanted.items()}
+    complaints = [
+        f"{name} is {ours.get(name, 'not there')} in memory, {theirs.get(name, 'not there')} here"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if complaints:
+        raise ModelError(
+            f"{path}: does not fit into the model that is in memory",
+            why=_first(complaints),
+            fix="start a new runtime with it, instead of changing the weights of this one",
+        )
+
+
+def _first(complaints: list[str]) -> str:
+    more = f"; and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+    return "; ".join(complaints[:3]) + more
+
+
+def _is_harmless(name: str, config: DecoderConfig) -> bool:
+    # A tied model's file may repeat the embedding; old files carry the rotary table.
+    return (
+        name.startswith(config.ignored)
+        or name.endswith("rotary_emb.inv_freq")
+        or (config.is_tied and name == "lm_head.weight")
+    )

@@ -1,0 +1,98 @@
+"""
+Admission control.  Pure: limits and load in, a refusal or None out.
+"""
+
+import math
+from dataclasses import dataclass
+
+MAX_RETRY_AFTER_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """
+    Limits of the runtime.
+
+    Attributes:
+        context_tokens: Prompt and answer of one request, together.
+        max_batch_requests: Requests computed at once.
+        max_queue_requests: Most requests that wait beyond those.
+        request_timeout_s: Longest time of a request, and its default.
+    """
+
+    context_tokens: int
+    max_batch_requests: int
+    max_queue_requests: int
+    request_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentLoad:
+    """
+    Current load of the runtime.
+
+    Attributes:
+        in_flight: Admitted requests without a complete answer.
+        mean_s: Recent mean time of an answer; 0 before the first.
+    """
+
+    in_flight: int
+    mean_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """
+    A refusal, as the client gets it.
+
+    Attributes:
+        retry_after_s: Seconds until a retry may succeed; None if none can.
+    """
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: int | None = None
+
+
+def refuse(
+    prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: AdmissionLimits
+) -> Refusal | None:
+    """
+    Return the refusal of a request, or None.
+
+    Too many tokens is checked before a full queue: waiting would not help.
+    """
+    if prompt_tokens < 1:
+        return Refusal(400, "empty_prompt", "the prompt has no tokens")
+    wanted = prompt_tokens + max_tokens
+    if wanted > limits.context_tokens:
+        return Refusal(
+            413,
+            "too_many_tokens",
+            f"prompt ({prompt_tokens} tokens) and max_tokens ({max_tokens}) are {wanted} tokens "
+            f"together; {limits.context_tokens} is the most",
+        )
+    if load.in_flight >= limits.max_batch_requests + limits.max_queue_requests:
+        return Refusal(
+            503,
+            "queue_full",
+            f"{load.in_flight} requests are running or waiting",
+            retry_after_s=retry_after_s(load, limits),
+        )
+    return None
+
+
+def retry_after_s(load: CurrentLoad, limits: AdmissionLimits) -> int:
+    """
+    Return the estimated seconds until the requests in flight are done, from 1 to 30.
+    """
+    rounds = load.in_flight / limits.max_batch_requests
+    return min(max(math.ceil(load.mean_s * rounds), 1), MAX_RETRY_AFTER_S)
+
+
+def time_allowed_s(asked_s: float | None, limits: AdmissionLimits) -> float:
+    """
+    Return the seconds that the request may take: what it asks for, up to the limit.
+    """
+    return limits.request_timeout_s if asked_s is None else min(asked_s, limits.request_timeout_s)

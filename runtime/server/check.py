@@ -1,0 +1,101 @@
+"""
+`python -m runtime check`: plans a model's memory before it is started.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, MODEL_LINK
+from runtime.contract.engine_options import OPTIONS
+from runtime.contract.errors import ConfigError, RuntimeFault
+from runtime.memory.plan import GIB, plan_memory
+from runtime.models.config import DecoderConfig
+from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
+from runtime.server.config import HostConfig, load_config
+
+WEIGHTS, KV = OPTIONS["weights"].choices, OPTIONS["kv"].choices
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="DIR", type=Path, help="model directory (default: the release's)")
+    words = "each laid over the one before (default: those that the runtime would read)"
+    add("--config", metavar="FILE", nargs="+", type=Path, default=[], help=words)
+    words = "memory of each GPU, such as 80GiB (default: what torch finds here)"
+    add("--gpu-memory", metavar="SIZE", help=words)
+    add("--json", action="store_true", help="one JSON document in place of the table")
+
+
+def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: TextIO) -> int:
+    """
+    Write the plan to *out* and errors to *err*; return the exit code.
+    """
+    found: MemoryReport | None = None
+    try:
+        found = _look(args, env)
+        fault = found.answer if isinstance(found.answer, RuntimeFault) else None
+    except RuntimeFault as error:
+        fault = error
+    code = EXIT_OK if fault is None else fault.exit_code
+    if args.json:
+        out.write(json.dumps(as_document(found, fault, code), indent=2) + "\n")
+        return code
+    if found is not None:
+        out.writelines(f"{line.rstrip()}\n" for line in as_text(found))
+    if fault is not None:
+        err.write(f"{fault}\n")
+    return code
+
+
+def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
+    config = load_config(env, args.config)
+    if config.options.engine != "slipway":
+        why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
+        raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
+    gpu = _find_gpu(config, args.gpu_memory)
+    from runtime.models.loader import read_config  # with torch
+    from runtime.models.tensor_files import find_tensors
+
+    model_dir = args.model or Path(env.get(ENV_RELEASE_DIR) or ".") / MODEL_LINK
+    model = read_config(model_dir)
+    find_tensors(model_dir)  # raises where a file is missing or cut
+    answers = {
+        (weights, kv): _answer(config.model_copy(update={"weights": weights, "kv": kv}), model, gpu)
+        for weights in WEIGHTS
+        for kv in KV
+    }
+    return MemoryReport(config, model_dir, gpu, answers)
+
+
+def _answer(config: HostConfig, model: DecoderConfig, gpu: Gpu | None) -> PlanOrFault:
+    try:
+        config.check(Path("configuration"))
+        return plan_memory(config.options, model, None if gpu is None else gpu.total_bytes)
+    except RuntimeFault as error:
+        return error
+
+
+def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
+    if config.options.device == "cpu":
+        if size is None:
+            return None
+        why, fix = "the configuration says device: cpu, or nothing", "say device: cuda in a file"
+        raise ConfigError(f"--gpu-memory {size}: there is no GPU", why=why, fix=fix)
+    if size is not None:
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])iB", size):
+            return Gpu(int(float(found[1]) * {"M": 2**20, "G": GIB}[found[2]]))
+        why, fix = "it is no number with its unit, MiB or GiB", "say it as 80GiB or 81559MiB"
+        raise ConfigError(f"--gpu-memory {size}: not a size", why=why, fix=fix)
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < (gpus := config.options.gpus):
+        why = f"the configuration says device: cuda, gpus: {gpus}; torch sees {count} here"
+        fix = "say what each GPU of the host has, as --gpu-memory 80GiB"
+        raise ConfigError("--gpu-memory: missing", why=why, fix=fix)
+    seen = [torch.cuda.mem_get_info(index) for index in range(gpus)]
+    return Gpu(min(total for _, total in seen), min(free for free, _ in seen))

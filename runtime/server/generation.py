@@ -1,0 +1,183 @@
+"""
+From a prompt to text: admission, tokenizing, the engine, stop strings, deadlines.
+
+Every admitted request ends: with its text, or with one Failed.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from runtime.engines.base.client import Client
+from runtime.engines.base.in_flight import TokenStream
+from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.sampling import SamplingParams
+from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
+from runtime.server.text import Codec, Detokenizer, StopScanner
+
+GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
+LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
+Value = TypeVar("Value")
+
+FAILURES = {
+    FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
+    FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
+    FinishReason.ERROR: (500, "engine_error", "the model failed"),
+    FinishReason.DIED: (500, "engine_died", "the engine process ended"),
+    FinishReason.ABANDONED: (
+        503,
+        "shutting_down",
+        "the runtime shut down before the answer was complete",
+    ),
+}
+
+
+class Failed(Exception):
+    """
+    The request ends with an error response.
+    """
+
+    def __init__(self, refused: Refusal) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """
+    What a client asks for.
+
+    Attributes:
+        timeout_s: None for the longest that is allowed.
+    """
+
+    prompt: str
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """
+    The next part of an answer's text; the last one has a finish_reason.
+
+    Attributes:
+        tokens: Generated so far.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finish_reason: str | None = None
+
+
+class Generator:
+    """
+    Answers prompts with one model.
+
+    Args:
+        on_first_token: Called with the seconds from the start of a request.
+    """
+
+    def __init__(
+        self,
+        engine: Client,
+        codec: Codec,
+        limits: AdmissionLimits,
+        on_first_token: Callable[[float], None],
+    ) -> None:
+        self._engine, self._codec, self._limits = engine, codec, limits
+        self._on_first_token = on_first_token
+        self._mean_s = 0.0
+        self._encoding = 0  # requests being tokenized in another thread
+
+    @property
+    def load(self) -> CurrentLoad:
+        return CurrentLoad(self._engine.in_flight + self._encoding, self._mean_s)
+
+    async def whole(self, request: GenerationRequest) -> TextDelta:
+        """
+        Return the whole answer as one delta.
+        """
+        # With stop strings each token is checked as it comes.
+        deltas = [delta async for delta in self.deltas(request, at_once=not request.stop)]
+        last = deltas[-1]
+        text = "".join(delta.text for delta in deltas)
+        return TextDelta(text, last.tokens, last.prompt_tokens, last.finish_reason)
+
+    async def deltas(
+        self, request: GenerationRequest, *, at_once: bool = False
+    ) -> AsyncGenerator[TextDelta, None]:
+        """
+        Yield the answer as it is generated, or *at_once*; the last delta has a finish_reason.
+
+        Raises:
+            Failed: Refusal, late, or failed in the engine.
+        """
+        started_s = time.monotonic()
+        allowed_s = time_allowed_s(request.timeout_s, self._limits)
+        prompt = await self._encode(request.prompt)
+        if refused := refuse(len(prompt), request.params.max_tokens, self.load, self._limits):
+            raise Failed(refused)
+        id, stream = self._engine.submit(prompt, request.params, allowed_s)
+        give_up_s = started_s + allowed_s + GRACE_S
+        try:
+            if at_once:
+                await _by(give_up_s, stream.end())
+            async with aclosing(self._read(stream, request, len(prompt), give_up_s)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._engine.cancel(id)
+            if stream.first_at_s is not None:
+                self._on_first_token(stream.first_at_s - started_s)
+            took_s = time.monotonic() - started_s
+            self._mean_s += (took_s - self._mean_s) * (0.1 if self._mean_s else 1.0)
+
+    async def _read(
+        self, stream: TokenStream, request: GenerationRequest, prompt_tokens: int, give_up_s: float
+    ) -> AsyncGenerator[TextDelta, None]:
+        detokenizer, scanner = Detokenizer(self._codec), StopScanner(request.stop)
+        seen = 0
+        while tokens := await _by(give_up_s, stream.more(seen)):
+            seen += len(tokens)
+            text = scanner.add(detokenizer.add(tokens))
+            if scanner.is_stopped:
+                yield TextDelta(text, seen, prompt_tokens, "stop")
+                return
+            if text:
+                yield TextDelta(text, seen, prompt_tokens)
+        assert stream.finish_reason is not None
+        if not stream.finish_reason.is_good:
+            raise Failed(_failure(stream.finish_reason, stream.detail))
+        text = scanner.add(detokenizer.add((), is_last=True), is_last=True)
+        reason = "stop" if scanner.is_stopped else stream.finish_reason.value
+        yield TextDelta(text, seen, prompt_tokens, reason)
+
+    async def _encode(self, prompt: str) -> list[int]:
+        if len(prompt) < LONG_PROMPT_CHARS:
+            return self._codec.encode(prompt)
+        self._encoding += 1
+        try:
+            return await asyncio.to_thread(self._codec.encode, prompt)
+        finally:
+            self._encoding -= 1
+
+
+async def _by(give_up_s: float, awaited: Coroutine[Any, Any, Value]) -> Value:
+    # Around each wait and not around the generator: a timeout must not fire while its reader,
+    # which may be the same task, waits for something else.
+    try:
+        async with asyncio.timeout(give_up_s - time.monotonic()):
+            return await awaited
+    except TimeoutError:
+        raise Failed(_failure(FinishReason.EXPIRED, "the engine did not answer")) from None
+
+
+def _failure(reason: FinishReason, detail: str) -> Refusal:
+    status, code, message = FAILURES[reason]
+    return Refusal(status, code, f"{message}: {detail}" if detail else message)

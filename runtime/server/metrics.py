@@ -1,0 +1,125 @@
+"""
+The Prometheus metrics, each with the labels version and slot.
+"""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from runtime.contract import (
+    BATCH_REQUESTS,
+    CACHED_TOKENS_TOTAL,
+    FIRST_TOKEN_SECONDS,
+    KV_PAGES,
+    KV_PAGES_USED,
+    OOM_SPLITS_TOTAL,
+    PROMPT_TOKENS_TOTAL,
+    QUEUE_REQUESTS,
+    REQUEST_SECONDS,
+    REQUESTS_TOTAL,
+    TOKENS_TOTAL,
+)
+from runtime.engines.base.protocol import EngineReport
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """
+    The metrics of one process.
+    """
+
+    def __init__(self, version: str, slot: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series for each
+        self._own = (version, slot)
+        self._registry = registry = CollectorRegistry()
+        own = ("version", "slot")
+        self._requests = Counter(
+            REQUESTS_TOTAL,
+            "Answered requests, by final status",
+            (*own, "route", "code"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            REQUEST_SECONDS,
+            "Whole time of a request",
+            (*own, "route"),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self._first = Histogram(
+            FIRST_TOKEN_SECONDS,
+            "From the request to its first token",
+            own,
+            registry=registry,
+            buckets=SECONDS,
+        ).labels(*self._own)
+        self._tokens = Counter(TOKENS_TOTAL, "Tokens generated", own, registry=registry).labels(
+            *self._own
+        )
+        self._queue = Gauge(
+            QUEUE_REQUESTS, "Requests that wait for the batch", own, registry=registry
+        ).labels(*self._own)
+        self._batch = Histogram(
+            BATCH_REQUESTS,
+            "Requests computed in one step",
+            own,
+            registry=registry,
+            buckets=REQUESTS,
+        ).labels(*self._own)
+        self._prompt_tokens = Counter(
+            PROMPT_TOKENS_TOTAL, "Tokens of prompts computed", own, registry=registry
+        ).labels(*self._own)
+        self._cached_tokens = Counter(
+            CACHED_TOKENS_TOTAL,
+            "Tokens of prompts found in the prefix cache",
+            own,
+            registry=registry,
+        ).labels(*self._own)
+        self._pages_used = Gauge(
+            KV_PAGES_USED, "Pages of the KV cache that requests hold", own, registry=registry
+        ).labels(*self._own)
+        self._pages = Gauge(KV_PAGES, "Pages of the KV cache", own, registry=registry).labels(
+            *self._own
+        )
+        self._splits = Counter(
+            OOM_SPLITS_TOTAL,
+            "Steps that ran out of memory and were split",
+            own,
+            registry=registry,
+        ).labels(*self._own)
+
+    def answered(self, route: str, code: int, seconds: float) -> None:
+        """
+        Count one request; *code* is its final status, also where the status line was 200.
+        """
+        self._requests.labels(*self._own, route, str(code)).inc()
+        self._seconds.labels(*self._own, route).observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def engine(self, report: EngineReport) -> None:
+        """
+        Record one report of the engine.
+        """
+        self._queue.set(report.waiting)
+        if report.tokens:
+            self._tokens.inc(len(report.tokens))
+        if report.batch:
+            self._batch.observe(report.batch)
+        self._prompt_tokens.inc(report.prompt_tokens)
+        self._cached_tokens.inc(report.cached_tokens)
+        self._pages_used.set(report.pages_used)
+        self._pages.set(report.pages)
+        self._splits.inc(report.oom_splits)
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,76 @@
+"""
+Notifies systemd: READY=1, STATUS=, STOPPING=1, WATCHDOG=1.  Source: sd_notify(3).
+
+Without NOTIFY_SOCKET every call is a no-op, so the runtime also runs by hand.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """
+    Sends to the service manager that started this process.
+
+    Args:
+        address: NOTIFY_SOCKET; a leading "@" is an abstract socket. None: no notifications.
+        watchdog_s: WATCHDOG_USEC in seconds; None where the unit has no watchdog.
+    """
+
+    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
+        self.watchdog_s = watchdog_s
+        self._address = "\0" + address[1:] if address and address[0] == "@" else address
+        self._socket = None
+        if self._address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.settimeout(1.0)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Notifier":
+        """
+        Read systemd's variables; WATCHDOG_PID may name another process.
+        """
+        watchdog_s = None
+        if env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+            usec = int(env.get("WATCHDOG_USEC", "0"))
+            watchdog_s = usec / 1e6 if usec > 0 else None
+        return cls(env.get("NOTIFY_SOCKET"), watchdog_s)
+
+    def status(self, text: str) -> None:
+        self._send(f"STATUS={text}")
+
+    def ready(self, text: str) -> None:
+        self._send(f"READY=1\nSTATUS={text}")
+
+    def stopping(self, text: str) -> None:
+        self._send(f"STOPPING=1\nSTATUS={text}")
+
+    def watchdog(self) -> None:
+        self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if self._socket is None or self._address is None:
+            return
+        try:
+            self._socket.sendto(message.encode(), self._address)
+        except OSError:
+            return  # a failed notification must not drop requests
+
+
+class Watchdog:
+    """
+    Forwards the engine's beats to systemd, at most four in each watchdog period.
+
+    It has no timer: if the engine stops beating, no notification is sent.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._pause_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 4
+        self._last_s = -float("inf")
+
+    def beat(self, now_s: float) -> None:
+        if self._pause_s is not None and now_s - self._last_s >= self._pause_s * 0.9:
+            self._last_s = now_s
+            self._notifier.watchdog()

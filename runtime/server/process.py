@@ -1,0 +1,263 @@
+"""
+One runtime process from start to end: socket, engine, warm-up, ready, drain, exit code.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from runtime.contract import EXIT_ENGINE, EXIT_OK
+from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
+from runtime.engines.base.protocol import EngineReport, Load
+from runtime.engines.paged.client import EngineClient, EngineProcess
+from runtime.engines.vllm.client import VllmClient
+from runtime.engines.vllm.process import VllmProcess
+from runtime.server.api import Serving, create_app
+from runtime.server.config import Settings
+from runtime.server.generation import Generator
+from runtime.server.lifecycle import Life, LifeEvent
+from runtime.server.metrics import Metrics
+from runtime.server.notify import Notifier, Watchdog
+from runtime.server.text import TokenizerCodec
+from runtime.server.warmup import check_prompt, warm_up
+
+log = logging.getLogger("runtime.server")
+
+BEAT_S = 1.0  # of an idle engine without a watchdog
+ANSWER_S = 5.0  # for answers to reach their clients after the engine has finished
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # our own handlers: a SIGTERM drains before the server stops
+
+
+class RuntimeServer:
+    """
+    Runs the parts and drives `Life`.
+    """
+
+    def __init__(
+        self, settings: Settings, child: EngineProcess | VllmProcess, notifier: Notifier
+    ) -> None:
+        config = settings.config
+        self._settings, self._notifier = settings, notifier
+        self._life = Life()
+        self._metrics = Metrics(config.version, settings.slot)
+        self._watchdog = Watchdog(notifier)
+        self._engine = (
+            EngineClient(child, self._on_report)
+            if isinstance(child, EngineProcess)
+            else VllmClient(child, self._on_report)
+        )
+        self._serving = Serving(
+            settings, self._life, self._metrics, check_prompt(settings.golden_file)
+        )
+        self._terminated = asyncio.Event()
+        app = create_app(self._serving)
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,  # longer than a proxy keeps an idle connection
+                timeout_graceful_shutdown=int(ANSWER_S),
+            )
+        )
+
+    async def run(self) -> int:
+        """
+        Serve until SIGTERM or the engine's end; return the exit code.
+
+        Raises:
+            RuntimeFault: The start failed; it has its own exit code.
+        """
+        listener = _bind(self._settings)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._terminated.set)
+        http = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
+        terminated = asyncio.create_task(self._terminated.wait())
+        life = asyncio.create_task(self._start())
+        try:
+            await asyncio.wait(
+                (http, terminated, life, self._engine.died), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not terminated.done() and life.done() and not life.exception():
+                await asyncio.wait(
+                    (http, terminated, self._engine.died), return_when=asyncio.FIRST_COMPLETED
+                )
+            return await self._end(terminated.done(), life)
+        finally:
+            for task in (terminated, life):
+                task.cancel()
+            self._uvicorn.should_exit = True
+            await http
+            status = await self._engine.close()
+            if self._settings.socket is not None:
+                self._settings.socket.unlink(missing_ok=True)
+            log.info("runtime.stopped phase=%s engine_status=%s", self._life.phase, status)
+
+    async def _start(self) -> None:
+        started_s = time.monotonic()
+        config = self._settings.config
+        self._notifier.status(f"loading {config.model_name} {config.version}")
+        codec = TokenizerCodec(self._settings.model_dir)
+        await self._engine.connect()
+        loaded = await self._engine.load(
+            Load(
+                str(self._settings.model_dir),
+                min((self._notifier.watchdog_s or BEAT_S * 4) / 4, BEAT_S),
+                config.options,
+            )
+        )
+        self._serving.generator = Generator(
+            self._engine,
+            codec,
+            self._settings.limits(loaded.context_tokens),
+            self._metrics.first_token,
+        )
+        self._serving.since = int(time.time())
+        self._life.on(LifeEvent.LOADED)
+        self._notifier.status(f"warming up {config.model_name} {config.version}")
+        warm_s = time.monotonic()
+        await warm_up(self._settings)
+        self._life.on(LifeEvent.WARMED)
+        gc.collect()
+        gc.freeze()  # garbage collections skip what is loaded now
+        self._notifier.ready(f"serving {config.model_name} {config.version}")
+        log.info(
+            "runtime.ready version=%s slot=%s parameters=%d load_s=%.2f warm_up_s=%.2f took_s=%.2f",
+            config.version,
+            self._settings.slot,
+            loaded.parameters,
+            loaded.took_s,
+            time.monotonic() - warm_s,
+            time.monotonic() - started_s,
+        )
+
+    async def _end(self, is_terminated: bool, life: "asyncio.Task[None]") -> int:
+        if is_terminated:
+            life.cancel()
+            return await self._drain()
+        if self._engine.died.done():
+            await asyncio.wait((life,), timeout=ANSWER_S)  # the start has the better error
+        self._life.on(LifeEvent.BROKEN)
+        if life.done() and (error := life.exception()):
+            self._notifier.stopping(f"failed: {error}")
+            raise error
+        if self._engine.died.done():
+            why = f"the engine died, {self._engine.exit_reason}"
+            self._notifier.stopping(why)
+            log.error("engine.died why=%r", self._engine.exit_reason)
+            return EXIT_ENGINE
+        raise EngineError(
+            "the HTTP server stopped by itself",
+            why="uvicorn left its loop",
+            fix="see the lines above in the unit's log",
+        )
+
+    async def _drain(self) -> int:
+        config = self._settings.config
+        self._life.on(LifeEvent.TERMINATED)
+        in_flight = self._engine.in_flight
+        self._notifier.stopping(f"draining {in_flight} requests")
+        log.info("runtime.drain_started in_flight=%d", in_flight)
+        started_s = time.monotonic()
+        drained = asyncio.create_task(self._engine.drain(config.drain_timeout_s))
+        await asyncio.wait((drained, self._engine.died), return_when=asyncio.FIRST_COMPLETED)
+        if self._engine.died.done():
+            self._life.on(LifeEvent.BROKEN)
+            log.error("engine.died why=%r", self._engine.exit_reason)
+            return EXIT_ENGINE
+        left = self._engine.abandon()
+        self._life.on(LifeEvent.DRAINED)
+        took_s = time.monotonic() - started_s
+        log.info("runtime.drain_ended abandoned=%d took_s=%.2f", left, took_s)
+        return EXIT_OK
+
+    def _on_report(self, report: EngineReport) -> None:
+        self._metrics.engine(report)
+        self._watchdog.beat(time.monotonic())
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """
+    Return a listening socket: the Unix socket, 0660, or a loopback port.
+    """
+    address: str | tuple[str, int]
+    if settings.socket is None:
+        assert settings.port is not None
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address = ("127.0.0.1", settings.port)
+    else:
+        _remove_stale(settings.socket)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        address = str(settings.socket)
+    umask = os.umask(0o117)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"{address}: can't listen",
+            why=str(error),
+            fix="give a path in a directory that this user may write, or a free port",
+        ) from error
+    finally:
+        os.umask(umask)
+    listener.setblocking(False)
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """
+    Remove the socket of a runtime that has ended.
+
+    Raises:
+        ConfigError: The path is no socket, or a runtime answers on it.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    why = "it is not a socket"
+    if stat.S_ISSOCK(mode):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+                return
+        why = "another runtime listens on it"
+    raise ConfigError(f"{path}: is taken", why=why, fix="stop what uses it, or remove it")
+
+
+async def serve(settings: Settings, child: EngineProcess | VllmProcess, notifier: Notifier) -> int:
+    """
+    Run one runtime process; return its exit code.
+    """
+    try:
+        return await RuntimeServer(settings, child, notifier).run()
+    except RuntimeFault as error:
+        log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
+        return error.exit_code

@@ -1,0 +1,110 @@
+"""
+Text to tokens and back, in the API process: the engine handles token ids only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from runtime.contract.errors import ModelError
+
+TOKENIZER = "tokenizer.json"
+REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+
+
+class Codec(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class TokenizerCodec:
+    """
+    The tokenizer of a model directory.
+
+    Raises:
+        ModelError: It has none, or one that can't be read.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
+        path = model_dir / TOKENIZER
+        try:
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            raise ModelError(
+                f"{path}: can't be read", why=str(error), fix="give the directory of a whole model"
+            ) from error
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+class Detokenizer:
+    """
+    Decodes tokens incrementally; the parts joined are the decoded whole.
+
+    Text is held back while it ends within a character.  Tokens are decoded together with those
+    of the part before, because decoders treat the first token of a text differently.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._tokens: list[int] = []
+        self._context = 0  # where the piece before begins
+        self._done = 0  # tokens whose text was given out
+
+    def add(self, tokens: Sequence[int], *, is_last: bool = False) -> str:
+        self._tokens += tokens
+        before = self._codec.decode(self._tokens[self._context : self._done])
+        text = self._codec.decode(self._tokens[self._context :])
+        if text.endswith(REPLACEMENT) and not is_last:
+            return ""
+        self._context, self._done = self._done, len(self._tokens)
+        return text[len(before) :]
+
+
+class StopScanner:
+    """
+    Ends a text at the first of some strings, which does not become part of it.
+
+    Attributes:
+        is_stopped: Whether one was found.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.is_stopped = False
+        self._stops = stops
+        self._held = ""
+
+    def add(self, text: str, *, is_last: bool = False) -> str:
+        """
+        Return what of the text so far can be given out.
+        """
+        if not self._stops or self.is_stopped:
+            return "" if self.is_stopped else text
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            cut = min(found)
+        else:
+            cut = len(self._held) - (0 if is_last else self._undecided())
+        given, self._held = self._held[:cut], self._held[cut:]
+        return given
+
+    def _undecided(self) -> int:
+        # the longest end of the text that a stop string begins with
+        most = max(len(stop) for stop in self._stops) - 1
+        for length in range(min(most, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,69 @@
+"""
+The warm-up: one real request through socket, HTTP, tokenizer and engine.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+
+from runtime.contract import HEALTHZ
+from runtime.contract.errors import ConfigError, EngineError
+from runtime.engines.base.sampling import SamplingParams
+from runtime.server.config import Settings
+from runtime.server.generation import GenerationRequest
+
+PARAMS = SamplingParams(max_tokens=8)
+PROMPT = "warm up"  # for a release without golden prompts
+
+
+def check_prompt(golden: Path) -> GenerationRequest:
+    """
+    Return the request of the warm-up and the deep health check: the first golden prompt.
+
+    Raises:
+        ConfigError: The file's first line is not a golden prompt.
+    """
+    try:
+        with golden.open(encoding="utf-8") as lines:
+            line = lines.readline()
+    except FileNotFoundError:
+        line = ""
+    if not line.strip():
+        return GenerationRequest(PROMPT, PARAMS)
+    try:
+        prompt = json.loads(line)["prompt"]
+        assert isinstance(prompt, str)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"{golden}: line 1: is not a golden prompt",
+            why=f"{type(error).__name__}: {error}",
+            fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line',
+        ) from error
+    return GenerationRequest(prompt, PARAMS)
+
+
+async def warm_up(settings: Settings) -> None:
+    """
+    Request the deep health check over the runtime's own socket.
+
+    Raises:
+        EngineError: The status was not 200.
+    """
+    if settings.socket is not None:
+        reader, writer = await asyncio.open_unix_connection(settings.socket)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.port)
+    lines = [f"GET {HEALTHZ}?deep=1 HTTP/1.1", "host: runtime", "connection: close"]
+    if settings.api_tokens:
+        lines.append(f"authorization: Bearer {settings.api_tokens[0].get_secret_value()}")
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    if head.split(b" ")[1:2] != [b"200"]:
+        raise EngineError(
+            "the model did not answer the warm-up",
+            why=body.decode(errors="replace") or "the connection was closed",
+            fix="see the lines of the engine in the unit's log",
+        )

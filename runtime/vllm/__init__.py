@@ -1,6 +1,0 @@
-"""
-`vllm serve` as the engine, for those who have it.
-
-`client` has the interface of `runtime.engine.client`; `process` starts vLLM and ends it, `tether`
-ends it with its parent, `protocol` has its words, `unix_http` carries them.
-"""

@@ -1,0 +1,72 @@
+import asyncio
+
+import pytest
+
+from runtime.engines.base.in_flight import InFlight
+from runtime.engines.base.protocol import FinishReason
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_numbers_are_never_used_twice():
+    """
+    Not even when nobody is left: what an engine still reports of one is not another's.
+    """
+    answers = InFlight()
+    first, answer = answers.new()
+    assert answers.finish(first, FinishReason.STOP)
+    second, _ = answers.new()
+    assert second != first
+    answers.push(first, 7)
+    assert answer.tokens == []
+
+
+async def test_an_answer_ends_once():
+    """
+    Whoever comes second, with an end or with a cancel, is told that it was not in flight.
+    """
+    answers = InFlight()
+    id, answer = answers.new()
+    assert answers.finish(id, FinishReason.STOP)
+    assert not answers.finish(id, FinishReason.DIED, "killed")
+    assert not answers.forget(id)
+    assert (answer.finish_reason, answer.detail) == (FinishReason.STOP, "")
+
+    id, answer = answers.new()
+    assert answers.forget(id)
+    assert not answers.finish(id, FinishReason.STOP)
+    assert answer.finish_reason is None
+
+
+async def test_all_end_as_they_are_told():
+    """
+    And what had ended before keeps its own end.
+    """
+    answers = InFlight()
+    (one, first), (two, second), (three, third) = (answers.new() for _ in range(3))
+    answers.finish(two, FinishReason.LENGTH)
+    assert answers.finish_all(FinishReason.ABANDONED, "drained") == [one, three]
+    assert [first.finish_reason, second.finish_reason, third.finish_reason] == [
+        FinishReason.ABANDONED,
+        FinishReason.LENGTH,
+        FinishReason.ABANDONED,
+    ]
+    assert len(answers) == 0
+
+
+async def test_drain_waits_for_the_last_one():
+    """
+    It says how many are left when its time is up.
+    """
+    answers = InFlight()
+    assert await answers.drain(0.0) == 0
+    one, _ = answers.new()
+    two, _ = answers.new()
+    assert await answers.drain(0.01) == 2
+    draining = asyncio.create_task(answers.drain(10.0))
+    await asyncio.sleep(0)
+    answers.forget(one)
+    await asyncio.sleep(0)
+    assert not draining.done()
+    answers.finish(two, FinishReason.STOP)
+    assert await draining == 0

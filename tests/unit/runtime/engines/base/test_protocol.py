@@ -1,0 +1,64 @@
+import pytest
+
+from runtime.contract.engine_options import EngineOptions
+from runtime.engines.base.protocol import (
+    Cancel,
+    EngineReport,
+    FinishReason,
+    Load,
+    Loaded,
+    LoadFailed,
+    Swap,
+    decode_from_engine,
+    decode_to_engine,
+    encode,
+)
+from tests.unit.runtime.requests import make_request
+
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
+REPORT = EngineReport(
+    [[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7
+)
+
+
+@pytest.mark.parametrize(
+    "message", [LOAD, make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
+)
+def test_what_the_engine_is_told_arrives_as_it_was(message):
+    """
+    One line a message, and the same value at the other end.
+    """
+    line = encode(message)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert decode_to_engine(line) == message
+
+
+@pytest.mark.parametrize(
+    "message", [Loaded(256, 700, 10, 0.5), LoadFailed("what\n", "why", "fix", True), REPORT]
+)
+def test_what_the_engine_says_arrives_as_it_was(message):
+    """
+    One line a message, whatever the text in it.
+    """
+    line = encode(message)
+    assert line.count(b"\n") == 1
+    assert decode_from_engine(line) == message
+
+
+def test_neither_side_takes_the_words_of_the_other():
+    """
+    A message that goes the wrong way is our bug, and stops at once.
+    """
+    with pytest.raises(AssertionError):
+        decode_to_engine(encode(REPORT))
+    with pytest.raises(AssertionError):
+        decode_from_engine(encode(LOAD))
+
+
+def test_a_report_with_nothing_in_it_is_a_beat():
+    """
+    A step, a token or an end is news; the rest only says that the loop turns.
+    """
+    assert EngineReport([], [], 0, 3, 0, 7).is_beat
+    assert not REPORT.is_beat

@@ -1,0 +1,205 @@
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from runtime.contract.engine_options import EngineOptions
+from runtime.contract.errors import EngineError, ModelError
+from runtime.engines.base.protocol import (
+    Cancel,
+    EngineReport,
+    FinishReason,
+    Load,
+    Loaded,
+    LoadFailed,
+    Submit,
+    Swap,
+    decode_to_engine,
+    encode,
+)
+from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.paged.client import EngineClient, EngineProcess
+from tests.unit.runtime.requests import make_request
+
+pytestmark = pytest.mark.anyio
+
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8))
+
+
+class Peer:
+    """
+    The engine's end of the socket, played by the test.
+    """
+
+    def __init__(self, reader, writer):
+        self._reader, self._writer = reader, writer
+
+    async def hears(self):
+        return decode_to_engine(await self._reader.readline())
+
+    def says(self, *messages):
+        self._writer.writelines(encode(message) for message in messages)
+
+    def report(self, tokens=(), ended=()):
+        self.says(EngineReport(tokens, ended, 0, 0, 1, 1))
+
+    def hang_up(self):
+        self._writer.close()
+
+
+def exited(status):
+    """
+    Return a process that ends with *status* at once.
+    """
+    return subprocess.Popen([sys.executable, "-Sc", f"raise SystemExit({status})"])
+
+
+@contextlib.asynccontextmanager
+async def connected(exit_status=0):
+    ours, theirs = socket.socketpair()
+    process = exited(exit_status)
+    reports = []
+    client = EngineClient(EngineProcess(process, ours), reports.append)
+    peer = Peer(*await asyncio.open_unix_connection(sock=theirs))
+    await client.connect()
+    client.reports = reports
+    try:
+        async with asyncio.timeout(5):
+            yield client, peer
+    finally:
+        peer.hang_up()
+        await client.close()
+
+
+async def test_tokens_and_ends_reach_the_request_that_they_are_of():
+    """
+    Two requests, interleaved, each with its own tokens.
+    """
+    async with connected() as (client, peer):
+        one, first = client.submit([1, 2], SamplingParams(4), 9.0)
+        two, second = client.submit([3], SamplingParams(4, temperature=0.5, seed=7), 9.0)
+        assert await peer.hears() == make_request(one, [1, 2], 4, 9.0)
+        assert await peer.hears() == make_request(two, [3], 4, 9.0, temperature=0.5, seed=7)
+        assert client.in_flight == 2
+
+        peer.report(tokens=[(one, 10), (two, 20)])
+        assert await first.more(0) == [10]
+        peer.report(tokens=[(one, 11)], ended=[(two, FinishReason.STOP, "")])
+        assert await second.end() is FinishReason.STOP
+        assert await first.more(1) == [11]
+        peer.report(ended=[(one, FinishReason.ERROR, "it broke")])
+
+        assert await first.more(2) == []
+        assert (first.finish_reason, first.detail) == (FinishReason.ERROR, "it broke")
+        assert second.tokens == [20]
+        assert client.in_flight == 0
+        assert len(client.reports) == 3
+
+
+async def test_a_cancelled_request_is_told_to_the_engine_once():
+    """
+    What the engine says of it later is nobody's; cancelling what has ended sends nothing.
+    """
+    async with connected() as (client, peer):
+        one, _ = client.submit([1], SamplingParams(4), 9.0)
+        client.cancel(one)
+        client.cancel(one)
+        peer.report(tokens=[(one, 10)], ended=[(one, FinishReason.STOP, "")])
+        two, _ = client.submit([2], SamplingParams(4), 9.0)
+
+        heard = [await peer.hears() for _ in range(3)]
+
+        assert [type(message) for message in heard] == [Submit, Cancel, Submit]
+        assert (heard[1].id, heard[2].id) == (one, two)
+        assert client.in_flight == 1
+
+
+async def test_an_engine_that_dies_answers_everybody():
+    """
+    Whoever waits, and whoever comes later, is told that the engine died and how.
+    """
+    async with connected(exit_status=3) as (client, peer):
+        _, waiting = client.submit([1], SamplingParams(4), 9.0)
+        peer.hang_up()
+        assert await waiting.end() is FinishReason.DIED
+        assert waiting.detail == "exit status 3"
+        assert client.died.done()
+
+        _, late = client.submit([1], SamplingParams(4), 9.0)
+        assert await late.end() is FinishReason.DIED
+
+
+async def test_a_model_that_is_not_one_is_told_from_an_engine_that_fails():
+    """
+    The first is the release's fault, the second the engine's.
+    """
+    async with connected() as (client, peer):
+        peer.says(Loaded(256, 700, 10, 0.5))
+        assert (await client.load(LOAD)).context_tokens == 256
+        assert await peer.hears() == LOAD
+        peer.says(LoadFailed("what", "why", "fix", is_model=True))
+        with pytest.raises(ModelError, match="what"):
+            await client.load(LOAD)
+        peer.says(LoadFailed("what", "why", "fix", is_model=False))
+        with pytest.raises(EngineError, match="what"):
+            await client.load(LOAD)
+
+
+async def test_an_engine_that_dies_while_loading_is_an_engine_error():
+    """
+    A load does not wait for an answer that can't come.
+    """
+    async with connected(exit_status=3) as (client, peer):
+        loading = asyncio.create_task(client.load(LOAD))
+        assert await peer.hears() == LOAD
+        peer.hang_up()
+        with pytest.raises(EngineError) as caught:
+            await loading
+        assert "exit status 3" in caught.value.why
+
+
+async def test_weights_are_swapped_while_requests_run():
+    """
+    The answer is a load's, and requests go on meanwhile; a second swap is told to wait.
+    """
+    async with connected() as (client, peer):
+        one, answer = client.submit([1], SamplingParams(4), 9.0)
+        swapping = asyncio.create_task(client.swap("/m2"))
+        assert isinstance(await peer.hears(), Submit)
+        assert await peer.hears() == Swap("/m2")
+        with pytest.raises(EngineError, match="/m3"):
+            await client.swap("/m3")
+        peer.report(tokens=[(one, 10)], ended=[(one, FinishReason.STOP, "")])
+        assert await answer.end() is FinishReason.STOP
+        peer.says(Loaded(256, 700, 10, 0.5))
+        assert (await swapping).took_s == 0.5
+        peer.says(LoadFailed("what", "why", "fix", is_model=True))
+        with pytest.raises(ModelError, match="what"):
+            await client.swap("/m3")
+
+
+async def test_draining_waits_for_the_last_and_no_longer_than_it_may():
+    """
+    It returns how many are left.
+    """
+    async with connected() as (client, peer):
+        assert await client.drain(5.0) == 0
+        one, _ = client.submit([1], SamplingParams(4), 9.0)
+        assert await client.drain(0.01) == 1
+        draining = asyncio.create_task(client.drain(5.0))
+        peer.report(ended=[(one, FinishReason.STOP, "")])
+        assert await draining == 0
+
+
+async def test_what_is_abandoned_is_answered():
+    """
+    After the drain's time is up each request that is left gets its end.
+    """
+    async with connected() as (client, _):
+        _, left = client.submit([1], SamplingParams(4), 9.0)
+        assert client.abandon() == 1
+        assert await left.end() is FinishReason.ABANDONED
+        assert client.in_flight == 0

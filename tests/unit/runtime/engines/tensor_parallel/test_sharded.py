@@ -1,0 +1,340 @@
+"""
+Ranks on one CPU, over gloo.  NCCL, graphs and GPUs that wait for each other need GPUs.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runtime.contract import EXIT_ENGINE
+from runtime.contract.errors import ModelError
+from runtime.engines.base.protocol import Loaded
+from runtime.engines.paged import load_engine as opening
+from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.client import launch
+from runtime.engines.paged.load_engine import fill, load_engine
+from runtime.engines.paged.scheduler import Capacity, Scheduler
+from runtime.engines.paged.step import Step
+from runtime.engines.tensor_parallel import ranks
+from runtime.engines.tensor_parallel import sharded as parallel
+from runtime.engines.tensor_parallel.pipe import Pipe
+from runtime.engines.tensor_parallel.sharded import open_sharded
+from runtime.kernels import reference
+from runtime.kernels.quantize import dequantize
+from runtime.models import collectives
+from runtime.models.config import DecoderConfig
+from runtime.models.shard import Shard
+from tests.unit.runtime.builders import make_config_document, write_model
+from tests.unit.runtime.engines.paged.test_worker import Api, make_load
+from tests.unit.runtime.requests import make_request
+
+QWEN = {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False}
+CASES = {
+    "glm, 2 ranks": (2, {}),
+    "qwen, 4 ranks that share 2 KV heads": (4, QWEN),
+}
+LOAD = {"max_batch_requests": 4, "page_tokens": 8, "step_tokens": 12}
+
+
+def make_jobs():
+    rng = random.Random(1)
+    prompts = [[rng.randrange(95) for _ in range(length)] for length in (5, 21, 13)]
+    temperatures = (0.0, 0.0, 0.8)
+    return [
+        make_request(id, prompt, max_tokens=8, timeout_s=9.0, temperature=temperature, seed=id)
+        for id, (prompt, temperature) in enumerate(zip(prompts, temperatures, strict=True))
+    ]
+
+
+def answers(opened):
+    """
+    Return what a scheduler makes of some requests, two greedy and one drawn.
+    """
+    scheduler = Scheduler(
+        opened.runner,
+        Capacity(LOAD["max_batch_requests"], opened.step_tokens, 0.0),
+        opened.stop_token_ids,
+        BlockAllocator(opened.pages, opened.page_tokens),
+        random.Random(1),
+    )
+    for request in make_jobs():
+        scheduler.submit(request, 0.0)
+    tokens = {request.id: [] for request in make_jobs()}
+    while not scheduler.is_idle:
+        report = scheduler.turn(0.0)
+        for id, token in report.tokens:
+            tokens[id].append(token)
+    assert all(len(made) == 8 for made in tokens.values())
+    return tokens
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stays():
+    """
+    Where rank 0 is this process it fails a test, and no more.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks.TPWorkers, "_leave", lambda self: None)
+        yield
+
+
+@pytest.fixture
+def logits(monkeypatch):
+    """
+    What tokens are drawn from here, step by step.
+    """
+    seen = []
+    sample = reference.sample
+
+    def spy(found, *rest):
+        seen.append(found.clone())
+        return sample(found, *rest)
+
+    monkeypatch.setattr(reference, "sample", spy)
+    return seen
+
+
+@pytest.fixture(scope="module", params=CASES)
+def shared(request, tmp_path_factory):
+    """
+    An engine of several ranks, another of one, and a directory of weights of the same shapes.
+    """
+    size, changes = CASES[request.param]
+    folder = tmp_path_factory.mktemp("models")
+    model, other = (write_model(folder / str(seed), seed=seed, **pad(changes)) for seed in (0, 1))
+    whole = load_engine(make_load(str(model), **LOAD))
+    sharded = open_sharded(make_load(str(model), gpus=size, **LOAD))
+    yield SimpleNamespace(whole=whole, sharded=sharded, model=str(model), other=str(other))
+    sharded.runner.close()
+    assert children(os.getpid()) == []
+
+
+def pad(changes):
+    return {"vocab_size": 96} | changes
+
+
+def children(pid):
+    return [int(id) for id in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def swap(opened, model_dir):
+    opened.prepare(model_dir)()
+
+
+def test_ranks_answer_as_one_does(shared, logits):
+    """
+    Token for token, from logits that are the same but for the order of sums.
+    """
+    expected, seen = answers(shared.whole), list(logits)
+    logits.clear()
+    assert answers(shared.sharded) == expected
+    assert len(logits) == len(seen) > 8
+    for found, wanted in zip(logits, seen, strict=True):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    fields = ("pages", "step_tokens", "context_tokens", "parameters", "stop_token_ids")
+    for field in fields:
+        assert getattr(shared.sharded, field) == getattr(shared.whole, field), field
+
+
+def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):
+    """
+    Negative control: rank 0 goes without the sum behind an MLP.
+    """
+    expected = answers(shared.whole)
+    all_reduce, calls = collectives.dist.all_reduce, []
+
+    def leave_one_out(x):
+        calls.append(x)
+        all_reduce(x if len(calls) % 2 else x.clone())
+
+    monkeypatch.setattr(collectives.dist, "all_reduce", leave_one_out)
+    assert answers(shared.sharded) != expected
+
+
+def test_weights_are_swapped_on_every_rank(shared):
+    """
+    The answers are those of the new weights, and then those of the old ones again.
+    """
+    old = answers(shared.whole)
+    for opened in (shared.whole, shared.sharded):
+        swap(opened, shared.other)
+    assert answers(shared.sharded) == answers(shared.whole) != old
+    for opened in (shared.whole, shared.sharded):
+        swap(opened, shared.model)
+    assert answers(shared.sharded) == old
+
+
+def test_weights_that_one_rank_can_not_read_are_swapped_on_none(shared, monkeypatch, tmp_path):
+    """
+    Whoever it is, rank 0 or another, the old ones compute on.
+    """
+    old = answers(shared.sharded)
+
+    def fail(*_):
+        raise ModelError("a file", why="it is cut", fix="another")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "stage", fail)  # on rank 0
+        with pytest.raises(ModelError, match="a file"):
+            shared.sharded.prepare(shared.other)
+    assert answers(shared.sharded) == old
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((Path(shared.model) / "config.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "stage", lambda *_: None)  # rank 0 reads nothing
+        with pytest.raises(ModelError, match="broken"):
+            shared.sharded.prepare(str(broken))
+    assert answers(shared.sharded) == old
+    swap(shared.sharded, shared.model)  # no answer is left over
+    assert answers(shared.sharded) == old
+
+
+@pytest.mark.parametrize(
+    ("gpus", "weights", "changes", "words"),
+    [
+        (3, "full", {}, "4 attention heads"),
+        (2, "int4", {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64}, "4 bits"),
+    ],
+)
+def test_what_can_not_be_shared_out_is_said_before_a_process_starts(
+    tmp_path, monkeypatch, gpus, weights, changes, words
+):
+    """
+    Also where it is for the groups of 4 bits, which one rank would have whole.
+    """
+    monkeypatch.setattr(parallel, "TPWorkers", None)
+    model = write_model(tmp_path / "model", **pad(changes))
+    load_engine(make_load(str(model), weights=weights, **LOAD))  # negative control
+    with pytest.raises(ModelError, match=words):
+        open_sharded(make_load(str(model), weights=weights, gpus=gpus, **LOAD))
+
+
+def test_each_rank_quantises_what_it_holds(tmp_path):
+    """
+    Cut first: no value is further from the file's than half a step of its own rank's scale.
+    """
+    model = write_model(tmp_path / "model", **pad({}))
+    config = DecoderConfig.from_json(make_config_document(**pad({})), "config.json")
+    load = make_load(str(model), weights="int8", gpus=2)
+    for rank in range(2):
+        exact = fill(make_load(str(model)), config, "cpu", Shard(rank, 2))
+        rounded = fill(load, config, "cpu", Shard(rank, 2))
+        for name in ("qkv", "out", "gate_up", "down"):
+            wanted = getattr(exact.layers[1], name)
+            found = getattr(rounded.layers[1], name)
+            apart = (dequantize(found, torch.float32) - wanted).abs()
+            assert found.shape == wanted.shape
+            assert (apart <= found.scale[:, None] / 2 * 1.001).all()
+            assert torch.allclose(found.scale, wanted.abs().amax(dim=1) / 127)
+
+
+class Stuck:
+    """
+    A GPU that waits for another rank.
+    """
+
+    done = SimpleNamespace(query=lambda: False)
+
+    def launch(self, step):
+        return self
+
+
+def test_a_lost_rank_ends_a_wait_for_the_gpu(monkeypatch):
+    """
+    The wait raises with the words of the rank, and so does the next step; then the process ends.
+    """
+    ours, theirs = socket.socketpair()
+    gone = subprocess.Popen([sys.executable, "-Sc", "raise SystemExit(3)"])
+    monkeypatch.setattr(ranks, "_start", lambda rank, store: (gone, Pipe(ours)))
+    ended = threading.Event()
+    monkeypatch.setattr(ranks.TPWorkers, "_leave", lambda self: ended.set())
+    workers = ranks.TPWorkers(1)
+    runner = parallel.ShardedRunner(Stuck(), workers)
+    running = runner.launch(Step((), (), ()))
+    Pipe(theirs).send(parallel.encode("died", "ValueError: no luck"))
+    theirs.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(ranks.RankLost, match="rank 1: ValueError: no luck"):
+        running.collect()
+    with pytest.raises(ranks.RankLost, match="no luck"):
+        runner.launch(Step((), (), ()))
+    assert ended.wait(10)
+    workers.close()
+
+
+@contextlib.contextmanager
+def engine(folder, gpus):
+    """
+    An engine process that computes a long answer.
+    """
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 4096}
+    model = write_model(folder, **pad(sizes))
+    child = launch(threads=1)
+    child.socket.settimeout(30)
+    try:
+        api = Api(child.socket)
+        api.says(make_load(str(model), gpus=gpus))
+        assert isinstance(api.hears_news(), Loaded)
+        api.says(make_request(1, [5], max_tokens=4000, timeout_s=60.0))
+        assert api.hears_news().tokens
+        yield child.process, api
+    finally:
+        child.process.kill()
+        child.process.wait()
+        child.socket.close()
+
+
+def wait_until_gone(*pids):
+    until_s = time.monotonic() + 10
+    while left := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < until_s, left
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_an_engine_that_loses_a_rank_says_so_and_ends(tmp_path, monkeypatch):
+    """
+    Who waits is told which rank and how, the unit sees an engine's exit, and nobody is left.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with engine(tmp_path / "model", gpus=3) as (process, api):
+        first, second = children(process.pid)
+        os.kill(first, signal.SIGKILL)
+        while not (ended := api.hears_news().ended):
+            pass
+        assert process.wait(10) == EXIT_ENGINE
+        wait_until_gone(first, second)
+    ((_, ending, detail),) = ended
+    assert ending == "error"
+    assert "rank 1: killed by signal 9" in detail
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]  # nor what they met by
+
+
+def test_no_rank_outlives_the_first(tmp_path, monkeypatch):
+    """
+    However rank 0 goes, and in the middle of a step.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with engine(tmp_path / "model", gpus=2) as (process, _):
+        (follower,) = children(process.pid)
+        process.kill()
+        wait_until_gone(follower)

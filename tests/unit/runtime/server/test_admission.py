@@ -1,0 +1,76 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.server.admission import (
+    MAX_RETRY_AFTER_S,
+    AdmissionLimits,
+    CurrentLoad,
+    refuse,
+    time_allowed_s,
+)
+
+LIMITS = AdmissionLimits(
+    context_tokens=100, max_batch_requests=4, max_queue_requests=8, request_timeout_s=30.0
+)
+IDLE = CurrentLoad(in_flight=0, mean_s=0.0)
+
+
+def test_what_fits_exactly_comes_in():
+    """
+    The limits are the most that is allowed, not the first that is refused.
+    """
+    assert refuse(60, 40, CurrentLoad(in_flight=11, mean_s=1.0), LIMITS) is None
+
+
+def test_prompt_and_answer_share_the_context():
+    """
+    One token over the context is 413, and the message has all three numbers.
+    """
+    refused = refuse(60, 41, IDLE, LIMITS)
+
+    assert (refused.status, refused.code) == (413, "too_many_tokens")
+    assert all(number in refused.message for number in ("60", "41", "100"))
+    assert refused.retry_after_s is None
+
+
+def test_a_full_queue_says_when_to_come_back():
+    """
+    A full server is 503 with the time that its work should take.
+    """
+    refused = refuse(1, 1, CurrentLoad(in_flight=12, mean_s=2.5), LIMITS)
+
+    assert (refused.status, refused.code) == (503, "queue_full")
+    assert refused.retry_after_s == 8
+
+
+def test_what_never_fits_is_told_so_even_when_full():
+    """
+    Too long comes before too busy.
+    """
+    assert refuse(200, 1, CurrentLoad(in_flight=99, mean_s=1.0), LIMITS).status == 413
+
+
+def test_a_prompt_without_tokens_is_refused():
+    """
+    There is nothing to go on from.
+    """
+    assert refuse(0, 1, IDLE, LIMITS).status == 400
+
+
+@given(st.integers(12, 10_000), st.floats(0, 1000))
+def test_retry_after_is_whole_and_bounded(in_flight, mean_s):
+    """
+    Retry-After is from 1 to 30 seconds, whatever the load.
+    """
+    after_s = refuse(1, 1, CurrentLoad(in_flight, mean_s), LIMITS).retry_after_s
+    assert isinstance(after_s, int)
+    assert 1 <= after_s <= MAX_RETRY_AFTER_S
+
+
+def test_nobody_gets_more_time_than_the_limit():
+    """
+    A request may ask for less time, and gets all of it if it asks for none.
+    """
+    assert time_allowed_s(None, LIMITS) == 30.0
+    assert time_allowed_s(5.0, LIMITS) == 5.0
+    assert time_allowed_s(300.0, LIMITS) == 30.0

@@ -1,0 +1,169 @@
+"""
+What the routes answer when something is wrong: one document, one answer.
+"""
+
+import pytest
+
+from runtime.engines.base.protocol import FinishReason
+from runtime.server.middleware import MAX_BODY_BYTES
+from tests.unit.runtime.fakes import FakeEngine
+from tests.unit.runtime.serving import assert_is_error, events_of
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"max_token": 3}, "max_token: Extra"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"stop": [""]}, "stop"),
+        ({"timeout_s": -1}, "timeout_s"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+async def test_a_wrong_body_is_422_and_names_the_key(runtime, body, words):
+    """
+    Unknown keys are errors, too.
+    """
+    response = await runtime.generate(**body)
+    assert_is_error(response, 422, "invalid_request", retry_safe=False)
+    assert words in response.json()["error"]["message"]
+    assert runtime.counted("/generate", 422) == 1
+
+
+async def test_what_a_client_sent_is_not_repeated_to_it(runtime):
+    """
+    Prompts stay out of messages, which are logged.
+    """
+    response = await runtime.generate(prompt=["a secret"])
+    assert "secret" not in response.text
+
+
+async def test_other_mistakes_have_the_same_document(runtime):
+    """
+    400, 404, 405 and both 413s.
+    """
+    send = runtime.http.request
+    as_json = {"content-type": "application/json"}
+    response = await send("POST", "/generate", content=b"{", headers=as_json)
+    assert_is_error(response, 400, "invalid_json", retry_safe=False)
+    assert_is_error(await send("GET", "/nothing"), 404, "not_found", retry_safe=False)
+    response = await send("GET", "/generate")
+    assert_is_error(response, 405, "method_not_allowed", retry_safe=False)
+    assert response.headers["allow"] == "POST"
+    response = await runtime.generate(prompt="x" * 50, max_tokens=51)
+    assert_is_error(response, 413, "too_many_tokens", retry_safe=False)
+    response = await runtime.generate(prompt="x" * (MAX_BODY_BYTES + 1))
+    assert_is_error(response, 413, "body_too_large", retry_safe=False)
+
+
+async def test_a_body_of_another_type_is_told_which(runtime):
+    """
+    `curl -d` without a header sends a form.
+    """
+    response = await runtime.http.post("/generate", data={"prompt": "x"})
+    assert_is_error(response, 422, "invalid_request", retry_safe=False)
+    assert "content-type: application/json" in response.json()["error"]["message"]
+
+
+async def test_a_body_of_unknown_length_is_bounded_too(runtime):
+    """
+    Without content-length it is counted as it comes.
+    """
+
+    async def body():
+        for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+            yield b" " * 2**20
+
+    response = await runtime.http.post("/generate", content=body())
+    assert_is_error(response, 413, "body_too_large", retry_safe=False)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "code"),
+    [
+        (FinishReason.NONFINITE, 500, "engine_nonfinite"),
+        (FinishReason.ERROR, 500, "engine_error"),
+        (FinishReason.DIED, 500, "engine_died"),
+        (FinishReason.EXPIRED, 504, "deadline_exceeded"),
+        (FinishReason.ABANDONED, 503, "shutting_down"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_bad_ending_is_an_answer(runtime, ending, status, code, stream):
+    """
+    Before the first token a stream fails as a plain answer does.
+    """
+    runtime.engine.will("", ending, detail="details")
+
+    response = await runtime.generate(stream=stream)
+
+    assert_is_error(response, status, code, retry_safe=True)
+    assert "details" in response.json()["error"]["message"]
+    assert runtime.counted("/generate", status) == 1
+
+
+async def test_a_stream_that_fails_says_so_and_is_counted_as_failed(runtime):
+    """
+    The status line has gone out: an error event ends it, without [DONE].
+    """
+    runtime.engine.will("the s", FinishReason.NONFINITE)
+
+    response = await runtime.generate(stream=True)
+
+    assert response.status_code == 200
+    *pieces, (name, data) = events_of(response)
+    assert "".join(piece["text"] for _, piece in pieces) == "the s"
+    assert name == "error"
+    assert data["error"]["code"] == "engine_nonfinite"
+    assert data["error"]["retry_safe"] is False  # part of the answer is out
+    assert runtime.counted("/generate", 500) == 1
+    assert runtime.counted("/generate", 200) == 0
+
+
+async def test_a_full_server_says_when_to_come_back(runtime):
+    """
+    503 with Retry-After, and nothing reaches the engine.
+    """
+    runtime.engine.busy = 32 + 256
+
+    response = await runtime.generate()
+
+    assert_is_error(response, 503, "queue_full", retry_safe=True)
+    assert int(response.headers["retry-after"]) >= 1
+    assert runtime.engine.asked == []
+
+
+async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monkeypatch):
+    """
+    Also an engine that says nothing leads to one answer: 504, and the request is cancelled.
+    """
+    monkeypatch.setattr("runtime.server.generation.GRACE_S", 0.0)
+    runtime.engine.will("", ending=None)
+    runtime.engine.will("a", ending=None)
+
+    response = await runtime.generate(timeout_s=0.01)
+    assert_is_error(response, 504, "deadline_exceeded", retry_safe=True)
+
+    response = await runtime.generate(timeout_s=0.01, stream=True)
+    assert events_of(response)[-1][1]["error"]["code"] == "deadline_exceeded"
+    assert runtime.engine.cancelled == [0, 1]
+
+
+async def test_our_own_mistakes_are_answered_and_logged(runtime, monkeypatch, caplog):
+    """
+    A bug is a 500 with the id that its traceback is logged with.
+    """
+    monkeypatch.setattr(FakeEngine, "submit", lambda *_, **__: 1 / 0)
+
+    response = await runtime.generate()
+
+    assert_is_error(response, 500, "internal", retry_safe=True)
+    assert response.json()["error"]["request_id"] in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert runtime.counted("/generate", 500) == 1

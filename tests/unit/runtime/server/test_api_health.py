@@ -1,0 +1,173 @@
+"""
+What probes, proxies and browsers see; tokens; metrics.
+"""
+
+import pytest
+
+from runtime.engines.base.protocol import EngineReport, FinishReason
+from runtime.server.lifecycle import Phase
+from tests.unit.runtime.serving import TO, Runtime, assert_is_error
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("phase", [phase for phase in TO if phase is not Phase.READY])
+async def test_only_a_ready_runtime_takes_requests(phase):
+    """
+    In every other phase /readyz is 503 with the reason, and so is a request; /livez is 200.
+    """
+    runtime = Runtime(phase)
+
+    ready = await runtime.http.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["phase"] == phase
+    assert ready.json()["reason"]
+    assert_is_error(await runtime.generate(), 503, "not_ready", retry_safe=True)
+    assert (await runtime.generate()).headers["retry-after"] == "1"
+    assert (await runtime.http.get("/livez")).status_code == 200
+
+
+async def test_whoever_leaves_closes_its_connections():
+    """
+    While draining each answer ends its connection, so that a proxy moves on.
+    """
+    draining, ready = Runtime(Phase.DRAINING), Runtime()
+    assert (await draining.http.get("/readyz")).headers["connection"] == "close"
+    assert "connection" not in (await ready.http.get("/readyz")).headers
+
+
+async def test_a_ready_runtime_says_so(runtime):
+    """
+    200 with the version.
+    """
+    response = await runtime.http.get("/readyz")
+    assert response.status_code == 200
+    assert response.json() == {"ready": True, "phase": "ready", "version": "v1.2.0"}
+
+
+async def test_a_deep_check_generates_and_may_warm_up():
+    """
+    deep=1 is a real answer, and the only one while warming up; an empty answer is none.
+    """
+    runtime = Runtime(Phase.WARMING)
+    runtime.engine.will("here")
+    runtime.engine.will("", FinishReason.NONFINITE)
+    runtime.engine.will("")
+
+    assert (await runtime.http.get("/healthz")).status_code == 200
+    response = await runtime.http.get("/healthz?deep=1")
+    assert (response.status_code, response.json()["tokens"]) == (200, 4)
+    assert runtime.engine.asked[0]["prompt"] == "are you there"
+
+    response = await runtime.http.get("/healthz?deep=1")
+    assert_is_error(response, 500, "engine_nonfinite", retry_safe=True)
+    response = await runtime.http.get("/healthz?deep=1")
+    assert_is_error(response, 500, "no_answer", retry_safe=True)
+
+    response = await Runtime(Phase.DRAINING).http.get("/healthz?deep=1")
+    assert_is_error(response, 503, "not_ready", retry_safe=True)
+
+
+async def test_tokens_guard_what_generates_and_nothing_that_probes():
+    """
+    Any of the tokens opens; health and metrics need none.
+    """
+    runtime = Runtime(tokens=("one", "two"))
+    for path in ("/v1/models", "/healthz?deep=1"):
+        assert_is_error(await runtime.http.get(path), 401, "unauthorized", retry_safe=False)
+    response = await runtime.generate()
+    assert_is_error(response, 401, "unauthorized", retry_safe=False)
+    assert response.headers["www-authenticate"] == "Bearer"
+    for given in ("Bearer three", "Basic two", "two", "Bearer"):
+        response = await runtime.http.get("/v1/models", headers={"authorization": given})
+        assert response.status_code == 401, given
+    for path in ("/livez", "/readyz", "/healthz", "/metrics"):
+        assert (await runtime.http.get(path)).status_code == 200, path
+    response = await runtime.http.get("/v1/models", headers={"authorization": "Bearer two"})
+    assert response.status_code == 200
+
+
+async def test_browsers_of_known_origins_are_let_in():
+    """
+    The preflight needs no token, and the version can be read.
+    """
+    runtime = Runtime(cors_origins=("https://a.example",), tokens=("one",))
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+
+    response = await runtime.http.options("/generate", headers=asked)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+
+    runtime.engine.will("a")
+    headers = {"origin": "https://a.example", "authorization": "Bearer one"}
+    response = await runtime.http.post("/generate", json={"prompt": "x"}, headers=headers)
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+    assert "x-slipway-version" in response.headers["access-control-expose-headers"]
+
+    strange = asked | {"origin": "https://b.example"}
+    response = await runtime.http.options("/generate", headers=strange)
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_metrics_have_the_names_of_the_contract(runtime):
+    """
+    Every series has version and slot; unknown paths share one label.
+    """
+    runtime.engine.will("a")
+    await runtime.generate()
+    await runtime.http.get("/one")
+    await runtime.http.get("/two")
+
+    response = await runtime.http.get("/metrics")
+
+    lines = [line for line in response.text.splitlines() if not line.startswith("#")]
+    assert all('version="v1.2.0"' in line and 'slot="blue"' in line for line in lines)
+    for name in (
+        "slipway_http_requests_total",
+        "slipway_http_request_seconds_bucket",
+        "slipway_first_token_seconds_count",
+        "slipway_generated_tokens_total",
+        "slipway_queue_requests",
+        "slipway_batch_requests_bucket",
+        "slipway_prompt_tokens_total",
+        "slipway_cached_tokens_total",
+        "slipway_kv_pages_used",
+        "slipway_kv_pages{",
+        "slipway_memory_splits_total",
+    ):
+        assert any(line.startswith(name) for line in lines), name
+    assert runtime.counted("other", 404) == 2
+
+
+async def test_metrics_tell_what_the_engine_reports(runtime):
+    """
+    Counters add up, gauges have the last number; a report may leave all of them out.
+    """
+    numbers = {"prompt_tokens": 5, "cached_tokens": 16, "pages": 63, "oom_splits": 2}
+    for used in (7, 4):
+        runtime.metrics.engine(EngineReport([(1, 42)], [], 1, 0, 1, 1, pages_used=used, **numbers))
+    assert (await engine_metrics(runtime)) == {
+        "prompt_tokens_total": 10,
+        "cached_tokens_total": 32,
+        "kv_pages_used": 4,
+        "kv_pages": 63,
+        "memory_splits_total": 4,
+    }
+
+    other = Runtime()
+    other.metrics.engine(EngineReport([(1, 42)], [], 1, 0, 1, 1))
+    assert set((await engine_metrics(other)).values()) == {0}
+
+
+async def engine_metrics(runtime):
+    """
+    Return what /metrics says of prompts, pages and memory.
+    """
+    lines = (await runtime.http.get("/metrics")).text.splitlines()
+    own = '{slot="blue",version="v1.2.0"}'
+    found = [line.removeprefix("slipway_").split(own) for line in lines if own in line]
+    return {
+        name: float(value)
+        for name, value in found
+        if name.startswith(("prompt_", "cached_", "kv_", "memory_"))
+    }

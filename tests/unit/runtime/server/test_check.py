@@ -1,0 +1,233 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.__main__ import main
+from runtime.contract import EXIT_CONFIG, EXIT_OK
+from runtime.memory.plan import GIB, plan_memory
+from runtime.models.loader import read_config
+from runtime.server.config import load_config
+from tests.unit.runtime.builders import write_model
+
+ROOT = Path(__file__).parents[4]
+CUDA = "device: cuda\nprecision: bf16\n"
+LARGE = {
+    "max_position_embeddings": 4096,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 4,
+    "vocab_size": 96,
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model", **LARGE)
+
+
+@pytest.fixture
+def check(tmp_path, model, monkeypatch, capsys):
+    """
+    Run the command on a model and a configuration; return its exit code and what it wrote.
+    """
+
+    def check(*flags, config=CUDA, model=model):
+        (tmp_path / "host.yml").write_text(config)
+        given = ["--model", str(model), "--config", str(tmp_path / "host.yml")]
+        code = main(["check", *given, *flags])
+        return code, *capsys.readouterr()
+
+    def start(*args, **kwargs):
+        raise AssertionError("a check starts nothing")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    see_gpus(monkeypatch)
+    return check
+
+
+def see_gpus(monkeypatch, *memory):
+    """
+    Have torch see GPUs, pairs of free and total bytes.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(memory))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(memory))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: memory[index])
+
+
+def test_the_table_says_what_goes_where(check, model):
+    """
+    Weights, cache, activations, the rest, the sum; and what other answers would give.
+    """
+    code, out, err = check("--gpu-memory", "10GiB")
+    assert (code, err) == (EXIT_OK, "")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if line)
+    plan = plan_memory(load_config({}).options, read_config(model), None)
+    assert lines["model"] == str(model)
+    assert lines["GPU"] == "10.00 GiB  memory_fraction 0.9"
+    assert lines["total"].endswith("GiB  of 9.00")
+    assert {"weights", "activations", "fixed"} <= lines.keys()
+    assert f"of {plan.context_tokens:,}" in out
+    assert "of 2,048" in out
+    assert out.count("  kv: ") == 9
+    assert out.count("* weights: full  kv: same") == 1
+    assert "max_batch_requests: 32" in out
+
+
+def test_the_numbers_are_those_of_the_plan(check, model, tmp_path):
+    """
+    The document has the plan of this configuration, and of each other answer.
+    """
+    code, out, err = check("--gpu-memory", "10240MiB", "--json", config=CUDA + "kv: int8\n")
+    assert (code, err) == (EXIT_OK, "")
+    found = json.loads(out)
+    options = load_config({}, [tmp_path / "host.yml"]).options
+    plan = plan_memory(options, read_config(model), 10 * GIB)
+    assert (found["fits"], found["error"]) == (True, None)
+    assert found["gpu"] == {"total_bytes": 10 * GIB, "free_bytes": None}
+    assert found["plan"]["kv_bytes"] == plan.kv
+    assert found["plan"]["total_bytes"] == plan.total <= found["plan"]["budget_bytes"]
+    assert found["plan"]["tokens"] == plan.tokens
+    assert found["plan"]["requests_of_context"] == plan.requests_of_context
+    answers = {(one["weights"], one["kv"]): one["plan"] for one in found["answers"]}
+    assert answers["full", "int8"] == found["plan"]
+    assert len(answers) == 9
+    assert answers["int4", "same"] is None  # rows of 32 values are no groups
+
+
+def test_what_does_not_fit_is_refused_with_what_would(check):
+    """
+    Exit code 78; the table still says which other answers fit, the error which keys to change.
+    """
+    _, out, _ = check("--gpu-memory", "10GiB", "--json")
+    plan = json.loads(out)["plan"]
+    row = plan["kv_bytes"] * (1 + 4096 // 64) // plan["pages"]
+    # Room for three quarters of the longest request.
+    wanted = plan["total_bytes"] - plan["kv_bytes"] + row * 3 // 4
+    tight = ("--gpu-memory", f"{wanted / 0.9 / 2**20:.3f}MiB")
+
+    code, out, err = check(*tight)
+    assert code == EXIT_CONFIG
+    assert "total" not in out
+    assert "* weights: full  kv: same  memory: one request of 4096 tokens does not fit" in out
+    assert re.search(r"^  weights: full  kv: fp8 .* tokens; requests: ", out, re.MULTILINE)
+    what, why, fix = err.splitlines()
+    assert what == "memory: one request of 4096 tokens does not fit"
+    assert f"its keys and values take {row / GIB:.2f}" in why
+    assert "context_tokens: " in fix
+    assert "kv: fp8" in fix
+
+    code, out, err = check(*tight, "--json")
+    found = json.loads(out)
+    assert (code, err, found["fits"], found["plan"]) == (EXIT_CONFIG, "", False, None)
+    assert found["error"]["exit_code"] == EXIT_CONFIG
+    assert found["error"]["what"] == what
+
+    assert check(*tight, config=CUDA + "kv: fp8\n")[0] == EXIT_OK  # negative control
+
+
+def test_a_gpu_that_is_here_says_its_memory_itself(check, monkeypatch):
+    """
+    Of several the smallest counts; a flag goes before it.
+    """
+    see_gpus(monkeypatch, (10 * GIB, 12 * GIB), (9 * GIB, 10 * GIB))
+    code, out, _ = check("--json", config=CUDA + "gpus: 2\n")
+    assert (code, json.loads(out)["gpu"]) == (0, {"total_bytes": 10 * GIB, "free_bytes": 9 * GIB})
+    _, out, _ = check("--json", "--gpu-memory", "11GiB")
+    assert json.loads(out)["gpu"]["total_bytes"] == 11 * GIB
+
+
+def test_a_gpu_that_others_use_is_said_to_be_full(check, monkeypatch):
+    """
+    The plan fits the GPU, but not beside the slot that serves: the operator sees both.
+    """
+    see_gpus(monkeypatch, (12 * GIB, 12 * GIB))
+    code, out, _ = check()
+    assert "too little" not in out
+    see_gpus(monkeypatch, (1 * GIB, 12 * GIB))
+    code, out, _ = check()
+    assert code == EXIT_OK
+    assert "free now        1.00 GiB  too little beside what runs there" in out
+
+
+def test_on_a_cpu_there_is_no_limit(check):
+    """
+    The table says so, and a size of a GPU contradicts it.
+    """
+    code, out, _ = check(config="max_batch_tokens: 6400\n")
+    assert code == EXIT_OK
+    assert "held against no limit" in out
+    assert "GPU" not in out
+    code, _, err = check("--gpu-memory", "80GiB", config="threads: 2\n")
+    assert code == EXIT_CONFIG
+    assert "device: cpu" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "words"),
+    [
+        ((), CUDA, ("--gpu-memory: missing", "torch sees 0", "--gpu-memory 80GiB")),
+        (("--gpu-memory", "80"), CUDA, ("--gpu-memory 80: not a size", "80GiB")),
+        (("--gpu-memory", "80GB"), CUDA, ("--gpu-memory 80GB: not a size", "GiB")),
+        (("--gpu-memory", "80GiB"), CUDA + "kvv: fp8\n", ("host.yml: kvv", "did you mean kv?")),
+        (("--gpu-memory", "80GiB"), "device: cuda\nweights: int8\n", ("weights: int8", "fp32")),
+        (("--gpu-memory", "80GiB"), CUDA + "engine: vllm\n", ("engine: vllm", "itself")),
+        (("--gpu-memory", "80GiB"), CUDA + "gpus: 3\n", ("3 GPUs", "attention heads")),
+        (("--gpu-memory", "80GiB"), CUDA + "weights: int4\n", ("int4", "rows of 32")),
+    ],
+)
+def test_what_is_wrong_is_named(check, flags, config, words):
+    """
+    What, why and fix, exit code 78, as text and as a document.
+    """
+    code, _, err = check(*flags, config=config)
+    assert code == EXIT_CONFIG
+    assert all(word in err for word in words), err
+    code, out, err = check(*flags, "--json", config=config)
+    error = json.loads(out)["error"]
+    assert (code, err, error["exit_code"]) == (EXIT_CONFIG, "", EXIT_CONFIG)
+    assert words[0] in error["what"]
+
+
+def test_a_directory_that_is_no_whole_model_is_refused(check, model, tmp_path):
+    """
+    Without its config.json, with one that says nonsense, without its weights, or with a part.
+    """
+    code, _, err = check("--gpu-memory", "10GiB", model=tmp_path / "gone")
+    assert (code, "config.json: can't be read" in err) == (EXIT_CONFIG, True)
+
+    weights = model / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    code, _, err = check("--gpu-memory", "10GiB")
+    assert (code, "model.safetensors: can't be read" in err) == (EXIT_CONFIG, True)
+    weights.unlink()
+    code, _, err = check("--gpu-memory", "10GiB")
+    assert (code, "model.safetensors: can't be read" in err) == (EXIT_CONFIG, True)
+    weights.write_bytes(data)
+    assert check("--gpu-memory", "10GiB")[0] == EXIT_OK  # negative control
+
+    (model / "config.json").write_text('{"architectures": ["Bert"]}')
+    code, _, err = check("--gpu-memory", "10GiB")
+    assert (code, "Bert" in err) == (EXIT_CONFIG, True)
+
+
+def test_without_flags_it_reads_what_the_runtime_would(tmp_path, model):
+    """
+    The release's model and both files, in a process of its own; no slot is asked for.
+    """
+    (tmp_path / "config.yml").write_text("version: v1\nmodel_name: lab\ncontext_tokens: 1000\n")
+    (tmp_path / "runtime.yml").write_text("max_batch_requests: 3\ncontext_tokens: 2000\n")
+    env = {
+        "SLIPWAY_RELEASE_DIR": str(tmp_path),
+        "SLIPWAY_HOST_CONFIG": str(tmp_path / "runtime.yml"),
+        "PATH": "/usr/bin:/bin",
+    }
+    argv = [sys.executable, "-m", "runtime", "check", "--json"]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (EXIT_OK, "")
+    plan = json.loads(done.stdout)["plan"]
+    assert (plan["context_tokens"], plan["requests_of_context"]) == (1000, 3)

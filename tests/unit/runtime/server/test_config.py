@@ -1,0 +1,186 @@
+import pytest
+
+from runtime.contract import EXIT_CONFIG
+from runtime.contract.errors import ConfigError
+from runtime.server.config import load_config, load_settings
+
+RELEASE = "version: v1.2.0\nmodel_name: lab\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(release=RELEASE, host=None, **env):
+        (tmp_path / "config.yml").write_text(release)
+        found = {
+            "SLIPWAY_SLOT": "blue",
+            "SLIPWAY_SOCKET": "/run/slipway/blue/runtime.sock",
+            "SLIPWAY_RELEASE_DIR": str(tmp_path),
+        }
+        if host is not None:
+            (tmp_path / "runtime.yml").write_text(host)
+            found["SLIPWAY_HOST_CONFIG"] = str(tmp_path / "runtime.yml")
+        return {key: value for key, value in (found | env).items() if value is not None}
+
+    return write
+
+
+def test_the_release_is_laid_over_the_host(write):
+    """
+    A key of the release wins, the host's others stay, and the rest are defaults.
+    """
+    env = write(
+        release=RELEASE + "threads: 2\n",
+        host="threads: 8\nmax_queue_requests: 3\ncors_origins: ['https://a.example']\n",
+    )
+
+    config = load_settings(env).config
+
+    assert (config.version, config.model_name) == ("v1.2.0", "lab")
+    assert (config.threads, config.max_queue_requests) == (2, 3)
+    assert config.cors_origins == ("https://a.example",)
+    assert config.request_timeout_s == 60.0
+
+
+def test_a_release_may_bring_its_own_engine(write):
+    """
+    What computes is a key like the others, and the arguments of vLLM are replaced as a whole.
+    """
+    host = 'engine: vllm\nvllm_args: ["--stream-interval", "4"]\n'
+    assert load_settings(write(host=host)).config.vllm_args == ("--stream-interval", "4")
+    changed = RELEASE + "engine: slipway\nvllm_args: []\n"
+    config = load_settings(write(release=changed, host=host)).config
+    assert (config.engine, config.vllm_args) == ("slipway", ())
+
+
+def test_tokens_come_from_the_environment_and_are_not_shown(write):
+    """
+    Tokens are separated by commas, and a repr hides them.
+    """
+    settings = load_settings(write(SLIPWAY_API_TOKENS="s3cret, other,"))
+
+    assert [token.get_secret_value() for token in settings.api_tokens] == ["s3cret", "other"]
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("release", "host", "words"),
+    [
+        (RELEASE, "theads: 2\n", ("runtime.yml", "theads", "did you mean threads?")),
+        (RELEASE + "theads: 2\n", None, ("config.yml", "theads", "did you mean threads?")),
+        (RELEASE + "threads: many\n", None, ("config.yml", "threads", "'many'")),
+        (RELEASE, "max_batch_requests: 0\n", ("runtime.yml", "max_batch_requests", "0")),
+        (RELEASE + "engine: vlm\n", None, ("config.yml", "engine", "'vlm'")),
+        (RELEASE + "vllm_args: --x\n", None, ("config.yml", "vllm_args", "'--x'")),
+        (RELEASE, "vllm_args: [--max-num-seqs, 4]\n", ("runtime.yml", "vllm_args.1", "4")),
+        (RELEASE, "vllm_args: [--served_model_name=x]\n", ("vllm_args", "the runtime decides it")),
+        (RELEASE, "version: v1\n", ("runtime.yml", "version", "unknown key")),
+        ("model_name: lab\n", None, ("config.yml", "version", "missing")),
+        ("version: 'v1\\nx: y'\nmodel_name: lab\n", None, ("config.yml", "version")),
+        (RELEASE, "memory_fraction: 0.99\n", ("runtime.yml", "memory_fraction", "0.98")),
+        (RELEASE, "page_tokens: 48\n", ("runtime.yml", "page_tokens", "48")),
+        (RELEASE + "step_tokens: 8\n", None, ("config.yml", "step_tokens", "16")),
+        (RELEASE + "gpus: 9\n", None, ("config.yml", "gpus", "9")),
+        (RELEASE + "kv: int4\n", None, ("config.yml", "kv", "'int4'")),
+        ("- a\n", None, ("config.yml", "list")),
+        ("a: [\n", None, ("config.yml", "is not YAML")),
+        (RELEASE, "", None),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_file(write, release, host, words):
+    """
+    Every error of a file names the file, the key and what was found, and exits 78.
+    """
+    env = write(release, host)
+    if words is None:
+        load_settings(env)  # negative control: an empty host file is no error
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_settings(env)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert caught.value.exit_code == EXIT_CONFIG
+
+
+@pytest.mark.parametrize("name", ["SLIPWAY_SLOT", "SLIPWAY_SOCKET"])
+def test_a_missing_variable_is_named(write, name):
+    """
+    The error names the variable that is not set.
+    """
+    with pytest.raises(ConfigError, match=name):
+        load_settings(write(**{name: None}))
+
+
+def test_a_missing_file_is_named(write, tmp_path):
+    """
+    A release without its config.yml says which file was looked for.
+    """
+    env = write()
+    (tmp_path / "config.yml").unlink()
+    with pytest.raises(ConfigError, match=r"config\.yml: can't be read"):
+        load_settings(env)
+
+
+def test_a_port_takes_the_place_of_the_socket(write):
+    """
+    With a port no socket is asked for.
+    """
+    assert load_settings(write(SLIPWAY_SOCKET=None), port=8001).port == 8001
+
+
+def test_the_batch_budget_bounds_one_request(write):
+    """
+    What no batch could ever hold is refused at the door, not left waiting.
+    """
+    settings = load_settings(write(RELEASE + "max_batch_tokens: 50\n"))
+    assert settings.limits(context_tokens=100).context_tokens == 50
+    assert load_settings(write()).limits(context_tokens=100).context_tokens == 100
+
+
+def test_the_longest_request_is_what_is_said_or_what_the_model_can(write):
+    """
+    context_tokens is a limit: a model that can less is not made to do more.
+    """
+    settings = load_settings(write(RELEASE + "context_tokens: 50\n"))
+    assert settings.limits(context_tokens=100).context_tokens == 50
+    assert settings.limits(context_tokens=20).context_tokens == 20
+    settings = load_settings(write(RELEASE + "context_tokens: 50\nmax_batch_tokens: 40\n"))
+    assert settings.limits(context_tokens=100).context_tokens == 40
+
+
+def test_keys_that_do_not_go_together_are_refused_when_all_are_known(write):
+    """
+    8 bits with fp32 on a GPU; what one file begins another may make right.
+    """
+    host = "device: cuda\nweights: int8\n"
+    load_settings(write(RELEASE + "precision: bf16\n", host))
+    load_settings(write(RELEASE, "device: cpu\nweights: int8\n"))
+    with pytest.raises(ConfigError, match=r"config\.yml: weights: int8, with precision: fp32"):
+        load_settings(write(RELEASE, host))
+
+
+def test_the_configuration_alone_needs_no_slot_and_no_names(write, tmp_path):
+    """
+    A check reads what the runtime would read, or the files it is given, the last on top.
+    """
+    env = write(RELEASE + "threads: 2\n", "threads: 8\nkv: fp8\n", SLIPWAY_SLOT=None)
+    config = load_config(env)
+    assert (config.threads, config.kv) == (2, "fp8")
+
+    files = [tmp_path / "config.yml", tmp_path / "runtime.yml"]
+    assert load_config({}, files).threads == 8
+    assert load_config({"SLIPWAY_RELEASE_DIR": str(tmp_path)}).threads == 2
+
+
+def test_the_configuration_alone_is_held_to_the_same_rules(write, tmp_path, monkeypatch):
+    """
+    A file that is not there, a key that is not known, two that don't go together.
+    """
+    monkeypatch.chdir(tmp_path)
+    assert load_config({}).threads == 1  # negative control: nothing is said
+    with pytest.raises(ConfigError, match=r"gone\.yml: can't be read"):
+        load_config({}, [tmp_path / "gone.yml"])
+    write(RELEASE + "theads: 2\n")
+    with pytest.raises(ConfigError, match="did you mean threads"):
+        load_config({}, [tmp_path / "config.yml"])
+    write(RELEASE, "device: cuda\nweights: int4\n")
+    with pytest.raises(ConfigError, match="weights: int4"):
+        load_config({}, [tmp_path / "runtime.yml"])

@@ -1,0 +1,86 @@
+import os
+import socket
+
+import pytest
+
+from runtime.server.notify import Notifier, Watchdog
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
+        yield listening
+
+
+def received(listening):
+    found = []
+    while True:
+        try:
+            found.append(listening.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+def test_messages_are_those_of_sd_notify(manager):
+    """
+    Each call is one datagram in systemd's words.
+    """
+    notifier = Notifier(manager.getsockname())
+    notifier.status("loading")
+    notifier.ready("serving v1")
+    notifier.stopping("draining")
+
+    assert received(manager) == [
+        "STATUS=loading",
+        "READY=1\nSTATUS=serving v1",
+        "STOPPING=1\nSTATUS=draining",
+    ]
+
+
+def test_an_abstract_address_is_understood():
+    """
+    A leading @ stands for the NUL of an abstract socket.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0slipway-test-{os.getpid()}")
+        Notifier(f"@slipway-test-{os.getpid()}").status("here")
+        assert listening.recv(100) == b"STATUS=here"
+
+
+@pytest.mark.parametrize("address", [None, "/nowhere/notify"])
+def test_without_a_manager_nothing_happens(address):
+    """
+    By hand, or with a manager that is gone, the runtime runs all the same.
+    """
+    Notifier(address).ready("serving")
+
+
+def test_the_watchdog_is_ours_only_if_systemd_means_us():
+    """
+    WATCHDOG_USEC counts for the process that WATCHDOG_PID names.
+    """
+    mine = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}
+    assert Notifier.from_env(mine).watchdog_s == 30.0
+    assert Notifier.from_env(mine | {"WATCHDOG_PID": "1"}).watchdog_s is None
+    assert Notifier.from_env({}).watchdog_s is None
+
+
+def test_beats_are_thinned_out_and_never_invented(manager):
+    """
+    A hundred beats in a period make a handful of messages; no beat makes none.
+    """
+    watchdog = Watchdog(Notifier(manager.getsockname(), watchdog_s=10.0))
+    assert received(manager) == []
+    for tenth in range(100):
+        watchdog.beat(tenth / 10)
+    assert received(manager) == ["WATCHDOG=1"] * 5
+
+
+def test_without_a_watchdog_nothing_is_fed(manager):
+    """
+    A unit without WatchdogSec hears nothing of it.
+    """
+    Watchdog(Notifier(manager.getsockname())).beat(1.0)
+    assert received(manager) == []

@@ -1,0 +1,115 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from runtime.contract.errors import ModelError
+from runtime.server.text import Detokenizer, StopScanner, TokenizerCodec
+
+TEXTS = ["where ships meet the sea", "naïve café — 船は港へ 🚢⚓", "a b  c\n\nd"]
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TokenizerCodec(folder)
+
+
+def chunks(items, cuts):
+    at = 0
+    for cut in cuts:
+        yield items[at : at + cut]
+        at += cut
+    yield items[at:]
+
+
+@given(data=st.data(), text=st.sampled_from(TEXTS) | st.text(max_size=30))
+def test_the_pieces_together_are_the_whole(codec, data, text):
+    """
+    However the tokens arrive, the text is the same, and no piece ends within a character.
+    """
+    tokens = codec.encode(text)
+    cuts = data.draw(st.lists(st.integers(0, 4), max_size=10))
+    detokenizer = Detokenizer(codec)
+
+    pieces = [detokenizer.add(chunk) for chunk in chunks(tokens, cuts)]
+    last = detokenizer.add((), is_last=True)
+
+    assert "".join(pieces) + last == codec.decode(tokens)
+    assert not any(piece.endswith("\ufffd") for piece in pieces)
+
+
+def test_a_character_cut_in_two_waits_for_its_rest(codec):
+    """
+    Negative control: the ship is several tokens, and nothing is given out before the last.
+    """
+    tokens = codec.encode("\U0001f6a2")
+    assert len(tokens) > 1
+    detokenizer = Detokenizer(codec)
+
+    assert [detokenizer.add([token]) for token in tokens[:-1]] == [""] * (len(tokens) - 1)
+    assert detokenizer.add(tokens[-1:]) == "\U0001f6a2"
+
+
+def test_an_answer_that_ends_within_a_character_is_given_out(codec):
+    """
+    At the end nothing is held back.
+    """
+    detokenizer = Detokenizer(codec)
+    assert detokenizer.add(codec.encode("\U0001f6a2")[:1]) == ""
+    assert detokenizer.add((), is_last=True) == "\ufffd"
+
+
+@given(
+    text=st.text("abc", max_size=20),
+    stops=st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+    cuts=st.lists(st.integers(0, 4), max_size=8),
+)
+def test_the_text_ends_before_the_first_stop_string(text, stops, cuts):
+    """
+    Whatever the pieces, what comes out is what stands before the first stop string.
+    """
+    scanner = StopScanner(stops)
+    given_out = "".join(scanner.add(piece) for piece in chunks(text, cuts))
+    given_out += scanner.add("", is_last=True)
+
+    ends = [text.find(stop) for stop in stops if stop in text]
+    if not scanner.is_stopped:
+        assert not ends
+        assert given_out == text
+    else:
+        assert not any(stop in given_out for stop in stops)
+        assert any(text.startswith(given_out + stop) for stop in stops)
+
+
+def test_only_what_may_become_a_stop_string_is_held_back():
+    """
+    A piece that can't be the start of one goes out at once.
+    """
+    scanner = StopScanner(["\n\n"])
+    assert scanner.add("one line") == "one line"
+    assert scanner.add("\n") == ""
+    assert scanner.add("more") == "\nmore"
+    assert not scanner.is_stopped
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path):
+    """
+    The error names the file.
+    """
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        TokenizerCodec(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        TokenizerCodec(tmp_path)

@@ -1,0 +1,33 @@
+import pytest
+
+from runtime.contract.errors import ConfigError
+from runtime.server.warmup import PROMPT, check_prompt
+
+
+def test_the_first_golden_prompt_is_asked(tmp_path):
+    """
+    What the release is held against is also what it warms up with.
+    """
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text('{"prompt": "one", "max_tokens": 3, "expected": "x"}\n{"prompt": "two"}\n')
+    assert check_prompt(golden).prompt == "one"
+
+
+def test_a_release_without_golden_prompts_has_one_to_warm_up_with(tmp_path):
+    """
+    No file, or an empty one.
+    """
+    assert check_prompt(tmp_path / "none").prompt == PROMPT
+    (tmp_path / "empty").touch()
+    assert check_prompt(tmp_path / "empty").prompt == PROMPT
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"max_tokens": 3}', '{"prompt": 5}', '"prompt"'])
+def test_a_line_that_is_no_golden_prompt_is_named(tmp_path, line):
+    """
+    The error has the file and the line.
+    """
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"golden\.jsonl: line 1"):
+        check_prompt(golden)
