@@ -51,7 +51,7 @@ class LoadedWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedWeights:
     """
     Weights in host memory.
 
@@ -179,7 +179,7 @@ def stage(
     config: DecoderConfig,
     parameters: Mapping[str, Target],
     shard: Shard = WHOLE,
-) -> Staged:
+) -> StagedWeights:
     """
     Read the weights for *parameters* into host memory; leave the parameters unchanged.
 
@@ -209,7 +209,7 @@ def stage(
         return _loaded(reads, started_s)
 
     read_in_parallel(reads, work, device)
-    return Staged(_loaded(reads, started_s), commit)
+    return StagedWeights(_loaded(reads, started_s), commit)
 
 
 def _fill(memory: Tensor, read: Read) -> Tensor:
