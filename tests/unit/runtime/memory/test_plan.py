@@ -186,10 +186,10 @@ def test_several_gpus_share_the_weights_and_each_needs_room_to_talk():
         ({}, 23, ("131072 tokens", "0.9 of 23.0 GiB", "17.51", "5.00", "context_tokens: ")),
         ({}, 26.5, ("memory_fraction: 0.9", "kv: fp8", "weights: int8", "step_tokens: 1024")),
         ({"memory_fraction": 0.3}, 80, ("memory_fraction: 0.31", "context_tokens: ")),
-        ({}, 18, ("nothing is left", "weights: int8 and kv: fp8", "gpus: 2")),
+        ({}, 18, ("nothing remains", "weights: int8 and kv: fp8", "gpus: 2")),
         ({"context_tokens": 32_768}, 19, ("32768 tokens", "weights: int8")),
         ({"precision": "fp32"}, 36, ("35.02", "precision: bf16")),
-        ({"gpus": 8, "weights": "int8"}, 2, ("nothing is left", "a GPU with more memory")),
+        ({"gpus": 8, "weights": "int8"}, 2, ("nothing remains", "a GPU with more memory")),
     ],
 )
 def test_a_refusal_says_how_much_is_missing_and_what_would_do(
@@ -210,7 +210,7 @@ def test_a_refusal_says_how_much_is_missing_and_what_would_do(
 @pytest.mark.parametrize(
     ("changes", "shape", "words"),
     [
-        ({"gpus": 3}, {}, "can't be shared out"),
+        ({"gpus": 3}, {}, "can't be sharded"),
         ({"weights": "int4"}, {"intermediate_size": 13_697}, "rows of 13697"),
         ({"weights": "int4", "gpus": 4}, {"intermediate_size": 4 * 1_000}, "rows of 1000"),
     ],

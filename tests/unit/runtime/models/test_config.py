@@ -121,7 +121,7 @@ def test_there_may_be_several_ends(ends, wanted):
         ({"num_hidden_layers": 2.5}, ("num_hidden_layers", "2.5", "whole")),
         ({"vocab_size": 0}, ("vocab_size", "0")),
         ({"rms_norm_eps": True}, ("rms_norm_eps", "True")),
-        ({"num_key_value_heads": 3}, ("num_key_value_heads", "3", "4 heads")),
+        ({"num_key_value_heads": 3}, ("num_key_value_heads", "3", "4 query heads")),
         ({"partial_rotary_factor": 0.4}, ("partial_rotary_factor", "3 of", "pairs")),
         ({"rope_parameters": {"rope_type": "yarn"}}, ("rope_type", "yarn", "'llama3'")),
         ({"rope_parameters": {"rope_type": "linear"}}, ("factor", "missing")),

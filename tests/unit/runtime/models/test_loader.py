@@ -52,7 +52,7 @@ def small_pieces(monkeypatch):
     """
     Tiny tensors come in several reads, as large ones do.
     """
-    monkeypatch.setattr(reads, "PIECE_BYTES", 700)
+    monkeypatch.setattr(reads, "READ_BYTES", 700)
 
 
 def write_family(folder, name, **changes):
@@ -195,7 +195,7 @@ def test_another_shape_does_not_fit_into_a_model_in_memory(folder, tmp_path):
     other = write_model(tmp_path / "other", intermediate_size=64)
     with pytest.raises(ModelError, match="does not fit") as caught:
         load_weights(other, read_config(other), dict(model.named_parameters()))
-    assert "layers.0.down is (32, 48) in memory, (32, 64) here" in caught.value.why
+    assert "layers.0.down is (32, 48) in memory, (32, 64) in the files" in caught.value.why
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_named(folder, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(folder, monkeypatch):
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
     with pytest.raises(ModelError, match="can't be read") as caught:
         load_weights(folder, config, make_room(config))
-    assert "cut while it was read" in caught.value.why
+    assert "truncated while it was read" in caught.value.why
 
 
 def test_a_read_may_give_less_than_was_asked_for(folder, monkeypatch):
@@ -233,7 +233,7 @@ def kib(key):
             return int(line.split()[1])
 
 torch.set_num_threads(1)
-reads.PIECE_BYTES = 2**20
+reads.READ_BYTES = 2**20
 config = loader.read_config(sys.argv[1])
 dtype = getattr(torch, sys.argv[2])
 shapes = {name: source.shape for name, source in sources(config).items()}

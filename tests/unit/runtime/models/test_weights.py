@@ -4,7 +4,7 @@ import torch
 from runtime.models.config import DecoderConfig
 from runtime.models.families import FAMILIES
 from runtime.models.shard import Shard
-from runtime.models.weights import Piece, gather, scatter, sources
+from runtime.models.weights import TensorSlice, gather, scatter, sources
 from tests.unit.runtime.builders import make_config_document, make_model
 
 
@@ -40,7 +40,7 @@ def test_halves_become_neighbours():
     """
     A pair's two values stand side by side in ours, in each head; what is not rotated stays.
     """
-    piece = Piece("q", (16,), rows=range(16), pairing=(8, 6))
+    piece = TensorSlice("q", (16,), rows=range(16), pairing=(8, 6))
     rows = torch.arange(16)
     assert piece.arrange(rows).tolist()[:8] == [0, 3, 1, 4, 2, 5, 6, 7]
     assert piece.arrange(rows).tolist()[8:] == [8, 11, 9, 12, 10, 13, 14, 15]

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_with_what_would(check):
     assert re.search(r"^  weights: full  kv: fp8 .* tokens; requests: ", out, re.MULTILINE)
     what, why, fix = err.splitlines()
     assert what == "memory: one request of 4096 tokens does not fit"
-    assert f"its keys and values take {row / GIB:.2f}" in why
+    assert f"its keys and values need {row / GIB:.2f}" in why
     assert "context_tokens: " in fix
     assert "kv: fp8" in fix
 
