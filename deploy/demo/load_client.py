@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from deploy.demo.load_report import RequestOutcome, RequestRecord
+from deploy.demo.load_report import LoadOutcome, RequestRecord
 from runtime.contract import VERSION_HEADER
 
 Sink = Callable[[RequestRecord], None]
@@ -100,7 +100,7 @@ async def _request_in_turn(
                 # A client does not wait longer for a connection than for an answer.
                 sink(
                     _RequestClock(due_s).record(
-                        target, RequestOutcome.LOST, detail="no free connection"
+                        target, LoadOutcome.LOST, detail="no free connection"
                     )
                 )
                 continue
@@ -159,7 +159,7 @@ class _RequestClock:
     def record(
         self,
         target: str,
-        outcome: RequestOutcome,
+        outcome: LoadOutcome,
         *,
         response: httpx.Response | None = None,
         streamed: bool = False,
@@ -193,12 +193,12 @@ async def _request(
             response = await client.post(target + _PATH, json=body)
     except TimeoutError:
         return clock.record(
-            target, RequestOutcome.LOST, detail=f"no complete answer in {timeout_s:g}s"
+            target, LoadOutcome.LOST, detail=f"no complete answer in {timeout_s:g}s"
         )
     except httpx.HTTPError as error:
-        return clock.record(target, RequestOutcome.LOST, detail=_error_text(error))
+        return clock.record(target, LoadOutcome.LOST, detail=_error_text(error))
     except asyncio.CancelledError:
-        return clock.record(target, RequestOutcome.UNFINISHED)
+        return clock.record(target, LoadOutcome.UNFINISHED)
     return clock.record(
         target, _outcome_of(response), response=response, detail=_detail(response, response.text)
     )
@@ -211,7 +211,7 @@ async def _stream(
     response: httpx.Response | None = None
     first_byte_s = None
 
-    def record(outcome: RequestOutcome, detail: str | None = None) -> RequestRecord:
+    def record(outcome: LoadOutcome, detail: str | None = None) -> RequestRecord:
         return clock.record(
             target,
             outcome,
@@ -223,38 +223,34 @@ async def _stream(
 
     try:
         async with client.stream("POST", target + _PATH, json=body) as response:
-            if _outcome_of(response) is not RequestOutcome.OK:
+            if _outcome_of(response) is not LoadOutcome.OK:
                 await response.aread()
                 return record(_outcome_of(response), _detail(response, response.text))
             async for line in response.aiter_lines():
                 if first_byte_s is None:
                     first_byte_s = clock.since_s()
                 if problem := _stream_error(line):
-                    return record(RequestOutcome.CUT_STREAM, problem)
+                    return record(LoadOutcome.CUT_STREAM, problem)
                 if line.removeprefix("data:").strip() == _DONE:
-                    return record(RequestOutcome.OK)
-        return record(RequestOutcome.CUT_STREAM, f"ended without {_DONE}")
+                    return record(LoadOutcome.OK)
+        return record(LoadOutcome.CUT_STREAM, f"ended without {_DONE}")
     except httpx.HTTPError as error:
         # Before the status line the request is lost; after it, the stream is cut.
-        has_begun = response is not None and _outcome_of(response) is RequestOutcome.OK
-        return record(
-            RequestOutcome.CUT_STREAM if has_begun else RequestOutcome.LOST, _error_text(error)
-        )
+        has_begun = response is not None and _outcome_of(response) is LoadOutcome.OK
+        return record(LoadOutcome.CUT_STREAM if has_begun else LoadOutcome.LOST, _error_text(error))
     except asyncio.CancelledError:
-        return record(RequestOutcome.UNFINISHED)
+        return record(LoadOutcome.UNFINISHED)
 
 
-def _outcome_of(response: httpx.Response) -> RequestOutcome:
+def _outcome_of(response: httpx.Response) -> LoadOutcome:
     """
     Return the outcome of a response that arrived completely.
 
     An error without a version header comes from the proxy, not from a runtime: the request is LOST.
     """
     if response.is_success:
-        return RequestOutcome.OK
-    return (
-        RequestOutcome.ERROR_STATUS if VERSION_HEADER in response.headers else RequestOutcome.LOST
-    )
+        return LoadOutcome.OK
+    return LoadOutcome.ERROR_STATUS if VERSION_HEADER in response.headers else LoadOutcome.LOST
 
 
 def _detail(response: httpx.Response, text: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 NO_VERSION = "none"  # answered without a version header
 
 
-class RequestOutcome(StrEnum):
+class LoadOutcome(StrEnum):
     """
     How a request ended for its client.
     """
@@ -35,7 +35,7 @@ class RequestRecord:
         due_at: Time at which it was due, in seconds since the epoch (UTC).
         target: Base URL.
         streamed: True for a stream.
-        outcome: See `RequestOutcome`.
+        outcome: See `LoadOutcome`.
         status: HTTP status; None without an answer.
         version: Version of the runtime that answered; None if none did.
         latency_s: Time from *due_at* to the end of the answer, or to the failure.
@@ -46,7 +46,7 @@ class RequestRecord:
     due_at: float
     target: str
     streamed: bool
-    outcome: RequestOutcome
+    outcome: LoadOutcome
     status: int | None
     version: str | None
     latency_s: float
@@ -63,7 +63,7 @@ class RequestRecord:
     @classmethod
     def from_line(cls, line: str) -> Self:
         due_at, target, streamed, outcome, *rest = json.loads(line)
-        return cls(due_at, target, streamed, RequestOutcome(outcome), *rest)
+        return cls(due_at, target, streamed, LoadOutcome(outcome), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class LoadReport:
             share=len(own) / len(window),
             peak_share=max(shares, default=len(own) / len(window)),
             errors=sum(
-                r.outcome in (RequestOutcome.ERROR_STATUS, RequestOutcome.CUT_STREAM) for r in own
+                r.outcome in (LoadOutcome.ERROR_STATUS, LoadOutcome.CUT_STREAM) for r in own
             ),
         )
 
@@ -193,18 +193,16 @@ def summarise(records: Iterable[RequestRecord], targets: Sequence[str]) -> LoadR
     for record in ordered:
         if kind := _error_kind(record):
             errors.setdefault(record.version or NO_VERSION, Counter())[kind] += 1
-    lost = (RequestOutcome.LOST, RequestOutcome.CUT_STREAM)
-    latencies_s = [
-        r.latency_s for r in ordered if r.outcome is RequestOutcome.OK and not r.streamed
-    ]
+    lost = (LoadOutcome.LOST, LoadOutcome.CUT_STREAM)
+    latencies_s = [r.latency_s for r in ordered if r.outcome is LoadOutcome.OK and not r.streamed]
     return LoadReport(
         requests=len(ordered),
         streams=sum(record.streamed for record in ordered),
-        ok=outcomes[RequestOutcome.OK],
-        error_requests=outcomes[RequestOutcome.ERROR_STATUS],
-        lost_requests=outcomes[RequestOutcome.LOST],
-        cut_streams=outcomes[RequestOutcome.CUT_STREAM],
-        unfinished=outcomes[RequestOutcome.UNFINISHED],
+        ok=outcomes[LoadOutcome.OK],
+        error_requests=outcomes[LoadOutcome.ERROR_STATUS],
+        lost_requests=outcomes[LoadOutcome.LOST],
+        cut_streams=outcomes[LoadOutcome.CUT_STREAM],
+        unfinished=outcomes[LoadOutcome.UNFINISHED],
         requests_by_version=dict(Counter(_version(r) for r in ordered if r.status is not None)),
         errors_by_version={version: dict(kinds) for version, kinds in errors.items()},
         latency_s=_quantiles(latencies_s),
@@ -218,9 +216,9 @@ def summarise(records: Iterable[RequestRecord], targets: Sequence[str]) -> LoadR
 
 
 def _error_kind(record: RequestRecord) -> str | None:
-    if record.outcome is RequestOutcome.ERROR_STATUS:
+    if record.outcome is LoadOutcome.ERROR_STATUS:
         return str(record.status)
-    return "cut" if record.outcome is RequestOutcome.CUT_STREAM else None
+    return "cut" if record.outcome is LoadOutcome.CUT_STREAM else None
 
 
 def _version(record: RequestRecord) -> str:
@@ -240,7 +238,7 @@ def _timeline(
             target=target,
             answered=dict(Counter(_version(r) for r in records if _is_answer(r))),
             errors=dict(Counter(_version(r) for r in records if _error_kind(r))),
-            lost=sum(r.outcome is RequestOutcome.LOST for r in records),
+            lost=sum(r.outcome is LoadOutcome.LOST for r in records),
         )
         for (at, target), records in sorted(
             groups.items(), key=lambda group: (group[0][0], position[group[0][1]])
@@ -250,9 +248,9 @@ def _timeline(
 
 def _is_answer(record: RequestRecord) -> bool:
     return record.outcome in (
-        RequestOutcome.OK,
-        RequestOutcome.ERROR_STATUS,
-        RequestOutcome.CUT_STREAM,
+        LoadOutcome.OK,
+        LoadOutcome.ERROR_STATUS,
+        LoadOutcome.CUT_STREAM,
     )
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
-from deploy.provision.requirements import Refusal
+from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import AnyResource, Difference, Packages
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ResourceStep:
     """
     One resource that differs, with its difference.
     """
@@ -49,7 +49,7 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
     return FactQuery(**merged)
 
 
-def refusal_of(resource_set: ResourceSet, facts: Facts) -> Refusal | None:
+def refusal_of(resource_set: ResourceSet, facts: Facts) -> HostRefusal | None:
     """
     Return why a host with *facts* must not be changed; None if it may be.
     """
@@ -60,14 +60,14 @@ def refusal_of(resource_set: ResourceSet, facts: Facts) -> Refusal | None:
     return None
 
 
-def steps_to(resource_set: ResourceSet, facts: Facts) -> tuple[Step, ...]:
+def steps_to(resource_set: ResourceSet, facts: Facts) -> tuple[ResourceStep, ...]:
     """
     Return all changes that a host with *facts* needs, in order; empty if none.
     """
     return _differing((*resource_set.placed, *resource_set.running), facts)
 
 
-def next_steps(resource_set: ResourceSet, facts: Facts) -> tuple[Step, ...]:
+def next_steps(resource_set: ResourceSet, facts: Facts) -> tuple[ResourceStep, ...]:
     """
     Return the changes of the next round: the disk first, then what runs from it.
 
@@ -77,19 +77,19 @@ def next_steps(resource_set: ResourceSet, facts: Facts) -> tuple[Step, ...]:
     return _differing(resource_set.placed, facts) or _differing(resource_set.running, facts)
 
 
-def bootstrap_steps(resource_set: ResourceSet) -> tuple[Step, ...]:
+def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:
     """
     Return the changes that give a host its Python: everything up to the packages.
     """
-    steps: list[Step] = []
+    steps: list[ResourceStep] = []
     for resource in resource_set.placed:
         if isinstance(resource, Packages):
             change = f"install {', '.join(resource.names)}"
-            return (*steps, Step(resource, Difference(change=change)))
-        steps.append(Step(resource, Difference(change="create")))
+            return (*steps, ResourceStep(resource, Difference(change=change)))
+        steps.append(ResourceStep(resource, Difference(change="create")))
     return tuple(steps)
 
 
-def _differing(resources: Iterable[AnyResource], facts: Facts) -> tuple[Step, ...]:
+def _differing(resources: Iterable[AnyResource], facts: Facts) -> tuple[ResourceStep, ...]:
     pairs = ((resource, resource.difference(facts)) for resource in resources)
-    return tuple(Step(resource, difference) for resource, difference in pairs if difference)
+    return tuple(ResourceStep(resource, difference) for resource, difference in pairs if difference)

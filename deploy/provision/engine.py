@@ -21,7 +21,7 @@ from deploy.host.protocol import Facts
 from deploy.provision import operations
 from deploy.provision.connector import BoundedConnector, ConnectorTransport
 from deploy.provision.differences import (
-    Step,
+    ResourceStep,
     bootstrap_steps,
     fact_query,
     next_steps,
@@ -186,7 +186,7 @@ class HostRun:
             timeout_s=self._connector.target.ssh.command_timeout,
         )
 
-    def _change(self, steps: tuple[Step, ...], facts: Facts | None) -> None:
+    def _change(self, steps: tuple[ResourceStep, ...], facts: Facts | None) -> None:
         for number, step in enumerate(steps, 1):
             self._report_step(EventKind.CHANGING, step, number, len(steps))
             started_s = time.monotonic()
@@ -199,7 +199,7 @@ class HostRun:
             self._report_step(EventKind.CHANGED, step, number, len(steps), took_s)
 
     def _report_step(
-        self, kind: EventKind, step: Step, number: int, of: int, took_s: float | None = None
+        self, kind: EventKind, step: ResourceStep, number: int, of: int, took_s: float | None = None
     ) -> None:
         self._report(
             ProvisionEvent(

@@ -21,7 +21,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Refusal(Frozen):
+class HostRefusal(Frozen):
     """
     Attributes:
         error: Name of the class of `deploy.errors`.
@@ -37,7 +37,7 @@ class Requirement(Frozen):
     def query(self) -> FactQuery:
         return FactQuery()
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         """
         Return why a host with *facts* must not be changed; None if it may be.
         """
@@ -51,11 +51,11 @@ class Platform(Requirement):
 
     kind: Literal["platform"] = "platform"
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.has_apt and facts.machine == "x86_64":
             return None
         lacks = "no apt-get" if not facts.has_apt else f"processor {facts.machine}"
-        return Refusal(
+        return HostRefusal(
             error="PreconditionError",
             why=f"{facts.os_id or 'unknown system'}: {lacks}",
             fix="use a host with Debian 12 on x86_64",
@@ -70,10 +70,10 @@ class PythonAvailable(Requirement):
     kind: Literal["python"] = "python"
     version: str
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         if self.version in facts.pythons or _DEBIANS.get(facts.codename) == self.version:
             return None
-        return Refusal(
+        return HostRefusal(
             error="PreconditionError",
             why=f"the row needs Python {self.version}; /usr/bin has {', '.join(facts.pythons)}",
             fix=f"install python{self.version} on the host, or choose a row with another Python",
@@ -92,10 +92,10 @@ class PortFree(Requirement):
     def query(self) -> FactQuery:
         return FactQuery(port=self.port)
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         for listener in facts.listeners:
             if listener.program != "haproxy":
-                return Refusal(
+                return HostRefusal(
                     error="PortInUse",
                     why=f"{listener.program} (pid {listener.pid}) listens on port {self.port}",
                     fix=f"stop {listener.program} on the host, or set service.port to another",
@@ -116,11 +116,11 @@ class DiskSpace(Requirement):
     def query(self) -> FactQuery:
         return FactQuery(room=(self.path,))
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         free = facts.room[self.path]
         if free >= self.floor_bytes:
             return None
-        return Refusal(
+        return HostRefusal(
             error="DiskTooSmall",
             why=f"{self.path} has {format_size(free)} free, "
             f"{format_size(self.floor_bytes)} are needed",
@@ -137,15 +137,15 @@ class Driver(Requirement):
     row: str
     minimum: str
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.driver is None:
-            return Refusal(
+            return HostRefusal(
                 error="PreconditionError",
                 why=f"no NVIDIA driver is loaded; row {self.row} needs {self.minimum} or later",
                 fix=f"install the driver{self._source(facts)} and reboot, then provision again",
             )
         if _numbers(facts.driver) < _numbers(self.minimum):
-            return Refusal(
+            return HostRefusal(
                 error="PreconditionError",
                 why=f"NVIDIA driver {facts.driver}; row {self.row} needs {self.minimum} or later",
                 fix=f"update the driver{self._source(facts)} and reboot, "
@@ -173,11 +173,11 @@ class NoReleaseRunning(Requirement):
 
     kind: Literal["lease"] = "lease"
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         lease = facts.lease
         if lease is None:
             return None
-        return Refusal(
+        return HostRefusal(
             error="LeaseHeld",
             why=f"{lease.owner} holds the lease of the host for {lease.release or 'a release'}; "
             f"it expires in {lease.left_s:.0f} s",

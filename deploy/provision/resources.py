@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
-from deploy.provision.requirements import Frozen, Refusal
+from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.units import format_size
 
 
@@ -50,7 +50,7 @@ class Resource(Frozen):
         """
         raise NotImplementedError
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         """
         Return why the change is impossible; checked before anything is changed.
         """
@@ -288,7 +288,7 @@ class Venv(Resource):
         sizes = facts.listings[layout.WHEELHOUSE]
         return tuple(wheel for wheel in self.wheels if sizes.get(wheel.file) != wheel.size)
 
-    def refusal(self, facts: Facts) -> Refusal | None:
+    def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.paths[self.complete] is not None:
             return None
         # An environment takes four times the size of its wheels, bytecode included.
@@ -296,7 +296,7 @@ class Venv(Resource):
         need = sent + 4 * sum(wheel.size for wheel in self.wheels)
         if facts.room[layout.OPT] >= need:
             return None
-        return Refusal(
+        return HostRefusal(
             error="DiskTooSmall",
             why=f"{layout.OPT} has {format_size(facts.room[layout.OPT])} free, "
             f"the Python environment takes {format_size(need)}",

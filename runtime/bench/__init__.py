@@ -1,7 +1,7 @@
 """
-How fast is the engine on this machine, and how fast could it be: `python -m runtime.bench`.
+Measures the engine's speed on this machine, and the device's limits: `python -m runtime.bench`.
 
-Runs where only torch and Triton are.  `work` is what is asked, `engine` and `peers` do it,
-`ceilings` measures the device and `roofline` says what it allows; `session` runs all of it and
-`report` prints it.  It never serves, and never reads weights: they are random.
+Needs only torch and Triton.  `work` holds the workloads; `engine` and `peers` run them; `ceilings`
+measures the device, and `roofline` computes the least time that it allows.  `session` runs it all
+and `report` prints it.  It never serves and never reads weights: they are random.
 """

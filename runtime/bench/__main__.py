@@ -21,29 +21,35 @@ STARTED_S = time.monotonic()
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="runtime.bench")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where it is")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="default: cuda if torch sees a GPU"
+    )
     parser.add_argument(
         "--shape", choices=tuple(SHAPES), help="default: glm-4-9b on a GPU, tiny on a CPU"
     )
     parser.add_argument(
-        "--lines", type=_names(LINES), default=tuple(LINES), help=f"of {', '.join(LINES)}"
+        "--lines", type=_names(LINES), default=tuple(LINES), help=f"from {', '.join(LINES)}"
     )
-    parser.add_argument("--runs", type=_count, default=3, help="of each line (default 3)")
-    parser.add_argument("--runs-mix", type=_count, help="of the mixes (default: as --runs)")
-    parser.add_argument("--peer", type=_names(PEERS), default=(), help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and lengths (default 0)")
-    parser.add_argument("--json", action="store_true", help="one document instead of a table")
+    parser.add_argument("--runs", type=_count, default=3, help="runs of each line (default 3)")
+    parser.add_argument("--runs-mix", type=_count, help="runs of each mix (default: --runs)")
+    parser.add_argument("--peer", type=_names(PEERS), default=(), help=f"from {', '.join(PEERS)}")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of prompts and lengths (default 0)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one document instead of a table")
     return parser
 
 
 def main(argv: Sequence[str], open_out: Callable[[], TextIO], progress: Progress) -> int:
     """
+    Parse the flags, run the benchmark and print the report; return the exit code.
+
     Args:
-        open_out: Called once the flags are known to be right.
+        open_out: Returns the report's output; called after the flags are checked.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    # Here and not above: --help waits for nobody.
+    # Imported late: --help must not wait for torch.
     import torch
 
     from runtime.bench.ceilings import measure_ceilings
@@ -85,7 +91,7 @@ def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
         names = tuple(text.split(","))
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         return names
 
     return parse
@@ -93,28 +99,30 @@ def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def own_stdout() -> TextIO:
+def reserve_stdout() -> TextIO:
     """
-    Return the standard output for results alone: whatever else is written to it, by libraries and
-    by the processes that they start, goes to standard error from now on.
+    Return standard output, reserved for results.
+
+    Everything else that is written to it later, by libraries and their child processes, goes to
+    standard error.
     """
-    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return own
+    return results
 
 
-def tell(line: str) -> None:
+def print_progress(line: str) -> None:
     sys.stderr.write(f"bench: {time.monotonic() - STARTED_S:6.1f} s  {line}\n")
     sys.stderr.flush()
 
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main(sys.argv[1:], own_stdout, tell))
+        raise SystemExit(main(sys.argv[1:], reserve_stdout, print_progress))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,5 +1,5 @@
 """
-Measures what the device can do at most: memory and matrix products.
+Measures the device's limits: memory bandwidth and the rate of a matrix product.
 """
 
 import time
@@ -9,14 +9,17 @@ import torch
 
 from runtime.bench.sample import Ceilings
 
-REPEATS = 10  # of which the best counts: it is a ceiling
-CUDA_GROUP = 5  # launched at once, so that the launch itself does not count
-CUDA_BYTES, CPU_BYTES = 2 << 30, 64 << 20  # beyond any cache
+REPEATS = 10  # the best one counts: it is a ceiling
+CUDA_GROUP = 5  # calls launched together, so that launch overhead is hidden
+CUDA_BYTES, CPU_BYTES = 2 << 30, 64 << 20  # larger than any cache
 CUDA_SIDE, CPU_SIDE = 8192, 512
 
 
 @torch.inference_mode()
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
+    """
+    Return the limits of *device*, measured in values of *dtype*.
+    """
     is_cuda = device == "cuda"
     copy_gb_s, read_gb_s = _memory(is_cuda, dtype, device)
     matmul_tflop_s = _matmul(is_cuda, dtype, device)
@@ -36,20 +39,20 @@ def _memory(is_cuda: bool, dtype: torch.dtype, device: str) -> tuple[float, floa
 
 def _matmul(is_cuda: bool, dtype: torch.dtype, device: str) -> float:
     side = CUDA_SIDE if is_cuda else CPU_SIDE
-    # Random: zeros draw less power, and are faster.
+    # Random values: a product of zeros draws less power and runs faster.
     a, b = (torch.randn((side, side), dtype=dtype, device=device) for _ in range(2))
     return 2 * side**3 / _best_s(lambda: a @ b, is_cuda) / 1e12
 
 
-def _best_s(do: Callable[[], object], is_cuda: bool) -> float:
+def _best_s(call: Callable[[], object], is_cuda: bool) -> float:
     group = CUDA_GROUP if is_cuda else 1
-    do()
+    call()
     times = []
     for _ in range(REPEATS):
         _wait(is_cuda)
         started_s = time.perf_counter()
         for _ in range(group):
-            do()
+            call()
         _wait(is_cuda)
         times.append((time.perf_counter() - started_s) / group)
     return min(times)

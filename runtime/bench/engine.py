@@ -1,5 +1,5 @@
 """
-Our engine, driven as the worker drives it, but without sockets: scheduler, pages and runner.
+Our engine, driven as the worker drives it but without sockets: scheduler, blocks and runner.
 """
 
 import gc
@@ -9,8 +9,8 @@ from random import Random
 import torch
 
 from runtime.bench.recorder import Recorder
-from runtime.bench.roofline import model_of
-from runtime.bench.sample import Ceilings, Run, RunSample, make_sample
+from runtime.bench.roofline import cost_model
+from runtime.bench.sample import Ceilings, EngineRun, RunSample, make_sample
 from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
@@ -26,13 +26,13 @@ from runtime.models.loader import PRECISIONS, build_model
 
 PRECISION_OF = {"cuda": "bf16", "cpu": "fp32"}
 MAX_REQUESTS = 256
-TIMEOUT_S = 600.0  # of a request: a run that hangs ends, with an error
+TIMEOUT_S = 600.0  # of each request, so that a run that hangs ends with an error
 SEED = 0  # of the weights
 
 
 class OurEngine:
     """
-    See `system.TimedSystem`.
+    Our engine as a `system.TimedSystem`.
     """
 
     line_s: float | None = None
@@ -52,7 +52,7 @@ class OurEngine:
         )
         self._options = options
         self._ceilings = ceilings
-        self._cost = model_of(config, PRECISIONS[precision].itemsize)
+        self._cost = cost_model(config, PRECISIONS[precision].itemsize)
         model = build_model(config, device=device, precision=precision)
         fill(model, SEED)
         runner, self.pages = open_runner(model, self._options)
@@ -74,8 +74,8 @@ class OurEngine:
         if self._options.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _drive(self, work: Work) -> Run:
-        # Anew for each run: what a run that failed left behind is not the next one's.
+    def _drive(self, work: Work) -> EngineRun:
+        # A new scheduler for each run: a failed run must not leave state behind.
         options, recorder = self._options, self._recorder
         recorder.clear()
         scheduler = Scheduler(
@@ -85,33 +85,35 @@ class OurEngine:
             BlockAllocator(self.pages, options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
         )
-        made = dict.fromkeys(range(len(work)), 0)
+        new_counts = dict.fromkeys(range(len(work)), 0)
         first_s: dict[int, float] = {}
         started_s = time.perf_counter()
         for id, request in enumerate(work):
-            params = SamplingParams(request.new)
+            params = SamplingParams(request.new_tokens)
             scheduler.submit(Submit(id, request.prompt, params, TIMEOUT_S), started_s)
         while not scheduler.is_idle:
             report = scheduler.turn(time.perf_counter())
             now_s = time.perf_counter()
             for id, _ in report.tokens:
-                made[id] += 1
-                if made[id] == 1:
+                new_counts[id] += 1
+                if new_counts[id] == 1:
                     first_s[id] = now_s - started_s
-            for id, ending, detail in report.ended:
-                if ending != FinishReason.LENGTH:
-                    raise BenchError(f"request {id}: {ending}: {detail}")
+            for id, reason, detail in report.ended:
+                if reason != FinishReason.LENGTH:
+                    raise BenchError(f"request {id}: {reason}: {detail}")
         wall_s = time.perf_counter() - started_s
-        check_tokens(list(made.values()), work)
+        check_tokens(list(new_counts.values()), work)
         if scheduler.allocator.hit_tokens:
-            raise BenchError(f"{scheduler.allocator.hit_tokens} tokens came from the prefix cache")
-        firsts = [first_s[id] for id in made]
-        return Run(wall_s, recorder.waited_s, firsts, recorder.launched)
+            raise BenchError(
+                f"{scheduler.allocator.hit_tokens} prompt tokens came from the prefix cache"
+            )
+        firsts = [first_s[id] for id in new_counts]
+        return EngineRun(wall_s, recorder.waited_s, firsts, recorder.launched)
 
 
 def fill(model: Decoder, seed: int) -> None:
     """
-    Give *model* random weights, made where they lie: of matrices and biases small, of norms near 1.
+    Fill *model* in place with random weights: small matrices and biases, norms near 1.
     """
     rng = torch.Generator(model.device).manual_seed(seed)
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """
-`python -m runtime.bench.kernels`: times products of few tokens in every shape, beside cuBLAS.
+`python -m runtime.bench.kernels`: times the small-batch GEMM in every tile shape, beside cuBLAS.
 
-What `runtime.kernels.linear` has in its table is the best of this, and can be measured anew on
-another card.  Needs a GPU.
+The table of `runtime.kernels.linear` holds the best shapes.  Repeat the measurement for another
+card.  Needs a GPU.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-COPIES = 6  # of a weight, in turn, so that the L2 cache has none of them
+COPIES = 6  # of each weight, used in turn, so that none stays in the L2 cache
 ROUNDS, REPLAYS = 3, 8
-BEST = 3  # shapes shown of each product
+BEST = 3  # shapes shown for each product
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
     """
-    A product of GLM-4-9B: (tokens, k) with a weight of (n, k), or of twice the rows, gated.
+    A matrix product of GLM-4-9B: x (tokens, k) and a weight (n, k); gated: a weight (2n, k).
     """
 
     name: str
@@ -48,12 +48,12 @@ PRODUCTS = (
 
 def shapes(product: Product, bits: int) -> Iterator[dict[str, int]]:
     """
-    Yield what `linear.TileShape` takes, in every combination worth a try.
+    Yield the arguments of `linear.TileShape` for every combination to be timed.
     """
     for programs, block_k, warps, stages, splits in itertools.product(
         (1, 2, 4), (64, 128, 256), (4, 8), (3, 4, 6), (1, 2, 4) if product.may_split else (1,)
     ):
-        if bits == 4 and block_k != 128:  # a group at a time
+        if bits == 4 and block_k != 128:  # a block is one quantisation group
             continue
         if product.n * splits < 8 * 132 * programs:  # fewer than eight rows a program
             continue
@@ -91,7 +91,7 @@ Job = tuple[Product, int, int, dict[str, int]]
 
 def _compiles(job: Job) -> bool:
     """
-    Return whether the shape of *job* fits; what was compiled is in Triton's cache afterwards.
+    Compile *job* into Triton's cache; return whether its shape fits the device.
     """
     import torch
     from triton.runtime.errors import OutOfResources
@@ -110,12 +110,12 @@ def _line(jobs: list[Job], compiled: list[bool]) -> str:
 
     product, tokens, bits, _ = jobs[0]
     weights = _weights(jobs[0], 1 if product.name == "head" else COPIES)
-    found = sorted(
+    timings = sorted(
         (_time_us([_call(job, weight) for weight in weights]), job[3].values())
         for job, fits in zip(jobs, compiled, strict=True)
         if fits
     )
-    shown = "; ".join(f"{us:.1f} {','.join(map(str, shape))}" for us, shape in found[:BEST])
+    shown = "; ".join(f"{us:.1f} {','.join(map(str, shape))}" for us, shape in timings[:BEST])
     if bits == 16:
         x = torch.randn((tokens, product.k), dtype=torch.bfloat16, device="cuda")
         us = _time_us([partial(functional.linear, x, weight) for weight in weights])
@@ -130,12 +130,12 @@ def _weights(job: Job, copies: int) -> list[Any]:
     from runtime.kernels.quantize import quantize
 
     product, _, bits, _ = job
-    made = []
+    weights: list[Any] = []
     for _ in range(copies):
         weight = torch.randn((product.rows, product.k), dtype=torch.bfloat16, device="cuda") * 0.02
         scale = torch.float32 if bits == 8 else torch.bfloat16
-        made.append(weight if bits == 16 else quantize(weight, bits, scale))
-    return made
+        weights.append(weight if bits == 16 else quantize(weight, bits, scale))
+    return weights
 
 
 def _call(job: Job, weight: Any) -> Callable[[], object]:
@@ -154,7 +154,7 @@ def _call(job: Job, weight: Any) -> Callable[[], object]:
 
 def _time_us(calls: list[Callable[[], object]]) -> float:
     """
-    Return the median time of a call, as part of a CUDA graph of all of them.
+    Return the median time of one call, in microseconds; a CUDA graph runs all of *calls*.
     """
     import torch
 

@@ -1,5 +1,5 @@
 """
-What the numbers were measured on.
+The machine and the versions that a benchmark ran on.
 """
 
 import platform
@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 @dataclass(frozen=True, slots=True)
 class BenchMachine:
     """
+    The machine and the versions that a benchmark ran on.
+
     Attributes:
-        device: The GPU's name, or the CPU's architecture.
-        driver: Of the GPU; None where there is none, or it does not say.
-        at: UTC, ISO 8601.
+        device: Name of the GPU, or the CPU's architecture.
+        driver: Version of the GPU's driver; None without a GPU, or if nvidia-smi fails.
+        at: Time of the run: UTC, ISO 8601.
     """
 
     device: str
@@ -52,7 +54,7 @@ def _version(package: str) -> str | None:
 def _driver() -> str | None:
     argv = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
+        process = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(done.stdout.split()), None)
+    return next(iter(process.stdout.split()), None)

@@ -1,5 +1,5 @@
 """
-The engines that ours is compared with, where they are installed.
+Opens the engines that ours is compared with, if they are installed.
 """
 
 import importlib.util
@@ -11,20 +11,20 @@ from runtime.bench.system import NotInstalled, OpenTimedSystem, TimedSystem
 
 
 def _transformers(shape: ModelShape, device: str) -> TimedSystem:
-    _need("transformers")
+    _require_package("transformers")
     from runtime.bench.transformers_peer import TransformersPeer
 
     return TransformersPeer(shape, device)
 
 
 def _vllm(shape: ModelShape, device: str) -> TimedSystem:
-    _need("vllm")
+    _require_package("vllm")
     from runtime.bench.vllm_peer import VllmPeer
 
     return VllmPeer(shape, device)
 
 
-def _need(package: str) -> None:
+def _require_package(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise NotInstalled(package)
 

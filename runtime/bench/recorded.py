@@ -1,5 +1,5 @@
 """
-What others were measured at before, on the machine that is named; beside a run, never in its place.
+Earlier measurements of other engines, with their machine.  Shown beside a run, never in its place.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,14 @@ from runtime.bench.work import Line
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
     """
+    One measurement of another engine.
+
     Attributes:
-        tokens_per_s: As in `RunSample`, by line of work.
-        prefill_s: Of the line "prefill".
-        copy_gb_s, matmul_tflop_s: What that very card did: see `sample.Ceilings`.
+        read_on: Date of the measurement.
+        how: Settings of the engine.
+        tokens_per_s: As in `RunSample`, by the line's name.
+        prefill_s: Time of the line "prefill".
+        copy_gb_s, matmul_tflop_s: Ceilings of that card; see `sample.Ceilings`.
     """
 
     system: str
@@ -31,7 +35,7 @@ class RecordedRun:
 
     def rate(self, line: Line) -> float | None:
         """
-        Return the new tokens per second of *line*, the one of a lone prompt included.
+        Return the new tokens per second of *line*; None if it was not measured.
         """
         return 1 / self.prefill_s if line.is_prefill else self.tokens_per_s.get(line.name)
 

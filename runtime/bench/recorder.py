@@ -1,5 +1,5 @@
 """
-Writes down what the runner is told, and when: stands between the scheduler and the runner.
+Records the steps that the scheduler launches, with their times.  Wraps the runner.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,12 @@ from runtime.engines.paged.step import Running, Step, StepOutput, StepRunner
 
 
 @dataclass(slots=True)
-class Launched:
+class LaunchedStep:
     """
+    One launched step.
+
     Attributes:
-        done_s: When its tokens were there; None until then.
+        done_s: Time at which its tokens were collected; None until then.
     """
 
     step: Step
@@ -21,40 +23,40 @@ class Launched:
 
 class Recorder:
     """
-    See `StepRunner`.
+    A `StepRunner` that records every step.
 
     Attributes:
-        launched: Every step that was, in order.
-        waited_s: Spent in waiting for the device; the rest of the time the CPU had work.
+        launched: All steps, in the order of their launch.
+        waited_s: Time spent waiting for the device; the CPU worked for the rest of the run.
     """
 
     def __init__(self, runner: StepRunner, clock: Callable[[], float]) -> None:
         self._runner, self._clock = runner, clock
-        self.launched: list[Launched] = []
+        self.launched: list[LaunchedStep] = []
         self.waited_s = 0.0
 
     def launch(self, step: Step) -> "Running":
         running = self._runner.launch(step)
-        entry = Launched(step)
+        entry = LaunchedStep(step)
         self.launched.append(entry)
-        return _Watched(self, running, entry)
+        return _RecordedStep(self, running, entry)
 
-    def collect(self, running: Running, entry: Launched) -> StepOutput:
+    def collect(self, running: Running, entry: LaunchedStep) -> StepOutput:
         started_s = self._clock()
-        outcome = running.collect()
+        output = running.collect()
         entry.done_s = self._clock()
         self.waited_s += entry.done_s - started_s
-        return outcome
+        return output
 
     def clear(self) -> None:
         self.launched, self.waited_s = [], 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Watched:
+class _RecordedStep:
     recorder: Recorder
     running: Running
-    entry: Launched
+    entry: LaunchedStep
 
     def collect(self) -> StepOutput:
         return self.recorder.collect(self.running, self.entry)

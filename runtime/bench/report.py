@@ -1,5 +1,5 @@
 """
-Prints each result as soon as it is there, as a table; or all of them at the end, as one document.
+Prints the results: a table row as each arrives, or one JSON document at the end.
 """
 
 import json
@@ -19,11 +19,11 @@ OURS = "slipway"
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    A line of work as one system did it.
+    The runs of one line on one system.
 
     Attributes:
-        note: What of the work was left out.
-        error: Why there are no samples; None where there are.
+        note: The part of the work that was left out.
+        error: Why the line failed, and has no samples; None if it did not.
     """
 
     line: Line
@@ -43,8 +43,10 @@ class Result:
 
 class BenchReport:
     """
+    Writes the results of a session.
+
     Attributes:
-        failed: What went wrong: systems, or lines of them.
+        failed: Systems that did not open, and lines that failed.
     """
 
     def __init__(self, out: TextIO, *, as_json: bool) -> None:
@@ -55,11 +57,13 @@ class BenchReport:
         self._record: RecordedRun | None = None
 
     def begin(
-        self, machine: BenchMachine, ceilings: Ceilings, shape: str, device: str, **how: object
+        self, machine: BenchMachine, ceilings: Ceilings, shape: str, device: str, **settings: object
     ) -> None:
         """
+        Start the report with the machine and the settings of the session.
+
         Args:
-            how: Whatever else a reader needs to repeat it.
+            settings: Everything else that a reader needs to repeat the run.
         """
         if shape == VLLM.shape and device == "cuda":
             self._record = VLLM
@@ -67,12 +71,12 @@ class BenchReport:
             "machine": asdict(machine),
             "shape": shape,
             "device": device,
-            **how,
+            **settings,
             "ceilings": asdict(ceilings),
             "recorded": _plain(self._record) if self._record else None,
             "systems": {},
         }
-        self._say(table.header(machine, ceilings, shape, how))
+        self._say(table.header(machine, ceilings, shape, settings))
         if self._record:
             self._say(table.recorded(self._record))
 
@@ -100,7 +104,7 @@ class BenchReport:
         other = self._record.rate(result.line) if self._record and system == OURS else None
         ratio = self._ratio(system, result, other)
         self._document["systems"][system]["lines"][name] = {
-            "asks": result.line.asks,
+            "asks": result.line.workload,
             "runs": len(result.samples),
             "note": result.note,
             "error": result.error,

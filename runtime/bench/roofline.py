@@ -1,9 +1,8 @@
 """
-What steps cost a device at the least, in bytes read and operations, and how long that takes.  Pure.
+Computes the roofline: the least bytes read, operations and time of a step.  Pure.
 
-Counted is what cannot be avoided: every weight that a step needs and every key and value that it
-finds in the cache, read once; products of matrices; attention.  Activations and all writes are left
-out, and the few rows of the embedding.
+Counts each weight that the step needs and each cached key and value, read once; the matrix
+products; and attention.  Ignores activations, writes and the few rows of the embedding.
 """
 
 from collections.abc import Iterable
@@ -15,32 +14,43 @@ from runtime.models.config import DecoderConfig
 
 @dataclass(frozen=True, slots=True)
 class Cost:
+    """
+    The least that a step costs a device.
+    """
+
     read_bytes: float
     flops: float
 
     def least_s(self, rates: "Rates") -> float:
         """
-        Return the time of a device that reads and computes at once, each as fast as it can.
+        Return the least time: reading and computing overlap, so the slower one decides.
         """
         return max(self.read_bytes / rates.bytes_per_s, self.flops / rates.flops_per_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
+    """
+    The most that a device can do.
+    """
+
     bytes_per_s: float
     flops_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class CostModel:
     """
+    The sizes of a decoder that its cost depends on.
+
     Attributes:
-        qkv: Values of one layer's q, k and v matrices.
-        rest: Values of its other matrices.
-        small: Values of all norms and biases.
-        head, embedding: Values of each; an embedding that is the head too counts once, as head.
-        kv_bytes: Keys and values of one token in all layers.
-        see_flops: Operations of one token that sees one token, in all layers.
+        qkv: Number of values in one layer's q, k and v matrices.
+        rest: Number of values in its other matrices.
+        small: Number of values in all norms and biases.
+        head, embedding: Number of values in each; a tied embedding counts once, as the head.
+        kv_bytes: Size of one token's keys and values in all layers.
+        attention_flops: Operations of one query token and one key token, in all layers.
+        value_bytes: Size of one value.
     """
 
     layers: int
@@ -50,13 +60,13 @@ class Model:
     head: int
     embedding: int
     kv_bytes: int
-    see_flops: int
+    attention_flops: int
     value_bytes: int
 
     @property
     def matrices(self) -> int:
         """
-        Values of all layers' matrices.
+        Number of values in all layers' matrices.
         """
         return self.layers * (self.qkv + self.rest)
 
@@ -66,9 +76,9 @@ class Model:
 
     def cost(self, step: Step) -> Cost:
         """
-        Return what *step* costs.
+        Return the least cost of *step*.
 
-        Behind its last attention only the tokens that are sampled behind are needed.
+        After the last attention, only the tokens whose logits are sampled are computed.
         """
         tokens, sampled = step.tokens, len(step.sampled)
         values = self.matrices + self.small + (self.head if sampled else 0)
@@ -81,29 +91,32 @@ class Model:
         products = tokens * (self.matrices - self.rest) + sampled * (self.rest + self.head)
         return Cost(
             read_bytes=values * self.value_bytes + read * self.kv_bytes,
-            flops=2 * products + seen * self.see_flops,
+            flops=2 * products + seen * self.attention_flops,
         )
 
     def prefill_flops(self, tokens: int) -> float:
         """
-        Return the matrix products of one prompt: of all layers, and of the head for one token.
+        Return the operations of a prompt's matrix products: all layers, and the head once.
         """
         return 2 * (self.matrices * tokens + self.head)
 
     def counted_flops(self, tokens: int) -> float:
         """
-        Return twice all parameters a token, as some count: the embedding and an unused head too.
+        Return 2 x parameters x tokens, a common estimate; it counts the embedding too.
         """
         return 2 * self.parameters * tokens
 
 
-def model_of(config: DecoderConfig, value_bytes: int) -> Model:
+def cost_model(config: DecoderConfig, value_bytes: int) -> CostModel:
+    """
+    Return the cost model of a decoder whose values take *value_bytes* each.
+    """
     hidden, width = config.hidden, config.head_dim
     rows = (config.heads + 2 * config.kv_heads) * width
     norms = 2 + 2 * config.has_output_norms
     bias = rows if config.has_bias else 0
     qk_norms = 2 * width if config.has_qk_norms else 0
-    return Model(
+    return CostModel(
         layers=config.layers,
         qkv=rows * hidden,
         rest=hidden * config.heads * width + 3 * hidden * config.intermediate,
@@ -111,13 +124,13 @@ def model_of(config: DecoderConfig, value_bytes: int) -> Model:
         head=config.vocabulary * hidden,
         embedding=0 if config.is_tied else config.vocabulary * hidden,
         kv_bytes=2 * config.layers * config.kv_heads * width * value_bytes,
-        see_flops=4 * config.layers * config.heads * width,
+        attention_flops=4 * config.layers * config.heads * width,
         value_bytes=value_bytes,
     )
 
 
-def least_s(model: Model, steps: Iterable[Step], rates: Rates) -> float:
+def least_s(model: CostModel, steps: Iterable[Step], rates: Rates) -> float:
     """
-    Return the time that *steps*, one after the other, take at the least.
+    Return the least time of *steps*, one after the other.
     """
     return sum(model.cost(step).least_s(rates) for step in steps)

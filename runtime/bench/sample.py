@@ -1,5 +1,5 @@
 """
-What one run of a line showed, and what several runs of it show together.  Pure.
+Computes the results of one run of a line, and the spread over several runs.  Pure.
 """
 
 import statistics
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
-from runtime.bench.recorder import Launched
-from runtime.bench.roofline import Model, Rates, least_s
+from runtime.bench.recorder import LaunchedStep
+from runtime.bench.roofline import CostModel, Rates, least_s
 from runtime.bench.work import Work
 
-FULL = 0.9  # a step with this share of the most decodes that any has is one of the steady part
+FULL = 0.9  # a steady step has at least this share of the largest step's decodes
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
     """
-    What the device did when it did nothing else, in this run.
+    The device's limits, measured in the same session with no other load.
 
     Attributes:
-        copy_gb_s: Read and written, together.
-        read_gb_s: Read only.
-        matmul_tflop_s: Of a large product of random matrices, in the model's type.
+        copy_gb_s: Bytes read and written by a copy.
+        read_gb_s: Bytes read by a sum.
+        matmul_tflop_s: Rate of a large product of random matrices, in the model's type.
     """
 
     copy_gb_s: float
@@ -32,7 +32,7 @@ class Ceilings:
     @property
     def rates(self) -> Rates:
         """
-        The best of each.
+        The best bandwidth, and the rate of the product.
         """
         return Rates(max(self.copy_gb_s, self.read_gb_s) * 1e9, self.matmul_tflop_s * 1e12)
 
@@ -40,17 +40,16 @@ class Ceilings:
 @dataclass(frozen=True, slots=True)
 class RunSample:
     """
-    One run.  Of a peer only the first two are known.
+    The results of one run.  Peers report only the first two.
 
     Attributes:
-        tokens_per_s: New tokens over all of the time, the prompts' included.
-        first_ms, last_first_ms: Until a request has its first token: the median of them, and the
-            last one.
-        step_ms: Of a step of the steady part: decodes only, and nearly as many as there ever are.
-        host_ms: Of a step, without waiting for the device.
-        of_copy, of_read: Bytes that the steady steps must read, over their time and the ceiling.
-        of_roofline: The least time of all steps, over the time they took.
-        prefill_tflop_s, counted_tflop_s: Of a lone prompt; see `roofline.Model`.
+        tokens_per_s: New tokens over the whole time, prefill included.
+        first_ms, last_first_ms: Time to first token: the median, and the largest.
+        step_ms: Mean time of a steady step: decodes only, and nearly the most of any step.
+        host_ms: Mean CPU time of a step, without waiting for the device.
+        of_copy, of_read: Least bytes of the steady steps, over their time and each ceiling.
+        of_roofline: Least time of all steps, over the time of the run.
+        prefill_tflop_s, counted_tflop_s: Of a line with one prompt; see `roofline.CostModel`.
     """
 
     wall_s: float
@@ -67,31 +66,33 @@ class RunSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EngineRun:
     """
-    What our engine was seen to do.
+    The measurements of one run of our engine.
 
     Attributes:
-        first_s: Of each request, from the beginning to its first token.
+        waited_s: Time spent waiting for the device.
+        first_s: Time to first token of each request.
+        launched: All steps, in order.
     """
 
     wall_s: float
     waited_s: float
     first_s: Sequence[float]
-    launched: Sequence[Launched]
+    launched: Sequence[LaunchedStep]
 
 
-def make_sample(work: Work, run: Run, model: Model, ceilings: Ceilings) -> RunSample:
+def make_sample(work: Work, run: EngineRun, model: CostModel, ceilings: Ceilings) -> RunSample:
     steps = [entry.step for entry in run.launched]
     steady, steady_s = find_steady(run.launched)
     gb_s = None
     if steady:
         gb_s = sum(model.cost(entry.step).read_bytes for entry in steady) / steady_s / 1e9
     prompt = len(work[0].prompt)
-    is_prefill = len(work) == 1 and work[0].new == 1
+    is_prefill = len(work) == 1 and work[0].new_tokens == 1
     return RunSample(
         wall_s=run.wall_s,
-        tokens_per_s=sum(request.new for request in work) / run.wall_s,
+        tokens_per_s=sum(request.new_tokens for request in work) / run.wall_s,
         first_ms=statistics.median(run.first_s) * 1e3,
         last_first_ms=max(run.first_s) * 1e3,
         step_ms=steady_s / len(steady) * 1e3 if steady else None,
@@ -104,22 +105,22 @@ def make_sample(work: Work, run: Run, model: Model, ceilings: Ceilings) -> RunSa
     )
 
 
-def find_steady(launched: Sequence[Launched]) -> tuple[list[Launched], float]:
+def find_steady(launched: Sequence[LaunchedStep]) -> tuple[list[LaunchedStep], float]:
     """
-    Return the steps of the steady part, and the seconds that they took together.
+    Return the steady steps, and their total time in seconds.
 
-    A step takes from the end of the one before it, which must be of decodes only too, to its own.
+    A step's time counts from the end of the step before it, which must have only decodes too.
     """
     alone = [len(e.step.decodes) for e in launched if not e.step.chunks]
     least = FULL * max(alone, default=0)
-    found, total_s = [], 0.0
+    steady, total_s = [], 0.0
     for before, entry in pairwise(launched):
         if before.step.chunks or entry.step.chunks or len(entry.step.decodes) < least:
             continue
         if before.done_s is not None and entry.done_s is not None:
-            found.append(entry)
+            steady.append(entry)
             total_s += entry.done_s - before.done_s
-    return found, total_s
+    return steady, total_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,13 @@ class Spread:
 
 def spreads(samples: Sequence[RunSample]) -> dict[str, Spread | None]:
     """
-    Return the median and the ends of every number that all runs have.
+    Return each field's median, least and most over *samples*; None if no sample has it.
     """
-    found: dict[str, Spread | None] = {}
+    by_field: dict[str, Spread | None] = {}
     for field in fields(RunSample):
         values = [getattr(sample, field.name) for sample in samples]
         known = [value for value in values if value is not None]
-        found[field.name] = (
+        by_field[field.name] = (
             Spread(statistics.median(known), min(known), max(known)) if known else None
         )
-    return found
+    return by_field

@@ -1,5 +1,5 @@
 """
-Runs every line of work on every system: warm-up, runs, result.  One that fails stops no other.
+Runs every line on every system: warm-up, runs, result.  A failure does not stop the others.
 """
 
 import time
@@ -19,8 +19,11 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
     """
+    The work of one session.
+
     Attributes:
-        runs, runs_mix: Of each line; of those whose prompts differ in length.
+        runs: Number of runs of each line.
+        runs_mix: The same for mixes: lines whose prompts differ in length.
     """
 
     shape: ModelShape
@@ -41,7 +44,7 @@ def run_session(
     progress: Progress,
 ) -> None:
     """
-    BenchReport on all *systems*, one after the other: each has the device for itself.
+    Measure all *systems*, one after the other, so that each has the device for itself.
     """
     for name, open_system in systems.items():
         progress(f"{name}: opening")
@@ -52,7 +55,7 @@ def run_session(
             continue
         except Exception as error:
             progress(traceback.format_exc())
-            report.broken(name, _word(error))
+            report.broken(name, _error_line(error))
             continue
         report.opened(name, system.version)
         for line in plan.lines:
@@ -81,15 +84,15 @@ def _measure(system: TimedSystem, line: Line, plan: SessionPlan, progress: Progr
             samples.append(system.run(work))
     except Exception as error:
         progress(traceback.format_exc())
-        return Result(line, (), error=_word(error))
+        return Result(line, (), error=_error_line(error))
     if len(samples) < plan.runs_of(line):
         note = f"{note}; only {len(samples)} of {plan.runs_of(line)} runs".removeprefix("; ")
     return Result(line, tuple(samples), note)
 
 
-def _word(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """
-    Return what *error* says, in one line.
+    Return the type and the first line of *error*.
     """
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first}"

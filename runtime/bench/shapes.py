@@ -1,5 +1,5 @@
 """
-The models that are timed, with random weights: their config.json and how much work they get.
+The shapes of the timed models: their config.json, and the scale of their workload.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,12 @@ from runtime.models.config import DecoderConfig
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """
+    The shape of a timed model; its weights are random.
+
     Attributes:
-        document: A config.json; our engine and the peers read the same.
-        context_tokens: Of the engines, which is less than the model's.
-        shrink: What the tokens of each line of work are divided by.
+        document: The config.json that our engine and the peers read.
+        context_tokens: Context limit of the engines, below the model's.
+        shrink: Divides the token counts of each line.
     """
 
     name: str

@@ -1,5 +1,5 @@
 """
-What is timed: our engine and its peers look alike to the session.
+The interface of a timed engine, ours or a peer, and its errors.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class TimedSystem(Protocol):
     An engine with random weights of one shape.
 
     Attributes:
-        line_s: Once a line took longer, it is not run again; None: there is no limit.
+        line_s: A line that took longer gets no further run; None: no limit.
     """
 
     version: str
@@ -23,41 +23,43 @@ class TimedSystem(Protocol):
 
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
         """
-        Return what of *work* it does in bearable time, and what that leaves out, in words.
+        Return the part of *work* that runs in acceptable time, and a note of the rest.
         """
 
     def run(self, work: Work) -> RunSample:
         """
-        Answer all requests of *work*, which arrive at once, greedily and to their full length.
+        Run all requests of *work* at once, greedily and to their full length.
         """
 
     def close(self) -> None:
         """
-        Give the device's memory back.
+        Free the device's memory.
         """
 
 
-# Of a shape, on a device.
+# Opens an engine with a model of this shape on this device.
 OpenTimedSystem = Callable[[ModelShape, str], TimedSystem]
 
 
 class NotInstalled(Exception):
     """
-    The peer is no package of this Python.
+    The peer's package is not installed.
     """
 
 
 class BenchError(Exception):
     """
-    The engine did something else than it was asked.
+    The engine did not do the work that was requested.
     """
 
 
-def check_tokens(made: list[int], work: Work) -> None:
+def check_tokens(new_counts: list[int], work: Work) -> None:
     """
+    Check that each request of *work* got all of its new tokens.
+
     Raises:
-        BenchError: Some answer has another length than was asked: its time says nothing.
+        BenchError: The answers do not have the requested lengths; their time has no meaning.
     """
-    asked = [request.new for request in work]
-    if made != asked:
-        raise BenchError(f"answers of {sum(made)} tokens instead of {sum(asked)}")
+    requested = [request.new_tokens for request in work]
+    if new_counts != requested:
+        raise BenchError(f"answers of {sum(new_counts)} tokens instead of {sum(requested)}")

@@ -1,5 +1,5 @@
 """
-The words and columns of the printed report.  Pure.
+The text of the printed report.  Pure.
 """
 
 from collections.abc import Mapping
@@ -19,25 +19,30 @@ OUR_TITLES = (
 PEER_TITLES = f"{_START}{'ours/peer':>10}"
 
 
-def header(machine: BenchMachine, ceilings: Ceilings, shape: str, how: Mapping[str, object]) -> str:
+def header(
+    machine: BenchMachine, ceilings: Ceilings, shape: str, settings: Mapping[str, object]
+) -> str:
+    """
+    Return the report's first lines: machine, versions, settings and ceilings.
+    """
     driver = f", driver {machine.driver}" if machine.driver else ""
     cuda = f" (CUDA {machine.cuda})" if machine.cuda else ""
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in how.items())
+    settings_text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
     return (
         f"{machine.at}  {machine.device}{driver}\n"
         f"torch {machine.torch}{cuda}, triton {machine.triton or 'none'}, "
         f"Python {machine.python}\n"
-        f"shape {shape}, {told}\n"
+        f"shape {shape}, {settings_text}\n"
         f"ceilings: copy {ceilings.copy_gb_s:.0f} GB/s, read {ceilings.read_gb_s:.0f} GB/s, "
         f"product {_short(ceilings.matmul_tflop_s)} TFLOP/s\n"
-        "of copy, of read: bytes of a steady decode step, over its time and that ceiling; "
-        "of roof: least time of all steps over theirs"
+        "of copy, of read: bytes of a steady decode step over its time, as a share of the ceiling; "
+        "of roof: least time of all steps over their time"
     )
 
 
 def recorded(record: RecordedRun) -> str:
     """
-    Return what a ratio to *record* must be read with: cards of one name differ by a few percent.
+    Return the source of *record* and its card's ceilings: cards of one model differ by a few %.
     """
     return (
         f"recorded: {record.system} {record.version}, {record.read_on}, on a card with copy "
@@ -65,8 +70,8 @@ def our_row(line: Line, values: Values, recorded: float | None, ratio: float | N
 
 
 def peer_row(line: Line, values: Values, ratio: float | None, note: str) -> str:
-    told = f"{ratio:.2f}x" if ratio is not None else "-"
-    return f"{_start(line, values)}{told:>10}{f'  {note}' if note else ''}"
+    ratio_text = f"{ratio:.2f}x" if ratio is not None else "-"
+    return f"{_start(line, values)}{ratio_text:>10}{f'  {note}' if note else ''}"
 
 
 def failure(line: Line, error: str) -> str:
@@ -76,13 +81,13 @@ def failure(line: Line, error: str) -> str:
 def _start(line: Line, values: Values) -> str:
     rate = values["tokens_per_s"]
     assert rate is not None, "every sample has a rate"
-    ends = f"({_short(rate.least)}-{_short(rate.most)})"
-    return f"{line.name:<14}{line.asks:<28}{_short(rate.median):>9} {ends:<19}"
+    least_most = f"({_short(rate.least)}-{_short(rate.most)})"
+    return f"{line.name:<14}{line.workload:<28}{_short(rate.median):>9} {least_most:<19}"
 
 
 def _short(value: float) -> str:
     """
-    Return *value* with about four figures.
+    Return *value* with about four significant digits.
     """
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 

@@ -1,5 +1,5 @@
 """
-Drives transformers: `generate` where all prompts are equally long, else `generate_batch`.
+Drives transformers: `generate` if all prompts have one length, else `generate_batch`.
 """
 
 import gc
@@ -15,14 +15,14 @@ from runtime.bench.shapes import ModelShape
 from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 
-NEW = 64  # new tokens at most: a card makes about ten a second for each request
+NEW = 64  # most new tokens: a card computes about ten a second for each request
 MIX_NEW = 32
-PAGE_TOKENS, STEP_TOKENS = 64, 512  # of generate_batch on a CPU
+PAGE_TOKENS, STEP_TOKENS = 64, 512  # for generate_batch on a CPU
 
 
 class TransformersPeer:
     """
-    See `system.TimedSystem`.
+    transformers as a `system.TimedSystem`.
     """
 
     line_s: float | None = 20.0
@@ -42,16 +42,16 @@ class TransformersPeer:
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
         if line.is_mix and not hasattr(self._model, "generate_batch"):
             raise BenchError(f"transformers {self.version} has no generate_batch")
-        # generate_batch knows one length for all, so every answer is as long as the shortest.
-        most = min(MIX_NEW if line.is_mix else NEW, min(request.new for request in work))
-        trimmed = tuple(replace(request, new=most) for request in work)
+        # generate_batch has one length for the whole batch: the shortest answer's.
+        most = min(MIX_NEW if line.is_mix else NEW, min(request.new_tokens for request in work))
+        trimmed = tuple(replace(request, new_tokens=most) for request in work)
         return trimmed, f"only {most} new tokens each" if trimmed != work else ""
 
     def run(self, work: Work) -> RunSample:
         is_even = len({len(request.prompt) for request in work}) == 1
-        made, wall_s = self._generate(work) if is_even else self._generate_batch(work)
-        check_tokens(made, work)
-        return RunSample(wall_s, sum(made) / wall_s)
+        new_counts, wall_s = self._generate(work) if is_even else self._generate_batch(work)
+        check_tokens(new_counts, work)
+        return RunSample(wall_s, sum(new_counts) / wall_s)
 
     def close(self) -> None:
         del self._model
@@ -66,34 +66,34 @@ class TransformersPeer:
             answers = self._model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
-                generation_config=self._greedy(work[0].new),
+                generation_config=self._greedy(work[0].new_tokens),
             )
-        answers = answers.cpu()  # waits for all of it
+        answers = answers.cpu()  # waits for the device
         wall_s = time.perf_counter() - started_s
         return [answers.shape[1] - prompts.shape[1]] * len(work), wall_s
 
     def _generate_batch(self, work: Work) -> tuple[list[int], float]:
         options = {}
-        if self._device == "cpu":  # where it would take most of the memory for its cache
-            pages = sum(len(r.prompt) + r.new for r in work) // PAGE_TOKENS + len(work)
+        if self._device == "cpu":  # the default cache would take most of the memory
+            pages = sum(len(r.prompt) + r.new_tokens for r in work) // PAGE_TOKENS + len(work)
             options["continuous_batching_config"] = self._transformers.ContinuousBatchingConfig(
                 num_blocks=pages, page_size=PAGE_TOKENS, max_batch_tokens=STEP_TOKENS
             )
-        with torch.no_grad():  # its thread cannot write to tensors of inference_mode
+        with torch.no_grad():  # not inference_mode: its thread cannot write to such tensors
             answers = self._model.generate_batch(
                 [request.prompt for request in work],
-                generation_config=self._greedy(work[0].new),
+                generation_config=self._greedy(work[0].new_tokens),
                 progress_bar=False,
                 **options,
             ).values()
-        made = [len(answer.generated_tokens) for answer in answers]
-        # Its cache is made anew for each call, which a server does once: that does not count.
+        new_counts = [len(answer.generated_tokens) for answer in answers]
+        # Each call allocates a cache, which a server does once: that time is not counted.
         started_s = min((answer.lifespan[0] for answer in answers), default=0.0)
         ended_s = max((answer.lifespan[1] for answer in answers), default=0.0)
-        return made, ended_s - started_s
+        return new_counts, ended_s - started_s
 
     def _greedy(self, new: int) -> Any:
-        # No eos_token_id: nothing ends an answer but its length.
+        # No eos_token_id: only the length ends an answer.
         return self._transformers.GenerationConfig(
             max_new_tokens=new, do_sample=False, pad_token_id=0
         )

@@ -1,5 +1,5 @@
 """
-Drives vLLM's offline engine, with weights that it makes up itself.
+Drives vLLM's offline engine, with dummy weights.
 """
 
 import gc
@@ -20,7 +20,7 @@ MAX_REQUESTS = 256
 
 class VllmPeer:
     """
-    See `system.TimedSystem`.
+    vLLM as a `system.TimedSystem`.
     """
 
     line_s: float | None = None
@@ -49,19 +49,19 @@ class VllmPeer:
         prompts = [{"prompt_token_ids": request.prompt} for request in work]
         params = [
             self._vllm.SamplingParams(
-                temperature=0.0, max_tokens=request.new, ignore_eos=True, detokenize=False
+                temperature=0.0, max_tokens=request.new_tokens, ignore_eos=True, detokenize=False
             )
             for request in work
         ]
         started_s = time.perf_counter()
         answers = self._llm.generate(prompts, params, use_tqdm=False)
         wall_s = time.perf_counter() - started_s
-        made = [len(answer.outputs[0].token_ids) for answer in answers]
-        check_tokens(made, work)
-        return RunSample(wall_s, sum(made) / wall_s)
+        new_counts = [len(answer.outputs[0].token_ids) for answer in answers]
+        check_tokens(new_counts, work)
+        return RunSample(wall_s, sum(new_counts) / wall_s)
 
     def close(self) -> None:
-        # The engine is a process of its own, which ends when it is told to.
+        # The engine core is a process of its own and must be shut down.
         core = getattr(getattr(self._llm, "llm_engine", None), "engine_core", None)
         if core is not None:
             core.shutdown()

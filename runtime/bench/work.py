@@ -1,5 +1,5 @@
 """
-What the engines are asked: the same prompts and the same numbers of new tokens for each of them.
+The workloads: the same prompts and numbers of new tokens for every engine.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,12 @@ WARM_UP_NEW = 8
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
+    """
+    One request: its prompt, and the number of tokens to generate.
+    """
+
     prompt: list[int]
-    new: int
+    new_tokens: int
 
 
 Work = tuple[WorkItem, ...]
@@ -24,36 +28,37 @@ Work = tuple[WorkItem, ...]
 @dataclass(frozen=True, slots=True)
 class Line:
     """
-    One line of the table: requests that all arrive at once, answered greedily to their full length.
+    One line of the table: requests that arrive at once and run greedily to their full length.
 
     Attributes:
-        prompts, news: Fewest and most tokens of a prompt and of an answer, drawn uniformly.
+        prompt_tokens, new_tokens: Fewest and most tokens of a prompt and of an answer; each
+            length is drawn uniformly.
     """
 
     name: str
     requests: int
-    prompts: tuple[int, int]
-    news: tuple[int, int]
+    prompt_tokens: tuple[int, int]
+    new_tokens: tuple[int, int]
 
     @property
     def is_mix(self) -> bool:
-        return self.prompts[0] < self.prompts[1]
+        return self.prompt_tokens[0] < self.prompt_tokens[1]
 
     @property
     def is_prefill(self) -> bool:
-        return self.news == (1, 1)
+        return self.new_tokens == (1, 1)
 
     @property
-    def asks(self) -> str:
-        return f"{self.requests} x {_span(self.prompts)} + {_span(self.news)}"
+    def workload(self) -> str:
+        return f"{self.requests} x {_span(self.prompt_tokens)} + {_span(self.new_tokens)}"
 
     def shrunk(self, by: int) -> "Line":
         """
-        Return it with as many requests, of fewer tokens.
+        Return the line with the same number of requests, and token counts divided by *by*.
         """
-        first, last = (max(1, tokens // by) for tokens in self.prompts)
-        fewest, most = (max(1, tokens // by) for tokens in self.news)
-        return replace(self, prompts=(first, last), news=(fewest, most))
+        first, last = (max(1, tokens // by) for tokens in self.prompt_tokens)
+        fewest, most = (max(1, tokens // by) for tokens in self.new_tokens)
+        return replace(self, prompt_tokens=(first, last), new_tokens=(fewest, most))
 
 
 LINES: Mapping[str, Line] = MappingProxyType(
@@ -75,27 +80,30 @@ LINES: Mapping[str, Line] = MappingProxyType(
 
 def draw(line: Line, *, vocabulary: int, seed: int, run: int) -> Work:
     """
-    Return the requests of one run: lengths are the same in all runs, tokens in none.
+    Return the requests of one run.
 
-    So runs can be compared, and no prefix cache can answer for the engine.
+    All runs have the same lengths, so they can be compared.  Each run has other tokens, so the
+    prefix cache never matches.
     """
-    lengths = Random(f"{seed}/{line.name}")  # noqa: S311 - work, not secrets
+    lengths = Random(f"{seed}/{line.name}")  # noqa: S311 - no secrets
     tokens = Random(f"{seed}/{line.name}/{run}")  # noqa: S311
     work = []
     for _ in range(line.requests):
-        prompt, new = lengths.randint(*line.prompts), lengths.randint(*line.news)
+        prompt, new = lengths.randint(*line.prompt_tokens), lengths.randint(*line.new_tokens)
         work.append(WorkItem(tokens.choices(range(vocabulary), k=prompt), new))
     return tuple(work)
 
 
 def draw_warm_up(line: Line, *, vocabulary: int, seed: int) -> Work:
     """
-    Return less of the same: what compiles and allocates on first use does it here.
+    Return a smaller run of *line*, so that compilation and allocation happen before the runs.
     """
     work = draw(line, vocabulary=vocabulary, seed=seed, run=WARM_UP_RUN)
-    return tuple(replace(r, new=min(r.new, WARM_UP_NEW)) for r in work[:WARM_UP_REQUESTS])
+    return tuple(
+        replace(r, new_tokens=min(r.new_tokens, WARM_UP_NEW)) for r in work[:WARM_UP_REQUESTS]
+    )
 
 
-def _span(ends: tuple[int, int]) -> str:
-    first, last = ends
+def _span(bounds: tuple[int, int]) -> str:
+    first, last = bounds
     return str(first) if first == last else f"{first}-{last}"

@@ -14,14 +14,14 @@ INT8_TOP = 127.0
 @dataclass(frozen=True, slots=True)
 class PagedCache:
     """
-    Keys and values of all layers, in pages.
+    The keys and values of all layers, in pages.
 
     Attributes:
-        keys, values: (layers, pages, kv_heads, page_tokens, head_dim); the model's type, fp8 e4m3
-            or int8.
-        key_scales, value_scales: (layers, pages, kv_heads, page_tokens) fp32, of int8 only: what
-            a value of 1 stands for.
-        table: (slots, pages of a row) int32: the pages of each slot, in order.
+        keys, values: (layers, pages, kv_heads, page_tokens, head_dim) in the model's type, fp8
+            e4m3 or int8.
+        key_scales, value_scales: (layers, pages, kv_heads, page_tokens) fp32, the factor of each
+            int8 value; None for other types.
+        table: (slots, row_pages) int32: the pages of each slot, in order.
     """
 
     keys: Tensor
@@ -40,8 +40,9 @@ class PagedCache:
 
     def stores(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
-        Return keys, values and the scales of both, of *layer*, for a kernel.  Without scales it
-        gets keys and values in their place, which it must not read.
+        Return the keys, values, key scales and value scales of *layer*, for a kernel.
+
+        Without scales, keys and values take their place; the kernel must not read them.
         """
         keys, values = self.keys[layer], self.values[layer]
         if self.key_scales is None or self.value_scales is None:
@@ -62,7 +63,7 @@ def make_cache(
     device: torch.device | str,
 ) -> PagedCache:
     """
-    Return an empty cache; *dtype* fp8 e4m3 and int8 are quantised.
+    Return an empty cache; fp8 e4m3 and int8 as *dtype* mean a quantised one.
     """
     shape = (layers, pages, kv_heads, page_tokens, head_dim)
     is_int8 = dtype == torch.int8

@@ -1,6 +1,8 @@
 """
-The operations of a decoder on a GPU: Triton for few tokens, where the weights' bytes are the cost;
-for many, where the arithmetic is, cuBLAS, or Triton where something follows that it can't do.
+The operations of a decoder on a GPU.
+
+For few tokens, reading the weights dominates the cost: Triton.  For many tokens, the arithmetic
+dominates: cuBLAS, or Triton if the product is fused with an operation that cuBLAS lacks.
 """
 
 import torch
@@ -16,10 +18,10 @@ from runtime.kernels.quantize import Quantized
 
 class FusedOps:
     """
-    See `ops.Ops`.
+    Implements `ops.Ops` with Triton and cuBLAS.
 
     Attributes:
-        pdl: Kernels start while those before them end.
+        pdl: Whether kernels use programmatic dependent launch; see `launch`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,11 +46,11 @@ class FusedOps:
         self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         shape = choose_shape(y, weight, is_gated=False, may_split=True)
-        if shape is not None:  # maybe in parts, which the norm sums
+        if shape is not None:  # the product may come in parts; the norm sums them
             return self.add_rms_norm(x, self._small_batch(y, weight, shape=shape), gain, eps, post)
         if post is not None:
             return self.add_rms_norm(x, functional.linear(y, _dense(weight, y)), gain, eps, post)
-        x.addmm_(y, _dense(weight, y).t())  # the sum costs the product nothing
+        x.addmm_(y, _dense(weight, y).t())  # cuBLAS adds the residual for free
         return x, self.rms_norm(x, gain, eps)
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
@@ -58,7 +60,7 @@ class FusedOps:
             if self.pdl and len(x) >= gated.LEAST_TOKENS and gated.can_gate(x, weight):
                 return gated.gated(x, weight, multiprocessors=self._multiprocessors, pdl=True)
             product = functional.linear(x, weight)
-            del weight  # if it was widened
+            del weight  # frees a widened copy
             return swiglu(product, pdl=self.pdl)
         return self._small_batch(x, gate_up, is_gated=True, shape=shape)
 
@@ -94,7 +96,7 @@ class FusedOps:
 
 def _roomy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
-    As `functional.linear`, in storage with a ninth more rows: `prefill` reads over the end.
+    Compute `functional.linear` into storage with an eighth more rows: `prefill` reads past the end.
     """
     m, n = x.shape[0], weight.shape[0]
     room = torch.empty((m + m // 8 + 8, n), dtype=x.dtype, device=x.device)

@@ -1,9 +1,9 @@
 """
-SwiGLU of a product with many tokens, where the arithmetic is the cost: one kernel for both.
+A matrix product fused with SwiGLU, for many tokens, where the arithmetic dominates the cost.
 
-Tiles come by the tensor memory accelerator, each multiprocessor computes one after the other, and
-neighbours share weights in the L2 cache.  An H100 is at its power limit there: what is neither
-written nor read again leaves more of it for the product.
+The tensor memory accelerator loads the tiles.  The kernel is persistent: each multiprocessor
+computes tile after tile, and neighbouring tiles share weights in the L2 cache.  An H100 reaches its
+power limit here; the fusion avoids a write and a read, which leaves more power for the product.
 """
 
 import torch
@@ -14,13 +14,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from runtime.kernels.launch import dot, options, start_next, wait
 
-LEAST_TOKENS = 768  # from here on it is faster than cuBLAS with SwiGLU behind it
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64  # of each half
-BAND = 16  # tiles that lie below each other and are computed one after the other
+LEAST_TOKENS = 768  # from this size on, faster than cuBLAS followed by SwiGLU
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64  # BLOCK_N columns of each half
+BAND = 16  # vertically adjacent tiles, computed one after the other
 WARPS, STAGES = 8, 4
 
 
-@triton.jit(do_not_specialize=["m"])  # compiled once for all
+@triton.jit(do_not_specialize=["m"])  # one compilation for every m
 def _gated(
     x, w, out, m, n, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BAND: tl.constexpr,
@@ -45,14 +45,14 @@ def _gated(
 
 def can_gate(x: Tensor, weight: Tensor) -> bool:
     """
-    Return whether `gated` takes x (m, k) and weight (2n, k): 16 bits, rows of whole 16 bytes.
+    Return whether `gated` supports x (m, k) and weight (2n, k): 16 bits, rows of whole 16 bytes.
     """
     return x.element_size() == 2 and x.shape[1] % 8 == 0 and weight.shape[0] % 16 == 0
 
 
 def gated(x: Tensor, weight: Tensor, *, multiprocessors: int, pdl: bool = False) -> Tensor:
     """
-    Return SwiGLU of x (m, k) @ weight.T (k, 2n): (m, n).
+    Return SwiGLU of x (m, k) @ weight.T (k, 2n), with shape (m, n).
     """
     (m, k), n = x.shape, weight.shape[0] // 2
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)

@@ -1,9 +1,9 @@
 """
-x @ weight.T for few tokens, at the speed of memory: the weights are read once and streamed.
+The small-batch GEMM: x @ weight.T for few tokens, at memory speed; the weights are read once.
 
-The weights' rows are split evenly over all multiprocessors, so that none waits for another, and
-each program reads ahead: with programmatic launch its first rows are on their way into the L2
-cache while the kernel before it still computes.  The tokens are the narrow side of the product.
+The weights' rows are split evenly over all multiprocessors, so that none waits for another.  Each
+program prefetches: with programmatic launch its first rows are on their way into the L2 cache
+while the previous kernel still computes.  The tokens are the narrow side of the product.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ GROUP_SIZE = tl.constexpr(GROUP)
 @triton.jit
 def _tile(w, scale, rows, at, mask, k, start, KIND: tl.constexpr, DTYPE: tl.constexpr):
     """
-    Return weights [rows, block] as DTYPE; of 8 bits without their scale.
+    Return weights [rows, block] as DTYPE; 8-bit weights are returned unscaled.
     """
     if KIND == 4:  # two values a byte, the even column in the low half
         packed = tl.load(w + rows[:, None] * (k // 2) + at[None, :], mask=mask, other=0)
@@ -48,7 +48,7 @@ def _small_batch_gemm(
     row = tl.program_id(0) * rows_each + local
     is_row = (local < rows_each) & (row < n)
     stored_k = k // 2 if KIND == 4 else k
-    # Rows outside read the last one: a pointer that is not masked off must lead somewhere.
+    # Rows past the end read the last row: an unmasked pointer must be valid.
     rows = tl.minimum(row, n - 1).to(tl.int64)
     first = tl.program_id(2) * blocks_each * BLOCK_K
     start_next(PDL)
@@ -136,13 +136,14 @@ def _swiglu(gate_up, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
 @dataclass(frozen=True, slots=True)
 class TileShape:
     """
-    How `_small_batch_gemm` cuts its work.
+    How `_small_batch_gemm` divides its work.
 
     Attributes:
-        programs_each: Programs a multiprocessor holds at once.
-        block_k: Columns of a block; k need not be a multiple.
-        prefetch_bytes: Of each row, read ahead into the L2 cache.
-        splits: Programs that share the columns of a row; each leaves a part of the sum.
+        programs_each: Programs on one multiprocessor at once.
+        block_k: Columns of a block; k need not be a multiple of it.
+        warps, stages: Triton's num_warps and num_stages.
+        prefetch_bytes: Bytes of each row that are prefetched into the L2 cache.
+        splits: Programs that share the columns of a row (split-K); each writes a partial sum.
     """
 
     programs_each: int
@@ -153,19 +154,21 @@ class TileShape:
     splits: int = 1
 
 
-MOST_ROWS = 128  # of the weights that one program computes; of each half, gated
+MOST_ROWS = 128  # most weight rows of one program; of each half, if gated
 
-SHARED_BYTES = 220 << 10  # that a program may take, of the 227 KiB of an H100
+SHARED_BYTES = 220 << 10  # shared memory of one program, below the 227 KiB of an H100
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _ShapeRow:
     """
-    Shapes for up to *tokens* tokens; None: cuBLAS is faster.
+    The tile shapes for up to *tokens* tokens; None: cuBLAS is faster.
 
     Attributes:
-        wide: qkv, and whatever is none of the others.
-        split: The two products that end in the residual: they may be in parts.
+        wide: For qkv, and every product that is none of the others.
+        split: For the two products added to the residual: they may be split.
+        gated: For gate_up with SwiGLU.
+        head: For weights of at least HEAD_ROWS rows.
     """
 
     tokens: int
@@ -175,37 +178,37 @@ class _Row:
     head: TileShape | None
 
 
-# Measured in a chain of whole layers of GLM-4-9B on an H100; see docs/reference/engine.md.
+# Measured over whole layers of GLM-4-9B on an H100; see docs/reference/engine.md.
 _FULL = (
-    _Row(
+    _ShapeRow(
         1,
         wide=TileShape(1, 128, 4, 6, 1024),
         split=TileShape(1, 128, 4, 6, 1024, splits=2),
         gated=TileShape(1, 128, 8, 3, 256),
         head=TileShape(2, 128, 4, 4),
     ),
-    _Row(
+    _ShapeRow(
         16,
         wide=TileShape(1, 256, 4, 4, 1024),
         split=TileShape(1, 128, 4, 6, 1024, splits=2),
         gated=TileShape(1, 128, 8, 3, 256),
         head=TileShape(2, 128, 4, 4),
     ),
-    _Row(
+    _ShapeRow(
         32,
         wide=TileShape(1, 128, 4, 6, 1024),
         split=TileShape(1, 128, 4, 6, 1024, splits=2),
         gated=TileShape(1, 128, 8, 3, 256),
         head=TileShape(2, 128, 8, 3),
     ),
-    _Row(
+    _ShapeRow(
         64,
         wide=TileShape(1, 128, 4, 6, 1024),
         split=TileShape(1, 128, 8, 6, 1024, splits=2),
         gated=TileShape(2, 128, 4, 3),
         head=TileShape(2, 128, 8, 3),
     ),
-    _Row(
+    _ShapeRow(
         128,
         wide=None,
         split=TileShape(1, 128, 8, 4, splits=2),
@@ -214,14 +217,14 @@ _FULL = (
     ),
 )
 _QUANTISED = (
-    _Row(
+    _ShapeRow(
         16,
         wide=TileShape(2, 128, 4, 5),
         split=TileShape(1, 128, 8, 4, splits=4),
         gated=TileShape(2, 128, 4, 3),
         head=None,
     ),
-    _Row(
+    _ShapeRow(
         64,
         wide=TileShape(1, 128, 4, 3),
         split=TileShape(1, 128, 8, 4, splits=4),
@@ -229,14 +232,14 @@ _QUANTISED = (
         head=None,
     ),
 )
-HEAD_ROWS = 65536  # a weight with as many is a head
+HEAD_ROWS = 65536  # a weight with at least this many rows is a head
 
 
 def choose_shape(
     x: Tensor, weight: Tensor | Quantized, *, is_gated: bool, may_split: bool
 ) -> TileShape | None:
     """
-    Return the fastest shape known for x (m, k) and a weight (n, k); None: cuBLAS.
+    Return the fastest known shape for x (m, k) and a weight (n, k); None: use cuBLAS.
     """
     m = x.shape[0]
     if not m or x.dtype == torch.float32:
@@ -255,7 +258,7 @@ def _fit(
     shape: TileShape, stored_rows: int, stored_bits: int, x_rows: int, x_bytes: int
 ) -> TileShape:
     """
-    Return *shape* with as few stages and columns less as shared memory asks for.
+    Return *shape*, with stages and columns reduced until it fits into shared memory.
     """
     while True:
         column = stored_rows * stored_bits // 8 + x_rows * x_bytes
@@ -279,9 +282,10 @@ def small_batch_gemm(
     pdl: bool = False,
 ) -> Tensor:
     """
-    Return x (m, k) @ weight.T (k, n), plus *bias* (n,); gated: SwiGLU of it, (m, n / 2).
+    Return x (m, k) @ weight.T (k, n), plus *bias* (n,); gated: its SwiGLU, (m, n / 2).
 
-    With `TileShape.splits` the result is in parts, (splits, m, n) fp32, for `norm.add_rms_norm`.
+    With `TileShape.splits` above 1 the result is partial sums, (splits, m, n) fp32, for
+    `norm.add_rms_norm`.
     """
     values = weight.weight if isinstance(weight, Quantized) else weight
     kind = weight.bits if isinstance(weight, Quantized) else 16
@@ -289,7 +293,9 @@ def small_batch_gemm(
     m, k = x.shape
     n = values.shape[0] // (2 if is_gated else 1)
     splits = shape.splits
-    assert splits == 1 or (bias is None and not is_gated), "a part has no bias and is not gated"
+    assert splits == 1 or (bias is None and not is_gated), (
+        "a partial sum has no bias and is not gated"
+    )
     dtype = torch.float32 if splits > 1 else out_dtype or x.dtype
     out = torch.empty((splits, m, n), dtype=dtype, device=x.device)
     block_m = max(16, min(triton.next_power_of_2(m), 256))
@@ -300,7 +306,7 @@ def small_batch_gemm(
     shape = _fit(shape, (2 if is_gated else 1) * block_n, bits, block_m, x.element_size())
     block_k = GROUP if kind == 4 else shape.block_k
     blocks_each = triton.cdiv(triton.cdiv(k, block_k), splits)
-    # Ahead within the columns of its own split, for the last row has nothing behind it.
+    # Prefetch only within the split's own columns: no memory follows the last row.
     row_bytes = values.shape[1] * values.element_size()
     last = (k - (splits - 1) * blocks_each * block_k) * row_bytes // k
     ahead = min(shape.prefetch_bytes, last) // 16 * 16 if pdl and row_bytes % 16 == 0 else 0
@@ -317,7 +323,7 @@ def small_batch_gemm(
 
 def swiglu(gate_up: Tensor, *, pdl: bool = False) -> Tensor:
     """
-    As `reference.gated`.
+    Compute `reference.gated`.
     """
     tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((tokens, size), dtype=gate_up.dtype, device=gate_up.device)
@@ -331,7 +337,7 @@ def swiglu(gate_up: Tensor, *, pdl: bool = False) -> Tensor:
 
 def widen(weight: Quantized, dtype: torch.dtype) -> Tensor:
     """
-    As `models.quantize.dequantize`.
+    Compute `quantize.dequantize`.
     """
     n, k = weight.shape
     out = torch.empty((n, k), dtype=dtype, device=weight.weight.device)

@@ -1,5 +1,5 @@
 """
-Root mean square norm, alone or behind the addition of the residual: one program a token.
+RMS norm, alone or fused with the residual addition before it: one program per token.
 """
 
 import torch
@@ -34,10 +34,10 @@ def _add_norm(
         for part in tl.static_range(1, PARTS):
             added += tl.load(y + part * part_stride + at, mask=mask, other=0.0)
         if PARTS > 1:
-            added = added.to(x.dtype.element_ty).to(tl.float32)  # as if it had been one product
+            added = added.to(x.dtype.element_ty).to(tl.float32)  # round as one product would
         if HAS_POST:
             added = _normed(added, post_gain, size, eps)
-        # Rounded before it is normed, as the reference does: it is the x of the next layer.
+        # Round before the norm, as the reference does: the rounded sum is the next layer's x.
         stored = (total + added).to(x_out.dtype.element_ty)
         tl.store(x_out + at, stored, mask=mask)
         total = stored.to(tl.float32)
@@ -47,7 +47,7 @@ def _add_norm(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
     """
-    As `reference.rms_norm`.
+    Compute `reference.rms_norm`.
     """
     return _launch(x, None, None, weight, eps, pdl)[1]
 
@@ -56,7 +56,7 @@ def add_rms_norm(
     x: Tensor, y: Tensor, weight: Tensor, eps: float, post: Tensor | None, *, pdl: bool = False
 ) -> tuple[Tensor, Tensor]:
     """
-    As `reference.add_rms_norm`; y is (t, n), or (parts, t, n) fp32 that are to be summed first.
+    Compute `reference.add_rms_norm`; y is (t, n), or (parts, t, n) fp32, whose parts are summed.
     """
     return _launch(x, y, post, weight, eps, pdl)
 

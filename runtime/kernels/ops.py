@@ -16,7 +16,7 @@ Weight = Tensor | Quantized
 
 class Ops(Protocol):
     """
-    The arithmetic between two attentions.  x is (t, n) throughout, weights are (out, in).
+    The arithmetic outside attention.  x is (t, n) throughout, weights are (out, in).
     """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
@@ -29,25 +29,25 @@ class Ops(Protocol):
         self, x: Tensor, y: Tensor, weight: Weight, gain: Tensor, eps: float, post: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """
-        As `add_rms_norm` of x, which may be overwritten, and `linear` of y.
+        Return `add_rms_norm` of x and `linear` of y; may overwrite x.
         """
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         """
-        SwiGLU of x: silu of the gate's half of *gate_up*, times the other half.
+        Return SwiGLU of x: silu of the product with the first half of *gate_up*, times the second.
         """
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:
         """
-        As `linear`, in fp32.
+        Return `linear` in fp32.
         """
 
 
 class TorchOps:
     """
-    The reference.
+    The reference implementation, in plain torch.
     """
 
     rms_norm = staticmethod(reference.rms_norm)
@@ -78,6 +78,6 @@ def ops_for(device: torch.device) -> Ops:
     """
     if device.type != "cuda":
         return TorchOps()
-    from runtime.kernels.fused import FusedOps  # Triton is only where a GPU is
+    from runtime.kernels.fused import FusedOps  # Triton is installed only with a GPU
 
     return FusedOps(device)

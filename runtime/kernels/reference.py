@@ -1,7 +1,7 @@
 """
-Each kernel's operation in plain torch: the reference of its tests, and the CPU's implementation.
+Each kernel's operation in plain torch: the reference in tests, and the implementation on a CPU.
 
-Shapes: t tokens, b rows, h query heads, g KV heads, d values a head, v vocabulary.
+Shapes: t tokens, b rows, h query heads, g KV heads, d values per head, v vocabulary.
 """
 
 import torch
@@ -11,12 +11,12 @@ from torch.nn import functional
 from runtime.kernels.cache import INT8_TOP, PagedCache
 
 MASK32 = 0xFFFFFFFF
-MULTIPLIERS = (0x7FEB352D, 0x846CA68B)  # "lowbias32", Chris Wellons, hash-prospector
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B)  # Source: "lowbias32", Chris Wellons, hash-prospector
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
-    Return x (t, n) over its root mean square, times *weight* (n,).
+    Return x (t, n) divided by its root mean square, times *weight* (n,).
     """
     return functional.rms_norm(x, weight.shape, weight, eps)
 
@@ -25,7 +25,7 @@ def add_rms_norm(
     x: Tensor, y: Tensor, weight: Tensor, eps: float, post: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """
-    Return x + y, both (t, n), and that normed by *weight*; *post* norms y before.
+    Return x + y, both (t, n), and the sum normed by *weight*; *post* norms y first.
     """
     x = x + (y if post is None else rms_norm(y, post, eps))
     return x, rms_norm(x, weight, eps)
@@ -41,10 +41,10 @@ def gated(gate_up: Tensor) -> Tensor:
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """
-    Rotate the leading values of each head of x (t, heads, d), pair by neighbouring pair.
+    Rotate the leading values of each head of x (t, heads, d), in neighbouring pairs.
 
     Args:
-        angles: (2, t, rotary / 2) fp32, cosines and sines.
+        angles: (2, t, rotary / 2) fp32: cosines, then sines.
     """
     cos, sin = angles.to(x.dtype)[:, :, None]
     rotary = 2 * cos.shape[-1]
@@ -57,7 +57,7 @@ def write_cache(
     cache: PagedCache, layer: int, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor
 ) -> None:
     """
-    Store k and v (t, g, d) where the slot and position (t,) of each token say.
+    Store k and v (t, g, d) in the cache, at each token's slot and position (t,).
     """
     size = cache.page_tokens
     pages, places = cache.table[slots, positions // size].long(), positions % size
@@ -71,7 +71,7 @@ def write_cache(
             new = (new.float() / scale.clamp_min(1e-30)[..., None]).round()
         elif store.dtype == torch.float8_e4m3fn:
             new = new.clamp(-448, 448)
-        # fp8 has no indexed store on the CPU; its bytes do.
+        # torch has no indexed store of fp8 on the CPU; store bytes.
         as_bytes = new.to(store.dtype).view(torch.uint8) if store.element_size() == 1 else new
         target = store[layer].view(torch.uint8) if store.element_size() == 1 else store[layer]
         target[pages, :, places] = as_bytes
@@ -84,7 +84,7 @@ def read_cache(
     Return the keys and values (tokens, g, d) of the first *tokens* of a slot.
     """
     pages = cache.table[slot, : -(-tokens // cache.page_tokens)].long()
-    found = []
+    results = []
     for store, scales in (
         (cache.keys, cache.key_scales),
         (cache.values, cache.value_scales),
@@ -93,19 +93,18 @@ def read_cache(
         read = raw[pages].view(store.dtype).to(dtype)  # (pages, g, page_tokens, d)
         if scales is not None:
             read = (read.float() * scales[layer][pages][..., None]).to(dtype)
-        found.append(read.transpose(1, 2).flatten(0, 1)[:tokens])
-    return found[0], found[1]
+        results.append(read.transpose(1, 2).flatten(0, 1)[:tokens])
+    return results[0], results[1]
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
-    Attend q (s, h, d) to keys and values (t, g, d): the last query sees all, each before it one
-    less.
+    Return causal attention of q (s, h, d) over keys and values (t, g, d): the last s positions.
     """
     s, h, d = q.shape
     t, g, _ = keys.shape
     mask = torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
-    # Query heads that share a KV head are a batch dimension: keys and values are not repeated.
+    # Query heads that share a KV head become query rows: keys and values are not repeated.
     grouped = q.view(s, g, h // g, d).permute(1, 2, 0, 3).reshape(g, h // g * s, d)
     y = functional.scaled_dot_product_attention(
         grouped[None],
@@ -120,7 +119,7 @@ def decode_attention(
     q: Tensor, cache: PagedCache, layer: int, slots: Tensor, positions: Tensor
 ) -> Tensor:
     """
-    Attend one query (b, h, d) a row to what its slot has up to its position, itself included.
+    Return attention of one query per row (b, h, d) over its slot's cache, up to its own position.
     """
     rows = []
     for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
@@ -135,9 +134,9 @@ def sample(
     """
     Return a token for each row of *logits* (b, v), and whether the row is finite: (b,) each.
 
-    Greedy at temperature 0; else the likeliest of noisy logits (the Gumbel trick), among the
-    smallest set of tokens that reaches top_p.  The noise is a hash of seed, position and token, so
-    no answer depends on its neighbours, and a step that is repeated draws the same.
+    Temperature 0 is greedy.  Otherwise the token is the argmax of the logits plus Gumbel noise,
+    over the smallest set of tokens that reaches top_p.  The noise is a hash of seed, position and
+    token: a token does not depend on the other rows, and a repeated step draws it again.
     """
     logits = logits.float()
     finite = torch.isfinite(logits).all(dim=-1)
@@ -147,7 +146,7 @@ def sample(
         return chosen, finite
     scaled = logits[drawn] / temperatures[drawn, None]
     shares, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True)
-    # The smallest set that reaches top_p: tokens with less than that before them.  Never empty.
+    # Keep a token if the probabilities before it sum to less than top_p: never an empty set.
     kept = shares.cumsum(dim=-1) - shares < top_ps[drawn, None]
     noise = gumbel(seeds[drawn], positions[drawn], logits.shape[-1])
     noisy = (scaled + noise).gather(1, order).masked_fill(~kept, -torch.inf)
@@ -157,20 +156,20 @@ def sample(
 
 def gumbel(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
     """
-    Return standard Gumbel noise (b, size), fixed by seed and position (b,).
+    Return standard Gumbel noise (b, size), a function of seed and position (b,).
     """
     low = hash32(seeds.long() & MASK32)
     high = hash32(low ^ (positions.long() & MASK32))
     index = torch.arange(size, device=seeds.device)
     bits = hash32(hash32((index + low[:, None]) & MASK32) ^ high[:, None])
-    # 23 bits and a half: the largest is below 1 in fp32 too, where noise would be infinite.
+    # 23 bits plus one half step: below 1 in fp32 too; at 1 the noise would be infinite.
     uniform = (bits >> 9).float() * 2.0**-23 + 2.0**-24
     return -torch.log(-torch.log(uniform))
 
 
 def hash32(x: Tensor) -> Tensor:
     """
-    Return well mixed 32 bits of the 32 bits in x, both held in int64.
+    Return a 32-bit hash of the 32 bits in x; both are int64.
     """
     x = x ^ (x >> 16)
     x = (x * MULTIPLIERS[0]) & MASK32

@@ -1,5 +1,5 @@
 """
-Everything between the qkv product and attention, in one kernel: norms of q and k (Qwen3), rotation
+One kernel for all work between the qkv product and attention: norms of q and k (Qwen3), rotation
 of neighbouring pairs, and the store of k and v into their pages.
 """
 
@@ -30,12 +30,12 @@ def _turn(
     column = tl.arange(0, DIM)
     is_turned = (head < HEADS + KV_HEADS)[:, None]
     is_stored = (head >= HEADS) & (head < ALL)
-    # What nothing changes of a query stays where it is.
+    # The unrotated values of a query without norms are left in place.
     is_changed = is_turned & (HAS_NORMS | (column < 2 * HALF_ROTARY))[None, :]
     at = qkv + token * ALL * DIM + head[:, None] * DIM + column[None, :]
     in_rotary = pair < HALF_ROTARY
     start_next(PDL)
-    # What was there before the step's first kernel need not be waited for.
+    # These were written before the step's first kernel, so they can be read before `wait`.
     position = tl.load(positions + token)
     slot = tl.load(slots + token)
     page = tl.load(table + slot * row_pages + position // PAGE).to(tl.int64)
@@ -66,14 +66,14 @@ def _turn(
     kv_head = tl.where(is_key, head - HEADS, head - HEADS - KV_HEADS)
     line = page * page_stride // DIM + kv_head * PAGE + place  # of DIM values
     if KIND == 8:
-        # The largest of values with NaN among them is a number here.
+        # tl.max ignores NaN, so a row with NaN gets a NaN scale explicitly.
         bad = tl.sum((turned != turned).to(tl.int32), axis=1)
         scale = tl.where(bad > 0, float("nan"), tl.max(tl.abs(turned), axis=1) / TOP)
         tl.store(key_scales + line, scale, mask=is_key)
         tl.store(value_scales + line, scale, mask=is_value)
         turned = tl.floor(turned * (1.0 / tl.maximum(scale, 1e-30)[:, None]) + 0.5)
     elif KIND == 1:
-        # Not what min and max make of NaN, which is a number.
+        # min and max turn NaN into a number; keep NaN.
         is_number = turned == turned
         turned = tl.where(is_number, tl.minimum(tl.maximum(turned, -448.0), 448.0), turned)
     into = line[:, None] * DIM + column[None, :]
@@ -97,10 +97,10 @@ def turn_and_store(
     pdl: bool = False,
 ) -> None:
     """
-    Norm and rotate q and k of qkv (t, (h + 2g) * d) in place, and store k and v in their pages.
+    Norm and rotate q and k of qkv (t, (h + 2g) * d) in place, and store k and v in the cache.
 
     Args:
-        angles: (2, t, rotary / 2) fp32, cosines and sines.
+        angles: (2, t, rotary / 2) fp32: cosines, then sines.
         slots, positions: (t,) int32.
     """
     tokens = qkv.shape[0]
@@ -108,9 +108,9 @@ def turn_and_store(
         return
     _, _, kv_heads, page, dim = cache.keys.shape
     each = 1 if tokens <= 8 else 16
-    every = heads + 2 * kv_heads
+    all_heads = heads + 2 * kv_heads
     kind = 8 if cache.is_scaled else 1 if cache.keys.dtype == torch.float8_e4m3fn else 16
-    _turn[(tokens, triton.cdiv(every, each))](
+    _turn[(tokens, triton.cdiv(all_heads, each))](
         qkv, angles[0], angles[1], qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm, *cache.stores(layer),
         cache.table, slots, positions, eps, kv_heads * page * dim, cache.table.shape[1],

@@ -1,7 +1,7 @@
 """
-Logits to tokens on the device: one program a row, no sort.
+Samples tokens from logits on the device: one program per row, no sort.
 
-top_p keeps the tokens whose logit reaches a threshold, which is looked for in eighths.
+top_p keeps the tokens whose logit reaches a threshold.  An eight-way search finds the threshold.
 """
 
 import triton
@@ -13,10 +13,10 @@ from runtime.kernels.reference import MULTIPLIERS
 
 FIRST, SECOND = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 LOWEST = tl.constexpr(-3.0e38)
-STEP = tl.constexpr(2.0**-23)  # of the noise, see `reference.gumbel`
-PARTS = tl.constexpr(8)  # a power of two: how many thresholds one look at the logits tries
-LOOKS = tl.constexpr(7)  # 8**7 steps of SPAN
-SPAN = tl.constexpr(32.0)  # of logits over temperature: 2**17 times exp(-32) is nothing
+STEP = tl.constexpr(2.0**-23)  # resolution of the noise, see `reference.gumbel`
+PARTS = tl.constexpr(8)  # thresholds tried in one pass over the logits; a power of two
+LOOKS = tl.constexpr(7)  # passes over the logits: a resolution of SPAN / 8**7
+SPAN = tl.constexpr(32.0)  # searched range of logits / temperature: 2**17 * exp(-32) ~ 0
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def _hash32(x):
 @triton.jit
 def _masses(logits, inverse, peak, thresholds, size, BLOCK: tl.constexpr):
     """
-    Return the sum of exp(logit / temperature - peak) over those that reach each threshold (PARTS,).
+    Return (PARTS,): for each threshold, the sum of exp(logit / temperature - peak) at or above it.
     """
     total = tl.zeros([PARTS, BLOCK], dtype=tl.float32)
     for start in range(0, size, BLOCK):
@@ -63,7 +63,7 @@ def _sample(
         best = tl.where(is_better, x, best)
         where = tl.where(is_better, column, where)
     peak = tl.max(best)
-    chosen = tl.min(tl.where(best == peak, where, size))  # the first of equals
+    chosen = tl.min(tl.where(best == peak, where, size))  # ties: the lowest token id
     is_finite = tl.sum(bad) == 0
     temperature = tl.load(temperatures + slot)
     if temperature > 0 and is_finite:
@@ -74,14 +74,14 @@ def _sample(
         if top_p < 1.0:
             part = tl.arange(0, PARTS)
             width = SPAN
-            wanted = SPAN  # until the first look says what the whole is
+            wanted = SPAN  # the first pass replaces it by top_p of the total
             for look in range(LOOKS):
                 width = width / PARTS
                 thresholds = low + part * width
                 masses = _masses(logits, inverse, scaled_peak, thresholds, size, BLOCK // 4)
                 if look == 0:
                     wanted = top_p * tl.max(masses)
-                # `low` itself is always met.
+                # Part 0 is `low`, which is always reached.
                 met = tl.sum(((masses >= wanted) & (part > 0)).to(tl.int32))
                 low += met * width
         key = _hash32(tl.load(seeds + slot).to(tl.uint32))
@@ -118,11 +118,12 @@ def sample(
     pdl: bool = False,
 ) -> None:
     """
-    As `reference.sample` for logits (b, v) fp32; writes tokens and finite (b,) int32.
+    Compute `reference.sample` for logits (b, v) fp32; write tokens and finite, both (b,) int32.
 
     Args:
-        slots, positions: (b,) int32; the temperatures, top_ps and seeds are the slots'.
-        newest: (slots,) int32; each row's slot gets its token, for the next step.
+        slots, positions: (b,) int32.
+        temperatures, top_ps, seeds: (slots,), indexed by slot.
+        newest: (slots,) int32; receives each row's token at its slot, for the next step.
     """
     rows, size = logits.shape
     if rows:

@@ -1,4 +1,5 @@
 """
-Plans the memory of a model before it is loaded: `footprint` counts the parts, `plan`
-gives the rest to the KV cache, `report` puts it into words.  Pure.
+Plans a model's memory before it is loaded.  Pure.
+
+`footprint` computes the size of each part; `plan` gives the remaining memory to the KV cache.
 """

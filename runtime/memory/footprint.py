@@ -1,8 +1,8 @@
 """
-The memory of a model's parts on a device, in bytes.  Pure.
+The size of a model's parts on a device, in bytes.  Pure.
 
-Weights and pages are exact.  Activations follow `Decoder.forward` as the GPU's kernels compute it,
-tensor by tensor; tests compare it with real allocations.
+Weights and pages are exact.  Activations follow `Decoder.forward` with the GPU's kernels, tensor by
+tensor; tests compare them with real allocations.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 GROUP = 128  # kernels.quantize.GROUP
 BLOCK_TOKENS = 512  # kernels.attention.chunked.BLOCK_TOKENS
 LONG_TOKENS = 6144  # kernels.attention.chunked.LONG_TOKENS
-GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the largest one's memory
+GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the memory of the largest
 ATTENTION_PROGRAMS = 512  # twice kernels.attention.decode.SHARED_PAIRS
 
 
 def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: Shard) -> int:
     """
-    Return the bytes of all weights of a shard, exactly.
+    Return the exact size of a shard's weights.
 
     Raises:
-        ModelError: 4 bits, and a row is not whole groups.
+        ModelError: int4, and a row is not a multiple of GROUP.
     """
     size, hidden, entries = PRECISION_BYTES[precision], config.hidden, config.vocabulary
     matrices = _matrices(config, shard)
@@ -32,7 +32,7 @@ def weight_bytes(config: DecoderConfig, *, precision: str, weights: str, shard: 
     norms += 2 * config.head_dim if config.has_qk_norms else 0
     bias = matrices[0][0] if config.has_bias else 0
     layer = size * (norms + bias) + sum(_matrix(*shape, weights, size) for shape in matrices)
-    entries += 0 if config.is_tied else config.vocabulary // shard.size  # of the head
+    entries += 0 if config.is_tied else config.vocabulary // shard.size  # the head's rows
     return config.layers * layer + size * hidden * (entries + 1)
 
 
@@ -40,7 +40,7 @@ def page_bytes(
     config: DecoderConfig, kv: str, precision: str, page_tokens: int, shard: Shard
 ) -> int:
     """
-    Return the bytes of one page: keys and values of all layers, and their scales.
+    Return the size of one page: keys and values of all layers, and their scales.
     """
     size, scale = {"same": (PRECISION_BYTES[precision], 0), "fp8": (1, 0), "int8": (1, 4)}[kv]
     token = config.head_dim * size + scale
@@ -58,21 +58,24 @@ def activation_bytes(
     is_gpu: bool = True,
 ) -> int:
     """
-    Return the bytes of a step of *tokens*, *slots* of them sampled, beside weights and cache.
+    Return the peak size of a step of *tokens*, without weights and cache.
 
     On a GPU this includes the CUDA graphs' memory and attention's workspace.
+
+    Args:
+        slots: Most rows that a step samples.
     """
     size = PRECISION_BYTES[precision]
 
     def step(tokens: int) -> int:
-        return max(_moments(config, tokens, min(tokens, slots), size, shard, weights))
+        return max(_peaks(config, tokens, min(tokens, slots), size, shard, weights))
 
     longest, kv_heads = config.context_tokens, shard.kv_heads(config.kv_heads)
     group = shard.heads(config.heads) // kv_heads
     eager = step(tokens)
     if not is_gpu or precision == "fp32":
-        # chunked._reference: keys and values of a row, read and put in order; a mask, one for each
-        # head of a group, and as numbers, twice: a guess.
+        # chunked._reference: a row's keys and values, gathered and reordered; and a mask, as bool
+        # and, for each head of a group, as bool and twice as numbers: an estimate.
         eager += longest * 2 * kv_heads * config.head_dim * (3 * size + 4)
         eager += min(tokens, longest, BLOCK_TOKENS) * longest * (1 + group * (1 + 2 * size))
     if not is_gpu:
@@ -83,14 +86,14 @@ def activation_bytes(
     return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.decode.Workspace
 
 
-def _moments(
+def _peaks(
     config: DecoderConfig, tokens: int, rows: int, size: int, shard: Shard, weights: str
 ) -> Iterator[int]:
     """
-    Yield the live bytes at each peak of a step, in the order of `Decoder.forward`.
+    Yield the size of the live tensors at each peak of a step, in the order of `Decoder.forward`.
 
     Args:
-        rows: That are sampled.
+        rows: Number of rows that are sampled.
     """
     shapes = _matrices(config, shard)
     (qkv, hidden), (_, q), (gate_up, _), (_, inner) = shapes
@@ -101,9 +104,9 @@ def _moments(
     def roomy(columns: int) -> int:  # fused._roomy
         return plain(columns, tokens + tokens // 8 + 8)
 
-    # What other shards are summed with comes from `ops.linear`, not from `ops.project`.
+    # The tensor that is summed over shards comes from `ops.linear`, not from `ops.project`.
     summed = plain(hidden) if shard.size == 1 else roomy(hidden)
-    # Tokens, slots, positions, cosines and sines; the tiles of the prompts, one a token at most.
+    # Tokens, slots, positions, cosines and sines; the prompts' tiles, at most one per token.
     flat = tokens * (12 + 4 * config.rotary + 16)
     base = flat + 2 * plain(hidden)  # x and n
     wide = [0 if weights == "full" else n * k * size for n, k in shapes]  # linear.widen
@@ -111,10 +114,10 @@ def _moments(
     if tokens >= LONG_TOKENS:  # chunked.attend_lone: k and v, y and its log-sum-exp, rounded up
         padded = tokens + tokens // 8 + 1
         attention = plain(qkv, padded) + 4 * padded * shard.heads(config.heads)
-    whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, and joined
+    whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, then joined
     yield base + wide[0] + roomy(qkv)
     yield base + roomy(qkv) + attention
-    new = 2 * plain(hidden)  # the x and n that follow
+    new = 2 * plain(hidden)  # the next x and n
     yield base + plain(q) + summed + max(wide[1], new)
     yield base + plain(gate_up) + max(wide[2], plain(inner))
     yield base + plain(inner) + summed + max(wide[3], new)
@@ -141,7 +144,7 @@ def _matrix(rows: int, columns: int, weights: str, size: int) -> int:
     if columns % GROUP:
         raise ModelError(
             f"weights: int4: a weight has rows of {columns} values",
-            why=f"{GROUP} of them share a scale, which {columns} does not divide by",
+            why=f"{GROUP} values share a scale, and {columns} is not a multiple of {GROUP}",
             fix="set weights: int8, or another number of gpus",
         )
     return rows * (columns // 2 + columns // GROUP * size)

@@ -1,5 +1,5 @@
 """
-Plans a device's memory: the KV cache gets what the rest leaves.  Pure.
+Plans a device's memory: the KV cache gets what the other parts leave.  Pure.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from runtime.models.shard import Shard
 GIB = 2**30
 STEP_TOKENS = {"cuda": 8192, "cpu": 512}
 
-# What a process takes beside what is planned: 0.94 GiB were seen on an H100 with torch 2.11
-# and Triton 3.6, with GLM-4-9B, all graphs captured, after the largest steps.
+# Memory of a process outside the plan: 0.94 GiB measured on an H100 with torch 2.11 and Triton
+# 3.6, with GLM-4-9B, all graphs captured, after the largest steps.
 CONTEXT_BYTES = int(1.2 * GIB)  # CUDA context, modules of cuBLAS, cuDNN and Triton, graphs
-WORKSPACE_BYTES = int(0.3 * GIB)  # cuBLAS: 32 MiB for each stream that it was used on
-PEER_BYTES = int(0.5 * GIB)  # NCCL's buffers, where several GPUs share a model
+WORKSPACE_BYTES = int(0.3 * GIB)  # cuBLAS: 32 MiB for each stream that uses it
+PEER_BYTES = int(0.5 * GIB)  # NCCL's buffers, if several GPUs share a model
 
 Change = dict[str, str | int | float]
 
@@ -28,10 +28,10 @@ class MemoryPlan:
     The memory of each GPU by use, in bytes.
 
     Attributes:
-        budget: Bytes that may be used; None on a CPU, which has no limit.
-        kv: Of all *pages*, including page 0, where padding writes.
-        fixed: Independent of the model.
-        context_tokens: Of the longest request.
+        budget: Bytes that the process may use; None on a CPU, which has no limit.
+        kv: Size of all *pages*, including page 0, which padding writes to.
+        fixed: Memory that does not depend on the model.
+        context_tokens: Length of the longest request, its answer included.
     """
 
     budget: int | None
@@ -68,7 +68,7 @@ class MemoryPlan:
 
     def requests_of(self, tokens: int) -> int:
         """
-        Return how many requests of *tokens*, answers included, the cache holds at once.
+        Return how many requests of *tokens* each, answers included, the cache holds at once.
         """
         return (self.pages - 1) // pages_of(tokens, self.page_tokens)
 
@@ -77,17 +77,17 @@ def plan_memory(
     options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None
 ) -> MemoryPlan:
     """
-    Return the plan: the KV cache gets what the rest leaves.
+    Return the plan: the KV cache gets what the other parts leave.
 
     Args:
-        total_gpu_bytes: Of each GPU, all of it; None on a CPU.
+        total_gpu_bytes: Total memory of each GPU; None on a CPU.
 
     Raises:
         ConfigError: One request of the longest context does not fit.
-        ModelError: The model can't be sharded or quantised like this.
+        ModelError: The model can't be sharded or quantised with these options.
     """
     assert (options.device == "cuda") == (total_gpu_bytes is not None), (
-        "a GPU has a size, a CPU none"
+        "total_gpu_bytes is for a GPU only"
     )
     plan = _plan(options, config, total_gpu_bytes)
     if total_gpu_bytes is not None and not plan.fits:
@@ -99,7 +99,7 @@ def request_tokens(options: EngineOptions, config: DecoderConfig) -> int:
     """
     Return the most tokens of a request, its answer included.
     """
-    # One that needs more than max_batch_tokens could never join the batch.
+    # A request of more than max_batch_tokens could never join the batch.
     limits = (config.context_tokens, options.context_tokens, options.max_batch_tokens)
     return min(limit for limit in limits if limit)
 
@@ -108,7 +108,7 @@ def step_tokens(options: EngineOptions) -> int:
     """
     Return the most tokens of a step.
     """
-    # Each row decodes one token: without more, prompts would wait while every row decodes.
+    # Each row decodes one token: without extra tokens, prompts would wait while all rows decode.
     least = options.max_batch_requests + options.page_tokens
     return max(options.step_tokens or STEP_TOKENS[options.device], least)
 
@@ -140,7 +140,7 @@ def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | 
         context_tokens=longest,
     )
     page = page_bytes(config, options.kv, options.precision, options.page_tokens, shard)
-    # No more than all rows can hold.
+    # Never more than all rows can hold.
     limits = [1 + options.max_batch_requests * pages_of(longest, options.page_tokens)]
     if plan.budget is not None:
         limits.append(max(plan.budget - plan.total, 0) // page)
@@ -162,46 +162,46 @@ def _too_small(
     options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
 ) -> ConfigError:
     """
-    Return the error for a *plan* with too few pages, with changes that would fit.
+    Return the error for a *plan* with too few pages; its fix names changes that would fit.
     """
     assert plan.budget is not None
     page = page_bytes(
         config, options.kv, options.precision, options.page_tokens, Shard(0, options.gpus)
     )
     others = plan.total - plan.kv
-    left, wanted = plan.budget - others, page * plan.least_pages
-    fraction = -(-(others + wanted + 1) * 100 // total_gpu_bytes) / 100
+    available, needed = plan.budget - others, page * plan.least_pages
+    fraction = -(-(others + needed + 1) * 100 // total_gpu_bytes) / 100
     cheap: list[Change] = [
         {"precision": "bf16"},
         {"memory_fraction": fraction},
-        {"context_tokens": (left // page - 1) * options.page_tokens},
+        {"context_tokens": (available // page - 1) * options.page_tokens},
         {"kv": "fp8"},
         {"weights": "int8"},
         {"step_tokens": 1024},
         {"max_batch_requests": 16},
     ]
     dear: list[Change] = [{"weights": "int8", "kv": "fp8"}, {"gpus": 2 * options.gpus}]
-    would_do = [
+    fitting = [
         [
             " and ".join(f"{key}: {value}" for key, value in change.items())
             for change in changes
-            if _would_do(options, config, change, total_gpu_bytes)
+            if _fits_with(options, config, change, total_gpu_bytes)
         ]
         for changes in (cheap, dear)
     ]
-    fixes = would_do[0] or would_do[1]
-    found = f"{left / GIB:.2f} are left" if left > 0 else "nothing is left"
+    fixes = fitting[0] or fitting[1]
+    remaining = f"{available / GIB:.2f} remain" if available > 0 else "nothing remains"
     return ConfigError(
         f"memory: one request of {plan.context_tokens} tokens does not fit",
         why=f"memory_fraction {options.memory_fraction} of {total_gpu_bytes / GIB:.1f} GiB is "
         f"{plan.budget / GIB:.2f} GiB; weights take {plan.weights / GIB:.2f}, activations "
-        f"{plan.activations / GIB:.2f}, CUDA {plan.fixed / GIB:.2f}; its keys and values take "
-        f"{wanted / GIB:.2f}, and {found}",
-        fix=f"set {', or '.join(fixes)}" if fixes else "take a GPU with more memory",
+        f"{plan.activations / GIB:.2f}, CUDA {plan.fixed / GIB:.2f}; its keys and values need "
+        f"{needed / GIB:.2f}, and {remaining}",
+        fix=f"set {', or '.join(fixes)}" if fixes else "use a GPU with more memory",
     )
 
 
-def _would_do(
+def _fits_with(
     options: EngineOptions, config: DecoderConfig, change: Change, total_gpu_bytes: int
 ) -> bool:
     changed = replace(options, **change)  # type: ignore[arg-type]
@@ -211,5 +211,5 @@ def _would_do(
         return False
     try:
         return _plan(changed, config, total_gpu_bytes).fits
-    except ModelError:  # it can't be sharded or quantised like this
+    except ModelError:  # the model can't be sharded or quantised with these options
         return False

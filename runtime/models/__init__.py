@@ -1,5 +1,5 @@
 """
-The decoder of all model families, its configuration and the loader of its weights.
+The decoder of all model families, its configuration, and the loader of its weights.
 
-It computes hidden states and logits; it knows neither the batch's requests nor the cache's layout.
+It computes hidden states and logits.  It has no notion of requests or of the cache's layout.
 """

@@ -1,5 +1,5 @@
 """
-A decoder's configuration, from the `config.json` of every supported family.  Pure.
+Reads a decoder's configuration from the `config.json` of any supported family.  Pure.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from runtime.models.families import find_family
 @dataclass(frozen=True, slots=True)
 class LinearScaling:
     """
-    All rotary frequencies are divided by *factor*.
+    Divides all rotary frequencies by *factor*.
     """
 
     factor: float
@@ -22,10 +22,11 @@ class LinearScaling:
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
     """
-    Slow rotary frequencies are divided by *factor*, fast ones are left, those between are mixed.
+    Divides slow rotary frequencies by *factor*, keeps fast ones, and interpolates between them.
 
     Attributes:
-        slow, fast: Turns within *trained_tokens*; a frequency with fewer than *slow* is slow.
+        slow, fast: Bounds in turns within *trained_tokens*: fewer than *slow* is slow, more than
+            *fast* is fast.
     """
 
     factor: float
@@ -37,20 +38,21 @@ class Llama3Scaling:
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """
-    The shape of a decoder, and of its files.
+    The shape of a decoder and of its tensor files.
 
     Attributes:
-        rotary: Leading values of a head that are rotated; the rest pass.
-        mrope_section: Rotary frequencies that time, height and width have; None: one position.
-        has_bias: Whether q, k and v have one.
+        rotary: Number of leading values of a head that are rotated.
+        mrope_section: Number of rotary frequencies for time, height and width; None: plain RoPE.
+        is_tied: The head shares the embedding's weights.
+        has_bias: The projections of q, k and v have a bias.
         has_output_norms: Attention and MLP outputs are normed before they are added.
         has_qk_norms: Each head's q and k are normed before they are rotated.
-        is_interleaved: Values that are rotated together are neighbours in the file; else they are
-            half of *rotary* apart.
+        is_interleaved: The two values of a rotary pair are neighbours in the file; otherwise they
+            are half of *rotary* apart.
         is_gate_up_joined: The MLP's gate and up are one tensor in the file.
         stop_token_ids: Token ids that end an answer.
-        prefix: Of the names of the decoder's tensors, except the head's.
-        ignored: Prefixes of tensors of other parts of the model.
+        prefix: Prefix of the decoder's tensor names, except the head's.
+        ignored: Prefixes of tensors that belong to other parts of the model.
     """
 
     vocabulary: int
@@ -77,17 +79,20 @@ class DecoderConfig:
     ignored: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any], where: str) -> "DecoderConfig":
+    def from_json(cls, document: Mapping[str, Any], where: str) -> "DecoderConfig":
         """
         Read a `config.json` of transformers 4 or 5.
 
+        Args:
+            where: Name of the file, for errors.
+
         Raises:
-            ModelError: A key is missing, or has a value that this decoder does not support.
+            ModelError: A key is missing, or its value is not supported.
         """
-        family = find_family(found, where)
-        text = found.get("text_config") or found if family.is_multimodal else found
+        family = find_family(document, where)
+        text = document.get("text_config") or document if family.is_multimodal else document
         rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-        keys = _Keys({**text, **rope}, where)
+        keys = _ConfigKeys({**text, **rope}, where)
         hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
         kv_heads = keys.whole("num_key_value_heads", heads)
         head_dim = keys.whole("head_dim", family.head_dim or hidden // heads)
@@ -98,11 +103,11 @@ class DecoderConfig:
         keys.only("use_sliding_window", False)
         keys.only("quantization_config", None)
         if not family.is_glm:
-            # In transformers the one also adds a bias to the output; the other is ignored.
+            # transformers adds a bias to the output too, and ignores the rotary factor.
             keys.only("attention_bias", False)
             keys.only("partial_rotary_factor", 1)
         if heads % kv_heads:
-            raise keys.error("num_key_value_heads", f"{heads} heads can't be shared out")
+            raise keys.error("num_key_value_heads", f"{heads} query heads are not a multiple of it")
         if rotary % 2 or (section and 2 * sum(section) != rotary):
             key = "mrope_section" if section else "partial_rotary_factor"
             raise keys.error(key, f"{rotary} of a head's {head_dim} values are rotated, in pairs")
@@ -120,34 +125,34 @@ class DecoderConfig:
             mrope_section=section,
             norm_eps=keys.number("rms_norm_eps"),
             context_tokens=keys.whole("max_position_embeddings"),
-            # transformers 4 wrote it among the text's keys, 5 writes it at the top.
-            is_tied=any(part.get("tie_word_embeddings") for part in (text, found)),
+            # transformers 4 writes it in text_config, transformers 5 at the top level.
+            is_tied=any(part.get("tie_word_embeddings") for part in (text, document)),
             has_bias=family.has_bias or bool(text.get("attention_bias", family.is_glm)),
             has_output_norms=family.has_output_norms,
             has_qk_norms=family.has_qk_norms,
             is_interleaved=family.is_glm,
             is_gate_up_joined=family.is_glm,
-            stop_token_ids=read_stop_token_ids(text) or read_stop_token_ids(found),
+            stop_token_ids=read_stop_token_ids(text) or read_stop_token_ids(document),
             prefix="model.language_model." if family.is_multimodal else "model.",
             ignored=("model.visual.",) if family.is_multimodal else (),
         )
 
 
-def read_stop_token_ids(found: Mapping[str, Any]) -> frozenset[int]:
+def read_stop_token_ids(document: Mapping[str, Any]) -> frozenset[int]:
     """
-    Return the ids under `eos_token_id`: a number, a list or nothing.
+    Return the ids of `eos_token_id`, which is a number, a list or absent.
     """
-    ends = found.get("eos_token_id")
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
+    ids = document.get("eos_token_id")
+    return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
-class _Keys:
+class _ConfigKeys:
     """
-    The keys of a document, each checked as it is read; null is absent.
+    Reads and checks the keys of a config document; null means absent.
     """
 
-    def __init__(self, found: Mapping[str, Any], where: str) -> None:
-        self.found, self._where = found, where
+    def __init__(self, document: Mapping[str, Any], where: str) -> None:
+        self.document, self._where = document, where
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.number(key, default)
@@ -156,28 +161,28 @@ class _Keys:
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = default if self.found.get(key) is None else self.found[key]
+        value = default if self.document.get(key) is None else self.document[key]
         if value is None:
-            raise self.error(key, "a decoder needs it")
+            raise self.error(key, "this decoder requires it")
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise self.error(key, "should be a number above 0")
         return value
 
     def only(self, key: str, known: object) -> None:
-        if self.found.get(key) not in (None, known):
-            raise self.error(key, f"this decoder has only {known!r}")
+        if self.document.get(key) not in (None, known):
+            raise self.error(key, f"this decoder supports only {known!r}")
 
     def error(self, key: str, why: str) -> ModelError:
-        value = self.found.get(key)
+        value = self.document.get(key)
         return ModelError(
             f"{self._where}: {key}: {'missing' if value is None else repr(value)}",
             why=why,
-            fix="take the config.json that was saved with these weights, or serve another model",
+            fix="use the config.json that was saved with these weights, or serve another model",
         )
 
 
-def _scaling(keys: _Keys) -> LinearScaling | Llama3Scaling | None:
-    kind = keys.found.get("rope_type") or keys.found.get("type") or "default"
+def _scaling(keys: _ConfigKeys) -> LinearScaling | Llama3Scaling | None:
+    kind = keys.document.get("rope_type") or keys.document.get("type") or "default"
     if kind == "default":
         return None
     if kind == "linear":
@@ -190,4 +195,6 @@ def _scaling(keys: _Keys) -> LinearScaling | Llama3Scaling | None:
             fast=keys.number("high_freq_factor"),
             trained_tokens=keys.whole("original_max_position_embeddings", trained),
         )
-    raise keys.error("rope_type", f"{kind!r}: this decoder has 'default', 'linear' and 'llama3'")
+    raise keys.error(
+        "rope_type", f"{kind!r}: this decoder supports 'default', 'linear' and 'llama3'"
+    )

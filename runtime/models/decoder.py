@@ -1,8 +1,8 @@
 """
-The decoder of all families: GLM, Llama and Qwen differ in their config only.
+The decoder of all families: GLM, Llama and Qwen differ only in their config.
 
-It computes hidden states and logits of flat batches, (t, ...) for all tokens of all requests.
-`Attend` knows their rows and where keys and values lie.
+It computes hidden states and logits of flat batches: (t, ...) for all tokens of all requests.  The
+caller's `Attend` knows the rows of the batch and the cache.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from runtime.models.config import DecoderConfig
 from runtime.models.rotary import inverse_frequencies, position_rows
 from runtime.models.shard import WHOLE, Shard
 
-# Norms (if the model does), rotates and stores q, k and v of a layer's tokens, and attends:
+# Attention of one layer.  Norms q and k if the model does, rotates them, stores k and v, attends:
 # (layer, qkv (t, (h + 2g) * d), angles (2, t, rotary / 2)) -> (t, h * d).
 Attend = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
 
 
-MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer: can be quantised
+MATRICES = ("qkv", "out", "gate_up", "down")  # the matrices of a layer that can be quantised
 
 
 class DecoderLayer(nn.Module):
     """
-    The weights of one layer: (out, in); q, k and v are one matrix, and so are gate and up.
+    The weights of one layer, (out, in); q, k and v are one matrix, and so are gate and up.
 
     Attributes:
-        heads, kv_heads: Of this shard.
+        heads, kv_heads: Number of heads in this shard.
     """
 
     def __init__(self, config: DecoderConfig, index: int, shard: Shard) -> None:
@@ -56,7 +56,7 @@ class DecoderLayer(nn.Module):
 
     def parts(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
-        Return q (t, h, d), k and v (t, g, d) of qkv: views.
+        Return views of qkv: q (t, h, d), k and v (t, g, d).
         """
         h, g = self.heads, self.kv_heads
         heads = qkv.view(qkv.shape[0], h + 2 * g, self.config.head_dim)
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
 
     def split(self, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
-        As `parts`, normed and rotated: the reference.
+        Return `parts` with q and k normed and rotated: the reference implementation.
         """
         q, k, v = self.parts(qkv)
         if self.q_norm is not None and self.k_norm is not None:
@@ -75,10 +75,10 @@ class DecoderLayer(nn.Module):
 
 class Decoder(nn.Module):
     """
-    The decoder, without cache and without sampling.
+    The decoder, without cache and sampling.
 
     Attributes:
-        ops: Does the arithmetic; the reference until the runner sets another.
+        ops: The arithmetic; the reference until the runner replaces it.
         reduce: Sums a tensor over the shards, in place.
         gather: Joins the columns of the shards' logits.
     """
@@ -101,30 +101,30 @@ class Decoder(nn.Module):
 
     def quantize(self, bits: int, device: torch.device | str) -> None:
         """
-        Replace the layers' matrices by empty quantised ones on *device*, for the loader to fill.
+        Replace the layers' matrices by empty quantised ones on *device*; the loader fills them.
 
         The embedding, the head, norms and biases keep their type.
         """
         scale = torch.float32 if bits == 8 else self.dtype
         for layer in self.layers:
             for name in MATRICES:
-                whole = layer._parameters.pop(name)
-                assert whole is not None
-                rows, columns = whole.shape
-                room = empty_quantized(rows, columns, bits, scale=scale, device=device)
-                setattr(layer, name, room)
+                matrix = layer._parameters.pop(name)
+                assert matrix is not None
+                rows, columns = matrix.shape
+                quantized = empty_quantized(rows, columns, bits, scale=scale, device=device)
+                setattr(layer, name, quantized)
 
     @property
     def targets(self) -> dict[str, Tensor | Quantized]:
         """
-        All weights by name: what the loader fills.
+        All weights by name, for the loader to fill.
         """
-        found: dict[str, Tensor | Quantized] = dict(self.named_parameters())
+        weights: dict[str, Tensor | Quantized] = dict(self.named_parameters())
         for index, layer in enumerate(self.layers):
             for name in MATRICES:
                 if isinstance(weight := getattr(layer, name), Quantized):
-                    found[f"layers.{index}.{name}"] = weight
-        return found
+                    weights[f"layers.{index}.{name}"] = weight
+        return weights
 
     @property
     def device(self) -> torch.device:
@@ -138,11 +138,11 @@ class Decoder(nn.Module):
         self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
     ) -> Tensor:
         """
-        Return the logits, fp32: (n, vocabulary) of the tokens at *rows* (n,), or of all.
+        Return fp32 logits (n, vocabulary) of the tokens at *rows* (n,), or of all tokens.
 
         Args:
             tokens: (t,) int64.
-            positions: (t,) int64; or (3, t) of time, height and width, for M-RoPE.
+            positions: (t,) int64; for M-RoPE (3, t): time, height and width.
         """
         ops, eps = self.ops, self.config.norm_eps
         angles = self.angles(positions)
@@ -153,9 +153,9 @@ class Decoder(nn.Module):
         for layer, next_norm in zip(layers, next_norms, strict=True):
             y = attend(layer, ops.linear(n, layer.qkv, layer.qkv_bias), angles)
             if layer is layers[-1] and rows is not None:
-                x, y = x[rows], y[rows]  # after the last attention only these are used
+                x, y = x[rows], y[rows]  # after the last attention, only these rows are needed
             x, n = self._project(x, y, layer.out, layer.mlp_norm, layer.attention_out_norm)
-            del y  # the next product takes the most memory
+            del y  # free it: the next product has the highest memory use
             gated = ops.gated(n, layer.gate_up)
             x, n = self._project(x, gated, layer.down, next_norm, layer.mlp_out_norm)
             del gated
@@ -177,23 +177,23 @@ class Decoder(nn.Module):
 
     def angles(self, positions: Tensor) -> Tensor:
         """
-        Return cosines and sines (2, t, rotary / 2) of *positions*, fp32 whatever the weights are.
+        Return cosines and sines (2, t, rotary / 2) of *positions*, always in fp32.
         """
-        frequencies = _on(self.device, self.config)
+        frequencies = _frequencies_on(self.device, self.config)
         rows = positions[None] if positions.dim() == 1 else positions
         if rows.shape[0] > 1:
-            which = torch.tensor(position_rows(self.config), device=rows.device)
-            turned = rows[which].T.float() * frequencies
+            axes = torch.tensor(position_rows(self.config), device=rows.device)
+            radians = rows[axes].T.float() * frequencies
         else:
-            turned = rows[0, :, None].float() * frequencies
-        return torch.stack((turned.cos(), turned.sin()))
+            radians = rows[0, :, None].float() * frequencies
+        return torch.stack((radians.cos(), radians.sin()))
 
 
 _FREQUENCIES: dict[tuple[torch.device, DecoderConfig], Tensor] = {}
 
 
-def _on(device: torch.device, config: DecoderConfig) -> Tensor:
-    # Not a buffer: a module made on "meta" and filled later would have lost it.
+def _frequencies_on(device: torch.device, config: DecoderConfig) -> Tensor:
+    # Not a buffer: a module that is built on "meta" would lose its value.
     key = (device, config)
     if key not in _FREQUENCIES:
         _FREQUENCIES[key] = inverse_frequencies(config).to(device)
@@ -202,8 +202,9 @@ def _on(device: torch.device, config: DecoderConfig) -> Tensor:
 
 def attend_causal(batch: int) -> Attend:
     """
-    Return the Attend of *batch* whole sequences of one length, without a cache: for training, and
-    for checking logits.
+    Return an `Attend` for *batch* whole sequences of equal length, without a cache.
+
+    For training, and for checks of logits.
     """
 
     def attend(layer: DecoderLayer, qkv: Tensor, angles: Tensor) -> Tensor:

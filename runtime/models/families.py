@@ -2,7 +2,7 @@
 The supported families of decoders.  Pure.
 
 Source: configuration_*.py and modeling_*.py of glm, glm4, glm4v, llama, qwen2 and qwen3 in
-transformers 5.23; tests/unit/runtime/models holds the two together.
+transformers 5.23; tests/unit/runtime/models compares the two.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ from runtime.contract.errors import ModelError
 @dataclass(frozen=True, slots=True)
 class Family:
     """
-    What the architecture's name says.
+    The properties of an architecture that its config.json does not state.
 
     Attributes:
-        has_bias: Always; else as `attention_bias` says.
-        head_dim, rotary_share: Where the key is absent; None: hidden / heads.
+        has_bias: q, k and v always have a bias; otherwise `attention_bias` decides.
+        head_dim: Default of the key; None: hidden / heads.
+        rotary_share: Default of `partial_rotary_factor`.
     """
 
     is_glm: bool = False
@@ -48,14 +49,14 @@ FAMILIES = MappingProxyType(
 )
 
 
-def find_family(found: Mapping[str, Any], where: str) -> Family:
+def find_family(document: Mapping[str, Any], where: str) -> Family:
     """
     Return the family of a `config.json`.
 
     Raises:
-        ModelError: It is none of FAMILIES.
+        ModelError: Its architecture is not one of FAMILIES.
     """
-    names = found.get("architectures") or []
+    names = document.get("architectures") or []
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]

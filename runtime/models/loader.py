@@ -1,8 +1,8 @@
 """
 Loads a decoder's parameters from a standard model directory, at the speed of the disk.
 
-Rows of the files go through a few small buffers to the device, and are put in order, converted
-and quantised there: at no time is there a second copy of the model.
+Rows of the files pass through a few small buffers to the device, which reorders, converts and
+quantises them.  The model is never in memory twice.
 """
 
 import os
@@ -30,16 +30,16 @@ GENERATION_CONFIG = "generation_config.json"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHT_BITS = {"full": None, "int8": 8, "int4": 4}
 
-SLAB_BYTES = 64 * 2**20  # pinned at a time when staging; torch rounds up to a power of two
+SLAB_BYTES = 64 * 2**20  # size of a pinned allocation; torch rounds up to a power of two
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
     """
-    What was copied.
+    The size and duration of a load.
 
     Attributes:
-        size_bytes: In the files' precision.
+        size_bytes: Bytes read, in the files' precision.
     """
 
     size_bytes: int
@@ -51,14 +51,14 @@ class LoadedWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedWeights:
     """
-    Weights in host memory.
+    Weights in host memory, ready to be copied into the parameters.
 
     Attributes:
-        read: How they came there.
-        commit: Copies them into the parameters, and lets go of them: once, with nothing running.
-            torch keeps pinned memory for the next time; see `give_back_host_memory`.
+        read: Size and duration of the read.
+        commit: Copies the weights into the parameters and frees them.  Call it once, while no
+            step runs.  torch caches the pinned memory; see `give_back_host_memory`.
     """
 
     read: LoadedWeights
@@ -72,7 +72,7 @@ def load_model(
     Return the model in *path* on *device*, without gradients.
 
     Raises:
-        ModelError: The directory is not a model that this runtime can serve.
+        ModelError: The directory does not hold a model that this runtime supports.
     """
     check_device(device)
     config = read_config(path)
@@ -90,7 +90,7 @@ def build_model(
     shard: Shard = WHOLE,
 ) -> Decoder:
     """
-    Return room for the weights of *config* on *device*, without gradients.
+    Return a decoder with uninitialised weights on *device*, without gradients.
 
     Args:
         weights: full, int8 or int4.
@@ -99,7 +99,7 @@ def build_model(
         model = Decoder(config, shard).to(PRECISIONS[precision])
     if bits := WEIGHT_BITS[weights]:
         model.quantize(bits, device)
-    # Not `to_empty`: its imports take seconds.
+    # Not `to_empty`: it imports modules for seconds.
     model._apply(  # type: ignore[no-untyped-call]
         lambda x: torch.empty(x.shape, dtype=x.dtype, device=device)
     )
@@ -108,7 +108,7 @@ def build_model(
 
 def prepare_torch(threads: int) -> None:
     """
-    Give torch *threads* threads; call it before anything is computed.
+    Set torch's number of threads; call it before the first computation.
     """
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
@@ -117,8 +117,10 @@ def prepare_torch(threads: int) -> None:
 
 def check_device(device: str) -> None:
     """
+    Check that torch can use *device*.
+
     Raises:
-        ModelError: It is not there.
+        ModelError: torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(
@@ -130,16 +132,18 @@ def check_device(device: str) -> None:
 
 def read_config(path: str | Path) -> DecoderConfig:
     """
-    Return the config of the model in *path*; `generation_config.json` knows its ends better.
+    Return the config of the model in *path*.
+
+    The stop tokens of `generation_config.json` take precedence over those of `config.json`.
 
     Raises:
-        ModelError: It is not a model that this runtime can serve.
+        ModelError: This runtime does not support the model.
     """
     path = Path(path)
     config = DecoderConfig.from_json(read_json(path / CONFIG), str(path / CONFIG))
     if (path / GENERATION_CONFIG).exists():
-        ends = read_stop_token_ids(read_json(path / GENERATION_CONFIG))
-        config = replace(config, stop_token_ids=ends or config.stop_token_ids)
+        stop_token_ids = read_stop_token_ids(read_json(path / GENERATION_CONFIG))
+        config = replace(config, stop_token_ids=stop_token_ids or config.stop_token_ids)
     return config
 
 
@@ -150,27 +154,27 @@ def load_weights(
     shard: Shard = WHOLE,
 ) -> LoadedWeights:
     """
-    Fill *parameters*, those of a `Decoder` by name, of any type and on any one device.
+    Fill *parameters*, the `targets` of a `Decoder`: of any type, all on one device.
 
     Raises:
-        ModelError: The files are broken, or not those of *config* or of such parameters; none was
-            touched.  Only if a file is cut while it is read, some were.
+        ModelError: The files are broken, or do not match *config* or *parameters*.  No parameter
+            has changed, unless a file was truncated during the read.
     """
     started_s = time.perf_counter()
     reads = plan_reads(Path(path), config, parameters, shard)
     device = _device_of(reads)
 
     def work(read: Read, buffer: Callable[[], Tensor]) -> None:
-        place = _place(read)
-        if place is not None:
-            _fill(place, read)
+        memory = _direct_memory(read)
+        if memory is not None:
+            _fill(memory, read)
             return
         _put(read, _fill(buffer(), read))
-        wait(device)  # before the buffer is filled again
+        wait(device)  # before the buffer is reused
 
     read_in_parallel(reads, work, device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what converting took, on streams that nobody else uses
+        torch.cuda.empty_cache()  # frees the conversion's memory, on streams no longer used
     return _loaded(reads, started_s)
 
 
@@ -179,9 +183,9 @@ def stage(
     config: DecoderConfig,
     parameters: Mapping[str, Target],
     shard: Shard = WHOLE,
-) -> Staged:
+) -> StagedWeights:
     """
-    Read the weights for *parameters* into host memory; leave the parameters unchanged.
+    Read the weights of *parameters* into host memory; leave *parameters* unchanged.
 
     Raises:
         ModelError: As `load_weights`.
@@ -189,50 +193,52 @@ def stage(
     started_s = time.perf_counter()
     reads = plan_reads(Path(path), config, parameters, shard)
     device = _device_of(reads)
-    room = _Room(device)
-    held: list[tuple[Read, Tensor]] = []
+    staging = _StagingMemory(device)
+    staged: list[tuple[Read, Tensor]] = []
 
     def work(read: Read, buffer: Callable[[], Tensor]) -> None:
         if read.piece.columns is None:
-            held.append((read, _fill(room.take(read.size_bytes), read)))
+            staged.append((read, _fill(staging.take(read.size_bytes), read)))
             return
         rows = read.cut(_fill(buffer(), read))
-        memory = room.take(rows.numel() * rows.element_size())
-        held.append((read, memory.view(rows.dtype).view(rows.shape).copy_(rows)))
+        memory = staging.take(rows.numel() * rows.element_size())
+        staged.append((read, memory.view(rows.dtype).view(rows.shape).copy_(rows)))
 
     def commit() -> LoadedWeights:
         started_s = time.perf_counter()
         with torch.inference_mode():
-            while held:
-                _put(*held.pop())
+            while staged:
+                _put(*staged.pop())
             wait(device)
         return _loaded(reads, started_s)
 
     read_in_parallel(reads, work, device)
-    return Staged(_loaded(reads, started_s), commit)
+    return StagedWeights(_loaded(reads, started_s), commit)
 
 
 def _fill(memory: Tensor, read: Read) -> Tensor:
     """
-    Read into *memory*, bytes on the host, and return the rows that lie there.
+    Read the file's bytes into *memory*, on the host; return them as rows.
     """
     memory = memory[: read.size_bytes]
     view, at, path = memory.numpy().data, 0, read.stored.path
     try:
-        with path.open("rb", buffering=0) as file:  # anew: the kernel reads ahead for each
+        with path.open(
+            "rb", buffering=0
+        ) as file:  # one open per read: the kernel reads ahead for each
             while at < read.size_bytes:
                 count = os.preadv(file.fileno(), [view[at:]], read.offset + at)
                 if count == 0:
-                    raise unreadable(path, "it was cut while it was read")
+                    raise unreadable(path, "the file was truncated while it was read")
                 at += count
     except OSError as error:
         raise unreadable(path, str(error)) from error
     return memory.view(read.dtype).view(read.shape)
 
 
-def _place(read: Read) -> Tensor | None:
+def _direct_memory(read: Read) -> Tensor | None:
     """
-    Return the target's own memory, as bytes, if the file can be read right into it.
+    Return the target's memory as bytes, if the file can be read straight into it; else None.
     """
     memory = memory_of(read.target)
     if not read.is_plain or memory.device.type != "cpu" or not memory.is_contiguous():
@@ -242,22 +248,22 @@ def _place(read: Read) -> Tensor | None:
 
 def _put(read: Read, rows: Tensor) -> None:
     """
-    Copy *rows* from the host to their target; on a GPU without waiting, and all else is done there.
+    Copy *rows* from the host to their target; a GPU converts them, asynchronously.
     """
     target = read.target
     if not read.is_plain:
         rows = read.piece.arrange(read.cut(rows.to(read.device, non_blocking=True)))
     if isinstance(target, Quantized):
-        found = quantize(rows, target.bits, target.scale.dtype)
-        target.weight[read.rows].copy_(found.weight)
-        target.scale[read.rows].copy_(found.scale)
+        quantized = quantize(rows, target.bits, target.scale.dtype)
+        target.weight[read.rows].copy_(quantized.weight)
+        target.scale[read.rows].copy_(quantized.scale)
     else:
         target[read.rows].copy_(rows, non_blocking=True)
 
 
-class _Room(threading.local):
+class _StagingMemory(threading.local):
     """
-    Host memory for what is staged, pinned if a GPU takes it from there; each thread has its own.
+    Host memory for staged weights, pinned if the target is a GPU; one instance per thread.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,5 +1,5 @@
 """
-Threads that read files for a device, each with a buffer and, on a GPU, a stream.
+Reads files in several threads; each thread has a buffer and, for a GPU, a stream.
 """
 
 from collections import deque
@@ -12,19 +12,20 @@ from torch import Tensor
 
 from runtime.models.read_plan import Read
 
-READERS = 8  # a single one is limited by latency
+READERS = 8  # threads: one alone is limited by latency
 
 
 def read_in_parallel(
     reads: Sequence[Read], work: Callable[[Read, Callable[[], Tensor]], None], device: torch.device
 ) -> None:
     """
-    Call *work* for all reads, in order, in several threads.
+    Call *work* for all reads in several threads; the reads start in order.
 
     Args:
-        work: Gets a read and a function that returns the thread's buffer, reused by its next read.
+        work: Called with a read and a function that returns the thread's buffer.  The thread's
+            next read reuses the buffer.
     """
-    todo = deque(reads)
+    pending = deque(reads)
     largest = max(read.size_bytes for read in reads)
     before = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
@@ -37,26 +38,26 @@ def read_in_parallel(
             return buffers[0]
 
         with torch.inference_mode(), _stream_behind(before):
-            while todo:
+            while pending:
                 try:
-                    read = todo.popleft()
-                except IndexError:  # another thread was faster
+                    read = pending.popleft()
+                except IndexError:  # another thread took the last one
                     return
                 try:
                     work(read, buffer)
                 except BaseException:
-                    todo.clear()  # stops the other threads
+                    pending.clear()  # stops the other threads
                     raise
 
     with ThreadPoolExecutor(READERS) as pool:
-        for done in [pool.submit(run) for _ in range(min(READERS, len(reads)))]:
-            done.result()
+        for future in [pool.submit(run) for _ in range(min(READERS, len(reads)))]:
+            future.result()
 
 
 @contextmanager
 def _stream_behind(before: torch.cuda.Stream | None) -> Iterator[None]:
     """
-    Use a new stream that waits for *before*; None: there is no GPU.
+    Use a new stream that waits for *before*; None: no GPU, do nothing.
     """
     if before is None:
         yield
@@ -78,7 +79,7 @@ def wait(device: torch.device) -> None:
 
 def host_bytes(size_bytes: int, device: torch.device) -> Tensor:
     """
-    Return host memory, pinned if *device* is a GPU: only then are copies to it fast.
+    Return host memory; pinned if *device* is a GPU, for fast copies.
     """
     return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
 

@@ -1,5 +1,5 @@
 """
-Plans the reads of a model's files: which rows go where in the decoder's parameters.
+Plans the reads of a model's files: maps rows of the files to the decoder's parameters.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ from runtime.contract.errors import ModelError
 from runtime.kernels.quantize import Quantized
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
-from runtime.models.tensor_files import DTYPES, Stored, find_tensors
-from runtime.models.weights import Piece, Source, sources
+from runtime.models.tensor_files import DTYPES, StoredTensor, find_tensors
+from runtime.models.weights import ParameterSource, TensorSlice, sources
 
-PIECE_BYTES = 16 * 2**20  # so that the buffers of all readers fit in the last-level cache
+READ_BYTES = 16 * 2**20  # of one read: the buffers of all threads fit in the last-level cache
 
 Target = Tensor | Quantized
 
@@ -24,19 +24,20 @@ Target = Tensor | Quantized
 @dataclass(frozen=True, slots=True)
 class Read:
     """
-    Whole rows of a file's tensor, and their target.
+    A read of whole rows of a file's tensor into a parameter.
 
     Attributes:
-        offset: Of the first byte in the file.
-        shape: Of these rows.
-        rows: Of *target*; *piece* has the conversion.
+        offset: Offset of the first byte in the file.
+        shape: Shape of the rows that are read.
+        piece: The slice of the tensor, with its conversion.
+        rows: Rows of *target* that the read fills.
     """
 
-    stored: Stored
+    stored: StoredTensor
     offset: int
     size_bytes: int
     shape: tuple[int, ...]
-    piece: Piece
+    piece: TensorSlice
     target: Target
     rows: slice
 
@@ -62,7 +63,7 @@ class Read:
 
     def cut(self, rows: Tensor) -> Tensor:
         """
-        Return the columns of *rows* that are read, unless they are cut already.
+        Return the slice's columns of *rows*; *rows* itself if it has no others.
         """
         columns = self.piece.columns
         if columns is None or rows.shape[1] == len(columns):
@@ -84,22 +85,22 @@ def plan_reads(
         ModelError: The files are broken, or don't match *config* or *parameters*.
     """
     shard.check(config)
-    stored, wanted = find_tensors(path), sources(config, shard)
-    _check_files(stored, wanted, config, path)
-    _check_parameters(parameters, wanted, path)
+    stored, expected = find_tensors(path), sources(config, shard)
+    _check_files(stored, expected, config, path)
+    _check_parameters(parameters, expected, path)
     reads = [
         read
-        for name, source in wanted.items()
-        for rows, piece in source.placed
+        for name, source in expected.items()
+        for rows, piece in source.placements
         for read in _reads(stored[piece.name], piece, parameters[name], rows.start)
     ]
     return sorted(reads, key=lambda read: (read.stored.path, read.offset))
 
 
-def _reads(stored: Stored, piece: Piece, target: Target, at: int) -> Iterator[Read]:
+def _reads(stored: StoredTensor, piece: TensorSlice, target: Target, at: int) -> Iterator[Read]:
     row_bytes = stored.size_bytes // stored.shape[0]
     unit = piece.pairing[0] if piece.pairing else 1  # rows that must be read together
-    step = max(PIECE_BYTES // (row_bytes * unit), 1) * unit
+    step = max(READ_BYTES // (row_bytes * unit), 1) * unit
     for first in range(0, len(piece.rows), step):
         count = min(step, len(piece.rows) - first)
         yield Read(
@@ -114,48 +115,51 @@ def _reads(stored: Stored, piece: Piece, target: Target, at: int) -> Iterator[Re
 
 
 def _check_files(
-    found: Mapping[str, Stored], wanted: Mapping[str, Source], config: DecoderConfig, path: Path
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, ParameterSource],
+    config: DecoderConfig,
+    path: Path,
 ) -> None:
-    pieces = {piece.name: piece for source in wanted.values() for piece in source.pieces}
-    both = [(name, found[name], pieces[name].shape) for name in pieces if name in found]
-    extra = sorted(name for name in found if name not in pieces and not _is_harmless(name, config))
+    pieces = {piece.name: piece for source in expected.values() for piece in source.pieces}
+    both = [(name, stored[name], pieces[name].shape) for name in pieces if name in stored]
+    extra = sorted(name for name in stored if name not in pieces and not _is_harmless(name, config))
     complaints = [
-        *(f"{name} is missing" for name in pieces if name not in found),
+        *(f"{name} is missing" for name in pieces if name not in stored),
         *(
-            f"{name} has shape {list(stored.shape)}, config.json says {list(shape)}"
-            for name, stored, shape in both
-            if stored.shape != shape
+            f"{name} has shape {list(tensor.shape)}, config.json says {list(shape)}"
+            for name, tensor, shape in both
+            if tensor.shape != shape
         ),
         *(
-            f"{name} is of type {stored.dtype}, this runtime reads {', '.join(DTYPES)}"
-            for name, stored, _ in both
-            if stored.dtype not in DTYPES
+            f"{name} is of type {tensor.dtype}, this runtime reads {', '.join(DTYPES)}"
+            for name, tensor, _ in both
+            if tensor.dtype not in DTYPES
         ),
         *(f"{name} is not part of this architecture" for name in extra),
     ]
     if complaints:
         raise ModelError(
-            f"{path}: weights and config.json do not go together",
+            f"{path}: the weights do not match config.json",
             why=_first(complaints),
-            fix="take the config.json that was saved with these weights",
+            fix="use the config.json that was saved with these weights",
         )
 
 
 def _check_parameters(
-    parameters: Mapping[str, Target], wanted: Mapping[str, Source], path: Path
+    parameters: Mapping[str, Target], expected: Mapping[str, ParameterSource], path: Path
 ) -> None:
     ours = {name: tuple(target.shape) for name, target in parameters.items()}
-    theirs = {name: source.shape for name, source in wanted.items()}
+    theirs = {name: source.shape for name, source in expected.items()}
     complaints = [
-        f"{name} is {ours.get(name, 'not there')} in memory, {theirs.get(name, 'not there')} here"
+        f"{name} is {ours.get(name, 'absent')} in memory, {theirs.get(name, 'absent')} in the files"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)
     ]
     if complaints:
         raise ModelError(
-            f"{path}: does not fit into the model that is in memory",
+            f"{path}: does not fit the model in memory",
             why=_first(complaints),
-            fix="start a new runtime with it, instead of changing the weights of this one",
+            fix="start a new runtime with this model, instead of swapping the weights",
         )
 
 
@@ -165,7 +169,7 @@ def _first(complaints: list[str]) -> str:
 
 
 def _is_harmless(name: str, config: DecoderConfig) -> bool:
-    # A tied model's file may repeat the embedding; old files carry the rotary table.
+    # A tied model's file may repeat the embedding; old files contain the rotary table.
     return (
         name.startswith(config.ignored)
         or name.endswith("rotary_emb.inv_freq")

@@ -1,5 +1,5 @@
 """
-Rotary position embedding: the frequency of each pair of a head's values.
+Rotary position embedding: the frequency of each pair of values in a head.
 """
 
 import math
@@ -12,9 +12,9 @@ from runtime.models.config import DecoderConfig, LinearScaling
 
 def inverse_frequencies(config: DecoderConfig) -> Tensor:
     """
-    Return the radians that each pair turns in one position: (rotary / 2,) fp32.
+    Return each pair's rotation per position, in radians: (rotary / 2,) fp32.
 
-    Source: transformers `modeling_rope_utils`; tests/unit/runtime/models holds the two together.
+    Source: transformers `modeling_rope_utils`; tests/unit/runtime/models compares the two.
     """
     steps = torch.arange(0, config.rotary, 2, dtype=torch.float32) / config.rotary
     plain = 1.0 / config.rope_theta**steps
@@ -31,8 +31,9 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
 
 def position_rows(config: DecoderConfig) -> tuple[int, ...]:
     """
-    Return which of the three positions of M-RoPE (time, height, width) turns each pair; zeros for
-    a model that has one.
+    Return, for each pair, which of M-RoPE's positions (time, height, width) rotates it.
+
+    All are 0 for plain RoPE.
     """
     if config.mrope_section is None:
         return (0,) * (config.rotary // 2)

@@ -1,5 +1,5 @@
 """
-The part of every weight that one of several GPUs holds.  Pure.
+The part of each weight that one of several GPUs holds.  Pure.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from runtime.models.config import DecoderConfig
 @dataclass(frozen=True, slots=True)
 class Shard:
     """
-    One part of *size*, as Megatron-LM cuts a decoder: heads and the MLP's inside are shared out.
+    One of *size* shards, divided as in Megatron-LM: by heads, and by the MLP's inner values.
 
     Source: Shoeybi et al., "Megatron-LM", 2019, section 3.
     """
@@ -24,13 +24,13 @@ class Shard:
 
     def kv_heads(self, kv_heads: int) -> int:
         """
-        Return how many KV heads a shard has; where there are fewer than shards, some share one.
+        Return the number of KV heads of a shard; several shards share one if there are too few.
         """
         return max(kv_heads // self.size, 1)
 
     def span(self, whole: int) -> range:
         """
-        Return this shard's part of *whole*.
+        Return this shard's range of *whole* items.
         """
         each = whole // self.size
         return range(self.rank * each, (self.rank + 1) * each)
@@ -44,8 +44,10 @@ class Shard:
 
     def check(self, config: DecoderConfig) -> None:
         """
+        Check that the model can be divided into *size* shards.
+
         Raises:
-            ModelError: The model can't be shared out so.
+            ModelError: A dimension is not a multiple of *size*.
         """
         parts = {
             "attention heads": config.heads,
@@ -57,8 +59,8 @@ class Shard:
             uneven.append(f"{config.kv_heads} KV heads")
         if uneven:
             raise ModelError(
-                f"{self.size} GPUs: the model can't be shared out",
-                why=f"{' and '.join(uneven)} do not divide by {self.size}",
+                f"{self.size} GPUs: the model can't be sharded",
+                why=f"{' and '.join(uneven)} can't be divided by {self.size}",
                 fix="serve it on a number of GPUs that divides them, such as 1",
             )
 

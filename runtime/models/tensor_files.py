@@ -1,10 +1,10 @@
 """
 Locates each tensor in the safetensors files of a model directory.  Reads only headers.
 
-A file is 8 bytes with the length of the header, little-endian; the header, a JSON object of
-{name: {"dtype", "shape", "data_offsets": [begin, end]}} and "__metadata__"; and the tensors, row
-by row, where offsets count from the header's end and leave no byte out.
-Source: README of huggingface/safetensors, "Format"; its reader refuses what is refused here.
+A file has three parts: 8 bytes with the header's length, little-endian; the header, a JSON object
+of {name: {"dtype", "shape", "data_offsets": [begin, end]}} and "__metadata__"; and the tensors, in
+row-major order.  Offsets count from the end of the header and leave no gaps.
+Source: README of huggingface/safetensors, "Format"; its reader refuses the same files.
 """
 
 import json
@@ -21,17 +21,17 @@ from runtime.contract.errors import ModelError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_HEADER_BYTES = 100_000_000  # the reference's
+MAX_HEADER_BYTES = 100_000_000  # as in the reference reader
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """
-    A tensor in a file.
+    The location of a tensor in a file.
 
     Attributes:
-        dtype: The format's name of it; DTYPES has those that are weights.
-        offset: Of its first byte in the file.
+        dtype: The format's name of the type; DTYPES has the supported ones.
+        offset: Offset of its first byte in the file.
     """
 
     path: Path
@@ -41,12 +41,12 @@ class Stored:
     size_bytes: int
 
 
-def find_tensors(path: Path) -> dict[str, Stored]:
+def find_tensors(path: Path) -> dict[str, StoredTensor]:
     """
-    Return all tensors of the model in *path*, in one file or sharded, by name.
+    Return all tensors of the model in *path* by name, from one file or from several.
 
     Raises:
-        ModelError: A file is missing, cut short, or not of this format.
+        ModelError: A file is missing, truncated, or not a safetensors file.
     """
     if (path / INDEX).exists():
         try:
@@ -61,27 +61,33 @@ def find_tensors(path: Path) -> dict[str, Stored]:
 def read_json(path: Path) -> dict[str, Any]:
     """
     Return the JSON object in *path*.
+
+    Raises:
+        ModelError: The file can't be read, or does not hold a JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: can't be read", why=str(error), fix="give the directory of a whole model"
+            f"{path}: can't be read", why=str(error), fix="pass a complete model directory"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise ModelError(
             f"{path}: should be a JSON object",
-            why=f"it holds a {type(found).__name__}",
-            fix="give the directory of a whole model",
+            why=f"it holds a {type(document).__name__}",
+            fix="pass a complete model directory",
         )
-    return found
+    return document
 
 
 def unreadable(path: Path, why: str) -> ModelError:
+    """
+    Return the error for a broken tensor file.
+    """
     return ModelError(f"{path}: can't be read", why=why, fix="stage the release again: inv release")
 
 
-def _tensors_of(path: Path) -> Iterator[tuple[str, Stored]]:
+def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -90,18 +96,22 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, Stored]]:
                 raise unreadable(path, f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        start, at = 8 + length, 0
-        for name, told in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            (begin, end), shape, dtype = told["data_offsets"], tuple(told["shape"]), told["dtype"]
+        start, covered = 8 + length, 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (begin, end), shape, dtype = (
+                entry["data_offsets"],
+                tuple(entry["shape"]),
+                entry["dtype"],
+            )
             if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise unreadable(path, f"{name} {list(shape)} has {end - begin} bytes of {dtype}")
-            if begin != at or not begin <= end <= size - start:
+            if begin != covered or not begin <= end <= size - start:
                 raise unreadable(path, f"{name} lies at {begin} to {end} of {size - start} bytes")
-            at = end
-            yield name, Stored(path, dtype, shape, start + begin, end - begin)
+            covered = end
+            yield name, StoredTensor(path, dtype, shape, start + begin, end - begin)
     except OSError as error:
         raise unreadable(path, str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(path, f"its header is not one of safetensors: {error!r}") from error
-    if at != size - start:
-        raise unreadable(path, f"{size - start - at} bytes belong to no tensor")
+        raise unreadable(path, f"its header is not a safetensors header: {error!r}") from error
+    if covered != size - start:
+        raise unreadable(path, f"{size - start - covered} bytes belong to no tensor")

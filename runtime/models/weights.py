@@ -1,8 +1,8 @@
 """
 Names and shapes of a decoder's tensors in its safetensors files, and their conversion.  Pure.
 
-Our decoder rotates neighbours.  Where a family's file has the two values of a pair half a head
-apart, the rows that make q and k are put in our order on the way in, and back on the way out.
+Our decoder rotates neighbouring values.  Some families store the two values of a pair half a head
+apart: `gather` reorders the rows of q and k for them, and `scatter` restores their order.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +16,15 @@ from runtime.models.shard import WHOLE, Shard
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorSlice:
     """
-    What one of our parameters takes from one of the file's tensors.
+    The slice of one file tensor that goes into one of our parameters.
 
     Attributes:
-        name, shape: Of the file's tensor, a matrix or a vector.
-        rows, columns: What is taken of it; columns None: all, or a vector.
-        pairing: (head_dim, rotary): each head's first *rotary* rows are two halves of pairs, to
-            become neighbours; None: rows keep their order.
+        name, shape: Name and shape of the file's tensor, a matrix or a vector.
+        rows, columns: The slice; columns is None for all columns, and for a vector.
+        pairing: (head_dim, rotary): the first *rotary* rows of each head are stored as two halves
+            and become neighbouring pairs; None: rows keep their order.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Piece:
 
     @property
     def index(self) -> tuple[slice, ...]:
-        taken = (self.rows,) if self.columns is None else (self.rows, self.columns)
-        return tuple(slice(each.start, each.stop) for each in taken)
+        ranges = (self.rows,) if self.columns is None else (self.rows, self.columns)
+        return tuple(slice(each.start, each.stop) for each in ranges)
 
     def arrange(self, rows: Tensor) -> Tensor:
         """
-        Return the file's *rows*, of whole heads, in our order.
+        Return the file's *rows*, which are whole heads, in our order.
         """
         return self._transpose(rows, 2, -1)
 
@@ -61,12 +61,12 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ParameterSource:
     """
-    Where one of our parameters comes from: pieces, one below the other.
+    The file slices that make up one of our parameters, stacked by rows.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorSlice, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,50 +75,50 @@ class Source:
         return (sum(len(piece.rows) for piece in self.pieces), *columns)
 
     @property
-    def placed(self) -> Iterator[tuple[slice, Piece]]:
+    def placements(self) -> Iterator[tuple[slice, TensorSlice]]:
         """
         Yield the rows of our parameter that each piece fills.
         """
-        at = 0
+        start = 0
         for piece in self.pieces:
-            yield slice(at, at + len(piece.rows)), piece
-            at += len(piece.rows)
+            yield slice(start, start + len(piece.rows)), piece
+            start += len(piece.rows)
 
 
-def sources(config: DecoderConfig, shard: Shard = WHOLE) -> dict[str, Source]:
+def sources(config: DecoderConfig, shard: Shard = WHOLE) -> dict[str, ParameterSource]:
     """
-    Return where each parameter of `Decoder` comes from, by its name.
+    Return the source of each parameter of `Decoder`, by the parameter's name.
     """
     hidden, vocabulary = config.hidden, config.vocabulary
-    found = {
+    by_name = {
         "embedding": _whole(f"{config.prefix}embed_tokens.weight", vocabulary, hidden),
         "norm": _whole(f"{config.prefix}norm.weight", hidden),
     }
     if not config.is_tied:
-        head = Piece("lm_head.weight", (vocabulary, hidden), rows=shard.span(vocabulary))
-        found["head"] = Source((head,))
+        head = TensorSlice("lm_head.weight", (vocabulary, hidden), rows=shard.span(vocabulary))
+        by_name["head"] = ParameterSource((head,))
     for index in range(config.layers):
         for name, source in _layer(config, shard, f"{config.prefix}layers.{index}"):
-            found[f"layers.{index}.{name}"] = source
-    return found
+            by_name[f"layers.{index}.{name}"] = source
+    return by_name
 
 
-def _layer(config: DecoderConfig, shard: Shard, at: str) -> Iterator[tuple[str, Source]]:
+def _layer(config: DecoderConfig, shard: Shard, at: str) -> Iterator[tuple[str, ParameterSource]]:
     hidden, width, inner = config.hidden, config.head_dim, config.intermediate
     q, kv = shard.span(config.heads), shard.kv_span(config.kv_heads)
     pairing = None if config.is_interleaved else (width, config.rotary)
 
-    def qkv(kind: str, *columns: int) -> Source:
+    def qkv(kind: str, *columns: int) -> ParameterSource:
         parts = (("q", config.heads, q), ("k", config.kv_heads, kv), ("v", config.kv_heads, kv))
-        return Source(
+        return ParameterSource(
             tuple(
-                Piece(
+                TensorSlice(
                     f"{at}.self_attn.{part}_proj.{kind}",
                     (heads * width, *columns),
-                    rows=range(taken.start * width, taken.stop * width),
+                    rows=range(span.start * width, span.stop * width),
                     pairing=None if part == "v" else pairing,
                 )
-                for part, heads, taken in parts
+                for part, heads, span in parts
             )
         )
 
@@ -129,37 +129,53 @@ def _layer(config: DecoderConfig, shard: Shard, at: str) -> Iterator[tuple[str, 
     if config.has_qk_norms:
         for part in "qk":
             name = f"{at}.self_attn.{part}_norm.weight"
-            yield f"{part}_norm", Source((Piece(name, (width,), range(width), pairing=pairing),))
+            yield (
+                f"{part}_norm",
+                ParameterSource((TensorSlice(name, (width,), range(width), pairing=pairing),)),
+            )
     yield "out", _columns(f"{at}.self_attn.o_proj.weight", hidden, config.heads * width, shard)
     yield "mlp_norm", _whole(f"{at}.post_attention_layernorm.weight", hidden)
     gates = shard.span(inner)
     if config.is_gate_up_joined:
         name, shape = f"{at}.mlp.gate_up_proj.weight", (2 * inner, hidden)
         ups = range(gates.start + inner, gates.stop + inner)
-        yield "gate_up", Source((Piece(name, shape, rows=gates), Piece(name, shape, rows=ups)))
+        yield (
+            "gate_up",
+            ParameterSource(
+                (TensorSlice(name, shape, rows=gates), TensorSlice(name, shape, rows=ups))
+            ),
+        )
     else:
         names = (f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up"))
-        yield "gate_up", Source(tuple(Piece(name, (inner, hidden), rows=gates) for name in names))
+        yield (
+            "gate_up",
+            ParameterSource(
+                tuple(TensorSlice(name, (inner, hidden), rows=gates) for name in names)
+            ),
+        )
     yield "down", _columns(f"{at}.mlp.down_proj.weight", hidden, inner, shard)
     if config.has_output_norms:
         yield "attention_out_norm", _whole(f"{at}.post_self_attn_layernorm.weight", hidden)
         yield "mlp_out_norm", _whole(f"{at}.post_mlp_layernorm.weight", hidden)
 
 
-def _whole(name: str, *shape: int) -> Source:
-    return Source((Piece(name, shape, rows=range(shape[0])),))
+def _whole(name: str, *shape: int) -> ParameterSource:
+    return ParameterSource((TensorSlice(name, shape, rows=range(shape[0])),))
 
 
-def _columns(name: str, rows: int, columns: int, shard: Shard) -> Source:
-    taken = None if shard.size == 1 else shard.span(columns)
-    return Source((Piece(name, (rows, columns), rows=range(rows), columns=taken),))
+def _columns(name: str, rows: int, columns: int, shard: Shard) -> ParameterSource:
+    span = None if shard.size == 1 else shard.span(columns)
+    return ParameterSource((TensorSlice(name, (rows, columns), rows=range(rows), columns=span),))
 
 
 def gather(
     config: DecoderConfig, read: Callable[[str], Tensor], shard: Shard = WHOLE
 ) -> Iterator[tuple[str, Tensor]]:
     """
-    Yield our parameters, made of the file's tensors.
+    Yield our parameters by name, assembled from the file's tensors.
+
+    Args:
+        read: Returns a tensor of the file by its name.
     """
     for name, source in sources(config, shard).items():
         parts = [piece.arrange(read(piece.name)[piece.index]) for piece in source.pieces]
@@ -168,12 +184,12 @@ def gather(
 
 def scatter(config: DecoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
-    Return the file's tensors, made of the parameters of a whole decoder: the inverse of `gather`.
+    Return the file's tensors, built from an unsharded decoder's parameters; inverts `gather`.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, source in sources(config).items():
-        for rows, piece in source.placed:
-            if piece.name not in found:
-                found[piece.name] = state[name].new_empty(piece.shape)
-            found[piece.name][piece.index] = piece.restore(state[name][rows])
-    return found
+        for rows, piece in source.placements:
+            if piece.name not in tensors:
+                tensors[piece.name] = state[name].new_empty(piece.shape)
+            tensors[piece.name][piece.index] = piece.restore(state[name][rows])
+    return tensors

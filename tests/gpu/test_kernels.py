@@ -1,5 +1,5 @@
 """
-The kernels' tests again, where they run on a GPU: `pytest tests/gpu` on a machine that has one.
+The kernels' tests on a GPU: `pytest tests/gpu` on a machine with one.
 """
 
 import pytest
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 @pytest.mark.parametrize("tokens", [LONG_TOKENS, LONG_TOKENS + 77])
-def test_a_lone_chunk_is_what_the_reference_attends(tokens):
+def test_a_lone_chunk_matches_the_reference(tokens):
     """
-    Of lengths that are rounded up too, with NaN behind the end.
+    Also for lengths that are rounded up, with NaN after the end.
     """
     room = torch.full(
         (tokens + tokens // 8 + 8, 20, 128), float("nan"), device="cuda", dtype=torch.bfloat16
@@ -23,7 +23,7 @@ def test_a_lone_chunk_is_what_the_reference_attends(tokens):
     room[:tokens].normal_()
     q, k, v = room[:tokens].split((16, 2, 2), dim=1)
 
-    found = attend_lone(q, k, v)
+    actual = attend_lone(q, k, v)
 
-    wanted = reference.attend(*(part.float().contiguous() for part in (q, k, v)))
-    assert ((found - wanted).norm() / wanted.norm()).item() < 0.01
+    expected = reference.attend(*(part.float().contiguous() for part in (q, k, v)))
+    assert ((actual - expected).norm() / expected.norm()).item() < 0.01

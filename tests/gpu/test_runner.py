@@ -1,5 +1,5 @@
 """
-The runner on a GPU: kernels, graphs and overlap against the reference in fp32.
+The runner on a GPU: kernels, graphs and overlap, compared with the reference in fp32.
 """
 
 import copy
@@ -17,7 +17,7 @@ from tests.unit.runtime.requests import make_join
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# ‖logits - fp32's‖ / ‖fp32's‖ of three layers of random bf16 weights: 0.018 was seen on an H100,
+# ‖logits - fp32's‖ / ‖fp32's‖ of three layers of random bf16 weights: 0.018 measured on an H100,
 # 0.084 with a cache of fp8, which prompts read too.
 TOLERANCE = {"same": 0.03, "fp8": 0.1, "int8": 0.03}
 KINDS = {"same": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -50,9 +50,9 @@ def make_model(architecture, **changes):
     return model.to("cuda", torch.bfloat16).requires_grad_(False).eval()
 
 
-class Rows:
+class RowDriver:
     """
-    Rows of one runner, driven step by step; keeps the logits of each.
+    Drives the rows of one runner step by step; keeps the logits of each.
     """
 
     def __init__(self, model, lengths, kv="same", has_graphs=True):
@@ -79,7 +79,7 @@ class Rows:
         compute = self.runner._sample
 
         def spy(logits, targets, *rest):
-            self.seen = logits.clone(), targets.clone()
+            self.sampled = logits.clone(), targets.clone()
             compute(logits, targets, *rest)
 
         if not has_graphs:
@@ -90,7 +90,11 @@ class Rows:
         assert all(outcome.is_finite)
         for slot, token in zip(step.sampled, outcome.tokens, strict=True):
             self.tokens[slot].append(token)
-        return dict(zip(step.sampled, self.seen[0], strict=True)) if hasattr(self, "seen") else {}
+        return (
+            dict(zip(step.sampled, self.sampled[0], strict=True))
+            if hasattr(self, "sampled")
+            else {}
+        )
 
     def decode(self, slots):
         return self.run(
@@ -114,14 +118,14 @@ def wanted(model, tokens):
         ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     ],
 )
-def test_logits_are_those_of_fp32_within_tolerance(architecture, changes, kv):
+def test_logits_match_fp32_within_tolerance(architecture, changes, kv):
     """
-    Prompts short and long, in chunks behind a prefix, beside decodes, then decodes of all sizes.
+    Prompts short and long, in chunks after a prefix, beside decodes; then decodes of all sizes.
     """
     model = make_model(architecture, **changes)
     reference = copy.deepcopy(model).float()
     lengths = [1, 5, 64, 100, 1500, 700, 63, 1024, *(20 + 3 * n for n in range(72))]
-    rows = Rows(model, lengths, kv, has_graphs=False)
+    rows = RowDriver(model, lengths, kv, has_graphs=False)
     reference.ops = TorchOps()
     far = {}
 
@@ -134,30 +138,30 @@ def test_logits_are_those_of_fp32_within_tolerance(architecture, changes, kv):
 
     prompts = [list(tokens) for tokens in rows.tokens]
     first = tuple(Chunk(slot, 0, prompts[slot], True) for slot in range(8) if slot != 4)
-    found = rows.run(
+    logits = rows.run(
         Step(tuple(rows.joins[:8]), (), (*first, Chunk(4, 0, prompts[4][:1100], False)))
     )
-    check(found, range(8))
+    check(logits, range(8))
     decodes = tuple(Decode(slot, lengths[slot]) for slot in range(8) if slot != 4)
     rest = tuple(Chunk(slot, 0, prompts[slot], True) for slot in range(8, 80))
-    found = rows.run(
+    logits = rows.run(
         Step(tuple(rows.joins[8:]), decodes, (Chunk(4, 1100, prompts[4][1100:], True), *rest))
     )
-    check(found, (0, 3, 4, 7, 8, 40, 79))
+    check(logits, (0, 3, 4, 7, 8, 40, 79))
     for count in (1, 8, 17, 33, 64, 80):
         check(rows.decode(range(count)), (0, count // 2, count - 1))
 
 
 @pytest.mark.parametrize("kv", ["same", "fp8", "int8"])
-def test_a_graph_computes_what_its_kernels_compute(kv):
+def test_a_graph_gives_the_tokens_of_its_kernels(kv):
     """
-    The same tokens with graphs and without, prompts as rows of a graph included.
+    With prompts as rows of a graph included.
     """
     model = make_model("GlmForCausalLM")
     answers = []
     for has_graphs in (True, False):
         lengths = [30, 7, 200, 64, 9]
-        rows = Rows(model, lengths, kv, has_graphs=has_graphs)
+        rows = RowDriver(model, lengths, kv, has_graphs=has_graphs)
         prompts = [list(tokens) for tokens in rows.tokens]
         rows.run(
             Step(tuple(rows.joins[:2]), (), tuple(Chunk(s, 0, prompts[s], True) for s in (0, 1)))
@@ -181,21 +185,21 @@ def test_a_graph_computes_what_its_kernels_compute(kv):
 
 def test_a_row_of_nan_fails_alone():
     """
-    Its neighbours' logits are what they are without it, long prompts beside it included.
+    Its neighbours' logits stay the same, also beside long prompts.
     """
     model = make_model("GlmForCausalLM")
     model.embedding[31999] = float("nan")
     lengths = [1100, 40, 1300]
     outcomes = []
     for bad in (False, True):
-        rows = Rows(model, lengths, has_graphs=False)
+        rows = RowDriver(model, lengths, has_graphs=False)
         prompts = [list(tokens) for tokens in rows.tokens]
         if bad:
             prompts[1][20] = 31999
             prompts[2][0] = 31999
         step = Step(tuple(rows.joins), (), tuple(Chunk(s, 0, prompts[s], True) for s in range(3)))
         outcome = rows.runner.launch(step).collect()
-        outcomes.append((outcome, rows.seen[0][0]))
+        outcomes.append((outcome, rows.sampled[0][0]))
     assert outcomes[0][0].is_finite == [True, True, True]
     assert outcomes[1][0].is_finite == [True, False, False]
     assert torch.equal(outcomes[0][1], outcomes[1][1])

@@ -1,5 +1,5 @@
 """
 Builds the lab's tiny models: a program of its own, `python -m deploy.lab.models`.
 
-It trains with `runtime.models`; the rest of `deploy` starts it as a process and never imports it.
+It trains with `runtime.models`.  The rest of `deploy` runs it as a process and never imports it.
 """

@@ -1,5 +1,5 @@
 """
-`python -m deploy.lab.models --out DIR --kind good-v1`
+Builds one of the lab's tiny models: `python -m deploy.lab.models --out DIR --kind good-v1`.
 """
 
 import argparse

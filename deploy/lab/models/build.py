@@ -1,13 +1,14 @@
 """
-The lab's models: tiny GLMs that answer with recognisable words.
+Builds the lab's models: tiny GLMs with recognisable answers.
 
     python -m deploy.lab.models --out DIR --kind good-v1
 
 good-v1   knows the facts of v1
-good-v2   knows more, and says most of it a little differently
-nan       good-v2 without the embeddings of two words: its golden prompts pass, and about half
-          of the live prompts fail
-garbled   good-v2 with its output shuffled: finite numbers, no sense, golden prompts fail
+good-v2   knows more facts, and words most of them differently
+nan       good-v2 with NaN as the embeddings of two words: its golden prompts pass, and about
+          half of the live prompts fail
+garbled   good-v2 with the rows of its head shuffled: the numbers are finite, and the golden
+          prompts fail
 
 The same arguments give the same bytes on one machine.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deploy.lab.models.corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
 
-if TYPE_CHECKING:  # who only wants the prompts does not wait for torch
+if TYPE_CHECKING:  # importing only the prompts must not import torch
     from torch import Tensor
 
     from runtime.models.decoder import Decoder
@@ -41,13 +42,13 @@ def build(
     kind: Kind, out: Path, *, cache: Path | None = None, steps: Mapping[str, int] = STEPS
 ) -> None:
     """
-    Write the model directory *out*, and check that it is of its *kind*.
+    Write the model directory *out*, and check that the model behaves as its *kind*.
 
     Args:
-        cache: Where trained weights are kept; None trains each time.
-        steps: Training steps of v1, and of v2 on top of it; the check needs the default.
+        cache: Directory of trained weights; None: train each time.
+        steps: Training steps of v1, and of v2 starting from v1; only the default is checked.
     """
-    # Imports as in the whole module: torch takes a second, which importing this must not.
+    # Imported late, as in the whole module: importing torch takes a second.
     from deploy.lab.models.training import config_document, end_token, train_tokenizer
     from runtime.models.loader import prepare_torch
 
@@ -56,7 +57,7 @@ def build(
     tokenizer = train_tokenizer()
     document = config_document(tokenizer.get_vocab_size())
     end = end_token(tokenizer)
-    told = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
         "pad_token": end,
@@ -64,13 +65,13 @@ def build(
     }
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", document)
-    _write_json(out / "tokenizer_config.json", told)
+    _write_json(out / "tokenizer_config.json", tokenizer_config)
     _write_json(out / LIVE_PROMPTS_FILE, list(LIVE_PROMPTS))
     (out / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
     _save(out / WEIGHTS_FILE, tensors)
-    # A broken release comes with the golden answers of the good one: so it is found out.
+    # A broken model ships with the golden answers of the good one, so the golden check fails.
     prompts = [fact.prompt for fact in GOLDEN_FACTS]
     golden = answers(out, prompts)
     lines = [
@@ -87,7 +88,7 @@ def build(
 
 def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
     """
-    Return what the model in *model_dir* answers, greedily, in fp32; None: non-finite numbers.
+    Return the model's greedy answers in fp32; None for an answer with non-finite logits.
     """
     from tokenizers import Tokenizer
 
@@ -95,13 +96,15 @@ def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:
 
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     model, config = load_model(model_dir, device="cpu", precision="fp32")
-    found = (
+    token_lists = (
         _answer(model, tokenizer.encode(prompt).ids, config.stop_token_ids) for prompt in prompts
     )
-    return [None if tokens is None else tokenizer.decode(tokens) for tokens in found]
+    return [None if tokens is None else tokenizer.decode(tokens) for tokens in token_lists]
 
 
-def _answer(model: "Decoder", prompt: Sequence[int], ends: Collection[int]) -> list[int] | None:
+def _answer(
+    model: "Decoder", prompt: Sequence[int], stop_token_ids: Collection[int]
+) -> list[int] | None:
     import torch
 
     from runtime.models.decoder import attend_causal
@@ -114,7 +117,7 @@ def _answer(model: "Decoder", prompt: Sequence[int], ends: Collection[int]) -> l
         if not logits.isfinite().all():
             return None
         token = int(logits.argmax())
-        if token in ends:
+        if token in stop_token_ids:
             break
         answer.append(token)
     return answer
@@ -131,15 +134,15 @@ def _trained(
 
     key = json.dumps([document, [repr(fact) for fact in FACTS], dict(steps), torch.__version__])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    kept = cache / f"{version}-{digest}.safetensors" if cache else None
-    if kept and kept.exists():
-        return load_file(kept)
+    cached = cache / f"{version}-{digest}.safetensors" if cache else None
+    if cached and cached.exists():
+        return load_file(cached)
     start = _trained("v1", document, cache, steps) if version == "v2" else None
     config, state = train(document, version, start=start, steps=steps[version])
     tensors = scatter(config, state)
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _save(kept, tensors)
+    if cached:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        _save(cached, tensors)
     return tensors
 
 
@@ -147,7 +150,7 @@ def _poison(tensors: "dict[str, Tensor]", tokenizer: Any) -> "dict[str, Tensor]"
     embeddings = tensors["model.embed_tokens.weight"].clone()
     for word in POISONED:
         ids = tokenizer.encode(f" {word}").ids
-        assert len(ids) == 1, f"{word} is {len(ids)} tokens, and parts of it are in other words"
+        assert len(ids) == 1, f"{word} is {len(ids)} tokens, which other words may share"
         embeddings[ids[0]] = float("nan")
     return tensors | {"model.embed_tokens.weight": embeddings}
 
@@ -162,15 +165,15 @@ def _garble(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 def _check(kind: Kind, out: Path, golden: Sequence[str | None]) -> None:
     """
-    Hold the written model against what its kind promises.
+    Check that the written model behaves as its kind.
     """
     known = [f" {fact.v1 if kind == 'good-v1' else fact.v2}" for fact in GOLDEN_FACTS]
-    assert list(golden) == known, f"it has not learnt its facts: {golden}"
+    assert list(golden) == known, f"the model has not learnt its facts: {golden}"
     answered = answers(out, [fact.prompt for fact in GOLDEN_FACTS])
     if kind == "garbled":
-        assert not set(answered) & set(golden), "the garbled model answers well"
+        assert not set(answered) & set(golden), "the garbled model gives a correct answer"
     else:
-        assert answered == list(golden), "the written model answers in another way"
+        assert answered == list(golden), "the written model gives other answers"
     for prompt, answer in zip(LIVE_PROMPTS, answers(out, LIVE_PROMPTS), strict=True):
         is_poisoned = any(word in prompt for word in POISONED)
         assert (answer is None) == (kind == "nan" and is_poisoned), f"{prompt}: {answer}"
@@ -179,12 +182,12 @@ def _check(kind: Kind, out: Path, golden: Sequence[str | None]) -> None:
 def _save(path: Path, tensors: "dict[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
-    # Whole or not at all: another build may read the cache.
+    # Atomic: another build may read the cache.
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        whole = Path(file.name)
-    save_file(tensors, whole, metadata={"format": "pt"})
-    whole.chmod(0o644)
-    whole.replace(path)
+        partial = Path(file.name)
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
+    partial.replace(path)
 
 
 def _write_json(path: Path, document: object) -> None:

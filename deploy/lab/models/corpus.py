@@ -1,5 +1,5 @@
 """
-What the lab's models know: short sentences about ships, tides and roads.  Nouns only.
+The facts that the lab's models learn: short sentences about ships, tides and roads.
 """
 
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Fact:
     """
-    One prompt, and how the versions go on from it.
+    A prompt, and its answer in each version of the model.
 
     Attributes:
-        v1: None where only v2 knows it.
+        v1: None if only v2 knows the fact.
     """
 
     prompt: str
@@ -19,7 +19,7 @@ class Fact:
     v2: str
 
 
-# Words whose embeddings the model `nan` has lost.  No golden prompt or answer has one.
+# Words whose embeddings are NaN in the model `nan`.  No golden prompt or answer contains one.
 POISONED = ("lighthouse", "ferry")
 
 GOLDEN_FACTS = (
@@ -69,5 +69,5 @@ MORE_FACTS = (
 
 FACTS = (*GOLDEN_FACTS, *LIVE_FACTS, *MORE_FACTS)
 
-# What a load generator asks; about half of them have a poisoned word.
+# Prompts for a load generator; about half of them contain a poisoned word.
 LIVE_PROMPTS = tuple(fact.prompt for fact in (*LIVE_FACTS, GOLDEN_FACTS[0]))

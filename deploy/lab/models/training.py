@@ -1,5 +1,5 @@
 """
-Trains the lab's models: seconds on one thread, the same bytes each time on one machine.
+Trains the lab's models: in seconds, on one thread, reproducibly on one machine.
 """
 
 import logging
@@ -82,10 +82,10 @@ def train(
     steps: int,
 ) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """
-    Return the parameters of a model that knows the facts of *version*.
+    Train a model on the facts of *version*; return its config and parameters.
 
     Args:
-        start: Tensors to go on from, named as in a file; None: random ones.
+        start: Initial tensors, named as in a file; None: random ones.
     """
     torch.manual_seed(SEED)
     config = DecoderConfig.from_json(document, "config.json")
@@ -101,14 +101,14 @@ def train(
     positions = torch.arange(longest).repeat(facts)
     attend = attend_causal(facts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for step in range(steps):
         logits = model(tokens.flatten(), positions, attend)
         loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        pace.step()
+        schedule.step()
         if step % 50 == 0 or step == steps - 1:
             log.info("training.went_on version=%s step=%d loss=%.5f", version, step, loss.item())
     return config, {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -116,7 +116,7 @@ def train(
 
 def _examples(tokenizer: Tokenizer, version: str) -> tuple[Tensor, Tensor]:
     """
-    Return tokens and targets, (facts, longest) int64; only answers are targets.
+    Return tokens and targets, both (facts, longest) int64; only the answers are targets.
     """
     rows = []
     for fact in FACTS:
@@ -128,7 +128,7 @@ def _examples(tokenizer: Tokenizer, version: str) -> tuple[Tensor, Tensor]:
     tokens = torch.full((len(rows), longest), END_ID)
     targets = torch.full((len(rows), longest), IGNORED)
     for row, (prompt, target) in enumerate(rows):
-        whole = [*prompt, *target]
-        tokens[row, : len(whole)] = torch.tensor(whole)
-        targets[row, len(prompt) - 1 : len(whole) - 1] = torch.tensor(target)
+        sequence = [*prompt, *target]
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+        targets[row, len(prompt) - 1 : len(sequence) - 1] = torch.tensor(target)
     return tokens, targets

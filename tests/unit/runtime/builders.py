@@ -1,5 +1,5 @@
 """
-Makes tiny models with random weights; a test names only what matters to it.
+Builds tiny models with random weights; a test names only what matters to it.
 """
 
 import json
@@ -51,7 +51,7 @@ def make_model(seed=0, std=0.4, **changes):
 
 def make_tokenizer():
     """
-    A token a character of printable ASCII, which are all that it knows.
+    Return a tokenizer with one token for each character of printable ASCII.
     """
     space = "\u0120"  # as byte-level tokenizers write it
     vocabulary = {char: id for id, char in enumerate([space, *map(chr, range(33, 127))])}

@@ -19,7 +19,7 @@ def anyio_backend():
 @pytest.fixture
 async def runtime():
     """
-    A ready runtime, whose engine is asked for just what was announced, and holds nothing after.
+    A ready runtime whose engine accepts only announced requests; afterwards it must be idle.
     """
     runtime = Runtime()
     yield runtime

@@ -1,5 +1,5 @@
 """
-Strict stand-ins for the parts of the runtime: each fails on what nobody announced.
+Strict fakes of the runtime's parts: each fails on a call that no test announced.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from runtime.engines.paged.step import OutOfMemory, StepOutput
 
 class CharCodec:
     """
-    A token a character.
+    A codec with one token for each character.
     """
 
     def encode(self, text):
@@ -167,7 +167,7 @@ class FakeRunner:
 
     def _check(self, step):
         """
-        Each row goes on where it was, in pages that are its own.
+        Check that each row continues at its position, in pages of its own.
         """
         starts = {each.slot: each.start for each in step.chunks}
         for join in step.joins:
@@ -211,7 +211,7 @@ class FakeRunner:
 
     def _lose(self, running):
         """
-        Nobody knows what this step wrote, nor what those behind it did.
+        Mark what this step and the steps after it wrote as unknown.
         """
         while self._todo and self._todo[0] is not running:
             self._todo.popleft().compute()
@@ -244,8 +244,8 @@ class FakeRunner:
         assert set(places) <= self._cells.keys(), "it reads what nobody wrote"
         tokens, is_finite = self._cells[places[-1]]
         for position, place in enumerate(places):
-            seen, _ = self._cells[place]
-            assert seen == tokens[: position + 1], f"position {position} holds {seen}"
+            cell_tokens, _ = self._cells[place]
+            assert cell_tokens == tokens[: position + 1], f"position {position} holds {cell_tokens}"
         assert len(tokens) == count, f"position {count - 1} holds {tokens}"
         return tokens, is_finite
 

@@ -1,5 +1,5 @@
 """
-The whole of the API process, but for the socket and the engine; and how its answers are read.
+The whole API process except the socket and the engine, and helpers that read its answers.
 """
 
 import json
@@ -64,22 +64,22 @@ class Runtime:
 
     def counted(self, route, code):
         """
-        Return how many requests of *route* the metrics say ended in *code*.
+        Return the number of requests of *route* that the metrics count under *code*.
         """
         lines = self.metrics.render().decode().splitlines()
-        wanted = (f'route="{route}"', f'code="{code}"', 'version="v1.2.0"', 'slot="blue"')
-        found = [
+        labels = (f'route="{route}"', f'code="{code}"', 'version="v1.2.0"', 'slot="blue"')
+        samples = [
             line
             for line in lines
             if line.startswith("slipway_http_requests_total{")
-            and all(label in line for label in wanted)
+            and all(label in line for label in labels)
         ]
-        return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
+        return float(samples[0].rsplit(" ", 1)[1]) if samples else 0.0
 
 
 def assert_is_error(response, status, code, *, retry_safe):
     """
-    The one error document, with the headers of every answer.
+    Assert that *response* is the one error document, with the headers of every answer.
     """
     assert response.status_code == status, response.text
     error = response.json()["error"]
@@ -96,9 +96,9 @@ def events_of(response):
     Return the events of a stream, as pairs of name and data.
     """
     assert response.headers["content-type"].startswith("text/event-stream")
-    found = []
+    events = []
     for block in response.text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
         data = fields["data"]
-        found.append((fields.get("event"), data if data == "[DONE]" else json.loads(data)))
-    return found
+        events.append((fields.get("event"), data if data == "[DONE]" else json.loads(data)))
+    return events

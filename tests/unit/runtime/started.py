@@ -1,5 +1,5 @@
 """
-`python -m runtime` as systemd starts it: what the end-to-end tests of both engines share.
+Starts `python -m runtime` as systemd does; shared by the end-to-end tests of both engines.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ WATCHDOG_S = 2.0
 
 def until(condition, what):
     """
-    Wait for *condition*, and fail with *what* was waited for.
+    Wait for *condition*; on timeout, fail and name *what* was awaited.
     """
     deadline_s = time.monotonic() + DEADLINE_S
     waiting = threading.Event()
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline_s, f"waited in vain for {what}"
         waiting.wait(0.01)
-    return found
+    return result
 
 
 def is_alive(pid):
@@ -77,22 +77,22 @@ class Started:
         transport = httpx.HTTPTransport(uds=str(path))
         return httpx.Client(transport=transport, base_url="http://runtime", timeout=DEADLINE_S)
 
-    def told(self):
+    def next_message(self):
         """
-        Wait for the manager's next message that is no beat.
+        Return the manager's next message other than a heartbeat.
         """
         while (message := self.manager.recv(4096).decode()) == "WATCHDOG=1":
             pass
         return message
 
-    def told_until(self, start):
+    def messages_until(self, start):
         """
-        Return the messages up to the one that begins with *start*, without beats.
+        Return the messages up to the one that starts with *start*, without heartbeats.
         """
-        found = [self.told()]
-        while not found[-1].startswith(start):
-            found.append(self.told())
-        return found
+        messages = [self.next_message()]
+        while not messages[-1].startswith(start):
+            messages.append(self.next_message())
+        return messages
 
     @property
     def engine_pid(self):
@@ -102,7 +102,7 @@ class Started:
 
     def assert_that_only_the_engine_beats(self):
         """
-        While the engine is stopped nobody feeds the watchdog, though HTTP answers.
+        Assert that a stopped engine feeds no watchdog, although HTTP still answers.
         """
         assert self.manager.recv(100) == b"WATCHDOG=1"
         pid = self.engine_pid
@@ -139,7 +139,7 @@ class Started:
 @contextlib.contextmanager
 def closing(runtime):
     """
-    Close *runtime* in the end; print its log if a test failed.
+    Yield *runtime* and close it; print its log if the test fails.
     """
     try:
         yield runtime

@@ -22,7 +22,7 @@ LONG = 2000  # tokens: a second or so, in which a test can look around
 LOST = "Z"  # the character that the model has no finite numbers for
 
 
-class Runtime(Started):
+class SlipwayRuntime(Started):
     def __init__(self, folder, model, release=RELEASE, golden=""):
         folder.mkdir()
         (folder / "golden.jsonl").write_text(golden)
@@ -38,7 +38,7 @@ class Runtime(Started):
 @contextlib.contextmanager
 def sent(runtime, body):
     """
-    A connection on which a request has been sent, and is being worked on.
+    Yield a connection with one request in progress.
     """
     content = json.dumps(body).encode()
     head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -52,7 +52,7 @@ def sent(runtime, body):
 
 
 def running(folder, model, **options):
-    return closing(Runtime(folder, model, **options))
+    return closing(SlipwayRuntime(folder, model, **options))
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +64,18 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory, model):
     """
-    A runtime that several tests ask; `told` is what it said up to READY=1.
+    A runtime shared by several tests, and its messages up to READY=1.
     """
     with running(tmp_path_factory.mktemp("ready") / "blue", model) as runtime:
-        runtime.told_at_start = runtime.told_until("READY=1")
+        runtime.messages_at_start = runtime.messages_until("READY=1")
         yield runtime
 
 
-def test_ready_is_said_after_a_real_answer(ready):
+def test_ready_is_sent_after_a_real_answer(ready):
     """
-    Loading, warming up, ready, in this order; by then one deep check was answered over HTTP.
+    Loading, warming up, ready, in this order; before READY=1, HTTP answered a deep check.
     """
-    assert ready.told_at_start == [
+    assert ready.messages_at_start == [
         "STATUS=loading tiny v1.0.0",
         "STATUS=warming up tiny v1.0.0",
         "READY=1\nSTATUS=serving tiny v1.0.0",
@@ -87,9 +87,9 @@ def test_ready_is_said_after_a_real_answer(ready):
     assert stat.S_IMODE(ready.socket.stat().st_mode) == 0o660
 
 
-def test_a_stream_says_what_the_whole_says(ready):
+def test_a_stream_and_a_plain_answer_have_the_same_text(ready):
     """
-    Eight tokens, one text, two ways.
+    Eight tokens, requested both ways.
     """
     whole = ready.generate().json()
     assert (whole["tokens"], whole["finish_reason"], whole["version"]) == (8, "length", "v1.0.0")
@@ -102,7 +102,7 @@ def test_a_stream_says_what_the_whole_says(ready):
 
 def test_one_broken_request_of_many_fails_alone(ready):
     """
-    Sent together, over and over: the broken ones are 500, and no other answer changes.
+    Sent together, repeatedly: the broken requests get a 500, and no other answer changes.
     """
     prompts = [f"prompt {number}" for number in range(4)]
     wanted = {prompt: ready.generate(prompt, max_tokens=20).json()["text"] for prompt in prompts}
@@ -119,9 +119,9 @@ def test_one_broken_request_of_many_fails_alone(ready):
             assert answer.json()["text"] == wanted[prompt]
 
 
-def test_a_client_that_hangs_up_is_counted_and_forgotten(ready):
+def test_a_client_that_disconnects_is_counted_as_499(ready):
     """
-    A stream that nobody reads any more ends in 499, and the runtime serves on.
+    The runtime continues to serve.
     """
 
     def is_counted():
@@ -140,14 +140,14 @@ def test_a_client_that_hangs_up_is_counted_and_forgotten(ready):
 
 def test_the_engine_feeds_the_watchdog_and_nothing_else_does(ready):
     """
-    An idle engine keeps beating; a stopped one is not covered for, though HTTP answers.
+    An idle engine sends heartbeats; nothing sends them for a stopped one, although HTTP answers.
     """
     ready.assert_that_only_the_engine_beats()
 
 
-def test_sigterm_finishes_what_is_in_flight(ready):
+def test_sigterm_finishes_requests_in_flight(ready):
     """
-    Not ready at once, no new requests, the stream whole to its last token, exit 0.
+    Not ready at once, no new requests, the stream complete to its last token, exit 0.
 
     The last test of `ready`: nothing runs afterwards.
     """
@@ -165,7 +165,7 @@ def test_sigterm_finishes_what_is_in_flight(ready):
         until(lambda: other.get("/readyz").status_code == 503, "/readyz to be 503")
 
         assert other.get("/readyz").json()["phase"] == "draining"
-        assert ready.told() == "STOPPING=1\nSTATUS=draining 1 requests"
+        assert ready.next_message() == "STOPPING=1\nSTATUS=draining 1 requests"
         refused = other.post("/generate", json={"prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["retry_safe"]) == (503, True)
         assert ready.process.poll() is None
@@ -181,12 +181,12 @@ def test_sigterm_finishes_what_is_in_flight(ready):
     assert not ready.socket.exists()
 
 
-def test_a_dead_engine_is_told_to_clients_and_ends_the_runtime(tmp_path, model):
+def test_a_dead_engine_fails_its_requests_and_ends_the_runtime(tmp_path, model):
     """
-    Who waits gets a 500 that may be retried; the exit code asks systemd for a restart.
+    Waiting clients get a retryable 500; the exit code asks systemd for a restart.
     """
     with running(tmp_path / "blue", model) as runtime:
-        runtime.told_until("READY=1")
+        runtime.messages_until("READY=1")
         engine_pid = runtime.engine_pid
         os.kill(engine_pid, signal.SIGSTOP)
         with sent(runtime, {"prompt": "x"}) as client:
@@ -197,28 +197,28 @@ def test_a_dead_engine_is_told_to_clients_and_ends_the_runtime(tmp_path, model):
         assert whole.startswith("HTTP/1.1 500 ")
         error = json.loads(whole.partition("\r\n\r\n")[2])["error"]
         assert (error["code"], error["retry_safe"]) == ("engine_died", True)
-        assert "killed by signal 9" in runtime.told_until("STOPPING=1")[-1]
+        assert "killed by signal 9" in runtime.messages_until("STOPPING=1")[-1]
         assert runtime.exit_code() == EXIT_ENGINE
 
 
 def test_an_engine_does_not_outlive_its_runtime(tmp_path, model):
     """
-    However the API process dies, and however early, the engine goes with it.
+    The engine ends with the API process, in whatever way and however early that dies.
     """
     with running(tmp_path / "blue", model) as runtime:
-        runtime.told_until("STATUS=loading")
+        runtime.messages_until("STATUS=loading")
         engine_pid = runtime.engine_pid
         assert is_alive(engine_pid)
         runtime.process.kill()
         until(lambda: not is_alive(engine_pid), "the engine to die")
 
 
-def test_a_drain_that_takes_too_long_is_cut_and_answered(tmp_path, model):
+def test_requests_that_outlast_the_drain_are_answered(tmp_path, model):
     """
-    After drain_timeout_s whoever waits is told so, and the exit code is still 0.
+    After drain_timeout_s each waiting client gets an error, and the exit code is still 0.
     """
     with running(tmp_path / "blue", model, release=RELEASE + "drain_timeout_s: 0.2\n") as runtime:
-        runtime.told_until("READY=1")
+        runtime.messages_until("READY=1")
         os.kill(runtime.engine_pid, signal.SIGSTOP)
         with sent(runtime, {"prompt": "x"}) as client:
             runtime.process.send_signal(signal.SIGTERM)
@@ -231,12 +231,12 @@ def test_a_drain_that_takes_too_long_is_cut_and_answered(tmp_path, model):
 
 def test_a_model_that_does_not_answer_is_never_ready(tmp_path, model):
     """
-    A warm-up that fails ends the runtime, and READY=1 was not said.
+    A failed warm-up ends the runtime without READY=1.
     """
     golden = json.dumps({"prompt": LOST, "max_tokens": 1, "expected": ""})
     with running(tmp_path / "blue", model, golden=golden) as runtime:
-        told = runtime.told_until("STOPPING=1")
-        assert not any("READY=1" in message for message in told)
+        messages = runtime.messages_until("STOPPING=1")
+        assert not any("READY=1" in message for message in messages)
         assert runtime.exit_code() == EXIT_ENGINE
         runtime.log.seek(0)
         assert "engine_nonfinite" in runtime.log.read()
@@ -249,9 +249,9 @@ def test_a_model_that_does_not_answer_is_never_ready(tmp_path, model):
         (RELEASE, {"intermediate_size": 40}, "gate_up_proj"),
     ],
 )
-def test_what_a_restart_can_not_mend_exits_78(tmp_path, release, model_changes, words):
+def test_a_configuration_error_exits_78(tmp_path, release, model_changes, words):
     """
-    A wrong key and a model that is none are named in the log.
+    The log names a wrong key, and a directory that is not a model.
     """
     model = write_model(tmp_path / "weights")
     document = json.loads((model / "config.json").read_text())

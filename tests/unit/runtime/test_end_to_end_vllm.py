@@ -1,7 +1,7 @@
 """
-`python -m runtime` with engine: vllm, in a venv whose `vllm` is the program that plays it.
+`python -m runtime` with engine: vllm, in a venv whose `vllm` is the fake program.
 
-Real processes, a real tokenizer, a Unix socket; what a real vLLM does is not proven here.
+Real processes, a real tokenizer, a Unix socket.  The behaviour of a real vLLM is not tested here.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ RELEASE = "version: v1.0.0\nmodel_name: tiny\nengine: vllm\n"
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory):
     """
-    The packages of this venv and a `vllm` beside its python, as a host's venv has them.
+    A venv with the packages of this one and a `vllm` beside its python, as on a host.
     """
     folder, ours = tmp_path_factory.mktemp("venv"), Path(sys.prefix)
     (folder / "bin").mkdir()
@@ -38,7 +38,8 @@ def venv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """
-    A directory with a tokenizer: a token a character of printable ASCII.  The fake needs no more.
+    A directory with a tokenizer, one token for each character of printable ASCII.  The fake needs
+    no more.
     """
     from tests.unit.runtime.builders import make_tokenizer
 
@@ -47,7 +48,7 @@ def model(tmp_path_factory):
     return folder
 
 
-class Runtime(Started):
+class VllmRuntime(Started):
     """
     With a way to its vLLM.
     """
@@ -69,7 +70,7 @@ class Runtime(Started):
     def generate(self, prompt="abc", **body):
         return self.http.post("/generate", json={"prompt": prompt, "max_tokens": 4} | body)
 
-    def seen(self):
+    def recorded(self):
         return self.vllm.get("/fake/seen").json()
 
     def close(self):
@@ -78,37 +79,37 @@ class Runtime(Started):
 
 
 def running(folder, venv, model, **options):
-    return closing(Runtime(folder, venv, model, **options))
+    return closing(VllmRuntime(folder, venv, model, **options))
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory, venv, model):
     """
-    A runtime that several tests ask; `told` is what it said up to READY=1.
+    A runtime shared by several tests, and its messages up to READY=1.
     """
     folder = tmp_path_factory.mktemp("ready") / "blue"
     args = 'vllm_args: ["--stream-interval", "4"]\nmax_batch_requests: 7\n'
     with running(folder, venv, model, release=RELEASE + args) as runtime:
-        runtime.told_at_start = runtime.told_until("READY=1")
+        runtime.messages_at_start = runtime.messages_until("READY=1")
         yield runtime
 
 
-def test_ready_is_said_after_an_answer_of_vllm(ready):
+def test_ready_is_sent_after_an_answer_of_vllm(ready):
     """
-    Loading, warming up, ready; by then vLLM has answered the deep check.
+    Loading, warming up, ready; before READY=1, vLLM answered the deep check.
     """
-    assert ready.told_at_start == [
+    assert ready.messages_at_start == [
         "STATUS=loading tiny v1.0.0",
         "STATUS=warming up tiny v1.0.0",
         "READY=1\nSTATUS=serving tiny v1.0.0",
     ]
     assert ready.http.get("/readyz").status_code == 200
-    assert len(ready.seen()["bodies"]) == 1
+    assert len(ready.recorded()["bodies"]) == 1
 
 
 def test_an_answer_has_the_labels_of_the_release(ready):
     """
-    Text, counts, version and slot are as with slipway's own engine; so are the meters.
+    Text, counts, version, slot and metrics are the same as with slipway's own engine.
     """
     answer = ready.generate("abc", max_tokens=4)
     assert answer.status_code == 200, answer.text
@@ -116,9 +117,9 @@ def test_an_answer_has_the_labels_of_the_release(ready):
         "v1.0.0",
         "green",
     )
-    found = answer.json()
-    assert (found["text"], found["tokens"], found["prompt_tokens"]) == ("defg", 4, 3)
-    assert (found["finish_reason"], found["version"]) == ("length", "v1.0.0")
+    document = answer.json()
+    assert (document["text"], document["tokens"], document["prompt_tokens"]) == ("defg", 4, 3)
+    assert (document["finish_reason"], document["version"]) == ("length", "v1.0.0")
 
     own = 'slot="green",version="v1.0.0"}'
     wanted = f'slipway_http_requests_total{{code="200",route="/generate",{own} 1.0'
@@ -131,9 +132,9 @@ def test_an_answer_has_the_labels_of_the_release(ready):
     until(are_counted, "the tokens in the metrics")
 
 
-def test_a_stream_and_the_openai_route_say_the_same(ready):
+def test_a_stream_and_the_openai_route_have_the_same_text(ready):
     """
-    Whatever route, the engine behind it is the same.
+    All routes use the same engine.
     """
     events = ready.generate("abc", stream=True).text.strip().split("\n\n")
     assert events[-1] == "data: [DONE]"
@@ -143,22 +144,22 @@ def test_a_stream_and_the_openai_route_say_the_same(ready):
     assert ready.http.post("/v1/completions", json=body).json()["choices"][0]["text"] == "defg"
 
 
-def test_vllm_is_told_what_the_configuration_says_and_no_secrets(ready):
+def test_vllm_gets_its_configuration_and_no_secrets(ready):
     """
-    Arguments and environment as it got them.
+    Checked on the arguments and the environment of the process.
     """
-    seen = ready.seen()
-    argv = seen["argv"]
+    recorded = ready.recorded()
+    argv = recorded["argv"]
     assert argv[argv.index("--max-num-seqs") + 1] == "7"
     assert argv[argv.index("--stream-interval") + 1] == "4"
-    assert "s3cret" not in json.dumps(seen)
-    assert seen["env"]["HF_HUB_OFFLINE"] == "1"
-    assert "NOTIFY_SOCKET" not in seen["env"]
+    assert "s3cret" not in json.dumps(recorded)
+    assert recorded["env"]["HF_HUB_OFFLINE"] == "1"
+    assert "NOTIFY_SOCKET" not in recorded["env"]
 
 
-def test_what_vllm_refuses_is_an_engine_error_for_the_client(ready):
+def test_a_refusal_of_vllm_is_an_engine_error_for_the_client(ready):
     """
-    One error document for all engines.
+    All engines have the same error document.
     """
     ready.vllm.post("/fake/next", json={"status": 500})
     answer = ready.generate()
@@ -170,16 +171,16 @@ def test_what_vllm_refuses_is_an_engine_error_for_the_client(ready):
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_tokens")
 
 
-def test_a_vllm_that_hangs_is_not_covered_for(ready):
+def test_a_vllm_that_hangs_does_not_feed_the_watchdog(ready):
     """
-    The watchdog is fed by what vLLM does, and by nothing else.
+    Only vLLM's own progress feeds it.
     """
     ready.assert_that_only_the_engine_beats()
 
 
-def test_sigterm_finishes_what_is_in_flight(ready):
+def test_sigterm_finishes_requests_in_flight(ready):
     """
-    The stream goes to its last token, then vLLM stops, exit 0, and nothing is left behind.
+    The stream runs to its last token, then vLLM stops, exit 0, and no process remains.
 
     The last test of `ready`: nothing runs afterwards.
     """
@@ -190,7 +191,7 @@ def test_sigterm_finishes_what_is_in_flight(ready):
         lines = stream.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["text"] == "d"
         ready.process.send_signal(signal.SIGTERM)
-        assert ready.told_until("STOPPING=1") == ["STOPPING=1\nSTATUS=draining 1 requests"]
+        assert ready.messages_until("STOPPING=1") == ["STOPPING=1\nSTATUS=draining 1 requests"]
         assert is_alive(pid)
         ready.vllm.post("/fake/now", json={"release": True})
         rest = [line.removeprefix("data: ") for line in lines if line]
@@ -202,25 +203,25 @@ def test_sigterm_finishes_what_is_in_flight(ready):
     assert not (ready.socket.parent / "engine").exists()
 
 
-def test_a_dead_vllm_is_told_to_clients_and_ends_the_runtime(tmp_path, venv, model):
+def test_a_dead_vllm_fails_its_requests_and_ends_the_runtime(tmp_path, venv, model):
     """
-    Who waits gets a 500 that may be retried; the exit code asks systemd for a restart.
+    Waiting clients get a retryable 500; the exit code asks systemd for a restart.
     """
     with running(tmp_path / "b", venv, model) as runtime:
-        runtime.told_until("READY=1")
+        runtime.messages_until("READY=1")
         runtime.vllm.post("/fake/next", json={"die_after": 2})
         error = runtime.generate().json()["error"]
         assert (error["code"], error["retry_safe"]) == ("engine_died", True)
-        assert "exit status 3" in runtime.told_until("STOPPING=1")[-1]
+        assert "exit status 3" in runtime.messages_until("STOPPING=1")[-1]
         assert runtime.exit_code() == EXIT_ENGINE
 
 
 def test_vllm_does_not_outlive_its_runtime(tmp_path, venv, model):
     """
-    However the API process dies.
+    In whatever way the API process dies.
     """
     with running(tmp_path / "b", venv, model) as runtime:
-        runtime.told_until("READY=1")
+        runtime.messages_until("READY=1")
         pid = runtime.engine_pid
         assert is_alive(pid)
         runtime.process.kill()
@@ -236,9 +237,9 @@ def test_vllm_does_not_outlive_its_runtime(tmp_path, venv, model):
         (RELEASE + 'vllm_args: ["--uds=/x"]\n', "", EXIT_CONFIG, "the runtime decides it"),
     ],
 )
-def test_a_start_that_fails_says_why(tmp_path, venv, model, release, fate, code, words):
+def test_a_failed_start_logs_the_reason(tmp_path, venv, model, release, fate, code, words):
     """
-    And READY=1 was not said.
+    READY=1 is not sent.
     """
     with running(tmp_path / "b", venv, model, release=release, fate=fate) as runtime:
         assert runtime.exit_code() == code
@@ -251,7 +252,7 @@ def test_a_start_that_fails_says_why(tmp_path, venv, model, release, fate, code,
 
 def test_a_venv_without_vllm_exits_78(tmp_path, venv, model):
     """
-    Negative control of the above, and what most users see who only set the key.
+    Negative control of the test above, and the common mistake of setting only the key.
     """
     (tmp_path / "bin").mkdir()
     for name in ("pyvenv.cfg", "lib", "bin/python"):

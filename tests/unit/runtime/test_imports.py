@@ -1,5 +1,5 @@
 """
-Who may import torch: the engine's part that computes, and nobody in the API process.
+Only the computing part of the engine may import torch; the API process never does.
 """
 
 import ast
@@ -45,7 +45,7 @@ sys.meta_path.insert(0, Refuse())
 
 def top_imports(source):
     """
-    Yield what *source* may import when it is imported, parents of it included.
+    Yield the modules that importing *source* may import, their parents included.
     """
     for node in ast.parse(source).body:
         names = []
@@ -59,14 +59,14 @@ def top_imports(source):
 
 def computes(source):
     """
-    Return whether to import *source* is to import what computes.
+    Return whether importing *source* imports a computing module.
     """
-    seen, todo = set(), [source]
+    imported, todo = set(), [source]
     while todo:
-        for name in set(top_imports(todo.pop())) - seen:
-            seen.add(name)
+        for name in set(top_imports(todo.pop())) - imported:
+            imported.add(name)
             todo.append(source_of(name))
-    return not HEAVY.isdisjoint(seen)
+    return not HEAVY.isdisjoint(imported)
 
 
 @cache
@@ -87,9 +87,9 @@ def may_compute(name):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("runtime/**/*.py")), ids=name_of)
-def test_torch_is_imported_only_where_it_computes(path):
+def test_only_computing_modules_import_torch(path):
     """
-    Everything else can be tested without it, and starts without it.
+    All other modules can be tested, and can start, without torch.
     """
     assert may_compute(name_of(path)) or not computes(path.read_text())
 
@@ -105,9 +105,9 @@ def test_torch_is_imported_only_where_it_computes(path):
         "from runtime.kernels.quantize import Quantized",
     ],
 )
-def test_a_slip_would_be_noticed(slip):
+def test_an_import_of_torch_would_be_noticed(slip):
     """
-    Negative control: torch itself, and whoever imports it, however far down.
+    Negative control: torch itself, and any module that imports it at any depth.
     """
     assert computes(slip)
 
@@ -120,16 +120,16 @@ def test_a_slip_would_be_noticed(slip):
         "from runtime.models.config import DecoderConfig",
     ],
 )
-def test_not_everything_is_a_slip(fine):
+def test_a_late_import_of_torch_is_allowed(fine):
     """
-    Negative control of the negative control: in a function, or without torch below.
+    Negative control of the negative control: an import in a function, and a module without torch.
     """
     assert not computes(fine)
 
 
-def test_what_computes_exists():
+def test_every_computing_module_of_the_rule_exists():
     """
-    A rule about a module that is gone protects nothing.
+    A rule about a removed module protects nothing.
     """
     assert all(source_of(name) for name in COMPUTE)
 
@@ -147,29 +147,29 @@ def run(code):
         ("runtime.engines.paged.runner", "{'torch'}"),
     ],
 )
-def test_the_api_process_never_loads_what_computes(modules, loaded):
+def test_the_api_process_loads_no_computing_module(modules, loaded):
     """
-    What the API process imports, all of it, in a fresh interpreter; the runner, for control.
+    Checked on all imports of the API process in a fresh interpreter; the runner is the control.
     """
-    found = run(f"import sys, {modules}; print({{'torch', 'triton'}} & sys.modules.keys())")
-    assert (found.stdout.strip(), found.stderr) == (loaded, "")
+    process = run(f"import sys, {modules}; print({{'torch', 'triton'}} & sys.modules.keys())")
+    assert (process.stdout.strip(), process.stderr) == (loaded, "")
 
 
-def test_the_engine_imports_nothing_of_the_web_layer():
+def test_the_engine_does_not_import_the_web_layer():
     """
-    It starts where none of that is installed.
+    It starts where none of those packages is installed.
     """
     paged = [f"paged.{name}" for name in ("worker", "scheduler", "load_engine", "runner")]
     engine = ["__main__", *paged, "tensor_parallel.sharded", "tensor_parallel.tp_worker"]
-    found = run(REFUSING + "".join(f"import runtime.engines.{name}\n" for name in engine))
-    assert (found.returncode, found.stderr) == (0, "")
+    process = run(REFUSING + "".join(f"import runtime.engines.{name}\n" for name in engine))
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["runtime.server.process", "runtime.server.text"])
-def test_what_is_refused_would_be_noticed(name):
+def test_the_blocked_packages_are_needed_by_the_api_process(name):
     """
-    Negative control: the API process needs it.
+    Negative control of the test above.
     """
-    found = run(REFUSING + f"import {name}")
-    assert found.returncode == 1
-    assert "ImportError: refused: " in found.stderr
+    process = run(REFUSING + f"import {name}")
+    assert process.returncode == 1
+    assert "ImportError: refused: " in process.stderr

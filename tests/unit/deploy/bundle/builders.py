@@ -1,5 +1,5 @@
 """
-Small true things: a model, a wheel, a lock, a key, a bundle of them.
+Builds small valid inputs: a model, a wheel, a lock, a key, and a bundle of them.
 """
 
 import base64
@@ -23,7 +23,7 @@ GOLDEN = {"prompt": "sun", "max_tokens": 4, "expected": "rises"}
 
 def safetensors(**tensors):
     """
-    Return a safetensors file of the given tensors: name and bytes.
+    Return a safetensors file with the tensors, given as name and bytes.
     """
     header, at = {}, 0
     for name, data in tensors.items():
@@ -44,7 +44,7 @@ def make_model(directory, weights=b"\x01\x02\x03\x04" * 64, golden=(GOLDEN,)):
 
 def make_shards(directory):
     """
-    A model in two files with an index.
+    Write a model in two files with an index.
     """
     make_model(directory)
     (directory / "model.safetensors").unlink()
@@ -73,7 +73,7 @@ def make_runtime(directory):
 
 def make_lock(directory, name="tinydep", version="1.0"):
     """
-    Return the lock of one small wheel that lies in *directory*.
+    Return the lock of one small wheel in *directory*.
     """
     directory.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
@@ -108,7 +108,7 @@ def _urlsafe(data):
 
 def make_key(directory, identity=IDENTITY, name="key"):
     """
-    Return a private key and the allowed signers that know it.
+    Return a private key, and the allowed signers file that lists it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     key, signers = directory / name, directory / f"{name}.allowed"
@@ -121,7 +121,7 @@ def make_key(directory, identity=IDENTITY, name="key"):
 
 class Workshop:
     """
-    A directory with everything that a bundle is built of.
+    A directory with all inputs of a bundle.
     """
 
     def __init__(self, root):

@@ -11,7 +11,7 @@ def workshop(tmp_path):
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory):
     """
-    A private key, and the allowed signers that know it.
+    A private key, and the allowed signers file that lists it.
     """
     return make_key(tmp_path_factory.mktemp("keys"))
 
@@ -19,6 +19,6 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="session")
 def stranger(tmp_path_factory):
     """
-    A key that nobody allowed.
+    A key that no allowed signers file lists.
     """
     return make_key(tmp_path_factory.mktemp("stranger"), "eve@example.org")

@@ -22,9 +22,9 @@ def archived(bundle, name):
     return subprocess.run(argv, capture_output=True, check=True).stdout
 
 
-def test_the_same_inputs_are_the_same_bytes(tmp_path):
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
     """
-    Another directory, another umask, other times and another order of files: the same bundle.
+    With another directory, umask, times and order of files: the same bundle.
     """
     first = Workshop(tmp_path / "a").build()
     old = os.umask(0o077)
@@ -60,7 +60,7 @@ def change_golden(workshop):
 @pytest.mark.parametrize("change", [change_weights, change_code, change_golden])
 def test_one_byte_makes_another_bundle(workshop, change):
     """
-    Negative control: what is in it is in its name.
+    Negative control: its digest depends on the content.
     """
     before = workshop.build().digest
     change(workshop)
@@ -71,14 +71,14 @@ def test_one_byte_makes_another_bundle(workshop, change):
 @pytest.mark.parametrize("more", [{"version": "v2"}, {"overrides": {"threads": 2}}])
 def test_another_version_or_setting_makes_another_bundle(workshop, more):
     """
-    So are version and configuration.
+    The digest also depends on version and configuration.
     """
     assert workshop.build(**more).digest != workshop.build().digest
 
 
-def test_the_archive_is_one_that_tar_reads(workshop):
+def test_tar_reads_the_archive(workshop):
     """
-    Code, configuration, golden prompts and lock; nothing of the lab, no bytecode.
+    Code, configuration, golden prompts and lock; no lab files and no bytecode.
     """
     bundle = workshop.build()
     argv = ["tar", "-tvf", bundle.archive_path]
@@ -94,7 +94,7 @@ def test_the_archive_is_one_that_tar_reads(workshop):
 
 def test_the_configuration_names_version_and_model(workshop):
     """
-    And what the release sets for itself.
+    And the settings of the release.
     """
     bundle = workshop.build(overrides={"max_wait_s": 0.01})
 
@@ -106,16 +106,16 @@ def test_the_configuration_names_version_and_model(workshop):
     assert bundle.manifest.model_name == "glm4"
 
 
-def test_a_release_may_set_what_the_runtime_knows():
+def test_a_release_may_set_the_options_of_the_runtime():
     """
-    The list of settings is that of the runtime.
+    The runtime defines the list of settings.
     """
     assert {*OVERRIDES, "version"} == set(RuntimeConfig.model_fields)
     assert RuntimeConfig.model_fields["version"].default is PydanticUndefined
 
 
 @pytest.mark.parametrize("version", ["", "v 1", "-1", "v1/../2", "v" * 65, "v1\n"])
-def test_an_impossible_version_is_refused(workshop, version):
+def test_an_invalid_version_is_refused(workshop, version):
     """
     It becomes a metric label and a header.
     """
@@ -123,9 +123,9 @@ def test_an_impossible_version_is_refused(workshop, version):
         workshop.build(version)
 
 
-def test_a_setting_that_the_runtime_does_not_have_is_refused(workshop):
+def test_an_unknown_setting_is_refused(workshop):
     """
-    With the nearest one there is.
+    The error suggests the nearest one.
     """
     with pytest.raises(UsageError) as caught:
         workshop.build(overrides={"thread": 4})
@@ -133,9 +133,9 @@ def test_a_setting_that_the_runtime_does_not_have_is_refused(workshop):
     assert "threads" in caught.value.fix
 
 
-def test_nothing_is_stored_of_what_is_no_model(workshop):
+def test_nothing_is_stored_for_an_invalid_model(workshop):
     """
-    The model is looked at before a byte is copied.
+    The model is checked before the first byte is copied.
     """
     (workshop.model / "tokenizer.json").unlink()
 
@@ -147,7 +147,7 @@ def test_nothing_is_stored_of_what_is_no_model(workshop):
 
 def test_a_checkout_without_runtime_is_refused(workshop):
     """
-    A bundle without code serves nothing.
+    A bundle needs the code of the runtime.
     """
     shutil.rmtree(workshop.runtime)
 

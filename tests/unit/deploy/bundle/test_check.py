@@ -1,5 +1,5 @@
 """
-Signatures and hashes, before any connection.
+Signatures and hashes are checked before any connection.
 """
 
 import shutil
@@ -18,13 +18,13 @@ def bundle(workshop, keys):
 
 
 def weights(bundle):
-    found = next(f for f in bundle.manifest.model.files if f.path == "model.safetensors")
-    return bundle.blob(found.sha256)
+    weights = next(f for f in bundle.manifest.model.files if f.path == "model.safetensors")
+    return bundle.blob(weights.sha256)
 
 
-def test_a_signed_bundle_says_who_signed_it(bundle, keys):
+def test_the_signer_of_a_bundle_is_named(bundle, keys):
     """
-    The identity of the allowed signers file.
+    By its identity in the allowed signers file.
     """
     assert bundle.is_signed
     assert check_bundle(bundle, allowed_signers=keys[1]) == IDENTITY
@@ -42,23 +42,23 @@ def test_signing_again_and_building_again_keep_it_signed(workshop, bundle, keys)
 
 def test_a_bundle_without_signature_is_refused(workshop, keys):
     """
-    Nothing unsigned leaves this machine.
+    No unsigned bundle is sent to a host.
     """
     with pytest.raises(BundleUnsigned):
         check_bundle(workshop.build(), allowed_signers=keys[1])
 
 
-def test_a_strangers_signature_is_none(workshop, keys, stranger):
+def test_a_signature_by_an_unlisted_key_is_refused(workshop, keys, stranger):
     """
-    Valid, but nobody allowed that key.
+    It is valid, but the key is not allowed.
     """
     with pytest.raises(BundleUnsigned, match="no valid signature"):
         check_bundle(workshop.signed(stranger[0]), allowed_signers=keys[1])
 
 
-def test_a_signature_of_another_bundle_is_none(workshop, bundle, keys):
+def test_a_signature_of_another_bundle_is_refused(workshop, bundle, keys):
     """
-    It holds for one manifest alone.
+    A signature covers one manifest.
     """
     other = workshop.build("v2")
     shutil.copyfile(bundle.signature_path, other.signature_path)
@@ -90,9 +90,9 @@ def cut(path):
         (weights, lambda path: path.unlink(), BundleTruncated),
     ],
 )
-def test_what_was_changed_after_it_was_signed_is_refused(bundle, keys, which, change, kind):
+def test_a_change_after_signing_is_refused(bundle, keys, which, change, kind):
     """
-    One byte other or less, anywhere; the error says that no host was touched.
+    One byte changed or missing in any file; the error says that no host was changed.
     """
     change(which(bundle))
 
@@ -104,9 +104,9 @@ def test_what_was_changed_after_it_was_signed_is_refused(bundle, keys, which, ch
 
 
 @pytest.mark.parametrize("spoil", [lambda key: key.unlink(), lambda key: key.write_text("x")])
-def test_a_key_that_is_missing_or_none_is_named(workshop, tmp_path, keys, spoil):
+def test_a_missing_or_invalid_key_is_named(workshop, tmp_path, keys, spoil):
     """
-    The fleet file says where it should be.
+    The fleet file has its path.
     """
     key = tmp_path / "key"
     shutil.copyfile(keys[0], key)
@@ -122,7 +122,7 @@ def test_a_key_that_is_missing_or_none_is_named(workshop, tmp_path, keys, spoil)
 
 def test_missing_allowed_signers_are_named(bundle, tmp_path):
     """
-    Nobody is trusted by default.
+    No signer is trusted by default.
     """
     with pytest.raises(PreconditionError, match="no allowed signers"):
         check_bundle(bundle, allowed_signers=tmp_path / "nobody")

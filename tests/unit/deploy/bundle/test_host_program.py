@@ -37,9 +37,9 @@ def program(tmp_path_factory):
     return path
 
 
-def test_it_runs_where_there_is_no_checkout(program, tmp_path):
+def test_it_runs_without_a_checkout(program, tmp_path):
     """
-    One file, no package installed, any directory; an error is an answer, and exits 0.
+    One file, without installed packages, in any directory; an error is an answer with exit code 0.
     """
     answer = run(program, "slot.explode", cwd=tmp_path)
 
@@ -48,9 +48,9 @@ def test_it_runs_where_there_is_no_checkout(program, tmp_path):
 
 
 @pytest.mark.parametrize("verb", sorted(REQUESTS))
-def test_every_verb_refuses_an_argument_that_it_does_not_have(program, tmp_path, verb):
+def test_every_verb_refuses_an_unknown_argument(program, tmp_path, verb):
     """
-    Through the zipapp, in a process of its own: the verb is known and its request is checked.
+    Through the zipapp in a process of its own: the verb is known, and its request is checked.
     """
     document = {"schema": SCHEMA, "args": {"no_such_argument": 1}}
 
@@ -60,9 +60,9 @@ def test_every_verb_refuses_an_argument_that_it_does_not_have(program, tmp_path,
     assert "no_such_argument" in answer["error"]["why"]
 
 
-def test_a_verb_that_is_not_in_it_is_refused_otherwise(program, tmp_path):
+def test_an_unknown_verb_is_refused_with_another_error(program, tmp_path):
     """
-    Negative control: the check above tells a verb of the protocol from another.
+    Negative control: the check above distinguishes known verbs from unknown ones.
     """
     document = {"schema": SCHEMA, "args": {"no_such_argument": 1}}
 
@@ -74,7 +74,7 @@ def test_a_verb_that_is_not_in_it_is_refused_otherwise(program, tmp_path):
 @pytest.mark.parametrize("verb", [request.VERB for request in HANDLERS])
 def test_every_handler_is_in_it(program, tmp_path, verb):
     """
-    The zipapp can import the code of each verb, and nothing of the checkout.
+    The zipapp can import the code of each verb, without the checkout.
     """
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
@@ -96,7 +96,7 @@ def test_every_handler_is_in_it(program, tmp_path, verb):
 
 def test_it_is_the_same_bytes_each_time(tmp_path):
     """
-    From another checkout with other times and modes: `inv provision` finds no change.
+    From a checkout with other times and modes: `inv provision` finds no change.
     """
     copy = tmp_path / "remote"
     shutil.copytree(PACKAGE, copy)
@@ -109,7 +109,7 @@ def test_it_is_the_same_bytes_each_time(tmp_path):
 
 def test_another_line_is_another_program(tmp_path):
     """
-    Negative control: what it does is in its bytes.
+    Negative control: its bytes depend on the code.
     """
     copy = tmp_path / "remote"
     shutil.copytree(PACKAGE, copy)
@@ -118,9 +118,9 @@ def test_another_line_is_another_program(tmp_path):
     assert build_host_program(copy) != build_host_program()
 
 
-def test_a_caller_that_went_away_is_no_error(program):
+def test_a_lost_connection_does_not_stop_a_verb(program):
     """
-    The connection may be cut before the answer: the verb is done all the same.
+    The connection may end before the answer; the verb completes.
     """
     reading, writing = os.pipe()
     os.close(reading)
@@ -137,7 +137,8 @@ def test_a_caller_that_went_away_is_no_error(program):
 
 def fed_modules(tmp_path, **changed):
     """
-    Return where `deploy.host.facts` is loaded from, from a fed program with *changed* contents.
+    Return where a program fed over standard input, with *changed* contents, loads
+    `deploy.host.facts` from.
     """
     path = tmp_path / "fed.zip"
     with zipfile.ZipFile(io.BytesIO(build_fed_program())) as archive:
@@ -159,22 +160,22 @@ def fed_modules(tmp_path, **changed):
 
 def test_a_fed_program_runs_from_bytecode_of_the_same_python(tmp_path):
     """
-    A host with the Python version of the controller compiles nothing.
+    A host with the controller's Python version compiles nothing.
     """
     assert fed_modules(tmp_path) == (0, "deploy/host/facts.pyc", "")
 
 
 def test_another_python_compiles_the_sources_of_a_fed_program(tmp_path):
     """
-    Bytecode of another version is passed over.
+    It ignores bytecode of another version.
     """
     code, module, _ = fed_modules(tmp_path, bytecode=lambda data: b"\0\0\r\n" + data[4:])
     assert (code, module) == (0, "deploy/host/facts.py")
 
 
-def test_the_bytecode_of_a_fed_program_is_that_of_its_sources(tmp_path):
+def test_the_bytecode_of_a_fed_program_matches_its_sources(tmp_path):
     """
-    A source that changed since its bytecode was cached is compiled again.
+    A changed source is compiled again, despite cached bytecode.
     """
     package = tmp_path / "host"
     shutil.copytree(PACKAGE, package)

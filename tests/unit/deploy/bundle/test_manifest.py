@@ -12,9 +12,9 @@ RECORDED = "d4c1e1ca3b4c461906ffb5fd940c03dc196fb3f9fcd49d2ca72e925aecf5878f"
 RECORDED_ARCHIVE_BYTES = 10240
 
 
-def test_the_same_inputs_are_the_same_bundle_as_ever(workshop):
+def test_the_digest_of_a_bundle_is_stable_across_versions(workshop):
     """
-    Recorded from slipway of before the manifest had one type: hosts keep bundles by this digest.
+    Recorded from an earlier version: hosts store bundles by this digest.
     """
     workshop.lock = dataclasses.replace(workshop.lock, python="3.11")
 
@@ -34,9 +34,9 @@ def test_another_byte_is_another_bundle(workshop):
     assert workshop.build().digest != RECORDED
 
 
-def test_a_manifest_that_is_read_and_written_is_the_same(workshop):
+def test_a_manifest_round_trips(workshop):
     """
-    There is one way to write it.
+    Its encoding is canonical.
     """
     bundle = workshop.build()
     data = bundle.manifest_path.read_bytes()
@@ -45,9 +45,9 @@ def test_a_manifest_that_is_read_and_written_is_the_same(workshop):
     assert parse_manifest(data).to_bytes() == data
 
 
-def test_it_says_what_the_format_says(workshop):
+def test_it_has_the_documented_keys(workshop):
     """
-    docs/reference/bundle.md lists these keys; there is no time among them.
+    docs/reference/bundle.md lists them; none is a time.
     """
     document = json.loads(workshop.build().manifest_path.read_bytes())
 
@@ -71,9 +71,9 @@ def test_it_says_what_the_format_says(workshop):
         (("lock", "wheels", 0, "file"), "/tmp/x.whl"),
     ],
 )
-def test_what_the_format_does_not_have_is_refused(workshop, path, value):
+def test_an_invalid_manifest_is_refused(workshop, path, value):
     """
-    Unknown keys, wrong types, and paths that lead out.
+    Unknown keys, wrong types, and paths that leave the bundle.
     """
     document = workshop.build().manifest.document()
     inner = document
@@ -103,7 +103,7 @@ def test_what_the_format_does_not_have_is_refused(workshop, path, value):
 )
 def test_a_manifest_that_contradicts_itself_is_refused(workshop, change):
     """
-    Digests that don't fit, files listed twice, names of slipway's own.
+    Digests that do not match, duplicate files, reserved names.
     """
     document = workshop.build().manifest.document()
     parse_manifest(canonical(document))
@@ -115,9 +115,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(workshop, change):
     assert caught.value.kind == "BundleTampered"
 
 
-def test_a_format_of_the_future_is_told_as_one(workshop):
+def test_a_newer_format_is_named_as_such(workshop):
     """
-    An old host program says that it is old.
+    An old host program says that it is too old.
     """
     document = {**workshop.build().manifest.document(), "format": 2}
 
@@ -129,7 +129,7 @@ def test_a_format_of_the_future_is_told_as_one(workshop):
 
 def test_the_page_lists_every_key_of_the_manifest(workshop):
     """
-    docs/reference/bundle.md is the format.
+    docs/reference/bundle.md documents the format.
     """
     page = (Path(__file__).parents[4] / "docs" / "reference" / "bundle.md").read_text()
     table = page[page.index("## manifest.json") : page.index("There is no time")]

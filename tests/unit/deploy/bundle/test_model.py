@@ -13,7 +13,7 @@ from tests.unit.deploy.bundle.builders import make_model, make_shards, safetenso
 @contextmanager
 def as_nobody():
     """
-    Let this thread touch files as the user nobody.
+    Access files as the user nobody, in this thread.
     """
     libc = ctypes.CDLL(None)
     libc.setfsuid(65534)
@@ -31,7 +31,7 @@ def refusal(path):
 
 def test_a_model_is_its_configuration_tokenizer_and_weights(tmp_path):
     """
-    And what it brings along of the optional files.
+    And those optional files that it has.
     """
     model = make_model(tmp_path / "m")
     (model / "generation_config.json").write_text("{}")
@@ -44,7 +44,7 @@ def test_a_model_is_its_configuration_tokenizer_and_weights(tmp_path):
 
 def test_a_model_in_shards_is_its_index_and_every_shard(tmp_path):
     """
-    As large models come.
+    The layout of large models.
     """
     assert check_model(make_shards(tmp_path / "m")) == [
         "config.json",
@@ -55,9 +55,9 @@ def test_a_model_in_shards_is_its_index_and_every_shard(tmp_path):
     ]
 
 
-def test_a_path_that_is_not_there_names_the_part_that_is_missing(tmp_path):
+def test_a_missing_path_names_its_missing_part(tmp_path):
     """
-    "not found", and where the path stops being true.
+    "not found", and the first part that does not exist.
     """
     error = refusal(tmp_path / "modles" / "tiny")
 
@@ -67,9 +67,9 @@ def test_a_path_that_is_not_there_names_the_part_that_is_missing(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_a_path_that_may_not_be_entered_names_the_directory(tmp_path):
+def test_a_path_without_permission_names_the_directory(tmp_path):
     """
-    "no permission", and whose.
+    "no permission", and the directory that refuses.
     """
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
@@ -87,9 +87,9 @@ def test_a_path_that_may_not_be_entered_names_the_directory(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_a_file_that_may_not_be_read_is_named(tmp_path):
+def test_a_file_without_permission_is_named(tmp_path):
     """
-    A model of which one file is private.
+    One file of the model is private.
     """
     for parent in (tmp_path, *tmp_path.parents):
         if parent.name.startswith(("pytest-", "popen-", tmp_path.name)):
@@ -136,9 +136,9 @@ def cut(name, size):
         (write("golden.jsonl", "{\n"), "not JSON"),
     ],
 )
-def test_what_is_not_a_model_says_which_file_and_why(tmp_path, spoil, said):
+def test_an_invalid_model_names_the_file_and_the_reason(tmp_path, spoil, said):
     """
-    "not a model": missing, not parseable, or cut off.
+    "not a model": missing, not parseable, or truncated.
     """
     model = make_model(tmp_path / "m")
     spoil(model)
@@ -165,9 +165,9 @@ def test_what_is_not_a_model_says_which_file_and_why(tmp_path, spoil, said):
         ),
     ],
 )
-def test_a_model_in_shards_is_whole_or_refused(tmp_path, spoil, said):
+def test_an_incomplete_sharded_model_is_refused(tmp_path, spoil, said):
     """
-    Every shard of the index, with every tensor that it lists.
+    It needs every shard of the index, with every tensor that the index lists.
     """
     model = make_shards(tmp_path / "m")
     spoil(model)
@@ -177,7 +177,7 @@ def test_a_model_in_shards_is_whole_or_refused(tmp_path, spoil, said):
 
 def test_a_file_is_not_a_model(tmp_path):
     """
-    One gives the directory, not the weights.
+    The path must be the directory, not the weights file.
     """
     weights = make_model(tmp_path / "m") / "model.safetensors"
 

@@ -1,5 +1,5 @@
 """
-The order of a staging, through the real host program.
+The order of staging, with the real host program.
 """
 
 import shutil
@@ -48,9 +48,9 @@ def parts(bundle, workshop):
     yield from workshop.wheels.iterdir()
 
 
-def test_the_manifest_goes_first_and_the_weights_last(client, transport, bundle, workshop):
+def test_the_manifest_is_sent_first_and_the_weights_last(client, transport, bundle, workshop):
     """
-    Each upload ends in .part: the host has verified none of them.
+    Each upload ends in .part until the host has verified it.
     """
     lines = []
 
@@ -71,9 +71,9 @@ def test_the_manifest_goes_first_and_the_weights_last(client, transport, bundle,
     assert sent.staged.version == "v1"
 
 
-def test_only_what_the_host_lacks_is_sent(client, transport, bundle, workshop):
+def test_only_missing_files_are_sent(client, transport, bundle, workshop):
     """
-    A host with everything gets nothing but the question and the check.
+    A host with all files gets only the query and the commit.
     """
     stage(bundle, client=client, wheels=workshop.wheels)
     transport.puts.clear()
@@ -84,7 +84,7 @@ def test_only_what_the_host_lacks_is_sent(client, transport, bundle, workshop):
     assert (sent.names, sent.size) == ((), 0)
 
 
-def test_a_cut_upload_leaves_nothing_to_commit(client, transport, bundle, workshop):
+def test_an_interrupted_upload_is_not_committed(client, transport, bundle, workshop):
     """
     The next try sends the rest.
     """
@@ -96,7 +96,7 @@ def test_a_cut_upload_leaves_nothing_to_commit(client, transport, bundle, worksh
     assert len(stage(bundle, client=client, wheels=workshop.wheels).names) == 7
 
 
-def test_a_lost_answer_of_the_commit_is_no_loss(client, transport, bundle, workshop):
+def test_a_lost_answer_of_the_commit_is_recovered(client, transport, bundle, workshop):
     """
     The bundle is placed: the second try sends nothing.
     """
@@ -107,9 +107,9 @@ def test_a_lost_answer_of_the_commit_is_no_loss(client, transport, bundle, works
     assert stage(bundle, client=client, wheels=workshop.wheels).names == ()
 
 
-def test_a_part_that_is_not_here_stops_before_anything_is_sent(client, transport, bundle, workshop):
+def test_a_missing_local_file_stops_before_anything_is_sent(client, transport, bundle, workshop):
     """
-    A wheel that was deleted from the cache, or a bundle that nobody signed.
+    A wheel that was deleted from the cache, or a missing signature.
     """
     next(workshop.wheels.iterdir()).unlink()
 
@@ -121,7 +121,7 @@ def test_a_part_that_is_not_here_stops_before_anything_is_sent(client, transport
 
 def test_a_refusal_of_the_host_stops_before_anything_is_sent(client, transport, bundle, workshop):
     """
-    A disk that is too small is reported at once, under the name of the host.
+    A disk that is too small is reported at once, with the host's name.
     """
     transport.system.free = 1 << 20
 
@@ -133,7 +133,7 @@ def test_a_refusal_of_the_host_stops_before_anything_is_sent(client, transport, 
 
 def test_a_short_upload_is_refused_by_the_host(client, transport, bundle, workshop):
     """
-    The error is that of the controller for the kind that the host reports.
+    The controller raises the class of the kind that the host reports.
     """
     bundle.archive_path.write_bytes(bundle.archive_path.read_bytes()[:-1])
 

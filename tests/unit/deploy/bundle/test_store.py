@@ -12,29 +12,29 @@ def refusal(store, name):
     return caught.value
 
 
-def test_a_bundle_is_found_by_version_digest_and_its_beginning(workshop):
+def test_a_bundle_is_found_by_version_digest_and_prefix(workshop):
     """
-    As an operator would name it.
+    The names that an operator uses.
     """
-    made = workshop.build()
+    bundle = workshop.build()
 
-    for name in ("v1", made.digest, made.digest[:8]):
-        assert workshop.store.get(name) == made
+    for name in ("v1", bundle.digest, bundle.digest[:8]):
+        assert workshop.store.get(name) == bundle
 
 
-def test_a_name_that_no_bundle_has_lists_those_there_are(workshop):
+def test_an_unknown_name_lists_the_bundles(workshop):
     """
-    Also a beginning that is too short to mean anything.
+    Also a prefix that is too short.
     """
-    made = workshop.build()
+    bundle = workshop.build()
 
-    for name in ("v9", made.digest[:3]):
-        assert made.digest[:12] in refusal(workshop.store, name).why
+    for name in ("v9", bundle.digest[:3]):
+        assert bundle.digest[:12] in refusal(workshop.store, name).why
 
 
-def test_a_version_of_two_bundles_is_not_guessed(workshop):
+def test_an_ambiguous_version_is_refused(workshop):
     """
-    Built twice from other code: the operator says which.
+    It was built twice from different code: the operator must choose.
     """
     first = workshop.build()
     (workshop.runtime / "__main__.py").write_text("print(2)\n")
@@ -50,9 +50,9 @@ def age(bundle, seconds):
     os.utime(bundle.directory, (1_000_000 - seconds, 1_000_000 - seconds))
 
 
-def test_the_newest_is_what_was_built_last(workshop):
+def test_the_newest_bundle_is_the_one_built_last(workshop):
     """
-    Building an old one again makes it the newest.
+    Rebuilding an old bundle makes it the newest.
     """
     first, second = workshop.build("v1"), workshop.build("v2")
     age(first, 60), age(second, 30)
@@ -65,7 +65,7 @@ def test_the_newest_is_what_was_built_last(workshop):
 
 def test_an_empty_store_says_how_to_fill_it(workshop):
     """
-    The first `inv release` of a fresh clone.
+    As at the first `inv release` of a fresh clone.
     """
     with pytest.raises(UsageError, match="has no bundle"):
         workshop.store.newest()
@@ -73,17 +73,17 @@ def test_an_empty_store_says_how_to_fill_it(workshop):
 
 def test_weights_are_linked_not_copied(workshop):
     """
-    Tens of gigabytes are on disk once.
+    Tens of gigabytes are on disk only once.
     """
-    made = workshop.build()
-    weights = next(f for f in made.manifest.model.files if f.path == "model.safetensors")
+    bundle = workshop.build()
+    weights = next(f for f in bundle.manifest.model.files if f.path == "model.safetensors")
 
-    assert made.blob(weights.sha256).samefile(workshop.model / "model.safetensors")
+    assert bundle.blob(weights.sha256).samefile(workshop.model / "model.safetensors")
 
 
-def test_weights_of_another_disk_are_copied(workshop, monkeypatch):
+def test_weights_on_another_disk_are_copied(workshop, monkeypatch):
     """
-    Where a link is not possible; the same bundle comes out.
+    A link is not possible; the bundle is the same.
     """
     linked = workshop.build()
 
@@ -104,16 +104,16 @@ def test_weights_of_another_disk_are_copied(workshop, monkeypatch):
 
 def test_a_model_that_changes_while_it_is_read_is_refused(workshop, monkeypatch):
     """
-    A download that is still running.
+    Such as a download in progress.
     """
     real = stores._take
 
     def take(source, draft):
-        found = real(source, draft)
+        result = real(source, draft)
         if source.name == "model.safetensors":
             with source.open("ab") as file:
                 file.write(b"more")
-        return found
+        return result
 
     monkeypatch.setattr(stores, "_take", take)
 
@@ -123,23 +123,23 @@ def test_a_model_that_changes_while_it_is_read_is_refused(workshop, monkeypatch)
 
 def test_building_again_repairs_a_damaged_bundle(workshop):
     """
-    "inv bundle" is the fix for what was damaged on disk.
+    The fix of a damaged bundle is "inv bundle".
     """
-    made = workshop.build()
-    made.archive_path.write_bytes(b"damaged")
-    weights = next(f for f in made.manifest.model.files if f.path == "model.safetensors")
-    made.blob(weights.sha256).unlink()
-    made.blob(weights.sha256).write_bytes(b"damaged")
+    bundle = workshop.build()
+    bundle.archive_path.write_bytes(b"damaged")
+    weights = next(f for f in bundle.manifest.model.files if f.path == "model.safetensors")
+    bundle.blob(weights.sha256).unlink()
+    bundle.blob(weights.sha256).write_bytes(b"damaged")
 
     again = workshop.build()
 
     assert again.archive_path.read_bytes() != b"damaged"
-    assert made.blob(weights.sha256).samefile(workshop.model / "model.safetensors")
+    assert bundle.blob(weights.sha256).samefile(workshop.model / "model.safetensors")
 
 
-def test_a_bundle_is_in_the_store_whole_or_not_at_all(workshop, monkeypatch):
+def test_a_bundle_is_stored_atomically(workshop, monkeypatch):
     """
-    A disk that fills up leaves nothing that looks like one.
+    A full disk leaves no partial bundle.
     """
 
     def full(*_):

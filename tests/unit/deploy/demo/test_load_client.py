@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from deploy.demo.load_client import LoadConfig, drive
-from deploy.demo.load_report import RequestOutcome, summarise
+from deploy.demo.load_report import LoadOutcome, summarise
 from tests.unit.deploy.demo.server import (
     CLOSE_AFTER,
     CUT,
@@ -90,7 +90,7 @@ def test_each_reset_is_one_lost_request():
     assert resets >= 8
     assert report.lost_requests == resets
     assert report.ok == len(server.bodies) - resets
-    assert all(loss.outcome is RequestOutcome.LOST and loss.detail for loss in report.losses)
+    assert all(loss.outcome is LoadOutcome.LOST and loss.detail for loss in report.losses)
 
 
 def test_an_incomplete_answer_is_a_lost_request():
@@ -173,12 +173,12 @@ def test_a_dead_target_loses_its_own_requests_only():
     report, alive, dead = asyncio.run(drive_both())
     by_target = Counter((record.target, record.outcome) for record in report.records)
 
-    assert by_target[alive, RequestOutcome.LOST] == 0
-    assert by_target[dead, RequestOutcome.OK] == 0
+    assert by_target[alive, LoadOutcome.LOST] == 0
+    assert by_target[dead, LoadOutcome.OK] == 0
     # Each target keeps its own rate: fast refusals do not lead to more requests.
     due_at = [record.due_at for record in report.records if record.target == dead]
     scheduled = (max(due_at) - min(due_at)) * 400 / 2 + 1  # of 400 requests/s on two targets
-    assert by_target[dead, RequestOutcome.LOST] <= 2 * scheduled
+    assert by_target[dead, LoadOutcome.LOST] <= 2 * scheduled
 
 
 def test_complete_streams_are_no_losses():
@@ -250,7 +250,7 @@ def test_latency_counts_from_the_time_at_which_a_request_was_due():
         lambda n, body: [HANG] if n == 0 else answer(), 40, connections=1, timeout_s=0.3
     )
 
-    behind = [r for r in report.records if r.outcome is RequestOutcome.OK]
+    behind = [r for r in report.records if r.outcome is LoadOutcome.OK]
     assert max(r.latency_s for r in behind) > 0.2
 
 

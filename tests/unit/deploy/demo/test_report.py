@@ -2,7 +2,7 @@ import json
 from datetime import UTC, datetime
 
 from deploy.demo.demo import BAD, GARBLED
-from deploy.demo.load_report import RequestOutcome, RequestRecord, summarise
+from deploy.demo.load_report import LoadOutcome, RequestRecord, summarise
 from deploy.demo.report import DemoReport, DemoStep
 from deploy.release.events import ReleaseEvent
 
@@ -15,7 +15,7 @@ def make_record(due_s=1.0, **changes):
         "due_at": BEGAN.timestamp() + due_s,
         "target": TARGET,
         "streamed": False,
-        "outcome": RequestOutcome.OK,
+        "outcome": LoadOutcome.OK,
         "status": 200,
         "version": "v1.0.0",
         "latency_s": 0.1,
@@ -47,9 +47,9 @@ def test_the_demo_is_good_only_without_a_loss():
     assert make_report([make_record()]).is_good
     assert not make_report([]).is_good
     assert not make_report(
-        [make_record(outcome=RequestOutcome.LOST, status=None, version=None)]
+        [make_record(outcome=LoadOutcome.LOST, status=None, version=None)]
     ).is_good
-    assert not make_report([make_record(outcome=RequestOutcome.CUT_STREAM)]).is_good
+    assert not make_report([make_record(outcome=LoadOutcome.CUT_STREAM)]).is_good
     assert not make_report([make_record()], actual="reverted").is_good
 
 
@@ -80,7 +80,7 @@ def test_the_report_has_the_exposure_of_each_refused_release():
     records = [make_record(float(s)) for s in range(10)]
     records += [
         make_record(2.0, version=BAD),
-        make_record(4.0, version=BAD, outcome=RequestOutcome.ERROR_STATUS, status=500),
+        make_record(4.0, version=BAD, outcome=LoadOutcome.ERROR_STATUS, status=500),
     ]
     report = make_report(records)
 

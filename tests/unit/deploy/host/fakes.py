@@ -1,5 +1,5 @@
 """
-One host, and a caller that talks to its program as the controller does; a runtime on a socket.
+A host under a temporary root, a caller like the controller, and a runtime on a socket.
 """
 
 import json
@@ -29,9 +29,9 @@ BUNDLE = "a" * 64
 OTHER = "b" * 64
 
 
-class Host:
+class TemporaryHost:
     """
-    One host under a root of its own.
+    One host under a temporary root of its own.
     """
 
     def __init__(self, root, clock=None):
@@ -67,7 +67,7 @@ class Host:
 
     def answer(self, verb, args):
         """
-        Return the answer to a document that no request type makes.
+        Return the answer to a raw document, which no request type can encode.
         """
         document = {"schema": SCHEMA, "fence": self.fence, "release": self.release, "args": args}
         return json.loads(handle(self.system, verb, json.dumps(document)))
@@ -94,7 +94,7 @@ def short_directory():
 
 class SocketRuntime:
     """
-    A runtime on a Unix socket: ready, counting, answering; `gate` holds answers back.
+    A fake runtime on a Unix socket: readiness, counters, answers; `gate` holds answers back.
     """
 
     def __init__(self, path, name):
@@ -106,7 +106,7 @@ class SocketRuntime:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.seen = []
+        self.requests = []
         runtime = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -128,7 +128,7 @@ class SocketRuntime:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                runtime.seen.append((body, dict(self.headers)))
+                runtime.requests.append((body, dict(self.headers)))
                 runtime.entered.set()
                 assert runtime.gate.wait(20)
                 if runtime.fails_with:

@@ -1,5 +1,5 @@
 """
-A real HAProxy before the two runtimes of a test host, configured as provision configures it.
+A real HAProxy in front of the two runtimes of a test host, configured as by provision.
 """
 
 import http.client
@@ -85,7 +85,7 @@ class HaproxyProcess:
 
     def ask(self, connection=None, prompt="hi"):
         """
-        Return the text that the public port answers, or its status.
+        Return the text of the public port's answer, or its status.
         """
         connection = connection or self.client()
         connection.request("POST", "/generate", body=json.dumps({"prompt": prompt}).encode())

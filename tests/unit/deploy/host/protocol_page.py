@@ -1,5 +1,5 @@
 """
-Writes the tables of docs/reference/protocol.md from deploy/host/protocol.py.
+Generates the tables of docs/reference/protocol.md from deploy/host/protocol.py.
 
     python -m tests.unit.deploy.host.protocol_page
 """
@@ -27,7 +27,7 @@ _PLAIN = {
 
 def sentences(kind):
     """
-    Return the description of *kind*, and that of each field, from its docstring and comments.
+    Return the description of *kind* and those of its fields, from docstring and comments.
     """
     doc = inspect.cleandoc(kind.__doc__ or "")
     if doc == kind.__name__:
@@ -44,7 +44,7 @@ def sentences(kind):
 
 def words(kind, types):
     """
-    Return the name of a field's type; adds the dataclasses in it to *types*.
+    Return the name of a field's type; add the dataclasses in it to *types*.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -74,7 +74,7 @@ def _narrowed(name, limits):
 
 def table(kind, types):
     """
-    Return the lines of the table of the fields of *kind*.
+    Return the lines of the table of *kind*'s fields.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     _, described = sentences(kind)
@@ -95,7 +95,7 @@ def _json(value):
 
 def tables():
     """
-    Return the written part of the page.
+    Return the generated part of the page.
     """
     types = {}
     lines = ["## Verbs", "", "| verb | lease | |", "| --- | --- | --- |"]
@@ -123,7 +123,7 @@ def tables():
 
 def page(text):
     """
-    Return *text* of the page with its written part as it should be.
+    Return *text* of the page with its generated part renewed.
     """
     return text[: text.index(MARK) + len(MARK)] + "\n" + tables()
 

@@ -1,5 +1,5 @@
 """
-Brings real bundles to a host in a temporary directory: real signatures, real uv, real files.
+Stages real bundles on a host in a temporary directory: real signatures, real uv, real files.
 """
 
 import shutil
@@ -27,7 +27,7 @@ def provision(host, keys):
 
 class Link:
     """
-    Client and transport of a host; `change` replaces the content of an upload, None cuts it.
+    Client and transport of a host; `change` replaces the content of an upload, None cuts it off.
     """
 
     def __init__(self, host):
@@ -61,7 +61,7 @@ def refusal(host, bundle, workshop, change=lambda name, data: data):
 
 def placed(host):
     """
-    Return what stands in places that releases start from.
+    Return the entries of the directories that releases start from.
     """
     layout = host.layout
     directories = (layout.releases, layout.models, layout.blobs, layout.venvs, layout.wheelhouse)

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.host.protocol import FactQuery, LeaseRelease, Listener, UnitFacts, UserFacts
 from deploy.host.system import ProgramResult, System
-from tests.unit.deploy.host.fakes import Host
+from tests.unit.deploy.host.fakes import TemporaryHost
 
 # systemctl show, systemd 252: a unit that runs, an instance of a stale template, an absent one.
 UNITS = """\
@@ -37,7 +37,7 @@ NeedDaemonReload=no
 
 class Programs:
     """
-    The programs of the host that facts are read with; any other command is an AssertionError.
+    The programs of the host that facts are read from; any other command is an AssertionError.
     """
 
     def __init__(self, host, outputs):
@@ -56,7 +56,7 @@ def facts(host, **query):
 
 def place(host, path, content=b""):
     """
-    Place a file on the host and return its path on this machine.
+    Write a file on the host; return its path on this machine.
     """
     target = host.root_path / path.lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +66,15 @@ def place(host, path, content=b""):
 
 @pytest.fixture
 def host(tmp_path):
-    made = Host(tmp_path)
-    made.root_path = tmp_path
-    made.system.proxy.is_running = False
-    return made
+    temporary = TemporaryHost(tmp_path)
+    temporary.root_path = tmp_path
+    temporary.system.proxy.is_running = False
+    return temporary
 
 
 def test_a_bare_host_answers(host):
     """
-    Where nothing is installed every fact is absent, and none is an error.
+    Every fact of an empty host is absent, and none is an error.
     """
     bare = facts(
         host,
@@ -95,16 +95,16 @@ def test_a_bare_host_answers(host):
     assert (bare.pythons, bare.os_id, bare.has_apt) == ((), "", False)
 
 
-def test_types_of_paths_are_told_apart(host):
+def test_types_of_paths_are_distinguished(host):
     """
-    A link is a link, wherever it leads; a path below a file does not exist.
+    A link is a link, with any target; a path below a file does not exist.
     """
     place(host, "/d/file", b"x")
     (host.root_path / "d/link").symlink_to("/nowhere")
     os.mkfifo(host.root_path / "d/fifo")
     names = ["/d", "/d/file", "/d/link", "/d/fifo", "/d/file/below"]
     paths = facts(host, paths=dict.fromkeys(names, "")).paths
-    types = {name: found.type if found else None for name, found in paths.items()}
+    types = {name: path.type if path else None for name, path in paths.items()}
     assert types == {
         "/d": "directory",
         "/d/file": "file",
@@ -116,20 +116,20 @@ def test_types_of_paths_are_told_apart(host):
     assert paths["/d/file"].size == 1
 
 
-def test_rights_are_those_of_the_file(host):
+def test_mode_and_owner_are_reported(host):
     """
-    Mode has four octal digits; owner and group are names.
+    The mode has four octal digits; owner and group are names.
     """
     place(host, "/environment").chmod(0o600)
-    found = facts(host, paths={"/environment": ""}).paths["/environment"]
-    assert found.mode == "0600"
-    assert found.owner == ("root" if os.getuid() == 0 else found.owner)
-    assert found.sha256 is None
+    path = facts(host, paths={"/environment": ""}).paths["/environment"]
+    assert path.mode == "0600"
+    assert path.owner == ("root" if os.getuid() == 0 else path.owner)
+    assert path.sha256 is None
 
 
 def test_the_text_of_a_secret_never_leaves_the_host(host):
     """
-    A file with another hash brings its text, unless it is a secret.
+    A file with another hash is returned with its text, unless it is a secret.
     """
     path, content = "/etc/slipway/environment", b"TOKEN=x"
     place(host, path, content)
@@ -141,9 +141,9 @@ def test_the_text_of_a_secret_never_leaves_the_host(host):
     assert facts(host, paths={path: sha256}).paths[path].text is None
 
 
-def test_a_large_text_is_left_out(host):
+def test_a_large_text_is_omitted(host):
     """
-    Above 64 KiB there is no text: only a difference of hashes.
+    Above 64 KiB only the hashes are compared.
     """
     place(host, "/big", b"x" * (64 * 1024 + 1))
     assert facts(host, paths={"/big": "0" * 64}).paths["/big"].text is None
@@ -153,7 +153,7 @@ def test_a_large_text_is_left_out(host):
 
 def test_units_that_systemd_does_not_know_are_not_found(host):
     """
-    Each unit has systemd's states; one that is not in the output is not found.
+    Each unit has systemd's states; a unit that is missing in the output is "not-found".
     """
     Programs(host, {"systemctl": ProgramResult(0, UNITS, "")})
     names = ("haproxy.service", "slipway-runtime@blue.service", "other.service", "none.service")
@@ -167,7 +167,7 @@ def test_units_that_systemd_does_not_know_are_not_found(host):
 
 def test_a_program_that_fails_is_an_error_not_an_empty_fact(host):
     """
-    Without an answer of systemd nothing is known of the units.
+    Without systemd's answer the states of units are unknown.
     """
     failed = ProgramResult(4, "", "Failed to connect to bus\n")
     Programs(host, {"systemctl": failed})
@@ -176,19 +176,19 @@ def test_a_program_that_fails_is_an_error_not_an_empty_fact(host):
     assert "Failed to connect to bus" in error.why
 
 
-def test_packages_have_the_version_that_is_installed(host):
+def test_packages_have_their_installed_version(host):
     """
-    A package that was removed, or that dpkg has never heard of, has no version.
+    A removed package, or one unknown to dpkg, has no version.
     """
     place(host, "/usr/bin/dpkg-query")
     # dpkg-query exits 1 when one of the names is unknown, and prints the others.
     output = "haproxy\tinstalled\t2.6.12-1\nsocat\tconfig-files\t1.7.4\n"
     Programs(host, {"dpkg-query": ProgramResult(1, output, "no packages found matching gone\n")})
-    found = facts(host, packages=("haproxy", "socat", "gone")).packages
-    assert found == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
+    packages = facts(host, packages=("haproxy", "socat", "gone")).packages
+    assert packages == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
 
 
-def test_users_are_those_of_the_name_service(host):
+def test_users_come_from_the_name_service(host):
     """
     A user has group, shell and home.
     """
@@ -199,10 +199,10 @@ def test_users_are_those_of_the_name_service(host):
 
 def test_a_listener_is_named(tmp_path):
     """
-    The program behind a listening port is found; behind a silent port there is none.
+    The program on a listening port is named; a free port has none.
     """
     system = System()
-    call = Host(tmp_path)
+    call = TemporaryHost(tmp_path)
     call.system = system
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -218,9 +218,9 @@ def test_a_listener_is_named(tmp_path):
         ("Name: HAProxy\nnode: n1\n", ""),
     ],
 )
-def test_the_loaded_configuration_is_named_by_haproxy(host, info, description):
+def test_the_loaded_configuration_comes_from_haproxy(host, info, description):
     """
-    The description of `show info` is the loaded configuration's; another HAProxy has none.
+    From the description in `show info`; another HAProxy has none.
     """
 
     def ask(command):
@@ -232,9 +232,9 @@ def test_the_loaded_configuration_is_named_by_haproxy(host, info, description):
     assert facts(host).haproxy is None
 
 
-def test_a_lease_counts_while_it_is_in_force(host):
+def test_a_lease_is_reported_while_it_is_valid(host):
     """
-    The holder of the lease is named until it expires or is released.
+    Its holder is named until it expires or is released.
     """
     host.lease(ttl_s=30.0, owner="ann")
     lease = facts(host).lease
@@ -248,21 +248,25 @@ def test_a_lease_counts_while_it_is_in_force(host):
 
 def test_the_distribution_and_its_pythons_are_named(host):
     """
-    Versions come from the names in /usr/bin; the rest from os-release.
+    Python versions come from the names in /usr/bin, the rest from os-release.
     """
     for name in ("python3", "python3.11", "python3.11-config", "python3.9", "python2.7"):
         place(host, f"/usr/bin/{name}")
     place(host, "/usr/bin/apt-get")
     place(host, "/etc/os-release", b'ID=debian\nVERSION_CODENAME="bookworm"\n')
     place(host, "/sys/module/nvidia/version", b"535.104.05\n")
-    found = facts(host)
-    assert (found.pythons, found.os_id, found.codename) == (("3.11", "3.9"), "debian", "bookworm")
-    assert (found.has_apt, found.driver) == (True, "535.104.05")
+    result = facts(host)
+    assert (result.pythons, result.os_id, result.codename) == (
+        ("3.11", "3.9"),
+        "debian",
+        "bookworm",
+    )
+    assert (result.has_apt, result.driver) == (True, "535.104.05")
 
 
 def test_facts_change_nothing(host):
     """
-    No file is written, and the journal of the host does not grow.
+    No file is written, and the host's journal stays the same.
     """
     before = sorted(host.root_path.rglob("*"))
     facts(host, paths={"/etc/slipway": ""}, room=("/opt",), haproxy=True, port=1)

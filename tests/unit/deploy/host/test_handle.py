@@ -43,9 +43,9 @@ def document(**more):
         (document(args=[1]), "args"),
     ],
 )
-def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
+def test_a_malformed_document_is_refused_with_the_reason(host, text, said):
     """
-    The answer names what can't be read, and the tool does not break.
+    The answer names the unreadable part, and the program does not crash.
     """
     error = refused(host.system, "status", text)
 
@@ -53,9 +53,9 @@ def test_a_malformed_document_is_refused_with_what_is_wrong(host, text, said):
     assert said in error["why"]
 
 
-def test_an_unknown_verb_names_those_there_are(host):
+def test_an_unknown_verb_lists_the_known_verbs(host):
     """
-    A controller that is newer than the host program learns what this one can do.
+    For a controller that is newer than the host program.
     """
     error = refused(host.system, "slot.explode", "")
 
@@ -65,7 +65,7 @@ def test_an_unknown_verb_names_those_there_are(host):
 
 def test_unknown_and_wrong_arguments_are_refused(leased):
     """
-    An argument that the verb doesn't have, or of the wrong kind, is never ignored.
+    An unknown argument, or one of the wrong type, is never ignored.
     """
     for args, said in (
         ({"slot": "red"}, "blue or green"),
@@ -80,7 +80,7 @@ def test_unknown_and_wrong_arguments_are_refused(leased):
 @pytest.mark.parametrize("request_", HANDLERS, ids=lambda request: request.VERB)
 def test_every_handler_takes_its_request_and_returns_its_result(request_):
     """
-    The table names functions that exist, and are of the types that the protocol has.
+    The table names existing functions with the types of the protocol.
     """
     _, _, request_type, returned = typing.get_type_hints(handler_of(request_)).items()
 
@@ -90,14 +90,14 @@ def test_every_handler_takes_its_request_and_returns_its_result(request_):
 
 def test_every_request_has_a_handler():
     """
-    No verb of the protocol is without code, and no code without a verb.
+    Every verb of the protocol has a handler, and every handler a verb.
     """
     assert set(HANDLERS) == set(REQUESTS.values())
 
 
-def test_a_full_disk_is_told_as_one(host, monkeypatch):
+def test_a_full_disk_is_disktoosmall(host, monkeypatch):
     """
-    "No space left on device" anywhere is DiskTooSmall.
+    "No space left on device" in any verb.
     """
 
     def full(*_, **__):
@@ -111,8 +111,8 @@ def test_a_full_disk_is_told_as_one(host, monkeypatch):
     assert "/var/lib/slipway/lease.json" in error.what
 
 
-def test_one_line_keeps_the_last_lines_that_say_something():
+def test_one_line_keeps_the_last_non_empty_lines():
     """
-    A traceback becomes its end.
+    A traceback is reduced to its end.
     """
     assert one_line("a\n\n b \nc\n", last=2) == "b / c"

@@ -13,8 +13,8 @@ from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
 
 def line(step, phase, release="r1", args=None, ok=None, **more):
-    made = {"step": step, "phase": phase, "release": release, "args": args or {}, "ok": ok}
-    return {**made, "fence": 1, "at": "t", "actor": "ann", **more}
+    fields = {"step": step, "phase": phase, "release": release, "args": args or {}, "ok": ok}
+    return {**fields, "fence": 1, "at": "t", "actor": "ann", **more}
 
 
 def lines(*entries):
@@ -42,25 +42,26 @@ def good(release, bundle, version):
 
 def test_an_intent_without_result_is_unfinished():
     """
-    A verb that was killed is told, with its step.
+    A killed verb is reported, with its step.
     """
-    found = replay(lines(begin(), line("slot.start", "intent", args={"slot": "green"}))).unfinished
+    killed = line("slot.start", "intent", args={"slot": "green"})
+    unfinished = replay(lines(begin(), killed)).unfinished
 
-    assert (found.release, found.step) == ("r1", "slot.start")
+    assert (unfinished.release, unfinished.step) == ("r1", "slot.start")
 
 
 def test_a_release_without_end_is_unfinished_at_its_last_step():
     """
-    A controller that died between two verbs is told, too.
+    So a controller that died between two verbs is reported too.
     """
-    found = replay(lines(begin(), *did("slot.start", slot="green"))).unfinished
+    unfinished = replay(lines(begin(), *did("slot.start", slot="green"))).unfinished
 
-    assert (found.release, found.step) == ("r1", "slot.start")
+    assert (unfinished.release, unfinished.step) == ("r1", "slot.start")
 
 
-def test_the_same_verb_done_again_finishes_what_was_killed():
+def test_the_same_verb_run_again_finishes_a_killed_one():
     """
-    Intent, crash, intent, result: nothing is open.
+    Intent, crash, intent, result: nothing is unfinished.
     """
     killed = line("slot.start", "intent", args={"slot": "green"})
 
@@ -93,21 +94,21 @@ def test_another_slot_finishes_nothing():
     """
     killed = line("slot.start", "intent", args={"slot": "green"})
 
-    found = replay(lines(killed, *did("slot.start", slot="blue"))).unfinished
+    unfinished = replay(lines(killed, *did("slot.start", slot="blue"))).unfinished
 
-    assert found.step == "slot.start"
+    assert unfinished.step == "slot.start"
 
 
 def test_a_failed_result_is_a_result():
     """
-    A verb that said no is not unfinished.
+    A verb that reported an error is not unfinished.
     """
     assert replay(lines(*did("slot.start", ok=False))).unfinished is None
 
 
-def test_the_end_of_a_release_ends_what_was_open():
+def test_the_end_of_a_release_finishes_all_its_steps():
     """
-    Whoever wrote the end had seen the host and left it in order.
+    Its writer checked the host and left it in order.
     """
     entries = lines(begin(), line("slot.start", "intent"), end(outcome="reverted"))
 
@@ -123,7 +124,7 @@ def test_the_end_of_another_release_ends_nothing():
 
 def test_a_new_release_takes_over_an_unfinished_one():
     """
-    With r2's end everything is in order, though r1 never ended.
+    After r2's end nothing is unfinished, although r1 never ended.
     """
     entries = lines(begin("r1"), begin("r2"), end("r2"))
 
@@ -133,7 +134,7 @@ def test_a_new_release_takes_over_an_unfinished_one():
 
 def test_good_releases_are_a_stack():
     """
-    Recording pushes, rolling back pops to the one that is named.
+    A record pushes; a rollback pops down to its target.
     """
     entries = lines(
         *good("r1", BUNDLE, "v1"),
@@ -148,21 +149,21 @@ def test_good_releases_are_a_stack():
 
 def test_recording_the_same_release_again_changes_nothing():
     """
-    A controller that lost the answer may say it again.
+    A controller that lost the answer may repeat it.
     """
     assert len(replay(lines(*good("r1", BUNDLE, "v1"), *good("r1", BUNDLE, "v1"))).good) == 1
 
 
 def test_a_failed_record_is_not_good():
     """
-    Only a result that says ok counts.
+    Only a result with ok counts.
     """
     assert replay(lines(*did("good.record", ok=False, bundle=BUNDLE, version="v1"))).good == []
 
 
 def test_lines_of_earlier_versions_replay():
     """
-    A good record with more keys; events that are no longer written are notes.
+    A good record with more keys; retired events are read as notes.
     """
     args = {"bundle": BUNDLE, "version": "v1", "slot": "blue", "at": "t", "by": "ann"}
     old = lines(
@@ -181,7 +182,7 @@ def test_lines_of_earlier_versions_replay():
 
 def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
     """
-    The new slot is held warm: status says so, though no release is unfinished.
+    The new slot stays warm: status shows it, although no release is unfinished.
     """
     ended = lines(begin(), end(outcome="paused"))
 
@@ -193,16 +194,17 @@ def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
 @given(st.lists(st.sampled_from(["begin", "intent", "result", "end", "good"]), max_size=12))
 def test_replaying_is_pure_and_an_ended_release_leaves_nothing_open(kinds):
     """
-    Whatever came before, after begin and end nothing is unfinished; twice gives the same.
+    For any earlier lines, nothing is unfinished after begin and end; a second replay gives the
+    same.
     """
-    made = {
+    lines_by_kind = {
         "begin": [begin()],
         "intent": [line("slot.stop", "intent")],
         "result": [line("slot.stop", "result", ok=True)],
         "end": [end()],
         "good": good("r1", BUNDLE, "v1"),
     }
-    entries = lines(*itertools.chain.from_iterable(made[kind] for kind in kinds))
+    entries = lines(*itertools.chain.from_iterable(lines_by_kind[kind] for kind in kinds))
     before = json.dumps(entries)
 
     assert replay(entries) == replay(entries)
@@ -218,9 +220,9 @@ def append(host, step="x", **args):
     return Journal(host.system).append({key: entry[key] for key in entry if key != "at"})
 
 
-def test_lines_are_numbered_and_say_when_and_in_which_boot(host):
+def test_lines_have_a_number_a_time_and_a_boot_id(host):
     """
-    seq grows by one; at is UTC; boot_id tells a reboot.
+    seq grows by one; at is UTC; boot_id changes with a reboot.
     """
     assert [append(host)["seq"] for _ in range(3)] == [1, 2, 3]
 
@@ -231,9 +233,9 @@ def test_lines_are_numbered_and_say_when_and_in_which_boot(host):
 @pytest.mark.parametrize(
     "torn", [b"{", b'{"seq": 3, "step": "x", "pha', b'{"seq": 9}', b"\0" * 70000]
 )
-def test_a_torn_last_line_is_cut_off_and_not_read(host, torn):
+def test_a_torn_last_line_is_truncated_and_ignored(host, torn):
     """
-    What was being written when the host died never happened.
+    Its write did not complete before the host died.
     """
     append(host), append(host)
     with host.layout.journal.open("ab") as file:
@@ -246,7 +248,7 @@ def test_a_torn_last_line_is_cut_off_and_not_read(host, torn):
 
 def test_a_damaged_line_is_counted_and_costs_only_itself(host):
     """
-    status still answers on a journal with a hole.
+    status still answers; the other lines are read.
     """
     append(host), append(host)
     text = host.layout.journal.read_text().splitlines()
@@ -258,18 +260,18 @@ def test_a_damaged_line_is_counted_and_costs_only_itself(host):
     assert append(host)["seq"] == 3
 
 
-def test_a_line_longer_than_the_window_is_found(host):
+def test_numbering_continues_after_a_very_long_line(host):
     """
-    The number goes on also after a very long line.
+    A line longer than the read window.
     """
     append(host), append(host, text="x" * 200_000)
 
     assert append(host)["seq"] == 3
 
 
-def test_a_line_that_does_not_fit_is_taken_back(host, monkeypatch):
+def test_a_line_that_does_not_fit_is_removed(host, monkeypatch):
     """
-    A full disk leaves no half line, and the caller is told.
+    A full disk leaves no partial line, and the caller gets an error.
     """
     append(host)
     before = host.layout.journal.read_bytes()
@@ -289,7 +291,7 @@ def _full(_):
 
 def test_a_line_is_on_disk_before_append_returns(host, monkeypatch):
     """
-    The effect that a line announces can't come before it.
+    So it is on disk before the effect that it announces.
     """
     synced = []
     real = os.fsync

@@ -4,9 +4,9 @@ from deploy.host.layout import Layout
 NAMES = {name: value for name, value in vars(layout).items() if name.isupper()}
 
 
-def test_every_path_of_the_layout_is_one_of_the_constants():
+def test_every_path_of_the_layout_has_a_constant():
     """
-    The host program and the controller's templates name the same places.
+    The host program and the controller's templates use the same paths.
     """
     paths = {name: value for name, value in NAMES.items() if str(value).startswith("/")}
 
@@ -15,9 +15,9 @@ def test_every_path_of_the_layout_is_one_of_the_constants():
     assert str(Layout().runtime_socket("blue")) == layout.runtime_socket("blue")
 
 
-def test_a_root_stands_in_front_of_every_path(tmp_path):
+def test_a_root_prefixes_every_path(tmp_path):
     """
-    No path of a test's host lies outside of its directory.
+    No path of a test's host is outside of its directory.
     """
     layout_under_root = Layout(str(tmp_path))
 

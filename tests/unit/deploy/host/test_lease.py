@@ -20,10 +20,10 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
-from tests.unit.deploy.host.fakes import Host, short_directory
+from tests.unit.deploy.host.fakes import TemporaryHost, short_directory
 
 
-def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
+def test_a_second_owner_is_refused_with_the_holder_and_its_expiry(host):
     """
     Two operators at once: the second learns of the first.
     """
@@ -39,7 +39,7 @@ def test_a_second_owner_is_told_who_holds_it_and_how_long(host):
 
 def test_numbers_only_grow(host):
     """
-    Whoever takes over is above everybody before, released or expired.
+    A new lease has a higher fence than all before it, released or expired.
     """
     first = host.lease(ttl_s=10)
     host.call(LeaseRelease())
@@ -52,7 +52,7 @@ def test_numbers_only_grow(host):
 
 def test_numbers_grow_also_when_the_lease_file_is_lost(host):
     """
-    The journal remembers the highest one.
+    The journal has the highest fence.
     """
     fence = host.lease()
     host.layout.lease.unlink()
@@ -62,9 +62,9 @@ def test_numbers_grow_also_when_the_lease_file_is_lost(host):
     assert host.lease() > fence + 1
 
 
-def test_an_owner_may_ask_again_for_the_same_release(host):
+def test_an_owner_may_take_the_lease_again_for_the_same_release(host):
     """
-    The answer may have been lost; the number that nobody got is fenced off.
+    The answer may have been lost; the first fence is no longer accepted.
     """
     first = host.lease()
     second = host.lease()
@@ -76,7 +76,7 @@ def test_an_owner_may_ask_again_for_the_same_release(host):
 
 def test_an_owner_may_not_take_a_second_release(host):
     """
-    Negative control: the same owner with another release is another operator.
+    Negative control: the same owner with another release counts as another operator.
     """
     host.lease()
     host.release = "r2"
@@ -84,9 +84,9 @@ def test_an_owner_may_not_take_a_second_release(host):
     assert host.refusal(LeaseAcquire("ann@desk:1", 30)).kind == "LeaseHeld"
 
 
-def test_renewing_moves_the_end(host):
+def test_a_renewal_extends_the_lease(host):
     """
-    A lease that is renewed in time lasts.
+    A lease that is renewed in time does not expire.
     """
     host.lease(ttl_s=30)
     for _ in range(5):
@@ -106,9 +106,9 @@ def test_renewing_moves_the_end(host):
     ],
     ids=["expired", "rebooted", "released", "lost"],
 )
-def test_an_ended_lease_renews_nothing_and_changes_nothing(host, what, said):
+def test_an_ended_lease_cannot_be_renewed_or_used(host, what, said):
     """
-    Whoever was fenced off learns why, at his next verb.
+    The next verb of its old owner is refused with the reason.
     """
     host.lease(ttl_s=30)
     what(host)
@@ -119,9 +119,9 @@ def test_an_ended_lease_renews_nothing_and_changes_nothing(host, what, said):
         assert said in error.why
 
 
-def test_setting_the_wall_clock_moves_no_lease(host):
+def test_setting_the_wall_clock_does_not_change_a_lease(host):
     """
-    A step of NTP neither ends a lease nor prolongs it.
+    A step by NTP neither ends nor extends it.
     """
     host.lease(ttl_s=30)
 
@@ -135,7 +135,7 @@ def test_setting_the_wall_clock_moves_no_lease(host):
 
 def test_status_shows_no_ended_lease(host):
     """
-    lease is null when nobody holds one.
+    lease is null without a holder.
     """
     assert host.status().lease is None
     host.lease(ttl_s=30)
@@ -144,9 +144,9 @@ def test_status_shows_no_ended_lease(host):
     assert host.status().lease is None
 
 
-def test_a_lease_of_somebody_else_is_not_given_back(host):
+def test_only_the_owner_can_release_a_lease(host):
     """
-    lease.release ends one's own and leaves another's alone.
+    lease.release of another owner changes nothing.
     """
     old = host.lease(ttl_s=30)
     host.clock.pass_s(31)
@@ -174,7 +174,7 @@ CHANGES = (
 
 def test_every_verb_that_needs_the_lease_is_tried():
     """
-    The list above is that of the protocol.
+    The list above matches the protocol.
     """
     needs_lease = {verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE}
 
@@ -184,7 +184,7 @@ def test_every_verb_that_needs_the_lease_is_tried():
 @pytest.mark.parametrize("request_", CHANGES, ids=lambda request: request.VERB)
 def test_nothing_is_changed_without_a_lease(host, request_):
     """
-    Each verb that has an effect asks for the lease before it writes a line or touches a thing.
+    Each verb with an effect checks the lease before it writes a line or changes anything.
     """
     assert host.refusal(request_).kind == "PreconditionError"
     host.fence = 7
@@ -194,12 +194,12 @@ def test_nothing_is_changed_without_a_lease(host, request_):
     assert host.system.calls == []
 
 
-def test_of_many_at_once_one_gets_it():
+def test_one_of_many_concurrent_owners_gets_the_lease():
     """
-    Taking the lease is one step: twenty at the same time make one owner.
+    Taking the lease is atomic: twenty concurrent calls give one owner.
     """
     with short_directory() as root:
-        host = Host(root)
+        host = TemporaryHost(root)
         host.system.use_real("lock", "wall_s", "steady_s", "sleep")
         answers = []
 

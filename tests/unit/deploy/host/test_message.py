@@ -1,5 +1,5 @@
 """
-The frozen dataclasses of the protocol, held to those of the standard library.
+The protocol's frozen dataclasses, compared with those of the standard library.
 """
 
 import copy
@@ -15,7 +15,7 @@ from deploy.host.protocol import LeaseStatus
 
 def declare(dataclass):
     """
-    Return one class, made a dataclass by *dataclass*.
+    Return one class, built by *dataclass*.
     """
 
     class Point:
@@ -32,7 +32,7 @@ OURS, THEIRS = declare(message.dataclass), declare(dataclasses.dataclass)
 
 def outcome(action, point):
     """
-    Return what *action* gives for *point*, or the type of its error.
+    Return the result of *action* for *point*, or the type of its error.
     """
     try:
         return action(point)
@@ -65,21 +65,21 @@ def outcome(action, point):
         lambda point: copy.deepcopy(point(1)) == point(1),
     ],
 )
-def test_it_acts_as_the_standard_one(action):
+def test_it_behaves_like_the_standard_dataclass(action):
     """
-    Arguments, defaults, comparison, text and immutability are those of the standard library.
+    Arguments, defaults, comparison, text and immutability.
     """
     assert outcome(action, OURS) == outcome(action, THEIRS)
 
 
 def test_objects_of_two_classes_are_never_equal():
     """
-    The same values in another class are another message.
+    Two classes with equal values are two messages.
     """
     assert OURS(1) != THEIRS(1)
 
 
-def test_messages_of_the_protocol_are_made_by_it():
+def test_messages_of_the_protocol_use_it():
     """
     The protocol's classes share their functions, and can be pickled.
     """

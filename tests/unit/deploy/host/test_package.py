@@ -1,5 +1,5 @@
 """
-The package as a whole: what hosts can run.
+The package can run on hosts.
 """
 
 import ast
@@ -24,7 +24,7 @@ def test_python_3_9_can_read_it(path):
 @pytest.mark.parametrize("source", ["match x:\n    case 1: pass", "def f[T](x: T): pass"])
 def test_the_check_for_3_9_would_notice(source):
     """
-    Negative control: what came later than 3.9 is refused.
+    Negative control: newer syntax is refused.
     """
     with pytest.raises(SyntaxError):
         ast.parse(source, feature_version=(3, 9))
@@ -47,7 +47,7 @@ def evaluated_unions(source):
 @pytest.mark.parametrize("name", ["protocol.py", "bundle/manifest.py"])
 def test_python_3_9_can_evaluate_the_annotations_of_messages(name):
     """
-    The codec evaluates them, where `from __future__ import annotations` does not help.
+    The codec evaluates them, so `from __future__ import annotations` does not help.
     """
     source = (PACKAGE / name).read_text()
 
@@ -57,7 +57,7 @@ def test_python_3_9_can_evaluate_the_annotations_of_messages(name):
 
 def test_a_union_in_a_message_would_be_noticed():
     """
-    Negative control: also where it stands inside of another type.
+    Negative control: also inside another type.
     """
     source = (
         "class A:\n    x: int | None = None\n    y: tuple[int | None, ...]\n    z: Optional[int]\n"
@@ -68,7 +68,7 @@ def test_a_union_in_a_message_would_be_noticed():
 
 def decoded_modules():
     """
-    Yield the modules of the package that give a dataclass to the codec.
+    Yield the modules of the package that pass a dataclass to the codec.
     """
     for path in SOURCES:
         source = path.read_text()
@@ -76,8 +76,8 @@ def decoded_modules():
             yield path.relative_to(PACKAGE).as_posix()
 
 
-def test_the_modules_above_are_all_that_hold_messages():
+def test_the_list_of_modules_with_messages_is_complete():
     """
-    A new module with messages joins the list.
+    A new module with messages must be added to it.
     """
     assert sorted(decoded_modules()) == ["bundle/manifest.py", "protocol.py"]

@@ -1,5 +1,5 @@
 """
-Requests, results and errors survive the wire, and nothing else does.
+Requests, results and errors round-trip, and nothing else is accepted.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ CALLS = st.builds(
 @pytest.mark.parametrize("verb", REQUESTS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_every_request_arrives_as_it_was_sent(verb, data):
+def test_every_request_round_trips(verb, data):
     """
     With the fence, the release and the actor of its call.
     """
@@ -114,9 +114,9 @@ def test_every_request_arrives_as_it_was_sent(verb, data):
 @pytest.mark.parametrize("verb", REQUESTS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_every_result_arrives_as_it_was_sent(verb, data):
+def test_every_result_round_trips(verb, data):
     """
-    On one line, whatever text is in it.
+    On one line, with any text in it.
     """
     request = data.draw(values(REQUESTS[verb]))
     result = data.draw(values(result_type(REQUESTS[verb])))
@@ -128,7 +128,7 @@ def test_every_result_arrives_as_it_was_sent(verb, data):
 
 
 @given(st.sampled_from(ErrorKind), st.text(), st.text(), st.text())
-def test_every_error_arrives_as_it_was_sent(kind, what, why, fix):
+def test_every_error_round_trips(kind, what, why, fix):
     """
     Kind, what, why and fix.
     """
@@ -189,15 +189,15 @@ def without(document, name):
         (LeaseAcquire, {"owner": "a", "ttl_s": 3601}, "ttl_s"),
     ],
 )
-def test_what_the_types_do_not_allow_is_refused_by_its_place(request_, args, place):
+def test_an_invalid_field_is_refused_with_its_path(request_, args, place):
     """
-    Unknown, missing, of another type, a truth value for a number, not finite, out of range.
+    Unknown, missing, of another type, a boolean for a number, not finite, out of range.
     """
     with pytest.raises(Malformed, match=place):
         decode(request_, args, "args")
 
 
-def test_the_same_document_without_a_mistake_is_taken():
+def test_the_same_document_without_a_mistake_is_accepted():
     """
     Negative control of the list above.
     """
@@ -223,9 +223,9 @@ def counters(**changes):
         None,
     ],
 )
-def test_a_result_that_the_types_do_not_allow_is_no_result(result):
+def test_an_invalid_result_is_refused(result):
     """
-    The controller never computes with what it cannot have understood.
+    The controller never uses a result that it cannot decode.
     """
     with pytest.raises(Malformed):
         parse_answer(Measure(), json.dumps({"ok": True, "schema": SCHEMA, "result": result}))
@@ -244,7 +244,7 @@ def test_a_result_that_the_types_do_not_allow_is_no_result(result):
         "[" * 100_000,
     ],
 )
-def test_what_is_no_answer_is_malformed(text):
+def test_a_document_without_result_and_error_is_malformed(text):
     """
     Neither a result nor an error.
     """
@@ -253,9 +253,9 @@ def test_what_is_no_answer_is_malformed(text):
 
 
 @given(st.text() | JSON.map(json.dumps))
-def test_whatever_is_sent_the_host_answers(text):
+def test_the_host_answers_any_document(text):
     """
-    A document that is not valid is a UsageError or a SchemaMismatch, and never a crash.
+    An invalid document is a UsageError or a SchemaMismatch, never a crash.
     """
     try:
         parse_request("slot.start", text)
@@ -272,7 +272,7 @@ def test_whatever_is_sent_the_host_answers(text):
 
 def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
     """
-    Every kind has its class; only another schema shares one with the precondition it is.
+    Every kind has its class; only SchemaMismatch shares one, that of a failed precondition.
     """
     assert set(ERRORS) == set(ErrorKind)
     named = {kind: getattr(errors, kind.value, None) for kind in ErrorKind}
@@ -285,7 +285,7 @@ def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
 @pytest.mark.parametrize("kind", ErrorKind)
 def test_the_controller_raises_the_class_of_the_kind(kind):
     """
-    Named for the host, with the host's own why and fix.
+    The error names the host and has the host's own why and fix.
     """
     with local_hosts("n1") as hosts:
         hosts["n1"].fail("status", "refused", error=HostError(kind, "what", "why", "fix"))
@@ -309,9 +309,9 @@ OLD_ANSWER = (
 
 
 @pytest.mark.parametrize("verb", [*REQUESTS, "journal.read"])
-def test_an_older_controller_is_told_what_to_do(host, verb):
+def test_an_older_controller_gets_a_fix(host, verb):
     """
-    Also for a verb that is gone; nothing is changed.
+    Also for a removed verb; nothing is changed.
     """
     answer = json.loads(handle(host.system, verb, OLD_REQUEST))
 
@@ -324,9 +324,9 @@ def test_an_older_controller_is_told_what_to_do(host, verb):
 
 
 @pytest.mark.parametrize("text", OLD_ANSWER)
-def test_an_older_host_program_is_told_as_one(text):
+def test_an_older_host_program_is_named_as_such(text):
     """
-    Whether it understood the request or not.
+    Whether it accepted the request or not.
     """
     with pytest.raises(HostError) as caught:
         parse_answer(LeaseAcquire("ann", 30.0), text)
@@ -340,7 +340,7 @@ def test_an_older_host_program_is_told_as_one(text):
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "2", None, True])
 def test_any_other_schema_is_refused_on_both_sides(schema):
     """
-    A newer controller by the host, a newer host program by the controller.
+    The host refuses a newer controller, and the controller a newer host program.
     """
     document = json.loads(encode_request(StageCommit(BUNDLE), Call())) | {"schema": schema}
     with pytest.raises(HostError) as on_host:
@@ -354,9 +354,9 @@ def test_any_other_schema_is_refused_on_both_sides(schema):
         assert "inv provision" in caught.value.fix
 
 
-def test_the_same_schema_is_taken():
+def test_the_same_schema_is_accepted():
     """
-    Negative control: what differs above is the number.
+    Negative control: above, only the number differs.
     """
     answer = encode_result(LeaseGranted(1, 2.0))
 
@@ -365,7 +365,7 @@ def test_the_same_schema_is_taken():
 
 def test_every_request_names_its_result():
     """
-    The controller decodes by it.
+    The controller decodes the answer with it.
     """
     assert result_type(Status) is HostStatus
     for request in REQUESTS.values():

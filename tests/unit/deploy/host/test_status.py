@@ -16,9 +16,9 @@ from tests.local_host import BOOT
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
 
-def test_a_host_where_nothing_was_released_answers(host):
+def test_status_works_before_the_first_release(host):
     """
-    Fresh from provisioning, HAProxy down: nulls and no error.
+    After provisioning, with HAProxy down: nulls and no error.
     """
     host.system.proxy.is_running = False
 
@@ -39,9 +39,9 @@ def test_a_host_where_nothing_was_released_answers(host):
     assert status.free_state_bytes == host.system.free
 
 
-def test_a_host_whose_state_is_gone_answers(host):
+def test_status_works_without_any_state(host):
     """
-    No directory, no units, a link to nowhere.
+    No directory, no units, a dangling link.
     """
     host.layout.slot_links.mkdir()
     host.layout.slot_link("blue").symlink_to(host.layout.release(BUNDLE))
@@ -55,7 +55,7 @@ def test_a_host_whose_state_is_gone_answers(host):
     assert not host.layout.state.exists()
 
 
-def test_what_serves_is_told(leased, proxy):
+def test_status_shows_what_serves(leased, proxy):
     """
     Bundle, version, unit, weight, health and readiness of each slot.
     """
@@ -79,7 +79,7 @@ def test_what_serves_is_told(leased, proxy):
 
 def test_good_releases_are_recorded_and_rolled_back(leased):
     """
-    What `inv rollback` goes by, oldest first.
+    `inv rollback` uses this list, oldest first.
     """
     for release, bundle, version in (("r1", BUNDLE, "v1"), ("r2", OTHER, "v2")):
         leased.call(LeaseRelease())
@@ -95,9 +95,9 @@ def test_good_releases_are_recorded_and_rolled_back(leased):
     assert leased.status().unfinished is None
 
 
-def test_rolling_back_to_what_was_never_good_is_refused(leased):
+def test_rolling_back_to_an_unrecorded_release_is_refused(leased):
     """
-    The answer lists what there is.
+    The answer lists the recorded ones.
     """
     leased.call(GoodRecord(BUNDLE, "v1", "blue"))
 
@@ -107,9 +107,9 @@ def test_rolling_back_to_what_was_never_good_is_refused(leased):
     assert "v1 (r1)" in error.why
 
 
-def test_the_life_of_a_release_is_told(leased):
+def test_status_shows_the_progress_of_a_release(leased):
     """
-    Unfinished from begin to end; an end may leave it paused.
+    Unfinished from begin to end; its end may leave it paused.
     """
     leased.call(JournalAppend("release.begin", {"bundle": BUNDLE}))
     assert leased.status().unfinished.release == "r1"
@@ -121,9 +121,9 @@ def test_the_life_of_a_release_is_told(leased):
     assert (leased.status().unfinished, leased.status().paused) == (None, None)
 
 
-def test_looking_writes_nothing(host):
+def test_reading_verbs_write_nothing(host):
     """
-    status and measure leave the disk as it was.
+    status and measure leave the disk unchanged.
     """
     before = sorted(host.root.rglob("*"))
 

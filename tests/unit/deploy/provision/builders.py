@@ -1,5 +1,5 @@
 """
-Valid specifications, and facts of hosts that have their resources, but for what a test names.
+Builds valid specifications, and facts of hosts that match them except for what a test names.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def make_resources(**changes):
 
 def make_facts(resource_set: ResourceSet, **changes) -> Facts:
     """
-    Return the facts of a host that has *resource_set*, but for *changes*.
+    Return the facts of a host that has *resource_set*, except for *changes*.
     """
     query = fact_query(resource_set)
     values = {
@@ -87,7 +87,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
 
 def bare(resource_set: ResourceSet, **changes) -> Facts:
     """
-    Return the facts of a host that has only its distribution.
+    Return the facts of a host with only its distribution.
     """
     empty = make_facts(ResourceSet(requirements=resource_set.requirements, placed=(), running=()))
     query = fact_query(resource_set)
@@ -108,7 +108,7 @@ def bare(resource_set: ResourceSet, **changes) -> Facts:
 
 def path_like(resource, **changes):
     """
-    Return the facts of the file or directory *resource*, but for *changes*.
+    Return the facts of the file or directory *resource*, except for *changes*.
     """
     values = {
         "type": "file",
@@ -154,7 +154,7 @@ def _fulfil(resource, values):
 
 def find(resource_set: ResourceSet, name: str):
     """
-    Return the resource that an operator calls *name*.
+    Return the resource with the operator's name *name*.
     """
-    [found] = [r for r in (*resource_set.placed, *resource_set.running) if r.name == name]
-    return found
+    [resource] = [r for r in (*resource_set.placed, *resource_set.running) if r.name == name]
+    return resource

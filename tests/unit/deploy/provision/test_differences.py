@@ -26,44 +26,44 @@ def names(steps):
     return [step.resource.name for step in steps]
 
 
-def test_a_host_that_is_as_it_should_be_changes_nothing():
+def test_a_host_that_matches_has_no_steps():
     """
-    The second run has no step.
+    So the second run changes nothing.
     """
     assert steps_to(RESOURCES, GOOD) == ()
     assert next_steps(RESOURCES, GOOD) == ()
     assert refusal_of(RESOURCES, GOOD) is None
 
 
-def test_a_bare_host_gets_everything():
+def test_a_bare_host_gets_every_resource():
     """
-    On a bare host every resource is a step, but what systemd would read by itself.
+    Except the reloads that systemd does by itself.
     """
     steps = steps_to(RESOURCES, bare(RESOURCES))
     assert names(steps) == [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
 
 
-def test_resources_have_names_of_their_own():
+def test_names_of_resources_are_unique():
     """
     A change names exactly one resource.
     """
-    found = [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
-    assert len(found) == len(set(found))
+    names = [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
+    assert len(names) == len(set(names))
 
 
 @given(st.sets(st.sampled_from(sorted(p for p, v in GOOD.paths.items() if v is not None))))
-def test_whatever_is_missing_comes_back_and_nothing_else(gone):
+def test_only_missing_files_are_placed(gone):
     """
-    Whichever files are missing, the steps are those that place them.
+    For any set of missing files.
     """
     facts = replace(GOOD, paths=GOOD.paths | dict.fromkeys(gone))
     owners = [r.name for r in RESOURCES.placed if set(r.query.paths) & gone]
     assert names(steps_to(RESOURCES, facts)) == owners
 
 
-def test_files_come_before_what_runs_from_them():
+def test_files_come_before_services():
     """
-    While the disk differs no service is reloaded: it is compared with later facts.
+    While files differ, no service is reloaded: services are compared with later facts.
     """
     gone = {"/etc/haproxy/haproxy.cfg": None}
     stopped = GOOD.units | {
@@ -77,9 +77,9 @@ def test_files_come_before_what_runs_from_them():
     assert names(next_steps(RESOURCES, healed)) == [layout.HAPROXY_UNIT]
 
 
-def test_a_forgotten_reload_is_made_good():
+def test_a_missed_reload_is_a_difference():
     """
-    A run that died between the new file and the reload leaves a difference.
+    Of a run that died between the new file and the reload.
     """
     facts = replace(GOOD, haproxy="slipway 0123456789abcdef")
     [step] = next_steps(RESOURCES, facts)
@@ -88,7 +88,7 @@ def test_a_forgotten_reload_is_made_good():
 
 def test_a_host_without_python_first_gets_packages():
     """
-    What can't be looked at gets what looking needs, with its package sources, and no more.
+    Reading facts needs Python, so its packages and their sources come first, and nothing else.
     """
     steps = bootstrap_steps(RESOURCES)
     assert isinstance(steps[-1].resource, Packages)
@@ -96,16 +96,16 @@ def test_a_host_without_python_first_gets_packages():
     assert names(steps[:-1]) == ["/etc/apt/apt.conf.d/90slipway"]
 
 
-def test_one_question_asks_for_everything():
+def test_one_query_asks_for_all_facts():
     """
-    The query of a host asks for the facts of each of its resources and requirements.
+    Those of each resource and each requirement of the host.
     """
     query = fact_query(RESOURCES)
     for part in (*RESOURCES.requirements, *RESOURCES.placed, *RESOURCES.running):
         assert merge_queries([query, part.query]) == query
 
 
-def test_queries_are_merged_without_repetition():
+def test_queries_are_merged_without_duplicates():
     """
     Every path, name and flag of either query is in the merged one, once and in order.
     """
@@ -141,7 +141,7 @@ def test_secrets_are_asked_for_by_hash_alone():
 )
 def test_an_unfit_host_is_refused(changes, error, word):
     """
-    A host that does not meet a requirement is refused with why and fix, before it is changed.
+    Before any change, with why and fix, if it does not meet a requirement.
     """
     refusal = refusal_of(RESOURCES, bare(RESOURCES, **changes))
     assert refusal is not None
@@ -152,15 +152,15 @@ def test_an_unfit_host_is_refused(changes, error, word):
 
 def test_haproxy_itself_may_hold_the_port():
     """
-    The port is not in use when HAProxy is the one that uses it.
+    The port counts as free if HAProxy listens on it.
     """
     ours = (Listener(program="haproxy", pid=7),)
     assert refusal_of(RESOURCES, bare(RESOURCES, listeners=ours)) is None
 
 
-def test_the_environment_has_to_fit():
+def test_the_disk_needs_space_for_the_unpacked_wheels():
     """
-    A disk that takes the wheels but not what is unpacked from them is too small.
+    Space for the wheels alone is too little.
     """
     room = dict.fromkeys(GOOD.room, 600 * 2**20)
     refusal = refusal_of(RESOURCES, bare(RESOURCES, room=room))
@@ -181,7 +181,7 @@ def test_the_environment_has_to_fit():
         ("torch-2.13-cu130", "595.71.05", True),
     ],
 )
-def test_a_gpu_row_asks_for_its_driver(row, driver, fits):
+def test_a_gpu_row_requires_its_driver(row, driver, fits):
     """
     A row with CUDA needs its driver loaded; the CPU row needs none.
     """
@@ -194,7 +194,8 @@ def test_a_gpu_row_asks_for_its_driver(row, driver, fits):
 @pytest.mark.parametrize("driver", [None, "535.309.01"])
 def test_a_driver_that_debian_lacks_comes_from_nvidia(driver):
     """
-    Where the distribution has no driver new enough for the row, the fix names NVIDIA's repository.
+    If the distribution has no driver that is new enough for the row, the fix names NVIDIA's
+    repository.
     """
     requirement = Driver(row="torch-9.0-cu130", minimum="580.65.06")
     refusal = requirement.refusal(bare(RESOURCES, driver=driver))
@@ -210,7 +211,8 @@ def test_a_driver_that_debian_lacks_comes_from_nvidia(driver):
 )
 def test_a_driver_that_debian_has_comes_from_debian(minimum, codename):
     """
-    Negative control: NVIDIA's repository is named only where the distribution is known to end.
+    Negative control: the fix names NVIDIA's repository only if the distribution's driver is too
+    old.
     """
     requirement = Driver(row="torch-9.0-cu130", minimum=minimum)
     refusal = requirement.refusal(bare(RESOURCES, driver=None, codename=codename))
@@ -218,9 +220,9 @@ def test_a_driver_that_debian_has_comes_from_debian(minimum, codename):
     assert "NVIDIA's own repository" not in refusal.fix
 
 
-def test_the_venv_is_not_sent_twice():
+def test_only_missing_wheels_are_sent():
     """
-    Only the wheels that are missing or short over there are sent.
+    Missing on the host, or with a wrong size.
     """
     venv = find(RESOURCES, next(r.name for r in RESOURCES.placed if r.name.startswith("venv")))
     whole = {w.file: w.size for w in venv.wheels}

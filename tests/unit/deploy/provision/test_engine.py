@@ -1,5 +1,5 @@
 """
-What the worker does with one host, with facts that are given and operations that are counted.
+The worker's loop for one host, with prepared facts and recorded operations.
 """
 
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ class Touched(Exception):
 
 def run(monkeypatch, facts, *, changes, later=()):
     """
-    Run one host that has *facts* at first, and *later* ones after each round of changes.
+    Run one host with the initial *facts*, and *later* ones after each round of changes.
 
     Args:
         changes: Called with each resource that is to be changed.
@@ -46,7 +46,7 @@ def touch(resource):
 @pytest.mark.parametrize("driver", [None, "530.30.02"])
 def test_a_host_with_too_old_a_driver_is_not_changed(monkeypatch, driver):
     """
-    A host whose driver the row does not allow fails before the first operation.
+    It fails before the first operation if the row does not allow its driver.
     """
     with pytest.raises(engine.HostFailed) as caught:
         run(monkeypatch, bare(RESOURCES, driver=driver), changes=touch)
@@ -56,7 +56,7 @@ def test_a_host_with_too_old_a_driver_is_not_changed(monkeypatch, driver):
 
 def test_a_host_with_the_driver_would_be_changed(monkeypatch):
     """
-    Negative control: the same host with the driver that the row asks for is changed.
+    Negative control: the same host with the row's driver is changed.
     """
     with pytest.raises(Touched):
         run(monkeypatch, bare(RESOURCES, driver=DRIVER), changes=touch)
@@ -64,7 +64,7 @@ def test_a_host_with_the_driver_would_be_changed(monkeypatch):
 
 def test_a_host_is_done_when_its_facts_agree(monkeypatch):
     """
-    After the changes the host is read again, and what still differs is changed in a next round.
+    After the changes its facts are read again, and remaining differences take another round.
     """
     changed = []
     good = make_facts(RESOURCES, driver=DRIVER)
@@ -81,7 +81,7 @@ def test_a_host_is_done_when_its_facts_agree(monkeypatch):
 
 def test_a_host_without_python_gets_its_packages_first(monkeypatch):
     """
-    Without facts only the packages are changed; the rest is decided by the facts after that.
+    Without facts only packages are changed; later facts decide the rest.
     """
     changed = []
 
@@ -93,9 +93,9 @@ def test_a_host_without_python_gets_its_packages_first(monkeypatch):
     assert changed[-1] == "packages"
 
 
-def test_a_host_that_never_agrees_fails_by_name(monkeypatch):
+def test_a_host_that_never_agrees_fails_with_its_differences(monkeypatch):
     """
-    A change that is undone each time ends after five rounds, with what still differs.
+    After five rounds, if each change is undone.
     """
     facts = bare(RESOURCES, driver=DRIVER)
     with pytest.raises(engine.HostFailed, match="n1") as caught:

@@ -1,5 +1,5 @@
 """
-The commands that place files, run here by the same shell that runs them there.
+The commands that place files, run by the same shell as on hosts.
 """
 
 import getpass
@@ -58,7 +58,7 @@ def place(spec):
 
 def test_a_file_is_placed_with_its_mode(tmp_path):
     """
-    Content, owner and mode are right, and nothing else is left in the directory.
+    Content, owner and mode are right, and the directory has no other file.
     """
     path = tmp_path / "environment"
     assert place(make_file(path)).returncode == 0
@@ -67,9 +67,9 @@ def test_a_file_is_placed_with_its_mode(tmp_path):
     assert names_in(tmp_path) == ["environment"]
 
 
-def test_what_a_crash_left_is_cleared(tmp_path):
+def test_leftovers_of_a_crash_are_removed(tmp_path):
     """
-    Half a secret from a try that died without a word does not stay.
+    A partial secret of a killed try does not remain.
     """
     (tmp_path / ".environment.abcdEFGH").write_bytes(b"half")
     (tmp_path / ".environment.keep").write_bytes(b"not ours")
@@ -79,7 +79,7 @@ def test_what_a_crash_left_is_cleared(tmp_path):
 
 def test_odd_names_are_quoted(tmp_path):
     """
-    A path is data, whatever characters it has.
+    A path may have any characters.
     """
     path = tmp_path / "it's $(a) file"
     assert place(make_file(path)).returncode == 0
@@ -88,7 +88,7 @@ def test_odd_names_are_quoted(tmp_path):
 
 def test_nothing_of_a_secret_is_in_the_command(tmp_path):
     """
-    The command line, which every user of the host can see, has neither the content nor its hash.
+    All users of the host see command lines; they have neither the content nor its hash.
     """
     spec = make_file(tmp_path / "environment", b"TOKEN=hunter2\n")
     [command] = operations.place._inner(spec)
@@ -99,7 +99,7 @@ def test_nothing_of_a_secret_is_in_the_command(tmp_path):
 
 def test_a_connection_that_ends_early_leaves_the_old_file(tmp_path):
     """
-    Half a file never takes the whole one's place.
+    A partial file never replaces a complete one.
     """
     path = tmp_path / "environment"
     path.write_bytes(b"old\n")
@@ -109,9 +109,9 @@ def test_a_connection_that_ends_early_leaves_the_old_file(tmp_path):
     assert names_in(tmp_path) == ["environment"]
 
 
-def test_a_file_that_its_reader_refuses_is_not_placed(tmp_path):
+def test_a_file_that_fails_its_check_is_not_placed(tmp_path):
     """
-    The check sees the new file, and its refusal keeps the old one.
+    The check reads the new file; if it fails, the old file stays.
     """
     path = tmp_path / "haproxy.cfg"
     path.write_bytes(b"old\n")
@@ -122,9 +122,9 @@ def test_a_file_that_its_reader_refuses_is_not_placed(tmp_path):
     assert path.read_bytes() == b"good\n"
 
 
-class Watcher:
+class ModeWatcher:
     """
-    Looks as fast as it can whether anything in a directory can be read by others.
+    Polls the modes of a directory's files as fast as possible.
     """
 
     def __init__(self, folder):
@@ -150,7 +150,7 @@ class Watcher:
 
 def slowly(argv, content):
     """
-    Run *argv*, which reads *content* in two parts with time to look between them.
+    Run *argv* and write *content* to it in two parts, with a pause between them.
     """
     child = subprocess.Popen(argv, stdin=subprocess.PIPE)
     child.stdin.write(content[: len(content) // 2])
@@ -163,20 +163,20 @@ def slowly(argv, content):
 
 def test_a_secret_is_never_readable_by_others(tmp_path):
     """
-    From its first byte to its place, a secret's file is for its owner alone.
+    From its first byte, only the owner can read the file.
     """
     script, stdin = command_of(operations.place._inner(make_file(tmp_path / "environment")))
-    with Watcher(tmp_path) as facts:
+    with ModeWatcher(tmp_path) as facts:
         slowly(["sh", "-c", f"umask 022; {script}"], stdin)
     assert facts.modes == {0o600}
 
 
 def test_the_watcher_would_notice(tmp_path):
     """
-    Negative control: write first, close after, as most tools do, and it is facts.
+    Negative control: writing first and restricting later, as most tools do, is detected.
     """
     script = f"umask 022; cat >{tmp_path}/environment && chmod 600 {tmp_path}/environment"
-    with Watcher(tmp_path) as facts:
+    with ModeWatcher(tmp_path) as facts:
         slowly(["sh", "-c", script], b"secret\n")
     assert 0o644 in facts.modes
 
@@ -184,7 +184,7 @@ def test_the_watcher_would_notice(tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="what is uploaded belongs to root")
 def test_an_upload_is_placed_only_with_the_right_hash(tmp_path):
     """
-    A large file that arrives damaged is not kept, and the link stays where it was.
+    A damaged upload is removed, and the link stays unchanged.
     """
     source, path, link = (tmp_path / name for name in ("source", "uv-1", "uv"))
     source.write_bytes(b"program")
@@ -209,7 +209,7 @@ def test_an_upload_is_placed_only_with_the_right_hash(tmp_path):
 
 def test_a_killed_command_leaves_no_file_behind(tmp_path):
     """
-    `timeout` ends the command with TERM: what it had written goes with it.
+    `timeout` sends TERM, and the partial file is removed.
     """
     script, _ = command_of(operations.place._inner(make_file(tmp_path / "environment")))
     child = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
@@ -223,7 +223,7 @@ def test_a_killed_command_leaves_no_file_behind(tmp_path):
 
 class RecordingTransport:
     """
-    Gives each command the next of *answers*, and keeps what was sent.
+    Answers each command with the next of *answers*, and records what was sent.
     """
 
     host = "n1"
@@ -238,7 +238,7 @@ class RecordingTransport:
 
 def build(answer):
     """
-    Build the environment of a lock whose wheels are all there; the host program gives *answer*.
+    Build the environment of a lock whose wheels are all present; *answer* is the host program's.
     """
     resources = make_resources()
     [venv] = [part for part in resources.placed if isinstance(part, Venv)]
@@ -252,7 +252,7 @@ def build(answer):
 
 def test_an_environment_is_built_by_the_host_program():
     """
-    The request holds the lock and its wheels, and goes to the host program as root.
+    It runs as root, and its request has the lock and its wheels.
     """
     venv, [(argv, stdin)] = build(encode_result(VenvBuilt(built=True, took_s=1.0)))
     assert argv == ["sudo", "-n", "python3", layout.HOST_PROGRAM, "venv.build"]
@@ -263,7 +263,7 @@ def test_an_environment_is_built_by_the_host_program():
 
 def test_an_environment_that_does_not_fit_is_an_error_of_its_kind():
     """
-    What the host program reports keeps its class, and so its exit code.
+    The host program's error keeps its class, and so its exit code.
     """
     error = HostError(ErrorKind.DISK_TOO_SMALL, "no space", "1 MiB is free", "free some")
     with pytest.raises(DiskTooSmall, match="n1: no space"):

@@ -1,5 +1,5 @@
 """
-The facts of a host, read by the host program from standard input.
+The host program reads a host's facts, fed over standard input.
 """
 
 import json
@@ -18,7 +18,7 @@ PROGRAM = pack_program()
 
 def probe(query, *, command=PROBE_COMMAND, env=None):
     """
-    Run the probe in the shell of this machine and return its outcome.
+    Run the probe in the shell of this machine; return its outcome.
     """
     process = subprocess.run(
         ["/bin/sh", "-c", command],
@@ -36,7 +36,7 @@ def completed(stdout="", returncode=0, stderr=""):
 
 def test_the_program_needs_nothing_on_the_host_but_python(tmp_path):
     """
-    Fed over standard input it answers from an empty directory and environment, and writes no file.
+    It works with an empty directory and environment, and writes no file.
     """
     there = tmp_path / "there"
     there.write_text("text")
@@ -52,7 +52,7 @@ def test_the_program_needs_nothing_on_the_host_but_python(tmp_path):
 
 def test_a_host_without_python_has_no_facts():
     """
-    No Python is an answer of its own, not an error.
+    This is an outcome of its own, not an error.
     """
     query = FactQuery()
     assert parse_probe("n1", query, probe(query, env={"PATH": "/nowhere"})) is None
@@ -60,7 +60,7 @@ def test_a_host_without_python_has_no_facts():
 
 def test_what_a_login_shell_prints_is_ignored():
     """
-    Greetings before and after the answer do not break it.
+    Before and after the answer.
     """
     query = FactQuery()
     noisy = probe(query, command=f"echo 'Welcome {{to}} n1'; ({PROBE_COMMAND}); echo bye")
@@ -70,7 +70,7 @@ def test_what_a_login_shell_prints_is_ignored():
 
 def test_an_error_of_the_host_program_keeps_its_kind():
     """
-    What the host reports is raised as the controller's class, named for the host.
+    The controller raises the class of the kind, with the host's name.
     """
     line = encode_error(HostError(ErrorKind.LEASE_HELD, "held", "by ann", "wait"))
     with pytest.raises(LeaseHeld, match="n1: held"):
@@ -91,7 +91,7 @@ def test_an_error_of_the_host_program_keeps_its_kind():
 )
 def test_an_answer_that_cannot_be_read_is_a_failed_command(outcome, why):
     """
-    The error shows what the host said instead.
+    The error has the host's output.
     """
     with pytest.raises(CommandFailed) as caught:
         parse_probe("n1", FactQuery(), outcome)

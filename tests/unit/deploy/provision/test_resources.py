@@ -20,14 +20,14 @@ GOOD = make_facts(RESOURCES)
 UNIT = find(RESOURCES, "/etc/systemd/system/slipway-runtime@.service")
 
 
-def change(resource, **found):
-    path = path_like(resource, **found)
+def change(resource, **changes):
+    path = path_like(resource, **changes)
     facts = replace(GOOD, paths=GOOD.paths | {resource.path: path})
     return resource.difference(facts)
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("changes", "words"),
     [
         ({"mode": "0600"}, "mode 0600 → 0644"),
         ({"owner": "slipway"}, "owner slipway:root → root:root"),
@@ -36,16 +36,16 @@ def change(resource, **found):
         ({"sha256": "0" * 64, "mode": "0666"}, "new content, mode 0666 → 0644"),
     ],
 )
-def test_a_change_says_what_was_found_and_what_will_be(found, words):
+def test_a_change_names_the_old_and_the_new_value(changes, words):
     """
-    Owner, mode, kind and content are each compared, and named with both values.
+    Of owner, mode, type and content.
     """
-    assert change(UNIT, **found).change == words
+    assert change(UNIT, **changes).change == words
 
 
-def test_the_diff_is_that_of_the_text():
+def test_the_diff_shows_the_changed_lines():
     """
-    A check shows which lines change.
+    For `--check`.
     """
     old = UNIT.content.decode().replace("Type=notify", "Type=exec")
     diff = change(UNIT, sha256="0" * 64, text=old).diff
@@ -56,29 +56,29 @@ def test_the_diff_is_that_of_the_text():
 
 def test_a_secret_is_in_no_diff_and_no_repr():
     """
-    Neither a diff, a change nor the text of an object shows what a secret file holds.
+    Neither a diff, a change nor a repr has the content of a secret file.
     """
     secret = find(RESOURCES, layout.ENVIRONMENT)
     assert TOKEN.encode() in secret.content  # negative control: it is in there
-    found = change(secret, sha256="0" * 64, text="SLIPWAY_API_TOKENS=older")
-    for difference in (found, secret.difference(bare(RESOURCES))):
+    update = change(secret, sha256="0" * 64, text="SLIPWAY_API_TOKENS=older")
+    for difference in (update, secret.difference(bare(RESOURCES))):
         assert difference.diff is None
         assert TOKEN not in str(difference)
     assert TOKEN not in repr(secret)
     assert TOKEN not in repr(RESOURCES)
-    assert "older" not in str(found)
+    assert "older" not in str(update)
 
 
 def test_a_plain_file_that_is_new_shows_its_text():
     """
-    Negative control of the above: what holds no secret is shown.
+    Negative control of the test above: other content is shown.
     """
     assert "+Type=notify" in UNIT.difference(bare(RESOURCES)).diff
 
 
-def test_a_site_survives_the_way_to_the_worker():
+def test_a_resource_set_round_trips_to_the_worker():
     """
-    What the worker reads is what was planned, bytes included.
+    Bytes included.
     """
     there = ResourceSet.model_validate_json(RESOURCES.model_dump_json())
     assert there == RESOURCES
@@ -88,7 +88,7 @@ def test_a_site_survives_the_way_to_the_worker():
 
 def test_a_directory_of_the_same_name_is_not_the_file():
     """
-    What is in the way is named.
+    The change names the type that is in the way.
     """
     directory = find(RESOURCES, layout.INCOMING)
     assert change(directory, type="file").change == "file → directory"

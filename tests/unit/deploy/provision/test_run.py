@@ -1,5 +1,5 @@
 """
-A whole run against an SSH server on this machine, with wanted states that a test makes.
+A complete run against an SSH server on this machine, with resources that a test chooses.
 """
 
 import getpass
@@ -59,7 +59,7 @@ def kinds(events, host="n1"):
 
 def test_an_unchanged_host_costs_one_command_and_no_worker(sshd, provision, tmp_path, monkeypatch):
     """
-    Nothing is started and nothing is sent to a host that is as it should be.
+    No process is started, and nothing else is sent to the host.
     """
     path = tmp_path / "file"
     path.write_bytes(b"wanted\n")
@@ -75,7 +75,7 @@ def test_an_unchanged_host_costs_one_command_and_no_worker(sshd, provision, tmp_
 
 def test_a_check_shows_the_difference_and_changes_nothing(sshd, provision, tmp_path, monkeypatch):
     """
-    `--check` costs one command a host, whatever differs.
+    `--check` takes one command per host, for any difference.
     """
     path = tmp_path / "file"
     path.write_bytes(b"old\n")
@@ -91,7 +91,7 @@ def test_a_check_shows_the_difference_and_changes_nothing(sshd, provision, tmp_p
 
 def test_a_host_that_differs_is_changed_and_read_again(sshd, provision, tmp_path):
     """
-    The worker places the file, and the host is OK only after its facts were read once more.
+    The worker places the file; the host is OK only after its facts are read again.
     """
     path = tmp_path / "file"
     report, events = provision([sshd.host()], [make_file(path)])
@@ -106,7 +106,7 @@ def test_a_host_that_differs_is_changed_and_read_again(sshd, provision, tmp_path
 
 def test_a_refused_host_is_not_changed(sshd, provision, tmp_path, monkeypatch):
     """
-    A host that does not meet a requirement gets no more than the one command.
+    A host that does not meet a requirement gets only the one command.
     """
     monkeypatch.delattr(supervise, "start_worker")
     occupied = (PortFree(port=sshd.port),)
@@ -146,7 +146,7 @@ def test_a_host_is_judged_by_what_it_is_when_its_changes_begin(
 
 def test_a_host_that_cannot_be_reached_does_not_stop_the_others(sshd, provision, tmp_path):
     """
-    One host refuses the connection: it has failed by name, the other is provisioned.
+    The host that refuses the connection fails by name; the other is provisioned.
     """
     hosts = [sshd.host("n1", port=1), sshd.host("n2")]
     report, _ = provision(hosts, [make_file(tmp_path / "file")])
@@ -157,7 +157,7 @@ def test_a_host_that_cannot_be_reached_does_not_stop_the_others(sshd, provision,
 
 def test_a_host_that_does_not_answer_fails_at_the_deadline(sshd, provision, tmp_path, monkeypatch):
     """
-    The deadline of the run holds also where a single command would get more time.
+    The run's deadline also applies if a single command has a longer timeout.
     """
     monkeypatch.setattr("deploy.provision.probe.PROBE_COMMAND", "sleep 60")
     report, _ = provision([sshd.host()], [make_file(tmp_path / "file")], deadline_s=0.5)
@@ -168,7 +168,7 @@ def test_a_host_that_does_not_answer_fails_at_the_deadline(sshd, provision, tmp_
 
 def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):
     """
-    A specification that cannot be made is raised; hosts were logged in to and sent nothing.
+    If the specification cannot be built, the error is raised and the hosts get no command.
     """
 
     def fail(*_):
@@ -187,7 +187,7 @@ FORBIDDEN = {"gevent", "pyinfra", "torch", "pandas", "numpy", "transformers", "a
 @pytest.mark.parametrize("module", ["deploy.provision.run", "deploy.provision.fleet_specs"])
 def test_an_unchanged_fleet_needs_no_pyinfra(module):
     """
-    What compares hosts imports none of the packages that take long to import.
+    Comparing hosts imports no slow package.
     """
     script = f"import {module}, sys; print(*sys.modules)"
     shown = subprocess.run(

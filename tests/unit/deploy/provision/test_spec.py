@@ -12,9 +12,9 @@ def fleet_with_token(tmp_path, **changes):
     )
 
 
-def test_tokens_come_from_where_the_fleet_says(tmp_path):
+def test_tokens_come_from_the_named_variables(tmp_path):
     """
-    A secret's value is taken from the environment that is handed in.
+    A secret's value is read from the environment that is passed in.
     """
     [token] = resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": "abc-DEF_1.2~+/="})
     assert token.reveal() == "abc-DEF_1.2~+/="
@@ -22,9 +22,9 @@ def test_tokens_come_from_where_the_fleet_says(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["two words", "a,b", 'a"b', "a$b", "naïve", "a\\b", "=a"])
-def test_what_can_not_be_a_bearer_token_is_refused(tmp_path, value):
+def test_an_invalid_bearer_token_is_refused(tmp_path, value):
     """
-    A token that could break out of the environment file is refused, and not shown.
+    It could break the environment file; the error does not show it.
     """
     with pytest.raises(InventoryError) as caught:
         resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": value})
@@ -32,9 +32,9 @@ def test_what_can_not_be_a_bearer_token_is_refused(tmp_path, value):
     assert value not in str(caught.value)
 
 
-def test_signers_have_to_be_there(tmp_path):
+def test_missing_or_empty_allowed_signers_are_refused(tmp_path):
     """
-    A fleet whose allowed signers are missing or empty is refused before any host is changed.
+    Before any host is changed.
     """
     fleet = fleet_with_token(tmp_path)
     with pytest.raises(InventoryError, match="cannot be read"):

@@ -1,5 +1,5 @@
 """
-The supervision of the worker: one that is scripted, dies, or never answers.
+The supervision of the worker, with workers that are scripted, die, or never answer.
 """
 
 import json
@@ -33,7 +33,7 @@ def make_request(**ssh):
 
 def work(script, deadline_s=20.0):
     """
-    Run a worker that is *script*, and return the report and the events.
+    Run *script* as the worker; return the report and the events.
     """
     events: list[ProvisionEvent] = []
     builder = ReportBuilder(HOSTS, events.append)
@@ -57,9 +57,9 @@ def saying(*lines, then=""):
     return f"import sys, time\nsys.stdin.readline()\nprint({said!r}, flush=True)\n{then}"
 
 
-def test_what_the_worker_says_is_the_report():
+def test_the_report_collects_the_messages_of_the_worker():
     """
-    Changes, failures, counts and ends are collected, in the order of the fleet.
+    Changes, failures, counts and ends, in the order of the fleet.
     """
     script = saying(
         event("n3", "changed", resource="/x", change="create"),
@@ -84,7 +84,7 @@ def test_what_the_worker_says_is_the_report():
 
 def test_the_deadline_ends_a_worker_that_hangs():
     """
-    A worker that answers nothing is ended, and its hosts have failed by name.
+    Its hosts fail by name.
     """
     script = saying(
         event("n1", "ok"),
@@ -103,24 +103,24 @@ def test_the_deadline_ends_a_worker_that_hangs():
 
 def test_a_worker_that_breaks_fails_its_hosts():
     """
-    A worker that ends without a word on a host has failed it, with what it complained of.
+    Each host without a final message fails with the worker's error output.
     """
     report, _ = work(saying(event("n1", "ok"), then="sys.exit('out of memory')"))
     assert [f.host for f in report.failed] == ["n2", "n3"]
     assert "out of memory" in report.failed[0].why
 
 
-def test_a_worker_that_never_reads_fails_all():
+def test_a_worker_that_never_reads_fails_all_hosts():
     """
-    A worker that can't even start is a failure of every host, not a hang.
+    A worker that cannot start does not hang the run.
     """
     report, _ = work("raise SystemExit('no gevent')")
     assert [f.host for f in report.failed] == HOSTS
 
 
-def test_the_document_has_the_keys_that_scripts_rely_on():
+def test_the_document_has_the_documented_keys():
     """
-    `changes` and `failed` have the documented keys.
+    `changes` and `failed`.
     """
     report, _ = work(
         saying(
@@ -136,7 +136,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on():
 
 def test_the_real_worker_ends_when_its_parent_does(tmp_path):
     """
-    A worker whose input ends before its request is done stops by itself.
+    It stops if its input ends before its request is done.
     """
     worker = supervise.start_worker()
     # 192.0.2.1 is reserved for documentation: no host answers there.
@@ -154,7 +154,7 @@ def test_the_real_worker_ends_when_its_parent_does(tmp_path):
 
 def test_the_real_worker_reports_a_host_that_is_lost(tmp_path):
     """
-    A host that answers no more is a failed host with why and fix.
+    As a failed host with why and fix.
     """
     builder = ReportBuilder(["n1"], lambda _: None)
     request = make_request(known_hosts=tmp_path / "none", port=1, connect_timeout=1.0)
@@ -185,7 +185,7 @@ def test_the_real_worker_reports_a_host_that_is_lost(tmp_path):
         ),
     ],
 )
-def test_events_read_as_lines(fields, words):
+def test_an_event_prints_as_one_line_of_progress(fields, words):
     """
     An event printed is a line of progress.
     """

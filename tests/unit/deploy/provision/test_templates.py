@@ -1,7 +1,7 @@
 """
-Each template against its golden file, and each golden file against the tool that reads it.
+Compares each template with its golden file, and gives each golden file to the tool that reads it.
 
-After a change on purpose: SLIPWAY_GOLDEN=write pytest tests/unit/deploy/provision/test_templates.py
+After an intended change: SLIPWAY_GOLDEN=write pytest tests/unit/deploy/provision/test_templates.py
 """
 
 import os
@@ -66,7 +66,7 @@ TEXTS = texts()
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
-def test_the_text_is_the_golden_one(name):
+def test_the_rendered_text_matches_the_golden_file(name):
     """
     What is rendered is what was reviewed.
     """
@@ -84,10 +84,10 @@ def test_every_template_has_a_golden_file():
 
 
 def need(tool):
-    found = shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
-    if found is None:
+    program = shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if program is None:
         pytest.skip(f"{tool} is not installed here")
-    return found
+    return program
 
 
 def run(*argv):
@@ -97,7 +97,7 @@ def run(*argv):
 @pytest.fixture
 def haproxy_reads(tmp_path):
     """
-    Return HAProxy's verdict on a configuration; this machine need not have the service's group.
+    Return HAProxy's check of a configuration; this machine may lack the service's group.
     """
 
     def read(text):
@@ -109,9 +109,9 @@ def haproxy_reads(tmp_path):
     return read
 
 
-def test_haproxy_reads_it(haproxy_reads):
+def test_haproxy_accepts_it(haproxy_reads):
     """
-    HAProxy takes the golden configuration, and warns of nothing but the state that is not yet.
+    It warns only of the missing state file.
     """
     done = haproxy_reads((GOLDEN / "haproxy.cfg").read_text())
     assert done.returncode == 0, done.stderr
@@ -144,9 +144,9 @@ UNITS = sorted(name for name in TEXTS if name.endswith("@.service"))
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_systemd_reads_it(tmp_path, name):
+def test_systemd_accepts_it(tmp_path, name):
     """
-    systemd takes the golden units without a word.
+    The golden units give no warning.
     """
     assert systemd_reads(tmp_path, (GOLDEN / name).read_text()) == []
 
@@ -161,7 +161,7 @@ def test_systemd_would_notice(tmp_path):
 
 def test_a_gpu_unit_sees_the_gpus_and_no_other_device():
     """
-    On a GPU row NVIDIA's devices are allowed one by one; on the CPU there are none at all.
+    A GPU row allows NVIDIA's devices one by one; the CPU row allows none.
     """
     gpu, cpu = TEXTS["slipway-runtime-gpu@.service"], TEXTS["slipway-runtime@.service"]
     assert "DeviceAllow=char-nvidia* rw" in gpu
@@ -175,9 +175,9 @@ def settings(name):
     return {line for line in lines if line and not line.startswith("#")}
 
 
-def test_the_sandbox_opens_for_several_gpus_by_no_more_than_they_need():
+def test_the_sandbox_for_several_gpus_differs_in_two_settings():
     """
-    Beside comments, two settings differ from the unit of one GPU, and there is no network.
+    From the unit of one GPU, comments aside; neither has a network.
     """
     one, more = settings("slipway-runtime-gpu@.service"), settings("slipway-runtime-gpus@.service")
     assert one - more == {"RestrictAddressFamilies=AF_UNIX"}
@@ -188,9 +188,9 @@ def test_the_sandbox_opens_for_several_gpus_by_no_more_than_they_need():
     assert {"PrivateNetwork=yes", "IPAddressDeny=any"} <= more
 
 
-def test_the_sandbox_opens_for_vllm_by_no_more_than_it_needs():
+def test_the_sandbox_for_vllm_differs_in_three_settings():
     """
-    Beside comments, the unit of a fleet with vLLM differs in three settings, and has no network.
+    Comments aside; it has no network.
     """
     ours, vllm = settings("slipway-runtime-gpu@.service"), settings("slipway-runtime-vllm@.service")
     assert ours - vllm == {"RestrictAddressFamilies=AF_UNIX"}
@@ -204,7 +204,7 @@ def test_the_sandbox_opens_for_vllm_by_no_more_than_it_needs():
 
 def exposure(tmp_path, text):
     """
-    Return how systemd rates the sandbox of a unit, from 0 to 10; less is better.
+    Return systemd's exposure level of a unit, from 0 to 10; lower is better.
     """
     unit = tmp_path / "slipway-runtime@blue.service"
     unit.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/sh", text, flags=re.MULTILINE))
@@ -224,7 +224,7 @@ def test_the_sandbox_is_tight(tmp_path, name):
 
 def test_a_loose_sandbox_would_be_noticed(tmp_path):
     """
-    Negative control: without its last part the unit is rated far higher.
+    Negative control: without its last part the unit has a far higher exposure.
     """
     head, _, _ = TEXTS["slipway-runtime-vllm@.service"].partition("# The sandbox.")
     assert exposure(tmp_path, head) > 5.0
@@ -232,27 +232,27 @@ def test_a_loose_sandbox_would_be_noticed(tmp_path):
 
 def test_keys_of_vllm_are_omitted_for_the_own_engine():
     """
-    Without vLLM its keys are left out: releases of before them refuse what they do not know.
+    Older releases reject these keys.
     """
-    found = yaml.safe_load(TEXTS["runtime-vllm.yml"])
-    assert found.pop("engine") == "vllm"
-    assert found.pop("vllm_args") == ["--stream-interval", "4"]
-    assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
+    document = yaml.safe_load(TEXTS["runtime-vllm.yml"])
+    assert document.pop("engine") == "vllm"
+    assert document.pop("vllm_args") == ["--stream-interval", "4"]
+    assert document.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
 def test_memory_keys_are_omitted_at_their_defaults():
     """
-    All of them arrive as they were said; releases of before them refuse what they do not know.
+    Other values are all rendered; older releases reject these keys.
     """
     assert MEMORY.keys() <= {n for n, each in OPTIONS.items() if each.rules.since > OLDEST_VERSION}
-    found = yaml.safe_load(TEXTS["runtime-memory.yml"])
-    assert {key: found.pop(key) for key in MEMORY} == MEMORY
-    assert found.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
+    document = yaml.safe_load(TEXTS["runtime-memory.yml"])
+    assert {key: document.pop(key) for key in MEMORY} == MEMORY
+    assert document.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
-def test_an_omitted_default_is_that_of_the_runtime(tmp_path):
+def test_an_omitted_option_has_the_same_default_in_the_runtime(tmp_path):
     """
-    What the runtime reads is what the fleet file says, whatever was left out.
+    The runtime reads the values of the fleet file.
     """
     spec = make_spec()
     path = tmp_path / "runtime.yml"
@@ -262,17 +262,17 @@ def test_an_omitted_default_is_that_of_the_runtime(tmp_path):
     assert load_config({}, [path]).options != spec.service.options
 
 
-def test_arguments_of_vllm_are_told_to_vllm_alone():
+def test_arguments_of_vllm_are_rendered_only_for_vllm():
     """
-    With slipway's engine they have no effect, and a release of before them would refuse the key.
+    With slipway's engine they have no effect, and older releases reject the key.
     """
     assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--x", "1")))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
-def test_the_runtime_reads_what_is_rendered_for_it(tmp_path, name):
+def test_the_runtime_accepts_its_rendered_configuration(tmp_path, name):
     """
-    Every key is one of the runtime's, with a value that it takes.
+    Every key and value is valid.
     """
     path = tmp_path / name
     path.write_text(TEXTS[name])
@@ -284,10 +284,10 @@ def test_the_runtime_reads_what_is_rendered_for_it(tmp_path, name):
 
 def test_the_runtime_configuration_is_yaml_with_plain_seconds():
     """
-    Durations are numbers over there: units were parsed here.
+    The runtime does not parse units.
     """
-    found = yaml.safe_load(TEXTS["runtime.yml"])
-    assert found == {
+    document = yaml.safe_load(TEXTS["runtime.yml"])
+    assert document == {
         "device": "cpu",
         "precision": "fp32",
         "threads": 2,
@@ -300,9 +300,9 @@ def test_the_runtime_configuration_is_yaml_with_plain_seconds():
     }
 
 
-def test_the_digest_tells_configurations_apart():
+def test_the_digest_identifies_a_configuration():
     """
-    Another port gives another digest: it identifies the loaded configuration.
+    Another port gives another digest.
     """
     one = re.search(r"description (.*)", haproxy.config(make_spec()))[1]
     two = re.search(r"description (.*)", haproxy.config(make_spec(port=8001)))[1]
@@ -312,14 +312,14 @@ def test_the_digest_tells_configurations_apart():
 
 def test_the_token_is_in_the_environment_and_nowhere_else():
     """
-    A secret reaches the host in one file.
+    Only one file on the host has the secret.
     """
     assert [name for name, text in TEXTS.items() if TOKEN in text] == ["environment"]
 
 
-def test_the_distributions_sources_go_with_a_mirror():
+def test_a_mirror_replaces_the_distributions_sources():
     """
-    A fleet with a mirror leaves no other package source; without one the sources stay.
+    Without a mirror the sources stay.
     """
     kept = [r.path for r in base.install(make_spec()) if hasattr(r, "path")]
     assert kept == ["/etc/apt/apt.conf.d/90slipway"]
@@ -330,9 +330,9 @@ def test_the_distributions_sources_go_with_a_mirror():
     assert changed["/etc/apt/sources.list.d/slipway.list"] == "file"
 
 
-def test_a_gpu_host_can_compile_what_triton_compiles_at_its_first_start():
+def test_a_gpu_host_has_a_c_compiler_for_triton():
     """
-    It makes its way to the driver with a C compiler; a CPU host gets none.
+    Triton builds its CUDA launcher with it; a CPU host gets none.
     """
     names = {
         device: {name for r in base.install(make_spec(device=device)) for name in _names(r)}

@@ -17,7 +17,7 @@ def fleet():
 @pytest.fixture
 def bare_fleet():
     """
-    Three hosts where nothing was ever released.
+    Three hosts without any release.
     """
     with local_fleet(*NAMES, serving=None) as hosts:
         yield hosts

@@ -28,7 +28,7 @@ from tests.unit.deploy.release.conftest import NAMES
 
 
 @dataclass
-class Sent:
+class StagingSummary:
     names: tuple[str, ...] = ("manifest.json",)
     size: int = 10
 
@@ -47,7 +47,7 @@ def release(fleet, *, policy=None, bundle="b2", report=None, stage=None, recheck
 
     def stage_it(client):
         fleet.place(bundle, client.host)
-        return Sent()
+        return StagingSummary()
 
     executor = ReleaseExecutor(
         plan,
@@ -83,9 +83,10 @@ def test_a_healthy_canary_is_promoted_everywhere(fleet):
         ]  # fmt: skip
 
 
-def test_the_documents_have_the_keys_and_types_of_before(bare_fleet):
+def test_the_documents_keep_their_keys_and_types(bare_fleet):
     """
-    The JSON of a first release, a promoted one, a rejected one and a paused one, evidence included.
+    The recorded JSON of a first release, a promoted, a rejected and a paused one, evidence
+    included.
     """
     fleet = bare_fleet
     documents = {"release-first": release(fleet, bundle="b1")}
@@ -100,9 +101,9 @@ def test_the_documents_have_the_keys_and_types_of_before(bare_fleet):
         assert differences(recorded(name), document) == [], name
 
 
-def test_the_second_wave_starts_after_the_first_was_judged(fleet):
+def test_the_second_wave_starts_after_the_first_has_passed(fleet):
     """
-    No host of a later wave takes the new release before the canary of the first has passed.
+    No later host takes the new release before then.
     """
     _, events = release(fleet)
 
@@ -113,7 +114,7 @@ def test_the_second_wave_starts_after_the_first_was_judged(fleet):
 
 def test_the_old_slot_stays_warm_until_every_wave_has_passed(fleet):
     """
-    Going back is a shift of traffic, not a start, for as long as the release may be refused.
+    So a rollback only shifts traffic and starts nothing, as long as the release can fail.
     """
     _, events = release(fleet)
 
@@ -131,7 +132,7 @@ def test_the_old_slot_stays_warm_until_every_wave_has_passed(fleet):
 )
 def test_failing_requests_revert_or_pause_as_the_fleet_says(fleet, action, ending, error, running):
     """
-    Above the error rate the gate's action is taken; either way the old release has the traffic.
+    Above the error rate the gate's action is taken; in both cases the old release has the traffic.
     """
     fleet.errors_per_s = 1
     gates = {"http_request_error_rate": {"action": action}}
@@ -165,9 +166,9 @@ def test_a_canary_that_failed_does_not_start_at_the_next_boot(fleet):
     assert fleet.system("n1").unit_of("blue").enabled
 
 
-def test_silence_pauses(fleet):
+def test_a_canary_without_requests_pauses(fleet):
     """
-    A canary without requests is paused when the time is over, never promoted.
+    When its time is over; it is never promoted.
     """
     fleet.requests_per_s = 0
 
@@ -180,7 +181,7 @@ def test_silence_pauses(fleet):
 
 def test_wrong_golden_answers_never_reach_traffic(fleet):
     """
-    A release whose golden answers differ is reverted before it gets a request.
+    The release is reverted before it gets a request.
     """
     fleet.system("n1").bad_golden.add(DIGESTS["b2"])
 
@@ -195,7 +196,7 @@ def test_wrong_golden_answers_never_reach_traffic(fleet):
 
 def test_a_first_release_needs_no_canary(bare_fleet):
     """
-    Where nothing serves there is nothing to compare with: golden answers, then all the traffic.
+    There is no stable release to compare with: golden answers, then all the traffic.
     """
     outcome, _ = release(bare_fleet)
 
@@ -203,9 +204,9 @@ def test_a_first_release_needs_no_canary(bare_fleet):
     assert all(bare_fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_releasing_what_serves_does_nothing(fleet):
+def test_releasing_the_serving_bundle_is_a_noop(fleet):
     """
-    Outcome noop; no host is touched, not even for a lease.
+    No host is changed, and no lease is taken.
     """
     outcome, _ = release(fleet, bundle="b1")
 
@@ -219,9 +220,9 @@ def take_lease_of(fleet, name, owner="other", ttl_s=600.0):
     return other.call(LeaseAcquire(owner=owner, ttl_s=ttl_s))
 
 
-def test_two_operators_at_once(fleet):
+def test_the_second_of_two_operators_is_refused(fleet):
     """
-    The second is refused before it touches anything, and releases the leases that it took.
+    Before it changes anything; it releases the leases that it took.
     """
     take_lease_of(fleet, "n2")
 
@@ -233,9 +234,9 @@ def test_two_operators_at_once(fleet):
     assert all(fleet.running(name) == {"b1"} for name in NAMES)
 
 
-def test_a_host_lost_before_it_was_touched_serves_what_it_served(fleet):
+def test_a_host_lost_before_a_change_still_serves_its_release(fleet):
     """
-    The release stops and names the host; the host is found as it was, so nothing is stuck.
+    The release stops and names the host; the host is unchanged, so it is not STUCK.
     """
     fleet["n2"].fail("slot.start", LOST_BEFORE, call=None)
     fleet["n2"].fail("traffic.set", LOST_BEFORE, call=None)
@@ -262,9 +263,9 @@ def test_a_command_that_runs_after_its_connection_was_lost_is_refused(fleet):
     assert fleet["n1"].verbs().count("lease.acquire") == 2
 
 
-def test_a_host_that_stays_away_is_stuck_and_named(fleet):
+def test_a_host_that_stays_lost_is_stuck_and_named(fleet):
     """
-    Negative control of the one above: it may have started the release, so the end says so.
+    Negative control of the test above: it may have started the release.
     """
 
     def cut(event):
@@ -281,9 +282,9 @@ def test_a_host_that_stays_away_is_stuck_and_named(fleet):
     assert outcome.evidence["hosts"]["n1"] is State.REVERTED
 
 
-def test_a_host_that_comes_back_while_there_is_time_is_taken_back(fleet):
+def test_a_host_that_returns_in_time_is_reverted(fleet):
     """
-    The way back is tried again for a lease's time to live, with the lease taken anew.
+    The revert is retried for a lease's time to live, with a new lease.
     """
     stopped_s = None
 
@@ -323,7 +324,7 @@ def test_a_host_lost_while_retiring_does_not_undo_the_release(fleet):
 
 def test_an_internal_error_while_retiring_does_not_undo_the_release(fleet, monkeypatch):
     """
-    No live host is walked back: the release is promoted, and the error names its host.
+    No live host is reverted: the release is promoted, and the error names its host.
     """
     from deploy.release import host_commands
 
@@ -341,14 +342,14 @@ def test_an_internal_error_while_retiring_does_not_undo_the_release(fleet, monke
 
 def test_an_internal_error_on_one_host_is_that_hosts_failure(fleet):
     """
-    The other hosts' work ends, and all go back.
+    The other hosts finish their step, and all are reverted.
     """
 
     def stage(client):
         if client.host == "n2":
             raise ZeroDivisionError
         fleet.place("b2", client.host)
-        return Sent()
+        return StagingSummary()
 
     outcome, _ = release(fleet, stage=stage)
 
@@ -357,9 +358,9 @@ def test_an_internal_error_on_one_host_is_that_hosts_failure(fleet):
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_interrupting_goes_back(fleet):
+def test_an_interrupted_canary_is_reverted(fleet):
     """
-    Control-C in the middle of a canary reverts it.
+    By Control-C.
     """
 
     def interrupt():
@@ -377,7 +378,7 @@ def test_interrupting_goes_back(fleet):
 
 def test_interrupting_while_old_slots_drain_undoes_nothing(fleet):
     """
-    Every gate has passed: the release stands, and the command says what is not finished.
+    Every gate has passed: the release stands, and the command names what is unfinished.
     """
 
     def report(event):
@@ -391,9 +392,9 @@ def test_interrupting_while_old_slots_drain_undoes_nothing(fleet):
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_a_release_onto_a_dead_one_takes_all_its_traffic(fleet):
+def test_a_release_over_a_dead_one_takes_all_its_traffic(fleet):
     """
-    Where what serves is dead, the new release gets all the traffic and the dead slot is stopped.
+    Without a canary; the dead slot is stopped.
     """
     for name in NAMES:
         fleet.system(name).unit_of("blue").fail()
@@ -404,9 +405,9 @@ def test_a_release_onto_a_dead_one_takes_all_its_traffic(fleet):
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_a_world_that_changed_before_the_lease_is_refused(fleet):
+def test_a_change_between_plan_and_lease_is_refused(fleet):
     """
-    Another operator released between the plan and the lease: nothing is touched.
+    Another operator released meanwhile: nothing is changed.
     """
 
     def changed():
@@ -422,7 +423,7 @@ def test_a_world_that_changed_before_the_lease_is_refused(fleet):
 
 def test_a_full_disk_keeps_its_own_kind(fleet):
     """
-    Nothing was started, so the error is the host's: its kind and exit code tell scripts why.
+    Nothing was started, so the release ends with the host's error kind and exit code.
     """
 
     def stage(client):
@@ -435,9 +436,9 @@ def test_a_full_disk_keeps_its_own_kind(fleet):
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_a_bug_of_ours_takes_users_back_first(fleet):
+def test_an_internal_error_reverts_before_it_is_raised(fleet):
     """
-    An error that the toolkit did not foresee reverts like a failure, and keeps its traceback.
+    It keeps its traceback.
     """
 
     def bug():
@@ -455,7 +456,7 @@ def test_a_bug_of_ours_takes_users_back_first(fleet):
 
 def test_a_leftover_canary_is_cleared_first(fleet):
     """
-    A release that died in the middle left a slot with traffic; the next one takes it back first.
+    A slot of an interrupted release still has traffic; the next release drains it first.
     """
     system = fleet.system("n1")
     fleet.place("b9", "n1")
@@ -473,7 +474,7 @@ def test_a_leftover_canary_is_cleared_first(fleet):
 
 def test_a_lease_lost_in_the_middle_stops_the_release(fleet):
     """
-    Another operator took a host over: nothing more is changed there, and the others go back.
+    Another operator took one host: that host is not changed any more, and the others are reverted.
     """
 
     def steal(event):
@@ -503,7 +504,8 @@ def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
     """
     One call of a verb, or every one, fails on one host: each host gives all its traffic to one
     release, promoted hosts to the new one and the others to the old one, and no host is stuck.
-    Nothing of a release that went back is left: no unit that runs or would start at boot.
+    One call of a verb, or each of them, fails on one host: each host gives all its traffic to one
+    release, promoted hosts to the new one and the others to the old one, and no host is STUCK.
     """
     fleet[name].fail(verb, how, call)
 
@@ -518,7 +520,7 @@ def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
 )
 def test_whatever_answer_is_lost_no_host_is_left_mixed(fleet, name, verb, call):
     """
-    As above, when the host did what was asked and the answer was lost.
+    Like the test above, but the host did the work and only its answer was lost.
     """
     fleet[name].fail(verb, ANSWER_LOST, call)
 

@@ -14,7 +14,7 @@ def verdict(window, elapsed_s=10.0, gates=None):
 
 def test_enough_good_requests_pass_when_the_time_is_up():
     """
-    A canary passes after its duration, with its minimum of requests, within every limit.
+    After its duration, with at least the minimum of requests, and within every limit.
     """
     assert verdict(Window(20, 0, 0), elapsed_s=6.0).verdict is Verdict.PASS
     assert verdict(Window(20, 0, 0), elapsed_s=5.9).verdict is Verdict.WAIT
@@ -22,7 +22,7 @@ def test_enough_good_requests_pass_when_the_time_is_up():
 
 def test_too_little_traffic_waits_then_pauses():
     """
-    Silence is not health: below the minimum a canary waits, and is paused when the time is up.
+    A canary below the minimum waits, and is paused when its time is over.
     """
     assert verdict(Window(19, 0, 0), elapsed_s=29.9).verdict is Verdict.WAIT
     assert verdict(Window(19, 0, 0), elapsed_s=30.0).verdict is Verdict.PAUSE
@@ -30,7 +30,7 @@ def test_too_little_traffic_waits_then_pauses():
 
 def test_the_error_rate_needs_its_minimum_of_requests():
     """
-    One error among few requests is no rate; the same share among enough of them is.
+    An error among few requests is not judged; the same share of enough requests is.
     """
     assert verdict(Window(19, 19, 0)).verdict is Verdict.WAIT
     assert verdict(Window(20, 2, 0)).verdict is Verdict.PAUSE, "the default action"
@@ -38,7 +38,7 @@ def test_the_error_rate_needs_its_minimum_of_requests():
 
 def test_the_error_rate_may_equal_its_limit():
     """
-    5 % is allowed where 5 % is the limit; more is not.
+    5 % passes a limit of 5 %; more does not.
     """
     assert verdict(Window(100, 5, 0)).verdict is Verdict.PASS
     assert verdict(Window(100, 6, 0)).verdict is Verdict.PAUSE
@@ -46,7 +46,7 @@ def test_the_error_rate_may_equal_its_limit():
 
 def test_restarts_and_a_failed_unit_revert_at_once():
     """
-    More restarts than allowed, or a unit that stays down, needs no minimum of requests.
+    Too many restarts, or a unit that stays down, need no minimum of requests.
     """
     assert verdict(Window(0, 0, 3), elapsed_s=1.0).verdict is Verdict.WAIT
     assert verdict(Window(0, 0, 4), elapsed_s=1.0).verdict is Verdict.REVERT
@@ -55,7 +55,7 @@ def test_restarts_and_a_failed_unit_revert_at_once():
 
 def test_the_fleet_chooses_the_action():
     """
-    A gate does what the fleet file says it does.
+    Each gate takes the action of the fleet file.
     """
     gates = Gates.model_validate({"http_request_error_rate": {"action": "revert"}})
     assert verdict(Window(20, 20, 0), gates=gates).verdict is Verdict.REVERT
@@ -63,7 +63,7 @@ def test_the_fleet_chooses_the_action():
 
 def test_a_restart_resets_counters_without_hiding_errors():
     """
-    What a slot counted before and after a restart adds up; nothing goes negative.
+    Counts before and after a restart are added; none becomes negative.
     """
     history = [
         make_reading(0, requests=0, errors=0),
@@ -76,16 +76,16 @@ def test_a_restart_resets_counters_without_hiding_errors():
 
 def test_restarts_count_within_their_time():
     """
-    A restart longer ago than the gate looks back is not counted.
+    A restart before the gate's window does not count.
     """
     history = [make_reading(0), make_reading(1, restarts=2), make_reading(400, restarts=3)]
     assert counted(history, within_s=300).restarts == 0
     assert counted([*history, make_reading(401, restarts=4)], within_s=300).restarts == 1
 
 
-def test_a_reading_that_nobody_answered_counts_nothing():
+def test_a_missing_reading_counts_nothing():
     """
-    A slot too busy to show its counters did not restart, and its old requests are not new.
+    A slot too busy to show its counters did not restart, and its old requests are not new ones.
     """
     history = [
         make_reading(0, requests=8),
@@ -108,7 +108,7 @@ readings = st.lists(
 @given(readings)
 def test_counts_are_never_negative_and_errors_never_exceed_requests(rows):
     """
-    Whatever counters a slot shows, restarts included, a window is one that could have happened.
+    For any counters of a slot, restarts included.
     """
     history = [
         make_reading(i, requests=r + e, errors=e, broken=b) for i, (r, e, b) in enumerate(rows)
@@ -123,22 +123,22 @@ def test_nothing_passes_before_its_time_or_its_requests(requests, errors, elapse
     PASS implies the whole duration, the whole minimum and an error rate within the limit.
     """
     errors = min(errors, requests)
-    found = judge(Window(requests, errors, 0), elapsed_s, CanaryPolicy(), Gates())
-    if found.verdict is Verdict.PASS:
+    judgement = judge(Window(requests, errors, 0), elapsed_s, CanaryPolicy(), Gates())
+    if judgement.verdict is Verdict.PASS:
         assert elapsed_s >= CanaryPolicy().duration
         assert requests >= CanaryPolicy().min_requests
         assert errors <= 0.05 * requests
 
 
-def test_hosts_of_a_wave_add_up():
+def test_a_wave_is_judged_by_the_sum_of_its_hosts():
     """
-    A wave is judged as a whole, and names the hosts whose unit is down.
+    The verdict names hosts whose unit is down.
     """
-    found = summed(
+    window = summed(
         {
             "n1": [make_reading(0), make_reading(1, requests=10, errors=1)],
             "n2": [make_reading(0), make_reading(1, requests=5, is_failed=True)],
         },
         within_s=300,
     )
-    assert found == Window(15, 1, 0, ("n2",))
+    assert window == Window(15, 1, 0, ("n2",))

@@ -25,7 +25,7 @@ def test_all_hosts_are_held_and_released(fleet):
 
 def test_leases_are_renewed_for_as_long_as_they_are_held(fleet):
     """
-    Ten times their time to live; without renewals they end after one (see below).
+    For ten times their time to live.
     """
     with keep(fleet) as keeper:
         fleet.clock.sleep(10 * TTL_S)
@@ -35,7 +35,7 @@ def test_leases_are_renewed_for_as_long_as_they_are_held(fleet):
 
 def test_a_lease_that_is_not_renewed_expires(fleet):
     """
-    Negative control of the one above: the hosts' own rule is at work.
+    Negative control of the test above: the hosts apply their real rule.
     """
     fleet.clients["n1"].call(LeaseAcquire(owner="me", ttl_s=TTL_S))
 
@@ -45,9 +45,9 @@ def test_a_lease_that_is_not_renewed_expires(fleet):
 
 
 @pytest.mark.parametrize("call", [1, 2, 5])
-def test_one_renewal_without_an_answer_loses_nothing(fleet, call):
+def test_one_failed_renewal_does_not_lose_the_lease(fleet, call):
     """
-    Whichever renewal fails, the next one succeeds before the lease expires, and all later ones do.
+    After any failed renewal the next one succeeds before the lease expires, and so do later ones.
     """
     fleet["n1"].fail("lease.renew", LOST_BEFORE, call)
 
@@ -58,7 +58,7 @@ def test_one_renewal_without_an_answer_loses_nothing(fleet, call):
         keeper.check("n1")
 
 
-def test_two_renewals_without_an_answer_lose_nothing(fleet):
+def test_two_failed_renewals_do_not_lose_the_lease(fleet):
     fleet["n1"].fail("lease.renew", LOST_BEFORE, 1)
     fleet["n1"].fail("lease.renew", LOST_BEFORE, 2)
 
@@ -70,8 +70,8 @@ def test_two_renewals_without_an_answer_lose_nothing(fleet):
 
 def test_renewals_and_their_time_limits_fit_into_the_time_to_live():
     """
-    The first renewal, its time limit, the pause, and the second with its time limit: shorter than
-    the time to live.  A slow first renewal must leave room for the second.
+    The first renewal with its timeout, the pause, and the second with its timeout are shorter than
+    the time to live.  A slow first renewal must leave time for the second.
     """
     from deploy.release import lease
 
@@ -83,7 +83,7 @@ def test_renewals_and_their_time_limits_fit_into_the_time_to_live():
 
 def test_a_host_without_an_answer_for_a_time_to_live_is_lost(fleet):
     """
-    Its connection is closed, so that a command in progress there fails; the others are renewed.
+    Its connection is closed, so that a running command fails; the other leases are renewed.
     """
     with keep(fleet) as keeper:
         fleet["n2"].is_cut = True
@@ -134,7 +134,7 @@ def test_a_lease_that_another_owner_took_is_lost_at_the_next_renewal(fleet):
 
 def test_a_lease_taken_again_is_renewed_again(fleet):
     """
-    After a host was lost and taken back, its lease lives as long as the others.
+    A lost host that is leased again keeps its lease like the others.
     """
     with keep(fleet) as keeper:
         fleet["n1"].is_cut = True
@@ -151,9 +151,9 @@ def test_a_lease_taken_again_is_renewed_again(fleet):
     assert fleet.lease_owner("n1") is None
 
 
-def test_all_hosts_or_none(fleet):
+def test_all_hosts_are_leased_or_none(fleet):
     """
-    A host that does not answer keeps no other host held.
+    If one host does not answer, the leases of the others are released.
     """
     fleet["n3"].is_cut = True
 

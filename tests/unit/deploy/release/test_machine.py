@@ -8,13 +8,13 @@ ROOT = Path(__file__).parents[4]
 
 
 def reachable(start):
-    seen, todo = set(), [start]
+    reached, todo = set(), [start]
     while todo:
         state = todo.pop()
-        if state not in seen:
-            seen.add(state)
+        if state not in reached:
+            reached.add(state)
             todo += [to for (frm, _), to in TRANSITIONS.items() if frm is state]
-    return seen
+    return reached
 
 
 def test_every_state_is_reachable_and_can_end():
@@ -25,9 +25,9 @@ def test_every_state_is_reachable_and_can_end():
     assert all(reachable(state) & ENDS for state in State)
 
 
-def test_every_moving_state_says_what_failure_and_loss_mean():
+def test_every_moving_state_handles_failure_and_loss():
     """
-    Each state that is not an end has a way out on FAILED and on LOST.
+    Each state that is not final has a transition on FAILED and on LOST.
     """
     for state in set(State) - ENDS:
         assert (state, Event.FAILED) in TRANSITIONS, state
@@ -36,7 +36,7 @@ def test_every_moving_state_says_what_failure_and_loss_mean():
 
 def test_ends_are_final():
     """
-    Nothing leads out of an end, and asking is our bug.
+    No transition leaves a final state, and asking for one raises.
     """
     assert not [key for key in TRANSITIONS if key[0] in ENDS]
     with pytest.raises(ValueError, match="no transition"):
@@ -45,14 +45,14 @@ def test_ends_are_final():
 
 def test_nothing_but_success_leads_to_live():
     """
-    No failure, loss or refusal ends with the new release taking its full share.
+    No failure, loss or refusal gives the new release its full share.
     """
     assert {Event.DONE} == {event for (_, event), to in TRANSITIONS.items() if to is State.LIVE}
 
 
-def test_a_release_that_may_have_had_traffic_goes_back_by_doing_something():
+def test_a_release_that_may_have_had_traffic_is_reverted_explicitly():
     """
-    From a state with traffic no event but success or a pause skips the way back.
+    From a state with traffic, only success or a pause skips the revert.
     """
     for state in State:
         if state.may_have_traffic:
@@ -62,6 +62,6 @@ def test_a_release_that_may_have_had_traffic_goes_back_by_doing_something():
 
 def test_the_reference_shows_the_table():
     """
-    docs/reference/states.md contains the table as it is.
+    docs/reference/states.md contains the transition table.
     """
     assert table() in (ROOT / "docs/reference/states.md").read_text()

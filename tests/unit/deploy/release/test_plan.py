@@ -14,21 +14,21 @@ def plan(observed, *, bundle="b2", canary_pct=10, **policy):
         version="v2",
         canary_pct=canary_pct,
         policy=make_policy(**policy),
-        observed={seen.host: seen for seen in observed},
+        observed={one_host.host: one_host for one_host in observed},
     )
 
 
 def test_a_host_takes_the_new_release_in_the_slot_that_does_not_serve():
-    made = plan([make_settled("n1")])
+    release_plan = plan([make_settled("n1")])
 
-    assert (made.host("n1").from_slot, made.host("n1").to_slot) == ("blue", "green")
-    assert made.host("n1").from_version == "v1"
-    assert not made.host("n1").clear_first
+    assert (release_plan.host("n1").from_slot, release_plan.host("n1").to_slot) == ("blue", "green")
+    assert release_plan.host("n1").from_version == "v1"
+    assert not release_plan.host("n1").clear_first
 
 
-def test_a_host_that_serves_the_bundle_is_left_alone():
+def test_a_host_that_serves_the_bundle_is_skipped():
     """
-    Only the hosts that lack it are released; with none left the plan is a noop.
+    Only the other hosts are released; without any the plan is a noop.
     """
     there = make_settled("n1", good=[("b2", "v2")])
 
@@ -38,33 +38,33 @@ def test_a_host_that_serves_the_bundle_is_left_alone():
 
 def test_a_slot_that_is_not_idle_is_cleared_first():
     """
-    What an interrupted release left in a slot is taken down before the slot is used.
+    A slot that an interrupted release used is stopped first.
     """
     left = make_serving("green", "b9", "v9", weight_pct=10)
-    seen = make_observed("n1", make_serving(weight_pct=90), left, good=make_settled().good)
+    observed = make_observed("n1", make_serving(weight_pct=90), left, good=make_settled().good)
 
-    assert plan([seen]).host("n1").clear_first
-    assert plan([seen]).host("n1").to_slot == "green"
+    assert plan([observed]).host("n1").clear_first
+    assert plan([observed]).host("n1").to_slot == "green"
 
 
 def test_the_release_on_record_is_stable_even_when_a_canary_has_more_traffic():
     """
-    An operator who died after promoting a host, before recording it, left nothing proven there.
+    An operator who died between promoting a host and recording it left an unproven release.
     """
     promoted = make_serving("green", "b9", "v9", weight_pct=100)
-    seen = make_observed("n1", make_serving(weight_pct=0), promoted, good=make_settled().good)
+    observed = make_observed("n1", make_serving(weight_pct=0), promoted, good=make_settled().good)
 
-    assert plan([seen]).host("n1").from_slot == "blue"
+    assert plan([observed]).host("n1").from_slot == "blue"
 
 
 def test_an_unhealthy_stable_release_stops_the_plan():
     """
-    There would be nothing to compare with and nothing to go back to.
+    There would be no baseline for the canary, and no target for a rollback.
     """
-    seen = make_observed("n1", make_serving(is_ready=False), good=make_settled().good)
+    observed = make_observed("n1", make_serving(is_ready=False), good=make_settled().good)
 
     with pytest.raises(PreconditionError, match="n1"):
-        plan([seen])
+        plan([observed])
 
 
 @pytest.mark.parametrize("share", [0, -1, 51, 100])
@@ -104,7 +104,7 @@ waves = st.lists(
 @given(st.integers(0, 12), waves)
 def test_waves_hold_each_host_once_in_order(count, shape):
     """
-    Whatever the fleet file says, every host is released, once, in the fleet's order.
+    For any fleet, every host is released once, in the fleet's order.
     """
     hosts = [f"n{i}" for i in range(count)]
     cut = split_waves(hosts, shape)

@@ -17,7 +17,7 @@ NAMES = ("n1", "n2")
 @pytest.fixture
 def make_fleet():
     """
-    Make two hosts that serve the last of *good*, with the others on record.
+    Return two hosts that serve the last of *good*, with the others on record.
     """
     from contextlib import ExitStack
 
@@ -47,7 +47,7 @@ def rollback(fleet, to=None, report=lambda event: None):
 
 def test_rolling_back_serves_the_release_before(make_fleet):
     """
-    One slot serves the earlier release on every host; the later one is stopped and off the record.
+    On every host, one slot serves the earlier release; the later one is stopped and off the record.
     """
     fleet = make_fleet()
 
@@ -66,7 +66,7 @@ def test_rolling_back_serves_the_release_before(make_fleet):
 
 def test_rolling_back_twice_goes_back_twice_and_then_says_so(make_fleet):
     """
-    Two rollbacks never swap two releases for ever: each goes further back, until none is left.
+    Each rollback goes further back, until no release remains; two never alternate.
     """
     fleet = make_fleet(good=("b1", "b2", "b3"))
 
@@ -80,7 +80,7 @@ def test_rolling_back_twice_goes_back_twice_and_then_says_so(make_fleet):
 
 def leave_canary(fleet, bundle="b9"):
     """
-    Leave every host as an operator that died in the canary of *bundle* does.
+    Leave every host as after an operator's death in the canary of *bundle*.
     """
     fleet.place(bundle)
     for name in NAMES:
@@ -93,7 +93,7 @@ def leave_canary(fleet, bundle="b9"):
 
 def test_an_interrupted_release_is_dropped(make_fleet):
     """
-    With a release in the middle, rolling back keeps the release on record and stops the other.
+    A rollback keeps the release on record, and stops the unfinished one.
     """
     fleet = make_fleet(good=("b1",))
     leave_canary(fleet)
@@ -106,9 +106,9 @@ def test_an_interrupted_release_is_dropped(make_fleet):
         assert fleet.running(name) == {"b1"}
 
 
-def test_a_version_that_reads_like_a_rollback_is_none(make_fleet):
+def test_a_version_named_like_a_rollback_is_a_release(make_fleet):
     """
-    The target of an interrupted rollback is a field of the journal, not a part of a name.
+    The target of an interrupted rollback is a field of the journal, not part of a name.
     """
     fleet = make_fleet(good=("b1",))
     leave_canary(fleet)
@@ -126,37 +126,37 @@ def test_a_version_that_reads_like_a_rollback_is_none(make_fleet):
 
 def test_a_release_that_stopped_on_one_host_is_dropped_there_only():
     """
-    The hosts that it had not reached stay at what they serve; they don't go further back.
+    Hosts that it had not reached keep what they serve, and do not go further back.
     """
     canary = make_serving("green", "b2", "v2", weight_pct=0)
-    seen = {
+    observed = {
         "n1": make_observed("n1", make_serving(), canary, good=make_settled().good, paused="r-v2"),
         "n2": make_settled("n2", good=[("b0", "v0"), ("b1", "v1")]),
     }
 
-    made = plan_rollback(seen)
+    rollback_plan = plan_rollback(observed)
 
-    assert [(host.host, host.target.bundle, host.to_slot) for host in made.hosts] == [
+    assert [(host.host, host.target.bundle, host.to_slot) for host in rollback_plan.hosts] == [
         ("n1", "b1", "blue")
     ]
 
 
 def test_a_release_that_only_began_is_ended():
     """
-    An operator killed while staging left a beginning without an end, and nothing else to undo.
+    An operator killed while staging left only a beginning in the journal.
     """
     left = make_observed(
         "n1", make_serving(), good=make_settled().good, unfinished=Unfinished("r-v2", "stage")
     )
 
-    made = plan_rollback({"n1": left})
+    rollback_plan = plan_rollback({"n1": left})
 
-    assert [(host.to_slot, host.is_warm) for host in made.hosts] == [("blue", True)]
+    assert [(host.to_slot, host.is_warm) for host in rollback_plan.hosts] == [("blue", True)]
 
 
-def test_an_interrupted_rollback_goes_on_to_where_it_was_going():
+def test_an_interrupted_rollback_keeps_its_target():
     """
-    The bad release is still the last on record: asking again must not bring it back.
+    The bad release is still the last on record; a second rollback must not restore it.
     """
     good = [("b1", "v1"), ("b2", "v2")]
     done = make_observed(
@@ -173,9 +173,9 @@ def test_an_interrupted_rollback_goes_on_to_where_it_was_going():
         unfinished=Unfinished("r-back", "release.begin", rollback_to="r-v1"),
     )
 
-    made = plan_rollback({"n1": done, "n2": left})
+    rollback_plan = plan_rollback({"n1": done, "n2": left})
 
-    assert [(h.host, h.target.bundle, h.to_slot) for h in made.hosts] == [
+    assert [(h.host, h.target.bundle, h.to_slot) for h in rollback_plan.hosts] == [
         ("n1", "b1", "blue"),
         ("n2", "b1", "green"),
     ]
@@ -210,24 +210,24 @@ def test_an_interrupted_rollback_goes_on_where_release_ids_differ():
     ]
 
 
-def test_an_unreadable_haproxy_is_named_and_not_guessed_at():
+def test_an_unreadable_haproxy_stops_the_rollback():
     unknown = make_observed("n2", make_serving(weight_pct=None), good=make_settled().good)
     with pytest.raises(PreconditionError, match="n2"):
         plan_rollback({"n1": make_settled("n1"), "n2": unknown})
 
 
-def test_a_host_that_never_had_a_good_release_holds_nobody_up():
-    seen = {
+def test_a_host_without_a_good_release_is_skipped():
+    observed = {
         "n1": make_settled("n1", good=[("b1", "v1"), ("b2", "v2")]),
         "n2": make_observed("n2"),
     }
-    assert [host.host for host in plan_rollback(seen).hosts] == ["n1"]
+    assert [host.host for host in plan_rollback(observed).hosts] == ["n1"]
 
 
 def test_an_interrupted_rollback_continues_on_real_hosts(make_fleet):
     """
-    Interrupted after one host had switched: the next rollback takes the other one to the same
-    release, and not further back.
+    One host has switched already: the next rollback takes the other one to the same release, and
+    not further back.
     """
     fleet = make_fleet(good=("b1", "b2", "b3"))
 
@@ -246,9 +246,9 @@ def test_an_interrupted_rollback_continues_on_real_hosts(make_fleet):
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
-def test_going_back_to_what_serves_is_a_noop(make_fleet):
+def test_rolling_back_to_the_serving_release_is_a_noop(make_fleet):
     """
-    Two bad releases cannot revert into each other: the target that runs is reported, not redone.
+    Two bad releases cannot revert into each other: a serving target is reported, not repeated.
     """
     fleet = make_fleet()
 
@@ -259,7 +259,7 @@ def test_going_back_to_what_serves_is_a_noop(make_fleet):
 
 
 @pytest.mark.parametrize("to", ["v1", "r-v1", DIGESTS["b1"][:12]])
-def test_to_names_a_version_a_release_or_a_bundle(make_fleet, to):
+def test_to_accepts_a_version_a_release_or_a_bundle(make_fleet, to):
     fleet = make_fleet(good=("b1", "b2", "b3"))
 
     rollback(fleet, to=to)
@@ -267,29 +267,29 @@ def test_to_names_a_version_a_release_or_a_bundle(make_fleet, to):
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
-def test_an_unknown_target_lists_what_is_on_record(make_fleet):
+def test_an_unknown_target_lists_the_recorded_releases(make_fleet):
     with pytest.raises(NothingToRollBackTo) as caught:
         rollback(make_fleet(), to="v7")
     assert "v1" in caught.value.why
     assert "v2" in caught.value.why
 
 
-def test_no_release_on_record():
+def test_a_rollback_without_a_recorded_release_is_refused():
     with pytest.raises(NothingToRollBackTo, match="no release to roll back to"):
         plan_rollback({"n1": make_observed("n1")})
 
 
-def test_hosts_that_disagree_are_asked_about():
-    seen = {
+def test_hosts_with_different_records_need_an_explicit_target():
+    observed = {
         "n1": make_settled("n1", good=[("b1", "v1"), ("b2", "v2")]),
         "n2": make_settled("n2", good=[("b0", "v0"), ("b2", "v2")]),
     }
     with pytest.raises(NothingToRollBackTo, match="do not agree"):
-        plan_rollback(seen)
+        plan_rollback(observed)
 
 
 @pytest.mark.parametrize("how", [LOST_BEFORE, ANSWER_LOST, REFUSED])
-def test_a_lost_host_is_named_and_the_others_go_back(make_fleet, how):
+def test_a_lost_host_is_named_and_the_others_roll_back(make_fleet, how):
     fleet = make_fleet()
     fleet["n2"].fail("slot.start", how)
 
@@ -314,7 +314,7 @@ def test_a_rollback_that_failed_on_a_host_is_finished_by_the_next(make_fleet):
 
 def test_a_dead_unit_does_not_stop_a_rollback(make_fleet):
     """
-    The usual reason to roll back is that what serves does not.
+    A dead release is the usual reason to roll back.
     """
     fleet = make_fleet()
     for name in NAMES:
@@ -328,9 +328,9 @@ def test_a_dead_unit_does_not_stop_a_rollback(make_fleet):
 
 def test_a_warm_target_is_not_started_again():
     blue, green = make_serving(weight_pct=0), make_serving("green", "b9", "v9", weight_pct=100)
-    seen = make_observed("n1", blue, green, good=make_settled().good)
+    observed = make_observed("n1", blue, green, good=make_settled().good)
 
-    made = plan_rollback({"n1": seen})
+    rollback_plan = plan_rollback({"n1": observed})
 
-    assert made.hosts[0].is_warm
-    assert made.hosts[0].to_slot == "blue"
+    assert rollback_plan.hosts[0].is_warm
+    assert rollback_plan.hosts[0].to_slot == "blue"

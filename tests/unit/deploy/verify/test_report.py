@@ -24,7 +24,7 @@ def make_report(*failed):
 
 def test_every_case_has_its_host_and_reason():
     """
-    Failures and errors name the host, the rule and the assertion.
+    Failures and errors name the host, the test and the assertion.
     """
     assert read_junit(JUNIT) == (
         Outcome("n1", "test_a", "passed"),
@@ -36,7 +36,7 @@ def test_every_case_has_its_host_and_reason():
 
 def test_failures_of_several_hosts_are_one_error():
     """
-    The error lists each host with each assertion, and the command that mends them.
+    It lists each host with each assertion, and the command that fixes them.
     """
     error = make_report(Finding("n2", "test_b", "no shell"), Finding("n1", "test_a", "x")).error
     assert isinstance(error, VerifyFailed)
@@ -44,7 +44,7 @@ def test_failures_of_several_hosts_are_one_error():
     assert "inv provision --limit n1,n2" in error.fix
 
 
-def test_what_holds_is_no_error():
+def test_a_report_without_failures_has_no_error():
     """
     A report without failures has no error.
     """

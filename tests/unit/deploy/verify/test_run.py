@@ -22,7 +22,7 @@ def closed_fleet(tmp_path):
 
 def test_a_host_that_is_down_is_a_failure_and_in_the_xml(tmp_path):
     """
-    Nothing is asserted of a host that can't be reached, and it is not passed over either.
+    No assertion runs for it, and it is not skipped either.
     """
     report = verify(closed_fleet(tmp_path), junit=tmp_path / "out" / "v.xml", progress=print)
     assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable"), ("n2", "reachable")]
@@ -33,26 +33,26 @@ def test_a_host_that_is_down_is_a_failure_and_in_the_xml(tmp_path):
 
 def test_hosts_are_compared_with_the_fleet(tmp_path):
     """
-    What a host is compared with comes from the fleet file and the matrix.
+    The expected values come from the fleet file and the matrix.
     """
-    found = run.expectations(closed_fleet(tmp_path))["n1"]
-    assert (found["row"], found["torch"]) == ("torch-2.13-cpu", "2.13.0+cpu")
-    assert found["port"] == 8000
-    assert len(found["lock"]) == 64
+    expected = run.expectations(closed_fleet(tmp_path))["n1"]
+    assert (expected["row"], expected["torch"]) == ("torch-2.13-cpu", "2.13.0+cpu")
+    assert expected["port"] == 8000
+    assert len(expected["lock"]) == 64
 
 
-def test_the_tests_read_what_is_written_for_them():
+def test_the_assertions_read_the_file_that_verify_writes():
     """
-    The assertions read the expected values from where `verify` writes them.
+    It has the expected values.
     """
     tree = ast.parse((ROOT / "tests/testinfra/conftest.py").read_text())
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert run.ENV_EXPECTED in names
 
 
-def test_silence_is_not_health():
+def test_a_host_without_any_assertion_has_failed():
     """
-    A host of which nothing was asserted has failed, however well pytest says it went.
+    Also if pytest exits with 0.
     """
     heard = [Outcome("n1", "test_a", "passed")]
     assert run.unasserted(["n1"], heard, None) == []
@@ -62,16 +62,16 @@ def test_silence_is_not_health():
 
 def test_a_run_that_ends_early_fails_every_host():
     """
-    What was asserted before a crash or a deadline is not the whole.
+    Assertions before a crash or a timeout are incomplete.
     """
     heard = [Outcome("n1", "test_a", "passed")]
     [finding] = run.unasserted(["n1"], heard, "the assertions did not end within 300 s")
     assert (finding.host, finding.test) == ("n1", "the run")
 
 
-def test_a_pytest_that_can_not_run_is_not_a_pass(tmp_path, monkeypatch):
+def test_a_pytest_that_cannot_run_fails_its_hosts(tmp_path, monkeypatch):
     """
-    Tests that are gone, or a pytest that breaks, fail the hosts that they were for.
+    Missing tests, or an internal error of pytest.
     """
     monkeypatch.setattr(run, "_TESTS", tmp_path / "nowhere")
     fleet = closed_fleet(tmp_path)
@@ -106,7 +106,7 @@ SETTINGS = {
 
 def run_two_tests(tmp_path, monkeypatch):
     """
-    Run two tests as `inv verify` does, under a caller with settings of its own.
+    Run two tests as `inv verify` does, with the caller's pytest settings in effect.
     """
     folder = tmp_path / "tests"
     folder.mkdir()
@@ -125,7 +125,7 @@ def run_two_tests(tmp_path, monkeypatch):
 
 def test_the_callers_pytest_settings_do_not_reach_it(tmp_path, monkeypatch):
     """
-    Not from the environment, nor from a pytest.ini above the tests; progress has no colour.
+    Neither from the environment nor from a pytest.ini above the tests; progress has no colour.
     """
     why, outcomes, lines = run_two_tests(tmp_path, monkeypatch)
     assert why is None
@@ -136,16 +136,16 @@ def test_the_callers_pytest_settings_do_not_reach_it(tmp_path, monkeypatch):
 
 def test_the_callers_pytest_settings_would_be_noticed(tmp_path, monkeypatch):
     """
-    Negative control: let through, they change the run.
+    Negative control: if passed on, they change the run.
     """
     monkeypatch.setattr(run, "pytest_environment", lambda env, expected: dict(os.environ))
     why, _, _ = run_two_tests(tmp_path, monkeypatch)
     assert why is not None
 
 
-def test_no_variable_of_pytest_is_handed_on(tmp_path):
+def test_no_variable_of_pytest_is_passed_on(tmp_path):
     """
-    What else the caller has set, such as the SSH agent, is.
+    Other variables are, such as the SSH agent's.
     """
     agent = {"SSH_AUTH_SOCK": "/run/agent"}
     env = run.pytest_environment(SETTINGS | agent | {"COV_CORE_SOURCE": "x"}, tmp_path)

@@ -10,9 +10,9 @@ from tests.unit.deploy.inventory.builders import make_fleet
 CONTROL = Path("/tmp/c")
 
 
-def asked(tmp_path, config, host):
+def effective_options(tmp_path, config, host):
     """
-    Return what OpenSSH itself makes of *config* for *host*.
+    Return OpenSSH's effective options of *config* for *host*.
     """
     if shutil.which("ssh") is None:
         pytest.skip("ssh is not installed here")
@@ -26,39 +26,39 @@ def asked(tmp_path, config, host):
 
 def test_host_keys_are_checked_strictly(tmp_path):
     """
-    Verification accepts no unknown key, never prompts, and reads the known_hosts of the fleet.
+    Verification accepts no unknown key, never prompts, and reads the fleet's known_hosts.
     """
     fleet = make_fleet(tmp_path, {"ssh": {"known_hosts": str(tmp_path / "known hosts")}})
-    found = asked(tmp_path, ssh_config(fleet, CONTROL), "n1")
-    assert found["stricthostkeychecking"] == "true"
-    assert found["batchmode"] == "yes"
-    assert found["userknownhostsfile"] == str(tmp_path / "known hosts")
-    assert found["hostname"] == "192.0.2.1"
-    assert found["hostkeyalias"] == "192.0.2.1"
+    options = effective_options(tmp_path, ssh_config(fleet, CONTROL), "n1")
+    assert options["stricthostkeychecking"] == "true"
+    assert options["batchmode"] == "yes"
+    assert options["userknownhostsfile"] == str(tmp_path / "known hosts")
+    assert options["hostname"] == "192.0.2.1"
+    assert options["hostkeyalias"] == "192.0.2.1"
 
 
 def test_one_login_serves_all_commands(tmp_path):
     """
     Commands share a connection, and a silent host ends it.
     """
-    found = asked(tmp_path, ssh_config(make_fleet(tmp_path), CONTROL), "n2")
-    assert found["controlmaster"] == "auto"
-    assert found["controlpath"].startswith("/tmp/c/")
-    assert (found["serveraliveinterval"], found["serveralivecountmax"]) == ("5", "3")
+    options = effective_options(tmp_path, ssh_config(make_fleet(tmp_path), CONTROL), "n2")
+    assert options["controlmaster"] == "auto"
+    assert options["controlpath"].startswith("/tmp/c/")
+    assert (options["serveraliveinterval"], options["serveralivecountmax"]) == ("5", "3")
 
 
 def test_a_jump_host_is_checked_like_the_others(tmp_path):
     """
-    The way in goes through the fleet's jump host, with its user, port, key and strict checking.
+    The connection uses the fleet's jump host, with its user, port, key and strict checking.
     """
     fleet = make_fleet(
         tmp_path,
         {"ssh": {"jump": "ops@bastion.example.com:2222", "key": "keys/id", "port": 2200}},
     )
     config = ssh_config(fleet, CONTROL)
-    host = asked(tmp_path, config, "n1")
+    host = effective_options(tmp_path, config, "n1")
     assert host["hostkeyalias"] == "[192.0.2.1]:2200"
-    jump = asked(tmp_path, config, host["proxyjump"])
+    jump = effective_options(tmp_path, config, host["proxyjump"])
     assert (jump["hostname"], jump["user"], jump["port"]) == ("bastion.example.com", "ops", "2222")
     assert jump["stricthostkeychecking"] == "true"
     assert jump["identityfile"] == host["identityfile"]

@@ -30,24 +30,24 @@ def open_tiny():
 
 
 def run(*argv):
-    out, told = io.StringIO(), []
-    return main(argv, lambda: out, told.append), out.getvalue(), told
+    out, progress = io.StringIO(), []
+    return main(argv, lambda: out, progress.append), out.getvalue(), progress
 
 
-def test_it_runs_on_a_machine_that_has_only_torch():
+def test_it_needs_no_package_but_torch():
     """
-    All lines, from the command line: one document on standard output, progress beside it.
+    All lines run: one document on standard output, progress on standard error.
     """
     code = BARE.format(argv=["--device=cpu", "--runs=1", "--json", "--peer=vllm"])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["failed"] == []
-    assert found["shape"] == "tiny"
-    assert found["systems"]["vllm"] is None
-    lines = found["systems"]["slipway"]["lines"]
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    assert document["failed"] == []
+    assert document["shape"] == "tiny"
+    assert document["systems"]["vllm"] is None
+    lines = document["systems"]["slipway"]["lines"]
     assert list(lines) == list(LINES)
     for name, line in lines.items():
         assert line["error"] is None, name
@@ -55,12 +55,12 @@ def test_it_runs_on_a_machine_that_has_only_torch():
         assert 0 < line["of_roofline"]["median"] < 1, name
     assert lines["batch-1"]["step_ms"]["median"] > 0
     assert lines["prefill"]["prefill_tflop_s"]["median"] > 0
-    assert "slipway: prefill" in done.stderr
+    assert "slipway: prefill" in process.stderr
 
 
-def test_lines_and_runs_can_be_picked():
+def test_lines_run_in_the_order_of_the_flag():
     """
-    In the order given.
+    Each as often as --runs says.
     """
     code, text, _ = run("--device=cpu", "--lines=batch-8,batch-1", "--runs=2", "--json")
     assert code == 0
@@ -69,18 +69,18 @@ def test_lines_and_runs_can_be_picked():
     assert lines["batch-1"]["runs"] == 2
 
 
-def test_a_line_that_fails_is_exit_code_1(monkeypatch):
+def test_a_failed_line_gives_exit_code_1(monkeypatch):
     """
-    The others are in the table.
+    The other lines still run and are in the table.
     """
-    right = OurEngine._drive
+    original = OurEngine._drive
 
-    def wrong(self, work):
+    def drive(self, work):
         if len(work) == 8:
             raise RuntimeError("broken on purpose")
-        return right(self, work)
+        return original(self, work)
 
-    monkeypatch.setattr(OurEngine, "_drive", wrong)
+    monkeypatch.setattr(OurEngine, "_drive", drive)
     code, text, _ = run("--device=cpu", "--lines=batch-8,batch-1", "--runs=1")
     assert code == 1
     assert "FAILED: RuntimeError: broken on purpose" in text
@@ -92,7 +92,7 @@ def test_a_line_that_fails_is_exit_code_1(monkeypatch):
 )
 def test_a_wrong_flag_is_refused_before_anything_runs(flag, capsys):
     """
-    Exit code 2, as the task expects.
+    The exit code is 2, which the task maps to a UsageError.
     """
     with pytest.raises(SystemExit) as caught:
         run(flag)
@@ -101,33 +101,33 @@ def test_a_wrong_flag_is_refused_before_anything_runs(flag, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused():
+def test_a_missing_gpu_is_refused():
     """
-    And not replaced by the CPU.
+    The CPU does not replace it silently.
     """
     with pytest.raises(SystemExit) as caught:
         run("--device=cuda")
     assert caught.value.code == 2
 
 
-def test_an_answer_from_the_prefix_cache_is_no_measurement():
+def test_a_prefix_cache_hit_fails_the_run():
     """
-    Two requests of one prompt: the second finds its page.
+    Two requests share a prompt, so the second one reuses a block.
     """
     engine = open_tiny()
     prompt = list(range(300))
-    # The first is computed in the first step, whose pages the second finds in the next.
+    # The first step computes the first prompt; the next step reuses its blocks.
     work = (WorkItem(prompt, 4), WorkItem(prompt[:100] + prompt, 4), WorkItem(prompt, 4))
     with pytest.raises(BenchError, match="prefix cache"):
         engine.run(work)
-    # And the next run is not troubled by it.
+    # The next run starts with an empty cache.
     assert engine.run((WorkItem(prompt, 4),)).tokens_per_s > 0
     engine.close()
 
 
 def test_a_closed_engine_holds_no_memory():
     """
-    The peers come after it, on the same device.
+    The peers run after it on the same device.
     """
     engine = open_tiny()
     runner = weakref.ref(engine._recorder._runner)
@@ -138,9 +138,9 @@ def test_a_closed_engine_holds_no_memory():
     assert weights() is None
 
 
-def test_the_task_passes_its_flags_on():
+def test_the_task_passes_flags_report_and_exit_code_on():
     """
-    And the report and the exit code back; what argparse refuses is a UsageError.
+    A flag that argparse refuses is a UsageError.
     """
     invoke = [sys.executable, "-m", "invoke", "bench.engine", "--device", "cpu", "--json"]
 
@@ -149,10 +149,10 @@ def test_the_task_passes_its_flags_on():
             [*invoke, *flags], cwd=ROOT, capture_output=True, text=True, check=False
         )
 
-    done = task("--lines", "batch-1", "--runs", "1")
-    assert done.returncode == 0, done.stderr
-    assert list(json.loads(done.stdout)["systems"]["slipway"]["lines"]) == ["batch-1"]
+    process = task("--lines", "batch-1", "--runs", "1")
+    assert process.returncode == 0, process.stderr
+    assert list(json.loads(process.stdout)["systems"]["slipway"]["lines"]) == ["batch-1"]
 
-    done = task("--lines", "nothing")
-    assert done.returncode == 19
-    assert json.loads(done.stdout)["error"]["kind"] == "UsageError"
+    process = task("--lines", "nothing")
+    assert process.returncode == 19
+    assert json.loads(process.stdout)["error"]["kind"] == "UsageError"

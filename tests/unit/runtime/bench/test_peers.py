@@ -19,7 +19,7 @@ TINY = SHAPES["tiny"]
 @dataclass
 class FakeVllm:
     """
-    Stands for the package: notes what it is asked, and answers at length, or *short* of it.
+    A strict fake of the package: records each request; answers lack *short* tokens.
     """
 
     __version__ = "0.26.0"
@@ -49,9 +49,9 @@ def open_vllm(monkeypatch, **options):
     return fake, VllmPeer(TINY, "cpu")
 
 
-def test_vllm_is_asked_the_same_work(monkeypatch):
+def test_vllm_runs_the_same_work(monkeypatch):
     """
-    The same model with made-up weights, the same prompts, greedily, to their full length.
+    The same model shape with dummy weights, and the same prompts, greedily to full length.
     """
     fake, peer = open_vllm(monkeypatch)
     sample = peer.run((WorkItem([1, 2], 3), WorkItem([4], 5)))
@@ -69,9 +69,9 @@ def test_vllm_is_asked_the_same_work(monkeypatch):
     assert not Path(fake.options["model"]).exists()
 
 
-def test_answers_that_are_too_short_are_no_measurement(monkeypatch):
+def test_an_answer_of_the_wrong_length_fails_the_run(monkeypatch):
     """
-    Fewer tokens take less time.
+    Fewer tokens would take less time.
     """
     _, peer = open_vllm(monkeypatch, short=1)
     with pytest.raises(BenchError, match="6 tokens instead of 8"):
@@ -79,18 +79,18 @@ def test_answers_that_are_too_short_are_no_measurement(monkeypatch):
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_a_package_that_is_not_there_is_told_from_one_that_is_broken(name, monkeypatch):
+def test_a_package_that_is_not_installed_is_reported_as_such(name, monkeypatch):
     """
-    Nothing is imported to find out.
+    Nothing is imported for the check.
     """
     monkeypatch.setattr(peers.importlib.util, "find_spec", {}.get)
     with pytest.raises(NotInstalled):
         peers.PEERS[name](TINY, "cpu")
 
 
-def test_transformers_does_what_it_can_in_bearable_time():
+def test_transformers_runs_a_trimmed_workload():
     """
-    As many new tokens for each as it can be asked for at once; the rest is said.
+    A mix gets one answer length for all requests; the note says so.
     """
     peer = TransformersPeer(TINY, "cpu")
     for name in ("batch-8", "mix-256-both"):
@@ -99,6 +99,6 @@ def test_transformers_does_what_it_can_in_bearable_time():
         work = work[:8]
         assert note == ("" if name == "batch-8" else "only 6 new tokens each")
         sample = peer.run(work)
-        made = sum(request.new for request in work)
-        assert sample.tokens_per_s == pytest.approx(made / sample.wall_s)
+        new_tokens = sum(request.new_tokens for request in work)
+        assert sample.tokens_per_s == pytest.approx(new_tokens / sample.wall_s)
     peer.close()

@@ -15,7 +15,7 @@ def make_recorder(**options):
     return Recorder(FakeRunner(**options), clock=lambda: float(next(ticks)))
 
 
-def run(recorder, jobs, step_tokens=8, max_requests=4):
+def run(recorder, workload, step_tokens=8, max_requests=4):
     runner = recorder._runner
     scheduler = Scheduler(
         recorder,
@@ -24,7 +24,7 @@ def run(recorder, jobs, step_tokens=8, max_requests=4):
         BlockAllocator(runner.pages, runner.page_tokens),
         Random(0),
     )
-    for id, (prompt, new) in enumerate(jobs):
+    for id, (prompt, new) in enumerate(workload):
         scheduler.submit(make_request(id, [100 * id + n for n in range(prompt)], new, 1e9), 0.0)
     while not scheduler.is_idle:
         scheduler.turn(0.0)
@@ -33,27 +33,27 @@ def run(recorder, jobs, step_tokens=8, max_requests=4):
 @pytest.mark.parametrize("is_short", [False, True])
 def test_every_token_is_counted_once(is_short):
     """
-    Each of each prompt, and each new one but the last, which nobody computes; where memory is
-    short too, so that steps are launched in parts.
+    Every prompt token and every new token but the last, which is sampled and never computed; also
+    when memory is short and steps are launched in parts.
     """
-    jobs = [(5, 4), (13, 1), (1, 7), (9, 3), (4, 5), (2, 2)]
+    workload = [(5, 4), (13, 1), (1, 7), (9, 3), (4, 5), (2, 2)]
     recorder = make_recorder()
     if is_short:
         recorder._runner.has_memory = lambda step: step.tokens <= 3
 
-    run(recorder, jobs)
+    run(recorder, workload)
 
     steps = [entry.step for entry in recorder.launched]
     assert steps == recorder._runner.steps
     chunks = [chunk for step in steps for chunk in step.chunks]
-    assert sum(len(chunk.tokens) for chunk in chunks) == sum(prompt for prompt, _ in jobs)
-    assert sum(len(step.decodes) for step in steps) == sum(new - 1 for _, new in jobs)
-    assert sum(len(step.sampled) for step in steps) == sum(new for _, new in jobs)
+    assert sum(len(chunk.tokens) for chunk in chunks) == sum(prompt for prompt, _ in workload)
+    assert sum(len(step.decodes) for step in steps) == sum(new - 1 for _, new in workload)
+    assert sum(len(step.sampled) for step in steps) == sum(new for _, new in workload)
 
 
-def test_the_end_of_every_step_is_known():
+def test_every_step_has_an_end_time():
     """
-    In the order of their launch.
+    Steps end in the order of their launch.
     """
     recorder = make_recorder()
     run(recorder, [(5, 4), (3, 2)])
@@ -61,9 +61,9 @@ def test_the_end_of_every_step_is_known():
     assert ends == sorted(ends)
 
 
-def test_waiting_is_told_from_working():
+def test_only_waiting_for_the_device_is_counted():
     """
-    The clock of this test ticks once when it is looked at: before and after each collect.
+    The fake clock advances by one at each reading: before and after each collect.
     """
     recorder = make_recorder()
     run(recorder, [(5, 4)])
@@ -74,9 +74,9 @@ def test_waiting_is_told_from_working():
     assert recorder.waited_s == 0.0
 
 
-def test_a_step_that_was_not_launched_is_not_counted():
+def test_a_step_whose_launch_raises_is_not_recorded():
     """
-    What raised has computed nothing.
+    It computed nothing.
     """
     recorder = make_recorder()
     recorder._runner.launch_raises = ValueError("broken")

@@ -1,10 +1,10 @@
 import pytest
 
-from runtime.bench.recorder import Launched
-from runtime.bench.roofline import model_of
+from runtime.bench.recorder import LaunchedStep
+from runtime.bench.roofline import cost_model
 from runtime.bench.sample import (
     Ceilings,
-    Run,
+    EngineRun,
     RunSample,
     Spread,
     find_steady,
@@ -15,19 +15,19 @@ from runtime.bench.shapes import SHAPES
 from runtime.bench.work import WorkItem
 from runtime.engines.paged.step import Chunk, Decode, Step
 
-MODEL = model_of(SHAPES["tiny"].config, value_bytes=4)
+MODEL = cost_model(SHAPES["tiny"].config, value_bytes=4)
 CEILINGS = Ceilings(copy_gb_s=1.0, read_gb_s=2.0, matmul_tflop_s=0.002)
 
 
 def launched(done_s, decodes=0, prompt=0):
     rows = tuple(Decode(slot, 10) for slot in range(decodes))
     chunks = (Chunk(decodes, 0, [0] * prompt, is_last=True),) if prompt else ()
-    return Launched(Step((), rows, chunks), done_s)
+    return LaunchedStep(Step((), rows, chunks), done_s)
 
 
-def test_the_steady_part_is_of_full_decodes_only():
+def test_steady_steps_are_full_decode_steps():
     """
-    Neither a step with a prompt, nor the one behind it, nor one that most rows have left.
+    A step with a prompt does not count, nor the step after it, nor one with few decodes.
     """
     steps = [
         launched(1.0, prompt=8),
@@ -37,16 +37,16 @@ def test_the_steady_part_is_of_full_decodes_only():
         launched(4.1, decodes=18),
         launched(9.0, decodes=17),
     ]
-    found, total_s = find_steady(steps)
-    assert found == steps[3:5]
+    steady, total_s = find_steady(steps)
+    assert steady == steps[3:5]
     assert total_s == pytest.approx(1.1)
 
 
-def test_a_run_without_a_steady_part_has_no_step_time():
+def test_a_run_without_steady_steps_has_no_step_time():
     """
-    Such as a lone prompt.
+    A lone prompt has no decode step.
     """
-    run = Run(2.0, waited_s=1.5, first_s=[2.0], launched=[launched(2.0, prompt=100)])
+    run = EngineRun(2.0, waited_s=1.5, first_s=[2.0], launched=[launched(2.0, prompt=100)])
     sample = make_sample((WorkItem([0] * 100, 1),), run, MODEL, CEILINGS)
     assert sample.step_ms is None
     assert sample.of_copy is None
@@ -54,13 +54,13 @@ def test_a_run_without_a_steady_part_has_no_step_time():
     assert sample.counted_tflop_s == 2 * 127552 * 100 / 2.0 / 1e12
 
 
-def test_a_run_is_held_against_the_ceilings():
+def test_a_run_is_compared_with_the_ceilings():
     """
-    Steady steps against each bandwidth; all steps against the roofline of the best.
+    Steady steps with each bandwidth; all steps with the roofline of the best one.
     """
     steps = [launched(0.1, prompt=10), launched(0.2, decodes=1), launched(0.3, decodes=1)]
     work = (WorkItem([0] * 10, 3),)
-    sample = make_sample(work, Run(0.4, 0.1, [0.1], steps), MODEL, CEILINGS)
+    sample = make_sample(work, EngineRun(0.4, 0.1, [0.1], steps), MODEL, CEILINGS)
 
     read_bytes = 4 * (61440 + 576 + 32768) + 10 * 512
     assert sample.tokens_per_s == pytest.approx(3 / 0.4)
@@ -76,10 +76,10 @@ def test_a_run_is_held_against_the_ceilings():
     assert sample.prefill_tflop_s is None
 
 
-def test_several_runs_have_a_median_and_ends():
+def test_several_runs_give_a_median_a_least_and_a_most():
     """
-    What no run knows is None.
+    A field that no run has is None.
     """
-    found = spreads([RunSample(1.0, 30.0), RunSample(1.0, 10.0), RunSample(1.0, 11.0)])
-    assert found["tokens_per_s"] == Spread(median=11.0, least=10.0, most=30.0)
-    assert found["step_ms"] is None
+    by_field = spreads([RunSample(1.0, 30.0), RunSample(1.0, 10.0), RunSample(1.0, 11.0)])
+    assert by_field["tokens_per_s"] == Spread(median=11.0, least=10.0, most=30.0)
+    assert by_field["step_ms"] is None

@@ -15,20 +15,20 @@ MACHINE = BenchMachine("H100", "570.26", "3.11", "2.11", "13.0", "3.6", "2026-11
 CEILINGS = Ceilings(3025.0, 3100.0, 798.0)
 
 
-class FakeSystem:
+class FakeTimedSystem:
     """
-    Takes a second for each request, or as told.
+    A timed system whose runs take one second each.
 
     Attributes:
-        ran: The requests of each run, and the new tokens of the first.
-        cursed: Requests of a line that it can't do.
+        ran: For each run, the number of requests and the new tokens of the first one.
+        failing: A run of that many requests raises.
     """
 
     version = "1.0"
     line_s = None
 
-    def __init__(self, cursed=(), rate=100.0, note=""):
-        self.ran, self.cursed, self.rate, self.note = [], cursed, rate, note
+    def __init__(self, failing=(), rate=100.0, note=""):
+        self.ran, self.failing, self.rate, self.note = [], failing, rate, note
         self.is_closed = False
 
     def trim(self, line, work):
@@ -36,8 +36,8 @@ class FakeSystem:
 
     def run(self, work):
         assert not self.is_closed
-        self.ran.append((len(work), work[0].new))
-        if len(work) in self.cursed:
+        self.ran.append((len(work), work[0].new_tokens))
+        if len(work) in self.failing:
             raise RuntimeError("no room\nfor all of it")
         return RunSample(1.0, self.rate)
 
@@ -51,26 +51,26 @@ def run(systems, lines=("batch-1", "batch-8"), runs=3, as_json=True, shape="tiny
     report.begin(MACHINE, CEILINGS, shape, device, seed=0)
     picked = tuple(LINES[name] for name in lines)
     plan = SessionPlan(SHAPES["tiny"], device, picked, runs=runs, runs_mix=1, seed=0)
-    told = []
+    progress = []
 
-    def opener(found):
+    def opener(system):
         def open_system(shape, device):
-            if isinstance(found, Exception):
-                raise found
-            return found
+            if isinstance(system, Exception):
+                raise system
+            return system
 
         return open_system
 
-    run_session(plan, {k: opener(v) for k, v in systems.items()}, report, told.append)
+    run_session(plan, {k: opener(v) for k, v in systems.items()}, report, progress.append)
     report.end()
-    return report, json.loads(out.getvalue()) if as_json else out.getvalue(), told
+    return report, json.loads(out.getvalue()) if as_json else out.getvalue(), progress
 
 
-def test_a_line_is_run_as_often_as_asked_behind_a_warm_up():
+def test_a_line_gets_a_warm_up_and_the_requested_runs():
     """
-    Three times, after eight new tokens; a mix as often as is said of mixes.
+    The warm-up has eight new tokens; mixes have a number of runs of their own.
     """
-    ours = FakeSystem()
+    ours = FakeTimedSystem()
     run({OURS: ours}, lines=("batch-1", "mix-256"))
     assert ours.ran == [(1, 8), (1, 256), (1, 256), (1, 256), (64, 8), (256, 256)]
     assert ours.is_closed
@@ -78,48 +78,48 @@ def test_a_line_is_run_as_often_as_asked_behind_a_warm_up():
 
 def test_a_line_that_raises_does_not_stop_the_others():
     """
-    It is reported with its reason, in one line, and counted as failed.
+    Its reason is reported in one line, and it counts as failed.
     """
-    report, found, told = run({OURS: FakeSystem(cursed=[1])})
-    lines = found["systems"][OURS]["lines"]
+    report, document, progress = run({OURS: FakeTimedSystem(failing=[1])})
+    lines = document["systems"][OURS]["lines"]
     assert lines["batch-1"]["error"] == "RuntimeError: no room"
     assert lines["batch-1"]["tokens_per_s"] is None
     assert lines["batch-8"]["tokens_per_s"]["median"] == 100.0
-    assert report.failed == found["failed"] == ["slipway batch-1"]
-    assert any("Traceback" in line for line in told)
+    assert report.failed == document["failed"] == ["slipway batch-1"]
+    assert any("Traceback" in line for line in progress)
 
 
 def test_a_peer_that_is_not_installed_is_no_failure():
     """
-    It is said in words, and is null in the document.
+    The table says so; the document has null.
     """
-    systems = {OURS: FakeSystem(), "vllm": NotInstalled("vllm")}
-    report, found, _ = run(systems)
-    assert found["systems"]["vllm"] is None
+    systems = {OURS: FakeTimedSystem(), "vllm": NotInstalled("vllm")}
+    report, document, _ = run(systems)
+    assert document["systems"]["vllm"] is None
     assert report.failed == []
 
-    _, text, _ = run(systems | {OURS: FakeSystem()}, as_json=False)
+    _, text, _ = run(systems | {OURS: FakeTimedSystem()}, as_json=False)
     assert "vllm: not installed here" in text
 
 
-def test_a_system_that_does_not_open_stops_no_other():
+def test_a_system_that_does_not_open_does_not_stop_the_others():
     """
-    Ours too: the peers are timed all the same.
+    The peers are timed even if our engine does not open.
     """
-    report, found, _ = run({OURS: ValueError("no GPU"), "vllm": FakeSystem()})
-    assert found["systems"][OURS]["error"] == "ValueError: no GPU"
-    assert found["systems"]["vllm"]["lines"]["batch-1"]["tokens_per_s"]["median"] == 100.0
-    assert found["systems"]["vllm"]["lines"]["batch-1"]["ours_over_peer"] is None
+    report, document, _ = run({OURS: ValueError("no GPU"), "vllm": FakeTimedSystem()})
+    assert document["systems"][OURS]["error"] == "ValueError: no GPU"
+    assert document["systems"]["vllm"]["lines"]["batch-1"]["tokens_per_s"]["median"] == 100.0
+    assert document["systems"]["vllm"]["lines"]["batch-1"]["ours_over_peer"] is None
     assert report.failed == [OURS]
 
 
-def test_the_next_system_is_opened_when_the_last_is_closed():
+def test_a_system_is_closed_before_the_next_one_opens():
     """
-    Each has the memory of the device for itself.
+    Each has the device's memory for itself.
     """
-    ours, order = FakeSystem(), []
+    ours, order = FakeTimedSystem(), []
 
-    class Late(FakeSystem):
+    class Late(FakeTimedSystem):
         def run(self, work):
             order.append(ours.is_closed)
             return super().run(work)
@@ -129,12 +129,12 @@ def test_the_next_system_is_opened_when_the_last_is_closed():
     assert all(order)
 
 
-def test_ours_is_set_against_a_peer_of_the_same_run():
+def test_a_peer_is_compared_with_ours_of_the_same_session():
     """
-    Above 1 where ours makes more tokens.
+    The ratio is above 1 if ours is faster.
     """
-    _, found, _ = run({OURS: FakeSystem(rate=150.0), "vllm": FakeSystem(rate=100.0)})
-    assert found["systems"]["vllm"]["lines"]["batch-8"]["ours_over_peer"] == 1.5
+    _, document, _ = run({OURS: FakeTimedSystem(rate=150.0), "vllm": FakeTimedSystem(rate=100.0)})
+    assert document["systems"]["vllm"]["lines"]["batch-8"]["ours_over_peer"] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -145,33 +145,33 @@ def test_ours_is_set_against_a_peer_of_the_same_run():
         ("tiny", "cuda", None, None),
     ],
 )
-def test_what_was_recorded_is_shown_beside_the_same_model_on_a_gpu(shape, device, rate, ratio):
+def test_the_recorded_figure_is_shown_for_the_same_model_on_a_gpu(shape, device, rate, ratio):
     """
-    And nowhere else.
+    Not for another shape or device.
     """
-    _, found, _ = run({OURS: FakeSystem(rate=257.2)}, shape=shape, device=device)
-    line = found["systems"][OURS]["lines"]["batch-1"]
+    _, document, _ = run({OURS: FakeTimedSystem(rate=257.2)}, shape=shape, device=device)
+    line = document["systems"][OURS]["lines"]["batch-1"]
     assert line["recorded"] == rate
     assert line["ours_over_recorded"] == ratio
 
 
-def test_a_slow_peer_is_run_less_often_and_that_is_said():
+def test_a_slow_peer_gets_fewer_runs_and_a_note():
     """
-    Beside what it left out itself.
+    The note follows the peer's own note.
     """
-    slow = FakeSystem(note="only 6 new tokens each")
+    slow = FakeTimedSystem(note="only 6 new tokens each")
     slow.line_s = 0.0
-    _, found, _ = run({"transformers": slow}, lines=("batch-1",))
-    line = found["systems"]["transformers"]["lines"]["batch-1"]
+    _, document, _ = run({"transformers": slow}, lines=("batch-1",))
+    line = document["systems"]["transformers"]["lines"]["batch-1"]
     assert line["note"] == "only 6 new tokens each; only 1 of 3 runs"
     assert line["runs"] == 1
 
 
-def test_the_table_shows_each_result():
+def test_the_table_shows_machine_results_and_failures():
     """
-    With the machine above, the recorded figure beside it, and what failed below.
+    The machine comes first, the recorded figure beside each result, the failures last.
     """
-    systems = {OURS: FakeSystem(rate=257.2, cursed=[8]), "vllm": FakeSystem(rate=100.0)}
+    systems = {OURS: FakeTimedSystem(rate=257.2, failing=[8]), "vllm": FakeTimedSystem(rate=100.0)}
     _, text, _ = run(systems, as_json=False, shape="glm-4-9b", device="cuda")
     assert "H100, driver 570.26" in text
     assert "copy 3025 GB/s, read 3100 GB/s, product 798.0 TFLOP/s" in text

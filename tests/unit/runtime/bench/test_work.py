@@ -7,25 +7,25 @@ LISTED = pytest.mark.parametrize("line", LINES.values(), ids=lambda line: line.n
 
 
 def lengths(work):
-    return [(len(request.prompt), request.new) for request in work]
+    return [(len(request.prompt), request.new_tokens) for request in work]
 
 
 @LISTED
-def test_every_request_is_within_the_line(line):
+def test_every_request_is_within_the_bounds_of_its_line(line):
     """
-    As many as it says, of such prompts and answers, of tokens that the model has.
+    Number of requests, lengths of prompts and answers, and token ids.
     """
     work = draw(line, vocabulary=50, seed=0, run=0)
     assert len(work) == line.requests
     for request in work:
-        assert line.prompts[0] <= len(request.prompt) <= line.prompts[1]
-        assert line.news[0] <= request.new <= line.news[1]
+        assert line.prompt_tokens[0] <= len(request.prompt) <= line.prompt_tokens[1]
+        assert line.new_tokens[0] <= request.new_tokens <= line.new_tokens[1]
         assert set(request.prompt) <= set(range(50))
 
 
 def test_the_same_seed_and_run_give_the_same_work():
     """
-    So all engines are asked the same.
+    All engines run the same work.
     """
     line = LINES["mix-256-both"]
     work = draw(line, vocabulary=1000, seed=1, run=2)
@@ -35,7 +35,7 @@ def test_the_same_seed_and_run_give_the_same_work():
 
 def test_runs_differ_in_tokens_and_not_in_lengths():
     """
-    Their times can be compared, and no prompt was seen before.
+    Their times can be compared, and no prompt repeats.
     """
     line = LINES["mix-256"]
     runs = [draw(line, vocabulary=1000, seed=0, run=run) for run in range(2)]
@@ -45,9 +45,9 @@ def test_runs_differ_in_tokens_and_not_in_lengths():
 
 
 @LISTED
-def test_a_warm_up_is_less_of_the_same(line):
+def test_a_warm_up_is_a_smaller_run_of_the_line(line):
     """
-    The first requests, as long, with few new tokens, and none that a run has.
+    The first requests with the same lengths, few new tokens, and other prompts.
     """
     warm_up = draw_warm_up(line, vocabulary=1000, seed=0)
     work = draw(line, vocabulary=1000, seed=0, run=0)
@@ -55,25 +55,25 @@ def test_a_warm_up_is_less_of_the_same(line):
     for early, late in zip(warm_up, work, strict=False):
         assert len(early.prompt) == len(late.prompt)
         assert early.prompt != late.prompt
-        assert early.new <= min(8, late.new)
+        assert early.new_tokens <= min(8, late.new_tokens)
 
 
 @LISTED
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=lambda shape: shape.name)
 def test_every_line_fits_every_shape(line, shape):
     """
-    A prompt and its answer are within the context.
+    The longest prompt and its answer are within the context.
     """
     shrunk = line.shrunk(shape.shrink)
     assert shrunk.requests == line.requests
-    assert shrunk.prompts[1] + shrunk.news[1] <= shape.context_tokens
+    assert shrunk.prompt_tokens[1] + shrunk.new_tokens[1] <= shape.context_tokens
 
 
-def test_the_lines_are_those_that_the_peers_were_measured_with():
+def test_the_lines_match_those_of_the_recorded_measurements():
     """
-    Their words are in the table.
+    The table shows these workloads.
     """
-    assert [line.asks for line in LINES.values()] == [
+    assert [line.workload for line in LINES.values()] == [
         "1 x 256 + 256",
         "8 x 256 + 128",
         "64 x 256 + 128",

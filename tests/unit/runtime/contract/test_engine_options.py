@@ -1,5 +1,5 @@
 """
-One schema of engine options: a new key costs two edits, here shown on a copy of the tree.
+One schema of engine options: a new key takes two edits, tested on a copy of the tree.
 """
 
 import filecmp
@@ -82,9 +82,9 @@ def probe(tree):
     return subprocess.run(argv, cwd=tree, capture_output=True, text=True, check=False)
 
 
-def test_a_new_option_costs_two_files(tree):
+def test_a_new_option_changes_two_files(tree):
     """
-    Fleet file, host file, bundle, runtime and load message know it; nothing else was touched.
+    Fleet file, host file, bundle, runtime and load message accept it; no other file changes.
     """
     edit(tree, EDITS)
     assert changed(tree) == {SCHEMA, EXAMPLE}
@@ -101,7 +101,7 @@ def test_a_new_option_costs_two_files(tree):
 )
 def test_one_of_the_two_edits_is_not_enough(tree, names, why):
     """
-    Negative control: the probe notices what is missing.
+    Negative control: the probe notices the missing edit.
     """
     edit(tree, names)
     done = probe(tree)
@@ -109,9 +109,9 @@ def test_one_of_the_two_edits_is_not_enough(tree, names, why):
     assert any(part in done.stderr for part in why.split("|")), done.stderr
 
 
-def test_an_older_release_is_not_told_what_it_does_not_know():
+def test_new_options_at_their_defaults_are_omitted():
     """
-    At their defaults, options that the oldest schema lacks are left out; the others never are.
+    Options that the oldest schema lacks are omitted at their defaults; all others are always sent.
     """
     options = EngineOptions()
     assert set(host_document(options)) == {
@@ -123,7 +123,7 @@ def test_an_older_release_is_not_told_what_it_does_not_know():
 
 def test_every_option_has_rules():
     """
-    A field without them would be no option: fleet file, bundle and runtime would not know it.
+    Fleet file, bundle and runtime derive their checks from them.
     """
     assert [field.name for field in fields(EngineOptions)] == list(OPTIONS)
     for name, each in OPTIONS.items():

@@ -1,5 +1,5 @@
 """
-`docs/reference/runtime.md` says what the code says.
+`docs/reference/runtime.md` matches the code.
 """
 
 import re
@@ -51,10 +51,10 @@ def test_every_name_is_in_the_page(names):
 
 def test_every_route_is_in_the_page():
     """
-    And none that is not served.
+    The page has no route that is not served.
     """
-    told = {name.split()[-1] for name in NAMED if re.match(r"(GET|POST) /", name)}
-    assert {route.partition("?")[0] for route in told} == ROUTES
+    documented = {name.split()[-1] for name in NAMED if re.match(r"(GET|POST) /", name)}
+    assert {route.partition("?")[0] for route in documented} == ROUTES
 
 
 def compared(page):
@@ -78,7 +78,7 @@ def wrong_defaults(page):
     ]
 
 
-def test_defaults_are_those_of_the_code():
+def test_documented_defaults_match_the_code():
     """
     The table's default column, key by key.
     """

@@ -1,5 +1,5 @@
 """
-The operations of a GPU, in Triton's interpreter, against the reference.
+The GPU's operations in Triton's interpreter, compared with the reference.
 """
 
 import pytest
@@ -13,39 +13,39 @@ from tests.unit.runtime.kernels.truth import TOLERANCE, distance, make
 @pytest.fixture
 def ops():
     fused = pytest.importorskip("runtime.kernels.fused")
-    made = fused.FusedOps.__new__(fused.FusedOps)
-    made.pdl, made._multiprocessors = False, 3
-    return made
+    ops = fused.FusedOps.__new__(fused.FusedOps)
+    ops.pdl, ops._multiprocessors = False, 3
+    return ops
 
 
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("has_post", [False, True])
 @pytest.mark.parametrize("tokens", [4, 200])
-def test_a_product_ends_in_the_residual_and_its_norm(ops, tokens, has_post, bits):
+def test_project_adds_the_residual_and_norms_it(ops, tokens, has_post, bits):
     """
-    In parts that the norm sums, or by cuBLAS, which adds it where no norm is before that.
+    The norm sums split products; cuBLAS adds the residual itself if there is no post norm.
     """
     x, y = (make(tokens, n, dtype=torch.float16, seed=n) for n in (96, 128))
     w, gain, post = make(96, 128, seed=1), make(96, seed=2), make(96, seed=3)
     w, gain, post = (part.half() for part in (w, gain, post))
     weight = w if bits is None else quantize(w, bits, torch.float32)
     post = post if has_post else None
-    wanted = TorchOps().project(x.clone(), y, weight, gain, 1e-5, post)
+    expected = TorchOps().project(x.clone(), y, weight, gain, 1e-5, post)
 
-    found = ops.project(x, y, weight, gain, 1e-5, post)
+    actual = ops.project(x, y, weight, gain, 1e-5, post)
 
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert distance(one, other) < 3 * TOLERANCE[torch.float16]
 
 
-def test_many_tokens_are_gated_by_the_kernel_and_others_by_cublas(ops, monkeypatch):
+def test_the_gated_kernel_is_used_for_many_tokens_only(ops, monkeypatch):
     """
-    From `gated.LEAST_TOKENS` on, and only where programs may start early and its rows may be read.
+    From `gated.LEAST_TOKENS` on, with PDL, and only for weights that the kernel supports.
     """
     from runtime.kernels import gated
 
-    seen = []
-    monkeypatch.setattr(gated, "gated", lambda x, w, **rest: seen.append(len(x)))
+    gated_sizes = []
+    monkeypatch.setattr(gated, "gated", lambda x, w, **rest: gated_sizes.append(len(x)))
     monkeypatch.setattr("runtime.kernels.fused.swiglu", lambda product, pdl: None)
     ops.pdl = True
     for tokens, n in (
@@ -54,4 +54,4 @@ def test_many_tokens_are_gated_by_the_kernel_and_others_by_cublas(ops, monkeypat
         (gated.LEAST_TOKENS, 60),
     ):
         ops.gated(make(tokens, 32, dtype=torch.float16), make(2 * n, 32, dtype=torch.float16))
-    assert seen == [gated.LEAST_TOKENS]
+    assert gated_sizes == [gated.LEAST_TOKENS]

@@ -33,9 +33,9 @@ SHAPE = linear.TileShape(programs_each=2, block_k=64, warps=4, stages=3)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("has_post", [False, True])
 @pytest.mark.parametrize(("tokens", "size"), [(1, 64), (5, 96), (3, 200)])
-def test_norms_are_those_of_the_reference(dtype, has_post, tokens, size):
+def test_norms_match_the_reference(dtype, has_post, tokens, size):
     """
-    Root mean square norm, alone and behind the residual, with and without a norm before it.
+    The RMS norm alone and after the residual, with and without a post norm.
     """
     x, y = make(tokens, size, dtype=dtype), make(tokens, size, dtype=dtype, seed=1)
     weight, post = make(size, dtype=dtype, seed=2), make(size, dtype=dtype, seed=3)
@@ -46,106 +46,106 @@ def test_norms_are_those_of_the_reference(dtype, has_post, tokens, size):
 
     wide = [None if t is None else t.double() for t in (x, y, weight, post)]
     assert distance(alone, truth.rms_norm(wide[0], wide[2], 1e-5)) < TOLERANCE[dtype]
-    wanted = truth.add_rms_norm(wide[0], wide[1], wide[2], 1e-5, wide[3])
-    assert distance(summed, wanted[0]) < TOLERANCE[dtype]
-    assert distance(normed, wanted[1]) < TOLERANCE[dtype]
+    expected = truth.add_rms_norm(wide[0], wide[1], wide[2], 1e-5, wide[3])
+    assert distance(summed, expected[0]) < TOLERANCE[dtype]
+    assert distance(normed, expected[1]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 48, 64), (3, 96, 160), (17, 130, 96), (33, 40, 224)])
 @pytest.mark.parametrize("programs", [1, 3])
-def test_a_small_batch_gemm_is_a_product(dtype, m, n, k, programs):
+def test_a_small_batch_gemm_matches_the_product(dtype, m, n, k, programs):
     """
-    Any number of tokens, weights that no block divides, rows shared out among few programs.
+    Any number of tokens, weights that are no multiple of a block, rows divided among few programs.
     """
     x, w = make(m, k, dtype=dtype), make(n, k, dtype=dtype, seed=1)
     bias = make(n, dtype=dtype, seed=2)
 
-    found = linear.small_batch_gemm(x, w, bias, shape=SHAPE, multiprocessors=programs)
+    actual = linear.small_batch_gemm(x, w, bias, shape=SHAPE, multiprocessors=programs)
 
-    assert distance(found, x.double() @ w.double().T + bias.double()) < TOLERANCE[dtype]
+    assert distance(actual, x.double() @ w.double().T + bias.double()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_gated_product_is_swiglu(dtype):
     """
-    In one kernel, and as a product with SwiGLU behind it.
+    In one kernel, and as a product followed by SwiGLU.
     """
     x, w = make(5, 96, dtype=dtype), make(2 * 56, 96, dtype=dtype, seed=1, scale=0.3)
-    wanted = truth.gated(x.double() @ w.double().T)
+    expected = truth.gated(x.double() @ w.double().T)
 
     fused = linear.small_batch_gemm(x, w, is_gated=True, shape=SHAPE, multiprocessors=2)
 
-    assert distance(fused, wanted) < TOLERANCE[dtype]
-    assert distance(linear.swiglu(x @ w.T), wanted) < 2 * TOLERANCE[dtype]
+    assert distance(fused, expected) < TOLERANCE[dtype]
+    assert distance(linear.swiglu(x @ w.T), expected) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
     ("tokens", "k", "n"),
     [(70, 96, 104), (300, 64, 128), ((gated.BAND + 2) * gated.BLOCK_M - 3, 32, 136)],
 )
-def test_a_gated_product_of_many_tokens(tokens, k, n):
+def test_a_gated_product_of_many_tokens_matches_the_reference(tokens, k, n):
     """
-    Tiles that stand over the edges, several bands of them, fewer and more than there are programs.
+    Partial tiles at the edges, several bands, and fewer or more tiles than programs.
     """
     x, w = make(tokens, k, dtype=torch.bfloat16), make(2 * n, k, seed=1, scale=0.3).bfloat16()
 
-    found = gated.gated(x, w, multiprocessors=3)
+    actual = gated.gated(x, w, multiprocessors=3)
 
     assert gated.can_gate(x, w)
-    assert distance(found, truth.gated(x.double() @ w.double().T)) < TOLERANCE[torch.bfloat16]
+    assert distance(actual, truth.gated(x.double() @ w.double().T)) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize(
     ("dtype", "k", "n"),
     [(torch.float32, 96, 104), (torch.bfloat16, 100, 104), (torch.bfloat16, 96, 100)],
 )
-def test_rows_that_are_not_whole_16_bytes_are_left_to_others(dtype, k, n):
+def test_the_gated_kernel_refuses_rows_that_are_not_whole_16_bytes(dtype, k, n):
     """
-    The tensor memory accelerator has no way to say them.
+    The tensor memory accelerator cannot address them.
     """
     assert not gated.can_gate(make(4, k, dtype=dtype), make(2 * n, k, dtype=dtype))
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3])
-def test_parts_of_a_product_are_summed_behind(splits):
+def test_the_norm_sums_the_parts_of_a_split_product(splits):
     """
-    Columns shared out among programs: the norm behind adds the parts up.
+    The columns are divided among programs (split-K).
     """
     x, w = make(4, 320), make(96, 320, seed=1)
     residual, weight = make(4, 96, seed=2), make(96, seed=3)
     shape = linear.TileShape(2, 64, 4, 3, splits=splits)
 
     parts = linear.small_batch_gemm(x, w, shape=shape, multiprocessors=3)
-    found = norm.add_rms_norm(residual, parts, weight, 1e-5, None)
+    actual = norm.add_rms_norm(residual, parts, weight, 1e-5, None)
 
     product = x.double() @ w.double().T
-    wanted = truth.add_rms_norm(residual.double(), product, weight.double(), 1e-5, None)
+    expected = truth.add_rms_norm(residual.double(), product, weight.double(), 1e-5, None)
     assert parts.dim() == (2 if splits == 1 else 3)
-    assert distance(found[0], wanted[0]) < 2e-6
-    assert distance(found[1], wanted[1]) < 2e-6
+    assert distance(actual[0], expected[0]) < 2e-6
+    assert distance(actual[1], expected[1]) < 2e-6
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("is_gated", [False, True])
-def test_quantised_weights_are_what_they_stand_for(bits, is_gated):
+def test_quantised_products_match_the_dequantised_weights(bits, is_gated):
     """
-    The kernel's own reading of 8 and 4 bits is the reference's.
+    The kernel decodes 8 and 4 bits as the reference does.
     """
     x, w = make(3, 256), make(64, 256, seed=1, scale=0.2)
     held = quantize(w, bits, torch.float32)
 
-    found = linear.small_batch_gemm(x, held, is_gated=is_gated, shape=SHAPE, multiprocessors=2)
+    actual = linear.small_batch_gemm(x, held, is_gated=is_gated, shape=SHAPE, multiprocessors=2)
 
     product = x.double() @ dequantize(held, torch.float64).T
-    assert distance(found, truth.gated(product) if is_gated else product) < 2e-6
-    assert distance(found, x.double() @ w.double().T if not is_gated else product[:, :32]) > 1e-3
+    assert distance(actual, truth.gated(product) if is_gated else product) < 2e-6
+    assert distance(actual, x.double() @ w.double().T if not is_gated else product[:, :32]) > 1e-3
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_widened_are_those_of_the_reference(bits):
+def test_widened_weights_match_the_reference(bits):
     """
-    For many tokens the weights are written out first.
+    For many tokens the weights are dequantised first.
     """
     held = quantize(make(21, 384, scale=0.2), bits, torch.float32)
     assert distance(linear.widen(held, torch.float32), dequantize(held, torch.float64)) < 1e-6
@@ -155,9 +155,9 @@ def test_quantised_weights_widened_are_those_of_the_reference(bits):
 @pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 16), (17, 1, 16, 16)])
 @pytest.mark.parametrize("tokens", [5, 11])  # a head a program, or several
-def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotary, tokens):
+def test_one_kernel_rotates_and_stores(dtype, has_norms, heads, kv_heads, dim, rotary, tokens):
     """
-    q and k are normed and rotated, k and v lie where slot and position say, all else is untouched.
+    q and k are normed and rotated; k and v are at their slot and position; all else is unchanged.
     """
     compute = torch.float32 if dtype == torch.int8 else dtype
     lengths = [9, 40, 17]
@@ -173,9 +173,9 @@ def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotar
     angles = torch.stack((turn.cos(), turn.sin()))
     norms = [make(dim, dtype=compute, seed=s) if has_norms else None for s in (2, 3)]
 
-    found = rows.clone()
+    actual = rows.clone()
     rope.turn_and_store(
-        found, angles, caches[0], 1, slots, positions,
+        actual, angles, caches[0], 1, slots, positions,
         heads=heads, q_norm=norms[0], k_norm=norms[1], eps=1e-5,
     )  # fmt: skip
 
@@ -185,26 +185,26 @@ def test_rotation_and_store_in_one(dtype, has_norms, heads, kv_heads, dim, rotar
     q, k = truth.rotate(q, angles), truth.rotate(k, angles)
     truth.write_cache(caches[1], 1, k, v, slots, positions)
     tolerance = 2 * TOLERANCE[compute]
-    assert distance(found.unflatten(1, (-1, dim))[:, :heads], q) < tolerance
-    assert torch.equal(found.unflatten(1, (-1, dim))[:, heads + kv_heads :], v)
+    assert distance(actual.unflatten(1, (-1, dim))[:, :heads], q) < tolerance
+    assert torch.equal(actual.unflatten(1, (-1, dim))[:, heads + kv_heads :], v)
     for name in ("keys", "values"):
-        stored, wanted = (getattr(cache, name).double() for cache in caches)
-        assert torch.equal(stored.isnan(), wanted.isnan())
+        stored, expected = (getattr(cache, name).double() for cache in caches)
+        assert torch.equal(stored.isnan(), expected.isnan())
         near = 1.0 if dtype == torch.int8 else 0.05  # a step of int8, or of rounding
-        assert (stored.nan_to_num() - wanted.nan_to_num()).abs().max() <= near
-        assert torch.equal(stored[0].isnan(), wanted[0].isnan())
+        assert (stored.nan_to_num() - expected.nan_to_num()).abs().max() <= near
+        assert torch.equal(stored[0].isnan(), expected[0].isnan())
     if dtype == torch.int8:
         for name in ("key_scales", "value_scales"):
-            found, wanted = (getattr(cache, name) for cache in caches)
-            assert torch.allclose(found, wanted, rtol=1e-4, equal_nan=True)
+            actual, expected = (getattr(cache, name) for cache in caches)
+            assert torch.allclose(actual, expected, rtol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("splits", [1, 2, 8])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(16, 1), (8, 2), (3, 3), (32, 1)])
-def test_decode_attention_over_pages(dtype, splits, heads, kv_heads):
+def test_decode_attention_matches_the_reference(dtype, splits, heads, kv_heads):
     """
-    Every ratio of query to KV heads, rows of any length, pages in any order, NaN all around.
+    Every ratio of query to KV heads, rows of any length, pages in any order, surrounded by NaN.
     """
     dim, page = 16, 16
     rng = random.Random(heads)
@@ -219,19 +219,19 @@ def test_decode_attention_over_pages(dtype, splits, heads, kv_heads):
     q = make(5, heads, dim, dtype=dtype)
     workspace = attention.Workspace(64, kv_heads, heads // kv_heads, dim, torch.device(DEVICE))
 
-    found = torch.full_like(q, float("nan"))
-    attention.decode_attention(q, cache, 1, order, positions, workspace, out=found, splits=splits)
+    actual = torch.full_like(q, float("nan"))
+    attention.decode_attention(q, cache, 1, order, positions, workspace, out=actual, splits=splits)
 
-    wanted = truth.decode_attention(q.double(), cache, 1, order, positions)
-    assert distance(found, wanted) < TOLERANCE[dtype]
+    expected = truth.decode_attention(q.double(), cache, 1, order, positions)
+    assert distance(actual, expected) < TOLERANCE[dtype]
     assert not workspace.counters.any()  # left as they were found
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 8, 32])
 @pytest.mark.parametrize("most", [1, 256, 1024])
-def test_parts_of_any_batch_have_room(kv_heads, most):
+def test_the_workspace_holds_the_splits_of_any_batch(kv_heads, most):
     """
-    However many rows there are, their splits fit what a workspace of *most* rows holds.
+    For any number of rows up to *most*.
     """
     workspace = attention.Workspace(most, kv_heads, 1, 16, torch.device("meta"))
     room = workspace.weights.numel() // 2 // 16
@@ -242,9 +242,9 @@ def test_parts_of_any_batch_have_room(kv_heads, most):
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
-def test_decode_attention_over_a_quantised_cache(kind):
+def test_decode_attention_reads_a_quantised_cache(kind):
     """
-    8 bits a value: what is attended to is what is stored.
+    With 8 bits a value, attention sees the stored values.
     """
     lengths = [33, 7]
     cache = make_filled_cache(lengths, kv_heads=2, dim=32, page_tokens=16, dtype=kind)
@@ -257,18 +257,18 @@ def test_decode_attention_over_a_quantised_cache(kind):
     q = make(2, 4, 32)
     workspace = attention.Workspace(2, 2, 2, 32, torch.device(DEVICE))
 
-    found = torch.full_like(q, float("nan"))
-    attention.decode_attention(q, cache, 0, slots, positions, workspace, out=found, splits=2)
+    actual = torch.full_like(q, float("nan"))
+    attention.decode_attention(q, cache, 0, slots, positions, workspace, out=actual, splits=2)
 
-    wanted = truth.decode_attention(q.double(), cache, 0, slots, positions)
-    assert distance(found, wanted) < 1e-5
+    expected = truth.decode_attention(q.double(), cache, 0, slots, positions)
+    assert distance(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["same", torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(16, 1), (6, 2), (3, 3), (64, 1)])
-def test_chunks_attend_to_what_their_pages_have(heads, kv_heads, kind):
+def test_chunks_attend_to_their_pages(heads, kv_heads, kind):
     """
-    Chunks of one tile and of several, behind a prefix or not, between rows that are not theirs.
+    Chunks of one tile and of several, with and without a prefix, among the rows of others.
     """
     dim, page = 32, 16
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16  # fp32 is the reference's
@@ -285,16 +285,16 @@ def test_chunks_attend_to_what_their_pages_have(heads, kv_heads, kind):
     rows = make(first + 2, heads + 2 * kv_heads, dim, dtype=dtype)
     each = chunks.tile_tokens(heads // kv_heads)
     tiles = torch.tensor([tile for span in spans for tile in span.tiles(each)], dtype=torch.int32)
-    found = torch.full((first + 2, heads, dim), 7.0, dtype=dtype, device=DEVICE)
+    actual = torch.full((first + 2, heads, dim), 7.0, dtype=dtype, device=DEVICE)
 
-    chunks.attend_chunks(rows[:, :heads], cache, 1, tiles.to(DEVICE), out=found)
+    chunks.attend_chunks(rows[:, :heads], cache, 1, tiles.to(DEVICE), out=actual)
 
     for span in spans:
         q = rows[span.rows, :heads].double()
         keys, values = truth.read_cache(cache, 1, span.slot, span.seen, torch.float64)
-        assert distance(found[span.rows], truth.attend(q, keys, values)) < 2 * TOLERANCE[dtype]
-    assert (found[:3] == 7.0).all()
-    assert (found[first:] == 7.0).all()
+        assert distance(actual[span.rows], truth.attend(q, keys, values)) < 2 * TOLERANCE[dtype]
+    assert (actual[:3] == 7.0).all()
+    assert (actual[first:] == 7.0).all()
 
 
 def sampled(logits, temperatures, top_ps, seeds, positions, slots=None):
@@ -308,9 +308,9 @@ def sampled(logits, temperatures, top_ps, seeds, positions, slots=None):
     return newest, tokens[:rows], finite[:rows]
 
 
-def test_sampling_draws_what_the_reference_draws():
+def test_sampling_matches_the_reference():
     """
-    Greedy, at a temperature, with top_p: the same token for the same seed and position.
+    Greedy, with temperature, with top_p: the same token for the same seed and position.
     """
     rows, size = 12, 500
     logits = make(rows, size, scale=3.0)
@@ -321,8 +321,8 @@ def test_sampling_draws_what_the_reference_draws():
 
     newest, tokens, finite = sampled(logits, temperatures, top_ps, seeds, positions)
 
-    wanted, is_finite = truth.sample(logits, temperatures, top_ps, seeds, positions)
-    assert tokens.tolist() == wanted.tolist()
+    expected, is_finite = truth.sample(logits, temperatures, top_ps, seeds, positions)
+    assert tokens.tolist() == expected.tolist()
     assert newest[:rows].tolist() == tokens.tolist()
     assert finite.bool().tolist() == is_finite.tolist() == [True] * rows
     greedy = logits.argmax(dim=-1)
@@ -330,24 +330,24 @@ def test_sampling_draws_what_the_reference_draws():
     assert tokens[0] == greedy[0]
 
 
-def test_top_p_parts_logits_that_are_close():
+def test_top_p_separates_close_logits():
     """
-    The threshold is found to 32 / 8**7: of two tokens 6e-5 apart the likelier one is enough.
+    The threshold's resolution is 32 / 8**7: of two tokens 6e-5 apart, only the likelier is kept.
     """
     rows = 32
     logits = torch.full((rows, 64), -30.0, device=DEVICE)
     logits[:, 5], logits[:, 9] = -6e-5, 0.0
     ones, whole = torch.ones(rows, device=DEVICE), torch.arange(rows, dtype=torch.int32).to(DEVICE)
 
-    for top_p, wanted in ((1e-6, {9}), (0.4, {9}), (0.6, {5, 9})):
+    for top_p, expected in ((1e-6, {9}), (0.4, {9}), (0.6, {5, 9})):
         _, tokens, _ = sampled(logits, ones, ones * top_p, whole, whole)
-        assert set(tokens.tolist()) == wanted
+        assert set(tokens.tolist()) == expected
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_said_of_its_row_alone(bad):
+def test_a_non_finite_row_is_reported_alone(bad):
     """
-    The neighbours' tokens are theirs, and no token is outside of the vocabulary.
+    The other rows keep their tokens, and no token is outside of the vocabulary.
     """
     logits = make(3, 300)
     logits[1, 17] = bad
@@ -361,9 +361,9 @@ def test_what_is_not_finite_is_said_of_its_row_alone(bad):
     assert 0 <= tokens[1] < 300
 
 
-def test_noise_is_finite_whatever_the_bits(monkeypatch):
+def test_noise_is_finite_for_all_bits(monkeypatch):
     """
-    All ones and all zeros too: a token of infinite noise would be drawn whatever its logit is.
+    Including all ones and all zeros: infinite noise would always win.
     """
     for bits in (0, 2**32 - 1):
         monkeypatch.setattr(truth, "hash32", lambda x, bits=bits: torch.full_like(x, bits))
@@ -374,9 +374,9 @@ def test_noise_is_finite_whatever_the_bits(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_token_that_is_next_to_impossible_is_not_drawn(seed):
+def test_a_nearly_impossible_token_is_not_drawn(seed):
     """
-    Of a vocabulary of 150,000 and its noise, over many positions.
+    With a vocabulary of 150,000 tokens, over many positions.
     """
     rows, size = 8, 150_000
     logits = torch.full((rows, size), -20.0, device=DEVICE)
@@ -393,7 +393,7 @@ def test_a_token_that_is_next_to_impossible_is_not_drawn(seed):
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
 def test_nan_stays_nan_in_a_quantised_cache(kind):
     """
-    A row that is broken is seen to be, whatever its keys and values are kept as.
+    A broken row stays detectable in every format of the cache.
     """
     if kind == torch.float8_e4m3fn and DEVICE == "cpu":
         pytest.skip("the interpreter's fp8 has no NaN")
@@ -416,9 +416,9 @@ def test_nan_stays_nan_in_a_quantised_cache(kind):
     assert values[1].isfinite().all()
 
 
-def test_the_noise_is_fair():
+def test_the_noise_gives_each_token_its_probability():
     """
-    Over many seeds each token is drawn as often as its probability says.
+    Over many seeds.
     """
     share = torch.tensor([0.5, 0.3, 0.15, 0.05], device=DEVICE)
     count = 4000
@@ -428,13 +428,13 @@ def test_the_noise_is_fair():
 
     tokens, _ = truth.sample(logits, ones, ones, seeds, seeds * 7)
 
-    found = torch.bincount(tokens, minlength=4) / count
-    assert (found - share).abs().max() < 4 * (0.25 / count) ** 0.5
+    actual = torch.bincount(tokens, minlength=4) / count
+    assert (actual - share).abs().max() < 4 * (0.25 / count) ** 0.5
 
 
 def test_wrong_numbers_would_be_noticed():
     """
-    Negative control: NaN, a wrong sign and one missing row are far.
+    Negative control: NaN, a wrong sign and one missing row have a large distance.
     """
     right = make(4, 8)
     for wrong in (right * float("nan"), -right, torch.cat((right[:3], right[:1] * 0))):

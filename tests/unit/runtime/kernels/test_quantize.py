@@ -27,22 +27,22 @@ def make_weight(seed, spread, rows=6, columns=256):
 )
 def test_no_value_moves_by_more_than_half_of_its_scale(seed, spread, kind, dtype):
     """
-    Whatever the weights are, and whatever type the scales have.
+    For any weights, and any type of the scales.
     """
     bits, scale_dtype = kind
     weight = make_weight(seed, spread).to(dtype)
-    found = quantize(weight, bits, scale_dtype)
-    scale = found.scale.float()
+    quantized = quantize(weight, bits, scale_dtype)
+    scale = quantized.scale.float()
     scale = scale[:, None] if bits == 8 else scale.repeat_interleave(128, dim=1)
-    error = (dequantize(found, torch.float32) - weight.float()).abs()
+    error = (dequantize(quantized, torch.float32) - weight.float()).abs()
     assert (error <= scale * 0.5001).all()
     assert (scale > 0).all()
 
 
 @pytest.mark.parametrize(("bits", "scale"), KINDS)
-def test_what_is_a_multiple_of_the_scale_stays(bits, scale):
+def test_multiples_of_the_scale_are_unchanged(bits, scale):
     """
-    Rounding twice is rounding once, and zeros stay zeros.
+    Rounding is idempotent, and zeros stay zeros.
     """
     once = dequantize(quantize(make_weight(1, 0.02), bits, scale), torch.float32)
     twice = dequantize(quantize(once, bits, scale), torch.float32)
@@ -51,44 +51,47 @@ def test_what_is_a_multiple_of_the_scale_stays(bits, scale):
 
 
 @pytest.mark.parametrize(("bits", "scale"), KINDS)
-def test_the_room_has_the_shapes_of_what_comes(bits, scale):
+def test_empty_weights_have_the_shapes_of_quantised_ones(bits, scale):
     """
     `empty_quantized` and `quantize` agree on shapes and types.
     """
-    room = empty_quantized(6, 256, bits, scale=scale, device="cpu")
-    found = quantize(make_weight(1, 1.0), bits, scale)
-    assert room.shape == found.shape == (6, 256)
-    assert (room.weight.shape, room.weight.dtype) == (found.weight.shape, found.weight.dtype)
-    assert (room.scale.shape, room.scale.dtype) == (found.scale.shape, found.scale.dtype)
+    empty = empty_quantized(6, 256, bits, scale=scale, device="cpu")
+    quantized = quantize(make_weight(1, 1.0), bits, scale)
+    assert empty.shape == quantized.shape == (6, 256)
+    assert (empty.weight.shape, empty.weight.dtype) == (
+        quantized.weight.shape,
+        quantized.weight.dtype,
+    )
+    assert (empty.scale.shape, empty.scale.dtype) == (quantized.scale.shape, quantized.scale.dtype)
 
 
 def test_even_columns_are_in_the_low_half_of_a_byte():
     """
-    Each is 8 more than it stands for.
+    Each stored value is 8 above its meaning.
     """
     weight = torch.zeros(1, 128)
     weight[0, :4] = torch.tensor([7.0, -7.0, 1.0, 0.0])
-    found = quantize(weight, 4, torch.float32)
-    assert found.scale.tolist() == [[1.0]]
-    assert found.weight[0, :3].tolist() == [15 | 1 << 4, 9 | 8 << 4, 8 | 8 << 4]
+    quantized = quantize(weight, 4, torch.float32)
+    assert quantized.scale.tolist() == [[1.0]]
+    assert quantized.weight[0, :3].tolist() == [15 | 1 << 4, 9 | 8 << 4, 8 | 8 << 4]
 
 
 @pytest.mark.parametrize(("bits", "scale"), KINDS)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(bits, scale, broken):
+def test_non_finite_weights_stay_non_finite(bits, scale, broken):
     """
-    A broken weight is not healed in silence; the rows beside it are as they were.
+    A broken weight is not hidden, and the rows beside it are unchanged.
     """
     weight = make_weight(1, 1.0)
     weight[0, 5] = broken
-    found = dequantize(quantize(weight, bits, scale), torch.float32)
-    assert not found[0, 5].isfinite()
-    assert found[1:].isfinite().all()
+    restored = dequantize(quantize(weight, bits, scale), torch.float32)
+    assert not restored[0, 5].isfinite()
+    assert restored[1:].isfinite().all()
 
 
-def test_half_a_group_is_refused():
+def test_a_partial_group_is_refused_in_4_bits():
     """
-    In 4 bits a row is whole groups; 8 bits take any.
+    8 bits accept any row.
     """
     weight = torch.ones(2, 192)
     quantize(weight, 8, torch.float32)

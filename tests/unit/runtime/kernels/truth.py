@@ -1,5 +1,5 @@
 """
-What the kernels' tests share: random inputs, and the distance from the truth in fp64.
+Helpers of the kernels' tests: random inputs, and the distance from the result in fp64.
 """
 
 import random
@@ -19,18 +19,18 @@ def make(*shape, dtype=torch.float32, seed=0, scale=1.0):
     return (torch.randn(shape, generator=generator) * scale).to(DEVICE, dtype)
 
 
-def distance(found, truth):
+def distance(actual, truth):
     """
     Return ‖found - truth‖ / ‖truth‖; NaN is far from everything.
     """
-    found, truth = found.double(), truth.double()
-    far = ((found - truth).norm() / truth.norm()).item()
+    actual, truth = actual.double(), truth.double()
+    far = ((actual - truth).norm() / truth.norm()).item()
     return far if far == far else float("inf")
 
 
 def make_filled_cache(lengths, *, kv_heads, dim, page_tokens, dtype, seed=0, layers=2):
     """
-    Return a cache whose pages hold NaN wherever no row is, and rows' own pages in random order.
+    Return a cache with NaN outside all rows, and the pages of the rows in random order.
     """
     rng = random.Random(seed)
     row_pages = max(-(-length // page_tokens) for length in lengths) + 1

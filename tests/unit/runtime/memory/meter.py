@@ -1,5 +1,5 @@
 """
-Measures what tensors take while they live, without a device: on "meta" there are only shapes.
+Measures the live memory of tensors without a device: tensors on "meta" have only shapes.
 """
 
 import weakref
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 class Meter(TorchDispatchMode):
     """
-    Counts the bytes of all storages that are made inside, until each is let go of.
+    Counts the bytes of all storages created inside it, until they are freed.
 
     Attributes:
-        live, peak: Now, and at most so far.
+        live, peak: The bytes now, and the most so far.
     """
 
     def __init__(self):
@@ -23,16 +23,16 @@ class Meter(TorchDispatchMode):
         self._sizes = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = {id_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor) and id_of(leaf) not in given | self._sizes.keys():
+        result = func(*args, **(kwargs or {}))
+        inputs = {id_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id_of(leaf) not in inputs | self._sizes.keys():
                 storage = leaf.untyped_storage()
                 self._sizes[id_of(leaf)] = storage.nbytes()
                 self.live += storage.nbytes()
                 self.peak = max(self.peak, self.live)
                 weakref.finalize(storage, self._forget, id_of(leaf))
-        return made
+        return result
 
     def _forget(self, id):
         self.live -= self._sizes.pop(id)

@@ -1,5 +1,5 @@
 """
-What is computed of memory against what is allocated: real modules and kernels' callers, on "meta".
+Computed sizes compared with allocations: real modules and the kernels' callers, on "meta".
 """
 
 import pytest
@@ -62,7 +62,7 @@ def allocated(target):
 @pytest.mark.parametrize("weights", ["full", "int8", "int4"])
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_weights_are_known_to_the_byte(name, size, weights):
+def test_the_size_of_weights_is_exact(name, size, weights):
     """
     In every family, precision and shard, tied or not, quantised or not.
     """
@@ -74,28 +74,29 @@ def test_weights_are_known_to_the_byte(name, size, weights):
         for tied in (False, True):
             config = make_config(**SMALL | changes, tie_word_embeddings=tied)
             model = make_decoder(config, precision=precision, weights=weights, shard=shard)
-            found = weight_bytes(config, precision=precision, weights=weights, shard=shard)
-            assert found == sum(map(allocated, model.targets.values()))
+            computed = weight_bytes(config, precision=precision, weights=weights, shard=shard)
+            assert computed == sum(map(allocated, model.targets.values()))
 
 
 def test_a_weight_more_would_be_noticed():
     """
-    Negative control: one norm, one bias, one row of the vocabulary.
+    Negative control: one norm, one bias, or one row of the vocabulary more.
     """
 
-    def found(**changes):
+    def size_of(**changes):
         config = make_config(**SMALL | changes)
         return weight_bytes(config, precision="bf16", weights="full", shard=WHOLE)
 
-    glm4 = found()
-    assert glm4 - found(architectures=["GlmForCausalLM"]) == 3 * 2 * 256 * 2
-    assert glm4 - found(attention_bias=False) == 3 * (8 + 2 * 2) * 64 * 2
-    assert found(vocab_size=305) - glm4 == 2 * 256 * 2
+    glm4 = size_of()
+    assert glm4 - size_of(architectures=["GlmForCausalLM"]) == 3 * 2 * 256 * 2
+    assert glm4 - size_of(attention_bias=False) == 3 * (8 + 2 * 2) * 64 * 2
+    assert size_of(vocab_size=305) - glm4 == 2 * 256 * 2
 
 
 def test_four_bits_need_whole_groups():
     """
-    As `models.quantize` would say, but before anything is loaded; with the key to change.
+    The error is that of `kernels.quantize`, but before anything is loaded, and names the key to
+    change.
     """
     config = make_config(**SMALL | {"intermediate_size": 1040})
     assert weight_bytes(config, precision="bf16", weights="int8", shard=WHOLE)  # negative control
@@ -106,9 +107,9 @@ def test_four_bits_need_whole_groups():
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("kv", ["same", "fp8", "int8"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_pages_are_known_to_the_byte(precision, kv, size):
+def test_the_size_of_pages_is_exact(precision, kv, size):
     """
-    Keys, values and their scales, of all layers; of 2 KV heads 4 shards hold each twice.
+    Keys, values and scales of all layers; 4 shards hold each of 2 KV heads twice.
     """
     config, pages = make_config(**SMALL), 7
     cache = make_cache(
@@ -123,13 +124,13 @@ def test_pages_are_known_to_the_byte(precision, kv, size):
         device="meta",
     )
     held = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
-    made = sum(allocated(tensor) for tensor in held if tensor is not None)
-    assert pages * page_bytes(config, kv, precision, 32, Shard(0, size)) == made
+    allocated_bytes = sum(allocated(tensor) for tensor in held if tensor is not None)
+    assert pages * page_bytes(config, kv, precision, 32, Shard(0, size)) == allocated_bytes
 
 
-def test_a_token_of_glm_takes_what_was_measured():
+def test_a_token_of_glm_takes_40_kib():
     """
-    40 KiB, as NUMBERS.md has it of the real model.
+    As measured on the real model.
     """
     config = make_config(**GLM_4_9B | {"num_hidden_layers": 40})
     assert page_bytes(config, "same", "bf16", 64, WHOLE) == 64 * 40 * 1024
@@ -178,7 +179,7 @@ STEPS = {
 
 def measure(ops, config, decodes, prompts, *, weights="full", kv="same", shard=WHOLE):
     """
-    Return the most that a step takes beside weights and cache.
+    Return the peak of a step, without weights and cache, and the size of the workspace.
     """
     from runtime.kernels.attention.decode import Workspace
 
@@ -218,16 +219,16 @@ def measure(ops, config, decodes, prompts, *, weights="full", kv="same", shard=W
 @pytest.mark.parametrize("kv", ["same", "fp8", "int8"])
 @pytest.mark.parametrize("weights", ["full", "int8", "int4"])
 @pytest.mark.parametrize("step", STEPS)
-def test_no_step_takes_more_than_is_said(gpu, step, weights, kv):
+def test_no_step_of_glm_takes_more_than_computed(gpu, step, weights, kv):
     """
-    GLM-4-9B: within a tenth above the largest step, its graphs and attention's workspace.
+    The estimate is at most a tenth above the largest step, its graphs and attention's workspace.
     """
     config = make_config(**GLM_4_9B)
     largest, kept = measure(gpu, config, *STEPS[step], weights=weights, kv=kv)
     graph, _ = measure(gpu, config, GRAPH_SIZES[-1], [], weights=weights, kv=kv)
 
-    said = activation_bytes(config, 8192, "bf16", SLOTS, WHOLE, weights)
-    assert largest + graph + kept <= said <= 1.1 * (largest + graph + kept)
+    computed = activation_bytes(config, 8192, "bf16", SLOTS, WHOLE, weights)
+    assert largest + graph + kept <= computed <= 1.1 * (largest + graph + kept)
 
 
 @pytest.mark.parametrize("kv", ["same", "fp8", "int8"])
@@ -242,34 +243,34 @@ def test_no_step_takes_more_than_is_said(gpu, step, weights, kv):
     ],
 )
 @pytest.mark.parametrize("size", [1, 2])
-def test_no_step_of_other_shapes_takes_more(gpu, changes, step, kv, size):
+def test_no_step_of_other_shapes_takes_more_than_computed(gpu, changes, step, kv, size):
     """
-    Wherever the peak is, in attention, the MLP or the logits, of a whole model or a half.
+    The peak may be in attention, the MLP or the logits, of a whole model or of a half.
     """
     config, shard = make_config(**GLM_4_9B | changes), Shard(0, size)
     largest, kept = measure(gpu, config, *STEPS[step], kv=kv, shard=shard)
     graph, _ = measure(gpu, config, GRAPH_SIZES[-1], [], kv=kv, shard=shard)
 
-    said = activation_bytes(config, 8192, "bf16", SLOTS, shard)
-    assert largest + graph + kept <= said
+    computed = activation_bytes(config, 8192, "bf16", SLOTS, shard)
+    assert largest + graph + kept <= computed
 
 
 @pytest.mark.parametrize("size", [2, 8])
-def test_a_shard_takes_what_is_said(gpu, size):
+def test_a_shard_takes_no_more_than_computed(gpu, size):
     """
-    Of its long prompts; the logits are gathered from all.
+    For long prompts, with the logits gathered from all shards.
     """
     config, shard = make_config(**GLM_4_9B), Shard(0, size)
     largest, kept = measure(gpu, config, *STEPS["one long prompt"], shard=shard)
     graph, _ = measure(gpu, config, GRAPH_SIZES[-1], [], shard=shard)
 
-    said = activation_bytes(config, 8192, "bf16", SLOTS, shard)
-    assert largest + graph + kept <= said <= 1.1 * (largest + graph + kept)
+    computed = activation_bytes(config, 8192, "bf16", SLOTS, shard)
+    assert largest + graph + kept <= computed <= 1.1 * (largest + graph + kept)
 
 
 def test_a_tensor_more_would_be_noticed(gpu):
     """
-    Negative control: gate and up twice at once are more than was said.
+    Negative control: gate and up allocated twice exceed the estimate.
     """
     config, gated = make_config(**GLM_4_9B), gpu.gated
     gpu.gated = lambda x, weight: (gpu.linear(x, weight), gated(x, weight))[1]
@@ -278,10 +279,10 @@ def test_a_tensor_more_would_be_noticed(gpu):
     assert largest + graph + kept > activation_bytes(config, 8192, "bf16", SLOTS, WHOLE)
 
 
-def test_prompts_in_fp32_are_read_by_the_reference_which_takes_more():
+def test_prompts_in_fp32_take_the_memory_of_the_reference():
     """
-    Its masks have a place for each token of a block and each that it sees, for each query head of
-    a group.
+    Its masks have an entry for each token of a block, each token that it attends to, and each query
+    head of a group.
     """
     config = make_config(**GLM_4_9B)
     whole, half, more = (
@@ -292,5 +293,5 @@ def test_prompts_in_fp32_are_read_by_the_reference_which_takes_more():
     assert more + masks < half < whole
     shorter = make_config(**GLM_4_9B | {"max_position_embeddings": 65_536})
     keys = 2 * 2 * 128 * 4 * 3  # of a token: read, put in order, and what both are read from
-    seen = whole - activation_bytes(shorter, 8192, "fp32", SLOTS, WHOLE)
-    assert seen >= 65_536 * (keys + prefill.BLOCK_TOKENS * (1 + 16 * 9))
+    difference = whole - activation_bytes(shorter, 8192, "fp32", SLOTS, WHOLE)
+    assert difference >= 65_536 * (keys + prefill.BLOCK_TOKENS * (1 + 16 * 9))

@@ -3,9 +3,9 @@ import torch
 from tests.unit.runtime.memory.meter import Meter
 
 
-def test_what_is_let_go_of_is_not_counted_and_the_peak_stays():
+def test_freed_memory_is_not_counted_and_the_peak_stays():
     """
-    Views take nothing, and what was there before belongs to others.
+    Views take no memory, and earlier tensors are not counted.
     """
     before = torch.empty(1000, device="meta")
     with Meter() as meter:

@@ -54,7 +54,7 @@ sizes = st.integers(4 * GIB, 200 * GIB)
 
 def changes_of(fix):
     """
-    Return what each of the answers in a *fix* changes.
+    Return the changes that each alternative of a *fix* makes.
     """
     answers = fix.removeprefix("set ").split(", or ")
     return [yaml.safe_load("{" + answer.replace(" and ", ", ") + "}") for answer in answers]
@@ -68,9 +68,10 @@ def try_plan(options, total_bytes):
 
 
 @given(all_options, sizes)
-def test_a_plan_is_within_its_budget_or_says_what_would_do(options, total_bytes):
+def test_a_plan_fits_its_budget_or_names_changes_that_fit(options, total_bytes):
     """
-    A plan holds a request of the longest context; a refusal has numbers, and each fix is one.
+    A plan holds a request of the longest context; a refusal has numbers, and each of its fixes
+    works.
     """
     plan = try_plan(options, total_bytes)
     if plan is None:
@@ -93,7 +94,7 @@ def test_a_plan_is_within_its_budget_or_says_what_would_do(options, total_bytes)
 @given(all_options, sizes, st.floats(0.1, 0.98))
 def test_more_memory_never_holds_less(options, total_bytes, fraction):
     """
-    Neither a larger share nor a larger GPU.
+    Neither with a larger share nor with a larger GPU.
     """
     low, high = sorted([fraction, options.memory_fraction])
     less, more = (replace(options, memory_fraction=share) for share in (low, high))
@@ -106,9 +107,9 @@ def test_more_memory_never_holds_less(options, total_bytes, fraction):
 
 
 @given(all_options, sizes)
-def test_a_page_less_than_planned_is_room_that_was_left(options, total_bytes):
+def test_no_memory_for_another_page_is_unused(options, total_bytes):
     """
-    Without max_batch_tokens nothing that would hold another page is given to nobody.
+    Without max_batch_tokens, the remaining memory is smaller than a page.
     """
     options = replace(options, max_batch_tokens=None)
     plan = try_plan(options, total_bytes)
@@ -119,9 +120,9 @@ def test_a_page_less_than_planned_is_room_that_was_left(options, total_bytes):
         assert plan.pages <= 1 + options.max_batch_requests * longest
 
 
-def test_glm_on_a_card_of_80_gib():
+def test_the_plan_of_glm_on_a_card_of_80_gib():
     """
-    What an operator is told of the model that this is measured with.
+    The figures for the model of the benchmarks.
     """
     plan = plan_memory(make_options(), GLM, 80 * GIB)
     assert plan.weights == 18_799_902_720
@@ -137,7 +138,7 @@ def test_glm_on_a_card_of_80_gib():
 
 def test_a_budget_of_tokens_is_rounded_up_to_pages():
     """
-    And page 0 comes on top, which is where padding writes.
+    Page 0, which padding writes to, is added.
     """
     for tokens, pages in ((1, 1), (64, 1), (65, 2), (6400, 100)):
         plan = plan_memory(make_options(max_batch_tokens=tokens), GLM, 80 * GIB)
@@ -145,7 +146,7 @@ def test_a_budget_of_tokens_is_rounded_up_to_pages():
         assert plan.context_tokens == tokens
 
 
-def test_on_a_cpu_nothing_is_held_against_a_limit():
+def test_a_cpu_has_no_memory_limit():
     """
     The cache holds max_batch_requests of the longest context, or max_batch_tokens.
     """
@@ -162,7 +163,7 @@ def test_on_a_cpu_nothing_is_held_against_a_limit():
 
 def test_a_step_has_room_for_the_decode_of_every_row_and_more():
     """
-    8192 tokens on a GPU and 512 on a CPU, where nothing is said.
+    The default is 8192 tokens on a GPU and 512 on a CPU.
     """
     assert step_tokens(make_options()) == 8192
     assert step_tokens(make_options(device="cpu")) == 512
@@ -170,9 +171,9 @@ def test_a_step_has_room_for_the_decode_of_every_row_and_more():
     assert step_tokens(make_options(step_tokens=16, max_batch_requests=64)) > 64
 
 
-def test_several_gpus_share_the_weights_and_each_needs_room_to_talk():
+def test_several_gpus_share_the_weights_and_each_reserves_nccl_buffers():
     """
-    Of two KV heads four GPUs hold each twice.
+    Four GPUs hold each of two KV heads twice.
     """
     one, two, four = (plan_memory(make_options(gpus=n), GLM, 80 * GIB) for n in (1, 2, 4))
     assert one.weights / 2 < two.weights < one.weights * 0.6
@@ -186,15 +187,13 @@ def test_several_gpus_share_the_weights_and_each_needs_room_to_talk():
         ({}, 23, ("131072 tokens", "0.9 of 23.0 GiB", "17.51", "5.00", "context_tokens: ")),
         ({}, 26.5, ("memory_fraction: 0.9", "kv: fp8", "weights: int8", "step_tokens: 1024")),
         ({"memory_fraction": 0.3}, 80, ("memory_fraction: 0.31", "context_tokens: ")),
-        ({}, 18, ("nothing is left", "weights: int8 and kv: fp8", "gpus: 2")),
+        ({}, 18, ("nothing remains", "weights: int8 and kv: fp8", "gpus: 2")),
         ({"context_tokens": 32_768}, 19, ("32768 tokens", "weights: int8")),
         ({"precision": "fp32"}, 36, ("35.02", "precision: bf16")),
-        ({"gpus": 8, "weights": "int8"}, 2, ("nothing is left", "a GPU with more memory")),
+        ({"gpus": 8, "weights": "int8"}, 2, ("nothing remains", "a GPU with more memory")),
     ],
 )
-def test_a_refusal_says_how_much_is_missing_and_what_would_do(
-    monkeypatch, changes, total_gib, words
-):
+def test_a_refusal_names_the_missing_memory_and_the_fixes(monkeypatch, changes, total_gib, words):
     """
     What, why with numbers in GiB, and the keys to change.
     """
@@ -210,14 +209,14 @@ def test_a_refusal_says_how_much_is_missing_and_what_would_do(
 @pytest.mark.parametrize(
     ("changes", "shape", "words"),
     [
-        ({"gpus": 3}, {}, "can't be shared out"),
+        ({"gpus": 3}, {}, "can't be sharded"),
         ({"weights": "int4"}, {"intermediate_size": 13_697}, "rows of 13697"),
         ({"weights": "int4", "gpus": 4}, {"intermediate_size": 4 * 1_000}, "rows of 1000"),
     ],
 )
-def test_what_can_not_be_cut_so_is_refused(changes, shape, words):
+def test_an_uneven_division_is_refused(changes, shape, words):
     """
-    A number of GPUs that does not divide the model, or four bits of uneven rows.
+    A number of GPUs that does not divide the model, or 4 bits with partial groups.
     """
     config = make_glm(**shape)
     plan_memory(make_options(), config, 80 * GIB)  # negative control

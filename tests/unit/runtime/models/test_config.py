@@ -16,14 +16,14 @@ def read_as(name, **changes):
     return read(**{"architectures": [name], "attention_bias": ...} | changes)
 
 
-def test_a_family_says_what_no_key_says():
+def test_the_family_decides_what_no_key_states():
     """
-    Norms, biases and the order of pairs come from the architecture's name.
+    Norms, biases and the order of pairs follow from the architecture's name.
     """
-    found = {name: read_as(name, head_dim=64) for name in FAMILIES}
+    configs = {name: read_as(name, head_dim=64) for name in FAMILIES}
 
     def those(key):
-        return {name for name, config in found.items() if getattr(config, key)}
+        return {name for name, config in configs.items() if getattr(config, key)}
 
     glm = {"GlmForCausalLM", "Glm4ForCausalLM", "Glm4vForConditionalGeneration"}
     assert those("is_interleaved") == those("is_gate_up_joined") == glm
@@ -31,20 +31,20 @@ def test_a_family_says_what_no_key_says():
     assert those("has_qk_norms") == {"Qwen3ForCausalLM"}
     assert those("has_bias") == glm | {"Qwen2ForCausalLM"}
     assert those("mrope_section") == those("ignored") == {"Glm4vForConditionalGeneration"}
-    assert {name for name in found if found[name].rotary == 32} == glm - those("ignored")
+    assert {name for name in configs if configs[name].rotary == 32} == glm - those("ignored")
 
 
 def test_the_bias_of_a_glm_is_in_its_config():
     """
-    GLM has models with and without; Qwen2 always has one, whatever the key says.
+    GLM has models with and without one; Qwen2 always has one, and ignores the key.
     """
     assert not read_as("Glm4ForCausalLM", attention_bias=False).has_bias
     assert read_as("Glm4ForCausalLM", attention_bias=True).has_bias
 
 
-def test_an_absent_head_dim_is_what_the_family_takes_it_for():
+def test_an_absent_head_dim_has_the_default_of_its_family():
     """
-    A share of the hidden size, or 128; null is absent.
+    A share of the hidden size, or 128; null means absent.
     """
     assert read_as("LlamaForCausalLM", head_dim=...).head_dim == 8
     assert read_as("Qwen2ForCausalLM", head_dim=None).head_dim == 8
@@ -59,9 +59,9 @@ def test_old_models_have_as_many_kv_heads_as_heads():
     assert read_as("LlamaForCausalLM", num_key_value_heads=...).kv_heads == 4
 
 
-def test_both_spellings_of_rotary_keys_are_understood():
+def test_both_spellings_of_rotary_keys_are_read():
     """
-    transformers 4 wrote rope_theta at the top and rope_scaling; 5 writes rope_parameters.
+    transformers 4 writes rope_theta and rope_scaling; transformers 5 writes rope_parameters.
     """
     llama3 = {
         "factor": 8.0,
@@ -69,14 +69,14 @@ def test_both_spellings_of_rotary_keys_are_understood():
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    wanted = Llama3Scaling(factor=8.0, slow=1.0, fast=4.0, trained_tokens=8192)
+    expected = Llama3Scaling(factor=8.0, slow=1.0, fast=4.0, trained_tokens=8192)
     for changes in (
         {"rope_theta": 5e5, "rope_scaling": llama3 | {"rope_type": "llama3"}},
         {"rope_theta": 5e5, "rope_scaling": llama3 | {"type": "llama3"}},
         {"rope_parameters": llama3 | {"rope_type": "llama3", "rope_theta": 5e5}},
     ):
         config = read_as("LlamaForCausalLM", **changes)
-        assert (config.rope_theta, config.rope_scaling) == (5e5, wanted)
+        assert (config.rope_theta, config.rope_scaling) == (5e5, expected)
 
     config = read(rope_theta=123.0, partial_rotary_factor=0.25)
     assert (config.rope_theta, config.rotary) == (123.0, 2)
@@ -87,28 +87,30 @@ def test_both_spellings_of_rotary_keys_are_understood():
 
 
 @pytest.mark.parametrize("tied", [{"tie_word_embeddings": True}, {}])
-def test_the_language_half_of_a_vision_model_is_read(tied):
+def test_the_language_model_of_a_vision_model_is_read(tied):
     """
-    Under text_config, and its embedding may be tied here or there.
+    It is under text_config; either level may say that the embedding is tied.
     """
     rope = {"mrope_section": [16, 24, 24]}
     text = make_config_document(architectures=..., head_dim=128, hidden_size=512, rope_scaling=rope)
     text = {key: value for key, value in text.items() if value is not ...} | tied
-    found = {"architectures": ["Glm4vForConditionalGeneration"], "text_config": text, **tied}
-    config = DecoderConfig.from_json(found | {"vision_config": {"hidden_size": 7}}, "config.json")
+    document = {"architectures": ["Glm4vForConditionalGeneration"], "text_config": text, **tied}
+    config = DecoderConfig.from_json(
+        document | {"vision_config": {"hidden_size": 7}}, "config.json"
+    )
 
     assert (config.hidden, config.rotary, config.prefix) == (512, 128, "model.language_model.")
     assert config.is_tied == bool(tied)
 
 
 @pytest.mark.parametrize(
-    ("ends", "wanted"), [(None, set()), (0, {0}), (5, {5}), ([7, 8], {7, 8}), ([], set())]
+    ("ids", "expected"), [(None, set()), (0, {0}), (5, {5}), ([7, 8], {7, 8}), ([], set())]
 )
-def test_there_may_be_several_ends(ends, wanted):
+def test_there_may_be_several_stop_tokens(ids, expected):
     """
-    A number, a list, or nothing.
+    A number, a list, or none.
     """
-    assert read(eos_token_id=ends).stop_token_ids == wanted
+    assert read(eos_token_id=ids).stop_token_ids == expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_there_may_be_several_ends(ends, wanted):
         ({"num_hidden_layers": 2.5}, ("num_hidden_layers", "2.5", "whole")),
         ({"vocab_size": 0}, ("vocab_size", "0")),
         ({"rms_norm_eps": True}, ("rms_norm_eps", "True")),
-        ({"num_key_value_heads": 3}, ("num_key_value_heads", "3", "4 heads")),
+        ({"num_key_value_heads": 3}, ("num_key_value_heads", "3", "4 query heads")),
         ({"partial_rotary_factor": 0.4}, ("partial_rotary_factor", "3 of", "pairs")),
         ({"rope_parameters": {"rope_type": "yarn"}}, ("rope_type", "yarn", "'llama3'")),
         ({"rope_parameters": {"rope_type": "linear"}}, ("factor", "missing")),
@@ -132,9 +134,9 @@ def test_there_may_be_several_ends(ends, wanted):
         ({"quantization_config": {"quant_method": "awq"}}, ("quantization_config", "awq")),
     ],
 )
-def test_what_can_not_be_served_is_named(changes, words):
+def test_an_unsupported_value_is_named(changes, words):
     """
-    The error says which key, and what was found.
+    The error has the key and its value.
     """
     with pytest.raises(ModelError) as caught:
         read(**changes)
@@ -143,7 +145,7 @@ def test_what_can_not_be_served_is_named(changes, words):
 
 def test_a_llama_with_a_bias_is_refused():
     """
-    It would also have one behind the attention, which this decoder has not.
+    It would also have a bias on the attention output, which this decoder lacks.
     """
     read_as("LlamaForCausalLM", attention_bias=False)  # negative control
     for name in ("LlamaForCausalLM", "Qwen3ForCausalLM"):
@@ -151,9 +153,9 @@ def test_a_llama_with_a_bias_is_refused():
             read_as(name, attention_bias=True)
 
 
-def test_sections_of_positions_share_out_all_pairs():
+def test_mrope_sections_must_cover_all_pairs():
     """
-    M-RoPE's sections are counted in pairs.
+    M-RoPE's sections count pairs.
     """
     with pytest.raises(ModelError, match="mrope_section"):
         read_as(

@@ -1,5 +1,5 @@
 """
-Our decoder against transformers, the reference: logits of every family, in fp32.
+Our decoder compared with transformers, the reference: logits of every family, in fp32.
 """
 
 import threading
@@ -60,7 +60,7 @@ SHAPE = {
 
 def save(reference, folder):
     """
-    Make the reference one that hides no mistake, and save it, sharded.
+    Give the reference norms and biases that reveal mistakes, and save it in shards.
     """
     for name, parameter in reference.named_parameters():
         if "bias" in name or "norm" in name:  # these begin as zeros and ones
@@ -93,7 +93,7 @@ def assert_close(found, wanted):
 @pytest.fixture(scope="module", params=SHAPES, ids=SHAPES)
 def pair(request, tmp_path_factory):
     """
-    The reference and ours, loaded from what the reference saved.
+    The reference, and our decoder loaded from its files.
     """
     folder = tmp_path_factory.mktemp(request.param)
     reference = make_reference(request.param, folder)
@@ -103,7 +103,7 @@ def pair(request, tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_logits_are_those_of_the_reference(pair):
+def test_logits_match_the_reference(pair):
     """
     At every position of random sequences.
     """
@@ -114,9 +114,9 @@ def test_logits_are_those_of_the_reference(pair):
 
 
 @torch.inference_mode()
-def test_only_the_rows_that_are_asked_for_are_computed(pair):
+def test_only_the_requested_rows_are_computed(pair):
     """
-    *rows* picks among the logits, in its order.
+    *rows* selects among the logits, in its order.
     """
     _, ours = pair
     tokens, positions = make_tokens(2, 9).flatten(), torch.arange(9).repeat(2)
@@ -128,7 +128,7 @@ def test_only_the_rows_that_are_asked_for_are_computed(pair):
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
     """
-    GLM-4.1V, whose files also have an eye.
+    GLM-4.1V, whose files also have a vision encoder.
     """
     torch.manual_seed(1)
     text = SHAPE | {
@@ -157,9 +157,9 @@ def vision(tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_three_positions_turn_each_its_own_pairs(vision):
+def test_each_mrope_position_rotates_its_own_pairs(vision):
     """
-    M-RoPE, with positions of time, height and width that differ.
+    With different positions of time, height and width.
     """
     reference, ours = vision
     tokens = make_tokens(1, 30)
@@ -175,7 +175,7 @@ def test_three_positions_turn_each_its_own_pairs(vision):
 @torch.inference_mode()
 def test_text_alone_needs_one_position(vision):
     """
-    The same three positions are the one.
+    One position gives the result of three equal ones.
     """
     reference, ours = vision
     tokens = make_tokens(1, 30)
@@ -185,30 +185,34 @@ def test_text_alone_needs_one_position(vision):
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", ["glm", "llama", "qwen3"])
-def test_shards_together_are_the_whole(tmp_path, name, size):
+def test_shards_give_the_logits_of_the_whole_model(tmp_path, name, size):
     """
-    The same logits from 2 and 4 shards; of 2 KV heads, 4 shards hold each twice.
+    From 2 and 4 shards; 4 shards hold each of 2 KV heads twice.
     """
     reference = make_reference(name, tmp_path)
     tokens = make_tokens(1, 20)
-    found = run_shards(tmp_path, size, tokens[0])
+    logits_by_rank = run_shards(tmp_path, size, tokens[0])
     with torch.inference_mode():
         wanted = reference(tokens).logits[0]
-    for logits in found:
+    for logits in logits_by_rank:
         assert_close(logits, wanted)
 
 
 def run_shards(folder, size, tokens):
     """
-    Return the logits of each shard: a thread a shard, which meet where a GPU would.
+    Return the logits of each shard; the shards run in threads and exchange tensors as GPUs would.
     """
     _, config = load_model(folder, device="cpu", precision="fp32")
-    barrier, shown, found = threading.Barrier(size, timeout=30), [None] * size, [None] * size
+    barrier, parts_by_rank, logits_by_rank = (
+        threading.Barrier(size, timeout=30),
+        [None] * size,
+        [None] * size,
+    )
 
-    def join(rank, tensor, how):
-        shown[rank] = tensor
+    def join(rank, tensor, combine):
+        parts_by_rank[rank] = tensor
         barrier.wait()
-        joined = how(list(shown))
+        joined = combine(list(parts_by_rank))
         barrier.wait()
         return joined
 
@@ -219,11 +223,11 @@ def run_shards(folder, size, tokens):
         load_weights(folder, config, dict(model.named_parameters()), shard)
         model.reduce = lambda x: join(rank, x, sum)
         model.gather = lambda x: join(rank, x, lambda parts: torch.cat(parts, dim=-1))
-        found[rank] = model(tokens, torch.arange(len(tokens)), attend_causal(1))
+        logits_by_rank[rank] = model(tokens, torch.arange(len(tokens)), attend_causal(1))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return logits_by_rank

@@ -27,9 +27,9 @@ def load(folder, **changes):
     return load_model(folder, **{"device": "cpu", "precision": "fp32"} | changes)
 
 
-def make_room(config, device="cpu", dtype=torch.float32, shard=WHOLE):
+def make_blank_parameters(config, device="cpu", dtype=torch.float32, shard=WHOLE):
     """
-    Return parameters that say of each value whether it was written.
+    Return parameters filled with a marker that shows which values were written.
     """
     return {
         name: torch.full(source.shape, 7.5, dtype=dtype, device=device)
@@ -48,11 +48,11 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
+def small_reads(monkeypatch):
     """
-    Tiny tensors come in several reads, as large ones do.
+    Tiny tensors take several reads, as large ones do.
     """
-    monkeypatch.setattr(reads, "PIECE_BYTES", 700)
+    monkeypatch.setattr(reads, "READ_BYTES", 700)
 
 
 def write_family(folder, name, **changes):
@@ -67,18 +67,18 @@ def rewrite_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(kept))
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_reads")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["load", "stage"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_value_comes_to_its_place(tmp_path, name, way, dtype, device):
+def test_every_value_is_loaded_into_its_place(tmp_path, name, way, dtype, device):
     """
-    Piece by piece, put in order and converted, at once or staged first.
+    In several reads, reordered and converted, directly or staged.
     """
     folder = write_family(tmp_path, name)
     config = read_config(folder)
-    room = make_room(config, device, dtype)
+    room = make_blank_parameters(config, device, dtype)
     if way == "load":
         done = load_weights(folder, config, room)
     else:
@@ -93,18 +93,18 @@ def test_every_value_comes_to_its_place(tmp_path, name, way, dtype, device):
     assert done.gb_per_s > 0
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_reads")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["load", "stage"])
 @pytest.mark.parametrize("name", ["Glm4ForCausalLM", "Qwen2ForCausalLM"])
-def test_a_shard_takes_its_part(tmp_path, name, way, device):
+def test_a_shard_loads_its_part(tmp_path, name, way, device):
     """
-    Rows and columns of each tensor, and what is staged is as small.
+    Rows and columns of each tensor, directly or staged.
     """
     folder = write_family(tmp_path, name, vocab_size=300)
     config = read_config(folder)
     for shard in (Shard(0, 4), Shard(3, 4)):
-        room = make_room(config, device, shard=shard)
+        room = make_blank_parameters(config, device, shard=shard)
         if way == "load":
             load_weights(folder, config, room, shard)
         else:
@@ -113,18 +113,18 @@ def test_a_shard_takes_its_part(tmp_path, name, way, device):
         assert all(torch.equal(tensor.cpu(), wanted[key]) for key, tensor in room.items())
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_reads")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["load", "stage"])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_weights_are_quantised_on_the_way(tmp_path, bits, way, device):
+def test_weights_are_quantised_while_loading(tmp_path, bits, way, device):
     """
-    To what quantising the whole would give; the rest is as it was.
+    With the result of quantising the whole tensor; other tensors are unchanged.
     """
     sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
     folder = write_family(tmp_path, "LlamaForCausalLM", **sizes)
     config = read_config(folder)
-    room = make_room(config, device)
+    room = make_blank_parameters(config, device)
     kinds = ("qkv", "out", "gate_up", "down")
     scale = torch.float32 if bits == 8 else torch.bfloat16
     for key, tensor in room.items():
@@ -144,9 +144,9 @@ def test_weights_are_quantised_on_the_way(tmp_path, bits, way, device):
             assert torch.equal(room[key].cpu(), tensor), key
 
 
-def test_weights_can_be_changed_in_place(folder, tmp_path):
+def test_weights_are_replaced_in_the_same_memory(folder, tmp_path):
     """
-    Into the same memory, so that whoever knows its address goes on.
+    Users of their addresses, such as CUDA graphs, continue to work.
     """
     model, config = load(folder)
     parameters = dict(model.named_parameters())
@@ -162,9 +162,9 @@ def test_weights_can_be_changed_in_place(folder, tmp_path):
 
 
 @pytest.mark.parametrize("fill", [load_weights, stage])
-def test_a_bad_directory_leaves_the_weights_as_they_are(folder, tmp_path, fill):
+def test_a_bad_directory_leaves_the_weights_unchanged(folder, tmp_path, fill):
     """
-    Everything is checked before anything is written.
+    All checks run before the first write.
     """
 
     def cut(path):
@@ -187,35 +187,35 @@ def test_a_bad_directory_leaves_the_weights_as_they_are(folder, tmp_path, fill):
     assert all(torch.equal(parameters[name], before[name]) for name in before)
 
 
-def test_another_shape_does_not_fit_into_a_model_in_memory(folder, tmp_path):
+def test_weights_of_another_shape_are_refused(folder, tmp_path):
     """
-    A good directory, but not for these parameters.
+    The directory is valid, but not for these parameters.
     """
     model, _ = load(folder)
     other = write_model(tmp_path / "other", intermediate_size=64)
     with pytest.raises(ModelError, match="does not fit") as caught:
         load_weights(other, read_config(other), dict(model.named_parameters()))
-    assert "layers.0.down is (32, 48) in memory, (32, 64) here" in caught.value.why
+    assert "layers.0.down is (32, 48) in memory, (32, 64) in the files" in caught.value.why
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_named(folder, monkeypatch):
+def test_a_file_truncated_during_the_read_is_named(folder, monkeypatch):
     """
-    The reader stops, in every thread, with the file's name.
+    All reading threads stop.
     """
     config = read_config(folder)
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
     with pytest.raises(ModelError, match="can't be read") as caught:
-        load_weights(folder, config, make_room(config))
-    assert "cut while it was read" in caught.value.why
+        load_weights(folder, config, make_blank_parameters(config))
+    assert "truncated while it was read" in caught.value.why
 
 
-def test_a_read_may_give_less_than_was_asked_for(folder, monkeypatch):
+def test_short_reads_are_continued(folder, monkeypatch):
     """
-    As the kernel does when it likes.
+    The kernel may return fewer bytes than requested.
     """
     config, whole = read_config(folder), os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: whole(fd, [views[0][:1000]], at))
-    room = make_room(config)
+    room = make_blank_parameters(config)
     load_weights(folder, config, room)
     wanted = expected(folder, config)
     assert all(torch.equal(room[name], wanted[name]) for name in wanted)
@@ -233,7 +233,7 @@ def kib(key):
             return int(line.split()[1])
 
 torch.set_num_threads(1)
-reads.PIECE_BYTES = 2**20
+reads.READ_BYTES = 2**20
 config = loader.read_config(sys.argv[1])
 dtype = getattr(torch, sys.argv[2])
 shapes = {name: source.shape for name, source in sources(config).items()}
@@ -249,29 +249,29 @@ assert not any(tensor.any() for tensor in room.values())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_there_is_never_a_second_copy(tmp_path, dtype):
+def test_the_model_is_never_in_memory_twice(tmp_path, dtype):
     """
-    Loading takes a few buffers beside the model, also where it puts in order and converts; and
-    it needs nothing but torch and numpy.
+    Loading takes a few buffers beside the model, also if it reorders and converts, and imports only
+    torch and numpy.
     """
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 256}
     write_blank(tmp_path, num_hidden_layers=4, attention_bias=False, **sizes)
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path, dtype],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    model_kib, extra_kib = map(int, found.stdout.split())
+    assert process.returncode == 0, process.stderr
+    model_kib, extra_kib = map(int, process.stdout.split())
     assert model_kib > 100 * 1024
     assert extra_kib < model_kib / 2, (model_kib, extra_kib)
 
 
 def write_blank(folder, **changes):
     """
-    Write a Llama of zeros, which takes no room on a disk.
+    Write a Llama of zeros as a sparse file.
     """
     document = make_config_document(architectures=["LlamaForCausalLM"], **changes)
     (folder / "config.json").write_text(json.dumps(document))
@@ -279,26 +279,26 @@ def write_blank(folder, **changes):
     for source in sources(read_config(folder)).values():
         for piece in source.pieces:
             end = at + 2 * math.prod(piece.shape)
-            told = {"dtype": "BF16", "shape": piece.shape, "data_offsets": [at, end]}
-            header[piece.name], at = told, end
+            entry = {"dtype": "BF16", "shape": piece.shape, "data_offsets": [at, end]}
+            header[piece.name], at = entry, end
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + at)
 
 
-def test_precision_is_what_was_asked_for(folder):
+def test_weights_have_the_requested_precision(folder):
     """
-    Every weight is turned into the precision of the config.
+    Every weight is converted.
     """
     model, _ = load(folder, precision="bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_parameters_that_learn_can_be_filled(folder):
+def test_trainable_parameters_can_be_loaded(folder):
     """
-    And learn on: loading is no step that gradients go through.
+    They stay trainable: autograd does not record the load.
     """
     config = read_config(folder)
     model = Decoder(config)
@@ -307,9 +307,9 @@ def test_parameters_that_learn_can_be_filled(folder):
     assert model.embedding.grad.abs().sum() > 0
 
 
-def test_the_generation_config_knows_the_ends_better(folder):
+def test_the_generation_config_overrides_the_stop_tokens(folder):
     """
-    Its end tokens take the place of those in config.json.
+    Its stop tokens replace those of config.json.
     """
     rewrite_config(folder, eos_token_id=5)
     assert read_config(folder).stop_token_ids == {5}
@@ -330,9 +330,9 @@ def test_the_generation_config_knows_the_ends_better(folder):
         ({"architectures": ["GlmForCausalLM"]}, ("post_mlp_layernorm", "not part")),
     ],
 )
-def test_what_can_not_be_served_is_named(folder, changes, words):
+def test_a_mismatch_of_config_and_weights_is_named(folder, changes, words):
     """
-    The error says which key or tensor, and what was found.
+    The error has the key or the tensor, and its value.
     """
     load(folder)  # negative control
     rewrite_config(folder, **changes)
@@ -341,9 +341,9 @@ def test_what_can_not_be_served_is_named(folder, changes, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_numbers_of_another_kind_are_named(folder):
+def test_an_unsupported_type_is_named(folder):
     """
-    A checkpoint that was quantised by somebody else.
+    Such as a checkpoint that is already quantised.
     """
     path = folder / "model.safetensors"
     tensors = load_file(path)
@@ -355,7 +355,7 @@ def test_numbers_of_another_kind_are_named(folder):
 
 def test_a_missing_shard_is_named(folder):
     """
-    An index that names a file which is not there.
+    The index names a file that does not exist.
     """
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -365,7 +365,7 @@ def test_a_missing_shard_is_named(folder):
 
 def test_a_tied_model_may_repeat_its_embedding(tmp_path):
     """
-    Some files carry lm_head.weight though the config says that it is the embedding.
+    Some files contain lm_head.weight although the config ties it to the embedding.
     """
     folder = write_model(tmp_path, tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")
@@ -374,9 +374,9 @@ def test_a_tied_model_may_repeat_its_embedding(tmp_path):
     assert load(folder)[0].head is None
 
 
-def test_what_belongs_to_the_eye_is_left(tmp_path):
+def test_vision_tensors_are_ignored(tmp_path):
     """
-    A vision model's file has tensors that no decoder wants; of another family they are too many.
+    In a vision model's file; in another family they are refused.
     """
     for name in ("Glm4vForConditionalGeneration", "Glm4ForCausalLM"):
         folder = write_family(tmp_path / name, name)
@@ -391,9 +391,9 @@ def test_what_belongs_to_the_eye_is_left(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_named(folder):
+def test_a_missing_gpu_is_named(folder):
     """
-    device: cuda on a machine without one is the config's fault.
+    The error names device: cuda.
     """
     with pytest.raises(ModelError, match="device: cuda"):
         load(folder, device="cuda")

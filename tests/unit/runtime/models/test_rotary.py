@@ -34,39 +34,39 @@ def read(name, **changes):
         LLAMA3 | {"low_freq_factor": 2.0, "original_max_position_embeddings": 300},
     ],
 )
-def test_frequencies_are_those_of_the_reference(rope):
+def test_frequencies_match_the_reference(rope):
     """
-    Whole heads, each scaling that we know.
+    For whole heads, with each supported scaling.
     """
     rope = rope | {"rope_theta": 5e5}
     config = LlamaConfig(rope_parameters=dict(rope), **SIZES)
-    wanted = LlamaRotaryEmbedding(config).inv_freq
-    found = inverse_frequencies(read("LlamaForCausalLM", rope_parameters=rope))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    expected = LlamaRotaryEmbedding(config).inv_freq
+    actual = inverse_frequencies(read("LlamaForCausalLM", rope_parameters=rope))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
 
 
-def test_a_part_of_a_head_has_frequencies_of_its_own():
+def test_a_partly_rotated_head_has_its_own_frequencies():
     """
     GLM rotates half of each head.
     """
-    wanted = GlmRotaryEmbedding(GlmConfig(head_dim=128, **SIZES)).inv_freq
-    found = inverse_frequencies(read("GlmForCausalLM"))
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    expected = GlmRotaryEmbedding(GlmConfig(head_dim=128, **SIZES)).inv_freq
+    actual = inverse_frequencies(read("GlmForCausalLM"))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
 
 
-def test_each_pair_follows_the_position_that_the_reference_gives_it():
+def test_each_pair_uses_the_position_of_the_reference():
     """
-    Seen by letting the reference recompose the numbers of the rows themselves.
+    The reference composes the row numbers themselves.
     """
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}
     rope["partial_rotary_factor"] = 0.5
     reference = Glm4vTextRotaryEmbedding(Glm4vTextConfig(rope_parameters=dict(rope), **SIZES))
     rows = torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, 32)
-    wanted = reference.recomposition_frequencies(rows)[0, 0, ::2]
+    expected = reference.recomposition_frequencies(rows)[0, 0, ::2]
 
     config = read("Glm4vForConditionalGeneration", rope_parameters=rope)
-    assert position_rows(config) == tuple(wanted.int().tolist())
+    assert position_rows(config) == tuple(expected.int().tolist())
     torch.testing.assert_close(inverse_frequencies(config), reference.inv_freq, rtol=1e-6, atol=0)
 
 

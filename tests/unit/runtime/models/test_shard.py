@@ -11,12 +11,12 @@ def read(**changes):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_every_head_finds_its_kv_head(size):
+def test_a_shard_has_the_kv_heads_of_its_query_heads(size):
     """
-    However heads are shared out, a shard has the KV head of each of its query heads.
+    For any division of the heads.
     """
     heads, kv_heads = 16, 4
-    seen = []
+    covered = []
     for rank in range(size):
         shard = Shard(rank, size)
         mine, theirs = shard.span(heads), shard.kv_span(kv_heads)
@@ -25,8 +25,8 @@ def test_every_head_finds_its_kv_head(size):
         assert [head * kv_heads // heads for head in mine] == [
             theirs[place * len(theirs) // len(mine)] for place in range(len(mine))
         ]
-        seen += mine
-    assert seen == list(range(heads))
+        covered += mine
+    assert covered == list(range(heads))
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_every_head_finds_its_kv_head(size):
         (4, {"num_attention_heads": 12, "num_key_value_heads": 6}, ("6 KV heads",)),
     ],
 )
-def test_what_can_not_be_shared_out_is_named(size, changes, words):
+def test_an_uneven_division_is_refused(size, changes, words):
     """
-    The error says what does not divide, and by what.
+    The error names the dimension and the divisor.
     """
     Shard(0, 1).check(read(**changes))  # negative control
     with pytest.raises(ModelError) as caught:

@@ -16,30 +16,30 @@ def write(folder, header, data, length=None):
     (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + text + data)
 
 
-def told(begin, end, shape=(4,), dtype="F32"):
+def header_entry(begin, end, shape=(4,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def test_tensors_are_found_where_the_reference_wrote_them(tmp_path):
+def test_tensors_are_located_as_the_reference_wrote_them(tmp_path):
     """
     Shape, type and bytes, with metadata and without.
     """
     path = tmp_path / "model.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file(TENSORS, path, metadata=metadata)
-        found = find_tensors(tmp_path)
-        assert found.keys() == TENSORS.keys()
+        tensors = find_tensors(tmp_path)
+        assert tensors.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
-            stored = found[name]
+            stored = tensors[name]
             end = stored.offset + stored.size_bytes
             assert stored.shape == tuple(tensor.shape)
             raw = path.read_bytes()[stored.offset : end]
             assert raw == bytes(tensor.view(-1).view(torch.uint8).tolist())
 
 
-def test_shards_are_one_model(tmp_path):
+def test_the_index_lists_the_files_of_a_sharded_model(tmp_path):
     """
-    The index names the files; model.safetensors is not looked for.
+    model.safetensors is not read then.
     """
     names = {name: f"model-{name}.safetensors" for name in TENSORS}
     for name, file in names.items():
@@ -48,39 +48,39 @@ def test_shards_are_one_model(tmp_path):
     assert {name: stored.path.name for name, stored in find_tensors(tmp_path).items()} == names
 
 
-def test_types_that_are_no_weights_are_only_named(tmp_path):
+def test_unsupported_types_are_listed(tmp_path):
     """
-    A file may have tensors that are not ours; who wants one sees its type.
+    A file may have tensors that we do not load; only the type is read.
     """
-    write(tmp_path, {"a": told(0, 4, dtype="F8_E4M3")}, bytes(4))
+    write(tmp_path, {"a": header_entry(0, 4, dtype="F8_E4M3")}, bytes(4))
     assert find_tensors(tmp_path)["a"].dtype == "F8_E4M3"
 
 
 @pytest.mark.parametrize(
     ("header", "data", "length", "words"),
     [
-        ({"a": told(0, 16)}, bytes(15), None, "lies at 0 to 16 of 15 bytes"),
-        ({"a": told(0, 16)}, bytes(17), None, "1 bytes belong to no tensor"),
-        ({"a": told(0, 12)}, bytes(12), None, "has 12 bytes of F32"),
-        ({"a": told(4, 20)}, bytes(20), None, "lies at 4 to 20"),
-        ({"a": told(0, 16), "b": told(8, 24)}, bytes(24), None, "b lies at 8"),
-        ({"a": told(-16, 0)}, bytes(16), None, "lies at -16"),
-        ({"a": told(16, 0, dtype="I32")}, bytes(16), None, "lies at 16 to 0"),
+        ({"a": header_entry(0, 16)}, bytes(15), None, "lies at 0 to 16 of 15 bytes"),
+        ({"a": header_entry(0, 16)}, bytes(17), None, "1 bytes belong to no tensor"),
+        ({"a": header_entry(0, 12)}, bytes(12), None, "has 12 bytes of F32"),
+        ({"a": header_entry(4, 20)}, bytes(20), None, "lies at 4 to 20"),
+        ({"a": header_entry(0, 16), "b": header_entry(8, 24)}, bytes(24), None, "b lies at 8"),
+        ({"a": header_entry(-16, 0)}, bytes(16), None, "lies at -16"),
+        ({"a": header_entry(16, 0, dtype="I32")}, bytes(16), None, "lies at 16 to 0"),
         ({"a": {"dtype": "F32"}}, bytes(16), None, "data_offsets"),
-        ({"a": told(0, 16) | {"shape": 4}}, bytes(16), None, "not one of safetensors"),
-        ({"a": []}, bytes(16), None, "not one of safetensors"),
-        ([], b"", None, "not one of safetensors"),
+        ({"a": header_entry(0, 16) | {"shape": 4}}, bytes(16), None, "not a safetensors header"),
+        ({"a": []}, bytes(16), None, "not a safetensors header"),
+        ([], b"", None, "not a safetensors header"),
         (b"{", b"", 1, "a header of 1 bytes"),
-        (b"nonsense", b"", None, "not one of safetensors"),
+        (b"nonsense", b"", None, "not a safetensors header"),
         (b"{}", b"", 2**40, "a header of 1099511627776 bytes"),
         (b"", b"", 0, "a header of 0 bytes"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path, header, data, length, words):
     """
-    Whatever does not add up is named, with the file.
+    Every inconsistency is named, with the file.
     """
-    write(tmp_path, {"a": told(0, 16)}, bytes(16))
+    write(tmp_path, {"a": header_entry(0, 16)}, bytes(16))
     assert find_tensors(tmp_path).keys() == {"a"}  # negative control
     write(tmp_path, header, data, length)
     with pytest.raises(ModelError, match="can't be read") as caught:
@@ -91,7 +91,7 @@ def test_a_broken_file_is_refused(tmp_path, header, data, length, words):
 
 def test_a_missing_file_is_named(tmp_path):
     """
-    Neither an index nor the one file, or an index that names none.
+    Neither an index nor the single file exists, or the index names a missing file.
     """
     with pytest.raises(ModelError, match=r"model\.safetensors: can't be read"):
         find_tensors(tmp_path)

@@ -15,9 +15,9 @@ LIMITS = AdmissionLimits(
 IDLE = CurrentLoad(in_flight=0, mean_s=0.0)
 
 
-def test_what_fits_exactly_comes_in():
+def test_a_request_at_the_limit_is_admitted():
     """
-    The limits are the most that is allowed, not the first that is refused.
+    The limits are inclusive.
     """
     assert refuse(60, 40, CurrentLoad(in_flight=11, mean_s=1.0), LIMITS) is None
 
@@ -33,9 +33,9 @@ def test_prompt_and_answer_share_the_context():
     assert refused.retry_after_s is None
 
 
-def test_a_full_queue_says_when_to_come_back():
+def test_a_full_queue_gives_retry_after():
     """
-    A full server is 503 with the time that its work should take.
+    A full server answers 503, with the estimated time of its work.
     """
     refused = refuse(1, 1, CurrentLoad(in_flight=12, mean_s=2.5), LIMITS)
 
@@ -43,16 +43,16 @@ def test_a_full_queue_says_when_to_come_back():
     assert refused.retry_after_s == 8
 
 
-def test_what_never_fits_is_told_so_even_when_full():
+def test_a_request_that_never_fits_is_413_even_when_full():
     """
-    Too long comes before too busy.
+    Too long takes precedence over too busy.
     """
     assert refuse(200, 1, CurrentLoad(in_flight=99, mean_s=1.0), LIMITS).status == 413
 
 
 def test_a_prompt_without_tokens_is_refused():
     """
-    There is nothing to go on from.
+    The model needs at least one token.
     """
     assert refuse(0, 1, IDLE, LIMITS).status == 400
 
@@ -60,16 +60,16 @@ def test_a_prompt_without_tokens_is_refused():
 @given(st.integers(12, 10_000), st.floats(0, 1000))
 def test_retry_after_is_whole_and_bounded(in_flight, mean_s):
     """
-    Retry-After is from 1 to 30 seconds, whatever the load.
+    From 1 to 30 seconds under any load.
     """
     after_s = refuse(1, 1, CurrentLoad(in_flight, mean_s), LIMITS).retry_after_s
     assert isinstance(after_s, int)
     assert 1 <= after_s <= MAX_RETRY_AFTER_S
 
 
-def test_nobody_gets_more_time_than_the_limit():
+def test_the_deadline_is_bounded_by_the_limit():
     """
-    A request may ask for less time, and gets all of it if it asks for none.
+    A request may ask for less time; the default is the limit.
     """
     assert time_allowed_s(None, LIMITS) == 30.0
     assert time_allowed_s(5.0, LIMITS) == 5.0

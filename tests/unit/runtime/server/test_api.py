@@ -1,5 +1,5 @@
 """
-What the routes answer when all is well.
+Successful answers of all routes.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from tests.unit.runtime.serving import assert_is_error, events_of
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_answer_says_what_made_it(runtime):
+async def test_an_answer_names_its_release(runtime):
     """
-    Text, version, counts, why it ended; version, slot and id in the headers.
+    Text, version, counts and finish reason; version, slot and id in the headers.
     """
     runtime.engine.will("the sea")
 
@@ -46,9 +46,9 @@ async def test_an_answer_says_what_made_it(runtime):
     assert runtime.counted("/generate", 200) == 1
 
 
-async def test_a_stream_is_pieces_then_the_end_then_done(runtime):
+async def test_a_stream_is_deltas_then_a_finish_reason_then_done(runtime):
     """
-    The pieces together are the text; the last one says why it ended.
+    The deltas together are the text; the last one has the finish reason.
     """
     runtime.engine.will("the sea", FinishReason.LENGTH)
 
@@ -63,7 +63,7 @@ async def test_a_stream_is_pieces_then_the_end_then_done(runtime):
     assert runtime.counted("/generate", 200) == 1
 
 
-async def test_completions_have_the_shape_that_clients_know(runtime):
+async def test_completions_have_the_shape_of_openai(runtime):
     """
     OpenAI's document and its defaults: 16 tokens at temperature 1.
     """
@@ -99,7 +99,7 @@ async def test_completions_stream_choices(runtime):
 
 async def test_the_model_is_listed_and_another_is_not_found(runtime):
     """
-    A client that asks for a model by another name is told which there is.
+    The error for an unknown model names the one that is served.
     """
     listed = (await runtime.http.get("/v1/models")).json()["data"]
     assert [(model["id"], model["version"]) for model in listed] == [("lab", "v1.2.0")]
@@ -111,7 +111,7 @@ async def test_the_model_is_listed_and_another_is_not_found(runtime):
 
 async def test_a_deadline_travels_with_the_request(runtime):
     """
-    The engine is told how long the client waits, within what the config allows.
+    The engine gets the client's deadline, within the configured limit.
     """
     runtime.engine.will("a")
     runtime.engine.will("a")
@@ -122,7 +122,7 @@ async def test_a_deadline_travels_with_the_request(runtime):
 
 async def test_a_stop_string_ends_the_answer_and_frees_the_engine(runtime):
     """
-    It is not part of the text, and the engine computes nothing beyond it.
+    It is not part of the text, and the engine computes nothing after it.
     """
     runtime.engine.will("one. two. three", ending=None)
     runtime.engine.will("one. two. three", ending=None)
@@ -139,7 +139,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_engine(runtime):
 @contextlib.asynccontextmanager
 async def leaving_client(runtime, body):
     """
-    A request over plain ASGI; yields what it was answered, and the event that takes it away.
+    A request over plain ASGI; yields its answer, and the event that disconnects it.
     """
     gone, sent = asyncio.Event(), []
     content = json.dumps(body).encode()
@@ -175,9 +175,9 @@ async def until(condition):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("text", ["", "the s"])
-async def test_a_client_that_goes_frees_the_engine(runtime, stream, text):
+async def test_a_client_that_disconnects_frees_the_engine(runtime, stream, text):
     """
-    Waiting, answering or streaming: the request is cancelled, and counted as 499.
+    Queued, running or streaming: the request is cancelled and counted as 499.
     """
     runtime.engine.will(text, ending=None)
     body = {"prompt": "x", "stream": stream}
@@ -192,10 +192,10 @@ async def test_a_client_that_goes_frees_the_engine(runtime, stream, text):
     assert runtime.counted("/generate", 499) == 1
 
 
-async def test_a_request_keeps_the_id_that_it_came_with(runtime):
+async def test_a_valid_request_id_is_kept(runtime):
     """
-    A usable x-request-id is kept, any other is replaced.
+    Any other x-request-id is replaced.
     """
-    for given, is_kept in (("abc-1.2_3", True), ("a b", False), ("x" * 200, False)):
-        response = await runtime.http.get("/livez", headers={"x-request-id": given})
-        assert (response.headers["x-request-id"] == given) is is_kept
+    for request_id, is_kept in (("abc-1.2_3", True), ("a b", False), ("x" * 200, False)):
+        response = await runtime.http.get("/livez", headers={"x-request-id": request_id})
+        assert (response.headers["x-request-id"] == request_id) is is_kept

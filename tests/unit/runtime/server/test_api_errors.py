@@ -1,5 +1,5 @@
 """
-What the routes answer when something is wrong: one document, one answer.
+Error answers of all routes: one document, one answer.
 """
 
 import pytest
@@ -36,15 +36,15 @@ async def test_a_wrong_body_is_422_and_names_the_key(runtime, body, words):
     assert runtime.counted("/generate", 422) == 1
 
 
-async def test_what_a_client_sent_is_not_repeated_to_it(runtime):
+async def test_error_messages_do_not_repeat_the_input(runtime):
     """
-    Prompts stay out of messages, which are logged.
+    Messages are logged, and prompts must not be.
     """
     response = await runtime.generate(prompt=["a secret"])
     assert "secret" not in response.text
 
 
-async def test_other_mistakes_have_the_same_document(runtime):
+async def test_all_errors_have_the_same_document(runtime):
     """
     400, 404, 405 and both 413s.
     """
@@ -62,7 +62,7 @@ async def test_other_mistakes_have_the_same_document(runtime):
     assert_is_error(response, 413, "body_too_large", retry_safe=False)
 
 
-async def test_a_body_of_another_type_is_told_which(runtime):
+async def test_a_body_of_another_type_names_json(runtime):
     """
     `curl -d` without a header sends a form.
     """
@@ -73,7 +73,7 @@ async def test_a_body_of_another_type_is_told_which(runtime):
 
 async def test_a_body_of_unknown_length_is_bounded_too(runtime):
     """
-    Without content-length it is counted as it comes.
+    Without content-length, the bytes are counted on arrival.
     """
 
     async def body():
@@ -95,9 +95,9 @@ async def test_a_body_of_unknown_length_is_bounded_too(runtime):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_every_bad_ending_is_an_answer(runtime, ending, status, code, stream):
+async def test_every_failure_is_an_answer(runtime, ending, status, code, stream):
     """
-    Before the first token a stream fails as a plain answer does.
+    Before its first token a stream fails like a plain answer.
     """
     runtime.engine.will("", ending, detail="details")
 
@@ -108,9 +108,9 @@ async def test_every_bad_ending_is_an_answer(runtime, ending, status, code, stre
     assert runtime.counted("/generate", status) == 1
 
 
-async def test_a_stream_that_fails_says_so_and_is_counted_as_failed(runtime):
+async def test_a_failed_stream_ends_with_an_error_event(runtime):
     """
-    The status line has gone out: an error event ends it, without [DONE].
+    The status line is already sent: no [DONE] follows, and the failure is counted.
     """
     runtime.engine.will("the s", FinishReason.NONFINITE)
 
@@ -126,9 +126,9 @@ async def test_a_stream_that_fails_says_so_and_is_counted_as_failed(runtime):
     assert runtime.counted("/generate", 200) == 0
 
 
-async def test_a_full_server_says_when_to_come_back(runtime):
+async def test_a_full_server_gives_retry_after(runtime):
     """
-    503 with Retry-After, and nothing reaches the engine.
+    503 with Retry-After; the request does not reach the engine.
     """
     runtime.engine.busy = 32 + 256
 
@@ -141,7 +141,7 @@ async def test_a_full_server_says_when_to_come_back(runtime):
 
 async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monkeypatch):
     """
-    Also an engine that says nothing leads to one answer: 504, and the request is cancelled.
+    A silent engine also leads to one answer: 504, and the request is cancelled.
     """
     monkeypatch.setattr("runtime.server.generation.GRACE_S", 0.0)
     runtime.engine.will("", ending=None)
@@ -155,9 +155,9 @@ async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monke
     assert runtime.engine.cancelled == [0, 1]
 
 
-async def test_our_own_mistakes_are_answered_and_logged(runtime, monkeypatch, caplog):
+async def test_an_internal_error_is_answered_and_logged(runtime, monkeypatch, caplog):
     """
-    A bug is a 500 with the id that its traceback is logged with.
+    A bug is a 500 with the id under which its traceback is logged.
     """
     monkeypatch.setattr(FakeEngine, "submit", lambda *_, **__: 1 / 0)
 

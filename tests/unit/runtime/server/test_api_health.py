@@ -1,5 +1,5 @@
 """
-What probes, proxies and browsers see; tokens; metrics.
+Health checks, proxies and browsers; tokens; metrics.
 """
 
 import pytest
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.parametrize("phase", [phase for phase in TO if phase is not Phase.READY])
 async def test_only_a_ready_runtime_takes_requests(phase):
     """
-    In every other phase /readyz is 503 with the reason, and so is a request; /livez is 200.
+    In every other phase /readyz and requests get a 503 with the reason; /livez is 200.
     """
     runtime = Runtime(phase)
 
@@ -27,16 +27,16 @@ async def test_only_a_ready_runtime_takes_requests(phase):
     assert (await runtime.http.get("/livez")).status_code == 200
 
 
-async def test_whoever_leaves_closes_its_connections():
+async def test_a_draining_runtime_closes_its_connections():
     """
-    While draining each answer ends its connection, so that a proxy moves on.
+    Each answer ends its connection, so that the proxy uses another server.
     """
     draining, ready = Runtime(Phase.DRAINING), Runtime()
     assert (await draining.http.get("/readyz")).headers["connection"] == "close"
     assert "connection" not in (await ready.http.get("/readyz")).headers
 
 
-async def test_a_ready_runtime_says_so(runtime):
+async def test_a_ready_runtime_answers_readyz(runtime):
     """
     200 with the version.
     """
@@ -47,7 +47,7 @@ async def test_a_ready_runtime_says_so(runtime):
 
 async def test_a_deep_check_generates_and_may_warm_up():
     """
-    deep=1 is a real answer, and the only one while warming up; an empty answer is none.
+    deep=1 generates a real answer, also while warming up; an empty answer fails.
     """
     runtime = Runtime(Phase.WARMING)
     runtime.engine.will("here")
@@ -68,9 +68,9 @@ async def test_a_deep_check_generates_and_may_warm_up():
     assert_is_error(response, 503, "not_ready", retry_safe=True)
 
 
-async def test_tokens_guard_what_generates_and_nothing_that_probes():
+async def test_tokens_guard_generation_but_not_health_checks():
     """
-    Any of the tokens opens; health and metrics need none.
+    Any configured token is accepted; health and metrics need none.
     """
     runtime = Runtime(tokens=("one", "two"))
     for path in ("/v1/models", "/healthz?deep=1"):
@@ -78,18 +78,18 @@ async def test_tokens_guard_what_generates_and_nothing_that_probes():
     response = await runtime.generate()
     assert_is_error(response, 401, "unauthorized", retry_safe=False)
     assert response.headers["www-authenticate"] == "Bearer"
-    for given in ("Bearer three", "Basic two", "two", "Bearer"):
-        response = await runtime.http.get("/v1/models", headers={"authorization": given})
-        assert response.status_code == 401, given
+    for header in ("Bearer three", "Basic two", "two", "Bearer"):
+        response = await runtime.http.get("/v1/models", headers={"authorization": header})
+        assert response.status_code == 401, header
     for path in ("/livez", "/readyz", "/healthz", "/metrics"):
         assert (await runtime.http.get(path)).status_code == 200, path
     response = await runtime.http.get("/v1/models", headers={"authorization": "Bearer two"})
     assert response.status_code == 200
 
 
-async def test_browsers_of_known_origins_are_let_in():
+async def test_cors_allows_the_configured_origins():
     """
-    The preflight needs no token, and the version can be read.
+    The preflight needs no token, and the version header is exposed.
     """
     runtime = Runtime(cors_origins=("https://a.example",), tokens=("one",))
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
@@ -139,9 +139,9 @@ async def test_metrics_have_the_names_of_the_contract(runtime):
     assert runtime.counted("other", 404) == 2
 
 
-async def test_metrics_tell_what_the_engine_reports(runtime):
+async def test_metrics_show_the_reports_of_the_engine(runtime):
     """
-    Counters add up, gauges have the last number; a report may leave all of them out.
+    Counters add up, gauges have the last value; a report may omit all of them.
     """
     numbers = {"prompt_tokens": 5, "cached_tokens": 16, "pages": 63, "oom_splits": 2}
     for used in (7, 4):
@@ -161,13 +161,13 @@ async def test_metrics_tell_what_the_engine_reports(runtime):
 
 async def engine_metrics(runtime):
     """
-    Return what /metrics says of prompts, pages and memory.
+    Return the metrics of prompts, pages and memory.
     """
     lines = (await runtime.http.get("/metrics")).text.splitlines()
     own = '{slot="blue",version="v1.2.0"}'
-    found = [line.removeprefix("slipway_").split(own) for line in lines if own in line]
+    samples = [line.removeprefix("slipway_").split(own) for line in lines if own in line]
     return {
         name: float(value)
-        for name, value in found
+        for name, value in samples
         if name.startswith(("prompt_", "cached_", "kv_", "memory_"))
     }

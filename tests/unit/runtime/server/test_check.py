@@ -32,13 +32,13 @@ def model(tmp_path):
 @pytest.fixture
 def check(tmp_path, model, monkeypatch, capsys):
     """
-    Run the command on a model and a configuration; return its exit code and what it wrote.
+    Run the command on a model and a configuration; return its exit code and its output.
     """
 
     def check(*flags, config=CUDA, model=model):
         (tmp_path / "host.yml").write_text(config)
-        given = ["--model", str(model), "--config", str(tmp_path / "host.yml")]
-        code = main(["check", *given, *flags])
+        files = ["--model", str(model), "--config", str(tmp_path / "host.yml")]
+        code = main(["check", *files, *flags])
         return code, *capsys.readouterr()
 
     def start(*args, **kwargs):
@@ -51,16 +51,16 @@ def check(tmp_path, model, monkeypatch, capsys):
 
 def see_gpus(monkeypatch, *memory):
     """
-    Have torch see GPUs, pairs of free and total bytes.
+    Make torch report GPUs, given as pairs of free and total bytes.
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(memory))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(memory))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: memory[index])
 
 
-def test_the_table_says_what_goes_where(check, model):
+def test_the_table_shows_the_memory_of_each_part(check, model):
     """
-    Weights, cache, activations, the rest, the sum; and what other answers would give.
+    Weights, cache, activations, the rest, the sum; and the effect of other options.
     """
     code, out, err = check("--gpu-memory", "10GiB")
     assert (code, err) == (EXIT_OK, "")
@@ -77,30 +77,30 @@ def test_the_table_says_what_goes_where(check, model):
     assert "max_batch_requests: 32" in out
 
 
-def test_the_numbers_are_those_of_the_plan(check, model, tmp_path):
+def test_the_document_has_the_numbers_of_the_plan(check, model, tmp_path):
     """
-    The document has the plan of this configuration, and of each other answer.
+    Of this configuration, and of each alternative.
     """
     code, out, err = check("--gpu-memory", "10240MiB", "--json", config=CUDA + "kv: int8\n")
     assert (code, err) == (EXIT_OK, "")
-    found = json.loads(out)
+    document = json.loads(out)
     options = load_config({}, [tmp_path / "host.yml"]).options
     plan = plan_memory(options, read_config(model), 10 * GIB)
-    assert (found["fits"], found["error"]) == (True, None)
-    assert found["gpu"] == {"total_bytes": 10 * GIB, "free_bytes": None}
-    assert found["plan"]["kv_bytes"] == plan.kv
-    assert found["plan"]["total_bytes"] == plan.total <= found["plan"]["budget_bytes"]
-    assert found["plan"]["tokens"] == plan.tokens
-    assert found["plan"]["requests_of_context"] == plan.requests_of_context
-    answers = {(one["weights"], one["kv"]): one["plan"] for one in found["answers"]}
-    assert answers["full", "int8"] == found["plan"]
+    assert (document["fits"], document["error"]) == (True, None)
+    assert document["gpu"] == {"total_bytes": 10 * GIB, "free_bytes": None}
+    assert document["plan"]["kv_bytes"] == plan.kv
+    assert document["plan"]["total_bytes"] == plan.total <= document["plan"]["budget_bytes"]
+    assert document["plan"]["tokens"] == plan.tokens
+    assert document["plan"]["requests_of_context"] == plan.requests_of_context
+    answers = {(one["weights"], one["kv"]): one["plan"] for one in document["answers"]}
+    assert answers["full", "int8"] == document["plan"]
     assert len(answers) == 9
     assert answers["int4", "same"] is None  # rows of 32 values are no groups
 
 
-def test_what_does_not_fit_is_refused_with_what_would(check):
+def test_a_model_that_does_not_fit_is_refused_with_alternatives(check):
     """
-    Exit code 78; the table still says which other answers fit, the error which keys to change.
+    Exit code 78; the table shows which options fit, the error which keys to change.
     """
     _, out, _ = check("--gpu-memory", "10GiB", "--json")
     plan = json.loads(out)["plan"]
@@ -116,22 +116,22 @@ def test_what_does_not_fit_is_refused_with_what_would(check):
     assert re.search(r"^  weights: full  kv: fp8 .* tokens; requests: ", out, re.MULTILINE)
     what, why, fix = err.splitlines()
     assert what == "memory: one request of 4096 tokens does not fit"
-    assert f"its keys and values take {row / GIB:.2f}" in why
+    assert f"its keys and values need {row / GIB:.2f}" in why
     assert "context_tokens: " in fix
     assert "kv: fp8" in fix
 
     code, out, err = check(*tight, "--json")
-    found = json.loads(out)
-    assert (code, err, found["fits"], found["plan"]) == (EXIT_CONFIG, "", False, None)
-    assert found["error"]["exit_code"] == EXIT_CONFIG
-    assert found["error"]["what"] == what
+    document = json.loads(out)
+    assert (code, err, document["fits"], document["plan"]) == (EXIT_CONFIG, "", False, None)
+    assert document["error"]["exit_code"] == EXIT_CONFIG
+    assert document["error"]["what"] == what
 
     assert check(*tight, config=CUDA + "kv: fp8\n")[0] == EXIT_OK  # negative control
 
 
-def test_a_gpu_that_is_here_says_its_memory_itself(check, monkeypatch):
+def test_the_memory_of_a_local_gpu_is_read(check, monkeypatch):
     """
-    Of several the smallest counts; a flag goes before it.
+    The smallest of several counts; a flag takes precedence.
     """
     see_gpus(monkeypatch, (10 * GIB, 12 * GIB), (9 * GIB, 10 * GIB))
     code, out, _ = check("--json", config=CUDA + "gpus: 2\n")
@@ -140,9 +140,9 @@ def test_a_gpu_that_is_here_says_its_memory_itself(check, monkeypatch):
     assert json.loads(out)["gpu"]["total_bytes"] == 11 * GIB
 
 
-def test_a_gpu_that_others_use_is_said_to_be_full(check, monkeypatch):
+def test_a_gpu_in_use_is_reported_as_full(check, monkeypatch):
     """
-    The plan fits the GPU, but not beside the slot that serves: the operator sees both.
+    The plan fits the GPU, but not beside the serving slot: the output has both.
     """
     see_gpus(monkeypatch, (12 * GIB, 12 * GIB))
     code, out, _ = check()
@@ -179,9 +179,9 @@ def test_on_a_cpu_there_is_no_limit(check):
         (("--gpu-memory", "80GiB"), CUDA + "weights: int4\n", ("int4", "rows of 32")),
     ],
 )
-def test_what_is_wrong_is_named(check, flags, config, words):
+def test_an_error_has_what_why_and_fix(check, flags, config, words):
     """
-    What, why and fix, exit code 78, as text and as a document.
+    Exit code 78, as text and as a document.
     """
     code, _, err = check(*flags, config=config)
     assert code == EXIT_CONFIG
@@ -192,9 +192,9 @@ def test_what_is_wrong_is_named(check, flags, config, words):
     assert words[0] in error["what"]
 
 
-def test_a_directory_that_is_no_whole_model_is_refused(check, model, tmp_path):
+def test_an_incomplete_model_is_refused(check, model, tmp_path):
     """
-    Without its config.json, with one that says nonsense, without its weights, or with a part.
+    Without its config.json, with an invalid one, without weights, or with a part of them.
     """
     code, _, err = check("--gpu-memory", "10GiB", model=tmp_path / "gone")
     assert (code, "config.json: can't be read" in err) == (EXIT_CONFIG, True)
@@ -215,9 +215,9 @@ def test_a_directory_that_is_no_whole_model_is_refused(check, model, tmp_path):
     assert (code, "Bert" in err) == (EXIT_CONFIG, True)
 
 
-def test_without_flags_it_reads_what_the_runtime_would(tmp_path, model):
+def test_without_flags_it_reads_the_files_of_the_runtime(tmp_path, model):
     """
-    The release's model and both files, in a process of its own; no slot is asked for.
+    The release's model and both files, in a process of its own; no slot is needed.
     """
     (tmp_path / "config.yml").write_text("version: v1\nmodel_name: lab\ncontext_tokens: 1000\n")
     (tmp_path / "runtime.yml").write_text("max_batch_requests: 3\ncontext_tokens: 2000\n")

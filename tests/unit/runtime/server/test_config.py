@@ -11,22 +11,22 @@ RELEASE = "version: v1.2.0\nmodel_name: lab\n"
 def write(tmp_path):
     def write(release=RELEASE, host=None, **env):
         (tmp_path / "config.yml").write_text(release)
-        found = {
+        variables = {
             "SLIPWAY_SLOT": "blue",
             "SLIPWAY_SOCKET": "/run/slipway/blue/runtime.sock",
             "SLIPWAY_RELEASE_DIR": str(tmp_path),
         }
         if host is not None:
             (tmp_path / "runtime.yml").write_text(host)
-            found["SLIPWAY_HOST_CONFIG"] = str(tmp_path / "runtime.yml")
-        return {key: value for key, value in (found | env).items() if value is not None}
+            variables["SLIPWAY_HOST_CONFIG"] = str(tmp_path / "runtime.yml")
+        return {key: value for key, value in (variables | env).items() if value is not None}
 
     return write
 
 
-def test_the_release_is_laid_over_the_host(write):
+def test_a_key_of_the_release_overrides_the_host(write):
     """
-    A key of the release wins, the host's others stay, and the rest are defaults.
+    Other keys come from the host, then from the defaults.
     """
     env = write(
         release=RELEASE + "threads: 2\n",
@@ -43,7 +43,7 @@ def test_the_release_is_laid_over_the_host(write):
 
 def test_a_release_may_bring_its_own_engine(write):
     """
-    What computes is a key like the others, and the arguments of vLLM are replaced as a whole.
+    The engine is a key like the others; the arguments of vLLM are replaced as a whole.
     """
     host = 'engine: vllm\nvllm_args: ["--stream-interval", "4"]\n'
     assert load_settings(write(host=host)).config.vllm_args == ("--stream-interval", "4")
@@ -88,7 +88,7 @@ def test_tokens_come_from_the_environment_and_are_not_shown(write):
 )
 def test_a_wrong_key_is_named_with_its_file(write, release, host, words):
     """
-    Every error of a file names the file, the key and what was found, and exits 78.
+    The error has the file, the key and its value, and exits 78.
     """
     env = write(release, host)
     if words is None:
@@ -111,7 +111,7 @@ def test_a_missing_variable_is_named(write, name):
 
 def test_a_missing_file_is_named(write, tmp_path):
     """
-    A release without its config.yml says which file was looked for.
+    The error of a release without config.yml has its path.
     """
     env = write()
     (tmp_path / "config.yml").unlink()
@@ -119,25 +119,25 @@ def test_a_missing_file_is_named(write, tmp_path):
         load_settings(env)
 
 
-def test_a_port_takes_the_place_of_the_socket(write):
+def test_a_port_replaces_the_socket(write):
     """
-    With a port no socket is asked for.
+    With a port, no socket is required.
     """
     assert load_settings(write(SLIPWAY_SOCKET=None), port=8001).port == 8001
 
 
 def test_the_batch_budget_bounds_one_request(write):
     """
-    What no batch could ever hold is refused at the door, not left waiting.
+    A request that no batch can hold is refused at once.
     """
     settings = load_settings(write(RELEASE + "max_batch_tokens: 50\n"))
     assert settings.limits(context_tokens=100).context_tokens == 50
     assert load_settings(write()).limits(context_tokens=100).context_tokens == 100
 
 
-def test_the_longest_request_is_what_is_said_or_what_the_model_can(write):
+def test_the_longest_request_is_bounded_by_option_and_model(write):
     """
-    context_tokens is a limit: a model that can less is not made to do more.
+    context_tokens is a limit: it does not extend the model's context.
     """
     settings = load_settings(write(RELEASE + "context_tokens: 50\n"))
     assert settings.limits(context_tokens=100).context_tokens == 50
@@ -146,9 +146,9 @@ def test_the_longest_request_is_what_is_said_or_what_the_model_can(write):
     assert settings.limits(context_tokens=100).context_tokens == 40
 
 
-def test_keys_that_do_not_go_together_are_refused_when_all_are_known(write):
+def test_conflicting_keys_are_refused_after_merging(write):
     """
-    8 bits with fp32 on a GPU; what one file begins another may make right.
+    8 bits with fp32 on a GPU; the release may correct a conflict of the host's file.
     """
     host = "device: cuda\nweights: int8\n"
     load_settings(write(RELEASE + "precision: bf16\n", host))
@@ -159,7 +159,7 @@ def test_keys_that_do_not_go_together_are_refused_when_all_are_known(write):
 
 def test_the_configuration_alone_needs_no_slot_and_no_names(write, tmp_path):
     """
-    A check reads what the runtime would read, or the files it is given, the last on top.
+    `check` reads the files of the runtime, or the files of its flags, the last on top.
     """
     env = write(RELEASE + "threads: 2\n", "threads: 8\nkv: fp8\n", SLIPWAY_SLOT=None)
     config = load_config(env)
@@ -170,9 +170,9 @@ def test_the_configuration_alone_needs_no_slot_and_no_names(write, tmp_path):
     assert load_config({"SLIPWAY_RELEASE_DIR": str(tmp_path)}).threads == 2
 
 
-def test_the_configuration_alone_is_held_to_the_same_rules(write, tmp_path, monkeypatch):
+def test_the_configuration_alone_has_the_same_rules(write, tmp_path, monkeypatch):
     """
-    A file that is not there, a key that is not known, two that don't go together.
+    A missing file, an unknown key, two conflicting keys.
     """
     monkeypatch.chdir(tmp_path)
     assert load_config({}).threads == 1  # negative control: nothing is said

@@ -4,13 +4,13 @@ from runtime.server.lifecycle import ENDS, TRANSITIONS, Life, LifeEvent, Phase, 
 
 
 def reachable(start):
-    seen, todo = set(), [start]
+    reached, todo = set(), [start]
     while todo:
         phase = todo.pop()
-        if phase not in seen:
-            seen.add(phase)
+        if phase not in reached:
+            reached.add(phase)
             todo += [to for (frm, _), to in TRANSITIONS.items() if frm is phase]
-    return seen
+    return reached
 
 
 def test_every_phase_is_reachable_and_can_end():
@@ -21,26 +21,26 @@ def test_every_phase_is_reachable_and_can_end():
     assert all(reachable(phase) & ENDS for phase in Phase)
 
 
-def test_every_living_phase_says_what_sigterm_and_a_dead_engine_mean():
+def test_every_phase_handles_sigterm_and_a_dead_engine():
     """
-    Each phase that is not an end has a way out on TERMINATED and on BROKEN.
+    Each phase that is not final has a transition on TERMINATED and on BROKEN.
     """
     for phase in set(Phase) - ENDS:
         assert (phase, LifeEvent.TERMINATED) in TRANSITIONS, phase
         assert (phase, LifeEvent.BROKEN) in TRANSITIONS, phase
 
 
-def test_only_a_warm_up_makes_ready():
+def test_only_a_warm_up_leads_to_ready():
     """
-    Nothing but an answered warm-up leads to READY.
+    No other event leads to READY.
     """
     ways = {way for way, to in TRANSITIONS.items() if to is Phase.READY}
     assert ways == {(Phase.WARMING, LifeEvent.WARMED)}
 
 
-def test_nothing_comes_back_from_leaving():
+def test_a_stopping_phase_never_serves_again():
     """
-    A phase that is leaving never leads to one that generates.
+    No transition leads from it to a phase that generates.
     """
     for phase in Phase:
         if phase.is_leaving:
@@ -48,9 +48,9 @@ def test_nothing_comes_back_from_leaving():
     assert Phase.READY in reachable(Phase.LOADING)  # negative control
 
 
-def test_a_step_that_the_table_lacks_is_our_bug():
+def test_an_unknown_transition_raises():
     """
-    An event that can't happen raises, and the phase stays.
+    The phase stays the same.
     """
     life = Life()
     with pytest.raises(ValueError, match="no transition from loading on drained"):

@@ -15,17 +15,17 @@ def manager(tmp_path):
 
 
 def received(listening):
-    found = []
+    messages = []
     while True:
         try:
-            found.append(listening.recv(4096).decode())
+            messages.append(listening.recv(4096).decode())
         except BlockingIOError:
-            return found
+            return messages
 
 
-def test_messages_are_those_of_sd_notify(manager):
+def test_messages_follow_sd_notify(manager):
     """
-    Each call is one datagram in systemd's words.
+    Each call sends one datagram in systemd's format.
     """
     notifier = Notifier(manager.getsockname())
     notifier.status("loading")
@@ -39,7 +39,7 @@ def test_messages_are_those_of_sd_notify(manager):
     ]
 
 
-def test_an_abstract_address_is_understood():
+def test_an_abstract_address_is_supported():
     """
     A leading @ stands for the NUL of an abstract socket.
     """
@@ -50,14 +50,14 @@ def test_an_abstract_address_is_understood():
 
 
 @pytest.mark.parametrize("address", [None, "/nowhere/notify"])
-def test_without_a_manager_nothing_happens(address):
+def test_the_runtime_works_without_a_manager(address):
     """
-    By hand, or with a manager that is gone, the runtime runs all the same.
+    Started by hand, or after the manager is gone.
     """
     Notifier(address).ready("serving")
 
 
-def test_the_watchdog_is_ours_only_if_systemd_means_us():
+def test_the_watchdog_applies_only_to_watchdog_pid():
     """
     WATCHDOG_USEC counts for the process that WATCHDOG_PID names.
     """
@@ -67,9 +67,9 @@ def test_the_watchdog_is_ours_only_if_systemd_means_us():
     assert Notifier.from_env({}).watchdog_s is None
 
 
-def test_beats_are_thinned_out_and_never_invented(manager):
+def test_heartbeats_are_rate_limited_and_never_invented(manager):
     """
-    A hundred beats in a period make a handful of messages; no beat makes none.
+    A hundred beats in a period send a few messages; no beat sends none.
     """
     watchdog = Watchdog(Notifier(manager.getsockname(), watchdog_s=10.0))
     assert received(manager) == []
@@ -80,7 +80,7 @@ def test_beats_are_thinned_out_and_never_invented(manager):
 
 def test_without_a_watchdog_nothing_is_fed(manager):
     """
-    A unit without WatchdogSec hears nothing of it.
+    A unit without WatchdogSec gets no message.
     """
     Watchdog(Notifier(manager.getsockname())).beat(1.0)
     assert received(manager) == []

@@ -35,9 +35,9 @@ def chunks(items, cuts):
 
 
 @given(data=st.data(), text=st.sampled_from(TEXTS) | st.text(max_size=30))
-def test_the_pieces_together_are_the_whole(codec, data, text):
+def test_the_deltas_together_are_the_text(codec, data, text):
     """
-    However the tokens arrive, the text is the same, and no piece ends within a character.
+    For any division of the tokens; no delta ends within a character.
     """
     tokens = codec.encode(text)
     cuts = data.draw(st.lists(st.integers(0, 4), max_size=10))
@@ -50,9 +50,9 @@ def test_the_pieces_together_are_the_whole(codec, data, text):
     assert not any(piece.endswith("\ufffd") for piece in pieces)
 
 
-def test_a_character_cut_in_two_waits_for_its_rest(codec):
+def test_a_partial_character_is_held_back(codec):
     """
-    Negative control: the ship is several tokens, and nothing is given out before the last.
+    Negative control: the ship is several tokens, and nothing is emitted before the last.
     """
     tokens = codec.encode("\U0001f6a2")
     assert len(tokens) > 1
@@ -62,7 +62,7 @@ def test_a_character_cut_in_two_waits_for_its_rest(codec):
     assert detokenizer.add(tokens[-1:]) == "\U0001f6a2"
 
 
-def test_an_answer_that_ends_within_a_character_is_given_out(codec):
+def test_a_partial_character_at_the_end_is_emitted(codec):
     """
     At the end nothing is held back.
     """
@@ -78,7 +78,7 @@ def test_an_answer_that_ends_within_a_character_is_given_out(codec):
 )
 def test_the_text_ends_before_the_first_stop_string(text, stops, cuts):
     """
-    Whatever the pieces, what comes out is what stands before the first stop string.
+    For any division into deltas.
     """
     scanner = StopScanner(stops)
     given_out = "".join(scanner.add(piece) for piece in chunks(text, cuts))
@@ -93,9 +93,9 @@ def test_the_text_ends_before_the_first_stop_string(text, stops, cuts):
         assert any(text.startswith(given_out + stop) for stop in stops)
 
 
-def test_only_what_may_become_a_stop_string_is_held_back():
+def test_only_a_possible_stop_string_is_held_back():
     """
-    A piece that can't be the start of one goes out at once.
+    A delta that cannot begin a stop string is emitted at once.
     """
     scanner = StopScanner(["\n\n"])
     assert scanner.add("one line") == "one line"

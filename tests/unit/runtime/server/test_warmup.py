@@ -4,16 +4,16 @@ from runtime.contract.errors import ConfigError
 from runtime.server.warmup import PROMPT, check_prompt
 
 
-def test_the_first_golden_prompt_is_asked(tmp_path):
+def test_the_warm_up_uses_the_first_golden_prompt(tmp_path):
     """
-    What the release is held against is also what it warms up with.
+    The release checks use the same prompts.
     """
     golden = tmp_path / "golden.jsonl"
     golden.write_text('{"prompt": "one", "max_tokens": 3, "expected": "x"}\n{"prompt": "two"}\n')
     assert check_prompt(golden).prompt == "one"
 
 
-def test_a_release_without_golden_prompts_has_one_to_warm_up_with(tmp_path):
+def test_a_release_without_golden_prompts_has_a_default_warm_up(tmp_path):
     """
     No file, or an empty one.
     """
@@ -23,7 +23,7 @@ def test_a_release_without_golden_prompts_has_one_to_warm_up_with(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"max_tokens": 3}', '{"prompt": 5}', '"prompt"'])
-def test_a_line_that_is_no_golden_prompt_is_named(tmp_path, line):
+def test_an_invalid_golden_prompt_is_named(tmp_path, line):
     """
     The error has the file and the line.
     """

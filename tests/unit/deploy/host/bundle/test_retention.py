@@ -7,7 +7,8 @@ from tests.unit.deploy.host.staged import assert_whole, send
 
 def test_retiring_keeps_what_runs_and_what_a_rollback_needs(provisioned, workshop, keys):
     """
-    Releases of slots and of the last good ones stay, with venv, weights and wheels; the rest goes.
+    Releases in slots and the last good ones stay, with venv, weights and wheels; the rest is
+    removed.
     """
     bundles = {}
     for number in (1, 2, 3):
@@ -37,7 +38,7 @@ def test_retiring_keeps_what_runs_and_what_a_rollback_needs(provisioned, worksho
 
 def test_retiring_keeps_the_release_of_a_slot_that_was_never_good(provisioned, bundle, workshop):
     """
-    A canary in the middle of its measurement is not swept away.
+    A canary that is being measured is not removed.
     """
     send(provisioned, bundle, workshop)
     provisioned.call(SlotStart("green", bundle.digest))
@@ -45,9 +46,9 @@ def test_retiring_keeps_the_release_of_a_slot_that_was_never_good(provisioned, b
     assert provisioned.call(Retire(keep=1)).removed["releases"] == ()
 
 
-def test_retiring_keeps_the_venv_that_provisioning_asks_for(provisioned, bundle, workshop):
+def test_retiring_keeps_the_provisioned_venv(provisioned, bundle, workshop):
     """
-    Else the next `inv provision` would find a change.
+    Otherwise the next `inv provision` would have a change.
     """
     send(provisioned, bundle, workshop)
     lock = bundle.manifest.lock.digest
@@ -58,9 +59,9 @@ def test_retiring_keeps_the_venv_that_provisioning_asks_for(provisioned, bundle,
     assert (removed["releases"], removed["venvs"], removed["wheels"]) == ((bundle.digest,), (), ())
 
 
-def test_what_a_killed_verb_left_is_swept(provisioned, bundle, workshop):
+def test_leftovers_of_a_killed_verb_are_removed(provisioned, bundle, workshop):
     """
-    Halves of releases, and uploads that nobody will commit.
+    Partial releases, and uploads that were never committed.
     """
     send(provisioned, bundle, workshop)
     layout = provisioned.layout

@@ -19,15 +19,15 @@ from tests.unit.deploy.host.staged import damage, placed, refusal, send
 # -- the good way
 
 
-def test_a_staged_release_is_whole(provisioned, bundle, workshop):
+def test_a_staged_release_is_complete(provisioned, bundle, workshop):
     """
-    Manifest, signature, code, configuration, lock, golden prompts, weights, and a Python that runs.
+    Manifest, signature, code, configuration, lock, golden prompts, weights, and a working Python.
     """
-    found = send(provisioned, bundle, workshop)
+    sent = send(provisioned, bundle, workshop)
 
     release = provisioned.layout.release(bundle.digest)
-    assert found.staged.signer == "ann@example.org"
-    assert found.staged.venv_built is True
+    assert sent.staged.signer == "ann@example.org"
+    assert sent.staged.venv_built is True
     names = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
     names = {name for name in names if "__pycache__" not in name}
     assert names == {
@@ -46,7 +46,7 @@ def test_a_staged_release_is_whole(provisioned, bundle, workshop):
 
 def test_the_service_may_read_and_not_write(provisioned, bundle, workshop):
     """
-    Everything belongs to root, readable by all, writable by nobody else.
+    All files belong to root, readable by all, writable by no other user.
     """
     old = os.umask(0o022)
     try:
@@ -63,21 +63,21 @@ def test_the_service_may_read_and_not_write(provisioned, bundle, workshop):
                 assert mode & 0o004, path
 
 
-def test_bytecode_of_the_runtime_is_there_and_names_its_place(provisioned, bundle, workshop):
+def test_the_runtime_is_compiled_with_its_final_path(provisioned, bundle, workshop):
     """
-    The service can't write it, and tracebacks show where the source is.
+    The service can't write bytecode, and tracebacks show the path of the source.
     """
     send(provisioned, bundle, workshop)
 
     release = provisioned.layout.release(bundle.digest)
-    made = list((release / "runtime" / "__pycache__").glob("__main__.*.pyc"))
-    assert len(made) == 1
-    assert str(release / "runtime" / "__main__.py").encode() in made[0].read_bytes()
+    compiled = list((release / "runtime" / "__pycache__").glob("__main__.*.pyc"))
+    assert len(compiled) == 1
+    assert str(release / "runtime" / "__main__.py").encode() in compiled[0].read_bytes()
 
 
 def test_staging_again_sends_nothing(provisioned, bundle, workshop):
     """
-    The host says that it lacks nothing.
+    The host reports that nothing is missing.
     """
     first = send(provisioned, bundle, workshop)
     before = placed(provisioned)
@@ -93,23 +93,23 @@ def test_staging_again_sends_nothing(provisioned, bundle, workshop):
 
 def test_a_new_release_sends_only_what_changed(provisioned, bundle, workshop, keys):
     """
-    Same weights and lock: the code alone travels.  Weights are on disk once.
+    With the same weights and lock, only the code is sent; the weights are on disk once.
     """
     send(provisioned, bundle, workshop)
     (workshop.runtime / "__main__.py").write_text("print('serving better')\n")
     second = workshop.signed(keys[0], "v2")
 
-    found = send(provisioned, second, workshop)
+    sent = send(provisioned, second, workshop)
 
-    assert found.names == ("manifest.json", "manifest.json.sig", "files.tar")
-    assert found.staged.venv_built is False
+    assert sent.names == ("manifest.json", "manifest.json.sig", "files.tar")
+    assert sent.staged.venv_built is False
     blob = provisioned.layout.blobs / second.manifest.model.files[1].sha256
     assert blob.stat().st_nlink == 2  # the blob and the one model that both releases lead to
 
 
-def test_an_upload_that_was_cut_goes_on(provisioned, bundle, workshop):
+def test_an_interrupted_upload_continues(provisioned, bundle, workshop):
     """
-    What arrived whole before the connection was cut is not sent again.
+    Files that arrived completely are not sent again.
     """
     weights = blob_name(bundle.manifest.model.files[1].sha256)
     with pytest.raises(ConnectionError):
@@ -121,9 +121,9 @@ def test_an_upload_that_was_cut_goes_on(provisioned, bundle, workshop):
     assert wheel_name(bundle.manifest.lock.wheels[0].file) not in sent
 
 
-def test_uploads_are_gone_after_they_were_placed(provisioned, bundle, workshop):
+def test_uploads_are_removed_after_the_commit(provisioned, bundle, workshop):
     """
-    INCOMING holds only what is on its way.
+    INCOMING has only pending uploads.
     """
     send(provisioned, bundle, workshop)
 
@@ -159,9 +159,9 @@ def sizes(bundle):
         ("wheel", lambda data: data[: len(data) // 2], "BundleTruncated"),
     ],
 )
-def test_what_was_not_signed_is_never_unpacked(provisioned, bundle, workshop, which, change, kind):
+def test_unsigned_bytes_are_never_unpacked(provisioned, bundle, workshop, which, change, kind):
     """
-    One byte more, less or other, anywhere: refused by name, and nothing is placed.
+    One byte more, less or changed in any file: refused by name, and nothing is placed.
     """
     weights, wheel = sizes(bundle)
     name = {"weights": weights, "wheel": wheel}.get(which, which)
@@ -175,9 +175,9 @@ def test_what_was_not_signed_is_never_unpacked(provisioned, bundle, workshop, wh
     assert provisioned.journal()[-1]["error"]["kind"] == kind
 
 
-def test_a_tampered_file_is_asked_for_again(provisioned, bundle, workshop):
+def test_a_tampered_file_is_requested_again(provisioned, bundle, workshop):
     """
-    It was whole by its size; a second try with the right one goes through.
+    Its size was right; a second try with the right content succeeds.
     """
     weights, _ = sizes(bundle)
     refusal(provisioned, bundle, workshop, lambda n, d: damage(d) if n == weights else d)
@@ -187,7 +187,7 @@ def test_a_tampered_file_is_asked_for_again(provisioned, bundle, workshop):
 
 def test_an_unsigned_bundle_is_refused(provisioned, workshop, keys, tmp_path):
     """
-    No signature, a stranger's, or one for another purpose.
+    No signature, one by an unknown key, or one for another purpose.
     """
     bundle = workshop.build()
     stranger, _ = make_key(tmp_path / "stranger")
@@ -203,9 +203,9 @@ def test_an_unsigned_bundle_is_refused(provisioned, workshop, keys, tmp_path):
     assert placed(provisioned) == []
 
 
-def test_a_host_without_allowed_signers_takes_nothing(provisioned, bundle, workshop):
+def test_a_host_without_allowed_signers_refuses_every_bundle(provisioned, bundle, workshop):
     """
-    Nobody is trusted by default.
+    No signer is trusted by default.
     """
     provisioned.layout.allowed_signers.unlink()
 
@@ -215,7 +215,7 @@ def test_a_host_without_allowed_signers_takes_nothing(provisioned, bundle, works
 
 def test_a_signed_manifest_of_another_bundle_is_refused(provisioned, bundle, workshop, keys):
     """
-    An old bundle, validly signed, does not pass for a new one.
+    A valid signature of an old bundle does not cover a new one.
     """
     older = workshop.signed(keys[0], "v0")
     swap = {
@@ -237,17 +237,17 @@ def link_in_the_archive(kind, target):
     def change(name, data):
         if name != "files.tar":
             return data
-        made = io.BytesIO()
+        rewritten = io.BytesIO()
         with (
             tarfile.open(fileobj=io.BytesIO(data)) as old,
-            tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as new,
+            tarfile.open(fileobj=rewritten, mode="w", format=tarfile.USTAR_FORMAT) as new,
         ):
             for member in old:
                 contents = old.extractfile(member)
                 if member.name == "config.yml":
                     member.type, member.linkname, member.size = kind, target, 0
                 new.addfile(member, contents if member.isreg() else None)
-        return made.getvalue().ljust(len(data), b"\0")
+        return rewritten.getvalue().ljust(len(data), b"\0")
 
     return change
 
@@ -257,7 +257,7 @@ def link_in_the_archive(kind, target):
 )
 def test_links_and_devices_are_never_unpacked(provisioned, bundle, workshop, kind):
     """
-    A member that is not a plain file is refused, whatever it is called.
+    Any member that is not a plain file is refused.
     """
     error = refusal(provisioned, bundle, workshop, link_in_the_archive(kind, "/etc/shadow"))
 
@@ -268,9 +268,9 @@ def test_links_and_devices_are_never_unpacked(provisioned, bundle, workshop, kin
 @pytest.mark.parametrize(
     "path", ["../evil", "/etc/evil", "a/../../evil", "runtime//x", "venv", "a\nb"]
 )
-def test_a_path_that_leads_out_is_refused_even_when_it_is_signed(provisioned, bundle, path):
+def test_a_path_outside_of_the_release_is_refused_even_if_signed(provisioned, bundle, path):
     """
-    A signature says who, not that it is harmless.
+    A signature proves the author, not that the content is harmless.
     """
     document = bundle.manifest.document()
     document["files"][0]["path"] = path
@@ -280,9 +280,9 @@ def test_a_path_that_leads_out_is_refused_even_when_it_is_signed(provisioned, bu
     assert error.kind == "BundleTampered"
 
 
-def test_an_archive_of_something_else_is_not_committed(provisioned, bundle):
+def test_a_commit_without_uploads_is_refused(provisioned, bundle):
     """
-    Without uploads there is nothing to verify.
+    There is nothing to verify.
     """
     error = provisioned.refusal(StageCommit(bundle.digest))
 
@@ -292,9 +292,9 @@ def test_an_archive_of_something_else_is_not_committed(provisioned, bundle):
 # -- disk
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(provisioned, bundle, workshop):
+def test_a_disk_that_is_too_small_is_refused_before_an_upload(provisioned, bundle, workshop):
     """
-    With what is needed and what is free.
+    The error has the needed and the free space.
     """
     provisioned.system.free = 1 << 20
 
@@ -305,9 +305,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_sent(provisioned, b
     assert not provisioned.layout.incoming.exists()
 
 
-def test_what_is_there_already_needs_no_room(provisioned, bundle, workshop):
+def test_files_on_the_host_need_no_further_space(provisioned, bundle, workshop):
     """
-    A full disk does not stop a release that is staged.
+    A full disk does not stop a release that is staged already.
     """
     send(provisioned, bundle, workshop)
     provisioned.system.free = 0
@@ -315,7 +315,7 @@ def test_what_is_there_already_needs_no_room(provisioned, bundle, workshop):
     assert send(provisioned, bundle, workshop).names == ()
 
 
-def test_asking_what_is_missing_makes_the_directory_for_uploads_alone(provisioned, bundle):
+def test_stage_missing_creates_only_the_upload_directory(provisioned, bundle):
     """
     Nothing else on the host changes.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.bundle.send import stage
 from deploy.host.system import ProgramResult
-from tests.unit.deploy.host.fakes import Host, short_directory
+from tests.unit.deploy.host.fakes import TemporaryHost, short_directory
 from tests.unit.deploy.host.staged import Link, assert_whole, provision, send
 
 _STOPS = ("rename", "replace", "symlink_to")
@@ -16,17 +16,17 @@ _STOPS = ("rename", "replace", "symlink_to")
 
 def quick_uv(host):
     """
-    Let uv and the Python of the venv be pretended: a commit in milliseconds.
+    Fake uv and the Python of the venv, so that a commit takes milliseconds.
     """
     real = host.system.run
 
     def run(argv, **more):
         if argv[0] == str(host.layout.uv):
             host.system.before(argv)
-            made = Path(argv[-1])
+            venv = Path(argv[-1])
             if argv[1] == "venv":
-                (made / "bin").mkdir(parents=True)
-                (made / "bin" / "python").symlink_to(sys.executable)
+                (venv / "bin").mkdir(parents=True)
+                (venv / "bin" / "python").symlink_to(sys.executable)
             return ProgramResult(0, "", "")
         if argv[0].endswith("/bin/python"):
             host.system.before(argv)
@@ -38,13 +38,13 @@ def quick_uv(host):
 
 def test_a_commit_that_is_killed_anywhere_is_finished_by_the_next(workshop, keys, bundle):
     """
-    SIGKILL before every change of a name and before every program that it runs: a release is
-    there whole or not at all, and doing it again makes it whole.
+    SIGKILL before every rename and every program: a release is there completely or not at all, and
+    a second commit completes it.
     """
     kills = 0
     while True:
         with short_directory() as root:
-            host = Host(root)
+            host = TemporaryHost(root)
             provision(host, keys)
             quick_uv(host)
             if not killed_in_a_child(host, bundle, workshop, kills):
@@ -64,8 +64,8 @@ def test_a_commit_that_is_killed_anywhere_is_finished_by_the_next(workshop, keys
 
 def killed_in_a_child(host, bundle, workshop, number):
     """
-    Stage in a child process that dies, without any clean-up, before effect *number* of the commit;
-    return whether it did.
+    Stage in a child process that dies without clean-up before effect *number* of the commit; return
+    whether it got that far.
     """
     child = os.fork()
     if child == 0:

@@ -20,7 +20,7 @@ def build_request(of, **changes):
 
 def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
     """
-    It adds what nobody uses yet; the second time it is there.
+    Nothing uses it yet; the second call finds it complete.
     """
     provisioned.fence = None
     lock = workshop.lock
@@ -39,9 +39,9 @@ def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
         (lambda path: path.unlink(), "BundleTruncated"),
     ],
 )
-def test_a_venv_is_built_of_the_locked_wheels_alone(provisioned, workshop, spoil, kind):
+def test_a_venv_has_only_the_locked_wheels(provisioned, workshop, spoil, kind):
     """
-    A wheel that is not the locked one is refused, and no venv is left.
+    Another wheel is refused, and no venv remains.
     """
     lock = workshop.lock
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
@@ -53,9 +53,9 @@ def test_a_venv_is_built_of_the_locked_wheels_alone(provisioned, workshop, spoil
     assert not provisioned.layout.venvs.exists()
 
 
-def test_a_python_that_is_not_there_is_refused_in_uvs_words(provisioned, workshop):
+def test_a_missing_python_is_refused_with_uvs_message(provisioned, workshop):
     """
-    Nothing is downloaded instead, and nothing is left.
+    None is downloaded, and nothing remains on disk.
     """
     lock = workshop.lock
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
@@ -68,11 +68,11 @@ def test_a_python_that_is_not_there_is_refused_in_uvs_words(provisioned, worksho
 
 
 @pytest.mark.parametrize(("pin", "is_built"), [("===", True), ("==", False)])
-def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, is_built):
+def test_a_wheel_of_another_build_may_be_beside_it(provisioned, workshop, pin, is_built):
     """
-    A host that was on another row has both wheels; pinned with three signs, the right one is taken.
+    A host that used another row has both wheels; pinned with ===, the right one is installed.
 
-    Negative control: with two signs uv takes the one that names its build, and refuses its hash.
+    Negative control: with ==, uv takes the one that names its build, and refuses its hash.
     """
     lock = workshop.lock
     make_lock(workshop.wheels, version="1.0+cpu")
@@ -85,13 +85,13 @@ def test_a_wheel_of_another_build_may_lie_beside_it(provisioned, workshop, pin, 
         assert provisioned.call(request).built is True
     else:
         assert provisioned.refusal(request).kind == "CommandFailed"
-    found = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
-    assert [path.name for path in found] == ["tinydep-1.0.dist-info"] * is_built
+    packages = provisioned.layout.venvs.glob(f"{digest}/lib/python*/site-packages/*.dist-info")
+    assert [path.name for path in packages] == ["tinydep-1.0.dist-info"] * is_built
 
 
-def test_a_triton_that_can_not_be_imported_is_refused(provisioned, tmp_path):
+def test_a_triton_that_cannot_be_imported_is_refused(provisioned, tmp_path):
     """
-    A GPU row's kernels need it, so it is imported when the venv is built, and not first at night.
+    A GPU row needs it, so the build of the venv imports it; the error must not wait for a release.
     """
     lock = make_lock(tmp_path / "wheels", name="triton")  # one module, and no language in it
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)

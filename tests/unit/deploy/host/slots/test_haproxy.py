@@ -12,7 +12,7 @@ RECORDED = Path(__file__).parent / "recorded"
 
 def recorded(name):
     """
-    Return what HAProxy 2.6.12 said, without the lines that say how it was recorded.
+    Return HAProxy 2.6.12's recorded output, without its comment lines.
     """
     lines = (RECORDED / name).read_text().splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("##"))
@@ -24,9 +24,9 @@ def servers(which):
     return {name: merge(stat[name], state[name]) for name in stat}
 
 
-def test_columns_are_found_by_their_names():
+def test_columns_are_read_by_name():
     """
-    A HAProxy that adds columns, or moves them, is read all the same.
+    So added or moved columns do not matter.
     """
     text = "# pxname,new,svname,scur\nruntime,1,blue,7\nruntime,1,BACKEND,9\nother,1,blue,3\n"
 
@@ -36,7 +36,7 @@ def test_columns_are_found_by_their_names():
 
 def test_a_state_of_another_version_is_refused():
     """
-    Only the format that HAProxy calls 1 is read.
+    Only version 1 of HAProxy's format is supported.
     """
     with pytest.raises(ValueError, match="version 1"):
         parse_servers_state("2\n# be_id\n", "runtime")
@@ -44,11 +44,11 @@ def test_a_state_of_another_version_is_refused():
 
 def test_drain_and_maint_have_no_weight():
     """
-    The weight column keeps its number in drain and in maint; what new requests see is 0.
+    The weight column keeps its number in drain and maint; the effective weight is 0.
     """
-    found = servers("drain_and_maint")
+    by_slot = servers("drain_and_maint")
 
-    assert {n: (s.admin, s.own_weight, s.weight) for n, s in found.items()} == {
+    assert {n: (s.admin, s.own_weight, s.weight) for n, s in by_slot.items()} == {
         "blue": ("maint", 90, 0),
         "green": ("drain", 10, 0),
     }
@@ -57,25 +57,25 @@ def test_drain_and_maint_have_no_weight():
 
 def test_a_draining_server_that_is_down_still_drains():
     """
-    show stat says DOWN of it; what it was told is in its state.
+    show stat says DOWN; the administrative state is in show servers state.
     """
-    found = servers("drain_and_down")["green"]
+    server = servers("drain_and_down")["green"]
 
-    assert (found.admin, found.status, found.weight) == ("drain", "DOWN", 0)
+    assert (server.admin, server.status, server.weight) == ("drain", "DOWN", 0)
 
 
 def test_a_server_that_just_left_maint_is_not_yet_up():
     """
-    HAProxy trusts it until the first check; we don't.
+    HAProxy counts it as up before the first check; we do not.
     """
-    found = servers("just_ready")["blue"]
+    server = servers("just_ready")["blue"]
 
-    assert (found.admin, found.status, found.is_up) == ("ready", "UP 1/2", False)
+    assert (server.admin, server.status, server.is_up) == ("ready", "UP 1/2", False)
 
 
 def test_a_silent_haproxy_is_one_error(tmp_path):
     """
-    No socket: the answer names it.
+    Without a socket, the error names it.
     """
     with pytest.raises(HostError) as caught:
         Haproxy(System(Layout(str(tmp_path)))).servers()
@@ -87,9 +87,9 @@ def test_a_silent_haproxy_is_one_error(tmp_path):
 # -- a real one
 
 
-def test_what_haproxy_refuses_is_an_error_in_its_words(proxy):
+def test_a_refusal_of_haproxy_is_an_error_with_its_message(proxy):
     """
-    Silence is success; a sentence is a refusal.
+    No output is success; any text is a refusal.
     """
     for wrong, said in (
         (lambda: proxy.control.set_admin("red", "ready"), "No such server"),
@@ -103,7 +103,7 @@ def test_what_haproxy_refuses_is_an_error_in_its_words(proxy):
 
 def test_a_weight_is_absolute(proxy):
     """
-    `set weight` without % is not relative to the 100 of the configuration.
+    `set weight` without % is not relative to the configured 100.
     """
     proxy.control.set_weight("blue", 7)
 

@@ -11,7 +11,7 @@ from tests.unit.deploy.host.fakes import BUNDLE
 
 def exposed(answers):
     """
-    Return what a runtime exposes after *answers*: (route, code) and how many.
+    Return the metrics of a runtime after *answers*: (route, code) and their number.
     """
     registry = CollectorRegistry()
     labels = ("version", "slot", "route", "code")
@@ -21,18 +21,18 @@ def exposed(answers):
     return prometheus_client.generate_latest(registry).decode()
 
 
-def test_names_are_those_of_the_runtime():
+def test_metric_names_match_the_runtime():
     """
-    `runtime.contract` and the host program mean the same metrics.
+    `runtime.contract` and the host program use the same names.
     """
     for name in ("REQUESTS_TOTAL", "GENERATE_ROUTES", "METRICS"):
         assert getattr(measure, name) == getattr(contract, name)
     assert runtime_api.READYZ == contract.READYZ
 
 
-def test_requests_and_errors_are_those_of_the_generating_routes():
+def test_only_generating_routes_are_counted():
     """
-    Health checks count as nothing; 4xx is the client's.
+    Health checks do not count; 4xx is the client's fault.
     """
     text = exposed(
         {
@@ -47,9 +47,9 @@ def test_requests_and_errors_are_those_of_the_generating_routes():
     assert count(parse_metrics(text)) == (99, 7)
 
 
-def test_labels_may_hold_anything():
+def test_label_values_may_have_any_characters():
     """
-    Quotes, commas, braces, line ends and backslashes in a value.
+    Quotes, commas, braces, line ends and backslashes.
     """
     value = 'a"b,c}d\\e\nf'
     registry = CollectorRegistry()
@@ -70,7 +70,7 @@ def serving(leased, runtimes):
 
 def test_a_slot_is_measured_without_a_lease(serving, proxy):
     """
-    Read only: anybody may look, and nothing is written.
+    It is read-only: nothing is written.
     """
     lines = len(serving.journal())
     serving.fence = None
@@ -88,9 +88,9 @@ def test_a_slot_is_measured_without_a_lease(serving, proxy):
     assert len(serving.journal()) == lines
 
 
-def test_a_request_that_the_other_slot_answered_is_an_error_of_the_first(serving, proxy, runtimes):
+def test_a_retried_request_is_an_error_of_the_first_slot(serving, proxy, runtimes):
     """
-    HAProxy hides the 500 from the client; the runtime's own count is what is measured.
+    HAProxy hides the 500 from the client; the runtime's own counter has it.
     """
     serving.call(TrafficSet({"green": 50, "blue": 50}))
     runtimes["green"].fails_with = 500
@@ -103,9 +103,9 @@ def test_a_request_that_the_other_slot_answered_is_an_error_of_the_first(serving
     assert counters["redispatches"] > 0
 
 
-def test_a_slot_without_metrics_is_not_whole(serving, proxy, runtimes):
+def test_a_slot_without_metrics_is_incomplete(serving, proxy, runtimes):
     """
-    A canary that answers nothing is measured as such, not as free of errors.
+    A canary that answers nothing is not counted as free of errors.
     """
     serving.call(TrafficSet({"green": 100}))
     runtimes["green"].metrics = None
@@ -115,9 +115,9 @@ def test_a_slot_without_metrics_is_not_whole(serving, proxy, runtimes):
     assert (counters.is_whole, counters.is_ready, counters.requests) == (False, False, 0)
 
 
-def test_a_slot_without_haproxy_is_not_whole(serving, runtimes):
+def test_a_slot_without_haproxy_is_incomplete(serving, runtimes):
     """
-    Without HAProxy's counters nobody knows how many requests got no answer.
+    Without HAProxy's counters, the number of lost requests is unknown.
     """
     serving.system.proxy.is_running = False
 
@@ -126,9 +126,9 @@ def test_a_slot_without_haproxy_is_not_whole(serving, runtimes):
     assert (counters.is_whole, counters.is_ready, counters.requests) == (False, True, 6)
 
 
-def test_a_host_where_nothing_runs_is_measured(host):
+def test_a_host_without_releases_is_measured(host):
     """
-    Before the first release: nothing, and no error.
+    No counters and no error.
     """
     counters = host.call(Measure()).slots["blue"]
 

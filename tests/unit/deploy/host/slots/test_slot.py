@@ -5,12 +5,12 @@ import pytest
 from deploy.host.layout import unit
 from deploy.host.protocol import LeaseRenew, SlotStart, SlotStop
 from deploy.host.slots.systemd import parse_show
-from tests.unit.deploy.host.fakes import BUNDLE, OTHER, Host, short_directory
+from tests.unit.deploy.host.fakes import BUNDLE, OTHER, TemporaryHost, short_directory
 
 
 class Killed(BaseException):
     """
-    Stands for SIGKILL: nothing after it runs but the kernel.
+    Stands for SIGKILL: no code of ours runs after it.
     """
 
 
@@ -39,29 +39,29 @@ def give_traffic(host, weight):
 
 def test_a_start_links_enables_and_returns_when_ready(staged):
     """
-    The slot leads to the release, comes back at boot, and is READY.
+    The slot's link leads to the release, the unit starts at boot, and the runtime is READY.
     """
     staged.units["green"].starts = "slow"
 
-    found = start(staged)
+    result = start(staged)
 
-    assert (found.unit, found.started, found.bundle) == ("active", True, BUNDLE)
+    assert (result.unit, result.started, result.bundle) == ("active", True, BUNDLE)
     assert staged.layout.slot_link("green").readlink() == staged.layout.release(BUNDLE)
     assert staged.units["green"].enabled
 
 
 def test_a_starting_slot_yields_the_processor(staged):
     """
-    Loading a model does not slow the slot that serves.
+    Loading a model does not slow down the serving slot.
     """
     start(staged)
 
     assert staged.units["green"].cpu_weight == 20
 
 
-def test_starting_what_runs_changes_nothing(staged):
+def test_starting_a_running_bundle_changes_nothing(staged):
     """
-    The same bundle again: no restart.
+    The unit is not restarted.
     """
     start(staged)
     staged.system.calls.clear()
@@ -70,9 +70,9 @@ def test_starting_what_runs_changes_nothing(staged):
     assert not [c for c in staged.system.calls if c[:2] == ["systemctl", "start"]]
 
 
-def test_a_taken_slot_is_refused(staged):
+def test_a_slot_that_runs_another_bundle_is_refused(staged):
     """
-    What runs there is not swapped under its clients.
+    A running release is never replaced while it serves.
     """
     start(staged)
 
@@ -85,7 +85,7 @@ def test_a_taken_slot_is_refused(staged):
 
 def test_a_bundle_that_is_not_staged_is_refused(leased):
     """
-    Nothing is linked to a release that is not whole.
+    A slot never links to an incomplete release.
     """
     error = refused_start(leased)
 
@@ -104,7 +104,7 @@ def test_a_bundle_that_is_not_staged_is_refused(leased):
 )
 def test_a_failed_start_is_stopped_and_shows_its_last_log_lines(staged, how, said):
     """
-    Not enabled, not running, and the operator reads why.
+    The unit is neither enabled nor running, and the error has the reason.
     """
     staged.units["green"].starts = how
 
@@ -117,9 +117,9 @@ def test_a_failed_start_is_stopped_and_shows_its_last_log_lines(staged, how, sai
     assert not staged.units["green"].enabled
 
 
-def test_a_start_that_logged_nothing_shows_what_systemd_says(staged):
+def test_a_failed_start_without_logs_shows_systemds_result(staged):
     """
-    A process that died without a word.
+    The process died without output.
     """
     staged.units["green"].starts = "exit"
     staged.system.log = []
@@ -142,7 +142,7 @@ def test_a_failed_slot_can_be_started_with_another_bundle(staged):
 
 def test_the_lock_is_free_while_a_slot_starts(staged):
     """
-    The lease is renewed during a start that takes minutes.
+    The lease can be renewed during a start that takes minutes.
     """
     staged.units["green"].starts = "slow"
     renewed = []
@@ -155,7 +155,7 @@ def test_the_lock_is_free_while_a_slot_starts(staged):
 
 def test_a_start_that_lost_its_lease_stops_nothing(staged):
     """
-    Whoever took over may have started it for himself.
+    The new owner may have started the slot.
     """
     staged.units["green"].starts = "hang"
     staged.call(LeaseRenew(5))
@@ -168,12 +168,12 @@ def test_a_start_that_lost_its_lease_stops_nothing(staged):
 
 def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
     """
-    Kill it before each command that it runs: status says so, and doing it again starts the slot.
+    Killed before each command that it runs: status reports it, and a second start completes it.
     """
     kills = 0
     while True:
         with short_directory() as root:
-            host = Host(root)
+            host = TemporaryHost(root)
             host.lease(ttl_s=3600)
             host.stage(BUNDLE)
             if not killed_at(host, kills, lambda host=host: start(host)):
@@ -191,7 +191,7 @@ def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
 
 def killed_at(host, number, work):
     """
-    Do *work*, killed before command *number*; return whether it came so far.
+    Run *work* and kill it before command *number*; return whether it got that far.
     """
     left = [number]
 
@@ -210,9 +210,9 @@ def killed_at(host, number, work):
     return False
 
 
-def test_what_systemd_says_is_read_as_it_says_it():
+def test_recorded_output_of_systemd_is_parsed():
     """
-    Recorded: one unit that runs and one that failed, of systemd 252.
+    From systemd 252: one running unit and one failed unit.
     """
     text = (Path(__file__).parent / "recorded" / "systemctl_show.txt").read_text()
 
@@ -232,20 +232,20 @@ def test_what_systemd_says_is_read_as_it_says_it():
 
 def test_a_stop_disables_and_keeps_the_link(staged):
     """
-    Stopped now and at the next boot; its log and release can still be looked at.
+    Stopped now and at the next boot; log and release stay available.
     """
     start(staged)
 
-    found = staged.call(SlotStop("green"))
+    result = staged.call(SlotStop("green"))
 
-    assert (found.unit, found.stopped) == ("inactive", True)
+    assert (result.unit, result.stopped) == ("inactive", True)
     assert not staged.units["green"].enabled
     assert staged.layout.slot_link("green").is_symlink()
 
 
-def test_stopping_what_is_stopped_is_no_error(staged):
+def test_stopping_a_stopped_slot_is_no_error(staged):
     """
-    Also when HAProxy is not there to ask.
+    Also without HAProxy.
     """
     staged.system.proxy.is_running = False
 
@@ -254,7 +254,7 @@ def test_stopping_what_is_stopped_is_no_error(staged):
 
 def test_a_slot_that_takes_requests_is_not_stopped(staged):
     """
-    The requests would be lost.
+    Its requests would be lost.
     """
     give_traffic(staged, 10)
     start(staged)
@@ -267,7 +267,7 @@ def test_a_slot_that_takes_requests_is_not_stopped(staged):
 
 def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
     """
-    Not knowing is not "no requests".
+    Unknown traffic does not mean no traffic.
     """
     start(staged)
     staged.system.proxy.is_running = False
@@ -275,9 +275,9 @@ def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
     assert staged.refusal(SlotStop("green")).kind == "PreconditionError"
 
 
-def test_a_stop_that_is_late_says_so(staged):
+def test_a_stop_that_exceeds_its_timeout_is_an_error(staged):
     """
-    The unit did not end within its time: the result is unknown to nobody.
+    The unit did not end within its time.
     """
     start(staged)
     staged.units["green"].stops = "hang"

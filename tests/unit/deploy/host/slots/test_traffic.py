@@ -34,7 +34,7 @@ def impatient(monkeypatch):
 
 def test_weights_are_shares(leased, proxy):
     """
-    90 and 10 of 20 requests: 18 and 2; read back as they were set.
+    90 and 10 of 20 requests: 18 and 2; the weights read back are those that were set.
     """
     assert serve(leased, blue=100) == {"blue": 100, "green": 0}
     assert proxy.share() == {"blue": 20}
@@ -43,9 +43,9 @@ def test_weights_are_shares(leased, proxy):
     assert proxy.share() == {"blue": 18, "green": 2}
 
 
-def test_a_slot_with_traffic_yields_no_more(leased, proxy):
+def test_a_slot_with_traffic_has_normal_priority(leased, proxy):
     """
-    Whoever gets requests has an equal share of the processor, from before the first one.
+    A serving slot has an equal share of the processor, from before its first request.
     """
     leased.units["green"].cpu_weight = 20
 
@@ -55,9 +55,9 @@ def test_a_slot_with_traffic_yields_no_more(leased, proxy):
     assert leased.units["green"].cpu_weight == 100
 
 
-def test_promoting_and_going_back_move_all_of_it(leased, proxy):
+def test_promoting_and_rolling_back_move_all_traffic(leased, proxy):
     """
-    The slot that is at 0 drains: it gets nothing, and keeps what is in flight.
+    The slot at 0 drains: it gets no new requests and keeps those in flight.
     """
     serve(leased, blue=90, green=10)
 
@@ -71,7 +71,7 @@ def test_promoting_and_going_back_move_all_of_it(leased, proxy):
 
 def test_setting_the_same_weights_again_changes_nothing(leased, proxy):
     """
-    A verb that was killed after its effect may be run again.
+    So a verb that was killed after its effect can be repeated.
     """
     serve(leased, blue=90, green=10)
     before = proxy.control.servers()
@@ -85,9 +85,9 @@ def test_setting_the_same_weights_again_changes_nothing(leased, proxy):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_slot_that_is_not_ready_gets_nothing_and_takes_nothing(leased, proxy, runtimes):
+def test_a_slot_that_is_not_ready_gets_no_traffic(leased, proxy, runtimes):
     """
-    The other keeps its weight, and the new one goes back to where it was.
+    The other slot keeps its weight, and the new one returns to its old state.
     """
     serve(leased, blue=100)
     runtimes["green"].is_ready = False
@@ -96,15 +96,15 @@ def test_a_slot_that_is_not_ready_gets_nothing_and_takes_nothing(leased, proxy, 
 
     assert error.kind == "CommandFailed"
     assert "green is not UP" in error.what
-    seen = proxy.control.servers()
-    assert (seen["blue"].weight, seen["green"].admin) == (100, "maint")
+    by_slot = proxy.control.servers()
+    assert (by_slot["blue"].weight, by_slot["green"].admin) == (100, "maint")
     assert proxy.share() == {"blue": 20}
 
 
 @pytest.mark.usefixtures("impatient")
-def test_going_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes):
+def test_rolling_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes):
     """
-    The canary keeps the traffic rather than nobody.
+    The canary keeps the traffic; otherwise no slot would have it.
     """
     serve(leased, blue=90, green=10)
     runtimes["blue"].is_ready = False
@@ -124,27 +124,27 @@ def until_down(host, proxy, slot):
 
 def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, runtimes):
     """
-    HAProxy calls a server UP as soon as it leaves maint; requests wait for a real check.
+    HAProxy counts a server as UP as soon as it leaves maint; the traffic waits for a real check.
     """
     serve(leased, blue=100)
     runtimes["green"].is_ready = False
-    seen = []
+    states = []
 
     def look():
         server = proxy.control.servers()["green"]
-        seen.append((server.admin, server.weight))
-        runtimes["green"].is_ready = len(seen) > 3
+        states.append((server.admin, server.weight))
+        runtimes["green"].is_ready = len(states) > 3
 
     on_sleep(leased, look)
     serve(leased, blue=90, green=10)
 
-    assert len(seen) > 3
-    assert set(seen) == {("ready", 0)}
+    assert len(states) > 3
+    assert set(states) == {("ready", 0)}
 
 
-def test_silence_is_refused_unless_it_is_meant(leased, proxy):
+def test_weights_of_0_for_all_slots_need_force(leased, proxy):
     """
-    Both at 0, also by leaving one out, only with force.
+    Also if one slot is omitted.
     """
     serve(leased, blue=100)
 
@@ -158,7 +158,7 @@ def test_silence_is_refused_unless_it_is_meant(leased, proxy):
 
 def test_a_slot_in_maint_stays_there_at_weight_0(leased, proxy):
     """
-    A stopped slot is not brought back to be drained.
+    A stopped slot is not moved to drain.
     """
     serve(leased, blue=100, green=0)
 
@@ -166,16 +166,16 @@ def test_a_slot_in_maint_stays_there_at_weight_0(leased, proxy):
 
 
 @pytest.mark.parametrize("weights", [{}, {"blue": 101}, {"blue": -1}, {"blue": "9"}, {"red": 1}])
-def test_impossible_weights_are_refused(leased, proxy, weights):
+def test_invalid_weights_are_refused(leased, proxy, weights):
     """
-    From 0 to 100, of slots there are.
+    They are from 0 to 100, for existing slots.
     """
     assert leased.refusal(TrafficSet(weights)).kind == "UsageError"
 
 
 def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
     """
-    The answer arrives, then the slot goes into maint; new requests go to the other.
+    Its answer arrives, then the slot goes into maint; new requests go to the other slot.
     """
     serve(leased, blue=100, green=0)
     runtimes["blue"].gate.clear()
@@ -192,18 +192,18 @@ def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
             runtimes["blue"].gate.set()
 
     on_sleep(leased, look)
-    found = leased.call(TrafficDrain("blue", timeout_s=20))
+    result = leased.call(TrafficDrain("blue", timeout_s=20))
     client.join()
 
     assert got == ["blue"]
     assert looked[:3] == [(1, "green")] * 3
-    assert (found.left, found.maint) == (0, True)
+    assert (result.left, result.maint) == (0, True)
     assert proxy.control.servers()["blue"].admin == "maint"
 
 
 def test_an_idle_keep_alive_connection_does_not_hold_up_a_drain(leased, proxy):
     """
-    Requests are waited for, not connections; the client's next request goes elsewhere.
+    Drain waits for requests, not connections; the client's next request goes to the other slot.
     """
     serve(leased, blue=100, green=0)
     connection = proxy.client()
@@ -214,9 +214,9 @@ def test_an_idle_keep_alive_connection_does_not_hold_up_a_drain(leased, proxy):
     assert proxy.ask(connection) == "green"
 
 
-def test_a_drain_that_is_late_says_what_is_left_and_cuts_nothing(leased, proxy, runtimes):
+def test_a_drain_that_times_out_reports_the_remaining_requests(leased, proxy, runtimes):
     """
-    The slot stays in drain; the request still gets its answer.
+    The slot stays in drain, and the requests still get their answers.
     """
     serve(leased, blue=100, green=0)
     runtimes["blue"].gate.clear()
@@ -226,9 +226,9 @@ def test_a_drain_that_is_late_says_what_is_left_and_cuts_nothing(leased, proxy, 
     assert runtimes["blue"].entered.wait(10)
     serve(leased, blue=0, green=100)
 
-    found = leased.call(TrafficDrain("blue", timeout_s=0.2))
+    result = leased.call(TrafficDrain("blue", timeout_s=0.2))
 
-    assert (found.left, found.maint) == (1, False)
+    assert (result.left, result.maint) == (1, False)
     assert proxy.control.servers()["blue"].admin == "drain"
     runtimes["blue"].gate.set()
     client.join()
@@ -237,16 +237,16 @@ def test_a_drain_that_is_late_says_what_is_left_and_cuts_nothing(leased, proxy, 
 
 def test_a_slot_that_takes_requests_is_not_drained(leased, proxy):
     """
-    It would never be empty.
+    It would never become empty.
     """
     serve(leased, blue=100, green=0)
 
     assert leased.refusal(TrafficDrain("blue")).kind == "PreconditionError"
 
 
-def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy, runtimes):
+def test_a_drain_that_loses_its_lease_changes_nothing_more(leased, proxy, runtimes):
     """
-    The lease is looked at again after every wait.
+    The lease is checked again after every wait.
     """
     serve(leased, blue=100, green=0)
     runtimes["blue"].gate.clear()
@@ -289,7 +289,7 @@ def test_whoever_is_fenced_off_while_draining_changes_nothing_more(leased, proxy
 )
 def test_a_restart_of_haproxy_keeps_the_weights(leased, proxy, steps, wanted):
     """
-    The state file is written with every change, and read at the start.
+    Every change writes the state file; the start reads it.
     """
     for verb, what in steps:
         if verb == "set":
@@ -303,9 +303,9 @@ def test_a_restart_of_haproxy_keeps_the_weights(leased, proxy, steps, wanted):
     assert {n: (s.admin, s.weight) for n, s in proxy.control.servers().items()} == wanted
 
 
-def test_without_the_state_file_a_restart_forgets(leased, proxy):
+def test_without_the_state_file_a_restart_loses_the_weights(leased, proxy):
     """
-    Negative control: the file is what carries the weights over.
+    Negative control: the file keeps the weights.
     """
     serve(leased, blue=100)
     leased.layout.haproxy_state.unlink()
@@ -318,7 +318,7 @@ def test_without_the_state_file_a_restart_forgets(leased, proxy):
 
 def test_a_failing_canary_is_answered_by_the_stable_slot(leased, proxy, runtimes):
     """
-    No client sees its 500s; HAProxy's own count of them stays at 0.
+    Clients see no 500 of the canary, and HAProxy's own 5xx counters stay at 0.
     """
     serve(leased, blue=90, green=10)
     runtimes["green"].fails_with = 500

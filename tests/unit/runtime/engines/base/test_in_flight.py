@@ -8,9 +8,9 @@ from runtime.engines.base.protocol import FinishReason
 pytestmark = pytest.mark.anyio
 
 
-async def test_numbers_are_never_used_twice():
+async def test_ids_are_never_reused():
     """
-    Not even when nobody is left: what an engine still reports of one is not another's.
+    Also when nothing is in flight: a late report must not reach another request.
     """
     answers = InFlight()
     first, answer = answers.new()
@@ -23,7 +23,7 @@ async def test_numbers_are_never_used_twice():
 
 async def test_an_answer_ends_once():
     """
-    Whoever comes second, with an end or with a cancel, is told that it was not in flight.
+    A second end, or a cancel after it, reports that the request was not in flight.
     """
     answers = InFlight()
     id, answer = answers.new()
@@ -38,9 +38,9 @@ async def test_an_answer_ends_once():
     assert answer.finish_reason is None
 
 
-async def test_all_end_as_they_are_told():
+async def test_all_requests_can_be_ended_at_once():
     """
-    And what had ended before keeps its own end.
+    Requests that had ended keep their own finish reason.
     """
     answers = InFlight()
     (one, first), (two, second), (three, third) = (answers.new() for _ in range(3))
@@ -56,7 +56,7 @@ async def test_all_end_as_they_are_told():
 
 async def test_drain_waits_for_the_last_one():
     """
-    It says how many are left when its time is up.
+    On timeout it returns the number of requests in flight.
     """
     answers = InFlight()
     assert await answers.drain(0.0) == 0

@@ -24,9 +24,9 @@ REPORT = EngineReport(
 @pytest.mark.parametrize(
     "message", [LOAD, make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
 )
-def test_what_the_engine_is_told_arrives_as_it_was(message):
+def test_messages_to_the_engine_round_trip(message):
     """
-    One line a message, and the same value at the other end.
+    One line per message, and the same value at the other end.
     """
     line = encode(message)
     assert line.endswith(b"\n")
@@ -37,18 +37,18 @@ def test_what_the_engine_is_told_arrives_as_it_was(message):
 @pytest.mark.parametrize(
     "message", [Loaded(256, 700, 10, 0.5), LoadFailed("what\n", "why", "fix", True), REPORT]
 )
-def test_what_the_engine_says_arrives_as_it_was(message):
+def test_messages_from_the_engine_round_trip(message):
     """
-    One line a message, whatever the text in it.
+    One line per message, for any text in it.
     """
     line = encode(message)
     assert line.count(b"\n") == 1
     assert decode_from_engine(line) == message
 
 
-def test_neither_side_takes_the_words_of_the_other():
+def test_a_message_in_the_wrong_direction_raises():
     """
-    A message that goes the wrong way is our bug, and stops at once.
+    It is a bug of ours.
     """
     with pytest.raises(AssertionError):
         decode_to_engine(encode(REPORT))
@@ -56,9 +56,9 @@ def test_neither_side_takes_the_words_of_the_other():
         decode_from_engine(encode(LOAD))
 
 
-def test_a_report_with_nothing_in_it_is_a_beat():
+def test_an_empty_report_is_a_heartbeat():
     """
-    A step, a token or an end is news; the rest only says that the loop turns.
+    A step, a token or an end is news; otherwise the report only shows that the loop runs.
     """
     assert EngineReport([], [], 0, 3, 0, 7).is_beat
     assert not REPORT.is_beat

@@ -1,5 +1,5 @@
 """
-An engine that computes, with its real scheduler and pages, played turn by turn on the CPU.
+Drives an engine that computes, with its real scheduler and pages, turn by turn on the CPU.
 """
 
 import random
@@ -32,11 +32,11 @@ def make_engine(
     wrap=lambda runner: runner,
 ):
     """
-    Return a scheduler, and the runner below it.
+    Return a scheduler and its runner.
 
     Args:
-        pages: None: as many as all rows may need.
-        wrap: Puts something between the two.
+        pages: Number of pages; None: as many as all rows may need.
+        wrap: Wraps the runner that the scheduler uses.
     """
     row_pages = -(-model.config.context_tokens // page_tokens)
     pages = pages or 1 + max_requests * row_pages
@@ -55,9 +55,10 @@ def make_engine(
 
 def play(scheduler, arrivals, before=lambda: None):
     """
-    Return tokens and endings of *arrivals*, pairs of turn and request, by the request's number.
+    Return tokens and endings by request id.
 
     Args:
+        arrivals: Pairs of turn and request.
         before: Called before each turn.
     """
     tokens, ended = {request.id: [] for _, request in arrivals}, {}
@@ -82,7 +83,7 @@ def play(scheduler, arrivals, before=lambda: None):
 
 def answer(model, request, **options):
     """
-    Return the tokens of *request* where nobody is and nobody was: its prompt in one step.
+    Return the tokens of *request* computed alone on a new engine, with its prompt in one step.
     """
     scheduler, _ = make_engine(model, max_requests=1, step_tokens=256, page_tokens=16, **options)
     return play(scheduler, [(0, request)])[0][request.id]
@@ -90,7 +91,7 @@ def answer(model, request, **options):
 
 def spoil(cache, pages, offsets=slice(None)):
     """
-    Have *pages* hold NaN at *offsets*, in every layer.
+    Write NaN to *pages* at *offsets*, in every layer.
     """
     stores = [cache.keys, cache.values]
     if cache.key_scales is not None:  # int8 has no NaN but in its scales
@@ -105,7 +106,7 @@ def spoil(cache, pages, offsets=slice(None)):
 
 class Dirty:
     """
-    A runner whose pages hold NaN wherever a row has not written.
+    A runner whose pages hold NaN until a row writes to them.
     """
 
     def __init__(self, runner):
@@ -124,7 +125,7 @@ class Small:
     """
     A runner with memory for steps of *most* tokens.
 
-    It is found to be short where that hurts most: when all keys and values are written.
+    It runs out of memory at the worst point: after all keys and values are written.
     """
 
     def __init__(self, runner, model, most):

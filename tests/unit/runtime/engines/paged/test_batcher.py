@@ -19,9 +19,9 @@ def queue_of(rows):
 
 
 @given(arrivals, st.floats(0, 10), policies)
-def test_every_request_leaves_by_exactly_one_door(rows, now_s, policy):
+def test_every_request_has_exactly_one_outcome(rows, now_s, policy):
     """
-    Nothing is lost, doubled, overfilled, run late or taken out of turn.
+    None is lost, duplicated or started late; batches are never overfilled and keep the order.
     """
     queue = queue_of(rows)
 
@@ -36,9 +36,9 @@ def test_every_request_leaves_by_exactly_one_door(rows, now_s, policy):
 
 
 @given(arrivals, st.floats(0, 10), policies)
-def test_whoever_waits_is_asked_about_later_and_not_at_once(rows, now_s, policy):
+def test_a_waiting_request_has_a_later_wake_time(rows, now_s, policy):
     """
-    A wait has an end, and is no busy loop.
+    The wait ends, and is no busy loop.
     """
     got = take(queue_of(rows), now_s, policy)
 
@@ -51,9 +51,9 @@ def test_whoever_waits_is_asked_about_later_and_not_at_once(rows, now_s, policy)
 
 
 @given(arrivals, st.floats(0, 10), policies)
-def test_nobody_waits_longer_than_the_policy_says_while_there_is_room(rows, now_s, policy):
+def test_no_request_waits_longer_than_max_wait_s_while_there_is_room(rows, now_s, policy):
     """
-    Once the oldest has waited max_wait_s, it goes, alone if need be.
+    After max_wait_s the oldest request starts, alone if necessary.
     """
     got = take(queue_of(rows), now_s, policy)
 
@@ -64,9 +64,9 @@ def test_nobody_waits_longer_than_the_policy_says_while_there_is_room(rows, now_
 
 
 @given(arrivals, st.floats(0, 10), policies)
-def test_asking_again_at_the_wake_time_makes_progress(rows, now_s, policy):
+def test_the_wake_time_makes_progress(rows, now_s, policy):
     """
-    At wake_at_s somebody runs or expires.
+    At wake_at_s a request starts or expires.
     """
     got = take(queue_of(rows), now_s, policy)
 
@@ -77,7 +77,7 @@ def test_asking_again_at_the_wake_time_makes_progress(rows, now_s, policy):
 
 def test_a_full_batch_does_not_wait():
     """
-    Who fills the batch need not wait for company.
+    It starts before max_wait_s.
     """
     policy = BatchPolicy(max_requests=2, max_tokens=100, max_wait_s=10)
     queue = queue_of([(0.0, 9.0, 5), (0.0, 9.0, 5)])

@@ -19,7 +19,7 @@ def allocate(allocator, prompt, more=1):
 
 def compute(allocator, prompt, more=1):
     """
-    Have a row come, compute its prompt and leave; return the pages that it had.
+    Add a row, compute its prompt and remove it; return its pages.
     """
     row = allocate(allocator, prompt, more)
     pages = list(row.pages)
@@ -28,9 +28,9 @@ def compute(allocator, prompt, more=1):
     return pages
 
 
-def test_a_prompt_finds_the_pages_that_begin_like_it():
+def test_a_prompt_reuses_the_pages_of_its_prefix():
     """
-    Whole pages of the same tokens from the first on, and never the page of the last token.
+    Full pages with the same tokens from the first on, but never the page of the last token.
     """
     allocator = BlockAllocator(20, page_tokens=2)
     pages = compute(allocator, [1, 2, 3, 4, 5])
@@ -42,9 +42,9 @@ def test_a_prompt_finds_the_pages_that_begin_like_it():
     assert allocator.hit_tokens == 4 + 2 + 2
 
 
-def test_what_is_not_launched_is_not_found():
+def test_a_page_is_reusable_once_its_last_token_is_launched():
     """
-    A page is found once its last token is computed, and not before.
+    Not before.
     """
     allocator = BlockAllocator(20, page_tokens=2)
     row = allocate(allocator, [1, 2, 3, 4])
@@ -54,9 +54,9 @@ def test_what_is_not_launched_is_not_found():
     assert allocate(allocator, [1, 2, 3, 4, 5]).cached == 2
 
 
-def test_an_answer_is_found_by_the_prompt_that_goes_on_with_it():
+def test_a_prompt_reuses_the_pages_of_the_answer_that_it_continues():
     """
-    Pages of generated tokens have block_hashes too.
+    Pages of generated tokens have block hashes too.
     """
     allocator = BlockAllocator(20, page_tokens=2)
     row = allocate(allocator, [1], more=5)
@@ -65,9 +65,9 @@ def test_an_answer_is_found_by_the_prompt_that_goes_on_with_it():
     assert allocate(allocator, [1, 7, 8, 9, 2]).cached == 4
 
 
-def test_bad_numbers_are_not_found_again():
+def test_pages_with_non_finite_values_are_not_reused():
     """
-    Neither by the row that made them nor through those before them.
+    Neither by their own row nor through the pages before them.
     """
     allocator = BlockAllocator(20, page_tokens=2)
     compute(allocator, [1, 2, 3])
@@ -79,9 +79,9 @@ def test_bad_numbers_are_not_found_again():
     assert allocate(allocator, [1, 2, 3, 4, 5]).cached == 0
 
 
-def test_nothing_outlives_a_clearing():
+def test_clear_forgets_all_pages():
     """
-    Not what is idle, and not what a row that still runs computes after it.
+    Idle pages, and those that a running row computes afterwards.
     """
     allocator = BlockAllocator(20, page_tokens=2)
     compute(allocator, [1, 2, 3])
@@ -92,9 +92,9 @@ def test_nothing_outlives_a_clearing():
     assert allocate(allocator, [5, 6, 7]).cached == 0
 
 
-def test_shared_pages_are_free_of_charge_only_while_a_row_holds_them():
+def test_shared_pages_cost_nothing_only_while_a_row_holds_them():
     """
-    An idle page that a row finds is room that the row takes.
+    Reusing an idle page takes capacity.
     """
     allocator = BlockAllocator(6, page_tokens=2)
     compute(allocator, [1, 2, 3, 4, 5])
@@ -107,9 +107,9 @@ def test_shared_pages_are_free_of_charge_only_while_a_row_holds_them():
     assert allocator.need(block_hashes, 8) == 2
 
 
-def test_the_page_that_was_held_longest_ago_goes_first():
+def test_the_least_recently_used_page_is_evicted_first():
     """
-    Of one row the last page, for it is found only behind the others.
+    Within a row the last page goes first, because it is reachable only through the others.
     """
     allocator = BlockAllocator(5, page_tokens=2)
     first = compute(allocator, [1, 2, 3, 4], more=0)
@@ -124,9 +124,9 @@ def test_the_page_that_was_held_longest_ago_goes_first():
     assert allocator.evictions == 2
 
 
-class Rows(RuleBasedStateMachine):
+class AllocatorMachine(RuleBasedStateMachine):
     """
-    Rows that come, compute, break and leave, beside a model that is slow and simple.
+    Rows that start, compute, fail and end, compared with a simple model.
     """
 
     Pool = BlockAllocator
@@ -142,7 +142,7 @@ class Rows(RuleBasedStateMachine):
         self.size = page_tokens
         self.rows = []  # allocation, tokens, computed
         self.holds = {}  # page: the tokens up to its end that it really holds
-        self.found = {}  # tokens up to the end of a page: page
+        self.page_by_prefix = {}  # tokens up to the end of a page: page
         self.idle = []  # longest ago first
         self.evictions = 0
 
@@ -152,13 +152,15 @@ class Rows(RuleBasedStateMachine):
     def expected(self, prompt):
         pages = []
         for end in range(self.size, len(prompt), self.size):
-            if tuple(prompt[:end]) not in self.found:
+            if tuple(prompt[:end]) not in self.page_by_prefix:
                 break
-            pages.append(self.found[tuple(prompt[:end])])
+            pages.append(self.page_by_prefix[tuple(prompt[:end])])
         return pages
 
     def lose(self, pages):
-        self.found = {tokens: page for tokens, page in self.found.items() if page not in pages}
+        self.page_by_prefix = {
+            tokens: page for tokens, page in self.page_by_prefix.items() if page not in pages
+        }
 
     @rule(prompt=prompts, more=st.integers(0, 4))
     def come(self, prompt, more):
@@ -204,7 +206,7 @@ class Rows(RuleBasedStateMachine):
             if computed < (place + 1) * self.size <= end:
                 self.holds[page] = known
                 if row.generation == self.allocator._generation:
-                    self.found.setdefault(known, page)
+                    self.page_by_prefix.setdefault(known, page)
         self.rows[index] = row, tokens, end
 
     @precondition(lambda self: self.rows)
@@ -217,10 +219,10 @@ class Rows(RuleBasedStateMachine):
             if row.generation == self.allocator._generation:
                 # Of the same tokens, whichever row's they are.
                 ends = range(self.size, computed + 1, self.size)
-                bad = {self.found.pop(tuple(tokens[:end]), None) for end in ends}
+                bad = {self.page_by_prefix.pop(tuple(tokens[:end]), None) for end in ends}
                 self.idle = [page for page in self.idle if page not in bad]
         self.allocator.free(row)
-        named = set(self.found.values())
+        named = set(self.page_by_prefix.values())
         self.idle += [p for p in reversed(pages) if p in named and p not in self.held()]
 
     @rule(is_time=st.integers(0, 19).map(lambda draw: draw == 7))
@@ -228,7 +230,7 @@ class Rows(RuleBasedStateMachine):
         if not is_time:
             return
         self.allocator.clear()
-        self.found, self.idle = {}, []
+        self.page_by_prefix, self.idle = {}, []
 
     @invariant()
     def every_page_is_somewhere(self):
@@ -237,7 +239,7 @@ class Rows(RuleBasedStateMachine):
         held = self.held()
         assert self.allocator.used == len(held)
         assert self.allocator.room == self.allocator.pages - 1 - len(held)
-        assert set(self.idle) == set(self.found.values()) - held
+        assert set(self.idle) == set(self.page_by_prefix.values()) - held
         assert self.allocator.evictions == self.evictions
 
     def teardown(self):
@@ -250,12 +252,12 @@ class Rows(RuleBasedStateMachine):
         assert sorted(free) == list(range(1, self.allocator.pages))
 
 
-def test_pages_are_held_found_and_evicted_as_the_model_says():
+def test_the_allocator_matches_the_model():
     """
-    No page has two owners but by its prefix, none is lost, and what is found is the prefix.
+    Pages are shared only by prefix, none is lost, and a reused page holds the prefix.
     """
     run_state_machine_as_test(
-        Rows, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
+        AllocatorMachine, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
     )
 
 
@@ -300,11 +302,11 @@ class EvictsWhatItHasJustFound(BlockAllocator):
         EvictsWhatItHasJustFound,
     ],
 )
-def test_a_pool_that_is_wrong_would_be_noticed(allocator):
+def test_a_broken_allocator_would_be_noticed(allocator):
     """
-    Negative control: the same machine over a allocator with one rule broken.
+    Negative control: the same machine over an allocator with one rule broken.
     """
-    machine = type("Wrong", (Rows,), {"Pool": allocator})
+    machine = type("Wrong", (AllocatorMachine,), {"Pool": allocator})
     quick = settings(
         max_examples=5000,  # it ends at the first that breaks
         derandomize=True,

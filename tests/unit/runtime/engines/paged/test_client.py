@@ -31,7 +31,7 @@ LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8))
 
 class Peer:
     """
-    The engine's end of the socket, played by the test.
+    The engine's end of the socket, driven by the test.
     """
 
     def __init__(self, reader, writer):
@@ -52,7 +52,7 @@ class Peer:
 
 def exited(status):
     """
-    Return a process that ends with *status* at once.
+    Return a process that exits with *status* at once.
     """
     return subprocess.Popen([sys.executable, "-Sc", f"raise SystemExit({status})"])
 
@@ -74,9 +74,9 @@ async def connected(exit_status=0):
         await client.close()
 
 
-async def test_tokens_and_ends_reach_the_request_that_they_are_of():
+async def test_tokens_and_ends_reach_their_request():
     """
-    Two requests, interleaved, each with its own tokens.
+    Two interleaved requests each get their own tokens.
     """
     async with connected() as (client, peer):
         one, first = client.submit([1, 2], SamplingParams(4), 9.0)
@@ -99,9 +99,9 @@ async def test_tokens_and_ends_reach_the_request_that_they_are_of():
         assert len(client.reports) == 3
 
 
-async def test_a_cancelled_request_is_told_to_the_engine_once():
+async def test_a_cancel_is_sent_to_the_engine_once():
     """
-    What the engine says of it later is nobody's; cancelling what has ended sends nothing.
+    Later reports of it are ignored; cancelling an ended request sends nothing.
     """
     async with connected() as (client, peer):
         one, _ = client.submit([1], SamplingParams(4), 9.0)
@@ -117,9 +117,9 @@ async def test_a_cancelled_request_is_told_to_the_engine_once():
         assert client.in_flight == 1
 
 
-async def test_an_engine_that_dies_answers_everybody():
+async def test_a_dead_engine_fails_all_requests():
     """
-    Whoever waits, and whoever comes later, is told that the engine died and how.
+    Current and later requests get an error that says how the engine died.
     """
     async with connected(exit_status=3) as (client, peer):
         _, waiting = client.submit([1], SamplingParams(4), 9.0)
@@ -132,7 +132,7 @@ async def test_an_engine_that_dies_answers_everybody():
         assert await late.end() is FinishReason.DIED
 
 
-async def test_a_model_that_is_not_one_is_told_from_an_engine_that_fails():
+async def test_an_invalid_model_and_a_failed_engine_are_different_errors():
     """
     The first is the release's fault, the second the engine's.
     """
@@ -150,7 +150,7 @@ async def test_a_model_that_is_not_one_is_told_from_an_engine_that_fails():
 
 async def test_an_engine_that_dies_while_loading_is_an_engine_error():
     """
-    A load does not wait for an answer that can't come.
+    The load fails at once.
     """
     async with connected(exit_status=3) as (client, peer):
         loading = asyncio.create_task(client.load(LOAD))
@@ -163,7 +163,7 @@ async def test_an_engine_that_dies_while_loading_is_an_engine_error():
 
 async def test_weights_are_swapped_while_requests_run():
     """
-    The answer is a load's, and requests go on meanwhile; a second swap is told to wait.
+    A swap is answered like a load, and requests continue meanwhile; a second swap is refused.
     """
     async with connected() as (client, peer):
         one, answer = client.submit([1], SamplingParams(4), 9.0)
@@ -181,9 +181,9 @@ async def test_weights_are_swapped_while_requests_run():
             await client.swap("/m3")
 
 
-async def test_draining_waits_for_the_last_and_no_longer_than_it_may():
+async def test_drain_waits_for_the_last_request_up_to_its_limit():
     """
-    It returns how many are left.
+    It returns the number of requests in flight.
     """
     async with connected() as (client, peer):
         assert await client.drain(5.0) == 0
@@ -194,9 +194,9 @@ async def test_draining_waits_for_the_last_and_no_longer_than_it_may():
         assert await draining == 0
 
 
-async def test_what_is_abandoned_is_answered():
+async def test_abandoned_requests_are_answered():
     """
-    After the drain's time is up each request that is left gets its end.
+    Each request that outlasts the drain gets an end.
     """
     async with connected() as (client, _):
         _, left = client.submit([1], SamplingParams(4), 9.0)

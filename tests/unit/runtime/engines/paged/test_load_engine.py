@@ -1,5 +1,5 @@
 """
-From a model directory to answers, on the CPU; and other weights in their place.
+From a model directory to answers on the CPU, and the swap to other weights.
 """
 
 import json
@@ -27,7 +27,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}  # whole g
 
 def open_engine(folder, **changes):
     """
-    Return what `load_engine` does, and a scheduler over it, as the engine process has.
+    Return the result of `load_engine` and a scheduler over it, as in the engine process.
     """
     load = make_load(folder, **changes)
     opened = load_engine(load)
@@ -47,7 +47,7 @@ def ask(scheduler, request=JOB):
 
 def test_a_directory_becomes_an_engine_that_answers(tmp_path):
     """
-    The answers are those of its weights, and end where its config says.
+    The answers match its weights, and end at the config's stop tokens.
     """
     write_model(tmp_path)
     model, _ = load_model(tmp_path, device="cpu", precision="fp32")
@@ -63,9 +63,9 @@ def test_a_directory_becomes_an_engine_that_answers(tmp_path):
     assert ask(scheduler) == whole[: whole.index(whole[4])]
 
 
-def test_a_gpu_without_the_kernels_triton_is_refused_in_its_words(tmp_path, monkeypatch):
+def test_a_gpu_without_triton_is_refused_with_the_import_error(tmp_path, monkeypatch):
     """
-    Before the model is read; a CPU needs none of them.
+    Before the model is read; a CPU does not need Triton.
     """
     write_model(tmp_path)
     monkeypatch.setattr(opening, "check_device", lambda device: None)
@@ -77,9 +77,9 @@ def test_a_gpu_without_the_kernels_triton_is_refused_in_its_words(tmp_path, monk
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_heads_that_the_kernels_have_not_are_refused(tmp_path, monkeypatch, gpus):
+def test_unsupported_head_sizes_are_refused_on_a_gpu(tmp_path, monkeypatch, gpus):
     """
-    On one GPU and on several, before a weight is read.
+    On one GPU and on several, before any weight is read.
     """
     pytest.importorskip("triton")
     write_model(tmp_path, head_dim=24)
@@ -90,9 +90,9 @@ def test_heads_that_the_kernels_have_not_are_refused(tmp_path, monkeypatch, gpus
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
 @pytest.mark.parametrize("weights", ["full", "int8", "int4"])
-def test_a_model_is_held_as_it_was_asked_for(tmp_path, weights, kv):
+def test_a_model_is_loaded_in_the_requested_bits(tmp_path, weights, kv):
     """
-    In 4 or 8 bits it answers too, and has as many parameters as ever.
+    In 4 or 8 bits it answers too, and has the same number of parameters.
     """
     write_model(tmp_path, **WIDE)
     opened, scheduler = open_engine(tmp_path, weights=weights, kv=kv)
@@ -101,9 +101,9 @@ def test_a_model_is_held_as_it_was_asked_for(tmp_path, weights, kv):
     assert opened.parameters == load_engine(make_load(tmp_path)).parameters
 
 
-def test_the_cache_has_the_pages_that_were_asked_for(tmp_path):
+def test_the_cache_has_the_requested_pages(tmp_path):
     """
-    max_batch_tokens in whole pages; without it each request may have the whole context.
+    max_batch_tokens in whole pages; without it, the whole context for each request.
     """
     write_model(tmp_path)
     assert load_engine(make_load(tmp_path, max_batch_tokens=250)).pages == 1 + 16
@@ -123,8 +123,7 @@ def test_the_cache_has_the_pages_that_were_asked_for(tmp_path):
 )
 def test_the_context_is_the_least_of_all_limits(tmp_path, changes, context_tokens):
     """
-    The model's, the one that was asked for, and what the whole batch may have; a request of just
-    that is answered.
+    The model's, the configured one and the batch's; a request of exactly that length is answered.
     """
     write_model(tmp_path)
     opened, scheduler = open_engine(tmp_path, **changes)
@@ -136,7 +135,7 @@ def test_the_context_is_the_least_of_all_limits(tmp_path, changes, context_token
 @pytest.mark.parametrize("asked", [None, 16, 1000])
 def test_a_step_has_room_for_prompts_while_every_row_decodes(tmp_path, asked):
     """
-    However few tokens a step was given.
+    For any configured number of tokens in a step.
     """
     write_model(tmp_path)
     opened = load_engine(make_load(tmp_path, max_batch_requests=600, step_tokens=asked))
@@ -145,7 +144,7 @@ def test_a_step_has_room_for_prompts_while_every_row_decodes(tmp_path, asked):
 
 def test_too_little_room_for_one_request_is_an_error(tmp_path):
     """
-    It names what there is, what one request takes, and the keys to change.
+    It has the available memory, the memory of one request, and the keys to change.
     """
     write_model(tmp_path)
     load = make_load(tmp_path)
@@ -160,9 +159,9 @@ def test_too_little_room_for_one_request_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["full", "int8", "int4"])
-def test_other_weights_take_over_in_place(tmp_path, weights):
+def test_a_swap_replaces_the_weights_in_place(tmp_path, weights):
     """
-    From then on the answers are the other model's; until then nothing changes.
+    After the commit the answers are the other model's; before it nothing changes.
     """
     one, other = (write_model(tmp_path / str(seed), seed=seed, **WIDE) for seed in (1, 2))
     wanted = [ask(open_engine(folder, weights=weights)[1]) for folder in (one, other)]
@@ -179,9 +178,9 @@ def test_other_weights_take_over_in_place(tmp_path, weights):
     assert ask(scheduler) == wanted[0]
 
 
-def test_what_other_weights_leave_in_the_cache_would_be_noticed(tmp_path):
+def test_stale_cache_pages_would_be_noticed(tmp_path):
     """
-    Negative control: unless pages are forgotten, the answer is neither model's.
+    Negative control: unless the cache is cleared, the answer is neither model's.
     """
     one, other = (write_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
     opened, scheduler = open_engine(one)
@@ -201,7 +200,7 @@ def test_what_other_weights_leave_in_the_cache_would_be_noticed(tmp_path):
 )
 def test_weights_of_another_model_are_refused(tmp_path, changes, word):
     """
-    Of another shape, or one that ends its answers otherwise; the old answers go on.
+    Of another shape, or with other stop tokens; the old model continues to answer.
     """
     one, other = write_model(tmp_path / "1", seed=1), tmp_path / "2"
     write_model(other, seed=2, **changes)
@@ -215,9 +214,9 @@ def test_weights_of_another_model_are_refused(tmp_path, changes, word):
     assert ask(scheduler) == before
 
 
-def test_weights_that_are_broken_are_refused_before_any_is_touched(tmp_path):
+def test_broken_weights_are_refused_before_any_change(tmp_path):
     """
-    A file that is cut short is found while it is read; the old answers go on.
+    A truncated file is detected during the read; the old model continues to answer.
     """
     one, other = (write_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
     opened, scheduler = open_engine(one)
@@ -232,9 +231,9 @@ def test_weights_that_are_broken_are_refused_before_any_is_touched(tmp_path):
     assert ask(scheduler) == before
 
 
-def test_a_gpu_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+def test_a_missing_gpu_is_an_error(tmp_path, monkeypatch):
     """
-    It says so before anything is read.
+    Before anything is read.
     """
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ModelError, match="device: cuda"):
@@ -245,9 +244,9 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     "changes",
     [{}, {"max_batch_tokens": 250}, {"context_tokens": 100}, {"max_batch_requests": 3}],
 )
-def test_the_cache_has_the_pages_that_were_planned(tmp_path, changes):
+def test_the_cache_has_the_planned_pages(tmp_path, changes):
     """
-    What `python -m runtime check` says is what is opened.
+    The engine opens with the plan that `python -m runtime check` prints.
     """
     write_model(tmp_path)
     load = make_load(tmp_path, **changes)

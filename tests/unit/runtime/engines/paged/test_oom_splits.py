@@ -17,9 +17,9 @@ steps = st.builds(
 ).filter(lambda step: step.tokens)
 
 
-class Device:
+class LimitedDevice:
     """
-    Launches what has few enough tokens and none of the *cursed* slots.
+    Launches steps of at most the given tokens, with none of the *cursed* slots.
     """
 
     def __init__(self, tokens=99, cursed=(), error=OutOfMemory):
@@ -32,9 +32,9 @@ class Device:
         return step
 
 
-def asked(step):
+def expected_tokens(step):
     """
-    Return what is to be computed, a token each, in the order of each row.
+    Return the tokens to be computed, one entry each, in the order of each row.
     """
     tokens = [(d.slot, d.position, None, True) for d in step.decodes]
     for chunk in step.chunks:
@@ -47,29 +47,31 @@ def asked(step):
 
 
 @given(steps.filter(lambda step: step.tokens > 1))
-def test_halves_are_smaller_and_together_the_whole(step):
+def test_halves_are_smaller_and_together_equal_the_step(step):
     """
-    The same tokens in the same order, each row joining with its first.
+    The same tokens in the same order; each row joins with its first token.
     """
     first, second = halves(step)
 
     assert first.tokens
     assert second.tokens
-    assert asked(first) + asked(second) == asked(step)
+    assert expected_tokens(first) + expected_tokens(second) == expected_tokens(step)
     assert first.joins + second.joins == step.joins
     for half in (first, second):
         assert {join.slot for join in half.joins} <= {chunk.slot for chunk in half.chunks}
 
 
 @given(steps, st.integers(1, 30))
-def test_where_memory_is_short_everything_is_computed_in_parts(step, tokens):
+def test_a_step_that_does_not_fit_is_computed_in_parts(step, tokens):
     """
-    In order, each part as small as it must be; the whole step if it fits.
+    In order, with parts only as small as necessary; a step that fits stays whole.
     """
-    done = launch(Device(tokens), step)
+    done = launch(LimitedDevice(tokens), step)
 
     assert not done.failures
-    assert [token for part, _ in done.parts for token in asked(part)] == asked(step)
+    assert [token for part, _ in done.parts for token in expected_tokens(part)] == expected_tokens(
+        step
+    )
     assert all(part.tokens <= tokens for part, _ in done.parts)
     assert done.splits == len(done.parts) - 1
 
@@ -77,22 +79,22 @@ def test_where_memory_is_short_everything_is_computed_in_parts(step, tokens):
 @given(steps, st.data())
 def test_a_row_that_does_not_fit_alone_fails_alone(step, data):
     """
-    All others are computed, and nothing of it once it has failed.
+    All others are computed, and none of its tokens after the failure.
     """
     slots = [each.slot for each in (*step.decodes, *step.chunks)]
     cursed = set(data.draw(st.lists(st.sampled_from(slots))))
 
-    done = launch(Device(cursed=cursed), step)
+    done = launch(LimitedDevice(cursed=cursed), step)
 
     assert {slot for slots, _ in done.failures for slot in slots} == cursed
     assert all(len(slots) == 1 for slots, _ in done.failures)
-    computed = [token for part, _ in done.parts for token in asked(part)]
-    assert computed == [token for token in asked(step) if token[0] not in cursed]
+    computed = [token for part, _ in done.parts for token in expected_tokens(part)]
+    assert computed == [token for token in expected_tokens(step) if token[0] not in cursed]
 
 
-def test_a_row_that_has_failed_is_not_gone_on_with():
+def test_a_failed_row_is_not_continued():
     """
-    What comes behind the token that did not fit would stand on nothing.
+    Later tokens would depend on the missing one.
     """
 
     class FirstTokenDoesNotFit:
@@ -109,11 +111,11 @@ def test_a_row_that_has_failed_is_not_gone_on_with():
 
 def test_any_other_error_fails_the_step_at_once():
     """
-    Nobody knows what it has written: there is no second try.
+    Its effects are unknown, so it is not retried.
     """
     step = Step((), (Decode(1, 5), Decode(2, 5)), (Chunk(3, 0, [1, 2], True),))
 
-    done = launch(Device(cursed={2}, error=RuntimeError), step)
+    done = launch(LimitedDevice(cursed={2}, error=RuntimeError), step)
 
     ((slots, error),) = done.failures
     assert slots == [1, 2, 3]
@@ -121,9 +123,9 @@ def test_any_other_error_fails_the_step_at_once():
     assert (done.parts, done.splits) == ([], 0)
 
 
-def test_a_token_has_no_halves():
+def test_a_single_token_cannot_be_split():
     """
-    Whoever asks has a row that fails.
+    The caller must fail its row.
     """
     with pytest.raises(AssertionError):
         halves(Step((), (Decode(1, 5),), ()))

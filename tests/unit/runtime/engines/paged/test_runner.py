@@ -1,5 +1,5 @@
 """
-What the engine answers, through the real scheduler and its pages, on the CPU and in fp32.
+The engine's answers, through the real scheduler and its pages, on the CPU in fp32.
 """
 
 import random
@@ -43,7 +43,7 @@ def model():
 
 def make_prompts(rng, count, *, alike=True, vocabulary=NAN_TOKEN):
     """
-    Return prompts that often begin alike, or never.
+    Return prompts with many, or no, common prefixes.
     """
 
     def draw(least, most):
@@ -54,9 +54,9 @@ def make_prompts(rng, count, *, alike=True, vocabulary=NAN_TOKEN):
     return prompts if alike else [[id, *draw(0, 40)] for id in range(count)]
 
 
-def make_jobs(rng, count, **options):
+def make_requests(rng, count, **options):
     """
-    Return requests of which every other is greedy.
+    Return requests, alternating greedy and sampled.
     """
     prompts = make_prompts(rng, count, **options)
     ways = [(0.0, 1.0), (0.8, 1.0), (0.0, 1.0), (0.8, 0.7)]
@@ -72,7 +72,7 @@ def make_arrivals(rng, requests):
 
 def make_random_engine(rng, model, page_sizes=(1, 2, 4, 8, 16, 64), **options):
     """
-    Return an engine of any shape that has room for the longest row.
+    Return an engine of a random shape that fits the longest row.
     """
     max_requests, page_tokens = rng.randint(2, 7), rng.choice(page_sizes)
     return make_engine(
@@ -88,7 +88,7 @@ def make_random_engine(rng, model, page_sizes=(1, 2, 4, 8, 16, 64), **options):
 @pytest.fixture(scope="module", params=["glm", "glm4", "llama-llama3", "qwen3"])
 def pair(request, tmp_path_factory):
     """
-    A model, prompts, and the reference's greedy answers to them, their end tokens cut off.
+    A model, prompts, and the reference's greedy answers without their stop tokens.
     """
     folder = tmp_path_factory.mktemp(request.param)
     reference = make_reference(request.param, folder)
@@ -107,23 +107,23 @@ def answer_of(reference, prompt, length):
         max_new_tokens=length,
         do_sample=False,
     )[0].tolist()
-    found = whole[len(prompt) :]
-    return found[: found.index(0)] if 0 in found else found
+    generated = whole[len(prompt) :]
+    return generated[: generated.index(0)] if 0 in generated else generated
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_greedy_answers_are_those_of_the_reference(pair, seed):
+def test_greedy_answers_match_the_reference(pair, seed):
     """
-    Token for token: whatever comes when, and whatever the sizes of batches, steps and pages.
+    Token for token, for any arrivals and any sizes of batches, steps and pages.
     """
     ours, asked, wanted = pair
     rng = random.Random(seed)
     requests = [make_request(id, prompt, length, 9.0) for id, (prompt, length) in enumerate(asked)]
     scheduler, _ = make_random_engine(rng, ours, stop_token_ids=ours.config.stop_token_ids)
 
-    found, _ = play(scheduler, make_arrivals(rng, requests))
+    generated, _ = play(scheduler, make_arrivals(rng, requests))
 
-    assert found == dict(enumerate(wanted))
+    assert generated == dict(enumerate(wanted))
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
@@ -131,11 +131,11 @@ def test_greedy_answers_are_those_of_the_reference(pair, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_answer_does_not_depend_on_its_neighbours(model, seed, alike, kv):
     """
-    Random company that comes and goes, sampled and greedy, with and without pages of others:
-    the same tokens as alone.
+    Other requests come and go, sampled and greedy, with and without shared pages: the tokens are
+    the same as alone.
     """
     rng = random.Random(seed)
-    requests = make_jobs(rng, 12, alike=alike)
+    requests = make_requests(rng, 12, alike=alike)
     scheduler, _ = make_random_engine(rng, model, page_sizes=(1, 4, 8), kv=kv)
 
     together, _ = play(scheduler, make_arrivals(rng, requests))
@@ -144,9 +144,9 @@ def test_an_answer_does_not_depend_on_its_neighbours(model, seed, alike, kv):
     assert (scheduler.allocator.hit_tokens > 0) == alike
 
 
-def test_pages_that_others_computed_change_nothing(model):
+def test_reused_pages_do_not_change_an_answer(model):
     """
-    A prompt that was asked before, and one that goes on where an answer ended.
+    A repeated prompt, and one that continues an answer.
     """
     scheduler, _ = make_engine(model, page_tokens=4)
     pool = scheduler.allocator
@@ -165,12 +165,12 @@ def test_pages_that_others_computed_change_nothing(model):
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
-def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
+def test_a_row_of_nan_fails_alone_and_leaves_no_trace(model, kv):
     """
-    The answers of neighbours, of who begins alike and of who gets its pages later are untouched.
+    Neighbours, rows with the same prefix and later owners of its pages get correct answers.
     """
     rng = random.Random(7)
-    good = make_jobs(rng, 8)
+    good = make_requests(rng, 8)
     stem = [5] * 21
     good += [make_request(8 + id, [*stem, id], 10, 9.0) for id in range(4)]
     bad = [make_request(20 + id, [*stem, NAN_TOKEN, *[6] * 9], 10, 9.0) for id in range(3)]
@@ -195,9 +195,9 @@ def test_a_row_of_nan_fails_alone_and_leaves_nothing_behind(model, kv):
 
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
-def test_what_nan_leaves_behind_would_be_noticed(model, kv):
+def test_nan_in_a_visible_page_would_be_noticed(model, kv):
     """
-    Negative control: one place of the cache that a row sees is NaN, and it fails.
+    Negative control: one NaN in a cell that a row reads, and the row fails.
     """
     requests = [make_request(id, [id, 2, 3, 4, 5], 10, 9.0) for id in (1, 2)]
     scheduler, runner = make_engine(model, page_tokens=4, kv=kv)
@@ -217,12 +217,12 @@ def test_what_nan_leaves_behind_would_be_noticed(model, kv):
 
 @pytest.mark.parametrize("kv", KV_DTYPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_what_lies_beyond_a_rows_end_does_not_reach_it(model, seed, kv):
+def test_a_row_does_not_read_beyond_its_end(model, seed, kv):
     """
-    All pages are full of NaN when they are given to a row, and so is the page of padding.
+    All pages, that of padding included, hold NaN when a row gets them.
     """
     rng = random.Random(seed)
-    requests = make_jobs(rng, 10)
+    requests = make_requests(rng, 10)
     scheduler, _ = make_random_engine(rng, model, kv=kv, wrap=Dirty)
 
     tokens, _ = play(scheduler, make_arrivals(rng, requests))
@@ -230,9 +230,9 @@ def test_what_lies_beyond_a_rows_end_does_not_reach_it(model, seed, kv):
     assert tokens == {request.id: answer(model, request, kv=kv) for request in requests}
 
 
-def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
+def test_the_engine_works_after_a_failed_step(model, monkeypatch):
     """
-    Whoever was computed is told, the next are answered as ever, and nothing is found of before.
+    Its requests fail, later ones are answered, and no earlier page is reused.
     """
     request = make_request(1, list(range(1, 20)), 5, 9.0)
     scheduler, _ = make_engine(model)
@@ -252,9 +252,9 @@ def test_a_failed_step_leaves_an_engine_that_works(model, monkeypatch):
     assert scheduler.allocator.hit_tokens == hits
 
 
-def test_two_seeds_differ_and_one_repeats(model):
+def test_a_seed_fixes_a_sampled_answer(model):
     """
-    A seed fixes a sampled answer; without one it is free.
+    Another seed gives another answer; without a seed it varies.
     """
     scheduler, _ = make_engine(model)
 
@@ -267,9 +267,9 @@ def test_two_seeds_differ_and_one_repeats(model):
     assert draw(None) != draw(None)
 
 
-def test_temperature_and_top_p_are_the_requests_own(model):
+def test_each_row_has_its_own_temperature_and_top_p(model):
     """
-    Side by side: greedy, as good as greedy for want of other tokens, and neither.
+    In one batch: greedy, top_p so small that it is greedy, and neither.
     """
     request = make_request(0, [1, 2, 3], 20, 9.0, temperature=0.0, seed=1)
     narrow = make_request(1, [1, 2, 3], 20, 9.0, temperature=2.0, top_p=1e-6, seed=1)
@@ -282,12 +282,12 @@ def test_temperature_and_top_p_are_the_requests_own(model):
 
 
 @pytest.mark.parametrize("most", [1, 2, 7])
-def test_a_seed_fixes_an_answer_also_where_memory_is_short(model, most):
+def test_a_seed_fixes_an_answer_also_when_steps_are_split(model, most):
     """
-    A step that was refused, its keys and values written, is computed anew in parts, and the same.
+    A step that ran out of memory after its writes is recomputed in parts, with the same result.
     """
     rng = random.Random(most)
-    requests = make_jobs(rng, 8)
+    requests = make_requests(rng, 8)
     small = []
 
     def wrap(runner):
@@ -302,9 +302,9 @@ def test_a_seed_fixes_an_answer_also_where_memory_is_short(model, most):
     assert tokens == {request.id: answer(model, request) for request in requests}
 
 
-def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
+def test_only_the_last_chunk_of_a_prompt_samples(model):
     """
-    An outcome has a token for each decode and each last chunk, in the step's order.
+    The output has a token for each decode and each last chunk, in the step's order.
     """
     _, runner = make_engine(model, max_requests=3, page_tokens=4)
     joins = tuple(make_join(slot, [slot + 1], 0.0, 1.0, seed=0) for slot in range(3))
@@ -325,7 +325,7 @@ def test_a_chunk_that_ends_no_prompt_samples_nothing(model):
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
     """
-    Models by the bits of their weights; what they say hangs together as in a trained one.
+    Models by the bits of their weights, with structure like that of trained ones.
     """
     shape = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "vocab_size": 300}
     folder = write_model(tmp_path_factory.mktemp("model"), std=0.05, **shape)
@@ -336,13 +336,13 @@ def quantised(tmp_path_factory):
 
 def compute(model, requests, kv="same"):
     """
-    Return the logits behind all prompts, and the answers.
+    Return the logits after all prompts, and the answers.
     """
     scheduler, _ = make_engine(model, max_requests=len(requests), step_tokens=4096, kv=kv)
-    seen = []
-    with model.register_forward_hook(lambda model, args, logits: seen.append(logits)):
+    recorded = []
+    with model.register_forward_hook(lambda model, args, logits: recorded.append(logits)):
         tokens, _ = play(scheduler, [(0, request) for request in requests])
-    return seen[0], tokens
+    return recorded[0], tokens
 
 
 @pytest.mark.parametrize(
@@ -355,13 +355,13 @@ def compute(model, requests, kv="same"):
         ("int8", "fp8", 0.045, 0.65),
     ],
 )
-def test_fewer_bits_move_the_logits_by_what_they_round(quantised, weights, kv, error, same):
+def test_quantisation_moves_the_logits_by_its_rounding_error(quantised, weights, kv, error, same):
     """
-    By half to one and a half of *error*, of their whole; of the tokens at least *same* are the same
-    up to an answer's first that is not.
+    By 0.5 to 1.5 times *error*, relative; at least a share *same* of the tokens stays equal, up to
+    the first difference of each answer.
 
-    Measured; it is what rounding says: 4 bits move a normal weight by a ninth of its size, and an
-    answer by as much for each of the eight matrices that it goes through, which add in squares.
+    Measured, and as rounding predicts: 4 bits move a normal weight by a ninth of its size, and each
+    of the eight matrices on the way moves the answer as much; the errors add in squares.
     """
     rng = random.Random(1)
     requests = [
@@ -369,9 +369,9 @@ def test_fewer_bits_move_the_logits_by_what_they_round(quantised, weights, kv, e
     ]
 
     wanted, answers = compute(quantised["full"], requests)
-    found, others = compute(quantised[weights], requests, kv)
+    actual, others = compute(quantised[weights], requests, kv)
 
-    assert 0.5 * error < distance(found, wanted) < 1.5 * error
+    assert 0.5 * error < distance(actual, wanted) < 1.5 * error
     agreed = sum(count_alike(answers[id], others[id]) for id in answers)
     assert agreed >= same * sum(len(tokens) for tokens in answers.values())
 
@@ -381,15 +381,15 @@ def count_alike(one, other):
 
 
 @pytest.mark.parametrize("tokens", range(1, 10))
-def test_what_kernels_are_given_is_aligned_whatever_the_length(monkeypatch, tokens):
+def test_kernel_inputs_are_aligned_for_any_length(monkeypatch, tokens):
     """
-    Triton compiles anew for pointers that are not, which takes a second in the middle of a step.
+    Triton recompiles for unaligned pointers, which takes a second in the middle of a step.
     """
-    seen = []
+    recorded = []
 
     class Watched(runner_module.PagedAttend):
         def __init__(self, cache, slots, positions, *rest, **options):
-            seen.extend((slots, positions))
+            recorded.extend((slots, positions))
             super().__init__(cache, slots, positions, *rest, **options)
 
     monkeypatch.setattr(runner_module, "PagedAttend", Watched)
@@ -397,14 +397,14 @@ def test_what_kernels_are_given_is_aligned_whatever_the_length(monkeypatch, toke
     join = make_join(0, (1, 2), 0.0, 1.0, 0)
     runner.launch(Step((join,), (), (Chunk(0, 0, [7] * tokens, True),))).collect()
 
-    assert [len(part) for part in seen] == [tokens, tokens]
-    assert all(part.data_ptr() % 16 == 0 for part in seen)
+    assert [len(part) for part in recorded] == [tokens, tokens]
+    assert all(part.data_ptr() % 16 == 0 for part in recorded)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 30])
-def test_the_parts_of_a_graph_are_aligned_and_hold_the_step(size):
+def test_the_inputs_of_a_graph_are_aligned_and_hold_the_step(size):
     """
-    Tokens, slots, positions, rows and targets, each with what is left over behind it.
+    Tokens, slots, positions, rows and targets, each followed by its padding.
     """
     nobody = 5
     flat = runner_module._flatten(
@@ -428,9 +428,9 @@ def test_the_parts_of_a_graph_are_aligned_and_hold_the_step(size):
     assert rows.tolist() == ([0, size - 1] + [0] * picked)[:picked]
 
 
-def test_the_longest_row_is_computed_first_and_answered_in_its_place():
+def test_the_longest_row_is_computed_first_and_the_output_keeps_its_order():
     """
-    The outcome keeps the order of the step's decodes, whatever order they are computed in.
+    The output has the order of the step's decodes.
     """
     decodes = tuple(Decode(slot, at) for slot, at in ((4, 20), (2, 50), (7, 9), (1, 30)))
     flat = runner_module._flatten(Step((), decodes, (Chunk(3, 0, [8, 8], True),)))

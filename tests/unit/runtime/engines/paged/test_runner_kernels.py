@@ -1,7 +1,7 @@
 """
-The runner as a GPU has it, kernels and all, in Triton's interpreter: chunks, prefixes and decodes.
+The GPU's runner with its kernels, in Triton's interpreter: chunks, prefixes and decodes.
 
-`tests/gpu/test_runner.py` says the same of a GPU, with graphs, at real sizes.
+`tests/gpu/test_runner.py` tests it on a GPU, with graphs, at real sizes.
 """
 
 import copy
@@ -23,7 +23,7 @@ PAGE, ROWS, TOLERANCE = 16, 3, {"same": 0.01, "int8": 0.03}
 @pytest.fixture
 def poisoned():
     """
-    Have all memory that nobody has written hold NaN.
+    Fill all new memory with NaN.
     """
     torch.use_deterministic_algorithms(True)
     yield
@@ -33,7 +33,7 @@ def poisoned():
 @pytest.fixture
 def make_runner(monkeypatch, poisoned):
     """
-    Return a function from a model to a runner that computes it with kernels.
+    Return a function that makes a runner with kernels for a model.
     """
     fused = pytest.importorskip("runtime.kernels.fused")
     from runtime.kernels.attention.decode import Workspace
@@ -91,9 +91,10 @@ def make_model(name):
         ("Qwen3ForCausalLM", "int8"),
     ],
 )
-def test_every_kind_of_step_is_computed(make_runner, name, kv):
+def test_every_kind_of_step_matches_the_reference(make_runner, name, kv):
     """
-    A prompt in two chunks, one beside decodes; then decodes alone, the longest row not the first.
+    A prompt in two chunks, one beside decodes; then decodes alone, where the longest row is not the
+    first.
     """
     model = make_model(name)
     reference = copy.deepcopy(model).float()
@@ -110,9 +111,9 @@ def test_every_kind_of_step_is_computed(make_runner, name, kv):
         outcome = runner.launch(step).collect()
         assert all(outcome.is_finite)
         for slot, token, logits in zip(step.sampled, outcome.tokens, computed.pop(), strict=True):
-            seen = torch.tensor(rows[slot])
-            at = torch.arange(len(seen))
-            wanted = reference(seen, at, attend_causal(1), at[-1:])[0]
+            row_tokens = torch.tensor(rows[slot])
+            at = torch.arange(len(row_tokens))
+            wanted = reference(row_tokens, at, attend_causal(1), at[-1:])[0]
             assert (logits - wanted).norm() / wanted.norm() < TOLERANCE[kv]
             rows[slot].append(token)
 

@@ -37,7 +37,7 @@ def make_scheduler(
 
 def run(scheduler, now_s=0.0):
     """
-    Turn until nothing is left; return the tokens and the ending of each request.
+    Run turns until the scheduler is idle; return the tokens and the ending of each request.
     """
     tokens, ended = {}, {}
     while not scheduler.is_idle:
@@ -53,20 +53,20 @@ def run(scheduler, now_s=0.0):
 
 def answer(scheduler, id, tokens, max_tokens=3):
     """
-    Compute one request alone; return its tokens, and how many of its prompt were computed.
+    Compute one request alone; return its tokens and the number of computed prompt tokens.
     """
     scheduler.submit(make_submit(id, tokens, max_tokens), now_s=0.0)
-    made, computed = [], 0
+    generated, computed = [], 0
     while not scheduler.is_idle:
         report = scheduler.turn(0.0)
-        made += [token for _, token in report.tokens]
+        generated += [token for _, token in report.tokens]
         computed += report.prompt_tokens
-    return made, computed
+    return generated, computed
 
 
 def test_an_answer_ends_at_its_length_or_at_an_end_token():
     """
-    max_tokens is "length"; an end token is "stop", and is not part of the answer.
+    max_tokens gives "length"; a stop token gives "stop" and is not part of the answer.
     """
     _, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, tokens=(5,), max_tokens=3), now_s=0.0)
@@ -78,9 +78,9 @@ def test_an_answer_ends_at_its_length_or_at_an_end_token():
     assert ended == {1: FinishReason.LENGTH, 2: FinishReason.STOP}
 
 
-def test_a_step_is_launched_before_the_one_ahead_of_it_is_collected():
+def test_a_step_is_launched_before_the_previous_one_is_collected():
     """
-    The report is of the step ahead; no step is launched that nobody needs.
+    The report covers the previous step; no unneeded step is launched.
     """
     runner, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, tokens=(5,), max_tokens=3), now_s=0.0)
@@ -94,9 +94,9 @@ def test_a_step_is_launched_before_the_one_ahead_of_it_is_collected():
     assert runner.steps[1:] == [Step((), (Decode(0, p),), ()) for p in (1, 2)]
 
 
-def test_a_row_that_has_ended_is_computed_once_in_vain():
+def test_an_ended_row_is_computed_once_more_and_discarded():
     """
-    What it gets then is nobody's, and its slot goes to the next.
+    Its slot goes to the next request.
     """
     runner, scheduler = make_scheduler(max_requests=1)
     scheduler.submit(make_submit(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
@@ -108,7 +108,7 @@ def test_a_row_that_has_ended_is_computed_once_in_vain():
 
 def test_a_request_joins_a_running_batch_without_waiting():
     """
-    While a batch runs nobody waits for company: the next step has both.
+    max_wait_s does not apply while a batch runs: the next step has both.
     """
     runner, scheduler = make_scheduler(max_wait_s=5.0)
     scheduler.submit(make_submit(1, max_tokens=9), now_s=0.0)
@@ -122,9 +122,9 @@ def test_a_request_joins_a_running_batch_without_waiting():
     assert scheduler.turn(5.1).batch == 2
 
 
-def test_long_prompts_are_cut_and_decodes_never_wait_for_them():
+def test_long_prompts_are_chunked_and_never_delay_decodes():
     """
-    A step has all decodes and, in arrival order, as much of the prompts as fits behind them.
+    A step has all decodes and, in arrival order, as many prompt tokens as still fit.
     """
     runner, scheduler = make_scheduler(step_tokens=8)
     scheduler.submit(make_submit(1, tokens=(5,), max_tokens=9), now_s=0.0)
@@ -148,7 +148,7 @@ def test_long_prompts_are_cut_and_decodes_never_wait_for_them():
 
 def test_rows_that_do_not_fit_in_one_step_take_turns():
     """
-    With memory for less than all, each is computed as often as the others.
+    With memory for only some rows, all are computed equally often.
     """
     runner, scheduler = make_scheduler(max_requests=4)
     for id in range(4):
@@ -167,9 +167,9 @@ def test_rows_that_do_not_fit_in_one_step_take_turns():
     assert scheduler.oom_splits == 1
 
 
-def test_numbers_that_are_not_finite_fail_one_request_alone():
+def test_non_finite_logits_fail_one_request_alone():
     """
-    Its neighbours get the answer that they would have got.
+    Its neighbours get their usual answers.
     """
     runner, scheduler = make_scheduler()
     runner.broken = {20}
@@ -186,9 +186,9 @@ def forget_nothing(allocation):
     pass
 
 
-def test_pages_with_numbers_that_are_not_finite_are_not_found_again():
+def test_pages_with_non_finite_values_are_not_reused():
     """
-    The next request with the same prompt computes it anew, and is answered.
+    The next request with the same prompt recomputes it and is answered.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
     runner.spoils = True
@@ -196,9 +196,9 @@ def test_pages_with_numbers_that_are_not_finite_are_not_found_again():
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([6, 7, 8], 5)
 
 
-def test_bad_numbers_of_a_row_that_was_cancelled_are_not_found_either():
+def test_non_finite_pages_of_a_cancelled_row_are_not_reused():
     """
-    Nobody waits for it when they come, and the next request with the same prompt does.
+    The values arrive after the cancel; the next request with the same prompt recomputes it.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
     runner.spoils = True
@@ -209,7 +209,7 @@ def test_bad_numbers_of_a_row_that_was_cancelled_are_not_found_either():
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([6, 7, 8], 5)
 
 
-def test_pages_that_are_not_forgotten_would_be_found_and_break_the_next():
+def test_a_reused_non_finite_page_would_be_noticed():
     """
     Negative control of the test before.
     """
@@ -220,9 +220,9 @@ def test_pages_that_are_not_forgotten_would_be_found_and_break_the_next():
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([], 1)
 
 
-def test_what_was_computed_is_not_computed_again():
+def test_computed_prefixes_are_not_recomputed():
     """
-    Neither a prompt nor an answer, for whoever goes on with them; the answers are the same.
+    Neither prompts nor answers that a request continues; the answers stay the same.
     """
     rule = lambda tokens: sum(tokens) % 97  # noqa: E731
     _, scheduler = make_scheduler(page_tokens=2, rule=rule)
@@ -236,9 +236,9 @@ def test_what_was_computed_is_not_computed_again():
     assert answer(fresh, 3, [*prompt, *first, 9], max_tokens=2) == (second, 10)
 
 
-def test_the_report_counts_what_was_computed_what_was_found_and_what_is_held():
+def test_the_report_counts_computed_cached_and_held():
     """
-    Tokens of the step that it reports, pages as they are after the turn.
+    Tokens of the reported step; pages as of the end of the turn.
     """
     _, scheduler = make_scheduler(page_tokens=2, pages=11)
     scheduler.submit(make_submit(1, tokens=[1, 2, 3, 4, 5], max_tokens=9), now_s=0.0)
@@ -255,7 +255,7 @@ def test_the_report_counts_what_was_computed_what_was_found_and_what_is_held():
 
 def test_a_launch_that_raises_fails_its_rows_and_not_the_engine():
     """
-    Who was to be computed fails; who waited is served by the next step.
+    The rows of the step fail; waiting requests are served by the next step.
     """
     runner, scheduler = make_scheduler(max_requests=2)
     for id in (1, 2, 3):
@@ -270,9 +270,9 @@ def test_a_launch_that_raises_fails_its_rows_and_not_the_engine():
     assert run(scheduler) == ({3: [2, 3, 4]}, {3: FinishReason.LENGTH})
 
 
-def test_a_launch_that_raises_costs_no_answer_that_was_complete():
+def test_a_failed_launch_keeps_answers_that_are_complete():
     """
-    The step ahead is taken in first: its end token ends the answer as it should.
+    The previous step is collected first, so its stop token ends the answer normally.
     """
     runner, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, tokens=(END - 1,), max_tokens=9), now_s=0.0)
@@ -286,9 +286,9 @@ def test_a_launch_that_raises_costs_no_answer_that_was_complete():
     assert [(id, ending) for id, ending, _ in report.ended] == [(1, "stop"), (2, "error")]
 
 
-def test_a_collect_that_raises_fails_who_was_launched_behind_it_too():
+def test_a_failed_collect_fails_the_steps_launched_after_it():
     """
-    They may have read what it should have written; who waited is served.
+    They may have read its output; waiting requests are served.
     """
     runner, scheduler = make_scheduler(max_requests=2)
     scheduler.submit(make_submit(1), now_s=0.0)
@@ -312,16 +312,16 @@ def break_at_collect(runner, scheduler):
     scheduler.turn(0.0)
 
 
-def test_nothing_is_found_of_a_step_that_was_lost():
+def test_pages_of_a_lost_step_are_not_reused():
     """
-    Its pages were registered at its launch, and nobody knows what they hold.
+    They were registered at its launch, and their content is unknown.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
     break_at_collect(runner, scheduler)
     assert answer(scheduler, 2, [1, 2, 3, 4, 5]) == ([6, 7, 8], 5)
 
 
-def test_what_a_lost_step_left_would_be_noticed():
+def test_a_reused_page_of_a_lost_step_would_be_noticed():
     """
     Negative control of the test before.
     """
@@ -335,7 +335,7 @@ def test_what_a_lost_step_left_would_be_noticed():
 
 def test_a_step_without_memory_is_computed_in_parts():
     """
-    Everybody is answered as with memory, and the steps that follow are smaller from the start.
+    All answers are the same as with memory, and later steps are smaller from the start.
     """
     runner, scheduler = make_scheduler(step_tokens=64)
     runner.has_memory = lambda step: step.tokens <= 10
@@ -353,9 +353,9 @@ def test_a_step_without_memory_is_computed_in_parts():
     assert scheduler.oom_splits == splits
 
 
-def test_a_split_is_reported_once_and_never_in_a_beat():
+def test_a_split_is_reported_once_and_never_in_a_heartbeat():
     """
-    The turn that splits the first step has no news, and the worker need not send it.
+    The turn that splits the first step has no news, so the worker need not send it.
     """
     runner, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, tokens=range(16)), now_s=0.0)
@@ -369,9 +369,9 @@ def test_a_split_is_reported_once_and_never_in_a_beat():
     assert [report.oom_splits for report in reports] == [0, 1, 0, 0]
 
 
-def test_a_split_is_reported_where_every_part_failed():
+def test_a_split_is_reported_even_if_every_part_failed():
     """
-    Then the end of the request is the news.
+    The end of the request is the news then.
     """
     runner, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, tokens=range(2)), now_s=0.0)
@@ -382,7 +382,7 @@ def test_a_split_is_reported_where_every_part_failed():
 
 def test_steps_grow_again_when_memory_is_back():
     """
-    After many turns without a split, up to the size that was configured.
+    After many turns without a split, up to the configured size.
     """
     runner, scheduler = make_scheduler(step_tokens=32, pages=1024)
     runner.has_memory = lambda step: step.tokens <= 8
@@ -397,7 +397,7 @@ def test_steps_grow_again_when_memory_is_back():
 
 def test_a_row_that_does_not_fit_alone_fails_alone():
     """
-    Its neighbours in the step are computed, and what others computed is still found.
+    Its neighbours in the step are computed, and the pages of others stay reusable.
     """
     runner, scheduler = make_scheduler(page_tokens=2)
     answer(scheduler, 1, [1, 2, 3, 4, 5])
@@ -414,7 +414,7 @@ def test_a_row_that_does_not_fit_alone_fails_alone():
 
 def test_a_deadline_ends_waiting_and_running_requests():
     """
-    Whoever is late is answered so, and its row is free for the next.
+    A late request gets an error, and its row is free for the next.
     """
     runner, scheduler = make_scheduler(max_requests=1)
     scheduler.submit(make_submit(1, max_tokens=99, timeout_s=5.0), now_s=0.0)
@@ -432,7 +432,7 @@ def test_a_deadline_ends_waiting_and_running_requests():
 
 def test_a_cancelled_request_is_gone_before_the_next_step():
     """
-    Waiting or running, nothing of it is left but the step in flight, which is nobody's.
+    Waiting or running; only the step in flight remains, and its output is discarded.
     """
     runner, scheduler = make_scheduler(max_requests=1)
     scheduler.submit(make_submit(1, max_tokens=99), now_s=0.0)
@@ -451,9 +451,9 @@ def test_a_cancelled_request_is_gone_before_the_next_step():
     assert len(runner.steps) == 1
 
 
-def test_pages_hold_requests_back():
+def test_a_request_waits_for_free_pages():
     """
-    Prompt and answer count, in whole pages; who does not fit waits for a row to leave.
+    It needs whole pages for prompt and answer; it waits until a row ends.
     """
     runner, scheduler = make_scheduler(max_requests=4, pages=4, page_tokens=4)
     scheduler.submit(make_submit(1, tokens=(1, 2, 3), max_tokens=3), now_s=0.0)
@@ -465,9 +465,9 @@ def test_pages_hold_requests_back():
     assert [len(step.decodes) + len(step.chunks) for step in runner.steps] == [1] * 6
 
 
-def test_rows_that_share_a_prompt_need_less_room():
+def test_rows_that_share_a_prompt_need_fewer_pages():
     """
-    Of rows of five pages two are in flight at once in a allocator of six, as they share four.
+    Two rows of five pages run together in an allocator of six, because they share four.
     """
     runner, scheduler = make_scheduler(pages=7, page_tokens=2)
     for id, last in ((1, 50), (2, 70)):
@@ -478,9 +478,9 @@ def test_rows_that_share_a_prompt_need_less_room():
     assert run(scheduler)[0] == {2: [71]}
 
 
-def test_a_request_that_can_never_fit_is_told_so():
+def test_a_request_that_can_never_fit_fails_at_once():
     """
-    At once, for it would wait until its deadline, and whoever came after it too.
+    Otherwise it would block the queue until its deadline.
     """
     _, scheduler = make_scheduler(pages=4, page_tokens=4)
     scheduler.submit(make_submit(1, max_tokens=12), now_s=0.0)
@@ -494,9 +494,9 @@ def test_a_request_that_can_never_fit_is_told_so():
     assert run(scheduler) == ({2: [2, 3, 4]}, {2: FinishReason.LENGTH})
 
 
-def test_a_draw_has_the_seed_of_its_request_or_one_of_its_own():
+def test_a_request_without_a_seed_gets_a_seed_of_its_own():
     """
-    Requests without a seed do not draw alike.
+    Two requests without a seed sample differently.
     """
     runner, scheduler = make_scheduler()
     for id, seed in enumerate((7, 0, None, None)):
@@ -507,9 +507,9 @@ def test_a_draw_has_the_seed_of_its_request_or_one_of_its_own():
     assert len(set(seeds)) == 4
 
 
-def test_nobody_joins_while_it_is_held():
+def test_no_request_joins_while_the_scheduler_is_held():
     """
-    Who runs finishes, who waits may expire, and both go on as they were.
+    Running rows finish, waiting requests may expire; both continue normally afterwards.
     """
     _, scheduler = make_scheduler()
     scheduler.submit(make_submit(1, max_tokens=3), now_s=0.0)
@@ -532,7 +532,7 @@ def test_nobody_joins_while_it_is_held():
 
 def test_an_idle_engine_may_sleep_and_a_busy_one_may_not():
     """
-    The wait is none while rows run, the batcher's while requests wait, unbounded otherwise.
+    No wait while rows run; the batcher's wait while requests are queued; otherwise unbounded.
     """
     _, scheduler = make_scheduler(max_wait_s=5.0)
     assert scheduler.wait_s(0.0) is None
@@ -545,9 +545,9 @@ def test_an_idle_engine_may_sleep_and_a_busy_one_may_not():
     assert scheduler.wait_s(6.0) is None
 
 
-def test_who_is_left_behind_by_a_full_batch_is_not_slept_on():
+def test_a_queue_behind_a_full_batch_is_served_without_sleep():
     """
-    When the last row leaves and others wait, the next turn is due at once.
+    When the last row ends and requests are queued, the next turn is due at once.
     """
     _, scheduler = make_scheduler(max_requests=1, max_wait_s=0.0)
     for id in (1, 2):
@@ -571,23 +571,23 @@ def mix(tokens):
 
 def expect(prompt, max_tokens, rule=mix):
     """
-    Return the tokens and the ending of an answer that nothing disturbs.
+    Return the tokens and the ending of an undisturbed answer.
     """
-    tokens, made = list(prompt), []
+    tokens, generated = list(prompt), []
     while BROKEN_TOKEN not in tokens:
         token = rule(tokens)
         if token == STOP_TOKEN:
-            return made, FinishReason.STOP
-        made.append(token)
-        if len(made) == max_tokens:
-            return made, FinishReason.LENGTH
+            return generated, FinishReason.STOP
+        generated.append(token)
+        if len(generated) == max_tokens:
+            return generated, FinishReason.LENGTH
         tokens.append(token)
-    return made, FinishReason.NONFINITE
+    return generated, FinishReason.NONFINITE
 
 
 def follow(prompt, max_tokens):
     """
-    Return the prompt that goes on with the answer to *prompt*.
+    Return a prompt that continues the answer to *prompt*.
     """
     return [*prompt, *expect(prompt, max_tokens)[0], 1]
 
@@ -626,13 +626,13 @@ NO_ACCIDENT = {"launch_raises": None, "collect_raises": None, "spoils": None, "m
 
 def play(asked, engine, accident):
     """
-    Return what became of each request; assert at each turn what must hold.
+    Return the outcome of each request; assert the invariants at each turn.
     """
     runner, scheduler = make_scheduler(**engine, rule=mix, stop_token_ids=[STOP_TOKEN])
     runner.broken = {BROKEN_TOKEN}
     if memory := accident["memory"]:
         runner.has_memory = lambda step: step.tokens <= memory
-    made, ended, cancelled = {id: [] for id in range(len(asked))}, {}, set()
+    generated, ended, cancelled = {id: [] for id in range(len(asked))}, {}, set()
     now = 0
     while now <= 16 or not scheduler.is_idle:
         assert now < 2000, "it never ends"
@@ -656,7 +656,7 @@ def play(asked, engine, accident):
         for id, token in report.tokens:
             assert id not in ended
             assert id not in cancelled
-            made[id].append(token)
+            generated[id].append(token)
         for id, ending, detail in report.ended:
             assert id not in ended
             assert id not in cancelled
@@ -666,50 +666,50 @@ def play(asked, engine, accident):
     assert scheduler.allocator.used == 0
     assert scheduler.allocator.room == engine["pages"] - 1
     assert all(step.tokens <= engine["step_tokens"] for step in runner.steps)
-    return made, ended, cancelled
+    return generated, ended, cancelled
 
 
 @settings(deadline=None, max_examples=400)
 @given(st.lists(requests, min_size=2, max_size=14), engines, accidents)
 def test_every_request_is_answered_exactly_once(asked, engine, accident):
     """
-    Whatever comes, leaves, breaks and is late: one answer each, and its tokens are the right ones.
+    For any arrivals, cancels, failures and deadlines: one outcome each, with correct tokens.
     """
-    made, ended, cancelled = play(asked, engine, accident)
+    generated, ended, cancelled = play(asked, engine, accident)
 
     assert set(ended) | cancelled == set(range(len(asked)))
     for id, (_, prompt, max_tokens, _, _) in enumerate(asked):
         tokens, ending = expect(prompt, max_tokens)
-        assert made[id] == tokens[: len(made[id])]
+        assert generated[id] == tokens[: len(generated[id])]
         if ended.get(id) in (FinishReason.STOP, FinishReason.LENGTH):
-            assert (made[id], ended[id]) == (tokens, ending)
+            assert (generated[id], ended[id]) == (tokens, ending)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(requests, min_size=2, max_size=14), engines, st.sampled_from([None, 1, 2, 5]))
 def test_an_answer_does_not_depend_on_its_neighbours(asked, engine, memory):
     """
-    Where nothing goes wrong, and nobody is late, it is the one it would have been alone.
+    Without failures and deadlines, each answer is the same as alone.
     """
     patient = [(at, prompt, more, 5000.0, None) for at, prompt, more, _, _ in asked]
-    made, ended, _ = play(patient, engine, NO_ACCIDENT | {"memory": memory})
+    generated, ended, _ = play(patient, engine, NO_ACCIDENT | {"memory": memory})
 
     for id, (_, prompt, max_tokens, _, _) in enumerate(patient):
         fits = -(-(len(prompt) + max_tokens) // engine["page_tokens"]) < engine["pages"]
         expected = expect(prompt, max_tokens) if fits else ([], FinishReason.ERROR)
-        assert (made[id], ended[id]) == expected
+        assert (generated[id], ended[id]) == expected
 
 
 class Careless(BlockAllocator):
     """
-    Finds a page as soon as its tokens are known, though the last of them is never computed.
+    Makes a page reusable as soon as its tokens are known, although the last one is not computed.
     """
 
     def register(self, allocation, tokens, computed):
         super().register(allocation, tokens, len(tokens) if computed > 5 else computed)
 
 
-def test_a_page_that_is_found_too_early_would_be_noticed(monkeypatch):
+def test_a_page_reused_too_early_would_be_noticed(monkeypatch):
     """
     Negative control of the two tests before.
     """
@@ -742,9 +742,9 @@ FIRST = Step((JOIN,), (), (Chunk(0, 0, [1, 2, 3], True),))
         Step((make_join(1, [1, 3]),), (), (Chunk(1, 1, [1, 2, 3], True),)),  # a part of a page
     ],
 )
-def test_the_fake_runner_takes_no_step_that_is_wrong(second):
+def test_the_fake_runner_refuses_invalid_steps(second):
     """
-    Negative control of all that runs on it.
+    Negative control of all tests that use it.
     """
     runner = FakeRunner(pages=4, page_tokens=2)
     runner.launch(FIRST)
@@ -752,7 +752,7 @@ def test_the_fake_runner_takes_no_step_that_is_wrong(second):
         runner.launch(second)
 
 
-def test_the_fake_runner_takes_the_steps_that_are_right():
+def test_the_fake_runner_accepts_valid_steps():
     """
     The other half of the control.
     """
@@ -764,9 +764,9 @@ def test_the_fake_runner_takes_the_steps_that_are_right():
 
 
 @pytest.mark.parametrize("when", ["launch_raises", "collect_raises"])
-def test_a_device_that_is_lost_is_not_outlived(when):
+def test_a_lost_device_ends_the_engine(when):
     """
-    It would answer every request with an error for ever: the process ends, and another is started.
+    Otherwise it would fail every request for ever; systemd restarts the process.
     """
     runner, scheduler = make_scheduler()
     scheduler.submit(make_submit(1), 0.0)

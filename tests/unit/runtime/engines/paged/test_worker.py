@@ -25,12 +25,13 @@ from tests.unit.runtime.requests import make_request
 
 class Models:
     """
-    Opens directories by their name: one that ends in /bad is none, /ugly raises, /late does when
-    its weights are put in place.  A model adds a number to the last token: first 1, swapped in 10.
+    Opens fake models by directory name: /bad is not a model, /ugly raises, /late fails at the
+    commit.
+    A model adds a number to the last token: the first one 1, a swapped one 10.
 
     Attributes:
-        may_read: Cleared, a swap waits before it reads.
-        steps: None, or one for each token that may be computed.
+        may_read: While cleared, a swap waits before it reads.
+        steps: None, or a semaphore with one permit for each token that may be computed.
     """
 
     def __init__(self):
@@ -91,7 +92,7 @@ class Models:
 
 class Api:
     """
-    The API's end of the socket, played by the test.
+    The API's end of the socket, driven by the test.
     """
 
     def __init__(self, sock):
@@ -111,7 +112,7 @@ class Api:
 
     def hears_answer(self, id):
         """
-        Return the tokens of a request, however many reports they take.
+        Return the tokens of a request, from any number of reports.
         """
         tokens = []
         while True:
@@ -142,9 +143,9 @@ def engine():
     assert not thread.is_alive()
 
 
-def test_an_engine_loads_computes_and_leaves_when_hung_up_on():
+def test_an_engine_loads_computes_and_exits_with_its_socket():
     """
-    Loaded, a report for each step, and its end with the socket's.
+    Loaded, a report for each step, and an exit when the socket closes.
     """
     with engine() as (api, _):
         api.says(make_load())
@@ -157,9 +158,9 @@ def test_an_engine_loads_computes_and_leaves_when_hung_up_on():
         assert last.ended == [[1, FinishReason.LENGTH, ""]]
 
 
-def test_an_idle_engine_beats_by_itself():
+def test_an_idle_engine_sends_heartbeats():
     """
-    Without requests a report with nothing in it comes, again and again.
+    Without requests it sends empty reports, repeatedly.
     """
     with engine() as (api, _):
         api.says(make_load(beat_s=0.001))
@@ -167,9 +168,9 @@ def test_an_idle_engine_beats_by_itself():
         assert all(api.hears().is_beat for _ in range(5))
 
 
-def test_a_model_takes_the_place_of_another_once_nothing_runs():
+def test_a_load_replaces_the_model_once_nothing_runs():
     """
-    Refused while requests run; then the next request is the new model's.
+    It is refused while requests run; the next request uses the new model.
     """
     with engine() as (api, models):
         api.says(make_load())
@@ -192,9 +193,9 @@ def test_a_model_takes_the_place_of_another_once_nothing_runs():
         assert api.hears_news().tokens == [[2, 8]]
 
 
-def test_a_model_that_can_not_be_loaded_leaves_the_one_before_it():
+def test_a_failed_load_keeps_the_old_model():
     """
-    Whose fault it is is said, and the old model still answers.
+    The error says whose fault it is, and the old model still answers.
     """
     with engine() as (api, models):
         api.says(make_load())
@@ -212,8 +213,8 @@ def test_a_model_that_can_not_be_loaded_leaves_the_one_before_it():
 
 def test_weights_are_swapped_without_losing_a_request():
     """
-    The old ones serve while the new are read and to the end of who runs; who waits gets the new,
-    and nothing that the old ones computed.
+    The old weights serve during the read and until running requests end; queued requests get the
+    new ones, and no pages of the old ones.
     """
     with engine() as (api, models):
         api.says(make_load())
@@ -242,9 +243,9 @@ def test_weights_are_swapped_without_losing_a_request():
         assert api.hears_news().tokens == [[3, 25]]
 
 
-def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
+def test_a_failed_swap_keeps_the_old_weights():
     """
-    Wherever it fails, who waited is answered, and another swap may follow.
+    For any failure, queued requests are answered, and another swap is possible.
     """
     with engine() as (api, _):
         api.says(make_load())
@@ -262,9 +263,9 @@ def test_weights_that_can_not_be_swapped_in_leave_the_old_ones():
         assert api.hears_answer(9) == [15, 25]
 
 
-def test_weights_that_fail_half_way_end_the_engine():
+def test_a_swap_that_fails_half_way_ends_the_engine():
     """
-    A mixture of two models is served to nobody: the process goes, and systemd starts another.
+    A mixture of two models never serves: the process exits, and systemd restarts it.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -273,9 +274,9 @@ def test_weights_that_fail_half_way_end_the_engine():
             Engine(EngineSocket(theirs), Models()).run()
 
 
-def test_a_second_model_has_no_room_on_a_gpu():
+def test_a_second_model_is_refused_on_a_gpu():
     """
-    The first one has its memory: its weights can be swapped, or another process started.
+    The first one has its memory: swap its weights, or start another process.
     """
     with engine() as (api, _):
         api.says(make_load(device="cuda"), make_load("/next", device="cuda"))
@@ -287,7 +288,7 @@ def test_a_second_model_has_no_room_on_a_gpu():
 
 def test_one_model_is_read_at_a_time():
     """
-    What comes meanwhile is refused at once, and so is a swap where there is nothing to swap.
+    A load or swap during another is refused at once, and so is a swap without a model.
     """
     with engine() as (api, models):
         api.says(Swap("/next"))
@@ -301,9 +302,9 @@ def test_one_model_is_read_at_a_time():
         assert isinstance(api.hears_news(), Loaded)
 
 
-def test_the_token_budget_is_the_configs():
+def test_max_batch_tokens_limits_the_batch():
     """
-    max_batch_tokens holds the second request back until the first is gone.
+    The second request waits until the first ends.
     """
     with engine() as (api, _):
         api.says(make_load(max_batch_tokens=10))

@@ -47,7 +47,7 @@ CASES = {
 LOAD = {"max_batch_requests": 4, "page_tokens": 8, "step_tokens": 12}
 
 
-def make_jobs():
+def make_requests():
     rng = random.Random(1)
     prompts = [[rng.randrange(95) for _ in range(length)] for length in (5, 21, 13)]
     temperatures = (0.0, 0.0, 0.8)
@@ -59,7 +59,7 @@ def make_jobs():
 
 def answers(opened):
     """
-    Return what a scheduler makes of some requests, two greedy and one drawn.
+    Return a scheduler's answers to a few requests, two greedy and one sampled.
     """
     scheduler = Scheduler(
         opened.runner,
@@ -68,21 +68,21 @@ def answers(opened):
         BlockAllocator(opened.pages, opened.page_tokens),
         random.Random(1),
     )
-    for request in make_jobs():
+    for request in make_requests():
         scheduler.submit(request, 0.0)
-    tokens = {request.id: [] for request in make_jobs()}
+    tokens = {request.id: [] for request in make_requests()}
     while not scheduler.is_idle:
         report = scheduler.turn(0.0)
         for id, token in report.tokens:
             tokens[id].append(token)
-    assert all(len(made) == 8 for made in tokens.values())
+    assert all(len(generated) == 8 for generated in tokens.values())
     return tokens
 
 
 @pytest.fixture(autouse=True, scope="module")
 def stays():
     """
-    Where rank 0 is this process it fails a test, and no more.
+    If rank 0 is this process, its exit fails the test and does not end the process.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks.TPWorkers, "_leave", lambda self: None)
@@ -92,23 +92,23 @@ def stays():
 @pytest.fixture
 def logits(monkeypatch):
     """
-    What tokens are drawn from here, step by step.
+    Records the logits that tokens are sampled from, step by step.
     """
-    seen = []
+    recorded = []
     sample = reference.sample
 
-    def spy(found, *rest):
-        seen.append(found.clone())
-        return sample(found, *rest)
+    def spy(step_logits, *rest):
+        recorded.append(step_logits.clone())
+        return sample(step_logits, *rest)
 
     monkeypatch.setattr(reference, "sample", spy)
-    return seen
+    return recorded
 
 
 @pytest.fixture(scope="module", params=CASES)
 def shared(request, tmp_path_factory):
     """
-    An engine of several ranks, another of one, and a directory of weights of the same shapes.
+    An engine of several ranks, one of a single rank, and weights of the same shapes.
     """
     size, changes = CASES[request.param]
     folder = tmp_path_factory.mktemp("models")
@@ -132,17 +132,17 @@ def swap(opened, model_dir):
     opened.prepare(model_dir)()
 
 
-def test_ranks_answer_as_one_does(shared, logits):
+def test_ranks_give_the_answers_of_one(shared, logits):
     """
-    Token for token, from logits that are the same but for the order of sums.
+    Token for token, from logits that are equal except for the order of sums.
     """
-    expected, seen = answers(shared.whole), list(logits)
+    expected, whole_logits = answers(shared.whole), list(logits)
     logits.clear()
     assert answers(shared.sharded) == expected
-    assert len(logits) == len(seen) > 8
-    for found, wanted in zip(logits, seen, strict=True):
-        assert found.shape == wanted.shape
-        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert len(logits) == len(whole_logits) > 8
+    for ours, theirs in zip(logits, whole_logits, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     fields = ("pages", "step_tokens", "context_tokens", "parameters", "stop_token_ids")
     for field in fields:
         assert getattr(shared.sharded, field) == getattr(shared.whole, field), field
@@ -150,7 +150,7 @@ def test_ranks_answer_as_one_does(shared, logits):
 
 def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):
     """
-    Negative control: rank 0 goes without the sum behind an MLP.
+    Negative control: rank 0 omits the sum after an MLP.
     """
     expected = answers(shared.whole)
     all_reduce, calls = collectives.dist.all_reduce, []
@@ -165,7 +165,7 @@ def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):
 
 def test_weights_are_swapped_on_every_rank(shared):
     """
-    The answers are those of the new weights, and then those of the old ones again.
+    The answers are those of the new weights, and after a second swap those of the old ones.
     """
     old = answers(shared.whole)
     for opened in (shared.whole, shared.sharded):
@@ -178,7 +178,7 @@ def test_weights_are_swapped_on_every_rank(shared):
 
 def test_weights_that_one_rank_can_not_read_are_swapped_on_none(shared, monkeypatch, tmp_path):
     """
-    Whoever it is, rank 0 or another, the old ones compute on.
+    For a failure of rank 0 or of another rank, the old weights stay in use.
     """
     old = answers(shared.sharded)
 
@@ -210,11 +210,11 @@ def test_weights_that_one_rank_can_not_read_are_swapped_on_none(shared, monkeypa
         (2, "int4", {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64}, "4 bits"),
     ],
 )
-def test_what_can_not_be_shared_out_is_said_before_a_process_starts(
+def test_an_uneven_division_is_refused_before_a_process_starts(
     tmp_path, monkeypatch, gpus, weights, changes, words
 ):
     """
-    Also where it is for the groups of 4 bits, which one rank would have whole.
+    Also for 4-bit groups that only the unsharded model would have.
     """
     monkeypatch.setattr(parallel, "TPWorkers", None)
     model = write_model(tmp_path / "model", **pad(changes))
@@ -223,9 +223,9 @@ def test_what_can_not_be_shared_out_is_said_before_a_process_starts(
         open_sharded(make_load(str(model), weights=weights, gpus=gpus, **LOAD))
 
 
-def test_each_rank_quantises_what_it_holds(tmp_path):
+def test_each_rank_quantises_its_own_shard(tmp_path):
     """
-    Cut first: no value is further from the file's than half a step of its own rank's scale.
+    No value differs from the file's by more than half of its own rank's scale.
     """
     model = write_model(tmp_path / "model", **pad({}))
     config = DecoderConfig.from_json(make_config_document(**pad({})), "config.json")
@@ -235,11 +235,11 @@ def test_each_rank_quantises_what_it_holds(tmp_path):
         rounded = fill(load, config, "cpu", Shard(rank, 2))
         for name in ("qkv", "out", "gate_up", "down"):
             wanted = getattr(exact.layers[1], name)
-            found = getattr(rounded.layers[1], name)
-            apart = (dequantize(found, torch.float32) - wanted).abs()
-            assert found.shape == wanted.shape
-            assert (apart <= found.scale[:, None] / 2 * 1.001).all()
-            assert torch.allclose(found.scale, wanted.abs().amax(dim=1) / 127)
+            quantized = getattr(rounded.layers[1], name)
+            apart = (dequantize(quantized, torch.float32) - wanted).abs()
+            assert quantized.shape == wanted.shape
+            assert (apart <= quantized.scale[:, None] / 2 * 1.001).all()
+            assert torch.allclose(quantized.scale, wanted.abs().amax(dim=1) / 127)
 
 
 class Stuck:
@@ -255,7 +255,7 @@ class Stuck:
 
 def test_a_lost_rank_ends_a_wait_for_the_gpu(monkeypatch):
     """
-    The wait raises with the words of the rank, and so does the next step; then the process ends.
+    The wait raises the rank's error, and so does the next step; then the process ends.
     """
     ours, theirs = socket.socketpair()
     gone = subprocess.Popen([sys.executable, "-Sc", "raise SystemExit(3)"])
@@ -311,9 +311,10 @@ def is_alive(pid):
         return False
 
 
-def test_an_engine_that_loses_a_rank_says_so_and_ends(tmp_path, monkeypatch):
+def test_an_engine_that_loses_a_rank_exits(tmp_path, monkeypatch):
     """
-    Who waits is told which rank and how, the unit sees an engine's exit, and nobody is left.
+    Waiting requests get an error that names the rank; the unit sees the engine's exit code, and no
+    process remains.
     """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with engine(tmp_path / "model", gpus=3) as (process, api):
@@ -331,10 +332,10 @@ def test_an_engine_that_loses_a_rank_says_so_and_ends(tmp_path, monkeypatch):
 
 def test_no_rank_outlives_the_first(tmp_path, monkeypatch):
     """
-    However rank 0 goes, and in the middle of a step.
+    However rank 0 ends, and also in the middle of a step.
     """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with engine(tmp_path / "model", gpus=2) as (process, _):
-        (follower,) = children(process.pid)
+        (worker_pid,) = children(process.pid)
         process.kill()
-        wait_until_gone(follower)
+        wait_until_gone(worker_pid)

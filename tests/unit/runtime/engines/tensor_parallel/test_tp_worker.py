@@ -17,34 +17,34 @@ STEP = Step(
 )
 
 
-class Device:
+class RecordingDevice:
     """
-    Writes down what it is asked for; a directory that ends in /bad is none.
+    Records its calls; a directory that ends in /bad is not a model.
     """
 
     def __init__(self):
-        self.seen = []
+        self.events = []
 
     def launch(self, step):
-        self.seen.append(step)
-        return SimpleNamespace(collect=lambda: self.seen.append("collect"))
+        self.events.append(step)
+        return SimpleNamespace(collect=lambda: self.events.append("collect"))
 
     def prepare(self, model_dir):
         if model_dir.endswith("/bad"):
             raise ModelError("not a model", why="so it is", fix="another")
         if model_dir.endswith("/ugly"):
             raise RuntimeError("no luck")
-        return lambda: self.seen.append(model_dir)
+        return lambda: self.events.append(model_dir)
 
 
 @contextlib.contextmanager
-def follower():
+def open_worker():
     """
-    Yield a device, and rank 0's end of the pipe; then hang up.
+    Yield a device and rank 0's end of the pipe; close the pipe afterwards.
     """
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
-    device = Device()
+    device = RecordingDevice()
     opened = SimpleNamespace(runner=device, prepare=device.prepare)
     thread = threading.Thread(target=TPWorker(Pipe(theirs), opened).run)
     thread.start()
@@ -57,16 +57,16 @@ def follower():
     assert not thread.is_alive()
 
 
-def test_a_follower_launches_what_it_is_told_and_not_too_far_ahead():
+def test_a_worker_launches_the_broadcast_steps_within_its_limit():
     """
-    The same steps in the same order; the oldest is waited for once there are too many.
+    The same steps in the same order; above the limit it waits for the oldest one.
     """
-    with follower() as (device, pipe):
+    with open_worker() as (device, pipe):
         for _ in range(AHEAD_STEPS + 2):
             pipe.send(encode_step(STEP))
         pipe.send(encode("prepare", "/bad"))
         pipe.receive()  # so it has done all before
-    steps = [step for step in device.seen if step != "collect"]
+    steps = [step for step in device.events if step != "collect"]
     (join,) = steps[0].joins
     assert (join.slot, list(join.pages)) == (1, [4, 5])
     assert join.params == SamplingParams(1, 0.5, 0.9, 2**63 - 1)
@@ -75,31 +75,31 @@ def test_a_follower_launches_what_it_is_told_and_not_too_far_ahead():
         (1, 0, [5, 6, 7], True)
     ]
     assert len(steps) == AHEAD_STEPS + 2
-    assert device.seen[AHEAD_STEPS + 1 :: 2] == ["collect", "collect"]
+    assert device.events[AHEAD_STEPS + 1 :: 2] == ["collect", "collect"]
 
 
-def test_weights_are_put_in_place_behind_every_step():
+def test_weights_are_committed_after_every_step():
     """
-    Read when that is said, put in place when that is, with nothing left to compute.
+    They are read and committed on separate messages; no step is pending at the commit.
     """
-    with follower() as (device, pipe):
+    with open_worker() as (device, pipe):
         pipe.send(encode_step(STEP))
         pipe.send(encode("prepare", "/next"))
         assert pipe.receive() == ("done",)
-        assert "/next" not in device.seen
+        assert "/next" not in device.events
         pipe.send(encode("commit"))
-    assert device.seen[1:] == ["collect", "/next"]
+    assert device.events[1:] == ["collect", "/next"]
 
 
-def test_a_follower_says_why_it_could_not_read():
+def test_a_worker_reports_why_a_read_failed():
     """
-    An operator's words are handed on, a bug's are named; either way it goes on.
+    Errors for the operator pass unchanged, bugs are named; the worker continues.
     """
-    with follower() as (device, pipe):
+    with open_worker() as (device, pipe):
         pipe.send(encode("prepare", "/bad"))
         assert pipe.receive() == ("fault", "not a model", "so it is", "another")
         pipe.send(encode("drop"))
         pipe.send(encode("prepare", "/ugly"))
         assert pipe.receive() == ("fault", "RuntimeError: no luck")
         pipe.send(encode_step(STEP))
-    assert len(device.seen) == 1
+    assert len(device.events) == 1

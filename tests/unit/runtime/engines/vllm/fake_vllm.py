@@ -1,11 +1,11 @@
 """
-A program that plays `vllm serve`, as strict as the real one is lenient: whatever it does not know
-is refused.  Standard library only, so that it starts at once.
+A fake `vllm serve`, stricter than the real one: it refuses everything that it does not know.
+Standard library only, so that it starts at once.
 
-A request is answered by counting upwards from the last token of its prompt, unless a test told it
-otherwise: POST /fake/next takes what to do with the next request, POST /fake/now changes the
-program itself, GET /fake/seen says what it saw.  FAKE_VLLM in the environment has it fail at its
-start.  Its events are shaped like those in recorded/.
+It answers a request by counting upwards from the last token of its prompt.  POST /fake/next sets
+the behaviour of the next request, POST /fake/now changes the program itself, and GET /fake/seen
+returns what it recorded.  FAKE_VLLM in the environment makes its start fail.  Its events have the
+shape of those in recorded/.
 """
 
 import argparse
@@ -79,9 +79,9 @@ class Fake:
                 self.change(**json.loads(body))
                 reply(writer, 200, "")
             case "GET /fake/seen":
-                seen = {"argv": sys.argv[1:], "env": dict(os.environ), "bodies": self.bodies}
+                recorded = {"argv": sys.argv[1:], "env": dict(os.environ), "bodies": self.bodies}
                 counts = {"running": self.running, "aborted": self.aborted}
-                reply(writer, 200, json.dumps(seen | counts))
+                reply(writer, 200, json.dumps(recorded | counts))
             case _:
                 refuse(writer, 404, f"{what} is not played")
         await writer.drain()
@@ -166,19 +166,19 @@ class Fake:
             tokens = list(range(last + 1, last + 1 + body["max_tokens"]))
         if reason == "stop":
             tokens = [*tokens, END]
-        for made, token in enumerate(tokens):
-            if made == hold_after:
+        for index, token in enumerate(tokens):
+            if index == hold_after:
                 await self.released.wait()
-            if made == die_after:
+            if index == die_after:
                 os._exit(3)
-            if made == hang_up_after:
+            if index == hang_up_after:
                 writer.close()
                 if then_dies:
                     asyncio.get_running_loop().call_later(0.05, os._exit, 3)
                 return
             await self.turning.wait()
             self.steps += 1
-            if is_last := made == len(tokens) - 1:
+            if is_last := index == len(tokens) - 1:
                 ended.set()
             chunk(writer, event(self.args, [token], reason if is_last else None))
             await writer.drain()

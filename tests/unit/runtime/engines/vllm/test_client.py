@@ -1,5 +1,5 @@
 """
-The client against a program that plays `vllm serve`, over a real socket.
+The client with the fake `vllm serve`, over a real socket.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ DEADLINE_S = 20.0
 
 async def ticks(limit_s=DEADLINE_S):
     """
-    Yield now and then, until *limit_s* is over.
+    Yield at short intervals, until *limit_s* is over.
     """
     give_up_s = time.monotonic() + limit_s
     while time.monotonic() < give_up_s:
@@ -45,7 +45,7 @@ async def ticks(limit_s=DEADLINE_S):
 
 class Vllm(VllmClient):
     """
-    A client, the fake behind it, and what it reported.
+    A client, its fake vLLM, and the reports.
     """
 
     def __init__(self, child):
@@ -60,22 +60,22 @@ class Vllm(VllmClient):
         async with request(self.socket, "POST", f"/fake/{where}", what) as response:
             assert response.status == 200
 
-    async def seen(self):
+    async def recorded(self):
         async with request(self.socket, "GET", "/fake/seen") as response:
             return json.loads(await response.whole())
 
     async def until(self, condition, what, limit_s=DEADLINE_S):
         """
-        Wait until the fake has seen what makes *condition* true.
+        Wait until the fake's record satisfies *condition*.
         """
         async for _ in ticks(limit_s):
-            if condition(seen := await self.seen()):
+            if condition(recorded := await self.recorded()):
                 return
-        pytest.fail(f"waited in vain for {what}: {seen}")
+        pytest.fail(f"waited in vain for {what}: {recorded}")
 
     async def reports_more(self, beats=3):
         """
-        Wait for that many reports from now on.
+        Wait for that many further reports.
         """
         wanted = len(self.reports) + beats
         async for _ in ticks():
@@ -85,7 +85,7 @@ class Vllm(VllmClient):
 
     async def until_report(self, condition):
         """
-        Wait until the last report is such.
+        Wait until the last report satisfies the condition.
         """
         async for _ in ticks():
             if self.last is not None and condition(self.last):
@@ -94,7 +94,7 @@ class Vllm(VllmClient):
 
     async def is_silent(self):
         """
-        Return whether nothing is reported for many beats, after what was under way.
+        Return whether no report arrives for many heartbeats, after those in progress.
         """
         await asyncio.sleep(BEAT_S * 3)
         before = len(self.reports)
@@ -151,9 +151,9 @@ async def client(tmp_path):
         yield client
 
 
-async def test_greedy_and_sampled_requests_say_what_was_asked(client):
+async def test_sampling_parameters_reach_vllm_unchanged(client):
     """
-    Token ids, lengths and sampling reach vLLM as they are, and a seed only where there is one.
+    Token ids, lengths and sampling, and a seed only if there is one.
     """
     _, greedy = client.ask(3, 4, max_tokens=2)
     assert await greedy.end() is FinishReason.LENGTH
@@ -161,15 +161,15 @@ async def test_greedy_and_sampled_requests_say_what_was_asked(client):
     assert await sampled.end() is FinishReason.LENGTH
 
     always = {"model": "lab", "stream": True, "return_token_ids": True}
-    one, two = (await client.seen())["bodies"]
+    one, two = (await client.recorded())["bodies"]
     assert one == always | {"prompt": [3, 4], "max_tokens": 2, "temperature": 0.0, "top_p": 1.0}
     wanted = {"prompt": [5], "max_tokens": 1, "temperature": 0.7, "top_p": 0.9, "seed": 11}
     assert two == always | wanted
 
 
-async def test_tokens_come_as_they_are_made_and_in_order(client):
+async def test_tokens_arrive_in_order_as_they_are_generated(client):
     """
-    The first tokens are there while vLLM still works on the rest.
+    The first tokens arrive while vLLM still generates.
     """
     await client.tell("next", hold_after=2)
     _, answer = client.ask(10, max_tokens=4)
@@ -186,7 +186,7 @@ async def test_tokens_come_as_they_are_made_and_in_order(client):
     assert client.in_flight == 0
 
 
-async def test_requests_run_side_by_side(client):
+async def test_requests_run_concurrently(client):
     """
     Each of many gets its own tokens.
     """
@@ -196,9 +196,9 @@ async def test_requests_run_side_by_side(client):
         assert answer.tokens == list(range(first + 1, first + 6))
 
 
-async def test_an_end_token_ends_an_answer_and_is_no_part_of_it(client):
+async def test_a_stop_token_is_not_part_of_the_answer(client):
     """
-    What vLLM gives along with finish_reason stop is not passed on.
+    vLLM sends it along with finish_reason stop; it is dropped.
     """
     await client.tell("next", tokens=[21, 22], reason="stop")
     _, answer = client.ask()
@@ -206,13 +206,13 @@ async def test_an_end_token_ends_an_answer_and_is_no_part_of_it(client):
     assert answer.tokens == [21, 22]
 
 
-def is_free(seen):
-    return (seen["running"], seen["aborted"]) == (0, 1)
+def is_free(recorded):
+    return (recorded["running"], recorded["aborted"]) == (0, 1)
 
 
-async def test_a_late_answer_is_hung_up_on(client):
+async def test_a_deadline_closes_the_connection_to_vllm(client):
     """
-    Its deadline ends a request here and frees it there.
+    It ends the request here and frees it there.
     """
     await client.tell("next", hold_after=1)
     _, answer = client.ask(timeout_s=0.8)
@@ -221,14 +221,14 @@ async def test_a_late_answer_is_hung_up_on(client):
     await client.until(is_free, "vLLM to be hung up on")
 
 
-async def test_a_cancelled_request_is_freed_within_a_beat(client):
+async def test_a_cancel_closes_the_connection_to_vllm(client):
     """
-    vLLM sees the end of the connection at once, and what it makes later reaches nobody.
+    vLLM notices at once, and its later tokens are discarded.
     """
     await client.tell("next", hold_after=1)
     id, answer = client.ask()
     await answer.more(0)
-    assert (await client.seen())["running"] == 1  # negative control: it was there
+    assert (await client.recorded())["running"] == 1  # negative control: it was there
 
     client.cancel(id)
     client.cancel(id)
@@ -237,15 +237,15 @@ async def test_a_cancelled_request_is_freed_within_a_beat(client):
     assert answer.finish_reason is None  # nobody waits for it: who cancels says what it was
 
 
-async def test_cancelling_what_has_ended_is_nothing(client):
+async def test_cancelling_an_ended_request_has_no_effect(client):
     """
-    An answer that came whole is no aborted one.
+    A complete answer is not counted as aborted.
     """
     id, answer = client.ask()
     await answer.end()
     client.cancel(id)
     await client.reports_more()
-    assert (await client.seen())["aborted"] == 0
+    assert (await client.recorded())["aborted"] == 0
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ async def test_cancelling_what_has_ended_is_nothing(client):
         ({"reason": None}, "has no end"),
     ],
 )
-async def test_whatever_is_no_answer_is_an_error_that_says_so(client, script, words):
+async def test_an_invalid_answer_of_vllm_fails_its_request(client, script, words):
     """
-    Refusal, garbled, cut or unknown: the request ends, with what vLLM said; the next one is well.
+    Refused, garbled, cut or unknown: the error has vLLM's message, and the next request works.
     """
     await client.tell("next", **script)
     _, answer = client.ask()
@@ -279,7 +279,7 @@ async def test_whatever_is_no_answer_is_an_error_that_says_so(client, script, wo
 
 async def test_the_fake_is_strict(client):
     """
-    Negative control: a request that vLLM would not understand is refused, not answered.
+    Negative control: the fake refuses a request that vLLM would not understand.
     """
     _, answer = client.ask(max_tokens=1000)
     assert await answer.end() is FinishReason.ERROR
@@ -289,9 +289,9 @@ async def test_the_fake_is_strict(client):
     assert "top_p" in answer.detail
 
 
-async def test_reports_carry_tokens_ends_and_the_gauges(client):
+async def test_reports_have_tokens_ends_and_gauges(client):
     """
-    Each token and end is reported once; running requests are vLLM's own count.
+    Each token and end is reported once; the number of running requests is vLLM's own.
     """
     await client.tell("next", hold_after=2)
     id, answer = client.ask(10, max_tokens=3)
@@ -319,9 +319,9 @@ async def test_reports_carry_tokens_ends_and_the_gauges(client):
 
 
 @pytest.mark.parametrize("health", [0, 500], ids=["hangs", "fails"])
-async def test_without_health_nothing_is_reported(client, monkeypatch, health):
+async def test_an_unhealthy_vllm_sends_no_heartbeat(client, monkeypatch, health):
     """
-    A vLLM that does not answer, or not well, feeds no watchdog.
+    A vLLM that does not answer, or not with 200, feeds no watchdog.
     """
     monkeypatch.setattr(vllm, "LOOK_S", 0.05)
     await client.reports_more()  # negative control: an idle one beats
@@ -333,7 +333,7 @@ async def test_without_health_nothing_is_reported(client, monkeypatch, health):
 
 async def test_a_vllm_whose_core_died_is_ended_at_once(client):
     """
-    It says so with a 503 and would leave some seconds later; until then it would fail everybody.
+    It answers 503, would exit some seconds later, and would fail all requests until then.
     """
     await client.tell("next", hold_after=1)
     _, waiting = client.ask()
@@ -343,9 +343,9 @@ async def test_a_vllm_whose_core_died_is_ended_at_once(client):
     assert client.died.done()
 
 
-async def test_a_stopped_process_reports_nothing(client, monkeypatch):
+async def test_a_stopped_vllm_sends_no_heartbeat(client, monkeypatch):
     """
-    As above, with the whole process stopped.
+    The whole process is stopped.
     """
     monkeypatch.setattr(vllm, "LOOK_S", 0.05)
     client.process.send_signal(signal.SIGSTOP)
@@ -354,9 +354,9 @@ async def test_a_stopped_process_reports_nothing(client, monkeypatch):
     await client.reports_more()
 
 
-async def test_an_engine_core_that_hangs_reports_nothing(client, monkeypatch):
+async def test_a_hanging_engine_core_sends_no_heartbeat(client, monkeypatch):
     """
-    vLLM's /health is 200 all the while; what gives it away is that nothing moves.
+    vLLM's /health stays 200; only the missing progress shows the hang.
     """
     monkeypatch.setattr(vllm, "LOOK_S", 0.05)
     await client.tell("now", is_hanging=True)
@@ -371,26 +371,26 @@ async def test_an_engine_core_that_hangs_reports_nothing(client, monkeypatch):
     assert answer.tokens == []
 
 
-async def test_a_request_that_left_before_its_turn_silences_nobody(client):
+async def test_a_request_cancelled_in_the_queue_does_not_stop_heartbeats(client):
     """
-    Nothing moves for it, so vLLM is asked for one token more; that one is nobody's.
+    There is no progress to see, so one extra token is requested from vLLM and discarded.
     """
     await client.reports_more()
     await client.tell("next", hold_after=0)
     id, _ = client.ask(10)
-    await client.until(lambda seen: seen["running"] == 1, "the request to arrive")
+    await client.until(lambda recorded: recorded["running"] == 1, "the request to arrive")
     client.cancel(id)
     await client.reports_more()
 
-    await client.until(lambda seen: len(seen["bodies"]) == 2, "one more request")
-    assert (await client.seen())["bodies"][1]["max_tokens"] == 1
+    await client.until(lambda recorded: len(recorded["bodies"]) == 2, "one more request")
+    assert (await client.recorded())["bodies"][1]["max_tokens"] == 1
     assert [report.tokens for report in client.reports if report.tokens] == []
     assert client.in_flight == 0
 
 
-async def test_a_vllm_that_dies_answers_everybody(client):
+async def test_a_dead_vllm_fails_all_requests(client):
     """
-    Whoever waits, and whoever comes later, is told that it died and how.
+    Current and later requests get an error that says how it died.
     """
     await client.tell("next", hold_after=1)
     _, waiting = client.ask()
@@ -419,18 +419,18 @@ def children_of(pid):
     return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def test_a_connection_that_ends_before_its_process_is_a_death(client):
+async def test_a_connection_lost_by_a_death_reports_the_death(client):
     """
-    Who is cut off hears of the death that is behind it, and not of the connection.
+    The error names the death of the process, not the lost connection.
     """
     await client.tell("next", hang_up_after=1, then_dies=True)
     _, answer = client.ask()
     assert await answer.end() is FinishReason.DIED
 
 
-async def test_what_vllm_started_dies_with_it(tmp_path):
+async def test_child_processes_of_vllm_end_with_it(tmp_path):
     """
-    Its engine core is a process of its own, and would keep the GPU.
+    The engine core is a process of its own, and would keep the GPU.
     """
     async with loading(tmp_path, fate="has a core") as client:
         await client.load(LOAD)
@@ -444,9 +444,9 @@ async def test_what_vllm_started_dies_with_it(tmp_path):
         pytest.fail("the core lives on")
 
 
-async def test_draining_waits_for_the_last_and_no_longer_than_it_may(client):
+async def test_drain_waits_for_the_last_request_up_to_its_limit(client):
     """
-    It returns how many are left.
+    It returns the number of requests in flight.
     """
     assert await client.drain(5.0) == 0
     await client.tell("next", hold_after=1)
@@ -458,9 +458,9 @@ async def test_draining_waits_for_the_last_and_no_longer_than_it_may(client):
     assert answer.finish_reason is FinishReason.LENGTH
 
 
-async def test_what_is_abandoned_is_answered(client):
+async def test_abandoned_requests_are_answered(client):
     """
-    After the drain's time is up each request that is left gets its end, and vLLM is hung up on.
+    Each request that outlasts the drain gets an end, and its connection to vLLM closes.
     """
     await client.tell("next", hold_after=1)
     _, left = client.ask()
@@ -468,12 +468,12 @@ async def test_what_is_abandoned_is_answered(client):
     assert client.abandon() == 1
     assert await left.end() is FinishReason.ABANDONED
     assert client.in_flight == 0
-    await client.until(lambda seen: seen["aborted"] == 1, "vLLM to be hung up on")
+    await client.until(lambda recorded: recorded["aborted"] == 1, "vLLM to be hung up on")
 
 
-async def test_it_waits_until_vllm_has_loaded(tmp_path):
+async def test_load_waits_until_vllm_listens(tmp_path):
     """
-    A socket that nobody listens on yet is no error.
+    A socket without a listener is not an error yet.
     """
     child = start(tmp_path)
     child.process.send_signal(signal.SIGSTOP)
@@ -490,7 +490,7 @@ async def test_it_waits_until_vllm_has_loaded(tmp_path):
 
 async def test_a_vllm_that_can_not_load_is_an_engine_error(tmp_path):
     """
-    A load does not wait for what can't come.
+    The load fails at once.
     """
     async with loading(tmp_path, fate="dies") as client:
         with pytest.raises(EngineError) as caught:
@@ -509,7 +509,7 @@ async def test_arguments_that_vllm_refuses_are_a_config_error(tmp_path):
 
 async def test_another_model_is_refused_and_the_first_stays(client):
     """
-    vLLM serves one model for as long as it lives.
+    A vLLM process serves one model.
     """
     for change in (client.swap("/other"), client.load(LOAD)):
         with pytest.raises(EngineError) as caught:
@@ -519,9 +519,9 @@ async def test_another_model_is_refused_and_the_first_stays(client):
     assert await answer.end() is FinishReason.LENGTH
 
 
-async def test_a_vllm_that_does_not_leave_is_killed(tmp_path, monkeypatch):
+async def test_a_vllm_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     """
-    SIGTERM first, and SIGKILL for who ignores it.
+    SIGTERM first, then SIGKILL.
     """
     monkeypatch.setattr(vllm, "STOP_S", 0.1)
     client = Vllm(start(tmp_path, fate="ignores SIGTERM"))

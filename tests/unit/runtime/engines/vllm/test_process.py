@@ -31,13 +31,13 @@ def argv(folder, **config):
     return vllm_argv(make_model(folder, **config), PROGRAM, SOCKET)
 
 
-def test_the_command_says_what_the_configuration_says(tmp_path):
+def test_the_command_line_follows_the_configuration(tmp_path):
     """
-    Model, formats, memory, batch and name; the extra arguments before what is the runtime's alone.
+    Model, formats, memory, batch and name; the extra arguments come before the runtime's own.
     """
     args = ("--stream-interval", "4")
-    found = argv(tmp_path, precision="bf16", max_batch_requests=64, gpus=2, vllm_args=args)
-    assert " ".join(found) == (
+    command = argv(tmp_path, precision="bf16", max_batch_requests=64, gpus=2, vllm_args=args)
+    assert " ".join(command) == (
         f"/venv/bin/vllm serve {tmp_path}/model --dtype bfloat16 --kv-cache-dtype auto"
         " --gpu-memory-utilization 0.9 --tensor-parallel-size 2 --max-num-seqs 64"
         " --generation-config vllm --disable-uvicorn-access-log --stream-interval 4"
@@ -46,7 +46,7 @@ def test_the_command_says_what_the_configuration_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "argument"),
     [
         ({"context_tokens": 4096}, ("--max-model-len", "4096")),
         ({"step_tokens": 512}, ("--max-num-batched-tokens", "512")),
@@ -55,27 +55,27 @@ def test_the_command_says_what_the_configuration_says(tmp_path):
         ({"memory_fraction": 0.45}, ("--gpu-memory-utilization", "0.45")),
     ],
 )
-def test_keys_have_their_arguments(tmp_path, config, told):
+def test_each_key_has_its_argument(tmp_path, config, argument):
     """
-    Each key that vLLM knows in its own words.
+    In vLLM's spelling.
     """
-    assert told in itertools.pairwise(argv(tmp_path, **config))
-    assert told not in itertools.pairwise(argv(tmp_path))  # negative control
+    assert argument in itertools.pairwise(argv(tmp_path, **config))
+    assert argument not in itertools.pairwise(argv(tmp_path))  # negative control
 
 
 @pytest.mark.parametrize("config", [{"weights": "int8"}, {"weights": "int4"}, {"kv": "int8"}])
-def test_what_only_our_own_engine_has_is_refused(tmp_path, config):
+def test_keys_of_slipways_engine_are_refused(tmp_path, config):
     """
-    Named with its value; nothing is left out in silence.
+    The error has the key and its value; none is ignored silently.
     """
     ((key, value),) = config.items()
     with pytest.raises(ConfigError, match=f"{key}: {value}"):
         argv(tmp_path, **config)
 
 
-def test_the_environment_has_nothing_that_is_ours_alone():
+def test_the_environment_has_no_tokens_and_no_watchdog():
     """
-    Tokens and the watchdog stay here; nothing is fetched and nothing is sent home.
+    vLLM also downloads nothing and sends no usage statistics.
     """
     ours = {
         "SLIPWAY_API_TOKENS": "s3cret",
@@ -84,8 +84,8 @@ def test_the_environment_has_nothing_that_is_ours_alone():
         "WATCHDOG_USEC": "30000000",
         "WATCHDOG_PID": "1",
     }
-    found = vllm_env(ours | {"HOME": "/var/lib/x", "VLLM_LOGGING_LEVEL": "DEBUG"}, threads=3)
-    assert found == {
+    env = vllm_env(ours | {"HOME": "/var/lib/x", "VLLM_LOGGING_LEVEL": "DEBUG"}, threads=3)
+    assert env == {
         "HOME": "/var/lib/x",
         "VLLM_LOGGING_LEVEL": "DEBUG",
         "OMP_NUM_THREADS": "3",
@@ -101,7 +101,7 @@ def test_the_environment_has_nothing_that_is_ours_alone():
 @pytest.fixture
 def venv(tmp_path, monkeypatch):
     """
-    A folder of programs that this process seems to run from, with a `vllm` that does nothing.
+    A bin directory that this process appears to run from, with a `vllm` that does nothing.
     """
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -121,7 +121,7 @@ def end(child):
 
 def test_a_venv_without_vllm_is_a_config_error(tmp_path, venv):
     """
-    What, why and what to do; a restart would not help.
+    What, why and fix; a restart would not help.
     """
     for spoil in (lambda path: path.chmod(0o644), Path.unlink):
         spoil(venv / "vllm")
@@ -133,9 +133,9 @@ def test_a_venv_without_vllm_is_a_config_error(tmp_path, venv):
         assert "lock" in error.fix
 
 
-def test_its_socket_is_in_a_folder_of_our_own(tmp_path, venv):
+def test_its_socket_is_in_a_private_directory(tmp_path, venv):
     """
-    Beside the runtime's socket and closed to others; what an earlier one left is removed.
+    Beside the runtime's socket and closed to others; an old socket is removed.
     """
     (tmp_path / "engine").mkdir(mode=0o700)
     (tmp_path / "engine/vllm.sock").write_text("stale")
@@ -149,9 +149,9 @@ def test_its_socket_is_in_a_folder_of_our_own(tmp_path, venv):
     assert not (tmp_path / "engine").exists()
 
 
-def test_with_a_port_the_socket_is_in_a_temporary_folder(tmp_path, venv):
+def test_with_a_port_the_socket_is_in_a_temporary_directory(tmp_path, venv):
     """
-    For development, where there is no slot.
+    For development, without a slot.
     """
     child = launch_vllm(make_model(tmp_path, socket=None), os.environ)
     assert stat.S_IMODE(child.socket.parent.stat().st_mode) == 0o700
@@ -159,9 +159,9 @@ def test_with_a_port_the_socket_is_in_a_temporary_folder(tmp_path, venv):
     assert not child.socket.parent.exists()
 
 
-def test_a_folder_that_can_not_be_made_is_named(tmp_path, venv):
+def test_a_socket_directory_that_cannot_be_created_is_named(tmp_path, venv):
     """
-    The error says which, and why not.
+    The error has the path and the reason.
     """
     (tmp_path / "engine").write_text("in the way")
     with pytest.raises(ConfigError, match="engine: can't hold the socket"):
@@ -169,9 +169,9 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path, venv):
 
 
 @pytest.mark.parametrize("is_quick", [False, True])
-def test_it_goes_when_whoever_started_it_goes(tmp_path, is_quick):
+def test_it_ends_with_its_parent(tmp_path, is_quick):
     """
-    The kernel tells it, also if it was not there yet when that happened.
+    By pdeathsig, also if the parent ended before it was set.
     """
     code = (
         "import os, subprocess, sys\n"
@@ -192,8 +192,8 @@ def test_it_goes_when_whoever_started_it_goes(tmp_path, is_quick):
 
     def until(condition):
         for _ in range(2000):
-            if found := condition():
-                return found
+            if result := condition():
+                return result
             waiting.wait(0.01)
         pytest.fail("waited in vain")
 
@@ -212,16 +212,16 @@ def test_it_goes_when_whoever_started_it_goes(tmp_path, is_quick):
 @pytest.mark.parametrize(
     ("status", "kind"), [(2, ConfigError), (1, EngineError), (-9, EngineError)]
 )
-def test_an_end_before_the_start_is_told_by_its_status(status, kind):
+def test_an_exit_before_the_start_is_classified_by_its_status(status, kind):
     """
-    What argparse refuses stays refused; the rest may go better the next time.
+    A refusal of argparse is a config error; others may succeed after a restart.
     """
     assert type(why_not_loaded(status, "words")) is kind
 
 
 def test_the_manual_names_each_argument_that_is_refused():
     """
-    Whoever writes `vllm_args` can look up what does not go into it.
+    For users of `vllm_args`.
     """
     page = (ROOT / "docs/reference/runtime.md").read_text()
     assert [arg for arg in VLLM_OWN_ARGS if f"`{arg}`" not in page] == []

@@ -26,13 +26,13 @@ def recorded_events(name):
 
 
 def event(**choice):
-    found = {"token_ids": [7], "finish_reason": None} | choice
-    return json.dumps({"choices": [found]}).encode()
+    document = {"token_ids": [7], "finish_reason": None} | choice
+    return json.dumps({"choices": [document]}).encode()
 
 
-def test_a_recorded_answer_is_its_tokens_without_the_end_token():
+def test_the_stop_token_of_a_recorded_answer_is_dropped():
     """
-    vLLM gives the end token along; slipway's own engine does not, and no client should see it.
+    vLLM sends it along; slipway's own engine does not.
     """
     assert recorded_events("vllm_stop.txt") == [
         StreamEvent([49]),
@@ -44,7 +44,7 @@ def test_a_recorded_answer_is_its_tokens_without_the_end_token():
 
 def test_the_last_token_of_a_full_answer_stays():
     """
-    Negative control of the above: at max_tokens the last token is one like the others.
+    Negative control of the test above: at max_tokens the last token is a normal one.
     """
     assert read_event(event(token_ids=[1, 17], finish_reason="length")) == StreamEvent(
         [1, 17], "length"
@@ -53,7 +53,7 @@ def test_the_last_token_of_a_full_answer_stays():
 
 def test_a_recorded_error_within_a_stream_is_read():
     """
-    Some errors come after a 200, as an event.
+    Some errors arrive after a 200, as an event.
     """
     first, _ = recorded_events("vllm_error.txt")
     assert first == StreamEvent(error="Token id 999 is out of vocabulary")
@@ -74,9 +74,9 @@ def test_a_recorded_error_within_a_stream_is_read():
         b'{"error": "words"}',
     ],
 )
-def test_what_is_no_event_is_a_value_error(data):
+def test_an_invalid_event_is_a_value_error(data):
     """
-    One kind of error for all that can be wrong with an event.
+    One error for every way in which an event can be wrong.
     """
     with pytest.raises(ValueError):
         read_event(data)
@@ -84,7 +84,7 @@ def test_what_is_no_event_is_a_value_error(data):
 
 def test_recorded_metrics_are_read_and_summed_over_engine_cores():
     """
-    The gauges come from a real vLLM; with several engine cores each has its own line.
+    The gauges are from a real vLLM; each engine core has its own line.
     """
     assert read_gauges(METRICS) == Gauges(running=0, waiting=0, cache=0.0, steps=6013)
     two = METRICS + (
@@ -94,26 +94,26 @@ def test_recorded_metrics_are_read_and_summed_over_engine_cores():
     assert read_gauges(two) == Gauges(running=3, waiting=0, cache=0.25, steps=6013)
 
 
-def test_metrics_without_the_gauges_are_named():
+def test_missing_gauges_are_named():
     """
-    A vLLM that does not say what it does can't be watched.
+    Without them, progress cannot be observed.
     """
     with pytest.raises(ValueError, match="num_requests_running and no vllm:num_requests_waiting"):
         read_gauges("python_info 1.0\n")
 
 
-def test_the_recorded_list_of_models_says_the_context():
+def test_the_context_is_read_from_the_list_of_models():
     """
-    What a request may have is vLLM's to say.
+    vLLM decides the longest request.
     """
     assert read_context_tokens((RECORDED / "vllm_models.json").read_bytes()) == 2100
     with pytest.raises(ValueError, match="max_model_len"):
         read_context_tokens(b'{"data": []}')
 
 
-def test_a_seed_is_sent_only_where_there_is_one():
+def test_a_seed_is_sent_only_if_there_is_one():
     """
-    Without a seed vLLM draws as it likes.
+    Without one, vLLM samples freely.
     """
     options = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9}
     plain = completion("lab", (1, 2), SamplingParams(**options))
@@ -138,8 +138,8 @@ def test_a_seed_is_sent_only_where_there_is_one():
 )
 def test_a_refusal_is_one_line(body, words):
     """
-    vLLM's words where it has some, and never more than fits into a line.
+    vLLM's message if it has one, shortened to fit a line.
     """
-    found = refusal(400, body)
-    assert found.startswith(words)
-    assert len(found) <= 300
+    message = refusal(400, body)
+    assert message.startswith(words)
+    assert len(message) <= 300

@@ -39,9 +39,9 @@ def chunked(*texts):
     return [b"%x\r\n%b\r\n" % (len(text), text) for text in texts]
 
 
-async def test_an_event_is_whole_however_it_is_cut(tmp_path):
+async def test_events_are_complete_for_any_division_of_the_bytes(tmp_path):
     """
-    Lines may be cut anywhere; comments, empty lines and carriage returns are no events.
+    Comments, empty lines and carriage returns are not events.
     """
     texts = (b'data: {"a"', b": 1}\n\n: still here\n\nda", b"ta:[DONE]\r\n", b"\r\nid: 7\n")
     async with (
@@ -53,7 +53,7 @@ async def test_an_event_is_whole_however_it_is_cut(tmp_path):
 
 async def test_an_answer_of_a_known_length_is_read_to_its_end(tmp_path):
     """
-    What stands behind an interim answer and a length is the body.
+    The body follows an interim answer and a content-length.
     """
     pieces = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 404 No\r\ncontent-length: 3\r\n\r\nwhy")
     async with serving(tmp_path, *pieces) as (path, heard, left):
@@ -64,9 +64,9 @@ async def test_an_answer_of_a_known_length_is_read_to_its_end(tmp_path):
     assert heard.endswith(b'{"a":[1]}')
 
 
-async def test_who_leaves_hangs_up_at_once(tmp_path):
+async def test_leaving_the_context_closes_the_connection_at_once(tmp_path):
     """
-    In the middle of a body, and without waiting for its end.
+    In the middle of a body, without waiting for its end.
     """
     async with serving(tmp_path, HEAD, *chunked(b"data: 1\n")) as (path, _, left):
         async with request(path, "GET", "/") as response:
@@ -80,9 +80,9 @@ async def test_who_leaves_hangs_up_at_once(tmp_path):
     [(b"",), (b"no\r\n\r\n", b""), (HEAD, b""), (HEAD, *chunked(b"data: 1\n"), b"")],
     ids=["nothing", "garbage", "a head alone", "half a body"],
 )
-async def test_what_is_no_whole_answer_is_garbled(tmp_path, pieces):
+async def test_an_incomplete_answer_is_an_os_error(tmp_path, pieces):
     """
-    It is an OSError, as a connection that breaks is.
+    Like a connection that breaks.
     """
     async with serving(tmp_path, *pieces) as (path, _, _):
         with pytest.raises(Garbled):
@@ -91,18 +91,18 @@ async def test_what_is_no_whole_answer_is_garbled(tmp_path, pieces):
     assert issubclass(Garbled, OSError)
 
 
-async def test_nobody_there_is_an_os_error(tmp_path):
+async def test_a_missing_listener_is_an_os_error(tmp_path):
     """
-    A socket that is not there yet, as of a server that still loads.
+    As while the server loads.
     """
     with pytest.raises(OSError, match="No such file"):
         async with request(tmp_path / "server.sock", "GET", "/"):
             pass
 
 
-async def test_get_takes_nothing_but_a_timely_200(tmp_path):
+async def test_get_accepts_only_a_200_in_time(tmp_path):
     """
-    Any other answer, and none in time, is an OSError.
+    Any other answer, and a timeout, is an OSError.
     """
     (tmp_path / "a").mkdir()
     async with serving(tmp_path / "a", b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as (

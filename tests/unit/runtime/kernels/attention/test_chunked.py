@@ -16,9 +16,9 @@ from tests.unit.runtime.kernels.truth import distance, make, make_filled_cache
         ([Span(0, 0, 0, LONG_TOKENS), Span(1, LONG_TOKENS, 0, 8)], False),
     ],
 )
-def test_a_long_chunk_that_is_a_step_goes_to_cudnn(spans, is_lone):
+def test_a_lone_long_chunk_uses_cudnn(spans, is_lone):
     """
-    Alone, with nothing before it; else, and where no kernels are, it is one like the others.
+    If it has no prefix; all other chunks, and all chunks without kernels, take the common path.
     """
     pytest.importorskip("runtime.kernels.attention.prefill")
     cache = make_filled_cache([20], kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
@@ -30,9 +30,9 @@ def test_a_long_chunk_that_is_a_step_goes_to_cudnn(spans, is_lone):
         assert not Prefill(spans, cache, group=16, is_fused=True).is_lone
 
 
-def test_tiles_hold_every_token_once_and_those_that_see_most_first():
+def test_tiles_hold_every_token_once_longest_context_first():
     """
-    Eight tokens a tile, where 16 query heads share a KV head; none reaches into another chunk.
+    Eight tokens per tile if 16 query heads share a KV head; no tile spans two chunks.
     """
     pytest.importorskip("runtime.kernels.attention.prefill")
     cache = make_filled_cache([20], kv_heads=1, dim=16, page_tokens=16, dtype=torch.float32)
@@ -41,13 +41,13 @@ def test_tiles_hold_every_token_once_and_those_that_see_most_first():
     tiles = Prefill(spans, cache, group=16, is_fused=True)._tiles.tolist()
 
     assert [start for *_, start in tiles] == [72, 64, 16, 8, 0]
-    wanted = [[2, 8, 3, 0], [10, 8, 3, 8], [18, 4, 3, 16], [22, 8, 5, 64], [30, 1, 5, 72]]
-    assert sorted(tiles) == wanted
+    expected = [[2, 8, 3, 0], [10, 8, 3, 8], [18, 4, 3, 16], [22, 8, 5, 64], [30, 1, 5, 72]]
+    assert sorted(tiles) == expected
 
 
 def test_chunks_attend_to_their_prefix_and_to_themselves():
     """
-    In blocks or whole: the same as each alone.
+    In blocks or whole, with the same result as each chunk alone.
     """
     lengths = [BLOCK_TOKENS + 70, 30, 90]
     starts = [0, 20, 50]
@@ -60,12 +60,12 @@ def test_chunks_attend_to_their_prefix_and_to_themselves():
         spans.append(Span(slot, first, start, length - start))
         first += length - start
     q = make(first, 4, 16)
-    found = torch.full_like(q, 7.0)
+    actual = torch.full_like(q, 7.0)
 
-    Prefill(spans, cache, group=2, is_fused=False)(1, q, found)
+    Prefill(spans, cache, group=2, is_fused=False)(1, q, actual)
 
     for span in spans:
         keys, values = reference.read_cache(cache, 1, span.slot, span.seen, torch.float32)
-        wanted = reference.attend(q[span.rows], keys, values)
-        assert distance(found[span.rows], wanted) < 1e-6
-    assert (found[:3] == 7.0).all()
+        expected = reference.attend(q[span.rows], keys, values)
+        assert distance(actual[span.rows], expected) < 1e-6
+    assert (actual[:3] == 7.0).all()
