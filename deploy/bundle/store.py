@@ -49,10 +49,6 @@ class Bundle:
     def archive_path(self) -> Path:
         return self.directory / ARCHIVE
 
-    @property
-    def is_signed(self) -> bool:
-        return self.signature_path.is_file()
-
     def blob(self, sha256: str) -> Path:
         """
         Return the path of the weights with this hash.

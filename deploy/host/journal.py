@@ -81,10 +81,10 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
 def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:
     args = entry.get("args") or {}
     if entry.get("step") == GOOD_RECORD:
-        try:
-            new = GoodRelease(entry["release"], args["bundle"], args["version"])
-        except KeyError:
+        release, bundle, version = entry.get("release"), args.get("bundle"), args.get("version")
+        if not (isinstance(release, str) and isinstance(bundle, str) and isinstance(version, str)):
             return good  # damaged
+        new = GoodRelease(release, bundle, version)
         if good and (good[-1].release, good[-1].bundle) == (new.release, new.bundle):
             return good  # recorded twice
         return [*good, new]
@@ -190,8 +190,20 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    is_entry = isinstance(entry, dict) and isinstance(entry.get("seq"), int)
-    return entry if is_entry else None
+    return entry if isinstance(entry, dict) and _has_types(entry) else None
+
+
+def _has_types(entry: dict[str, Any]) -> bool:
+    """
+    Return whether the fields that `replay` reads are of their types; a damaged line has others.
+    """
+    texts = ("release", "step", "phase", "at")
+    return (
+        isinstance(entry.get("seq"), int)
+        and isinstance(entry.get("fence"), (int, type(None)))
+        and isinstance(entry.get("args"), (dict, type(None)))
+        and all(isinstance(entry.get(name), (str, type(None))) for name in texts)
+    )
 
 
 def _drop_torn_line(descriptor: int) -> int:

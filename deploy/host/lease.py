@@ -147,11 +147,13 @@ class Leases:
 
     def _read(self) -> Lease | None:
         try:
-            return Lease(**json.loads(self._path.read_bytes()))
+            lease = Lease(**json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
             return None  # damaged, or of another format: the journal has the number
+        is_whole = isinstance(lease.fence, int) and isinstance(lease.owner, (str, type(None)))
+        return lease if is_whole and isinstance(lease.expires_steady_s, (int, float)) else None
 
     def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
         lease = Lease(

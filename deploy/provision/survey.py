@@ -2,6 +2,7 @@
 Reads the facts of all hosts at once, each over one SSH connection and with one command.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -74,6 +75,9 @@ class Survey:
         Close all connections; threads that wait for a host end.
         """
         self._queries.cancel()
+        while not self._todo.empty():
+            with contextlib.suppress(queue.Empty):
+                self._todo.get_nowait()
         for transport in self._transports.values():
             transport.close()
 

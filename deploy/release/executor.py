@@ -6,7 +6,8 @@ intent and a result in the journal of the host that it happens on.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from deploy.errors import DeployError, LeaseLost, TransportError
@@ -18,7 +19,7 @@ from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.gates import Judgement, Reading, Verdict, judge, summed
 from deploy.release.lease import LeaseKeeper
 from deploy.release.machine import Event, State, advance
-from deploy.release.parallel import on_each
+from deploy.release.parallel import on_each, unexpected
 from deploy.release.plan import HostPlan, ReleasePlan
 from deploy.release.undo import hold, take_back
 from deploy.transport.client import HostClient
@@ -300,17 +301,28 @@ class ReleaseExecutor:
         """
 
         def one(name: str) -> None:
-            self._keeper.check(name)
-            work(self._plan.host(name), self._clients[name])
+            with self._reporting(name):
+                self._keeper.check(name)
+                work(self._plan.host(name), self._clients[name])
             if state is not None:
                 self.states[name] = advance(self.states[name], Event.DONE)
                 assert self.states[name] is state
 
         errors = on_each(names, one)
-        for name, error in errors.items():
-            self._say("host.failed", f"{error.what} ({error.why})", name)
         if errors:
             raise _Stop(errors)
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """
+        Report an error of one host at once, while other hosts still work.
+        """
+        try:
+            yield
+        except Exception as error:
+            known = error if isinstance(error, DeployError) else unexpected(name, error)
+            self._say("host.failed", f"{known.what} ({known.why})", name)
+            raise known from error
 
     def _record(self, step: str, **data: Any) -> None:
         """

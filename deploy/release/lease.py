@@ -10,9 +10,9 @@ from deploy.release.clock import Clock, Timer
 from deploy.release.parallel import unexpected
 from deploy.transport.client import HostClient
 
-# In shares of the time to live.  A renewal starts at 1/3 and ends by 7/12; if it fails, the next
-# starts at 8/12 and ends by 11/12, while the lease is still in force.
-_PERIOD, _TIMEOUT, _RETRY = 1 / 3, 1 / 4, 1 / 12
+# In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Three of them, one
+# after the other, end while the lease is still in force.
+_PERIOD, _TIMEOUT, _RETRY = 1 / 3, 1 / 5, 1 / 60
 
 
 class LeaseKeeper:
@@ -79,7 +79,7 @@ class LeaseKeeper:
         self._lost.pop(client.host, None)
         self._renewed_s[client.host] = sent_s
         self._timers[client.host] = self._clock.start_timer(
-            lambda: self._renew(client), self._ttl_s * _PERIOD
+            lambda: self._renew(client, granted.fence), self._ttl_s * _PERIOD
         )
 
     def check(self, host: str) -> None:
@@ -101,14 +101,17 @@ class LeaseKeeper:
     def is_lost(self, host: str) -> bool:
         return host in self._lost
 
-    def _renew(self, client: HostClient) -> float | None:
+    def _renew(self, client: HostClient, fence: int) -> float | None:
         sent_s = self._clock.monotonic_s()
         try:
             client.call(LeaseRenew(ttl_s=self._ttl_s), timeout_s=self._ttl_s * _TIMEOUT)
         except LeaseLost as error:
-            self._lose(client, error)
+            if client.fence == fence:  # otherwise a newer lease was taken in between
+                self._lose(client, error)
             return None
         except Exception as error:  # a defect too: an unnoticed end of renewals loses the lease
+            if client.fence != fence:
+                return None
             left_s = self._renewed_s[client.host] + self._ttl_s - self._clock.monotonic_s()
             if left_s <= 0:
                 known = error if isinstance(error, DeployError) else unexpected(client.host, error)

@@ -22,13 +22,6 @@ class State(StrEnum):
     REVERTED = "reverted"  # the old release serves, as before
     STUCK = "stuck"  # the way back failed; inv status, then inv rollback
 
-    @property
-    def may_have_traffic(self) -> bool:
-        """
-        Whether a request may have reached the new release on the way into or out of this state.
-        """
-        return self in {State.CANARY, State.PROMOTED}
-
 
 class Event(StrEnum):
     DONE = "done"
@@ -37,8 +30,6 @@ class Event(StrEnum):
     INCONCLUSIVE = "inconclusive"  # a gate leaves the decision to the operator
     LOST = "lost"  # lease or connection gone: we do not know what happened
 
-
-ENDS = frozenset({State.LIVE, State.HELD, State.REVERTED, State.STUCK})
 
 TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
     {

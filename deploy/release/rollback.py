@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.errors import DeployError, NothingToRollBackTo, RollbackFailed
+from deploy.errors import DeployError, NothingToRollBackTo, RollbackFailed, UsageError
 from deploy.host.protocol import GoodRelease, GoodRollback
 from deploy.inventory.schema import ReleasePolicy
 from deploy.release import host_commands
@@ -90,6 +90,12 @@ def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> Ro
 
 def _target(current: Observed, to: str | None, *, in_the_middle: bool) -> GoodRelease:
     if to is not None:
+        if not to:
+            raise UsageError(
+                "--to: an empty name",
+                why="every release would match it",
+                fix="inv rollback without --to, or --to VERSION",
+            )
         for good in reversed(current.good):
             if to in {good.release, good.version} or good.bundle.startswith(to):
                 return good
@@ -267,12 +273,7 @@ class _Rollback:
         errors: dict[str, DeployError] = {}
         for step in (self._begin, self._prepare, self._switch, self._retire):
             self._step(step, keeper, errors)
-        outcome = "failed" if errors else str(Ending.PROMOTED)
-        self._step(
-            lambda _, client: host_commands.record(client, "release.end", outcome=outcome),
-            keeper,
-            errors,
-        )
+        self._end("failed" if errors else str(Ending.PROMOTED), errors)
         return errors
 
     def say(
@@ -294,6 +295,17 @@ class _Rollback:
         for name, error in failed.items():
             self.say("host.failed", f"{error.what} ({error.why})", name)
         errors.update(failed)
+
+    def _end(self, outcome: str, errors: Mapping[str, DeployError]) -> None:
+        """
+        Write the end on the hosts without an error; a host that is lost now has gone back too.
+        """
+        unwritten = on_each(
+            [name for name in self._hosts if name not in errors],
+            lambda name: host_commands.record(self.clients[name], "release.end", outcome=outcome),
+        )
+        for name, error in unwritten.items():
+            self.say("journal.unwritten", f"release.end: {error.why}", name)
 
     def _begin(self, host: HostRollback, client: HostClient) -> None:
         host_commands.record(

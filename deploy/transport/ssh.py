@@ -26,13 +26,17 @@ class SshTransport:
     One host over one SSH connection, opened at first use.
 
     A command without an answer in time closes the connection: the host is cut off, frozen or too
-    busy, and neither paramiko nor fabric bounds each of its waits.
+    busy, and neither paramiko nor fabric bounds each of its waits.  While other commands use the
+    connection, only the command's own channel is closed: a slow answer to one is no loss of the
+    others, which have deadlines of their own.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._connection: Connection | None = None
         self._lock = threading.Lock()
+        self._count_lock = threading.Lock()
+        self._in_progress = 0  # commands that use the connection
         self.commands = 0  # run over this transport, for reports
 
     @property
@@ -62,8 +66,9 @@ class SshTransport:
         bounded = f"timeout --kill-after=5 {timeout_s + 5:.0f} {command}"
         started_s = time.monotonic()
         transport = self._open()
-        with self._deadline(transport, timeout_s, command):
+        with self._deadline(transport, timeout_s, command) as give_up_on:
             channel = transport.open_session(timeout=timeout_s)
+            give_up_on.append(channel)
             with channel:
                 channel.exec_command(bounded)
                 self.commands += 1
@@ -90,8 +95,9 @@ class SshTransport:
         if self._host.ssh.user != "root":
             argv = ["sudo", "-n", *argv]
         transport = self._open()
-        with self._deadline(transport, timeout_s, f"put {remote}"):
+        with self._deadline(transport, timeout_s, f"put {remote}") as give_up_on:
             channel = transport.open_session(timeout=timeout_s)
+            give_up_on.append(channel)
             with channel, local.open("rb") as file:
                 channel.exec_command(f"timeout {timeout_s + 5:.0f} {shlex.join(argv)}")
                 self.commands += 1
@@ -143,18 +149,32 @@ class SshTransport:
     @contextlib.contextmanager
     def _deadline(
         self, transport: paramiko.Transport, timeout_s: float, command: str
-    ) -> Iterator[None]:
+    ) -> Iterator[list[paramiko.Channel]]:
+        """
+        Bound a command; the caller appends the command's channel to the yielded list.
+
+        At the deadline the connection is closed, so that the next command opens a new one.  While
+        other commands use the connection, only the channel of this one is closed.
+        """
         fired = threading.Event()
+        channels: list[paramiko.Channel] = []
 
         def give_up() -> None:
             fired.set()
-            transport.close()
+            with self._count_lock:
+                is_alone = self._in_progress <= 1
+            if channels and not is_alone:
+                channels[0].close()
+            else:
+                transport.close()
 
         timer = threading.Timer(timeout_s, give_up)
         timer.daemon = True
         timer.start()
+        with self._count_lock:
+            self._in_progress += 1
         try:
-            yield
+            yield channels
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = (
                 f"no answer within {timeout_s:.0f} s"
@@ -169,6 +189,8 @@ class SshTransport:
             ) from error
         finally:
             timer.cancel()
+            with self._count_lock:
+                self._in_progress -= 1
         if fired.is_set():
             raise TransportError(
                 f"{self.host}: no answer to `{_short(command)}`",

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deploy.host.layout import SLOTS, unit
 from deploy.host.protocol import Call, HostError, Measure, Measurement, SlotCounters
 from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Haproxy, Server
 from deploy.host.system import System
+
+if TYPE_CHECKING:
+    from deploy.host.sockets import HttpAnswer
 
 # As in `runtime.contract`; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
@@ -33,6 +36,9 @@ class Sample(NamedTuple):
 def parse_metrics(text: str) -> list[Sample]:
     """
     Return the samples of *text* in the Prometheus text format.
+
+    Raises:
+        ValueError: A value is not a number.
 
     Source: "Exposition formats", Prometheus documentation; read with prometheus-client 0.22.
     """
@@ -93,9 +99,9 @@ def units_or_none(system: System) -> dict[str, systemd.Unit]:
 def _slot(
     system: System, slot: str, server: Server | None, slot_unit: systemd.Unit | None
 ) -> SlotCounters:
-    answer = system.http(slot, "GET", METRICS, timeout_s=1.0)
-    has_metrics = answer.status == 200
-    requests, errors = count(parse_metrics(answer.body) if has_metrics else [])
+    counts = _counts(system.http(slot, "GET", METRICS, timeout_s=1.0))
+    has_metrics = counts is not None
+    requests, errors = counts or (0, 0)
     counters = server.counters if server else None
     return SlotCounters(
         requests=requests,
@@ -106,6 +112,18 @@ def _slot(
         is_ready=has_metrics and runtime_api.is_ready(system, slot, timeout_s=1.0),
         unit=slot_unit.active if slot_unit else "unknown",
     )
+
+
+def _counts(answer: HttpAnswer) -> tuple[int, int] | None:
+    """
+    Return the requests and errors of the metrics in *answer*; None if it has none.
+    """
+    if answer.status != 200:
+        return None
+    try:
+        return count(parse_metrics(answer.body))
+    except (ValueError, OverflowError):  # a value that is no number, NaN, infinity
+        return None
 
 
 def _unescape(value: str) -> str:

@@ -152,9 +152,8 @@ def test_sigterm_finishes_requests_in_flight(ready):
     The last test of `ready`: nothing runs afterwards.
     """
     engine_pid = ready.engine_pid
-    other = httpx.Client(
-        transport=httpx.HTTPTransport(uds=str(ready.socket)), base_url="http://runtime"
-    )
+    transport = httpx.HTTPTransport(uds=str(ready.socket))
+    other = httpx.Client(transport=transport, base_url="http://runtime", timeout=DEADLINE_S)
     body = {"prompt": "x", "max_tokens": LONG, "stream": True}
     with other, ready.http.stream("POST", "/generate", json=body) as stream:
         lines = stream.iter_lines()

@@ -26,7 +26,7 @@ def test_the_signer_of_a_bundle_is_named(bundle, keys):
     """
     By its identity in the allowed signers file.
     """
-    assert bundle.is_signed
+    assert bundle.signature_path.is_file()
     assert check_bundle(bundle, allowed_signers=keys[1]) == IDENTITY
 
 
@@ -117,7 +117,7 @@ def test_a_missing_or_invalid_key_is_named(workshop, tmp_path, keys, spoil):
         sign_bundle(workshop.build(), key=key)
 
     assert str(key) in caught.value.what + caught.value.why
-    assert not workshop.store.newest().is_signed
+    assert not workshop.store.newest().signature_path.is_file()
 
 
 def test_missing_allowed_signers_are_named(bundle, tmp_path):

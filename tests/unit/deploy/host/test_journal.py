@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host.journal import Journal, replay
-from deploy.host.protocol import GoodRelease
+from deploy.host.protocol import GoodRelease, Status
 from tests.local_host import BOOT
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
@@ -300,3 +300,30 @@ def test_a_line_is_on_disk_before_append_returns(host, monkeypatch):
     append(host)
 
     assert host.layout.journal.stat().st_size in synced
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"fence": "7"}, {"args": [1]}, {"release": 5}, {"step": None, "release": {}}],
+    ids=lambda damage: str(sorted(damage)),
+)
+def test_a_line_with_wrong_types_is_damaged(host, damage):
+    """
+    It is counted and ignored, so that status and the next lease work.
+    """
+    host.lease()
+    entries = host.journal()
+    line = json.dumps({**entries[-1], "seq": entries[-1]["seq"] + 1, **damage})
+    with host.layout.journal.open("a") as file:
+        file.write(line + "\n")
+
+    status = host.call(Status())
+
+    assert status.journal_damaged == 1
+    assert status.lease is not None
+
+
+def test_a_good_record_without_a_release_is_ignored():
+    assert replay(lines(*good("r1", BUNDLE, "v1"), *good(None, OTHER, "v2"))).good == [
+        GoodRelease("r1", BUNDLE, "v1")
+    ]

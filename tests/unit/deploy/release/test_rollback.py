@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
+from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed, UsageError
 from deploy.host.protocol import JournalAppend, LeaseAcquire, Unfinished
 from deploy.release.events import Ending
 from deploy.release.rollback import plan_rollback, roll_back
@@ -334,3 +334,31 @@ def test_a_warm_target_is_not_started_again():
 
     assert rollback_plan.hosts[0].is_warm
     assert rollback_plan.hosts[0].to_slot == "blue"
+
+
+def test_a_lost_end_is_no_failure(make_fleet):
+    """
+    The host has gone back; a failure would send the next plain rollback one release further.
+    """
+    fleet = make_fleet(good=("b1", "b2", "b3"))
+    events = []
+
+    def report(event):
+        events.append(event)
+        if event.name == "slot.retired" and event.host == "n2":
+            fleet["n2"].fail("journal.append", LOST_BEFORE, call=2)
+
+    outcome = rollback(fleet, report=report)
+
+    assert outcome.error is None
+    assert ("journal.unwritten", "n2") in [(event.name, event.host) for event in events]
+    rollback(fleet)
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_an_empty_target_is_refused(make_fleet):
+    """
+    It would match every release.
+    """
+    with pytest.raises(UsageError, match="--to"):
+        rollback(make_fleet(), to="")

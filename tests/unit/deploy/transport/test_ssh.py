@@ -218,3 +218,29 @@ def test_a_file_that_cannot_be_written_is_a_failed_command(connect, tmp_path):
     with pytest.raises(CommandFailed) as caught:
         connect().put(local, str(tmp_path / "none" / "file"), timeout_s=20)
     assert "none/file" in caught.value.why
+
+
+def test_a_silent_command_ends_no_other_one(sshd, connect, tmp_path):
+    """
+    Only its own channel closes at its deadline while another command uses the connection: a slow
+    renewal of a lease does not end the start of a slot.  Alone, it closes the connection (above).
+    """
+    transport = connect()
+    transport.connect()
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    results = []
+    script = f"touch {begun}; while [ ! -e {gate} ]; do sleep 0.05; done; echo done"
+    other = threading.Thread(
+        target=lambda: results.append(transport.run(["sh", "-c", script], timeout_s=30).stdout)
+    )
+    other.start()
+    while not begun.exists():
+        pass
+
+    with pytest.raises(TransportError, match="no answer"):
+        transport.run(["sleep", "20"], timeout_s=0.5)
+
+    gate.touch()
+    other.join(30)
+    assert results == ["done\n"]
+    assert sshd.logins == 1

@@ -115,6 +115,21 @@ def test_a_slot_without_metrics_is_incomplete(serving, proxy, runtimes):
     assert (counters.is_whole, counters.is_ready, counters.requests) == (False, False, 0)
 
 
+@pytest.mark.parametrize("value", ["x", "NaN", "+Inf"])
+def test_a_metric_that_is_no_number_is_incomplete(serving, proxy, runtimes, value):
+    """
+    The release does not end in an error of the host program: such a reading says nothing.
+    """
+    serving.call(TrafficSet({"green": 100}))
+    sample = 'slipway_http_requests_total{route="/generate",code="200"}'
+    runtimes["green"].metrics = f"{sample} {value}\n"
+
+    assert not serving.call(Measure()).slots["green"].is_whole
+
+    runtimes["green"].metrics = f"{sample} 7\n"  # negative control
+    assert serving.call(Measure()).slots["green"].is_whole
+
+
 def test_a_slot_without_haproxy_is_incomplete(serving, runtimes):
     """
     Without HAProxy's counters, the number of lost requests is unknown.
