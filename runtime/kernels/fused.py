@@ -39,7 +39,7 @@ class FusedOps:
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shape = choose_shape(x, weight, is_gated=False, may_split=False)
         if shape is None:
-            return _roomy(x, _dense(weight, x), bias)
+            return _linear_with_slack(x, _dense(weight, x), bias)
         return self._small_batch(x, weight, bias, shape=shape)
 
     def project(
@@ -94,15 +94,15 @@ class FusedOps:
         )
 
 
-def _roomy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear_with_slack(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     Compute `functional.linear` into storage with an eighth more rows: `prefill` reads past the end.
     """
     m, n = x.shape[0], weight.shape[0]
-    room = torch.empty((m + m // 8 + 8, n), dtype=x.dtype, device=x.device)
+    storage = torch.empty((m + m // 8 + 8, n), dtype=x.dtype, device=x.device)
     if bias is None:
-        return torch.mm(x, weight.t(), out=room[:m])
-    return torch.addmm(bias, x, weight.t(), out=room[:m])
+        return torch.mm(x, weight.t(), out=storage[:m])
+    return torch.addmm(bias, x, weight.t(), out=storage[:m])
 
 
 def _dense(weight: Weight, x: Tensor) -> Tensor:

@@ -101,11 +101,11 @@ def _peaks(
     def plain(columns: int, tokens: int = tokens) -> int:
         return tokens * columns * size
 
-    def roomy(columns: int) -> int:  # fused._roomy
+    def with_slack(columns: int) -> int:  # fused._linear_with_slack
         return plain(columns, tokens + tokens // 8 + 8)
 
     # The tensor that is summed over shards comes from `ops.linear`, not from `ops.project`.
-    summed = plain(hidden) if shard.size == 1 else roomy(hidden)
+    summed = plain(hidden) if shard.size == 1 else with_slack(hidden)
     # Tokens, slots, positions, cosines and sines; the prompts' tiles, at most one per token.
     flat = tokens * (12 + 4 * config.rotary + 16)
     base = flat + 2 * plain(hidden)  # x and n
@@ -115,8 +115,8 @@ def _peaks(
         padded = tokens + tokens // 8 + 1
         attention = plain(qkv, padded) + 4 * padded * shard.heads(config.heads)
     whole = 0 if shard.size == 1 else 2 * config.vocabulary  # gathered, then joined
-    yield base + wide[0] + roomy(qkv)
-    yield base + roomy(qkv) + attention
+    yield base + wide[0] + with_slack(qkv)
+    yield base + with_slack(qkv) + attention
     new = 2 * plain(hidden)  # the next x and n
     yield base + plain(q) + summed + max(wide[1], new)
     yield base + plain(gate_up) + max(wide[2], plain(inner))

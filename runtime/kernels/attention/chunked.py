@@ -125,7 +125,7 @@ def attend_lone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     step = 1 << (tokens.bit_length() - 4)
     padded = -(-tokens // step) * step
     k, v = (functional.pad(part, (0, 0, 0, 0, 0, padded - tokens)) for part in (k, v))
-    q = q.as_strided((padded, *q.shape[1:]), q.stride())  # see `fused._roomy`
+    q = q.as_strided((padded, *q.shape[1:]), q.stride())  # see `fused._linear_with_slack`
     heads_first = (part.transpose(0, 1)[None] for part in (q, k, v))
     y: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *heads_first, None, False, 0.0, True, False

@@ -39,7 +39,7 @@ def make_model(seed=0, std=0.4, **changes):
     Return a model whose greedy answers differ from token to token.
 
     Args:
-        std: Of its weights; with 0.4 what it says hangs on its every number, by a thread.
+        std: Standard deviation of its weights; with 0.4 the answers are sensitive to every weight.
     """
     torch.manual_seed(seed)
     model = Decoder(DecoderConfig.from_json(make_config_document(**changes), "config.json"))
@@ -63,10 +63,10 @@ def make_tokenizer():
 
 def write_model(folder, *, nan_text="", seed=0, std=0.4, **changes):
     """
-    Write a model directory without end tokens: each answer has max_tokens tokens.
+    Write a model directory without stop tokens: each answer has max_tokens tokens.
 
     Args:
-        nan_text: Characters that the model has lost the embeddings of.
+        nan_text: Characters whose embeddings are NaN.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()

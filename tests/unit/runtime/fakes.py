@@ -26,11 +26,11 @@ class CharCodec:
 @dataclass
 class Script:
     """
-    What the engine does with one request.
+    The engine's reaction to one request.
 
     Attributes:
-        text: What it generates, a token a character.
-        ending: How it ends; None leaves it running until the test ends it.
+        text: The generated text, one token for each character.
+        ending: Its finish reason; None: it runs until the test ends it.
     """
 
     text: str = ""
@@ -41,13 +41,13 @@ class Script:
 @dataclass
 class FakeEngine:
     """
-    Answers requests as announced, in their order.
+    Answers requests in the order of their announcements.
 
     Attributes:
-        running: Answers that a script left open, by id.
+        running: Answers whose script has no ending, by id.
         asked: Keyword arguments of each submit, with its prompt as text.
         cancelled: Ids that were cancelled while they were running.
-        busy: Requests in flight that this test did not send.
+        busy: Number of other requests in flight.
     """
 
     running: dict[int, TokenStream] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class FakeEngine:
         self._scripts.append(Script(text, ending, detail))
 
     def done(self):
-        assert not self._scripts, f"announced and not asked for: {list(self._scripts)}"
+        assert not self._scripts, f"announced but never requested: {list(self._scripts)}"
 
     @property
     def in_flight(self):
@@ -68,7 +68,7 @@ class FakeEngine:
 
     def submit(self, tokens, params, timeout_s):
         prompt = CharCodec().decode(tokens)
-        assert self._scripts, f"nobody announced a request with the prompt {prompt!r}"
+        assert self._scripts, f"no announced request has the prompt {prompt!r}"
         script, id, answer = self._scripts.popleft(), len(self.asked), TokenStream()
         self.asked.append({"prompt": prompt, "timeout_s": timeout_s, **vars(params)})
         self.running[id] = answer
@@ -97,12 +97,12 @@ def count_up(tokens):
 @dataclass
 class _Tenant:
     """
-    What the fake knows of the row in a slot.
+    The fake's record of the row in a slot.
 
     Attributes:
-        shared: Pages at the front that it only reads.
-        position: Tokens of it in the steps so far.
-        is_live: False once one of its pages went to another row.
+        shared: Number of leading pages that the row only reads.
+        position: Number of its tokens in all steps so far.
+        is_live: False once another row got one of its pages.
     """
 
     pages: list[int]
@@ -114,22 +114,22 @@ class _Tenant:
 
 class FakeRunner:
     """
-    A device whose answers come from what its pages hold, and that takes no step that is wrong.
+    A device that computes tokens from the content of its pages, and refuses invalid steps.
 
-    A cell holds all tokens up to its own; to compute a token is to read the cells before it.
-    A step is computed when it, or one behind it, is collected: in the order of their launch.
+    A cell holds all tokens up to its own; computing a token reads the cells before it.
+    Steps are computed in the order of their launch, when they or a later one are collected.
 
     Args:
-        rule: From all tokens of a row to its next.
+        rule: Maps all tokens of a row to its next token.
 
     Attributes:
-        calls: Launches and collects, those that raise too.
-        steps: As they were launched.
-        overlaps: How many steps were launched while another was not collected.
-        broken: Tokens whose numbers are not finite.
-        spoils: Whether the next step's numbers are not finite, whatever its tokens.
-        has_memory: Whether a step can be computed.
-        launch_raises, collect_raises: What the next launch or collect raises, once.
+        calls: Number of launches and collects, failed ones included.
+        steps: All launched steps, in order.
+        overlaps: Number of steps that were launched while another was not collected.
+        broken: Tokens with non-finite logits.
+        spoils: Whether the next step has only non-finite logits.
+        has_memory: Whether a step fits into memory.
+        launch_raises, collect_raises: Error of the next launch or collect, raised once.
     """
 
     def __init__(self, max_rows=1024, pages=1024, page_tokens=4, rule=count_up):
@@ -241,7 +241,7 @@ class FakeRunner:
         if not count:
             return (), True
         places = [self._place(slot, position) for position in range(count)]
-        assert set(places) <= self._cells.keys(), "it reads what nobody wrote"
+        assert set(places) <= self._cells.keys(), "it reads a cell that was never written"
         tokens, is_finite = self._cells[places[-1]]
         for position, place in enumerate(places):
             cell_tokens, _ = self._cells[place]

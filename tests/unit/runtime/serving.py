@@ -28,11 +28,11 @@ TO = {
 
 class Runtime:
     """
-    One API process, ready unless said otherwise.
+    One API process, ready by default.
 
     Attributes:
-        engine: Announce to it what it shall answer.
-        http: A client that reaches the application without a socket.
+        engine: The fake engine; a test announces its answers.
+        http: A client of the application, without a socket.
     """
 
     def __init__(self, phase=Phase.READY, tokens=(), **config):

@@ -27,7 +27,7 @@ def until(condition, what):
     deadline_s = time.monotonic() + DEADLINE_S
     waiting = threading.Event()
     while not (result := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        assert time.monotonic() < deadline_s, f"timed out waiting for {what}"
         waiting.wait(0.01)
     return result
 
@@ -41,12 +41,12 @@ def is_alive(pid):
 
 class Started:
     """
-    One started runtime, and what it tells its manager.
+    One started runtime, and its messages to the service manager.
 
     Args:
-        folder: Of the release, which is there but for its links and its config.
-        python: Of the venv.
-        env: Beside what every runtime gets.
+        folder: Directory of the release, complete except for its links and its config.
+        python: Python of the venv.
+        env: Variables in addition to those that every runtime gets.
     """
 
     def __init__(self, folder, *, model, release, name, python=sys.executable, env=None):

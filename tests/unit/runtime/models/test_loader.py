@@ -78,16 +78,16 @@ def test_every_value_is_loaded_into_its_place(tmp_path, name, way, dtype, device
     """
     folder = write_family(tmp_path, name)
     config = read_config(folder)
-    room = make_blank_parameters(config, device, dtype)
+    parameters = make_blank_parameters(config, device, dtype)
     if way == "load":
-        done = load_weights(folder, config, room)
+        done = load_weights(folder, config, parameters)
     else:
-        staged = stage(folder, config, room)
-        assert all((tensor == 7.5).all() for tensor in room.values())  # not touched yet
+        staged = stage(folder, config, parameters)
+        assert all((tensor == 7.5).all() for tensor in parameters.values())  # not touched yet
         done = staged.commit()
         assert done.size_bytes == staged.read.size_bytes
     wanted = expected(folder, config)
-    for key, tensor in room.items():
+    for key, tensor in parameters.items():
         assert torch.equal(tensor.cpu(), wanted[key].to(dtype)), key
     assert done.size_bytes == 4 * sum(tensor.numel() for tensor in wanted.values())
     assert done.gb_per_s > 0
@@ -104,13 +104,13 @@ def test_a_shard_loads_its_part(tmp_path, name, way, device):
     folder = write_family(tmp_path, name, vocab_size=300)
     config = read_config(folder)
     for shard in (Shard(0, 4), Shard(3, 4)):
-        room = make_blank_parameters(config, device, shard=shard)
+        parameters = make_blank_parameters(config, device, shard=shard)
         if way == "load":
-            load_weights(folder, config, room, shard)
+            load_weights(folder, config, parameters, shard)
         else:
-            stage(folder, config, room, shard).commit()
+            stage(folder, config, parameters, shard).commit()
         wanted = expected(folder, config, shard)
-        assert all(torch.equal(tensor.cpu(), wanted[key]) for key, tensor in room.items())
+        assert all(torch.equal(tensor.cpu(), wanted[key]) for key, tensor in parameters.items())
 
 
 @pytest.mark.usefixtures("small_reads")
@@ -124,24 +124,24 @@ def test_weights_are_quantised_while_loading(tmp_path, bits, way, device):
     sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
     folder = write_family(tmp_path, "LlamaForCausalLM", **sizes)
     config = read_config(folder)
-    room = make_blank_parameters(config, device)
+    parameters = make_blank_parameters(config, device)
     kinds = ("qkv", "out", "gate_up", "down")
     scale = torch.float32 if bits == 8 else torch.bfloat16
-    for key, tensor in room.items():
+    for key, tensor in parameters.items():
         if key.endswith(kinds):
-            room[key] = empty_quantized(*tensor.shape, bits, scale=scale, device=device)
+            parameters[key] = empty_quantized(*tensor.shape, bits, scale=scale, device=device)
     if way == "load":
-        load_weights(folder, config, room)
+        load_weights(folder, config, parameters)
     else:
-        stage(folder, config, room).commit()
+        stage(folder, config, parameters).commit()
     for key, tensor in expected(folder, config).items():
         if key.endswith(kinds):
-            error = (dequantize(room[key], torch.float32).cpu() - tensor).abs()
-            scales = room[key].scale.float().cpu()
+            error = (dequantize(parameters[key], torch.float32).cpu() - tensor).abs()
+            scales = parameters[key].scale.float().cpu()
             scales = scales[:, None] if bits == 8 else scales.repeat_interleave(128, dim=1)
             assert (error <= scales * 0.501).all(), key
         else:
-            assert torch.equal(room[key].cpu(), tensor), key
+            assert torch.equal(parameters[key].cpu(), tensor), key
 
 
 def test_weights_are_replaced_in_the_same_memory(folder, tmp_path):
@@ -215,10 +215,10 @@ def test_short_reads_are_continued(folder, monkeypatch):
     """
     config, whole = read_config(folder), os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: whole(fd, [views[0][:1000]], at))
-    room = make_blank_parameters(config)
-    load_weights(folder, config, room)
+    parameters = make_blank_parameters(config)
+    load_weights(folder, config, parameters)
     wanted = expected(folder, config)
-    assert all(torch.equal(room[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(parameters[name], wanted[name]) for name in wanted)
 
 
 MEASURE = """

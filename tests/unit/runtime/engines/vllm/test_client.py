@@ -71,7 +71,7 @@ class Vllm(VllmClient):
         async for _ in ticks(limit_s):
             if condition(recorded := await self.recorded()):
                 return
-        pytest.fail(f"waited in vain for {what}: {recorded}")
+        pytest.fail(f"timed out waiting for {what}: {recorded}")
 
     async def reports_more(self, beats=3):
         """
@@ -81,7 +81,7 @@ class Vllm(VllmClient):
         async for _ in ticks():
             if len(self.reports) >= wanted:
                 return
-        pytest.fail(f"waited in vain for {beats} reports: {self.reports[-3:]}")
+        pytest.fail(f"timed out waiting for {beats} reports: {self.reports[-3:]}")
 
     async def until_report(self, condition):
         """
@@ -90,7 +90,7 @@ class Vllm(VllmClient):
         async for _ in ticks():
             if self.last is not None and condition(self.last):
                 return
-        pytest.fail(f"waited in vain for a report: {self.reports[-3:]}")
+        pytest.fail(f"timed out waiting for a report: {self.reports[-3:]}")
 
     async def is_silent(self):
         """

@@ -195,7 +195,7 @@ def test_it_ends_with_its_parent(tmp_path, is_quick):
             if result := condition():
                 return result
             waiting.wait(0.01)
-        pytest.fail("waited in vain")
+        pytest.fail("the condition timed out")
 
     child = until(lambda: children.read_text().split())[0]
     if not is_quick:
