@@ -24,14 +24,8 @@ from deploy.host.__main__ import handle
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
 from deploy.host.layout import BACKEND, SLOTS, Layout, unit
-from deploy.host.protocol import (
-    REQUESTS,
-    ErrorKind,
-    GoodRecord,
-    HostError,
-    encode_error,
-    parse_request,
-)
+from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
+from deploy.host.rpc import encode_error, parse_request
 from deploy.host.sockets import HttpAnswer
 from deploy.host.system import ProgramResult, System
 from deploy.transport.base import Completed

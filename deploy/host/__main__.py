@@ -15,15 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from deploy.host import protocol
-from deploy.host.protocol import (
-    Call,
-    ErrorKind,
-    HostError,
-    Request,
-    encode_error,
-    encode_result,
-    parse_request,
-)
+from deploy.host.protocol import Call, ErrorKind, HostError, Request
+from deploy.host.rpc import encode_error, encode_result, parse_request
 from deploy.host.system import System
 
 Handler = Callable[[System, Call, Request[Any]], Any]

@@ -11,7 +11,8 @@ import zlib
 from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
 from deploy.host.codec import Malformed
-from deploy.host.protocol import Call, FactQuery, Facts, HostError, encode_request, parse_answer
+from deploy.host.protocol import Call, FactQuery, Facts, HostError
+from deploy.host.rpc import encode_request, parse_answer
 from deploy.transport.base import Completed, Transport
 from deploy.transport.client import named_for
 

@@ -21,14 +21,8 @@ from deploy.errors import (
 )
 from deploy.host import layout
 from deploy.host.codec import Malformed
-from deploy.host.protocol import (
-    Call,
-    ErrorKind,
-    HostError,
-    Request,
-    encode_request,
-    parse_answer,
-)
+from deploy.host.protocol import Call, ErrorKind, HostError, Request
+from deploy.host.rpc import encode_request, parse_answer
 from deploy.transport.base import Completed, Transport
 
 ResultT = TypeVar("ResultT")

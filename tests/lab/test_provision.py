@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from deploy.host import layout
-from deploy.host.protocol import Call, LeaseAcquire, encode_request
+from deploy.host.protocol import Call, LeaseAcquire
+from deploy.host.rpc import encode_request
 from deploy.lab import lab
 from deploy.provision import EventKind, provision
 from deploy.verify import verify

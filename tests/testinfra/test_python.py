@@ -1,5 +1,6 @@
 from deploy.host import layout
-from deploy.host.protocol import Call, Status, encode_request, parse_answer
+from deploy.host.protocol import Call, Status
+from deploy.host.rpc import encode_request, parse_answer
 
 
 def test_the_environment_of_the_row_is_complete(root, expected):

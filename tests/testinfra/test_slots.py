@@ -5,7 +5,8 @@ The state that a release must leave on any host, at any time; skipped before the
 import pytest
 
 from deploy.host import layout
-from deploy.host.protocol import Call, Status, encode_request, parse_answer
+from deploy.host.protocol import Call, Status
+from deploy.host.rpc import encode_request, parse_answer
 
 
 @pytest.fixture(scope="module")

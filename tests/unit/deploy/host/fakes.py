@@ -13,15 +13,8 @@ import pytest
 
 from deploy.host.__main__ import handle
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import (
-    SCHEMA,
-    Call,
-    HostError,
-    LeaseAcquire,
-    Status,
-    encode_request,
-    parse_answer,
-)
+from deploy.host.protocol import SCHEMA, Call, HostError, LeaseAcquire, Status
+from deploy.host.rpc import encode_request, parse_answer
 from tests import local_host
 from tests.local_host import FakeClock, FakeSystem, place_release
 

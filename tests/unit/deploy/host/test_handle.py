@@ -4,15 +4,8 @@ import typing
 import pytest
 
 from deploy.host.__main__ import HANDLERS, handle, handler_of
-from deploy.host.protocol import (
-    REQUESTS,
-    SCHEMA,
-    Call,
-    LeaseAcquire,
-    Status,
-    parse_request,
-    result_type,
-)
+from deploy.host.protocol import REQUESTS, SCHEMA, Call, LeaseAcquire, Status, result_type
+from deploy.host.rpc import parse_request
 from deploy.host.text import one_line
 
 

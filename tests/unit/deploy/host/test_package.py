@@ -11,6 +11,7 @@ import deploy.host
 
 PACKAGE = Path(deploy.host.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+WITH_MESSAGES = ["bundle/manifest.py", "protocol.py", "rpc.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
@@ -44,7 +45,7 @@ def evaluated_unions(source):
     ]
 
 
-@pytest.mark.parametrize("name", ["protocol.py", "bundle/manifest.py"])
+@pytest.mark.parametrize("name", WITH_MESSAGES)
 def test_python_3_9_can_evaluate_the_annotations_of_messages(name):
     """
     The codec evaluates them, so `from __future__ import annotations` does not help.
@@ -80,4 +81,4 @@ def test_the_list_of_modules_with_messages_is_complete():
     """
     A new module with messages must be added to it.
     """
-    assert sorted(decoded_modules()) == ["bundle/manifest.py", "protocol.py"]
+    assert sorted(decoded_modules()) == WITH_MESSAGES

@@ -29,13 +29,9 @@ from deploy.host.protocol import (
     StageCommit,
     Status,
     TrafficSet,
-    encode_error,
-    encode_request,
-    encode_result,
-    parse_answer,
-    parse_request,
     result_type,
 )
+from deploy.host.rpc import encode_error, encode_request, encode_result, parse_answer, parse_request
 from deploy.transport.client import ERRORS, HostClient
 from tests.local_host import local_hosts
 

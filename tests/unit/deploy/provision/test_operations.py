@@ -16,14 +16,8 @@ import pytest
 
 from deploy.errors import DiskTooSmall
 from deploy.host import layout
-from deploy.host.protocol import (
-    ErrorKind,
-    HostError,
-    VenvBuilt,
-    encode_error,
-    encode_result,
-    parse_request,
-)
+from deploy.host.protocol import ErrorKind, HostError, VenvBuilt
+from deploy.host.rpc import encode_error, encode_result, parse_request
 from deploy.provision import operations
 from deploy.provision.resources import File, Upload, Venv
 from deploy.transport.base import Completed

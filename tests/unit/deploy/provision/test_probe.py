@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import CommandFailed, LeaseHeld
-from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError, encode_error
+from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError
+from deploy.host.rpc import encode_error
 from deploy.provision.probe import PROBE_COMMAND, pack_program, parse_probe, probe_input
 from deploy.transport.base import Completed
 
