@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bundle.store import Bundle
-from deploy.errors import PreconditionError
+from deploy.errors import CommandFailed, PreconditionError
 from deploy.host import layout
 from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE
 from deploy.host.bundle.staging import PART, blob_name, wheel_name
@@ -54,10 +54,12 @@ def stage(
     Raises:
         DiskTooSmall: It does not fit; nothing was sent.
         BundleUnsigned, BundleTampered, BundleTruncated: The host refuses it; nothing was unpacked.
+        CommandFailed: The host asks for files that are not in the bundle; nothing was sent.
         PreconditionError: A wheel is not on this machine.
     """
     manifest = bundle.manifest_path.read_text(encoding="ascii")
     needs = client.call(StageMissing(manifest), timeout_s=ASK_TIMEOUT_S)
+    _refuse_foreign_names(client.host, bundle, needs)
     uploads = _uploads(bundle, needs, wheels)
     total = sum(path.stat().st_size for _, path in uploads)
     if uploads:
@@ -71,6 +73,24 @@ def stage(
     progress("verifying and placing the bundle on the host")
     staged = client.call(StageCommit(bundle.digest), timeout_s=COMMIT_TIMEOUT_S)
     return Sent(tuple(name for name, _ in uploads), total, staged)
+
+
+def _refuse_foreign_names(host: str, bundle: Bundle, needs: StageNeeds) -> None:
+    """
+    Refuse an answer that asks for anything but parts of *bundle*.
+
+    The names become paths on this machine: a host that was broken into could ask for its keys.
+    """
+    wheels = {wheel.file for wheel in bundle.manifest.lock.wheels}
+    blobs = {file.sha256 for file in bundle.manifest.model.files}
+    foreign = sorted({*needs.wheels} - wheels | {*needs.blobs} - blobs)
+    if foreign:
+        raise CommandFailed(
+            f"{host}: the host asks for files that are not in bundle {bundle.version}",
+            why=f"nothing was sent; it asks for {', '.join(map(repr, foreign))[:200]}",
+            fix=f"find out who changed the host program of {host} before you go on with it",
+            host=host,
+        )
 
 
 def _uploads(bundle: Bundle, needs: StageNeeds, wheels: Path) -> list[tuple[str, Path]]:

@@ -2,13 +2,21 @@
 The order of staging, with the real host program.
 """
 
+import json
 import shutil
 
 import pytest
 
 from deploy.bundle.send import stage
-from deploy.errors import BundleTruncated, DiskTooSmall, PreconditionError, TransportError
+from deploy.errors import (
+    BundleTruncated,
+    CommandFailed,
+    DiskTooSmall,
+    PreconditionError,
+    TransportError,
+)
 from deploy.host import layout
+from deploy.host.__main__ import handle
 from deploy.host.protocol import LeaseAcquire
 from deploy.transport.client import HostClient
 from tests.local_host import ANSWER_LOST, LOST_BEFORE, local_hosts
@@ -139,3 +147,47 @@ def test_a_short_upload_is_refused_by_the_host(client, transport, bundle, worksh
 
     with pytest.raises(BundleTruncated, match="n1: "):
         stage(bundle, client=client, wheels=workshop.wheels)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"wheels": ("../../secret",)},
+        {"wheels": ("/etc/passwd",)},
+        {"wheels": ("other-1.0-py3-none-any.whl",)},
+        {"blobs": ("0" * 64,)},
+    ],
+    ids=str,
+)
+def test_a_host_that_asks_for_other_files_gets_none(
+    client, transport, bundle, workshop, monkeypatch, foreign
+):
+    """
+    Names in its answer only select from the manifest; they are never joined to a local path.
+    """
+    (workshop.wheels.parent.parent / "secret").write_text("the operator's key")
+    (workshop.wheels / "other-1.0-py3-none-any.whl").write_text("of another bundle")
+
+    def answer(system, verb, text):
+        line = handle(system, verb, text)
+        if verb != "stage.missing":
+            return line
+        document = json.loads(line)
+        document["result"] |= foreign
+        return json.dumps(document)
+
+    monkeypatch.setattr("tests.local_host.handle", answer)
+
+    with pytest.raises(CommandFailed, match="n1: the host asks for files that are not in bundle"):
+        stage(bundle, client=client, wheels=workshop.wheels)
+
+    assert transport.puts == []
+
+
+def test_a_host_that_asks_for_parts_of_the_bundle_gets_them(client, transport, bundle, workshop):
+    """
+    Negative control of the one above.
+    """
+    stage(bundle, client=client, wheels=workshop.wheels)
+
+    assert len(transport.puts) > 3
