@@ -31,6 +31,7 @@ class Link:
     """
 
     def __init__(self, host):
+        self.host = "n1"
         self._host = host
         self.transport = self
         self.change = lambda name, data: data
