@@ -39,8 +39,15 @@ def clear(client: HostClient, slot: str, stable: str | None, limits: Limits) -> 
     """
     Move all traffic from *slot* to *stable*, then stop *slot*.
     """
-    shift(client, {slot: 0, stable: 100} if stable else {slot: 0})
+    move_traffic(client, slot, stable)
     stop(client, slot, limits)
+
+
+def move_traffic(client: HostClient, slot: str, stable: str | None) -> None:
+    """
+    Move all traffic from *slot* to *stable*; without a stable slot nothing serves then.
+    """
+    shift(client, {slot: 0, stable: 100} if stable else {slot: 0})
 
 
 def start(client: HostClient, slot: str, bundle: str, limits: Limits) -> None:

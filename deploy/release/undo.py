@@ -51,8 +51,7 @@ def take_back(
     def attempt() -> None:
         status = client.call(Status(), timeout_s=_STATUS_S)
         if not _serves_as_before(status, host):
-            weights = {host.to_slot: 0, host.from_slot: 100} if host.from_slot else {}
-            host_commands.shift(client, weights or {host.to_slot: 0})
+            host_commands.move_traffic(client, host.to_slot, host.from_slot)
         slot = observed(host.host, status).slot(host.to_slot)
         if slot.bundle == bundle or not slot.is_stopped:
             host_commands.stop(client, host.to_slot, limits)
