@@ -616,7 +616,8 @@ class PathFacts:
         type: file, directory, link or other.
         mode: Permission bits in octal, four digits.
         target: Of a link.
-        sha256: None where no hash was asked for.
+        sha256: None where no hash was asked for, and for a secret.
+        mac: HMAC-SHA256 of the content of a secret, under the key of the query.
         text: Content of a file with another hash than the wanted one, where it is no secret.
     """
 
@@ -627,6 +628,7 @@ class PathFacts:
     size: int
     target: Optional[str] = None
     sha256: Optional[str] = None
+    mac: Optional[str] = None
     text: Optional[str] = None
 
 
@@ -695,7 +697,9 @@ class FactQuery(Request[Facts]):
 
     Attributes:
         paths: Wanted SHA-256 of each path; "" asks for no hash.
-        secret: Paths whose text is never returned.
+        secrets: A random key of this run for each path with secret content.  The host returns the
+            HMAC of its content under that key, and no hash and no text.  The query says nothing
+            about the wanted content, so a host that lacks the secret cannot test guesses of it.
         port: Public port whose listeners are asked for.
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
@@ -705,7 +709,7 @@ class FactQuery(Request[Facts]):
     NEEDS_LEASE = False
 
     paths: dict[str, str] = field(default_factory=dict)
-    secret: tuple[str, ...] = ()
+    secrets: dict[str, Digest] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ()

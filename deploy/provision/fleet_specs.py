@@ -2,6 +2,7 @@
 What every host of a fleet should have.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 
 from deploy.inventory.schema import Fleet
@@ -43,6 +44,7 @@ def resource_sets(
                 allowed_signers=signers,
                 host_program=host_program,
                 uv=uv,
+                mac_key=secrets.token_hex(32),
             )
         )
         for name, row in rows.items()

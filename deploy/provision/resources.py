@@ -6,6 +6,7 @@ Resources that a host should have, each comparable with the facts of the host.  
 
 import difflib
 import hashlib
+import hmac
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -139,7 +140,9 @@ class File(Resource):
     A small file, replaced atomically.
 
     Attributes:
-        secret: The content never appears in a name, argument, diff or log.
+        mac_key: Given for a secret: its content never appears in a name, argument, diff or log.
+            It is compared by its HMAC under this random key of the run, in hexadecimal.  A plain
+            hash would let everyone who sees it test guesses of the secret, at any later time.
         check: Command that must accept the new file before it replaces the old one; `{}` stands
             for its path.
     """
@@ -150,7 +153,7 @@ class File(Resource):
     owner: str = "root"
     group: str = "root"
     mode: str = "0644"
-    secret: bool = False
+    mac_key: str | None = Field(default=None, repr=False)
     check: str | None = None
 
     @property
@@ -162,22 +165,38 @@ class File(Resource):
         return hashlib.sha256(self.content).hexdigest()
 
     @property
+    def mac(self) -> str | None:
+        """
+        HMAC of the content of a secret; None for any other file.
+        """
+        if self.mac_key is None:
+            return None
+        key = bytes.fromhex(self.mac_key)
+        return hmac.new(key, self.content, hashlib.sha256).hexdigest()
+
+    @property
     def query(self) -> FactQuery:
-        secret = (self.path,) if self.secret else ()
-        return FactQuery(paths={self.path: self.sha256}, secret=secret)
+        if self.mac_key is not None:
+            return FactQuery(secrets={self.path: self.mac_key})
+        return FactQuery(paths={self.path: self.sha256})
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create", diff=self._diff(""))
         wrong = _attributes(found, "file", self.owner, self.group, self.mode)
-        if found.sha256 == self.sha256:
+        if self._has_content(found):
             return Difference(change=", ".join(wrong)) if wrong else None
         diff = self._diff(found.text) if found.text is not None else None
         return Difference(change=", ".join(["new content", *wrong]), diff=diff)
 
+    def _has_content(self, found: PathFacts) -> bool:
+        if self.mac_key is not None:
+            return found.mac == self.mac
+        return found.sha256 == self.sha256
+
     def _diff(self, old: str) -> str | None:
-        if self.secret:
+        if self.mac_key is not None:
             return None
         try:
             new = self.content.decode("utf-8")

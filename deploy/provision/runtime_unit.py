@@ -40,7 +40,7 @@ def configure(spec: HostSpec) -> list[AnyResource]:
             path=layout.ENVIRONMENT,
             content=environment(spec).encode(),
             mode="0600",
-            secret=True,
+            mac_key=spec.mac_key,
         ),
     ]
 

@@ -42,6 +42,7 @@ class HostSpec:
         api_tokens: Bearer tokens of the service; empty: requests need none.
         allowed_signers: Text of the file that names the signers whose bundles the host accepts.
         host_program: The zipapp of `deploy.host`.
+        mac_key: Random key of this run, 64 hexadecimal digits, see `resources.File`.
     """
 
     row: Row
@@ -53,6 +54,7 @@ class HostSpec:
     allowed_signers: str
     host_program: bytes
     uv: Binary
+    mac_key: str
 
     @property
     def drain_timeout_s(self) -> float:

@@ -28,6 +28,7 @@ from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
 
 TOKEN = "s3cret-Token.1"  # of the made-up service
+MAC_KEY = "c" * 64
 PLENTY = 2**40
 
 
@@ -48,6 +49,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
         allowed_signers='lab@slipway namespaces="slipway-bundle" ssh-ed25519 AAAA\n',
         host_program=b"#!a zipapp",
         uv=Binary(Path("/venv/bin/uv"), "2" * 64, 38_000_000),
+        mac_key=MAC_KEY,
     )
 
 
@@ -61,7 +63,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
     """
     query = fact_query(resource_set)
     values = {
-        "paths": dict.fromkeys(query.paths),
+        "paths": dict.fromkeys({**query.paths, **query.secrets}),
         "packages": dict.fromkeys(query.packages),
         "users": dict.fromkeys(query.users),
         "units": {
@@ -95,7 +97,7 @@ def bare(resource_set: ResourceSet, **changes) -> Facts:
     return replace(
         empty,
         **{
-            "paths": dict.fromkeys(query.paths),
+            "paths": dict.fromkeys({**query.paths, **query.secrets}),
             "packages": dict.fromkeys(query.packages),
             "users": dict.fromkeys(query.users),
             "units": dict.fromkeys(query.units, unit),
@@ -123,6 +125,8 @@ def path_like(resource, **changes):
             values[name] = getattr(resource, name)
     if isinstance(resource, Directory):
         values["type"] = "directory"
+    if getattr(resource, "mac", None) is not None:
+        values |= {"mac": resource.mac, "sha256": None}
     return PathFacts(**values | changes)
 
 

@@ -32,7 +32,7 @@ def names_in(folder):
 
 
 def make_file(path, content=b"secret\n", **changes):
-    kind = {"owner": USER, "group": GROUP, "mode": "0600", "secret": True}
+    kind = {"owner": USER, "group": GROUP, "mode": "0600", "mac_key": "c" * 64}
     return File(path=str(path), content=content, **kind | changes)
 
 

@@ -60,7 +60,7 @@ def test_a_secret_is_in_no_diff_and_no_repr():
     """
     secret = find(RESOURCES, layout.ENVIRONMENT)
     assert TOKEN.encode() in secret.content  # negative control: it is in there
-    update = change(secret, sha256="0" * 64, text="SLIPWAY_API_TOKENS=older")
+    update = change(secret, mac="0" * 64, text="SLIPWAY_API_TOKENS=older")
     for difference in (update, secret.difference(bare(RESOURCES))):
         assert difference.diff is None
         assert TOKEN not in str(difference)
