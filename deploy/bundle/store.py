@@ -5,6 +5,7 @@ The store: bundles in `.slipway/bundles/<digest>/`, weights in `.slipway/blobs/<
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from pathlib import Path
 from deploy.errors import BundleTampered, UsageError
 from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Manifest, parse_manifest
 from deploy.host.protocol import HostError
+from deploy.private_files import FILE_MODE, private_directory, write_private
 
 _CHUNK = 1 << 20
 _PREFIX_MIN = 6
+_MANIFEST_MAX = 64 << 20  # bytes
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class BundleStore:
         Raises:
             BundleTampered: It changed while it was read.
         """
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        private_directory(self._blobs)
         before = source.stat()
         handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".tmp-")
         os.close(handle)
@@ -105,12 +109,11 @@ class BundleStore:
         if _holds(directory, data, archive):
             os.utime(directory)
             return self._open(directory)
-        self._bundles.mkdir(parents=True, exist_ok=True)
+        private_directory(self._bundles)
         draft = Path(tempfile.mkdtemp(dir=self._bundles, prefix=".tmp-"))
         try:
-            (draft / MANIFEST).write_bytes(data)
-            (draft / ARCHIVE).write_bytes(archive)
-            draft.chmod(0o755)
+            write_private(draft / MANIFEST, data)
+            write_private(draft / ARCHIVE, archive)
             if directory.exists():
                 if (directory / SIGNATURE).exists():
                     shutil.copyfile(directory / SIGNATURE, draft / SIGNATURE)
@@ -123,11 +126,15 @@ class BundleStore:
     def list(self) -> tuple[Bundle, ...]:
         """
         Return all bundles, newest first.
+
+        Raises:
+            BundleTampered: One of them is not what its name says.
         """
         if not self._bundles.is_dir():
             return ()
-        directories = [path for path in self._bundles.iterdir() if not path.name.startswith(".")]
-        directories.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        # An entry with another name is no bundle, and its name is not ours to print.
+        directories = [path for path in self._bundles.iterdir() if _DIGEST.fullmatch(path.name)]
+        directories.sort(key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
         return tuple(self._open(path) for path in directories)
 
     def newest(self) -> Bundle:
@@ -176,15 +183,40 @@ class BundleStore:
         )
 
     def _open(self, directory: Path) -> Bundle:
+        """
+        Return the bundle in *directory*, whose name is the hash of its manifest.
+
+        Raises:
+            BundleTampered: The manifest is another one or no manifest, or a file is a link.
+        """
         try:
-            manifest = parse_manifest((directory / MANIFEST).read_bytes())
-        except (OSError, HostError) as error:
+            manifest = parse_manifest(_read_manifest(directory))
+        except (OSError, ValueError, RecursionError, HostError) as error:
             raise BundleTampered(
                 f"bundle {directory.name[:12]}: its manifest cannot be read",
                 why=error.why if isinstance(error, HostError) else str(error),
                 fix=f"delete {directory} and build it again: inv bundle",
             ) from error
         return Bundle(directory.name, manifest, directory, self._blobs)
+
+
+def _read_manifest(directory: Path) -> bytes:
+    """
+    Return the manifest in *directory*.
+
+    Raises:
+        ValueError: It is not the one that the directory is named for, or a file is a link.
+    """
+    for path in (directory, *(directory / name for name in (MANIFEST, ARCHIVE, SIGNATURE))):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a symbolic link")
+    path = directory / MANIFEST
+    if not path.is_file() or path.stat().st_size > _MANIFEST_MAX:
+        raise ValueError(f"{path} is not a file of at most {_MANIFEST_MAX} bytes")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != directory.name:
+        raise ValueError("its manifest is that of another bundle")
+    return data
 
 
 def _holds(directory: Path, manifest: bytes, archive: bytes) -> bool:
@@ -217,6 +249,7 @@ def _take(source: Path, draft: Path) -> tuple[str, int]:
 def _copy(source: Path, draft: Path) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, draft.open("xb") as writer:
+        os.fchmod(writer.fileno(), FILE_MODE)
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
             writer.write(chunk)

@@ -18,7 +18,8 @@ from types import FrameType
 from typing import NoReturn
 
 from deploy.cli.terminal import EXIT_INTERRUPTED, end_quietly, fail, print_progress
-from deploy.errors import DeployError
+from deploy.errors import DeployError, hide_passwords
+from deploy.private_files import private_directory, write_private
 
 _TRACEBACK = Path(__file__).parents[2] / ".slipway" / "traceback.txt"
 _AGAIN = "run it again with --debug, which prints the traceback"
@@ -50,9 +51,10 @@ def _report(error: Exception, *, as_json: bool, as_line: bool) -> NoReturn:
     if is_debugging():
         traceback.print_exception(error)
     elif not isinstance(error, DeployError):
-        with contextlib.suppress(OSError):
-            _TRACEBACK.parent.mkdir(parents=True, exist_ok=True)
-            _TRACEBACK.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        with contextlib.suppress(OSError, DeployError):
+            private_directory(_TRACEBACK.parent)
+            text = hide_passwords("".join(traceback.format_exception(error)))
+            write_private(_TRACEBACK, text)
     fail(explain(error), as_json=as_json, as_line=as_line)
 
 

@@ -13,7 +13,7 @@ from deploy.errors import UsageError
 from deploy.inventory.schema import Fleet
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import ensure_lock
-from deploy.wiring.checkout import ROOT, WHEELS, store
+from deploy.wiring.checkout import ROOT, store
 
 
 def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], None]) -> Bundle:
@@ -25,7 +25,7 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         PreconditionError: The signing key is missing.
     """
     row = load_matrix().row(_one_row(of))
-    lock = ensure_lock(row, cache=WHEELS, progress=progress)
+    lock = ensure_lock(row, progress=progress)
     made = build_bundle(
         model=model,
         version=version,

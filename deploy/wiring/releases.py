@@ -12,7 +12,7 @@ from deploy.release.executor import ReleaseExecutor
 from deploy.release.plan import ReleasePlan, plan_release
 from deploy.release.rollback import RollbackPlan, plan_rollback, roll_back
 from deploy.transport.client import HostClient
-from deploy.wiring.checkout import WHEELS
+from deploy.wiring.checkout import wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import Hosts, owner
 
@@ -63,10 +63,10 @@ def run_release(
     """
     Do *plan* and return how it ended.
     """
-    clock = SystemClock()
+    clock, folder = SystemClock(), wheels()
 
     def stage_one(client: HostClient) -> Sent:
-        return stage(bundle, client=client, wheels=WHEELS)
+        return stage(bundle, client=client, wheels=folder)
 
     executor = ReleaseExecutor(
         plan,

@@ -27,6 +27,7 @@ RANKS = {
     "deploy.templating": 4,
     "deploy.transport": 4,
     "deploy.inventory": 3,
+    "deploy.private_files": 3,
     "deploy.versions": 3,
     "deploy.errors": 2,
     "deploy.foreign_text": 2,

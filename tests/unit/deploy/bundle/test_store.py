@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import pytest
@@ -151,3 +152,83 @@ def test_a_bundle_is_stored_atomically(workshop, monkeypatch):
 
     assert workshop.store.list() == ()
     assert list((workshop.store.root / "bundles").iterdir()) == []
+
+
+def corrupt_by_link(bundle, tmp_path):
+    other = tmp_path / "elsewhere"
+    bundle.directory.rename(other)
+    bundle.directory.symlink_to(other)
+
+
+def corrupt_by_linked_file(bundle, tmp_path):
+    other = tmp_path / "elsewhere"
+    bundle.archive_path.rename(other)
+    bundle.archive_path.symlink_to(other)
+
+
+def corrupt_by_content(bundle, tmp_path):
+    data = bundle.manifest_path.read_bytes()
+    bundle.manifest_path.write_bytes(data.replace(b'"v1"', b'"v9"'))
+
+
+def corrupt_by_folder(bundle, tmp_path):
+    bundle.manifest_path.unlink()
+    bundle.manifest_path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "why"),
+    [
+        (corrupt_by_link, "symbolic link"),
+        (corrupt_by_linked_file, "symbolic link"),
+        (corrupt_by_content, "that of another bundle"),
+        (corrupt_by_folder, "not a file"),
+    ],
+)
+def test_an_entry_that_is_not_what_its_name_says_is_refused(workshop, tmp_path, corrupt, why):
+    """
+    The name of a bundle is the hash of its manifest; it is compared at every read.
+    """
+    bundle = workshop.build()
+    corrupt(bundle, tmp_path)
+
+    with pytest.raises(BundleTampered) as caught:
+        workshop.store.newest()
+    assert why in caught.value.why
+    assert str(bundle.directory) in caught.value.fix
+
+
+def test_a_changed_manifest_would_be_used_without_the_hash(workshop, tmp_path, monkeypatch):
+    """
+    Negative control: with the comparison switched off, the store returns the other version.
+    """
+    bundle = workshop.build()
+    corrupt_by_content(bundle, tmp_path)
+    monkeypatch.setattr(
+        stores, "_read_manifest", lambda path: (path / "manifest.json").read_bytes()
+    )
+    assert workshop.store.newest().version == "v9"
+
+
+def test_a_manifest_of_endless_depth_is_refused(workshop):
+    """
+    With the right hash as its name; the parser's limit becomes an error of this bundle.
+    """
+    workshop.build()
+    data = b"[" * 200_000
+    directory = workshop.store.root / "bundles" / hashlib.sha256(data).hexdigest()
+    directory.mkdir()
+    (directory / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleTampered, match="its manifest cannot be read"):
+        workshop.store.list()
+
+
+@pytest.mark.parametrize("name", ["lost+found", "\x1b[2Jx", "A" * 64, "0" * 63, ".tmp-x"])
+def test_an_entry_with_another_name_is_no_bundle(workshop, name):
+    """
+    It is neither read nor printed.
+    """
+    bundle = workshop.build()
+    (workshop.store.root / "bundles" / name).mkdir()
+    assert workshop.store.list() == (bundle,)
+    assert name not in refusal(workshop.store, "v9").why
