@@ -22,6 +22,7 @@ from deploy.errors import DeployError, hide_passwords
 from deploy.private_files import private_directory, write_private
 
 _TRACEBACK = Path(__file__).parents[2] / ".slipway" / "traceback.txt"
+_NO_HOME = "determine home directory"  # of Path.expanduser
 _AGAIN = "run it again with --debug, which prints the traceback"
 
 
@@ -85,6 +86,12 @@ def explain(error: Exception) -> DeployError:
                 "the input ended before the answer",
                 why="standard input is closed or empty",
                 fix="run it on a terminal, or with --yes where the task has it",
+            )
+        case RuntimeError() if _NO_HOME in str(error):
+            return DeployError(
+                "this user has no home directory",
+                why="HOME is not set, and the user has no passwd entry with one",
+                fix="export HOME with a directory of this user, as in a job for CI",
             )
         case subprocess.TimeoutExpired():
             program = error.cmd if isinstance(error.cmd, str) else Path(str(error.cmd[0])).name

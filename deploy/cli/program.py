@@ -25,6 +25,7 @@ from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
+from deploy.cli.invoke_config import check_config
 from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
 from deploy.private_files import check_directory, use_private_umask
@@ -79,6 +80,7 @@ class SlipwayProgram(Program):
         if self.args.config.value:
             self.args.config._value = str(path_from_caller(self.args.config.value))
         super().update_config(merge)
+        check_config(self.config)
 
 
 def check_private_folders() -> None:

@@ -29,11 +29,11 @@ def actor() -> str:
     """
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
-    except KeyError:
+    except (KeyError, OSError):  # OSError: since Python 3.13
         raise UsageError(
             f"user id {os.getuid()} has no name on this machine",
             why="it has no passwd entry, and neither LOGNAME nor USER is set",
-            fix="add the user to /etc/passwd, as ssh needs it: useradd -u ID NAME",
+            fix="export LOGNAME=NAME, or add the user to /etc/passwd: useradd -u ID NAME",
         ) from None
 
 

@@ -4,6 +4,7 @@ What tasks write on the control machine is for its user alone.
 Each test that writes runs with umask 0, so that a mode is right because it was asked for.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -245,6 +246,25 @@ def test_an_existing_directory_is_checked_and_not_made(place):
     (place / ".slipway").mkdir(mode=0o755)
     check_directory(place / ".slipway")
     assert mode_of(place / ".slipway") == 0o700
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(place, monkeypatch):
+    """
+    No half file under the name, and no draft beside it.
+    """
+    path = place / "file"
+    write_private(path, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(private_files.os, "fdopen", full)
+    with pytest.raises(OSError) as caught:
+        write_private(path, "new")
+    error = boundary.explain(caught.value)
+    assert (error.what, error.why) == (str(path), "No space left on device")
+    assert [p.name for p in place.iterdir()] == ["file"]
+    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,36 @@ def test_a_configuration_that_is_no_yaml_is_a_usage_error(inv, monkeypatch, tmp_
 def test_debug_also_stands_after_the_task():
     program = SlipwayProgram(name="Invoke", binary="inv[oke]")
     assert any(a.name == "debug" and "traceback" in a.help for a in program.core_args())
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("flete: lab", "did you mean fleet?"),
+        ("fleet: [lab]", "not the name of a fleet"),
+        ("fleet: 5", "not the name of a fleet"),
+        ("1: 2", "unknown key 1"),
+        ('"\\e[2J": 2', "unknown key \\x1b[2J"),
+        ("fleet: !!python/object/apply:os.system [true]", "not YAML"),
+        ("[fleet]", "fix: "),
+        ("fleet", "fix: "),
+    ],
+)
+def test_a_configuration_file_of_invoke_is_checked(inv, tmp_path, text, word):
+    """
+    A mistyped key would leave the default fleet in place, in silence.
+    """
+    path = tmp_path / "invoke.yaml"
+    path.write_text(text)
+    code, out, err = inv("--config", str(path), "matrix")
+    assert (code, out) == (19, "")
+    assert word in err
+
+
+def test_the_configuration_of_the_repository_is_valid(inv, tmp_path):
+    """
+    Negative control: its own keys, and those of invoke.
+    """
+    path = tmp_path / "invoke.yaml"
+    path.write_text((ROOT / "invoke.yaml").read_text() + "run: {echo: false}\n")
+    assert inv("--config", str(path), "status", "--limit", "nosuch")[0] == 12
