@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.requirements import Frozen, HostRefusal
@@ -205,7 +206,7 @@ class File(Resource):
         lines = difflib.unified_diff(
             old.splitlines(keepends=True), new.splitlines(keepends=True), self.path, self.path
         )
-        return "".join(lines)
+        return hide_passwords("".join(lines))  # a host's own file may have a proxy with a login
 
 
 class Absent(Resource):
