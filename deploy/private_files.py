@@ -130,10 +130,21 @@ def _tighten(path: Path, flags: int, mode: int) -> None:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    # The owner of this program can change what it does anyway: `sudo ./inv` in a user's checkout.
-    trusted = {0, os.geteuid(), Path(__file__).stat().st_uid}
-    if status.st_uid not in trusted:
+    if status.st_uid not in _trusted_users():
         raise _refused(path, f"user {_user_name(status.st_uid)} owns it", _RUN_AS)
+
+
+def _trusted_users() -> set[int]:
+    """
+    Return the users who can change what this process does anyway.
+
+    Beside root and this user, the owner of the program, as with `sudo ./inv` in a user's checkout,
+    and the owner of the home directory, as in a container for CI.
+    """
+    users = {0, os.geteuid(), Path(__file__).stat().st_uid}
+    with contextlib.suppress(OSError, RuntimeError):
+        users.add(Path.home().stat().st_uid)
+    return users
 
 
 _RUN_AS = "run this as its owner, or have it removed"

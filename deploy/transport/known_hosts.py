@@ -196,6 +196,16 @@ def fingerprint(key: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
 
 
+def key_type(key: bytes) -> str | None:
+    """
+    Return the type of the public key *key*, which is its first field; None if it has none.
+    """
+    size = int.from_bytes(key[:4], "big")
+    if len(key) < 4 + size:
+        return None
+    return key[4 : 4 + size].decode("ascii", errors="replace")
+
+
 def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
     for line in lines:
         if len(line) > _LINE_MAX or line.lstrip().startswith(b"#"):
@@ -212,15 +222,8 @@ def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
             key = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             continue
-        if _kind_in(key) == kind:
+        if key_type(key) == kind:
             yield Entry(hosts, kind, key, is_revoked=marker is not None)
-
-
-def _kind_in(key: bytes) -> str | None:
-    size = int.from_bytes(key[:4], "big")
-    if len(key) < 4 + size:
-        return None
-    return key[4 : 4 + size].decode("ascii", errors="replace")
 
 
 def _names(address: str, port: int) -> tuple[str, ...]:
