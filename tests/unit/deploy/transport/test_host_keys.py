@@ -94,6 +94,15 @@ def test_a_server_without_a_key_of_a_recorded_type_is_refused(sshd, connect):
     assert sshd.logins == 0
 
 
+def test_a_server_with_several_keys_is_asked_for_a_recorded_one(sshd, connect):
+    """
+    Only its RSA key is recorded, and it would rather show the other one.
+    """
+    sshd.more_host_keys.append(paramiko.RSAKey.generate(2048))
+    sshd.known_hosts.write_text(entry(sshd, sshd.more_host_keys[0]))
+    connect()
+
+
 def test_without_the_check_any_key_would_do(sshd, connect, monkeypatch):
     """
     Negative control: with the policy switched off the same server gets a login.
