@@ -93,6 +93,9 @@ def read_allowed_signers(fleet: Fleet) -> str:
     what = f"{fleet.path.name}: signing.allowed_signers"
     fix = 'one line a signer: IDENTITY namespaces="slipway-bundle" ssh-ed25519 AAAA...'
     try:
+        if path.exists() and not path.is_file():  # opening a pipe could wait for ever
+            why = f"{path}: not a regular file"
+            raise InventoryError(f"{what} cannot be read", why=why, fix=fix)
         with path.open(encoding="utf-8") as file:
             text = parse_signers(file.read(TEXT_MAX + 1))
     except OSError as error:

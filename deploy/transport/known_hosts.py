@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -168,6 +169,8 @@ def load(path: Path) -> KnownHosts:
         HostKeyMismatch: The file cannot be read, or is too large to be a list of keys.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe could wait for ever
+            raise _unreadable(path, "it is not a regular file")
         with path.open("rb") as file:
             data = file.read(_FILE_MAX + 1)
     except FileNotFoundError:

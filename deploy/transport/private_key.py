@@ -2,6 +2,7 @@
 Checks the private key of a connection before anything connects.
 """
 
+import stat
 from pathlib import Path
 
 import paramiko
@@ -23,6 +24,10 @@ def check_private_key(path: Path, label: str) -> None:
         TransportError: The file is missing, unreadable, a public key, encrypted or no key at all.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe could wait for ever
+            raise _refused(
+                label, f"{path} is not a regular file", "set ssh.key to the file of a private key"
+            )
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except FileNotFoundError:

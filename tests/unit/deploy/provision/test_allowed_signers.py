@@ -2,6 +2,7 @@
 What a fleet file names as allowed_signers goes to hosts as signers or not at all.
 """
 
+import os
 import subprocess
 
 import paramiko
@@ -71,6 +72,17 @@ def test_a_private_key_is_refused(tmp_path):
     text = private_key(tmp_path)
     error = refusal(tmp_path, text)
     assert not any(line in str(error) for line in text.splitlines() if line)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    """
+    Reading it would wait for ever.
+    """
+    fleet = make_fleet(tmp_path)
+    fleet.signing.allowed_signers.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(fleet.signing.allowed_signers)
+    with pytest.raises(InventoryError, match="cannot be read"):
+        read_allowed_signers(fleet)
 
 
 def refusal(tmp_path, text):

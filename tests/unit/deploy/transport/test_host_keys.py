@@ -2,6 +2,8 @@
 Host keys and private keys of connections, against a server on this machine.
 """
 
+import os
+
 import paramiko
 import pytest
 
@@ -165,13 +167,16 @@ def wrong_keys(folder):
     empty, binary = folder / "empty", folder / "binary"
     empty.touch()
     binary.write_bytes(bytes(range(256)) * 10)
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
     return {
         public: "public key",
         locked: "passphrase",
         cut: "cannot be read as a private key",
         empty: "not a private key",
         binary: "not a private key",
-        folder: "Is a directory",
+        folder: "not a regular file",
+        pipe: "not a regular file",
         folder / "none": "does not exist",
     }
 

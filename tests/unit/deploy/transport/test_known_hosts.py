@@ -3,6 +3,7 @@ known_hosts is read as OpenSSH reads it; ssh-keygen is asked where it can answer
 """
 
 import base64
+import os
 import random
 import subprocess
 
@@ -206,11 +207,13 @@ def test_a_missing_file_has_no_entries(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     """
-    A directory in its place, or a file of gigabytes.
+    A directory or a pipe in its place, or a file of gigabytes.
     """
-    with pytest.raises(HostKeyMismatch) as caught:
-        load(tmp_path)
-    assert str(tmp_path) in caught.value.what
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(HostKeyMismatch) as caught:
+            load(path)
+        assert str(path) in caught.value.what
     (tmp_path / "large").write_bytes(b"x" * 100)
     monkeypatch.setattr(known_hosts, "_FILE_MAX", 99)
     with pytest.raises(HostKeyMismatch):
