@@ -1,0 +1,78 @@
+r"""
+Standard output and standard error of the command line: no text gets through them unseen.
+
+`guard_streams` puts a `VisibleStream` in the place of both, so that what third-party code prints
+(invoke, warnings, tracebacks of threads) is made visible as well.  Our own colours and tables go
+through `trusted_stream`, which deploy/cli/terminal.py alone uses.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from deploy.foreign_text import visible
+
+TEXT_LIMIT = 1 << 20  # characters of one write
+STREAMS = ("stdout", "stderr")
+
+
+class VisibleStream:
+    """
+    A text stream that keeps ends of lines and makes everything else visible.
+
+    Args:
+        inner: The stream that gets the result; all else is asked of it.
+    """
+
+    def __init__(self, inner: TextIO) -> None:
+        self.inner = inner
+
+    def write(self, text: str) -> int:
+        """
+        Write *text*; return its length, as a stream does.
+        """
+        self.inner.write(visible(text, limit=TEXT_LIMIT, keep_lines=True))
+        return len(text)
+
+    def writelines(self, lines: "list[str]") -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def trusted_stream(stream: TextIO) -> TextIO:
+    """
+    Return the stream behind *stream*, for text that holds our own escape sequences.
+    """
+    return stream.inner if isinstance(stream, VisibleStream) else stream
+
+
+def fill_closed_descriptors() -> None:
+    """
+    Open /dev/null in the place of each standard descriptor that the caller closed.
+
+    A file opened later would get its number, and what a child process prints would go into it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def guard_streams() -> None:
+    """
+    Guard standard output and standard error, whatever their encoding is.
+    """
+    for name in STREAMS:
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+        stream = trusted_stream(stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in an ASCII locale
+        setattr(sys, name, cast("TextIO", VisibleStream(stream)))
