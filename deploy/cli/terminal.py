@@ -30,6 +30,7 @@ Result = str | Sequence[str] | Grid  # a line, lines or a table
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # ECMA-48
 _LINE_LIMIT = 1 << 16  # characters; a line may name all hosts of a fleet
+_JSON_LIMIT = 1 << 16  # characters of a text in a document
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -65,8 +66,9 @@ def json_text(document: dict[str, Any], *, as_line: bool = False) -> str:
     r"""
     Return *document* as JSON in ASCII that every parser takes.
 
-    Surrogates without a partner become visible text, NaN and the infinities null.  DEL and the
-    second `#` of `##`, which may begin a command of a CI system, are escaped; the value stays.
+    Surrogates without a partner become visible text, NaN and the infinities null; a text of more
+    than 65,536 characters is cut, with a mark.  DEL and the second `#` of `##`, which may begin a
+    command of a CI system, are escaped; the value stays.
     """
     text = json.dumps(
         _plain(document), indent=None if as_line else 2, default=_as_text, allow_nan=False
@@ -114,10 +116,9 @@ def print_error(error: DeployError, printed: Iterable[str] = ()) -> None:
 
 def traceback_text(error: BaseException) -> str:
     """
-    Return the traceback of *error*, made visible.
+    Return the traceback of *error*, made visible; all lines but the first are indented.
     """
-    lines = "".join(traceback.format_exception(error))
-    return visible(lines, limit=TEXT_LIMIT, keep_lines=True)
+    return _lines(["".join(traceback.format_exception(error)).rstrip("\n")])
 
 
 def print_traceback(error: BaseException) -> None:
@@ -227,7 +228,9 @@ def _plain(value: Any) -> Any:
     """
     match value:
         case str():
-            return _SURROGATE.sub(lambda found: visible(found[0]), value)
+            left_out = len(value) - _JSON_LIMIT
+            shown = _SURROGATE.sub(lambda found: visible(found[0]), value[:_JSON_LIMIT])
+            return f"{shown}(+{left_out} characters)" if left_out > 0 else shown
         case float():
             return value if math.isfinite(value) else None
         case dict():

@@ -54,6 +54,9 @@ def visible(
     """
     if limit < 64:
         raise ValueError(f"limit {limit}: at least 64")
+    if not escape_quotes and _is_plain(text):
+        kept = limit - _MARK
+        return text if len(text) <= limit else f"{text[:kept]}(+{len(text) - kept} characters)"
     pieces: list[str] = []
     size = fitting = 0
     for piece in _pieces(text, limit, keep_lines, escape_quotes):
@@ -66,6 +69,10 @@ def visible(
     return "".join(pieces)
 
 
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and not _COMMAND.search(text)
+
+
 def _pieces(text: str, limit: int, keep_lines: bool, escape_quotes: bool) -> Iterator[str]:
     """
     Yield what stands for each character of *text*.
@@ -74,7 +81,7 @@ def _pieces(text: str, limit: int, keep_lines: bool, escape_quotes: bool) -> Ite
     commands = {match.end() - 1 for match in _COMMAND.finditer(head)}
     marks = _MARKS_IN_A_ROW  # a mark needs a character in front
     for index, char in enumerate(text):
-        if unicodedata.category(char) in ("Mn", "Mc", "Me"):
+        if char > "\x7f" and unicodedata.category(char) in ("Mn", "Mc", "Me"):
             marks += 1
         else:
             marks = 0 if char.isprintable() and char != " " else _MARKS_IN_A_ROW
