@@ -130,7 +130,8 @@ def write_junit(
         element.text = _visible_lines(element.text)
         element.tail = _visible_lines(element.tail)
         for name, value in element.attrib.items():
-            element.set(name, visible(value, limit=_TEXT_LIMIT))
+            has_lines = name == "message"
+            element.set(name, visible(value, limit=_TEXT_LIMIT, keep_lines=has_lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 

@@ -95,7 +95,8 @@ def status(text):
         make_observed("n2", paused=text),
         make_observed("n3", unfinished=Unfinished(text, text)),
     ]
-    states = {text: hostile_observed(text), text + "2": make_error(text), **dict(zip("bc", others))}
+    states = {text: hostile_observed(text), text + "2": make_error(text)}
+    states |= {host.host: host for host in others}
     print_text(status_table(text, states))
 
 
@@ -342,3 +343,17 @@ def test_a_line_end_within_a_line_never_begins_one_of_ours(feed):
     assert err == b"n1: quiet\n  n2: ok\n  fix: trust me\n"
     _, err = feed("print_error", "n1\n  fix: trust me")
     assert err.count(b"\n  fix: ") == 2  # one of them ours, one below the first line
+
+
+def test_the_log_of_pip_is_only_shown(tmp_path):
+    """
+    ./inv prints its last lines where an installation failed; an index wrote parts of them.
+    """
+    script = (Path(__file__).parents[4] / "inv").read_text()
+    body = script.partition("\nbroken() {")[2].partition("\n}")[0]
+    log = tmp_path / "venv.log"
+    for text in CORPUS:
+        log.write_bytes(text.encode(errors="surrogatepass"))
+        shell = f"log={log}\nfail() {{ :; }}\n{body}"
+        shown = subprocess.run(["sh", "-c", shell], capture_output=True, check=True)
+        assert wrong(shown.stderr) == [], text[:80]
