@@ -14,9 +14,9 @@ How to use it:
   any more whose words they were.
 """
 
-from runtime.contract.visible_text import LIMIT, visible
+from runtime.contract.visible_text import LIMIT, indented, visible
 
-__all__ = ["LIMIT", "quoted", "says", "visible"]
+__all__ = ["LIMIT", "indented", "quoted", "says", "visible"]
 
 
 def says(speaker: str, words: str, *, limit: int = LIMIT) -> str:

@@ -10,45 +10,13 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
-from deploy.foreign_text import visible
+from runtime.contract.visible_stream import VisibleStream, trusted_stream
 
-TEXT_LIMIT = 1 << 20  # characters of one write
+__all__ = ["STREAMS", "VisibleStream", "fill_closed_descriptors", "guard_streams", "trusted_stream"]
+
 STREAMS = ("stdout", "stderr")
-
-
-class VisibleStream:
-    """
-    A text stream that keeps ends of lines and makes everything else visible.
-
-    Args:
-        inner: The stream that gets the result; all else is asked of it.
-    """
-
-    def __init__(self, inner: TextIO) -> None:
-        self.inner = inner
-
-    def write(self, text: str) -> int:
-        """
-        Write *text*; return its length, as a stream does.
-        """
-        self.inner.write(visible(text, limit=TEXT_LIMIT, keep_lines=True))
-        return len(text)
-
-    def writelines(self, lines: "list[str]") -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-def trusted_stream(stream: TextIO) -> TextIO:
-    """
-    Return the stream behind *stream*, for text that holds our own escape sequences.
-    """
-    return stream.inner if isinstance(stream, VisibleStream) else stream
 
 
 def fill_closed_descriptors() -> None:

@@ -20,16 +20,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from deploy.cli.grid import Grid, draw
-from deploy.cli.streams import STREAMS, TEXT_LIMIT, trusted_stream
+from deploy.cli.streams import STREAMS, trusted_stream
 from deploy.errors import DeployError
-from deploy.foreign_text import visible
+from deploy.foreign_text import indented, visible
 
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 Result = str | Sequence[str] | Grid  # a line, lines or a table
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # ECMA-48
-_LINE_LIMIT = 1 << 16  # characters; a line may name all hosts of a fleet
+_QUESTION_LIMIT = 1 << 16  # characters; it may name all hosts of a fleet
 _JSON_LIMIT = 1 << 16  # characters of a text in a document
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -52,7 +52,7 @@ def print_question(question: str) -> None:
     """
     Write *question* to standard error without an end of line.
     """
-    _try_to_write(sys.stderr, f"{visible(question, limit=_LINE_LIMIT)} [y/N] ")
+    _try_to_write(sys.stderr, f"{visible(question, limit=_QUESTION_LIMIT)} [y/N] ")
 
 
 def print_json(document: dict[str, Any], *, as_line: bool = False) -> None:
@@ -206,14 +206,7 @@ def _lines(texts: Iterable[str], *, indent: int = 2) -> str:
     r"""
     Return each of *texts* as a line; what follows a `\n` within one is indented.
     """
-    lines: list[str] = []
-    for text in texts:
-        head, *rest = text[:TEXT_LIMIT].split("\n")
-        lines.append(head)
-        margin = " " * indent
-        lines += [line if line.startswith(margin) else margin + line.lstrip(" ") for line in rest]
-    shown = (visible(line, limit=_LINE_LIMIT) for line in lines)
-    return visible("".join(f"{line}\n" for line in shown), limit=TEXT_LIMIT, keep_lines=True)
+    return "".join(f"{indented(text, indent=indent)}\n" for text in texts)
 
 
 def _rendered(text: Result) -> str:

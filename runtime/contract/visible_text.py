@@ -1,5 +1,5 @@
 r"""
-Makes text from outside safe to print, to log and to write into reports: `visible`.
+Makes text from outside safe to print, to log and to write into reports: `visible`, `indented`.
 
 A host, a client, a file or a program may send control characters that move the cursor, set the
 title of a terminal or begin a line of their own; bidi controls and zero-width characters that make
@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 
 LIMIT = 1000  # characters of one text, unless the caller says otherwise
+_TEXT_LIMIT = 1 << 20  # characters of a text with lines
 _MARK = len("(+ characters)") + 12  # room for the mark of a text that was cut
 _MARKS_IN_A_ROW = 4  # combining marks on one character; more would cover the lines above
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -67,6 +68,22 @@ def visible(
         if size <= limit - _MARK:
             fitting = len(pieces)
     return "".join(pieces)
+
+
+def indented(text: str, *, indent: int = 2, line_limit: int = 1 << 16) -> str:
+    r"""
+    Return *text* visible, with its lines; each but the first is indented by *indent* spaces.
+
+    So nothing within a text can look like the beginning of another entry.
+
+    Args:
+        line_limit: Most characters of a line.  The whole has at most 2**20.
+    """
+    first, *others = text[:_TEXT_LIMIT].split("\n")
+    margin = " " * indent
+    lines = [line if line.startswith(margin) else margin + line.lstrip(" ") for line in others]
+    shown = "\n".join(visible(line, limit=line_limit) for line in [first, *lines])
+    return visible(shown, limit=_TEXT_LIMIT, keep_lines=True)
 
 
 def _is_plain(text: str) -> bool:
