@@ -23,13 +23,15 @@ def fill_closed_descriptors() -> None:
     """
     Open /dev/null in the place of each standard descriptor that the caller closed.
 
-    A file opened later would get its number, and what a child process prints would go into it.
+    A file that a child process opens would get the number, and what the child prints would go into
+    that file.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            # It gets the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def guard_streams() -> None:

@@ -96,6 +96,31 @@ def test_a_closed_descriptor_is_no_traceback(closed, tmp_path):
     assert (b"fix: " in err) is ("2>&-" not in closed)
 
 
+@pytest.mark.parametrize(
+    ("guard", "printed"), [("fill_closed_descriptors()", ""), ("guard_streams()", "leaked\n")]
+)
+def test_no_file_of_a_child_becomes_its_output(guard, printed, tmp_path):
+    """
+    Without the guard (negative control) a child prints into the file that it has opened.
+    """
+    (tmp_path / "child.py").write_text(
+        "import contextlib, os\n"
+        "os.open('file', os.O_CREAT | os.O_WRONLY)\n"
+        "with contextlib.suppress(OSError):\n"
+        "    os.write(1, b'leaked\\n')\n"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys\n"
+        "from deploy.cli.streams import *\n"
+        f"{guard}\n"
+        "subprocess.run([sys.executable, 'child.py'])\n"
+    )
+    command = ["sh", "-c", f"exec {sys.executable} parent.py >&-"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "file").read_text() == printed
+
+
 @pytest.mark.parametrize("env", [{}, ASCII, C_LOCALE, ASCII | C_LOCALE], ids=str)
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
 def test_any_word_in_any_locale_is_one_error(env, flags):

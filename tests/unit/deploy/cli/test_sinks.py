@@ -28,6 +28,7 @@ from deploy.cli.terminal import finish, print_text
 from deploy.cli.watch import watch
 from deploy.demo.report import DemoReport, DemoStep
 from deploy.errors import CanaryRejected, TransportError
+from deploy.foreign_text import visible
 from deploy.host.protocol import Unfinished
 from deploy.lab.config import HostState, LabHost, LabStatus
 from deploy.provision.report import EventKind, Failure, ProvisionEvent, ProvisionReport
@@ -343,6 +344,15 @@ def test_a_line_end_within_a_line_never_begins_one_of_ours(feed):
     assert err == b"n1: quiet\n  n2: ok\n  fix: trust me\n"
     _, err = feed("print_error", "n1\n  fix: trust me")
     assert err.count(b"\n  fix: ") == 2  # one of them ours, one below the first line
+
+
+def test_without_the_indent_a_line_is_forged(feed, monkeypatch):
+    """
+    Negative control: with every character escaped and ends of lines kept as they are.
+    """
+    monkeypatch.setattr(terminal, "indented", lambda text, **_: visible(text, keep_lines=True))
+    for name in ("print_progress", "print_text", "print_error", "print_traceback", "heartbeat"):
+        assert any(wrong(raw) for raw in feed(name, "quiet\nn2: ok"))
 
 
 def test_the_log_of_pip_is_only_shown(tmp_path):
