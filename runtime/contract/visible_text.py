@@ -55,7 +55,7 @@ def visible(
     """
     if limit < 64:
         raise ValueError(f"limit {limit}: at least 64")
-    if not escape_quotes and _is_plain(text):
+    if not escape_quotes and _is_plain(text[: limit + 64]):
         kept = limit - _MARK
         return text if len(text) <= limit else f"{text[:kept]}(+{len(text) - kept} characters)"
     pieces: list[str] = []

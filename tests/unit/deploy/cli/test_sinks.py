@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
 
 from deploy.cli import boundary, report, streams, terminal
 from deploy.cli.boundary import error_boundary
@@ -37,6 +38,7 @@ from deploy.verify.report import Finding, VerifyReport
 from tests.builders import make_good, make_observed, make_slot
 from tests.hostile_text import CORPUS, complaints
 from tests.unit.deploy.demo.test_report import make_report
+from tests.unit.runtime.contract.test_visible_text import ANY_TEXT
 
 POLICY = SimpleNamespace(drain_timeout=5.0, canary=SimpleNamespace(give_up_after=5.0))
 FLEET = SimpleNamespace(service=SimpleNamespace(start_timeout=5.0), release=POLICY)
@@ -367,3 +369,18 @@ def test_the_log_of_pip_is_only_shown(tmp_path):
         shell = f"log={log}\nfail() {{ :; }}\n{body}"
         shown = subprocess.run(["sh", "-c", shell], capture_output=True, check=True)
         assert wrong(shown.stderr) == [], text[:80]
+
+
+@given(ANY_TEXT)
+def test_any_text_in_a_document_is_valid_json(text):
+    """
+    ASCII, strictly parsed, and the same text where it has no surrogate without a partner.
+    """
+    shown = terminal.json_text({"a": [text], text: 1}, as_line=True)
+    assert shown.isascii()
+    assert shown.count("\n") == 1
+    assert "##" not in shown
+    found = json.loads(shown)["a"][0]
+    found.encode()
+    if not any("\ud800" <= char <= "\udfff" for char in text):
+        assert found == text
