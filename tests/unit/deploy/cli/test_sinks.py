@@ -6,6 +6,7 @@ deploy/ prints is asserted by test_one_door.py.
 """
 
 import inspect
+import io
 import json
 import logging
 import subprocess
@@ -35,7 +36,7 @@ from deploy.lab.config import HostState, LabHost, LabStatus
 from deploy.provision.report import EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.verify.report import Finding, VerifyReport
-from tests.builders import make_good, make_observed, make_slot
+from tests.builders import make_good, make_observed, make_settled, make_slot
 from tests.hostile_text import CORPUS, complaints
 from tests.unit.deploy.demo.test_report import make_report
 from tests.unit.runtime.contract.test_visible_text import ANY_TEXT
@@ -384,3 +385,30 @@ def test_any_text_in_a_document_is_valid_json(text):
     found.encode()
     if not any("\ud800" <= char <= "\udfff" for char in text):
         assert found == text
+
+
+def test_our_own_colours_pass_the_door(monkeypatch):
+    """
+    On a terminal: states of slots and errors; and still nothing of a host's.
+    """
+
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    written = {name: io.BytesIO() for name in streams.STREAMS}
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, raw in written.items():
+        monkeypatch.setattr(sys, name, Terminal(raw, encoding="utf-8"))
+    streams.guard_streams()
+    states = {"n1": make_settled("n1", good=[("b1", "v1\x1b[35m[blink]")])}
+    print_text(status_table("lab", states))
+    terminal.print_error(make_error("\x1b[35mn1"))
+    out, err = (written[name].getvalue() for name in streams.STREAMS)
+    assert b"\x1b[32mserving" in out
+    assert err.startswith(b"\n\x1b[31m")
+    for raw in (out, err):
+        assert b"\x1b[35m" not in raw
+        assert b"\\x1b[35m" in raw
+        assert complaints(raw, colour=True) == []
