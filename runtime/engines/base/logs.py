@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TextIO, cast
 
 from runtime.contract.visible_stream import VisibleStream, trusted_stream
-from runtime.contract.visible_text import LIMIT, indented, visible
+from runtime.contract.visible_text import indented, visible
 
+_ARGUMENT_LIMIT = 1 << 14  # characters
 log = logging.getLogger("runtime")
 
 
@@ -34,7 +35,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 def _visible_argument(argument: object) -> object:
-    return visible(argument, limit=LIMIT) if isinstance(argument, str) else argument
+    return visible(argument, limit=_ARGUMENT_LIMIT) if isinstance(argument, str) else argument
 
 
 def configure_logging() -> None:
