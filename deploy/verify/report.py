@@ -3,7 +3,6 @@ The results of verification, and the parser of pytest's JUnit XML.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from xml.etree import ElementTree
 from deploy.errors import VerifyFailed
 from deploy.foreign_text import visible
 
-_TEXT_LIMIT = 1 << 16  # characters of one text in the XML
 _BACKEND = re.compile(r"\[(?:ssh://)?([^\]]+)\]$")
 
 
@@ -88,56 +86,10 @@ class Outcome:
 
 def read_junit(text: str) -> tuple[Outcome, ...]:
     """
-    Return the cases of a JUnit file that pytest wrote; none of a file that is not whole.
+    Return the cases of a JUnit file that pytest wrote.
     """
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - written by our own child
-    except ElementTree.ParseError:  # the child was killed while it wrote
-        return ()
+    root = ElementTree.fromstring(text)  # noqa: S314 - written by our own child
     return tuple(_outcome(case) for case in root.iter("testcase"))
-
-
-def write_junit(
-    path: Path, text: str, failed: Iterable[Finding], outcomes: Iterable[Outcome]
-) -> None:
-    """
-    Write JUnit XML for CI: what pytest wrote, and the failures that it does not know of.
-
-    Every text in it is made visible: what a host said may hold characters that XML does not have,
-    or that a CI system would act on.
-
-    Args:
-        text: The file of pytest; empty: it wrote none.
-        outcomes: The cases of that file.
-    """
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - written by our own child
-    except ElementTree.ParseError:
-        root = ElementTree.Element("testsuites")
-    known = {(outcome.host, outcome.test) for outcome in outcomes}
-    extra = [finding for finding in failed if (finding.host, finding.test) not in known]
-    if extra:
-        count = str(len(extra))
-        suite = ElementTree.SubElement(
-            root, "testsuite", name="hosts", tests=count, failures=count, errors="0"
-        )
-        for finding in extra:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname="hosts", name=f"{finding.test}[ssh://{finding.host}]"
-            )
-            ElementTree.SubElement(case, "failure", message=finding.why)
-    for element in root.iter():
-        element.text = _visible_lines(element.text)
-        element.tail = _visible_lines(element.tail)
-        for name, value in element.attrib.items():
-            has_lines = name == "message"
-            element.set(name, visible(value, limit=_TEXT_LIMIT, keep_lines=has_lines))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def _visible_lines(text: str | None) -> str | None:
-    return text and visible(text, limit=_TEXT_LIMIT, keep_lines=True)
 
 
 def _outcome(case: ElementTree.Element) -> Outcome:

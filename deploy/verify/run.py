@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
 from deploy.inventory.schema import Fleet, Host
-from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit, write_junit
+from deploy.verify.junit import is_whole, make_visible
+from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
 from deploy.verify.ssh_config import ssh_config
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import lock_digest
@@ -52,11 +54,10 @@ def verify(
             reached = [host for host in fleet.hosts if host.name not in absent]
             xml = folder / "junit.xml"
             why = _pytest(reached, config, expected, xml, progress, deadline_s) if reached else None
-        text = xml.read_text(encoding="utf-8", errors="replace") if xml.exists() else ""
-        outcomes = read_junit(text)
+        outcomes = read_junit(xml.read_text(encoding="utf-8")) if xml.exists() else ()
         failed = [*unreachable, *(Finding(o.host, o.test, o.why) for o in _failed(outcomes))]
         failed += unasserted([host.name for host in reached], outcomes, why)
-        write_junit(junit, text, failed, outcomes)
+        _write(junit, xml, failed, outcomes)
     return VerifyReport(
         hosts=tuple(host.name for host in fleet.hosts),
         passed=sum(outcome.result == "passed" for outcome in outcomes),
@@ -187,6 +188,8 @@ def _pytest(
         timer.cancel()
         child.kill()
         child.wait()
+    if not is_whole(xml):
+        xml.unlink(missing_ok=True)
     if child.returncode in (0, 1) and xml.exists():  # all passed; some failed
         return None
     if child.returncode < 0:
@@ -213,3 +216,25 @@ def _workers() -> int:
 
 def _failed(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.result == "failed"]
+
+
+def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcome, ...]) -> None:
+    """
+    Write *xml* to *junit*, with the failures that pytest does not know of.
+    """
+    root = ElementTree.parse(xml).getroot() if xml.exists() else ElementTree.Element("testsuites")  # noqa: S314
+    known = {(outcome.host, outcome.test) for outcome in outcomes}
+    extra = [finding for finding in failed if (finding.host, finding.test) not in known]
+    if extra:
+        count = str(len(extra))
+        suite = ElementTree.SubElement(
+            root, "testsuite", name="hosts", tests=count, failures=count, errors="0"
+        )
+        for finding in extra:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname="hosts", name=f"{finding.test}[ssh://{finding.host}]"
+            )
+            ElementTree.SubElement(case, "failure", message=finding.why)
+    make_visible(root)
+    junit.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(root).write(junit, encoding="utf-8", xml_declaration=True)

@@ -2,13 +2,13 @@
 JUnit XML for CI: whatever a host said, the file is valid and its texts are only shown.
 """
 
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from deploy.verify import report
-from deploy.verify.report import Finding, read_junit, write_junit
+from deploy.verify import run
+from deploy.verify.junit import is_whole
+from deploy.verify.report import Finding, read_junit
 from tests.hostile_text import CORPUS, complaints
 
 OF_PYTEST = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="pytest">
@@ -27,8 +27,13 @@ def xml_escape(text):
 
 
 def written(tmp_path, text="", failed=()):
-    path = tmp_path / "reports" / "verify.xml"
-    write_junit(path, text, failed, read_junit(text))
+    """
+    Return the file that `inv verify` leaves for CI.
+    """
+    path, of_pytest = tmp_path / "reports" / "verify.xml", tmp_path / "junit.xml"
+    if text:
+        of_pytest.write_text(text, encoding="utf-8")
+    run._write(path, of_pytest, list(failed), read_junit(text) if text else ())
     return path.read_bytes()
 
 
@@ -56,7 +61,7 @@ def test_without_the_function_the_file_is_not_xml(tmp_path, monkeypatch):
     """
     Negative control: one ESC of a host, and no CI reads the report.
     """
-    monkeypatch.setattr(report, "visible", lambda text, **_: text)
+    monkeypatch.setattr(run, "make_visible", lambda root: None)
     raw = written(tmp_path, failed=[Finding("n1", "reachable", "\x1b[31mno")])
     with pytest.raises(ElementTree.ParseError):
         ElementTree.fromstring(raw)
@@ -64,17 +69,21 @@ def test_without_the_function_the_file_is_not_xml(tmp_path, monkeypatch):
 
 def test_what_pytest_wrote_stays(tmp_path):
     raw = written(tmp_path, OF_PYTEST.format("a &lt; b"), [Finding("n2", "reachable", "gone")])
-    cases = {c.get("name"): c.find("failure") for c in ElementTree.fromstring(raw).iter("testcase")}
-    assert cases["test_port[ssh://n1]"].text == "a < b"
-    assert cases["reachable[ssh://n2]"].get("message") == "gone"
+    failures = {
+        case.get("name").partition("[")[0]: case.find("failure")
+        for case in ElementTree.fromstring(raw).iter("testcase")
+    }
+    assert failures["test_port"].text == "a < b"
+    assert failures["reachable"].get("message") == "gone"
 
 
-def test_a_file_that_is_not_whole_has_no_results(tmp_path):
+def test_a_file_that_is_not_whole_is_noticed(tmp_path):
     """
-    pytest was killed while it wrote: the findings say that its assertions were not made.
+    pytest was killed while it wrote: the run then says so, and reads nothing from it.
     """
-    half = OF_PYTEST.format("x")[:200]
-    assert read_junit(half) == ()
-    raw = written(tmp_path, half, [Finding("n1", "the run", "not one assertion was made")])
-    assert b"not one assertion was made" in raw
-    assert Path(tmp_path).exists()
+    path = tmp_path / "junit.xml"
+    assert not is_whole(path)
+    path.write_text(OF_PYTEST.format("x")[:200])
+    assert not is_whole(path)
+    path.write_text(OF_PYTEST.format("x"))
+    assert is_whole(path)
