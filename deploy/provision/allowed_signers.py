@@ -15,7 +15,7 @@ from deploy.transport.known_hosts import key_type
 _OPTION = r'(?:cert-authority|namespaces="[^"]*"|valid-(?:after|before)="?[0-9]{8,14}Z?"?)'
 _LINE = re.compile(
     rf'(?P<principals>"[^"]+"|[^\s"]+)\s+(?:(?P<options>{_OPTION}(?:,{_OPTION})*)\s+)?'
-    r"(?P<type>[a-z0-9@.-]+)\s+(?P<key>[A-Za-z0-9+/]+=*)(?:\s.*)?",
+    r"(?P<kind>[a-z0-9@.-]+)\s+(?P<key>[A-Za-z0-9+/]+=*)(?:\s.*)?",
     re.IGNORECASE,
 )
 TEXT_MAX = 1 << 20  # characters
@@ -51,7 +51,7 @@ def _signer(line: str) -> str | None:
         key = base64.b64decode(match["key"], validate=True)
     except (binascii.Error, ValueError):
         return None
-    if key_type(key) != match["type"]:
+    if key_type(key) != match["kind"]:
         return None
-    parts = match["principals"], match["options"], match["type"], match["key"]
+    parts = match["principals"], match["options"], match["kind"], match["key"]
     return " ".join(part for part in parts if part)

@@ -14,7 +14,7 @@ import pytest
 from deploy import private_files
 from deploy.bundle import store as stores
 from deploy.bundle.sign import sign_bundle
-from deploy.cli import boundary
+from deploy.cli import boundary, terminal
 from deploy.errors import DeployError, hide_passwords
 from deploy.lab.models import build as lab_models
 from deploy.private_files import (
@@ -292,3 +292,17 @@ def test_a_long_text_is_searched_in_linear_time():
     """
     assert hide_passwords("://" + "a@" * 50_000 + " ") == "://[hidden]@ "
     assert hide_passwords("://" * 100_000) == "://" * 100_000
+
+
+def test_a_password_of_a_url_is_in_no_output(capsys):
+    """
+    Whatever is printed passes one door, which hides it: lines, JSON documents, tracebacks.
+    """
+    url = "https://reader:s3cret@index.invalid/simple"
+    terminal.print_progress(f"fetching from {url}")
+    terminal.print_text(f"done with {url}")
+    terminal.print_json({"what": [url, {url: url}]})
+    terminal.print_traceback(RuntimeError(url))
+    out, err = capsys.readouterr()
+    assert "s3cret" not in out + err
+    assert (out + err).count("https://[hidden]@index.invalid/simple") == 6

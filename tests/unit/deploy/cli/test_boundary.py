@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -154,3 +155,25 @@ def test_the_traceback_is_private_and_hides_passwords(monkeypatch, tmp_path):
     kept = tmp_path / ".slipway" / "traceback.txt"
     assert "https://[hidden]@index.invalid" in kept.read_text()
     assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_an_interruption_with_json_is_one_document(capsys):
+    with pytest.raises(SystemExit) as ended, error_boundary(as_json=True):
+        raise KeyboardInterrupt
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (ended.value.code, error["exit_code"], error["kind"], err) == (
+        130,
+        130,
+        "Interrupted",
+        "",
+    )
+
+
+def test_a_second_interruption_ends_the_process_by_itself():
+    """
+    So that one during the report is no traceback.
+    """
+    with pytest.raises(SystemExit), error_boundary(as_json=False):
+        raise KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
