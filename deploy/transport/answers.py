@@ -120,7 +120,6 @@ _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
     {
         ErrorKind.LEASE_HELD: frozenset({"lease.acquire"}),
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({"good.rollback"}),
-        ErrorKind.DISK_TOO_SMALL: frozenset({"stage.missing", "stage.commit", "venv.build"}),
         ErrorKind.BUNDLE_UNSIGNED: frozenset({"stage.missing", "stage.commit"}),
         ErrorKind.BUNDLE_TAMPERED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
         ErrorKind.BUNDLE_TRUNCATED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
