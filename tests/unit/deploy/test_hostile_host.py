@@ -139,19 +139,20 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(make_hostile):
                 try:
                     result = client.call(request, timeout_s=20)
                 except DeployError as error:
-                    errors.append(error)
+                    # Not the error itself, which holds the text of the answer.
+                    errors.append((error.host, str(error), error.fix, type(error)))
                 else:
                     results += 1
                     assert type(result).__name__ in request.__orig_bases__[0].__args__[0].__name__
     assert sshd.answers == ANSWERS_A_VERB * len(ASKED)
     assert len(errors) > results > 10  # a changed answer may still be a possible one
-    for error in errors:
-        assert error.host == "n1"
-        assert len(str(error)) < 20_000
-        assert "\x1b" not in str(error)
-        assert error.fix in remedies or isinstance(error, TransportError)
+    for host, text, fix, kind in errors:
+        assert host == "n1"
+        assert len(text) < 20_000
+        assert "\x1b" not in text
+        assert fix in remedies or kind is TransportError
     assert files == []
-    assert peak_bytes() - before < 64 * 2**20
+    assert peak_bytes() - before < 160 * 2**20  # with the server, in this process
 
 
 def peak_bytes():
