@@ -16,7 +16,8 @@ from deploy.inventory.schema import ReleasePolicy
 from deploy.release import host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
-from deploy.release.gates import Judgement, Reading, Verdict, judge, summed
+from deploy.release.evidence import Reading, pooled, windows
+from deploy.release.gates import Judgement, Verdict, judge
 from deploy.release.lease import LeaseKeeper
 from deploy.release.machine import Event, State, advance
 from deploy.release.parallel import on_each, unexpected
@@ -204,14 +205,15 @@ class ReleaseExecutor:
         while True:
             self._read(histories)
             elapsed_s = self._clock.monotonic_s() - began_s
-            window = summed(histories, self._policy.gates.runtime_restarts.within)
-            judgement = judge(window, elapsed_s, canary, self._policy.gates)
+            by_host = windows(histories, self._policy.gates.runtime_restarts.within)
+            judgement = judge(by_host, elapsed_s, canary, self._policy.gates)
             if judgement.gate != last_gate:
                 self._say("canary.measured", judgement.reason, data={"wave": number})
                 last_gate = judgement.gate
             if judgement.verdict is not Verdict.WAIT:
                 break
             self._clock.sleep(canary.interval)
+        window = pooled(by_host.values())
         self._evidence["waves"].append(
             {
                 "wave": number,

@@ -17,7 +17,7 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
-from deploy.release.gates import Reading
+from deploy.release.evidence import Reading
 from deploy.transport.client import HostClient
 
 _MARGIN_S = 15.0  # for the SSH command, beyond the time limit on the host
@@ -115,17 +115,7 @@ def measure(client: HostClient, slot: str, now_s: float, timeout_s: float = 10.0
     """
     Return the counters of *slot*, taken at *now_s* on the controller's monotonic clock.
     """
-    counters = client.call(Measure(), timeout_s=timeout_s).slots[slot]
-    return Reading(
-        at_s=now_s,
-        requests=counters.requests,
-        errors=counters.errors,
-        broken=counters.broken,
-        restarts=counters.restarts,
-        is_whole=counters.is_whole,
-        is_ready=counters.is_ready,
-        is_failed=counters.unit == "failed",
-    )
+    return Reading(now_s, client.call(Measure(), timeout_s=timeout_s).slots[slot])
 
 
 def record(client: HostClient, step: str, **data: Any) -> None:
