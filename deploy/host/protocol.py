@@ -590,7 +590,7 @@ class ProxyCounters:
 
     Attributes:
         attempts: Requests sent to the slot, each repetition included.
-        answers_2xx, answers_5xx: Answers of the slot that went to clients.
+        answers_2xx, answers_4xx, answers_5xx: Answers of the slot that went to clients.
         connection_errors: Requests for which no connection to the slot could be made.
         response_errors: Requests that got no answer, or a broken one.
         cut_answers: Answers that the slot ended before they were complete.
@@ -601,6 +601,7 @@ class ProxyCounters:
 
     attempts: int
     answers_2xx: int
+    answers_4xx: int
     answers_5xx: int
     connection_errors: int
     response_errors: int

@@ -39,7 +39,8 @@ class Window:
     Attributes:
         requests: Requests that say something about the release: good ones and errors.
         errors: 5xx, failed connections, empty, broken and cut answers, repeated attempts.
-        attempts: Requests that HAProxy sent to the canary, answered or not.
+        attempts: Requests that HAProxy sent to the canary.
+        answered: Those that it answered, with any code.
         is_failed: Its unit is in systemd's state "failed".
         unreadable: Why the latest reading has no counters.
         contradiction: Where the slot's own numbers cannot be true beside HAProxy's, with both.
@@ -49,6 +50,7 @@ class Window:
     errors: int
     restarts: int
     attempts: int = 0
+    answered: int = 0
     is_failed: bool = False
     unreadable: str | None = None
     contradiction: str | None = None
@@ -79,6 +81,7 @@ def counted(history: Sequence[Reading], within_s: float) -> Window:
         errors=errors,
         restarts=max(0, last.slot.restarts - recent.slot.restarts),
         attempts=proxy.attempts,
+        answered=proxy.answers_2xx + proxy.answers_4xx + proxy.answers_5xx,
         is_failed=last.slot.unit == "failed",
         unreadable=_unreadable(last.slot),
         contradiction=_contradiction(history, own, proxy),
@@ -101,7 +104,6 @@ def pooled(of: Iterable[Window]) -> Window:
         requests=sum(w.requests for w in hosts),
         errors=sum(w.errors for w in hosts),
         restarts=sum(w.restarts for w in hosts),
-        attempts=sum(w.attempts for w in hosts),
     )
 
 

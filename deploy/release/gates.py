@@ -153,7 +153,7 @@ def _missing(windows: Mapping[str, Window]) -> str | None:
     for host, window in sorted(windows.items()):
         if window.unreadable:
             return f"{host}: the canary cannot be measured: {window.unreadable}"
-        if window.attempts and not window.requests:
+        if window.attempts and not window.answered:
             return f"{host}: the canary answered none of {window.attempts} requests"
     return None
 

@@ -60,6 +60,7 @@ class Server(NamedTuple):
 _COUNTERS = {
     "attempts": "stot",
     "answers_2xx": "hrsp_2xx",
+    "answers_4xx": "hrsp_4xx",
     "answers_5xx": "hrsp_5xx",
     "connection_errors": "econ",
     "response_errors": "eresp",

@@ -97,13 +97,14 @@ def test_a_canary_without_numbers_never_passes_beside_a_good_one(bad):
     """
     It waits for the next reading, and pauses the wave when the time is over; the host is named.
     """
-    hosts = {"n1": Window(1000, 0, 0, attempts=1000), "n2": bad}
+    hosts = {"n1": Window(1000, 0, 0, attempts=1000, answered=1000), "n2": bad}
 
     assert judged(hosts).verdict is Verdict.WAIT
     late = judged(hosts, elapsed_s=30.0)
     assert late.verdict is Verdict.PAUSE
     assert "n2: the canary" in late.reason
-    hosts["n2"] = Window(50, 0, 0, attempts=50)  # negative control
+    # Negative control: it answered what was not a request to generate.
+    hosts["n2"] = Window(0, 0, 0, attempts=50, answered=50)
     assert judged(hosts).verdict is Verdict.PASS
 
 
