@@ -44,13 +44,14 @@ def make_observed(host="n1", blue=None, green=None, good=(), **changes):
     return Observed(**fields | changes)
 
 
-def make_settled(host="n1", good=(("b1", "v1"),)):
+def make_settled(host="n1", good=(("b1", "v1"),), **changes):
     """
     A host that serves the last of *good* from blue, with green idle.
     """
     records = [make_good(bundle, version) for bundle, version in good]
     last = records[-1]
-    return make_observed(host, blue=make_serving("blue", last.bundle, last.version), good=records)
+    blue = make_serving("blue", last.bundle, last.version)
+    return make_observed(host, blue=blue, good=records, **changes)
 
 
 def make_reading(at_s=0.0, requests=0, errors=0, own=None, proxy=None, **changes):

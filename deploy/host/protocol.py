@@ -540,7 +540,7 @@ class Unfinished:
 class HostStatus:
     """
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
+        good: Releases recorded as good, not rolled back and still on the host, oldest first.
         paused: Release that waits for a decision of the operator.
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.

@@ -71,7 +71,7 @@ class Observed:
     One reachable host.
 
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
+        good: Releases recorded as good, not rolled back and still on the host, oldest first.
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
     """
