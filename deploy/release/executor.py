@@ -167,7 +167,9 @@ class ReleaseExecutor:
     def _start_one(self, host: HostPlan, client: HostClient) -> None:
         self._has_started = True
         if host.clear_first:
-            host_commands.clear(client, host.to_slot, host.from_slot, self._limits)
+            host_commands.clear(
+                client, host.to_slot, host.from_slot, self._limits, is_ready=host.from_ready
+            )
             self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
         host_commands.start(client, host.to_slot, self._plan.bundle, self._limits)
         result = host_commands.golden(client, host.to_slot, self._limits)
@@ -175,7 +177,7 @@ class ReleaseExecutor:
         self._say("slot.started", text, host.host)
 
     def _canary_one(self, host: HostPlan, client: HostClient) -> None:
-        if host.from_slot is None:
+        if host.from_slot is None or not host.from_ready:
             return
         pct = self._plan.canary_pct
         weights = {host.from_slot: 100 - pct, host.to_slot: pct}

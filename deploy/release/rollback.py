@@ -3,7 +3,7 @@ Back to a release that was recorded as good: no build, no download, no canary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deploy.errors import DeployError, NothingToRollBackTo, PreconditionError, RollbackFailed
@@ -27,6 +27,7 @@ class HostRollback:
     Attributes:
         is_warm: The target runs already (a release stopped in the middle): shift, don't start.
         clear_first: Something else is in the slot to take.
+        other_ready: The other slot can have the traffic meanwhile.
         from_version: What serves now; None: nothing does.
     """
 
@@ -37,6 +38,7 @@ class HostRollback:
     from_version: str | None
     is_warm: bool
     clear_first: bool
+    other_ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def _not_on_record(current: Observed, target: GoodRelease) -> LeftOut:
 
 
 def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
-    stable = current.stable
+    kept = current.kept
     serving = next((s for s in current.slots if s.has_traffic and s.bundle == target.bundle), None)
     warm = next(
         (s for s in current.slots if s.bundle == target.bundle and s.unit == "active"), None
@@ -173,9 +175,10 @@ def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
         to_slot=to_slot,
         other_slot=other,
         target=target,
-        from_version=stable.version if stable else None,
+        from_version=kept.version if kept else None,
         is_warm=warm is not None and warm.is_ready,
         clear_first=not current.slot(to_slot).is_idle,
+        other_ready=current.slot(other).is_ready,
     )
 
 
@@ -224,7 +227,9 @@ def roll_back(
             run.say("host.failed", f"{error.what} ({error.why})", name)
         errors = dict(keeper.refused)
         if recheck is not None:
-            errors = {**_changed(plan, recheck()), **errors}
+            plan, changed = _as_now(plan, recheck())
+            run.follow(plan)
+            errors = {**changed, **errors}
         try:
             run.all_hosts(keeper, errors)
         except KeyboardInterrupt:
@@ -257,30 +262,38 @@ def roll_back(
     return ReleaseOutcome(release, Ending.ROLLED_BACK, plan.reason, evidence)
 
 
-def _changed(plan: RollbackPlan, now: RollbackPlan) -> dict[str, DeployError]:
+def _as_now(plan: RollbackPlan, now: RollbackPlan) -> tuple[RollbackPlan, dict[str, DeployError]]:
     """
-    Return an error for each host whose part is no longer as *plan* has it.
+    Return *plan* with each host's part of *now*, and an error for each host that has none.
+
+    Slots may start, stop and become ready between the two.  What serves may not change.
 
     Raises:
-        PreconditionError: Those are more than half of the hosts.
+        PreconditionError: More than half of the hosts have an error.
     """
     parts = {host.host: host for host in now.hosts}
-    changed = [host.host for host in plan.hosts if parts.get(host.host) != host]
-    if 2 * len(changed) > len(plan.hosts):
+    left_out = {left.host: left for left in now.left_out}
+    errors: dict[str, DeployError] = {}
+    hosts = []
+    for host in plan.hosts:
+        part, left = parts.get(host.host), left_out.get(host.host)
+        if part is not None and part.from_version == host.from_version:
+            hosts.append(part)
+        elif part is not None or left is not None:
+            hosts.append(host)
+            errors[host.host] = PreconditionError(
+                f"{host.host}: it is not any more as the rollback assumed",
+                why=left.why if left else f"it does not serve {host.from_version} any more",
+                fix="inv rollback again",
+                host=host.host,
+            )
+    if 2 * len(errors) > len(plan.hosts):
         raise PreconditionError(
             "the hosts are not any more as the rollback assumed",
             why=f"the way back is now: {now.reason}",
             fix="inv rollback again",
         )
-    return {
-        name: PreconditionError(
-            f"{name}: it is not any more as the rollback assumed",
-            why="its slots or its traffic changed after the plan was made",
-            fix="inv rollback again",
-            host=name,
-        )
-        for name in changed
-    }
+    return replace(plan, hosts=tuple(hosts)), errors
 
 
 class _Rollback:
@@ -297,7 +310,11 @@ class _Rollback:
         report: Report,
     ) -> None:
         self.clients = clients
-        self._plan, self._limits, self._clock, self._report = plan, limits, clock, report
+        self._limits, self._clock, self._report = limits, clock, report
+        self.follow(plan)
+
+    def follow(self, plan: RollbackPlan) -> None:
+        self._plan = plan
         self._hosts = {host.host: host for host in plan.hosts}
 
     def all_hosts(self, keeper: LeaseKeeper, errors: dict[str, DeployError]) -> None:
@@ -355,7 +372,9 @@ class _Rollback:
             return
         if host.clear_first:
             stable = host.other_slot if host.from_version is not None else None
-            host_commands.clear(client, host.to_slot, stable, self._limits)
+            host_commands.clear(
+                client, host.to_slot, stable, self._limits, is_ready=host.other_ready
+            )
         host_commands.start(client, host.to_slot, host.target.bundle, self._limits)
         self.say("slot.started", f"{host.to_slot}: {host.target.version} is warm", host.host)
 

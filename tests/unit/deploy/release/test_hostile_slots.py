@@ -6,11 +6,13 @@ import pytest
 
 from deploy.release import evidence, gates
 from deploy.release.events import Ending
+from deploy.release.rollback import plan_rollback, roll_back
 from tests.builders import make_policy
+from tests.local_fleet import LIMITS
 from tests.unit.deploy.release.conftest import NAMES
 from tests.unit.deploy.release.test_executor import release
 
-ALL_AT_ONCE = make_policy(waves=["100%"])
+ALL_AT_ONCE = make_policy(waves=["100%"], lease_ttl="60s")  # longer than a drain
 ERRORS = "http_request_error_rate"
 
 
@@ -155,3 +157,78 @@ def test_by_the_sum_of_the_wave_the_forged_counters_would_pass(fleet, monkeypatc
     monkeypatch.setattr("deploy.release.executor.judge", judge)
 
     assert fail_some_beside_a_liar(fleet).ending is Ending.PROMOTED
+
+
+# -- slots that refuse their own replacement
+
+
+def refuse_to_be_ready(fleet, name):
+    system = fleet.system(name)
+    system.runtimes["blue"].is_ready = system.runtimes["blue"].has_metrics = False
+    system.proxy.servers["blue"].health = 0
+    system.proxy.servers["blue"].sessions = 7  # that never end
+
+
+def test_a_release_replaces_a_serving_slot_that_is_not_ready(fleet):
+    """
+    Its host gets the release without a canary; the others have theirs.
+    """
+    refuse_to_be_ready(fleet, "n1")
+
+    outcome, _ = release(fleet, policy=ALL_AT_ONCE)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert outcome.error is None
+    assert wave(outcome)["hosts"] == ["n2", "n3"]
+    for name in NAMES:
+        assert fleet.serves(name) == {"b2": 100}
+        assert fleet.running(name) == {"b2"}
+
+
+def test_a_release_that_fails_returns_to_the_slot_that_was_not_ready(fleet):
+    """
+    What served before has the traffic again, as it was.
+    """
+    refuse_to_be_ready(fleet, "n1")
+    fleet.errors_per_s = 5
+
+    outcome, _ = release(fleet, policy=ALL_AT_ONCE)
+
+    assert outcome.ending is Ending.PAUSED
+    assert "could not go back" not in outcome.error.what
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_a_rollback_replaces_a_serving_slot_that_is_not_ready(fleet):
+    fleet.serve("b2")
+    refuse_to_be_ready(fleet, "n1")
+
+    plan = plan_rollback(fleet.observed())
+    outcome = roll_back(
+        plan,
+        release="r-back",
+        owner="me",
+        clients=fleet.clients,
+        policy=ALL_AT_ONCE,
+        limits=LIMITS,
+        clock=fleet.clock,
+        report=lambda event: None,
+    )
+
+    assert outcome.error is None
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+
+
+def test_a_canary_beside_a_slot_that_went_down_gets_its_share(fleet):
+    """
+    The old slot fails its checks after the plan was made: the split does not wait for it.
+    """
+    for name in NAMES:
+        fleet.system(name).proxy.servers["blue"].health = 0
+    fleet.system("n1").runtimes["blue"].is_ready = True
+
+    outcome, _ = release(fleet, policy=ALL_AT_ONCE)
+
+    assert outcome.ending is Ending.PROMOTED

@@ -356,8 +356,8 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
     """
 
     def now():
-        changed = {**fleet.observed(), "n1": make_settled("n1", good=[(OLD, "v1")])}
-        return plan_rollback(changed, OLD)
+        other = make_settled("n1", good=[(OLD, "v1"), (DIGESTS["b3"], "v3")])
+        return plan_rollback({**fleet.observed(), "n1": other}, OLD)
 
     outcome, _ = rollback(fleet, recheck=now)
 
@@ -367,11 +367,29 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
 
 def test_a_change_of_most_hosts_stops_the_rollback(fleet):
     def now():
-        return plan_rollback({name: make_settled(name, good=[(OLD, "v1")]) for name in NAMES}, OLD)
+        good = [(OLD, "v1"), (DIGESTS["b3"], "v3")]
+        return plan_rollback({name: make_settled(name, good=good) for name in NAMES}, OLD)
 
     with pytest.raises(PreconditionError, match="not any more"):
         rollback(fleet, recheck=now)
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_a_slot_that_changes_its_readiness_does_not_leave_its_host_out(fleet):
+    """
+    Between plan and lease: the serving slot cannot prevent its own replacement so.
+    """
+    for name in NAMES:
+        fleet.system(name).runtimes["blue"].is_ready = False
+    observed = fleet.observed()
+    fleet.system("n1").runtimes["blue"].is_ready = True
+
+    outcome, _ = rollback(
+        fleet, observed=observed, recheck=lambda: plan_rollback(fleet.observed(), OLD)
+    )
+
+    assert outcome.error is None
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
 
 
 def test_serving_hosts_of_one_bundle_under_other_ids_agree():
