@@ -14,7 +14,7 @@ from deploy.release.clock import Clock
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, check_proxy
-from deploy.release.parallel import on_each
+from deploy.release.parallel import on_each, unexpected
 from deploy.release.rollback_target import choose_target, is_settled, most_common, on_record
 from deploy.transport.client import HostClient
 
@@ -314,38 +314,33 @@ class _Rollback:
         self.follow(plan)
 
     def follow(self, plan: RollbackPlan) -> None:
-        self._plan = plan
         self._hosts = {host.host: host for host in plan.hosts}
 
     def all_hosts(self, keeper: LeaseKeeper, errors: dict[str, DeployError]) -> None:
         """
         Begin, prepare, switch, retire and end; add the errors by host to *errors*.
 
-        A host that has an error takes no part in the next steps.
+        Hosts do not wait for each other: a slow one delays the end of the command only.
         """
-        for step in (self._begin, self._prepare, self._switch, self._retire):
-            self._step(step, keeper, errors)
+
+        def one(name: str) -> None:
+            host, client = self._hosts[name], self.clients[name]
+            try:
+                for step in (self._begin, self._prepare, self._switch, self._retire):
+                    keeper.check(name)
+                    step(host, client)
+            except Exception as error:
+                known = error if isinstance(error, DeployError) else unexpected(name, error)
+                self.say("host.failed", f"{known.what} ({known.why})", name)
+                raise known from error
+
+        errors.update(on_each([name for name in self._hosts if name not in errors], one))
         self._end("failed" if errors else str(Ending.PROMOTED), errors)
 
     def say(
         self, name: str, text: str, host: str | None = None, data: Mapping[str, Any] | None = None
     ) -> None:
         self._report(ReleaseEvent(self._clock.utc(), name, text, host, data or {}))
-
-    def _step(
-        self,
-        step: Callable[[HostRollback, HostClient], None],
-        keeper: LeaseKeeper,
-        errors: dict[str, DeployError],
-    ) -> None:
-        def one(name: str) -> None:
-            keeper.check(name)
-            step(self._hosts[name], self.clients[name])
-
-        failed = on_each([name for name in self._hosts if name not in errors], one)
-        for name, error in failed.items():
-            self.say("host.failed", f"{error.what} ({error.why})", name)
-        errors.update(failed)
 
     def _end(self, outcome: str, errors: Mapping[str, DeployError]) -> None:
         """
@@ -363,7 +358,7 @@ class _Rollback:
             client,
             "release.begin",
             kind="rollback",
-            reason=self._plan.reason,
+            reason=f"back to {host.target.version} ({host.target.release})",
             to_release=host.target.release,
         )
 

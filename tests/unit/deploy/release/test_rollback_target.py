@@ -3,6 +3,7 @@ Which release a rollback goes to, and that no single host decides or prevents it
 """
 
 import shutil
+import threading
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def fleet():
         yield hosts
 
 
-def rollback(fleet, to=None, observed=None, recheck=None):
+def rollback(fleet, to=None, observed=None, recheck=None, report=lambda event: None):
     events = []
     plan = plan_rollback(observed or fleet.observed(), to)
     outcome = roll_back(
@@ -55,7 +56,7 @@ def rollback(fleet, to=None, observed=None, recheck=None):
         policy=make_policy(),
         limits=LIMITS,
         clock=fleet.clock,
-        report=events.append,
+        report=lambda event: (events.append(event), report(event)),
         recheck=recheck,
     )
     return outcome, events
@@ -310,6 +311,32 @@ def test_a_host_that_holds_its_lease_for_ever_vetoes_nothing(fleet):
     assert "mallory" in outcome.error.why
     assert ("host.failed", "n2") in [(event.name, event.host) for event in events]
     assert fleet.touched("n2").count("traffic.set") == 0
+
+
+def test_a_host_that_is_slow_holds_up_no_other(fleet):
+    """
+    n1 starts its slot only when the others have ended; if they waited for it, they never would.
+    """
+    transport, retired, waited = fleet["n1"], [], []
+    both = threading.Event()
+    run = transport.run
+
+    def slow(argv, **rest):
+        if "slot.start" in argv:
+            waited.append(both.wait(20))
+        return run(argv, **rest)
+
+    def report(event):
+        if event.name == "slot.retired":
+            retired.append(event.host)
+            if {"n2", "n3"} <= set(retired):
+                both.set()
+
+    transport.run = slow
+    outcome, _ = rollback(fleet, report=report)
+
+    assert waited == [True]
+    assert outcome.error is None
 
 
 def test_another_operator_on_most_of_the_hosts_is_not_disturbed(fleet):

@@ -6,6 +6,7 @@ from deploy.host.protocol import Measure, OwnCounters, SlotStart, TrafficSet
 from deploy.host.slots import measure, runtime_api
 from deploy.host.slots.measure import count
 from deploy.host.slots.metrics import parse_metrics
+from deploy.release.evidence import Reading, counted
 from runtime import contract
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
@@ -156,3 +157,38 @@ def test_a_host_without_releases_is_measured(host):
     blue = host.call(Measure()).slots["blue"]
 
     assert (blue.own, blue.unit) == (None, "inactive")
+
+
+def test_an_honest_slot_and_a_real_haproxy_agree(serving, proxy, runtimes):
+    """
+    Good answers, answers that HAProxy repeats on the other slot, and errors that clients get: both
+    witnesses have the same numbers, and each failure counts once.
+    """
+    green, answers = runtimes["green"], {("/generate", "200"): 0, ("/generate", "500"): 0}
+    serving.call(TrafficSet({"green": 50, "blue": 50}))
+    history = []
+
+    def read():
+        green.metrics = exposed(answers)
+        history.append(Reading(float(len(history)), serving.call(Measure()).slots["green"]))
+
+    def share(number, code):
+        before = len(green.requests)
+        green.fails_with = None if code == "200" else int(code)
+        proxy.share(number)
+        key = ("/generate", code)
+        answers[key] = answers.get(key, 0) + len(green.requests) - before
+
+    read()
+    share(40, "200")
+    good = len(green.requests)
+    read()
+    share(10, "500")
+    share(6, "503")
+    failed = len(green.requests) - good
+    read()
+
+    window = counted(history, within_s=300)
+    assert (window.requests, window.errors) == (good + failed, failed)
+    assert (window.contradiction, window.unreadable) == (None, None)
+    assert failed > 0
