@@ -8,7 +8,7 @@ from deploy.release import evidence, gates
 from deploy.release.events import Ending
 from deploy.release.rollback import plan_rollback, roll_back
 from tests.builders import make_policy
-from tests.local_fleet import LIMITS
+from tests.local_fleet import DIGESTS, LIMITS
 from tests.unit.deploy.release.conftest import NAMES
 from tests.unit.deploy.release.test_executor import release
 
@@ -185,18 +185,47 @@ def test_a_release_replaces_a_serving_slot_that_is_not_ready(fleet):
         assert fleet.running(name) == {"b2"}
 
 
-def test_a_release_that_fails_returns_to_the_slot_that_was_not_ready(fleet):
+@pytest.mark.parametrize("action", ["pause", "revert"])
+def test_a_release_that_fails_returns_to_the_slot_that_was_not_ready(fleet, action):
     """
     What served before has the traffic again, as it was.
     """
     refuse_to_be_ready(fleet, "n1")
+    fleet.system("n2").bad_golden = {DIGESTS["b2"]} if action == "revert" else set()
     fleet.errors_per_s = 5
+    gates_of = {"http_request_error_rate": {"action": action}}
+    policy = make_policy(waves=[1, "100%"], lease_ttl="60s", gates=gates_of)
+
+    outcome, _ = release(fleet, policy=policy)
+
+    assert outcome.ending is (Ending.PAUSED if action == "pause" else Ending.REVERTED)
+    assert "could not go back" not in outcome.error.what
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_a_release_clears_a_leftover_beside_a_slot_that_is_not_ready(fleet):
+    """
+    Neither slot of the host is ready: there is no service to lose.
+    """
+    refuse_to_be_ready(fleet, "n1")
+    fleet.place("b9", "n1")
+    system = fleet.system("n1")
+    system.layout.slot_link("green").symlink_to(system.layout.release(DIGESTS["b9"]))
+    system.unit_of("green").run()
+    system.runtimes["green"].is_ready = False
+    blue, green = (system.proxy.servers[slot] for slot in ("blue", "green"))
+    blue.own_weight, green.admin, green.own_weight = 90, "ready", 10
+    system.before = lambda argv: restart_ready(system, argv)
 
     outcome, _ = release(fleet, policy=ALL_AT_ONCE)
 
-    assert outcome.ending is Ending.PAUSED
-    assert "could not go back" not in outcome.error.what
-    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert outcome.ending is Ending.PROMOTED
+    assert fleet.serves("n1") == {"b2": 100}
+
+
+def restart_ready(system, argv):
+    if argv[:2] == ["systemctl", "start"]:
+        system.runtimes["green"].is_ready = True
 
 
 def test_a_rollback_replaces_a_serving_slot_that_is_not_ready(fleet):
