@@ -188,7 +188,7 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
         if not todo.is_noop:
             confirm("go?", yes=yes)
         with events.rolling_back(fleet, names, as_json=json) as progress:
-            outcome = releases.run_rollback(on, todo, progress, to)
+            outcome = releases.run_rollback(on, todo, progress)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 

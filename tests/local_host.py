@@ -191,6 +191,12 @@ class FakeRuntime:
 # -- HAProxy
 
 
+_COUNTERS = (
+    *("stot", "econ", "eresp", "hrsp_2xx", "hrsp_4xx", "hrsp_5xx"),
+    *("wretr", "wredis", "srv_abrt"),
+)
+
+
 class FakeServer:
     """
     One server of HAProxy's backend.
@@ -203,7 +209,7 @@ class FakeServer:
     def __init__(self, now_s):
         self.admin, self.own_weight, self.health = "maint", 100, 2
         self.sessions = self.queued = 0
-        self.counters = dict.fromkeys(("stot", "econ", "eresp", "hrsp_5xx", "wretr", "wredis"), 0)
+        self.counters = dict.fromkeys(_COUNTERS, 0)
         self.checked_s = now_s
 
     @property
@@ -363,6 +369,16 @@ class FakeSystem(System):
         """
         link = self.layout.slot_link(slot)
         return link.readlink().name if link.is_symlink() else None
+
+    def answer(self, slot, requests, errors=0):
+        """
+        Let *slot* answer *requests* that HAProxy sent, of which *errors* with 503.
+        """
+        self.runtimes[slot].requests += requests
+        self.runtimes[slot].errors += errors
+        seen = {"stot": requests, "hrsp_2xx": requests - errors, "hrsp_5xx": errors}
+        for name, number in seen.items():
+            self.proxy.servers[slot].counters[name] += number
 
     # -- what verbs call
 

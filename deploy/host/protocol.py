@@ -542,7 +542,7 @@ class Unfinished:
 class HostStatus:
     """
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
+        good: Releases recorded as good, not rolled back and still on the host, oldest first.
         paused: Release that waits for a decision of the operator.
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
@@ -570,25 +570,66 @@ class Status(Request[HostStatus]):
 
 
 @dataclass(frozen=True)
-class SlotCounters:
+class OwnCounters:
     """
-    Cumulative counters of one slot.
+    What a runtime says of itself, since it started.
 
     Attributes:
-        requests: Requests to the generating routes that the runtime answered since it started.
+        requests: Requests to the generating routes that it answered with a 2xx or 5xx.
         errors: Those answered with a 5xx.
-        broken: Requests that HAProxy got no answer to and could not retry elsewhere, since
-            HAProxy started.
-        restarts: Restarts by systemd.
-        is_whole: Runtime and HAProxy both answered; otherwise the counters mean nothing.
-        unit: systemd's ActiveState.
+        answers_5xx: Answers with a 5xx on any route.
     """
 
     requests: int
     errors: int
-    broken: int
+    answers_5xx: int
+
+
+@dataclass(frozen=True)
+class ProxyCounters:
+    """
+    What HAProxy saw of a slot, since HAProxy started.
+
+    Attributes:
+        attempts: Requests sent to the slot, each repetition included.
+        answers_2xx, answers_4xx, answers_5xx: Answers of the slot that went to clients.
+        connection_errors: Requests for which no connection to the slot could be made.
+        response_errors: Requests that got no answer, or a broken one.
+        cut_answers: Answers that the slot ended before they were complete.
+        retries: Failed attempts that were repeated, on this or on the other slot.
+        redispatches: Those that were repeated on the other slot.
+        sessions: Requests in flight or queued now.
+    """
+
+    attempts: int
+    answers_2xx: int
+    answers_4xx: int
+    answers_5xx: int
+    connection_errors: int
+    response_errors: int
+    cut_answers: int
+    retries: int
+    redispatches: int
+    sessions: int
+
+
+@dataclass(frozen=True)
+class SlotCounters:
+    """
+    Cumulative counters of one slot, by its own word and by HAProxy's.
+
+    Attributes:
+        own: None when the runtime's metrics cannot be read.
+        proxy: None when HAProxy did not answer.
+        problem: Why one of them is None.
+        restarts: Restarts by systemd.
+        unit: systemd's ActiveState.
+    """
+
+    own: Optional[OwnCounters]
+    proxy: Optional[ProxyCounters]
+    problem: Optional[str]
     restarts: int
-    is_whole: bool
     is_ready: bool
     unit: str
 

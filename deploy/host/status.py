@@ -5,6 +5,7 @@ Present state of a host; works on a host where any part is missing.
 from __future__ import annotations
 
 from deploy.host.disk import free_bytes
+from deploy.host.good import still_there
 from deploy.host.journal import Journal, replay
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
@@ -30,7 +31,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         slots={
             slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS
         },
-        good=tuple(replayed.good),
+        good=still_there(layout, replayed.good),
         unfinished=replayed.unfinished,
         paused=replayed.paused,
         journal_damaged=damaged,

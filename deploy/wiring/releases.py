@@ -2,6 +2,7 @@
 Releases and rollbacks on real hosts.
 """
 
+import re
 from collections.abc import Callable
 
 from deploy.bundle.send import Sent, stage
@@ -15,6 +16,8 @@ from deploy.transport.client import HostClient
 from deploy.wiring.checkout import wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import Hosts, owner
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
 def check_digest(plan: ReleasePlan, digest: str | None) -> None:
@@ -85,40 +88,33 @@ def run_release(
 
 def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     """
-    Return the way back of every host, as they are now.
+    Return the way back of every host that answers, as they are now.
+
+    Raises:
+        DeployError: No host could be read, or there is nothing to go back to.
     """
-    return plan_rollback(on.observed(), to)
+    readable, errors = on.readable()
+    return plan_rollback(readable, to, errors)
 
 
 def run_rollback(
-    on: Hosts,
-    plan: RollbackPlan,
-    report: Callable[[ReleaseEvent], None],
-    to: str | None = None,
+    on: Hosts, plan: RollbackPlan, report: Callable[[ReleaseEvent], None]
 ) -> ReleaseOutcome:
     """
-    Do *plan*, which was made for *to*, and return how it ended.
+    Do *plan* and return how it ended.
     """
     clock = SystemClock()
-
-    def recheck() -> None:
-        now = make_rollback(on, to)
-        if now.hosts != plan.hosts:
-            raise PreconditionError(
-                "the hosts are not any more as the rollback assumed",
-                why=f"the way back is now: {now.reason}",
-                fix="inv rollback again",
-            )
-
-    version = plan.target.version if plan.target else "nothing"
+    target = plan.target
+    # The version is a host's word; the digest stands for the same release on every host.
+    name = target.version if target and _NAME.fullmatch(target.version) else "release"
     return roll_back(
         plan,
-        release=release_id(f"back-to-{version}", clock.utc()),
+        release=release_id(f"back-to-{name}", clock.utc()),
         owner=owner(),
         clients=on.clients,
         policy=on.fleet.release,
         limits=on.limits,
         clock=clock,
         report=report,
-        recheck=recheck,
+        recheck=lambda: make_rollback(on, target.bundle if target else None),
     )

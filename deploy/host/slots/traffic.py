@@ -52,7 +52,7 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
                 # At weight 0 HAProxy checks it and sends it nothing.
                 proxy.set_weight(slot, 0)
                 proxy.set_admin(slot, READY)
-        late = [] if force else _wait_up(system, proxy, [s for s in SLOTS if weights[s]])
+        late = [] if force else _wait_up(system, proxy, _gaining(before, weights))
         if late:
             with op.locked():
                 for slot in waking:
@@ -126,6 +126,17 @@ def _refuse_silence(weights: dict[str, int]) -> None:
             f"the weights would be {weights}",
             'send "force": true to stop the service',
         )
+
+
+def _gaining(before: dict[str, Server], weights: dict[str, int]) -> list[str]:
+    """
+    Return the slots whose share of the traffic grows.
+
+    The others keep what they have or lose some: whether they are UP prevents nothing.
+    """
+    old, new = sum(before[slot].weight for slot in SLOTS), sum(weights.values())
+    # The shares before and after, as fractions with a common denominator.
+    return [s for s in SLOTS if weights[s] * max(old, 1) > before[s].weight * new]
 
 
 def _wait_up(system: System, proxy: Haproxy, wanted: list[str]) -> list[Server]:
