@@ -78,6 +78,14 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             )
         case resources.Directory():
             directory(name=f"Create {name}", resource=resource)
+        case resources.Socket():
+            path, owner = shlex.quote(resource.path), shlex.quote(resource.owner)
+            give = f"chown -h {owner} {path} && chmod {resource.mode} {path}"
+            # It may have gone meanwhile: its slot was stopped.
+            shell(
+                name=f"Give {name} to {resource.owner}",
+                commands=[f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"],
+            )
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case resources.Absent():

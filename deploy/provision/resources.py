@@ -134,6 +134,33 @@ class Directory(Resource):
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
+class Socket(Resource):
+    """
+    A socket that, if there is one, belongs to *owner* alone.  Its directory belongs to root.
+    """
+
+    kind: Literal["socket"] = "socket"
+    path: str
+    owner: str
+    mode: str = "0600"
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(paths={self.path: ""})
+
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.paths[self.path]
+        # "other" is what is neither file nor directory nor link: of those only sockets stand here.
+        if found is None or found.type != "other":
+            return None
+        wrong = _attributes(found, "other", self.owner, found.group, self.mode)
+        return Difference(change=", ".join(wrong)) if wrong else None
+
+
 class File(Resource):
     """
     A small file, replaced atomically.
@@ -366,7 +393,16 @@ class EnabledService(Resource):
 
 
 AnyResource = Annotated[
-    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | EnabledService,
+    Packages
+    | User
+    | Directory
+    | Socket
+    | File
+    | Absent
+    | Upload
+    | Venv
+    | UnitsLoaded
+    | EnabledService,
     Field(discriminator="kind"),
 ]
 

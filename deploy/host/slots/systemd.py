@@ -13,7 +13,7 @@ from deploy.host.text import one_line
 
 _PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Job,UnitFileState,"
-    "InvocationID"
+    "InvocationID,TasksCurrent"
 )
 _TIMEOUT_S = 10.0
 
@@ -28,6 +28,7 @@ class Unit(NamedTuple):
         result: success, or the cause of its end: exit-code, signal, timeout, watchdog, oom-kill.
         has_job: A start or stop is queued.
         invocation: Id of its latest start, which its log lines have; empty before the first.
+        tasks: Number of processes and threads in its control group.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Unit(NamedTuple):
     has_job: bool
     is_enabled: bool
     invocation: str
+    tasks: int = 0
 
     @property
     def runs(self) -> bool:
@@ -48,6 +50,13 @@ class Unit(NamedTuple):
     @property
     def is_stopped(self) -> bool:
         return self.active in {"inactive", "failed"}
+
+    @property
+    def has_ended(self) -> bool:
+        """
+        Return whether it is stopped, no job changes that, and no process of it is left.
+        """
+        return self.is_stopped and not self.has_job and self.tasks == 0
 
 
 def parse_show(text: str) -> dict[str, Unit]:
@@ -69,6 +78,7 @@ def parse_show(text: str) -> dict[str, Unit]:
                 has_job=_number(pairs.get("Job")) > 0,
                 is_enabled=pairs.get("UnitFileState") == "enabled",
                 invocation=pairs.get("InvocationID", ""),
+                tasks=_tasks(pairs.get("TasksCurrent")),
             )
     return units
 
@@ -126,6 +136,23 @@ def begin_stop(system: System, name: str) -> None:
     _systemctl(system, "stop", "--no-block", name)
 
 
+def kill(system: System, name: str) -> None:
+    """
+    Send SIGKILL to every process of *name*; no error if it has none.
+
+    Nothing that a service tells systemd delays this, unlike the timeouts of its stop.
+    Source: sd_notify(3), EXTEND_TIMEOUT_USEC=; systemctl(1), kill: all processes by default.
+    """
+    system.run(["systemctl", "kill", "--signal=SIGKILL", name], timeout_s=_TIMEOUT_S)
+
+
+def unmount(system: System, name: str) -> None:
+    """
+    Stop the mount unit *name*, and return when it is unmounted; its next user mounts it empty.
+    """
+    _systemctl(system, "stop", name)
+
+
 def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     """
     Return the last *lines* of the log of *name* since its latest start, joined into one line.
@@ -158,6 +185,12 @@ def _systemctl(system: System, *words: str) -> str:
             "systemctl status on the host",
         )
     return completed.stdout
+
+
+def _tasks(text: str | None) -> int:
+    # "[not set]", or the largest number of 64 bits, without a control group.
+    count = _number(text)
+    return 0 if count >= 2**63 else count
 
 
 def _number(text: str | None) -> int:

@@ -19,6 +19,7 @@ from deploy.provision.resources import (
     EnabledService,
     File,
     Packages,
+    Socket,
     Upload,
     User,
     Venv,
@@ -148,7 +149,7 @@ def _fulfil(resource, values):
                 load="loaded", active="active", enabled="enabled", stale=False
             )
             values["haproxy"] = resource.description
-        case Absent():
+        case Absent() | Socket():
             values["paths"][resource.path] = None
 
 
