@@ -29,6 +29,7 @@ ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 RUN = "/run/slipway"
 HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
+RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 USER = "slipway"  # its group reads releases, weights and configuration
 HAPROXY_USER = "haproxy"  # of Debian; the sockets of the slots belong to it
@@ -106,6 +107,7 @@ class Layout:
         self.environment = self._at(ENVIRONMENT)
         self.allowed_signers = self._at(ALLOWED_SIGNERS)
         self.host_config = self._at(HOST_CONFIG)
+        self.reserves = [self._at(path) for path in RESERVES]
         self.run = self._at(RUN)
         self.haproxy_socket = self._at(HAPROXY_SOCKET)
         self.boot_id = self._at(BOOT_ID)

@@ -86,6 +86,15 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
                 name=f"Give {name} to {resource.owner}",
                 commands=[f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"],
             )
+        case resources.Reserve():
+            path = shlex.quote(resource.path)
+            shell(
+                name=f"Reserve {name}",
+                commands=[
+                    f"rm -rf {path}; umask 077; fallocate -l {resource.size} {path} "
+                    f"|| {{ rm -f {path}; exit 1; }}"
+                ],
+            )
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case resources.Absent():

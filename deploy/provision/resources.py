@@ -161,6 +161,32 @@ class Socket(Resource):
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
+class Reserve(Resource):
+    """
+    A file of allocated blocks, which the host program gives back bit by bit on a full disk.
+    """
+
+    kind: Literal["reserve"] = "reserve"
+    path: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(paths={self.path: ""})
+
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.paths[self.path]
+        if found is None or found.size != self.size:
+            left = format_size(found.size) if found is not None else "nothing"
+            return Difference(change=f"reserve {format_size(self.size)}: {left} is left of it")
+        wrong = _attributes(found, "file", "root", "root", "0600")
+        return Difference(change=", ".join(wrong)) if wrong else None
+
+
 class File(Resource):
     """
     A small file, replaced atomically.
@@ -397,6 +423,7 @@ AnyResource = Annotated[
     | User
     | Directory
     | Socket
+    | Reserve
     | File
     | Absent
     | Upload

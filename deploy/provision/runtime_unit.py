@@ -4,6 +4,8 @@ The unit of the runtime, its slice, its configuration and its secrets.
 No slot is started or restarted: a change takes effect at the next release.
 """
 
+import posixpath
+
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
@@ -69,6 +71,7 @@ def unit(spec: HostSpec) -> str:
         group=layout.USER,
         files=layout.slot_files("%i"),
         socket=layout.runtime_socket("%i"),
+        socket_dir=posixpath.dirname(layout.runtime_socket("%i")),
         haproxy_user=layout.HAPROXY_USER,
         tmp_options=f"size={service.tmp_max},nr_inodes={INODES_MAX},mode=1777,nosuid,nodev",
         runtime_config=layout.RUNTIME_CONFIG,

@@ -19,6 +19,7 @@ from deploy.host.protocol import (
     SlotStop,
     SlotStopped,
 )
+from deploy.host.reserve import with_room
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import Haproxy
 from deploy.host.system import System
@@ -70,8 +71,7 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
             _clear(system, op, slot)
         with op.locked():
             if not runs_already:
-                system.layout.slot_links.mkdir(parents=True, exist_ok=True)
-                link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
+                with_room(system, lambda: _link(system.layout, slot, bundle))
             systemd.enable(system, name)
             if not runs_already:
                 # Loading must not slow the serving slot; traffic.set makes the weights equal.
@@ -135,6 +135,14 @@ def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
         )
         op.result = result
     return result
+
+
+def _link(layout: Layout, slot: str, bundle: str) -> None:
+    link, target = layout.slot_link(slot), layout.release(bundle)
+    # A slot that returns to its own release writes nothing: the disk may be full.
+    if not (link.is_symlink() and link.readlink() == target):
+        layout.slot_links.mkdir(parents=True, exist_ok=True)
+        link_atomic(link, target)
 
 
 def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.Unit) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.reserve import give_back
 from deploy.host.system import System
 from deploy.host.text import one_line
 
@@ -16,6 +17,7 @@ _PROPERTIES = (
     "InvocationID,TasksCurrent"
 )
 _TIMEOUT_S = 10.0
+_FULL = "No space left on device"  # Source: errno(3), ENOSPC, in the locale C
 
 
 class Unit(NamedTuple):
@@ -177,6 +179,9 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
 
 def _systemctl(system: System, *words: str) -> str:
     completed = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+    # `enable` writes a link below /etc.
+    while completed.returncode != 0 and _FULL in completed.stderr and give_back(system):
+        completed = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
     if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,

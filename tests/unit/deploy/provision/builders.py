@@ -19,6 +19,7 @@ from deploy.provision.resources import (
     EnabledService,
     File,
     Packages,
+    Reserve,
     Socket,
     Upload,
     User,
@@ -135,6 +136,8 @@ def _fulfil(resource, values):
             values["users"][resource.user] = UserFacts(
                 group=resource.user, shell=resource.shell, home=resource.home
             )
+        case Reserve():
+            values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Directory() | File():
             values["paths"][resource.path] = path_like(resource)
         case Upload():
