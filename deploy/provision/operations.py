@@ -79,22 +79,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
         case resources.Directory():
             directory(name=f"Create {name}", resource=resource)
         case resources.Socket():
-            path, owner = shlex.quote(resource.path), shlex.quote(resource.owner)
-            give = f"chown -h {owner} {path} && chmod {resource.mode} {path}"
-            # It may have gone meanwhile: its slot was stopped.
-            shell(
-                name=f"Give {name} to {resource.owner}",
-                commands=[f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"],
-            )
+            shell(name=f"Give {name} to {resource.owner}", commands=[giving_command(resource)])
         case resources.Reserve():
-            path = shlex.quote(resource.path)
-            shell(
-                name=f"Reserve {name}",
-                commands=[
-                    f"rm -rf {path}; umask 077; fallocate -l {resource.size} {path} "
-                    f"|| {{ rm -f {path}; exit 1; }}"
-                ],
-            )
+            shell(name=f"Reserve {name}", commands=[reserve_command(resource)])
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case resources.Absent():
@@ -110,6 +97,24 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case resources.EnabledService():
             _serve(resource)
+
+
+def giving_command(resource: resources.Socket) -> str:
+    """
+    Return the command that gives a socket to its owner; one that has gone is no error.
+    """
+    path, owner = shlex.quote(resource.path), shlex.quote(resource.owner)
+    give = f"chown -h {owner} {path} && chmod {resource.mode} {path}"
+    return f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"
+
+
+def reserve_command(resource: resources.Reserve) -> str:
+    """
+    Return the command that lays a reserve file, or leaves none.
+    """
+    path = shlex.quote(resource.path)
+    lay = f"umask 077; fallocate -l {resource.size} {path}"
+    return f"rm -f {path}; {{ {lay}; }} || {{ rm -f {path}; exit 1; }}"
 
 
 def _serve(resource: resources.EnabledService) -> None:

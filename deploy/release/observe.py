@@ -74,6 +74,7 @@ class Observed:
         good: Releases recorded as good and not rolled back, oldest first.
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
+        is_reserve_whole: The space that is kept for a way back on a full disk is all there.
     """
 
     host: str
@@ -83,6 +84,7 @@ class Observed:
     unfinished: Unfinished | None
     paused: str | None
     boot_id: str
+    is_reserve_whole: bool = True
 
     @property
     def unfinished_text(self) -> str | None:
@@ -128,6 +130,7 @@ def observed(host: str, status: HostStatus) -> Observed:
         unfinished=status.unfinished,
         paused=status.paused,
         boot_id=status.boot_id,
+        is_reserve_whole=status.is_reserve_whole,
     )
 
 
