@@ -1,7 +1,7 @@
 """
 A runtime with an intruder: takes the place of runtime/__main__.py in a bundle.
 
-The honest one is beside it as runtime/honest.py.  The file `MODE` in the bundle's runtime says when
+The honest one is beside it as runtime/honest.py.  MODE in the bundle's runtime/mode.py says when
 the intruder takes over: "start" (it never serves), "link" (it plants links in place of its socket
 and is READY) or "trigger" (honest until the file `go` appears in its home directory).
 
@@ -222,7 +222,7 @@ def wait_for_the_trigger():
     listener = listening()
     listener.set_inheritable(True)
     # The same process, so systemd's main process, without the honest one's signal handlers.
-    os.execv(sys.executable, [sys.executable, __file__, str(listener.fileno())])
+    os.execv(sys.executable, [sys.executable, "-P", __file__, str(listener.fileno())])
 
 
 def take_over(listener):
@@ -232,9 +232,11 @@ def take_over(listener):
 
 
 def main():
-    mode = (Path(__file__).parent / "MODE").read_text().strip()
     if len(sys.argv) > 1:
-        take_over(socket.socket(fileno=int(sys.argv[1])))
+        return take_over(socket.socket(fileno=int(sys.argv[1])))
+    from runtime.mode import MODE
+
+    mode = str(MODE)
     if mode == "trigger":
         threading.Thread(target=wait_for_the_trigger, daemon=True).start()
         from runtime.honest import main as honest

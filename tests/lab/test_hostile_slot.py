@@ -117,7 +117,7 @@ def slot_of(fleet, version):
 
 def make_bundle(fleet, tree, model, version, mode=None):
     """
-    Build and sign a bundle whose runtime has the intruder, if *mode* says so.
+    Build and sign a bundle whose runtime has the intruder, if *mode* says so; return its digest.
     """
     patched = pytest.MonkeyPatch()
     if mode is not None:
@@ -125,10 +125,10 @@ def make_bundle(fleet, tree, model, version, mode=None):
         shutil.copytree(ROOT / "runtime", runtime, ignore=shutil.ignore_patterns("__pycache__"))
         (runtime / "__main__.py").rename(runtime / "honest.py")
         shutil.copy(ROOT / "tests" / "lab" / "hostile_runtime.py", runtime / "__main__.py")
-        (runtime / "MODE").write_text(mode)
+        (runtime / "mode.py").write_text(f"MODE = {mode!r}\n")
         patched.setattr(bundles, "ROOT", tree / version)
     try:
-        bundles.make_bundle(checkout.fleet(str(fleet)), model, version, say)
+        return bundles.make_bundle(checkout.fleet(str(fleet)), model, version, say).digest
     finally:
         patched.undo()
 
@@ -141,17 +141,23 @@ def models():
 @pytest.fixture(scope="module")
 def served(fleet, models, tmp_path_factory):
     """
-    v1.0.0 serves, and the bundles with the intruder are signed.
+    v1.0.0 serves; the digests of all bundles by version.  An earlier run made others of those names.
     """
     tree = tmp_path_factory.mktemp("trees")
     inv(fleet, "provision", "--yes")
-    make_bundle(fleet, tree, models[0], "v1.0.0")
-    inv(fleet, "release", "--version", "v1.0.0", "--yes")
-    make_bundle(fleet, tree, models[1], "v2.0.0")
-    make_bundle(fleet, tree, models[0], "v6.0.0", "start")
-    make_bundle(fleet, tree, models[0], "v6.1.0", "link")
-    make_bundle(fleet, tree, models[1], "v6.2.0", "trigger")
+    kinds = {
+        "v1.0.0": (models[0], None),
+        "v2.0.0": (models[1], None),
+        "v6.0.0": (models[0], "start"),
+        "v6.1.0": (models[0], "link"),
+        "v6.2.0": (models[1], "trigger"),
+    }
+    digests = {v: make_bundle(fleet, tree, model, v, mode) for v, (model, mode) in kinds.items()}
+    inv(fleet, "release", "--version", digests["v1.0.0"], "--yes")
     assert serving(fleet) == {"v1.0.0": 100}
+    yield digests
+    for digest in digests.values():
+        shutil.rmtree(checkout.store().get(digest).directory)
 
 
 @pytest.fixture
@@ -219,12 +225,14 @@ def wait_for_report(config, slot):
     pytest.fail("the intruder has not reported")
 
 
-def test_a_hostile_release_is_reverted_and_the_other_slot_loses_nothing(config, fleet, load):
+def test_a_hostile_release_is_reverted_and_the_other_slot_loses_nothing(
+    config, fleet, served, load
+):
     """
     It is READY and answers golden prompts drop by drop, fills what it can, forks, ignores SIGTERM
     and extends its stop for ever.
     """
-    outcome, took_s = inv(fleet, "release", "--version", "v6.0.0", "--yes", wanted=24)
+    outcome, took_s = inv(fleet, "release", "--version", served["v6.0.0"], "--yes", wanted=24)
 
     assert outcome["outcome"] == "reverted"
     assert took_s < START_S + 60 + 3 * DRAIN_S + 60  # start, golden prompts, drain and stop, slack
@@ -237,11 +245,11 @@ def test_a_hostile_release_is_reverted_and_the_other_slot_loses_nothing(config, 
     assert (report.lost_requests, report.cut_streams) == (0, 0), report.losses
 
 
-def test_a_link_in_place_of_its_socket_ends_the_start(config, fleet, load):
+def test_a_link_in_place_of_its_socket_ends_the_start(config, fleet, served, load):
     """
     Neither HAProxy nor the host program follows it to the other slot.
     """
-    outcome, _ = inv(fleet, "release", "--version", "v6.1.0", "--yes", wanted=24)
+    outcome, _ = inv(fleet, "release", "--version", served["v6.1.0"], "--yes", wanted=24)
 
     assert outcome["outcome"] == "reverted"
     assert "did not start" in outcome["reason"]
@@ -251,12 +259,12 @@ def test_a_link_in_place_of_its_socket_ends_the_start(config, fleet, load):
 
 
 @pytest.mark.parametrize("way", ["release", "rollback"])
-def test_a_hostile_serving_slot_is_replaced(config, fleet, load, way):
+def test_a_hostile_serving_slot_is_replaced(config, fleet, served, load, way):
     """
     It was promoted as an honest release, and is taken over afterwards.  Its own requests are lost;
     from the moment that the other slot serves, none is.
     """
-    inv(fleet, "release", "--version", "v6.2.0", "--yes")
+    inv(fleet, "release", "--version", served["v6.2.0"], "--yes")
     assert serving(fleet) == {"v6.2.0": 100}
     assert load.stop().lost_requests == 0
     slot = slot_of(fleet, "v6.2.0")
@@ -264,7 +272,9 @@ def test_a_hostile_serving_slot_is_replaced(config, fleet, load, way):
     wait_for_report(config, slot)
 
     if way == "release":
-        outcome, took_s = inv(fleet, "release", "--version", "v2.0.0", "--yes", "--canary", "50")
+        outcome, took_s = inv(
+            fleet, "release", "--version", served["v2.0.0"], "--yes", "--canary", "50"
+        )
         assert outcome["outcome"] == "promoted"
     else:
         outcome, took_s = inv(fleet, "rollback", "--yes")
