@@ -141,7 +141,7 @@ def models():
 @pytest.fixture(scope="module")
 def served(fleet, models, tmp_path_factory):
     """
-    v1.0.0 serves; the digests of all bundles by version.  An earlier run made others of those names.
+    v1.0.0 serves; the digests of all bundles by version, since an earlier run used the same names.
     """
     tree = tmp_path_factory.mktemp("trees")
     inv(fleet, "provision", "--yes")
@@ -225,9 +225,7 @@ def wait_for_report(config, slot):
     pytest.fail("the intruder has not reported")
 
 
-def test_a_hostile_release_is_reverted_and_the_other_slot_loses_nothing(
-    config, fleet, served, load
-):
+def test_a_hostile_release_is_reverted_and_nothing_is_lost(config, fleet, served, load):
     """
     It is READY and answers golden prompts drop by drop, fills what it can, forks, ignores SIGTERM
     and extends its stop for ever.
@@ -272,9 +270,8 @@ def test_a_hostile_serving_slot_is_replaced(config, fleet, served, load, way):
     wait_for_report(config, slot)
 
     if way == "release":
-        outcome, took_s = inv(
-            fleet, "release", "--version", served["v2.0.0"], "--yes", "--canary", "50"
-        )
+        version = ("--version", served["v2.0.0"], "--canary", "50")
+        outcome, took_s = inv(fleet, "release", *version, "--yes")
         assert outcome["outcome"] == "promoted"
     else:
         outcome, took_s = inv(fleet, "rollback", "--yes")
