@@ -380,6 +380,9 @@ class UnitsLoaded(Resource):
     def query(self) -> FactQuery:
         return FactQuery(units=self.units)
 
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, self.units)
+
     def difference(self, facts: Facts) -> Difference | None:
         stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
         return Difference(change=f"reload {', '.join(stale)}") if stale else None
@@ -405,6 +408,9 @@ class EnabledService(Resource):
     @property
     def query(self) -> FactQuery:
         return FactQuery(units=(self.unit,), haproxy=True)
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, (self.unit,))
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.units[self.unit]
@@ -432,6 +438,20 @@ AnyResource = Annotated[
     | EnabledService,
     Field(discriminator="kind"),
 ]
+
+
+def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
+    """
+    Return the refusal of a host on which somebody forbade one of *units* to start.
+    """
+    masked = [unit for unit in units if facts.units[unit].load == "masked"]
+    if not masked:
+        return None
+    return HostRefusal(
+        error="PreconditionError",
+        why=f"masked for systemd, so it can never start: {', '.join(masked)}",
+        fix=f"on the host: systemctl unmask {' '.join(masked)}",
+    )
 
 
 def _attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:

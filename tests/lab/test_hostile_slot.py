@@ -262,6 +262,7 @@ def test_a_hostile_serving_slot_is_replaced(config, fleet, served, load, way):
     It was promoted as an honest release, and is taken over afterwards.  Its own requests are lost;
     from the moment that the other slot serves, none is.
     """
+    before = serving(fleet)
     inv(fleet, "release", "--version", served["v6.2.0"], "--yes")
     assert serving(fleet) == {"v6.2.0": 100}
     assert load.stop().lost_requests == 0
@@ -278,6 +279,6 @@ def test_a_hostile_serving_slot_is_replaced(config, fleet, served, load, way):
         assert outcome["outcome"] == "rolled_back"
 
     assert took_s < START_S + 60 + 3 * DRAIN_S + 60
-    assert serving(fleet) == {"v2.0.0" if way == "release" else "v1.0.0": 100}
+    assert serving(fleet) == ({"v2.0.0": 100} if way == "release" else before)
     assert_contained(config, report_of(config, slot))
     assert_nothing_is_left(config, slot)

@@ -17,6 +17,7 @@ _PROPERTIES = (
     "InvocationID,TasksCurrent"
 )
 _TIMEOUT_S = 10.0
+_LOG_CHARS = 4000  # of the log of a slot, whose lines may have any length
 _FULL = "No space left on device"  # Source: errno(3), ENOSPC, in the locale C
 
 
@@ -171,7 +172,7 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
             completed = system.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
         except HostError as error:
             return f"its log cannot be read: {error.why}"
-        text = one_line(completed.stdout, last=lines)
+        text = one_line(completed.stdout, last=lines)[-_LOG_CHARS:]
         if text:
             return text
     return "it logged nothing"

@@ -125,3 +125,21 @@ def test_a_used_reserve_is_laid_again():
     assert change(RESERVE, mode="0600") is None
     gone = replace(GOOD, paths=GOOD.paths | {RESERVE.path: None})
     assert "nothing is left of it" in RESERVE.difference(gone).change
+
+
+@pytest.mark.parametrize(
+    ("resource", "unit"),
+    [("systemd", "slipway-runtime@green.service"), ("haproxy.service", "haproxy.service")],
+)
+def test_a_masked_unit_is_named_with_its_remedy(resource, unit):
+    """
+    A reload does not change it, so provisioning would try for ever.
+    """
+    found = find(RESOURCES, resource)
+    masked = replace(GOOD.units[unit], load="masked")
+
+    refusal = found.refusal(replace(GOOD, units=GOOD.units | {unit: masked}))
+
+    assert unit in refusal.why
+    assert refusal.fix == f"on the host: systemctl unmask {unit}"
+    assert found.refusal(GOOD) is None

@@ -130,6 +130,19 @@ def test_a_failed_start_without_logs_shows_systemds_result(staged):
     assert "Failed to start it." in error.why
 
 
+def test_a_flooded_log_is_cut(staged):
+    """
+    Lines of a slot may have any length; the error has their end.
+    """
+    staged.units["green"].starts = "exit"
+    staged.system.log = ["x" * 100_000, "the cause"]
+
+    error = refused_start(staged)
+
+    assert len(error.why) < 5000
+    assert error.why.endswith("the cause")
+
+
 def test_a_failed_slot_can_be_started_with_another_bundle(staged):
     """
     A failure is reset before the next start.
