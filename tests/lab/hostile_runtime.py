@@ -149,7 +149,7 @@ def report():
 
 def misbehave():
     """
-    Ignore signals, fork, extend the stop for ever, flood the log.
+    Report; ignore signals, fork, extend the stop for ever, flood the log.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -164,6 +164,7 @@ def misbehave():
 
 
 def extend():
+    report()  # before the flood, of which most lines are dropped
     number = 0
     while True:
         notify("EXTEND_TIMEOUT_USEC=600000000", "WATCHDOG=1", "WATCHDOG_USEC=3600000000")
@@ -227,7 +228,6 @@ def wait_for_the_trigger():
 
 def take_over(listener):
     misbehave()
-    threading.Thread(target=report, daemon=True).start()
     serve(listener)
 
 
