@@ -304,3 +304,26 @@ def test_a_hostile_serving_slot_is_replaced(config, fleet, served, traffic, way)
     assert_none_lost(after)
     assert_contained(config, report_of(config, slot))
     assert_nothing_is_left(config, slot)
+
+
+def test_a_power_cut_brings_the_slot_and_its_files_back(config, fleet, served, traffic):
+    """
+    Its file system, its socket and HAProxy's way to it are made again at boot.
+    """
+    before = serving(fleet)
+    lab.crash(HOST, progress=say, config=config)
+    lab.start(HOST, progress=say, config=config)
+
+    def health():
+        [host] = inv(fleet, "status")[0]["hosts"]
+        return {s["health"] for s in host["slots"] if s["weight_pct"]}
+
+    until_s = time.monotonic() + START_S
+    while (last := health()) != {"ok"}:
+        assert time.monotonic() < until_s, last
+        time.sleep(1)
+    time.sleep(2)  # HAProxy's checks
+    load = traffic()
+    time.sleep(5)
+    assert_none_lost(load)
+    assert serving(fleet) == before
