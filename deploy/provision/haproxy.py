@@ -6,7 +6,8 @@ import hashlib
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
-from deploy.provision.resources import AnyResource, Directory, EnabledService, File, Socket
+from deploy.provision.resources import AnyResource, Directory, EnabledService, File
+from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract

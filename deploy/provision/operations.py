@@ -16,7 +16,7 @@ from pyinfra.api.operation import operation
 
 from deploy.host import layout
 from deploy.host.protocol import Facts, VenvBuild, Wheel
-from deploy.provision import resources
+from deploy.provision import resources, slot_resources
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
@@ -78,9 +78,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             )
         case resources.Directory():
             directory(name=f"Create {name}", resource=resource)
-        case resources.Socket():
+        case slot_resources.Socket():
             shell(name=f"Give {name} to {resource.owner}", commands=[giving_command(resource)])
-        case resources.Reserve():
+        case slot_resources.Reserve():
             shell(name=f"Reserve {name}", commands=[reserve_command(resource)])
         case resources.File():
             place(name=f"Place {name}", resource=resource)
@@ -99,7 +99,7 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             _serve(resource)
 
 
-def giving_command(resource: resources.Socket) -> str:
+def giving_command(resource: slot_resources.Socket) -> str:
     """
     Return the command that gives a socket to its owner; one that has gone is no error.
     """
@@ -108,7 +108,7 @@ def giving_command(resource: resources.Socket) -> str:
     return f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"
 
 
-def reserve_command(resource: resources.Reserve) -> str:
+def reserve_command(resource: slot_resources.Reserve) -> str:
     """
     Return the command that lays a reserve file, or leaves none.
     """

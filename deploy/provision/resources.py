@@ -8,53 +8,14 @@ import difflib
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from deploy.host import layout
-from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import Frozen, HostRefusal
+from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.units import format_size
-
-
-class Difference(Frozen):
-    """
-    What would change; `diff` is the unified diff of a text without secrets.
-    """
-
-    change: str
-    diff: str | None = None
-
-
-class Resource(Frozen):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
-
-    @property
-    def name(self) -> str:
-        """
-        Name for operators; unique on a host.
-        """
-        raise NotImplementedError
-
-    @property
-    def query(self) -> FactQuery:
-        """
-        Query for the facts that it is compared with.
-        """
-        raise NotImplementedError
-
-    def difference(self, facts: Facts) -> Difference | None:
-        """
-        Return what would change on a host with *facts*; None if nothing.
-        """
-        raise NotImplementedError
-
-    def refusal(self, facts: Facts) -> HostRefusal | None:
-        """
-        Return why the change is impossible; checked before anything is changed.
-        """
-        return None
 
 
 class Packages(Resource):
@@ -130,60 +91,7 @@ class Directory(Resource):
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create directory")
-        wrong = _attributes(found, "directory", self.owner, self.group, self.mode)
-        return Difference(change=", ".join(wrong)) if wrong else None
-
-
-class Socket(Resource):
-    """
-    A socket that, if there is one, belongs to *owner* alone.  Its directory belongs to root.
-    """
-
-    kind: Literal["socket"] = "socket"
-    path: str
-    owner: str
-    mode: str = "0600"
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
-
-    def difference(self, facts: Facts) -> Difference | None:
-        found = facts.paths[self.path]
-        # "other" is what is neither file nor directory nor link: of those only sockets stand here.
-        if found is None or found.type != "other":
-            return None
-        wrong = _attributes(found, "other", self.owner, found.group, self.mode)
-        return Difference(change=", ".join(wrong)) if wrong else None
-
-
-class Reserve(Resource):
-    """
-    A file of allocated blocks, which the host program gives back bit by bit on a full disk.
-    """
-
-    kind: Literal["reserve"] = "reserve"
-    path: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
-
-    def difference(self, facts: Facts) -> Difference | None:
-        found = facts.paths[self.path]
-        if found is None or found.size != self.size:
-            left = format_size(found.size) if found is not None else "nothing"
-            return Difference(change=f"reserve {format_size(self.size)}: {left} is left of it")
-        wrong = _attributes(found, "file", "root", "root", "0600")
+        wrong = attributes(found, "directory", self.owner, self.group, self.mode)
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
@@ -223,7 +131,7 @@ class File(Resource):
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create", diff=self._diff(""))
-        wrong = _attributes(found, "file", self.owner, self.group, self.mode)
+        wrong = attributes(found, "file", self.owner, self.group, self.mode)
         if found.sha256 == self.sha256:
             return Difference(change=", ".join(wrong)) if wrong else None
         diff = self._diff(found.text) if found.text is not None else None
@@ -452,14 +360,3 @@ def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
         why=f"masked for systemd, so it can never start: {', '.join(masked)}",
         fix=f"on the host: systemctl unmask {' '.join(masked)}",
     )
-
-
-def _attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
-    if found.type != type_:
-        return [f"{found.type} → {type_}"]
-    wrong = []
-    if (found.owner, found.group) != (owner, group):
-        wrong.append(f"owner {found.owner}:{found.group} → {owner}:{group}")
-    if found.mode != mode:
-        wrong.append(f"mode {found.mode} → {mode}")
-    return wrong

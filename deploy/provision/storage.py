@@ -4,7 +4,8 @@ Directories, and the free space that they need.
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, DiskSpace
-from deploy.provision.resources import AnyResource, Directory, Reserve
+from deploy.provision.resources import AnyResource, Directory
+from deploy.provision.slot_resources import Reserve
 from deploy.provision.spec import HostSpec
 
 # For logs, journals and a second environment while the first is in use.

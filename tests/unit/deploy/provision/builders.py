@@ -19,12 +19,11 @@ from deploy.provision.resources import (
     EnabledService,
     File,
     Packages,
-    Reserve,
-    Socket,
     Upload,
     User,
     Venv,
 )
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock

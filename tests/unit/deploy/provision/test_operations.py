@@ -20,7 +20,8 @@ from deploy.host import layout
 from deploy.host.protocol import ErrorKind, HostError, VenvBuilt
 from deploy.host.rpc import encode_error, encode_result, parse_request
 from deploy.provision import operations
-from deploy.provision.resources import File, Reserve, Socket, Upload, Venv
+from deploy.provision.resources import File, Upload, Venv
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.transport.base import Completed
 from deploy.transport.client import HostClient
 from tests.unit.deploy.provision.builders import bare, make_resources
