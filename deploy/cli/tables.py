@@ -78,7 +78,7 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Grid
             )
         if not found.is_reserve_whole:
             fix = "free space there, then inv provision"
-            notes.append(f"{name}: the reserve for a full disk was used: {fix}")
+            table.notes.append(f"{name}: the reserve for a full disk was used: {fix}")
         if found.lease_owner:
             table.notes.append(
                 f"{name}: a release is under way, lease of {quoted(found.lease_owner)}"
