@@ -23,7 +23,7 @@ from deploy.host import layout as paths
 from deploy.host.__main__ import handle
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
-from deploy.host.layout import BACKEND, SLOTS, Layout, unit
+from deploy.host.layout import BACKEND, SLOTS, Layout, slot_mount, unit
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
 from deploy.host.rpc import encode_error, parse_request
 from deploy.host.sockets import HttpAnswer
@@ -73,13 +73,15 @@ class FakeUnit:
     Attributes:
         starts: What a start leads to: "ready", "slow" (ready after 2 looks), "exit" (fails for
             good), "crash" (systemd restarts it), "hang" (never ready), "skip" (a condition fails).
-        stops: "fast", "slow" (after 2 looks) or "hang".
+        stops: "fast", "slow" (after 2 looks), "hang" (until it is killed), "immortal" (for ever)
+            or "forks" (as systemd ends it, it leaves processes behind until it is killed).
+        tasks: Processes in its control group.
     """
 
     def __init__(self):
         self.starts, self.stops = "ready", "fast"
         self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
-        self.restarts = 0
+        self.restarts = self.tasks = 0
         self.enabled = False
         self.cpu_weight = 100
         self.looks = 0  # left until the queued job has ended
@@ -139,8 +141,16 @@ class FakeUnit:
             self.queued = None
 
     def _stop(self):
-        if self.stops != "hang":
+        if self.stops not in ("hang", "immortal"):
             self.active, self.sub, self.queued = "inactive", "dead", None
+            self.tasks = 3 if self.stops == "forks" else 0
+
+    def kill(self):
+        if self.stops != "immortal":
+            self.tasks = 0
+            if self.active in ("active", "activating", "deactivating"):
+                self.active, self.sub, self.queued = "failed", "failed", None
+                self.result = "signal"
 
     def show(self, name):
         self.look()
@@ -150,6 +160,7 @@ class FakeUnit:
             f"Job={'17' if self.queued else '0'}\n"
             f"UnitFileState={'enabled' if self.enabled else 'disabled'}\n"
             f"InvocationID={INVOCATION if self.was_started else ''}\n"
+            f"TasksCurrent={self.tasks or '[not set]'}\n"
         )
 
 
@@ -326,6 +337,8 @@ class FakeSystem(System):
     Attributes:
         units: By unit name.
         runtimes: By slot; reachable while the unit of the slot is active.
+        mounts: Slot of each mount unit, by name.
+        unmounted: Slots whose file system was unmounted, in order.
         log: Lines that the journal of systemd has of every unit.
         real: Programs, or directories of programs, that are really run.
         calls: Every command line.
@@ -339,6 +352,8 @@ class FakeSystem(System):
         super().__init__(Layout(str(root)))
         self.clock = clock or FakeClock()
         self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        self.mounts = {slot_mount(slot): slot for slot in SLOTS}
+        self.unmounted = []
         self.runtimes = {slot: FakeRuntime() for slot in SLOTS}
         self.proxy = FakeHaproxy(self.clock.steady)
         self.log = ["Loading the model", "ValueError: no such tensor"]
@@ -463,6 +478,12 @@ class FakeSystem(System):
                 text = f"not {text}"
         return HttpAnswer(200, json.dumps({"text": text}))
 
+    def _unmount(self, name):
+        # systemd stops what requires a mount before the mount.
+        slot = self.mounts[name]
+        assert self.unit_of(slot).active in ("inactive", "failed"), f"{name} is in use"
+        self.unmounted.append(slot)
+
     def _journalctl(self, *words):
         assert words[:5] == ("--quiet", "--no-pager", "--output", "cat", "--lines")
         last, about = int(words[5]), words[6:]
@@ -479,6 +500,9 @@ class FakeSystem(System):
     def _systemctl(self, verb, *words):
         names = [word for word in words if not word.startswith("-") and "=" not in word]
         options = {word for word in words if word.startswith("-")}
+        if verb == "stop" and names[0] in self.mounts:
+            self._unmount(names[0])
+            return ProgramResult(0, "", "")
         for name in names:
             if name not in self.units:
                 return ProgramResult(4, "", f"Unit {name} could not be found.\n")
@@ -503,6 +527,9 @@ class FakeSystem(System):
             key, _, value = words[-1].partition("=")
             assert key == "CPUWeight"
             chosen.cpu_weight = int(value)
+        elif verb == "kill":
+            assert options == {"--signal=SIGKILL"}
+            chosen.kill()
         elif verb == "reset-failed":
             chosen.reset_failed()
         else:

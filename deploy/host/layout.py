@@ -29,8 +29,10 @@ ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 RUN = "/run/slipway"
 HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
+RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-USER = "slipway"  # the runtime's user and group
+USER = "slipway"  # its group reads releases, weights and configuration
+HAPROXY_USER = "haproxy"  # of Debian; the sockets of the slots belong to it
 UNIT = "slipway-runtime@{slot}.service"
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
@@ -43,9 +45,32 @@ def unit(slot: str) -> str:
     return UNIT.format(slot=slot)
 
 
+def slot_user(slot: str) -> str:
+    """
+    Return the user that runs the runtime of *slot*, and nothing else; its group has the same name.
+    """
+    return f"slipway-{slot}"
+
+
+def slot_files(slot: str) -> str:
+    """
+    Return the mount point of the file system of *slot*: in memory, limited, of nobody else.
+    """
+    return f"{RUN}/private/{slot}"
+
+
+def slot_mount(slot: str) -> str:
+    """
+    Return the systemd unit that mounts `slot_files` of *slot*.
+    """
+    return f"run-slipway-private-{slot}.mount"
+
+
 def runtime_socket(slot: str) -> str:
     """
-    Return the path of the Unix socket that the runtime of *slot* listens on.
+    Return the path at which HAProxy and the host program reach the runtime of *slot*.
+
+    Its directory belongs to root: the runtime binds in `slot_files`, and systemd moves the socket.
     """
     return f"{RUN}/{slot}/runtime.sock"
 
@@ -82,6 +107,7 @@ class Layout:
         self.environment = self._at(ENVIRONMENT)
         self.allowed_signers = self._at(ALLOWED_SIGNERS)
         self.host_config = self._at(HOST_CONFIG)
+        self.reserves = [self._at(path) for path in RESERVES]
         self.run = self._at(RUN)
         self.haproxy_socket = self._at(HAPROXY_SOCKET)
         self.boot_id = self._at(BOOT_ID)
@@ -91,7 +117,7 @@ class Layout:
 
     def runtime_socket(self, slot: str) -> Path:
         """
-        Return the Unix socket that the runtime of *slot* listens on.
+        Return the Unix socket at which the runtime of *slot* is reached.
         """
         return self._at(runtime_socket(slot))
 

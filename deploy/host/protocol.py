@@ -398,7 +398,7 @@ class SlotStopped:
 @dataclass(frozen=True)
 class SlotStop(Request[SlotStopped]):
     """
-    Stop and disable *slot*; refused while it takes requests.
+    Stop and disable *slot*; refused while it takes requests.  After *timeout_s* it is killed.
     """
 
     VERB = "slot.stop"
@@ -546,6 +546,7 @@ class HostStatus:
         paused: Release that waits for a decision of the operator.
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
+        is_reserve_whole: No space that is kept for a full disk was used.
     """
 
     boot_id: str
@@ -557,6 +558,7 @@ class HostStatus:
     journal_damaged: int
     free_opt_bytes: int
     free_state_bytes: int
+    is_reserve_whole: bool
 
 
 @dataclass(frozen=True)

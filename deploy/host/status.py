@@ -10,6 +10,7 @@ from deploy.host.journal import Journal, replay
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, HostStatus, SlotStatus, Status
+from deploy.host.reserve import is_whole
 from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Server
 from deploy.host.slots.measure import servers_or_none, units_or_none
@@ -37,6 +38,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         journal_damaged=damaged,
         free_opt_bytes=free_bytes(system, layout.opt),
         free_state_bytes=free_bytes(system, layout.state),
+        is_reserve_whole=is_whole(layout),
     )
 
 

@@ -158,6 +158,8 @@ class Service(_EngineKeys):
 
     port: Port = 8000
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
+    state_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of one slot, in its memory
+    tmp_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of each /tmp, /var/tmp, /dev/shm
     tasks_max: int = Field(default=512, ge=16)
     max_queue_requests: int = Field(default=256, ge=1)
     request_timeout: Deadline = 60.0

@@ -7,6 +7,7 @@ import hashlib
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
 from deploy.provision.resources import AnyResource, Directory, EnabledService, File
+from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
@@ -22,10 +23,18 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 def install(spec: HostSpec) -> list[AnyResource]:
     # /run is empty after a boot: tmpfiles.d makes the directory again before HAProxy starts.
-    tmpfiles = render("slipway.tmpfiles", run=layout.RUN).encode()
+    folders = {slot: f"{layout.RUN}/{slot}" for slot in layout.SLOTS}
+    tmpfiles = render("slipway.tmpfiles", run=layout.RUN, slots=list(folders.values())).encode()
     return [
         File(path="/etc/tmpfiles.d/slipway.conf", content=tmpfiles),
         Directory(path=layout.RUN),
+        *(Directory(path=path, mode="0711") for path in folders.values()),
+        # A slot that was started before slots had users of their own still listens on its own
+        # socket.  HAProxy reaches it by its group before the reload, and as its owner after that.
+        *(
+            Socket(path=layout.runtime_socket(slot), owner=layout.HAPROXY_USER)
+            for slot in layout.SLOTS
+        ),
     ]
 
 
@@ -58,7 +67,7 @@ def _render(spec: HostSpec, digest: str) -> str:
     return render(
         "haproxy.cfg",
         config_digest=digest,
-        group=layout.USER,
+        group=layout.HAPROXY_USER,
         maxconn=MAX_CONNECTIONS,
         stats_socket=layout.HAPROXY_SOCKET,
         state_file=layout.HAPROXY_STATE,

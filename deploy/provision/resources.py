@@ -9,54 +9,15 @@ import hashlib
 import hmac
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.requirements import Frozen, HostRefusal
+from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.units import format_size
-
-
-class Difference(Frozen):
-    """
-    What would change; `diff` is the unified diff of a text without secrets.
-    """
-
-    change: str
-    diff: str | None = None
-
-
-class Resource(Frozen):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
-
-    @property
-    def name(self) -> str:
-        """
-        Name for operators; unique on a host.
-        """
-        raise NotImplementedError
-
-    @property
-    def query(self) -> FactQuery:
-        """
-        Query for the facts that it is compared with.
-        """
-        raise NotImplementedError
-
-    def difference(self, facts: Facts) -> Difference | None:
-        """
-        Return what would change on a host with *facts*; None if nothing.
-        """
-        raise NotImplementedError
-
-    def refusal(self, facts: Facts) -> HostRefusal | None:
-        """
-        Return why the change is impossible; checked before anything is changed.
-        """
-        return None
 
 
 class Packages(Resource):
@@ -132,7 +93,7 @@ class Directory(Resource):
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create directory")
-        wrong = _attributes(found, "directory", self.owner, self.group, self.mode)
+        wrong = attributes(found, "directory", self.owner, self.group, self.mode)
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
@@ -185,7 +146,7 @@ class File(Resource):
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create", diff=self._diff(""))
-        wrong = _attributes(found, "file", self.owner, self.group, self.mode)
+        wrong = attributes(found, "file", self.owner, self.group, self.mode)
         if self._has_content(found):
             return Difference(change=", ".join(wrong)) if wrong else None
         diff = self._diff(found.text) if found.text is not None else None
@@ -347,6 +308,9 @@ class UnitsLoaded(Resource):
     def query(self) -> FactQuery:
         return FactQuery(units=self.units)
 
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, self.units)
+
     def difference(self, facts: Facts) -> Difference | None:
         stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
         return Difference(change=f"reload {', '.join(stale)}") if stale else None
@@ -373,6 +337,9 @@ class EnabledService(Resource):
     def query(self) -> FactQuery:
         return FactQuery(units=(self.unit,), haproxy=True)
 
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, (self.unit,))
+
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.units[self.unit]
         wrong = []
@@ -386,17 +353,30 @@ class EnabledService(Resource):
 
 
 AnyResource = Annotated[
-    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | EnabledService,
+    Packages
+    | User
+    | Directory
+    | Socket
+    | Reserve
+    | File
+    | Absent
+    | Upload
+    | Venv
+    | UnitsLoaded
+    | EnabledService,
     Field(discriminator="kind"),
 ]
 
 
-def _attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
-    if found.type != type_:
-        return [f"{found.type} → {type_}"]
-    wrong = []
-    if (found.owner, found.group) != (owner, group):
-        wrong.append(f"owner {found.owner}:{found.group} → {owner}:{group}")
-    if found.mode != mode:
-        wrong.append(f"mode {found.mode} → {mode}")
-    return wrong
+def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
+    """
+    Return the refusal of a host on which somebody forbade one of *units* to start.
+    """
+    masked = [unit for unit in units if facts.units[unit].load == "masked"]
+    if not masked:
+        return None
+    return HostRefusal(
+        error="PreconditionError",
+        why=f"masked for systemd, so it can never start: {', '.join(masked)}",
+        fix=f"on the host: systemctl unmask {' '.join(masked)}",
+    )

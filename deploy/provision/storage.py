@@ -5,6 +5,7 @@ Directories, and the free space that they need.
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, DiskSpace
 from deploy.provision.resources import AnyResource, Directory
+from deploy.provision.slot_resources import Reserve
 from deploy.provision.spec import HostSpec
 
 # For logs, journals and a second environment while the first is in use.
@@ -28,6 +29,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
         # Uploads, before they are verified.
         Directory(path=layout.INCOMING, mode="0700"),
         Directory(path=layout.ETC, group=layout.USER, mode="0750"),
+        *(Reserve(path=path, size=size) for path, size in layout.RESERVES.items()),
     ]
 
 

@@ -78,6 +78,7 @@ class Observed:
         good: Releases recorded as good, not rolled back and still on the host, oldest first.
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
+        is_reserve_whole: The space that is kept for a way back on a full disk is all there.
     """
 
     host: str
@@ -87,6 +88,7 @@ class Observed:
     unfinished: Unfinished | None
     paused: str | None
     boot_id: str
+    is_reserve_whole: bool = True
 
     @property
     def unfinished_text(self) -> str | None:
@@ -147,6 +149,7 @@ def observed(host: str, status: HostStatus) -> Observed:
         unfinished=status.unfinished,
         paused=status.paused,
         boot_id=status.boot_id,
+        is_reserve_whole=status.is_reserve_whole,
     )
 
 

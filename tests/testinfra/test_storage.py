@@ -33,9 +33,9 @@ def test_what_is_unverified_and_what_is_configured_is_closed(root):
 
 def test_the_runtime_can_write_nothing_that_is_shared(root):
     """
-    The runtime's user has no way to change code, weights, links or configuration.
+    The users of the slots have no way to change code, weights, links, configuration or sockets.
     """
-    shared = [layout.OPT, layout.ETC, layout.STATE]
+    shared = [layout.OPT, layout.ETC, layout.STATE, layout.RUN]
     # Control: the user lists the directories, and the search ends at /tmp, which all may write.
     # From another directory than / find stops before it searches: the user cannot return there.
     where = " ".join(shared)
@@ -44,5 +44,7 @@ def test_the_runtime_can_write_nothing_that_is_shared(root):
         f'find {where} /tmp -maxdepth 3 -path "/tmp/*" -prune -o ! -type l -writable -print'
     )
     # The mode of a symlink has no meaning.
-    shown = root.run(f"runuser -u {layout.USER} -- sh -c '{search}' 2>/dev/null")
-    assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"])
+    for slot in layout.SLOTS:
+        user = layout.slot_user(slot)
+        shown = root.run(f"runuser -u {user} -G {layout.USER} -- sh -c '{search}' 2>/dev/null")
+        assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"]), user

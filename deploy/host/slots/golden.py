@@ -67,7 +67,7 @@ def _ask(
         return f"error {answer.status or 'without an answer'}: {answer.body}"
     try:
         text = json.loads(answer.body)["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"an answer without text: {answer.body}"
     return text if isinstance(text, str) else repr(text)
 

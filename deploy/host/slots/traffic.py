@@ -4,7 +4,6 @@ Sets weights, drains slots, and writes the state file that keeps both over a res
 
 from __future__ import annotations
 
-from deploy.host.files import write_atomic
 from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, unit
 from deploy.host.protocol import (
@@ -16,6 +15,7 @@ from deploy.host.protocol import (
     TrafficSet,
     TrafficWeights,
 )
+from deploy.host.reserve import with_room, write_spare
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server
 from deploy.host.slots.slot import SERVING_CPU_WEIGHT
@@ -174,4 +174,5 @@ def _refuse_if_serving(server: Server) -> None:
 
 def _save(system: System, proxy: Haproxy) -> None:
     # HAProxy reads the file before it drops its privileges.
-    write_atomic(system.layout.haproxy_state, proxy.state().encode(), 0o644)
+    state = proxy.state().encode()
+    with_room(system, lambda: write_spare(system.layout.haproxy_state, state, 0o644))

@@ -23,6 +23,7 @@ from deploy.provision.resources import (
     User,
     Venv,
 )
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
@@ -138,6 +139,8 @@ def _fulfil(resource, values):
             values["users"][resource.user] = UserFacts(
                 group=resource.user, shell=resource.shell, home=resource.home
             )
+        case Reserve():
+            values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Directory() | File():
             values["paths"][resource.path] = path_like(resource)
         case Upload():
@@ -152,7 +155,7 @@ def _fulfil(resource, values):
                 load="loaded", active="active", enabled="enabled", stale=False
             )
             values["haproxy"] = resource.description
-        case Absent():
+        case Absent() | Socket():
             values["paths"][resource.path] = None
 
 
