@@ -10,12 +10,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.bundle.model import open_model_file
 from deploy.errors import BundleTampered, UsageError
 from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Manifest, parse_manifest
 from deploy.host.protocol import HostError
 
 _CHUNK = 1 << 20
 _PREFIX_MIN = 6
+# Another file system, a file of another user, or a machine without /proc.
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +70,24 @@ class BundleStore:
         self._bundles = root / "bundles"
         self._blobs = root / "blobs"
 
-    def add_blob(self, source: Path) -> tuple[str, int]:
+    def add_blob(self, model: Path, name: str) -> tuple[str, int]:
         """
-        Add the file *source*, as a hard link if possible; return its SHA-256 and size.
+        Add the plain file *name* of *model*, as a hard link if possible; return SHA-256 and size.
 
         Raises:
             BundleTampered: It changed while it was read.
+            ModelPathError: It is a link, or cannot be read.
         """
         self._blobs.mkdir(parents=True, exist_ok=True)
-        before = source.stat()
+        source = model / name
+        descriptor = open_model_file(model, name)
+        before = os.fstat(descriptor)
         handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".tmp-")
         os.close(handle)
         draft = Path(name)
         try:
-            sha256, size = _take(source, draft)
-            after = source.stat()
+            sha256, size = _take(descriptor, draft)
+            after = os.fstat(descriptor)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise BundleTampered(
                     f"{source}: it changed while it was read",
@@ -90,6 +96,7 @@ class BundleStore:
                 )
             draft.replace(self._blobs / sha256)
         finally:
+            os.close(descriptor)
             draft.unlink(missing_ok=True)
         return sha256, size
 
@@ -195,17 +202,19 @@ def _holds(directory: Path, manifest: bytes, archive: bytes) -> bool:
     return stored == (manifest, archive)
 
 
-def _take(source: Path, draft: Path) -> tuple[str, int]:
+def _take(descriptor: int, draft: Path) -> tuple[str, int]:
     """
-    Link or copy *source* to *draft*, and return its SHA-256 and size.
+    Link or copy the open file to *draft*, and return its SHA-256 and size.
     """
     draft.unlink()
     try:
-        os.link(source.resolve(), draft)
+        # The file that was opened, whatever is at its path by now.
+        # Python follows it only where a directory is given, which an absolute path ignores.
+        os.link(f"/proc/self/fd/{descriptor}", draft, src_dir_fd=descriptor)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES):
+        if error.errno not in _NO_LINK:
             raise
-        return _copy(source, draft)
+        return _copy(descriptor, draft)
     digest, size = hashlib.sha256(), 0
     with draft.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -214,9 +223,9 @@ def _take(source: Path, draft: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _copy(source: Path, draft: Path) -> tuple[str, int]:
+def _copy(descriptor: int, draft: Path) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, draft.open("xb") as writer:
+    with os.fdopen(os.dup(descriptor), "rb") as reader, draft.open("xb") as writer:
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
             writer.write(chunk)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
+from deploy.host.trusted_files import open_plain
 
 TRASH = ".trash-"  # being deleted
 UNFINISHED = ".tmp-"  # being written
@@ -22,10 +23,10 @@ _CHUNK = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """
-    Return the SHA-256 of the contents of *path*, in hexadecimal.
+    Return the SHA-256 of the contents of the plain file *path*, in hexadecimal.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_plain(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -37,7 +38,8 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """
     # Callers hold the host's lock, so that no two write the same draft.
     draft = path.with_name(f"{UNFINISHED}{path.name}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)

@@ -1,5 +1,5 @@
 """
-The user of the runtime.
+The users of the runtime and of the sandbox that builds what bundles bring.
 """
 
 from deploy.host import layout
@@ -15,7 +15,7 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 def install(spec: HostSpec) -> list[AnyResource]:
     # HAProxy opens the sockets of the slots as a member of this user's group.  It drops its
     # supplementary groups, so haproxy.cfg names the group.
-    return [User(user=layout.USER)]
+    return [User(user=layout.USER), User(user=layout.BUILD_USER)]
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:

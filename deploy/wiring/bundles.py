@@ -2,6 +2,7 @@
 Bundles of this checkout: built, signed, checked.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         row_name=row.name,
         lock=lock,
         identity=of.signing.identity,
+        fleet=of.name,
+        now_s=int(time.time()),
         runtime_dir=ROOT / "runtime",
         store=store(),
     )

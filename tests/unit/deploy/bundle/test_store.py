@@ -87,7 +87,7 @@ def test_weights_on_another_disk_are_copied(workshop, monkeypatch):
     """
     linked = workshop.build()
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(stores.os, "link", refuse)
@@ -106,13 +106,12 @@ def test_a_model_that_changes_while_it_is_read_is_refused(workshop, monkeypatch)
     """
     Such as a download in progress.
     """
-    real = stores._take
+    real, source = stores._take, workshop.model / "model.safetensors"
 
-    def take(source, draft):
-        result = real(source, draft)
-        if source.name == "model.safetensors":
-            with source.open("ab") as file:
-                file.write(b"more")
+    def take(descriptor, draft):
+        result = real(descriptor, draft)
+        with source.open("ab") as file:
+            file.write(b"more")
         return result
 
     monkeypatch.setattr(stores, "_take", take)
