@@ -1,4 +1,8 @@
+import shlex
+from pathlib import Path
+
 from deploy.host import layout
+from deploy.host.bundle import sandbox
 from deploy.host.protocol import Call, Status
 from deploy.host.rpc import encode_request, parse_answer
 
@@ -18,12 +22,16 @@ def test_its_packages_agree(root, expected):
     """
     uv finds no package missing and no requirement broken.
 
-    uv starts the Python of the environment, which runs what the wheels brought: as the runtime's
-    user, not as root.
+    uv starts the Python of the environment, which runs what the wheels brought: in the sandbox.
     """
-    python = f"{layout.VENVS}/{expected['lock']}/bin/python"
-    check = f"{layout.UV} --no-cache pip check --python {python}"
-    shown = root.run(f"cd / && runuser -u {layout.USER} -- env HOME=/nonexistent {check}")
+    venv = f"{layout.VENVS}/{expected['lock']}"
+    argv = sandbox.command(
+        [layout.UV, "--no-cache", "pip", "check", "--python", f"{venv}/bin/python"],
+        timeout_s=60.0,
+        readable=[Path(layout.BIN), Path(venv)],
+        reads_as=layout.USER,
+    )
+    shown = root.run(shlex.join(argv))
     assert shown.rc == 0, shown.stderr
 
 

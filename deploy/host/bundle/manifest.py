@@ -208,8 +208,14 @@ def check_manifest(manifest: Manifest) -> None:
         ValueError: Names the first contradiction.
     """
     decode(Manifest, manifest.document(), "manifest")
-    if manifest.format == FORMAT and not (re.fullmatch(FLEET, manifest.fleet) and manifest.counter):
-        raise ValueError("fleet and counter: a bundle of this format has both")
+    if manifest.format == FORMAT:
+        if not re.fullmatch(FLEET, manifest.fleet):
+            raise ValueError(
+                "fleet: should be the name of a fleet file: letters, digits, spaces and . _ + @ -"
+                f"; got {manifest.fleet[:200]!r}"
+            )
+        if not manifest.counter:
+            raise ValueError("counter: should be 1 or more")
     _check_distinct("model.files", (file.path for file in manifest.model.files))
     _check_distinct("files", (file.path for file in manifest.files))
     check_wheels(manifest.lock.wheels)

@@ -26,8 +26,9 @@ PROPERTIES = (
     "KillMode=control-group",
     "KillSignal=SIGKILL",
     "TimeoutStopSec=5",
-    "MemoryMax=8G",
+    "MemoryMax=4G",
     "MemorySwapMax=0",
+    "OOMScoreAdjust=1000",  # where memory ends, the build ends and not a slot
     "TasksMax=4096",  # uv starts threads for each processor
     "LimitCORE=0",
     "LimitFSIZE=16G",
@@ -104,12 +105,39 @@ def sandboxed(
     Raises:
         HostError: systemd could not run it, or a process of the build user could not be ended.
     """
+    argv = command(argv, timeout_s=timeout_s, writable=writable, readable=readable, env=env)
+    end_all(system)
+    try:
+        return system.run(argv, timeout_s=timeout_s + _MARGIN_S)
+    finally:
+        end_all(system)
+
+
+def command(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    writable: Sequence[Path] = (),
+    readable: Sequence[Path] = (),
+    env: Mapping[str, str] | None = None,
+    reads_as: str | None = None,
+) -> list[str]:
+    """
+    Return the command line that runs *argv* in the sandbox.
+
+    Args:
+        reads_as: Run it as a user of its own, which exists as long as it runs, with the rights of
+            this group; None: as the build user.
+    """
     # systemd expands variables in the arguments of a service.
     assert not any("$" in word or "%" in word for word in argv), argv
-    end_all(system)
-    command = [
+    return [
         *("systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"),
-        *(f"--unit={UNIT}", f"--uid={paths.BUILD_USER}", f"--gid={paths.BUILD_USER}"),
+        *(
+            (f"--unit={UNIT}", f"--uid={paths.BUILD_USER}", f"--gid={paths.BUILD_USER}")
+            if reads_as is None
+            else ("--property=DynamicUser=yes", f"--property=SupplementaryGroups={reads_as}")
+        ),
         "--working-directory=/",
         *(f"--property={each}" for each in PROPERTIES),
         f"--property=RuntimeMaxSec={timeout_s:g}",
@@ -119,10 +147,6 @@ def sandboxed(
         "--",
         *argv,
     ]
-    try:
-        return system.run(command, timeout_s=timeout_s + _MARGIN_S)
-    finally:
-        end_all(system)
 
 
 def end_all(system: System) -> None:
