@@ -2,6 +2,7 @@
 The store: bundles in `.slipway/bundles/<digest>/`, weights in `.slipway/blobs/<sha256>`.
 """
 
+import builtins
 import errno
 import hashlib
 import os
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from deploy.bundle.model import open_model_file
 from deploy.errors import BundleTampered, UsageError
-from deploy.host.bundle.manifest import ARCHIVE, MANIFEST, SIGNATURE, Manifest, parse_manifest
+from deploy.host.bundle.manifest import (
+    ARCHIVE,
+    MANIFEST,
+    OLD_FORMAT,
+    SIGNATURE,
+    Manifest,
+    parse_manifest,
+)
 from deploy.host.protocol import HostError
 
 _CHUNK = 1 << 20
@@ -137,34 +145,37 @@ class BundleStore:
         directories.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
         return tuple(self._open(path) for path in directories)
 
-    def newest(self) -> Bundle:
+    def newest(self, fleet: str) -> Bundle:
         """
-        Return the newest bundle.
+        Return the newest bundle for *fleet*.
 
         Raises:
-            UsageError: The store is empty.
+            UsageError: The store has none.
         """
-        bundles = self.list()
+        bundles = self._for(fleet)
         if not bundles:
             raise UsageError(
-                "the store has no bundle",
-                why=f"{self._bundles} is empty",
+                f"the store has no bundle for fleet {fleet}",
+                why=f"{self._bundles} has {len(self.list())} bundles, for other fleets",
                 fix="inv bundle --model PATH --version v1.0.0",
             )
         return bundles[0]
 
-    def get(self, name: str) -> Bundle:
+    def get(self, name: str, fleet: str) -> Bundle:
         """
-        Return the bundle whose digest, start of the digest, or version is *name*.
+        Return the bundle for *fleet* whose digest, start of the digest, or version is *name*.
+
+        Of bundles with one version, those in the old format do not count where another is.
 
         Raises:
             UsageError: None, or more than one; says which there are.
         """
-        bundles = self.list()
+        bundles = self._for(fleet)
         for bundle in bundles:
             if bundle.digest == name:
                 return bundle
         matches = [b for b in bundles if b.version == name]
+        matches = [b for b in matches if b.manifest.format != OLD_FORMAT] or matches
         if not matches and len(name) >= _PREFIX_MIN:
             matches = [b for b in bundles if b.digest.startswith(name)]
         if len(matches) == 1:
@@ -178,9 +189,16 @@ class BundleStore:
         known = ", ".join(f"{b.version} ({b.digest[:12]})" for b in bundles[:10]) or "none"
         raise UsageError(
             f"bundle {name}: not found",
-            why=f"{self._bundles} has, newest first: {known}",
+            why=f"{self._bundles} has for fleet {fleet}, newest first: {known}",
             fix="use one of these, or build it: inv bundle --model PATH --version VERSION",
         )
+
+    def _for(self, fleet: str) -> builtins.list[Bundle]:
+        """
+        Return the bundles that hosts of *fleet* may have, newest first.
+        """
+        # The old format names no fleet: hosts that have such a bundle may start it.
+        return [b for b in self.list() if b.manifest.fleet in (fleet, "")]
 
     def _open(self, directory: Path) -> Bundle:
         try:

@@ -59,6 +59,6 @@ def checked_bundle(of: Fleet, version: str | None) -> Bundle:
     Raises:
         BundleUnsigned, BundleTampered, BundleTruncated: It is not what was signed.
     """
-    found = store().get(version) if version else store().newest()
+    found = store().get(version, of.name) if version else store().newest(of.name)
     check_bundle(found, allowed_signers=of.signing.allowed_signers)
     return found
