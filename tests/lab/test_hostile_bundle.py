@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import zipfile
@@ -27,6 +28,7 @@ from deploy.lab.config import LabConfig
 from deploy.provision import provision
 from deploy.wiring.hosts import connect
 from tests.lab.conftest import bring_up, say
+from tests.lab.exec_trace import ExecTrace
 from tests.lab.provision_fixtures import ENV, World
 from tests.unit.deploy.bundle.builders import Workshop, make_lock
 
@@ -128,6 +130,23 @@ def relocked(lock, wheel):
     )
 
 
+def of_bundles(trace):
+    """
+    Return what was started of a bundle as root, and as other users.
+    """
+    unpacked = (layout.VENVS, layout.RELEASES, layout.MODELS, layout.SLOT_LINKS)
+    users = ([], [])
+    for uid, program, arguments in trace.starts:
+        # Other programs take these paths as files to read or to delete.
+        is_interpreter = re.fullmatch(r"python.*|sh|bash|dash|env|uv.*", Path(program).name)
+        runs = f"{program} {arguments}" if is_interpreter else program
+        if program.startswith((layout.INCOMING, layout.WHEELHOUSE)) or any(
+            place in runs for place in unpacked
+        ):
+            users[uid != 0].append((uid, program, arguments))
+    return users
+
+
 def marks(world):
     found = world.inside(HOST, f"ls -1 {' '.join(MARKS)} 2>/dev/null || true")
     return found.split()
@@ -159,9 +178,13 @@ def test_code_in_a_wheel_runs_in_the_sandbox_alone(world, host, tmp_path):
         {"hostile-1.0.data/data/bin/uv": 0o6755},
     )
 
-    sent = attack.send(host)
+    with ExecTrace(HOST, world.config, tmp_path) as trace:
+        sent = attack.send(host)
 
     assert sent.staged.venv_built
+    as_root, as_others = of_bundles(trace)
+    assert as_others, "control: programs of the bundle are seen"
+    assert as_root == []
     lines = world.inside(HOST, f"cat {attack.venv}/report.jsonl").splitlines()
     assert lines, "control: the payload ran"
     uid = world.inside(HOST, f"id -u {layout.BUILD_USER}").strip()
@@ -281,8 +304,12 @@ def test_without_the_sandbox_the_wheel_is_root(world, host, tmp_path):
         world, tmp_path / "w", "60.0", {"hostile_payload.py": PAYLOAD, "hostile.pth": START}
     )
     try:
-        with pytest.raises(BundleTampered, match="refused"):
+        with (
+            ExecTrace(HOST, world.config, tmp_path) as trace,
+            pytest.raises(BundleTampered, match="refused"),
+        ):
             attack.send(host)
+        assert of_bundles(trace)[0] != []
         assert "0" in world.inside(HOST, "cat /root/hostile-started").split()
     finally:
         world.inside(
