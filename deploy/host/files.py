@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,9 +103,51 @@ def remove(path: Path) -> None:
     Delete the file, link or tree at *path*, if it exists.
     """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_tree(path: Path) -> None:
+    """
+    Delete the directory *path*, whatever its depth: a hostile wheel may leave a tree on which
+    shutil.rmtree, which calls itself, fails.
+
+    No link is followed.  No other process may write there meanwhile.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    held = os.open(path, flags)
+    names = [path.name]
+    try:
+        while names:
+            below, is_empty = _unlink_files(held)
+            if below is not None:
+                inner = os.open(below, flags, dir_fd=held)
+                names.append(below)
+            elif is_empty:
+                inner = os.open("..", flags, dir_fd=held)
+                os.rmdir(names.pop(), dir_fd=inner)
+            else:
+                continue
+            os.close(held)
+            held = inner
+    finally:
+        os.close(held)
+
+
+def _unlink_files(directory: int) -> tuple[str | None, bool]:
+    """
+    Delete the files of the open *directory* up to its first directory, and return that one's name,
+    and whether there was nothing.
+    """
+    is_empty = True
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            is_empty = False
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name, False
+            os.unlink(entry.name, dir_fd=directory)
+    return None, is_empty
 
 
 def leftovers(directory: Path) -> list[Path]:

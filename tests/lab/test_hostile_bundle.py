@@ -227,7 +227,9 @@ AFTERMATHS = {
     "open(sys.prefix + '/bin/python', 'w').write('#!/bin/sh')",
     "a pipe": "os.mkfifo(sys.prefix + '/.complete2')",
     "a second name": "os.link(sys.prefix + '/pyvenv.cfg', sys.prefix + '/again')",
-    "a deep tree": "[(os.mkdir('d'), os.chdir('d')) for _ in range(100)] "
+    "a link for the tree": "os.rename(sys.prefix, sys.prefix + '2'); "
+    "os.symlink('/root', sys.prefix)",
+    "a deep tree": "[(os.mkdir('d'), os.chdir('d')) for _ in range(5000)] "
     "if not os.chdir(sys.prefix) else None",
 }
 

@@ -138,10 +138,9 @@ def build(
         draft = area / "venv"
         _install(system, area, draft, text, interpreter)
         _import(system, area, draft, wheels)
-        # uv's cache has the other names of its files.
+        # uv's cache has the other names of its files.  What is in the draft is deleted once it is
+        # root's: until then the draft itself may be a link.
         remove(area / "cache")
-        remove(draft / ".lock")
-        remove(draft / COMPLETE)
         take_over(
             draft,
             writer=system.account(paths.BUILD_USER).uid,
@@ -149,6 +148,8 @@ def build(
             interpreter=interpreter,
         )
         check_interpreter(draft, interpreter)
+        for name in (".lock", COMPLETE):
+            remove(draft / name)
         names = json.dumps(sorted(wheel.file for wheel in wheels))
         write_atomic(draft / COMPLETE, names.encode(), FILE_MODE)
         os.chown(draft / COMPLETE, os.geteuid(), system.account(paths.USER).gid)
