@@ -28,6 +28,8 @@ def check_admitted(
     Raises:
         HostError: It is refused, or provisioning has not named this host's fleet.
     """
+    if is_placed and manifest.digest in {good.bundle for good in Journal(system).replay().good}:
+        return
     name = f"bundle {manifest.version} ({manifest.digest[:12]})"
     if manifest.format == OLD_FORMAT:
         if is_placed:
@@ -51,8 +53,6 @@ def check_admitted(
         return
     newest = highest_counter(system)
     if manifest.counter >= newest:
-        return
-    if is_placed and manifest.digest in {good.bundle for good in Journal(system).replay().good}:
         return
     raise HostError(
         ErrorKind.PRECONDITION,

@@ -150,6 +150,19 @@ def test_a_good_release_needs_no_permission(provisioned, workshop, keys):
     assert provisioned.call(SlotStart("green", older.digest)).started is True
 
 
+def test_a_good_release_can_be_started_after_its_fleet_was_renamed(provisioned, workshop, keys):
+    """
+    It was accepted when it came; a rollback depends on it.  Others of the old name are refused.
+    """
+    first = staged(provisioned, workshop, keys, "v1", NOW_S)
+    good(provisioned, first)
+    never_good = staged(provisioned, workshop, keys, "v2", NOW_S + 10)
+    provisioned.layout.host_config.write_text('{"fleet": "renamed"}')
+
+    assert "another fleet" in provisioned.refusal(SlotStart("green", never_good.digest)).what
+    assert provisioned.call(SlotStart("green", first.digest)).started is True
+
+
 def test_a_bundle_that_was_only_tried_blocks_no_other(provisioned, workshop, keys):
     """
     The counter follows what was good: a refused canary does not count.
