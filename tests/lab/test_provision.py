@@ -169,7 +169,7 @@ def test_verify_names_what_is_wrong_and_provision_mends_it(world, tmp_path):
     report = run(world)
     assert [(c.host, c.resource, c.change) for c in report.changes] == [
         ("n2", layout.ENVIRONMENT, "mode 0644 → 0600"),
-        ("n3", layout.WHEELHOUSE, "mode 0777 → 0755"),
+        ("n3", layout.WHEELHOUSE, "mode 0777 → 0750"),
     ]
 
 
