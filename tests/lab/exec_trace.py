@@ -71,7 +71,35 @@ def _starts(lines):
 
     A process that existed before the trace is root's, which errs on the side of an alarm.
     """
-    users, unfinished = {}, {}
+    calls = list(_whole_calls(lines))
+    # First, because a child of vfork runs before the call of its parent returns.
+    parents = {
+        child[2] or child[1]: pid
+        for pid, text in calls
+        if (child := _CHILD.match(text)) is not None
+    }
+    users = {}
+
+    def user(pid):
+        while pid is not None and pid not in users:
+            pid = parents.get(pid)
+        return users.get(pid, 0)
+
+    for pid, text in calls:
+        if (program := _PROGRAM.match(text)) and " = -1 " not in text:
+            yield user(pid), program[1], program[2]
+        elif (becomes := _BECOMES.match(text)) and text.endswith("= 0"):
+            users[pid] = int(becomes[1])
+        elif child := _CHILD.match(text):
+            users.setdefault(child[2] or child[1], user(pid))
+
+
+def _whole_calls(lines):
+    """
+    Yield (pid, call) with the parts of an interrupted line joined; a program starts where its call
+    begins, other calls count when they end.
+    """
+    unfinished = {}
     for line in lines:
         match = _LINE.match(line)
         if match is None:
@@ -79,18 +107,11 @@ def _starts(lines):
         pid, text = match.groups()
         if text.endswith("<unfinished ...>"):
             unfinished[pid] = text.removesuffix("<unfinished ...>")
-            # A program starts, or a child runs, before the line is resumed.
-            text = unfinished[pid]
-            if not text.startswith("execve"):
-                continue
-            text += ") = 0"
-        elif text.startswith("<... "):
-            text = unfinished.pop(pid, "") + text.partition("resumed>")[2]
             if text.startswith("execve"):
-                continue
-        if (program := _PROGRAM.match(text)) and " = -1 " not in text:
-            yield users.get(pid, 0), program[1], program[2]
-        elif (becomes := _BECOMES.match(text)) and text.endswith("= 0"):
-            users[pid] = int(becomes[1])
-        elif child := _CHILD.match(text):
-            users.setdefault(child[2] or child[1], users.get(pid, 0))
+                yield pid, f"{unfinished[pid]}) = 0"
+        elif text.startswith("<... "):
+            whole = unfinished.pop(pid, "") + text.partition("resumed>")[2]
+            if not whole.startswith("execve"):
+                yield pid, whole
+        else:
+            yield pid, text
