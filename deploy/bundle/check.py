@@ -12,7 +12,7 @@ from deploy.host.bundle.manifest import MANIFEST, SIGNATURE
 from deploy.host.bundle.verify import check_file, read_signed_manifest, tampered
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
-from deploy.transport.client import ERRORS
+from deploy.transport.answers import ERRORS
 
 
 def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
