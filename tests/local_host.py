@@ -10,7 +10,9 @@ import csv
 import fcntl
 import io
 import json
+import os
 import shutil
+import sys
 import tempfile
 import threading
 import types
@@ -21,13 +23,14 @@ from typing import NamedTuple
 from deploy.errors import TransportError
 from deploy.host import layout as paths
 from deploy.host.__main__ import handle
+from deploy.host.bundle.sandbox import UNIT as SANDBOX_UNIT
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
 from deploy.host.layout import BACKEND, SLOTS, Layout, slot_mount, unit
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
 from deploy.host.rpc import encode_error, parse_request
 from deploy.host.sockets import HttpAnswer
-from deploy.host.system import ProgramResult, System
+from deploy.host.system import Account, ProgramResult, System
 from deploy.transport.base import Completed
 
 BOOT = "11111111-2222-3333-4444-555555555555"
@@ -341,6 +344,7 @@ class FakeSystem(System):
         unmounted: Slots whose file system was unmounted, in order.
         log: Lines that the journal of systemd has of every unit.
         real: Programs, or directories of programs, that are really run.
+        in_sandbox: What the build user's sandbox runs: the program's own command line.
         calls: Every command line.
         before: Called with each command line before it runs.
         free: Free bytes of every file system.
@@ -359,6 +363,8 @@ class FakeSystem(System):
         self.log = ["Loading the model", "ValueError: no such tensor"]
         self.real = set()
         self.calls = []
+        self.in_sandbox = []
+        self.left_running = []
         self.before = lambda argv: None
         self.free = 1 << 40
         self.boot = BOOT
@@ -454,11 +460,35 @@ class FakeSystem(System):
                 return self._systemctl(*argv[1:])
             if argv[0] == "journalctl":
                 return self._journalctl(*argv[1:])
+        if argv[0] == "systemd-run":
+            return self._systemd_run(argv[1:], timeout_s)
         if argv[0] in self.real or any(argv[0].startswith(f"{r}/") for r in self.real):
             return super().run(argv, timeout_s=timeout_s, stdin=stdin, env=env)
         raise AssertionError(f"unknown program: {argv}")
 
+    def account(self, name):
+        # Every user of the fake host is the one who runs the tests.
+        assert name in (paths.USER, paths.BUILD_USER), name
+        return Account(os.geteuid(), os.getegid())
+
+    def interpreter(self, version):
+        own = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return Path(sys.executable).resolve() if version == own else None
+
+    def processes_of(self, uid):
+        return self.left_running
+
     # -- inside
+
+    def _systemd_run(self, words, timeout_s):
+        """
+        Run a program without the sandbox, which only a real systemd can make; the lab has one.
+        """
+        options, argv = words[: words.index("--")], words[words.index("--") + 1 :]
+        assert f"--uid={paths.BUILD_USER}" in options, options
+        self.in_sandbox.append(list(argv))
+        env = [o.removeprefix("--setenv=") for o in options if o.startswith("--setenv=")]
+        return super().run(["env", "-i", *env, *argv], timeout_s=timeout_s)
 
     def _is_ready(self, slot):
         return self._runs(slot) and self.runtimes[slot].is_ready
@@ -503,6 +533,8 @@ class FakeSystem(System):
         if verb == "stop" and names[0] in self.mounts:
             self._unmount(names[0])
             return ProgramResult(0, "", "")
+        if verb == "stop" and names == [SANDBOX_UNIT]:
+            return ProgramResult(5, "", f"Unit {SANDBOX_UNIT} not loaded.\n")
         for name in names:
             if name not in self.units:
                 return ProgramResult(4, "", f"Unit {name} could not be found.\n")
@@ -653,9 +685,8 @@ class LocalTransport:
         words = list(argv)
         if words[:2] == ["sudo", "-n"]:
             words = words[2:]
-        assert words[:2] == ["python3", paths.HOST_PROGRAM], argv
-        assert len(words) == 3, argv
-        verb, text = words[2], (stdin or b"").decode()
+        assert words[:-1] == list(paths.HOST_COMMAND), argv
+        verb, text = words[-1], (stdin or b"").decode()
         with self._lock:
             try:
                 self.calls.append((verb, *parse_request(verb, text)))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from deploy.host import journal
+from deploy.host.bundle.admission import raise_counter
 from deploy.host.codec import encode
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, entry_of
@@ -68,6 +69,9 @@ def _write(
         Leases(system).check(call.fence)
         if to_release is not None:
             _check_known(to_release, book.replay().good)
+        if verb == GoodRecord.VERB:
+            # Before the line that makes it good: a crash in between leaves the stricter record.
+            raise_counter(system, args["bundle"])
         line = entry_of(call, verb, journal.INTENT, args)
         intent = book.append(line)
         outcome = {"phase": journal.RESULT, "intent": intent["seq"], "ok": True, "result": {}}

@@ -22,6 +22,7 @@ SLOT_LINKS = f"{STATE}/slots"  # SLOT_LINKS/<slot> -> RELEASES/<bundle digest>
 JOURNAL = f"{STATE}/journal.jsonl"
 LEASE = f"{STATE}/lease.json"
 HAPROXY_STATE = f"{STATE}/haproxy.state"
+COUNTER = f"{STATE}/counter"  # highest counter of a bundle that was recorded as good
 ETC = "/etc/slipway"
 RUNTIME_CONFIG = f"{ETC}/runtime.yml"  # 0640 root:slipway
 ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
@@ -33,6 +34,9 @@ RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 USER = "slipway"  # its group reads releases, weights and configuration
 HAPROXY_USER = "haproxy"  # of Debian; the sockets of the slots belong to it
+BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
+# -I: no module of the SSH user, of the environment or of the current directory.
+HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
@@ -102,6 +106,7 @@ class Layout:
         self.lock = self.state / "lock"  # held by a verb while it changes the host
         self.stage_lock = self.state / "stage.lock"  # held while a bundle is verified and placed
         self.haproxy_state = self._at(HAPROXY_STATE)
+        self.counter = self._at(COUNTER)
         self.etc = self._at(ETC)
         self.runtime_config = self._at(RUNTIME_CONFIG)
         self.environment = self._at(ENVIRONMENT)

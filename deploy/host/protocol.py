@@ -267,12 +267,14 @@ class StageMissing(Request[StageNeeds]):
 
     Attributes:
         manifest: Text of the bundle's manifest, in canonical form.
+        allow_older: It may be older than the newest release that was recorded as good.
     """
 
     VERB = "stage.missing"
     NEEDS_LEASE = False
 
     manifest: str
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,11 +300,15 @@ class Staged:
 class StageCommit(Request[Staged]):
     """
     Verify the uploads of a bundle, then place them.
+
+    Attributes:
+        allow_older: As in stage.missing.
     """
 
     VERB = "stage.commit"
 
     bundle: Digest
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -378,6 +384,9 @@ class SlotStarted:
 class SlotStart(Request[SlotStarted]):
     """
     Start *bundle* in *slot*; the answer comes when it is READY, or was stopped after a failure.
+
+    Attributes:
+        allow_older: As in stage.missing; one that was recorded as good needs no such permission.
     """
 
     VERB = "slot.start"
@@ -385,6 +394,7 @@ class SlotStart(Request[SlotStarted]):
     slot: SlotName
     bundle: Digest
     timeout_s: TimeoutS = 300.0
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)

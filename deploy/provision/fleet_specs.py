@@ -35,6 +35,7 @@ def resource_sets(
     by_row = {
         name: plan_resources(
             HostSpec(
+                fleet=fleet.name,
                 row=row,
                 lock=locks[name],
                 service=fleet.service,

@@ -256,16 +256,24 @@ class Venv(Resource):
         return f"venv {self.digest[:12]}"
 
     @property
+    def path(self) -> str:
+        return f"{layout.VENVS}/{self.digest}"
+
+    @property
     def complete(self) -> str:
-        return f"{layout.VENVS}/{self.digest}/.complete"
+        return f"{self.path}/.complete"
 
     @property
     def query(self) -> FactQuery:
         return FactQuery(
-            paths={self.complete: ""}, listings=(layout.WHEELHOUSE,), room=(layout.OPT,)
+            paths={self.complete: "", self.path: ""},
+            listings=(layout.WHEELHOUSE,),
+            room=(layout.OPT,),
         )
 
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
+        if facts.paths[self.complete] is not None:
+            return ()
         sizes = facts.listings[layout.WHEELHOUSE]
         return tuple(wheel for wheel in self.wheels if sizes.get(wheel.file) != wheel.size)
 
@@ -285,8 +293,11 @@ class Venv(Resource):
         )
 
     def difference(self, facts: Facts) -> Difference | None:
-        if facts.paths[self.complete] is not None:
-            return None
+        found = facts.paths[self.path]
+        if facts.paths[self.complete] is not None and found is not None:
+            # Older host programs left it readable for all users.
+            wrong = attributes(found, "directory", "root", layout.USER, "0750")
+            return Difference(change=", ".join(wrong)) if wrong else None
         missing = self.missing(facts)
         sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
         return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")

@@ -40,12 +40,14 @@ class HostSpec:
     The wanted state of the hosts of one row.
 
     Attributes:
+        fleet: Name of the fleet that the hosts belong to.
         api_tokens: Bearer tokens of the service; empty: requests need none.
         allowed_signers: Text of the file that names the signers whose bundles the host accepts.
         host_program: The zipapp of `deploy.host`.
         mac_key: Random key of this run, 64 hexadecimal digits, see `resources.File`.
     """
 
+    fleet: str
     row: Row
     lock: Lock
     service: Service

@@ -1,5 +1,6 @@
 """
-The users of the slots, and the user whose group reads what the slots run.
+The users of the slots and of the sandbox that builds what bundles bring, and the user whose group
+reads what they run.
 """
 
 from deploy.host import layout
@@ -16,7 +17,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
     # A slot runs as a user of its own, so that it can neither signal nor trace the other one, nor
     # open its socket.  Its unit adds the group that reads releases, weights and configuration.
     slots = (layout.slot_user(slot) for slot in layout.SLOTS)
-    return [User(user=user) for user in (layout.USER, *slots)]
+    return [User(user=user) for user in (layout.USER, layout.BUILD_USER, *slots)]
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:

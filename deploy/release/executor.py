@@ -60,6 +60,7 @@ class ReleaseExecutor:
         stage: Brings the bundle to one host and returns what it sent.
         recheck: Called under the leases, before anything is touched; raises when the hosts are
             no longer as the plan assumed.
+        allow_older: The bundle may be older than the newest release that a host recorded as good.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class ReleaseExecutor:
         clock: Clock,
         report: Report,
         recheck: Callable[[], None] = lambda: None,
+        allow_older: bool = False,
     ) -> None:
         self._plan, self._release = plan, release
         self._clients = {host.host: clients[host.host] for host in plan.hosts}
         self._stage, self._policy, self._limits = stage, policy, limits
         self._clock, self._report, self._recheck = clock, report, recheck
+        self._allow_older = allow_older
         self._keeper = LeaseKeeper(
             self._clients.values(),
             owner=owner,
@@ -106,7 +109,13 @@ class ReleaseExecutor:
         with self._keeper:
             self._say("lease.acquired", f"lease on {', '.join(self._clients)}")
             self._recheck()
-            self._record("release.begin", bundle=self._plan.bundle, version=self._plan.version)
+            permitted = {"permits_older": True} if self._allow_older else {}
+            self._record(
+                "release.begin",
+                bundle=self._plan.bundle,
+                version=self._plan.version,
+                **permitted,
+            )
             try:
                 self._promote_all()
             except _Stop as stop:
@@ -171,7 +180,9 @@ class ReleaseExecutor:
                 client, host.to_slot, host.from_slot, self._limits, is_ready=host.from_ready
             )
             self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
-        host_commands.start(client, host.to_slot, self._plan.bundle, self._limits)
+        host_commands.start(
+            client, host.to_slot, self._plan.bundle, self._limits, allow_older=self._allow_older
+        )
         result = host_commands.golden(client, host.to_slot, self._limits)
         text = f"{host.to_slot}: {self._plan.version} is warm, {result.passed} golden answers"
         self._say("slot.started", text, host.host)

@@ -58,14 +58,19 @@ def move_traffic(
     shift(client, {slot: 0, stable: 100} if stable else {slot: 0}, force=not is_ready)
 
 
-def start(client: HostClient, slot: str, bundle: str, limits: Limits) -> None:
+def start(
+    client: HostClient, slot: str, bundle: str, limits: Limits, *, allow_older: bool = False
+) -> None:
     """
     Start *bundle* in *slot* and return when it is warm.
+
+    Args:
+        allow_older: It may be older than the newest release that the host recorded as good.
 
     Raises:
         CommandFailed: It did not become READY in time; `why` has its last log lines.
     """
-    request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s)
+    request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s, allow_older=allow_older)
     client.call(request, timeout_s=limits.start_s + _MARGIN_S)
 
 

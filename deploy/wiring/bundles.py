@@ -2,6 +2,7 @@
 Bundles of this checkout: built, signed, checked.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         row_name=row.name,
         lock=lock,
         identity=of.signing.identity,
+        fleet=of.name,
+        now_s=int(time.time()),
         runtime_dir=ROOT / "runtime",
         store=store(),
     )
@@ -56,6 +59,6 @@ def checked_bundle(of: Fleet, version: str | None) -> Bundle:
     Raises:
         BundleUnsigned, BundleTampered, BundleTruncated: It is not what was signed.
     """
-    found = store().get(version) if version else store().newest()
+    found = store().get(version, of.name) if version else store().newest(of.name)
     check_bundle(found, allowed_signers=of.signing.allowed_signers)
     return found

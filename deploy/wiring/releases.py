@@ -61,15 +61,23 @@ def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
 
 
 def run_release(
-    on: Hosts, bundle: Bundle, plan: ReleasePlan, report: Callable[[ReleaseEvent], None]
+    on: Hosts,
+    bundle: Bundle,
+    plan: ReleasePlan,
+    report: Callable[[ReleaseEvent], None],
+    *,
+    allow_older: bool = False,
 ) -> ReleaseOutcome:
     """
     Do *plan* and return how it ended.
+
+    Args:
+        allow_older: The bundle may be older than the newest release that a host recorded as good.
     """
     clock, folder = SystemClock(), wheels()
 
     def stage_one(client: HostClient) -> Sent:
-        return stage(bundle, client=client, wheels=folder)
+        return stage(bundle, client=client, wheels=folder, allow_older=allow_older)
 
     executor = ReleaseExecutor(
         plan,
@@ -82,6 +90,7 @@ def run_release(
         clock=clock,
         report=report,
         recheck=lambda: check_digest(make_plan(on, bundle, plan.canary_pct), plan.digest),
+        allow_older=allow_older,
     )
     return executor.run()
 

@@ -15,7 +15,7 @@ def slots(root):
     The slots as the host program reports them.
     """
     document = encode_request(Status(), Call(actor="verify")).decode()
-    answer = root.check_output(f"echo %s | python3 {layout.HOST_PROGRAM} status", document)
+    answer = root.check_output(f"echo %s | {' '.join(layout.HOST_COMMAND)} status", document)
     return parse_answer(Status(), answer).slots
 
 

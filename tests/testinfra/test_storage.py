@@ -1,9 +1,7 @@
 from deploy.host import layout
 
-PUBLIC = [
-    *(layout.OPT, layout.BIN, layout.WHEELHOUSE, layout.VENVS, layout.RELEASES),
-    *(layout.STATE, layout.MODELS, f"{layout.MODELS}/blobs", layout.SLOT_LINKS, layout.RUN),
-]
+PUBLIC = [layout.OPT, layout.BIN, layout.STATE, layout.SLOT_LINKS, layout.RUN]
+OF_RELEASES = [layout.VENVS, layout.RELEASES, layout.MODELS, f"{layout.MODELS}/blobs"]
 
 
 def stat(host, *paths):
@@ -16,9 +14,12 @@ def stat(host, *paths):
 
 def test_directories_belong_to_root(root):
     """
-    Shared directories are owned by root, and readable by the runtime.
+    Shared directories are owned by root; code and weights are for the runtime's group alone.
     """
     assert stat(root, *PUBLIC) == dict.fromkeys(PUBLIC, "root:root 755")
+    closed = dict.fromkeys(OF_RELEASES, f"root:{layout.USER} 750")
+    assert stat(root, *OF_RELEASES) == closed
+    assert stat(root, layout.WHEELHOUSE)[layout.WHEELHOUSE] == f"root:{layout.BUILD_USER} 750"
 
 
 def test_what_is_unverified_and_what_is_configured_is_closed(root):

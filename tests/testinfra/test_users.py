@@ -5,8 +5,8 @@ from deploy.host import layout
 SLOT_USERS = [layout.slot_user(slot) for slot in layout.SLOTS]
 
 
-@pytest.mark.parametrize("user", [layout.USER, *SLOT_USERS])
-def test_the_runtime_users_cannot_log_in(root, user):
+@pytest.mark.parametrize("user", [layout.USER, layout.BUILD_USER, *SLOT_USERS])
+def test_the_users_cannot_log_in(root, user):
     """
     They have no shell, no home, no password, and no group but their own.
     """

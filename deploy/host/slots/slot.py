@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from typing import Any
 
+from deploy.host.bundle.admission import check_startable
 from deploy.host.files import link_atomic
 from deploy.host.journaled import Operation, journaled
 from deploy.host.layout import Layout, slot_mount, unit
@@ -23,9 +26,11 @@ from deploy.host.reserve import with_room
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import Haproxy
 from deploy.host.system import System
+from deploy.host.trusted_files import MANIFEST_MAX, read_below
 
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.2
 _GRACE_S = 1.0  # until systemd shows a queued start
 _STOP_AFTER_FAILURE_S = 3.0  # it serves nobody
@@ -37,9 +42,10 @@ def linked_bundle(layout: Layout, slot: str) -> str | None:
     Return the digest of the bundle that *slot* links to; None without a link.
     """
     try:
-        return os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
+        bundle = os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
     except OSError:
         return None
+    return bundle if _DIGEST.fullmatch(bundle) else None
 
 
 def version_of(layout: Layout, bundle: str | None) -> str | None:
@@ -49,8 +55,9 @@ def version_of(layout: Layout, bundle: str | None) -> str | None:
     if bundle is None:
         return None
     try:
-        version = json.loads((layout.release(bundle) / "manifest.json").read_bytes())["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_below(layout.release(bundle), "manifest.json", MANIFEST_MAX)
+        version = json.loads(manifest)["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return version if isinstance(version, str) else None
 
@@ -61,11 +68,16 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
     """
     slot, bundle = request.slot, request.bundle
     name = unit(slot)
-    with journaled(system, call, request.VERB, {"slot": slot, "bundle": bundle}) as op:
+    args: dict[str, Any] = {"slot": slot, "bundle": bundle}
+    if request.allow_older:
+        args["allow_older"] = True
+    with journaled(system, call, request.VERB, args) as op:
         began_s, began_at = system.steady_s(), system.wall_s()
         with op.locked():
             before = systemd.show(system, [name])[name]
             runs_already = _refuse_unless_free(system, slot, bundle, before)
+            if not runs_already:
+                check_startable(system, bundle, allow_older=request.allow_older)
         if not runs_already:
             # The rest of an earlier release could fill or poison the files of this one.
             _clear(system, op, slot)

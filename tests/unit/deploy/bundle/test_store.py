@@ -1,15 +1,18 @@
+import dataclasses
 import hashlib
 import os
 
 import pytest
 
 from deploy.bundle import store as stores
+from deploy.bundle.store import Bundle
 from deploy.errors import BundleTampered, UsageError
+from tests.unit.deploy.bundle.builders import FLEET
 
 
 def refusal(store, name):
     with pytest.raises(UsageError) as caught:
-        store.get(name)
+        store.get(name, FLEET)
     return caught.value
 
 
@@ -20,7 +23,7 @@ def test_a_bundle_is_found_by_version_digest_and_prefix(workshop):
     bundle = workshop.build()
 
     for name in ("v1", bundle.digest, bundle.digest[:8]):
-        assert workshop.store.get(name) == bundle
+        assert workshop.store.get(name, FLEET) == bundle
 
 
 def test_an_unknown_name_lists_the_bundles(workshop):
@@ -47,6 +50,35 @@ def test_an_ambiguous_version_is_refused(workshop):
     assert second.digest[:12] in error.why
 
 
+def test_a_fleet_gets_its_own_bundles(workshop):
+    """
+    Two fleets may have a version of the same name, and hosts refuse that of another fleet.
+    """
+    own = workshop.build("v1")
+    other = workshop.build("v1", fleet="staging")
+    workshop.build("v2", fleet="staging")
+
+    assert workshop.store.get("v1", FLEET) == workshop.store.newest(FLEET) == own
+    assert workshop.store.get("v1", "staging") == other
+    assert "for fleet prod" in refusal(workshop.store, "v2").why
+    assert refusal(workshop.store, other.digest).what.endswith("not found")
+
+
+def test_a_bundle_that_is_built_anew_replaces_one_in_the_old_format(workshop):
+    """
+    Its remedy is "inv bundle", after which the version must name one bundle.
+    """
+    new = workshop.build("v1")
+    manifest = dataclasses.replace(new.manifest, format=1, fleet="", counter=0)
+    directory = new.directory.with_name(manifest.digest)
+    directory.mkdir()
+    (directory / "manifest.json").write_bytes(manifest.to_bytes())
+    old = Bundle(manifest.digest, manifest, directory, new.blobs)
+
+    assert workshop.store.get("v1", FLEET) == new
+    assert workshop.store.get(old.digest, FLEET) == old
+
+
 def age(bundle, seconds):
     os.utime(bundle.directory, (1_000_000 - seconds, 1_000_000 - seconds))
 
@@ -57,7 +89,7 @@ def test_the_newest_bundle_is_the_one_built_last(workshop):
     """
     first, second = workshop.build("v1"), workshop.build("v2")
     age(first, 60), age(second, 30)
-    assert workshop.store.newest() == second
+    assert workshop.store.newest(FLEET) == second
 
     workshop.build("v1")
 
@@ -69,7 +101,7 @@ def test_an_empty_store_says_how_to_fill_it(workshop):
     As at the first `inv release` of a fresh clone.
     """
     with pytest.raises(UsageError, match="has no bundle"):
-        workshop.store.newest()
+        workshop.store.newest(FLEET)
 
 
 def test_weights_are_linked_not_copied(workshop):
@@ -88,7 +120,7 @@ def test_weights_on_another_disk_are_copied(workshop, monkeypatch):
     """
     linked = workshop.build()
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(stores.os, "link", refuse)
@@ -107,13 +139,12 @@ def test_a_model_that_changes_while_it_is_read_is_refused(workshop, monkeypatch)
     """
     Such as a download in progress.
     """
-    real = stores._take
+    real, source = stores._take, workshop.model / "model.safetensors"
 
-    def take(source, draft):
-        result = real(source, draft)
-        if source.name == "model.safetensors":
-            with source.open("ab") as file:
-                file.write(b"more")
+    def take(descriptor, draft):
+        result = real(descriptor, draft)
+        with source.open("ab") as file:
+            file.write(b"more")
         return result
 
     monkeypatch.setattr(stores, "_take", take)

@@ -41,6 +41,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"device": "cpu", "precision": "fp32", "threads": 2, "memory_max": 2 * 2**30}
     return HostSpec(
+        fleet="prod",
         row=load_matrix().row(row),
         lock=Lock(digest=digest, text=text, python="3.11", wheels=(wheel,)),
         service=Service.model_construct(**Service().model_dump() | settings | service),
@@ -149,6 +150,8 @@ def _fulfil(resource, values):
             values["paths"][resource.link] = path_like(resource, **link)
         case Venv():
             values["paths"][resource.complete] = path_like(resource)
+            closed = {"type": "directory", "mode": "0750", "group": layout.USER, "sha256": None}
+            values["paths"][resource.path] = path_like(resource, **closed)
             values["listings"][layout.WHEELHOUSE] = {w.file: w.size for w in resource.wheels}
         case EnabledService():
             values["units"][resource.unit] = UnitFacts(

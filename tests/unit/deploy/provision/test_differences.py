@@ -273,3 +273,16 @@ def test_only_missing_wheels_are_sent():
     assert venv.difference(there).change == "build 1 packages"
     short = {layout.WHEELHOUSE: {file: size - 1 for file, size in whole.items()}}
     assert venv.missing(replace(there, listings=short)) == venv.wheels
+
+
+def test_an_environment_that_all_may_read_is_closed_without_sending():
+    """
+    An older release of slipway built it; its wheels may be gone by now.
+    """
+    venv = find(RESOURCES, next(r.name for r in RESOURCES.placed if r.name.startswith("venv")))
+    found = replace(GOOD.paths[venv.path], mode="0755", group="root")
+    there = replace(GOOD, paths=GOOD.paths | {venv.path: found}, listings={layout.WHEELHOUSE: {}})
+
+    assert venv.difference(GOOD) is None
+    assert venv.difference(there).change == ("owner root:root → root:slipway, mode 0755 → 0750")
+    assert venv.missing(there) == ()

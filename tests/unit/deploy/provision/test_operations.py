@@ -251,7 +251,7 @@ def test_an_environment_is_built_by_the_host_program():
     It runs as root, and its request has the lock and its wheels.
     """
     venv, [(argv, stdin)] = build(encode_result(VenvBuilt(built=True, took_s=1.0)))
-    assert argv == ["sudo", "-n", "python3", layout.HOST_PROGRAM, "venv.build"]
+    assert argv == ["sudo", "-n", *layout.HOST_COMMAND, "venv.build"]
     request, call = parse_request("venv.build", stdin.decode())
     assert (request.digest, request.lock, call.actor) == (venv.digest, venv.text, "provision")
     assert [wheel.file for wheel in request.wheels] == [wheel.file for wheel in venv.wheels]
