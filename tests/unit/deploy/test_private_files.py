@@ -80,7 +80,7 @@ def write_everything(place, monkeypatch):
     fetch_wheels(place, cache / "wheels", monkeypatch)
     workshop = Workshop(place / "workshop")
     workshop.store = stores.BundleStore(own)
-    monkeypatch.setattr(stores, "_take", lambda source, draft: copy(source, draft))
+    monkeypatch.setattr(stores, "_take", lambda descriptor, draft: copy(descriptor, draft))
     key, _ = make_key(place / "keys")
     sign_bundle(workshop.build(), key=key)
     monkeypatch.setattr(boundary, "_TRACEBACK", own / "traceback.txt")
@@ -91,9 +91,9 @@ def write_everything(place, monkeypatch):
     return own, cache
 
 
-def copy(source, draft):
+def copy(descriptor, draft):
     draft.unlink()  # a hard link has the mode of the model that the operator named
-    return stores._copy(source, draft)
+    return stores._copy(descriptor, draft)
 
 
 def test_everything_that_tasks_write_is_private(place, monkeypatch):
