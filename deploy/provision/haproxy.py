@@ -3,6 +3,7 @@ HAProxy: listens on the public port and splits the traffic between the slots.
 """
 
 import hashlib
+import json
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
@@ -13,7 +14,24 @@ from runtime import contract
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
+RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
+
+# HAProxy's own answers, in the form of the runtime's: status, code, message, retry_safe.
+_ERRORS = (
+    (400, "bad_request", "the request is not valid HTTP", False),
+    (403, "forbidden", "the request is not allowed", False),
+    (404, "not_found", "no such route", False),
+    (408, "request_timeout", "the request did not arrive in time", True),
+    (413, "body_too_large", "the request is too large", False),
+    (429, "too_many_requests", "this address has too many requests in flight", True),
+    (500, "internal", "internal error of the proxy", True),
+    (502, "bad_gateway", "the slot ended the connection without a complete answer", True),
+    (503, "unavailable", "no slot takes requests now", True),
+    (504, "deadline_exceeded", "the slot did not answer in time", True),
+)
+_RETRY_AFTER = frozenset({429, 503})
+_NOBODY = "255.255.255.255"  # never the source of a connection
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -63,8 +81,31 @@ def _render(spec: HostSpec, digest: str) -> str:
         stats_socket=layout.HAPROXY_SOCKET,
         state_file=layout.HAPROXY_STATE,
         hard_stop_after_s=round(spec.drain_timeout_s + _MARGIN_S),
+        errors=_errors(),
         port=spec.service.port,
+        monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
+        trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
+        connections_per_source=spec.service.connections_per_source,
+        public_connections=MAX_CONNECTIONS - RESERVED_CONNECTIONS,
+        public_routes=contract.PUBLIC_ROUTES,
+        monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,
         slots=[{"name": s, "socket": layout.runtime_socket(s)} for s in layout.SLOTS],
     )
+
+
+def _errors() -> list[dict[str, object]]:
+    answers = []
+    for status, code, message, retry_safe in _ERRORS:
+        error = {
+            "code": code,
+            "message": message,
+            "request_id": "%[uuid()]",
+            "retry_safe": retry_safe,
+        }
+        headers = " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        answers.append(
+            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
+        )
+    return answers

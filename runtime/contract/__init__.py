@@ -19,6 +19,10 @@ ENV_API_TOKENS = (
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
+MODELS = "/v1/models"
+GENERATE_ROUTES = ("/generate", "/v1/completions")
+PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS)  # HAProxy forwards these from everywhere
+MONITORING_ROUTES = (LIVEZ, READYZ, HEALTHZ, METRICS)  # from `service.monitoring_networks` only
 VERSION_HEADER = "x-slipway-version"
 SLOT_HEADER = "x-slipway-slot"
 REQUEST_ID_HEADER = "x-request-id"
@@ -35,7 +39,6 @@ CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # prompt tokens found in th
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
 OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
-GENERATE_ROUTES = ("/generate", "/v1/completions")
 
 # Exit codes of `python -m runtime`
 EXIT_OK = 0  # drained after SIGTERM
