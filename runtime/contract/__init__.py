@@ -16,6 +16,8 @@ ENV_HOST_CONFIG = "SLIPWAY_HOST_CONFIG"  # /etc/slipway/runtime.yml
 ENV_API_TOKENS = (
     "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none required
 )
+# Number of tokens that the fleet file asks for; with any other number the start fails.
+ENV_API_TOKENS_COUNT = "SLIPWAY_API_TOKENS_COUNT"
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
@@ -23,6 +25,8 @@ MODELS = "/v1/models"
 GENERATE_ROUTES = ("/generate", "/v1/completions")
 PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS)  # HAProxy forwards these from everywhere
 MONITORING_ROUTES = (LIVEZ, READYZ, HEALTHZ, METRICS)  # from `service.monitoring_networks` only
+MAX_BODY_BYTES = 8 << 20
+UPLOAD_TIMEOUT_S = 30.0  # from the head of a request to its whole body
 VERSION_HEADER = "x-slipway-version"
 SLOT_HEADER = "x-slipway-slot"
 REQUEST_ID_HEADER = "x-request-id"
