@@ -6,6 +6,7 @@ uvicorn has neither.  HAProxy in front of a slot has both; the runtime does not 
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -17,6 +18,7 @@ from runtime.server.errors import error_response
 
 HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to its whole head
 READ_TIMEOUT_S = 30.0  # for a client to take what waits for it
+LINGER_S = 1.0  # for a proxy to read an answer that came before the whole request
 MAX_HEAD_BYTES = 16 << 10
 
 
@@ -32,7 +34,11 @@ class HttpConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = LingeringTransport(transport, self._is_receiving)
         self._start_head_timer()
+
+    def _is_receiving(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
@@ -40,6 +46,8 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # the rest of a body, after its refusal
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
@@ -91,3 +99,50 @@ class HttpConnection(H11Protocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
+
+
+class LingeringTransport(asyncio.Transport):
+    """
+    A transport whose close lets the peer read the last answer.
+
+    To close a socket with unread data is an error for its peer: HAProxy then drops the answer,
+    gives the client nothing and counts an error of the slot.  So after an answer that came before
+    the whole request, only the sending side is closed, and for LINGER_S the rest is dropped.
+
+    Args:
+        is_receiving: Tells whether a request is not whole yet.
+    """
+
+    def __init__(self, transport: asyncio.Transport, is_receiving: Callable[[], bool]) -> None:
+        super().__init__()
+        self._transport, self._is_receiving = transport, is_receiving
+        self._is_lingering = False
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if not self._is_receiving():
+            self._transport.close()
+            return
+        self._is_lingering = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def write(self, data: Any) -> None:
+        self._transport.write(data)
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)

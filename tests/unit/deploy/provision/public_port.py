@@ -96,12 +96,13 @@ class PublicPort:
     Args:
         times: Replaced values of timeouts, such as {"client": "1s"}.
         edit: Changes the text before HAProxy reads it; for negative controls.
+        slot: What listens on the socket of the slot; None for a fake.
     """
 
-    def __init__(self, folder, *, times=None, edit=None, **service):
+    def __init__(self, folder, *, times=None, edit=None, slot=None, **service):
         self.port = _free_port()
-        (folder / "blue").mkdir()
-        self.slot = Slot(folder / "blue" / "runtime.sock")
+        (folder / "blue").mkdir(exist_ok=True)
+        self.slot = slot or Slot(folder / "blue" / "runtime.sock")
         text = haproxy.config(make_spec(port=self.port, **SERVICE | service))
         text = re.sub(r"^ +(user|group|log) .*$", "", text, flags=re.MULTILINE)
         text = text.replace(layout.RUN, str(folder)).replace(layout.STATE, str(folder))

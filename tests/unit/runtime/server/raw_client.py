@@ -70,6 +70,11 @@ class Served:
     def __init__(self, runtime, path):
         self.runtime, self.path = runtime, path
 
+    def close(self):
+        """
+        Do nothing: `served` ends the server.
+        """
+
     @contextlib.asynccontextmanager
     async def client(self):
         reader, writer = await asyncio.open_unix_connection(self.path, limit=1 << 24)
@@ -90,7 +95,8 @@ class Served:
 @contextlib.asynccontextmanager
 async def served(**settings):
     with tempfile.TemporaryDirectory(prefix="sw-") as folder:
-        path = Path(folder) / "runtime.sock"
+        path = Path(folder) / "blue" / "runtime.sock"
+        path.parent.mkdir()
         runtime = Runtime(**settings)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
