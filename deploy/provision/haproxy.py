@@ -87,6 +87,8 @@ def _render(spec: HostSpec, digest: str) -> str:
         trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
         connections_per_source=spec.service.connections_per_source,
         public_connections=MAX_CONNECTIONS - RESERVED_CONNECTIONS,
+        crowded_connections=MAX_CONNECTIONS // 2,
+        crowded_per_source=max(1, spec.service.connections_per_source // 4),
         public_routes=contract.PUBLIC_ROUTES,
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,

@@ -202,10 +202,27 @@ def test_without_the_limit_one_source_has_any_number(started):
         assert port.generate()[0] == 200
 
 
+def test_on_a_crowded_port_a_source_has_a_quarter(monkeypatch, started):
+    """
+    Few sources cannot take all: beyond the half of the connections each may open few more.
+    """
+    monkeypatch.setattr(haproxy, "MAX_CONNECTIONS", 40)
+    monkeypatch.setattr(haproxy, "RESERVED_CONNECTIONS", 8)
+    for edit, wanted in ((None, 0), (without("is_crowded {"), 200)):
+        port = started(edit=edit)
+        with contextlib.ExitStack() as stack:
+            for sources, each in ((["127.0.3.1", "127.0.3.2"], 7), ([PUBLIC], 6)):
+                for client in silent(port, sources, each):
+                    stack.enter_context(client)
+            assert port.generate()[0] == wanted
+            assert port.generate(OTHER)[0] == 200
+
+
 def full(monkeypatch, started, **changes):
     monkeypatch.setattr(haproxy, "MAX_CONNECTIONS", 40)
     monkeypatch.setattr(haproxy, "RESERVED_CONNECTIONS", 8)
-    return started(**changes)
+    edit = changes.pop("edit", lambda text: text)
+    return started(edit=lambda text: edit(without("is_crowded {")(text)), **changes)
 
 
 def test_a_full_port_still_answers_health_checks(monkeypatch, started):
