@@ -30,6 +30,28 @@ _ERRORS = (
     (503, "unavailable", "no slot takes requests now", True),
     (504, "deadline_exceeded", "the slot did not answer in time", True),
 )
+# Statuses with which a runtime refuses a request before its body has come, and retry_safe.
+_REFUSALS = {
+    400: False,
+    401: False,
+    404: False,
+    405: False,
+    408: True,
+    413: False,
+    415: False,
+    422: False,
+    429: True,
+    431: False,
+    500: True,
+    503: True,
+}
+# Headers of a refusal, by the variable that holds each.
+_KEPT_HEADERS = {
+    "code": contract.UNREAD_HEADER,
+    "request_id": contract.REQUEST_ID_HEADER,
+    "version": contract.VERSION_HEADER,
+    "slot": contract.SLOT_HEADER,
+}
 _RETRY_AFTER = frozenset({429, 503})
 _NOBODY = "255.255.255.255"  # never the source of a connection
 
@@ -82,6 +104,8 @@ def _render(spec: HostSpec, digest: str) -> str:
         state_file=layout.HAPROXY_STATE,
         hard_stop_after_s=round(spec.drain_timeout_s + _MARGIN_S),
         errors=_errors(),
+        refusals=_refusals(),
+        kept_headers=_KEPT_HEADERS,
         port=spec.service.port,
         monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
         trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
@@ -107,6 +131,30 @@ def _errors() -> list[dict[str, object]]:
             "retry_safe": retry_safe,
         }
         headers = " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        answers.append(
+            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
+        )
+    return answers
+
+
+def _refusals() -> list[dict[str, object]]:
+    """
+    Return the answers in place of a slot's, with its code, ids and labels.
+    """
+    answers = []
+    for status, retry_safe in _REFUSALS.items():
+        error = {
+            "code": "%[var(txn.code)]",
+            "message": "refused before the whole request was received",
+            "request_id": "%[var(txn.request_id)]",
+            "retry_safe": retry_safe,
+        }
+        headers = "".join(
+            f" hdr {header} %[var(txn.{variable})]"
+            for variable, header in _KEPT_HEADERS.items()
+            if header != contract.UNREAD_HEADER
+        )
+        headers += " hdr retry-after 1" if status in _RETRY_AFTER else ""
         answers.append(
             {"status": status, "document": json.dumps({"error": error}), "headers": headers}
         )

@@ -29,6 +29,8 @@ MAX_BODY_BYTES = 8 << 20
 UPLOAD_TIMEOUT_S = 30.0  # from the head of a request to its whole body
 VERSION_HEADER = "x-slipway-version"
 SLOT_HEADER = "x-slipway-slot"
+# The code of a refusal that is sent before the whole request has come.
+UNREAD_HEADER = "x-slipway-unread"
 REQUEST_ID_HEADER = "x-request-id"
 
 # Metrics; each has the labels version and slot

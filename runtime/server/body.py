@@ -84,7 +84,7 @@ class Upload:
 
         Raises:
             Failed: 408 too slow, 413 too large, 415 not JSON as it is, 499 the client left,
-                503 all uploads together are too large.
+                429 all uploads together are too large.
         """
         _check_headers(headers)
         if int(headers.get("content-length", 0)) > self._budget.max_body_bytes:
@@ -113,7 +113,7 @@ class Upload:
         is_small = self.size <= SMALL_BODY_BYTES
         if budget.held > MAX_BUFFERED_BYTES - (0 if is_small else RESERVED_BYTES):
             message = "the requests that are being received have too many bytes together"
-            raise Failed(Refusal(503, "uploads_full", message, retry_after_s=1))
+            raise Failed(Refusal(429, "uploads_full", message, retry_after_s=1))
         return part
 
 

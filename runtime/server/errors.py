@@ -4,6 +4,7 @@ The error document of all routes, as bytes.
 
 import json
 
+from runtime.contract import UNREAD_HEADER
 from runtime.server.admission import Refusal
 from runtime.server.schemas import error_document
 
@@ -16,9 +17,12 @@ BUG = Refusal(500, "internal", "internal error; the runtime's log has the detail
 def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """
     Return status, headers and body of an error.
+
+    The middleware removes UNREAD_HEADER from the answer to a request that came whole.
     """
     body = error_body(refused, request_id)
     headers = {"content-type": "application/json", "content-length": str(len(body))}
+    headers[UNREAD_HEADER] = refused.code
     if refused.retry_after_s is not None:
         headers["retry-after"] = str(refused.retry_after_s)
     if refused.status == 401:

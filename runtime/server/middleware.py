@@ -21,6 +21,7 @@ from runtime.contract import (
     PUBLIC_ROUTES,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
+    UNREAD_HEADER,
     VERSION_HEADER,
 )
 from runtime.server.admission import Refusal
@@ -41,6 +42,7 @@ ROUTES = frozenset({*PUBLIC_ROUTES, *MONITORING_ROUTES})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 CLOSE = (b"connection", b"close")
+UNREAD = UNREAD_HEADER.encode()
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -149,10 +151,13 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if not self._is_whole and CLOSE not in self._extra:
+            given = dict([*message.get("headers", ()), *self._extra])
+            code = given.pop(UNREAD, b"refused")
+            if not self._is_whole:
                 # An answer before the whole request ends the connection: nothing reads the rest.
-                self._extra.append(CLOSE)
-            message["headers"] = [*message.get("headers", ()), *self._extra]
+                given |= {CLOSE[0]: CLOSE[1], UNREAD: code}
+            headers = list(given.items())
+            message["headers"] = headers
         await self._send(message)
 
     async def refuse(self, refused: Refusal, request_id: str) -> None:

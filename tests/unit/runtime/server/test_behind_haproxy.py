@@ -4,7 +4,9 @@ Uploads through a real HAProxy to the application: the client gets each refusal,
 
 import asyncio
 import contextlib
+import functools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -49,9 +51,10 @@ class Public:
 
 
 @contextlib.asynccontextmanager
-async def public():
+async def public(**changes):
     async with served() as server:
-        port = await asyncio.to_thread(PublicPort, server.path.parent.parent, slot=server)
+        start = functools.partial(PublicPort, server.path.parent.parent, slot=server, **changes)
+        port = await asyncio.to_thread(start)
         try:
             yield Public(port, server.runtime)
         finally:
@@ -88,6 +91,59 @@ async def test_a_client_gets_the_refusal_of_a_large_body():
         async with asyncio.timeout(20):
             while await proxy.stat("scur"):  # a drain would wait for them
                 pass
+
+
+async def ignore(proxy):
+    """
+    Go on sending after the refusals, and read nothing; return the slot's response errors.
+    """
+    proxy.runtime.engine.busy = 32 + 256
+
+    def send():
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(proxy.port.connect()) for _ in range(5)]
+            for client in clients:
+                client.sendall(post(b"a" * 100_000, length=4_000_000))
+            for _ in range(30):
+                time.sleep(0.05)
+                for client in clients:
+                    with contextlib.suppress(OSError):
+                        client.sendall(b"a")
+
+    await asyncio.to_thread(send)
+    return await proxy.stat("eresp")
+
+
+async def test_a_client_that_ignores_a_refusal_is_no_error_of_the_slot(monkeypatch):
+    """
+    HAProxy answers in the slot's place; without its rules a canary would be blamed.
+    """
+    monkeypatch.setattr(connection, "LINGER_S", 0.3)
+    async with public() as proxy:
+        assert await ignore(proxy) == 0
+    async with public(edit=lambda text: text.replace("http-response return", "#")) as proxy:
+        assert await ignore(proxy) > 0
+
+
+async def test_the_answer_in_its_place_has_its_labels(monkeypatch):
+    """
+    The document's code and request id are the slot's, and so are the version and the slot.
+    """
+    async with public() as proxy:
+        proxy.runtime.engine.busy = 32 + 256
+
+        def ask():
+            with proxy.port.connect() as client:
+                client.sendall(post(b"a" * 100_000, "x-request-id: mine", length=4_000_000))
+                return b"".join(iter(lambda: client.recv(65536), b"")).decode()
+
+        head, _, content = (await asyncio.to_thread(ask)).partition("\r\n\r\n")
+        error = json.loads(content)["error"]
+        assert (error["code"], error["request_id"]) == ("queue_full", "mine")
+        assert error["retry_safe"] is True
+        lines = head.lower().split("\r\n")
+        assert lines[0].startswith("http/1.1 503 ")
+        assert {"x-slipway-version: v1.2.0", "x-slipway-slot: blue", "retry-after: 1"} <= set(lines)
 
 
 async def test_without_lingering_refusals_are_errors_of_the_slot(monkeypatch):

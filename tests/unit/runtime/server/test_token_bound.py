@@ -3,7 +3,7 @@ The least number of tokens of a text, against real tokenizers.
 """
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -61,6 +61,7 @@ TEXT = st.text(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=40).map
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None)
 @given(text=TEXT)
 def test_a_text_never_has_fewer_tokens(name, text):
     """

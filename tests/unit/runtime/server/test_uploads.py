@@ -193,7 +193,7 @@ async def test_after_a_refusal_the_rest_is_dropped_for_a_moment(monkeypatch):
 
 async def test_uploads_together_are_bounded(monkeypatch):
     """
-    503 beyond the total; a small body still has the reserve, and an ended one counts no more.
+    429 beyond the total; a small body still has the reserve, and an ended one counts no more.
     """
     monkeypatch.setattr(body, "MAX_BUFFERED_BYTES", 1_000_000)
     monkeypatch.setattr(body, "RESERVED_BYTES", 300_000)
@@ -203,7 +203,7 @@ async def test_uploads_together_are_bounded(monkeypatch):
         await first.send(half)
         await until(lambda: uploads.held > 400_000)
         await second.send(half)
-        assert await second.error() == (503, "uploads_full")
+        assert await second.error() == (429, "uploads_full")
         await until(lambda: uploads.held < 500_000)
         server.runtime.engine.will("hello")
         assert (await answer_of(server, post(GOOD)))[0] == 200
