@@ -16,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from deploy.inventory.schema import Fleet, Host
+from deploy.verify.junit import is_whole, make_visible
 from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
 from deploy.verify.ssh_config import ssh_config
 from deploy.versions.matrix import load_matrix
@@ -187,6 +188,8 @@ def _pytest(
         timer.cancel()
         child.kill()
         child.wait()
+    if not is_whole(xml):
+        xml.unlink(missing_ok=True)
     if child.returncode in (0, 1) and xml.exists():  # all passed; some failed
         return None
     if child.returncode < 0:
@@ -232,5 +235,6 @@ def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcom
                 suite, "testcase", classname="hosts", name=f"{finding.test}[ssh://{finding.host}]"
             )
             ElementTree.SubElement(case, "failure", message=finding.why)
+    make_visible(root)
     junit.parent.mkdir(parents=True, exist_ok=True)
     ElementTree.ElementTree(root).write(junit, encoding="utf-8", xml_declaration=True)
