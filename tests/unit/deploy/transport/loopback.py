@@ -61,6 +61,12 @@ class LoopbackSshd:
             name=name, address="127.0.0.1", groups=(), row="torch-2.13-cpu", ssh=ssh, vars={}
         )
 
+    def server(self):
+        """
+        Return what answers one connection.
+        """
+        return _Server(self)
+
     def drop(self):
         """
         Close every connection without a word.
@@ -83,11 +89,13 @@ class LoopbackSshd:
         with contextlib.suppress(OSError):  # closed
             while True:
                 connection, _ = self._listener.accept()
+                # Nagle against delayed acknowledgements: 40 ms a command with it.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport = paramiko.Transport(connection)
                 transport.add_server_key(self.host_key)
                 self._transports.append(transport)
                 with contextlib.suppress(paramiko.SSHException, EOFError):
-                    transport.start_server(server=_Server(self))
+                    transport.start_server(server=self.server())
 
 
 class _Server(paramiko.ServerInterface):
