@@ -18,7 +18,7 @@ from typing import NamedTuple
 import paramiko
 
 from deploy.host.codec import OneOf, Pattern, Range
-from deploy.host.protocol import REQUESTS, SCHEMA, ErrorKind, result_type
+from deploy.host.protocol import REQUESTS, SCHEMA, ErrorKind, Facts, result_type
 from tests.hostile_text import CI, LINE_ENDS, LINES, MARKUP, TERMINAL
 from tests.unit.deploy.transport.loopback import LoopbackSshd, _Server
 
@@ -31,7 +31,18 @@ PATHS = [
     "wheel/../../secret",
     "a\x00b",
 ]
-WORDS = [*TERMINAL, *MARKUP, *CI, *LINES, *PATHS, *LINE_ENDS, "", "{0.__class__}", "%s%n", "é" * 400]
+WORDS = [
+    *TERMINAL,
+    *MARKUP,
+    *CI,
+    *LINES,
+    *PATHS,
+    *LINE_ENDS,
+    "",
+    "{0.__class__}",
+    "%s%n",
+    "é" * 400,
+]
 NUMBERS = [0, 1, -1, 2**31, 2**63 - 1, 2**63, 10**400, 0.5, -0.0, 1e308, True, None]
 VALID_TEXT = ["a" * 64, "0" * 64, "tinydep-1.0-py3-none-any.whl", "blue", "green", "v1", "3.11"]
 
@@ -70,9 +81,14 @@ class HostileAnswers:
         }
         # Costly ones are rarer.
         self._weights = [
-            {"drip": 0.02, "endless": 0.05, "flood": 0.1, "long": 0.2, "deep": 0.3, "forged": 6.0}.get(
-                kind, 1.0
-            )
+            {
+                "drip": 0.02,
+                "endless": 0.05,
+                "flood": 0.1,
+                "long": 0.2,
+                "deep": 0.3,
+                "forged": 6.0,
+            }.get(kind, 1.0)
             for kind in self._kinds
         ]
 
@@ -120,7 +136,11 @@ class HostileAnswers:
     def _make_error(self, verb):
         kinds = [*(kind.value for kind in ErrorKind), "Any", "SystemExit", "__class__", "os.system"]
         error = {name: self._word() for name in ("what", "why", "fix")}
-        document = {"ok": False, "schema": SCHEMA, "error": {"kind": self._rng.choice(kinds)} | error}
+        document = {
+            "ok": False,
+            "schema": SCHEMA,
+            "error": {"kind": self._rng.choice(kinds)} | error,
+        }
         return _line(document)
 
     def _make_forged(self, verb):
@@ -167,6 +187,21 @@ class HostileAnswers:
         Return an answer of the right types, with any content.
         """
         return {"ok": True, "schema": SCHEMA, "result": self._valid(result_type(REQUESTS[verb]))}
+
+    def forged_facts(self, content):
+        """
+        Return an answer to the look *content* that has what it asks for, with any values.
+        """
+        size, _, rest = content.partition(b"\n")
+        asked = json.loads(rest[int(size) :])["args"]
+        hints = typing.get_type_hints(Facts, include_extras=True)
+        with self._lock:
+            self.count["facts"] = self.count.get("facts", 0) + 1
+            document = self.forged("facts")
+            for name in ("paths", "packages", "users", "units", "listings", "room"):
+                item = typing.get_args(hints[name])[1]
+                document["result"][name] = {key: self._valid(item) for key in asked[name]}
+        return _line(document)
 
     def _valid(self, kind, limits=()):
         rng, origin = self._rng, typing.get_origin(kind)
@@ -225,12 +260,14 @@ class HostileSshd(LoopbackSshd):
     """
     Attributes:
         answers: Where the answers come from.
+        reads_input: It reads standard input before it answers.
         choose: Called with (verb, standard input); returns the Answer.
     """
 
     def __init__(self, folder, answers):
         super().__init__(folder)
         self.answers = answers
+        self.reads_input = True
         self.choose = lambda verb, content: answers.answer(verb)
 
     def server(self):
@@ -241,7 +278,9 @@ class _HostileServer(_Server):
     def _run(self, channel, command):
         # Errors and ends of the controller's side close the channel.
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            content = b"".join(iter(lambda: channel.recv(65536), b""))
+            content = b""
+            if self._sshd.reads_input:
+                content = b"".join(iter(lambda: channel.recv(65536), b""))
             verb = re.split(r"[ ']+", command.strip(" '"))[-1]
             verb = verb if verb in REQUESTS else "status"
             self._send(channel, self._sshd.choose(verb, content))

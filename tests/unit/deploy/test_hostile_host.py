@@ -6,6 +6,8 @@ a traceback, leave another host's work in the middle, take memory, or have a fil
 opened.
 """
 
+import contextlib
+import json
 import random
 import resource
 import sys
@@ -14,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.errors import CommandFailed, DeployError, LeaseHeld, TransportError
-from deploy.host import rpc
+from deploy.bundle import send
+from deploy.errors import DeployError
 from deploy.host.protocol import (
     REQUESTS,
+    SCHEMA,
     FactQuery,
     Golden,
     GoodRecord,
@@ -41,26 +44,23 @@ from deploy.inventory.schema import Fleet
 from deploy.provision import fleet_specs, run
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import File
-from deploy.release.events import Ending
 from deploy.release.executor import ReleaseExecutor
 from deploy.release.observe import Observed, observe
 from deploy.release.plan import plan_release
 from deploy.release.rollback import plan_rollback, roll_back
-from deploy.transport import answers as door
-from deploy.transport import client as host_client
-from deploy.transport import conversation
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from tests.builders import make_policy
-from tests.hostile_host import MIB, Answer, HostileAnswers, HostileSshd
+from tests.hostile_host import Answer, HostileAnswers, HostileSshd
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
 from tests.local_host import handle
+from tests.unit.deploy.bundle.builders import Workshop, make_key
 from tests.unit.deploy.release.test_executor import StagingSummary
 from tests.unit.deploy.transport.loopback import LoopbackSshd
 
 SEED = 20_261_126
 HONEST = ("n1", "n2")
-DIRECT, SCENES = 8_600, 60  # answers to single calls; releases and rollbacks
+DIRECT, SCENES, LOOKS = 8_820, 60, 12  # single calls; releases and rollbacks; provisionings
 DIGEST = "a" * 64
 CALLS = [
     Status(),
@@ -118,8 +118,16 @@ def foreign(opened, *own):
     Return what was opened beside our own code and the directories *own*.
     """
     trusted = (*CODE, *map(str, own), "/dev/shm/sw-", "/dev/null", "/dev/urandom", "/proc/self/")
-    trusted += ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/passwd", "/etc/host.conf")
-    return sorted({path for path in opened if path.startswith(("/", ".")) and not path.startswith(trusted)})
+    trusted += (
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/nsswitch.conf",
+        "/etc/passwd",
+        "/etc/host.conf",
+    )
+    return sorted(
+        {path for path in opened if path.startswith(("/", ".")) and not path.startswith(trusted)}
+    )
 
 
 @pytest.fixture
@@ -161,7 +169,7 @@ def errors_of(text):
 @pytest.mark.usefixtures("bounded_memory")
 def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(client, answers, opened, tmp_path):
     """
-    Each of 8,600 answers is a result of the verb's types or an error that names the host.
+    Each answer is a result of the verb's types or an error that names the host.
     """
     assert {type(call) for call in CALLS} == set(REQUESTS.values())
     exit_codes = set()
@@ -306,7 +314,7 @@ def test_the_other_hosts_work_is_complete(evil, answers, opened, tmp_path):
             assert served["n1"] == served["n2"], (number, how)
     assert {how for _, how in ended} > {"refused"}, ended
     assert foreign(opened, tmp_path) == []
-    print(ended, answers.total)
+    assert answers.total > 500
 
 
 @pytest.mark.usefixtures("bounded_memory")
@@ -326,3 +334,136 @@ def test_status_shows_the_other_hosts(evil, answers, opened, tmp_path):
     transport.close()
     assert answers.total == 600
     assert foreign(opened, tmp_path) == []
+
+
+NAMES = tuple(f"evil{number}" for number in range(8))
+
+
+def provision(monkeypatch, evil, honest, path, *, check):
+    """
+    Provision the honest host and eight names of the broken one; each is to have one file.
+    """
+    owner = path.parent.owner()
+    file = File(path=str(path), content=b"wanted\n", owner=owner, group=owner, mode="0600")
+    wanted = ResourceSet(requirements=(), placed=(file,), running=())
+    hosts = (honest.host("n1"), *(evil.host(name, command_timeout=1.0) for name in NAMES))
+    names = [host.name for host in hosts]
+    monkeypatch.setattr(fleet_specs, "resource_sets", lambda *_: dict.fromkeys(names, wanted))
+    fleet = Fleet.model_construct(name="lab", hosts=hosts)
+    events = []
+    report = run.provision(fleet, check=check, progress=events.append, env={}, deadline_s=60.0)
+    for failure in report.failed:
+        assert failure.host in NAMES
+        assert failure.error in {"CommandFailed", "TransportError", "PreconditionError"}, failure
+        assert errors_of(f"{failure}") == []
+    return report
+
+
+@pytest.fixture
+def honest(tmp_path):
+    folder = tmp_path / "honest"
+    folder.mkdir()
+    with LoopbackSshd(folder) as sshd:
+        yield sshd
+
+
+@pytest.mark.usefixtures("bounded_memory")
+def test_a_look_at_other_hosts_is_complete(monkeypatch, evil, honest, answers, opened, tmp_path):
+    rng = random.Random(SEED)
+
+    def choose(verb, content):
+        is_facts = verb == "facts" and rng.random() < 0.3
+        return answers.forged_facts(content) if is_facts else answers.answer(verb)
+
+    evil.choose = choose
+    for _ in range(LOOKS):
+        report = provision(monkeypatch, evil, honest, tmp_path / "file", check=True)
+        assert "n1" in report.ok
+        assert {change.resource for change in report.changes if change.host == "n1"}
+    assert answers.total == LOOKS * len(NAMES)
+    assert foreign(opened, tmp_path) == []
+
+
+def test_changes_of_other_hosts_are_complete(monkeypatch, evil, honest, answers, tmp_path):
+    """
+    In the process that changes hosts: the honest host has its file, the broken ones an error each.
+    """
+    looks = []
+
+    def choose(verb, content):
+        if verb == "facts":
+            looks.append(verb)
+            # The first look of each lets the changes begin; half of the second ones, too.
+            is_late = len(looks) > len(NAMES) * 3 // 2
+            return answers.answer(verb) if is_late else answers.forged_facts(content)
+        return answers.answer(verb)
+
+    evil.choose = choose
+    report = provision(monkeypatch, evil, honest, tmp_path / "file", check=False)
+    assert "n1" in report.ok
+    assert (tmp_path / "file").read_bytes() == b"wanted\n"
+    assert len(looks) > len(NAMES)
+    assert len(report.failed) >= len(NAMES) // 2
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    (tmp_path / "keys").mkdir()
+    workshop = Workshop(tmp_path)
+    signed = workshop.signed(make_key(tmp_path / "keys")[0])
+    return signed, workshop.wheels
+
+
+def send_to(client, bundle):
+    signed, wheels = bundle
+    with contextlib.suppress(DeployError):
+        send.stage(signed, client=client, wheels=wheels)
+
+
+def asks_for(secret, wheels):
+    """
+    Return an answer to stage.missing that asks for *secret*, and one that any other verb gets.
+    """
+    path = "/".join([".."] * len(wheels.parts)) + str(secret)
+    needs = {"bundle": False, "venv": False, "blobs": [], "wheels": [path]}
+    needs |= {"need_bytes": 0, "free_bytes": 2**40}
+    line = json.dumps({"ok": True, "schema": SCHEMA, "result": needs}).encode()
+    return lambda verb, content: Answer(line)
+
+
+def test_only_files_of_the_manifest_are_opened(client, evil, answers, bundle, opened, tmp_path):
+    signed, wheels = bundle
+    manifest = {signed.manifest_path, signed.signature_path, signed.archive_path}
+    manifest |= {signed.blob(file.sha256) for file in signed.manifest.model.files}
+    manifest |= {wheels / wheel.file for wheel in signed.manifest.lock.wheels}
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    send_to(client, bundle)  # connects
+    opened.clear()
+
+    for _ in range(60):
+        evil.choose = lambda verb, content: answers.answer(verb, "forged")
+        send_to(client, bundle)
+        evil.choose = asks_for(secret, wheels)
+        send_to(client, bundle)
+
+    local = {path for path in opened if path.startswith(str(tmp_path))}
+    assert local - {str(tmp_path / "id_ecdsa"), str(tmp_path / "known_hosts")} <= {
+        str(path) for path in manifest
+    }
+    assert foreign(opened, tmp_path) == []
+
+
+def test_without_the_check_of_names_a_secret_is_opened(
+    client, evil, bundle, opened, tmp_path, monkeypatch
+):
+    """
+    The control of the test above, and of what it traces.
+    """
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    evil.choose = asks_for(secret, bundle[1])
+    monkeypatch.setattr(send, "_refuse_foreign_names", lambda *_: None)
+    monkeypatch.setattr("deploy.host.codec.re.fullmatch", lambda *_: True)
+    send_to(client, bundle)
+    assert any(Path(path).resolve() == secret for path in opened if "secret" in path)
