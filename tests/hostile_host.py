@@ -44,6 +44,8 @@ WORDS = [
     "é" * 400,
 ]
 NUMBERS = [0, 1, -1, 2**31, 2**63 - 1, 2**63, 10**400, 0.5, -0.0, 1e308, True, None]
+# Of the kinds of answers, where not 1.  Costly ones are rarer.
+WEIGHTS = {"drip": 0.02, "endless": 0.05, "flood": 0.1, "long": 0.2, "deep": 0.3, "forged": 6.0}
 VALID_TEXT = ["a" * 64, "0" * 64, "tinydep-1.0-py3-none-any.whl", "blue", "green", "v1", "3.11"]
 
 
@@ -79,18 +81,7 @@ class HostileAnswers:
             for name in sorted(dir(self))
             if name.startswith("_make_")
         }
-        # Costly ones are rarer.
-        self._weights = [
-            {
-                "drip": 0.02,
-                "endless": 0.05,
-                "flood": 0.1,
-                "long": 0.2,
-                "deep": 0.3,
-                "forged": 6.0,
-            }.get(kind, 1.0)
-            for kind in self._kinds
-        ]
+        self._weights = [WEIGHTS.get(kind, 1.0) for kind in self._kinds]
 
     @property
     def total(self):
@@ -114,7 +105,8 @@ class HostileAnswers:
         return Answer(self._word().encode(errors="surrogatepass"), self._word().encode())
 
     def _make_deep(self, verb):
-        opened = self._rng.choice(["[", '{"a":', '{"ok": true, "schema": %d, "result": [' % SCHEMA])
+        document = f'{{"ok": true, "schema": {SCHEMA}, "result": ['
+        opened = self._rng.choice(["[", '{"a":', document])
         return Answer((opened * (200_000 // len(opened))).encode())
 
     def _make_numbers(self, verb):

@@ -166,6 +166,14 @@ def errors_of(text):
     return [bad for bad in ("internal error", "Traceback", "defect of slipway") if bad in text]
 
 
+def check_error(error):
+    assert error.host == "evil"
+    assert str(error).startswith("evil: ")
+    assert "/etc/shadow" not in error.fix
+    assert error.fix.isprintable()
+    assert errors_of(str(error)) == []
+
+
 @pytest.mark.usefixtures("bounded_memory")
 def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(client, answers, opened, tmp_path):
     """
@@ -178,11 +186,7 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(client, answers, 
         try:
             client.call(request, timeout_s=0.5)
         except DeployError as error:
-            assert error.host == "evil"
-            assert str(error).startswith("evil: ")
-            assert "/etc/shadow" not in error.fix
-            assert error.fix.isprintable()
-            assert errors_of(str(error)) == []
+            check_error(error)
             exit_codes.add(error.exit_code)
     assert answers.total == DIRECT
     assert min(answers.count.values()) >= 3, answers.count
