@@ -123,7 +123,6 @@ _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
             verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE
         ),
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({"good.rollback"}),
-        ErrorKind.DISK_TOO_SMALL: frozenset({"stage.missing", "stage.commit", "venv.build"}),
         ErrorKind.BUNDLE_UNSIGNED: frozenset({"stage.missing", "stage.commit"}),
         ErrorKind.BUNDLE_TAMPERED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
         ErrorKind.BUNDLE_TRUNCATED: frozenset({"stage.missing", "stage.commit", "venv.build"}),

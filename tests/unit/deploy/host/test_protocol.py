@@ -284,7 +284,6 @@ def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
 VERB_OF = {
     ErrorKind.LEASE_HELD: LeaseAcquire("ann", 30.0),
     ErrorKind.NOTHING_TO_ROLL_BACK_TO: GoodRollback("r1"),
-    ErrorKind.DISK_TOO_SMALL: StageCommit("a" * 64),
     ErrorKind.BUNDLE_UNSIGNED: StageCommit("a" * 64),
     ErrorKind.BUNDLE_TAMPERED: StageCommit("a" * 64),
     ErrorKind.BUNDLE_TRUNCATED: StageCommit("a" * 64),

@@ -18,7 +18,7 @@ from deploy.transport import client as host_client
 from deploy.transport.answers import read_answer
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
-from tests.hostile_host import Answer, HostileAnswers, HostileSshd
+from tests.hostile_answers import Answer, ForgingSshd, HostileAnswers
 from tests.local_fleet import local_fleet
 
 STOPPED = {"slot": "blue", "unit": "inactive", "stopped": True, "took_s": 1.0}
@@ -35,7 +35,7 @@ def error(kind, what="w", why="y", fix="rm -rf /"):
 
 @pytest.fixture
 def sshd(tmp_path):
-    with HostileSshd(tmp_path, HostileAnswers(1)) as server:
+    with ForgingSshd(tmp_path, HostileAnswers(1)) as server:
         yield server
 
 
