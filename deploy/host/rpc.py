@@ -24,6 +24,8 @@ from deploy.host.protocol import (
     result_type,
 )
 
+_BYTES_PER_VALUE = 32  # an answer of its full size has no more values than bytes / this
+
 
 def encode_request(request: Request[Any], call: Call) -> bytes:
     """
@@ -94,6 +96,9 @@ def parse_answer(request: Request[ResultT], text: str) -> ResultT:
     # Characters: never more than the bytes that came.
     if len(text) > request.ANSWER_MAX:
         raise Malformed(f"answer: longer than {request.ANSWER_MAX} bytes")
+    # Counted before parsing: a small value costs 60 times the bytes of its text.
+    if sum(map(text.count, ",:[{")) > request.ANSWER_MAX // _BYTES_PER_VALUE:
+        raise Malformed("answer: too many values")
     try:
         document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except Malformed:

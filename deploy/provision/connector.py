@@ -26,6 +26,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
 
 from deploy.errors import CommandFailed, DeployError, TransportError
+from deploy.foreign_text import says
 from deploy.inventory.schema import Host, Ssh
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import Ended, OutputTooLong, converse
@@ -153,7 +154,7 @@ class BoundedConnector(SSHConnector):
         except TimeoutError as error:
             self.lose(self._silent(timeout_s))
             raise TimeoutError("no answer") from error
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except Exception as error:  # paramiko raises here what its reader met: of any class
             if self.lost is None:
                 why = f"the connection was lost while: {self.doing} ({error or 'closed'})"
                 self.lose(self._unknown(why))
@@ -245,7 +246,7 @@ class ConnectorTransport:
         if check and status != 0:
             raise CommandFailed(
                 f"{self.host}: `{command[:120]}` failed",
-                why=f"exit status {status}: {stderr.strip()[-400:] or 'no output'}",
+                why=f"exit status {status}; {says(self.host, stderr.strip()[-400:])}",
                 fix=f"run it on {self.host} by hand",
                 host=self.host,
             )

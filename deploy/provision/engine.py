@@ -17,6 +17,7 @@ from pyinfra.api.state import State, StateStage
 from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploy.errors import CommandFailed, DeployError
+from deploy.foreign_text import says
 from deploy.host.protocol import Facts
 from deploy.provision import operations
 from deploy.provision.connector import BoundedConnector, ConnectorTransport
@@ -227,7 +228,7 @@ class HostRun:
             name = self._request.name
             raise CommandFailed(
                 f"{name}: {what}",
-                why=f"{what}: {self._connector.said or error or 'no output'}",
+                why=f"{what}: {says(name, self._connector.said or str(error))}",
                 fix=f"correct that on the host, then: inv provision --limit {name}",
                 host=name,
             ) from error

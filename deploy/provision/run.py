@@ -14,7 +14,7 @@ from deploy.provision.probe import pack_program
 from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.survey import Survey
+from deploy.provision.survey import Survey, unreadable
 
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
 
@@ -58,7 +58,7 @@ def provision(
         for name, answer in survey.ask(packed_program, queries, end_s):
             if isinstance(answer, DeployError):
                 builder.add(_failed(name, answer))
-            elif _differs(name, wanted[name], answer, check, builder.add):
+            elif _differs_safely(name, wanted[name], answer, check, builder.add):
                 differing.add(name)
         builder.add_commands(survey.commands)
     finally:
@@ -69,6 +69,19 @@ def provision(
     fix = "check the load of the host, then: inv provision"
     builder.fail_rest("the run's deadline passed", fix, TransportError)
     return builder.report(check, time.monotonic() - started_s)
+
+
+def _differs_safely(
+    name: str, resources: ResourceSet, facts: Facts | None, check: bool, report: Progress
+) -> bool:
+    """
+    Return `_differs`; facts that it cannot compare are an error of their host alone.
+    """
+    try:
+        return _differs(name, resources, facts, check, report)
+    except Exception as error:
+        report(_failed(name, unreadable(name, error)))
+        return False
 
 
 def _differs(

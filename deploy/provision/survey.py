@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from deploy.errors import DeployError, TransportError
+from deploy.foreign_text import visible
 from deploy.host.protocol import FactQuery, Facts
 from deploy.inventory.schema import Host
 from deploy.provision.probe import read_facts
@@ -93,7 +94,7 @@ class Survey:
             except DeployError as error:
                 answer = error
             except Exception as error:
-                answer = _unexpected(host, error)
+                answer = unreadable(host.name, error)
             self._results.put((host.name, answer))
 
     def _read(self, host: Host) -> Answer:
@@ -112,10 +113,13 @@ class Survey:
         )
 
 
-def _unexpected(host: Host, error: Exception) -> TransportError:
+def unreadable(host: str, error: Exception) -> TransportError:
+    """
+    Return *error*, of any class, as the failure of *host* alone.
+    """
     return TransportError(
-        f"{host.name}: the facts of the host could not be read",
-        why=f"{type(error).__name__}: {error}",
-        fix=f"inv provision --limit {host.name}; if it fails again, this is a defect of slipway",
-        host=host.name,
+        f"{host}: the facts of the host could not be read",
+        why=f"{type(error).__name__}: {visible(str(error))}",
+        fix=f"inv provision --limit {host}; if it fails again, this is a defect of slipway",
+        host=host,
     )

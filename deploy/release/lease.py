@@ -4,7 +4,7 @@ Holds the leases of a release: takes, renews and releases them, and reports a lo
 
 from collections.abc import Iterable
 
-from deploy.errors import DeployError, LeaseHeld, LeaseLost
+from deploy.errors import CommandFailed, DeployError, LeaseHeld, LeaseLost
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
 from deploy.release.clock import Clock, Timer
 from deploy.release.parallel import unexpected
@@ -99,6 +99,14 @@ class LeaseKeeper:
         granted = client.call(
             LeaseAcquire(owner=self._owner, ttl_s=self._ttl_s), timeout_s=self._ttl_s
         )
+        if granted.fence <= (client.fence or 0):
+            raise CommandFailed(
+                f"{client.host}: no valid lease",
+                why=f"the host grants number {granted.fence} after {client.fence}; numbers only "
+                "grow",
+                fix=f"do not trust {client.host} before you know who changed its host program",
+                host=client.host,
+            )
         client.fence = granted.fence
         self._lost.pop(client.host, None)
         self._renewed_s[client.host] = sent_s
@@ -138,8 +146,7 @@ class LeaseKeeper:
                 return None
             left_s = self._renewed_s[client.host] + self._ttl_s - self._clock.monotonic_s()
             if left_s <= 0:
-                known = error if isinstance(error, DeployError) else unexpected(client.host, error)
-                self._lose(client, known)
+                self._lose(client, _known(client, error))
                 return None
             return min(self._ttl_s * _RETRY, left_s)
         self._renewed_s[client.host] = sent_s
@@ -161,7 +168,11 @@ class LeaseKeeper:
             if is_renewed and client.host not in self._lost:
                 try:
                     client.call(LeaseRelease(), timeout_s=self._ttl_s)
-                except DeployError as error:
+                except Exception as error:
                     # It expires by itself within its time to live.
-                    self._lost[client.host] = error
+                    self._lost[client.host] = _known(client, error)
             client.fence = None
+
+
+def _known(client: HostClient, error: Exception) -> DeployError:
+    return error if isinstance(error, DeployError) else unexpected(client.host, error)

@@ -21,12 +21,12 @@ from deploy.errors import (
     LeaseLost,
     NothingToRollBackTo,
     PreconditionError,
-    UsageError,
 )
 from deploy.foreign_text import says, visible
 from deploy.host.codec import Malformed
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
+    REQUESTS,
     ErrorKind,
     FactQuery,
     Facts,
@@ -48,7 +48,7 @@ ResultT = TypeVar("ResultT")
 
 ERRORS: Mapping[ErrorKind, type[DeployError]] = MappingProxyType(
     {
-        ErrorKind.USAGE: UsageError,
+        ErrorKind.USAGE: CommandFailed,  # not the operator's usage: our document is refused
         ErrorKind.SCHEMA: PreconditionError,
         ErrorKind.PRECONDITION: PreconditionError,
         ErrorKind.DISK_TOO_SMALL: DiskTooSmall,
@@ -119,6 +119,9 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
 _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
     {
         ErrorKind.LEASE_HELD: frozenset({"lease.acquire"}),
+        ErrorKind.LEASE_LOST: frozenset(
+            verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE
+        ),
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({"good.rollback"}),
         ErrorKind.BUNDLE_UNSIGNED: frozenset({"stage.missing", "stage.commit"}),
         ErrorKind.BUNDLE_TAMPERED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
@@ -140,14 +143,14 @@ def read_answer(host: str, request: Request[ResultT], text: str) -> ResultT:
         _refuse_contradiction(request, result)
     except HostError as error:
         raise error_of(host, request, error) from None
-    except Malformed as error:
+    except Exception as error:  # of any class: what an answer leads to is that host's failure
         raise CommandFailed(
             f"{host}: {request.VERB}: the answer of the host program is not valid",
-            why=visible(str(error)),
+            why=visible(str(error) or type(error).__name__),
             fix=f"inv provision --limit {host} installs the host program of this release; if the "
             "answer stays so, do not trust that host",
             host=host,
-        ) from None
+        ) from (None if isinstance(error, Malformed) else error)
     return result
 
 

@@ -47,14 +47,16 @@ def converse(
         paramiko.SSHException, EOFError, OSError: The channel closed before the exit status.
     """
     channel.exec_command(command)
-    errors = _Stream(channel, channel.recv_stderr, limit_bytes)
-    # Both streams share one window: read them side by side, or a command that fills one stalls.
-    reader = threading.Thread(target=errors.read, daemon=True)
-    reader.start()
-    _send(channel, content)
     output = _Stream(channel, channel.recv, limit_bytes)
-    output.read()
-    reader.join()
+    errors = _Stream(channel, channel.recv_stderr, limit_bytes)
+    # Both are read while content is sent.  They share one window, so that a command that fills one
+    # would stall; and paramiko keeps what nobody reads, also from a host that ignores the window.
+    readers = [threading.Thread(target=s.read, daemon=True) for s in (output, errors)]
+    for reader in readers:
+        reader.start()
+    _send(channel, content)
+    for reader in readers:
+        reader.join()
     for stream in (output, errors):
         if stream.is_too_long:
             raise OutputTooLong(limit_bytes)

@@ -14,7 +14,8 @@ from typing import Any
 import paramiko
 from fabric import Config, Connection
 
-from deploy.errors import CommandFailed, TransportError
+from deploy.errors import CommandFailed, DeployError, TransportError
+from deploy.foreign_text import says
 from deploy.inventory.schema import Host, Ssh
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import OutputTooLong, converse
@@ -80,10 +81,10 @@ class SshTransport:
                 )
         done = Completed(tuple(argv), status, out, err, time.monotonic() - started_s)
         if check and status != 0:
-            said = (err or out).strip().splitlines()[-8:]
+            said = " / ".join((err or out).strip().split("\n")[-8:])
             raise CommandFailed(
                 f"{self.host}: `{_short(command)}` failed",
-                why=f"exit status {status}: " + (" / ".join(said) or "no output"),
+                why=f"exit status {status}; {says(self.host, said)}",
                 fix=f"run it on the host: inv lab.ssh {self.host}, or ssh {self._host.address}",
                 host=self.host,
             )
@@ -111,7 +112,7 @@ class SshTransport:
         if status != 0:
             raise CommandFailed(
                 f"{self.host}: could not write {remote}",
-                why=err.strip() or f"exit status {status}",
+                why=f"exit status {status}; {says(self.host, err)}",
                 fix="check the free space and the mount of that path on the host",
                 host=self.host,
             )
@@ -179,7 +180,9 @@ class SshTransport:
                 "command",
                 host=self.host,
             ) from error
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except DeployError:
+            raise
+        except Exception as error:  # paramiko raises here what its reader met: of any class
             why = (
                 f"no answer within {timeout_s:.0f} s"
                 if fired.is_set()
@@ -247,6 +250,8 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
     try:
         with _bounded(gateway, 3 * ssh.connect_timeout):
             connection.open()
+    except DeployError:  # of the recorded keys
+        raise
     except paramiko.AuthenticationException as error:
         raise TransportError(
             f"{label}: the host refuses the key",
@@ -259,7 +264,7 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
             shown = f"{address} has no key of a recorded type"
             raise recorded.refusal(Verdict.OTHER, shown) from error
         raise _unreachable(label, address, ssh, error) from error
-    except (OSError, EOFError) as error:
+    except Exception as error:  # a server can make paramiko raise errors of any class
         raise _unreachable(label, address, ssh, error) from error
     transport = connection.client.get_transport()
     assert transport is not None
