@@ -4,13 +4,14 @@ Loads a fleet file into a `Fleet`; one error lists all problems of the file.
 
 import difflib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from deploy.errors import InventoryError
 from deploy.inventory.document import Document, Problem, format_path, parse_document
+from deploy.inventory.names import Jump
 from deploy.inventory.schema import (
     Fleet,
     FleetFile,
@@ -34,7 +35,7 @@ def load_fleet(
     *,
     root: Path,
     limit: str | None = None,
-    known_rows: Collection[str] | None = None,
+    known_rows: Mapping[str, bool] | None = None,
 ) -> Fleet:
     """
     Return the fleet *name*, reduced to the hosts that *limit* selects.
@@ -43,7 +44,8 @@ def load_fleet(
         name: NAME of `inventories/NAME.yml`, or a path that ends in .yml.
         root: Folder of the repository.  Relative paths start from it, also those in the file.
         limit: Selection for `select_hosts`; None for all hosts.
-        known_rows: Rows of the version matrix, to check each `row`; None for no check.
+        known_rows: Rows of the version matrix, each with whether it needs a GPU, to check each
+            `row`; None for no check.
 
     Raises:
         InventoryError: The file is missing, unreadable or invalid; lists all problems.
@@ -61,6 +63,7 @@ def load_fleet(
     problems += [*_group_conflicts(file, document), *_duplicate_machines(hosts, document)]
     if known_rows is not None:
         problems += _unknown_rows(file, document, known_rows)
+        problems += _rows_without_device(file, hosts, document, known_rows)
     if problems:
         raise _invalid_file(display_path, problems, document)
     fleet = Fleet(
@@ -240,7 +243,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
     """
     Yield each host that has the address, SSH port and jump host of an earlier one.
     """
-    first_names: dict[tuple[str, int, str | None], str] = {}
+    first_names: dict[tuple[str, int, Jump | None], str] = {}
     for host in hosts:
         endpoint = (host.address.lower(), host.ssh.port, host.ssh.jump)
         if (other := first_names.setdefault(endpoint, host.name)) != host.name:
@@ -250,7 +253,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
 
 
 def _unknown_rows(
-    file: FleetFile, document: Document, known_rows: Collection[str]
+    file: FleetFile, document: Document, known_rows: Mapping[str, bool]
 ) -> Iterator[Problem]:
     rows: dict[tuple[str, ...], str | None] = {("row",): file.row}
     rows |= {("groups", name, "row"): group.row for name, group in file.groups.items()}
@@ -261,6 +264,25 @@ def _unknown_rows(
                 f"no row of the version matrix is named {row!r}; {nearest(row, sorted(known_rows))}"
             )
             yield Problem(path, text, document.line_of(path))
+
+
+def _rows_without_device(
+    file: FleetFile, hosts: Sequence[Host], document: Document, known_rows: Mapping[str, bool]
+) -> Iterator[Problem]:
+    """
+    Yield a problem if the engine shall use GPUs, and the row of a host has none.
+    """
+    cpu_hosts = [host for host in hosts if known_rows.get(host.row) is False]
+    if file.service.options.device != "cuda" or not cpu_hosts:
+        return
+    path = ("service", "device")
+    is_default = "" if document.holds(path) else " (the default)"
+    yield Problem(
+        path,
+        f"is cuda{is_default}, but the row of hosts.{cpu_hosts[0].name}, {cpu_hosts[0].row}, is for"
+        " CPUs; set service.device: cpu, or a row with CUDA",
+        document.line_of(path),
+    )
 
 
 def _invalid_file(

@@ -13,6 +13,7 @@ from runtime import contract
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
+_NO_DIGEST = "0" * 16  # in the text that the digest is computed of
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
 
 
@@ -51,7 +52,7 @@ def config(spec: HostSpec) -> str:
 
 
 def _digest(spec: HostSpec) -> str:
-    return hashlib.sha256(_render(spec, "").encode()).hexdigest()[:16]
+    return hashlib.sha256(_render(spec, _NO_DIGEST).encode()).hexdigest()[:16]
 
 
 def _render(spec: HostSpec, digest: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deploy.inventory.names import parse_jump
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision.resource_set import ResourceSet
 
@@ -39,7 +40,8 @@ class HostRequest(BaseModel):
         The host as the transport takes it.
         """
         # Validated when the fleet file was read; by now durations are plain seconds.
-        ssh = Ssh.model_construct(**self.ssh | _paths(self.ssh))
+        jump = None if self.ssh["jump"] is None else parse_jump(self.ssh["jump"])
+        ssh = Ssh.model_construct(**self.ssh | _paths(self.ssh) | {"jump": jump})
         return Host.model_construct(
             name=self.name, address=self.address, groups=(), row="", ssh=ssh, vars={}
         )

@@ -15,7 +15,7 @@ def ssh_config(fleet: Fleet, control: Path) -> str:
         control: Directory for the sockets of shared connections; at most 60 bytes long.
     """
     parts = [_host(host, control) for host in fleet.hosts]
-    jumps = {host.ssh.jump: host for host in fleet.hosts if host.ssh.jump is not None}
+    jumps = {str(host.ssh.jump): host for host in fleet.hosts if host.ssh.jump is not None}
     parts += [_jump(jump, host) for jump, host in sorted(jumps.items())]
     return "\n".join(parts)
 

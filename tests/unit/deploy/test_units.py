@@ -107,7 +107,7 @@ def test_a_size_is_formatted_in_its_largest_unit(count, text):
     assert format_size(count) == text
 
 
-@given(st.integers(0, 10_000), st.sampled_from(["ms", "s", "m", "h", "d"]))
+@given(st.integers(0, 364), st.sampled_from(["ms", "s", "m", "h", "d"]))
 def test_durations_keep_the_order_of_their_numbers(number, unit):
     """
     A larger number with the same unit is never shorter.

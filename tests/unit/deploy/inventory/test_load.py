@@ -5,6 +5,7 @@ import yaml
 
 from deploy.errors import InventoryError
 from deploy.inventory.load import fleet_names, load_fleet
+from deploy.inventory.names import Jump
 from tests.unit.deploy.inventory.builders import fleet_data, make_fleet, write_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -73,7 +74,7 @@ def test_a_host_overrides_its_groups_and_a_group_overrides_the_fleet(tmp_path):
     n1, n2 = fleet.hosts
     assert (n1.row, n2.row) == ("own", "of-a")
     assert (n1.vars, n2.vars) == ({"x": 1, "y": 2}, {"x": 1, "y": 1})
-    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, "j@bastion")
+    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, Jump("j", "bastion"))
     assert n2.ssh.port == 2022
 
 
@@ -337,7 +338,7 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
     """
     rows = {"row": "torch-2.3", "groups.a": {"hosts": ["n1"], "row": "x"}, "hosts.n2.row": "y"}
 
-    why = refusal(tmp_path, rows, known_rows=["torch-2.3-cu121", "torch-2.0-cu118"]).why
+    why = refusal(tmp_path, rows, known_rows={"torch-2.3-cu121": True, "torch-2.0-cu118": True}).why
 
     assert (
         "row: no row of the version matrix is named 'torch-2.3'; did you mean torch-2.3-cu121"
@@ -345,7 +346,7 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
     )
     assert "groups.a.row" in why
     assert "hosts.n2.row" in why
-    assert make_fleet(tmp_path, known_rows=["torch-2.3-cu121"])
+    assert make_fleet(tmp_path, known_rows={"torch-2.3-cu121": True})
 
 
 @pytest.mark.parametrize(

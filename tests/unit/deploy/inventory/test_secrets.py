@@ -19,7 +19,7 @@ def test_a_secret_comes_from_the_environment_or_from_a_file(tmp_path):
     """
     The last line break of a file is not part of the secret.
     """
-    of_env = resolve_secret(Secret(env="T"), {"T": " hunter2"})
+    of_env = resolve_secret(Secret(env="SLIPWAY_T"), {"SLIPWAY_T": " hunter2"})
     of_file = resolve_secret(secret_file(tmp_path, b"hunter2\n"), {})
 
     assert of_env.reveal() == " hunter2"
@@ -47,13 +47,13 @@ def test_reveal_returns_the_text():
     assert "hunter2" in f"{SecretValue('hunter2').reveal()}"
 
 
-@pytest.mark.parametrize(("env", "state"), [({}, "not set"), ({"TOKEN": ""}, "empty")])
+@pytest.mark.parametrize(("env", "state"), [({}, "not set"), ({"SLIPWAY_TOKEN": ""}, "empty")])
 def test_a_variable_without_a_value_is_named(env, state):
     """
     The error has the secret's name, and says whether the variable is unset or empty.
     """
     with pytest.raises(InventoryError) as caught:
-        resolve_secret(Secret(env="TOKEN"), env, name="api")
+        resolve_secret(Secret(env="SLIPWAY_TOKEN"), env, name="api")
     assert caught.value.what == "secrets.api: has no value"
     assert f"TOKEN is {state}" in caught.value.why
 

@@ -8,7 +8,11 @@ from tests.unit.deploy.inventory.builders import make_fleet
 def fleet_with_token(tmp_path, **changes):
     return make_fleet(
         tmp_path,
-        {"secrets": {"token": {"env": "TOKEN"}}, "service.api_tokens": ["token"], **changes},
+        {
+            "secrets": {"token": {"env": "SLIPWAY_TOKEN"}},
+            "service.api_tokens": ["token"],
+            **changes,
+        },
     )
 
 
@@ -16,7 +20,7 @@ def test_tokens_come_from_the_named_variables(tmp_path):
     """
     A secret's value is read from the environment that is passed in.
     """
-    [token] = resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": "abc-DEF_1.2~+/="})
+    [token] = resolve_tokens(fleet_with_token(tmp_path), {"SLIPWAY_TOKEN": "abc-DEF_1.2~+/="})
     assert token.reveal() == "abc-DEF_1.2~+/="
     assert "abc" not in repr(token)
 
@@ -27,7 +31,7 @@ def test_an_invalid_bearer_token_is_refused(tmp_path, value):
     It could break the environment file; the error does not show it.
     """
     with pytest.raises(InventoryError) as caught:
-        resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": value})
+        resolve_tokens(fleet_with_token(tmp_path), {"SLIPWAY_TOKEN": value})
     assert "secrets.token" in caught.value.what
     assert value not in str(caught.value)
 
