@@ -190,7 +190,7 @@ WRONG_VALUES = {
     "service.memory_max": [8, "8", "8GB", "0B"],
     "service.tasks_max": [15],
     "service.engine": ["torch"],
-    "service.vllm_args": ["--x", [1], ["--uds", "/x"], ["--api_key=k"]],
+    "service.vllm_args": ["--x", [1], ["--stream-interval", "4"], ["--uds=/x"], ["--seed=x"]],
     "service.threads": [0, 257],
     "service.device": ["tpu"],
     "service.precision": ["int8"],
