@@ -83,6 +83,25 @@ def fleet_name(flag: str | None, configured: str | None) -> str:
     return str(path_from_caller(name)) if is_from_caller and name.endswith(".yml") else name
 
 
+def release_name(flag: str, text: str) -> str:
+    """
+    Return *text*, the name of a release or bundle: a version, a release id or a digest.
+
+    Raises:
+        UsageError: It has other characters; checked before a host is asked.
+    """
+    from deploy.host.names import RELEASE
+
+    try:
+        return RELEASE.parse(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--{flag} {text[:80]!r}: not valid",
+            why=str(error),
+            fix=f"--{flag} v1.3.0; inv status shows what is on hosts",
+        ) from None
+
+
 def whole_number(flag: str, text: object) -> int:
     """
     Return *text* as a whole number.

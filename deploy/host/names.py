@@ -1,5 +1,5 @@
 """
-The names that both sides use: version, model, row and signer, each with a small alphabet.
+The names that both sides use, each with a small alphabet: version, release, model, row, signer.
 
 A name is matched as a whole: `$` would allow a line end after it, and `\\d` digits of any script.
 """
@@ -42,6 +42,16 @@ VERSION = Name(
     "version",
     r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}",
     "letters, digits, . _ + -, a letter or digit first, 64 characters at most",
+)
+RELEASE = Name(
+    "release",
+    r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}",
+    "a version, a release id or a digest: letters, digits, . _ + -",
+)
+FLEET = Name(
+    "fleet",
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "letters, digits, . _ -, a letter or digit first, 64 characters at most",
 )
 MODEL_NAME = Name(
     "model name",

@@ -4,12 +4,14 @@ Loads a fleet file into a `Fleet`; one error lists all problems of the file.
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from deploy.errors import InventoryError
+from deploy.host.names import FLEET
 from deploy.inventory.document import Document, Problem, format_path, parse_document
 from deploy.inventory.names import Jump
 from deploy.inventory.schema import (
@@ -27,6 +29,8 @@ from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
 
 _FOLDER = "inventories"
+_MAX_BYTES = 4 * 2**20
+_NAME_MAX = 200  # characters of a name that an error repeats
 _REFERENCE = "inventories/example.yml"
 
 
@@ -83,26 +87,19 @@ def fleet_names(root: Path) -> list[str]:
     """
     Return the names of the fleet files in *root*/inventories, sorted.
     """
-    return sorted(path.stem for path in (root / _FOLDER).glob("*.yml"))
+    stems = (path.stem for path in (root / _FOLDER).glob("*.yml") if path.is_file())
+    return sorted(stem for stem in stems if re.fullmatch(FLEET.regex, stem))
 
 
 def _fleet_path(name: str, root: Path) -> Path:
     names = fleet_names(root)
     if name.endswith(".yml"):
-        path = root / Path(name).expanduser()
-        if not path.is_file():
-            reason = "is a folder" if path.is_dir() else "does not exist"
-            raise InventoryError(
-                f"{name}: no such fleet file",
-                why=f"{path} {reason}",
-                fix=f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}",
-            )
-        return path
+        return _named_file(name, root, names)
     path = root / _FOLDER / f"{name}.yml"
-    if not path.is_file() or Path(name).name != name:
-        similar = difflib.get_close_matches(name, names, n=1)
+    if name not in names:
+        similar = difflib.get_close_matches(name[:_NAME_MAX], names, n=1)
         raise InventoryError(
-            f"no fleet is named {name!r}",
+            f"no fleet is named {name[:_NAME_MAX]!r}",
             why=f"the fleets in {_FOLDER}/ are: {', '.join(names) or 'none'}",
             fix=f"did you mean {similar[0]}?"
             if similar
@@ -111,9 +108,41 @@ def _fleet_path(name: str, root: Path) -> Path:
     return path
 
 
+def _named_file(name: str, root: Path, names: Sequence[str]) -> Path:
+    shown = name if name.isprintable() and len(name) <= _NAME_MAX else repr(name[:_NAME_MAX])
+    fix = f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}"
+    try:
+        path = root / Path(name).expanduser()
+        if not path.is_file():
+            reason = "is a folder" if path.is_dir() else "does not exist, or is no regular file"
+            raise InventoryError(
+                f"{shown}: no such fleet file", why=f"{root / shown} {reason}", fix=fix
+            )
+    except (OSError, RuntimeError, ValueError) as error:  # too long; ~ without a home; NUL
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InventoryError(f"{shown}: no such fleet file", why=str(why), fix=fix) from None
+    try:
+        FLEET.parse(path.stem)
+    except ValueError as error:
+        raise InventoryError(
+            f"{shown}: not a name for a fleet",
+            why=f"the name of the file becomes that of the fleet, which {error}",
+            fix="rename the file",
+        ) from None
+    return path
+
+
 def _read(path: Path, display_path: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InventoryError(
+                f"{display_path}: is too large for a fleet file",
+                why=f"it has more than {_MAX_BYTES // 2**20} MiB",
+                fix="give the path of a fleet file",
+            )
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InventoryError(
             f"{display_path}: is not UTF-8 text",

@@ -89,9 +89,7 @@ def check_vllm_arg(arg: str) -> str:
     if name in FROM_KEYS:
         raise ValueError(f"{shown} is not for this list: set the key {FROM_KEYS[name]}")
     if not name.startswith("--"):
-        raise ValueError(
-            f"{shown}: each entry is --name=value or a switch: --enforce-eager"
-        )
+        raise ValueError(f"{shown}: each entry is --name=value or a switch: --enforce-eager")
     near = difflib.get_close_matches(name[:80], [*WITH_VALUE, *SWITCHES], n=1)
     hint = f"did you mean {near[0]}?" if near else "docs/reference/runtime.md lists them"
     raise ValueError(f"{shown} is not an argument that vllm_args may have; {hint}")

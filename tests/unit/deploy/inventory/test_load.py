@@ -418,10 +418,10 @@ def test_an_unreadable_file_is_an_error_with_the_systems_reason(tmp_path, monkey
     """
     write_fleet(tmp_path)
 
-    def refuse(path):
+    def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InventoryError) as caught:
         load_fleet("test", root=tmp_path)
     assert caught.value.why == "Permission denied"
