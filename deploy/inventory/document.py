@@ -27,6 +27,7 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,15})")
 _DECIMAL = re.compile(r"-?[0-9]{1,15}\.[0-9]{1,15}")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True,
              "false": False, "False": False, "FALSE": False}  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")  # "\\udcff" in quotes; it cannot be encoded
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -202,6 +203,8 @@ class _Reader:
             self.lines[(*path, name)] = key.start_mark.line + 1
             if key.tag != _TAG + "str":
                 self._add_problem(key, (*path, name), "the key should be text; put it in quotes")
+            elif name != key.value:
+                self._add_problem(key, (*path, name), "has half of a surrogate pair")
             elif len(name) > _KEY_MAX:
                 self._add_problem(key, (*path, name), f"has more than {_KEY_MAX} characters")
             mapping[name] = self.read(value, (*path, name))
@@ -243,7 +246,7 @@ class _Reader:
             first_lines.setdefault(name, line)
 
     def _key_name(self, key: yaml.Node) -> str:
-        return key.value if isinstance(key, yaml.ScalarNode) else "?"
+        return _SURROGATE.sub("?", key.value) if isinstance(key, yaml.ScalarNode) else "?"
 
     def _read_list(self, node: yaml.SequenceNode, path: KeyPath) -> Data:
         entries = []
@@ -255,6 +258,9 @@ class _Reader:
     def _read_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Data:
         kind = node.tag.removeprefix(_TAG)
         text = str(node.value)
+        if _SURROGATE.search(text):
+            self._add_problem(node, path, "has half of a surrogate pair, which is no character")
+            return _SURROGATE.sub("?", text)
         if kind in _TEXT_TAGS:
             return text
         if kind == "null":

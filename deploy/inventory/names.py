@@ -90,8 +90,10 @@ def _is_address(text: str) -> bool:
             return not percent or _ZONE.fullmatch(zone) is not None
         IPv4Address(text)
     except ValueError:
-        # Digits and dots alone are a mistyped IPv4 address, never a DNS name.
-        is_number = re.fullmatch(r"[0-9.]+", text) is not None
+        # What ends in a number is never a DNS name: it is a mistyped IPv4 address, or one that
+        # getaddrinfo(3) reads as octal or hexadecimal.
+        last = text.removesuffix(".").rpartition(".")[2]
+        is_number = re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
         return _DNS_NAME.fullmatch(text) is not None and not is_number
     return True
 

@@ -20,6 +20,14 @@ from deploy.wheelhouse import Lock
 
 # A bearer token is token68 (RFC 7235); the comma separates them in the environment.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+# PRINCIPALS [OPTIONS] TYPE KEY [COMMENT].  Source: ssh-keygen(1), ALLOWED SIGNERS.
+_SIGNER = re.compile(
+    r"[^\s#]\S*[ \t]+(?:[a-z-]+(?:=\"[^\"]*\")?(?:,[a-z-]+(?:=\"[^\"]*\")?)*[ \t]+)?"
+    r"(?:ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)"
+    r"|sk-ssh-ed25519@openssh\.com|sk-ecdsa-sha2-nistp256@openssh\.com)"
+    r"[ \t]+[A-Za-z0-9+/]+={0,2}(?:[ \t].*)?"
+)
+_SIGNERS_MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +91,34 @@ def read_allowed_signers(fleet: Fleet) -> str:
     """
     Return the text of the fleet's allowed_signers file.
 
+    Its text is sent to hosts, so another file, such as a private key, is refused.
+
     Raises:
-        InventoryError: The file is missing, unreadable or names no signer.
+        InventoryError: The file is missing, unreadable, names no signer, or has other lines.
     """
     path = fleet.signing.allowed_signers
     what = f"{fleet.path.name}: signing.allowed_signers"
     fix = 'one line a signer: IDENTITY namespaces="slipway-bundle" ssh-ed25519 AAAA...'
     try:
-        text = path.read_text(encoding="utf-8")
+        if not path.is_file():
+            why = f"{path}: does not exist, or is no regular file"
+            raise InventoryError(f"{what} cannot be read", why=why, fix=fix)
+        with path.open("rb") as file:
+            text = file.read(_SIGNERS_MAX_BYTES).decode("utf-8")
     except OSError as error:
         why = f"{path}: {error.strerror}"
         raise InventoryError(f"{what} cannot be read", why=why, fix=fix) from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
+    except UnicodeDecodeError:
+        raise InventoryError(f"{what} cannot be read", why=f"{path}: not text", fix=fix) from None
+    numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    signers = [(n, line) for n, line in numbered if not line.startswith("#")]
+    if not signers:
         raise InventoryError(f"{what} names no signer", why=f"{path} has no signer", fix=fix)
+    for number, line in signers:
+        if not _SIGNER.fullmatch(line.rstrip("\r")):
+            # The line is not shown: it may be part of a secret.
+            why = f"{path}: line {number} is not a signer in the format of ssh-keygen(1)"
+            raise InventoryError(f"{what} is no list of signers", why=why, fix=fix)
     return text
 
 

@@ -224,10 +224,10 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
         "channel_timeout": ssh.connect_timeout,
     }
     if ssh.key is not None:
-        if not ssh.key.exists():
+        if not ssh.key.is_file():
             raise TransportError(
                 f"{label}: there is no SSH key to connect with",
-                why=f"{ssh.key} does not exist",
+                why=f"{ssh.key} does not exist, or is no regular file",
                 fix="inv lab.up makes the lab's; otherwise set ssh.key in the fleet file",
                 host=label,
             )
@@ -243,7 +243,7 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
     )
     # Fabric accepts unknown hosts by default.
     connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    if ssh.known_hosts.exists():
+    if ssh.known_hosts.is_file():  # a device or a pipe could be read without end
         connection.client.load_host_keys(str(ssh.known_hosts))
     try:
         with _bounded(gateway, 3 * ssh.connect_timeout):
