@@ -46,7 +46,8 @@ def test_a_name_is_matched_as_a_whole(kind):
 
 @pytest.mark.parametrize(
     "text",
-    ["192.0.2.1", "::1", "2001:db8::1", "fe80::1%eth0", "fe80::1%br-0.100", "n1", "GPU-1.example.com",
+    ["192.0.2.1", "::1", "2001:db8::1", "fe80::1%eth0", "fe80::1%br-0.100", "n1",
+     "GPU-1.example.com",
      "example.com.", "1a.example"],
 )  # fmt: skip
 def test_an_address_may_have_a_zone(text):
@@ -82,7 +83,8 @@ def test_a_jump_host_is_parsed_once():
 
 @pytest.mark.parametrize(
     "text",
-    ["bastion", "ops@", "@bastion", "ops@b:0", "ops@b:65536", "ops@b:022", "ops@b:\u0662", "ops@::1",
+    ["bastion", "ops@", "@bastion", "ops@b:0", "ops@b:65536", "ops@b:022", "ops@b:\u0662",
+     "ops@::1",
      "ops@[bastion]", "ops@[::1", "o p@b", "ops@b\n", "ops@b:22\n", "-ops@b", "a@b@c", 5, None],
 )  # fmt: skip
 def test_a_jump_host_of_another_form_is_refused(text):
