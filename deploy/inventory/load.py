@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deploy.errors import InventoryError
+from deploy.foreign_text import visible
 from deploy.host.names import FLEET
 from deploy.inventory.document import Document, Problem, format_path, parse_document
 from deploy.inventory.names import Jump
@@ -57,7 +58,7 @@ def load_fleet(
     """
     root = root.absolute()
     path = _fleet_path(name, root)
-    display_path = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    display_path = visible(str(path.relative_to(root) if path.is_relative_to(root) else path))
     document = parse_document(_read(path, display_path))
     file, schema_problems = _validate(document)
     problems = [*document.problems, *schema_problems]
@@ -99,7 +100,7 @@ def _fleet_path(name: str, root: Path) -> Path:
     if name not in names:
         similar = difflib.get_close_matches(name[:_NAME_MAX], names, n=1)
         raise InventoryError(
-            f"no fleet is named {name[:_NAME_MAX]!r}",
+            f"no fleet is named {visible(name, limit=_NAME_MAX)!r}",
             why=f"the fleets in {_FOLDER}/ are: {', '.join(names) or 'none'}",
             fix=f"did you mean {similar[0]}?"
             if similar
@@ -109,7 +110,7 @@ def _fleet_path(name: str, root: Path) -> Path:
 
 
 def _named_file(name: str, root: Path, names: Sequence[str]) -> Path:
-    shown = name if name.isprintable() and len(name) <= _NAME_MAX else repr(name[:_NAME_MAX])
+    shown = visible(name, limit=_NAME_MAX)
     fix = f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}"
     try:
         path = root / Path(name).expanduser()
@@ -344,4 +345,4 @@ def _observed(problem: Problem, document: Document) -> str:
         return f"{format_path(path[:-1]) or 'the file'} does not have this key"
     if line is None or not path or path[0] == "secrets" or line > len(document.source):
         return f"the problem is on line {line}" if line else "the problem concerns the whole file"
-    return f"line {line} reads: {document.source[line - 1].strip()}"
+    return f"line {line} reads: {visible(document.source[line - 1].strip(), limit=_NAME_MAX)}"

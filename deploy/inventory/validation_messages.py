@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from deploy.foreign_text import visible
 from deploy.inventory.document import Document, KeyPath, Problem
 from deploy.inventory.schema import FleetFile
 
@@ -84,7 +85,7 @@ def _format_value(value: object, path: KeyPath) -> str:
     if path[:1] == ("secrets",):
         # It may be the secret itself, written by mistake where its name belongs.
         return "a value (hidden)"
-    text = json.dumps(value, ensure_ascii=False)
+    text = visible(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

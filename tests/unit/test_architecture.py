@@ -29,6 +29,7 @@ RANKS = {
     "deploy.inventory": 3,
     "deploy.versions": 3,
     "deploy.errors": 2,
+    "deploy.foreign_text": 2,
     "deploy.quoting": 2,
     "deploy.units": 2,
     "deploy.host": 1,
@@ -54,6 +55,7 @@ ON_HOSTS = "deploy.host"
 PURE = {
     "deploy.demo.load_report",
     "deploy.demo.report",
+    "deploy.foreign_text",
     "deploy.inventory.document",
     "deploy.inventory.names",
     "deploy.inventory.schema",
