@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -96,3 +97,21 @@ def test_a_missing_file_is_named(tmp_path):
         resolve_secret(Secret(file=tmp_path / "none"), {}, name="api")
     assert f"{tmp_path}/none cannot be read" in caught.value.what
     assert "No such file" in caught.value.why
+
+
+def test_a_pipe_is_no_secret_and_is_not_waited_for(tmp_path):
+    """
+    A device or a pipe would be read, or waited for, without end.
+    """
+    path = tmp_path / "pipe"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(InventoryError, match="no regular file"):
+        resolve_secret(Secret(file=path), {})
+
+
+def test_a_secret_of_another_length_is_refused(tmp_path):
+    """
+    Not cut off.
+    """
+    with pytest.raises(InventoryError, match="too long"):
+        resolve_secret(secret_file(tmp_path, b"x" * 70_000), {})

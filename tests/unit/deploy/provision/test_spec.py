@@ -49,3 +49,52 @@ def test_missing_or_empty_allowed_signers_are_refused(tmp_path):
         read_allowed_signers(fleet)
     fleet.signing.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
     assert read_allowed_signers(fleet) == "me ssh-ed25519 AAAA\n"
+
+
+PRIVATE_KEY = (
+    "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n"
+    "-----END OPENSSH PRIVATE KEY-----\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRIVATE_KEY,
+        "me ssh-ed25519 AAAA\n" + PRIVATE_KEY,
+        "root:x:0:0:root:/root:/bin/bash\n",
+        "aws_secret_access_key = hunter2\n",
+        "me ssh-ed25519\n",
+        "me ssh-dss AAAA\n",
+    ],
+)
+def test_a_file_that_is_no_list_of_signers_is_not_sent_to_hosts(tmp_path, text):
+    """
+    A fleet file may name any file of the operator; its text goes to hosts.
+    """
+    fleet = fleet_with_token(tmp_path)
+    fleet.signing.allowed_signers.parent.mkdir(parents=True)
+    fleet.signing.allowed_signers.write_text(text)
+    with pytest.raises(InventoryError, match="is no list of signers") as caught:
+        read_allowed_signers(fleet)
+    assert "hunter2" not in str(caught.value)
+    assert "b3Blbn" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a@x ssh-ed25519 AAAA comment of some words",
+        'a@x,b@x namespaces="slipway-bundle" ssh-ed25519 AAAA==',
+        '*@x,!c@x cert-authority,valid-before="20300101" ssh-rsa AAAA',
+        "a@x\tsk-ssh-ed25519@openssh.com\tAAAA",
+    ],
+)
+def test_every_form_of_a_signer_is_accepted(tmp_path, line):
+    """
+    Negative control: principals, options, key types and comments of ssh-keygen(1).
+    """
+    fleet = fleet_with_token(tmp_path)
+    fleet.signing.allowed_signers.parent.mkdir(parents=True)
+    fleet.signing.allowed_signers.write_text(f"# ours\n\n{line}\n")
+    assert line in read_allowed_signers(fleet)
