@@ -2,6 +2,8 @@
 The assertions of `inv verify` over our own transport, against an SSH server on this machine.
 """
 
+import os
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
@@ -22,7 +24,7 @@ def test_arguments(host):
 def test_name(host):
     assert host.backend.hostname in ("n1", "n2")
 
-def test_no_ssh_client_runs(host):
+def test_status(host):
     assert host.run("true").succeeded
 """
 DROPS = """
@@ -72,6 +74,22 @@ def test_assertions_run_over_one_login_a_host(sshd, asserted):
     assert report.passed == 8
     assert sshd.logins == 2
     assert len(asserted.lines) == 8
+
+
+def test_no_ssh_client_is_started(sshd, asserted, tmp_path, monkeypatch):
+    """
+    Nothing reads an ssh_config, in which a value could name a command.
+    """
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("ssh", "scp", "sftp"):
+        (programs / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    assert asserted(ASSERTIONS, [sshd.host("n1")]).failed == ()
+    assert not (tmp_path / "started").exists()
+    subprocess.run(["ssh", "n1"], check=True)  # negative control
+    assert (tmp_path / "started").exists()
 
 
 def test_a_host_with_another_key_is_not_asked(sshd, asserted):
