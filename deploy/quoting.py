@@ -1,5 +1,5 @@
 """
-Quotes values for the files that we generate: one function for each target language.  Pure.
+Quotes values for the files that we generate: functions of each target language.  Pure.
 
 Each function returns text that the target reads back as exactly the given value, or refuses the
 value with ValueError.  None of them repairs a value.
@@ -42,6 +42,19 @@ def quote_systemd(value: object) -> Quoted:
     return Quoted(text.replace("%", "%%"))
 
 
+def quote_systemd_instance(value: object) -> Quoted:
+    """
+    Return one word of a template unit in which `%i` is the name of the instance.
+
+    For paths and users of our own that have one for each instance, never for a fleet's value.
+    """
+    parts = _text(value, "systemd").split("%i")
+    if any("%" in part for part in parts):
+        raise _refused(str(value), "a word with no specifier but %i")
+    quote_systemd("x".join(parts))
+    return Quoted("%i".join(parts))
+
+
 def quote_tmpfiles(value: object) -> Quoted:
     """
     Return a path in a line of tmpfiles.d, where `%` starts a specifier.  Source: tmpfiles.d(5).
@@ -73,6 +86,30 @@ def quote_haproxy(value: object) -> Quoted:
     if not _PLAIN.fullmatch(text):
         raise _refused(text, "one word of haproxy.cfg")
     return Quoted(text)
+
+
+def quote_haproxy_words(values: object) -> Quoted:
+    """
+    Return the words of a list, such as the addresses of an ACL; at least one.
+
+    Raises:
+        ValueError: The list is empty, or `quote_haproxy` refuses a word.
+    """
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"{values!r:.80} cannot be written for HAProxy: it is no list of words")
+    return Quoted(" ".join(quote_haproxy(value) for value in values))
+
+
+def quote_haproxy_format(value: object) -> Quoted:
+    """
+    Return a log format in strong quotes; its `%` expressions are read.
+
+    For formats of our own, never for a fleet's value.
+    """
+    text = _text(value, "HAProxy")
+    if not text or not _PRINTABLE.fullmatch(text) or "'" in text:
+        raise _refused(text, "a quoted log format of haproxy.cfg")
+    return Quoted(f"'{text}'")
 
 
 def quote_apt_conf(value: object) -> Quoted:
@@ -122,13 +159,16 @@ def quote_yaml(value: object) -> Quoted:
     return Quoted('"' + "".join(_yaml_character(c) for c in _text(value, "YAML")) + '"')
 
 
-# The filter of each target, by its name in the templates.
+# The functions by their names as filters in the templates.
 QUOTERS: Mapping[str, Callable[[object], Quoted]] = MappingProxyType(
     {
         "systemd": quote_systemd,
+        "systemd_instance": quote_systemd_instance,
         "tmpfiles": quote_tmpfiles,
         "env_file": quote_env_file,
         "haproxy": quote_haproxy,
+        "haproxy_words": quote_haproxy_words,
+        "haproxy_format": quote_haproxy_format,
         "apt_conf": quote_apt_conf,
         "deb822": quote_deb822,
         "yaml": quote_yaml,

@@ -16,17 +16,19 @@ from deploy.quoting import QUOTERS, Quoted
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-# The language of each template: the filter in `QUOTERS` that its values pass.
-TARGETS: Mapping[str, str] = MappingProxyType(
+_SYSTEMD = ("systemd", "systemd_instance")
+
+# The filters in `QUOTERS` of the language of each template.
+TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "90slipway.apt": "apt_conf",
-        "environment": "env_file",
-        "haproxy.cfg": "haproxy",
-        "runtime.yml": "yaml",
-        "slipway-runtime@.service": "systemd",
-        "slipway.slice": "systemd",
-        "slipway.sources": "deb822",
-        "slipway.tmpfiles": "tmpfiles",
+        "90slipway.apt": ("apt_conf",),
+        "environment": ("env_file",),
+        "haproxy.cfg": ("haproxy", "haproxy_words", "haproxy_format"),
+        "runtime.yml": ("yaml",),
+        "slipway-runtime@.service": _SYSTEMD,
+        "slipway.slice": _SYSTEMD,
+        "slipway.sources": ("deb822",),
+        "slipway.tmpfiles": ("tmpfiles",),
     }
 )
 
@@ -50,7 +52,7 @@ def render(name: str, **values: object) -> str:
 
 
 @cache
-def _environment(target: str) -> jinja2.Environment:
+def _environment(target: tuple[str, ...]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -58,8 +60,8 @@ def _environment(target: str) -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - read by systemd, HAProxy and YAML, never by a browser
         finalize=_only_quoted,
     )
-    # One filter alone: the filter of another target is a syntax error in this template.
-    environment.filters[target] = partial(_quote, QUOTERS[target])
+    # No others: the filter of another target is a syntax error in this template.
+    environment.filters |= {name: partial(_quote, QUOTERS[name]) for name in target}
     return environment
 
 

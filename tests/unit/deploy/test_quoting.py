@@ -20,7 +20,10 @@ from deploy.quoting import (
     quote_deb822,
     quote_env_file,
     quote_haproxy,
+    quote_haproxy_format,
+    quote_haproxy_words,
     quote_systemd,
+    quote_systemd_instance,
     quote_tmpfiles,
     quote_yaml,
 )
@@ -134,7 +137,7 @@ def test_apt_reads_back_the_value(tmp_path):
     assert lines == [f'Slipway::P{n} "{p}";' for n, (p, _) in enumerate(accepted)]
 
 
-@pytest.mark.parametrize("name", sorted(set(QUOTERS) - {"yaml"}))
+@pytest.mark.parametrize("name", sorted(set(QUOTERS) - {"yaml", "haproxy_words"}))
 @pytest.mark.parametrize("value", [None, True, 1.5, ["x"], object()])
 def test_only_text_and_whole_numbers_are_written(name, value):
     """
@@ -142,3 +145,41 @@ def test_only_text_and_whole_numbers_are_written(name, value):
     """
     with pytest.raises(ValueError, match="not text"):
         QUOTERS[name](value)
+
+
+@given(st.lists(texts, max_size=3))
+def test_haproxy_reads_back_the_words_of_a_list(values):
+    """
+    None of them is split, and an empty list is refused: an ACL without a value matches nothing.
+    """
+    if (text := quoted(quote_haproxy_words, values)) is not None:
+        assert text.split() == values
+        assert values
+
+
+def test_a_list_of_words_is_a_list():
+    """
+    A text would be written letter by letter.
+    """
+    assert quote_haproxy_words(("10.0.0.0/8", "::1/128")) == "10.0.0.0/8 ::1/128"
+    for value in ("10.0.0.0/8", (), None, ("a b",)):
+        assert quoted(quote_haproxy_words, value) is None
+
+
+@given(texts)
+def test_a_log_format_stays_within_its_quotes(value):
+    """
+    Its expressions are read: it is never a fleet's value.
+    """
+    if (text := quoted(quote_haproxy_format, value)) is not None:
+        assert text == f"'{value}'"
+        assert "'" not in value
+
+
+def test_the_instance_is_the_only_specifier():
+    """
+    `%i` in a path of ours; any other is refused, and the rest is one word.
+    """
+    assert quote_systemd_instance("/run/slipway/%i/x") == "/run/slipway/%i/x"
+    for value in ("%h/%i", "%%i", "%", "a b%i", "", "+%i", "%i\nx", "$x%i"):
+        assert quoted(quote_systemd_instance, value) is None, value

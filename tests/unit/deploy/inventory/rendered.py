@@ -5,6 +5,7 @@ All that slipway makes of a fleet's values, and what each target reads in it.
 in them with the values of the fleet.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from fabric import Config, Connection
 
 from deploy.inventory.host_document import host_document, host_of
+from deploy.provision import haproxy, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.verify.report import CONNECTION
@@ -74,17 +76,31 @@ def _shape(texts):
     """
     Yield each file whose lines begin with other words than those of the template.
     """
-    haproxy = texts["/etc/haproxy/haproxy.cfg"]
-    words = [line.split()[0] for line in haproxy.splitlines() if line.strip()]
-    yield _differs("haproxy.cfg", sum(w in ("bind", "server", "listen") for w in words), 3)
-    unit = texts["/etc/systemd/system/slipway-runtime@.service"]
+    words = _first_words(texts["/etc/haproxy/haproxy.cfg"])
+    yield _differs("haproxy.cfg", words, _usual_words())
+    unit = texts["/etc/systemd/system/slipway-runtime@.service"].replace("\\\n", " ")
     for line in unit.splitlines():
         if line and not line.startswith(("#", "[")) and not UNITS.match(line):
             yield f"the unit has the line {line!r}"
-    yield _differs("commands of the unit", len(re.findall(r"^Exec\w+=", unit, re.MULTILINE)), 1)
+    commands, usual = (re.findall(r"^Exec\w+=", u, re.MULTILINE) for u in (unit, _usual_unit()))
+    yield _differs("commands of the unit", commands, usual)
     for path, text in texts.items():
         if not text.isascii() or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
             yield f"{path} has a character that is no visible ASCII"
+
+
+def _first_words(text):
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+@functools.cache
+def _usual_words():
+    return _first_words(haproxy.config(make_spec()))
+
+
+@functools.cache
+def _usual_unit():
+    return runtime_unit.unit(make_spec()).replace("\\\n", " ")
 
 
 def _connections(fleet):
