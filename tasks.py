@@ -244,7 +244,7 @@ def demo(c, keep=False, fresh=True, json=False):
 
     with waiting("the lab") as progress:
         result = run_demo(keep=keep, fresh=fresh, progress=progress)
-    finish(result.as_json(), result.text(), None, as_json=json)
+    finish(result.as_json(), result.lines(), None, as_json=json)
     sys.exit(0 if result.is_good else 1)
 
 

@@ -6,6 +6,7 @@ How to use it:
 - Where the words of a host become part of an error, an event or a report: `says("n1", words)`
   gives `n1 says: "no space left"`.  Such text never stands at the start of a line, is quoted, and
   is a reason (`why`), never a remedy, a class or a code.
+- Where the sentence names the speaker already: `quoted(words)`.
 - Any other single value, such as a path, a key of a file or the message of a library:
   `visible(value)`.
 - What is printed passes `visible` once more in deploy/cli/terminal.py, which only keeps our own
@@ -13,9 +14,9 @@ How to use it:
   any more whose words they were.
 """
 
-from runtime.contract.visible_text import LIMIT, visible
+from runtime.contract.visible_text import LIMIT, indented, visible
 
-__all__ = ["LIMIT", "says", "visible"]
+__all__ = ["LIMIT", "indented", "quoted", "says", "visible"]
 
 
 def says(speaker: str, words: str, *, limit: int = LIMIT) -> str:
@@ -32,4 +33,11 @@ def says(speaker: str, words: str, *, limit: int = LIMIT) -> str:
     words = words.strip()
     if not words:
         return f"{visible(speaker)} says nothing"
-    return f'{visible(speaker)} says: "{visible(words, limit=limit, escape_quotes=True)}"'
+    return f"{visible(speaker)} says: {quoted(words, limit=limit)}"
+
+
+def quoted(words: str, *, limit: int = LIMIT) -> str:
+    """
+    Return *words* between quotation marks, as in `says`, where the text around names the speaker.
+    """
+    return f'"{visible(words, limit=limit, escape_quotes=True)}"'

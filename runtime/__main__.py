@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from runtime.contract.errors import RuntimeFault
+from runtime.engines.base.logs import configure_logging
 from runtime.engines.paged.client import launch
 from runtime.engines.vllm.process import VllmModel, launch_vllm
 from runtime.server import check
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "check":
         return check.run(args, os.environ, sys.stdout, sys.stderr)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    configure_logging()
     try:
         settings = load_settings(os.environ, port=args.port)
         config = settings.config

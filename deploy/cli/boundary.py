@@ -9,19 +9,35 @@ traceback is kept in a file, and with `--debug` it is printed.
 import contextlib
 import errno
 import logging
+import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from deploy.cli.terminal import EXIT_INTERRUPTED, end_quietly, fail, print_progress
+from deploy.cli.terminal import (
+    end_quietly,
+    fail,
+    print_progress,
+    print_traceback,
+    traceback_text,
+)
 from deploy.errors import DeployError
 
 _TRACEBACK = Path(__file__).parents[2] / ".slipway" / "traceback.txt"
 _AGAIN = "run it again with --debug, which prints the traceback"
+
+
+class Interrupted(DeployError):
+    """
+    ^C, or SIGINT from another program.
+    """
+
+    exit_code = 130  # as a shell reports SIGINT
 
 
 @contextlib.contextmanager
@@ -36,8 +52,8 @@ def error_boundary(*, as_json: bool, as_line: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print_progress("interrupted")
-        sys.exit(EXIT_INTERRUPTED)
+        _end_at_the_next_interrupt()
+        _report_interruption(as_json=as_json, as_line=as_line)
     except BrokenPipeError as error:
         if error.filename is None and _is_gone(sys.stdout):
             end_quietly()
@@ -46,14 +62,41 @@ def error_boundary(*, as_json: bool, as_line: bool = False) -> Iterator[None]:
         _report(error, as_json=as_json, as_line=as_line)
 
 
+def _end_at_the_next_interrupt() -> None:
+    """
+    Let a second ^C end the process at once and without a traceback.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _report_interruption(*, as_json: bool, as_line: bool) -> NoReturn:
+    if as_json:
+        error = Interrupted(
+            "interrupted",
+            why="^C or SIGINT came before the task had ended",
+            fix="inv status shows what the hosts serve; then run it again",
+        )
+        fail(error, as_json=True, as_line=as_line)
+    print_progress("interrupted")
+    sys.exit(Interrupted.exit_code)
+
+
 def _report(error: Exception, *, as_json: bool, as_line: bool) -> NoReturn:
     if is_debugging():
-        traceback.print_exception(error)
+        print_traceback(error)
     elif not isinstance(error, DeployError):
         with contextlib.suppress(OSError):
             _TRACEBACK.parent.mkdir(parents=True, exist_ok=True)
-            _TRACEBACK.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    fail(explain(error), as_json=as_json, as_line=as_line)
+            _TRACEBACK.write_text(traceback_text(error), encoding="utf-8")
+    fail(_explained(error), as_json=as_json, as_line=as_line)
+
+
+def _explained(error: Exception) -> DeployError:
+    try:
+        return explain(error)
+    except Exception:  # an exception whose own text raises, or that lacks what its class promises
+        return _defect(type(error).__name__, "it could not be explained")
 
 
 def is_debugging() -> bool:
@@ -91,9 +134,13 @@ def explain(error: Exception) -> DeployError:
                 why=f"it ran longer than {error.timeout:.0f} s",
                 fix=f"see what {program} waits for, then run this again",
             )
+    return _defect(type(error).__name__, f"{str(error) or 'no message'}, in {_place_of(error)}")
+
+
+def _defect(kind: str, why: str) -> DeployError:
     return DeployError(
-        f"unexpected {type(error).__name__}: this is a defect of slipway",
-        why=f"{error or 'no message'}, in {_place_of(error)}",
+        f"unexpected {kind}: this is a defect of slipway",
+        why=why,
         fix=f"report it with {_TRACEBACK.parent.name}/{_TRACEBACK.name}; {_AGAIN}",
     )
 

@@ -4,7 +4,7 @@ Asks before hosts are changed.
 
 import sys
 
-from deploy.cli.terminal import print_progress
+from deploy.cli.terminal import print_progress, print_question
 from deploy.errors import UsageError
 
 
@@ -23,8 +23,7 @@ def confirm(question: str, *, yes: bool) -> None:
             why="neither --yes was given nor is this a terminal",
             fix="add --yes",
         )
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
+    print_question(question)
     try:
         answer = input()
     except EOFError:  # ^D

@@ -9,11 +9,13 @@ from dataclasses import replace
 from deploy.cli.progress import Progress
 from deploy.cli.report import event_line, failure_text
 from deploy.cli.terminal import print_change
+from deploy.foreign_text import visible
 from deploy.inventory.schema import Fleet
 from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
 
 _MEASURE_S = 10.0  # a canary's verdict comes with the measurement after its time is up
+_LIMIT = 4000  # characters of an event's line
 _CONCLUSIONS = ("release.promoted", "release.reverted", "release.paused", "release.rolled_back")
 
 
@@ -34,18 +36,20 @@ class ProvisionProgress:
         progress, hosts = self._progress, (event.host,)
         match event.kind:
             case EventKind.FETCHING:
-                progress.write(str(event))
+                progress.write(visible(str(event), limit=_LIMIT))
                 progress.wait_for("the wheels", hosts)  # its host is this machine
             case EventKind.CONNECTING | EventKind.LOOKING:
                 what = "the connection" if event.kind is EventKind.CONNECTING else "its state"
                 progress.end_wait(HERE)
                 progress.wait_for(what, hosts)
-                progress.write(str(event))
+                progress.write(visible(str(event), limit=_LIMIT))
             case EventKind.CHANGING:
                 counted = f" [{event.done}/{event.of}]" if event.of else ""
                 progress.wait_for(f"{event.resource}: {event.change}{counted}", hosts)
             case EventKind.CHANGED | EventKind.WOULD_CHANGE:
-                progress.write(str(event), None if self._as_json else print_change)
+                progress.write(
+                    visible(str(event), limit=_LIMIT), None if self._as_json else print_change
+                )
                 progress.wait_for("the next step", hosts)
             case EventKind.FAILED:
                 progress.end_wait(event.host)
@@ -53,7 +57,7 @@ class ProvisionProgress:
                 progress.write(failure_text(event.host, event.why or "", event.fix or ""))
             case EventKind.OK:
                 progress.end_wait(event.host)
-                progress.write(str(event))
+                progress.write(visible(str(event), limit=_LIMIT))
 
     def print_remaining_failures(self, report: ProvisionReport) -> None:
         """
@@ -95,7 +99,7 @@ class ReleaseProgress:
             self._progress(event_line(replace(event, text="") if is_repeated else event))
 
     def _has_printed(self, text: str) -> bool:
-        return any(text in line for line in self.printed)
+        return any(visible(text) in line for line in self.printed)
 
     def _follow(self, event: ReleaseEvent) -> None:
         progress = self._progress

@@ -24,6 +24,7 @@ from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
+from deploy.cli.streams import fill_closed_descriptors, guard_streams
 from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
 
@@ -127,10 +128,8 @@ def main() -> None:
     # Imports make many objects and hardly any garbage; at the end the memory goes with the process.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the whole process
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # in an ASCII locale
+    fill_closed_descriptors()
+    guard_streams()
     program = SlipwayProgram(
         name="Invoke", binary="inv[oke]", binary_names=["invoke", "inv"], version=__version__
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError, TransportError
+from deploy.foreign_text import visible
 from deploy.lab.config import LabStatus
 from deploy.provision.report import ProvisionReport
 from deploy.release.events import ReleaseEvent, ReleaseOutcome
@@ -15,6 +16,8 @@ from deploy.release.plan import ReleasePlan
 from deploy.units import format_duration
 from deploy.verify.report import VerifyReport
 from deploy.versions.matrix import Matrix
+
+_WHY_LIMIT = 4000  # characters; a reason may name all hosts of a fleet
 
 
 def provision_text(report: ProvisionReport) -> str:
@@ -31,7 +34,7 @@ def failure_text(host: str, why: str, fix: str) -> str:
     """
     Return why provisioning failed on *host*, and what to do.
     """
-    return f"{host}: FAILED: {why}\n  fix: {fix}"
+    return f"{visible(host)}: FAILED: {visible(why, limit=_WHY_LIMIT)}\n  fix: {visible(fix)}"
 
 
 def verify_text(report: VerifyReport) -> str:
@@ -48,8 +51,8 @@ def outcome_text(outcome: ReleaseOutcome) -> str:
     """
     Return how a release or rollback ended; where it has an error, that says why.
     """
-    reason = "" if outcome.error else f": {outcome.reason}"
-    return f"{outcome.release}: {outcome.ending}{reason}"
+    reason = "" if outcome.error else f": {visible(outcome.reason, limit=_WHY_LIMIT)}"
+    return f"{visible(outcome.release)}: {outcome.ending}{reason}"
 
 
 def lab_json(status: LabStatus) -> dict[str, Any]:
@@ -103,8 +106,10 @@ def plan_text(plan: ReleasePlan) -> str:
     """
     Return *plan* as an operator reads it, ending with its digest.
     """
-    lines = [f"release {plan.version} on {plan.fleet} (bundle {plan.bundle[:12]})"]
-    lines += [f"  {line}" for line in plan.steps()]
+    lines = [
+        f"release {visible(plan.version)} on {visible(plan.fleet)} (bundle {plan.bundle[:12]})"
+    ]
+    lines += [f"  {visible(line, limit=_WHY_LIMIT)}" for line in plan.steps()]
     return "\n".join([*lines, f"  plan {plan.digest}"])
 
 
@@ -147,4 +152,5 @@ def event_line(event: ReleaseEvent) -> str:
     """
     Return *event* as one line of a timeline.
     """
-    return f"{event.at:%H:%M:%S}  {event.host or '':8} {event.name:18} {event.text}"
+    text = visible(event.text, limit=_WHY_LIMIT)
+    return f"{event.at:%H:%M:%S}  {visible(event.host or ''):8} {event.name:18} {text}"

@@ -4,19 +4,15 @@
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deploy.cli.terminal import print_json, print_text, rendered
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from deploy.cli.terminal import Result, print_json, print_text, redraw
 
 EVERY_S = 1.0
-_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"  # ECMA-48
 
 
 def watch(
-    read: Callable[[], "tuple[dict[str, Any], RenderableType]"],
+    read: Callable[[], tuple[dict[str, Any], Result]],
     *,
     as_json: bool,
     sleep: Callable[[float], None],
@@ -37,8 +33,7 @@ def watch(
     while True:
         document, table = read()
         if sys.stdout.isatty():
-            text = rendered(table).replace("\n", f"{_CLEAR_LINE}\n")
-            print_text(f"{_HOME}{text}{_CLEAR_BELOW}")
+            redraw(table)
         elif document != last:
             print_text(table)
         last = document

@@ -119,9 +119,9 @@ class DemoReport:
             "took_s": round(self.took_s, 1),
         }
 
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         """
-        Return the timeline, the steps and the totals as text.
+        Return the timeline, the steps and the totals as lines of text.
         """
         lines = ["", "timeline (share of traffic by version, measured by its clients)"]
         lines += _timeline_lines(self._timeline())
@@ -133,7 +133,7 @@ class DemoReport:
         lines.append(f"lost {self.load.lost_requests}, cut streams {self.load.cut_streams}")
         lines += [_refused_line(*item) for item in self.refused.items()]
         lines.append(f"{'ok' if self.is_good else 'FAILED'} in {self.took_s:.0f} s")
-        return "\n".join(lines)
+        return lines
 
     def _timeline(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [

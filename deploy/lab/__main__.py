@@ -9,12 +9,15 @@ import os
 import sys
 
 from deploy.errors import DeployError
+from deploy.foreign_text import visible
 from deploy.lab import lab
+
+_LIMIT = 1 << 16  # characters of an error
 
 
 def main(argv: list[str]) -> int:
     def report_progress(text: str) -> None:
-        sys.stderr.write(f"lab: {text}\n")
+        sys.stderr.write(f"lab: {visible(text)}\n")
 
     verb, rest = (argv[0], argv[1:]) if argv else ("status", [])
     if verb == "up":
@@ -46,5 +49,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except DeployError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{visible(str(error), limit=_LIMIT, keep_lines=True)}\n")
         sys.exit(error.exit_code)

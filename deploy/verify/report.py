@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from deploy.errors import VerifyFailed
+from deploy.foreign_text import visible
 
 CONNECTION = "slipway"  # of our testinfra backend, in the names of test cases
 HOST = "slipway_host"  # property of a case: the name of its host
@@ -52,7 +53,7 @@ class VerifyReport:
         if not self.failed:
             return None
         hosts = sorted({finding.host for finding in self.failed})
-        lines = [f"{f.host}: {f.test}: {f.why}" for f in self.failed]
+        lines = [visible(f"{f.host}: {f.test}: {f.why}") for f in self.failed]
         return VerifyFailed(
             f"{len(self.failed)} assertions do not hold on {', '.join(hosts)}",
             why="\n       ".join(lines),

@@ -8,6 +8,9 @@ RuntimeFault
 """
 
 from runtime.contract import EXIT_CONFIG, EXIT_ENGINE
+from runtime.contract.visible_text import visible
+
+_LIMIT = 4000  # characters of a part of the text
 
 
 class RuntimeFault(Exception):
@@ -27,7 +30,8 @@ class RuntimeFault(Exception):
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n  why: {self.why}\n  fix: {self.fix}"
+        what, why, fix = (visible(text, limit=_LIMIT) for text in (self.what, self.why, self.fix))
+        return f"{what}\n  why: {why}\n  fix: {fix}"
 
 
 class ConfigError(RuntimeFault):

@@ -1,5 +1,5 @@
 r"""
-Makes text from outside safe to print, to log and to write into reports: `visible`.
+Makes text from outside safe to print, to log and to write into reports: `visible`, `indented`.
 
 A host, a client, a file or a program may send control characters that move the cursor, set the
 title of a terminal or begin a line of their own; bidi controls and zero-width characters that make
@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 
 LIMIT = 1000  # characters of one text, unless the caller says otherwise
+_TEXT_LIMIT = 1 << 20  # characters of a text with lines
 _MARK = len("(+ characters)") + 12  # room for the mark of a text that was cut
 _MARKS_IN_A_ROW = 4  # combining marks on one character; more would cover the lines above
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -54,6 +55,9 @@ def visible(
     """
     if limit < 64:
         raise ValueError(f"limit {limit}: at least 64")
+    if not escape_quotes and _is_plain(text[: limit + 64]):
+        kept = limit - _MARK
+        return text if len(text) <= limit else f"{text[:kept]}(+{len(text) - kept} characters)"
     pieces: list[str] = []
     size = fitting = 0
     for piece in _pieces(text, limit, keep_lines, escape_quotes):
@@ -66,6 +70,26 @@ def visible(
     return "".join(pieces)
 
 
+def indented(text: str, *, indent: int = 2, line_limit: int = 1 << 16) -> str:
+    r"""
+    Return *text* visible, with its lines; each but the first is indented by *indent* spaces.
+
+    So nothing within a text can look like the beginning of another entry.
+
+    Args:
+        line_limit: Most characters of a line.  The whole has at most 2**20.
+    """
+    first, *others = text[:_TEXT_LIMIT].split("\n")
+    margin = " " * indent
+    lines = [line if line.startswith(margin) else margin + line.lstrip(" ") for line in others]
+    shown = "\n".join(visible(line, limit=line_limit) for line in [first, *lines])
+    return visible(shown, limit=_TEXT_LIMIT, keep_lines=True)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and not _COMMAND.search(text)
+
+
 def _pieces(text: str, limit: int, keep_lines: bool, escape_quotes: bool) -> Iterator[str]:
     """
     Yield what stands for each character of *text*.
@@ -74,7 +98,7 @@ def _pieces(text: str, limit: int, keep_lines: bool, escape_quotes: bool) -> Ite
     commands = {match.end() - 1 for match in _COMMAND.finditer(head)}
     marks = _MARKS_IN_A_ROW  # a mark needs a character in front
     for index, char in enumerate(text):
-        if unicodedata.category(char) in ("Mn", "Mc", "Me"):
+        if char > "\x7f" and unicodedata.category(char) in ("Mn", "Mc", "Me"):
             marks += 1
         else:
             marks = 0 if char.isprintable() and char != " " else _MARKS_IN_A_ROW

@@ -4,9 +4,9 @@ The engine process: `python -m runtime.engines --fd N --parent PID`.
 
 import argparse
 import contextlib
-import logging
 import socket
 
+from runtime.engines.base.logs import configure_logging
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load
 from runtime.engines.paged.step import LoadedModel
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    configure_logging()
     if not serve_parent(args.parent):
         return 0
     # Either error means that the API process has ended, and its clients with it.

@@ -12,6 +12,7 @@ from typing import TextIO
 from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, MODEL_LINK
 from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
+from runtime.contract.visible_text import visible
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.config import DecoderConfig
 from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str], out: TextIO, err: Text
         out.write(json.dumps(as_document(found, fault, code), indent=2) + "\n")
         return code
     if found is not None:
-        out.writelines(f"{line.rstrip()}\n" for line in as_text(found))
+        out.writelines(f"{visible(line.rstrip())}\n" for line in as_text(found))
     if fault is not None:
         err.write(f"{fault}\n")
     return code

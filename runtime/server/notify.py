@@ -8,6 +8,10 @@ import os
 import socket
 from collections.abc import Mapping
 
+from runtime.contract.visible_text import visible
+
+_STATUS_LIMIT = 800  # characters; systemd ignores a message of more than 4,096 bytes
+
 
 class Notifier:
     """
@@ -38,13 +42,13 @@ class Notifier:
         return cls(env.get("NOTIFY_SOCKET"), watchdog_s)
 
     def status(self, text: str) -> None:
-        self._send(f"STATUS={text}")
+        self._send(f"STATUS={_one_line(text)}")
 
     def ready(self, text: str) -> None:
-        self._send(f"READY=1\nSTATUS={text}")
+        self._send(f"READY=1\nSTATUS={_one_line(text)}")
 
     def stopping(self, text: str) -> None:
-        self._send(f"STOPPING=1\nSTATUS={text}")
+        self._send(f"STOPPING=1\nSTATUS={_one_line(text)}")
 
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
@@ -56,6 +60,16 @@ class Notifier:
             self._socket.sendto(message.encode(), self._address)
         except OSError:
             return  # a failed notification must not drop requests
+
+
+def _one_line(text: str) -> str:
+    r"""
+    Return *text* for STATUS=: each line of a message is an assignment, so it has no end of a line.
+
+    With it, `MAINPID=1` or `EXTEND_TIMEOUT_USEC=...` in the name of a model or in an error would
+    be obeyed.
+    """
+    return visible("; ".join(line.strip() for line in text.split("\n")), limit=_STATUS_LIMIT)
 
 
 class Watchdog:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from runtime.contract.errors import RuntimeFault
+from runtime.engines.base.logs import configure_logging
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load, decode_to_engine
 from runtime.engines.paged.step import LoadedModel, Running
@@ -110,7 +111,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--store", required=True)
     args = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    configure_logging()
     if not serve_parent(args.parent):
         return 0
     pipe = Pipe(socket.socket(fileno=args.fd))

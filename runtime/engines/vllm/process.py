@@ -5,19 +5,28 @@ It listens on a socket in a directory that only the runtime's user may enter.
 """
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from runtime.contract import ENV_API_TOKENS
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
 
+log = logging.getLogger("runtime.vllm")
+
+_LINE_BYTES = 1 << 14  # a longer line becomes several
+_LAST_LINES_S = 1.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # vLLM colours the names of its processes
 EXIT_USAGE = 2  # of argparse
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 KV_DTYPES = {"same": "auto", "fp8": "fp8"}
@@ -31,11 +40,13 @@ class VllmProcess:
     Attributes:
         socket: It listens there once it has loaded the model.
         model_name: Name of the model in its API.
+        log_reader: Copies what it prints into our log.
     """
 
     process: subprocess.Popen[bytes]
     socket: Path
     model_name: str
+    log_reader: threading.Thread | None = None
 
     def kill(self) -> None:
         """
@@ -46,8 +57,10 @@ class VllmProcess:
 
     def clear(self) -> None:
         """
-        Remove its socket and the directory around it.
+        Remove its socket and the directory around it; its last lines are in the log then.
         """
+        if self.log_reader is not None:
+            self.log_reader.join(timeout=_LAST_LINES_S)
         self.socket.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other files may be in it
             self.socket.parent.rmdir()
@@ -88,11 +101,29 @@ def launch_vllm(model: VllmModel, env: Mapping[str, str]) -> VllmProcess:
     process = subprocess.Popen(
         [*bound_to_us, *vllm_argv(model, program, socket)],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # vLLM logs to it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=vllm_env(env, model.options.threads),
         start_new_session=True,  # a Ctrl-C reaches the runtime alone, which drains first
     )
-    return VllmProcess(process, socket, model.model_name)
+    assert process.stdout is not None, "stdout=PIPE"
+    reader = threading.Thread(
+        target=log_lines, args=(process.stdout,), name="vllm-log", daemon=True
+    )
+    reader.start()
+    return VllmProcess(process, socket, model.model_name, reader)
+
+
+def log_lines(pipe: IO[bytes]) -> None:
+    """
+    Log each line of *pipe* as text of vLLM, until its end.
+
+    Its lines may hold what a client or a model's file has in it; they are no entries of ours.
+    """
+    with pipe:
+        while line := pipe.readline(_LINE_BYTES):
+            text = _COLOUR.sub("", line.decode(errors="replace").rstrip())
+            log.info("vllm: %s", text)
 
 
 def vllm_argv(model: VllmModel, program: Path, socket: Path) -> list[str]:

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -123,3 +124,25 @@ def test_an_interruption_has_its_own_code(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interruption_with_json_is_one_document(capsys):
+    with pytest.raises(SystemExit) as ended, error_boundary(as_json=True):
+        raise KeyboardInterrupt
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (ended.value.code, error["exit_code"], error["kind"], err) == (
+        130,
+        130,
+        "Interrupted",
+        "",
+    )
+
+
+def test_a_second_interruption_ends_the_process_by_itself():
+    """
+    So that one during the report is no traceback.
+    """
+    with pytest.raises(SystemExit), error_boundary(as_json=False):
+        raise KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli import terminal
+from deploy.cli import boundary, terminal
+from deploy.cli.boundary import error_boundary
 from deploy.cli.tables import status_table
 from deploy.cli.terminal import finish, print_error, print_progress, rendered
 from deploy.errors import CanaryRejected, TransportError
@@ -147,3 +148,54 @@ def test_a_reader_that_leaves_ends_it_quietly():
     done = run_inv(["matrix"], stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+class Gone(io.StringIO):
+    """
+    A pipe whose reader has left.
+    """
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [Broken, Gone])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_refused_release_keeps_its_code_where_stdout_takes_nothing(
+    monkeypatch, capsys, stream, as_json
+):
+    """
+    A script must not read "standard output is full" where the canary was refused.
+    """
+    monkeypatch.setattr("sys.stdout", stream())
+    error = CanaryRejected("r-v2: refused", why="6 of 11 failed", fix="look")
+    with pytest.raises(SystemExit) as ended:
+        finish({"ok": False}, "r-v2: reverted", error, as_json=as_json)
+    assert ended.value.code == CanaryRejected.exit_code
+    assert capsys.readouterr().err.count("6 of 11 failed") == 1
+
+
+def test_a_result_whose_reader_left_ends_quietly(monkeypatch):
+    """
+    Negative control: without an error it is the end of a pipe.
+    """
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(SystemExit) as ended:
+        finish({"ok": True}, "", None, as_json=True)
+    assert ended.value.code == 141
+
+
+def test_an_exception_that_cannot_be_explained_is_one_error(capsys, monkeypatch, tmp_path):
+    """
+    Its own text raises.
+    """
+
+    class Nasty(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    monkeypatch.setattr(boundary, "_TRACEBACK", tmp_path / "traceback.txt")
+    with pytest.raises(SystemExit) as ended, error_boundary(as_json=True):
+        raise Nasty
+    assert ended.value.code == 1
+    assert "Nasty" in json.loads(capsys.readouterr().out)["error"]["what"]

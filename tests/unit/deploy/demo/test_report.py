@@ -89,8 +89,8 @@ def test_the_report_has_the_exposure_of_each_refused_release():
     assert (bad["reached_users_s"], bad["requests"], bad["errors"]) == (2.1, 2, 1)
     assert bad["share_pct"] == 40.0
     assert garbled["requests"] == 0
-    assert "v1.2.0: reached users for 2.1 s" in report.text()
-    assert "v1.3.0: never reached a user" in report.text()
+    assert "v1.2.0: reached users for 2.1 s" in "\n".join(report.lines())
+    assert "v1.3.0: never reached a user" in "\n".join(report.lines())
 
 
 def test_the_timeline_shows_each_change_of_the_versions_once():
@@ -99,7 +99,7 @@ def test_the_timeline_shows_each_change_of_the_versions_once():
     """
     records = [make_record(float(s)) for s in range(40)]
     records += [make_record(s + 0.5, version="v1.1.0") for s in (20, 23, 26)]
-    text = make_report(records).text()
+    text = "\n".join(make_report(records).lines())
     rows = [line for line in text.splitlines() if " traffic  " in line]
     assert len(rows) == 3, text
     assert "v1.1.0" not in rows[0]

@@ -3,7 +3,10 @@ import socket
 
 import pytest
 
+from runtime.contract.errors import ConfigError
+from runtime.server import notify
 from runtime.server.notify import Notifier, Watchdog
+from tests.hostile_text import CORPUS, complaints
 
 
 @pytest.fixture
@@ -84,3 +87,41 @@ def test_without_a_watchdog_nothing_is_fed(manager):
     """
     Watchdog(Notifier(manager.getsockname())).beat(1.0)
     assert received(manager) == []
+
+
+INJECTED = "lab\nMAINPID=1\nEXTEND_TIMEOUT_USEC=999999999\nFDSTORE=1"
+
+
+@pytest.mark.parametrize("kind", ["status", "ready", "stopping"])
+@pytest.mark.parametrize(
+    "text", [*CORPUS, INJECTED, "五" * 5000], ids=lambda text: ascii(text)[:40]
+)
+def test_a_text_adds_no_assignment(manager, kind, text):
+    """
+    A datagram is lines of NAME=VALUE; systemd ignores one of more than 4,096 bytes.
+    """
+    getattr(Notifier(manager.getsockname()), kind)(text)
+    (message,) = received(manager)
+    names = [line.partition("=")[0] for line in message.split("\n")]
+    assert names == {"status": [], "ready": ["READY"], "stopping": ["STOPPING"]}[kind] + ["STATUS"]
+    assert len(message.encode()) <= 4096
+    assert complaints(message.encode()) == []
+
+
+def test_the_lines_of_an_error_become_one():
+    """
+    What and why, for `systemctl status`.
+    """
+    error = ConfigError("model: missing", why="no file", fix="add it")
+    assert notify._one_line(f"failed: {error}") == (
+        "failed: model: missing; why: no file; fix: add it"
+    )
+
+
+def test_without_the_guard_a_text_is_obeyed(manager, monkeypatch):
+    """
+    Negative control: the name of a model extends the time that systemd waits.
+    """
+    monkeypatch.setattr(notify, "_one_line", lambda text: text)
+    Notifier(manager.getsockname()).status(f"loading {INJECTED}")
+    assert "EXTEND_TIMEOUT_USEC=999999999" in received(manager)[0].split("\n")
