@@ -606,7 +606,7 @@ class LocalTransport:
     def verbs(self):
         return [verb for verb, _, _ in self.calls]
 
-    def run(self, argv, *, timeout_s, stdin=None, check=True):
+    def run(self, argv, *, timeout_s, stdin=None, check=True, output_max=2**20):
         words = list(argv)
         if words[:2] == ["sudo", "-n"]:
             words = words[2:]

@@ -10,7 +10,7 @@ from deploy.host.bundle.archive import check_archive
 from deploy.host.bundle.verify import check_file, check_signature, read_manifest
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
-from deploy.transport.client import ERRORS
+from deploy.transport.answers import ERRORS
 
 
 def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import reprlib
 import sys
 import typing
 from collections.abc import Mapping
@@ -142,7 +143,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     hints = _hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise Malformed(f"{where}: unknown key {', '.join(unknown)[:200]}")
+        raise Malformed(f"{where[:200]}: unknown key {', '.join(unknown)[:200]}")
     given = {}
     for field in dataclasses.fields(kind):
         if field.name in value:
@@ -178,4 +179,8 @@ def _expect(is_right: bool, wanted: str, value: object, where: str) -> None:
 
 
 def _malformed(wanted: str, value: object, where: str) -> Malformed:
-    return Malformed(f"{where}: should be {wanted}, got {repr(value)[:200]}")
+    return Malformed(f"{where[:200]}: should be {wanted}, got {_SHORT.repr(value)}")
+
+
+_SHORT = reprlib.Repr()  # looks at the first items and levels alone, however large the value is
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100

@@ -95,10 +95,12 @@ class Request(Generic[ResultT]):
     Attributes:
         VERB: Name of the verb, the one argument of the host program.
         NEEDS_LEASE: The verb changes what serves, so it is refused without the lease.
+        ANSWER_MAX: Most bytes of its answer; the controller takes no more.
     """
 
     VERB: ClassVar[str]
     NEEDS_LEASE: ClassVar[bool] = True
+    ANSWER_MAX: ClassVar[int] = 2**20
 
 
 def result_type(request: type[Request[ResultT]]) -> type[ResultT]:
@@ -703,6 +705,7 @@ class FactQuery(Request[Facts]):
 
     VERB = "facts"
     NEEDS_LEASE = False
+    ANSWER_MAX = 16 * 2**20
 
     paths: dict[str, str] = field(default_factory=dict)
     secret: tuple[str, ...] = ()

@@ -85,12 +85,19 @@ def parse_answer(request: Request[ResultT], text: str) -> ResultT:
     """
     Return the result of *request* in *text*.
 
+    What passes has the types of `protocol`, and no more bytes than the request allows.
+
     Raises:
         HostError: The host reports an error, or speaks another schema.
         Malformed: The text is not an answer of this protocol.
     """
+    # Characters: never more than the bytes that came.
+    if len(text) > request.ANSWER_MAX:
+        raise Malformed(f"answer: longer than {request.ANSWER_MAX} bytes")
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except Malformed:
+        raise
     except (ValueError, RecursionError):
         raise Malformed(f"answer: not JSON: {text[:200]!r}") from None
     if not isinstance(document, dict):
@@ -109,6 +116,17 @@ def parse_answer(request: Request[ResultT], text: str) -> ResultT:
         error = decode(_Error, document["error"], "error")
         raise HostError(error.kind, error.what, error.why, error.fix)
     raise Malformed(f"answer: neither a result nor an error: {text[:200]!r}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise Malformed("answer: a key stands twice in one object")
+    return document
+
+
+def _no_constant(name: str) -> None:
+    raise Malformed(f"answer: {name} is no number")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command
 
 from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.inventory.schema import Host, Ssh
-from deploy.transport.base import Completed
+from deploy.transport.base import OUTPUT_MAX, Completed
+from deploy.transport.conversation import Ended, OutputTooLong, converse
 from deploy.transport.ssh import connect
 
 _CHUNK = 256 * 1024
@@ -127,19 +128,28 @@ class BoundedConnector(SSHConnector):
             self.said = " / ".join(last) or f"exit status {status}, no output"
         return status in good, CommandOutput(lines)
 
-    def execute(self, line: str, content: Input | None, timeout_s: float) -> tuple[int, str, str]:
+    def execute(
+        self, line: str, content: Input | None, timeout_s: float, output_max: int = OUTPUT_MAX
+    ) -> tuple[int, str, str]:
         """
         Run the shell command *line*; return its exit status and its two outputs.
 
+        Args:
+            output_max: Most bytes of each output; a host that sends more is lost.
+
         Raises:
-            TimeoutError: The host is lost: no answer in time, or no connection.
+            TimeoutError: The host is lost: no answer in time, too long an answer, no connection.
         """
         if self.lost is not None:
             raise TimeoutError(self.lost.why)
         self.commands += 1
         try:
             with gevent.Timeout(timeout_s, TimeoutError()):
-                return self._converse(line, content)
+                ended = self._converse(line, content, output_max)
+                return ended.status, ended.stdout, ended.stderr
+        except OutputTooLong as error:
+            self.lose(self._unknown(f"the host sent {error} while: {self.doing}"))
+            raise TimeoutError("too much output") from error
         except TimeoutError as error:
             self.lose(self._silent(timeout_s))
             raise TimeoutError("no answer") from error
@@ -160,23 +170,9 @@ class BoundedConnector(SSHConnector):
         self.lost = self.lost or error
         self.disconnect()
 
-    def _converse(self, line: str, content: Input | None) -> tuple[int, str, str]:
-        channel = self._transport.open_session()
-        with channel:
-            channel.exec_command(line)
-            reader = gevent.spawn(channel.makefile_stderr("rb").read)
-            out = gevent.spawn(channel.makefile("rb").read)
-            try:
-                if content is not None:
-                    _send(channel, content)
-                channel.shutdown_write()
-                stdout, stderr = _text(out.get()), _text(reader.get())
-            finally:
-                gevent.killall([reader, out], block=False)
-            status = channel.recv_exit_status()
-        if status == -1:
-            raise paramiko.SSHException("closed before the exit status")
-        return status, stdout, stderr
+    def _converse(self, line: str, content: Input | None, output_max: int) -> Ended:
+        with self._transport.open_session() as channel:
+            return converse(channel, line, content or [], limit_bytes=output_max)
 
     def _watch(self) -> None:
         """
@@ -233,13 +229,16 @@ class ConnectorTransport:
         timeout_s: float,
         stdin: bytes | None = None,
         check: bool = True,
+        output_max: int = OUTPUT_MAX,
     ) -> Completed:
         command = shlex.join(argv)
         bounded = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} {command}"
         started_s = time.monotonic()
         try:
             content = None if stdin is None else input_of(stdin)
-            status, stdout, stderr = self._connector.execute(bounded, content, timeout_s)
+            status, stdout, stderr = self._connector.execute(
+                bounded, content, timeout_s, output_max
+            )
         except TimeoutError:
             assert self._connector.lost is not None
             raise self._connector.lost from None
@@ -261,17 +260,3 @@ class ConnectorTransport:
 
 def input_of(content: bytes) -> Input:
     return Input(lambda: io.BytesIO(content), len(content))
-
-
-def _send(channel: paramiko.Channel, content: Input) -> None:
-    try:
-        for chunk in content:
-            channel.sendall(chunk)
-    except OSError:
-        # The command ended before it had read everything; its status tells why.
-        if not channel.exit_status_ready():
-            raise
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")

@@ -10,11 +10,11 @@ import zlib
 
 from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
-from deploy.host.codec import Malformed
-from deploy.host.protocol import Call, FactQuery, Facts, HostError
-from deploy.host.rpc import encode_request, parse_answer
+from deploy.foreign_text import says
+from deploy.host.protocol import Call, FactQuery, Facts
+from deploy.host.rpc import encode_request
+from deploy.transport.answers import read_answer
 from deploy.transport.base import Completed, Transport
-from deploy.transport.client import named_for
 
 _NO_PYTHON = 69  # exit status of a host without python3
 _ANSWER = '{"ok": '
@@ -56,6 +56,7 @@ def read_facts(
         timeout_s=timeout_s,
         stdin=probe_input(packed_program, query),
         check=False,
+        output_max=query.ANSWER_MAX,
     )
     return parse_probe(transport.host, query, completed)
 
@@ -86,17 +87,12 @@ def parse_probe(host: str, query: FactQuery, completed: Completed) -> Facts | No
     """
     if completed.returncode == _NO_PYTHON:
         return None
-    answers = [line for line in completed.stdout.splitlines() if line.startswith(_ANSWER)]
+    answers = [line for line in completed.stdout.split("\n") if line.startswith(_ANSWER)]
     if completed.returncode != 0 or not answers:
-        output = completed.stderr.strip() or completed.stdout.strip() or "no output"
-        last = " / ".join(line.strip() for line in output.splitlines()[-4:])
-        raise _unreadable(host, f"exit status {completed.returncode}: {last}")
-    try:
-        return parse_answer(query, answers[-1])
-    except HostError as error:
-        raise named_for(host, error) from None
-    except Malformed as error:
-        raise _unreadable(host, str(error)) from None
+        output = completed.stderr.strip() or completed.stdout.strip()
+        last = " / ".join(line.strip() for line in output.split("\n")[-4:])
+        raise _unreadable(host, f"exit status {completed.returncode}; {says(host, last)}")
+    return read_answer(host, query, answers[-1])
 
 
 def _unreadable(host: str, why: str) -> CommandFailed:

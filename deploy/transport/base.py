@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+OUTPUT_MAX = 2**20  # bytes of each output of a command, where the caller names no other limit
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -40,14 +42,18 @@ class Transport(Protocol):
         timeout_s: float,
         stdin: bytes | None = None,
         check: bool = True,
+        output_max: int = OUTPUT_MAX,
     ) -> Completed:
         """
         Run *argv* and return what it answered.
 
+        Args:
+            output_max: Most bytes of each of its two outputs.
+
         Raises:
             CommandFailed: It ran and exited non-zero, and *check* is true.
-            TransportError: No answer within *timeout_s*, or no connection: we do not know
-                whether it ran.
+            TransportError: No answer within *timeout_s*, an output longer than *output_max*, or
+                no connection: we do not know whether it ran.
             HostKeyMismatch: The host is not the recorded one; nothing was sent.
         """
 

@@ -2,46 +2,17 @@
 Calls the host program of one host: one SSH command a request, typed both ways.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TypeVar
 
-from deploy.errors import (
-    BundleTampered,
-    BundleTruncated,
-    BundleUnsigned,
-    CommandFailed,
-    DeployError,
-    DiskTooSmall,
-    LeaseHeld,
-    LeaseLost,
-    NothingToRollBackTo,
-    PreconditionError,
-    UsageError,
-)
+from deploy.errors import CommandFailed, DeployError, PreconditionError
+from deploy.foreign_text import says
 from deploy.host import layout
-from deploy.host.codec import Malformed
-from deploy.host.protocol import Call, ErrorKind, HostError, Request
-from deploy.host.rpc import encode_request, parse_answer
+from deploy.host.protocol import Call, Request
+from deploy.host.rpc import encode_request
+from deploy.transport.answers import read_answer
 from deploy.transport.base import Completed, Transport
 
 ResultT = TypeVar("ResultT")
-
-ERRORS: Mapping[ErrorKind, type[DeployError]] = MappingProxyType(
-    {
-        ErrorKind.USAGE: UsageError,
-        ErrorKind.SCHEMA: PreconditionError,
-        ErrorKind.PRECONDITION: PreconditionError,
-        ErrorKind.DISK_TOO_SMALL: DiskTooSmall,
-        ErrorKind.COMMAND_FAILED: CommandFailed,
-        ErrorKind.LEASE_HELD: LeaseHeld,
-        ErrorKind.LEASE_LOST: LeaseLost,
-        ErrorKind.NOTHING_TO_ROLL_BACK_TO: NothingToRollBackTo,
-        ErrorKind.BUNDLE_UNSIGNED: BundleUnsigned,
-        ErrorKind.BUNDLE_TAMPERED: BundleTampered,
-        ErrorKind.BUNDLE_TRUNCATED: BundleTruncated,
-    }
-)
 
 
 class HostClient:
@@ -83,21 +54,12 @@ class HostClient:
             timeout_s=timeout_s,
             stdin=encode_request(request, call),
             check=False,
+            output_max=request.ANSWER_MAX,
         )
         if completed.returncode != 0:
             raise self._crashed(request.VERB, completed)
-        lines = completed.stdout.strip().splitlines()
-        try:
-            return parse_answer(request, lines[-1] if lines else "")
-        except HostError as error:
-            raise named_for(self.host, error) from None
-        except Malformed as error:
-            raise CommandFailed(
-                f"{self.host}: {request.VERB}: the answer of the host program is not valid",
-                why=str(error),
-                fix=f"inv provision --limit {self.host} installs the host program of this release",
-                host=self.host,
-            ) from None
+        lines = completed.stdout.strip().split("\n")
+        return read_answer(self.host, request, lines[-1])
 
     def _crashed(self, verb: str, completed: Completed) -> DeployError:
         if "can't open file" in completed.stderr and layout.HOST_PROGRAM in completed.stderr:
@@ -107,18 +69,10 @@ class HostClient:
                 fix=f"inv provision --limit {self.host}",
                 host=self.host,
             )
-        stderr = " / ".join(completed.stderr.strip().splitlines()[-4:])
+        stderr = " / ".join(completed.stderr.strip().split("\n")[-4:])
         return CommandFailed(
             f"{self.host}: the host program failed at {verb}",
-            why=f"exit status {completed.returncode}: {stderr or 'no output'}",
+            why=f"exit status {completed.returncode}; {says(self.host, stderr)}",
             fix=f"inv provision --limit {self.host} installs the host program of this release",
             host=self.host,
         )
-
-
-def named_for(host: str, error: HostError) -> DeployError:
-    """
-    Return *error* as the controller raises it, with the name of *host* in front.
-    """
-    what = error.what if error.what.startswith(f"{host}:") else f"{host}: {error.what}"
-    return ERRORS[error.kind](what, why=error.why, fix=error.fix, host=host)

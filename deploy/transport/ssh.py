@@ -16,7 +16,8 @@ from fabric import Config, Connection
 
 from deploy.errors import CommandFailed, HostKeyMismatch, TransportError
 from deploy.inventory.schema import Host, Ssh
-from deploy.transport.base import Completed
+from deploy.transport.base import OUTPUT_MAX, Completed
+from deploy.transport.conversation import OutputTooLong, converse
 
 _CHUNK = 256 * 1024
 
@@ -60,6 +61,7 @@ class SshTransport:
         timeout_s: float,
         stdin: bytes | None = None,
         check: bool = True,
+        output_max: int = OUTPUT_MAX,
     ) -> Completed:
         command = shlex.join(argv)
         # Ends the command on the host too, when this side has given up.
@@ -70,9 +72,10 @@ class SshTransport:
             channel = transport.open_session(timeout=timeout_s)
             give_up_on.append(channel)
             with channel:
-                channel.exec_command(bounded)
                 self.commands += 1
-                out, err, status = _converse(channel, stdin)
+                out, err, status = converse(
+                    channel, bounded, [stdin] if stdin else [], limit_bytes=output_max
+                )
         done = Completed(tuple(argv), status, out, err, time.monotonic() - started_s)
         if check and status != 0:
             said = (err or out).strip().splitlines()[-8:]
@@ -99,19 +102,10 @@ class SshTransport:
             channel = transport.open_session(timeout=timeout_s)
             give_up_on.append(channel)
             with channel, local.open("rb") as file:
-                channel.exec_command(f"timeout {timeout_s + 5:.0f} {shlex.join(argv)}")
                 self.commands += 1
-                try:
-                    while chunk := file.read(_CHUNK):
-                        channel.sendall(chunk)
-                    channel.shutdown_write()
-                except OSError:
-                    if channel.closed and not channel.exit_status_ready():
-                        raise
-                err = channel.makefile_stderr("rb").read().decode(errors="replace")
-                status = channel.recv_exit_status()
-                if status == -1:
-                    raise paramiko.SSHException("the connection closed before the exit status")
+                bounded = f"timeout {timeout_s + 5:.0f} {shlex.join(argv)}"
+                parts = iter(lambda: file.read(_CHUNK), b"")
+                _, err, status = converse(channel, bounded, parts, limit_bytes=OUTPUT_MAX)
         if status != 0:
             raise CommandFailed(
                 f"{self.host}: could not write {remote}",
@@ -175,6 +169,14 @@ class SshTransport:
             self._in_progress += 1
         try:
             yield channels
+        except OutputTooLong as error:
+            raise TransportError(
+                f"{self.host}: no valid answer to `{_short(command)}`",
+                why=f"the host sent {error}; its channel was closed",
+                fix=f"look for what prints there: ssh {self._host.address}; it may have run the "
+                "command",
+                host=self.host,
+            ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = (
                 f"no answer within {timeout_s:.0f} s"
@@ -309,29 +311,6 @@ def _unreachable(label: str, address: str, ssh: Ssh, error: BaseException) -> Tr
         fix="is it up, and is its address right?  ping it, then: inv status",
         host=label,
     )
-
-
-def _converse(channel: paramiko.Channel, stdin: bytes | None) -> tuple[str, str, int]:
-    try:
-        if stdin:
-            channel.sendall(stdin)
-        channel.shutdown_write()
-    except OSError:
-        # A command may end before it has read its whole input; its status tells why.
-        if not channel.exit_status_ready():
-            raise
-    errors: list[bytes] = []
-    # Both streams share one window: read them side by side or a chatty command stalls.
-    reader = threading.Thread(
-        target=lambda: errors.append(channel.makefile_stderr("rb").read()), daemon=True
-    )
-    reader.start()
-    out = channel.makefile("rb").read()
-    reader.join()
-    status = channel.recv_exit_status()
-    if status == -1:
-        raise paramiko.SSHException("the connection closed before the exit status")
-    return out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), status
 
 
 def _words(error: BaseException) -> str:

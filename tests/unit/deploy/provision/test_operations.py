@@ -225,7 +225,7 @@ class RecordingTransport:
     def __init__(self, *answers):
         self.answers, self.sent = list(answers), []
 
-    def run(self, argv, *, timeout_s, stdin=None, check=True):
+    def run(self, argv, *, timeout_s, stdin=None, check=True, output_max=2**20):
         self.sent.append((argv, stdin))
         return Completed(tuple(argv), 0, self.answers.pop(0), "", 0.1)
 
@@ -260,5 +260,5 @@ def test_an_environment_that_does_not_fit_is_an_error_of_its_kind():
     The host program's error keeps its class, and so its exit code.
     """
     error = HostError(ErrorKind.DISK_TOO_SMALL, "no space", "1 MiB is free", "free some")
-    with pytest.raises(DiskTooSmall, match="n1: no space"):
+    with pytest.raises(DiskTooSmall, match='n1 says: "no space: 1 MiB is free"'):
         build(encode_error(error))

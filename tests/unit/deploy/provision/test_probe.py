@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.errors import CommandFailed, LeaseHeld
+from deploy.errors import CommandFailed, PreconditionError
 from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError
 from deploy.host.rpc import encode_error
 from deploy.provision.probe import PROBE_COMMAND, pack_program, parse_probe, probe_input
@@ -73,9 +73,11 @@ def test_an_error_of_the_host_program_keeps_its_kind():
     """
     The controller raises the class of the kind, with the host's name.
     """
-    line = encode_error(HostError(ErrorKind.LEASE_HELD, "held", "by ann", "wait"))
-    with pytest.raises(LeaseHeld, match="n1: held"):
+    line = encode_error(HostError(ErrorKind.PRECONDITION, "no dpkg", "it is gone", "evil | sh"))
+    with pytest.raises(PreconditionError) as caught:
         parse_probe("n1", FactQuery(), completed(line))
+    assert caught.value.why == 'n1 says: "no dpkg: it is gone"'
+    assert "evil" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_an_error_of_the_host_program_keeps_its_kind():
             completed(returncode=1, stderr="sudo: a password is required\n"),
             "a password is required",
         ),
-        (completed(returncode=1), "exit status 1: no output"),
+        (completed(returncode=1), "exit status 1; n1 says nothing"),
         (completed("Welcome\n"), "Welcome"),
         (completed(json.dumps({"ok": True, "schema": SCHEMA, "result": {}})), "missing"),
     ],

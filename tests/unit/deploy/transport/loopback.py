@@ -68,6 +68,34 @@ class LoopbackSshd:
         for transport in self._transports:
             transport.close()
 
+    def run_command(self, channel, command):
+        """
+        Answer *command* on *channel*, and close it.
+        """
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        streams = [
+            threading.Thread(target=_copy, args=(process.stdout, channel.sendall), daemon=True),
+            threading.Thread(
+                target=_copy, args=(process.stderr, channel.sendall_stderr), daemon=True
+            ),
+        ]
+        threading.Thread(target=_feed, args=(channel, process.stdin), daemon=True).start()
+        for stream in streams:
+            stream.start()
+        status = process.wait()
+        for stream in streams:
+            stream.join()
+        with contextlib.suppress(OSError, EOFError):
+            channel.send_exit_status(status if status >= 0 else 128 - status)
+            channel.close()
+
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
         return self
@@ -83,6 +111,8 @@ class LoopbackSshd:
         with contextlib.suppress(OSError):  # closed
             while True:
                 connection, _ = self._listener.accept()
+                # As sshd does: an answer of several packets does not wait for an acknowledgement.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport = paramiko.Transport(connection)
                 transport.add_server_key(self.host_key)
                 self._transports.append(transport)
@@ -109,33 +139,9 @@ class _Server(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel, command):
         self._sshd.commands.append(command.decode())
-        threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
+        run = self._sshd.run_command
+        threading.Thread(target=run, args=(channel, command.decode()), daemon=True).start()
         return True
-
-    def _run(self, channel, command):
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._sshd._processes.append(process)
-        streams = [
-            threading.Thread(target=_copy, args=(process.stdout, channel.sendall), daemon=True),
-            threading.Thread(
-                target=_copy, args=(process.stderr, channel.sendall_stderr), daemon=True
-            ),
-        ]
-        threading.Thread(target=_feed, args=(channel, process.stdin), daemon=True).start()
-        for stream in streams:
-            stream.start()
-        status = process.wait()
-        for stream in streams:
-            stream.join()
-        with contextlib.suppress(OSError, EOFError):
-            channel.send_exit_status(status if status >= 0 else 128 - status)
-            channel.close()
 
 
 def _copy(pipe, send):

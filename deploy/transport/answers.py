@@ -1,0 +1,229 @@
+"""
+The one door for what hosts say: the text of an answer becomes a typed result or an error.
+
+A host only selects.  Of an error it selects the kind, among those that its verb can have; class,
+exit code and remedy are ours.  Its words are quoted as its own, as a reason.  A result that
+contradicts its request is as invalid as one of the wrong type.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from deploy.errors import (
+    BundleTampered,
+    BundleTruncated,
+    BundleUnsigned,
+    CommandFailed,
+    DeployError,
+    DiskTooSmall,
+    LeaseHeld,
+    LeaseLost,
+    NothingToRollBackTo,
+    PreconditionError,
+    UsageError,
+)
+from deploy.foreign_text import says, visible
+from deploy.host.codec import Malformed
+from deploy.host.layout import SLOTS
+from deploy.host.protocol import (
+    ErrorKind,
+    FactQuery,
+    Facts,
+    Golden,
+    GoldenResult,
+    HostError,
+    Measure,
+    Request,
+    SlotStart,
+    SlotStop,
+    StageCommit,
+    Status,
+    TrafficSet,
+    TrafficWeights,
+)
+from deploy.host.rpc import parse_answer
+
+ResultT = TypeVar("ResultT")
+
+ERRORS: Mapping[ErrorKind, type[DeployError]] = MappingProxyType(
+    {
+        ErrorKind.USAGE: UsageError,
+        ErrorKind.SCHEMA: PreconditionError,
+        ErrorKind.PRECONDITION: PreconditionError,
+        ErrorKind.DISK_TOO_SMALL: DiskTooSmall,
+        ErrorKind.COMMAND_FAILED: CommandFailed,
+        ErrorKind.LEASE_HELD: LeaseHeld,
+        ErrorKind.LEASE_LOST: LeaseLost,
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: NothingToRollBackTo,
+        ErrorKind.BUNDLE_UNSIGNED: BundleUnsigned,
+        ErrorKind.BUNDLE_TAMPERED: BundleTampered,
+        ErrorKind.BUNDLE_TRUNCATED: BundleTruncated,
+    }
+)
+
+_WHAT: Mapping[ErrorKind, str] = MappingProxyType(
+    {
+        ErrorKind.SCHEMA: "the host program is of another release of slipway",
+        ErrorKind.DISK_TOO_SMALL: "too little free disk space",
+        ErrorKind.LEASE_HELD: "another operator holds the lease",
+        ErrorKind.LEASE_LOST: "this lease is no longer in force",
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: "not recorded as good",
+        ErrorKind.BUNDLE_UNSIGNED: "the bundle has no valid signature",
+        ErrorKind.BUNDLE_TAMPERED: "a file differs from the signed one",
+        ErrorKind.BUNDLE_TRUNCATED: "a file is incomplete",
+    }
+)
+
+# Remedies by kind, and by verb where it needs another one.  {host} and {slot} are filled in.
+_REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
+    {
+        ErrorKind.USAGE: "inv provision --limit {host} installs the host program of this release",
+        ErrorKind.SCHEMA: "inv provision installs the host program of this release",
+        ErrorKind.PRECONDITION: "inv status, then: inv provision --limit {host}",
+        ErrorKind.DISK_TOO_SMALL: "free space on {host} (inv status shows how much it has), or "
+        "lower release.keep",
+        ErrorKind.COMMAND_FAILED: "look at the host: inv status, systemctl status haproxy "
+        "'slipway-runtime@*' on {host}; then: inv provision --limit {host}",
+        ErrorKind.LEASE_HELD: "wait until it ends or expires: inv status shows the owner; for a "
+        "lease that nobody renews, that is its time to live at most",
+        ErrorKind.LEASE_LOST: "inv status; nothing more was changed on {host} under this lease",
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: "inv status lists the good releases of each host; name "
+        "one of them: inv rollback --to",
+        ErrorKind.BUNDLE_UNSIGNED: "sign it with a key of the fleet's allowed_signers: inv bundle; "
+        "inv provision installs changed signers",
+        ErrorKind.BUNDLE_TAMPERED: "nothing was unpacked; build the bundle again: inv bundle",
+        ErrorKind.BUNDLE_TRUNCATED: "nothing was unpacked; send it again: inv release",
+    }
+)
+_REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
+    {
+        ("slot.start", ErrorKind.COMMAND_FAILED): "journalctl -u slipway-runtime@{slot} on {host}; "
+        "the other slot was not touched",
+        ("slot.stop", ErrorKind.COMMAND_FAILED): "wait for its requests, or on {host}: systemctl "
+        "kill slipway-runtime@{slot}",
+        ("slot.stop", ErrorKind.PRECONDITION): "take its requests away first; inv status shows the "
+        "weights",
+        ("venv.build", ErrorKind.COMMAND_FAILED): "the lock, the row's torch build and the Python "
+        "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
+        ("stage.commit", ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
+        "nvidia-smi there; inv bundle builds it again",
+        ("traffic.set", ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
+        "'slipway-runtime@*' on {host}",
+        ("traffic.set", ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "
+        "on {host}",
+    }
+)
+
+# Kinds that only these verbs can have; a host that claims one elsewhere would choose our exit code.
+_ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
+    {
+        ErrorKind.LEASE_HELD: frozenset({"lease.acquire"}),
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({"good.rollback"}),
+        ErrorKind.BUNDLE_UNSIGNED: frozenset({"stage.missing", "stage.commit"}),
+        ErrorKind.BUNDLE_TAMPERED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
+        ErrorKind.BUNDLE_TRUNCATED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
+    }
+)
+
+
+def read_answer(host: str, request: Request[ResultT], text: str) -> ResultT:
+    """
+    Return the result of *request* in *text*, the last line that *host* wrote.
+
+    Raises:
+        DeployError: Of the kind that the host reports, named for the host.
+        CommandFailed: The text is no valid answer to *request*.
+    """
+    try:
+        result = parse_answer(request, text)
+        _refuse_contradiction(request, result)
+    except HostError as error:
+        raise error_of(host, request, error) from None
+    except Malformed as error:
+        raise CommandFailed(
+            f"{host}: {request.VERB}: the answer of the host program is not valid",
+            why=visible(str(error)),
+            fix=f"inv provision --limit {host} installs the host program of this release; if the "
+            "answer stays so, do not trust that host",
+            host=host,
+        ) from None
+    return result
+
+
+def error_of(host: str, request: Request[Any], error: HostError) -> DeployError:
+    """
+    Return what *host* reports about *request* as the controller raises it.
+    """
+    is_possible = request.VERB in _ONLY_OF.get(error.kind, frozenset({request.VERB}))
+    kind = error.kind if is_possible else ErrorKind.COMMAND_FAILED
+    remedy = _REMEDIES_OF_VERBS.get((request.VERB, kind), _REMEDIES[kind])
+    return ERRORS[kind](
+        f"{host}: {request.VERB}: {_WHAT.get(kind, 'failed')}",
+        why=says(host, f"{error.what}: {error.why}"),
+        fix=remedy.format(host=host, slot=getattr(request, "slot", "SLOT")),
+        host=host,
+    )
+
+
+def _refuse_contradiction(request: Request[Any], result: object) -> None:
+    """
+    Raise Malformed where *result*, of the right type, is not about what *request* asked.
+    """
+    check = _CHECKS.get(type(request))
+    problem = check(request, result) if check is not None else None
+    if problem is not None:
+        raise Malformed(f"answer: {problem}")
+
+
+def _same(request: Any, result: Any, *names: str) -> str | None:
+    for name in names:
+        wanted, got = getattr(request, name), getattr(result, name)
+        if wanted != got:
+            return f"{name} is {got!r}, asked was {wanted!r}"
+    return None
+
+
+def _slots(what: str, names: Mapping[str, object]) -> str | None:
+    return None if set(names) == set(SLOTS) else f"{what} of {sorted(names)}, not of all slots"
+
+
+def _weights(request: TrafficSet, result: TrafficWeights) -> str | None:
+    problem = _slots("weights", result.weights)
+    if problem is None and any(result.weights[s] != n for s, n in request.weights.items()):
+        problem = f"the weights are {result.weights}, asked was {dict(request.weights)}"
+    return problem
+
+
+def _golden(_request: Golden, result: GoldenResult) -> str | None:
+    is_sum = result.passed + len(result.failures) <= result.total
+    is_whole = bool(result.failures) == (result.passed < result.total)
+    return None if is_sum and is_whole else "its numbers of prompts contradict each other"
+
+
+def _facts(query: FactQuery, facts: Facts) -> str | None:
+    for what, asked, got in (
+        ("paths", query.paths, facts.paths),
+        ("packages", query.packages, facts.packages),
+        ("users", query.users, facts.users),
+        ("units", query.units, facts.units),
+        ("listings", query.listings, facts.listings),
+        ("room", query.room, facts.room),
+    ):
+        if set(asked) != set(got):
+            return f"{what} other than those asked for"
+    return None
+
+
+_CHECKS: Mapping[type[Request[Any]], Callable[[Any, Any], str | None]] = MappingProxyType(
+    {
+        Status: lambda _request, status: _slots("states", status.slots),
+        Measure: lambda _request, measurement: _slots("counters", measurement.slots),
+        StageCommit: lambda request, staged: _same(request, staged, "bundle"),
+        SlotStart: lambda request, started: _same(request, started, "slot", "bundle"),
+        SlotStop: lambda request, stopped: _same(request, stopped, "slot"),
+        TrafficSet: _weights,
+        Golden: _golden,
+        FactQuery: _facts,
+    }
+)
