@@ -17,7 +17,7 @@ import testinfra.backend
 from testinfra.backend.base import BaseBackend, CommandResult
 from xdist.scheduler import LoadScopeScheduling
 
-from deploy.errors import DeployError, TransportError
+from deploy.errors import DeployError
 from deploy.inventory.host_document import host_of
 from deploy.transport.ssh import SshTransport
 from deploy.verify.report import CONNECTION, HOST, LOST
@@ -62,7 +62,7 @@ class Connections:
         limit_s = self._hosts[name].ssh.command_timeout
         try:
             done = self._transports[name].run(["sh", "-c", line], timeout_s=limit_s, check=False)
-        except TransportError as error:
+        except DeployError as error:  # also an output without end
             self.lost[name] = _reason(name, error)
             pytest.fail(self.lost[name], pytrace=False)
         return done.returncode, done.stdout, done.stderr

@@ -127,3 +127,13 @@ def test_a_silent_host_ends_at_the_deadline_of_a_command(sshd, asserted):
     assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable")]
     assert "no answer within 1 s" in report.failed[0].why
     assert report.passed == 0
+
+
+def test_output_without_end_is_the_failure_of_its_host(sshd, asserted):
+    """
+    The limits of the transport hold for assertions too; nothing is left running.
+    """
+    text = "def test_a(host):\n    host.run('yes')\n"
+    report = asserted(text, [sshd.host("n1")])
+    assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable")]
+    assert report.passed == 0
