@@ -17,6 +17,7 @@ from deploy.cli.arguments import (
     fleet_name,
     output_file,
     path_from_caller,
+    release_name,
     whole_number,
 )
 from deploy.cli.command import command
@@ -123,7 +124,7 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     share_pct = canary_share(canary, fleet)
-    bundle = bundles.checked_bundle(fleet, version)
+    bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
     with waiting("the state of the hosts"), connect(fleet) as on:
         result = releases.make_plan(on, bundle, share_pct)
     finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
@@ -152,7 +153,7 @@ def release(c, canary="", version=None, plan=None, allow_older=False, hosts=None
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     share_pct = canary_share(canary, fleet)
-    bundle = bundles.checked_bundle(fleet, version)
+    bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
             todo = releases.make_plan(on, bundle, share_pct)
@@ -182,6 +183,7 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
     from deploy.wiring import checkout, releases
     from deploy.wiring.hosts import connect
 
+    to = to and release_name("to", to)
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with connect(fleet) as on:
         with waiting("the state of the hosts"):

@@ -9,8 +9,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST_S = 365 * _SECONDS["d"]  # clocks and timers overflow somewhere above it
+_LARGEST_BYTES = 2**50
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -19,9 +21,12 @@ def parse_duration_s(text: object) -> float:
     Return the seconds of "250ms", "30s", "10m", "2h", "1d".
 
     Raises:
-        ValueError: *text* is not a number with one of these units.
+        ValueError: *text* is not a number with one of these units, or is more than 365 days.
     """
-    return _parse(text, _SECONDS, "a duration with its unit, such as 30s or 10m")
+    seconds = _parse(text, _SECONDS, "a duration with its unit, such as 30s or 10m")
+    if seconds > _LONGEST_S:
+        raise ValueError(f"should be at most 365d, got {text!r}")
+    return seconds
 
 
 def parse_size_bytes(text: object) -> int:
@@ -29,9 +34,12 @@ def parse_size_bytes(text: object) -> int:
     Return the bytes of "512MiB", "1.5GiB".
 
     Raises:
-        ValueError: *text* is not a number with a binary unit.
+        ValueError: *text* is not a number with a binary unit, or is more than 1024 TiB.
     """
-    return int(_parse(text, _BYTES, "a size with its unit, such as 512MiB or 2GiB"))
+    size = _parse(text, _BYTES, "a size with its unit, such as 512MiB or 2GiB")
+    if size > _LARGEST_BYTES:
+        raise ValueError(f"should be at most 1024TiB, got {text!r}")
+    return int(size)
 
 
 def parse_ratio(text: object) -> float:
@@ -72,7 +80,7 @@ def format_size(count: int) -> str:
 def _parse(text: object, units: dict[str, float] | dict[str, int], expected: str) -> float:
     if isinstance(text, str):
         names = "|".join(units)
-        if match := re.fullmatch(f"{_NUMBER} ?({names})", text.strip()):
+        if match := re.fullmatch(f"{_NUMBER} ?({names})", text):
             return float(match[1]) * units[match[2]]
     raise ValueError(f"should be {expected}, got {text!r}")
 

@@ -24,8 +24,8 @@ KINDS = (
 )  # fmt: skip
 GARBAGE = (
     b"", b"\n", b"[]", b"null", b"[" * 200_000, b'{"a":' * 50_000, b"\xff\xfe\x00", b"NaN",
-    b'{"ok": true, "ok": true, "schema": 2, "result": {}}', b'{"ok": true}', b"\x1b[2J\r\nok",
-    b'{"ok": true, "schema": 2, "result": NaN}', b"1" * 5000, b'"' + b"\\u0000" * 9000 + b'"',
+    b'{"ok": true, "ok": true, "schema": 3, "result": {}}', b'{"ok": true}', b"\x1b[2J\r\nok",
+    b'{"ok": true, "schema": 3, "result": NaN}', b"1" * 5000, b'"' + b"\\u0000" * 9000 + b'"',
 )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ class HostileSshd(LoopbackSshd):
         error = {"kind": self.random.choice(KINDS)} | dict(
             zip(("what", "why", "fix"), words, strict=True)
         )
-        return json.dumps({"ok": False, "schema": 2, "error": error}).encode()
+        return json.dumps({"ok": False, "schema": 3, "error": error}).encode()
 
     def _changed(self, verb, content):
         document = json.loads(self._line(verb, content))

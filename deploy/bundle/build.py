@@ -4,21 +4,19 @@ Builds a bundle from a model, a version and the runtime of this checkout, reprod
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from deploy.bundle.model import check_model, model_name, read_golden
+from deploy.bundle.model import CONFIG, check_model, model_name, read_golden
 from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import PreconditionError, UsageError
 from deploy.host.bundle.archive import build_archive, list_files
 from deploy.host.bundle.manifest import (
     GOLDEN_FILE,
     LOCK_FILE,
-    VERSION,
     LockPart,
     Manifest,
     ModelFile,
@@ -26,6 +24,7 @@ from deploy.host.bundle.manifest import (
     check_manifest,
     model_digest,
 )
+from deploy.host.names import MODEL_NAME, VERSION, Name
 from deploy.host.protocol import Wheel
 from runtime.contract import CONFIG_FILE
 from runtime.contract.engine_options import OPTIONS
@@ -93,10 +92,11 @@ def build_bundle(
         UsageError: *version* or *overrides* is not valid.
         PreconditionError: *runtime_dir* has no runtime.
     """
-    _check_version(version)
+    check_version(version)
     own = _check_overrides(overrides or {})
     names = check_model(model)
     own.setdefault("model_name", model_name(model))
+    _check_name(MODEL_NAME, str(own["model_name"]), f"set _name_or_path in {model / CONFIG}")
     contents = _runtime(runtime_dir)
     contents[CONFIG_FILE] = _yaml({"version": version, **own})
     contents[GOLDEN_FILE] = read_golden(model)
@@ -144,14 +144,25 @@ def _counter(manifest: Manifest, store: BundleStore) -> int:
     return max([manifest.counter, *(other.counter + 1 for other in stored)])
 
 
-def _check_version(version: str) -> None:
-    if not re.fullmatch(VERSION, version):
+def check_version(version: str) -> None:
+    """
+    Refuse a *version* that could not be a label, a header or part of a path.
+
+    Raises:
+        UsageError: Says what a version is.
+    """
+    _check_name(VERSION, version, "--version v1.3.0")
+
+
+def _check_name(kind: Name, text: str, fix: str) -> None:
+    try:
+        kind.parse(text)
+    except ValueError as error:
         raise UsageError(
-            f"version {version!r}: not valid",
-            why="it becomes a label and a header: letters, digits, . _ + -; a letter or digit "
-            "first; 64 characters at most",
-            fix="--version v1.3.0",
-        )
+            f"{kind.kind} {text[:80]!r}: not valid",
+            why=f"it becomes a label and a header: {error}",
+            fix=fix,
+        ) from None
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@ What flags and environment variables mean: paths, numbers, the fleet.
 """
 
 import os
+import re
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.errors import UsageError
+from deploy.foreign_text import visible
 
 if TYPE_CHECKING:
     from deploy.inventory.schema import Fleet
@@ -83,6 +85,25 @@ def fleet_name(flag: str | None, configured: str | None) -> str:
     return str(path_from_caller(name)) if is_from_caller and name.endswith(".yml") else name
 
 
+def release_name(flag: str, text: str) -> str:
+    """
+    Return *text*, the name of a release or bundle: a version, a release id or a digest.
+
+    Raises:
+        UsageError: It has other characters; checked before a host is asked.
+    """
+    from deploy.host.names import RELEASE
+
+    try:
+        return RELEASE.parse(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--{flag} {visible(text, limit=80)}: not valid",
+            why=str(error),
+            fix=f"--{flag} v1.3.0; inv status shows what is on hosts",
+        ) from None
+
+
 def whole_number(flag: str, text: object) -> int:
     """
     Return *text* as a whole number.
@@ -90,14 +111,14 @@ def whole_number(flag: str, text: object) -> int:
     Raises:
         UsageError: It is none.
     """
-    try:
+    # int() also reads digits of other scripts, underscores and white space.
+    if re.fullmatch(r"-?[0-9]{1,9}", str(text)):
         return int(str(text))
-    except ValueError:
-        raise UsageError(
-            f"--{flag} {text}: not a whole number",
-            why=f"got {str(text)!r}",
-            fix=f"give a number, such as --{flag} 10",
-        ) from None
+    raise UsageError(
+        f"--{flag} {visible(str(text), limit=80)}: not a whole number",
+        why="it has other characters than digits, or too many",
+        fix=f"give a number, such as --{flag} 10",
+    )
 
 
 def canary_share(text: str, fleet: "Fleet") -> int:

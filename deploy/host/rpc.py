@@ -1,9 +1,9 @@
 """
 The documents that carry the protocol: one JSON request, one JSON answer for each run.
 
-    {"schema": 2, "fence": 7, "release": "r1", "actor": "ann@desk", "args": {"slot": "green"}}
-    {"ok": true, "schema": 2, "result": {...}}
-    {"ok": false, "schema": 2, "error": {"kind": "LeaseLost", "what": ..., "why": ..., "fix": ...}}
+    {"schema": 3, "fence": 7, "release": "r1", "actor": "ann@desk", "args": {"slot": "green"}}
+    {"ok": true, "schema": 3, "result": {...}}
+    {"ok": false, "schema": 3, "error": {"kind": "LeaseLost", "what": ..., "why": ..., "fix": ...}}
 """
 
 from __future__ import annotations

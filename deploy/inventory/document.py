@@ -2,10 +2,12 @@
 YAML text as plain data, with the line of every key and all problems of the text.  Pure.
 
 Stricter than YAML's safe loader: duplicate keys, keys that are not text, and tags are problems.
-(The safe loader silently takes the last of two duplicate keys.)
+(The safe loader silently takes the last of two duplicate keys.)  Numbers are decimal, and only
+`true` and `false` are booleans: YAML 1.1 reads 0022 as 18, 22:10 as 1330 and `no` as false.
 """
 
-import math
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,11 +15,20 @@ from typing import TypeAlias
 import yaml
 
 KeyPath = tuple[str | int, ...]
+Entries: TypeAlias = dict[str, tuple[yaml.Node, yaml.Node]]
 Data: TypeAlias = "str | int | float | bool | list[Data] | dict[str, Data] | None"
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = frozenset({"str", "timestamp", "value"})  # a date is text: no key holds dates
 _MAX_NODES = 100_000  # nested aliases can expand to billions of entries
+_MAX_CHARACTERS = 2**20
+_KEY_MAX = 128
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,15})")
+_DECIMAL = re.compile(r"-?[0-9]{1,15}\.[0-9]{1,15}")
+_BOOLEANS = {"true": True, "True": True, "TRUE": True,
+             "false": False, "False": False, "FALSE": False}  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")  # "\\udcff" in quotes; it cannot be encoded
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,8 @@ def format_path(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += f".{part}" if text else part
+            shown = part if _PLAIN_KEY.fullmatch(part) else json.dumps(part)[:_KEY_MAX]
+            text += f".{shown}" if text else shown
     return text
 
 
@@ -103,6 +115,8 @@ def parse_document(text: str) -> Document:
     """
     Parse *text*.  Errors are returned in `problems` and never raised.
     """
+    if len(text) > _MAX_CHARACTERS:
+        return _invalid(f"the file has more than {_MAX_CHARACTERS} characters", None)
     loader = yaml.SafeLoader(text) if _has_only_yaml_characters(text) else None
     if loader is None:
         return _invalid("the file contains characters that YAML does not allow", None)
@@ -134,6 +148,17 @@ def _has_only_yaml_characters(text: str) -> bool:
     return yaml.SafeLoader.NON_PRINTABLE.search(text) is None
 
 
+def _plain_value(text: str) -> Data:
+    """
+    Return the number or boolean that *text* is in every version of YAML; otherwise *text*.
+    """
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text
+
+
 def _invalid(text: str, line: int | None) -> Document:
     return Document(None, {}, (Problem((), text, line),), ())
 
@@ -151,9 +176,7 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def read(self, node: yaml.Node, path: KeyPath) -> Data:
-        self._count += 1
-        if self._count > _MAX_NODES:
-            raise _TooManyNodes
+        self._count_one()
         if any(node is parent for parent in self._parents):
             self._add_problem(node, path, "contains itself")
             return None
@@ -168,17 +191,49 @@ class _Reader:
         finally:
             self._parents.pop()
 
+    def _count_one(self) -> None:
+        self._count += 1
+        if self._count > _MAX_NODES:
+            raise _TooManyNodes
+
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> Data:
         self._find_duplicates(node, path)
-        self._loader.flatten_mapping(node)
         mapping: dict[str, Data] = {}
-        for key, value in node.value:
-            name = self._key_name(key)
+        for name, (key, value) in self._entries(node, path).items():
             self.lines[(*path, name)] = key.start_mark.line + 1
             if key.tag != _TAG + "str":
                 self._add_problem(key, (*path, name), "the key should be text; put it in quotes")
+            elif name != key.value:
+                self._add_problem(key, (*path, name), "has half of a surrogate pair")
+            elif len(name) > _KEY_MAX:
+                self._add_problem(key, (*path, name), f"has more than {_KEY_MAX} characters")
             mapping[name] = self.read(value, (*path, name))
         return mapping
+
+    def _entries(self, node: yaml.MappingNode, path: KeyPath) -> Entries:
+        """
+        Return the keys of *node* by name, those that `<<` merges included.
+
+        A key of the mapping itself goes before a merged one, and an earlier merged mapping before a
+        later one.
+        """
+        own: Entries = {}
+        merged: Entries = {}
+        for key, value in node.value:
+            self._count_one()
+            if key.tag != _TAG + "merge":
+                own[self._key_name(key)] = (key, value)
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    self._add_problem(key, (*path, "<<"), "should name a mapping to merge")
+                elif any(source is parent for parent in self._parents):
+                    self._add_problem(key, (*path, "<<"), "contains itself")
+                else:
+                    self._parents.append(source)
+                    merged = self._entries(source, path) | merged
+                    self._parents.pop()
+        return merged | own
 
     def _find_duplicates(self, node: yaml.MappingNode, path: KeyPath) -> None:
         # Before `<<` is resolved: a key may override a merged key.
@@ -191,7 +246,7 @@ class _Reader:
             first_lines.setdefault(name, line)
 
     def _key_name(self, key: yaml.Node) -> str:
-        return key.value if isinstance(key, yaml.ScalarNode) else "?"
+        return _SURROGATE.sub("?", key.value) if isinstance(key, yaml.ScalarNode) else "?"
 
     def _read_list(self, node: yaml.SequenceNode, path: KeyPath) -> Data:
         entries = []
@@ -203,20 +258,15 @@ class _Reader:
     def _read_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Data:
         kind = node.tag.removeprefix(_TAG)
         text = str(node.value)
+        if _SURROGATE.search(text):
+            self._add_problem(node, path, "has half of a surrogate pair, which is no character")
+            return _SURROGATE.sub("?", text)
         if kind in _TEXT_TAGS:
             return text
         if kind == "null":
             return None
-        if kind == "bool":
-            return bool(self._loader.construct_yaml_bool(node))
-        try:
-            if kind == "int":
-                return int(self._loader.construct_yaml_int(node))
-            if kind == "float":
-                number = float(self._loader.construct_yaml_float(node))
-                return number if math.isfinite(number) else text
-        except ValueError:
-            return text
+        if kind in ("bool", "int", "float"):
+            return _plain_value(text)
         text_of_problem = f"the tag {node.tag!r} is not allowed; remove the tag"
         self._add_problem(node, path, text_of_problem)
         return text

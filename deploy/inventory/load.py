@@ -4,13 +4,17 @@ Loads a fleet file into a `Fleet`; one error lists all problems of the file.
 
 import difflib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from deploy.errors import InventoryError
+from deploy.foreign_text import visible
+from deploy.host.names import FLEET
 from deploy.inventory.document import Document, Problem, format_path, parse_document
+from deploy.inventory.names import Jump
 from deploy.inventory.schema import (
     Fleet,
     FleetFile,
@@ -26,6 +30,8 @@ from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
 
 _FOLDER = "inventories"
+_MAX_BYTES = 4 * 2**20
+_NAME_MAX = 200  # characters of a name that an error repeats
 _REFERENCE = "inventories/example.yml"
 
 
@@ -34,7 +40,7 @@ def load_fleet(
     *,
     root: Path,
     limit: str | None = None,
-    known_rows: Collection[str] | None = None,
+    known_rows: Mapping[str, bool] | None = None,
 ) -> Fleet:
     """
     Return the fleet *name*, reduced to the hosts that *limit* selects.
@@ -43,7 +49,8 @@ def load_fleet(
         name: NAME of `inventories/NAME.yml`, or a path that ends in .yml.
         root: Folder of the repository.  Relative paths start from it, also those in the file.
         limit: Selection for `select_hosts`; None for all hosts.
-        known_rows: Rows of the version matrix, to check each `row`; None for no check.
+        known_rows: Rows of the version matrix, each with whether it needs a GPU, to check each
+            `row`; None for no check.
 
     Raises:
         InventoryError: The file is missing, unreadable or invalid; lists all problems.
@@ -51,7 +58,7 @@ def load_fleet(
     """
     root = root.absolute()
     path = _fleet_path(name, root)
-    display_path = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    display_path = visible(str(path.relative_to(root) if path.is_relative_to(root) else path))
     document = parse_document(_read(path, display_path))
     file, schema_problems = _validate(document)
     problems = [*document.problems, *schema_problems]
@@ -61,6 +68,7 @@ def load_fleet(
     problems += [*_group_conflicts(file, document), *_duplicate_machines(hosts, document)]
     if known_rows is not None:
         problems += _unknown_rows(file, document, known_rows)
+        problems += _rows_without_device(file, hosts, document, known_rows)
     if problems:
         raise _invalid_file(display_path, problems, document)
     fleet = Fleet(
@@ -80,26 +88,19 @@ def fleet_names(root: Path) -> list[str]:
     """
     Return the names of the fleet files in *root*/inventories, sorted.
     """
-    return sorted(path.stem for path in (root / _FOLDER).glob("*.yml"))
+    stems = (path.stem for path in (root / _FOLDER).glob("*.yml") if path.is_file())
+    return sorted(stem for stem in stems if re.fullmatch(FLEET.regex, stem))
 
 
 def _fleet_path(name: str, root: Path) -> Path:
     names = fleet_names(root)
     if name.endswith(".yml"):
-        path = root / Path(name).expanduser()
-        if not path.is_file():
-            reason = "is a folder" if path.is_dir() else "does not exist"
-            raise InventoryError(
-                f"{name}: no such fleet file",
-                why=f"{path} {reason}",
-                fix=f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}",
-            )
-        return path
+        return _named_file(name, root, names)
     path = root / _FOLDER / f"{name}.yml"
-    if not path.is_file() or Path(name).name != name:
-        similar = difflib.get_close_matches(name, names, n=1)
+    if name not in names:
+        similar = difflib.get_close_matches(name[:_NAME_MAX], names, n=1)
         raise InventoryError(
-            f"no fleet is named {name!r}",
+            f"no fleet is named {visible(name, limit=_NAME_MAX)!r}",
             why=f"the fleets in {_FOLDER}/ are: {', '.join(names) or 'none'}",
             fix=f"did you mean {similar[0]}?"
             if similar
@@ -108,9 +109,41 @@ def _fleet_path(name: str, root: Path) -> Path:
     return path
 
 
+def _named_file(name: str, root: Path, names: Sequence[str]) -> Path:
+    shown = visible(name, limit=_NAME_MAX)
+    fix = f"give the path of a fleet file, or the name of a fleet: {', '.join(names)}"
+    try:
+        path = root / Path(name).expanduser()
+        if not path.is_file():
+            reason = "is a folder" if path.is_dir() else "does not exist, or is no regular file"
+            raise InventoryError(
+                f"{shown}: no such fleet file", why=f"{root / shown} {reason}", fix=fix
+            )
+    except (OSError, RuntimeError, ValueError) as error:  # too long; ~ without a home; NUL
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InventoryError(f"{shown}: no such fleet file", why=str(why), fix=fix) from None
+    try:
+        FLEET.parse(path.stem)
+    except ValueError as error:
+        raise InventoryError(
+            f"{shown}: not a name for a fleet",
+            why=f"the name of the file becomes that of the fleet, which {error}",
+            fix="rename the file",
+        ) from None
+    return path
+
+
 def _read(path: Path, display_path: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InventoryError(
+                f"{display_path}: is too large for a fleet file",
+                why=f"it has more than {_MAX_BYTES // 2**20} MiB",
+                fix="give the path of a fleet file",
+            )
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InventoryError(
             f"{display_path}: is not UTF-8 text",
@@ -240,7 +273,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
     """
     Yield each host that has the address, SSH port and jump host of an earlier one.
     """
-    first_names: dict[tuple[str, int, str | None], str] = {}
+    first_names: dict[tuple[str, int, Jump | None], str] = {}
     for host in hosts:
         endpoint = (host.address.lower(), host.ssh.port, host.ssh.jump)
         if (other := first_names.setdefault(endpoint, host.name)) != host.name:
@@ -250,7 +283,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
 
 
 def _unknown_rows(
-    file: FleetFile, document: Document, known_rows: Collection[str]
+    file: FleetFile, document: Document, known_rows: Mapping[str, bool]
 ) -> Iterator[Problem]:
     rows: dict[tuple[str, ...], str | None] = {("row",): file.row}
     rows |= {("groups", name, "row"): group.row for name, group in file.groups.items()}
@@ -261,6 +294,25 @@ def _unknown_rows(
                 f"no row of the version matrix is named {row!r}; {nearest(row, sorted(known_rows))}"
             )
             yield Problem(path, text, document.line_of(path))
+
+
+def _rows_without_device(
+    file: FleetFile, hosts: Sequence[Host], document: Document, known_rows: Mapping[str, bool]
+) -> Iterator[Problem]:
+    """
+    Yield a problem if the engine shall use GPUs, and the row of a host has none.
+    """
+    cpu_hosts = [host for host in hosts if known_rows.get(host.row) is False]
+    if file.service.options.device != "cuda" or not cpu_hosts:
+        return
+    path = ("service", "device")
+    is_default = "" if document.holds(path) else " (the default)"
+    yield Problem(
+        path,
+        f"is cuda{is_default}, but the row of hosts.{cpu_hosts[0].name}, {cpu_hosts[0].row}, is for"
+        " CPUs; set service.device: cpu, or a row with CUDA",
+        document.line_of(path),
+    )
 
 
 def _invalid_file(
@@ -293,4 +345,4 @@ def _observed(problem: Problem, document: Document) -> str:
         return f"{format_path(path[:-1]) or 'the file'} does not have this key"
     if line is None or not path or path[0] == "secrets" or line > len(document.source):
         return f"the problem is on line {line}" if line else "the problem concerns the whole file"
-    return f"line {line} reads: {document.source[line - 1].strip()}"
+    return f"line {line} reads: {visible(document.source[line - 1].strip(), limit=_NAME_MAX)}"

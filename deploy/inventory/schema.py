@@ -7,52 +7,47 @@ the file with this schema in both directions.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from deploy.inventory.names import (
+    Address,
+    ArchiveUrl,
+    Component,
+    FilePath,
+    HostName,
+    Identity,
+    JumpHost,
+    Keyring,
+    Origin,
+    ProxyUrl,
+    RowName,
+    SecretName,
+    SecretVariable,
+    Suite,
+    Text,
+    UserName,
+    VariableName,
+)
 from deploy.units import Bytes, Ratio, Seconds
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.option_fields import fleet_options_of, with_fleet_options
 
-
-def _expand(path: Path) -> Path:
-    return path.expanduser()
-
-
-FilePath = Annotated[Path, AfterValidator(_expand)]
-HOST_NAME = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
-JUMP_HOST = r"^[^@\s]+@[^@\s:]+(:\d+)?$"
-IDENTITY = r"^[^\s,\"]+$"
-PATTERNS_IN_WORDS = {
-    HOST_NAME: "a name of lower-case letters, digits, dots and dashes, at most 64 long",
-    JUMP_HOST: "USER@HOST or USER@HOST:PORT",
-    IDENTITY: "one word without spaces, commas and quotes",
-}
-_DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*\.?")
-
-HostName = Annotated[str, Field(pattern=HOST_NAME)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Deadline = Annotated[Seconds, Field(gt=0)]  # a deadline of 0 could never be met
 
 
-def _address(value: str) -> str:
-    try:
-        ip_address(value)
-    except ValueError:
-        # Digits and dots alone are a mistyped IPv4 address, never a DNS name.
-        if not _DNS_NAME.fullmatch(value) or re.fullmatch(r"[\d.]+", value):
-            raise ValueError("should be an IP address or a DNS name") from None
-    return value
-
-
-Address = Annotated[str, AfterValidator(_address)]
+VariableValue = Text | int | float | bool
 
 
 def _network(value: str) -> str:
     try:
+        # Not with a zone, such as fe80::1%eth0: a source address is compared without it.
+        if not value.isascii() or "%" in value:
+            raise ValueError(value)
         return str(ip_network(value))
     except ValueError:
         raise ValueError(
@@ -64,10 +59,8 @@ Network = Annotated[str, AfterValidator(_network)]
 
 
 def _wave(value: object) -> object:
-    if isinstance(value, str) and value.endswith("%"):
-        share = int(value[:-1]) if value[:-1].isdigit() else 0
-        if 1 <= share <= 100:
-            return value
+    if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]?%|100%", value):
+        return value
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise ValueError(f"should be a number of hosts or a percentage from 1% to 100%, got {value!r}")
@@ -89,11 +82,11 @@ class Ssh(Strict):
     SSH settings of the fleet.  The `ssh` of a host overrides them key by key.
     """
 
-    user: str = "root"
+    user: UserName = "root"
     port: Port = 22
     key: FilePath | None = None
     known_hosts: FilePath = Path("~/.ssh/known_hosts").expanduser()
-    jump: str | None = Field(default=None, pattern=JUMP_HOST)
+    jump: JumpHost | None = None
     connect_timeout: Deadline = 10.0
     command_timeout: Deadline = 60.0  # for a remote command without a deadline of its own
     keepalive: Deadline = 5.0
@@ -104,10 +97,10 @@ class SshOverride(Strict):
     SSH settings of one host; None takes the fleet's value.
     """
 
-    user: str | None = None
+    user: UserName | None = None
     port: Port | None = None
     key: FilePath | None = None
-    jump: str | None = Field(default=None, pattern=JUMP_HOST)
+    jump: JumpHost | None = None
 
 
 class HostEntry(Strict):
@@ -117,8 +110,8 @@ class HostEntry(Strict):
 
     address: Address
     ssh: SshOverride = SshOverride()
-    row: str | None = None
-    vars: dict[str, str | int | float | bool] = {}
+    row: RowName | None = None
+    vars: dict[VariableName, VariableValue] = {}
 
 
 class HostGroup(Strict):
@@ -127,8 +120,8 @@ class HostGroup(Strict):
     """
 
     hosts: tuple[HostName, ...]
-    row: str | None = None
-    vars: dict[str, str | int | float | bool] = {}
+    row: RowName | None = None
+    vars: dict[VariableName, VariableValue] = {}
 
 
 class Secret(Strict):
@@ -136,7 +129,7 @@ class Secret(Strict):
     Source of a secret's value: an environment variable or a file, exactly one of the two.
     """
 
-    env: str | None = None
+    env: SecretVariable | None = None
     file: FilePath | None = None
 
     @model_validator(mode="after")
@@ -146,13 +139,27 @@ class Secret(Strict):
         return self
 
 
+class AptSource(Strict):
+    """
+    One stanza of a `.sources` file.  `trusted` cannot be said: apt checks every signature.
+
+    Attributes:
+        signed_by: Keyring on the hosts; None: any key that apt on the host trusts.
+    """
+
+    uris: tuple[ArchiveUrl, ...] = Field(min_length=1)
+    suites: tuple[Suite, ...] = Field(min_length=1)
+    components: tuple[Component, ...] = Field(min_length=1)
+    signed_by: Keyring | None = None
+
+
 class Mirrors(Strict):
     """
     Package sources of hosts.  None keeps a host's own configuration.
     """
 
-    apt: str | None = None  # written to sources.list.d; replaces the distribution's sources
-    apt_proxy: str | None = None
+    apt: tuple[AptSource, ...] = ()  # replaces the distribution's sources
+    apt_proxy: ProxyUrl | None = None
 
 
 if TYPE_CHECKING:
@@ -172,16 +179,16 @@ class Service(_EngineKeys):
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
     state_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of one slot, in its memory
     tmp_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of each /tmp, /var/tmp, /dev/shm
-    tasks_max: int = Field(default=512, ge=16)
+    tasks_max: int = Field(default=512, ge=16, le=4_194_304)  # the kernel's largest number of tasks
     monitoring_networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
     trusted_proxies: tuple[Network, ...] = ()
     connections_per_source: int = Field(default=256, ge=1, le=2048)
-    max_queue_requests: int = Field(default=256, ge=1)
+    max_queue_requests: int = Field(default=256, ge=1, le=1_000_000)
     request_timeout: Deadline = 60.0
     start_timeout: Deadline = 300.0  # from start to READY=1
     watchdog: Deadline = 30.0
-    cors_origins: tuple[str, ...] = ()
-    api_tokens: tuple[str, ...] = ()  # names of `secrets`
+    cors_origins: tuple[Origin, ...] = ()
+    api_tokens: tuple[SecretName, ...] = ()  # names of `secrets`
 
     @property
     def options(self) -> EngineOptions:
@@ -246,7 +253,7 @@ class ReleasePolicy(Strict):
     gates: Gates = Gates()
     drain_timeout: Deadline = 60.0  # longest wait for requests in flight
     lease_ttl: Deadline = 30.0
-    keep: int = Field(default=3, ge=2)  # good releases kept on a host
+    keep: int = Field(default=3, ge=2, le=1000)  # good releases kept on a host
 
 
 class Signing(Strict):
@@ -254,7 +261,7 @@ class Signing(Strict):
     The key that signs bundles, and the signers that hosts accept.
     """
 
-    identity: str = Field(pattern=IDENTITY)
+    identity: Identity
     key: FilePath  # private key, for `inv bundle`
     allowed_signers: FilePath  # in the format of ssh-keygen(1), ALLOWED SIGNERS
 
@@ -264,10 +271,10 @@ class FleetFile(Strict):
     Content of a fleet file.
     """
 
-    row: str  # default row of the version matrix
+    row: RowName  # default row of the version matrix
     ssh: Ssh = Ssh()
     mirrors: Mirrors = Mirrors()
-    secrets: dict[str, Secret] = {}
+    secrets: dict[SecretName, Secret] = {}
     service: Service = Service()
     release: ReleasePolicy = ReleasePolicy()
     signing: Signing
@@ -308,8 +315,8 @@ class Host(Strict):
     One host with final values: its own, else those of its groups, else the fleet's.
     """
 
-    name: str
-    address: str
+    name: HostName
+    address: Address
     groups: tuple[str, ...]
     row: str
     ssh: Ssh

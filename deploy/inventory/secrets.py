@@ -12,6 +12,7 @@ from deploy.inventory.schema import Secret
 
 _HIDDEN = "[hidden]"
 _PREFIX = "slipway"  # as SLIPWAY_ of the variables
+_SECRET_MAX = 64 * 1024  # characters
 
 
 class SecretValue:
@@ -92,15 +93,30 @@ def _read_private(path: Path, what: str) -> str:
             fix=f"move it to ~/.config/slipway/{path.name} and name that",
         )
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # A pipe or device that the fleet file names would be waited for, or read, without end.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, encoding="utf-8", newline="") as file:
             mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise InventoryError(
+                    f"{what}: {path} is no regular file",
+                    why="it is a folder, a pipe or a device",
+                    fix=f"write the secret to {path}, with mode 0600",
+                )
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise InventoryError(
                     f"{what}: other users may read {path}",
                     why=f"its mode is {stat.S_IMODE(mode):04o}; at most 0600 is allowed",
                     fix=f"chmod 600 {path}; replace the secret if others may have read it",
                 )
-            text = file.read().removesuffix("\n").removesuffix("\r")
+            text = file.read(_SECRET_MAX + 1)
+            if len(text) > _SECRET_MAX:
+                raise InventoryError(
+                    f"{what}: {path} is too long",
+                    why=f"it has more than {_SECRET_MAX} characters",
+                    fix=f"write the secret to {path}, as its only line",
+                )
+            text = text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         text = ""
     except OSError as error:

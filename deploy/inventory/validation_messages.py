@@ -11,8 +11,9 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from deploy.foreign_text import visible
 from deploy.inventory.document import Document, KeyPath, Problem
-from deploy.inventory.schema import PATTERNS_IN_WORDS, FleetFile
+from deploy.inventory.schema import FleetFile
 
 _SHOULD_BE: Mapping[str, str] = {
     "string_type": "text",
@@ -32,6 +33,12 @@ _SHOULD_BE: Mapping[str, str] = {
     "less_than": "less than {lt}",
     "literal_error": "{expected}",
 }
+# Remedies for the forms that earlier versions accepted.
+_ONE_LINE_SOURCE = (
+    "should be a list of sources with the keys uris, suites and components, such as [{uris:"
+    " [https://mirror.example.com/debian], suites: [bookworm], components: [main]}], no line of"
+    " sources.list"
+)
 
 
 def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[Problem]:
@@ -78,7 +85,7 @@ def _format_value(value: object, path: KeyPath) -> str:
     if path[:1] == ("secrets",):
         # It may be the secret itself, written by mistake where its name belongs.
         return "a value (hidden)"
-    text = json.dumps(value, ensure_ascii=False)
+    text = visible(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -118,16 +125,14 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
         return "is required, and missing"
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(path[-1]), _known_keys(path[:-1]))}"
-    if kind == "string_pattern_mismatch":
-        words = PATTERNS_IN_WORDS.get(context["pattern"], f"text like {context['pattern']}")
-        if error["loc"][-1] == "[key]":
-            return f"the name should be {words}"
-        return f"should be {words}"
     if kind == "too_short":
         return f"should have at least {context['min_length']} entry"
     if kind == "value_error":
         # The schema's own message.  `problems_of` adds the value as the file has it.
-        return str(context["error"]).split(", got ")[0]
+        text = str(context["error"]).split(", got ")[0]
+        return f"the name {text}" if error["loc"][-1] == "[key]" else text
+    if kind == "tuple_type" and path == ("mirrors", "apt"):
+        return _ONE_LINE_SOURCE
     if kind in _SHOULD_BE:
         return "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")
     return error["msg"]

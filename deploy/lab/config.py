@@ -79,7 +79,9 @@ class LabConfig:
                 fix="set SLIPWAY_LAB_BRIDGE to a letter and 1 to 5 letters or digits, lower case",
             )
         numbers = self.prefix.split(".")
-        if len(numbers) != 3 or not all(n.isdigit() and int(n) < 256 for n in numbers):
+        if len(numbers) != 3 or not all(
+            re.fullmatch("[0-9]{1,3}", n) and int(n) < 256 for n in numbers
+        ):
             raise LabError(
                 f"SLIPWAY_LAB_SUBNET: {self.prefix!r} is not a valid network",
                 why="it is not three numbers from 0 to 255 with dots between them",
@@ -211,7 +213,7 @@ def number(host: str) -> int:
     Raises:
         LabError: *host* is not a name of a lab host.
     """
-    if match := re.fullmatch(r"n([1-9]\d?)", host):
+    if match := re.fullmatch(r"n([1-9][0-9]?)", host):
         return int(match[1])
     raise LabError(
         f"{host!r} is not the name of a lab host",

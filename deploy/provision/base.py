@@ -20,6 +20,7 @@ PACKAGES = (
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
 
 _DISTRIBUTION = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
+_ONE_LINE = "/etc/apt/sources.list.d/slipway.list"  # of earlier versions of slipway
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -33,10 +34,10 @@ def install(spec: HostSpec) -> list[AnyResource]:
             content=render("90slipway.apt", proxy=spec.mirrors.apt_proxy).encode(),
         )
     ]
-    if spec.mirrors.apt is not None:
-        line = render("slipway.list", line=spec.mirrors.apt).encode()
-        sources.append(File(path="/etc/apt/sources.list.d/slipway.list", content=line))
-        sources += [Absent(path=path) for path in _DISTRIBUTION]
+    if spec.mirrors.apt:
+        text = render("slipway.sources", sources=spec.mirrors.apt).encode()
+        sources.append(File(path="/etc/apt/sources.list.d/slipway.sources", content=text))
+        sources += [Absent(path=path) for path in (*_DISTRIBUTION, _ONE_LINE)]
     compiler = COMPILER if spec.service.options.device == "cuda" else ()
     return [*sources, Packages(names=(*PACKAGES, *compiler))]
 

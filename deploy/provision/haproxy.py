@@ -16,6 +16,7 @@ from runtime import contract
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
 RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
+_NO_DIGEST = "0" * 16  # in the text that the digest is computed of
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
 
 # HAProxy's own answers, in the form of the runtime's: status, code, message, retry_safe.
@@ -53,7 +54,8 @@ _KEPT_HEADERS = {
     "version": contract.VERSION_HEADER,
     "slot": contract.SLOT_HEADER,
 }
-_RETRY_AFTER = frozenset({429, 503})
+_BUSY = frozenset({429, 503})
+_RETRY_AFTER = ("retry-after", "1")
 _NOBODY = "255.255.255.255"  # never the source of a connection
 
 
@@ -100,7 +102,7 @@ def config(spec: HostSpec) -> str:
 
 
 def _digest(spec: HostSpec) -> str:
-    return hashlib.sha256(_render(spec, "").encode()).hexdigest()[:16]
+    return hashlib.sha256(_render(spec, _NO_DIGEST).encode()).hexdigest()[:16]
 
 
 def _render(spec: HostSpec, digest: str) -> str:
@@ -139,7 +141,7 @@ def _errors() -> list[dict[str, object]]:
             "request_id": "%[uuid()]",
             "retry_safe": retry_safe,
         }
-        headers = " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        headers = [_RETRY_AFTER] if status in _BUSY else []
         answers.append(
             {"status": status, "document": json.dumps({"error": error}), "headers": headers}
         )
@@ -158,12 +160,12 @@ def _refusals() -> list[dict[str, object]]:
             "request_id": "%[var(txn.request_id)]",
             "retry_safe": retry_safe,
         }
-        headers = "".join(
-            f" hdr {header} %[var(txn.{variable})]"
+        headers = [
+            (header, f"%[var(txn.{variable})]")
             for variable, header in _KEPT_HEADERS.items()
             if header != contract.UNREAD_HEADER
-        )
-        headers += " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        ]
+        headers += [_RETRY_AFTER] if status in _BUSY else []
         answers.append(
             {"status": status, "document": json.dumps({"error": error}), "headers": headers}
         )

@@ -21,6 +21,7 @@ from deploy.wheelhouse import Lock
 
 # A bearer token is token68 (RFC 7235); the comma separates them in the environment.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+# PRINCIPALS [OPTIONS] TYPE KEY [COMMENT].  Source: ssh-keygen(1), ALLOWED SIGNERS.
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, .
 def read_allowed_signers(fleet: Fleet) -> str:
     """
     Return the signers in the fleet's allowed_signers file, as hosts get them.
+
+    Its text is sent to hosts, so another file, such as a private key, is refused.
 
     Raises:
         InventoryError: The file is missing or unreadable, names no signer, or has another line.

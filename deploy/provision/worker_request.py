@@ -2,13 +2,12 @@
 What the parent process sends to the worker, as JSON.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deploy.inventory.schema import Host, Ssh
+from deploy.inventory.host_document import host_document, host_of
+from deploy.inventory.schema import Host
 from deploy.provision.resource_set import ResourceSet
 
 
@@ -19,30 +18,23 @@ class HostRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    address: str
-    ssh: dict[str, Any]
+    document: dict[str, Any]  # of the host
     resources: ResourceSet
 
     @classmethod
     def of(cls, host: Host, resources: ResourceSet) -> "HostRequest":
-        return cls(
-            name=host.name,
-            address=host.address,
-            ssh=host.ssh.model_dump(mode="json"),
-            resources=resources,
-        )
+        return cls(document=host_document(host), resources=resources)
 
     @property
     def host(self) -> Host:
         """
         The host as the transport takes it.
         """
-        # Validated when the fleet file was read; by now durations are plain seconds.
-        ssh = Ssh.model_construct(**self.ssh | _paths(self.ssh))
-        return Host.model_construct(
-            name=self.name, address=self.address, groups=(), row="", ssh=ssh, vars={}
-        )
+        return host_of(self.document)
+
+    @property
+    def name(self) -> str:
+        return str(self.document["name"])
 
     @property
     def sudo(self) -> bool:
@@ -62,7 +54,3 @@ class WorkerRequest(BaseModel):
 
     packed_program: bytes
     hosts: tuple[HostRequest, ...]
-
-
-def _paths(ssh: Mapping[str, Any]) -> dict[str, Path | None]:
-    return {key: Path(ssh[key]) if ssh[key] else None for key in ("key", "known_hosts")}

@@ -218,10 +218,9 @@ def connect(host: Host) -> Connection:
     ssh = host.ssh
     gateway = None
     if ssh.jump is not None:
-        user, _, address = ssh.jump.partition("@")
-        name, _, port = address.partition(":")
-        jump = ssh.model_copy(update={"user": user, "port": int(port or 22), "jump": None})
-        gateway = _opened(f"{host.name} (jump host {name})", name, jump, None)
+        hop = ssh.jump
+        jump = ssh.model_copy(update={"user": hop.user, "port": hop.port, "jump": None})
+        gateway = _opened(f"{host.name} (jump host {hop.address})", hop.address, jump, None)
     return _opened(host.name, host.address, ssh, gateway)
 
 

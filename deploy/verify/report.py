@@ -11,7 +11,10 @@ from xml.etree import ElementTree
 from deploy.errors import VerifyFailed
 from deploy.foreign_text import visible
 
-_BACKEND = re.compile(r"\[(?:ssh://)?([^\]]+)\]$")
+CONNECTION = "slipway"  # of our testinfra backend, in the names of test cases
+HOST = "slipway_host"  # property of a case: the name of its host
+LOST = "slipway_lost"  # property of a case whose host did not answer; its value is the reason
+_BACKEND = re.compile(r"\[(?:\w+://)?([^\]]+)\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Outcome:
     test: str
     result: str  # passed, skipped or failed
     why: str = ""
+    lost: str | None = None  # why the host does not answer; None: it does
 
 
 def read_junit(text: str) -> tuple[Outcome, ...]:
@@ -92,16 +96,39 @@ def read_junit(text: str) -> tuple[Outcome, ...]:
     return tuple(_outcome(case) for case in root.iter("testcase"))
 
 
+def drop_lost_cases(root: ElementTree.Element) -> None:
+    """
+    Remove the cases of hosts that did not answer, and correct the counts of their suites.
+    """
+    for suite in root.iter("testsuite"):
+        for case in suite.findall("testcase"):
+            if _property(case, LOST) is not None:
+                suite.remove(case)
+        cases = suite.findall("testcase")
+        for count, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(count, str(sum(case.find(kind) is not None for case in cases)))
+        suite.set("tests", str(len(cases)))
+
+
 def _outcome(case: ElementTree.Element) -> Outcome:
     name = case.get("name", "")
     match = _BACKEND.search(name)
     host, test = (match[1], name[: match.start()]) if match else ("", name)
+    # A case with further parameters has them in the brackets too: `test_a[slipway://n1-blue]`.
+    host, lost = _property(case, HOST) or host, _property(case, LOST)
     for kind in ("failure", "error"):
         found = case.find(kind)
         if found is not None:
-            return Outcome(host, test, "failed", _reason(found))
+            return Outcome(host, test, "failed", _reason(found), lost)
     skipped = case.find("skipped")
-    return Outcome(host, test, "passed" if skipped is None else "skipped")
+    return Outcome(host, test, "passed" if skipped is None else "skipped", lost=lost)
+
+
+def _property(case: ElementTree.Element, name: str) -> str | None:
+    values = [
+        found.get("value", "") for found in case.iter("property") if found.get("name") == name
+    ]
+    return values[-1] if values else None
 
 
 def _reason(found: ElementTree.Element) -> str:

@@ -1,8 +1,7 @@
 """
-`inv verify`: one login to each host, then pytest over all of them, side by side.
+`inv verify`: pytest over all hosts, side by side, with one login to each.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -10,20 +9,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from deploy.inventory.host_document import host_document
 from deploy.inventory.schema import Fleet, Host
 from deploy.private_files import create_output
 from deploy.verify.junit import is_whole, make_visible
-from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
-from deploy.verify.ssh_config import ssh_config
+from deploy.verify.report import (
+    CONNECTION,
+    Finding,
+    Outcome,
+    VerifyReport,
+    drop_lost_cases,
+    read_junit,
+)
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import lock_digest
 
 ENV_EXPECTED = "SLIPWAY_EXPECTED"  # the JSON file that tests/testinfra compares hosts with
+ENV_HOSTS = "SLIPWAY_VERIFY_HOSTS"  # the JSON file that the plugin reads the hosts from
+_EXPECTED, _HOSTS = "expected.json", "hosts.json"
+_PLUGIN = "deploy.verify.plugin"
 DEADLINE_S = 300.0
 _OF_PYTEST = ("PYTEST", "PY_COLORS", "FORCE_COLOR", "COV_", "COVERAGE_", "_PYTEST", "PYTHON")
 _ROOT = Path(__file__).parents[2]
@@ -43,24 +51,20 @@ def verify(
         deadline_s: Longest time that the assertions take, in seconds.
     """
     started_s = time.monotonic()
-    # Sockets live in it, and their paths may have some hundred characters.
-    with tempfile.TemporaryDirectory(prefix="slw-", dir="/tmp") as name:
-        folder = Path(name)
-        config = folder / "ssh_config"
-        config.write_text(ssh_config(fleet, folder), encoding="utf-8")
-        expected = folder / "expected.json"
-        expected.write_text(json.dumps(expectations(fleet)), encoding="utf-8")
-        with _logins(fleet, config) as unreachable:
-            absent = {finding.host for finding in unreachable}
-            reached = [host for host in fleet.hosts if host.name not in absent]
-            xml = folder / "junit.xml"
-            why = _pytest(reached, config, expected, xml, progress, deadline_s) if reached else None
-        outcomes = read_junit(xml.read_text(encoding="utf-8")) if xml.exists() else ()
-        failed = [*unreachable, *(Finding(o.host, o.test, o.why) for o in _failed(outcomes))]
-        failed += unasserted([host.name for host in reached], outcomes, why)
+    with tempfile.TemporaryDirectory(prefix="slipway-verify-") as name:
+        xml = Path(name) / "junit.xml"
+        _write_documents(fleet, Path(name))
+        why = _pytest(fleet.hosts, Path(name), xml, progress, deadline_s)
+        everything = read_junit(xml.read_text(encoding="utf-8")) if xml.exists() else ()
+        lost = {o.host: o.lost for o in everything if o.lost is not None}
+        outcomes = tuple(o for o in everything if o.lost is None)
+        names = [host.name for host in fleet.hosts]
+        failed = [Finding(name, "reachable", lost[name]) for name in names if name in lost]
+        failed += [Finding(o.host, o.test, o.why) for o in outcomes if o.result == "failed"]
+        failed += unasserted([name for name in names if name not in lost], outcomes, why)
         _write(junit, xml, failed, outcomes)
     return VerifyReport(
-        hosts=tuple(host.name for host in fleet.hosts),
+        hosts=tuple(names),
         passed=sum(outcome.result == "passed" for outcome in outcomes),
         skipped=sum(outcome.result == "skipped" for outcome in outcomes),
         failed=tuple(failed),
@@ -104,68 +108,22 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
     return found
 
 
-@contextlib.contextmanager
-def _logins(fleet: Fleet, config: Path) -> Iterator[list[Finding]]:
-    """
-    Log in to every host at once; yield those that can't be reached, log out at the end.
-    """
-
-    def log_in(host: Host) -> Finding | None:
-        limit_s = 3 * host.ssh.connect_timeout
-        try:
-            done = _ssh(config, [host.name, "true"], limit_s)
-        except subprocess.TimeoutExpired:
-            return Finding(host.name, "reachable", f"no answer for {limit_s:.0f} s")
-        if done.returncode == 0:
-            return None
-        said = done.stderr.strip().splitlines()
-        return Finding(host.name, "reachable", said[-1] if said else "ssh said no")
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        yield [finding for finding in pool.map(log_in, fleet.hosts) if finding is not None]
-        for host in fleet.hosts:
-            pool.submit(_log_out, config, host.name)
-
-
-def _log_out(config: Path, host: str) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        _ssh(config, ["-O", "exit", host], 5.0)
-
-
-def _ssh(config: Path, argv: list[str], limit_s: float) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["ssh", "-F", str(config), *argv],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=limit_s,
-        check=False,
-    )
-
-
 def _pytest(
-    hosts: list[Host],
-    config: Path,
-    expected: Path,
-    xml: Path,
-    progress: Progress,
-    deadline_s: float,
+    hosts: Sequence[Host], folder: Path, xml: Path, progress: Progress, deadline_s: float
 ) -> str | None:
     """
     Run the tests; return why they could not be run to their end, if they could not.
     """
     argv = [
         *(sys.executable, "-m", "pytest", str(_TESTS)),
-        *("--hosts", ",".join(f"ssh://{host.name}" for host in hosts)),
-        *("--ssh-config", str(config), "--junitxml", str(xml)),
-        *("--rootdir", str(_ROOT), "-c", str(_ROOT / "pyproject.toml"), "--color=no"),
+        *("--hosts", ",".join(f"{CONNECTION}://{host.name}" for host in hosts)),
+        *("--junitxml", str(xml), "--rootdir", str(_ROOT), "-c", str(_ROOT / "pyproject.toml")),
         *("--override-ini", "addopts=", "--import-mode=importlib", "--verbose", "--tb=short"),
-        *("-p", "no:cacheprovider", "-p", "testinfra.plugin", "-p", "xdist.plugin"),
-        *("--override-ini", "timeout=0", "--override-ini", "filterwarnings="),
-        *("--numprocesses", str(min(_workers(), len(hosts))), "--dist", "loadgroup"),
+        *("--color=no", "-p", "no:cacheprovider", "-p", "testinfra.plugin", "-p", "xdist.plugin"),
+        *("-p", _PLUGIN, "--override-ini", "timeout=0", "--override-ini", "filterwarnings="),
+        *("--numprocesses", str(min(_workers(), len(hosts))), "--dist", "loadscope"),
     ]
-    env = pytest_environment(os.environ, expected)
+    env = pytest_environment(os.environ, folder)
     child = subprocess.Popen(
         argv,
         cwd=_ROOT,
@@ -198,15 +156,22 @@ def _pytest(
     return f"pytest ended with status {child.returncode}: {' / '.join(filter(None, last[-3:]))}"
 
 
-def pytest_environment(env: Mapping[str, str], expected: Path) -> dict[str, str]:
+def pytest_environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
     """
     Return the environment of our pytest: that of the caller without what changes a pytest run.
 
     PYTEST_ADDOPTS, PYTEST_PLUGINS, COV_CORE_* and their like could skip assertions in silence.
+
+    Args:
+        folder: Has the files of `_write_documents`.
     """
     kept = {name: value for name, value in env.items() if not name.startswith(_OF_PYTEST)}
     # Every worker would import every plugin that is installed: a second of processor time each.
-    ours = {ENV_EXPECTED: str(expected), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ours = {
+        ENV_EXPECTED: str(folder / _EXPECTED),
+        ENV_HOSTS: str(folder / _HOSTS),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     return kept | ours | {"PYTHONPATH": str(_ROOT)}
 
 
@@ -215,15 +180,21 @@ def _workers() -> int:
     return min(8, 2 * (os.cpu_count() or 1))
 
 
-def _failed(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.result == "failed"]
+def _write_documents(fleet: Fleet, folder: Path) -> None:
+    """
+    Write what the workers read: the hosts, and the values to compare them with.
+    """
+    hosts = [host_document(host) for host in fleet.hosts]
+    (folder / _HOSTS).write_text(json.dumps(hosts), encoding="utf-8")
+    (folder / _EXPECTED).write_text(json.dumps(expectations(fleet)), encoding="utf-8")
 
 
 def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcome, ...]) -> None:
     """
-    Write *xml* to *junit*, with the failures that pytest does not know of.
+    Write *xml* to *junit*, with one case for each lost host and for what pytest does not know.
     """
     root = ElementTree.parse(xml).getroot() if xml.exists() else ElementTree.Element("testsuites")  # noqa: S314
+    drop_lost_cases(root)
     known = {(outcome.host, outcome.test) for outcome in outcomes}
     extra = [finding for finding in failed if (finding.host, finding.test) not in known]
     if extra:
@@ -232,9 +203,8 @@ def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcom
             root, "testsuite", name="hosts", tests=count, failures=count, errors="0"
         )
         for finding in extra:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname="hosts", name=f"{finding.test}[ssh://{finding.host}]"
-            )
+            name = f"{finding.test}[{CONNECTION}://{finding.host}]"
+            case = ElementTree.SubElement(suite, "testcase", classname="hosts", name=name)
             ElementTree.SubElement(case, "failure", message=finding.why)
     make_visible(root)
     junit.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.bundle.build import build_bundle
+from deploy.bundle.build import build_bundle, check_version
 from deploy.bundle.check import check_bundle
 from deploy.bundle.sign import sign_bundle
 from deploy.bundle.store import Bundle
@@ -25,6 +25,7 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         ModelPathError: *model* is absent, unreadable or not a model.
         PreconditionError: The signing key is missing.
     """
+    check_version(version)  # before wheels are fetched
     row = load_matrix().row(_one_row(of))
     lock = ensure_lock(row, progress=progress)
     made = build_bundle(

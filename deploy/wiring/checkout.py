@@ -38,4 +38,5 @@ def fleet(name: str, limit: str | None = None) -> Fleet:
         InventoryError: The file is missing or wrong.
         UnknownHost: *limit* selects nothing.
     """
-    return load_fleet(name, root=ROOT, limit=limit, known_rows=[r.name for r in load_matrix().rows])
+    rows = {row.name: row.needs_gpu for row in load_matrix().rows}
+    return load_fleet(name, root=ROOT, limit=limit, known_rows=rows)

@@ -10,38 +10,12 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
+from runtime.contract.vllm_args import check_vllm_arg
+
 # Schema version that every release a host may go back to reads.  Options that came later are
 # written to a host only where they differ from the default: an older release rejects their keys.
 OLDEST_VERSION = 1
 SAME: Any = object()  # a default that is the runtime's
-
-# Arguments of `vllm serve` that the runtime sets itself, or that would hide vLLM's answers and
-# metrics from it.
-VLLM_OWN_ARGS = (
-    "--uds",
-    "--host",
-    "--port",
-    "--model",
-    "--served-model-name",
-    "--api-key",
-    "--root-path",
-    "--ssl-keyfile",
-    "--ssl-certfile",
-    "--headless",
-    "--disable-log-stats",
-)
-
-
-def refuse_own_arg(arg: str) -> str:
-    """
-    Return *arg* of `vllm serve`.
-
-    Raises:
-        ValueError: It is one that the runtime sets itself.
-    """
-    if arg.partition("=")[0].replace("_", "-") in VLLM_OWN_ARGS:
-        raise ValueError(f"{arg} is not for this list: the runtime decides it")
-    return arg
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +86,7 @@ class EngineOptions:
     max_wait_s: float = option(0.005, ge=0, le=10)
     engine: Literal["slipway", "vllm"] = option("slipway", since=2)
     vllm_args: tuple[str, ...] = option(
-        (), since=2, only_with_engine="vllm", check_item=refuse_own_arg
+        (), since=2, only_with_engine="vllm", check_item=check_vllm_arg
     )
     weights: Literal["full", "int8", "int4"] = option("full", since=3)
     kv: Literal["same", "fp8", "int8"] = option("same", since=3)

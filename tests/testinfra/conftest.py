@@ -15,14 +15,6 @@ import pytest
 ENV_EXPECTED = "SLIPWAY_EXPECTED"
 
 
-def pytest_collection_modifyitems(items):
-    # One worker a host: they share its connection, and a slow host delays no other.
-    for item in items:
-        backend = getattr(item, "callspec", None)
-        if backend is not None and "_testinfra_backend" in backend.params:
-            item.add_marker(pytest.mark.xdist_group(str(backend.params["_testinfra_backend"])))
-
-
 @pytest.fixture(scope="session")
 def all_expected():
     path = os.environ.get(ENV_EXPECTED)

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from deploy.host.codec import OneOf, Pattern, decode, encode
+from deploy.host.names import FLEET, Identity, ModelName, RowName, Version
 from deploy.host.protocol import Digest, ErrorKind, HostError, Wheel
 
 FORMAT = 2
@@ -28,16 +29,12 @@ ARCHIVE_MAX = 256 << 20  # bytes of all archived files: hosts read them into mem
 ARCHIVED_PATH_MAX = 100  # characters: the room in a ustar header
 MODES = ("0644", "0755")
 NAMESPACE = "slipway-bundle"  # of the signature: one for another purpose is not valid
-FLEET = r"[A-Za-z0-9_][A-Za-z0-9._+@ -]{0,99}"  # stem of the name of a fleet file
-VERSION = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 _NAME = r"\.?[A-Za-z0-9_][A-Za-z0-9._+@-]{0,99}"
 _PATH = rf"(?=.{{1,200}}\Z){_NAME}(?:/{_NAME})*"
 
-Version = Annotated[str, Pattern(VERSION, "letters, digits, . _ + -, 64 at most")]
 SafePath = Annotated[str, Pattern(_PATH, "a relative path of plain characters")]
-PythonVersion = Annotated[str, Pattern(r"3\.\d{1,2}", "a Python version such as 3.11")]
-NonEmpty = Annotated[str, Pattern(r"(?s).+", "text that is not empty")]
+PythonVersion = Annotated[str, Pattern(r"3\.[0-9]{1,2}", "a Python version such as 3.11")]
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,9 @@ class Manifest:
     """
 
     version: Version
-    row: str
-    model_name: str
-    identity: NonEmpty
+    row: RowName
+    model_name: ModelName
+    identity: Identity
     lock: LockPart
     model: ModelPart
     files: tuple[ArchivedFile, ...]
@@ -209,7 +206,7 @@ def check_manifest(manifest: Manifest) -> None:
     """
     decode(Manifest, manifest.document(), "manifest")
     if manifest.format == FORMAT:
-        if not re.fullmatch(FLEET, manifest.fleet):
+        if not re.fullmatch(FLEET.regex, manifest.fleet):
             raise ValueError(
                 "fleet: should be the name of a fleet file: letters, digits, spaces and . _ + @ -"
                 f"; got {manifest.fleet[:200]!r}"

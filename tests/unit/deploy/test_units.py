@@ -107,7 +107,7 @@ def test_a_size_is_formatted_in_its_largest_unit(count, text):
     assert format_size(count) == text
 
 
-@given(st.integers(0, 10_000), st.sampled_from(["ms", "s", "m", "h", "d"]))
+@given(st.integers(0, 364), st.sampled_from(["ms", "s", "m", "h", "d"]))
 def test_durations_keep_the_order_of_their_numbers(number, unit):
     """
     A larger number with the same unit is never shorter.
@@ -133,3 +133,28 @@ def test_typed_fields_parse_text_and_refuse_numbers(kind, text, value):
     assert TypeAdapter(kind).validate_python(text) == pytest.approx(value)
     with pytest.raises(ValidationError):
         TypeAdapter(kind).validate_python(value)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_duration_s, "\u0661s"),
+        (parse_duration_s, "1s\n"),
+        (parse_duration_s, " 1s"),
+        (parse_duration_s, "1\u00a0s"),
+        (parse_duration_s, "366d"),
+        (parse_duration_s, "9" * 400 + "s"),
+        (parse_size_bytes, "\uff11GiB"),
+        (parse_size_bytes, "1GiB\n"),
+        (parse_size_bytes, "1025TiB"),
+        (parse_size_bytes, "9" * 30 + "B"),
+        (parse_ratio, "\u0665%"),
+        (parse_ratio, "5%\n"),
+    ],
+)
+def test_digits_of_other_scripts_line_ends_and_huge_numbers_are_refused(parse, text):
+    """
+    A deadline of 10^30 seconds overflows the clocks and timers that it reaches.
+    """
+    with pytest.raises(ValueError, match="should be"):
+        parse(text)

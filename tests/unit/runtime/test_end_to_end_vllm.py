@@ -88,7 +88,7 @@ def ready(tmp_path_factory, venv, model):
     A runtime shared by several tests, and its messages up to READY=1.
     """
     folder = tmp_path_factory.mktemp("ready") / "blue"
-    args = 'vllm_args: ["--stream-interval", "4"]\nmax_batch_requests: 7\n'
+    args = 'vllm_args: ["--stream-interval=4"]\nmax_batch_requests: 7\n'
     with running(folder, venv, model, release=RELEASE + args) as runtime:
         runtime.messages_at_start = runtime.messages_until("READY=1")
         yield runtime
@@ -151,7 +151,7 @@ def test_vllm_gets_its_configuration_and_no_secrets(ready):
     recorded = ready.recorded()
     argv = recorded["argv"]
     assert argv[argv.index("--max-num-seqs") + 1] == "7"
-    assert argv[argv.index("--stream-interval") + 1] == "4"
+    assert "--stream-interval=4" in argv
     assert "s3cret" not in json.dumps(recorded)
     assert recorded["env"]["HF_HUB_OFFLINE"] == "1"
     assert "NOTIFY_SOCKET" not in recorded["env"]
@@ -232,9 +232,9 @@ def test_vllm_does_not_outlive_its_runtime(tmp_path, venv, model):
     ("release", "fate", "code", "words"),
     [
         (RELEASE, "dies", EXIT_ENGINE, "vllm serve died, exit status 1"),
-        (RELEASE + 'vllm_args: ["--speed", "high"]\n', "", EXIT_CONFIG, "refused its arguments"),
-        (RELEASE + "vllm_args: [--max-num-seqs, 4]\n", "", EXIT_CONFIG, "vllm_args.1"),
-        (RELEASE + 'vllm_args: ["--uds=/x"]\n', "", EXIT_CONFIG, "the runtime decides it"),
+        (RELEASE + 'vllm_args: ["--swap-space=4"]\n', "", EXIT_CONFIG, "refused its arguments"),
+        (RELEASE + "vllm_args: [--seed=1, 4]\n", "", EXIT_CONFIG, "vllm_args.1"),
+        (RELEASE + 'vllm_args: ["--uds=/x"]\n', "", EXIT_CONFIG, "not an argument"),
     ],
 )
 def test_a_failed_start_logs_the_reason(tmp_path, venv, model, release, fate, code, words):

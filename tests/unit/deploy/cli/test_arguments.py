@@ -1,7 +1,13 @@
 import pytest
 
 from deploy.cli import arguments
-from deploy.cli.arguments import fleet_name, output_file, path_from_caller, whole_number
+from deploy.cli.arguments import (
+    fleet_name,
+    output_file,
+    path_from_caller,
+    release_name,
+    whole_number,
+)
 from deploy.errors import UsageError
 
 
@@ -68,3 +74,20 @@ def test_a_number_is_whole():
     assert whole_number("hosts", "4") == 4
     with pytest.raises(UsageError, match="--hosts many: not a whole number"):
         whole_number("hosts", "many")
+
+
+@pytest.mark.parametrize("text", ["v1.3.0", "3f9a2c", "20261126T010203-v1.3.0"])
+def test_a_release_is_named_by_version_id_or_digest(text):
+    """
+    As it is printed by inv status.
+    """
+    assert release_name("to", text) == text
+
+
+@pytest.mark.parametrize("text", ["", "v1\n", "-oX", "a b", "../v1", "v1;x", "\u0661", "v" * 200])
+def test_another_name_of_a_release_is_refused(text):
+    """
+    Before a host is asked.
+    """
+    with pytest.raises(UsageError, match="--to"):
+        release_name("to", text)

@@ -32,7 +32,8 @@ def run(monkeypatch, capsys, tmp_path):
     tasks = importlib.import_module("tasks")
     monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
     monkeypatch.delenv("INVOKE_FLEET", raising=False)
-    write_fleet(tmp_path, {"hosts": CLOSED, "row": "torch-2.13-cpu"}, name="closed")
+    changes = {"hosts": CLOSED, "row": "torch-2.13-cpu", "service.device": "cpu"}
+    write_fleet(tmp_path, changes, name="closed")
     context = MockContext()
     context.config.fleet = "lab"
 

@@ -33,6 +33,8 @@ def schema_keys(model=FleetFile, above=()):
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
             path = (*path, "NAME")
+        elif get_origin(kind) is tuple:  # a list of sections
+            kind = get_args(kind)[0]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from schema_keys(kind, path)
 
@@ -46,8 +48,9 @@ def example_keys(text):
     comments = {}
     for path, line in document.lines.items():
         named = tuple("NAME" if i == 1 and path[0] in NAMES else p for i, p in enumerate(path))
-        if "vars" in path[:-1] or any(isinstance(part, int) for part in path):
+        if "vars" in path[:-1] or isinstance(path[-1], int):
             continue
+        named = tuple(part for part in named if isinstance(part, str))
         _, _, comment = document.source[line - 1].partition(" # ")
         if comment or named not in comments:
             comments[named] = comment
@@ -159,7 +162,7 @@ def test_every_key_is_explained():
     [
         ("port: 22 # default 22", "port: 22 # default 23", "ssh.port: the comment says 23"),
         ("default 22, from 1 to 65535", "default 22, from 1 to 6553", "ssh.port: the comment says"),
-        ("keep: 3 # default 3, at least 2", "keep: 3 # default 3", "release.keep"),
+        ("keep: 3 # default 3, from 2 to 1000", "keep: 3 # default 3", "release.keep"),
         ("max: 5% # default 5%", "max: 5% # default 4%", "http_request_error_rate.max"),
         ("memory_max: 8GiB # default 8GiB", "memory_max: 8GiB # default 8MiB", "memory_max"),
         ("one of pause revert", "one of pause stop", "action"),

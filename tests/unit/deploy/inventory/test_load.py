@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import yaml
 
 from deploy.errors import InventoryError
 from deploy.inventory.load import fleet_names, load_fleet
+from deploy.inventory.names import Jump
 from tests.unit.deploy.inventory.builders import fleet_data, make_fleet, write_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -73,7 +75,7 @@ def test_a_host_overrides_its_groups_and_a_group_overrides_the_fleet(tmp_path):
     n1, n2 = fleet.hosts
     assert (n1.row, n2.row) == ("own", "of-a")
     assert (n1.vars, n2.vars) == ({"x": 1, "y": 2}, {"x": 1, "y": 1})
-    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, "j@bastion")
+    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, Jump("j", "bastion"))
     assert n2.ssh.port == 2022
 
 
@@ -170,12 +172,12 @@ WRONG_VALUES = {
     "row": [None, 5, True],
     "ssh": [None, "root", []],
     "ssh.port": [0, 65536, "22", 22.0, True, None],
-    "ssh.user": [1, ["root"]],
+    "ssh.user": [1, ["root"], "root\nProxyCommand touch x", "-oProxyCommand=x", "a b", ""],
     "ssh.jump": ["bastion", "a@b:c", "a b@c"],
     "ssh.connect_timeout": [10, "10", "10 sec", "-1s", "0s"],
     "ssh.command_timeout": ["0s"],
     "ssh.keepalive": ["0s"],
-    "ssh.key": [5],
+    "ssh.key": [5, "~root/x", "$HOME/x", "a\x00", "%d/id", "-x"],
     "hosts": [None, {}, [], "n1"],
     "hosts.N1": [{"address": "192.0.2.9"}],
     "hosts.n1.address": ["", "300.1.2.3", "10.0.0", "a b", "u@h", "http://h", "-x", 5],
@@ -183,15 +185,30 @@ WRONG_VALUES = {
     "hosts.n1.ssh.port": [0],
     "hosts.n1.row": [5],
     "groups.a": [{}, {"hosts": "n1"}, {"hosts": ["n9"]}],
-    "mirrors.apt": [5],
-    "secrets.t": [{}, {"env": "A", "file": "b"}, "hunter2", {"env": 5}],
+    "mirrors.apt": [
+        5,
+        "deb http://x/ bookworm main",
+        [{"uris": ["http://x"], "suites": ["a"], "components": ["main"], "trusted": "yes"}],
+        [{"uris": ["file:///x"], "suites": ["a"], "components": ["main"]}],
+        [{"uris": [], "suites": ["a"], "components": ["main"]}],
+    ],
+    "mirrors.apt_proxy": ["p:1", "http://u:p@h:1", "http://h:1/x"],
+    "secrets.t": [
+        {},
+        {"env": "SLIPWAY_A", "file": "b"},
+        "hunter2",
+        {"env": 5},
+        {"env": "AWS_SECRET_ACCESS_KEY"},
+        {"env": "slipway_token"},
+        {"env": "SLIPWAY_A\n"},
+    ],
     "service.port": [0, 65536],
     "service.memory_max": [8, "8", "8GB", "0B"],
     "service.state_max": [8, "8GB", "0B"],
     "service.tmp_max": [8, "8GB", "0B"],
     "service.tasks_max": [15],
     "service.engine": ["torch"],
-    "service.vllm_args": ["--x", [1], ["--uds", "/x"], ["--api_key=k"]],
+    "service.vllm_args": ["--x", [1], ["--stream-interval", "4"], ["--uds=/x"], ["--seed=x"]],
     "service.threads": [0, 257],
     "service.device": ["tpu"],
     "service.precision": ["int8"],
@@ -339,7 +356,7 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
     """
     rows = {"row": "torch-2.3", "groups.a": {"hosts": ["n1"], "row": "x"}, "hosts.n2.row": "y"}
 
-    why = refusal(tmp_path, rows, known_rows=["torch-2.3-cu121", "torch-2.0-cu118"]).why
+    why = refusal(tmp_path, rows, known_rows={"torch-2.3-cu121": True, "torch-2.0-cu118": True}).why
 
     assert (
         "row: no row of the version matrix is named 'torch-2.3'; did you mean torch-2.3-cu121"
@@ -347,7 +364,7 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
     )
     assert "groups.a.row" in why
     assert "hosts.n2.row" in why
-    assert make_fleet(tmp_path, known_rows=["torch-2.3-cu121"])
+    assert make_fleet(tmp_path, known_rows={"torch-2.3-cu121": True})
 
 
 @pytest.mark.parametrize(
@@ -419,10 +436,119 @@ def test_an_unreadable_file_is_an_error_with_the_systems_reason(tmp_path, monkey
     """
     write_fleet(tmp_path)
 
-    def refuse(path):
+    def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InventoryError) as caught:
         load_fleet("test", root=tmp_path)
     assert caught.value.why == "Permission denied"
+
+
+@pytest.mark.parametrize("text", ["0022", "22:22", "0x16", "2_2", "1e3", "+22"])
+def test_a_number_is_decimal(tmp_path, text):
+    """
+    YAML 1.1 would read 0022 as 18 and 22:22 as 1342.
+    """
+    written = yaml.safe_dump(fleet_data()) + f"ssh: {{port: {text}}}\n"
+
+    assert f'ssh.port: should be a whole number, got "{text}"' in str(
+        refusal(tmp_path, text=written)
+    )
+
+
+@pytest.mark.parametrize("text", ["22:10", "0022", "no", "off", "y", "1_000", "1e3", ".inf", "0x1"])
+def test_what_only_some_versions_of_yaml_read_otherwise_is_text(tmp_path, text):
+    """
+    The rack 22:10 is no number of seconds, and the country no is not false.
+    """
+    written = yaml.safe_dump(fleet_data()).replace(
+        "192.0.2.1\n", f"192.0.2.1\n    vars: {{rack: {text}}}\n"
+    )
+
+    assert make_fleet(tmp_path, text=written).host("n1").vars == {"rack": text}
+
+
+def test_merges_of_merges_are_bounded(tmp_path):
+    """
+    `<<` multiplies entries as aliases do.
+    """
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)]
+
+    assert "more than 100000 entries" in str(refusal(tmp_path, text="\n".join(lines)))
+
+
+def test_a_mapping_that_merges_itself_is_refused(tmp_path):
+    """
+    At the key.
+    """
+    assert "ssh.<<" in str(refusal(tmp_path, text="ssh: &a {<<: *a}\n")).replace('"', "")
+
+
+def test_a_large_file_is_refused_before_it_is_parsed(tmp_path):
+    """
+    By its size in characters, and far above it by its size in bytes.
+    """
+    text = yaml.safe_dump(fleet_data())
+
+    assert "more than 1048576 characters" in str(refusal(tmp_path, text=text + "#" * 2**20))
+    assert "more than 4 MiB" in str(refusal(tmp_path, text=text + "#" * 2**23))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_another_encoding_is_refused(tmp_path, encoding):
+    """
+    A byte order mark of UTF-8 is accepted.
+    """
+    text = yaml.safe_dump(fleet_data()) + "# é\n"
+
+    assert make_fleet(tmp_path, text=text.encode("utf-8-sig"))
+    refused = str(refusal(tmp_path, text=text.encode(encoding)))
+    assert "UTF-8" in refused or "characters that YAML does not allow" in refused
+
+
+@pytest.mark.parametrize("device", [{}, {"service.device": "cuda"}])
+def test_a_cpu_row_with_the_device_cuda_is_refused(tmp_path, device):
+    """
+    The default as well; the error names the host, its row and the remedy.
+    """
+    rows = {"torch-2.13-cpu": False, "torch-2.3-cu121": True}
+    changes = {"hosts.n2.row": "torch-2.13-cpu", **device}
+
+    error = str(refusal(tmp_path, changes, known_rows=rows))
+
+    assert "service.device: is cuda" in error
+    assert "hosts.n2, torch-2.13-cpu, is for CPUs; set service.device: cpu" in error
+    assert make_fleet(tmp_path, {**changes, "service.device": "cpu"}, known_rows=rows)
+
+
+def test_a_line_of_sources_list_is_refused_with_the_structure(tmp_path):
+    """
+    The form of earlier versions, in which trusted=yes could be said.
+    """
+    error = str(refusal(tmp_path, {"mirrors.apt": "deb [trusted=yes] http://x/ bookworm main"}))
+
+    assert "mirrors.apt: should be a list of sources with the keys uris, suites" in error
+
+
+@pytest.mark.parametrize("name", ["x\ny.yml", "a b.yml", "x" * 5000 + ".yml", "~nobody/x.yml"])
+def test_a_strange_path_of_a_fleet_file_is_one_error(tmp_path, name):
+    """
+    The file's name becomes that of the fleet.
+    """
+    if len(name) < 100 and "~" not in name:
+        (tmp_path / name).write_text(yaml.safe_dump(fleet_data()))
+    with pytest.raises(InventoryError) as caught:
+        load_fleet(name, root=tmp_path)
+    assert "\n" not in caught.value.what
+    assert len(caught.value.what) < 400
+
+
+def test_a_pipe_is_no_fleet_file(tmp_path):
+    """
+    It would be waited for without end.
+    """
+    os.mkfifo(tmp_path / "x.yml")
+    with pytest.raises(InventoryError, match="no such fleet file"):
+        load_fleet("x.yml", root=tmp_path)

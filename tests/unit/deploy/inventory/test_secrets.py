@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -20,7 +21,7 @@ def test_a_secret_comes_from_the_environment_or_from_a_file(tmp_path):
     """
     The last line break of a file is not part of the secret.
     """
-    of_env = resolve_secret(Secret(env="T"), {"T": " hunter2"})
+    of_env = resolve_secret(Secret(env="SLIPWAY_T"), {"SLIPWAY_T": " hunter2"})
     of_file = resolve_secret(secret_file(tmp_path, b"hunter2\n"), {})
 
     assert of_env.reveal() == " hunter2"
@@ -48,13 +49,13 @@ def test_reveal_returns_the_text():
     assert "hunter2" in f"{SecretValue('hunter2').reveal()}"
 
 
-@pytest.mark.parametrize(("env", "state"), [({}, "not set"), ({"TOKEN": ""}, "empty")])
+@pytest.mark.parametrize(("env", "state"), [({}, "not set"), ({"SLIPWAY_TOKEN": ""}, "empty")])
 def test_a_variable_without_a_value_is_named(env, state):
     """
     The error has the secret's name, and says whether the variable is unset or empty.
     """
     with pytest.raises(InventoryError) as caught:
-        resolve_secret(Secret(env="TOKEN"), env, name="api")
+        resolve_secret(Secret(env="SLIPWAY_TOKEN"), env, name="api")
     assert caught.value.what == "secrets.api: has no value"
     assert f"TOKEN is {state}" in caught.value.why
 
@@ -132,3 +133,21 @@ def test_a_file_that_is_named_for_slipway_is_read(tmp_path, name):
     path.write_text("hunter2")
     path.chmod(0o600)
     assert resolve_secret(Secret(file=path), {}).reveal() == "hunter2"
+
+
+def test_a_pipe_is_no_secret_and_is_not_waited_for(tmp_path):
+    """
+    A device or a pipe would be read, or waited for, without end.
+    """
+    path = tmp_path / "slipway-pipe"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(InventoryError, match="no regular file"):
+        resolve_secret(Secret(file=path), {})
+
+
+def test_a_secret_of_another_length_is_refused(tmp_path):
+    """
+    Not cut off.
+    """
+    with pytest.raises(InventoryError, match="too long"):
+        resolve_secret(secret_file(tmp_path, b"x" * 70_000), {})

@@ -1,3 +1,5 @@
+import base64
+
 import pytest
 
 from deploy.errors import InventoryError
@@ -8,7 +10,11 @@ from tests.unit.deploy.inventory.builders import make_fleet
 def fleet_with_token(tmp_path, **changes):
     return make_fleet(
         tmp_path,
-        {"secrets": {"token": {"env": "TOKEN"}}, "service.api_tokens": ["token"], **changes},
+        {
+            "secrets": {"token": {"env": "SLIPWAY_TOKEN"}},
+            "service.api_tokens": ["token"],
+            **changes,
+        },
     )
 
 
@@ -16,7 +22,7 @@ def test_tokens_come_from_the_named_variables(tmp_path):
     """
     A secret's value is read from the environment that is passed in.
     """
-    [token] = resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": "abc-DEF_1.2~+/="})
+    [token] = resolve_tokens(fleet_with_token(tmp_path), {"SLIPWAY_TOKEN": "abc-DEF_1.2~+/="})
     assert token.reveal() == "abc-DEF_1.2~+/="
     assert "abc" not in repr(token)
 
@@ -27,7 +33,7 @@ def test_an_invalid_bearer_token_is_refused(tmp_path, value):
     It could break the environment file; the error does not show it.
     """
     with pytest.raises(InventoryError) as caught:
-        resolve_tokens(fleet_with_token(tmp_path), {"TOKEN": value})
+        resolve_tokens(fleet_with_token(tmp_path), {"SLIPWAY_TOKEN": value})
     assert "secrets.token" in caught.value.what
     assert value not in str(caught.value)
 
@@ -46,3 +52,59 @@ def test_missing_or_empty_allowed_signers_are_refused(tmp_path):
     key = "AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
     fleet.signing.allowed_signers.write_text(f"me ssh-ed25519 {key}\n")
     assert read_allowed_signers(fleet) == f"me ssh-ed25519 {key}\n"
+
+
+PRIVATE_KEY = (
+    "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n"
+    "-----END OPENSSH PRIVATE KEY-----\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRIVATE_KEY,
+        "me ssh-ed25519 AAAA\n" + PRIVATE_KEY,
+        "root:x:0:0:root:/root:/bin/bash\n",
+        "aws_secret_access_key = hunter2\n",
+        "me ssh-ed25519\n",
+        "me ssh-dss AAAA\n",
+    ],
+)
+def test_a_file_that_is_no_list_of_signers_is_not_sent_to_hosts(tmp_path, text):
+    """
+    A fleet file may name any file of the operator; its text goes to hosts.
+    """
+    fleet = fleet_with_token(tmp_path)
+    fleet.signing.allowed_signers.parent.mkdir(parents=True)
+    fleet.signing.allowed_signers.write_text(text)
+    with pytest.raises(InventoryError, match="is not a list of signers") as caught:
+        read_allowed_signers(fleet)
+    assert "hunter2" not in str(caught.value)
+    assert "b3Blbn" not in str(caught.value)
+
+
+KEY_TEXTS = {
+    kind: base64.b64encode(len(kind).to_bytes(4, "big") + kind.encode() + bytes(36)).decode()
+    for kind in ("ssh-ed25519", "ssh-rsa", "sk-ssh-ed25519@openssh.com")
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("a@x ssh-ed25519 {}", "ssh-ed25519"),
+        ('a@x,b@x namespaces="slipway-bundle" ssh-ed25519 {}', "ssh-ed25519"),
+        ('*@x,!c@x cert-authority,valid-before="20300101" ssh-rsa {}', "ssh-rsa"),
+        ("a@x sk-ssh-ed25519@openssh.com {}", "sk-ssh-ed25519@openssh.com"),
+    ],
+)
+def test_every_form_of_a_signer_is_accepted(tmp_path, line, kind):
+    """
+    Negative control: principals, options and key types of ssh-keygen(1); comments stay here.
+    """
+    fleet = fleet_with_token(tmp_path)
+    fleet.signing.allowed_signers.parent.mkdir(parents=True)
+    signer = line.format(KEY_TEXTS[kind])
+    fleet.signing.allowed_signers.write_text(f"# ours\n\n{signer} words of a comment\n")
+    assert read_allowed_signers(fleet) == f"{signer}\n"

@@ -159,9 +159,8 @@ def test_the_real_worker_reports_a_host_that_is_lost(tmp_path):
     builder = ReportBuilder(["n1"], lambda _: None)
     request = make_request(known_hosts=tmp_path / "none", port=1, connect_timeout=1.0)
     [host] = request.hosts
-    request = request.model_copy(
-        update={"hosts": (host.model_copy(update={"address": "127.0.0.1"}),)}
-    )
+    near = host.document | {"address": "127.0.0.1"}
+    request = request.model_copy(update={"hosts": (host.model_copy(update={"document": near}),)})
     supervise.run_worker(request, builder, time.monotonic() + 30)
     [failure] = builder.report(False, 1.0).failed
     assert (failure.host, failure.error) == ("n1", "TransportError")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.inventory.schema import Mirrors
+from deploy.inventory.schema import AptSource, Mirrors
 from deploy.provision import base, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
@@ -24,7 +24,22 @@ from runtime.server.config import load_config
 from tests.unit.deploy.provision.builders import TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
-MIRRORS = Mirrors(apt="deb http://mirror.example.com/debian bookworm main", apt_proxy="http://p:1")
+MIRRORS = Mirrors(
+    apt=(
+        AptSource(
+            uris=("http://mirror.example.com/debian",),
+            suites=("bookworm", "bookworm-updates"),
+            components=("main",),
+            signed_by="/usr/share/keyrings/debian-archive-keyring.gpg",
+        ),
+        AptSource(
+            uris=("https://[2001:db8::1]:8443/debian-security",),
+            suites=("bookworm-security",),
+            components=("main", "non-free-firmware"),
+        ),
+    ),
+    apt_proxy="http://p:1",
+)
 
 MEMORY = {
     "weights": "int8",
@@ -39,7 +54,7 @@ MEMORY = {
 
 def texts():
     cpu, gpu = make_spec(mirrors=MIRRORS), make_spec(row="torch-2.3-cu121", device="cuda")
-    args = ("--stream-interval", "4")
+    args = ("--stream-interval=4",)
     vllm = make_spec(row="torch-2.3-cu121", device="cuda", engine="vllm", vllm_args=args)
     memory = make_spec(row="torch-2.3-cu121", device="cuda", precision="bf16", **MEMORY)
     gpus = make_spec(row="torch-2.3-cu121", device="cuda", gpus=2)
@@ -59,7 +74,7 @@ def texts():
         "environment": runtime_unit.environment(cpu),
         "host.json": host_program.host_config(cpu),
         "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
-        "slipway.list": placed["/etc/apt/sources.list.d/slipway.list"],
+        "slipway.sources": placed["/etc/apt/sources.list.d/slipway.sources"],
     }
 
 
@@ -237,7 +252,7 @@ def test_keys_of_vllm_are_omitted_for_the_own_engine():
     """
     document = yaml.safe_load(TEXTS["runtime-vllm.yml"])
     assert document.pop("engine") == "vllm"
-    assert document.pop("vllm_args") == ["--stream-interval", "4"]
+    assert document.pop("vllm_args") == ["--stream-interval=4"]
     assert document.keys() == yaml.safe_load(TEXTS["runtime.yml"]).keys()
 
 
@@ -267,7 +282,7 @@ def test_arguments_of_vllm_are_rendered_only_for_vllm():
     """
     With slipway's engine they have no effect, and older releases reject the key.
     """
-    assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--x", "1")))
+    assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--seed=1",)))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
@@ -328,7 +343,8 @@ def test_a_mirror_replaces_the_distributions_sources():
         r.path: r.kind for r in base.install(make_spec(mirrors=MIRRORS)) if hasattr(r, "path")
     }
     assert changed["/etc/apt/sources.list"] == "absent"
-    assert changed["/etc/apt/sources.list.d/slipway.list"] == "file"
+    assert changed["/etc/apt/sources.list.d/slipway.sources"] == "file"
+    assert changed["/etc/apt/sources.list.d/slipway.list"] == "absent"
 
 
 def test_a_gpu_host_has_a_c_compiler_for_triton():

@@ -6,12 +6,13 @@ from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
 # As pytest 9.2 with testinfra 10.2 wrote it, shortened.
 JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests">
 <testsuite name="pytest" errors="1" failures="1" skipped="1" tests="4">
-<testcase classname="tests.testinfra.test_users" name="test_a[ssh://n1]" time="0.2" />
-<testcase classname="tests.testinfra.test_users" name="test_b[ssh://n2]" time="0.2">
+<testcase classname="tests.testinfra.test_users" name="test_a[slipway://n1]" time="0.2" />
+<testcase classname="tests.testinfra.test_users" name="test_b[slipway://n2]" time="0.2">
 <failure message="AssertionError: no shell&#10;assert 'a' == 'b'">long text</failure></testcase>
-<testcase classname="tests.testinfra.test_unit" name="test_c[ssh://n2-blue]" time="0.2">
+<testcase classname="tests.testinfra.test_unit" name="test_c[slipway://n2-blue]" time="0.2">
+<properties><property name="slipway_host" value="n2" /></properties>
 <skipped type="pytest.skip" message="nothing was released here">x</skipped></testcase>
-<testcase classname="tests.testinfra.test_unit" name="test_d[ssh://n3]" time="0.2">
+<testcase classname="tests.testinfra.test_unit" name="test_d[slipway://n3]" time="0.2">
 <error message="failed on setup with &quot;RuntimeError: gone&quot;">y</error></testcase>
 </testsuite></testsuites>"""
 
@@ -29,7 +30,7 @@ def test_every_case_has_its_host_and_reason():
     assert read_junit(JUNIT) == (
         Outcome("n1", "test_a", "passed"),
         Outcome("n2", "test_b", "failed", "no shell"),
-        Outcome("n2-blue", "test_c", "skipped"),
+        Outcome("n2", "test_c", "skipped"),
         Outcome("n3", "test_d", "failed", 'failed on setup with "RuntimeError: gone"'),
     )
 

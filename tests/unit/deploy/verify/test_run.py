@@ -1,5 +1,5 @@
 """
-Verification of hosts that do not answer, with the real ssh.
+Verification of hosts that do not answer, and the pytest that asserts.
 """
 
 import ast
@@ -28,7 +28,10 @@ def test_a_host_that_is_down_is_a_failure_and_in_the_xml(tmp_path):
     assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable"), ("n2", "reachable")]
     assert "refused" in report.failed[0].why
     cases = ElementTree.parse(report.junit).getroot().iter("testcase")
-    assert [case.get("name") for case in cases] == ["reachable[ssh://n1]", "reachable[ssh://n2]"]
+    assert [case.get("name") for case in cases] == [
+        "reachable[slipway://n1]",
+        "reachable[slipway://n2]",
+    ]
 
 
 def test_hosts_are_compared_with_the_fleet(tmp_path):
@@ -75,11 +78,7 @@ def test_a_pytest_that_cannot_run_fails_its_hosts(tmp_path, monkeypatch):
     """
     monkeypatch.setattr(run, "_TESTS", tmp_path / "nowhere")
     fleet = closed_fleet(tmp_path)
-    for name in ("ssh_config", "expected.json"):
-        (tmp_path / name).write_text("{}")
-    xml = tmp_path / "junit.xml"
-    config, expected = tmp_path / "ssh_config", tmp_path / "expected.json"
-    why = run._pytest(list(fleet.hosts), config, expected, xml, lambda _: None, 60.0)
+    why = run._pytest(fleet.hosts, tmp_path, tmp_path / "junit.xml", lambda _: None, 60.0)
     assert why is not None
     assert "pytest ended with status" in why
 
@@ -87,7 +86,7 @@ def test_a_pytest_that_cannot_run_fails_its_hosts(tmp_path, monkeypatch):
 TWO_TESTS = """
 import pytest
 
-pytestmark = pytest.mark.parametrize("host", ["ssh://n1"])
+pytestmark = pytest.mark.parametrize("host", ["slipway://n1"])
 
 def test_a(host):
     pass
@@ -117,9 +116,7 @@ def run_two_tests(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     host = closed_fleet(tmp_path).hosts[0]
     xml, lines = tmp_path / "junit.xml", []
-    config, expected = tmp_path / "ssh_config", tmp_path / "expected.json"
-    config.write_text("")
-    why = run._pytest([host], config, expected, xml, lines.append, 60.0)
+    why = run._pytest([host], tmp_path, xml, lines.append, 60.0)
     return why, read_junit(xml.read_text()) if xml.exists() else (), lines
 
 
@@ -138,7 +135,7 @@ def test_the_callers_pytest_settings_would_be_noticed(tmp_path, monkeypatch):
     """
     Negative control: if passed on, they change the run.
     """
-    monkeypatch.setattr(run, "pytest_environment", lambda env, expected: dict(os.environ))
+    monkeypatch.setattr(run, "pytest_environment", lambda env, folder: dict(os.environ))
     why, _, _ = run_two_tests(tmp_path, monkeypatch)
     assert why is not None
 
@@ -150,5 +147,5 @@ def test_no_variable_of_pytest_is_passed_on(tmp_path):
     agent = {"SSH_AUTH_SOCK": "/run/agent"}
     env = run.pytest_environment(SETTINGS | agent | {"COV_CORE_SOURCE": "x"}, tmp_path)
     assert set(env) == {
-        *agent, run.ENV_EXPECTED, "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONPATH"
+        *agent, run.ENV_EXPECTED, run.ENV_HOSTS, "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONPATH"
     }  # fmt: skip

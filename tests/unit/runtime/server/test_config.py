@@ -45,8 +45,8 @@ def test_a_release_may_bring_its_own_engine(write):
     """
     The engine is a key like the others; the arguments of vLLM are replaced as a whole.
     """
-    host = 'engine: vllm\nvllm_args: ["--stream-interval", "4"]\n'
-    assert load_settings(write(host=host)).config.vllm_args == ("--stream-interval", "4")
+    host = 'engine: vllm\nvllm_args: ["--stream-interval=4"]\n'
+    assert load_settings(write(host=host)).config.vllm_args == ("--stream-interval=4",)
     changed = RELEASE + "engine: slipway\nvllm_args: []\n"
     config = load_settings(write(release=changed, host=host)).config
     assert (config.engine, config.vllm_args) == ("slipway", ())
@@ -71,8 +71,8 @@ def test_tokens_come_from_the_environment_and_are_not_shown(write):
         (RELEASE, "max_batch_requests: 0\n", ("runtime.yml", "max_batch_requests", "0")),
         (RELEASE + "engine: vlm\n", None, ("config.yml", "engine", "'vlm'")),
         (RELEASE + "vllm_args: --x\n", None, ("config.yml", "vllm_args", "'--x'")),
-        (RELEASE, "vllm_args: [--max-num-seqs, 4]\n", ("runtime.yml", "vllm_args.1", "4")),
-        (RELEASE, "vllm_args: [--served_model_name=x]\n", ("vllm_args", "the runtime decides it")),
+        (RELEASE, "vllm_args: [--seed=1, 4]\n", ("runtime.yml", "vllm_args.1", "4")),
+        (RELEASE, "vllm_args: [--served_model_name=x]\n", ("vllm_args", "not an argument")),
         (RELEASE, "version: v1\n", ("runtime.yml", "version", "unknown key")),
         ("model_name: lab\n", None, ("config.yml", "version", "missing")),
         ("version: 'v1\\nx: y'\nmodel_name: lab\n", None, ("config.yml", "version")),

@@ -502,7 +502,7 @@ async def test_arguments_that_vllm_refuses_are_a_config_error(tmp_path):
     """
     A restart would not help.
     """
-    async with loading(tmp_path, vllm_args=("--gpu-memory", "0.5")) as client:
+    async with loading(tmp_path, vllm_args=("--no-such-argument",)) as client:
         with pytest.raises(ConfigError, match="vllm_args"):
             await client.load(LOAD)
 

@@ -1,0 +1,267 @@
+"""
+The types of the texts in a fleet file: names, addresses, URLs and paths.  Pure.
+
+Each type has a small alphabet, and a text is matched as a whole.  What these types accept needs no
+quoting where it becomes an argument; a generated file quotes it all the same (`deploy.quoting`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
+
+from deploy.host import names as shared
+from deploy.host.names import Name
+
+HOST = Name(
+    "host",
+    r"(?=.{1,64}\Z)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*",
+    "a name of lower-case letters, digits, dots and dashes, at most 64 long",
+)
+USER = Name(
+    "user",
+    r"[A-Za-z_][A-Za-z0-9_.-]{0,31}",
+    "a user name: letters, digits, _ . -, a letter or _ first, 32 characters at most",
+)
+SECRET = Name(
+    "secret",
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}",
+    "a name of letters, digits, _ . -, at most 64 long",
+)
+VARIABLE = Name(
+    "variable",
+    r"[A-Za-z_][A-Za-z0-9_.-]{0,63}",
+    "a name of letters, digits, _ . -, at most 64 long",
+)
+SECRET_VARIABLE = Name(
+    "environment variable",
+    r"SLIPWAY_[A-Z0-9_]{1,56}",
+    "an environment variable whose name begins with SLIPWAY_ (capital letters, digits, _)",
+)
+SUITE = Name(
+    "suite",
+    r"[a-z0-9][a-z0-9.-]{0,63}(?:/[a-z0-9][a-z0-9.-]{0,63})?",
+    "a suite of the archive, such as bookworm or bookworm-updates",
+)
+COMPONENT = Name(
+    "component", r"[a-z0-9][a-z0-9.-]{0,63}", "a component of the archive, such as main"
+)
+KEYRING = Name(
+    "keyring",
+    r"(?:/usr/share/keyrings|/etc/apt/keyrings)/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:gpg|asc|pgp)",
+    "a keyring on the hosts: /usr/share/keyrings/NAME.gpg or /etc/apt/keyrings/NAME.gpg",
+)
+
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?"
+)
+_ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # an interface: 15 bytes in Linux
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_URL = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)"
+                  r"(?::(?P<port>[0-9]+))?(?P<path>/[A-Za-z0-9._~/+-]*)?")  # fmt: skip
+_URL_MAX, _PATH_MAX, _TEXT_MAX = 300, 1024, 256
+_PATH_SIGNS = frozenset("._-/@+,=: ")
+
+
+def parse_address(text: str) -> str:
+    """
+    Return *text*, which is an IP address or a DNS name; an IPv6 address may have a zone.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if not _is_address(text):
+        raise ValueError("should be an IP address or a DNS name")
+    return text
+
+
+def _is_address(text: str) -> bool:
+    if not text.isascii():
+        return False
+    address, percent, zone = text.partition("%")
+    try:
+        if ":" in address:
+            IPv6Address(address)
+            return not percent or _ZONE.fullmatch(zone) is not None
+        IPv4Address(text)
+    except ValueError:
+        # What ends in a number is never a DNS name: it is a mistyped IPv4 address, or one that
+        # getaddrinfo(3) reads as octal or hexadecimal.
+        last = text.removesuffix(".").rpartition(".")[2]
+        is_number = re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
+        return _DNS_NAME.fullmatch(text) is not None and not is_number
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """
+    A jump host.
+
+    Attributes:
+        address: IP address or DNS name, without brackets.
+    """
+
+    user: str
+    address: str
+    port: int = 22
+
+    def __str__(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.user}@{address}" + ("" if self.port == 22 else f":{self.port}")
+
+
+_JUMP_MEANING = "USER@HOST or USER@HOST:PORT; an IPv6 address needs brackets: USER@[ADDRESS]:PORT"
+
+
+def parse_jump(text: object) -> Jump:
+    """
+    Return the jump host of USER@HOST or USER@HOST:PORT; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: *text* has another form.
+    """
+    if isinstance(text, Jump):
+        return text
+    match = re.fullmatch(
+        r"(?P<user>[^@]+)@(?:\[(?P<ipv6>[^\]]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>[^:]+))?",
+        text if isinstance(text, str) else "",
+    )
+    if match is None:
+        raise ValueError(f"should be {_JUMP_MEANING}")
+    address, port = match["ipv6"] or match["name"], match["port"] or "22"
+    is_bracketed_ipv6 = match["ipv6"] is None or ":" in match["ipv6"]
+    if not (is_bracketed_ipv6 and _is_address(address) and _is_port(port)):
+        raise ValueError(f"should be {_JUMP_MEANING}")
+    try:
+        return Jump(USER.parse(match["user"]), address, int(port))
+    except ValueError:
+        raise ValueError(f"should be {_JUMP_MEANING}; USER is {USER.meaning}") from None
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and int(text) <= 65535
+
+
+def parse_origin(text: str) -> str:
+    """
+    Return *text*, which is an origin as browsers send it: SCHEME://HOST or SCHEME://HOST:PORT.
+
+    Raises:
+        ValueError: It is not; `*` would let every web page use the service.
+    """
+    if not _is_url(text, with_path=False):
+        raise ValueError("should be an origin: https://HOST or https://HOST:PORT, without a path")
+    return text
+
+
+def parse_proxy(text: str) -> str:
+    """
+    Return *text*, which is the URL of a proxy.
+
+    Raises:
+        ValueError: It is not, or it has a user and a password: all users of a host could read them.
+    """
+    if not _is_url(text.removesuffix("/"), with_path=False):
+        raise ValueError(
+            "should be the URL of a proxy without credentials: http://HOST:PORT"
+            " (credentials belong into apt's auth.conf on the hosts)"
+        )
+    return text
+
+
+def parse_archive(text: str) -> str:
+    """
+    Return *text*, which is the URL of an apt archive.
+
+    Raises:
+        ValueError: It is not of http or https, or it has credentials.
+    """
+    if not _is_url(text, with_path=True):
+        raise ValueError("should be the URL of an archive: https://HOST/PATH, without credentials")
+    return text
+
+
+def _is_url(text: str, *, with_path: bool) -> bool:
+    match = _URL.fullmatch(text) if len(text) <= _URL_MAX else None
+    if match is None or (match["path"] is not None and not with_path):
+        return False
+    if match["port"] is not None and not _is_port(match["port"]):
+        return False
+    if ".." in (match["path"] or "").split("/"):
+        return False
+    return _is_address(match["host"].removeprefix("[").removesuffix("]"))
+
+
+def check_path(value: object) -> object:
+    """
+    Return *value*, a path; text that is no plain path is refused.
+
+    Raises:
+        ValueError: It has a character that a shell, OpenSSH or Python would expand or interpret.
+    """
+    if not isinstance(value, str):
+        return value  # the schema refuses it
+    text = value
+    rest = text.removeprefix("~/")
+    if not rest or len(text) > _PATH_MAX or rest.startswith("-"):
+        raise ValueError(f"should be a path of 1 to {_PATH_MAX} characters that begins without -")
+    if not all(character.isalnum() or character in _PATH_SIGNS for character in rest):
+        raise ValueError(
+            "should be a path of letters, digits, spaces and . _ - / @ + , = :"
+            " (~/ at its start is the home directory; variables are not expanded)"
+        )
+    return text
+
+
+def expand_path(path: Path) -> Path:
+    """
+    Return *path*, with `~/` expanded to the home of the user who runs the command.
+
+    Raises:
+        ValueError: That user has no home directory.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("should not begin with ~: the user has no home directory") from None
+
+
+def parse_text(text: str) -> str:
+    """
+    Return *text*, which is one line that prints as it is.
+
+    Raises:
+        ValueError: It has control characters, invisible ones, or too many characters.
+    """
+    if not text.isprintable() or len(text) > _TEXT_MAX:
+        raise ValueError(f"should be one line of visible text, {_TEXT_MAX} characters at most")
+    return text
+
+
+def _type(parse: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(parse)
+
+
+HostName = Annotated[str, _type(HOST.parse)]
+UserName = Annotated[str, _type(USER.parse)]
+SecretName = Annotated[str, _type(SECRET.parse)]
+VariableName = Annotated[str, _type(VARIABLE.parse)]
+SecretVariable = Annotated[str, _type(SECRET_VARIABLE.parse)]
+RowName = Annotated[str, _type(shared.ROW.parse)]
+Identity = Annotated[str, _type(shared.IDENTITY.parse)]
+Address = Annotated[str, _type(parse_address)]
+Origin = Annotated[str, _type(parse_origin)]
+ProxyUrl = Annotated[str, _type(parse_proxy)]
+ArchiveUrl = Annotated[str, _type(parse_archive)]
+Suite = Annotated[str, _type(SUITE.parse)]
+Component = Annotated[str, _type(COMPONENT.parse)]
+Keyring = Annotated[str, _type(KEYRING.parse)]
+Text = Annotated[str, _type(parse_text)]
+JumpHost = Annotated[Jump, PlainValidator(parse_jump), PlainSerializer(str)]
+FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

@@ -1,0 +1,129 @@
+"""
+All that slipway makes of a fleet's values, and what each target reads in it.
+
+`sinks` makes the files, arguments and documents; `misread` compares what their own languages read
+in them with the values of the fleet.
+"""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import yaml
+from fabric import Config, Connection
+
+from deploy.inventory.host_document import host_document, host_of
+from deploy.provision import haproxy, runtime_unit
+from deploy.provision.concerns import plan_resources
+from deploy.provision.resources import File
+from deploy.verify.report import CONNECTION
+from tests.unit.deploy.provision.builders import make_spec
+
+UNITS = re.compile(r"^[A-Z][A-Za-z]+=")
+
+
+def files(fleet):
+    """
+    Return the text of every file that provisioning writes for *fleet*, by path.
+    """
+    spec = make_spec(mirrors=fleet.mirrors, tokens=("token",), **dict(fleet.service))
+    object.__setattr__(spec, "release", fleet.release)
+    resources = plan_resources(spec)
+    placed = (r for r in (*resources.placed, *resources.running) if isinstance(r, File))
+    return {r.path: r.content.decode() for r in placed}
+
+
+def misread(fleet, texts):
+    """
+    Return what a target reads that the fleet does not say: empty if every value is inert.
+    """
+    found = [*_apt(fleet, texts), *_runtime(fleet, texts), *_shape(texts), *_connections(fleet)]
+    return [entry for entry in found if entry is not None]
+
+
+def _apt(fleet, texts):
+    conf = texts["/etc/apt/apt.conf.d/90slipway"]
+    lines = [line for line in conf.splitlines() if not line.startswith("//")]
+    read = dict(re.fullmatch(r'([A-Za-z:]+) "([^"\\%]*)";', line).groups() for line in lines)
+    proxies = {v for k, v in read.items() if k.endswith("::Proxy")}
+    yield _differs("apt proxy", proxies, {fleet.mirrors.apt_proxy} - {None})
+    yield _differs("apt settings", len(lines), len(read))
+    sources = texts.get("/etc/apt/sources.list.d/slipway.sources", "")
+    stanzas = [s for s in sources.split("\n\n")[1:] if s.strip()]
+    wanted = [
+        {"Types": "deb", "URIs": " ".join(s.uris), "Suites": " ".join(s.suites),
+         "Components": " ".join(s.components)}
+        | ({"Signed-By": s.signed_by} if s.signed_by else {})
+        for s in fleet.mirrors.apt
+    ]  # fmt: skip
+    fields = [dict(line.split(": ", 1) for line in s.splitlines() if line) for s in stanzas]
+    yield _differs("apt sources", fields, wanted)
+
+
+def _runtime(fleet, texts):
+    document = yaml.safe_load(texts["/etc/slipway/runtime.yml"])
+    service = fleet.service
+    yield _differs("origins", document["cors_origins"], list(service.cors_origins))
+    yield _differs("timeout", document["request_timeout_s"], service.request_timeout)
+    yield _differs("wait", document["max_wait_s"], service.options.max_wait_s)
+    if service.options.engine == "vllm":
+        args = document.get("vllm_args", [])
+        yield _differs("vllm_args", args, list(service.options.vllm_args))
+
+
+def _shape(texts):
+    """
+    Yield each file whose lines begin with other words than those of the template.
+    """
+    words = _first_words(texts["/etc/haproxy/haproxy.cfg"])
+    yield _differs("haproxy.cfg", words, _usual_words())
+    unit = texts["/etc/systemd/system/slipway-runtime@.service"].replace("\\\n", " ")
+    for line in unit.splitlines():
+        if line and not line.startswith(("#", "[")) and not UNITS.match(line):
+            yield f"the unit has the line {line!r}"
+    commands, usual = (re.findall(r"^Exec\w+=", u, re.MULTILINE) for u in (unit, _usual_unit()))
+    yield _differs("commands of the unit", commands, usual)
+    for path, text in texts.items():
+        if not text.isascii() or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
+            yield f"{path} has a character that is no visible ASCII"
+
+
+def _first_words(text):
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+@functools.cache
+def _usual_words():
+    return _first_words(haproxy.config(make_spec()))
+
+
+@functools.cache
+def _usual_unit():
+    return runtime_unit.unit(make_spec()).replace("\\\n", " ")
+
+
+def _connections(fleet):
+    names = ",".join(f"{CONNECTION}://{host.name}" for host in fleet.hosts)
+    yield _differs("hosts of pytest", names.count("://"), len(fleet.hosts))
+    yield _differs("an option for pytest", names.startswith("-"), False)
+    for host in fleet.hosts:
+        sent = host_of(json.loads(json.dumps(host_document(host))))
+        yield _differs("document of the host", (sent.address, sent.ssh), (host.address, host.ssh))
+        hops = [(host.address, host.ssh.user, host.ssh.port)]
+        if host.ssh.jump is not None:
+            hops.append((host.ssh.jump.address, host.ssh.jump.user, host.ssh.jump.port))
+        for address, user, port in hops:
+            connection = Connection(address, user=user, port=port, config=Config(lazy=True))
+            read = (connection.host, connection.user, connection.port)
+            yield _differs("connection", read, (address, user, port))
+    signing = fleet.signing
+    paths = [signing.key, signing.allowed_signers, *(h.ssh.known_hosts for h in fleet.hosts)]
+    paths += [secret.file for secret in fleet.secrets.values() if secret.file is not None]
+    for path in paths:
+        if not Path(path).is_absolute() or not str(path).isprintable():
+            yield f"{path} is not absolute, or has an invisible character"
+
+
+def _differs(what, read, wanted):
+    return None if read == wanted else f"{what}: read {read!r}, the fleet says {wanted!r}"

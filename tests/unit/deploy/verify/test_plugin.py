@@ -1,0 +1,139 @@
+"""
+The assertions of `inv verify` over our own transport, against an SSH server on this machine.
+"""
+
+import os
+import subprocess
+from xml.etree import ElementTree
+
+import pytest
+
+from deploy.inventory.schema import Fleet
+from deploy.verify import run, verify
+from tests.unit.deploy.inventory.builders import make_fleet
+from tests.unit.deploy.transport.loopback import LoopbackSshd
+
+ASSERTIONS = """
+def test_output(host):
+    shown = host.run("printf 'a b'; echo err >&2; exit 3")
+    assert (shown.rc, shown.stdout, shown.stderr) == (3, "a b", "err\\n")
+
+def test_arguments(host):
+    assert host.check_output("printf %s", "$HOME; touch x") == "$HOME; touch x"
+
+def test_name(host):
+    assert host.backend.hostname in ("n1", "n2")
+
+def test_status(host):
+    assert host.run("true").succeeded
+"""
+DROPS = """
+def test_a(host):
+    assert host.run("true").succeeded
+
+def test_b(host):
+    host.run("kill -9 $PPID; sleep 30")
+
+def test_c(host):
+    assert host.run("true").succeeded
+"""
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    with LoopbackSshd(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def asserted(tmp_path, monkeypatch):
+    """
+    Return a function that runs assertions on hosts as `inv verify` does.
+    """
+
+    def run_them(text, hosts):
+        folder = tmp_path / "assertions"
+        folder.mkdir()
+        (folder / "test_it.py").write_text(text)
+        monkeypatch.setattr(run, "_TESTS", folder)
+        fleet = make_fleet(tmp_path, {"row": "torch-2.13-cpu"})
+        fleet = Fleet.model_construct(**dict(fleet) | {"hosts": tuple(hosts)})
+        return verify(fleet, junit=tmp_path / "verify.xml", progress=lines.append)
+
+    lines = []
+    run_them.lines = lines
+    return run_them
+
+
+def test_assertions_run_over_one_login_a_host(sshd, asserted):
+    """
+    With status, both streams and quoted arguments; each host's commands share its connection.
+    """
+    report = asserted(ASSERTIONS, [sshd.host("n1"), sshd.host("n2")])
+    assert report.failed == ()
+    assert report.passed == 8
+    assert sshd.logins == 2
+    assert len(asserted.lines) == 8
+
+
+def test_no_ssh_client_is_started(sshd, asserted, tmp_path, monkeypatch):
+    """
+    Nothing reads an ssh_config, in which a value could name a command.
+    """
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("ssh", "scp", "sftp"):
+        (programs / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    assert asserted(ASSERTIONS, [sshd.host("n1")]).failed == ()
+    assert not (tmp_path / "started").exists()
+    subprocess.run(["ssh", "n1"], check=True)  # negative control
+    assert (tmp_path / "started").exists()
+
+
+def test_a_host_with_another_key_is_not_asked(sshd, asserted):
+    """
+    The rules of known_hosts are those of every other task; the host is one finding.
+    """
+    sshd.record(None)
+    report = asserted(ASSERTIONS, [sshd.host("n1")])
+    [finding] = report.failed
+    assert (finding.host, finding.test) == ("n1", "reachable")
+    assert "no host key is recorded" in finding.why
+    assert (sshd.logins, sshd.commands) == (0, [])
+
+
+def test_a_host_that_is_down_delays_and_fails_no_other(sshd, asserted):
+    """
+    It is named once, and its assertions are no cases of the XML.
+    """
+    report = asserted(ASSERTIONS, [sshd.host("n1"), sshd.host("n2", port=1)])
+    assert [(f.host, f.test) for f in report.failed] == [("n2", "reachable")]
+    assert report.passed == 4
+    root = ElementTree.parse(report.junit).getroot()
+    names = [case.get("name") for case in root.iter("testcase")]
+    assert len(names) == 5
+    assert [name for name in names if "n2" in name] == ["reachable[slipway://n2]"]
+    assert {suite.get("tests"): suite.get("errors") for suite in root} == {"4": "0", "1": "0"}
+
+
+def test_a_silent_host_ends_at_the_deadline_of_a_command(sshd, asserted):
+    """
+    Each further assertion of a lost host fails at once.
+    """
+    text = "def test_a(host):\n    host.run('sleep 60')\n\n" + DROPS.replace("test_", "test_x")
+    report = asserted(text, [sshd.host("n1", command_timeout=1.0)])
+    assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable")]
+    assert "no answer within 1 s" in report.failed[0].why
+    assert report.passed == 0
+
+
+def test_output_without_end_is_the_failure_of_its_host(sshd, asserted):
+    """
+    The limits of the transport hold for assertions too; nothing is left running.
+    """
+    text = "def test_a(host):\n    host.run('yes')\n"
+    report = asserted(text, [sshd.host("n1")])
+    assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable")]
+    assert report.passed == 0
