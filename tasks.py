@@ -132,8 +132,11 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 @command(flags={"canary": _CANARY,
                 "version": "Bundle to release: version or digest (default: the newest).",
                 "plan": "Digest that `inv plan` printed; any other plan is refused.",
+                "allow-older": "Accept a bundle that is older than the newest good release; the "
+                "hosts' journals record it.",
                 "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=False, yes=False):
+def release(c, canary="", version=None, plan=None, allow_older=False, hosts=None, limit=None,
+            json=False, yes=False):  # fmt: skip
     """
     Release a bundle, wave by wave, or go back.
 
@@ -159,7 +162,7 @@ def release(c, canary="", version=None, plan=None, hosts=None, limit=None, json=
             confirm("go?", yes=yes)
         names = [host.host for host in todo.hosts]
         with events.releasing(fleet, names, as_json=json) as progress:
-            outcome = releases.run_release(on, bundle, todo, progress)
+            outcome = releases.run_release(on, bundle, todo, progress, allow_older=allow_older)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
@@ -188,7 +191,7 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
         if not todo.is_noop:
             confirm("go?", yes=yes)
         with events.rolling_back(fleet, names, as_json=json) as progress:
-            outcome = releases.run_rollback(on, todo, progress, to)
+            outcome = releases.run_rollback(on, todo, progress)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 

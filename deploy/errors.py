@@ -27,7 +27,19 @@ DeployError                1   a task failed; the message says what
 └── LabError               23  the lab cannot run on this machine, or a lab host did not come up
 """
 
+import re
 from typing import Any
+
+_USER_OF_URL = re.compile(r"://[^/\s@]*(?:@[^/\s@]*)*@")
+
+
+def hide_passwords(text: str) -> str:
+    """
+    Return *text* with `[hidden]` in place of the user and password of each URL.
+
+    The URL of a package index or a proxy may have them, and programs print it.
+    """
+    return _USER_OF_URL.sub("://[hidden]@", text)
 
 
 class DeployError(Exception):
@@ -44,6 +56,7 @@ class DeployError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str, fix: str, host: str | None = None) -> None:
+        what, why, fix = (hide_passwords(text) for text in (what, why, fix))
         super().__init__(what)
         self.what, self.why, self.fix, self.host = what, why, fix, host
 

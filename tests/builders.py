@@ -2,9 +2,9 @@
 Makes valid things; a test names only what matters to it.
 """
 
-from deploy.host.protocol import GoodRelease
+from deploy.host.protocol import GoodRelease, OwnCounters, ProxyCounters, SlotCounters
 from deploy.inventory.schema import ReleasePolicy
-from deploy.release.gates import Reading
+from deploy.release.evidence import Reading
 from deploy.release.observe import Observed, ObservedSlot
 
 
@@ -44,26 +44,38 @@ def make_observed(host="n1", blue=None, green=None, good=(), **changes):
     return Observed(**fields | changes)
 
 
-def make_settled(host="n1", good=(("b1", "v1"),)):
+def make_settled(host="n1", good=(("b1", "v1"),), **changes):
     """
     A host that serves the last of *good* from blue, with green idle.
     """
     records = [make_good(bundle, version) for bundle, version in good]
     last = records[-1]
-    return make_observed(host, blue=make_serving("blue", last.bundle, last.version), good=records)
+    blue = make_serving("blue", last.bundle, last.version)
+    return make_observed(host, blue=blue, good=records, **changes)
 
 
-def make_reading(at_s=0.0, **changes):
-    fields = {
-        "requests": 0,
-        "errors": 0,
-        "broken": 0,
-        "restarts": 0,
-        "is_whole": True,
-        "is_ready": True,
-        "is_failed": False,
+def make_reading(at_s=0.0, requests=0, errors=0, own=None, proxy=None, **changes):
+    """
+    A slot that answered *requests*, of which *errors* with 500, as HAProxy saw it too.
+
+    Args:
+        own, proxy: Counters that differ from these; False: they could not be read.
+    """
+    of_own = {"requests": requests, "errors": errors, "answers_5xx": errors}
+    of_proxy = dict.fromkeys(ProxyCounters.__dataclass_fields__, 0) | {
+        "attempts": requests,
+        "answers_2xx": requests - errors,
+        "answers_5xx": errors,
     }
-    return Reading(at_s=at_s, **fields | changes)
+    fields = {
+        "own": None if own is False else OwnCounters(**of_own | (own or {})),
+        "proxy": None if proxy is False else ProxyCounters(**of_proxy | (proxy or {})),
+        "problem": None,
+        "restarts": 0,
+        "is_ready": True,
+        "unit": "active",
+    }
+    return Reading(at_s, SlotCounters(**fields | changes))
 
 
 def make_policy(**changes):

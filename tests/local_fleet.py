@@ -23,12 +23,14 @@ class LocalFleet:
 
     Attributes:
         requests_per_s, errors_per_s: Answers of each canary in each second of the clock.
+        silent: Hosts whose canary gets requests and answers none.
         on_sleep: Called after each second that passes.
     """
 
     def __init__(self, transports):
         self.transports = transports
         self.requests_per_s, self.errors_per_s = 5, 0
+        self.silent = set()
         self.on_sleep = lambda: None
         self.clock = SimulatedClock(self._pass)
         self.clients = {
@@ -108,9 +110,11 @@ class LocalFleet:
             system.clock.pass_s(seconds)
             for slot, weight in system.proxy.weights.items():
                 if weight and self.serves(name) and weight < 100:
-                    runtime = system.runtimes[slot]
-                    runtime.requests += round(self.requests_per_s * seconds)
-                    runtime.errors += round(self.errors_per_s * seconds)
+                    requests = round(self.requests_per_s * seconds)
+                    if name in self.silent:
+                        system.proxy.servers[slot].counters["stot"] += requests
+                    else:
+                        system.answer(slot, requests, round(self.errors_per_s * seconds))
         self.on_sleep()
 
 

@@ -10,7 +10,9 @@ import csv
 import fcntl
 import io
 import json
+import os
 import shutil
+import sys
 import tempfile
 import threading
 import types
@@ -21,13 +23,14 @@ from typing import NamedTuple
 from deploy.errors import TransportError
 from deploy.host import layout as paths
 from deploy.host.__main__ import handle
+from deploy.host.bundle.sandbox import UNIT as SANDBOX_UNIT
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
-from deploy.host.layout import BACKEND, SLOTS, Layout, unit
+from deploy.host.layout import BACKEND, SLOTS, Layout, slot_mount, unit
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
 from deploy.host.rpc import encode_error, parse_request
 from deploy.host.sockets import HttpAnswer
-from deploy.host.system import ProgramResult, System
+from deploy.host.system import Account, ProgramResult, System
 from deploy.transport.base import Completed
 
 BOOT = "11111111-2222-3333-4444-555555555555"
@@ -73,13 +76,15 @@ class FakeUnit:
     Attributes:
         starts: What a start leads to: "ready", "slow" (ready after 2 looks), "exit" (fails for
             good), "crash" (systemd restarts it), "hang" (never ready), "skip" (a condition fails).
-        stops: "fast", "slow" (after 2 looks) or "hang".
+        stops: "fast", "slow" (after 2 looks), "hang" (until it is killed), "immortal" (for ever)
+            or "forks" (as systemd ends it, it leaves processes behind until it is killed).
+        tasks: Processes in its control group.
     """
 
     def __init__(self):
         self.starts, self.stops = "ready", "fast"
         self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
-        self.restarts = 0
+        self.restarts = self.tasks = 0
         self.enabled = False
         self.cpu_weight = 100
         self.looks = 0  # left until the queued job has ended
@@ -139,8 +144,16 @@ class FakeUnit:
             self.queued = None
 
     def _stop(self):
-        if self.stops != "hang":
+        if self.stops not in ("hang", "immortal"):
             self.active, self.sub, self.queued = "inactive", "dead", None
+            self.tasks = 3 if self.stops == "forks" else 0
+
+    def kill(self):
+        if self.stops != "immortal":
+            self.tasks = 0
+            if self.active in ("active", "activating", "deactivating"):
+                self.active, self.sub, self.queued = "failed", "failed", None
+                self.result = "signal"
 
     def show(self, name):
         self.look()
@@ -150,6 +163,7 @@ class FakeUnit:
             f"Job={'17' if self.queued else '0'}\n"
             f"UnitFileState={'enabled' if self.enabled else 'disabled'}\n"
             f"InvocationID={INVOCATION if self.was_started else ''}\n"
+            f"TasksCurrent={self.tasks or '[not set]'}\n"
         )
 
 
@@ -191,6 +205,12 @@ class FakeRuntime:
 # -- HAProxy
 
 
+_COUNTERS = (
+    *("stot", "econ", "eresp", "hrsp_2xx", "hrsp_4xx", "hrsp_5xx"),
+    *("wretr", "wredis", "srv_abrt"),
+)
+
+
 class FakeServer:
     """
     One server of HAProxy's backend.
@@ -203,7 +223,7 @@ class FakeServer:
     def __init__(self, now_s):
         self.admin, self.own_weight, self.health = "maint", 100, 2
         self.sessions = self.queued = 0
-        self.counters = dict.fromkeys(("stot", "econ", "eresp", "hrsp_5xx", "wretr", "wredis"), 0)
+        self.counters = dict.fromkeys(_COUNTERS, 0)
         self.checked_s = now_s
 
     @property
@@ -320,8 +340,11 @@ class FakeSystem(System):
     Attributes:
         units: By unit name.
         runtimes: By slot; reachable while the unit of the slot is active.
+        mounts: Slot of each mount unit, by name.
+        unmounted: Slots whose file system was unmounted, in order.
         log: Lines that the journal of systemd has of every unit.
         real: Programs, or directories of programs, that are really run.
+        in_sandbox: What the build user's sandbox runs: the program's own command line.
         calls: Every command line.
         before: Called with each command line before it runs.
         free: Free bytes of every file system.
@@ -333,11 +356,15 @@ class FakeSystem(System):
         super().__init__(Layout(str(root)))
         self.clock = clock or FakeClock()
         self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        self.mounts = {slot_mount(slot): slot for slot in SLOTS}
+        self.unmounted = []
         self.runtimes = {slot: FakeRuntime() for slot in SLOTS}
         self.proxy = FakeHaproxy(self.clock.steady)
         self.log = ["Loading the model", "ValueError: no such tensor"]
         self.real = set()
         self.calls = []
+        self.in_sandbox = []
+        self.left_running = []
         self.before = lambda argv: None
         self.free = 1 << 40
         self.boot = BOOT
@@ -363,6 +390,16 @@ class FakeSystem(System):
         """
         link = self.layout.slot_link(slot)
         return link.readlink().name if link.is_symlink() else None
+
+    def answer(self, slot, requests, errors=0):
+        """
+        Let *slot* answer *requests* that HAProxy sent, of which *errors* with 503.
+        """
+        self.runtimes[slot].requests += requests
+        self.runtimes[slot].errors += errors
+        seen = {"stot": requests, "hrsp_2xx": requests - errors, "hrsp_5xx": errors}
+        for name, number in seen.items():
+            self.proxy.servers[slot].counters[name] += number
 
     # -- what verbs call
 
@@ -423,11 +460,35 @@ class FakeSystem(System):
                 return self._systemctl(*argv[1:])
             if argv[0] == "journalctl":
                 return self._journalctl(*argv[1:])
+        if argv[0] == "systemd-run":
+            return self._systemd_run(argv[1:], timeout_s)
         if argv[0] in self.real or any(argv[0].startswith(f"{r}/") for r in self.real):
             return super().run(argv, timeout_s=timeout_s, stdin=stdin, env=env)
         raise AssertionError(f"unknown program: {argv}")
 
+    def account(self, name):
+        # Every user of the fake host is the one who runs the tests.
+        assert name in (paths.USER, paths.BUILD_USER), name
+        return Account(os.geteuid(), os.getegid())
+
+    def interpreter(self, version):
+        own = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return Path(sys.executable).resolve() if version == own else None
+
+    def processes_of(self, uid):
+        return self.left_running
+
     # -- inside
+
+    def _systemd_run(self, words, timeout_s):
+        """
+        Run a program without the sandbox, which only a real systemd can make; the lab has one.
+        """
+        options, argv = words[: words.index("--")], words[words.index("--") + 1 :]
+        assert f"--uid={paths.BUILD_USER}" in options, options
+        self.in_sandbox.append(list(argv))
+        env = [o.removeprefix("--setenv=") for o in options if o.startswith("--setenv=")]
+        return super().run(["env", "-i", *env, *argv], timeout_s=timeout_s)
 
     def _is_ready(self, slot):
         return self._runs(slot) and self.runtimes[slot].is_ready
@@ -447,6 +508,12 @@ class FakeSystem(System):
                 text = f"not {text}"
         return HttpAnswer(200, json.dumps({"text": text}))
 
+    def _unmount(self, name):
+        # systemd stops what requires a mount before the mount.
+        slot = self.mounts[name]
+        assert self.unit_of(slot).active in ("inactive", "failed"), f"{name} is in use"
+        self.unmounted.append(slot)
+
     def _journalctl(self, *words):
         assert words[:5] == ("--quiet", "--no-pager", "--output", "cat", "--lines")
         last, about = int(words[5]), words[6:]
@@ -463,6 +530,11 @@ class FakeSystem(System):
     def _systemctl(self, verb, *words):
         names = [word for word in words if not word.startswith("-") and "=" not in word]
         options = {word for word in words if word.startswith("-")}
+        if verb == "stop" and names[0] in self.mounts:
+            self._unmount(names[0])
+            return ProgramResult(0, "", "")
+        if verb == "stop" and names == [SANDBOX_UNIT]:
+            return ProgramResult(5, "", f"Unit {SANDBOX_UNIT} not loaded.\n")
         for name in names:
             if name not in self.units:
                 return ProgramResult(4, "", f"Unit {name} could not be found.\n")
@@ -487,6 +559,9 @@ class FakeSystem(System):
             key, _, value = words[-1].partition("=")
             assert key == "CPUWeight"
             chosen.cpu_weight = int(value)
+        elif verb == "kill":
+            assert options == {"--signal=SIGKILL"}
+            chosen.kill()
         elif verb == "reset-failed":
             chosen.reset_failed()
         else:
@@ -610,9 +685,8 @@ class LocalTransport:
         words = list(argv)
         if words[:2] == ["sudo", "-n"]:
             words = words[2:]
-        assert words[:2] == ["python3", paths.HOST_PROGRAM], argv
-        assert len(words) == 3, argv
-        verb, text = words[2], (stdin or b"").decode()
+        assert words[:-1] == list(paths.HOST_COMMAND), argv
+        verb, text = words[-1], (stdin or b"").decode()
         with self._lock:
             try:
                 self.calls.append((verb, *parse_request(verb, text)))

@@ -2,6 +2,7 @@
 Builds a bundle from a model, a version and the runtime of this checkout, reproducibly.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from deploy.bundle.model import check_model, model_name
+from deploy.bundle.model import check_model, model_name, read_golden
 from deploy.bundle.store import Bundle, BundleStore
 from deploy.errors import PreconditionError, UsageError
 from deploy.host.bundle.archive import build_archive, list_files
@@ -72,6 +73,8 @@ def build_bundle(
     row_name: str,
     lock: LockLike,
     identity: str,
+    fleet: str,
+    now_s: int,
     runtime_dir: Path,
     store: BundleStore,
     overrides: Mapping[str, Any] | None = None,
@@ -80,6 +83,9 @@ def build_bundle(
     Build the bundle in *store* and return it, unsigned unless it existed.
 
     Args:
+        fleet: Name of the fleet whose hosts may take it.
+        now_s: Seconds since 1970.  It becomes the counter, unless the store has this bundle
+            already, or one with a higher counter.
         overrides: Keys of the runtime's configuration that this release sets for itself.
 
     Raises:
@@ -93,11 +99,11 @@ def build_bundle(
     own.setdefault("model_name", model_name(model))
     contents = _runtime(runtime_dir)
     contents[CONFIG_FILE] = _yaml({"version": version, **own})
-    contents[GOLDEN_FILE] = (model / GOLDEN_FILE).read_bytes()
+    contents[GOLDEN_FILE] = read_golden(model)
     contents[LOCK_FILE] = lock.text.encode()
     files = []
     for name in names:
-        sha256, size = store.add_blob(model / name)
+        sha256, size = store.add_blob(model, name)
         files.append(ModelFile(path=name, sha256=sha256, size=size))
     wheels = sorted(lock.wheels, key=lambda wheel: wheel.file)
     manifest = Manifest(
@@ -112,7 +118,10 @@ def build_bundle(
         ),
         model=ModelPart(digest=model_digest(files), files=tuple(files)),
         files=list_files(contents),
+        fleet=fleet,
+        counter=now_s,
     )
+    manifest = dataclasses.replace(manifest, counter=_counter(manifest, store))
     try:
         check_manifest(manifest)
     except ValueError as error:
@@ -122,6 +131,17 @@ def build_bundle(
             fix="rename the file, or correct the lock",
         ) from error
     return store.add(manifest, build_archive(contents))
+
+
+def _counter(manifest: Manifest, store: BundleStore) -> int:
+    """
+    Return the counter of the bundle of *manifest*, which has the present time as counter.
+    """
+    stored = [bundle.manifest for bundle in store.list() if bundle.manifest.fleet == manifest.fleet]
+    for other in stored:
+        if dataclasses.replace(manifest, counter=other.counter) == other:
+            return other.counter
+    return max([manifest.counter, *(other.counter + 1 for other in stored)])
 
 
 def _check_version(version: str) -> None:

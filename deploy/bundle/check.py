@@ -2,12 +2,14 @@
 Verifies a bundle of the store before any connection, with the code of the host program.
 """
 
+import hashlib
 from pathlib import Path
 
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError
 from deploy.host.bundle.archive import check_archive
-from deploy.host.bundle.verify import check_file, check_signature, read_manifest
+from deploy.host.bundle.manifest import MANIFEST, SIGNATURE
+from deploy.host.bundle.verify import check_file, read_signed_manifest, tampered
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 from deploy.transport.answers import ERRORS
@@ -25,8 +27,16 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
     """
     signers = allowed_signers.expanduser()
     try:
-        manifest = read_manifest(bundle.manifest_path, bundle.digest)
-        signer = check_signature(System(), bundle.manifest_path, bundle.signature_path, signers)
+        if hashlib.sha256(bundle.manifest_path.read_bytes()).hexdigest() != bundle.digest:
+            raise tampered(f"bundle {bundle.digest[:12]}", "its manifest is that of another bundle")
+        manifest = read_signed_manifest(
+            System(),
+            bundle.directory,
+            bundle.digest,
+            signers,
+            manifest_name=MANIFEST,
+            signature_name=SIGNATURE,
+        )
         check_archive(bundle.archive_path, manifest.files)
         for file in manifest.model.files:
             check_file(
@@ -37,7 +47,7 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
             )
     except HostError as error:
         raise _named_for(bundle, error) from None
-    return signer
+    return manifest.identity
 
 
 def _named_for(bundle: Bundle, error: HostError) -> DeployError:

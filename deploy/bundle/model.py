@@ -3,12 +3,14 @@ Checks a model directory and lists its files, before anything is copied.
 """
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 from deploy.errors import ModelPathError
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
+from deploy.host.trusted_files import Untrusted, open_below, read_below
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -20,6 +22,9 @@ OPTIONAL = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
+# Bytes that are read of each file; a file of a real model has a tenth of it.
+_JSON_MAX = {CONFIG: 16 << 20, TOKENIZER: 512 << 20, INDEX: 128 << 20}
+_GOLDEN_MAX = 16 << 20
 _HEADER_MAX = 100 << 20  # Source: safetensors format, "header size must not exceed 100 MB"
 
 
@@ -28,7 +33,7 @@ def check_model(path: Path) -> list[str]:
     Return the files of the model at *path* for a bundle, sorted, without the golden prompts.
 
     Raises:
-        ModelPathError: It is missing, not readable or not a model.
+        ModelPathError: It is missing, not readable or not a model, or a file of it is a link.
     """
     _reach(path)
     config = _json(path, CONFIG)
@@ -37,8 +42,37 @@ def check_model(path: Path) -> list[str]:
     _json(path, TOKENIZER)
     weights = _check_weights(path)
     check_golden(path)
-    optional = [name for name in OPTIONAL if (path / name).is_file()]
-    return sorted([CONFIG, TOKENIZER, *weights, *optional])
+    optional = [name for name in OPTIONAL if os.path.lexists(path / name)]
+    names = sorted([CONFIG, TOKENIZER, *weights, *optional])
+    for name in (*names, GOLDEN_FILE):
+        os.close(open_model_file(path, name))
+    return names
+
+
+def open_model_file(path: Path, name: str) -> int:
+    """
+    Return a descriptor of the file *name* of the model at *path*, a plain file below it.
+
+    Raises:
+        ModelPathError: It, or a directory on the way, is a link, or it is a pipe or a device.
+    """
+    try:
+        return open_below(path, name)
+    except OSError as error:
+        raise _unreadable(path / name, error) from error
+
+
+def read_golden(path: Path) -> bytes:
+    """
+    Return the golden prompts of the model at *path*.
+
+    Raises:
+        ModelPathError: They cannot be read.
+    """
+    try:
+        return read_below(path, GOLDEN_FILE, _GOLDEN_MAX)
+    except OSError as error:
+        raise _unreadable(path / GOLDEN_FILE, error) from error
 
 
 def model_name(path: Path) -> str:
@@ -62,7 +96,7 @@ def check_golden(path: Path) -> int:
         "that the model gave at temperature 0"
     )
     try:
-        lines = (path / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()
+        lines = read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise _not_a_model(
             path, f"{GOLDEN_FILE} is missing: no release could be checked", fix
@@ -83,7 +117,7 @@ def check_golden(path: Path) -> int:
 def _golden_complaint(line: str) -> str | None:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     wanted = {"prompt": str, "max_tokens": int, "expected": str}
     if not isinstance(entry, dict) or set(entry) != set(wanted):
@@ -136,8 +170,10 @@ def _check_shards(path: Path) -> list[str]:
         raise _not_a_model(path, f"{INDEX} has no weight_map")
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
-        if not is_safe_path(shard):
-            raise _not_a_model(path, f"{INDEX}: {shard!r} is not a file of this directory")
+        if not isinstance(shard, str) or not is_safe_path(shard):
+            raise _not_a_model(
+                path, f"{INDEX}: {repr(shard)[:200]} is not a file of this directory"
+            )
         by_shard.setdefault(shard, set()).add(tensor)
     for shard, tensors in sorted(by_shard.items()):
         if not (path / shard).exists():
@@ -157,12 +193,16 @@ def _tensors(path: Path, name: str) -> set[str]:
     """
     file_path = path / name
     try:
-        size = file_path.stat().st_size
-        with file_path.open("rb") as file:
+        with os.fdopen(open_below(path, name), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= header_size <= _HEADER_MAX:
-                raise _not_a_model(path, f"{name} has no safetensors header")
+                raise _not_a_model(
+                    path, f"{name} has no safetensors header: its length is {header_size} bytes"
+                )
+            if header_size > size - 8:
+                raise _cut_off(path, name, size, 8 + header_size)
             header = file.read(header_size)
     except OSError as error:
         raise _unreadable(file_path, error) from error
@@ -172,7 +212,10 @@ def _tensors(path: Path, name: str) -> set[str]:
         document = json.loads(header)
         entries = {key: value for key, value in document.items() if key != "__metadata__"}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+    except (
+        *(ValueError, AttributeError, KeyError, TypeError),
+        *(IndexError, OverflowError, RecursionError),
+    ):
         raise _not_a_model(path, f"{name} has no safetensors header") from None
     if not entries:
         raise _not_a_model(path, f"{name} holds no tensor")
@@ -183,12 +226,12 @@ def _tensors(path: Path, name: str) -> set[str]:
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
-        document = json.loads((path / name).read_bytes())
+        document = json.loads(read_below(path, name, _JSON_MAX[name]))
     except FileNotFoundError:
         raise _not_a_model(path, f"{name} is missing") from None
     except OSError as error:
         raise _unreadable(path / name, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_a_model(path, f"{name} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise _not_a_model(path, f"{name} is not a JSON object")
@@ -220,4 +263,10 @@ def _forbidden(path: Path, why: str) -> ModelPathError:
 def _unreadable(path: Path, error: Exception) -> ModelPathError:
     if isinstance(error, PermissionError):
         return _forbidden(path.parent, f"{path} cannot be read")
+    if isinstance(error, Untrusted):
+        return _not_a_model(
+            path.parent,
+            f"{path.name}: {error.strerror}",
+            f"every file must be a plain one: cp -rL {path.parent} COPY, and bundle that",
+        )
     return ModelPathError(f"model {path}: cannot be read", why=str(error), fix="check the disk")

@@ -42,6 +42,7 @@ def stage(
     client: HostClient,
     wheels: Path,
     progress: Callable[[str], None] = lambda _: None,
+    allow_older: bool = False,
 ) -> Sent:
     """
     Place *bundle* on the host, ready to start; nothing serves it yet.
@@ -50,6 +51,7 @@ def stage(
 
     Args:
         wheels: Directory with the wheels of its lock.
+        allow_older: It may be older than the host's newest good release.
 
     Raises:
         DiskTooSmall: It does not fit; nothing was sent.
@@ -58,7 +60,7 @@ def stage(
         PreconditionError: A wheel is not on this machine.
     """
     manifest = bundle.manifest_path.read_text(encoding="ascii")
-    needs = client.call(StageMissing(manifest), timeout_s=ASK_TIMEOUT_S)
+    needs = client.call(StageMissing(manifest, allow_older), timeout_s=ASK_TIMEOUT_S)
     _refuse_foreign_names(client.host, bundle, needs)
     uploads = _uploads(bundle, needs, wheels)
     total = sum(path.stat().st_size for _, path in uploads)
@@ -71,7 +73,7 @@ def stage(
             timeout_s=_PUT_S + path.stat().st_size / _SLOWEST_BYTES_PER_S,
         )
     progress("verifying and placing the bundle on the host")
-    staged = client.call(StageCommit(bundle.digest), timeout_s=COMMIT_TIMEOUT_S)
+    staged = client.call(StageCommit(bundle.digest, allow_older), timeout_s=COMMIT_TIMEOUT_S)
     return Sent(tuple(name for name, _ in uploads), total, staged)
 
 

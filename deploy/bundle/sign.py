@@ -53,6 +53,6 @@ def sign_bundle(bundle: Bundle, *, key: Path) -> Bundle:
                 why=" / ".join(message.splitlines()) or "ssh-keygen wrote no signature",
                 fix=fix,
             )
-        signature.chmod(0o644)
+        signature.chmod(0o600)
         signature.replace(bundle.signature_path)
     return bundle

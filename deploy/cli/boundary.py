@@ -27,8 +27,10 @@ from deploy.cli.terminal import (
     traceback_text,
 )
 from deploy.errors import DeployError
+from deploy.private_files import private_directory, write_private
 
 _TRACEBACK = Path(__file__).parents[2] / ".slipway" / "traceback.txt"
+_NO_HOME = "determine home directory"  # of Path.expanduser
 _AGAIN = "run it again with --debug, which prints the traceback"
 
 
@@ -86,9 +88,9 @@ def _report(error: Exception, *, as_json: bool, as_line: bool) -> NoReturn:
     if is_debugging():
         print_traceback(error)
     elif not isinstance(error, DeployError):
-        with contextlib.suppress(OSError):
-            _TRACEBACK.parent.mkdir(parents=True, exist_ok=True)
-            _TRACEBACK.write_text(traceback_text(error), encoding="utf-8")
+        with contextlib.suppress(OSError, DeployError):
+            private_directory(_TRACEBACK.parent)
+            write_private(_TRACEBACK, traceback_text(error))
     fail(_explained(error), as_json=as_json, as_line=as_line)
 
 
@@ -126,6 +128,12 @@ def explain(error: Exception) -> DeployError:
                 "the input ended before the answer",
                 why="standard input is closed or empty",
                 fix="run it on a terminal, or with --yes where the task has it",
+            )
+        case RuntimeError() if _NO_HOME in str(error):
+            return DeployError(
+                "this user has no home directory",
+                why="HOME is not set, and the user has no passwd entry with one",
+                fix="export HOME with a directory of this user, as in a job for CI",
             )
         case subprocess.TimeoutExpired():
             program = error.cmd if isinstance(error.cmd, str) else Path(str(error.cmd[0])).name

@@ -6,6 +6,7 @@ JSON where `--json` was given.
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import re
@@ -24,10 +25,13 @@ from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
+from deploy.cli.invoke_config import check_config
 from deploy.cli.streams import fill_closed_descriptors, guard_streams
 from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
+from deploy.private_files import check_directory, use_private_umask
 
+_PRIVATE = (Path(__file__).parents[2] / ".slipway", Path("~/.cache/slipway"))
 _ARGUMENT = re.compile(r"<Argument: ([\w-]+)[^>]*>")  # how invoke prints a flag
 
 
@@ -58,6 +62,7 @@ class SlipwayProgram(Program):
                 self.parse_tasks()
                 self.parse_cleanup()
                 self.update_config()
+            check_private_folders()
             self.execute()
         except Exit as ending:  # --help, --list, --version are done
             sys.exit(ending.code)
@@ -76,6 +81,21 @@ class SlipwayProgram(Program):
         if self.args.config.value:
             self.args.config._value = str(path_from_caller(self.args.config.value))
         super().update_config(merge)
+        check_config(self.config)
+
+
+def check_private_folders() -> None:
+    """
+    Take the rights of other users to what earlier runs left on this machine.
+
+    Raises:
+        DeployError: Other users own a folder of ours, or could replace it.
+    """
+    for path in _PRIVATE:
+        with contextlib.suppress(RuntimeError):  # without a home directory there is no cache
+            folder = path.expanduser()
+            if folder.exists() or folder.is_symlink():
+                check_directory(folder)
 
 
 @contextmanager
@@ -130,6 +150,7 @@ def main() -> None:
     atexit.register(gc.freeze)
     fill_closed_descriptors()
     guard_streams()
+    use_private_umask()
     program = SlipwayProgram(
         name="Invoke", binary="inv[oke]", binary_names=["invoke", "inv"], version=__version__
     )

@@ -33,7 +33,8 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
         command = [str(folder / "python"), "-m", *argv] if argv[0] == "pytest" else argv
         if argv[0] != "pytest":
             command = [str(folder / argv[0]), *argv[1:]]
-        status = subprocess.run(command, cwd=_ROOT, check=False).returncode
+        # Tests make files of hosts, so they get the usual umask and not our private one.
+        status = subprocess.run(command, cwd=_ROOT, umask=0o022, check=False).returncode
         if status:
             return status
     return 0

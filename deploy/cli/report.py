@@ -138,7 +138,8 @@ def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[
             for slot in found.slots
         ]
         good = [{"release": g.release, "version": g.version} for g in found.good]
-        hosts.append({"host": name, "reachable": True, "slots": slots, "good": good})
+        used = {} if found.is_reserve_whole else {"reserve": "used"}
+        hosts.append({"host": name, "reachable": True, "slots": slots, "good": good, **used})
         if found.lease_owner or found.unfinished or found.paused:
             release = release or {
                 "owner": found.lease_owner,

@@ -76,6 +76,9 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Grid
                 slot.health,
                 "-" if slot.sessions is None else str(slot.sessions),
             )
+        if not found.is_reserve_whole:
+            fix = "free space there, then inv provision"
+            table.notes.append(f"{name}: the reserve for a full disk was used: {fix}")
         if found.lease_owner:
             table.notes.append(
                 f"{name}: a release is under way, lease of {quoted(found.lease_owner)}"

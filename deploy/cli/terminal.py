@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from deploy.cli.grid import Grid, draw
 from deploy.cli.streams import STREAMS, trusted_stream
-from deploy.errors import DeployError
+from deploy.errors import DeployError, hide_passwords
 from deploy.foreign_text import indented, visible
 
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
@@ -204,9 +204,11 @@ def close_output() -> None:
 
 def _lines(texts: Iterable[str], *, indent: int = 2) -> str:
     r"""
-    Return each of *texts* as a line; what follows a `\n` within one is indented.
+    Return each of *texts* as a line; what follows a `\n` within one is indented, and users and
+    passwords of URLs are hidden.
     """
-    return "".join(f"{indented(text, indent=indent)}\n" for text in texts)
+    shown = (indented(hide_passwords(text), indent=indent) for text in texts)
+    return "".join(f"{line}\n" for line in shown)
 
 
 def _rendered(text: Result) -> str:
@@ -221,6 +223,7 @@ def _plain(value: Any) -> Any:
     """
     match value:
         case str():
+            value = hide_passwords(value)
             left_out = len(value) - _JSON_LIMIT
             shown = _SURROGATE.sub(lambda found: visible(found[0]), value[:_JSON_LIMIT])
             return f"{shown}(+{left_out} characters)" if left_out > 0 else shown

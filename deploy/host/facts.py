@@ -9,11 +9,13 @@ from __future__ import annotations
 import glob
 import grp
 import hashlib
+import hmac
 import os
 import pwd
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.host.disk import free_bytes
@@ -47,8 +49,8 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
     os_release = _os_release(system)
     return Facts(
         paths={
-            path: _path(_at(system, path), sha256, is_secret=path in query.secret)
-            for path, sha256 in query.paths.items()
+            **{path: _path(_at(system, path), sha256) for path, sha256 in query.paths.items()},
+            **{path: _secret(_at(system, path), key) for path, key in query.secrets.items()},
         },
         packages=_packages(system, query.packages),
         users={name: _user(name) for name in query.users},
@@ -71,7 +73,15 @@ def _at(system: System, path: str) -> Path:
     return Path(system.layout.root) / path.lstrip("/")
 
 
-def _path(path: Path, sha256: str, *, is_secret: bool) -> PathFacts | None:
+def _secret(path: Path, key: str) -> PathFacts | None:
+    facts = _path(path, "")
+    if facts is None or facts.type != "file":
+        return facts
+    mac = hmac.new(bytes.fromhex(key), path.read_bytes(), hashlib.sha256).hexdigest()
+    return replace(facts, mac=mac)
+
+
+def _path(path: Path, sha256: str) -> PathFacts | None:
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +91,7 @@ def _path(path: Path, sha256: str, *, is_secret: bool) -> PathFacts | None:
     if sha256 and type_ == "file":
         content = path.read_bytes()
         own_sha256 = hashlib.sha256(content).hexdigest()
-        if own_sha256 != sha256 and not is_secret and len(content) <= TEXT_MAX_BYTES:
+        if own_sha256 != sha256 and len(content) <= TEXT_MAX_BYTES:
             text = content.decode("utf-8", "replace")
     return PathFacts(
         type=type_,

@@ -7,13 +7,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
+from deploy.host.trusted_files import open_plain
 
 TRASH = ".trash-"  # being deleted
 UNFINISHED = ".tmp-"  # being written
@@ -22,10 +22,10 @@ _CHUNK = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """
-    Return the SHA-256 of the contents of *path*, in hexadecimal.
+    Return the SHA-256 of the contents of the plain file *path*, in hexadecimal.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_plain(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -37,7 +37,8 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
     """
     # Callers hold the host's lock, so that no two write the same draft.
     draft = path.with_name(f"{UNFINISHED}{path.name}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -102,9 +103,51 @@ def remove(path: Path) -> None:
     Delete the file, link or tree at *path*, if it exists.
     """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_tree(path: Path) -> None:
+    """
+    Delete the directory *path*, whatever its depth: a hostile wheel may leave a tree on which
+    shutil.rmtree, which calls itself, fails.
+
+    No link is followed.  No other process may write there meanwhile.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    held = os.open(path, flags)
+    names = [path.name]
+    try:
+        while names:
+            below, is_empty = _unlink_files(held)
+            if below is not None:
+                inner = os.open(below, flags, dir_fd=held)
+                names.append(below)
+            elif is_empty:
+                inner = os.open("..", flags, dir_fd=held)
+                os.rmdir(names.pop(), dir_fd=inner)
+            else:
+                continue
+            os.close(held)
+            held = inner
+    finally:
+        os.close(held)
+
+
+def _unlink_files(directory: int) -> tuple[str | None, bool]:
+    """
+    Delete the files of the open *directory* up to its first directory, and return that one's name,
+    and whether there was nothing.
+    """
+    is_empty = True
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            is_empty = False
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name, False
+            os.unlink(entry.name, dir_fd=directory)
+    return None, is_empty
 
 
 def leftovers(directory: Path) -> list[Path]:

@@ -1,15 +1,18 @@
 """
-The verbs that record releases as good and roll that record back.
+The verbs that record releases as good and roll that record back; what of it is still there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from deploy.host import journal
+from deploy.host.bundle.admission import raise_counter
 from deploy.host.codec import encode
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, entry_of
+from deploy.host.layout import SLOTS, Layout
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
     Call,
@@ -20,6 +23,7 @@ from deploy.host.protocol import (
     GoodRollback,
     HostError,
 )
+from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
 
 
@@ -44,6 +48,18 @@ def rollback(system: System, call: Call, request: GoodRollback) -> GoodReleases:
     return _write(system, call, request.VERB, encode(request), to_release=request.to_release)
 
 
+def still_there(layout: Layout, good: Iterable[GoodRelease]) -> tuple[GoodRelease, ...]:
+    """
+    Return those of *good* that are still on the host: the others were retired.
+    """
+    linked = {linked_bundle(layout, slot) for slot in SLOTS}
+    return tuple(
+        release
+        for release in good
+        if release.bundle in linked or layout.release(release.bundle).is_dir()
+    )
+
+
 def _write(
     system: System, call: Call, verb: str, args: dict[str, Any], to_release: str | None = None
 ) -> GoodReleases:
@@ -53,6 +69,9 @@ def _write(
         Leases(system).check(call.fence)
         if to_release is not None:
             _check_known(to_release, book.replay().good)
+        if verb == GoodRecord.VERB:
+            # Before the line that makes it good: a crash in between leaves the stricter record.
+            raise_counter(system, args["bundle"])
         line = entry_of(call, verb, journal.INTENT, args)
         intent = book.append(line)
         outcome = {"phase": journal.RESULT, "intent": intent["seq"], "ok": True, "result": {}}

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from deploy.host import reserve
 from deploy.host.files import sync_directory
 from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, Unfinished
 from deploy.host.system import System, utc
@@ -159,7 +160,9 @@ class Journal:
         Write *entry* with number, time and boot id; return the line once it is on disk.
         """
         is_new = not self._path.exists()
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
+        descriptor = reserve.with_room(
+            self._system, lambda: os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
+        )
         try:
             end = _drop_torn_line(descriptor)
             whole = {
@@ -168,7 +171,9 @@ class Journal:
                 "boot_id": self._system.boot_id(),
                 **entry,
             }
-            _write_whole(descriptor, end, json.dumps(whole, sort_keys=True).encode() + b"\n")
+            line = json.dumps(whole, sort_keys=True).encode() + b"\n"
+            reserve.with_room(self._system, lambda: _write_whole(descriptor, end, line))
+            reserve.allocate_ahead(descriptor, end + len(line))
         finally:
             os.close(descriptor)
         if is_new:

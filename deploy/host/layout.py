@@ -22,6 +22,7 @@ SLOT_LINKS = f"{STATE}/slots"  # SLOT_LINKS/<slot> -> RELEASES/<bundle digest>
 JOURNAL = f"{STATE}/journal.jsonl"
 LEASE = f"{STATE}/lease.json"
 HAPROXY_STATE = f"{STATE}/haproxy.state"
+COUNTER = f"{STATE}/counter"  # highest counter of a bundle that was recorded as good
 ETC = "/etc/slipway"
 RUNTIME_CONFIG = f"{ETC}/runtime.yml"  # 0640 root:slipway
 ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
@@ -29,8 +30,13 @@ ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 RUN = "/run/slipway"
 HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
+RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-USER = "slipway"  # the runtime's user and group
+USER = "slipway"  # its group reads releases, weights and configuration
+HAPROXY_USER = "haproxy"  # of Debian; the sockets of the slots belong to it
+BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
+# -I: no module of the SSH user, of the environment or of the current directory.
+HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
@@ -43,9 +49,32 @@ def unit(slot: str) -> str:
     return UNIT.format(slot=slot)
 
 
+def slot_user(slot: str) -> str:
+    """
+    Return the user that runs the runtime of *slot*, and nothing else; its group has the same name.
+    """
+    return f"slipway-{slot}"
+
+
+def slot_files(slot: str) -> str:
+    """
+    Return the mount point of the file system of *slot*: in memory, limited, of nobody else.
+    """
+    return f"{RUN}/private/{slot}"
+
+
+def slot_mount(slot: str) -> str:
+    """
+    Return the systemd unit that mounts `slot_files` of *slot*.
+    """
+    return f"run-slipway-private-{slot}.mount"
+
+
 def runtime_socket(slot: str) -> str:
     """
-    Return the path of the Unix socket that the runtime of *slot* listens on.
+    Return the path at which HAProxy and the host program reach the runtime of *slot*.
+
+    Its directory belongs to root: the runtime binds in `slot_files`, and systemd moves the socket.
     """
     return f"{RUN}/{slot}/runtime.sock"
 
@@ -77,11 +106,13 @@ class Layout:
         self.lock = self.state / "lock"  # held by a verb while it changes the host
         self.stage_lock = self.state / "stage.lock"  # held while a bundle is verified and placed
         self.haproxy_state = self._at(HAPROXY_STATE)
+        self.counter = self._at(COUNTER)
         self.etc = self._at(ETC)
         self.runtime_config = self._at(RUNTIME_CONFIG)
         self.environment = self._at(ENVIRONMENT)
         self.allowed_signers = self._at(ALLOWED_SIGNERS)
         self.host_config = self._at(HOST_CONFIG)
+        self.reserves = [self._at(path) for path in RESERVES]
         self.run = self._at(RUN)
         self.haproxy_socket = self._at(HAPROXY_SOCKET)
         self.boot_id = self._at(BOOT_ID)
@@ -91,7 +122,7 @@ class Layout:
 
     def runtime_socket(self, slot: str) -> Path:
         """
-        Return the Unix socket that the runtime of *slot* listens on.
+        Return the Unix socket at which the runtime of *slot* is reached.
         """
         return self._at(runtime_socket(slot))
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from deploy.host.files import write_atomic
 from deploy.host.journal import Journal
 from deploy.host.protocol import ErrorKind, HostError, LeaseStatus
+from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System
 
 
@@ -164,5 +164,6 @@ class Leases:
             expires_steady_s=self._system.steady_s() + ttl_s,
             boot_id=self._system.boot_id(),
         )
-        write_atomic(self._path, json.dumps(lease._asdict()).encode(), 0o640)
+        data = json.dumps(lease._asdict()).encode()
+        with_room(self._system, lambda: write_spare(self._path, data, 0o640))
         return lease

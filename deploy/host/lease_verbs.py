@@ -4,6 +4,7 @@ The verbs of the lease.
 
 from __future__ import annotations
 
+from deploy.host import reserve
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.lease import Leases
@@ -26,6 +27,7 @@ def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
         lease = Leases(system).take(request.owner, call.release, request.ttl_s)
         data = {"owner": request.owner, "ttl_s": request.ttl_s}
         append_event(system, call._replace(fence=lease.fence), request.VERB, data)
+        reserve.lay_again(system)
     return LeaseGranted(lease.fence, lease.expires_at)
 
 

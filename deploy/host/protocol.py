@@ -267,12 +267,14 @@ class StageMissing(Request[StageNeeds]):
 
     Attributes:
         manifest: Text of the bundle's manifest, in canonical form.
+        allow_older: It may be older than the newest release that was recorded as good.
     """
 
     VERB = "stage.missing"
     NEEDS_LEASE = False
 
     manifest: str
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,11 +300,15 @@ class Staged:
 class StageCommit(Request[Staged]):
     """
     Verify the uploads of a bundle, then place them.
+
+    Attributes:
+        allow_older: As in stage.missing.
     """
 
     VERB = "stage.commit"
 
     bundle: Digest
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -378,6 +384,9 @@ class SlotStarted:
 class SlotStart(Request[SlotStarted]):
     """
     Start *bundle* in *slot*; the answer comes when it is READY, or was stopped after a failure.
+
+    Attributes:
+        allow_older: As in stage.missing; one that was recorded as good needs no such permission.
     """
 
     VERB = "slot.start"
@@ -385,6 +394,7 @@ class SlotStart(Request[SlotStarted]):
     slot: SlotName
     bundle: Digest
     timeout_s: TimeoutS = 300.0
+    allow_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -398,7 +408,7 @@ class SlotStopped:
 @dataclass(frozen=True)
 class SlotStop(Request[SlotStopped]):
     """
-    Stop and disable *slot*; refused while it takes requests.
+    Stop and disable *slot*; refused while it takes requests.  After *timeout_s* it is killed.
     """
 
     VERB = "slot.stop"
@@ -542,10 +552,11 @@ class Unfinished:
 class HostStatus:
     """
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
+        good: Releases recorded as good, not rolled back and still on the host, oldest first.
         paused: Release that waits for a decision of the operator.
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
+        is_reserve_whole: No space that is kept for a full disk was used.
     """
 
     boot_id: str
@@ -557,6 +568,7 @@ class HostStatus:
     journal_damaged: int
     free_opt_bytes: int
     free_state_bytes: int
+    is_reserve_whole: bool
 
 
 @dataclass(frozen=True)
@@ -570,25 +582,66 @@ class Status(Request[HostStatus]):
 
 
 @dataclass(frozen=True)
-class SlotCounters:
+class OwnCounters:
     """
-    Cumulative counters of one slot.
+    What a runtime says of itself, since it started.
 
     Attributes:
-        requests: Requests to the generating routes that the runtime answered since it started.
+        requests: Requests to the generating routes that it answered with a 2xx or 5xx.
         errors: Those answered with a 5xx.
-        broken: Requests that HAProxy got no answer to and could not retry elsewhere, since
-            HAProxy started.
-        restarts: Restarts by systemd.
-        is_whole: Runtime and HAProxy both answered; otherwise the counters mean nothing.
-        unit: systemd's ActiveState.
+        answers_5xx: Answers with a 5xx on any route.
     """
 
     requests: int
     errors: int
-    broken: int
+    answers_5xx: int
+
+
+@dataclass(frozen=True)
+class ProxyCounters:
+    """
+    What HAProxy saw of a slot, since HAProxy started.
+
+    Attributes:
+        attempts: Requests sent to the slot, each repetition included.
+        answers_2xx, answers_4xx, answers_5xx: Answers of the slot that went to clients.
+        connection_errors: Requests for which no connection to the slot could be made.
+        response_errors: Requests that got no answer, or a broken one.
+        cut_answers: Answers that the slot ended before they were complete.
+        retries: Failed attempts that were repeated, on this or on the other slot.
+        redispatches: Those that were repeated on the other slot.
+        sessions: Requests in flight or queued now.
+    """
+
+    attempts: int
+    answers_2xx: int
+    answers_4xx: int
+    answers_5xx: int
+    connection_errors: int
+    response_errors: int
+    cut_answers: int
+    retries: int
+    redispatches: int
+    sessions: int
+
+
+@dataclass(frozen=True)
+class SlotCounters:
+    """
+    Cumulative counters of one slot, by its own word and by HAProxy's.
+
+    Attributes:
+        own: None when the runtime's metrics cannot be read.
+        proxy: None when HAProxy did not answer.
+        problem: Why one of them is None.
+        restarts: Restarts by systemd.
+        unit: systemd's ActiveState.
+    """
+
+    own: Optional[OwnCounters]
+    proxy: Optional[ProxyCounters]
+    problem: Optional[str]
     restarts: int
-    is_whole: bool
     is_ready: bool
     unit: str
 
@@ -618,7 +671,8 @@ class PathFacts:
         type: file, directory, link or other.
         mode: Permission bits in octal, four digits.
         target: Of a link.
-        sha256: None where no hash was asked for.
+        sha256: None where no hash was asked for, and for a secret.
+        mac: HMAC-SHA256 of the content of a secret, under the key of the query.
         text: Content of a file with another hash than the wanted one, where it is no secret.
     """
 
@@ -629,6 +683,7 @@ class PathFacts:
     size: int
     target: Optional[str] = None
     sha256: Optional[str] = None
+    mac: Optional[str] = None
     text: Optional[str] = None
 
 
@@ -697,7 +752,9 @@ class FactQuery(Request[Facts]):
 
     Attributes:
         paths: Wanted SHA-256 of each path; "" asks for no hash.
-        secret: Paths whose text is never returned.
+        secrets: A random key of this run for each path with secret content.  The host returns the
+            HMAC of its content under that key, and no hash and no text.  The query says nothing
+            about the wanted content, so a host that lacks the secret cannot test guesses of it.
         port: Public port whose listeners are asked for.
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
@@ -708,7 +765,7 @@ class FactQuery(Request[Facts]):
     ANSWER_MAX = 16 * 2**20
 
     paths: dict[str, str] = field(default_factory=dict)
-    secret: tuple[str, ...] = ()
+    secrets: dict[str, Digest] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ()

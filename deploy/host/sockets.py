@@ -1,14 +1,30 @@
 """
 Unix sockets: HTTP to a runtime, and HAProxy's runtime socket.
+
+A runtime may be hostile.  A deadline covers a whole exchange, every answer has a size limit, and
+whatever a runtime sends is an `HttpAnswer`, never an exception.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
+import os
 import socket
+import stat
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Largest accepted body of an answer, in bytes, by path; another path has the default.
+BODY_LIMITS = {"/metrics": 4 << 20, "/generate": 1 << 20}
+BODY_LIMIT = 64 << 10
+HEAD_LIMIT = 64 << 10  # bytes of status line and headers, informational answers (1xx) included
+HAPROXY_LIMIT = 4 << 20  # bytes of an answer on HAProxy's runtime socket
+_CHUNK = 1 << 16
+_BACKLOG_POLL_S = 0.01
 
 
 class HttpAnswer(NamedTuple):
@@ -22,15 +38,54 @@ class HttpAnswer(NamedTuple):
     body: str
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("slipway", timeout=timeout_s)
-        self._path = path
+class Deadline:
+    """
+    The end of an exchange on the monotonic clock, *timeout_s* from now.
+    """
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._ends_s = time.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """
+        Return the seconds that are left.
+
+        Raises:
+            TimeoutError: None are left.
+        """
+        left_s = self._ends_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"no complete answer within {self._timeout_s:g} s")
+        return left_s
+
+
+class _Bounded(io.RawIOBase):
+    """
+    The bytes that arrive on *connection*: at most *limit*, and none after *deadline*.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: Deadline, limit: int) -> None:
+        self._connection, self._deadline = connection, deadline
+        self._limit = self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._left <= 0:
+            raise OSError(f"the answer has more than {self._limit} bytes")
+        # The time that is left shrinks with each call, so that a dripping sender gains nothing.
+        self._connection.settimeout(self._deadline.left_s())
+        size = self._connection.recv_into(buffer, min(len(buffer), self._left))
+        self._left -= size
+        return size
+
+    def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
+        """
+        Return the reader that `http.client` asks of a socket.
+        """
+        return io.BufferedReader(self, _CHUNK)
 
 
 def http_request(
@@ -44,23 +99,26 @@ def http_request(
 ) -> HttpAnswer:
     """
     Send one request to the socket at *path*; a failure of the other side is an answer too.
+
+    Args:
+        timeout_s: For the whole exchange: connection, request, headers and body.
     """
-    headers = {"Connection": "close"}
-    body = None
-    if document is not None:
-        body = json.dumps(document).encode()
-        headers["Content-Type"] = "application/json"
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    connection = _Connection(path, timeout_s)
+    limit = BODY_LIMITS.get(target, BODY_LIMIT)
     try:
-        connection.request(method, target, body=body, headers=headers)
-        response = connection.getresponse()
-        return HttpAnswer(response.status, response.read().decode(errors="replace"))
-    except (OSError, http.client.HTTPException) as error:
-        return HttpAnswer(None, str(error) or type(error).__name__)
-    finally:
-        connection.close()
+        deadline = Deadline(timeout_s)
+        with connect(path, deadline) as connection:
+            connection.settimeout(deadline.left_s())
+            connection.sendall(_request(method, target, document, token))
+            # Twice the limit: chunks of one byte would need six, and no server of ours sends them.
+            bounded = _Bounded(connection, deadline, HEAD_LIMIT + 2 * limit)
+            with closing(http.client.HTTPResponse(bounded, method=method)) as response:  # type: ignore[arg-type]
+                response.begin()
+                body = response.read(limit + 1)
+        if len(body) > limit:
+            return HttpAnswer(None, f"the body of {target} has more than {limit} bytes")
+        return HttpAnswer(response.status, body.decode(errors="replace"))
+    except Exception as error:  # whatever the parser of http.client meets in garbage
+        return HttpAnswer(None, str(error)[:300] or type(error).__name__)
 
 
 def send_line(path: Path, line: str, timeout_s: float) -> str:
@@ -68,13 +126,63 @@ def send_line(path: Path, line: str, timeout_s: float) -> str:
     Send *line* to the socket at *path* and return everything that it answers.
 
     Raises:
-        OSError: The socket is missing, refuses, or does not answer within *timeout_s*.
+        OSError: The socket is missing, refuses, does not answer within *timeout_s*, or answers
+            more than HAPROXY_LIMIT bytes.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(str(path))
+    deadline = Deadline(timeout_s)
+    with connect(path, deadline) as connection:
+        connection.settimeout(deadline.left_s())
         connection.sendall(line.encode() + b"\n")
-        parts = []
-        while part := connection.recv(1 << 16):
-            parts.append(part)
-    return b"".join(parts).decode(errors="replace")
+        with io.BufferedReader(_Bounded(connection, deadline, HAPROXY_LIMIT), _CHUNK) as reader:
+            return reader.read().decode(errors="replace")
+
+
+def connect(path: Path, deadline: Deadline) -> socket.socket:
+    """
+    Return a connection to the socket at *path*, whose directory only this user may change.
+
+    The check and the connection use one open file, so that nothing can be exchanged in between.
+
+    Raises:
+        OSError: *path* is no socket, another user may change its directory, or nobody accepts.
+    """
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(directory)
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(f"another user may change {path.parent}: inv provision")
+        found = os.open(path.name, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise OSError(f"{path} is no socket")
+        return _connect_to(f"/proc/self/fd/{found}", deadline)
+    finally:
+        os.close(found)
+
+
+def _connect_to(address: str, deadline: Deadline) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            connection.settimeout(deadline.left_s())
+            try:
+                connection.connect(address)
+            except BlockingIOError:  # the listener's queue is full
+                time.sleep(_BACKLOG_POLL_S)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _request(method: str, target: str, document: dict[str, Any] | None, token: str | None) -> bytes:
+    body = b"" if document is None else json.dumps(document).encode()
+    head = [f"{method} {target} HTTP/1.1", "Host: slipway", "Connection: close"]
+    if document is not None:
+        head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    if token:
+        head.append(f"Authorization: Bearer {token}")
+    return "\r\n".join([*head, "", ""]).encode() + body

@@ -5,10 +5,12 @@ Present state of a host; works on a host where any part is missing.
 from __future__ import annotations
 
 from deploy.host.disk import free_bytes
+from deploy.host.good import still_there
 from deploy.host.journal import Journal, replay
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, HostStatus, SlotStatus, Status
+from deploy.host.reserve import is_whole
 from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Server
 from deploy.host.slots.measure import servers_or_none, units_or_none
@@ -30,12 +32,13 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         slots={
             slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS
         },
-        good=tuple(replayed.good),
+        good=still_there(layout, replayed.good),
         unfinished=replayed.unfinished,
         paused=replayed.paused,
         journal_damaged=damaged,
         free_opt_bytes=free_bytes(system, layout.opt),
         free_state_bytes=free_bytes(system, layout.state),
+        is_reserve_whole=is_whole(layout),
     )
 
 

@@ -4,13 +4,17 @@ The operating system as verbs use it: programs, clocks, disk, locks, sockets.  T
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import pwd
+import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from deploy.host.layout import Layout
 from deploy.host.protocol import ErrorKind, HostError
@@ -23,12 +27,20 @@ Result = TypeVar("Result")
 
 _HAPROXY_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.02
+OUTPUT_MAX = 1 << 20  # bytes of each output of a program that are kept
+_DRAIN_S = 1.0  # for the output of a program that has ended
+_PYTHON_PATH = "/usr/bin:/usr/local/bin"  # of interpreters: the distribution's first
 
 
 class ProgramResult(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+class Account(NamedTuple):
+    uid: int
+    gid: int
 
 
 class System:
@@ -55,13 +67,12 @@ class System:
         """
         environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0", **(env or {})}
         try:
-            completed = subprocess.run(
+            process = subprocess.Popen(
                 list(argv),
-                input=stdin,
-                capture_output=True,
-                timeout=timeout_s,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=environment,
-                check=False,
             )
         except FileNotFoundError:
             raise HostError(
@@ -70,19 +81,57 @@ class System:
                 f"needed for: {' '.join(argv)[:200]}",
                 "inv provision",
             ) from None
-        except subprocess.TimeoutExpired as error:
-            stderr = (error.stderr or b"").decode(errors="replace")
+        with process:
+            returncode, stdout, stderr = _communicate(process, stdin, timeout_s)
+        if returncode is None:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 f"{' '.join(argv[:3])} did not end within {timeout_s:.0f} s",
                 one_line(stderr) or "no output",
                 "inv status, and check the load of the host",
+            )
+        return ProgramResult(returncode, stdout, stderr)
+
+    def account(self, name: str) -> Account:
+        """
+        Return the ids of the user *name*.
+
+        Raises:
+            HostError: There is none.
+        """
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            raise HostError(
+                ErrorKind.PRECONDITION,
+                f"the host has no user {name}",
+                "it is not in the user database",
+                "inv provision",
             ) from None
-        return ProgramResult(
-            completed.returncode,
-            completed.stdout.decode(errors="replace"),
-            completed.stderr.decode(errors="replace"),
-        )
+        return Account(entry.pw_uid, entry.pw_gid)
+
+    def interpreter(self, version: str) -> Path | None:
+        """
+        Return the host's own Python of *version*, such as "3.11"; None if it has none.
+        """
+        found = shutil.which(f"python{version}", path=_PYTHON_PATH)
+        return Path(found).resolve() if found else None
+
+    def processes_of(self, uid: int) -> list[int]:
+        """
+        Return the processes that run as *uid*.
+        """
+        running = []
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                try:
+                    status = Path(entry.path, "status").read_text()
+                except OSError:
+                    continue  # it has ended
+                ids = next(line for line in status.splitlines() if line.startswith("Uid:"))
+                if str(uid) in ids.split()[1:]:
+                    running.append(int(entry.name))
+        return running
 
     def wall_s(self) -> float:
         """
@@ -178,6 +227,54 @@ class System:
             if left_s <= 0:
                 return None
             self.sleep(min(poll_s, left_s))
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float
+) -> tuple[int | None, str, str]:
+    """
+    Return exit status and output; at the deadline kill *process*, with None as status.
+
+    Of each output the first OUTPUT_MAX bytes are kept and the rest is read and dropped: a program
+    that prints without end takes no memory.
+    """
+    outputs = (bytearray(), bytearray())
+
+    def write() -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        except OSError:
+            pass  # it has ended, or does not read
+
+    def read(stream: IO[bytes], output: bytearray) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(stream.fileno(), 1 << 16):
+                output += chunk[: OUTPUT_MAX - len(output)]
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    threads = [
+        threading.Thread(target=write, daemon=True),
+        threading.Thread(target=read, args=(process.stdout, outputs[0]), daemon=True),
+        threading.Thread(target=read, args=(process.stderr, outputs[1]), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    until_s = time.monotonic() + timeout_s
+    try:
+        returncode: int | None = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        returncode = None
+        process.kill()
+        process.wait()
+    for thread in threads:
+        # A child of the program may hold the pipes open: the deadline counts for that, too.
+        left_s = until_s - time.monotonic() if returncode is not None else 0.0
+        thread.join(max(_DRAIN_S, left_s))
+    stdout, stderr = (output.decode(errors="replace") for output in outputs)
+    return returncode, stdout, stderr
 
 
 def utc(wall_s: float) -> str:

@@ -7,7 +7,7 @@ the file with this schema in both directions.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -49,6 +49,18 @@ def _address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError(
+            "should be an IP address or a network, such as 10.0.0.0/8, without host bits"
+        ) from None
+
+
+Network = Annotated[str, AfterValidator(_network)]
 
 
 def _wave(value: object) -> object:
@@ -158,7 +170,12 @@ class Service(_EngineKeys):
 
     port: Port = 8000
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
+    state_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of one slot, in its memory
+    tmp_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of each /tmp, /var/tmp, /dev/shm
     tasks_max: int = Field(default=512, ge=16)
+    monitoring_networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_proxies: tuple[Network, ...] = ()
+    connections_per_source: int = Field(default=256, ge=1, le=2048)
     max_queue_requests: int = Field(default=256, ge=1)
     request_timeout: Deadline = 60.0
     start_timeout: Deadline = 300.0  # from start to READY=1

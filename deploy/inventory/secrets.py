@@ -11,6 +11,7 @@ from deploy.errors import InventoryError
 from deploy.inventory.schema import Secret
 
 _HIDDEN = "[hidden]"
+_PREFIX = "slipway"  # as SLIPWAY_ of the variables
 
 
 class SecretValue:
@@ -70,7 +71,26 @@ def resolve_secret(
     return _one_line(_read_private(secret.file, what), what, str(secret.file))
 
 
+def _is_for_slipway(path: Path) -> bool:
+    """
+    Return whether the file, or the directory that it is in, is named for slipway.
+
+    A fleet file may come from somebody else, and its secrets go to the hosts that it names.  So it
+    cannot name any private file of the operator, such as the token of another program.
+    """
+    path = path.resolve()  # a link may have the right name
+    home = os.environ.get("HOME")
+    is_home = home is not None and path.parent == Path(home).resolve()
+    return path.name.startswith(_PREFIX) or (path.parent.name.startswith(_PREFIX) and not is_home)
+
+
 def _read_private(path: Path, what: str) -> str:
+    if not _is_for_slipway(path):
+        raise InventoryError(
+            f"{what}: {path} is not a file for secrets of slipway",
+            why=f"neither the file nor the directory that it is in begins with {_PREFIX!r}",
+            fix=f"move it to ~/.config/slipway/{path.name} and name that",
+        )
     try:
         with path.open(encoding="utf-8", newline="") as file:
             mode = os.fstat(file.fileno()).st_mode

@@ -8,6 +8,7 @@ provisioning a lab host does the same work as on a rented machine.
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from deploy.lab.commands import follow, run
 from deploy.lab.config import LabConfig
 from deploy.lab.mounts import remove_tree
 from deploy.lab.processes import Process
-from deploy.lab.sources import SUITE, Sources
+from deploy.lab.sources import SUITE, Sources, split_login
+from deploy.private_files import write_private
 from deploy.units import format_duration
 
 PACKAGES = (
@@ -115,16 +117,21 @@ def _build(
     progress(f"building the Debian {SUITE} base tree; needed once, takes one or two minutes")
     argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     argv += [f"--keyring={KEYRING}", SUITE, str(building)]
-    if sources.mirror:
-        argv.append(sources.mirror)
-    # debootstrap dies with `up`; `down` finds debootstrap's own children by their root folder.
-    follow(
-        ["setpriv", "--pdeathsig", "KILL", *argv],
-        on_line=DebootstrapStages(progress).on_line,
-        timeout_s=TIMEOUT_S,
-        env={"http_proxy": sources.http_proxy} if sources.http_proxy else None,
-        fix=f"read {building}/debootstrap/debootstrap.log and check this machine's apt sources",
-    )
+    mirror, netrc = split_login(sources.mirror) if sources.mirror else (None, "")
+    argv += [mirror] if mirror else []
+    env = {"http_proxy": sources.http_proxy} if sources.http_proxy else {}
+    with tempfile.TemporaryDirectory(prefix="slipway-") as home:
+        if netrc:  # for debootstrap's wget; all users of a machine can read arguments
+            write_private(Path(home) / ".netrc", netrc)
+            env["HOME"] = home
+        # debootstrap dies with `up`; `down` finds debootstrap's own children by their root folder.
+        follow(
+            ["setpriv", "--pdeathsig", "KILL", *argv],
+            on_line=DebootstrapStages(progress).on_line,
+            timeout_s=TIMEOUT_S,
+            env=env,
+            fix=f"read {building}/debootstrap/debootstrap.log and check this machine's apt sources",
+        )
     _finish(building)
     building.rename(base)
     progress(f"base tree built in {format_duration(now() - started_s)}")

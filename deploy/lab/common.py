@@ -7,6 +7,7 @@ Their content comes from this machine: keys, package sources, resolver, certific
 import shutil
 from pathlib import Path
 
+from deploy.errors import hide_passwords
 from deploy.lab import keys
 from deploy.lab.config import LabConfig
 from deploy.lab.sources import CA_BUNDLE, Sources
@@ -80,9 +81,9 @@ def write_common(config: LabConfig, sources: Sources) -> None:
     _write(tree / INIT[1:], _INIT_SCRIPT, mode=0o755)
     _write(tree / "etc/dpkg/dpkg.cfg.d/lab", _DPKG)
     _write(tree / "etc/resolv.conf", resolver(Path("/etc/resolv.conf")))
-    _write(tree / "etc/apt/apt.conf.d/90lab", sources.apt_settings)
+    _write_settings(tree / "etc/apt/apt.conf.d/90lab", sources.apt_settings)
     if sources.apt_sources:
-        _write(tree / "etc/apt/sources.list", sources.apt_sources)
+        _write_settings(tree / "etc/apt/sources.list", sources.apt_sources)
     _write(tree / "etc/pip.conf", sources.pip_config, mode=0o600)
     _copy_credentials(tree)
     _copy_certificates(tree)
@@ -117,6 +118,11 @@ def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
     path.touch(mode=mode)
     path.write_text(text)
     path.chmod(mode)
+
+
+def _write_settings(path: Path, text: str) -> None:
+    # A mirror or a proxy of this machine may have a password in its URL; apt reads it as root.
+    _write(path, text, mode=0o600 if hide_passwords(text) != text else 0o644)
 
 
 def _copy_credentials(tree: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from deploy.lab import preflight
 from deploy.lab.config import LabConfig
+from deploy.private_files import open_private
 
 
 @contextmanager
@@ -23,15 +24,28 @@ def exclusive(config: LabConfig, progress: Callable[[str], None]) -> Iterator[No
     """
     if os.geteuid() != 0:
         raise preflight.root_required()
-    config.directory.mkdir(parents=True, exist_ok=True)
-    with config.lock.open("a+") as lock:
+    config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open_private(config.lock) as lock, _umask_of_hosts():
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             progress(f"waiting for another lab command to end (process {lock.read().strip()})")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
+        lock.seek(0)
+        lock.truncate()
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+@contextmanager
+def _umask_of_hosts() -> Iterator[None]:
+    """
+    Create files as hosts have them: their own users must be able to read /etc and /usr.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)

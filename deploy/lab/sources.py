@@ -11,6 +11,7 @@ from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from deploy.lab.commands import run
 
@@ -104,6 +105,19 @@ def apt_settings(dump: str, env: Mapping[str, str]) -> str:
         if proxy and not is_configured:
             lines.append(f'Acquire::{scheme}::Proxy "{proxy}";')
     return "".join(f"{line}\n" for line in lines)
+
+
+def split_login(url: str) -> tuple[str, str]:
+    """
+    Return *url* without user and password, and a netrc file with them; empty without a login.
+    """
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url, ""
+    host = parts.netloc.rpartition("@")[2]
+    user, password = unquote(parts.username), unquote(parts.password or "")
+    line = f"machine {parts.hostname} login {user} password {password}\n"
+    return urlunsplit(parts._replace(netloc=host)), line
 
 
 def _http_proxy(settings: str) -> str | None:

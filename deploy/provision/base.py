@@ -9,6 +9,7 @@ from deploy.templating import render
 
 PACKAGES = (
     "ca-certificates",
+    "dbus",  # systemd-run reaches systemd over it, for the sandbox of builds
     "haproxy",
     "openssh-client",  # ssh-keygen, which verifies the signature of a bundle
     "python3",  # runs the host program and makes environments

@@ -8,8 +8,9 @@ from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
+from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Difference, Packages
+from deploy.provision.resources import AnyResource, Packages
 
 
 @dataclass(frozen=True, slots=True)

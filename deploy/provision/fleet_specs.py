@@ -2,6 +2,7 @@
 What every host of a fleet should have.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 
 from deploy.inventory.schema import Fleet
@@ -34,6 +35,7 @@ def resource_sets(
     by_row = {
         name: plan_resources(
             HostSpec(
+                fleet=fleet.name,
                 row=row,
                 lock=locks[name],
                 service=fleet.service,
@@ -43,6 +45,7 @@ def resource_sets(
                 allowed_signers=signers,
                 host_program=host_program,
                 uv=uv,
+                mac_key=secrets.token_hex(32),
             )
         )
         for name, row in rows.items()

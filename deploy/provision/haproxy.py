@@ -3,17 +3,58 @@ HAProxy: listens on the public port and splits the traffic between the slots.
 """
 
 import hashlib
+import json
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
 from deploy.provision.resources import AnyResource, Directory, EnabledService, File
+from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
+RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
+
+# HAProxy's own answers, in the form of the runtime's: status, code, message, retry_safe.
+_ERRORS = (
+    (400, "bad_request", "the request is not valid HTTP", False),
+    (403, "forbidden", "the request is not allowed", False),
+    (404, "not_found", "no such route", False),
+    (408, "request_timeout", "the request did not arrive in time", True),
+    (413, "body_too_large", "the request is too large", False),
+    (429, "too_many_requests", "this address has too many requests in flight", True),
+    (500, "internal", "internal error of the proxy", True),
+    (502, "bad_gateway", "the slot ended the connection without a complete answer", True),
+    (503, "unavailable", "no slot takes requests now", True),
+    (504, "deadline_exceeded", "the slot did not answer in time", True),
+)
+# Statuses with which a runtime refuses a request before its body has come, and retry_safe.
+_REFUSALS = {
+    400: False,
+    401: False,
+    404: False,
+    405: False,
+    408: True,
+    413: False,
+    415: False,
+    422: False,
+    429: True,
+    431: False,
+    500: True,
+    503: True,
+}
+# Headers of a refusal, by the variable that holds each.
+_KEPT_HEADERS = {
+    "code": contract.UNREAD_HEADER,
+    "request_id": contract.REQUEST_ID_HEADER,
+    "version": contract.VERSION_HEADER,
+    "slot": contract.SLOT_HEADER,
+}
+_RETRY_AFTER = frozenset({429, 503})
+_NOBODY = "255.255.255.255"  # never the source of a connection
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -22,10 +63,18 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 def install(spec: HostSpec) -> list[AnyResource]:
     # /run is empty after a boot: tmpfiles.d makes the directory again before HAProxy starts.
-    tmpfiles = render("slipway.tmpfiles", run=layout.RUN).encode()
+    folders = {slot: f"{layout.RUN}/{slot}" for slot in layout.SLOTS}
+    tmpfiles = render("slipway.tmpfiles", run=layout.RUN, slots=list(folders.values())).encode()
     return [
         File(path="/etc/tmpfiles.d/slipway.conf", content=tmpfiles),
         Directory(path=layout.RUN),
+        *(Directory(path=path, mode="0711") for path in folders.values()),
+        # A slot that was started before slots had users of their own still listens on its own
+        # socket.  HAProxy reaches it by its group before the reload, and as its owner after that.
+        *(
+            Socket(path=layout.runtime_socket(slot), owner=layout.HAPROXY_USER)
+            for slot in layout.SLOTS
+        ),
     ]
 
 
@@ -58,13 +107,64 @@ def _render(spec: HostSpec, digest: str) -> str:
     return render(
         "haproxy.cfg",
         config_digest=digest,
-        group=layout.USER,
+        group=layout.HAPROXY_USER,
         maxconn=MAX_CONNECTIONS,
         stats_socket=layout.HAPROXY_SOCKET,
         state_file=layout.HAPROXY_STATE,
         hard_stop_after_s=round(spec.drain_timeout_s + _MARGIN_S),
+        errors=_errors(),
+        refusals=_refusals(),
+        kept_headers=_KEPT_HEADERS,
         port=spec.service.port,
+        monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
+        trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
+        connections_per_source=spec.service.connections_per_source,
+        public_connections=MAX_CONNECTIONS - RESERVED_CONNECTIONS,
+        crowded_connections=MAX_CONNECTIONS // 2,
+        crowded_per_source=max(1, spec.service.connections_per_source // 4),
+        public_routes=contract.PUBLIC_ROUTES,
+        monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,
         slots=[{"name": s, "socket": layout.runtime_socket(s)} for s in layout.SLOTS],
     )
+
+
+def _errors() -> list[dict[str, object]]:
+    answers = []
+    for status, code, message, retry_safe in _ERRORS:
+        error = {
+            "code": code,
+            "message": message,
+            "request_id": "%[uuid()]",
+            "retry_safe": retry_safe,
+        }
+        headers = " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        answers.append(
+            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
+        )
+    return answers
+
+
+def _refusals() -> list[dict[str, object]]:
+    """
+    Return the answers in place of a slot's, with its code, ids and labels.
+    """
+    answers = []
+    for status, retry_safe in _REFUSALS.items():
+        error = {
+            "code": "%[var(txn.code)]",
+            "message": "refused before the whole request was received",
+            "request_id": "%[var(txn.request_id)]",
+            "retry_safe": retry_safe,
+        }
+        headers = "".join(
+            f" hdr {header} %[var(txn.{variable})]"
+            for variable, header in _KEPT_HEADERS.items()
+            if header != contract.UNREAD_HEADER
+        )
+        headers += " hdr retry-after 1" if status in _RETRY_AFTER else ""
+        answers.append(
+            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
+        )
+    return answers

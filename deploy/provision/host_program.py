@@ -33,5 +33,8 @@ def host_config(spec: HostSpec) -> str:
     """
     Return the text of /etc/slipway/host.json.
     """
-    settings = {"locks": [spec.lock.digest]}  # `retire` keeps their environments
+    settings = {
+        "fleet": spec.fleet,  # a bundle of another fleet is refused
+        "locks": [spec.lock.digest],  # `retire` keeps their environments
+    }
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -16,7 +16,7 @@ from pyinfra.api.operation import operation
 
 from deploy.host import layout
 from deploy.host.protocol import Facts, VenvBuild, Wheel
-from deploy.provision import resources
+from deploy.provision import resources, slot_resources
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
@@ -78,6 +78,10 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             )
         case resources.Directory():
             directory(name=f"Create {name}", resource=resource)
+        case slot_resources.Socket():
+            shell(name=f"Give {name} to {resource.owner}", commands=[giving_command(resource)])
+        case slot_resources.Reserve():
+            shell(name=f"Reserve {name}", commands=[reserve_command(resource)])
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case resources.Absent():
@@ -93,6 +97,24 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case resources.EnabledService():
             _serve(resource)
+
+
+def giving_command(resource: slot_resources.Socket) -> str:
+    """
+    Return the command that gives a socket to its owner; one that has gone is no error.
+    """
+    path, owner = shlex.quote(resource.path), shlex.quote(resource.owner)
+    give = f"chown -h {owner} {path} && chmod {resource.mode} {path}"
+    return f"[ ! -S {path} ] || [ -L {path} ] || {{ {give}; }}"
+
+
+def reserve_command(resource: slot_resources.Reserve) -> str:
+    """
+    Return the command that lays a reserve file, or leaves none.
+    """
+    path = shlex.quote(resource.path)
+    lay = f"umask 077; fallocate -l {resource.size} {path}"
+    return f"rm -f {path}; {{ {lay}; }} || {{ rm -f {path}; exit 1; }}"
 
 
 def _serve(resource: resources.EnabledService) -> None:

@@ -6,55 +6,18 @@ Resources that a host should have, each comparable with the facts of the host.  
 
 import difflib
 import hashlib
+import hmac
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.requirements import Frozen, HostRefusal
+from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.units import format_size
-
-
-class Difference(Frozen):
-    """
-    What would change; `diff` is the unified diff of a text without secrets.
-    """
-
-    change: str
-    diff: str | None = None
-
-
-class Resource(Frozen):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
-
-    @property
-    def name(self) -> str:
-        """
-        Name for operators; unique on a host.
-        """
-        raise NotImplementedError
-
-    @property
-    def query(self) -> FactQuery:
-        """
-        Query for the facts that it is compared with.
-        """
-        raise NotImplementedError
-
-    def difference(self, facts: Facts) -> Difference | None:
-        """
-        Return what would change on a host with *facts*; None if nothing.
-        """
-        raise NotImplementedError
-
-    def refusal(self, facts: Facts) -> HostRefusal | None:
-        """
-        Return why the change is impossible; checked before anything is changed.
-        """
-        return None
 
 
 class Packages(Resource):
@@ -130,7 +93,7 @@ class Directory(Resource):
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create directory")
-        wrong = _attributes(found, "directory", self.owner, self.group, self.mode)
+        wrong = attributes(found, "directory", self.owner, self.group, self.mode)
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
@@ -139,7 +102,9 @@ class File(Resource):
     A small file, replaced atomically.
 
     Attributes:
-        secret: The content never appears in a name, argument, diff or log.
+        mac_key: Given for a secret: its content never appears in a name, argument, diff or log.
+            It is compared by its HMAC under this random key of the run, in hexadecimal.  A plain
+            hash would let everyone who sees it test guesses of the secret, at any later time.
         check: Command that must accept the new file before it replaces the old one; `{}` stands
             for its path.
     """
@@ -150,7 +115,7 @@ class File(Resource):
     owner: str = "root"
     group: str = "root"
     mode: str = "0644"
-    secret: bool = False
+    mac_key: str | None = Field(default=None, repr=False)
     check: str | None = None
 
     @property
@@ -162,22 +127,38 @@ class File(Resource):
         return hashlib.sha256(self.content).hexdigest()
 
     @property
+    def mac(self) -> str | None:
+        """
+        HMAC of the content of a secret; None for any other file.
+        """
+        if self.mac_key is None:
+            return None
+        key = bytes.fromhex(self.mac_key)
+        return hmac.new(key, self.content, hashlib.sha256).hexdigest()
+
+    @property
     def query(self) -> FactQuery:
-        secret = (self.path,) if self.secret else ()
-        return FactQuery(paths={self.path: self.sha256}, secret=secret)
+        if self.mac_key is not None:
+            return FactQuery(secrets={self.path: self.mac_key})
+        return FactQuery(paths={self.path: self.sha256})
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
         if found is None:
             return Difference(change="create", diff=self._diff(""))
-        wrong = _attributes(found, "file", self.owner, self.group, self.mode)
-        if found.sha256 == self.sha256:
+        wrong = attributes(found, "file", self.owner, self.group, self.mode)
+        if self._has_content(found):
             return Difference(change=", ".join(wrong)) if wrong else None
         diff = self._diff(found.text) if found.text is not None else None
         return Difference(change=", ".join(["new content", *wrong]), diff=diff)
 
+    def _has_content(self, found: PathFacts) -> bool:
+        if self.mac_key is not None:
+            return found.mac == self.mac
+        return found.sha256 == self.sha256
+
     def _diff(self, old: str) -> str | None:
-        if self.secret:
+        if self.mac_key is not None:
             return None
         try:
             new = self.content.decode("utf-8")
@@ -186,7 +167,7 @@ class File(Resource):
         lines = difflib.unified_diff(
             old.splitlines(keepends=True), new.splitlines(keepends=True), self.path, self.path
         )
-        return "".join(lines)
+        return hide_passwords("".join(lines))  # a host's own file may have a proxy with a login
 
 
 class Absent(Resource):
@@ -275,16 +256,24 @@ class Venv(Resource):
         return f"venv {self.digest[:12]}"
 
     @property
+    def path(self) -> str:
+        return f"{layout.VENVS}/{self.digest}"
+
+    @property
     def complete(self) -> str:
-        return f"{layout.VENVS}/{self.digest}/.complete"
+        return f"{self.path}/.complete"
 
     @property
     def query(self) -> FactQuery:
         return FactQuery(
-            paths={self.complete: ""}, listings=(layout.WHEELHOUSE,), room=(layout.OPT,)
+            paths={self.complete: "", self.path: ""},
+            listings=(layout.WHEELHOUSE,),
+            room=(layout.OPT,),
         )
 
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
+        if facts.paths[self.complete] is not None:
+            return ()
         sizes = facts.listings[layout.WHEELHOUSE]
         return tuple(wheel for wheel in self.wheels if sizes.get(wheel.file) != wheel.size)
 
@@ -304,8 +293,11 @@ class Venv(Resource):
         )
 
     def difference(self, facts: Facts) -> Difference | None:
-        if facts.paths[self.complete] is not None:
-            return None
+        found = facts.paths[self.path]
+        if facts.paths[self.complete] is not None and found is not None:
+            # Older host programs left it readable for all users.
+            wrong = attributes(found, "directory", "root", layout.USER, "0750")
+            return Difference(change=", ".join(wrong)) if wrong else None
         missing = self.missing(facts)
         sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
         return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")
@@ -326,6 +318,9 @@ class UnitsLoaded(Resource):
     @property
     def query(self) -> FactQuery:
         return FactQuery(units=self.units)
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, self.units)
 
     def difference(self, facts: Facts) -> Difference | None:
         stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
@@ -353,6 +348,9 @@ class EnabledService(Resource):
     def query(self) -> FactQuery:
         return FactQuery(units=(self.unit,), haproxy=True)
 
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return _masked(facts, (self.unit,))
+
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.units[self.unit]
         wrong = []
@@ -366,17 +364,30 @@ class EnabledService(Resource):
 
 
 AnyResource = Annotated[
-    Packages | User | Directory | File | Absent | Upload | Venv | UnitsLoaded | EnabledService,
+    Packages
+    | User
+    | Directory
+    | Socket
+    | Reserve
+    | File
+    | Absent
+    | Upload
+    | Venv
+    | UnitsLoaded
+    | EnabledService,
     Field(discriminator="kind"),
 ]
 
 
-def _attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
-    if found.type != type_:
-        return [f"{found.type} → {type_}"]
-    wrong = []
-    if (found.owner, found.group) != (owner, group):
-        wrong.append(f"owner {found.owner}:{found.group} → {owner}:{group}")
-    if found.mode != mode:
-        wrong.append(f"mode {found.mode} → {mode}")
-    return wrong
+def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
+    """
+    Return the refusal of a host on which somebody forbade one of *units* to start.
+    """
+    masked = [unit for unit in units if facts.units[unit].load == "masked"]
+    if not masked:
+        return None
+    return HostRefusal(
+        error="PreconditionError",
+        why=f"masked for systemd, so it can never start: {', '.join(masked)}",
+        fix=f"on the host: systemctl unmask {' '.join(masked)}",
+    )

@@ -4,6 +4,8 @@ The unit of the runtime, its slice, its configuration and its secrets.
 No slot is started or restarted: a change takes effect at the next release.
 """
 
+import posixpath
+
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
@@ -12,8 +14,10 @@ from deploy.templating import render
 from runtime import contract
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptions, host_document
 
-UNIT_FILE = "/etc/systemd/system/slipway-runtime@.service"
-SLICE_FILE = "/etc/systemd/system/slipway.slice"
+UNITS = "/etc/systemd/system"
+UNIT_FILE = f"{UNITS}/slipway-runtime@.service"
+SLICE_FILE = f"{UNITS}/slipway.slice"
+INODES_MAX = 65536  # files and directories in each file system that a slot may write to
 _MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
 
@@ -25,6 +29,10 @@ def install(spec: HostSpec) -> list[AnyResource]:
     return [
         File(path=SLICE_FILE, content=render("slipway.slice").encode()),
         File(path=UNIT_FILE, content=unit(spec).encode()),
+        *(
+            File(path=f"{UNITS}/{layout.slot_mount(slot)}", content=mount(spec, slot).encode())
+            for slot in layout.SLOTS
+        ),
     ]
 
 
@@ -40,13 +48,14 @@ def configure(spec: HostSpec) -> list[AnyResource]:
             path=layout.ENVIRONMENT,
             content=environment(spec).encode(),
             mode="0600",
-            secret=True,
+            mac_key=spec.mac_key,
         ),
     ]
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
-    return [UnitsLoaded(units=tuple(layout.unit(slot) for slot in layout.SLOTS))]
+    units = (name(slot) for name in (layout.unit, layout.slot_mount) for slot in layout.SLOTS)
+    return [UnitsLoaded(units=tuple(units))]
 
 
 def unit(spec: HostSpec) -> str:
@@ -58,7 +67,13 @@ def unit(spec: HostSpec) -> str:
         "slipway-runtime@.service",
         slot_links=layout.SLOT_LINKS,
         run=layout.RUN,
-        user=layout.USER,
+        user=layout.slot_user("%i"),
+        group=layout.USER,
+        files=layout.slot_files("%i"),
+        socket=layout.runtime_socket("%i"),
+        socket_dir=posixpath.dirname(layout.runtime_socket("%i")),
+        haproxy_user=layout.HAPROXY_USER,
+        tmp_options=f"size={service.tmp_max},nr_inodes={INODES_MAX},mode=1777,nosuid,nodev",
         runtime_config=layout.RUNTIME_CONFIG,
         environment=layout.ENVIRONMENT,
         venv=contract.VENV_LINK,
@@ -67,7 +82,9 @@ def unit(spec: HostSpec) -> str:
             "socket": contract.ENV_SOCKET,
             "release_dir": contract.ENV_RELEASE_DIR,
             "host_config": contract.ENV_HOST_CONFIG,
+            "tokens_count": contract.ENV_API_TOKENS_COUNT,
         },
+        tokens_count=len(spec.api_tokens),
         exit_config=contract.EXIT_CONFIG,
         gpu=service.options.device == "cuda",
         vllm=service.options.engine == "vllm",
@@ -78,6 +95,19 @@ def unit(spec: HostSpec) -> str:
         start_timeout_s=_whole(service.start_timeout),
         stop_timeout_s=_whole(spec.drain_timeout_s + _MARGIN_S),
         watchdog_s=_whole(service.watchdog),
+    )
+
+
+def mount(spec: HostSpec, slot: str) -> str:
+    """
+    Return the text of the unit that mounts the file system of *slot*.
+    """
+    return render(
+        "slipway-slot.mount",
+        slot=slot,
+        where=layout.slot_files(slot),
+        size_bytes=spec.service.state_max,
+        inodes=INODES_MAX,
     )
 
 

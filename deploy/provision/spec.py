@@ -15,6 +15,7 @@ import uv
 from deploy.errors import InventoryError
 from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
+from deploy.provision.allowed_signers import TEXT_MAX, parse_signers
 from deploy.versions.matrix import Row
 from deploy.wheelhouse import Lock
 
@@ -39,11 +40,14 @@ class HostSpec:
     The wanted state of the hosts of one row.
 
     Attributes:
+        fleet: Name of the fleet that the hosts belong to.
         api_tokens: Bearer tokens of the service; empty: requests need none.
         allowed_signers: Text of the file that names the signers whose bundles the host accepts.
         host_program: The zipapp of `deploy.host`.
+        mac_key: Random key of this run, 64 hexadecimal digits, see `resources.File`.
     """
 
+    fleet: str
     row: Row
     lock: Lock
     service: Service
@@ -53,6 +57,7 @@ class HostSpec:
     allowed_signers: str
     host_program: bytes
     uv: Binary
+    mac_key: str
 
     @property
     def drain_timeout_s(self) -> float:
@@ -81,21 +86,29 @@ def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, .
 
 def read_allowed_signers(fleet: Fleet) -> str:
     """
-    Return the text of the fleet's allowed_signers file.
+    Return the signers in the fleet's allowed_signers file, as hosts get them.
 
     Raises:
-        InventoryError: The file is missing, unreadable or names no signer.
+        InventoryError: The file is missing or unreadable, names no signer, or has another line.
     """
     path = fleet.signing.allowed_signers
     what = f"{fleet.path.name}: signing.allowed_signers"
     fix = 'one line a signer: IDENTITY namespaces="slipway-bundle" ssh-ed25519 AAAA...'
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():  # opening a pipe could wait for ever
+            why = f"{path}: not a regular file"
+            raise InventoryError(f"{what} cannot be read", why=why, fix=fix)
+        with path.open(encoding="utf-8") as file:
+            text = parse_signers(file.read(TEXT_MAX + 1))
     except OSError as error:
         why = f"{path}: {error.strerror}"
         raise InventoryError(f"{what} cannot be read", why=why, fix=fix) from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
+    except ValueError as error:
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+        raise InventoryError(
+            f"{what} is not a list of signers", why=f"{path}: {reason}", fix=fix
+        ) from None
+    if not text:
         raise InventoryError(f"{what} names no signer", why=f"{path} has no signer", fix=fix)
     return text
 

@@ -1,5 +1,6 @@
 """
-The user of the runtime.
+The users of the slots and of the sandbox that builds what bundles bring, and the user whose group
+reads what they run.
 """
 
 from deploy.host import layout
@@ -13,9 +14,10 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    # HAProxy opens the sockets of the slots as a member of this user's group.  It drops its
-    # supplementary groups, so haproxy.cfg names the group.
-    return [User(user=layout.USER)]
+    # A slot runs as a user of its own, so that it can neither signal nor trace the other one, nor
+    # open its socket.  Its unit adds the group that reads releases, weights and configuration.
+    slots = (layout.slot_user(slot) for slot in layout.SLOTS)
+    return [User(user=user) for user in (layout.USER, layout.BUILD_USER, *slots)]
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:

@@ -16,7 +16,8 @@ from deploy.inventory.schema import ReleasePolicy
 from deploy.release import host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
-from deploy.release.gates import Judgement, Reading, Verdict, judge, summed
+from deploy.release.evidence import Reading, pooled, windows
+from deploy.release.gates import Judgement, Verdict, judge
 from deploy.release.lease import LeaseKeeper
 from deploy.release.machine import Event, State, advance
 from deploy.release.parallel import on_each, unexpected
@@ -59,6 +60,7 @@ class ReleaseExecutor:
         stage: Brings the bundle to one host and returns what it sent.
         recheck: Called under the leases, before anything is touched; raises when the hosts are
             no longer as the plan assumed.
+        allow_older: The bundle may be older than the newest release that a host recorded as good.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class ReleaseExecutor:
         clock: Clock,
         report: Report,
         recheck: Callable[[], None] = lambda: None,
+        allow_older: bool = False,
     ) -> None:
         self._plan, self._release = plan, release
         self._clients = {host.host: clients[host.host] for host in plan.hosts}
         self._stage, self._policy, self._limits = stage, policy, limits
         self._clock, self._report, self._recheck = clock, report, recheck
+        self._allow_older = allow_older
         self._keeper = LeaseKeeper(
             self._clients.values(),
             owner=owner,
@@ -105,7 +109,13 @@ class ReleaseExecutor:
         with self._keeper:
             self._say("lease.acquired", f"lease on {', '.join(self._clients)}")
             self._recheck()
-            self._record("release.begin", bundle=self._plan.bundle, version=self._plan.version)
+            permitted = {"permits_older": True} if self._allow_older else {}
+            self._record(
+                "release.begin",
+                bundle=self._plan.bundle,
+                version=self._plan.version,
+                **permitted,
+            )
             try:
                 self._promote_all()
             except _Stop as stop:
@@ -166,15 +176,19 @@ class ReleaseExecutor:
     def _start_one(self, host: HostPlan, client: HostClient) -> None:
         self._has_started = True
         if host.clear_first:
-            host_commands.clear(client, host.to_slot, host.from_slot, self._limits)
+            host_commands.clear(
+                client, host.to_slot, host.from_slot, self._limits, is_ready=host.from_ready
+            )
             self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
-        host_commands.start(client, host.to_slot, self._plan.bundle, self._limits)
+        host_commands.start(
+            client, host.to_slot, self._plan.bundle, self._limits, allow_older=self._allow_older
+        )
         result = host_commands.golden(client, host.to_slot, self._limits)
         text = f"{host.to_slot}: {self._plan.version} is warm, {result.passed} golden answers"
         self._say("slot.started", text, host.host)
 
     def _canary_one(self, host: HostPlan, client: HostClient) -> None:
-        if host.from_slot is None:
+        if host.from_slot is None or not host.from_ready:
             return
         pct = self._plan.canary_pct
         weights = {host.from_slot: 100 - pct, host.to_slot: pct}
@@ -204,14 +218,15 @@ class ReleaseExecutor:
         while True:
             self._read(histories)
             elapsed_s = self._clock.monotonic_s() - began_s
-            window = summed(histories, self._policy.gates.runtime_restarts.within)
-            judgement = judge(window, elapsed_s, canary, self._policy.gates)
+            by_host = windows(histories, self._policy.gates.runtime_restarts.within)
+            judgement = judge(by_host, elapsed_s, canary, self._policy.gates)
             if judgement.gate != last_gate:
                 self._say("canary.measured", judgement.reason, data={"wave": number})
                 last_gate = judgement.gate
             if judgement.verdict is not Verdict.WAIT:
                 break
             self._clock.sleep(canary.interval)
+        window = pooled(by_host.values())
         self._evidence["waves"].append(
             {
                 "wave": number,

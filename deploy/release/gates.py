@@ -1,15 +1,21 @@
 """
-Gates: from what a canary measured to pass, wait, pause or revert.  Pure.
+Gates: from what a canary did on each host to pass, wait, pause or revert.  Pure.
 
-These are the absolute gates: limits that hold whatever the stable release does.
+These are the absolute gates: limits that hold whatever the stable release does.  A host may be
+hostile, so that a wave passes only if its numbers hold without any one of its hosts, too.
+docs/reference/gates.md has the rules and their reasons.
 """
 
-import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from deploy.inventory.schema import CanaryPolicy, Gates
+from deploy.inventory.schema import CanaryPolicy, ErrorRateGate, Gates
+from deploy.release.evidence import Window, pooled
+
+# Chance of a false alarm of all hosts of a wave together, at the allowed error rate.
+ALPHA = 0.001
 
 
 class Verdict(StrEnum):
@@ -17,49 +23,6 @@ class Verdict(StrEnum):
     WAIT = "wait"
     PAUSE = "pause"
     REVERT = "revert"
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """
-    One slot's cumulative counters on one host, as read at one moment.
-
-    Attributes:
-        at_s: When, on the controller's monotonic clock.
-        requests: Requests to the generating routes that the slot answered since it started.
-        errors: Those that it answered with a 5xx.
-        broken: Requests that HAProxy could not bring to the slot or got no answer to; these
-            are not among `requests`, and this counter outlives a restart of the slot.
-        restarts: Restarts of the slot's unit since it was started for this release.
-        is_whole: Slot and HAProxy both answered; without, the counters say nothing.
-        is_ready: It answered its readiness check.
-        is_failed: Its unit is in systemd's state "failed".
-    """
-
-    at_s: float
-    requests: int
-    errors: int
-    broken: int
-    restarts: int
-    is_whole: bool
-    is_ready: bool
-    is_failed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """
-    What the canary of one wave did between two readings, summed over its hosts.
-    """
-
-    requests: int
-    errors: int
-    restarts: int
-    failed: tuple[str, ...] = ()  # hosts whose canary unit is down for good
-
-    @property
-    def error_rate(self) -> float:
-        return self.errors / self.requests if self.requests else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,81 +40,131 @@ class Judgement:
     reason: str
 
 
-def counted(history: Sequence[Reading], within_s: float) -> Window:
-    """
-    Return what one slot did over *history*, oldest reading first; restarts over *within_s* only.
-
-    A counter that decreases was reset by a restart of the slot: its whole value is new.
-    A broken request counts as one request and one error.
-    """
-    if not history:
-        return Window(0, 0, 0)
-    requests = errors = broken = 0
-    whole = [reading for reading in history if reading.is_whole]
-    for before, after in itertools.pairwise(whole):
-        more, failed = after.requests - before.requests, after.errors - before.errors
-        was_reset = more < 0 or not 0 <= failed <= more
-        requests += after.requests if was_reset else more
-        errors += after.errors if was_reset else failed
-        broken += max(0, after.broken - before.broken)
-    last = history[-1]
-    recent = next(reading for reading in history if reading.at_s >= last.at_s - within_s)
-    return Window(requests + broken, errors + broken, max(0, last.restarts - recent.restarts))
-
-
-def summed(histories: Mapping[str, Sequence[Reading]], within_s: float) -> Window:
-    """
-    Return the windows of all hosts of a wave, added up.
-    """
-    windows = [counted(history, within_s) for history in histories.values()]
-    failed = [host for host, history in histories.items() if history and history[-1].is_failed]
-    return Window(
-        requests=sum(w.requests for w in windows),
-        errors=sum(w.errors for w in windows),
-        restarts=sum(w.restarts for w in windows),
-        failed=tuple(sorted(failed)),
-    )
-
-
-def judge(window: Window, elapsed_s: float, policy: CanaryPolicy, gates: Gates) -> Judgement:
+def judge(
+    windows: Mapping[str, Window], elapsed_s: float, policy: CanaryPolicy, gates: Gates
+) -> Judgement:
     """
     Say whether the wave may go on, *elapsed_s* after its canary got traffic.
 
     Too few requests is WAIT and in the end PAUSE, never PASS: silence is not health.
-    """
-    if window.failed:
-        where = ", ".join(window.failed)
-        return Judgement(Verdict.REVERT, "unit", f"the canary's unit failed on {where}")
 
-    gate = gates.runtime_restarts
-    if window.restarts > gate.max:
+    Args:
+        windows: What the canary did, by host.
+    """
+    return (
+        _stopped(windows, gates)
+        or _error_rate(windows, gates.http_request_error_rate)
+        or _data(windows, elapsed_s, policy)
+    )
+
+
+def _stopped(windows: Mapping[str, Window], gates: Gates) -> Judgement | None:
+    if failed := sorted(host for host, window in windows.items() if window.is_failed):
+        where = ", ".join(failed)
+        return Judgement(Verdict.REVERT, "unit", f"the canary's unit failed on {where}")
+    for host, window in sorted(windows.items()):
+        if window.contradiction:
+            reason = f"{host}: the numbers of the canary are false: {window.contradiction}"
+            return Judgement(Verdict.REVERT, "evidence", reason)
+    gate, restarts = gates.runtime_restarts, pooled(windows.values()).restarts
+    if restarts > gate.max:
         return Judgement(
             Verdict(gate.action),
             "runtime_restarts",
-            f"{window.restarts} restarts of the canary, {gate.max} allowed in {gate.within:.0f} s",
+            f"{restarts} restarts of the canary, {gate.max} allowed in {gate.within:.0f} s",
         )
+    return None
 
-    rate = gates.http_request_error_rate
-    if window.requests >= rate.min_requests and window.error_rate > rate.max:
-        return Judgement(
-            Verdict(rate.action),
-            "http_request_error_rate",
-            f"{window.errors} of {window.requests} canary requests failed "
-            f"({window.error_rate:.1%}, {rate.max:.1%} allowed)",
-        )
 
-    progress = f"{window.requests} of {policy.min_requests} requests"
-    if window.requests < policy.min_requests:
+def _error_rate(windows: Mapping[str, Window], gate: ErrorRateGate) -> Judgement | None:
+    """
+    Judge the wave's rate, the rate without each one host, and the errors of each host.
+    """
+    action, name = Verdict(gate.action), "http_request_error_rate"
+    wave = pooled(windows.values())
+    parts = {"": wave}
+    if len(windows) > 1:
+        for host in sorted(windows):
+            rest = pooled(window for other, window in windows.items() if other != host)
+            parts[f" without {host}"] = rest
+    for part, window in parts.items():
+        if window.requests >= gate.min_requests and window.error_rate > gate.max:
+            return Judgement(action, name, f"{_failed(window, gate)}{part}")
+    if len(windows) > 1:
+        for host, window in sorted(windows.items()):
+            if _is_no_chance(window, gate.max, ALPHA / len(windows)):
+                return Judgement(action, name, f"{host}: {_failed(window, gate)}")
+    return None
+
+
+def _failed(window: Window, gate: ErrorRateGate) -> str:
+    return (
+        f"{window.errors} of {window.requests} canary requests failed "
+        f"({window.error_rate:.1%}, {gate.max:.1%} allowed)"
+    )
+
+
+def _is_no_chance(window: Window, allowed: float, alpha: float) -> bool:
+    """
+    Return whether so many errors have a probability below *alpha* at the *allowed* rate.
+
+    Source: the Chernoff bound of a binomial tail, P(X >= k) <= exp(-n KL(k/n || p)), which is
+    above the exact probability: it never alarms where the exact test would not.
+    """
+    rate = window.error_rate
+    if rate <= allowed:
+        return False
+    if allowed == 0:
+        return True
+    distance = rate * math.log(rate / allowed)
+    if rate < 1:
+        distance += (1 - rate) * math.log((1 - rate) / (1 - allowed))
+    return window.requests * distance > -math.log(alpha)
+
+
+def _data(windows: Mapping[str, Window], elapsed_s: float, policy: CanaryPolicy) -> Judgement:
+    """
+    Judge whether there is enough data to pass, on every host that has traffic.
+    """
+    wave = pooled(windows.values())
+    progress = f"{wave.requests} of {policy.min_requests} requests"
+    missing = _missing(windows)
+    if wave.requests < policy.min_requests or missing:
         if elapsed_s >= policy.give_up_after:
-            reason = f"not enough data: the canary had {progress} in {elapsed_s:.0f} s"
-            return Judgement(Verdict.PAUSE, "min_requests", reason)
-        return Judgement(Verdict.WAIT, "min_requests", f"the canary has had {progress}")
+            problem = missing or f"the canary had {progress} in {elapsed_s:.0f} s"
+            return Judgement(Verdict.PAUSE, "min_requests", f"not enough data: {problem}")
+        waits = missing or f"the canary has had {progress}"
+        return Judgement(Verdict.WAIT, "min_requests", waits)
     if elapsed_s < policy.duration:
         left_s = policy.duration - elapsed_s
         return Judgement(Verdict.WAIT, "duration", f"within its limits, {left_s:.0f} s to go")
     return Judgement(
         Verdict.PASS,
         "all",
-        f"{window.errors} of {window.requests} canary requests failed ({window.error_rate:.1%}), "
-        f"{window.restarts} restarts",
+        f"{wave.errors} of {wave.requests} canary requests failed ({wave.error_rate:.1%}), "
+        f"{wave.restarts} restarts{_thin(windows, policy)}",
     )
+
+
+def _missing(windows: Mapping[str, Window]) -> str | None:
+    """
+    Return the first host that shows nothing, or whose canary answers nothing; None without one.
+    """
+    for host, window in sorted(windows.items()):
+        if window.unreadable:
+            return f"{host}: the canary cannot be measured: {window.unreadable}"
+        if window.attempts and not window.answered:
+            return f"{host}: the canary answered none of {window.attempts} requests"
+    return None
+
+
+def _thin(windows: Mapping[str, Window], policy: CanaryPolicy) -> str:
+    """
+    Name the hosts of a wave that had less than their share of the requests that it needs.
+    """
+    share = policy.min_requests / max(1, len(windows))
+    thin = {host: w.requests for host, w in sorted(windows.items()) if w.requests < share}
+    if not thin:
+        return ""
+    named = ", ".join(f"{host} ({requests} requests)" for host, requests in thin.items())
+    return f"; too little data to judge alone: {named}"

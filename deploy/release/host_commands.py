@@ -17,7 +17,7 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
-from deploy.release.gates import Reading
+from deploy.release.evidence import Reading
 from deploy.transport.client import HostClient
 
 _MARGIN_S = 15.0  # for the SSH command, beyond the time limit on the host
@@ -35,29 +35,42 @@ class Limits:
     keep: int
 
 
-def clear(client: HostClient, slot: str, stable: str | None, limits: Limits) -> None:
+def clear(
+    client: HostClient, slot: str, stable: str | None, limits: Limits, *, is_ready: bool = True
+) -> None:
     """
     Move all traffic from *slot* to *stable*, then stop *slot*.
     """
-    move_traffic(client, slot, stable)
+    move_traffic(client, slot, stable, is_ready=is_ready)
     stop(client, slot, limits)
 
 
-def move_traffic(client: HostClient, slot: str, stable: str | None) -> None:
+def move_traffic(
+    client: HostClient, slot: str, stable: str | None, *, is_ready: bool = True
+) -> None:
     """
     Move all traffic from *slot* to *stable*; without a stable slot nothing serves then.
+
+    Args:
+        is_ready: Refuse where *stable* is not UP.  False: it was not ready before either, and
+            must not prevent that *slot* is stopped.
     """
-    shift(client, {slot: 0, stable: 100} if stable else {slot: 0})
+    shift(client, {slot: 0, stable: 100} if stable else {slot: 0}, force=not is_ready)
 
 
-def start(client: HostClient, slot: str, bundle: str, limits: Limits) -> None:
+def start(
+    client: HostClient, slot: str, bundle: str, limits: Limits, *, allow_older: bool = False
+) -> None:
     """
     Start *bundle* in *slot* and return when it is warm.
+
+    Args:
+        allow_older: It may be older than the newest release that the host recorded as good.
 
     Raises:
         CommandFailed: It did not become READY in time; `why` has its last log lines.
     """
-    request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s)
+    request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s, allow_older=allow_older)
     client.call(request, timeout_s=limits.start_s + _MARGIN_S)
 
 
@@ -89,13 +102,16 @@ def golden(client: HostClient, slot: str, limits: Limits) -> GoldenResult:
     )
 
 
-def shift(client: HostClient, weights: Mapping[str, int]) -> dict[str, int]:
+def shift(client: HostClient, weights: Mapping[str, int], *, force: bool = False) -> dict[str, int]:
     """
     Split the host's traffic by *weights*, in percent; return the split as read back.
 
     All weights at 0 leave the host without service: only where nothing served before.
+
+    Args:
+        force: Do not wait until a slot that gains traffic is UP.
     """
-    request = TrafficSet(weights=dict(weights), force=not any(weights.values()))
+    request = TrafficSet(weights=dict(weights), force=force or not any(weights.values()))
     return client.call(request, timeout_s=30.0).weights
 
 
@@ -115,17 +131,7 @@ def measure(client: HostClient, slot: str, now_s: float, timeout_s: float = 10.0
     """
     Return the counters of *slot*, taken at *now_s* on the controller's monotonic clock.
     """
-    counters = client.call(Measure(), timeout_s=timeout_s).slots[slot]
-    return Reading(
-        at_s=now_s,
-        requests=counters.requests,
-        errors=counters.errors,
-        broken=counters.broken,
-        restarts=counters.restarts,
-        is_whole=counters.is_whole,
-        is_ready=counters.is_ready,
-        is_failed=counters.unit == "failed",
-    )
+    return Reading(now_s, client.call(Measure(), timeout_s=timeout_s).slots[slot])
 
 
 def record(client: HostClient, step: str, **data: Any) -> None:

@@ -4,7 +4,7 @@ Holds the leases of a release: takes, renews and releases them, and reports a lo
 
 from collections.abc import Iterable
 
-from deploy.errors import CommandFailed, DeployError, LeaseLost
+from deploy.errors import CommandFailed, DeployError, LeaseHeld, LeaseLost
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
 from deploy.release.clock import Clock, Timer
 from deploy.release.parallel import unexpected
@@ -18,6 +18,9 @@ _PERIOD, _TIMEOUT, _RETRY = 1 / 3, 1 / 5, 1 / 60
 class LeaseKeeper:
     """
     Takes the lease of all hosts or of none, renews it in the background, releases it.
+
+    A way back needs not all of them (*needs_all*): a host that does not give its lease is in
+    `refused`, and cannot keep the others from going back.
 
     A lease is lost when the host says so, or when no renewal succeeded for a whole time to live.
     The host's connection is then closed, so that a command in progress fails at once instead of
@@ -36,7 +39,10 @@ class LeaseKeeper:
         release: str,
         ttl_s: float,
         clock: Clock,
+        needs_all: bool = True,
     ) -> None:
+        self._needs_all = needs_all
+        self.refused: dict[str, DeployError] = {}
         self._clients = sorted(clients, key=lambda client: client.host)
         self._owner, self._release, self._ttl_s, self._clock = owner, release, ttl_s, clock
         self._timers: dict[str, Timer] = {}
@@ -48,12 +54,20 @@ class LeaseKeeper:
         Take the leases in the order of the host names: two operators never each hold half.
 
         Raises:
-            LeaseHeld: Another owner holds one; those already taken are released.
+            LeaseHeld: Another owner holds one, or more than half where not all are needed; those
+                already taken are released.
+            DeployError: A host did not answer; where not all are needed: no host did.
         """
         try:
             for client in self._clients:
                 client.release = self._release
-                self.take(client)
+                try:
+                    self.take(client)
+                except DeployError as error:
+                    if self._needs_all:
+                        raise
+                    self.refused[client.host] = error
+            self._refuse_without_leases()
         except BaseException:
             self._release_all()
             raise
@@ -61,6 +75,16 @@ class LeaseKeeper:
 
     def __exit__(self, *_: object) -> None:
         self._release_all()
+
+    def _refuse_without_leases(self) -> None:
+        """
+        Raise where another owner holds most of the hosts, or no host gave its lease.
+        """
+        held = [error for error in self.refused.values() if isinstance(error, LeaseHeld)]
+        if 2 * len(held) > len(self._clients):
+            raise held[0]
+        if self.refused and len(self.refused) == len(self._clients):
+            raise self.refused[min(self.refused)]
 
     def take(self, client: HostClient) -> None:
         """

@@ -38,6 +38,10 @@ class ObservedSlot:
         return bool(self.weight_pct)
 
     @property
+    def is_starting(self) -> bool:
+        return self.unit == "activating" and self.bundle is not None
+
+    @property
     def is_stopped(self) -> bool:
         return self.unit in {"inactive", "failed"}
 
@@ -71,9 +75,10 @@ class Observed:
     One reachable host.
 
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
+        good: Releases recorded as good, not rolled back and still on the host, oldest first.
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
+        is_reserve_whole: The space that is kept for a way back on a full disk is all there.
     """
 
     host: str
@@ -83,6 +88,7 @@ class Observed:
     unfinished: Unfinished | None
     paused: str | None
     boot_id: str
+    is_reserve_whole: bool = True
 
     @property
     def unfinished_text(self) -> str | None:
@@ -107,12 +113,27 @@ class Observed:
         return max(serving, key=lambda slot: slot.weight_pct or 0, default=None)
 
     @property
+    def kept(self) -> ObservedSlot | None:
+        """
+        Return the slot that serves while a new release starts in the other one.
+
+        That is the stable one, also where it is not ready or still starting: no slot keeps a
+        release from replacing it.  Where only the other one is ready and has traffic, it is that.
+        None where nothing serves.
+        """
+        stable = self.stable or next((s for s in self.slots if s.is_starting), None)
+        if stable is None or stable.is_ready:
+            return stable
+        ready = [s for s in self.slots if s.unit == "active" and s.has_traffic and s.is_ready]
+        return ready[0] if ready else stable
+
+    @property
     def spare(self) -> ObservedSlot:
         """
         Return the slot that a new release would take: where nothing runs, the one without traffic.
         """
-        stable = self.stable
-        others = [slot for slot in self.slots if stable is None or slot.slot != stable.slot]
+        kept = self.kept
+        others = [slot for slot in self.slots if kept is None or slot.slot != kept.slot]
         return min(others, key=lambda slot: slot.weight_pct or 0)
 
 
@@ -128,6 +149,7 @@ def observed(host: str, status: HostStatus) -> Observed:
         unfinished=status.unfinished,
         paused=status.paused,
         boot_id=status.boot_id,
+        is_reserve_whole=status.is_reserve_whole,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 
-from deploy.errors import PreconditionError, UsageError
+from deploy.errors import UsageError
 from deploy.inventory.schema import ReleasePolicy, Wave
 from deploy.release.observe import Observed, check_proxy
 
@@ -19,8 +19,9 @@ class HostPlan:
     One host's part.
 
     Attributes:
-        from_slot: Slot of the release that serves now; None: nothing serves, and the new
-            release gets all the traffic once it gave its golden answers.
+        from_slot: Slot of the release that serves now; None: nothing serves.
+        from_ready: It is ready, so that a canary has something to stand beside.  Otherwise the
+            new release gets all the traffic once it gave its golden answers.
         to_slot: Slot that the new release takes.
         clear_first: The slot to take is not idle: an earlier release ended in the middle there.
         other_slot: The slot that the new release does not take.
@@ -31,6 +32,7 @@ class HostPlan:
     from_slot: str | None
     from_bundle: str | None
     from_version: str | None
+    from_ready: bool
     to_slot: str
     clear_first: bool
     other_slot: str
@@ -38,7 +40,7 @@ class HostPlan:
 
     @property
     def has_stable(self) -> bool:
-        return self.from_slot is not None
+        return self.from_slot is not None and self.from_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,11 @@ class ReleasePlan:
         """
         Return twelve hex digits that identify this plan and the observed state of its hosts.
         """
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        document = asdict(self)
+        for host in document["hosts"]:
+            # A slot says this of itself, and must not be able to void the plan to replace it.
+            del host["from_ready"]
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -92,9 +98,14 @@ class ReleasePlan:
                         f"answers, {self.canary_pct} % canary against {host.from_version}, then all"
                     )
                 else:
+                    now = (
+                        f"{host.from_version} is not ready there"
+                        if host.from_slot
+                        else "nothing serves there now"
+                    )
                     lines.append(
                         f"wave {number}: {name}: start {self.version} in {host.to_slot}, golden "
-                        "answers, then all the traffic (nothing serves there now)"
+                        f"answers, then all the traffic ({now})"
                     )
         lines.append("record as good, drain and stop the old slots")
         if self.unchanged:
@@ -132,38 +143,25 @@ def plan_release(
 
     Raises:
         UsageError: The canary's share lies outside 1 to 50.
-        PreconditionError: A host's stable slot does not answer, so there is nothing to go back to.
+        PreconditionError: A host's HAProxy does not answer, so its traffic weights are unknown.
     """
     check_share(canary_pct)
     changed: list[HostPlan] = []
     unchanged: list[str] = []
     for name, current in observed.items():
         check_proxy(current)
-        stable, spare = current.stable, current.spare
+        kept, spare = current.kept, current.spare
         other = next(slot for slot in current.slots if slot.slot != spare.slot)
-        if stable is None and other.unit == "activating":
-            raise PreconditionError(
-                f"{name}: slot {other.slot} is starting",
-                why=f"{other.version} is not ready yet, and may serve in a moment",
-                fix="wait for it: inv status",
-                host=name,
-            )
-        if stable is not None and stable.bundle == bundle and spare.is_idle:
+        if kept is not None and kept.bundle == bundle and spare.is_idle:
             unchanged.append(name)
             continue
-        if stable is not None and not stable.is_ready:
-            raise PreconditionError(
-                f"{name}: the release that serves now is not healthy",
-                why=f"slot {stable.slot} ({stable.version}) is {stable.state}, but not ready",
-                fix=f"inv status; inv rollback, or restart it on {name}",
-                host=name,
-            )
         changed.append(
             HostPlan(
                 host=name,
-                from_slot=stable.slot if stable else None,
-                from_bundle=stable.bundle if stable else None,
-                from_version=stable.version if stable else None,
+                from_slot=kept.slot if kept else None,
+                from_bundle=kept.bundle if kept else None,
+                from_version=kept.version if kept else None,
+                from_ready=kept is not None and kept.is_ready,
                 to_slot=spare.slot,
                 clear_first=not spare.is_idle,
                 other_slot=other.slot,

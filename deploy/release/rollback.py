@@ -3,10 +3,10 @@ Back to a release that was recorded as good: no build, no download, no canary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from deploy.errors import DeployError, NothingToRollBackTo, RollbackFailed, UsageError
+from deploy.errors import DeployError, NothingToRollBackTo, PreconditionError, RollbackFailed
 from deploy.host.protocol import GoodRelease, GoodRollback
 from deploy.inventory.schema import ReleasePolicy
 from deploy.release import host_commands
@@ -14,7 +14,8 @@ from deploy.release.clock import Clock
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, check_proxy
-from deploy.release.parallel import on_each
+from deploy.release.parallel import on_each, unexpected
+from deploy.release.rollback_target import choose_target, is_settled, most_common, on_record
 from deploy.transport.client import HostClient
 
 
@@ -26,6 +27,7 @@ class HostRollback:
     Attributes:
         is_warm: The target runs already (a release stopped in the middle): shift, don't start.
         clear_first: Something else is in the slot to take.
+        other_ready: The other slot can have the traffic meanwhile.
         from_version: What serves now; None: nothing does.
     """
 
@@ -36,135 +38,129 @@ class HostRollback:
     from_version: str | None
     is_warm: bool
     clear_first: bool
+    other_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """
+    A host that a rollback does not touch.
+
+    Attributes:
+        error: Why; None where nothing serves, so that there is nothing to take back.
+    """
+
+    host: str
+    why: str
+    error: DeployError | None
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
+    """
+    Attributes:
+        target: The release as most of its hosts have it on record.
+        left_out: Hosts that cannot go back to it; the others do not wait for them.
+    """
+
     target: GoodRelease | None
     hosts: tuple[HostRollback, ...]
     reason: str
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def is_noop(self) -> bool:
         return not self.hosts
 
 
-def plan_rollback(observed: Mapping[str, Observed], to: str | None = None) -> RollbackPlan:
+def plan_rollback(
+    observed: Mapping[str, Observed],
+    to: str | None = None,
+    unreadable: Mapping[str, DeployError] | None = None,
+) -> RollbackPlan:
     """
     Return the way back of every host.  Pure.
 
-    The target is the last good release where a release stopped in the middle on any host, and the
-    good release before it where every host is settled.  `to` names another target by release id
-    or version.  A host that serves the target alone is not touched.
+    `choose_target` has the rule for the target.  A host that serves it alone is not touched.  A
+    host that cannot be read, or does not have it on record, is left out and named.
 
-    An interrupted rollback continues to its own target.  A host without a good release is left
-    out if other hosts have one.
+    Args:
+        to: Release id, version or digest of another target.
+        unreadable: Hosts that could not be observed, with their errors.
 
     Raises:
-        NothingToRollBackTo: A host has no such release on record.
-        PreconditionError: A host's HAProxy does not answer, so its traffic weights are unknown.
+        NothingToRollBackTo: No host has such a release on record, or the hosts do not agree.
+        DeployError: No host can be read; or those that can serve the target already.
     """
-    for current in observed.values():
-        check_proxy(current)
-    known = {name: current for name, current in observed.items() if current.good} or observed
+    errors = dict(unreadable or {})
+    readable = {}
+    for name, current in observed.items():
+        try:
+            check_proxy(current)
+        except PreconditionError as error:
+            errors[name] = error
+        else:
+            readable[name] = current
+    if errors and not readable:
+        raise errors[min(errors)]
+    if not readable:
+        return RollbackPlan(None, (), "no hosts")
+    targets = choose_target(readable, to)
+    target = most_common(targets)
+    left_out = [
+        LeftOut(name, f"{error.what}: {error.why}", error) for name, error in errors.items()
+    ]
+    left_out += [
+        _not_on_record(current, target) for name, current in readable.items() if name not in targets
+    ]
+    planned = [_host(readable[name], record) for name, record in targets.items()]
+    hosts = tuple(host for host in planned if host is not None)
+    if hosts:
+        reason = f"back to {target.version} ({target.release})"
+    else:
+        for left in left_out:
+            if left.error is not None:
+                raise left.error
+        reason = f"every host serves {target.version} already"
     if to is None:
-        to = next(filter(None, map(_interrupted, known.values())), None)
-    in_the_middle = not all(_is_settled(current) for current in known.values())
-    targets = {
-        name: _target(current, to, in_the_middle=in_the_middle) for name, current in known.items()
-    }
-    if to is None:
-        _same_everywhere(targets)
-    hosts = []
-    for name, current in known.items():
-        host = _host(current, targets[name])
-        if host is not None:
-            hosts.append(host)
-    target = next(iter(targets.values()), None)
-    if not hosts:
-        reason = f"every host serves {target.version} already" if target else "no hosts"
-        return RollbackPlan(target, (), reason)
-    assert target is not None
-    return RollbackPlan(target, tuple(hosts), f"back to {target.version} ({target.release})")
+        reason += _minority(readable, target)
+    if left_out:
+        reason += "; not " + "; ".join(f"{left.host} ({left.why})" for left in left_out)
+    return RollbackPlan(target, hosts, reason, tuple(left_out))
 
 
-def _target(current: Observed, to: str | None, *, in_the_middle: bool) -> GoodRelease:
-    if to is not None:
-        if not to:
-            raise UsageError(
-                "--to: an empty name",
-                why="every release would match it",
-                fix="inv rollback without --to, or --to VERSION",
-            )
-        for good in reversed(current.good):
-            if to in {good.release, good.version} or good.bundle.startswith(to):
-                return good
-        known = ", ".join(f"{g.version} ({g.release})" for g in reversed(current.good)) or "none"
-        raise NothingToRollBackTo(
-            f"{current.host}: no release {to} is recorded as good",
-            why=f"on record: {known}",
-            fix="inv rollback --to one of these, or inv release with that bundle",
-            host=current.host,
-        )
-    if not current.good:
-        raise NothingToRollBackTo(
-            f"{current.host}: there is no release to roll back to",
-            why="no release was ever recorded as good there",
-            fix="inv release",
-            host=current.host,
-        )
-    if in_the_middle:
-        return current.good[-1]
-    earlier = [good for good in current.good if good.bundle != current.good[-1].bundle]
-    if not earlier:
-        raise NothingToRollBackTo(
-            f"{current.host}: there is no earlier release to roll back to",
-            why=f"{current.good[-1].version} is the only one recorded as good",
-            fix="inv release with another bundle",
-            host=current.host,
-        )
-    return earlier[-1]
-
-
-def _is_settled(current: Observed) -> bool:
+def _minority(readable: Mapping[str, Observed], target: GoodRelease) -> str:
     """
-    Return whether the last good release has all the traffic, even if its unit is dead.
+    Return a note where a few hosts say that their last release did not end.
 
-    A host where a release began and has not ended is not settled.
+    They go to what the others serve; the others do not go further back on their word.
     """
-    if current.unfinished or current.paused:
-        return False
-    has = [slot for slot in current.slots if slot.has_traffic]
-    return len(has) == 1 and has[0].bundle == current.good[-1].bundle
+    recorded = {name: current for name, current in readable.items() if current.good}
+    names = [name for name, current in recorded.items() if not is_settled(current)]
+    if not names or 2 * len(names) > len(recorded):
+        return ""
+    return (
+        f"; {', '.join(names)}: the last release has not ended there, so the others keep "
+        f"{target.version} (--to VERSION takes them further back)"
+    )
 
 
-def _interrupted(current: Observed) -> str | None:
-    """
-    Return the bundle that an unfinished rollback was returning to; None where there is none.
-
-    The same bundle may have another release id on each host.
-    """
-    release = current.unfinished.rollback_to if current.unfinished else None
-    return next((good.bundle for good in current.good if good.release == release), release)
-
-
-def _same_everywhere(targets: Mapping[str, GoodRelease]) -> None:
-    by_bundle: dict[str, list[str]] = {}
-    for name, good in targets.items():
-        by_bundle.setdefault(good.bundle, []).append(name)
-    if len(by_bundle) > 1:
-        said = "; ".join(
-            f"{targets[names[0]].version} on {', '.join(names)}" for names in by_bundle.values()
-        )
-        raise NothingToRollBackTo(
-            "the hosts do not agree on what to go back to",
-            why=said,
-            fix="name it: inv rollback --to VERSION",
-        )
+def _not_on_record(current: Observed, target: GoodRelease) -> LeftOut:
+    why = f"it has no {target.version} on record, only: {on_record(current)}"
+    serves = current.stable
+    if serves is None:
+        return LeftOut(current.host, why, None)
+    error = NothingToRollBackTo(
+        f"{current.host}: it cannot go back to {target.version}, and serves {serves.version}",
+        why=why,
+        fix=f"inv release with the bundle of {target.version} and --limit {current.host}",
+        host=current.host,
+    )
+    return LeftOut(current.host, why, error)
 
 
 def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
-    stable = current.stable
+    kept = current.kept
     serving = next((s for s in current.slots if s.has_traffic and s.bundle == target.bundle), None)
     warm = next(
         (s for s in current.slots if s.bundle == target.bundle and s.unit == "active"), None
@@ -179,9 +175,10 @@ def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
         to_slot=to_slot,
         other_slot=other,
         target=target,
-        from_version=stable.version if stable else None,
+        from_version=kept.version if kept else None,
         is_warm=warm is not None and warm.is_ready,
         clear_first=not current.slot(to_slot).is_idle,
+        other_ready=current.slot(other).is_ready,
     )
 
 
@@ -195,21 +192,22 @@ def roll_back(
     limits: host_commands.Limits,
     clock: Clock,
     report: Report,
-    recheck: Callable[[], None] = lambda: None,
+    recheck: Callable[[], RollbackPlan] | None = None,
 ) -> ReleaseOutcome:
     """
     Run *plan* on all its hosts at once and return how it ended.
 
-    A host where it fails keeps what served before.
+    A host where it fails keeps what served before, and no host stops the others: one that refuses
+    its lease, or is no longer as the plan assumed, is named and left as it is.
 
     Args:
-        recheck: Called under the leases, before anything is touched; raises when the hosts are
-            no longer as the plan assumed.
+        recheck: Called under the leases, before anything is touched; returns the plan of now.
 
     Raises:
         RollbackFailed: Interrupted; the next rollback continues it.
-        LeaseHeld: Another owner is releasing; nothing was touched.
-        DeployError: A host could not be reached for its lease; nothing was touched.
+        LeaseHeld: Another owner holds more than half of the hosts; nothing was touched.
+        PreconditionError: More than half of the hosts have changed; nothing was touched.
+        DeployError: No host gave its lease; nothing was touched.
     """
     if plan.is_noop:
         return ReleaseOutcome(release, Ending.NOOP, plan.reason, {})
@@ -222,11 +220,18 @@ def roll_back(
         release=release,
         ttl_s=policy.lease_ttl,
         clock=clock,
+        needs_all=False,
     )
     with keeper:
-        recheck()
+        for name, error in keeper.refused.items():
+            run.say("host.failed", f"{error.what} ({error.why})", name)
+        errors = dict(keeper.refused)
+        if recheck is not None:
+            plan, changed = _as_now(plan, recheck())
+            run.follow(plan)
+            errors = {**changed, **errors}
         try:
-            errors = run.all_hosts(keeper)
+            run.all_hosts(keeper, errors)
         except KeyboardInterrupt:
             raise RollbackFailed(
                 f"{release}: interrupted",
@@ -234,17 +239,61 @@ def roll_back(
                 fix="inv rollback continues it",
             ) from None
     assert plan.target is not None
-    evidence = {"hosts": [h.host for h in plan.hosts], "to": plan.target.release}
-    if errors:
-        first = errors[min(errors)]
+    evidence: dict[str, Any] = {
+        "hosts": [h.host for h in plan.hosts],
+        "to": plan.target.release,
+    }
+    if plan.left_out:
+        evidence["left_out"] = {left.host: left.why for left in plan.left_out}
+    missing = {left.host: left.error for left in plan.left_out if left.error is not None}
+    if errors or missing:
+        fix = "when the host answers: inv status, then inv rollback --to the same release"
+        if not errors:
+            fix = missing[min(missing)].fix
+        everything = {**missing, **errors}
+        first = everything[min(errors or missing)]
         failure = RollbackFailed(
-            f"{release}: could not roll back {', '.join(sorted(errors))}",
+            f"{release}: could not roll back {', '.join(sorted(everything))}",
             why=f"{first.what}: {first.why}",
-            fix="when the host answers: inv status, then inv rollback --to the same release",
+            fix=fix,
         )
         return ReleaseOutcome(release, Ending.REVERTED, plan.reason, evidence, failure)
     run.say(f"release.{Ending.ROLLED_BACK}", plan.reason)
     return ReleaseOutcome(release, Ending.ROLLED_BACK, plan.reason, evidence)
+
+
+def _as_now(plan: RollbackPlan, now: RollbackPlan) -> tuple[RollbackPlan, dict[str, DeployError]]:
+    """
+    Return *plan* with each host's part of *now*, and an error for each host that has none.
+
+    Slots may start, stop and become ready between the two.  What serves may not change.
+
+    Raises:
+        PreconditionError: More than half of the hosts have an error.
+    """
+    parts = {host.host: host for host in now.hosts}
+    left_out = {left.host: left for left in now.left_out}
+    errors: dict[str, DeployError] = {}
+    hosts = []
+    for host in plan.hosts:
+        part, left = parts.get(host.host), left_out.get(host.host)
+        if part is not None and part.from_version == host.from_version:
+            hosts.append(part)
+        elif part is not None or left is not None:
+            hosts.append(host)
+            errors[host.host] = PreconditionError(
+                f"{host.host}: it is not any more as the rollback assumed",
+                why=left.why if left else f"it does not serve {host.from_version} any more",
+                fix="inv rollback again",
+                host=host.host,
+            )
+    if 2 * len(errors) > len(plan.hosts):
+        raise PreconditionError(
+            "the hosts are not any more as the rollback assumed",
+            why=f"the way back is now: {now.reason}",
+            fix="inv rollback again",
+        )
+    return replace(plan, hosts=tuple(hosts)), errors
 
 
 class _Rollback:
@@ -261,40 +310,37 @@ class _Rollback:
         report: Report,
     ) -> None:
         self.clients = clients
-        self._plan, self._limits, self._clock, self._report = plan, limits, clock, report
+        self._limits, self._clock, self._report = limits, clock, report
+        self.follow(plan)
+
+    def follow(self, plan: RollbackPlan) -> None:
         self._hosts = {host.host: host for host in plan.hosts}
 
-    def all_hosts(self, keeper: LeaseKeeper) -> dict[str, DeployError]:
+    def all_hosts(self, keeper: LeaseKeeper, errors: dict[str, DeployError]) -> None:
         """
-        Begin, prepare, switch, retire and end; return the errors by host.
+        Begin, prepare, switch, retire and end; add the errors by host to *errors*.
 
-        A host that fails in one step takes no part in the next ones.
+        Hosts do not wait for each other: a slow one delays the end of the command only.
         """
-        errors: dict[str, DeployError] = {}
-        for step in (self._begin, self._prepare, self._switch, self._retire):
-            self._step(step, keeper, errors)
+
+        def one(name: str) -> None:
+            host, client = self._hosts[name], self.clients[name]
+            try:
+                for step in (self._begin, self._prepare, self._switch, self._retire):
+                    keeper.check(name)
+                    step(host, client)
+            except Exception as error:
+                known = error if isinstance(error, DeployError) else unexpected(name, error)
+                self.say("host.failed", f"{known.what} ({known.why})", name)
+                raise known from error
+
+        errors.update(on_each([name for name in self._hosts if name not in errors], one))
         self._end("failed" if errors else str(Ending.PROMOTED), errors)
-        return errors
 
     def say(
         self, name: str, text: str, host: str | None = None, data: Mapping[str, Any] | None = None
     ) -> None:
         self._report(ReleaseEvent(self._clock.utc(), name, text, host, data or {}))
-
-    def _step(
-        self,
-        step: Callable[[HostRollback, HostClient], None],
-        keeper: LeaseKeeper,
-        errors: dict[str, DeployError],
-    ) -> None:
-        def one(name: str) -> None:
-            keeper.check(name)
-            step(self._hosts[name], self.clients[name])
-
-        failed = on_each([name for name in self._hosts if name not in errors], one)
-        for name, error in failed.items():
-            self.say("host.failed", f"{error.what} ({error.why})", name)
-        errors.update(failed)
 
     def _end(self, outcome: str, errors: Mapping[str, DeployError]) -> None:
         """
@@ -312,7 +358,7 @@ class _Rollback:
             client,
             "release.begin",
             kind="rollback",
-            reason=self._plan.reason,
+            reason=f"back to {host.target.version} ({host.target.release})",
             to_release=host.target.release,
         )
 
@@ -321,7 +367,9 @@ class _Rollback:
             return
         if host.clear_first:
             stable = host.other_slot if host.from_version is not None else None
-            host_commands.clear(client, host.to_slot, stable, self._limits)
+            host_commands.clear(
+                client, host.to_slot, stable, self._limits, is_ready=host.other_ready
+            )
         host_commands.start(client, host.to_slot, host.target.bundle, self._limits)
         self.say("slot.started", f"{host.to_slot}: {host.target.version} is warm", host.host)
 

@@ -51,7 +51,9 @@ def take_back(
     def attempt() -> None:
         status = client.call(Status(), timeout_s=_STATUS_S)
         if not _serves_as_before(status, host):
-            host_commands.move_traffic(client, host.to_slot, host.from_slot)
+            host_commands.move_traffic(
+                client, host.to_slot, host.from_slot, is_ready=host.from_ready
+            )
         slot = observed(host.host, status).slot(host.to_slot)
         if slot.bundle == bundle or not slot.is_stopped:
             host_commands.stop(client, host.to_slot, limits)
@@ -72,7 +74,7 @@ def hold(
     assert host.from_slot is not None
     weights = {host.from_slot: 100, host.to_slot: 0}
     return _persist(
-        lambda: host_commands.shift(client, weights),
+        lambda: host_commands.shift(client, weights, force=not host.from_ready),
         client,
         keeper,
         clock,

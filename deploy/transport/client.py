@@ -27,7 +27,7 @@ class HostClient:
     def __init__(self, transport: Transport, *, actor: str, sudo: bool) -> None:
         self._transport = transport
         self._actor = actor
-        self._argv = [*(["sudo", "-n"] if sudo else []), "python3", layout.HOST_PROGRAM]
+        self._argv = [*(["sudo", "-n"] if sudo else []), *layout.HOST_COMMAND]
         self.fence: int | None = None
         self.release: str | None = None
 

@@ -14,11 +14,13 @@ from typing import Any
 import paramiko
 from fabric import Config, Connection
 
-from deploy.errors import CommandFailed, DeployError, HostKeyMismatch, TransportError
+from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.foreign_text import says
 from deploy.inventory.schema import Host, Ssh
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import OutputTooLong, converse
+from deploy.transport.known_hosts import RecordedKeys, Verdict
+from deploy.transport.private_key import check_private_key
 
 _CHUNK = 256 * 1024
 
@@ -229,14 +231,10 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
         "auth_timeout": ssh.connect_timeout,
         "channel_timeout": ssh.connect_timeout,
     }
+    recorded = RecordedKeys(label, address, ssh.port, ssh.known_hosts)
+    kwargs["disabled_algorithms"] = {"keys": recorded.unwanted}
     if ssh.key is not None:
-        if not ssh.key.exists():
-            raise TransportError(
-                f"{label}: there is no SSH key to connect with",
-                why=f"{ssh.key} does not exist",
-                fix="inv lab.up makes the lab's; otherwise set ssh.key in the fleet file",
-                host=label,
-            )
+        check_private_key(ssh.key, label)
         kwargs |= {"key_filename": str(ssh.key), "look_for_keys": False, "allow_agent": False}
     connection = Connection(
         address,
@@ -248,21 +246,12 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
         connect_kwargs=kwargs,
     )
     # Fabric accepts unknown hosts by default.
-    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    if ssh.known_hosts.exists():
-        connection.client.load_host_keys(str(ssh.known_hosts))
+    connection.client.set_missing_host_key_policy(recorded)
     try:
         with _bounded(gateway, 3 * ssh.connect_timeout):
             connection.open()
-    except paramiko.BadHostKeyException as error:
-        raise HostKeyMismatch(
-            f"{label}: the host key is not the recorded one",
-            why=f"{address} shows {error.key.get_name()} {error.key.fingerprint}, "
-            f"{ssh.known_hosts} has {error.expected_key.fingerprint}",
-            fix=f"if the host was reinstalled, record its new key in {ssh.known_hosts}; "
-            "if not, another machine answers at its address",
-            host=label,
-        ) from error
+    except DeployError:  # of the recorded keys
+        raise
     except paramiko.AuthenticationException as error:
         raise TransportError(
             f"{label}: the host refuses the key",
@@ -271,13 +260,9 @@ def _opened(label: str, address: str, ssh: Ssh, gateway: Connection | None) -> C
             host=label,
         ) from error
     except paramiko.SSHException as error:
-        if "not found in known_hosts" in str(error):
-            raise HostKeyMismatch(
-                f"{label}: no host key is recorded",
-                why=f"{ssh.known_hosts} has no entry for {address}",
-                fix=f"add it after checking it: ssh-keyscan -p {ssh.port} {address}",
-                host=label,
-            ) from error
+        if "no acceptable host key" in str(error):
+            shown = f"{address} has no key of a recorded type"
+            raise recorded.refusal(Verdict.OTHER, shown) from error
         raise _unreachable(label, address, ssh, error) from error
     except Exception as error:  # a server can make paramiko raise errors of any class
         raise _unreachable(label, address, ssh, error) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from deploy.inventory.schema import Fleet, Host
+from deploy.private_files import create_output
 from deploy.verify.junit import is_whole, make_visible
 from deploy.verify.report import Finding, Outcome, VerifyReport, read_junit
 from deploy.verify.ssh_config import ssh_config
@@ -237,4 +238,5 @@ def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcom
             ElementTree.SubElement(case, "failure", message=finding.why)
     make_visible(root)
     junit.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(root).write(junit, encoding="utf-8", xml_declaration=True)
+    with create_output(junit) as file:
+        ElementTree.ElementTree(root).write(file, encoding="utf-8", xml_declaration=True)

@@ -4,21 +4,23 @@ Downloads the wheels of a row into the cache, with this machine's pip configurat
 
 import fcntl
 import hashlib
-import json
-import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from deploy.errors import CommandFailed, InventoryError
+from pydantic import TypeAdapter, ValidationError
+
+from deploy.errors import CommandFailed, InventoryError, UsageError
+from deploy.private_files import FILE_MODE, open_private, private_directory, write_private
 from deploy.units import format_size
 from deploy.versions.matrix import Row
-from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, lock_text
+from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, hashes_in, lock_text
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
@@ -29,6 +31,21 @@ _PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """
+    A wheel as the index of its lock lists it.
+    """
+
+    file: str
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+_INDEX = TypeAdapter(list[_Entry])
 
 
 def ensure_lock(
@@ -47,16 +64,15 @@ def ensure_lock(
     """
     text = _text_of(row, requirements)
     digest = digest_of(text)
-    cache = cache.expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = private_directory(local_path(cache).resolve())
     index = cache / f"{digest}.json"
     with _locked(cache / ".lock"):
-        wheels = _known(index, cache)
+        wheels = _known(index, cache, hashes_in(text))
         if wheels is None:
             count = len(text.splitlines())
             progress(f"fetching {count} wheels of {row.name}")
             wheels = _fetch(text, row.python, cache)
-            _remember(index, cache, wheels)
+            _remember(index, wheels)
             progress(f"fetched {format_size(sum(w.size for w in wheels))} of wheels")
     return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
 
@@ -123,9 +139,27 @@ def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
         wheels = []
         for path in sorted(folder.glob("*.whl")):
             target = cache / path.name
+            path.chmod(FILE_MODE)
             path.replace(target)
             wheels.append(_hash_wheel(target))
     return tuple(wheels)
+
+
+def local_path(path: Path) -> Path:
+    """
+    Return *path* with the home directory of this user in place of ~.
+
+    Raises:
+        UsageError: The user has no home directory.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: this user has no home directory",
+            why=str(error),
+            fix="set HOME to a directory of this user",
+        ) from None
 
 
 def _refused(why: str) -> CommandFailed:
@@ -142,48 +176,46 @@ def _hash_wheel(path: Path) -> CachedWheel:
     return CachedWheel(path.name, sha256, path.stat().st_size, path)
 
 
-def _known(index: Path, cache: Path) -> tuple[CachedWheel, ...] | None:
+def _known(index: Path, cache: Path, hashes: frozenset[str]) -> tuple[CachedWheel, ...] | None:
     """
     Return the wheels in *index*, or None if a file has changed since it was hashed.
 
+    Only wheels in the cache itself whose hash is one of *hashes*, those of the lock, are returned.
     Compares size and modification time, not the content: hashing hundreds of megabytes would take
     seconds, and every host verifies the hash of what it receives.
     """
     try:
-        listed: list[dict[str, Any]] = json.loads(index.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        listed = _INDEX.validate_json(index.read_bytes())
+    except (OSError, ValidationError):
         return None
     wheels = []
     for entry in listed:
-        path = cache / entry["file"]
+        path = cache / entry.file
+        if path.parent != cache or entry.sha256 not in hashes:
+            return None
         try:
-            stat = path.stat()
-        except FileNotFoundError:
+            status = path.lstat()
+        except (OSError, ValueError):
             return None
-        if (stat.st_size, stat.st_mtime_ns) != (entry["size"], entry["mtime_ns"]):
+        if not stat.S_ISREG(status.st_mode):
             return None
-        wheels.append(CachedWheel(entry["file"], entry["sha256"], entry["size"], path))
+        if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
+            return None
+        wheels.append(CachedWheel(entry.file, entry.sha256, entry.size, path))
     return tuple(wheels)
 
 
-def _remember(index: Path, cache: Path, wheels: tuple[CachedWheel, ...]) -> None:
+def _remember(index: Path, wheels: tuple[CachedWheel, ...]) -> None:
     listed = [
-        {
-            "file": wheel.file,
-            "sha256": wheel.sha256,
-            "size": wheel.size,
-            "mtime_ns": wheel.path.stat().st_mtime_ns,
-        }
+        _Entry(wheel.file, wheel.sha256, wheel.size, wheel.path.stat().st_mtime_ns)
         for wheel in wheels
     ]
-    part = cache / f".{index.name}.{os.getpid()}"
-    part.write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    part.replace(index)
+    write_private(index, _INDEX.dump_json(listed, indent=1))
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # Of two runs at once, one downloads.
-    with path.open("w", encoding="utf-8") as file:
+    with open_private(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

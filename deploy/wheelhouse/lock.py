@@ -57,6 +57,13 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def hashes_in(text: str) -> frozenset[str]:
+    """
+    Return every hash that the lock *text* allows.
+    """
+    return frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
+
+
 def _requirements(source: str) -> list[tuple[str, str]]:
     joined = source.replace("\\\n", " ")
     found = []

@@ -2,6 +2,7 @@
 Bundles of this checkout: built, signed, checked.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from deploy.errors import UsageError
 from deploy.inventory.schema import Fleet
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import ensure_lock
-from deploy.wiring.checkout import ROOT, WHEELS, store
+from deploy.wiring.checkout import ROOT, store
 
 
 def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], None]) -> Bundle:
@@ -25,13 +26,15 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
         PreconditionError: The signing key is missing.
     """
     row = load_matrix().row(_one_row(of))
-    lock = ensure_lock(row, cache=WHEELS, progress=progress)
+    lock = ensure_lock(row, progress=progress)
     made = build_bundle(
         model=model,
         version=version,
         row_name=row.name,
         lock=lock,
         identity=of.signing.identity,
+        fleet=of.name,
+        now_s=int(time.time()),
         runtime_dir=ROOT / "runtime",
         store=store(),
     )
@@ -56,6 +59,6 @@ def checked_bundle(of: Fleet, version: str | None) -> Bundle:
     Raises:
         BundleUnsigned, BundleTampered, BundleTruncated: It is not what was signed.
     """
-    found = store().get(version) if version else store().newest()
+    found = store().get(version, of.name) if version else store().newest(of.name)
     check_bundle(found, allowed_signers=of.signing.allowed_signers)
     return found

@@ -8,9 +8,9 @@ from deploy.bundle.store import BundleStore
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import Fleet
 from deploy.versions.matrix import load_matrix
+from deploy.wheelhouse import DEFAULT_CACHE, local_path
 
 ROOT = Path(__file__).parents[2]
-WHEELS = Path("~/.cache/slipway/wheels").expanduser()
 
 
 def store() -> BundleStore:
@@ -18,6 +18,16 @@ def store() -> BundleStore:
     Return the store of this checkout.
     """
     return BundleStore(ROOT / ".slipway")
+
+
+def wheels() -> Path:
+    """
+    Return the directory of the wheels that were fetched to this machine.
+
+    Raises:
+        UsageError: The user has no home directory.
+    """
+    return local_path(DEFAULT_CACHE).resolve()
 
 
 def fleet(name: str, limit: str | None = None) -> Fleet:

@@ -29,11 +29,11 @@ def actor() -> str:
     """
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
-    except KeyError:
+    except (KeyError, OSError):  # OSError: since Python 3.13
         raise UsageError(
             f"user id {os.getuid()} has no name on this machine",
             why="it has no passwd entry, and neither LOGNAME nor USER is set",
-            fix="add the user to /etc/passwd, as ssh needs it: useradd -u ID NAME",
+            fix="export LOGNAME=NAME, or add the user to /etc/passwd: useradd -u ID NAME",
         ) from None
 
 
@@ -65,12 +65,27 @@ class Hosts:
         Raises:
             DeployError: One or more hosts could not be read; all are named.
         """
-        states = self.seen()
-        errors = {name: s for name, s in states.items() if isinstance(s, DeployError)}
-        readable = {name: s for name, s in states.items() if isinstance(s, Observed)}
+        readable, errors = self._read()
         if errors:
             raise _unreadable(errors, readable)
         return readable
+
+    def readable(self) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+        """
+        Return what the hosts that can be read look like, and the errors of the others.
+
+        Raises:
+            DeployError: No host could be read; all are named.
+        """
+        readable, errors = self._read()
+        if errors and not readable:
+            raise _unreadable(errors, readable)
+        return readable, errors
+
+    def _read(self) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+        states = self.seen()
+        errors = {name: s for name, s in states.items() if isinstance(s, DeployError)}
+        return {name: s for name, s in states.items() if isinstance(s, Observed)}, errors
 
     @property
     def limits(self) -> host_commands.Limits:

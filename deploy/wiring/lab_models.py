@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.errors import CommandFailed
+from deploy.private_files import private_directory
 from deploy.wiring.checkout import ROOT
 
 
@@ -18,10 +19,10 @@ def make_lab_model(kind: str, out: Path | None, progress: Callable[[str], None])
     Raises:
         CommandFailed: It could not be made.
     """
-    target = out or ROOT / ".slipway" / "models" / kind
+    target = out or private_directory(ROOT / ".slipway" / "models" / kind)
     progress(f"lab model {kind}: {target}")
     argv = [sys.executable, "-m", "deploy.lab.models", "--kind", kind, "--out", str(target)]
-    argv += ["--cache", str(ROOT / ".slipway" / "lab-weights")]
+    argv += ["--cache", str(private_directory(ROOT / ".slipway" / "lab-weights"))]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CommandFailed(

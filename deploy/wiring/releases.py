@@ -2,6 +2,7 @@
 Releases and rollbacks on real hosts.
 """
 
+import re
 from collections.abc import Callable
 
 from deploy.bundle.send import Sent, stage
@@ -12,9 +13,11 @@ from deploy.release.executor import ReleaseExecutor
 from deploy.release.plan import ReleasePlan, plan_release
 from deploy.release.rollback import RollbackPlan, plan_rollback, roll_back
 from deploy.transport.client import HostClient
-from deploy.wiring.checkout import WHEELS
+from deploy.wiring.checkout import wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import Hosts, owner
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
 def check_digest(plan: ReleasePlan, digest: str | None) -> None:
@@ -58,15 +61,23 @@ def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
 
 
 def run_release(
-    on: Hosts, bundle: Bundle, plan: ReleasePlan, report: Callable[[ReleaseEvent], None]
+    on: Hosts,
+    bundle: Bundle,
+    plan: ReleasePlan,
+    report: Callable[[ReleaseEvent], None],
+    *,
+    allow_older: bool = False,
 ) -> ReleaseOutcome:
     """
     Do *plan* and return how it ended.
+
+    Args:
+        allow_older: The bundle may be older than the newest release that a host recorded as good.
     """
-    clock = SystemClock()
+    clock, folder = SystemClock(), wheels()
 
     def stage_one(client: HostClient) -> Sent:
-        return stage(bundle, client=client, wheels=WHEELS)
+        return stage(bundle, client=client, wheels=folder, allow_older=allow_older)
 
     executor = ReleaseExecutor(
         plan,
@@ -79,46 +90,40 @@ def run_release(
         clock=clock,
         report=report,
         recheck=lambda: check_digest(make_plan(on, bundle, plan.canary_pct), plan.digest),
+        allow_older=allow_older,
     )
     return executor.run()
 
 
 def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     """
-    Return the way back of every host, as they are now.
+    Return the way back of every host that answers, as they are now.
+
+    Raises:
+        DeployError: No host could be read, or there is nothing to go back to.
     """
-    return plan_rollback(on.observed(), to)
+    readable, errors = on.readable()
+    return plan_rollback(readable, to, errors)
 
 
 def run_rollback(
-    on: Hosts,
-    plan: RollbackPlan,
-    report: Callable[[ReleaseEvent], None],
-    to: str | None = None,
+    on: Hosts, plan: RollbackPlan, report: Callable[[ReleaseEvent], None]
 ) -> ReleaseOutcome:
     """
-    Do *plan*, which was made for *to*, and return how it ended.
+    Do *plan* and return how it ended.
     """
     clock = SystemClock()
-
-    def recheck() -> None:
-        now = make_rollback(on, to)
-        if now.hosts != plan.hosts:
-            raise PreconditionError(
-                "the hosts are not any more as the rollback assumed",
-                why=f"the way back is now: {now.reason}",
-                fix="inv rollback again",
-            )
-
-    version = plan.target.version if plan.target else "nothing"
+    target = plan.target
+    # The version is a host's word; the digest stands for the same release on every host.
+    name = target.version if target and _NAME.fullmatch(target.version) else "release"
     return roll_back(
         plan,
-        release=release_id(f"back-to-{version}", clock.utc()),
+        release=release_id(f"back-to-{name}", clock.utc()),
         owner=owner(),
         clients=on.clients,
         policy=on.fleet.release,
         limits=on.limits,
         clock=clock,
         report=report,
-        recheck=recheck,
+        recheck=lambda: make_rollback(on, target.bundle if target else None),
     )

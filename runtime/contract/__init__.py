@@ -16,11 +16,21 @@ ENV_HOST_CONFIG = "SLIPWAY_HOST_CONFIG"  # /etc/slipway/runtime.yml
 ENV_API_TOKENS = (
     "SLIPWAY_API_TOKENS"  # comma-separated bearer tokens; empty or unset: none required
 )
+# Number of tokens that the fleet file asks for; with any other number the start fails.
+ENV_API_TOKENS_COUNT = "SLIPWAY_API_TOKENS_COUNT"
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
+MODELS = "/v1/models"
+GENERATE_ROUTES = ("/generate", "/v1/completions")
+PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS)  # HAProxy forwards these from everywhere
+MONITORING_ROUTES = (LIVEZ, READYZ, HEALTHZ, METRICS)  # from `service.monitoring_networks` only
+MAX_BODY_BYTES = 8 << 20
+UPLOAD_TIMEOUT_S = 30.0  # from the head of a request to its whole body
 VERSION_HEADER = "x-slipway-version"
 SLOT_HEADER = "x-slipway-slot"
+# The code of a refusal that is sent before the whole request has come.
+UNREAD_HEADER = "x-slipway-unread"
 REQUEST_ID_HEADER = "x-request-id"
 
 # Metrics; each has the labels version and slot
@@ -35,7 +45,6 @@ CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # prompt tokens found in th
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
 OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
-GENERATE_ROUTES = ("/generate", "/v1/completions")
 
 # Exit codes of `python -m runtime`
 EXIT_OK = 0  # drained after SIGTERM

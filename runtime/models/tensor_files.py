@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: can't be read", why=str(error), fix="pass a complete model directory"
         ) from error
@@ -111,7 +111,10 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             yield name, StoredTensor(path, dtype, shape, start + begin, end - begin)
     except OSError as error:
         raise unreadable(path, str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise unreadable(path, f"its header is not a safetensors header: {error!r}") from error
     if covered != size - start:
         raise unreadable(path, f"{size - start - covered} bytes belong to no tensor")

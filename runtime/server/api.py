@@ -2,12 +2,9 @@
 The routes: translate, submit, answer.  Never imports torch.
 """
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +16,7 @@ from runtime.contract import (
     HEALTHZ,
     LIVEZ,
     METRICS,
+    MODELS,
     READYZ,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
@@ -26,20 +24,20 @@ from runtime.contract import (
 )
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import Refusal
+from runtime.server.body import UploadBudget, parse
 from runtime.server.config import Settings
-from runtime.server.generation import Failed, GenerationRequest, Generator, TextDelta
+from runtime.server.errors import BUG, error_response
+from runtime.server.event_stream import EventStream, Formatter, unless_gone
+from runtime.server.generation import (
+    AdmittedRequest,
+    Failed,
+    GenerationRequest,
+    Generator,
+    TextDelta,
+)
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import CONTENT_TYPE, Metrics
-from runtime.server.middleware import (
-    BUG,
-    MODELS,
-    App,
-    Middleware,
-    RequestOutcome,
-    error_body,
-    error_response,
-    outcome_of,
-)
+from runtime.server.middleware import App, Middleware, outcome_of
 from runtime.server.schemas import CompletionBody, GenerateBody
 
 CODES = {
@@ -48,7 +46,6 @@ CODES = {
     405: "method_not_allowed",
     413: "body_too_large",
 }
-CLIENT_GONE = Refusal(499, "client_closed_request", "the client went away")
 WHY_NOT = {
     Phase.LOADING: "the model is being loaded",
     Phase.WARMING: "the model is warming up",
@@ -75,10 +72,7 @@ class Serving:
     check: GenerationRequest
     generator: Generator | None = None
     since: int = 0
-
-
-# Turns a delta into the document of one answer or event.
-Formatter = Callable[[TextDelta, str], dict[str, Any]]
+    uploads: UploadBudget = field(default_factory=UploadBudget)
 
 
 def create_app(serving: Serving) -> App:
@@ -86,7 +80,8 @@ def create_app(serving: Serving) -> App:
     Return the ASGI application.
     """
     config = serving.settings.config
-    app = FastAPI(openapi_url=None)
+    # No pages of documentation, and no redirects: they would name the Host of the client.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_health(app, serving)
     _add_generation(app, serving)
     app.add_exception_handler(Failed, _on_failed)
@@ -130,7 +125,8 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     async def healthz(deep: bool = False) -> Response:
         found: dict[str, Any] = {"phase": serving.life.phase, "version": config.version}
         if deep:
-            delta = await _generator(serving, Phase.WARMING).whole(serving.check)
+            generator = _generator(serving, Phase.WARMING)
+            delta = await generator.whole(await generator.admit(serving.check))
             if not delta.tokens:
                 raise Failed(Refusal(500, "no_answer", "the model answered with nothing"))
             found |= {"tokens": delta.tokens, "finish_reason": str(delta.finish_reason)}
@@ -145,7 +141,7 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
     config = serving.settings.config
 
     @app.post("/generate")
-    async def generate(body: GenerateBody, request: Request) -> Response:
+    async def generate(request: Request) -> Response:
         def shape(delta: TextDelta, id: str) -> dict[str, Any]:
             found: dict[str, Any] = {"id": id, "version": config.version, "text": delta.text}
             if delta.finish_reason is None:
@@ -156,13 +152,10 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
                 "finish_reason": delta.finish_reason,
             }
 
-        return await _answer(serving, body, request, shape)
+        return await _answer(serving, request, GenerateBody, shape)
 
     @app.post("/v1/completions")
-    async def completions(body: CompletionBody, request: Request) -> Response:
-        if body.model not in (None, config.model_name):
-            message = f"this runtime serves {config.model_name}, not {body.model}"
-            raise Failed(Refusal(404, "model_not_found", message))
+    async def completions(request: Request) -> Response:
         created = int(time.time())
 
         def shape(delta: TextDelta, id: str) -> dict[str, Any]:
@@ -190,7 +183,7 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
                 }
             }
 
-        return await _answer(serving, body, request, shape)
+        return await _answer(serving, request, CompletionBody, shape)
 
     @app.get(MODELS)
     async def models() -> Response:
@@ -205,19 +198,44 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
 
 
 async def _answer(
-    serving: Serving, body: GenerateBody | CompletionBody, request: Request, shape: Formatter
+    serving: Serving,
+    request: Request,
+    kind: type[GenerateBody] | type[CompletionBody],
+    shape: Formatter,
 ) -> Response:
-    params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
-    asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
     outcome = outcome_of(request.scope)
     generator = _generator(serving)
-    if body.stream:
-        deltas = generator.deltas(asked)
+    admitted, is_stream = await _receive(serving, generator, request, kind)
+    if is_stream:
+        deltas = generator.deltas(admitted)
         # The first delta decides the status line: a failure before it is a plain error.
-        first = await _unless_gone(request, anext(deltas))
+        first = await unless_gone(request, anext(deltas))
         return EventStream(first, deltas, shape, outcome)
-    delta = await _unless_gone(request, generator.whole(asked))
+    delta = await unless_gone(request, generator.whole(admitted))
     return _json(shape(delta, outcome.request_id))
+
+
+async def _receive(
+    serving: Serving,
+    generator: Generator,
+    request: Request,
+    kind: type[GenerateBody] | type[CompletionBody],
+) -> tuple[AdmittedRequest, bool]:
+    """
+    Return the request of the body, and whether its answer is a stream.
+
+    The body and the text of its prompt are freed here: an answer may take a minute.
+    """
+    generator.refuse_if_full()
+    with serving.uploads.upload() as upload:
+        body = parse(await upload.receive(request.receive, request.headers), kind)
+        serves = serving.settings.config.model_name
+        if body.model not in (None, serves):
+            message = f"this runtime serves {serves}, and no other model"
+            raise Failed(Refusal(404, "model_not_found", message))
+        params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
+        asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
+        return await unless_gone(request, generator.admit(asked)), body.stream
 
 
 def _generator(serving: Serving, also: Phase = Phase.READY) -> Generator:
@@ -225,83 +243,6 @@ def _generator(serving: Serving, also: Phase = Phase.READY) -> Generator:
     if phase in (Phase.READY, also) and serving.generator is not None:
         return serving.generator
     raise Failed(Refusal(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _unless_gone(request: Request, delta: Awaitable[TextDelta]) -> TextDelta:
-    """
-    Wait for *delta*; if the client disconnects, cancel it and its request in the engine.
-    """
-    answering = asyncio.ensure_future(delta)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            return answering.result()
-        raise Failed(CLIENT_GONE)
-    finally:
-        for task in (answering, gone):
-            task.cancel()
-        await asyncio.wait((answering, gone))
-
-
-class EventStream(Response):
-    """
-    Server-sent events: one for each delta, then [DONE]; or an error event as the last.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self,
-        first: TextDelta,
-        rest: AsyncGenerator[TextDelta, None],
-        shape: Formatter,
-        outcome: RequestOutcome,
-    ) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        self._first, self._rest, self._shape, self._outcome = first, rest, shape, outcome
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        raw = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
-        sending = asyncio.ensure_future(self._send_all(send))
-        gone = asyncio.ensure_future(_gone(Request(scope, receive)))
-        try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                self._outcome.code = CLIENT_GONE.status
-        finally:
-            for task in (sending, gone):
-                task.cancel()
-            await asyncio.wait((sending, gone))
-            await self._rest.aclose()
-        if not sending.cancelled() and (error := sending.exception()):
-            raise error
-
-    async def _send_all(self, send: Any) -> None:
-        id = self._outcome.request_id
-
-        async def event(data: bytes, *, name: str = "") -> None:
-            head = f"event: {name}\n".encode() if name else b""
-            body = head + b"data: " + data + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        await event(json.dumps(self._shape(self._first, id)).encode())
-        try:
-            async with aclosing(self._rest) as deltas:
-                async for delta in deltas:
-                    await event(json.dumps(self._shape(delta, id)).encode())
-        except Failed as failed:
-            self._outcome.code = failed.refused.status
-            await event(error_body(failed.refused, id, started=True), name="error")
-        else:
-            await event(b"[DONE]")
-        await send({"type": "http.response.body", "body": b""})
 
 
 def _json(document: Any, status: int = 200) -> Response:
@@ -322,15 +263,8 @@ async def _on_failed(request: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    if any(one["type"] == "json_invalid" for one in found):
-        return _error(request, Refusal(400, "invalid_json", "the body is not JSON"))
-    if any(one["loc"] == ("body",) for one in found):
-        message = "send a JSON object, with content-type: application/json"
-        return _error(request, Refusal(422, "invalid_request", message))
-    # Values stay out of the message: it is logged, and prompts must not be.
-    message = "; ".join(
-        f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in found
-    )
+    # Only of a query: bodies are parsed by `body.parse`.
+    message = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
     return _error(request, Refusal(422, "invalid_request", message))
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from runtime.contract import (
     CONFIG_FILE,
     ENV_API_TOKENS,
+    ENV_API_TOKENS_COUNT,
     ENV_HOST_CONFIG,
     ENV_RELEASE_DIR,
     ENV_SLOT,
@@ -160,15 +161,34 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
         found = host | found
     config = _validate(RuntimeConfig, found, release_file)
     config.check(release_file)
-    tokens = (token.strip() for token in env.get(ENV_API_TOKENS, "").split(","))
     return Settings(
         config=config,
         slot=slot,
         release_dir=release_dir,
         socket=socket,
         port=port,
-        api_tokens=tuple(SecretStr(token) for token in tokens if token),
+        api_tokens=_api_tokens(env),
     )
+
+
+def _api_tokens(env: Mapping[str, str]) -> tuple[SecretStr, ...]:
+    """
+    Return the bearer tokens.
+
+    Raises:
+        ConfigError: There are fewer or more than the unit says: without its secrets the runtime
+            would serve everybody.
+    """
+    texts = (token.strip() for token in env.get(ENV_API_TOKENS, "").split(","))
+    tokens = tuple(SecretStr(token) for token in texts if token)
+    count = env.get(ENV_API_TOKENS_COUNT)
+    if count is not None and count != str(len(tokens)):
+        raise ConfigError(
+            f"environment: {ENV_API_TOKENS} has {len(tokens)} tokens",
+            why=f"{ENV_API_TOKENS_COUNT}={count}: the fleet file asks for that many",
+            fix="inv provision, which writes the file of the secrets again",
+        )
+    return tokens
 
 
 def load_config(env: Mapping[str, str], files: Sequence[Path] = ()) -> HostConfig:

@@ -7,7 +7,8 @@ Every admitted request ends: with its text, or with one Failed.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from runtime.server.text import Codec, Detokenizer, StopScanner
 
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
+# A prompt of 8 MiB takes a thread ten seconds and most of a GiB: few at a time.
+LONG_PROMPT_THREADS = 2
 Value = TypeVar("Value")
 
 FAILURES = {
@@ -61,6 +64,30 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedRequest:
+    """
+    A request with its prompt in tokens; its text is no longer needed.
+
+    Attributes:
+        started_s: When it came, on the monotonic clock.
+        allowed_s: Time for the whole answer, from then on.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    stop: tuple[str, ...]
+    started_s: float
+    allowed_s: float
+
+    @property
+    def give_up_s(self) -> float:
+        """
+        When the engine is no longer waited for, on the monotonic clock.
+        """
+        return self.started_s + self.allowed_s + GRACE_S
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """
     The next part of an answer's text; the last one has a finish_reason.
@@ -93,13 +120,35 @@ class Generator:
         self._engine, self._codec, self._limits = engine, codec, limits
         self._on_first_token = on_first_token
         self._mean_s = 0.0
-        self._encoding = 0  # requests being tokenized in another thread
+        self._encoding = 0  # long prompts that wait for a thread or are tokenized
+        self._long_prompts = ThreadPoolExecutor(LONG_PROMPT_THREADS, "tokenize")
 
     @property
     def load(self) -> CurrentLoad:
         return CurrentLoad(self._engine.in_flight + self._encoding, self._mean_s)
 
-    async def whole(self, request: GenerationRequest) -> TextDelta:
+    def refuse_if_full(self) -> None:
+        """
+        Raises:
+            Failed: The queue is full: a body need not be read.
+        """
+        if refused := refuse(1, 0, self.load, self._limits):
+            raise Failed(refused)
+
+    async def admit(self, request: GenerationRequest) -> AdmittedRequest:
+        """
+        Return *request* with its prompt in tokens.
+
+        Raises:
+            Failed: It is refused, or tokenizing it took longer than it has time.
+        """
+        started_s = time.monotonic()
+        allowed_s = time_allowed_s(request.timeout_s, self._limits)
+        prompt = await self._encode(request, started_s + allowed_s)
+        self._refuse(len(prompt), request)
+        return AdmittedRequest(prompt, request.params, request.stop, started_s, allowed_s)
+
+    async def whole(self, request: AdmittedRequest) -> TextDelta:
         """
         Return the whole answer as one delta.
         """
@@ -110,40 +159,35 @@ class Generator:
         return TextDelta(text, last.tokens, last.prompt_tokens, last.finish_reason)
 
     async def deltas(
-        self, request: GenerationRequest, *, at_once: bool = False
+        self, request: AdmittedRequest, *, at_once: bool = False
     ) -> AsyncGenerator[TextDelta, None]:
         """
         Yield the answer as it is generated, or *at_once*; the last delta has a finish_reason.
 
         Raises:
-            Failed: Refusal, late, or failed in the engine.
+            Failed: Late, or failed in the engine.
         """
-        started_s = time.monotonic()
-        allowed_s = time_allowed_s(request.timeout_s, self._limits)
-        prompt = await self._encode(request.prompt)
-        if refused := refuse(len(prompt), request.params.max_tokens, self.load, self._limits):
-            raise Failed(refused)
-        id, stream = self._engine.submit(prompt, request.params, allowed_s)
-        give_up_s = started_s + allowed_s + GRACE_S
+        id, stream = self._engine.submit(request.prompt, request.params, request.allowed_s)
         try:
             if at_once:
-                await _by(give_up_s, stream.end())
-            async with aclosing(self._read(stream, request, len(prompt), give_up_s)) as deltas:
+                await _by(request.give_up_s, stream.end())
+            async with aclosing(self._read(stream, request)) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:
             self._engine.cancel(id)
             if stream.first_at_s is not None:
-                self._on_first_token(stream.first_at_s - started_s)
-            took_s = time.monotonic() - started_s
+                self._on_first_token(stream.first_at_s - request.started_s)
+            took_s = time.monotonic() - request.started_s
             self._mean_s += (took_s - self._mean_s) * (0.1 if self._mean_s else 1.0)
 
     async def _read(
-        self, stream: TokenStream, request: GenerationRequest, prompt_tokens: int, give_up_s: float
+        self, stream: TokenStream, request: AdmittedRequest
     ) -> AsyncGenerator[TextDelta, None]:
         detokenizer, scanner = Detokenizer(self._codec), StopScanner(request.stop)
+        prompt_tokens = len(request.prompt)
         seen = 0
-        while tokens := await _by(give_up_s, stream.more(seen)):
+        while tokens := await _by(request.give_up_s, stream.more(seen)):
             seen += len(tokens)
             text = scanner.add(detokenizer.add(tokens))
             if scanner.is_stopped:
@@ -158,14 +202,33 @@ class Generator:
         reason = "stop" if scanner.is_stopped else stream.finish_reason.value
         yield TextDelta(text, seen, prompt_tokens, reason)
 
-    async def _encode(self, prompt: str) -> list[int]:
-        if len(prompt) < LONG_PROMPT_CHARS:
-            return self._codec.encode(prompt)
+    async def _encode(self, request: GenerationRequest, late_s: float) -> list[int]:
+        if len(request.prompt) < LONG_PROMPT_CHARS:
+            return self._codec.encode(request.prompt)
+        # By its size alone: tokenizing takes seconds, counting milliseconds.
+        enough = self._limits.context_tokens + 1
+        self._refuse(max(self._codec.least_tokens(request.prompt, enough), 1), request)
+        loop = asyncio.get_running_loop()
         self._encoding += 1
-        try:
-            return await asyncio.to_thread(self._codec.encode, prompt)
-        finally:
+        job = self._long_prompts.submit(self._codec.encode, request.prompt)
+        # Of the thread, which goes on where its request has been given up.
+        job.add_done_callback(lambda _: self._encoded(loop))
+        return await _by(late_s, _result(job))
+
+    def _encoded(self, loop: asyncio.AbstractEventLoop) -> None:
+        def count() -> None:
             self._encoding -= 1
+
+        with suppress(RuntimeError):  # the loop ended before the thread
+            loop.call_soon_threadsafe(count)
+
+    def _refuse(self, prompt_tokens: int, request: GenerationRequest) -> None:
+        if refused := refuse(prompt_tokens, request.params.max_tokens, self.load, self._limits):
+            raise Failed(refused)
+
+
+async def _result(job: Future[Value]) -> Value:
+    return await asyncio.wrap_future(job)
 
 
 async def _by(give_up_s: float, awaited: Coroutine[Any, Any, Value]) -> Value:

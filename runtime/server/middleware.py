@@ -4,7 +4,6 @@ What all routes share: request ids, headers, body limit, API tokens, metrics.
 Plain ASGI around the whole application, so that its errors pass through it, too.
 """
 
-import json
 import logging
 import re
 import time
@@ -14,22 +13,22 @@ from hmac import compare_digest
 from typing import Any
 
 from pydantic import SecretStr
-from starlette.exceptions import HTTPException
 
 from runtime.contract import (
-    GENERATE_ROUTES,
     HEALTHZ,
-    LIVEZ,
-    METRICS,
-    READYZ,
+    MAX_BODY_BYTES,
+    MONITORING_ROUTES,
+    PUBLIC_ROUTES,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
+    UNREAD_HEADER,
     VERSION_HEADER,
 )
 from runtime.server.admission import Refusal
+from runtime.server.body import too_large
+from runtime.server.errors import BUG, error_response
 from runtime.server.lifecycle import Life
 from runtime.server.metrics import Metrics
-from runtime.server.schemas import error_document
 
 log = logging.getLogger("runtime.middleware")
 
@@ -39,14 +38,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MODELS = "/v1/models"
-ROUTES = frozenset({*GENERATE_ROUTES, LIVEZ, READYZ, HEALTHZ, METRICS, MODELS})
-MAX_BODY_BYTES = 8 << 20
+ROUTES = frozenset({*PUBLIC_ROUTES, *MONITORING_ROUTES})
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16 << 10
+CLOSE = (b"connection", b"close")
+UNREAD = UNREAD_HEADER.encode()
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# Statuses of requests that may succeed if they are sent again unchanged.
-RETRY_SAFE = frozenset({429, 499, 500, 503, 504})
-
-BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
 
 
 class RequestOutcome:
@@ -99,31 +96,33 @@ class Middleware:
         started_s = time.monotonic()
         headers = dict(scope["headers"])
         outcome = scope["slipway"] = RequestOutcome(_request_id(headers))
-        exchange = _Exchange(self._extra(outcome), receive, send)
+        exchange = _Exchange(self._extra(outcome), receive, send, has_body=_has_body(headers))
         try:
             if refused := self._refuse(scope, headers):
                 await exchange.refuse(refused, outcome.request_id)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            log.exception("request.raised id=%s route=%s", outcome.request_id, scope["path"])
+            log.exception("request.raised id=%s route=%s", outcome.request_id, _route(scope))
             if exchange.status is None:
                 await exchange.refuse(BUG, outcome.request_id)
             outcome.code = 500
         finally:
             code = outcome.code or exchange.status or 499
-            route = scope["path"] if scope["path"] in ROUTES else "other"
-            self._metrics.answered(route, code, time.monotonic() - started_s)
+            self._metrics.answered(_route(scope), code, time.monotonic() - started_s)
 
     def _extra(self, outcome: RequestOutcome) -> list[tuple[bytes, bytes]]:
         extra = [*self._headers, (REQUEST_ID_HEADER.encode(), outcome.request_id.encode())]
         # Clients with open connections reach the other slot sooner.
-        return [*extra, (b"connection", b"close")] if self._life.phase.is_leaving else extra
+        return [*extra, CLOSE] if self._life.phase.is_leaving else extra
 
     def _refuse(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return _too_large()
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            message = f"a request may have {MAX_HEADERS} headers with {MAX_HEADER_BYTES} bytes"
+            return Refusal(431, "headers_too_large", message)
+        if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
+            return too_large(MAX_BODY_BYTES)
         if self._tokens and _is_guarded(scope):
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             known = [compare_digest(given.strip(), token) for token in self._tokens]
@@ -134,26 +133,31 @@ class Middleware:
 
 class _Exchange:
     """
-    One request and its response: limits the body, adds headers.
+    One request and its response: adds headers, and closes the connection of an unread body.
     """
 
-    def __init__(self, extra: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> None:
+    def __init__(
+        self, extra: list[tuple[bytes, bytes]], receive: Receive, send: Send, *, has_body: bool
+    ) -> None:
         self.status: int | None = None
         self._extra, self._receive, self._send = extra, receive, send
-        self._body_bytes = 0
+        self._is_whole = not has_body
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._body_bytes += len(message.get("body", b""))
-        if self._body_bytes > MAX_BODY_BYTES:
-            # Of this type: FastAPI turns any other error of reading a body into a 400.
-            raise HTTPException(413, _too_large().message)
+        self._is_whole = self._is_whole or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._extra]
+            given = dict([*message.get("headers", ()), *self._extra])
+            code = given.pop(UNREAD, b"refused")
+            if not self._is_whole:
+                # An answer before the whole request ends the connection: nothing reads the rest.
+                given |= {CLOSE[0]: CLOSE[1], UNREAD: code}
+            headers = list(given.items())
+            message["headers"] = headers
         await self._send(message)
 
     async def refuse(self, refused: Refusal, request_id: str) -> None:
@@ -163,31 +167,15 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": body})
 
 
-def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """
-    Return status, headers and body of an error.
-    """
-    body = error_body(refused, request_id)
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    if refused.retry_after_s is not None:
-        headers["retry-after"] = str(refused.retry_after_s)
-    if refused.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return refused.status, headers, body
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
-def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> bytes:
+def _route(scope: Scope) -> str:
     """
-    Args:
-        started: Whether part of the answer was sent; a retry would then repeat it.
+    Return the path for metrics and logs, which have no other text of a client.
     """
-    retry_safe = refused.status in RETRY_SAFE and not started
-    document = error_document(refused.code, refused.message, request_id, retry_safe=retry_safe)
-    return json.dumps(document).encode()
-
-
-def _too_large() -> Refusal:
-    return Refusal(413, "body_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
+    return scope["path"] if scope["path"] in ROUTES else "other"
 
 
 def _is_guarded(scope: Scope) -> bool:

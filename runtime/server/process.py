@@ -24,9 +24,11 @@ from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmProcess
 from runtime.server.api import Serving, create_app
 from runtime.server.config import Settings
+from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
 from runtime.server.generation import Generator
 from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
+from runtime.server.middleware import App
 from runtime.server.notify import Notifier, Watchdog
 from runtime.server.text import TokenizerCodec
 from runtime.server.warmup import check_prompt, warm_up
@@ -41,6 +43,29 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # our own handlers: a SIGTERM drains before the server stops
+
+
+def make_http_server(app: App) -> uvicorn.Server:
+    """
+    Return the HTTP server of *app*, with the limits of its connections.
+    """
+    return _Uvicorn(
+        uvicorn.Config(
+            app,
+            http=HttpConnection,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,  # longer than a proxy keeps an idle connection
+            timeout_graceful_shutdown=int(ANSWER_S),
+        )
+    )
 
 
 class RuntimeServer:
@@ -65,22 +90,7 @@ class RuntimeServer:
             settings, self._life, self._metrics, check_prompt(settings.golden_file)
         )
         self._terminated = asyncio.Event()
-        app = create_app(self._serving)
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                app,
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=75,  # longer than a proxy keeps an idle connection
-                timeout_graceful_shutdown=int(ANSWER_S),
-            )
-        )
+        self._uvicorn = make_http_server(create_app(self._serving))
 
     async def run(self) -> int:
         """
@@ -128,12 +138,9 @@ class RuntimeServer:
                 config.options,
             )
         )
-        self._serving.generator = Generator(
-            self._engine,
-            codec,
-            self._settings.limits(loaded.context_tokens),
-            self._metrics.first_token,
-        )
+        limits = self._settings.limits(loaded.context_tokens)
+        self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
+        self._serving.generator = Generator(self._engine, codec, limits, self._metrics.first_token)
         self._serving.since = int(time.time())
         self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")

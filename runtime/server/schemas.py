@@ -32,6 +32,10 @@ class GenerateBody(_Sampling):
     temperature: float = Field(default=0.0, ge=0, le=2)
     timeout_s: float | None = Field(default=None, gt=0)
 
+    @property
+    def model(self) -> None:
+        return None
+
 
 class CompletionBody(_Sampling):
     """

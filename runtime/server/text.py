@@ -2,20 +2,37 @@
 Text to tokens and back, in the API process: the engine handles token ids only.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+# Before the first use: one text is tokenized by one thread, so a thread for each core only waits.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer
 
 from runtime.contract.errors import ModelError
+from runtime.server.token_bound import bound_of
 
 TOKENIZER = "tokenizer.json"
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
 class Codec(Protocol):
+    """
+    Attributes:
+        longest_token_bytes: None where it bounds nothing.
+    """
+
+    @property
+    def longest_token_bytes(self) -> int | None: ...
+
     def encode(self, text: str) -> list[int]: ...
+
+    def least_tokens(self, text: str, enough: int) -> int:
+        """
+        Return, in milliseconds, a number of tokens that *text* has at least; *enough* at most.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
@@ -36,13 +53,27 @@ class TokenizerCodec:
             raise ModelError(
                 f"{path}: can't be read", why=str(error), fix="give the directory of a whole model"
             ) from error
+        # A prompt that is too long is an error of its request, not cut without a word.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._bound = bound_of(self._tokenizer)
+
+    @property
+    def longest_token_bytes(self) -> int | None:
+        return self._bound.longest
 
     @property
     def vocabulary(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
+        # `encode` holds Python's lock for as long as it takes, seconds for a long text: no other
+        # request, health check or report of the engine would be answered.  The batch releases it.
+        (encoding,) = self._tokenizer.encode_batch_fast([text])
+        return list(encoding.ids)
+
+    def least_tokens(self, text: str, enough: int) -> int:
+        return self._bound.least_tokens(text, enough)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -169,7 +169,7 @@ def test_verify_names_what_is_wrong_and_provision_mends_it(world, tmp_path):
     report = run(world)
     assert [(c.host, c.resource, c.change) for c in report.changes] == [
         ("n2", layout.ENVIRONMENT, "mode 0644 → 0600"),
-        ("n3", layout.WHEELHOUSE, "mode 0777 → 0755"),
+        ("n3", layout.WHEELHOUSE, "mode 0777 → 0750"),
     ]
 
 
@@ -424,7 +424,7 @@ def test_a_release_in_progress_keeps_provisioning_away(world):
     """
     A host with a lease in force is read; one that differs is not changed.
     """
-    program = f"python3 {layout.HOST_PROGRAM} {LeaseAcquire.VERB}"
+    program = f"{' '.join(layout.HOST_COMMAND)} {LeaseAcquire.VERB}"
     request = encode_request(LeaseAcquire(owner="ann", ttl_s=60.0), Call(release="r9"))
     world.inside("n1", f"echo '{request.decode()}' | {program} | grep -q '\"ok\": true'")
     assert run(world, limit="n1").ok == ("n1",)

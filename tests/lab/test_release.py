@@ -318,19 +318,18 @@ def test_the_sandbox_of_the_runtime_is_tight(v1):
     score = on_host(v1, "n1", "systemd-analyze", "security", "--no-pager",
                     "slipway-runtime@blue").strip().splitlines()[-1]  # fmt: skip
     assert float(score.split(":")[1].split()[0]) <= 2.0, score
-    pid = on_host(v1, "n1", "sh", "-c",
-                  "for s in blue green; do systemctl show -P MainPID slipway-runtime@$s; done"
-                  "| grep -v '^0$' | head -1").strip()  # fmt: skip
+    show = ("systemctl", "show", "-P", "MainPID")
+    pids = {s: on_host(v1, "n1", *show, f"slipway-runtime@{s}").strip() for s in ("blue", "green")}
+    slot, pid = next((slot, pid) for slot, pid in pids.items() if pid != "0")
     find = (
         "find / -xdev -writable \\( -type f -o -type d \\) 2>/dev/null; "
         "find /run /var/lib /tmp /var/tmp /dev/shm /etc /opt -writable "
         "\\( -type f -o -type d \\) 2>/dev/null"
     )
     writable = on_host(v1, "n1", "nsenter", "-t", pid, "-m", "-S",
-                       on_host(v1, "n1", "id", "-u", "slipway").strip(), "-G",
-                       on_host(v1, "n1", "id", "-g", "slipway").strip(),
+                       on_host(v1, "n1", "id", "-u", f"slipway-{slot}").strip(), "-G",
+                       on_host(v1, "n1", "id", "-g", f"slipway-{slot}").strip(),
                        "sh", "-c", find).split()  # fmt: skip
-    own = ("/run/slipway/", "/var/lib/slipway-runtime/", "/tmp", "/var/tmp", "/dev/shm", "/proc/")
-    own += ("/var/lib/private/slipway-runtime/", "/dev/mqueue")
+    own = (f"/run/slipway/private/{slot}/", "/tmp", "/var/tmp", "/dev/shm", "/proc/", "/dev/mqueue")
     assert writable, "control: the search finds the runtime's own state"
     assert [path for path in writable if not path.startswith(own)] == []

@@ -181,7 +181,7 @@ def test_the_upgrade_names_its_remedy_and_loses_nothing(before, fleet, served_be
 
     report = load.stop()
     assert report.requests > 100
-    assert (report.lost_requests, report.cut_streams) == (0, 0)
+    assert (report.lost_requests, report.cut_streams) == (0, 0), report.losses
 
 
 def test_an_earlier_controller_is_refused_by_an_upgraded_host(before, fleet):

@@ -15,13 +15,13 @@ def test_the_unit_is_loaded_as_it_is_on_the_disk(root, expected):
     names = " ".join(layout.unit(slot) for slot in layout.SLOTS)
     blocks = root.check_output(f"systemctl show -p {keys} {names}").strip().split("\n\n")
     assert len(blocks) == len(layout.SLOTS)
-    for block in blocks:
+    for slot, block in zip(layout.SLOTS, blocks, strict=True):
         assert dict(line.split("=", 1) for line in block.splitlines()) == {
             "LoadState": "loaded",
             "NeedDaemonReload": "no",
             "MemoryMax": str(expected["memory_max"]),
             "TasksMax": str(expected["tasks_max"]),
-            "User": layout.USER,
+            "User": layout.slot_user(slot),
             "Type": "notify",
         }
 

@@ -7,7 +7,7 @@ def test_secrets_are_for_root_alone(root):
     """
     shown = root.check_output(f"stat -c '%U:%G %a' {layout.ENVIRONMENT}")
     assert shown == "root:root 600"
-    for user in (layout.USER, "nobody"):
+    for user in (*(layout.slot_user(slot) for slot in layout.SLOTS), "nobody"):
         # Control: the user can run cat, and reads what all may read.
         assert root.run(f"runuser -u {user} -- cat /etc/passwd").rc == 0, user
         shown = root.run(f"runuser -u {user} -- cat {layout.ENVIRONMENT}")
@@ -29,4 +29,8 @@ def test_configuration_is_readable_by_the_runtime(root):
     """
     shown = root.check_output(f"stat -c '%U:%G %a' {layout.RUNTIME_CONFIG}")
     assert shown == f"root:{layout.USER} 640"
-    assert root.run(f"runuser -u {layout.USER} -- cat {layout.RUNTIME_CONFIG}").rc == 0
+    for slot in layout.SLOTS:
+        read = (
+            f"runuser -u {layout.slot_user(slot)} -G {layout.USER} -- cat {layout.RUNTIME_CONFIG}"
+        )
+        assert root.run(read).rc == 0, slot

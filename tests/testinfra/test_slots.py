@@ -15,7 +15,7 @@ def slots(root):
     The slots as the host program reports them.
     """
     document = encode_request(Status(), Call(actor="verify")).decode()
-    answer = root.check_output(f"echo %s | python3 {layout.HOST_PROGRAM} status", document)
+    answer = root.check_output(f"echo %s | {' '.join(layout.HOST_COMMAND)} status", document)
     return parse_answer(Status(), answer).slots
 
 
@@ -47,6 +47,18 @@ def test_releases_are_what_was_signed(root, released):
     for name, slot in released.items():
         shown = root.check_output(f"sha256sum {layout.SLOT_LINKS}/{name}/manifest.json")
         assert shown.split()[0] == slot.bundle
+
+
+def test_the_socket_of_a_slot_is_haproxys(root, slots):
+    """
+    Only HAProxy's user and root may open it, and only root may change its directory.
+    """
+    for name, slot in slots.items():
+        folder = f"{layout.RUN}/{name}"
+        assert root.check_output(f"stat -c '%U %a' {folder}") == "root 711"
+        if slot.unit == "active":
+            shown = root.check_output(f"stat -Lc '%F %U %a' {layout.runtime_socket(name)}")
+            assert shown == f"socket {layout.HAPROXY_USER} 600"
 
 
 def test_running_slots_start_at_boot(root, released):

@@ -1,9 +1,7 @@
 from deploy.host import layout
 
-PUBLIC = [
-    *(layout.OPT, layout.BIN, layout.WHEELHOUSE, layout.VENVS, layout.RELEASES),
-    *(layout.STATE, layout.MODELS, f"{layout.MODELS}/blobs", layout.SLOT_LINKS, layout.RUN),
-]
+PUBLIC = [layout.OPT, layout.BIN, layout.STATE, layout.SLOT_LINKS, layout.RUN]
+OF_RELEASES = [layout.VENVS, layout.RELEASES, layout.MODELS, f"{layout.MODELS}/blobs"]
 
 
 def stat(host, *paths):
@@ -16,9 +14,12 @@ def stat(host, *paths):
 
 def test_directories_belong_to_root(root):
     """
-    Shared directories are owned by root, and readable by the runtime.
+    Shared directories are owned by root; code and weights are for the runtime's group alone.
     """
     assert stat(root, *PUBLIC) == dict.fromkeys(PUBLIC, "root:root 755")
+    closed = dict.fromkeys(OF_RELEASES, f"root:{layout.USER} 750")
+    assert stat(root, *OF_RELEASES) == closed
+    assert stat(root, layout.WHEELHOUSE)[layout.WHEELHOUSE] == f"root:{layout.BUILD_USER} 750"
 
 
 def test_what_is_unverified_and_what_is_configured_is_closed(root):
@@ -33,9 +34,9 @@ def test_what_is_unverified_and_what_is_configured_is_closed(root):
 
 def test_the_runtime_can_write_nothing_that_is_shared(root):
     """
-    The runtime's user has no way to change code, weights, links or configuration.
+    The users of the slots have no way to change code, weights, links, configuration or sockets.
     """
-    shared = [layout.OPT, layout.ETC, layout.STATE]
+    shared = [layout.OPT, layout.ETC, layout.STATE, layout.RUN]
     # Control: the user lists the directories, and the search ends at /tmp, which all may write.
     # From another directory than / find stops before it searches: the user cannot return there.
     where = " ".join(shared)
@@ -44,5 +45,7 @@ def test_the_runtime_can_write_nothing_that_is_shared(root):
         f'find {where} /tmp -maxdepth 3 -path "/tmp/*" -prune -o ! -type l -writable -print'
     )
     # The mode of a symlink has no meaning.
-    shown = root.run(f"runuser -u {layout.USER} -- sh -c '{search}' 2>/dev/null")
-    assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"])
+    for slot in layout.SLOTS:
+        user = layout.slot_user(slot)
+        shown = root.run(f"runuser -u {user} -G {layout.USER} -- sh -c '{search}' 2>/dev/null")
+        assert sorted(shown.stdout.split()) == sorted([*shared, "/tmp"]), user

@@ -216,10 +216,10 @@ def test_a_runtime_counts_since_it_started(transport):
 
     counters = client.call(Measure()).slots["blue"]
 
-    assert (counters.requests, counters.errors, counters.broken) == (50, 3, 2)
-    assert counters.is_whole
+    assert (counters.own.requests, counters.own.errors) == (50, 3)
+    assert counters.proxy.connection_errors == 2
     transport.system.unit_of("blue").fail()
-    assert not client.call(Measure()).slots["blue"].is_whole
+    assert client.call(Measure()).slots["blue"].own is None
 
 
 @pytest.mark.parametrize("how", ["exit", "crash", "hang", "skip"])

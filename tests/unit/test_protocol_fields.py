@@ -25,7 +25,6 @@ OTHER_DOCUMENTS = {
     "deploy/host/slots/golden.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/slots/slot.py": "manifest.json",
     "deploy/inventory/validation_messages.py": "errors of pydantic",
-    "deploy/wheelhouse/fetch.py": "the index of the wheelhouse",
 }
 
 

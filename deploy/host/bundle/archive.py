@@ -8,12 +8,14 @@ that another program writes is refused.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from deploy.host.bundle.manifest import ARCHIVE, ArchivedFile
 from deploy.host.bundle.verify import check_size, tampered
+from deploy.host.trusted_files import open_plain
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
@@ -120,7 +122,7 @@ def unpack(path: Path, files: tuple[ArchivedFile, ...], target: Path) -> None:
 
 def _contents(path: Path, files: tuple[ArchivedFile, ...]) -> Iterator[tuple[ArchivedFile, bytes]]:
     check_size(path, name=ARCHIVE, size=archive_size(files))
-    with path.open("rb") as archive:
+    with os.fdopen(open_plain(path), "rb") as archive:
         for file in files:
             _expect(archive, header(file), f"the header of {file.path}")
             data = archive.read(file.size)

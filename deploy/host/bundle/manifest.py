@@ -17,14 +17,18 @@ from typing import Annotated, Any
 from deploy.host.codec import OneOf, Pattern, decode, encode
 from deploy.host.protocol import Digest, ErrorKind, HostError, Wheel
 
-FORMAT = 1
+FORMAT = 2
+# Bundles of older releases, without fleet and counter: a host keeps those that it has.
+OLD_FORMAT = 1
 MANIFEST, SIGNATURE, ARCHIVE = "manifest.json", "manifest.json.sig", "files.tar"
 LOCK_FILE, GOLDEN_FILE = "requirements.lock", "golden.jsonl"
 MODEL_LINK, VENV_LINK = "model", "venv"
 RESERVED = frozenset({MANIFEST, SIGNATURE, ARCHIVE, MODEL_LINK, VENV_LINK})
+ARCHIVE_MAX = 256 << 20  # bytes of all archived files: hosts read them into memory
 ARCHIVED_PATH_MAX = 100  # characters: the room in a ustar header
 MODES = ("0644", "0755")
 NAMESPACE = "slipway-bundle"  # of the signature: one for another purpose is not valid
+FLEET = r"[A-Za-z0-9_][A-Za-z0-9._+@ -]{0,99}"  # stem of the name of a fleet file
 VERSION = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 _NAME = r"\.?[A-Za-z0-9_][A-Za-z0-9._+@-]{0,99}"
@@ -101,6 +105,9 @@ class Manifest:
         model_name: Name of the model in the OpenAI routes.
         identity: Signer that the builder claims to be; the signature proves it.
         files: Content of the archive.
+        fleet: Fleet that it was built for; "" in the old format.
+        counter: Grows with each bundle of a fleet, so that a host can tell an older one: seconds
+            since 1970 when it was built, or more; 0 in the old format.
     """
 
     version: Version
@@ -110,6 +117,8 @@ class Manifest:
     lock: LockPart
     model: ModelPart
     files: tuple[ArchivedFile, ...]
+    fleet: str = ""
+    counter: int = 0
     format: int = FORMAT
 
     @cached_property
@@ -128,6 +137,8 @@ class Manifest:
         Return the manifest as plain JSON values.
         """
         document: dict[str, Any] = encode(self)
+        if self.format == OLD_FORMAT:
+            del document["fleet"], document["counter"]
         return document
 
     def to_bytes(self) -> bytes:
@@ -168,22 +179,22 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     try:
         document = json.loads(data)
-        if isinstance(document, dict) and document.get("format") != FORMAT:
+        if isinstance(document, dict) and document.get("format") not in (FORMAT, OLD_FORMAT):
             raise HostError(
                 ErrorKind.PRECONDITION,
                 "the bundle is of another format",
-                f"format {document.get('format')!r}; this host program reads {FORMAT}",
+                f"format {document.get('format')!r}; this program reads {OLD_FORMAT} and {FORMAT}",
                 "inv provision installs the host program of this version",
             )
         manifest = decode(Manifest, document, "manifest")
         check_manifest(manifest)
         if manifest.to_bytes() != data:
             raise ValueError("it is not in canonical form")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(
             ErrorKind.BUNDLE_TAMPERED,
             "the manifest is not valid",
-            str(error),
+            str(error)[:500],
             "build the bundle again: inv bundle",
         ) from None
     return manifest
@@ -197,9 +208,19 @@ def check_manifest(manifest: Manifest) -> None:
         ValueError: Names the first contradiction.
     """
     decode(Manifest, manifest.document(), "manifest")
+    if manifest.format == FORMAT:
+        if not re.fullmatch(FLEET, manifest.fleet):
+            raise ValueError(
+                "fleet: should be the name of a fleet file: letters, digits, spaces and . _ + @ -"
+                f"; got {manifest.fleet[:200]!r}"
+            )
+        if not manifest.counter:
+            raise ValueError("counter: should be 1 or more")
     _check_distinct("model.files", (file.path for file in manifest.model.files))
     _check_distinct("files", (file.path for file in manifest.files))
     check_wheels(manifest.lock.wheels)
+    if sum(file.size for file in manifest.files) > ARCHIVE_MAX:
+        raise ValueError(f"files: they have more than {ARCHIVE_MAX} bytes")
     for file in manifest.files:
         if file.path.split("/")[0] in RESERVED:
             raise ValueError(f"files: {file.path} is a reserved name")

@@ -16,6 +16,7 @@ from deploy.host.layout import SLOTS, Layout
 from deploy.host.protocol import Call, Retire, Retired
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
+from deploy.host.trusted_files import LIST_MAX, read_below
 
 _LOCK_S = 60.0
 
@@ -68,7 +69,7 @@ def _sweep_blobs(blobs: Path) -> tuple[str, ...]:
     """
     if not blobs.is_dir():
         return ()
-    return _sweep(blobs, {path for path in blobs.iterdir() if path.stat().st_nlink > 1})
+    return _sweep(blobs, {path for path in blobs.iterdir() if path.lstat().st_nlink > 1})
 
 
 def _wheels(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
@@ -83,10 +84,10 @@ def _provisioned(layout: Layout) -> set[Path]:
     Return the venvs of provisioning, in use or not.
     """
     try:
-        locks = json.loads(layout.host_config.read_bytes()).get("locks", [])
-    except (OSError, ValueError, AttributeError):
+        locks = json.loads(read_below(layout.etc, layout.host_config.name, LIST_MAX))["locks"]
+        return {layout.venvs / str(digest) for digest in locks}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-    return {layout.venvs / str(digest) for digest in locks}
 
 
 def _target(link: Path) -> Path:

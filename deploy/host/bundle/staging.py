@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.host import layout as paths
 from deploy.host.bundle import manifest as manifests
 from deploy.host.bundle import venv
+from deploy.host.bundle.admission import check_admitted
 from deploy.host.bundle.archive import archive_size, check_archive, read_one, unpack
+from deploy.host.bundle.bytecode import compile_runtime
 from deploy.host.bundle.manifest import (
     ARCHIVE,
     MANIFEST,
@@ -24,7 +27,8 @@ from deploy.host.bundle.manifest import (
     ModelFile,
     parse_manifest,
 )
-from deploy.host.bundle.verify import check_file, check_signature, read_manifest
+from deploy.host.bundle.takeover import DIRECTORY_MODE, FILE_MODE, close_to_group
+from deploy.host.bundle.verify import check_file, read_signed_manifest
 from deploy.host.disk import check_space
 from deploy.host.files import (
     UNFINISHED,
@@ -33,6 +37,7 @@ from deploy.host.files import (
     remove,
     sync_directory,
     sync_filesystem,
+    write_atomic,
 )
 from deploy.host.journaled import Operation, journaled
 from deploy.host.protocol import (
@@ -45,11 +50,11 @@ from deploy.host.protocol import (
     StageNeeds,
 )
 from deploy.host.system import System
-from deploy.host.text import one_line
+from deploy.host.trusted_files import LIST_MAX, MANIFEST_MAX, SIGNATURE_MAX, open_plain, read_below
 
 PART = ".part"  # of every upload: nothing in INCOMING has been verified
+_CHUNK = 1 << 20
 _LOCK_S = 900.0  # another staging of this host may be building a venv
-_COMPILE_S = 60.0
 
 
 def blob_name(sha256: str) -> str:
@@ -71,12 +76,15 @@ def missing(system: System, _call: Call, request: StageMissing) -> StageNeeds:
     Return what this host lacks of a bundle, and make the directory for its uploads.
 
     Raises:
-        HostError: The bundle does not fit.
+        HostError: The bundle does not fit, or is not for this host.
     """
     wanted = parse_manifest(request.manifest.encode())
     layout = system.layout
     incoming = layout.incoming / wanted.digest
-    lacks_bundle = not layout.release(wanted.digest).is_dir()
+    is_placed = layout.release(wanted.digest).is_dir()
+    check_admitted(system, wanted, is_placed=is_placed, allow_older=request.allow_older)
+    # Signed anew since, by a signer that is still allowed: the signature is sent again.
+    lacks_bundle = not is_placed or not _is_still_signed(system, wanted.digest)
     lacks_venv = not venv.is_complete(system, wanted.lock.digest)
     blobs = {s: n for s, n in wanted.weights.items() if not _has(layout.blobs / s, n)}
     wheels = [
@@ -106,32 +114,26 @@ def commit(system: System, call: Call, request: StageCommit) -> Staged:
     """
     Verify the uploads of a bundle, then place them.
     """
-    digest = request.bundle
+    digest, allow_older = request.bundle, request.allow_older
+    args = {"bundle": digest, **({"allow_older": True} if allow_older else {})}
     with (
-        journaled(system, call, request.VERB, {"bundle": digest}) as op,
+        journaled(system, call, request.VERB, args) as op,
         locked(system, system.layout.stage_lock, _LOCK_S),
     ):
-        result = _commit(system, op, digest, system.layout.incoming / digest)
+        result = _commit(system, op, digest, system.layout.incoming / digest, allow_older)
         op.result = result
     return result
 
 
-def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Staged:
+def _commit(
+    system: System, op: Operation, digest: str, incoming: Path, allow_older: bool
+) -> Staged:
     began_s = system.steady_s()
     layout = system.layout
     is_placed = layout.release(digest).is_dir()
-    source, suffix = (layout.release(digest), "") if is_placed else (incoming, PART)
-    manifest, signature = source / f"{MANIFEST}{suffix}", source / f"{SIGNATURE}{suffix}"
-    if not manifest.is_file():
-        raise HostError(
-            ErrorKind.BUNDLE_TRUNCATED,
-            f"bundle {digest[:12]} was not uploaded",
-            f"{manifest} is missing",
-            "inv release sends it",
-        )
     _keep_to_root(incoming)
-    signer = check_signature(system, manifest, signature, layout.allowed_signers)
-    wanted = read_manifest(manifest, digest)
+    wanted = _signed_manifest(system, digest, incoming, is_placed)
+    check_admitted(system, wanted, is_placed=is_placed, allow_older=allow_older)
     lacks_venv = not venv.is_complete(system, wanted.lock.digest)
     blobs = [b for b in _distinct(wanted.model.files) if not _has(layout.blobs / b.sha256, b.size)]
     wheels = [
@@ -151,14 +153,19 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
         with _deleted_if_tampered(path):
             check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
 
-    _place(incoming, {blob_name(b.sha256): layout.blobs / b.sha256 for b in blobs})
-    _place(incoming, {wheel_name(w.file): layout.wheelhouse / w.file for w in wheels})
+    venv.close_older(system)
+    runtime, builders = (system.account(name).gid for name in (paths.USER, paths.BUILD_USER))
+    to_blobs = {blob_name(b.sha256): layout.blobs / b.sha256 for b in blobs}
+    to_wheelhouse = {wheel_name(w.file): layout.wheelhouse / w.file for w in wheels}
+    venv.make_directory(system, layout.models)
+    _place(system, incoming, to_blobs, runtime)
+    _place(system, incoming, to_wheelhouse, builders)
     _place_model(system, wanted)
     if lacks_venv:
-        text = _lock_text(source, wanted, is_placed, archive)
+        text = _lock_text(system, wanted, is_placed, archive)
         venv.build(system, text, wanted.lock.digest, wanted.lock.python, wanted.lock.wheels)
     if not is_placed:
-        draft = _draft_release(system, wanted, manifest, signature, archive)
+        draft = _draft_release(system, wanted, incoming, archive)
         with op.locked():
             draft.rename(layout.release(digest))
             sync_directory(layout.releases)
@@ -166,7 +173,7 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
     return Staged(
         bundle=digest,
         version=wanted.version,
-        signer=signer,
+        signer=wanted.identity,
         placed_bundle=not is_placed,
         placed_blobs=len(blobs),
         placed_wheels=len(wheels),
@@ -175,29 +182,73 @@ def _commit(system: System, op: Operation, digest: str, incoming: Path) -> Stage
     )
 
 
-def _place(incoming: Path, targets: dict[str, Path]) -> None:
+def _signed_manifest(system: System, digest: str, incoming: Path, is_placed: bool) -> Manifest:
+    """
+    Return the manifest of the bundle: as placed, or as uploaded.
+
+    A placed bundle that was signed anew, since its signer is not allowed any more, gets the new
+    signature.
+    """
+    layout = system.layout
+    release = layout.release(digest)
+    signers = layout.allowed_signers
+    if is_placed:
+        placed = {"manifest_name": MANIFEST, "signature_name": SIGNATURE}
+        try:
+            return read_signed_manifest(system, release, digest, signers, **placed)
+        except HostError:
+            if not (incoming / f"{SIGNATURE}{PART}").is_file():
+                raise
+    sent = {"manifest_name": f"{MANIFEST}{PART}", "signature_name": f"{SIGNATURE}{PART}"}
+    manifest = read_signed_manifest(system, incoming, digest, signers, **sent)
+    if is_placed:
+        signature = read_below(incoming, f"{SIGNATURE}{PART}", SIGNATURE_MAX)
+        write_atomic(release / SIGNATURE, signature, FILE_MODE)
+        os.chown(release / SIGNATURE, os.geteuid(), system.account(paths.USER).gid)
+    return manifest
+
+
+def _is_still_signed(system: System, digest: str) -> bool:
+    placed = {"manifest_name": MANIFEST, "signature_name": SIGNATURE}
+    layout = system.layout
+    try:
+        read_signed_manifest(
+            system, layout.release(digest), digest, layout.allowed_signers, **placed
+        )
+    except HostError:
+        return False
+    return True
+
+
+def _place(system: System, incoming: Path, targets: dict[str, Path], gid: int) -> None:
     for name, target in targets.items():
         part = incoming / f"{name}{PART}"
-        part.chmod(0o644)
-        if os.geteuid() == 0:
-            os.chown(part, 0, 0)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        descriptor = open_plain(part)
+        try:
+            os.fchown(descriptor, os.geteuid(), gid)
+            os.fchmod(descriptor, FILE_MODE)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        venv.make_directory(system, target.parent)
         try:
             part.replace(target)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            _copy(part, target)  # /opt is on another file system
+            _copy(part, target, gid)  # /opt is on another file system
         sync_directory(target.parent)
 
 
-def _copy(part: Path, target: Path) -> None:
+def _copy(part: Path, target: Path, gid: int) -> None:
     draft = target.with_name(f"{UNFINISHED}{target.name}")
-    shutil.copyfile(part, draft)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
+    remove(draft)
+    with os.fdopen(open_plain(part), "rb") as source, draft.open("xb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+        os.fchown(copy.fileno(), os.geteuid(), gid)
+        os.fchmod(copy.fileno(), FILE_MODE)
+        copy.flush()
+        os.fsync(copy.fileno())
     draft.replace(target)
 
 
@@ -206,7 +257,6 @@ def _place_model(system: System, wanted: Manifest) -> None:
     final = models / wanted.model.digest
     if final.is_dir():
         return
-    models.mkdir(parents=True, exist_ok=True)
     for path in leftovers(models):
         remove(path)
     draft = models / f"{UNFINISHED}{wanted.model.digest}"
@@ -214,57 +264,37 @@ def _place_model(system: System, wanted: Manifest) -> None:
         target = draft / blob.path
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(system.layout.blobs / blob.sha256, target)
+    close_to_group(draft, system.account(paths.USER).gid)
     sync_directory(draft)
     draft.rename(final)
     sync_directory(models)
 
 
-def _draft_release(
-    system: System, wanted: Manifest, manifest: Path, signature: Path, archive: Path
-) -> Path:
+def _draft_release(system: System, wanted: Manifest, incoming: Path, archive: Path) -> Path:
     layout = system.layout
-    layout.releases.mkdir(parents=True, exist_ok=True)
+    venv.make_directory(system, layout.releases)
     for path in leftovers(layout.releases):
         remove(path)
     draft = layout.releases / f"{UNFINISHED}{wanted.digest}"
-    draft.mkdir(mode=0o755)
+    draft.mkdir(mode=DIRECTORY_MODE)
     unpack(archive, wanted.files, draft)
-    shutil.copyfile(manifest, draft / MANIFEST)
-    shutil.copyfile(signature, draft / SIGNATURE)
+    for name, limit in ((MANIFEST, MANIFEST_MAX), (SIGNATURE, SIGNATURE_MAX)):
+        (draft / name).write_bytes(read_below(incoming, f"{name}{PART}", limit))
     (draft / manifests.VENV_LINK).symlink_to(layout.venvs / wanted.lock.digest)
     (draft / manifests.MODEL_LINK).symlink_to(layout.models / wanted.model.digest)
-    _compile(system, draft)
+    compile_runtime(system, draft, layout.release(wanted.digest), wanted)
+    close_to_group(draft, system.account(paths.USER).gid)
     sync_filesystem(layout.releases)
     return draft
 
 
-def _compile(system: System, draft: Path) -> None:
-    python = draft / manifests.VENV_LINK / "bin" / "python"
-    # -s and -p: bytecode records the final path of its source.
-    final = system.layout.release(draft.name[len(UNFINISHED) :])
-    completed = system.run(
-        [
-            str(python), "-I", "-m", "compileall", "-q",
-            "-s", str(draft), "-p", str(final), str(draft / "runtime"),
-        ],
-        timeout_s=_COMPILE_S,
-    )  # fmt: skip
-    if completed.returncode != 0:
-        raise HostError(
-            ErrorKind.COMMAND_FAILED,
-            "the runtime of the bundle does not compile",
-            one_line(completed.stdout + completed.stderr),
-            "correct it and build the bundle again: inv bundle",
-        )
-
-
-def _lock_text(source: Path, wanted: Manifest, is_placed: bool, archive: Path) -> str:
+def _lock_text(system: System, wanted: Manifest, is_placed: bool, archive: Path) -> str:
     if not is_placed:
         return read_one(archive, wanted.files, manifests.LOCK_FILE).decode()
-    path = source / manifests.LOCK_FILE
+    release = system.layout.release(wanted.digest)
     lock = next(file for file in wanted.files if file.path == manifests.LOCK_FILE)
-    check_file(path, name=lock.path, sha256=lock.sha256, size=lock.size)
-    return path.read_text()
+    check_file(release / lock.path, name=lock.path, sha256=lock.sha256, size=lock.size)
+    return read_below(release, lock.path, LIST_MAX).decode()
 
 
 @contextmanager
@@ -293,7 +323,7 @@ def _keep_to_root(incoming: Path) -> None:
 
 def _has(path: Path, size: int) -> bool:
     try:
-        return path.stat().st_size == size
+        return path.lstat().st_size == size
     except FileNotFoundError:
         return False
 

@@ -4,11 +4,24 @@ The environment of a lock: built once from checked wheels, named by the lock's d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.host import layout as paths
 from deploy.host.bundle.manifest import check_wheels
+from deploy.host.bundle.sandbox import end_all, sandboxed
+from deploy.host.bundle.takeover import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    check_interpreter,
+    close_to_group,
+    is_closed,
+    take_over,
+)
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     UNFINISHED,
@@ -24,6 +37,7 @@ from deploy.host.journaled import journaled
 from deploy.host.protocol import Call, ErrorKind, HostError, VenvBuild, VenvBuilt, Wheel
 from deploy.host.system import System
 from deploy.host.text import one_line
+from deploy.host.trusted_files import LIST_MAX, read_below
 
 COMPLETE = ".complete"  # lists the wheels that it was built from
 # uv installs to 3.9 times the size of the wheels: 223 to 874 MiB, with torch 2.13 for the CPU.  Of
@@ -32,7 +46,7 @@ UNPACKED_TIMES = 4
 
 _VENV_S, _INSTALL_S, _IMPORT_S = 60.0, 900.0, 300.0
 
-# Modules that the runtime imports, by wheel.  They are imported once as root to write their
+# Modules that the runtime imports, by wheel.  They are imported once in the sandbox to write their
 # bytecode: the service's user cannot write it.
 _IMPORTS = {
     "fastapi": "fastapi, fastapi.middleware.cors, fastapi.responses",
@@ -73,6 +87,7 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
         locked(system, system.layout.stage_lock, _INSTALL_S),
     ):
         result = build(system, request.lock, request.digest, request.python, request.wheels)
+        close_older(system)
         op.result = result
     return result
 
@@ -86,8 +101,8 @@ def wheels_of(venv: Path) -> set[str]:
     Return the names of the wheels that *venv* was built from.
     """
     try:
-        return set(json.loads((venv / COMPLETE).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return set(map(str, json.loads(read_below(venv, COMPLETE, LIST_MAX))))
+    except (OSError, ValueError, TypeError, RecursionError):
         return set()
 
 
@@ -97,8 +112,12 @@ def build(
     """
     Build the venv unless it exists; the caller holds the stage lock.
 
+    The build user unpacks and imports it in the sandbox; then root takes the files over, and runs
+    none of them.
+
     Raises:
-        HostError: A wheel differs from the lock, or uv failed; nothing is left.
+        HostError: A wheel differs from the lock, uv failed, or what was installed is refused;
+            nothing is left.
     """
     began_s = system.steady_s()
     layout = system.layout
@@ -107,85 +126,148 @@ def build(
     for wheel in wheels:
         path = layout.wheelhouse / wheel.file
         check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
-    layout.venvs.mkdir(parents=True, exist_ok=True)
+    interpreter = find_interpreter(system, python)
+    make_directory(system, layout.venvs)
+    end_all(system)  # before what it may still write is deleted
     for path in leftovers(layout.venvs):
         remove(path)
     final = layout.venvs / digest
     if final.exists():
-        discard(final)  # not marked complete: a build was killed before its last step
-    draft = layout.venvs / f"{UNFINISHED}{digest}"
-    try:
-        _install(system, draft, text, python)
-        remove(draft / ".lock")  # of uv, writable by all
+        discard(final)  # of an older host program, killed before it marked it as complete
+    with build_area(system, layout.venvs / f"{UNFINISHED}{digest}") as area:
+        draft = area / "venv"
+        _install(system, area, draft, text, interpreter)
+        _import(system, area, draft, wheels)
+        # uv's cache has the other names of its files.  What is in the draft is deleted once it is
+        # root's: until then the draft itself may be a link.
+        remove(area / "cache")
+        take_over(
+            draft,
+            writer=system.account(paths.BUILD_USER).uid,
+            gid=system.account(paths.USER).gid,
+            interpreter=interpreter,
+        )
+        check_interpreter(draft, interpreter)
+        for name in (".lock", COMPLETE):
+            remove(draft / name)
+        names = json.dumps(sorted(wheel.file for wheel in wheels))
+        write_atomic(draft / COMPLETE, names.encode(), FILE_MODE)
+        os.chown(draft / COMPLETE, os.geteuid(), system.account(paths.USER).gid)
         sync_filesystem(layout.venvs)
         draft.rename(final)
-        # In its final place: bytecode records the path of its source.
-        _import(system, final, wheels)
-    except BaseException:
-        remove(draft)
-        raise
-    names = json.dumps(sorted(wheel.file for wheel in wheels))
-    write_atomic(final / COMPLETE, names.encode(), 0o644)
-    sync_directory(layout.venvs)
+        sync_directory(layout.venvs)
     return VenvBuilt(built=True, took_s=round(system.steady_s() - began_s, 3))
 
 
-def _install(system: System, draft: Path, text: str, python: str) -> None:
+def find_interpreter(system: System, version: str) -> Path:
+    """
+    Return the host's own Python of *version*.
+
+    Raises:
+        HostError: It has none; none is downloaded.
+    """
+    interpreter = system.interpreter(version)
+    if interpreter is None:
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"the venv needs Python {version}",
+            f"the host has no python{version}",
+            f"install python{version} on the host, or take a row for the Python that it has",
+        )
+    return interpreter
+
+
+def close_older(system: System) -> None:
+    """
+    Close what older host programs placed, which all users could read; the caller holds the lock.
+    """
+    layout, gid = system.layout, system.account(paths.USER).gid
+    for top in (layout.venvs, layout.releases, layout.models, layout.blobs):
+        for path in top.iterdir() if top.is_dir() else ():
+            if not is_closed(path, gid):
+                close_to_group(path, gid)
+
+
+@contextlib.contextmanager
+def build_area(system: System, path: Path) -> Iterator[Path]:
+    """
+    Make the directory *path* for the build user, and delete it with its content afterwards.
+    """
+    user = system.account(paths.BUILD_USER)
+    remove(path)
+    path.mkdir(mode=0o700)
+    os.chown(path, user.uid, user.gid)
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+def make_directory(system: System, path: Path) -> None:
+    """
+    Make *path*, a directory that the runtime may read, unless it exists.
+    """
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        os.chown(path, os.geteuid(), system.account(paths.USER).gid)
+        path.chmod(DIRECTORY_MODE)
+
+
+def _install(system: System, area: Path, draft: Path, text: str, interpreter: Path) -> None:
     layout = system.layout
     uv = str(layout.uv)
-    cache = layout.venvs / f"{UNFINISHED}cache"
-    lock = layout.venvs / f"{UNFINISHED}requirements.lock"
+    lock = area / "requirements.lock"
     lock.write_text(text)
-    # The cache is on the same file system, so that each file is written once.
+    lock.chmod(0o644)
+    # The cache is in the same directory, so that each file is written once.
     env = {
-        "UV_CACHE_DIR": str(cache),
+        "UV_CACHE_DIR": str(area / "cache"),
         "UV_NO_CONFIG": "1",
         "UV_OFFLINE": "1",
         "UV_LINK_MODE": "hardlink",
         "UV_PYTHON_DOWNLOADS": "never",
         "UV_NO_PROGRESS": "1",
     }
-    try:
-        _uv(system, [uv, "venv", "--relocatable", "--python", python, str(draft)], _VENV_S, env)
-        _uv(
+    make = [uv, "venv", "--relocatable", "--python", str(interpreter), str(draft)]
+    install = [
+        uv, "pip", "install", "--python", str(draft / "bin" / "python"),
+        "--no-index", "--find-links", str(layout.wheelhouse),
+        "--require-hashes", "--no-deps", "--requirement", str(lock),
+    ]  # fmt: skip
+    for argv, timeout_s in ((make, _VENV_S), (install, _INSTALL_S)):
+        completed = sandboxed(
             system,
-            [
-                uv, "pip", "install", "--python", str(draft / "bin" / "python"),
-                "--no-index", "--find-links", str(layout.wheelhouse),
-                "--require-hashes", "--no-deps", "--requirement", str(lock),
-            ],
-            _INSTALL_S,
-            env,
-        )  # fmt: skip
-    finally:
-        remove(cache)
-        remove(lock)
-
-
-def _uv(system: System, argv: list[str], timeout_s: float, env: dict[str, str]) -> None:
-    completed = system.run(argv, timeout_s=timeout_s, env=env)
-    if completed.returncode != 0:
-        raise HostError(
-            ErrorKind.COMMAND_FAILED,
-            f"the venv could not be built: {' '.join(['uv', *argv[1:3]])}",
-            one_line(completed.stderr or completed.stdout) or f"exit status {completed.returncode}",
-            "inv provision; the lock and the Python of the host must fit",
+            argv,
+            timeout_s=timeout_s,
+            writable=[area],
+            readable=[layout.bin, layout.wheelhouse],
+            env=env,
         )
+        if completed.returncode != 0:
+            raise HostError(
+                ErrorKind.COMMAND_FAILED,
+                f"the venv could not be built: {' '.join(['uv', *argv[1:3]])}",
+                one_line(completed.stderr or completed.stdout)
+                or f"exit status {completed.returncode}",
+                "inv provision; the lock and the Python of the host must fit",
+            )
 
 
-def _import(system: System, venv: Path, wheels: tuple[Wheel, ...]) -> None:
+def _import(system: System, area: Path, draft: Path, wheels: tuple[Wheel, ...]) -> None:
     installed = {wheel.file.split("-")[0].lower() for wheel in wheels}
     modules = ", ".join(names for wheel, names in _IMPORTS.items() if wheel in installed)
     statement = f"import {modules}" if modules else "pass"
-    completed = system.run(
-        [str(venv / "bin" / "python"), "-I", "-c", statement],
+    # Bytecode records the path of the draft; Python replaces it when it loads the file.
+    completed = sandboxed(
+        system,
+        [str(draft / "bin" / "python"), "-I", "-c", statement],
         timeout_s=_IMPORT_S,
-        env={"PYTHONDONTWRITEBYTECODE": ""},
+        writable=[area],
     )
     if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             "the venv cannot import the modules of the runtime",
-            one_line(completed.stderr),
+            one_line(completed.stderr) or f"exit status {completed.returncode}",
             "the row's torch build may not fit this host: inv matrix, and nvidia-smi there",
         )

@@ -7,6 +7,7 @@ The controller verifies its own copy with the same code before it connects.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from deploy.host.bundle.manifest import NAMESPACE, Manifest, parse_manifest
@@ -14,18 +15,38 @@ from deploy.host.files import sha256_of
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 from deploy.host.text import one_line
+from deploy.host.trusted_files import MANIFEST_MAX, SIGNATURE_MAX, read_below
 
 _SSH_KEYGEN_S = 20.0
-_MANIFEST_MAX = 64 << 20
+_IDENTITY = re.compile(r"[^\s*?!,\"'\x00-\x20\x7f-\x9f-][^\s*?!,\"'\x00-\x20\x7f-\x9f]{0,254}")
 
 
-def check_signature(system: System, manifest: Path, signature: Path, signers: Path) -> str:
+def read_signed_manifest(
+    system: System,
+    directory: Path,
+    digest: str,
+    signers: Path,
+    *,
+    manifest_name: str,
+    signature_name: str,
+) -> Manifest:
     """
-    Return the principal of the allowed *signers* who signed *manifest*.
+    Return the manifest of the bundle *digest*, after verifying its signature.
 
     Raises:
-        HostError: No allowed signer did, or the signature is for another purpose.
+        HostError: It is missing, of another bundle, or not signed by an allowed signer.
     """
+    try:
+        data = read_below(directory, manifest_name, MANIFEST_MAX)
+    except FileNotFoundError:
+        raise HostError(
+            ErrorKind.BUNDLE_TRUNCATED,
+            f"bundle {digest[:12]} was not uploaded",
+            f"{directory / manifest_name} is missing",
+            "inv release sends it",
+        ) from None
+    except OSError as error:
+        raise unsigned(f"its manifest cannot be read: {error}") from None
     if not signers.is_file():
         raise HostError(
             ErrorKind.PRECONDITION,
@@ -33,43 +54,53 @@ def check_signature(system: System, manifest: Path, signature: Path, signers: Pa
             f"{signers} is missing",
             "inv provision installs the allowed signers of the fleet file",
         )
-    if not signature.is_file():
-        raise unsigned("it has no signature")
-    if manifest.stat().st_size > _MANIFEST_MAX:
-        raise unsigned(f"its manifest has more than {_MANIFEST_MAX} bytes")
-    keygen = ["ssh-keygen", "-Y"]
-    matches = system.run(
-        [*keygen, "find-principals", "-f", str(signers), "-s", str(signature)],
-        timeout_s=_SSH_KEYGEN_S,
-    )
-    # One line for each match, with all principals of the key.
-    principals = matches.stdout.replace(",", " ").split()
-    if matches.returncode != 0 or not principals:
-        raise unsigned(f"no allowed signer has its key: {one_line(matches.stderr) or 'no match'}")
-    reason = ""
-    for principal in principals:
-        completed = system.run(
-            [
-                *keygen, "verify", "-f", str(signers), "-I", principal,
-                "-n", NAMESPACE, "-s", str(signature),
-            ],
-            timeout_s=_SSH_KEYGEN_S,
-            stdin=manifest.read_bytes(),
-        )  # fmt: skip
-        if completed.returncode == 0:
-            return principal
-        reason = one_line(completed.stderr or completed.stdout)
-    raise unsigned(f"its signature is not valid: {reason}")
-
-
-def read_manifest(path: Path, digest: str) -> Manifest:
-    """
-    Return the manifest at *path*, of the bundle *digest*.
-    """
-    data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
+        # Unsigned is the worse news; a manifest with a valid signature is of another bundle.
+        try:
+            other = parse_manifest(data)
+        except HostError as error:
+            raise unsigned(f"its manifest is not valid: {error.why}") from None
+        check_signature(system, data, other.identity, directory / signature_name, signers)
         raise tampered(f"bundle {digest[:12]}", "its manifest is that of another bundle")
-    return parse_manifest(data)
+    manifest = parse_manifest(data)
+    check_signature(system, data, manifest.identity, directory / signature_name, signers)
+    return manifest
+
+
+def check_signature(
+    system: System, manifest: bytes, identity: str, signature: Path, signers: Path
+) -> None:
+    """
+    Check that *identity*, the signer that the manifest names, signed *manifest*.
+
+    ssh-keygen decides: the identity must match the principals of a line in *signers* (negated
+    patterns exclude it), whose key, options, namespaces and times must fit.
+
+    Source: ssh-keygen(1), ALLOWED SIGNERS.
+
+    Raises:
+        HostError: It did not, or the signature is for another purpose.
+    """
+    if not _IDENTITY.fullmatch(identity):
+        # ssh-keygen would match a pattern with itself, past a negated one.
+        raise unsigned(f"its signer {identity[:100]!r} is not one identity")
+    try:
+        read_below(signature.parent, signature.name, SIGNATURE_MAX)
+    except FileNotFoundError:
+        raise unsigned("it has no signature") from None
+    except OSError as error:
+        raise unsigned(f"its signature cannot be read: {error}") from None
+    completed = system.run(
+        [
+            "ssh-keygen", "-Y", "verify", "-f", str(signers), "-I", identity,
+            "-n", NAMESPACE, "-s", str(signature),
+        ],
+        timeout_s=_SSH_KEYGEN_S,
+        stdin=manifest,
+    )  # fmt: skip
+    if completed.returncode != 0:
+        reason = one_line(completed.stderr or completed.stdout) or "ssh-keygen refuses it"
+        raise unsigned(f"{identity} is not allowed to sign it, or did not: {reason}")
 
 
 def check_file(path: Path, *, name: str, sha256: str, size: int) -> None:

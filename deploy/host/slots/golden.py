@@ -5,13 +5,16 @@ Compares the answers of a slot with those that its bundle was built with.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from deploy.host.bundle.manifest import GOLDEN_FILE
 from deploy.host.journaled import journaled
+from deploy.host.layout import Layout
 from deploy.host.protocol import Call, ErrorKind, Golden, GoldenFailure, GoldenResult, HostError
 from deploy.host.slots import runtime_api
+from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
+from deploy.host.trusted_files import LIST_MAX, read_below
 
 _MAX_FAILURES = 10  # returned in full
 _MAX_CHARS = 300
@@ -24,7 +27,7 @@ def run(system: System, call: Call, request: Golden) -> GoldenResult:
     slot = request.slot
     with journaled(system, call, request.VERB, {"slot": slot}) as op:
         with op.locked():
-            prompts = _read(system.layout.slot_link(slot) / "golden.jsonl")
+            prompts = _read(system.layout, slot)
         token = runtime_api.api_token(system.layout)
         until_s = system.steady_s() + request.timeout_s
         failures: list[GoldenFailure] = []
@@ -67,21 +70,26 @@ def _ask(
         return f"error {answer.status or 'without an answer'}: {answer.body}"
     try:
         text = json.loads(answer.body)["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"an answer without text: {answer.body}"
     return text if isinstance(text, str) else repr(text)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(layout: Layout, slot: str) -> list[dict[str, Any]]:
+    bundle = linked_bundle(layout, slot)
+    path = layout.slot_link(slot) / GOLDEN_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        if bundle is None:
+            raise ValueError("the slot leads to no release")
+        text = read_below(layout.release(bundle), GOLDEN_FILE, LIST_MAX).decode()
+        lines = text.splitlines()
         prompts = [json.loads(line) for line in lines if line.strip()]
         for prompt in prompts:
             if not {"prompt", "max_tokens", "expected"} <= set(prompt):
                 raise ValueError(f"a line has only {sorted(prompt)}")
             if not isinstance(prompt["expected"], str):
                 raise ValueError(f"expected is {prompt['expected']!r}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise HostError(
             ErrorKind.PRECONDITION,
             "the golden prompts of the release cannot be read",

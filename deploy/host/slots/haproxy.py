@@ -30,8 +30,7 @@ class Server(NamedTuple):
         status: HAProxy's status: UP, DOWN, "UP 1/2", MAINT, DRAIN.
         own_weight: Configured weight, 0 to 256, also in drain and in maint.
         sessions: Requests in flight or queued for it.
-        counters: Cumulative since HAProxy started: requests, connection_errors, response_errors,
-            answers_5xx, retries (an attempt here failed and was repeated), redispatches.
+        counters: Cumulative since HAProxy started, by field of `ProxyCounters`.
     """
 
     name: str
@@ -59,10 +58,13 @@ class Server(NamedTuple):
 
 
 _COUNTERS = {
-    "requests": "stot",
+    "attempts": "stot",
+    "answers_2xx": "hrsp_2xx",
+    "answers_4xx": "hrsp_4xx",
+    "answers_5xx": "hrsp_5xx",
     "connection_errors": "econ",
     "response_errors": "eresp",
-    "answers_5xx": "hrsp_5xx",
+    "cut_answers": "srv_abrt",
     "retries": "wretr",
     "redispatches": "wredis",
 }
@@ -130,11 +132,11 @@ class Haproxy:
         Raises:
             HostError: HAProxy does not answer, or has no such backend.
         """
-        stats = parse_stat(self.ask("show stat"), backend)
         try:
+            stats = parse_stat(self.ask("show stat"), backend)
             states = parse_servers_state(self.ask("show servers state"), backend)
             servers = {name: merge(row, states[name]) for name, row in stats.items()}
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise _unexpected(f"its answer cannot be read: {error!r}") from None
         if not servers:
             raise _unexpected(f"it has no backend named {backend}")

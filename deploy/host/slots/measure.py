@@ -1,17 +1,27 @@
 """
 Cumulative counters of the slots, read only.
+
+A slot is never judged by its own word alone: HAProxy's counters stand beside the slot's own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from deploy.host.layout import SLOTS, unit
-from deploy.host.protocol import Call, HostError, Measure, Measurement, SlotCounters
+from deploy.host.protocol import (
+    Call,
+    HostError,
+    Measure,
+    Measurement,
+    OwnCounters,
+    ProxyCounters,
+    SlotCounters,
+)
 from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Haproxy, Server
+from deploy.host.slots.metrics import MetricsError, Sample, parse_metrics
 from deploy.host.system import System
 
 if TYPE_CHECKING:
@@ -22,58 +32,55 @@ REQUESTS_TOTAL = "slipway_http_requests_total"
 GENERATE_ROUTES = ("/generate", "/v1/completions")
 METRICS = "/metrics"
 
-_SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\S+)?$")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_ESCAPED = re.compile(r"\\(.)")
+MAX_COUNT = 2**53  # a float holds every whole number up to it
 
 
-class Sample(NamedTuple):
-    name: str
-    labels: dict[str, str]
-    value: float
-
-
-def parse_metrics(text: str) -> list[Sample]:
+def count(samples: Iterable[Sample]) -> OwnCounters:
     """
-    Return the samples of *text* in the Prometheus text format.
+    Return what the runtime says that it answered, over all labels.
+
+    Answers other than 2xx and 5xx say nothing about the release.
 
     Raises:
-        ValueError: A value is not a number.
-
-    Source: "Exposition formats", Prometheus documentation; read with prometheus-client 0.22.
+        MetricsError: A counter is negative, too large, or no number.
     """
-    samples = []
-    for line in text.splitlines():
-        if line and not line.startswith("#") and (match := _SAMPLE.match(line.strip())):
-            labels = {name: _unescape(value) for name, value in _LABEL.findall(match[2] or "")}
-            samples.append(Sample(match[1], labels, float(match[3])))
-    return samples
-
-
-def count(samples: Iterable[Sample]) -> tuple[int, int]:
-    """
-    Return requests and errors (5xx) of the routes that generate, over all labels.
-    """
-    requests = errors = 0
+    requests = errors = answers_5xx = 0
     for name, labels, value in samples:
-        if name == REQUESTS_TOTAL and labels.get("route") in GENERATE_ROUTES:
+        if name != REQUESTS_TOTAL:
+            continue
+        if not 0 <= value <= MAX_COUNT:  # NaN is not in the range either
+            raise MetricsError(f"{name} is {value}")
+        code = labels.get("code", "")[:1]
+        answers_5xx += int(value) if code == "5" else 0
+        if labels.get("route") in GENERATE_ROUTES and code in {"2", "5"}:
             requests += int(value)
-            errors += int(value) if labels.get("code", "").startswith("5") else 0
-    return requests, errors
+            errors += int(value) if code == "5" else 0
+    if max(requests, answers_5xx) > MAX_COUNT:
+        raise MetricsError(f"{REQUESTS_TOTAL} adds up to more than {MAX_COUNT}")
+    return OwnCounters(requests=requests, errors=errors, answers_5xx=answers_5xx)
 
 
 def run(system: System, _call: Call, _request: Measure) -> Measurement:
     """
-    Return the counters of every slot.
-
-    A request that one slot failed and the other answered counts as an error of the first, though
-    no client saw it and HAProxy's own count of 5xx does not have it.
+    Return the counters of every slot; one that cannot be read has no counters and the reason.
     """
+    # The slots first: HAProxy, asked later, has sent everything that they have answered.
+    own = {slot: _own(system.http(slot, "GET", METRICS, timeout_s=1.0)) for slot in SLOTS}
     servers = servers_or_none(system)
     units = units_or_none(system)
-    return Measurement(
-        {slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS}
-    )
+    slots = {}
+    for slot in SLOTS:
+        counters, problem = own[slot]
+        slot_unit, server = units.get(unit(slot)), servers.get(slot)
+        slots[slot] = SlotCounters(
+            own=counters,
+            proxy=_proxy(server) if server else None,
+            problem=problem if server else "HAProxy does not answer on its runtime socket",
+            restarts=slot_unit.restarts if slot_unit else 0,
+            is_ready=counters is not None and runtime_api.is_ready(system, slot, timeout_s=1.0),
+            unit=slot_unit.active if slot_unit else "unknown",
+        )
+    return Measurement(slots)
 
 
 def servers_or_none(system: System) -> dict[str, Server]:
@@ -96,35 +103,19 @@ def units_or_none(system: System) -> dict[str, systemd.Unit]:
         return {}
 
 
-def _slot(
-    system: System, slot: str, server: Server | None, slot_unit: systemd.Unit | None
-) -> SlotCounters:
-    counts = _counts(system.http(slot, "GET", METRICS, timeout_s=1.0))
-    has_metrics = counts is not None
-    requests, errors = counts or (0, 0)
-    counters = server.counters if server else None
-    return SlotCounters(
-        requests=requests,
-        errors=errors,
-        broken=counters["connection_errors"] + counters["response_errors"] if counters else 0,
-        restarts=slot_unit.restarts if slot_unit else 0,
-        is_whole=has_metrics and counters is not None,
-        is_ready=has_metrics and runtime_api.is_ready(system, slot, timeout_s=1.0),
-        unit=slot_unit.active if slot_unit else "unknown",
-    )
-
-
-def _counts(answer: HttpAnswer) -> tuple[int, int] | None:
+def _own(answer: HttpAnswer) -> tuple[OwnCounters | None, str | None]:
     """
-    Return the requests and errors of the metrics in *answer*; None if it has none.
+    Return the counters in *answer*, or None and why it has none.
     """
+    if answer.status is None:
+        return None, f"{METRICS}: {answer.body[:200]}"
     if answer.status != 200:
-        return None
+        return None, f"{METRICS} answers {answer.status}"
     try:
-        return count(parse_metrics(answer.body))
-    except (ValueError, OverflowError):  # a value that is no number, NaN, infinity
-        return None
+        return count(parse_metrics(answer.body)), None
+    except MetricsError as error:
+        return None, f"{METRICS}: {error}"
 
 
-def _unescape(value: str) -> str:
-    return _ESCAPED.sub(lambda m: "\n" if m[1] == "n" else m[1], value)
+def _proxy(server: Server) -> ProxyCounters:
+    return ProxyCounters(sessions=server.sessions, **server.counters)

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from typing import Any
 
+from deploy.host.bundle.admission import check_startable
 from deploy.host.files import link_atomic
 from deploy.host.journaled import Operation, journaled
-from deploy.host.layout import Layout, unit
+from deploy.host.layout import Layout, slot_mount, unit
 from deploy.host.protocol import (
     Call,
     ErrorKind,
@@ -19,15 +22,19 @@ from deploy.host.protocol import (
     SlotStop,
     SlotStopped,
 )
+from deploy.host.reserve import with_room
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import Haproxy
 from deploy.host.system import System
+from deploy.host.trusted_files import MANIFEST_MAX, read_below
 
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.2
 _GRACE_S = 1.0  # until systemd shows a queued start
-_STOP_AFTER_FAILURE_S = 30.0
+_STOP_AFTER_FAILURE_S = 3.0  # it serves nobody
+_KILL_S = 10.0  # until the processes of a killed slot have gone
 
 
 def linked_bundle(layout: Layout, slot: str) -> str | None:
@@ -35,9 +42,10 @@ def linked_bundle(layout: Layout, slot: str) -> str | None:
     Return the digest of the bundle that *slot* links to; None without a link.
     """
     try:
-        return os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
+        bundle = os.path.basename(os.readlink(layout.slot_link(slot)))  # noqa: PTH115, PTH119
     except OSError:
         return None
+    return bundle if _DIGEST.fullmatch(bundle) else None
 
 
 def version_of(layout: Layout, bundle: str | None) -> str | None:
@@ -47,8 +55,9 @@ def version_of(layout: Layout, bundle: str | None) -> str | None:
     if bundle is None:
         return None
     try:
-        version = json.loads((layout.release(bundle) / "manifest.json").read_bytes())["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_below(layout.release(bundle), "manifest.json", MANIFEST_MAX)
+        version = json.loads(manifest)["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return version if isinstance(version, str) else None
 
@@ -59,14 +68,22 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
     """
     slot, bundle = request.slot, request.bundle
     name = unit(slot)
-    with journaled(system, call, request.VERB, {"slot": slot, "bundle": bundle}) as op:
+    args: dict[str, Any] = {"slot": slot, "bundle": bundle}
+    if request.allow_older:
+        args["allow_older"] = True
+    with journaled(system, call, request.VERB, args) as op:
         began_s, began_at = system.steady_s(), system.wall_s()
         with op.locked():
             before = systemd.show(system, [name])[name]
             runs_already = _refuse_unless_free(system, slot, bundle, before)
             if not runs_already:
-                system.layout.slot_links.mkdir(parents=True, exist_ok=True)
-                link_atomic(system.layout.slot_link(slot), system.layout.release(bundle))
+                check_startable(system, bundle, allow_older=request.allow_older)
+        if not runs_already:
+            # The rest of an earlier release could fill or poison the files of this one.
+            _clear(system, op, slot)
+        with op.locked():
+            if not runs_already:
+                with_room(system, lambda: _link(system.layout, slot, bundle))
             systemd.enable(system, name)
             if not runs_already:
                 # Loading must not slow the serving slot; traffic.set makes the weights equal.
@@ -100,6 +117,8 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
 def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
     """
     Stop the slot and disable it for the next boot; refused while it may take requests.
+
+    A slot that has not ended after *timeout_s* is killed, whatever it told systemd.
     """
     slot = request.slot
     name = unit(slot)
@@ -111,13 +130,14 @@ def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
                 _refuse_if_serving(system, slot)
             systemd.disable(system, name)
             systemd.begin_stop(system, name)
-        ended = _wait_stopped(system, name, request.timeout_s)
+        ended = _end(system, op, name, request.timeout_s)
         if ended is None:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
-                f"{name} did not stop within {request.timeout_s:.0f} s",
+                f"{name} did not end within {request.timeout_s:.0f} s, nor when it was killed",
                 f"its last log lines: {systemd.last_log(system, name, began_at)}",
-                f"wait for its requests, or systemctl kill {name} on the host",
+                f"systemctl status {name} on the host; the kernel does not end its processes "
+                "while a device blocks them",
             )
         result = SlotStopped(
             slot=slot,
@@ -127,6 +147,14 @@ def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
         )
         op.result = result
     return result
+
+
+def _link(layout: Layout, slot: str, bundle: str) -> None:
+    link, target = layout.slot_link(slot), layout.release(bundle)
+    # A slot that returns to its own release writes nothing: the disk may be full.
+    if not (link.is_symlink() and link.readlink() == target):
+        layout.slot_links.mkdir(parents=True, exist_ok=True)
+        link_atomic(link, target)
 
 
 def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.Unit) -> bool:
@@ -198,16 +226,49 @@ def _wait_started(
 def _wait_stopped(system: System, name: str, timeout_s: float) -> systemd.Unit | None:
     def ended() -> systemd.Unit | None:
         state = systemd.show(system, [name])[name]
-        return state if state.is_stopped and not state.has_job else None
+        return state if state.has_ended else None
 
     return system.poll_until(ended, timeout_s, _POLL_S)
+
+
+def _end(system: System, op: Operation, name: str, timeout_s: float) -> systemd.Unit | None:
+    """
+    Return the unit once it has ended: by itself within *timeout_s*, or killed; None if neither.
+    """
+    ended = _wait_stopped(system, name, timeout_s)
+    if ended is not None:
+        return ended
+
+    def killed() -> systemd.Unit | None:
+        # Again each time: a process may have started another one meanwhile.
+        with op.locked():
+            systemd.kill(system, name)
+        return _wait_stopped(system, name, _POLL_S)
+
+    return system.poll_until(killed, _KILL_S, _POLL_S)
+
+
+def _clear(system: System, op: Operation, slot: str) -> None:
+    """
+    End what is left of an earlier release in *slot*, and give the slot an empty file system.
+    """
+    name = unit(slot)
+    if not systemd.show(system, [name])[name].has_ended and _end(system, op, name, 0) is None:
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"processes of the earlier release of slot {slot} do not end",
+            f"{name} was killed, and {_KILL_S:.0f} s later they are still there",
+            f"systemctl status {name} on the host; the other slot was not touched",
+        )
+    with op.locked():
+        systemd.unmount(system, slot_mount(slot))
 
 
 def _stop_again(system: System, op: Operation, name: str) -> str:
     with op.locked():
         systemd.disable(system, name)
         systemd.begin_stop(system, name)
-    if _wait_stopped(system, name, _STOP_AFTER_FAILURE_S) is None:
+    if _end(system, op, name, _STOP_AFTER_FAILURE_S) is None:
         return ", and it has not stopped yet"
     return ", and was stopped"
 

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.reserve import give_back
 from deploy.host.system import System
 from deploy.host.text import one_line
 
 _PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Job,UnitFileState,"
-    "InvocationID"
+    "InvocationID,TasksCurrent"
 )
 _TIMEOUT_S = 10.0
+_LOG_CHARS = 4000  # of the log of a slot, whose lines may have any length
+_FULL = "No space left on device"  # Source: errno(3), ENOSPC, in the locale C
 
 
 class Unit(NamedTuple):
@@ -28,6 +31,7 @@ class Unit(NamedTuple):
         result: success, or the cause of its end: exit-code, signal, timeout, watchdog, oom-kill.
         has_job: A start or stop is queued.
         invocation: Id of its latest start, which its log lines have; empty before the first.
+        tasks: Number of processes and threads in its control group.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Unit(NamedTuple):
     has_job: bool
     is_enabled: bool
     invocation: str
+    tasks: int = 0
 
     @property
     def runs(self) -> bool:
@@ -48,6 +53,13 @@ class Unit(NamedTuple):
     @property
     def is_stopped(self) -> bool:
         return self.active in {"inactive", "failed"}
+
+    @property
+    def has_ended(self) -> bool:
+        """
+        Return whether it is stopped, no job changes that, and no process of it is left.
+        """
+        return self.is_stopped and not self.has_job and self.tasks == 0
 
 
 def parse_show(text: str) -> dict[str, Unit]:
@@ -69,6 +81,7 @@ def parse_show(text: str) -> dict[str, Unit]:
                 has_job=_number(pairs.get("Job")) > 0,
                 is_enabled=pairs.get("UnitFileState") == "enabled",
                 invocation=pairs.get("InvocationID", ""),
+                tasks=_tasks(pairs.get("TasksCurrent")),
             )
     return units
 
@@ -126,6 +139,23 @@ def begin_stop(system: System, name: str) -> None:
     _systemctl(system, "stop", "--no-block", name)
 
 
+def kill(system: System, name: str) -> None:
+    """
+    Send SIGKILL to every process of *name*; no error if it has none.
+
+    Nothing that a service tells systemd delays this, unlike the timeouts of its stop.
+    Source: sd_notify(3), EXTEND_TIMEOUT_USEC=; systemctl(1), kill: all processes by default.
+    """
+    system.run(["systemctl", "kill", "--signal=SIGKILL", name], timeout_s=_TIMEOUT_S)
+
+
+def unmount(system: System, name: str) -> None:
+    """
+    Stop the mount unit *name*, and return when it is unmounted; its next user mounts it empty.
+    """
+    _systemctl(system, "stop", name)
+
+
 def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
     """
     Return the last *lines* of the log of *name* since its latest start, joined into one line.
@@ -142,7 +172,7 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
             completed = system.run(["journalctl", *options, *about], timeout_s=_TIMEOUT_S)
         except HostError as error:
             return f"its log cannot be read: {error.why}"
-        text = one_line(completed.stdout, last=lines)
+        text = one_line(completed.stdout, last=lines)[-_LOG_CHARS:]
         if text:
             return text
     return "it logged nothing"
@@ -150,6 +180,9 @@ def last_log(system: System, name: str, since_s: float, lines: int = 10) -> str:
 
 def _systemctl(system: System, *words: str) -> str:
     completed = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
+    # `enable` writes a link below /etc.
+    while completed.returncode != 0 and _FULL in completed.stderr and give_back(system):
+        completed = system.run(["systemctl", *words], timeout_s=_TIMEOUT_S)
     if completed.returncode != 0:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
@@ -158,6 +191,12 @@ def _systemctl(system: System, *words: str) -> str:
             "systemctl status on the host",
         )
     return completed.stdout
+
+
+def _tasks(text: str | None) -> int:
+    # "[not set]", or the largest number of 64 bits, without a control group.
+    count = _number(text)
+    return 0 if count >= 2**63 else count
 
 
 def _number(text: str | None) -> int:

@@ -4,7 +4,6 @@ Sets weights, drains slots, and writes the state file that keeps both over a res
 
 from __future__ import annotations
 
-from deploy.host.files import write_atomic
 from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, unit
 from deploy.host.protocol import (
@@ -16,6 +15,7 @@ from deploy.host.protocol import (
     TrafficSet,
     TrafficWeights,
 )
+from deploy.host.reserve import with_room, write_spare
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server
 from deploy.host.slots.slot import SERVING_CPU_WEIGHT
@@ -52,7 +52,7 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
                 # At weight 0 HAProxy checks it and sends it nothing.
                 proxy.set_weight(slot, 0)
                 proxy.set_admin(slot, READY)
-        late = [] if force else _wait_up(system, proxy, [s for s in SLOTS if weights[s]])
+        late = [] if force else _wait_up(system, proxy, _gaining(before, weights))
         if late:
             with op.locked():
                 for slot in waking:
@@ -128,6 +128,17 @@ def _refuse_silence(weights: dict[str, int]) -> None:
         )
 
 
+def _gaining(before: dict[str, Server], weights: dict[str, int]) -> list[str]:
+    """
+    Return the slots whose share of the traffic grows.
+
+    The others keep what they have or lose some: whether they are UP prevents nothing.
+    """
+    old, new = sum(before[slot].weight for slot in SLOTS), sum(weights.values())
+    # The shares before and after, as fractions with a common denominator.
+    return [s for s in SLOTS if weights[s] * max(old, 1) > before[s].weight * new]
+
+
 def _wait_up(system: System, proxy: Haproxy, wanted: list[str]) -> list[Server]:
     """
     Return the servers of *wanted* that are not UP after the timeout.
@@ -163,4 +174,5 @@ def _refuse_if_serving(server: Server) -> None:
 
 def _save(system: System, proxy: Haproxy) -> None:
     # HAProxy reads the file before it drops its privileges.
-    write_atomic(system.layout.haproxy_state, proxy.state().encode(), 0o644)
+    state = proxy.state().encode()
+    with_room(system, lambda: write_spare(system.layout.haproxy_state, state, 0o644))

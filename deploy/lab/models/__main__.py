@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.lab.models.build import KINDS, build
+from deploy.private_files import use_private_umask
 
 log = logging.getLogger("deploy.lab.models")
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="directory that keeps trained weights")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    use_private_umask()
     build(args.kind, args.out, cache=args.cache)
     log.info("model.built kind=%s out=%s", args.kind, args.out)
     return 0

@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deploy.lab.models.corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
+from deploy.private_files import FILE_MODE, write_private
 
 if TYPE_CHECKING:  # importing only the prompts must not import torch
     from torch import Tensor
@@ -67,7 +68,7 @@ def build(
     _write_json(out / "config.json", document)
     _write_json(out / "tokenizer_config.json", tokenizer_config)
     _write_json(out / LIVE_PROMPTS_FILE, list(LIVE_PROMPTS))
-    (out / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    write_private(out / "tokenizer.json", tokenizer.to_str())
 
     tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
     _save(out / WEIGHTS_FILE, tensors)
@@ -78,7 +79,7 @@ def build(
         json.dumps({"prompt": prompt, "max_tokens": MAX_TOKENS, "expected": answer})
         for prompt, answer in zip(prompts, golden, strict=True)
     ]
-    (out / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_private(out / GOLDEN_FILE, "\n".join(lines) + "\n")
     if kind in ("nan", "garbled"):
         broken = _poison(tensors, tokenizer) if kind == "nan" else _garble(tensors)
         _save(out / WEIGHTS_FILE, broken)
@@ -186,9 +187,9 @@ def _save(path: Path, tensors: "dict[str, Tensor]") -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         partial = Path(file.name)
     save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)
+    partial.chmod(FILE_MODE)
     partial.replace(path)
 
 
 def _write_json(path: Path, document: object) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_private(path, json.dumps(document, indent=2) + "\n")

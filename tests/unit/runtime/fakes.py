@@ -16,6 +16,11 @@ class CharCodec:
     A codec with one token for each character.
     """
 
+    longest_token_bytes = 4
+
+    def least_tokens(self, text, enough):
+        return min(len(text), enough)
+
     def encode(self, text):
         return [ord(char) for char in text]
 

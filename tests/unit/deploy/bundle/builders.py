@@ -17,6 +17,7 @@ from deploy.bundle.store import BundleStore
 from deploy.wheelhouse.lock import CachedWheel, Lock
 
 IDENTITY = "ann@example.org"
+FLEET, NOW_S = "prod", 1_750_000_000
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 GOLDEN = {"prompt": "sun", "max_tokens": 4, "expected": "rises"}
 
@@ -139,6 +140,8 @@ class Workshop:
             "row_name": "torch-2.13-cpu",
             "lock": self.lock,
             "identity": IDENTITY,
+            "fleet": FLEET,
+            "now_s": NOW_S,
             "runtime_dir": self.runtime,
             "store": self.store,
         }

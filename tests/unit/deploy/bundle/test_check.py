@@ -9,7 +9,7 @@ import pytest
 from deploy.bundle.check import check_bundle
 from deploy.bundle.sign import sign_bundle
 from deploy.errors import BundleTampered, BundleTruncated, BundleUnsigned, PreconditionError
-from tests.unit.deploy.bundle.builders import IDENTITY
+from tests.unit.deploy.bundle.builders import FLEET, IDENTITY
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_missing_or_invalid_key_is_named(workshop, tmp_path, keys, spoil):
         sign_bundle(workshop.build(), key=key)
 
     assert str(key) in caught.value.what + caught.value.why
-    assert not workshop.store.newest().signature_path.is_file()
+    assert not workshop.store.newest(FLEET).signature_path.is_file()
 
 
 def test_missing_allowed_signers_are_named(bundle, tmp_path):

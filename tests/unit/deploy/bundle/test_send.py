@@ -20,6 +20,7 @@ from deploy.host.__main__ import handle
 from deploy.host.protocol import LeaseAcquire
 from deploy.transport.client import HostClient
 from tests.local_host import ANSWER_LOST, LOST_BEFORE, local_hosts
+from tests.unit.deploy.bundle.builders import FLEET
 from tests.unit.deploy.host.staged import UV
 
 
@@ -32,7 +33,8 @@ def transport(keys):
         paths.uv.symlink_to(UV)
         paths.etc.mkdir(parents=True)
         shutil.copyfile(keys[1], paths.allowed_signers)
-        transport.system.real |= {"ssh-keygen", *map(str, (paths.uv, paths.venvs, paths.releases))}
+        paths.host_config.write_text(json.dumps({"fleet": FLEET}))
+        transport.system.real.add("ssh-keygen")
         yield transport
 
 

@@ -126,6 +126,37 @@ def test_an_interruption_has_its_own_code(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_user_without_a_home_directory_is_told_so(monkeypatch):
+    """
+    A job for CI whose user has no passwd entry.
+    """
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    error = caught(lambda: Path("~/.cache").expanduser())
+    assert "home directory" in error.what
+    assert error.fix.startswith("export HOME")
+
+
+def no_entry(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+def test_another_runtime_error_is_a_defect():
+    """
+    Negative control of the test above.
+    """
+    assert "a defect of slipway" in explain(RuntimeError("something else")).what
+
+
+def test_the_traceback_is_private_and_hides_passwords(monkeypatch, tmp_path):
+    monkeypatch.setattr(boundary, "_TRACEBACK", tmp_path / ".slipway" / "traceback.txt")
+    with pytest.raises(SystemExit), error_boundary(as_json=False):
+        raise RuntimeError("cannot reach https://reader:s3cret@index.invalid/simple")
+    kept = tmp_path / ".slipway" / "traceback.txt"
+    assert "https://[hidden]@index.invalid" in kept.read_text()
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
 def test_an_interruption_with_json_is_one_document(capsys):
     with pytest.raises(SystemExit) as ended, error_boundary(as_json=True):
         raise KeyboardInterrupt

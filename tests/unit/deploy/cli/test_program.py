@@ -3,10 +3,13 @@ The program that ./inv starts, in this process: words in, exit code and output o
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from deploy.cli import program
 from deploy.cli.program import SlipwayProgram
 
 ROOT = Path(__file__).parents[4]
@@ -124,3 +127,77 @@ def test_a_configuration_that_is_no_yaml_is_a_usage_error(inv, monkeypatch, tmp_
 def test_debug_also_stands_after_the_task():
     program = SlipwayProgram(name="Invoke", binary="inv[oke]")
     assert any(a.name == "debug" and "traceback" in a.help for a in program.core_args())
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("flete: lab", "did you mean fleet?"),
+        ("fleet: [lab]", "not the name of a fleet"),
+        ("fleet: 5", "not the name of a fleet"),
+        ("1: 2", "unknown key 1"),
+        ('"\\e[2J": 2', "unknown key \\x1b[2J"),
+        ("fleet: !!python/object/apply:os.system [true]", "not YAML"),
+        ("[fleet]", "fix: "),
+        ("fleet", "fix: "),
+    ],
+)
+def test_a_configuration_file_of_invoke_is_checked(inv, tmp_path, text, word):
+    """
+    A mistyped key would leave the default fleet in place, in silence.
+    """
+    path = tmp_path / "invoke.yaml"
+    path.write_text(text)
+    code, out, err = inv("--config", str(path), "matrix")
+    assert (code, out) == (19, "")
+    assert word in err
+
+
+def test_the_configuration_of_the_repository_is_valid(inv, tmp_path):
+    """
+    Negative control: its own keys, and those of invoke.
+    """
+    path = tmp_path / "invoke.yaml"
+    path.write_text((ROOT / "invoke.yaml").read_text() + "run: {echo: false}\n")
+    assert inv("--config", str(path), "status", "--limit", "nosuch")[0] == 12
+
+
+@pytest.mark.parametrize("words", [("matrix",), ("status",), ("lab.status",)])
+def test_a_folder_that_is_a_link_stops_every_task(inv, monkeypatch, tmp_path, words):
+    """
+    Before the task begins, with the usual document under --json.
+    """
+    link = tmp_path / ".slipway"
+    link.symlink_to(tmp_path)
+    monkeypatch.setattr(program, "_PRIVATE", (link,))
+    code, out, err = inv(*words, "--json")
+    assert (code, err) == (1, "")
+    error = json.loads(out)["error"]
+    assert str(link) in error["what"]
+    assert "symbolic link" in error["why"]
+    assert error["fix"]
+
+
+def test_help_needs_no_private_folder(inv, monkeypatch, tmp_path):
+    """
+    Negative control: what writes nothing is not stopped.
+    """
+    (tmp_path / ".slipway").symlink_to(tmp_path)
+    monkeypatch.setattr(program, "_PRIVATE", (tmp_path / ".slipway",))
+    assert inv("--list")[0] == 0
+    assert inv("--help", "release")[0] == 0
+
+
+def test_what_the_process_writes_is_private():
+    """
+    The program itself starts with umask 077, so that children inherit it.
+    """
+    script = (
+        "import os, deploy.cli.program as p\n"
+        "p.SlipwayProgram.run = lambda *a: print(oct(os.umask(0)))\n"
+        "p.main()"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, umask=0
+    )
+    assert shown.stdout.strip() == "0o77", shown.stderr

@@ -10,10 +10,11 @@ import pytest
 
 from deploy.cli import boundary, terminal
 from deploy.cli.boundary import error_boundary
+from deploy.cli.report import status_json
 from deploy.cli.tables import status_table
 from deploy.cli.terminal import finish, print_error, print_progress, rendered
 from deploy.errors import CanaryRejected, TransportError
-from tests.builders import make_settled
+from tests.builders import make_observed, make_settled
 
 ROOT = Path(__file__).parents[4]
 LONG = "gpu-rack-07-position-12-" + "x" * 23  # 47 characters
@@ -148,6 +149,23 @@ def test_a_reader_that_leaves_ends_it_quietly():
     done = run_inv(["matrix"], stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_status_names_a_host_whose_reserve_was_used():
+    """
+    In the table and in the document; control: no other host is named.
+    """
+    states = {
+        name: make_observed(name, is_reserve_whole=whole)
+        for name, whole in (("n1", True), ("n2", False))
+    }
+
+    text = rendered(status_table("lab", states))
+    hosts = status_json("lab", states)["hosts"]
+
+    assert "n2: the reserve for a full disk was used" in text
+    assert text.count("reserve") == 1
+    assert [host.get("reserve") for host in hosts] == [None, "used"]
 
 
 class Gone(io.StringIO):

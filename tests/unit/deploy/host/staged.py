@@ -2,6 +2,7 @@
 Stages real bundles on a host in a temporary directory: real signatures, real uv, real files.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from deploy.bundle.send import stage
 from deploy.host.bundle.staging import PART
 from deploy.host.protocol import HostError
+from tests.unit.deploy.bundle.builders import FLEET
 
 UV = Path(sys.prefix) / "bin" / "uv"
 
@@ -21,8 +23,8 @@ def provision(host, keys):
     host.layout.bin.mkdir(parents=True)
     host.layout.uv.symlink_to(UV)
     host.layout.etc.mkdir(parents=True)
+    host.layout.host_config.write_text(json.dumps({"fleet": FLEET, "locks": []}))
     shutil.copyfile(keys[1], host.layout.allowed_signers)
-    host.system.real |= {str(p) for p in (host.layout.uv, host.layout.venvs, host.layout.releases)}
 
 
 class Link:

@@ -3,6 +3,7 @@ The verb `facts`, on a host under a temporary root.
 """
 
 import hashlib
+import hmac
 import os
 import socket
 from pathlib import Path
@@ -136,8 +137,13 @@ def test_the_text_of_a_secret_never_leaves_the_host(host):
     sha256 = hashlib.sha256(content).hexdigest()
     differs = facts(host, paths={path: "0" * 64}).paths[path]
     assert (differs.sha256, differs.text) == (sha256, "TOKEN=x")
-    secret = facts(host, paths={path: "0" * 64}, secret=(path,)).paths[path]
-    assert (secret.sha256, secret.text) == (sha256, None)
+    key = "ab" * 32
+    secret = facts(host, secrets={path: key}).paths[path]
+    mac = hmac.new(bytes.fromhex(key), content, "sha256").hexdigest()
+    assert (secret.sha256, secret.text, secret.mac) == (None, None, mac)
+    assert facts(host, secrets={path: "cd" * 32}).paths[path].mac != mac
+    assert facts(host, secrets={"/etc": key}).paths["/etc"].mac is None
+    assert facts(host, secrets={"/nowhere": key}).paths["/nowhere"] is None
     assert facts(host, paths={path: sha256}).paths[path].text is None
 
 

@@ -96,7 +96,7 @@ def test_a_full_disk_is_disktoosmall(host, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "/var/lib/slipway/lease.json")
 
-    monkeypatch.setattr("deploy.host.lease.write_atomic", full)
+    monkeypatch.setattr("deploy.host.lease.write_spare", full)
 
     error = host.refusal(LeaseAcquire("ann", 30))
 

@@ -21,7 +21,8 @@ def test_a_root_prefixes_every_path(tmp_path):
     """
     layout_under_root = Layout(str(tmp_path))
 
-    paths = [value for name, value in vars(layout_under_root).items() if name != "root"]
+    values = [value for name, value in vars(layout_under_root).items() if name != "root"]
+    paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
 
     assert len(paths) > 20
     assert all(tmp_path in path.parents for path in paths)

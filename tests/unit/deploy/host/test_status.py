@@ -8,6 +8,7 @@ from deploy.host.protocol import (
     JournalAppend,
     LeaseRelease,
     Measure,
+    Retire,
     SlotStart,
     SlotStatus,
     TrafficSet,
@@ -85,6 +86,7 @@ def test_good_releases_are_recorded_and_rolled_back(leased):
         leased.call(LeaseRelease())
         leased.release = release
         leased.lease()
+        leased.stage(bundle, version)
         leased.call(GoodRecord(bundle, version, "blue"))
     first, second = GoodRelease("r1", BUNDLE, "v1"), GoodRelease("r2", OTHER, "v2")
     assert leased.status().good == (first, second)
@@ -93,6 +95,29 @@ def test_good_releases_are_recorded_and_rolled_back(leased):
 
     assert leased.status().good == (first,)
     assert leased.status().unfinished is None
+
+
+def test_a_release_that_was_retired_is_no_longer_good(leased):
+    """
+    A rollback could not return to it; the one that a slot has is listed in any case.
+    """
+    digests = [letter * 64 for letter in "abcde"]
+    for number, bundle in enumerate(digests):
+        leased.call(LeaseRelease())
+        leased.release = f"r{number}"
+        leased.lease()
+        leased.stage(bundle, f"v{number}")
+        leased.call(GoodRecord(bundle, f"v{number}", "blue"))
+    assert len(leased.status().good) == 5  # negative control
+    leased.layout.slot_links.mkdir(exist_ok=True)
+    leased.layout.slot_link("blue").symlink_to(leased.layout.release(digests[0]))
+
+    leased.call(Retire(keep=3))
+
+    assert [good.version for good in leased.status().good] == ["v0", "v2", "v3", "v4"]
+    leased.layout.slot_link("blue").unlink()
+    leased.call(Retire(keep=3))
+    assert [good.version for good in leased.status().good] == ["v2", "v3", "v4"]
 
 
 def test_rolling_back_to_an_unrecorded_release_is_refused(leased):

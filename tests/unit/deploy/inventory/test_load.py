@@ -187,6 +187,8 @@ WRONG_VALUES = {
     "secrets.t": [{}, {"env": "A", "file": "b"}, "hunter2", {"env": 5}],
     "service.port": [0, 65536],
     "service.memory_max": [8, "8", "8GB", "0B"],
+    "service.state_max": [8, "8GB", "0B"],
+    "service.tmp_max": [8, "8GB", "0B"],
     "service.tasks_max": [15],
     "service.engine": ["torch"],
     "service.vllm_args": ["--x", [1], ["--uds", "/x"], ["--api_key=k"]],

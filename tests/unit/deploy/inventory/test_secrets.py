@@ -9,7 +9,8 @@ from deploy.inventory.secrets import SecretValue, resolve_secret
 
 
 def secret_file(tmp_path, content, mode=0o600):
-    path = tmp_path / "token"
+    path = tmp_path / "slipway" / "token"
+    path.parent.mkdir()
     path.write_bytes(content)
     path.chmod(mode)
     return Secret(file=path)
@@ -93,6 +94,41 @@ def test_a_missing_file_is_named(tmp_path):
     The path is in the message.
     """
     with pytest.raises(InventoryError) as caught:
-        resolve_secret(Secret(file=tmp_path / "none"), {}, name="api")
-    assert f"{tmp_path}/none cannot be read" in caught.value.what
+        resolve_secret(Secret(file=tmp_path / "slipway-none"), {}, name="api")
+    assert f"{tmp_path}/slipway-none cannot be read" in caught.value.what
     assert "No such file" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "name", [".vault-token", ".config/other/token", ".config/link/token", "slipway-link", "token"]
+)
+def test_a_private_file_of_another_program_is_refused(tmp_path, monkeypatch, name):
+    """
+    A fleet file that somebody else wrote would send it to the hosts that it names.
+    """
+    home = tmp_path / "slipway"  # of a user with this name
+    for folder in (".config/other", ".config/slipway"):
+        (home / folder).mkdir(parents=True)
+    for file in (".vault-token", ".config/other/token", "token"):
+        (home / file).write_text("hunter2")
+        (home / file).chmod(0o600)
+    (home / ".config/link").symlink_to(home / ".config/other")
+    (home / "slipway-link").symlink_to(home / ".vault-token")
+    monkeypatch.setenv("HOME", str(home))
+
+    with pytest.raises(InventoryError) as caught:
+        resolve_secret(Secret(file=home / name), {})
+    assert "not a file for secrets of slipway" in caught.value.what
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".config/slipway/token", "slipway-token", "slipway.d/token"])
+def test_a_file_that_is_named_for_slipway_is_read(tmp_path, name):
+    """
+    Negative control: by its own name, or by that of its directory.
+    """
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("hunter2")
+    path.chmod(0o600)
+    assert resolve_secret(Secret(file=path), {}).reveal() == "hunter2"

@@ -1,5 +1,9 @@
+from pathlib import Path
+
 from deploy.lab import base
 from deploy.lab.base import DebootstrapStages, recipe_digest
+from deploy.lab.config import LabConfig
+from deploy.lab.sources import Sources
 
 
 def test_another_recipe_is_another_tree(monkeypatch):
@@ -41,4 +45,35 @@ def test_each_stage_of_a_build_is_reported_once():
         "base tree: retrieving packages",
         "base tree: extracting packages",
         "base tree: configuring packages",
+    ]
+
+
+def test_a_password_of_a_mirror_is_in_no_argument(monkeypatch, tmp_path):
+    """
+    wget of debootstrap reads it from a private file; a mirror without one is passed as it is.
+    """
+    calls = []
+
+    def follow(argv, *, env, **_):
+        netrc = Path(env["HOME"]) / ".netrc" if "HOME" in env else None
+        mode = netrc and netrc.stat().st_mode & 0o777
+        calls.append((argv[-1], netrc and netrc.read_text(), mode))
+        Path(argv[-2]).joinpath("etc").mkdir()
+
+    monkeypatch.setattr(base, "follow", follow)
+    monkeypatch.setattr(base, "_finish", lambda tree: None)
+    config = LabConfig(tmp_path / "lab", tmp_path)
+    for number, mirror in enumerate(["http://ada:s3%40cret@mirror.test:80/debian", "http://m/"]):
+        sources = Sources(mirror, None, "", "", "")
+        base._build(
+            config, sources, tmp_path / f"base-{number}", now=lambda: 0.0, progress=lambda _: None
+        )
+
+    assert calls == [
+        (
+            "http://mirror.test:80/debian",
+            "machine mirror.test login ada password s3@cret\n",
+            0o600,
+        ),
+        ("http://m/", None, None),
     ]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from deploy.lab.common import MASKED, resolver, write_common
@@ -81,3 +83,26 @@ def test_writing_again_replaces_the_whole_layer(config):
     write_common(config, SOURCES)
 
     assert not (config.common / "etc/stale").exists()
+
+
+def test_a_password_of_a_mirror_is_for_root_alone(config):
+    """
+    Other settings of apt can be read by all users of a host, as on any Debian.
+    """
+    plain, login = 0o644, 0o600
+    write_common(config, SOURCES)
+    etc = config.common / "etc/apt"
+    modes = [(etc / name).stat().st_mode & 0o777 for name in ("sources.list", "apt.conf.d/90lab")]
+    assert modes == [plain, plain]
+
+    secret = "http://ada:s3cret@mirror.test/"
+    write_common(
+        config,
+        replace(
+            SOURCES,
+            apt_sources=f"deb {secret} bookworm main\n",
+            apt_settings=f'Acquire::http::Proxy "{secret}";\n',
+        ),
+    )
+    modes = [(etc / name).stat().st_mode & 0o777 for name in ("sources.list", "apt.conf.d/90lab")]
+    assert modes == [login, login]

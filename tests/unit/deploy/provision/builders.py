@@ -23,11 +23,13 @@ from deploy.provision.resources import (
     User,
     Venv,
 )
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
 
 TOKEN = "s3cret-Token.1"  # of the made-up service
+MAC_KEY = "c" * 64
 PLENTY = 2**40
 
 
@@ -39,6 +41,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"device": "cpu", "precision": "fp32", "threads": 2, "memory_max": 2 * 2**30}
     return HostSpec(
+        fleet="prod",
         row=load_matrix().row(row),
         lock=Lock(digest=digest, text=text, python="3.11", wheels=(wheel,)),
         service=Service.model_construct(**Service().model_dump() | settings | service),
@@ -48,6 +51,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
         allowed_signers='lab@slipway namespaces="slipway-bundle" ssh-ed25519 AAAA\n',
         host_program=b"#!a zipapp",
         uv=Binary(Path("/venv/bin/uv"), "2" * 64, 38_000_000),
+        mac_key=MAC_KEY,
     )
 
 
@@ -61,7 +65,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
     """
     query = fact_query(resource_set)
     values = {
-        "paths": dict.fromkeys(query.paths),
+        "paths": dict.fromkeys({**query.paths, **query.secrets}),
         "packages": dict.fromkeys(query.packages),
         "users": dict.fromkeys(query.users),
         "units": {
@@ -95,7 +99,7 @@ def bare(resource_set: ResourceSet, **changes) -> Facts:
     return replace(
         empty,
         **{
-            "paths": dict.fromkeys(query.paths),
+            "paths": dict.fromkeys({**query.paths, **query.secrets}),
             "packages": dict.fromkeys(query.packages),
             "users": dict.fromkeys(query.users),
             "units": dict.fromkeys(query.units, unit),
@@ -123,6 +127,8 @@ def path_like(resource, **changes):
             values[name] = getattr(resource, name)
     if isinstance(resource, Directory):
         values["type"] = "directory"
+    if getattr(resource, "mac", None) is not None:
+        values |= {"mac": resource.mac, "sha256": None}
     return PathFacts(**values | changes)
 
 
@@ -134,6 +140,8 @@ def _fulfil(resource, values):
             values["users"][resource.user] = UserFacts(
                 group=resource.user, shell=resource.shell, home=resource.home
             )
+        case Reserve():
+            values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Directory() | File():
             values["paths"][resource.path] = path_like(resource)
         case Upload():
@@ -142,13 +150,15 @@ def _fulfil(resource, values):
             values["paths"][resource.link] = path_like(resource, **link)
         case Venv():
             values["paths"][resource.complete] = path_like(resource)
+            closed = {"type": "directory", "mode": "0750", "group": layout.USER, "sha256": None}
+            values["paths"][resource.path] = path_like(resource, **closed)
             values["listings"][layout.WHEELHOUSE] = {w.file: w.size for w in resource.wheels}
         case EnabledService():
             values["units"][resource.unit] = UnitFacts(
                 load="loaded", active="active", enabled="enabled", stale=False
             )
             values["haproxy"] = resource.description
-        case Absent():
+        case Absent() | Socket():
             values["paths"][resource.path] = None
 
 

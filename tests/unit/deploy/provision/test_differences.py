@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host import layout
-from deploy.host.protocol import FactQuery, LeaseStatus, Listener, UnitFacts
+from deploy.host.protocol import Call, FactQuery, LeaseStatus, Listener, UnitFacts
+from deploy.host.rpc import encode_request
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
@@ -16,7 +17,7 @@ from deploy.provision.differences import (
 )
 from deploy.provision.requirements import Driver
 from deploy.provision.resources import Packages
-from tests.unit.deploy.provision.builders import bare, find, make_facts, make_resources
+from tests.unit.deploy.provision.builders import MAC_KEY, bare, find, make_facts, make_resources
 
 RESOURCES = make_resources()
 GOOD = make_facts(RESOURCES)
@@ -37,10 +38,11 @@ def test_a_host_that_matches_has_no_steps():
 
 def test_a_bare_host_gets_every_resource():
     """
-    Except the reloads that systemd does by itself.
+    Except the sockets, which only a running slot has.
     """
     steps = steps_to(RESOURCES, bare(RESOURCES))
-    assert names(steps) == [r.name for r in (*RESOURCES.placed, *RESOURCES.running)]
+    wanted = (r for r in (*RESOURCES.placed, *RESOURCES.running) if r.kind != "socket")
+    assert names(steps) == [r.name for r in wanted]
 
 
 def test_names_of_resources_are_unique():
@@ -57,7 +59,7 @@ def test_only_missing_files_are_placed(gone):
     For any set of missing files.
     """
     facts = replace(GOOD, paths=GOOD.paths | dict.fromkeys(gone))
-    owners = [r.name for r in RESOURCES.placed if set(r.query.paths) & gone]
+    owners = [r.name for r in RESOURCES.placed if {*r.query.paths, *r.query.secrets} & gone]
     assert names(steps_to(RESOURCES, facts)) == owners
 
 
@@ -117,11 +119,50 @@ def test_queries_are_merged_without_duplicates():
     assert merge_queries([]) == FactQuery()
 
 
-def test_secrets_are_asked_for_by_hash_alone():
+def test_the_question_about_a_secret_says_nothing_of_it():
     """
-    The query lists the paths whose text must never leave the host.
+    A question has the key of its run and nothing that depends on the secret.
+
+    So it is the same for every secret, and a host that lacks the secret cannot test guesses.
     """
-    assert fact_query(RESOURCES).secret == (layout.ENVIRONMENT,)
+    query, other = fact_query(RESOURCES), fact_query(make_resources(tokens=("another",)))
+    assert query.secrets == {layout.ENVIRONMENT: MAC_KEY}
+    assert layout.ENVIRONMENT not in query.paths
+    assert encode_request(query, Call(actor="x")) == encode_request(other, Call(actor="x"))
+
+
+def test_a_question_that_depends_on_the_secret_would_be_noticed():
+    """
+    Negative control: with a hash of the content, the questions of two secrets differ.
+    """
+    first, second = (
+        find(make_resources(tokens=(token,)), layout.ENVIRONMENT).model_copy(
+            update={"mac_key": None}
+        )
+        for token in ("one", "another")
+    )
+    assert encode_request(first.query, Call(actor="x")) != encode_request(
+        second.query, Call(actor="x")
+    )
+
+
+def test_a_secret_is_compared_by_its_mac():
+    """
+    The same content differs in nothing; another is new content; an answer under another key, such
+    as one that was recorded in an earlier run, does not count.
+    """
+    secret = find(RESOURCES, layout.ENVIRONMENT)
+    later = secret.model_copy(update={"mac_key": "d" * 64})
+    older = secret.model_copy(update={"content": b"older"})
+    for answer, change in (
+        (secret.mac, None),
+        (later.mac, "new content"),
+        (older.mac, "new content"),
+    ):
+        facts = make_facts(RESOURCES)
+        path = replace(facts.paths[layout.ENVIRONMENT], mac=answer)
+        difference = secret.difference(replace(facts, paths=facts.paths | {secret.path: path}))
+        assert (difference and difference.change) == change
 
 
 @pytest.mark.parametrize(
@@ -232,3 +273,16 @@ def test_only_missing_wheels_are_sent():
     assert venv.difference(there).change == "build 1 packages"
     short = {layout.WHEELHOUSE: {file: size - 1 for file, size in whole.items()}}
     assert venv.missing(replace(there, listings=short)) == venv.wheels
+
+
+def test_an_environment_that_all_may_read_is_closed_without_sending():
+    """
+    An older release of slipway built it; its wheels may be gone by now.
+    """
+    venv = find(RESOURCES, next(r.name for r in RESOURCES.placed if r.name.startswith("venv")))
+    found = replace(GOOD.paths[venv.path], mode="0755", group="root")
+    there = replace(GOOD, paths=GOOD.paths | {venv.path: found}, listings={layout.WHEELHOUSE: {}})
+
+    assert venv.difference(GOOD) is None
+    assert venv.difference(there).change == ("owner root:root → root:slipway, mode 0755 → 0750")
+    assert venv.missing(there) == ()

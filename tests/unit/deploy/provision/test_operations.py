@@ -7,6 +7,7 @@ import grp
 import hashlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from deploy.host.protocol import ErrorKind, HostError, VenvBuilt
 from deploy.host.rpc import encode_error, encode_result, parse_request
 from deploy.provision import operations
 from deploy.provision.resources import File, Upload, Venv
+from deploy.provision.slot_resources import Reserve, Socket
 from deploy.transport.base import Completed
 from deploy.transport.client import HostClient
 from tests.unit.deploy.provision.builders import bare, make_resources
@@ -32,7 +34,7 @@ def names_in(folder):
 
 
 def make_file(path, content=b"secret\n", **changes):
-    kind = {"owner": USER, "group": GROUP, "mode": "0600", "secret": True}
+    kind = {"owner": USER, "group": GROUP, "mode": "0600", "mac_key": "c" * 64}
     return File(path=str(path), content=content, **kind | changes)
 
 
@@ -249,7 +251,7 @@ def test_an_environment_is_built_by_the_host_program():
     It runs as root, and its request has the lock and its wheels.
     """
     venv, [(argv, stdin)] = build(encode_result(VenvBuilt(built=True, took_s=1.0)))
-    assert argv == ["sudo", "-n", "python3", layout.HOST_PROGRAM, "venv.build"]
+    assert argv == ["sudo", "-n", *layout.HOST_COMMAND, "venv.build"]
     request, call = parse_request("venv.build", stdin.decode())
     assert (request.digest, request.lock, call.actor) == (venv.digest, venv.text, "provision")
     assert [wheel.file for wheel in request.wheels] == [wheel.file for wheel in venv.wheels]
@@ -262,3 +264,46 @@ def test_an_environment_that_does_not_fit_is_an_error_of_its_kind():
     error = HostError(ErrorKind.DISK_TOO_SMALL, "no space", "1 MiB is free", "free some")
     with pytest.raises(DiskTooSmall, match='n1 says: "no space: 1 MiB is free"'):
         build(encode_error(error))
+
+
+def test_a_reserve_has_allocated_blocks_and_a_full_disk_leaves_none(tmp_path):
+    """
+    A file of the right size without blocks would be no reserve.
+    """
+    path = tmp_path / "it's reserved"
+    path.write_bytes(b"left over")
+    wanted = Reserve(path=str(path), size=1 << 20)
+
+    assert run(operations.reserve_command(wanted), b"").returncode == 0
+    assert path.stat().st_size == 1 << 20
+    assert path.stat().st_blocks * 512 >= 1 << 20
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    too_large = Reserve(path=str(path), size=1 << 50)
+    assert run(operations.reserve_command(too_large), b"").returncode != 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["socket", "link", "file", "gone"])
+def test_only_a_socket_is_given_away(tmp_path, kind):
+    """
+    Nothing behind a link changes, and a slot that has gone is no error.
+    """
+    path, behind = tmp_path / "runtime.sock", tmp_path / "behind"
+    behind.touch(mode=0o640)
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "link":
+        path.symlink_to(behind)
+    elif kind == "file":
+        path.touch(mode=0o640)
+
+    given = Socket(path=str(path), owner=USER)
+    assert run(operations.giving_command(given), b"").returncode == 0
+
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir() if p.exists()}
+    assert modes.get("runtime.sock") == {
+        "socket": 0o600, "link": 0o640, "file": 0o640, "gone": None,
+    }[kind]  # fmt: skip
+    assert modes["behind"] == 0o640

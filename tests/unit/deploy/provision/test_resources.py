@@ -60,7 +60,7 @@ def test_a_secret_is_in_no_diff_and_no_repr():
     """
     secret = find(RESOURCES, layout.ENVIRONMENT)
     assert TOKEN.encode() in secret.content  # negative control: it is in there
-    update = change(secret, sha256="0" * 64, text="SLIPWAY_API_TOKENS=older")
+    update = change(secret, mac="0" * 64, text="SLIPWAY_API_TOKENS=older")
     for difference in (update, secret.difference(bare(RESOURCES))):
         assert difference.diff is None
         assert TOKEN not in str(difference)
@@ -92,3 +92,54 @@ def test_a_directory_of_the_same_name_is_not_the_file():
     """
     directory = find(RESOURCES, layout.INCOMING)
     assert change(directory, type="file").change == "file → directory"
+
+
+SOCKET = find(RESOURCES, "/run/slipway/blue/runtime.sock")
+RESERVE = find(RESOURCES, "/var/lib/slipway/reserve")
+
+
+def test_a_socket_of_an_earlier_release_is_given_to_haproxy():
+    """
+    A slot that was started as the user of all slots still listens on it.
+    """
+    old = change(SOCKET, type="other", owner="slipway", group="slipway", mode="0660")
+    assert old.change == "owner slipway:slipway → haproxy:slipway, mode 0660 → 0600"
+    assert change(SOCKET, type="other", owner="haproxy", group="slipway", mode="0600") is None
+
+
+@pytest.mark.parametrize("type_", ["link", "file", "directory"])
+def test_what_is_no_socket_is_left_alone(type_):
+    """
+    The link to the socket of a new slot, and what nobody expects there.
+    """
+    assert change(SOCKET, type=type_, owner="root", mode="0777") is None
+
+
+def test_a_used_reserve_is_laid_again():
+    """
+    The change says how much is left of it.
+    """
+    assert change(RESERVE, size=1 << 20, mode="0600").change == (
+        "reserve 4.0MiB: 1.0MiB is left of it"
+    )
+    assert change(RESERVE, mode="0600") is None
+    gone = replace(GOOD, paths=GOOD.paths | {RESERVE.path: None})
+    assert "nothing is left of it" in RESERVE.difference(gone).change
+
+
+@pytest.mark.parametrize(
+    ("resource", "unit"),
+    [("systemd", "slipway-runtime@green.service"), ("haproxy.service", "haproxy.service")],
+)
+def test_a_masked_unit_is_named_with_its_remedy(resource, unit):
+    """
+    A reload does not change it, so provisioning would try for ever.
+    """
+    found = find(RESOURCES, resource)
+    masked = replace(GOOD.units[unit], load="masked")
+
+    refusal = found.refusal(replace(GOOD, units=GOOD.units | {unit: masked}))
+
+    assert unit in refusal.why
+    assert refusal.fix == f"on the host: systemctl unmask {unit}"
+    assert found.refusal(GOOD) is None

@@ -43,5 +43,6 @@ def test_missing_or_empty_allowed_signers_are_refused(tmp_path):
     fleet.signing.allowed_signers.write_text("# no signer\n\n")
     with pytest.raises(InventoryError, match="names no signer"):
         read_allowed_signers(fleet)
-    fleet.signing.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
-    assert read_allowed_signers(fleet) == "me ssh-ed25519 AAAA\n"
+    key = "AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    fleet.signing.allowed_signers.write_text(f"me ssh-ed25519 {key}\n")
+    assert read_allowed_signers(fleet) == f"me ssh-ed25519 {key}\n"

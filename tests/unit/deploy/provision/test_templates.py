@@ -50,6 +50,7 @@ def texts():
         "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
+        "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
         "slipway.slice": placed[runtime_unit.SLICE_FILE],
         "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],
         "runtime.yml": runtime_unit.config(cpu),

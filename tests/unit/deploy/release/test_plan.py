@@ -57,14 +57,51 @@ def test_the_release_on_record_is_stable_even_when_a_canary_has_more_traffic():
     assert plan([observed]).host("n1").from_slot == "blue"
 
 
-def test_an_unhealthy_stable_release_stops_the_plan():
-    """
-    There would be no baseline for the canary, and no target for a rollback.
-    """
-    observed = make_observed("n1", make_serving(is_ready=False), good=make_settled().good)
+UNREADY = make_serving(is_ready=False)
+STARTING = make_serving(is_ready=False, unit="activating", haproxy="DOWN")
 
+
+@pytest.mark.parametrize("slot", [UNREADY, STARTING], ids=["unready", "starting"])
+def test_a_serving_slot_that_is_not_ready_is_replaced_without_a_canary(slot):
+    """
+    No slot can refuse its own replacement; the plan says why there is no canary.
+    """
+    release_plan = plan([make_observed("n1", slot, good=make_settled().good), make_settled("n2")])
+
+    host = release_plan.host("n1")
+    assert (host.from_slot, host.to_slot, host.has_stable) == ("blue", "green", False)
+    assert release_plan.host("n2").has_stable
+    assert "answers, then all the traffic (v1 is not ready there)" in "\n".join(
+        release_plan.steps()
+    )
+
+
+def test_the_slot_that_is_not_ready_makes_way_where_another_one_serves():
+    """
+    An unfinished release that is ready keeps the traffic while the new one starts.
+    """
+    left = make_serving("green", "b9", "v9", weight_pct=10)
+    observed = make_observed("n1", make_serving(is_ready=False, weight_pct=90), left,
+                             good=make_settled().good)  # fmt: skip
+
+    host = plan([observed]).host("n1")
+    assert (host.from_slot, host.to_slot, host.clear_first) == ("green", "blue", True)
+
+
+def test_a_slot_cannot_void_the_plan_to_replace_it():
+    """
+    The digest does not change with what a slot says of its readiness; with its traffic it does.
+    """
+    good = make_settled().good
+    ready = plan([make_observed("n1", make_serving(), good=good)])
+    unready = plan([make_observed("n1", UNREADY, good=good)])
+    assert ready.digest == unready.digest
+    assert plan([make_observed("n1", make_serving(weight_pct=0), good=())]).digest != ready.digest
+
+
+def test_an_unreadable_haproxy_stops_the_plan():
     with pytest.raises(PreconditionError, match="n1"):
-        plan([observed])
+        plan([make_observed("n1", make_serving(weight_pct=None), good=make_settled().good)])
 
 
 @pytest.mark.parametrize("share", [0, -1, 51, 100])

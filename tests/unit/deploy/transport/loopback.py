@@ -25,6 +25,7 @@ class LoopbackSshd:
     def __init__(self, folder):
         self.folder = folder
         self.host_key = paramiko.ECDSAKey.generate()
+        self.more_host_keys = []  # of other types
         self.client_key = folder / "id_ecdsa"
         client_key = paramiko.ECDSAKey.generate()
         client_key.write_private_key_file(str(self.client_key))
@@ -114,7 +115,8 @@ class LoopbackSshd:
                 # As sshd does: an answer of several packets does not wait for an acknowledgement.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport = paramiko.Transport(connection)
-                transport.add_server_key(self.host_key)
+                for key in (self.host_key, *self.more_host_keys):
+                    transport.add_server_key(key)
                 self._transports.append(transport)
                 with contextlib.suppress(paramiko.SSHException, EOFError):
                     transport.start_server(server=_Server(self))

@@ -3,6 +3,8 @@ With the real pip, against a folder of hand-made wheels: nothing leaves the mach
 """
 
 import hashlib
+import json
+import subprocess
 import zipfile
 
 import pytest
@@ -193,3 +195,78 @@ def test_a_lock_of_another_build_is_refused(world):
     with pytest.raises(InventoryError) as caught:
         lock_digest(ROW.model_copy(update={"wheel": "9.0"}), requirements=world[0])
     assert "does not pin torch==9.0" in caught.value.why
+
+
+def index_of(world):
+    [index] = world[1].glob("*.json")
+    return index
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../outside.whl"},
+        {"file": "/etc/hostname"},
+        {"file": "\0"},
+        {"sha256": "0" * 64},
+        {"file": None},
+    ],
+)
+def test_an_index_of_the_cache_names_only_wheels_of_its_lock(world, change):
+    """
+    An index that names another file or hash is not used: the wheels are fetched again.
+    """
+    first = ensure(world)
+    entries = json.loads(index_of(world).read_text())
+    (world[1].parent / "outside.whl").write_bytes(first.wheels[0].path.read_bytes())
+    index_of(world).write_text(json.dumps([entries[0] | change, *entries[1:]]))
+    assert ensure(world) == first
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, '[{"file": 1}]', "\udcff"])
+def test_an_index_of_the_cache_that_is_damaged_is_made_again(world, text):
+    first = ensure(world)
+    index_of(world).write_bytes(text.encode(errors="surrogateescape"))
+    assert ensure(world) == first
+
+
+def test_a_link_in_the_cache_is_no_wheel(world, tmp_path):
+    """
+    A link is replaced by the file that was checked.
+    """
+    wheel = ensure(world).wheels[0].path
+    wheel.rename(tmp_path / "elsewhere")
+    wheel.symlink_to(tmp_path / "elsewhere")
+    assert not ensure(world).wheels[0].path.is_symlink()
+
+
+def test_a_password_of_an_index_is_in_no_error(world, monkeypatch):
+    """
+    pip's own words are quoted, without the user and password of a URL.
+    """
+    password = "s3cret-of-the-index"
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://reader:{password}@127.0.0.1:1/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(CommandFailed) as caught:
+        ensure(world)
+    assert password not in str(caught.value)
+
+
+def test_a_password_of_an_index_is_in_no_argument(world, monkeypatch):
+    """
+    pip reads the index from its own configuration; its arguments have the lock alone.
+    """
+    calls = []
+    real = subprocess.run
+
+    def run(argv, **kwargs):
+        calls.append(argv)
+        return real(argv, **kwargs)
+
+    monkeypatch.setattr("deploy.wheelhouse.fetch.subprocess.run", run)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://reader:s3cret-of-the-index@127.0.0.1:1/")
+    ensure(world)
+    assert calls
+    assert not any("s3cret" in word for argv in calls for word in argv)

@@ -4,8 +4,8 @@ Error answers of all routes: one document, one answer.
 
 import pytest
 
+from runtime.contract import MAX_BODY_BYTES
 from runtime.engines.base.protocol import FinishReason
-from runtime.server.middleware import MAX_BODY_BYTES
 from tests.unit.runtime.fakes import FakeEngine
 from tests.unit.runtime.serving import assert_is_error, events_of
 
@@ -80,7 +80,8 @@ async def test_a_body_of_unknown_length_is_bounded_too(runtime):
         for _ in range(MAX_BODY_BYTES // 2**20 + 1):
             yield b" " * 2**20
 
-    response = await runtime.http.post("/generate", content=body())
+    as_json = {"content-type": "application/json"}
+    response = await runtime.http.post("/generate", content=body(), headers=as_json)
     assert_is_error(response, 413, "body_too_large", retry_safe=False)
 
 

@@ -184,3 +184,26 @@ def test_the_configuration_alone_has_the_same_rules(write, tmp_path, monkeypatch
     write(RELEASE, "device: cuda\nweights: int4\n")
     with pytest.raises(ConfigError, match="weights: int4"):
         load_config({}, [tmp_path / "runtime.yml"])
+
+
+@pytest.mark.parametrize("tokens", [None, "", " ", ",", "one", "one,two,three"])
+def test_another_number_of_tokens_than_asked_for_stops_the_start(write, tokens):
+    """
+    Without its secrets the runtime would serve everybody; the exit code is that of the config.
+    """
+    found = {} if tokens is None else {"SLIPWAY_API_TOKENS": tokens}
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(SLIPWAY_API_TOKENS_COUNT="2", **found))
+    assert caught.value.exit_code == EXIT_CONFIG
+    assert "SLIPWAY_API_TOKENS" in str(caught.value)
+    assert "one" not in str(caught.value)
+
+
+def test_the_number_of_tokens_is_that_of_the_fleet(write):
+    """
+    Equal numbers pass, zero among them; without a number any is accepted.
+    """
+    asked = {"SLIPWAY_API_TOKENS_COUNT": "2", "SLIPWAY_API_TOKENS": "one,two"}
+    assert len(load_settings(write(**asked)).api_tokens) == 2
+    assert load_settings(write(SLIPWAY_API_TOKENS_COUNT="0")).api_tokens == ()
+    assert len(load_settings(write(SLIPWAY_API_TOKENS="one")).api_tokens) == 1

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,3 +116,32 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         TokenizerCodec(tmp_path)
+
+
+def test_a_long_text_does_not_stop_other_threads(codec):
+    """
+    Health checks and the engine's reports are answered while a prompt is tokenized.
+
+    The text is long enough for many turns; `Tokenizer.encode` would let none pass.
+    """
+    turns = 0
+    text = "where ships meet the sea " * 20_000
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(codec.encode, text)
+        while not job.done():
+            turns += 1
+            time.sleep(0)
+    assert turns > 100
+    assert len(job.result()) > 20_000
+
+
+def test_a_prompt_is_never_cut_or_padded(codec, tmp_path):
+    """
+    A tokenizer.json may ask for both; the prompt would not be the client's.
+    """
+    tokenizer = Tokenizer.from_str(codec._tokenizer.to_str())
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TokenizerCodec(tmp_path).encode(TEXTS[0]) == codec.encode(TEXTS[0])
+    assert len(codec.encode(TEXTS[0])) > 4

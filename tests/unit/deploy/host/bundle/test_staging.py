@@ -46,21 +46,49 @@ def test_a_staged_release_is_complete(provisioned, bundle, workshop):
 
 def test_the_service_may_read_and_not_write(provisioned, bundle, workshop):
     """
-    All files belong to root, readable by all, writable by no other user.
+    Files are 0640 and directories 0750, whatever the umask: root writes, the runtime's group reads.
     """
-    old = os.umask(0o022)
+    old = os.umask(0)
     try:
         send(provisioned, bundle, workshop)
     finally:
         os.umask(old)
 
-    layout = provisioned.layout
+    assert open_to_others(provisioned) == []
+
+
+def open_to_others(host):
+    """
+    Return what is not 0640, or 0750 where it is a directory or a program.
+    """
+    layout = host.layout
+    wrong = []
     for top in (layout.releases, layout.models, layout.venvs, layout.wheelhouse):
         for path in [top, *top.rglob("*")]:
             if not path.is_symlink():
                 mode = path.stat().st_mode
-                assert mode & 0o022 == 0, path
-                assert mode & 0o004, path
+                is_program = path.is_dir() or mode & 0o111
+                if mode & 0o7777 != (0o750 if is_program else 0o640):
+                    wrong.append((path, oct(mode)))
+    return wrong
+
+
+def test_what_an_older_host_program_placed_is_closed(provisioned, bundle, workshop, keys):
+    """
+    It was readable by all users; the next commit closes it.
+    """
+    send(provisioned, bundle, workshop)
+    layout = provisioned.layout
+    for top in (layout.releases, layout.models, layout.venvs):
+        for path in top.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() else 0o644)
+    assert open_to_others(provisioned) != []  # control
+    (workshop.runtime / "__main__.py").write_text("print('serving better')\n")
+
+    send(provisioned, workshop.signed(keys[0], "v2"), workshop)
+
+    assert open_to_others(provisioned) == []
 
 
 def test_the_runtime_is_compiled_with_its_final_path(provisioned, bundle, workshop):

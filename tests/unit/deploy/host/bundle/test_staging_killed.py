@@ -21,17 +21,15 @@ def quick_uv(host):
     real = host.system.run
 
     def run(argv, **more):
-        if argv[0] == str(host.layout.uv):
-            host.system.before(argv)
-            venv = Path(argv[-1])
-            if argv[1] == "venv":
-                (venv / "bin").mkdir(parents=True)
-                (venv / "bin" / "python").symlink_to(sys.executable)
-            return ProgramResult(0, "", "")
-        if argv[0].endswith("/bin/python"):
-            host.system.before(argv)
-            return ProgramResult(0, "", "")
-        return real(argv, **more)
+        if argv[0] != "systemd-run":
+            return real(argv, **more)
+        host.system.before(argv)
+        program = argv[argv.index("--") + 1 :]
+        if program[:2] == [str(host.layout.uv), "venv"]:
+            venv = Path(program[-1])
+            (venv / "bin").mkdir(parents=True)
+            (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+        return ProgramResult(0, "", "")
 
     host.system.run = run
 

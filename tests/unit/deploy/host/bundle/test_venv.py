@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from deploy.host.bundle import venv as venvs
 from deploy.host.protocol import VenvBuild, Wheel
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.staged import damage
@@ -53,7 +54,7 @@ def test_a_venv_has_only_the_locked_wheels(provisioned, workshop, spoil, kind):
     assert not provisioned.layout.venvs.exists()
 
 
-def test_a_missing_python_is_refused_with_uvs_message(provisioned, workshop):
+def test_a_missing_python_is_refused_by_name(provisioned, workshop):
     """
     None is downloaded, and nothing remains on disk.
     """
@@ -64,7 +65,7 @@ def test_a_missing_python_is_refused_with_uvs_message(provisioned, workshop):
 
     assert error.kind == "CommandFailed"
     assert "3.2" in error.why
-    assert list(provisioned.layout.venvs.iterdir()) == []
+    assert not provisioned.layout.venvs.exists()
 
 
 @pytest.mark.parametrize(("pin", "is_built"), [("===", True), ("==", False)])
@@ -100,3 +101,67 @@ def test_a_triton_that_cannot_be_imported_is_refused(provisioned, tmp_path):
 
     assert error.kind == "CommandFailed"
     assert "triton.language" in error.why
+
+
+def test_an_environment_of_an_older_host_program_is_closed(provisioned, workshop):
+    """
+    Provisioning calls the verb where the environment is complete and readable by all users.
+    """
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    provisioned.call(build_request(lock))
+    venv = provisioned.layout.venvs / lock.digest
+    for path in [venv, *venv.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    assert provisioned.call(build_request(lock)).built is False
+
+    assert venv.stat().st_mode & 0o777 == 0o750
+    modes = {p.stat().st_mode & 0o777 for p in venv.rglob("*") if not p.is_symlink()}
+    assert modes == {0o750, 0o640}
+
+
+@pytest.mark.parametrize("planted", [".lock", ".complete"])
+def test_a_draft_that_became_a_link_is_not_followed(provisioned, workshop, monkeypatch, planted):
+    """
+    The build user owns the directory around it, and may exchange it for a link.
+    """
+    outside = provisioned.root / "outside"
+    outside.mkdir()
+    (outside / planted).write_text("kept")
+    real = venvs._import
+
+    def importing(system, area, draft, wheels):
+        real(system, area, draft, wheels)
+        draft.rename(area / "aside")
+        draft.symlink_to(outside)
+
+    monkeypatch.setattr(venvs, "_import", importing)
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+
+    error = provisioned.refusal(build_request(workshop.lock))
+
+    assert error.kind == "BundleTampered"
+    assert (outside / planted).read_text() == "kept"
+    assert list(provisioned.layout.venvs.iterdir()) == []
+
+
+def test_a_planted_mark_of_completion_does_not_count(provisioned, workshop, monkeypatch):
+    """
+    It names the wheels that `retire` keeps.
+    """
+    real = venvs._import
+
+    def importing(system, area, draft, wheels):
+        real(system, area, draft, wheels)
+        (draft / ".complete").write_text('["../../evil"]')
+
+    monkeypatch.setattr(venvs, "_import", importing)
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+
+    provisioned.call(build_request(lock))
+
+    venv = provisioned.layout.venvs / lock.digest
+    assert venvs.wheels_of(venv) == {wheel.file for wheel in lock.wheels}

@@ -1,6 +1,7 @@
 import pytest
 
 from deploy.host.protocol import Golden, GoldenFailure, GoldenResult, SlotStart
+from deploy.host.sockets import HttpAnswer
 from tests.unit.deploy.host.fakes import BUNDLE
 
 PROMPTS = (
@@ -91,3 +92,16 @@ def test_a_slot_without_a_release_has_no_golden_prompts(leased):
     The slot was never started.
     """
     assert leased.refusal(Golden("green")).kind == "PreconditionError"
+
+
+@pytest.mark.parametrize("body", ["[" * 200_000, '{"text": 1e999}', "\ud800", "null", ""])
+def test_a_hostile_answer_is_a_failed_prompt(golden, body):
+    """
+    Nesting without end, numbers without size, lone surrogates: not passed, and no exception.
+    """
+    golden.system.http = lambda *_, **__: HttpAnswer(200, body)
+
+    result = golden.call(Golden("green"))
+
+    assert (result.passed, len(result.failures) > 0) == (0, True)
+    assert all(len(failure.got) <= 300 for failure in result.failures)

@@ -2,11 +2,13 @@ import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from deploy.host.protocol import Measure, SlotCounters, SlotStart, TrafficSet
+from deploy.host.protocol import Measure, OwnCounters, SlotStart, TrafficSet
 from deploy.host.slots import measure, runtime_api
-from deploy.host.slots.measure import count, parse_metrics
+from deploy.host.slots.measure import count
+from deploy.host.slots.metrics import parse_metrics
+from deploy.release.evidence import Reading, counted
 from runtime import contract
-from tests.unit.deploy.host.fakes import BUNDLE
+from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
 
 def exposed(answers):
@@ -32,7 +34,7 @@ def test_metric_names_match_the_runtime():
 
 def test_only_generating_routes_are_counted():
     """
-    Health checks do not count; 4xx is the client's fault.
+    Health checks do not count, nor do answers that are the client's fault (4xx).
     """
     text = exposed(
         {
@@ -44,20 +46,7 @@ def test_only_generating_routes_are_counted():
         }
     )
 
-    assert count(parse_metrics(text)) == (99, 7)
-
-
-def test_label_values_may_have_any_characters():
-    """
-    Quotes, commas, braces, line ends and backslashes.
-    """
-    value = 'a"b,c}d\\e\nf'
-    registry = CollectorRegistry()
-    Counter("x", "x", ["route"], registry=registry).labels(value).inc()
-
-    samples = parse_metrics(prometheus_client.generate_latest(registry).decode())
-
-    assert samples[0].labels["route"] == value
+    assert count(parse_metrics(text)) == OwnCounters(requests=97, errors=7, answers_5xx=57)
 
 
 @pytest.fixture
@@ -76,75 +65,130 @@ def test_a_slot_is_measured_without_a_lease(serving, proxy):
     serving.fence = None
     proxy.control.set_weight("green", 10)
 
-    assert serving.call(Measure()).slots["green"] == SlotCounters(
-        requests=6,
-        errors=1,
-        broken=0,
-        restarts=0,
-        is_whole=True,
-        is_ready=True,
-        unit="active",
-    )
+    green = serving.call(Measure()).slots["green"]
+
+    assert green.own == OwnCounters(requests=6, errors=1, answers_5xx=1)
+    assert (green.restarts, green.is_ready, green.unit, green.problem) == (0, True, "active", None)
     assert len(serving.journal()) == lines
 
 
-def test_a_retried_request_is_an_error_of_the_first_slot(serving, proxy, runtimes):
+def test_haproxy_counts_what_a_slot_does_not_admit(serving, proxy, runtimes):
     """
-    HAProxy hides the 500 from the client; the runtime's own counter has it.
+    The slot's metrics stay as they are; what it answered to clients stands beside them.
+    """
+    serving.call(TrafficSet({"green": 100}))
+    assert proxy.share(4) == {"green": 4}
+    runtimes["green"].fails_with = 503
+    assert proxy.share(3) == {503: 3}
+
+    green = serving.call(Measure()).slots["green"]
+
+    assert (green.own.requests, green.own.errors) == (6, 1)
+    assert (green.proxy.attempts, green.proxy.answers_2xx, green.proxy.answers_5xx) == (7, 4, 3)
+
+
+def test_a_retried_request_is_a_retry_of_the_slot_that_failed(serving, proxy, runtimes):
+    """
+    HAProxy hides the 500 from the client, and counts the attempt.
     """
     serving.call(TrafficSet({"green": 50, "blue": 50}))
     runtimes["green"].fails_with = 500
 
     assert proxy.share(10) == {"blue": 10}
 
-    assert serving.call(Measure()).slots["green"].errors == 1
-    counters = proxy.control.servers()["green"].counters
-    assert counters["answers_5xx"] == 0
-    assert counters["redispatches"] > 0
+    slots = serving.call(Measure()).slots
+    assert slots["green"].proxy.answers_5xx == 0
+    assert slots["green"].proxy.retries > 0
+    assert (slots["blue"].proxy.retries, slots["blue"].proxy.redispatches) == (0, 0)
 
 
-def test_a_slot_without_metrics_is_incomplete(serving, proxy, runtimes):
+GARBAGE = {
+    "nothing": None,
+    "html": "<html>it works</html>",
+    "not a number": 'slipway_http_requests_total{route="/generate",code="200"} x\n',
+    "NaN": 'slipway_http_requests_total{route="/generate",code="200"} NaN\n',
+    "infinite": 'slipway_http_requests_total{route="/generate",code="200"} +Inf\n',
+    "negative": 'slipway_http_requests_total{route="/generate",code="200"} -1\n',
+    "overflow": 'slipway_http_requests_total{route="/generate",code="200"} 1e300\n',
+    "endless line": "x" * 100_000,
+    "endless labels": "x{" + 'a="b",' * 1000,
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_an_unreadable_slot_is_its_own_problem(serving, proxy, runtimes, garbage):
     """
-    A canary that answers nothing is not counted as free of errors.
+    It has no counters of its own, with the reason; HAProxy's and the other slot's are there.
     """
+    serving.stage(OTHER, "v2")
+    serving.call(SlotStart("blue", OTHER))
     serving.call(TrafficSet({"green": 100}))
-    runtimes["green"].metrics = None
+    runtimes["blue"].metrics = exposed({("/generate", "200"): 3})
+    runtimes["green"].metrics = GARBAGE[garbage]
 
-    counters = serving.call(Measure()).slots["green"]
+    slots = serving.call(Measure()).slots
 
-    assert (counters.is_whole, counters.is_ready, counters.requests) == (False, False, 0)
+    assert (slots["green"].own, slots["green"].is_ready) == (None, False)
+    assert slots["green"].problem.startswith("/metrics")
+    assert slots["green"].proxy is not None
+    assert slots["blue"].own.requests == 3
+    assert (slots["blue"].problem, slots["blue"].is_ready) == (None, True)
 
-
-@pytest.mark.parametrize("value", ["x", "NaN", "+Inf"])
-def test_a_metric_that_is_no_number_is_incomplete(serving, proxy, runtimes, value):
-    """
-    The release does not end in an error of the host program: such a reading says nothing.
-    """
-    serving.call(TrafficSet({"green": 100}))
-    sample = 'slipway_http_requests_total{route="/generate",code="200"}'
-    runtimes["green"].metrics = f"{sample} {value}\n"
-
-    assert not serving.call(Measure()).slots["green"].is_whole
-
-    runtimes["green"].metrics = f"{sample} 7\n"  # negative control
-    assert serving.call(Measure()).slots["green"].is_whole
+    runtimes["green"].metrics = exposed({("/generate", "200"): 7})  # negative control
+    assert serving.call(Measure()).slots["green"].own.requests == 7
 
 
 def test_a_slot_without_haproxy_is_incomplete(serving, runtimes):
     """
-    Without HAProxy's counters, the number of lost requests is unknown.
+    Without HAProxy's counters, there is only the slot's own word.
     """
     serving.system.proxy.is_running = False
 
-    counters = serving.call(Measure()).slots["green"]
+    green = serving.call(Measure()).slots["green"]
 
-    assert (counters.is_whole, counters.is_ready, counters.requests) == (False, True, 6)
+    assert (green.proxy, green.is_ready, green.own.requests) == (None, True, 6)
+    assert "HAProxy" in green.problem
 
 
 def test_a_host_without_releases_is_measured(host):
     """
     No counters and no error.
     """
-    counters = host.call(Measure()).slots["blue"]
+    blue = host.call(Measure()).slots["blue"]
 
-    assert (counters.is_whole, counters.requests, counters.unit) == (False, 0, "inactive")
+    assert (blue.own, blue.unit) == (None, "inactive")
+
+
+def test_an_honest_slot_and_a_real_haproxy_agree(serving, proxy, runtimes):
+    """
+    Good answers, answers that HAProxy repeats on the other slot, and errors that clients get: both
+    witnesses have the same numbers, and each failure counts once.
+    """
+    green, answers = runtimes["green"], {("/generate", "200"): 0, ("/generate", "500"): 0}
+    serving.call(TrafficSet({"green": 50, "blue": 50}))
+    history = []
+
+    def read():
+        green.metrics = exposed(answers)
+        history.append(Reading(float(len(history)), serving.call(Measure()).slots["green"]))
+
+    def share(number, code):
+        before = len(green.requests)
+        green.fails_with = None if code == "200" else int(code)
+        proxy.share(number)
+        key = ("/generate", code)
+        answers[key] = answers.get(key, 0) + len(green.requests) - before
+
+    read()
+    share(40, "200")
+    good = len(green.requests)
+    read()
+    share(10, "500")
+    share(6, "503")
+    failed = len(green.requests) - good
+    read()
+
+    window = counted(history, within_s=300)
+    assert (window.requests, window.errors) == (good + failed, failed)
+    assert (window.contradiction, window.unreadable) == (None, None)
+    assert failed > 0

@@ -4,6 +4,7 @@ import pytest
 
 from deploy.host.layout import unit
 from deploy.host.protocol import LeaseRenew, SlotStart, SlotStop
+from deploy.host.slots import systemd
 from deploy.host.slots.systemd import parse_show
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER, TemporaryHost, short_directory
 
@@ -129,6 +130,19 @@ def test_a_failed_start_without_logs_shows_systemds_result(staged):
     assert "Failed to start it." in error.why
 
 
+def test_a_flooded_log_is_cut(staged):
+    """
+    Lines of a slot may have any length; the error has their end.
+    """
+    staged.units["green"].starts = "exit"
+    staged.system.log = ["x" * 100_000, "the cause"]
+
+    error = refused_start(staged)
+
+    assert len(error.why) < 5000
+    assert error.why.endswith("the cause")
+
+
 def test_a_failed_slot_can_be_started_with_another_bundle(staged):
     """
     A failure is reset before the next start.
@@ -163,7 +177,8 @@ def test_a_start_that_lost_its_lease_stops_nothing(staged):
     error = refused_start(staged, timeout_s=10)
 
     assert error.kind == "LeaseLost"
-    assert not [c for c in staged.system.calls if c[:2] == ["systemctl", "stop"]]
+    stops = [c for c in staged.system.calls if c[:2] == ["systemctl", "stop"]]
+    assert stops == [["systemctl", "stop", "run-slipway-private-green.mount"]]
 
 
 def test_a_start_that_is_killed_anywhere_is_finished_by_the_next():
@@ -275,13 +290,105 @@ def test_a_running_slot_of_a_silent_haproxy_is_not_stopped(staged):
     assert staged.refusal(SlotStop("green")).kind == "PreconditionError"
 
 
-def test_a_stop_that_exceeds_its_timeout_is_an_error(staged):
+@pytest.mark.parametrize("stops", ["hang", "forks"])
+def test_a_slot_that_does_not_end_is_killed_at_the_deadline(staged, stops):
     """
-    The unit did not end within its time.
+    It keeps extending its stop, or leaves processes behind: at the deadline all are killed.
     """
     start(staged)
-    staged.units["green"].stops = "hang"
+    staged.units["green"].stops = stops
+    began_s = staged.clock.steady
+
+    result = staged.call(SlotStop("green", timeout_s=5))
+
+    assert (result.stopped, staged.units["green"].tasks) == (True, 0)
+    assert 5 <= staged.clock.steady - began_s < 16
+    assert not staged.units["green"].enabled
+
+
+@pytest.mark.parametrize("stops", ["hang", "forks"])
+def test_only_the_kill_ends_such_a_slot(staged, stops, monkeypatch):
+    """
+    Control: the same stop without the kill is an error.
+    """
+    start(staged)
+    staged.units["green"].stops = stops
+    monkeypatch.setattr(systemd, "kill", lambda *_: None)
+
+    assert staged.refusal(SlotStop("green", timeout_s=5)).kind == "CommandFailed"
+
+
+def test_a_slot_that_stops_in_time_is_not_killed(staged):
+    """
+    It finishes its requests.
+    """
+    start(staged)
+    staged.units["green"].stops = "slow"
+    staged.system.calls.clear()
+
+    staged.call(SlotStop("green", timeout_s=5))
+
+    assert not [c for c in staged.system.calls if c[:2] == ["systemctl", "kill"]]
+
+
+def test_what_even_a_kill_does_not_end_is_an_error(staged):
+    """
+    A process that waits for a device for ever.
+    """
+    start(staged)
+    staged.units["green"].stops = "immortal"
 
     error = staged.refusal(SlotStop("green", timeout_s=5))
 
-    assert (error.kind, "within 5 s" in error.what) == ("CommandFailed", True)
+    assert (error.kind, "nor when it was killed" in error.what) == ("CommandFailed", True)
+
+
+@pytest.mark.parametrize("stops", ["hang", "forks"])
+def test_a_failed_start_ends_though_the_slot_resists(staged, stops):
+    """
+    A slot that is never READY and ignores its stop is gone when the start returns.
+    """
+    staged.units["green"].starts, staged.units["green"].stops = "hang", stops
+
+    error = refused_start(staged, timeout_s=10)
+
+    assert "and was stopped" in error.why
+    assert staged.units["green"].active in ("inactive", "failed")
+    assert staged.units["green"].tasks == 0
+
+
+def test_a_start_gives_the_slot_an_empty_file_system(staged):
+    """
+    What an earlier release wrote there neither fills nor poisons the next one.
+    """
+    start(staged)
+    assert staged.system.unmounted == ["green"]
+
+    start(staged)  # it runs already
+    assert staged.system.unmounted == ["green"]
+
+
+@pytest.mark.parametrize(("active", "tasks"), [("deactivating", 5), ("failed", 5)])
+def test_a_start_ends_what_is_left_of_the_earlier_release(staged, active, tasks):
+    """
+    A slot that says STOPPING=1 and goes on, and one of which systemd left processes.
+    """
+    found = staged.units["green"]
+    found.active, found.tasks, found.stops = active, tasks, "hang"
+
+    assert start(staged).unit == "active"
+
+    assert found.tasks == 0
+
+
+def test_a_start_beside_an_immortal_process_is_refused(staged):
+    """
+    It holds memory and files of the slot.
+    """
+    found = staged.units["green"]
+    found.active, found.tasks, found.stops = "failed", 1, "immortal"
+
+    error = refused_start(staged)
+
+    assert "do not end" in error.what
+    assert not staged.layout.slot_link("green").is_symlink()

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from deploy.host.layout import SLOTS
 from deploy.host.protocol import TrafficDrain, TrafficSet
 from deploy.host.slots import traffic
 
@@ -120,6 +121,36 @@ def until_down(host, proxy, slot):
         return True if proxy.control.servers()[slot].status == "DOWN" else None
 
     assert host.system.poll_until(down, 5, 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slot_that_is_down_does_not_keep_another_from_its_share(leased, proxy, runtimes):
+    """
+    Only a slot that gains has to be UP: the serving slot cannot refuse its own replacement.
+    """
+    serve(leased, blue=100)
+    runtimes["blue"].is_ready = False
+    until_down(leased, proxy, "blue")
+
+    assert leased.call(TrafficSet({"green": 10, "blue": 90})).weights == {"blue": 90, "green": 10}
+    assert leased.call(TrafficSet({"green": 100})).weights == {"blue": 90, "green": 100}
+    assert leased.call(TrafficSet({"blue": 0})).weights == {"blue": 0, "green": 100}
+    assert proxy.share(5) == {"green": 5}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_if_every_slot_with_traffic_had_to_be_up_it_would_refuse(
+    leased, proxy, runtimes, monkeypatch
+):
+    """
+    Negative control of the test above.
+    """
+    monkeypatch.setattr(traffic, "_gaining", lambda _, weights: [s for s in SLOTS if weights[s]])
+    serve(leased, blue=100)
+    runtimes["blue"].is_ready = False
+    until_down(leased, proxy, "blue")
+
+    assert "blue is not UP" in leased.refusal(TrafficSet({"green": 10, "blue": 90})).what
 
 
 def test_a_new_slot_gets_no_request_before_its_check_has_passed(leased, proxy, runtimes):

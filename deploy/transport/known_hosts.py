@@ -1,0 +1,297 @@
+"""
+Reads known_hosts as OpenSSH does, and says whether a host's key is one of those recorded.
+
+Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT", and check_host_key of OpenSSH 9.2.  paramiko's own
+reader ends with a traceback at a line that begins with a marker, and keeps one key of each type.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import paramiko
+
+from deploy.errors import HostKeyMismatch
+
+_FILE_MAX = 64 << 20  # bytes
+_LINE_MAX = 64 << 10  # bytes; a key of 16,384 bits takes 3 KiB
+_DEFAULT_PORT = 22
+_REVOKED = "@revoked"
+# Type of the keys of each algorithm that paramiko offers to servers.
+_KINDS = {
+    "ssh-ed25519": "ssh-ed25519",
+    "ecdsa-sha2-nistp256": "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384": "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521": "ecdsa-sha2-nistp521",
+    "rsa-sha2-512": "ssh-rsa",
+    "rsa-sha2-256": "ssh-rsa",
+    "ssh-rsa": "ssh-rsa",
+    "ssh-dss": "ssh-dss",
+}
+
+
+class Verdict(Enum):
+    KNOWN = "known"
+    UNKNOWN = "unknown"  # no key of this host is recorded
+    OTHER = "other"  # only other keys of this host are recorded
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    One line with a plain key.
+
+    Attributes:
+        hosts: Patterns, separated by commas, or the hash of one name.
+        key: The key as SSH sends it; its type is its first field.
+    """
+
+    hosts: str
+    kind: str
+    key: bytes
+    is_revoked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHosts:
+    entries: tuple[Entry, ...] = ()
+
+    def verdict(self, address: str, port: int, key: bytes) -> Verdict:
+        """
+        Judge *key*, which the server at *address* and *port* has shown.
+
+        Any recorded key of the host is right.  A revoked key is refused, also if another line
+        records it.
+        """
+        names = _names(address, port)
+        if any(e.is_revoked and e.key == key and _is_for(e, name)
+               for e in self.entries for name in names):  # fmt: skip
+            return Verdict.REVOKED
+        recorded = self._recorded(address, port)
+        if any(entry.key == key for entry in recorded):
+            return Verdict.KNOWN
+        return Verdict.OTHER if recorded else Verdict.UNKNOWN
+
+    def kinds(self, address: str, port: int) -> tuple[str, ...]:
+        """
+        Return the types of the recorded keys of a host: a server is asked for one of them.
+        """
+        return tuple(dict.fromkeys(entry.kind for entry in self._recorded(address, port)))
+
+    def fingerprints(self, address: str, port: int) -> tuple[str, ...]:
+        """
+        Return the SHA-256 fingerprints of the recorded keys of a host.
+        """
+        return tuple(fingerprint(entry.key) for entry in self._recorded(address, port))
+
+    def _recorded(self, address: str, port: int) -> list[Entry]:
+        # As OpenSSH: keys of the bare address count where none is recorded with the port.
+        for name in _names(address, port):
+            if found := [e for e in self.entries if not e.is_revoked and _is_for(e, name)]:
+                return found
+        return []
+
+
+class RecordedKeys(paramiko.MissingHostKeyPolicy):
+    """
+    Refuses every server whose key is not recorded.
+
+    paramiko asks this policy about each key, because no keys are loaded into its client.
+
+    Args:
+        label: Name of the host for errors.
+    """
+
+    def __init__(self, label: str, address: str, port: int, path: Path) -> None:
+        self._label, self._address, self._port, self._path = label, address, port, path
+        self._known = load(path)
+
+    @property
+    def unwanted(self) -> list[str]:
+        """
+        Host-key algorithms that the server must not use, because no key of theirs is recorded.
+
+        Without this a server with keys of several types would show one that is not recorded.
+        """
+        kinds = set(self._known.kinds(self._address, self._port))
+        unwanted = [name for name, kind in _KINDS.items() if kind not in kinds]
+        return unwanted if len(unwanted) < len(_KINDS) else []
+
+    def missing_host_key(
+        self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
+    ) -> None:
+        """
+        Return if *key* is recorded.
+
+        Raises:
+            HostKeyMismatch: It is not, or it is revoked.
+        """
+        verdict = self._known.verdict(self._address, self._port, key.asbytes())
+        if verdict is Verdict.KNOWN:
+            return
+        client.close()
+        shown = f"{self._address} shows {key.get_name()} {fingerprint(key.asbytes())}"
+        raise self.refusal(verdict, shown)
+
+    def refusal(self, verdict: Verdict, shown: str) -> HostKeyMismatch:
+        """
+        Return the error of a server for which *verdict* holds; *shown* says what it showed.
+        """
+        port = f" -p {self._port}" if self._port != _DEFAULT_PORT else ""
+        if verdict is Verdict.UNKNOWN:
+            what, why = "no host key is recorded", f"{self._path} has no entry for {self._address}"
+            fix = f"add it after checking it: ssh-keyscan{port} {self._address}"
+        elif verdict is Verdict.REVOKED:
+            what, why = "the host key is revoked", f"{shown}, which {self._path} marks as revoked"
+            fix = f"give the host a new key, and record that in {self._path}"
+        else:
+            recorded = ", ".join(self._known.fingerprints(self._address, self._port))
+            what, why = "the host key is not the recorded one", f"{shown}, recorded: {recorded}"
+            fix = (
+                f"if the host was reinstalled, record its new key in {self._path}; "
+                "if not, another machine answers at its address"
+            )
+        return HostKeyMismatch(f"{self._label}: {what}", why=why, fix=fix, host=self._label)
+
+
+def load(path: Path) -> KnownHosts:
+    """
+    Return the entries of the file *path*; a file that does not exist has none.
+
+    Raises:
+        HostKeyMismatch: The file cannot be read, or is too large to be a list of keys.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe could wait for ever
+            raise _unreadable(path, "it is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(_FILE_MAX + 1)
+    except FileNotFoundError:
+        return KnownHosts()
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    if len(data) > _FILE_MAX:
+        raise _unreadable(path, f"it has more than {_FILE_MAX >> 20} MiB")
+    return parse(data.split(b"\n"))
+
+
+def parse(lines: Iterable[bytes]) -> KnownHosts:
+    """
+    Return the entries of *lines*.
+
+    Lines that are no entry are skipped, as ssh(1) does.  So are certificate authorities: they
+    vouch for certificates of hosts, and this transport accepts plain keys only.
+    """
+    return KnownHosts(tuple(_entries(lines)))
+
+
+def fingerprint(key: bytes) -> str:
+    """
+    Return the fingerprint of *key* as `ssh-keygen -l` prints it.
+    """
+    return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+
+
+def key_type(key: bytes) -> str | None:
+    """
+    Return the type of the public key *key*, which is its first field; None if it has none.
+    """
+    size = int.from_bytes(key[:4], "big")
+    if len(key) < 4 + size:
+        return None
+    return key[4 : 4 + size].decode("ascii", errors="replace")
+
+
+def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
+    for line in lines:
+        if len(line) > _LINE_MAX or line.lstrip().startswith(b"#"):
+            continue
+        try:
+            words = line.decode("ascii").split()
+        except UnicodeDecodeError:
+            continue
+        marker = words.pop(0) if words and words[0].startswith("@") else None
+        if len(words) < 3 or marker not in {None, _REVOKED}:
+            continue
+        hosts, kind, text = words[:3]
+        try:
+            key = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        if key_type(key) == kind:
+            yield Entry(hosts, kind, key, is_revoked=marker is not None)
+
+
+def _names(address: str, port: int) -> tuple[str, ...]:
+    """
+    Return the names under which OpenSSH looks a host up, in order.
+    """
+    name = address.lower()
+    return (name,) if port == _DEFAULT_PORT else (f"[{name}]:{port}", name)
+
+
+def _is_for(entry: Entry, name: str) -> bool:
+    if entry.hosts.startswith("|"):
+        return _has_hash(entry.hosts, name)
+    is_named = False
+    for pattern in entry.hosts.lower().split(","):
+        if pattern.startswith("!"):
+            if _matches(pattern[1:], name):
+                return False
+        else:
+            is_named = is_named or _matches(pattern, name)
+    return is_named
+
+
+def _has_hash(hosts: str, name: str) -> bool:
+    """
+    Return whether *hosts*, `|1|SALT|HASH`, is the HMAC-SHA1 of *name* (HashKnownHosts of ssh).
+    """
+    parts = hosts.split("|")
+    if len(parts) != 4 or parts[1] != "1":
+        return False
+    try:
+        salt, expected = (base64.b64decode(part, validate=True) for part in parts[2:])
+    except (binascii.Error, ValueError):
+        return False
+    return hmac.compare_digest(hmac.new(salt, name.encode(), "sha1").digest(), expected)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """
+    Return whether *name* fits *pattern*, in which `*` stands for any text and `?` for a character.
+
+    Takes at most len(pattern) * len(name) steps: with the stars of a hostile pattern a regular
+    expression takes exponentially many.
+    """
+    in_pattern = in_name = 0
+    star: int | None = None  # place of the last star; it stands for the text up to `resume`
+    resume = 0
+    while in_name < len(name):
+        if in_pattern < len(pattern) and pattern[in_pattern] == "*":
+            star, resume = in_pattern, in_name
+            in_pattern += 1
+        elif in_pattern < len(pattern) and pattern[in_pattern] in ("?", name[in_name]):
+            in_pattern += 1
+            in_name += 1
+        elif star is not None:
+            resume += 1
+            in_pattern, in_name = star + 1, resume
+        else:
+            return False
+    return all(character == "*" for character in pattern[in_pattern:])
+
+
+def _unreadable(path: Path, why: str) -> HostKeyMismatch:
+    return HostKeyMismatch(
+        f"{path}: the host keys cannot be read",
+        why=why,
+        fix="set ssh.known_hosts in the fleet file to a file of lines as ssh-keyscan prints them",
+    )

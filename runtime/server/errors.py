@@ -1,0 +1,40 @@
+"""
+The error document of all routes, as bytes.
+"""
+
+import json
+
+from runtime.contract import UNREAD_HEADER
+from runtime.server.admission import Refusal
+from runtime.server.schemas import error_document
+
+# Statuses of requests that may succeed if they are sent again unchanged.
+RETRY_SAFE = frozenset({408, 429, 499, 500, 503, 504})
+
+BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
+
+
+def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """
+    Return status, headers and body of an error.
+
+    The middleware removes UNREAD_HEADER from the answer to a request that came whole.
+    """
+    body = error_body(refused, request_id)
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    headers[UNREAD_HEADER] = refused.code
+    if refused.retry_after_s is not None:
+        headers["retry-after"] = str(refused.retry_after_s)
+    if refused.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return refused.status, headers, body
+
+
+def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> bytes:
+    """
+    Args:
+        started: Whether part of the answer was sent; a retry would then repeat it.
+    """
+    retry_safe = refused.status in RETRY_SAFE and not started
+    document = error_document(refused.code, refused.message, request_id, retry_safe=retry_safe)
+    return json.dumps(document).encode()

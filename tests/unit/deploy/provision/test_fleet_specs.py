@@ -1,0 +1,24 @@
+from deploy.host import layout
+from deploy.provision import fleet_specs
+from tests.unit.deploy.inventory.builders import make_fleet
+from tests.unit.deploy.provision.builders import find, make_spec
+
+
+def key_of_a_run(tmp_path):
+    fleet = make_fleet(tmp_path)
+    sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None)
+    [resources] = {id(one): one for one in sets.values()}.values()
+    return find(resources, layout.ENVIRONMENT).mac_key
+
+
+def test_each_run_compares_secrets_under_a_key_of_its_own(tmp_path, monkeypatch):
+    """
+    32 random bytes: what one run asked and was answered says nothing in another.
+    """
+    spec = make_spec()
+    monkeypatch.setattr(fleet_specs, "ensure_lock", lambda row, **_: spec.lock)
+    monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
+    monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
+    first, second = key_of_a_run(tmp_path), key_of_a_run(tmp_path)
+    assert first != second
+    assert {len(bytes.fromhex(key)) for key in (first, second)} == {32}
