@@ -24,6 +24,7 @@ from deploy.host.protocol import (
     HostStatus,
     LeaseAcquire,
     LeaseGranted,
+    LeaseRenew,
     Measure,
     OwnCounters,
     SlotCounters,
@@ -273,18 +274,22 @@ def test_the_host_answers_any_document(text):
 
 def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
     """
-    Every kind has its class; only SchemaMismatch shares one, that of a failed precondition.
+    Every kind has its class.  Two share one: SchemaMismatch that of a failed precondition, and
+    UsageError, where a host refuses a document of ours, that of a failed command.
     """
     assert set(ERRORS) == set(ErrorKind)
     named = {kind: getattr(errors, kind.value, None) for kind in ErrorKind}
     named[ErrorKind.SCHEMA] = errors.PreconditionError
+    named[ErrorKind.USAGE] = errors.CommandFailed
     assert named == dict(ERRORS)
-    others = [error for kind, error in ERRORS.items() if kind is not ErrorKind.SCHEMA]
+    sharing = {ErrorKind.SCHEMA, ErrorKind.USAGE}
+    others = [error for kind, error in ERRORS.items() if kind not in sharing]
     assert len(set(others)) == len(others)
 
 
 # A verb that can have errors of the kind.
 VERB_OF = {
+    ErrorKind.LEASE_LOST: LeaseRenew(30.0),
     ErrorKind.LEASE_HELD: LeaseAcquire("ann", 30.0),
     ErrorKind.NOTHING_TO_ROLL_BACK_TO: GoodRollback("r1"),
     ErrorKind.BUNDLE_UNSIGNED: StageCommit("a" * 64),

@@ -72,7 +72,7 @@ def test_a_failed_command_is_told_from_a_lost_host(connect):
     """
     with pytest.raises(CommandFailed) as caught:
         connect().run(["sh", "-c", "echo reason >&2; exit 7"], timeout_s=20)
-    assert "exit status 7: reason" in caught.value.why
+    assert caught.value.why == 'exit status 7; n1 says: "reason"'
     assert not isinstance(caught.value, TransportError)
 
 
