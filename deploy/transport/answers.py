@@ -32,15 +32,19 @@ from deploy.host.protocol import (
     Facts,
     Golden,
     GoldenResult,
+    GoodRollback,
     HostError,
+    LeaseAcquire,
     Measure,
     Request,
     SlotStart,
     SlotStop,
     StageCommit,
+    StageMissing,
     Status,
     TrafficSet,
     TrafficWeights,
+    VenvBuild,
 )
 from deploy.host.rpc import parse_answer
 
@@ -98,19 +102,26 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
 )
 _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
     {
-        ("slot.start", ErrorKind.COMMAND_FAILED): "journalctl -u slipway-runtime@{slot} on {host}; "
-        "the other slot was not touched",
-        ("slot.stop", ErrorKind.COMMAND_FAILED): "wait for its requests, or on {host}: systemctl "
+        (
+            SlotStart.VERB,
+            ErrorKind.COMMAND_FAILED,
+        ): "journalctl -u slipway-runtime@{slot} on {host}; the other slot was not touched",
+        (SlotStop.VERB, ErrorKind.COMMAND_FAILED): "wait for its requests, or on {host}: systemctl "
         "kill slipway-runtime@{slot}",
-        ("slot.stop", ErrorKind.PRECONDITION): "take its requests away first; inv status shows the "
-        "weights",
-        ("venv.build", ErrorKind.COMMAND_FAILED): "the lock, the row's torch build and the Python "
+        (
+            SlotStop.VERB,
+            ErrorKind.PRECONDITION,
+        ): "take its requests away first; inv status shows the weights",
+        (
+            VenvBuild.VERB,
+            ErrorKind.COMMAND_FAILED,
+        ): "the lock, the row's torch build and the Python "
         "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
-        ("stage.commit", ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
+        (StageCommit.VERB, ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
         "nvidia-smi there; inv bundle builds it again",
-        ("traffic.set", ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
+        (TrafficSet.VERB, ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
         "'slipway-runtime@*' on {host}",
-        ("traffic.set", ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "
+        (TrafficSet.VERB, ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "
         "on {host}",
     }
 )
@@ -118,14 +129,16 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
 # Kinds that only these verbs can have; a host that claims one elsewhere would choose our exit code.
 _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
     {
-        ErrorKind.LEASE_HELD: frozenset({"lease.acquire"}),
+        ErrorKind.LEASE_HELD: frozenset({LeaseAcquire.VERB}),
         ErrorKind.LEASE_LOST: frozenset(
             verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE
         ),
-        ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({"good.rollback"}),
-        ErrorKind.BUNDLE_UNSIGNED: frozenset({"stage.missing", "stage.commit"}),
-        ErrorKind.BUNDLE_TAMPERED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
-        ErrorKind.BUNDLE_TRUNCATED: frozenset({"stage.missing", "stage.commit", "venv.build"}),
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({GoodRollback.VERB}),
+        ErrorKind.BUNDLE_UNSIGNED: frozenset({StageMissing.VERB, StageCommit.VERB}),
+        ErrorKind.BUNDLE_TAMPERED: frozenset({StageMissing.VERB, StageCommit.VERB, VenvBuild.VERB}),
+        ErrorKind.BUNDLE_TRUNCATED: frozenset(
+            {StageMissing.VERB, StageCommit.VERB, VenvBuild.VERB}
+        ),
     }
 )
 

@@ -24,6 +24,7 @@ OTHER_DOCUMENTS = {
     "deploy/host/journaled.py": "lines of the journal",
     "deploy/host/slots/golden.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/slots/slot.py": "manifest.json",
+    "deploy/inventory/names.py": "groups of regular expressions",
     "deploy/inventory/validation_messages.py": "errors of pydantic",
 }
 

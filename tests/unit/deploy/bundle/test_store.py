@@ -224,7 +224,7 @@ def test_an_entry_that_is_not_what_its_name_says_is_refused(workshop, tmp_path, 
     corrupt(bundle, tmp_path)
 
     with pytest.raises(BundleTampered) as caught:
-        workshop.store.newest()
+        workshop.store.newest(FLEET)
     assert why in caught.value.why
     assert str(bundle.directory) in caught.value.fix
 
@@ -238,7 +238,7 @@ def test_a_changed_manifest_would_be_used_without_the_hash(workshop, tmp_path, m
     monkeypatch.setattr(
         stores, "_read_manifest", lambda path: (path / "manifest.json").read_bytes()
     )
-    assert workshop.store.newest().version == "v9"
+    assert workshop.store.newest(FLEET).version == "v9"
 
 
 def test_a_manifest_of_endless_depth_is_refused(workshop):
