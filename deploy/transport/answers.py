@@ -219,7 +219,7 @@ def _golden(_request: Golden, result: GoldenResult) -> str | None:
 
 def _facts(query: FactQuery, facts: Facts) -> str | None:
     for what, asked, got in (
-        ("paths", query.paths, facts.paths),
+        ("paths", {*query.paths, *query.secrets}, facts.paths),
         ("packages", query.packages, facts.packages),
         ("users", query.users, facts.users),
         ("units", query.units, facts.units),

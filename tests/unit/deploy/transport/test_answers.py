@@ -9,7 +9,18 @@ import pytest
 
 from deploy.errors import CommandFailed, DeployError, LeaseHeld, TransportError
 from deploy.host import rpc
-from deploy.host.protocol import SCHEMA, LeaseAcquire, Measure, SlotStop, Status, TrafficSet
+from deploy.host.__main__ import handle
+from deploy.host.protocol import (
+    SCHEMA,
+    Call,
+    FactQuery,
+    LeaseAcquire,
+    Measure,
+    SlotStop,
+    Status,
+    TrafficSet,
+)
+from deploy.host.rpc import encode_request
 from deploy.provision import run
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, observe
@@ -20,6 +31,7 @@ from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from tests.hostile_answers import Answer, ForgingSshd, HostileAnswers
 from tests.local_fleet import local_fleet
+from tests.local_host import local_hosts
 
 STOPPED = {"slot": "blue", "unit": "inactive", "stopped": True, "took_s": 1.0}
 
@@ -177,3 +189,15 @@ def test_a_client_names_its_host(transport, sshd):
     with pytest.raises(CommandFailed) as caught:
         HostClient(transport, actor="me", sudo=False).call(Status())
     assert caught.value.host == "evil"
+
+
+def test_a_look_at_secrets_has_their_paths_too():
+    """
+    Negative control: what was asked for is no contradiction, path of a secret or not.
+    """
+    with local_hosts("n1") as hosts:
+        query = FactQuery(
+            paths={"/etc/slipway": ""}, secrets={"/etc/slipway/environment": "a" * 64}
+        )
+        line = handle(hosts["n1"].system, query.VERB, encode_request(query, Call()).decode())
+    assert set(read_answer("n1", query, line).paths) == {*query.paths, *query.secrets}

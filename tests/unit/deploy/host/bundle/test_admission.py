@@ -12,6 +12,7 @@ from deploy.host.bundle import admission, staging, verify
 from deploy.host.bundle.manifest import MANIFEST, SIGNATURE
 from deploy.host.files import write_atomic
 from deploy.host.protocol import GoodRecord, HostError, SlotStart, StageCommit, StageMissing
+from deploy.host.system import System
 from tests.unit.deploy.bundle.builders import IDENTITY, NOW_S, make_key
 from tests.unit.deploy.host.staged import placed, refusal, send
 
@@ -321,7 +322,7 @@ def verify_as(identity, provisioned, bundle):
     signature = bundle.directory / SIGNATURE
     manifest = (bundle.directory / MANIFEST).read_bytes()
     signers = provisioned.layout.allowed_signers
-    verify.check_signature(provisioned, manifest, identity, signature, signers)
+    verify.check_signature(System(provisioned.layout), manifest, identity, signature, signers)
 
 
 def test_a_bundle_signed_anew_after_a_rotation_is_accepted(provisioned, workshop, keys, tmp_path):
