@@ -255,7 +255,7 @@ def test_a_tree_that_leads_out_is_refused(world, host, tmp_path, aftermath):
     with pytest.raises(BundleTampered) as caught:
         attack.send(host)
 
-    assert "what a wheel installed is refused" in caught.value.what
+    assert "what a wheel installed is refused" in caught.value.why
     placed = f"ls -d {attack.venv} {layout.RELEASES}/{attack.bundle.digest} 2>/dev/null || true"
     assert world.inside(HOST, placed) == ""
     assert world.inside(HOST, f"ls -A {layout.VENVS} | grep -c '^[.]' || true").strip() == "0"

@@ -247,7 +247,7 @@ def test_a_second_operator_is_refused_during_a_release(v1, load):
 
     code, outcome, _ = inv_until("host.staged", second, "release", "--version", "v1.1.0", "--yes")
     assert refused["error"]["kind"] == "LeaseHeld"
-    assert connections.actor() in refused["error"]["what"]
+    assert connections.actor() in refused["error"]["why"]
     assert (code, outcome["outcome"]) == (0, "promoted")
 
 
