@@ -10,6 +10,8 @@ import pytest
 
 from deploy.inventory.schema import Fleet
 from deploy.verify import run, verify
+from tests.hostile_host import GARBAGE, HostileSshd
+from tests.hostile_text import CORPUS
 from tests.unit.deploy.inventory.builders import make_fleet
 from tests.unit.deploy.transport.loopback import LoopbackSshd
 
@@ -137,3 +139,30 @@ def test_output_without_end_is_the_failure_of_its_host(sshd, asserted):
     report = asserted(text, [sshd.host("n1")])
     assert [(f.host, f.test) for f in report.failed] == [("n1", "reachable")]
     assert report.passed == 0
+
+
+class Liar(HostileSshd):
+    """
+    Answers commands of assertions with anything.
+    """
+
+    def _answer(self, _verb, _content):
+        choices = [*GARBAGE, "".join(CORPUS).encode(errors="replace"), self.random.randbytes(3000)]
+        return self.random.choice(choices), self.random.choice(choices), self.random.choice((0, 7))
+
+
+def test_a_host_that_answers_anything_fails_alone(sshd, asserted, tmp_path):
+    """
+    200 answers: the other host passes, the XML is valid, and no escape sequence gets through.
+    """
+    text = "import pytest\n\n@pytest.mark.parametrize('number', range(200))\n"
+    text += "def test_it(host, number):\n    assert host.check_output('printf x') == 'x'\n"
+    (tmp_path / "liar").mkdir()
+    with Liar(tmp_path / "liar", None, seed=3) as liar:
+        report = asserted(text, [sshd.host("n1"), liar.host("n2")])
+
+    assert liar.answers == 200
+    assert {finding.host for finding in report.failed} == {"n2"}
+    assert (report.passed, len(report.failed)) == (200, 200)
+    assert not any("\x1b" in finding.why for finding in report.failed)
+    assert len(list(ElementTree.parse(report.junit).getroot().iter("testcase"))) == 400
