@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.worker_request import WorkerRequest
 
+_ERRORS_MAX = 50  # lines
 _ROOT = Path(__file__).parents[2]
 
 
@@ -65,7 +67,7 @@ def supervise(
     assert worker.stderr is not None
     timed_out = threading.Event()
     timer = threading.Timer(max(0.0, end_s - time.monotonic()), _kill, (worker, timed_out))
-    errors: list[str] = []
+    errors: deque[str] = deque(maxlen=_ERRORS_MAX)
     reader = threading.Thread(target=_drain, args=(worker.stderr, errors), daemon=True)
     timer.start()
     reader.start()
@@ -75,7 +77,8 @@ def supervise(
             worker.stdin.write(request.model_dump_json() + "\n")
             worker.stdin.flush()
         for line in worker.stdout:
-            _take(line, builder)
+            if not _take(line, builder):
+                errors.append(line.rstrip())
         worker.wait()
     finally:
         timer.cancel()
@@ -84,20 +87,26 @@ def supervise(
         fix = "check the load of the host, then: inv provision"
         builder.fail_rest("the run's deadline passed", fix, TransportError)
     else:
-        stderr = " / ".join(line for line in errors[-3:] if line)
+        stderr = " / ".join(line for line in list(errors)[-3:] if line)
         why = f"provisioning failed on this machine, status {worker.returncode} ({stderr})"
         fix = "not a failure of the host: delete .venv, ./inv makes it again from the lock"
         builder.fail_rest(why, fix, CommandFailed)
 
 
-def _take(line: str, builder: ReportBuilder) -> None:
+def _take(line: str, builder: ReportBuilder) -> bool:
+    """
+    Add the event in *line* to *builder*; False: a library has printed it.
+    """
+    if not line.startswith(("{\"event\":", "{\"commands\":")):
+        return False
     document = json.loads(line)
     if "commands" in document:
         count = document["commands"]
         builder.add_commands({count["host"]: count["commands"]})
-        return
+        return True
     fields = document["event"]
     builder.add(ProvisionEvent(**fields | {"kind": EventKind(fields["kind"])}))
+    return True
 
 
 def _kill(worker: "subprocess.Popen[str]", timed_out: threading.Event) -> None:
@@ -105,5 +114,5 @@ def _kill(worker: "subprocess.Popen[str]", timed_out: threading.Event) -> None:
     worker.kill()
 
 
-def _drain(pipe: IO[str], into: list[str]) -> None:
+def _drain(pipe: IO[str], into: deque[str]) -> None:
     into.extend(line.rstrip() for line in pipe)

@@ -189,3 +189,14 @@ def test_an_event_prints_as_one_line_of_progress(fields, words):
     An event printed is a line of progress.
     """
     assert str(ProvisionEvent(host="n1", **fields)) == words
+
+
+def test_what_a_library_prints_is_no_message():
+    """
+    The run goes on, and the last of it is in the error if the worker dies.
+    """
+    printed = [f"warning {number}" for number in range(5000)]
+    report, _ = work(saying(*printed, event("n1", "ok"), "[]", then="sys.exit(3)"))
+    assert report.ok == ("n1",)
+    assert {failure.host for failure in report.failed} == {"n2", "n3"}
+    assert "[]" in report.failed[0].why
