@@ -97,7 +97,7 @@ def _take(line: str, builder: ReportBuilder) -> bool:
     """
     Add the event in *line* to *builder*; False: a library has printed it.
     """
-    if not line.startswith(("{\"event\":", "{\"commands\":")):
+    if not line.startswith(('{"event":', '{"commands":')):
         return False
     document = json.loads(line)
     if "commands" in document:
