@@ -24,6 +24,7 @@ from deploy.host.bundle.takeover import (
 )
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
+    TRASH,
     UNFINISHED,
     discard,
     leftovers,
@@ -184,7 +185,9 @@ def close_older(system: System) -> None:
     layout, gid = system.layout, system.account(paths.USER).gid
     for top in (layout.venvs, layout.releases, layout.models, layout.blobs):
         for path in top.iterdir() if top.is_dir() else ():
-            if not is_closed(path, gid):
+            # What a killed build left is removed before the next one, and never taken over.
+            is_left = path.name.startswith((UNFINISHED, TRASH))
+            if not is_left and not is_closed(path, gid):
                 close_to_group(path, gid)
 
 

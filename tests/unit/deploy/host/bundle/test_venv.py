@@ -122,6 +122,21 @@ def test_an_environment_of_an_older_host_program_is_closed(provisioned, workshop
     assert modes == {0o750, 0o640}
 
 
+def test_what_a_killed_build_left_is_not_taken_over(provisioned, workshop):
+    """
+    A tree too deep to take over would refuse every later staging of the host.
+    """
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    left = provisioned.layout.venvs / f".tmp-{lock.digest}"
+    left.joinpath(*["d"] * 90).mkdir(parents=True)
+
+    venvs.close_older(provisioned.system)
+
+    assert provisioned.call(build_request(lock)).built is True
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("planted", [".lock", ".complete"])
 def test_a_draft_that_became_a_link_is_not_followed(provisioned, workshop, monkeypatch, planted):
     """
