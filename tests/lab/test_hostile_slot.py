@@ -157,7 +157,7 @@ def served(fleet, models, tmp_path_factory):
     assert serving(fleet) == {"v1.0.0": 100}
     yield digests
     for digest in digests.values():
-        shutil.rmtree(checkout.store().get(digest).directory)
+        shutil.rmtree(checkout.store().get(digest, "hostile").directory)
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_a_bundle_that_differs_from_the_signed_one_is_refused(v1, tmp_path, dama
     """
     Before any host is contacted; a host would refuse it too (tests/unit/deploy/host).
     """
-    path = checkout.store().get("v1.1.0").directory
+    path = checkout.store().get("v1.1.0", "lab").directory
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     try:
