@@ -100,6 +100,11 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.BUNDLE_TRUNCATED: "nothing was unpacked; send it again: inv release",
     }
 )
+_REFUSED_BUNDLE = (
+    "a bundle of another fleet or format: inv bundle builds it again; an older one that is meant: "
+    "inv release --allow-older, or inv rollback to what was good; else inv status, then: "
+    "inv provision --limit {host}"
+)
 _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
     {
         (
@@ -119,6 +124,9 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
         "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
         (StageCommit.VERB, ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
         "nvidia-smi there; inv bundle builds it again",
+        (StageMissing.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
+        (StageCommit.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
+        (SlotStart.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
         (TrafficSet.VERB, ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
         "'slipway-runtime@*' on {host}",
         (TrafficSet.VERB, ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "
