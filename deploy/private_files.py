@@ -9,13 +9,13 @@ import contextlib
 import errno
 import grp
 import os
-import pwd
 import stat
 import tempfile
 from pathlib import Path
 from typing import IO
 
 from deploy.errors import DeployError
+from deploy.host.accounts import group_name, user_name
 
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -131,7 +131,7 @@ def _tighten(path: Path, flags: int, mode: int) -> None:
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in _trusted_users():
-        raise _refused(path, f"user {_user_name(status.st_uid)} owns it", _RUN_AS)
+        raise _refused(path, f"user {user_name(status.st_uid)} owns it", _RUN_AS)
 
 
 def _trusted_users() -> set[int]:
@@ -156,7 +156,7 @@ def _other_writers(parent: os.stat_result) -> str | None:
     if parent.st_mode & stat.S_IWOTH:
         return "every user"
     if parent.st_mode & stat.S_IWGRP and not _is_own_group(parent.st_gid):
-        return f"group {_group_name(parent.st_gid)}"
+        return f"group {group_name(parent.st_gid)}"
     return None
 
 
@@ -166,26 +166,12 @@ def _is_own_group(gid: int) -> bool:
     """
     if gid == 0:
         return True
-    user = _user_name(os.geteuid())
+    user = user_name(os.geteuid())
     try:
         group = grp.getgrgid(gid)
     except KeyError:
         return False
     return group.gr_name == user and set(group.gr_mem) <= {user}
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def _refused(path: Path, why: str, fix: str) -> DeployError:

@@ -7,7 +7,6 @@ Needs nothing on the host but Python: it also runs before the host program is in
 from __future__ import annotations
 
 import glob
-import grp
 import hashlib
 import hmac
 import os
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deploy.host.accounts import group_name, user_name
 from deploy.host.disk import free_bytes
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
@@ -96,27 +96,13 @@ def _path(path: Path, sha256: str) -> PathFacts | None:
     return PathFacts(
         type=type_,
         mode=f"{stat.S_IMODE(status.st_mode):04o}",
-        owner=_user_name(status.st_uid),
-        group=_group_name(status.st_gid),
+        owner=user_name(status.st_uid),
+        group=group_name(status.st_gid),
         size=status.st_size,
         target=str(path.readlink()) if type_ == "link" else None,
         sha256=own_sha256,
         text=text,
     )
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def _packages(system: System, names: Sequence[str]) -> dict[str, str | None]:
@@ -136,7 +122,7 @@ def _user(name: str) -> UserFacts | None:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
-    return UserFacts(group=_group_name(entry.pw_gid), shell=entry.pw_shell, home=entry.pw_dir)
+    return UserFacts(group=group_name(entry.pw_gid), shell=entry.pw_shell, home=entry.pw_dir)
 
 
 def _units(system: System, names: Sequence[str]) -> dict[str, UnitFacts]:
