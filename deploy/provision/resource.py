@@ -49,6 +49,22 @@ class Resource(Frozen):
         return None
 
 
+class PathResource(Resource):
+    """
+    What stands at one path, compared without its content.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(paths={self.path: ""})
+
+
 def attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
     """
     Return each attribute of a path that differs, with its value and the wanted one.

@@ -15,7 +15,7 @@ from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.requirements import Frozen, HostRefusal
-from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.resource import Difference, PathResource, Resource, attributes
 from deploy.provision.slot_resources import Reserve, Socket
 from deploy.units import format_size
 
@@ -74,20 +74,11 @@ class User(Resource):
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
-class Directory(Resource):
+class Directory(PathResource):
     kind: Literal["directory"] = "directory"
-    path: str
     owner: str = "root"
     group: str = "root"
     mode: str = "0755"
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
@@ -170,21 +161,12 @@ class File(Resource):
         return hide_passwords("".join(lines))  # a host's own file may have a proxy with a login
 
 
-class Absent(Resource):
+class Absent(PathResource):
     """
     A file that must not exist.
     """
 
     kind: Literal["absent"] = "absent"
-    path: str
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
 
     def difference(self, facts: Facts) -> Difference | None:
         return Difference(change="remove") if facts.paths[self.path] is not None else None

@@ -4,28 +4,19 @@ Resources of the slots: the sockets of earlier ones, and the space that is kept 
 
 from typing import Literal
 
-from deploy.host.protocol import FactQuery, Facts
-from deploy.provision.resource import Difference, Resource, attributes
+from deploy.host.protocol import Facts
+from deploy.provision.resource import Difference, PathResource, attributes
 from deploy.units import format_size
 
 
-class Socket(Resource):
+class Socket(PathResource):
     """
     A socket that, if there is one, belongs to *owner* alone.  Its directory belongs to root.
     """
 
     kind: Literal["socket"] = "socket"
-    path: str
     owner: str
     mode: str = "0600"
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
@@ -36,22 +27,13 @@ class Socket(Resource):
         return Difference(change=", ".join(wrong)) if wrong else None
 
 
-class Reserve(Resource):
+class Reserve(PathResource):
     """
     A file of allocated blocks, which the host program gives back bit by bit on a full disk.
     """
 
     kind: Literal["reserve"] = "reserve"
-    path: str
     size: int
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(paths={self.path: ""})
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
