@@ -8,7 +8,9 @@ from deploy.host.layout import SLOTS
 from deploy.host.protocol import Status
 from deploy.release import host_commands
 from deploy.release.observe import observed
+from deploy.release.rollback import roll_back
 from deploy.transport.client import HostClient
+from tests.builders import make_policy
 from tests.local_host import local_hosts, place_release, serve
 from tests.simulated_clock import SimulatedClock
 
@@ -64,6 +66,22 @@ class LocalFleet:
         return {
             name: observed(name, client.call(Status())) for name, client in self.clients.items()
         }
+
+    def roll_back(self, plan, report=lambda event: None, **options):
+        """
+        Do *plan* as `inv rollback` does, and return its outcome.
+        """
+        return roll_back(
+            plan,
+            release="r-back",
+            owner="me",
+            clients=self.clients,
+            policy=make_policy(),
+            limits=LIMITS,
+            clock=self.clock,
+            report=report,
+            **options,
+        )
 
     def serves(self, name):
         """

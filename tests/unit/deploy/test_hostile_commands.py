@@ -21,24 +21,7 @@ from deploy.errors import DeployError
 from deploy.host.protocol import (
     REQUESTS,
     SCHEMA,
-    FactQuery,
-    Golden,
-    GoodRecord,
-    GoodRollback,
-    JournalAppend,
-    LeaseAcquire,
-    LeaseRelease,
-    LeaseRenew,
-    Measure,
-    Retire,
-    SlotStart,
-    SlotStop,
-    StageCommit,
-    StageMissing,
     Status,
-    TrafficDrain,
-    TrafficSet,
-    VenvBuild,
 )
 from deploy.inventory.schema import Fleet
 from deploy.provision import fleet_specs, run
@@ -47,10 +30,11 @@ from deploy.provision.resources import File
 from deploy.release.executor import ReleaseExecutor
 from deploy.release.observe import Observed, observe
 from deploy.release.plan import plan_release
-from deploy.release.rollback import plan_rollback, roll_back
+from deploy.release.rollback import plan_rollback
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from tests.builders import make_policy
+from tests.every_request import EVERY_REQUEST
 from tests.hostile_answers import Answer, ForgingSshd, HostileAnswers
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
 from tests.local_host import handle
@@ -62,26 +46,6 @@ SEED = 20_261_126
 HONEST = ("n1", "n2")
 DIRECT, SCENES, LOOKS = 1_800, 60, 12  # single calls; releases and rollbacks; provisionings
 DIGEST = "a" * 64
-CALLS = [
-    Status(),
-    Measure(),
-    FactQuery(paths={"/etc/x": ""}, units=("haproxy",)),
-    LeaseAcquire("ann", 30.0),
-    LeaseRenew(30.0),
-    LeaseRelease(),
-    JournalAppend("release.begin"),
-    StageMissing("{}"),
-    StageCommit(DIGEST),
-    VenvBuild(lock="", digest=DIGEST, python="3.11", wheels=()),
-    SlotStart("green", DIGEST),
-    SlotStop("green"),
-    Golden("green"),
-    TrafficSet({"blue": 90, "green": 10}),
-    TrafficDrain("blue"),
-    GoodRecord(DIGEST, "v1", "green"),
-    GoodRollback("r1"),
-    Retire(3),
-]
 
 # -- what this process opens
 
@@ -179,10 +143,10 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(client, answers, 
     """
     Each answer is a result of the verb's types or an error that names the host.
     """
-    assert {type(call) for call in CALLS} == set(REQUESTS.values())
+    assert {type(call) for call in EVERY_REQUEST} == set(REQUESTS.values())
     exit_codes = set()
     for number in range(DIRECT):
-        request = CALLS[number % len(CALLS)]
+        request = EVERY_REQUEST[number % len(EVERY_REQUEST)]
         try:
             client.call(request, timeout_s=0.5)
         except DeployError as error:
@@ -213,16 +177,7 @@ def scene(fleet, evil, rng):
 
 
 def roll_all_back(fleet, events):
-    return roll_back(
-        plan_rollback(readable(fleet)),
-        release="r-back",
-        owner="me",
-        clients=fleet.clients,
-        policy=make_policy(),
-        limits=LIMITS,
-        clock=fleet.clock,
-        report=events.append,
-    )
+    return fleet.roll_back(plan_rollback(readable(fleet)), report=events.append)
 
 
 def release_all(fleet, events):

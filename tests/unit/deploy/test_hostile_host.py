@@ -19,56 +19,21 @@ from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     REQUESTS,
     FactQuery,
-    Golden,
-    GoodRecord,
-    GoodRollback,
-    JournalAppend,
-    LeaseAcquire,
-    LeaseRelease,
-    LeaseRenew,
-    Measure,
-    Retire,
-    SlotStart,
     SlotStop,
-    StageCommit,
-    StageMissing,
     Status,
-    TrafficDrain,
-    TrafficSet,
-    VenvBuild,
 )
 from deploy.provision.probe import read_facts
 from deploy.release.plan import plan_release
-from deploy.release.rollback import plan_rollback, roll_back
+from deploy.release.rollback import plan_rollback
 from deploy.transport import answers
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from tests.builders import make_policy
+from tests.every_request import EVERY_REQUEST
 from tests.hostile_host import HostileSshd
-from tests.local_fleet import DIGESTS, LIMITS, local_fleet
+from tests.local_fleet import DIGESTS, local_fleet
 from tests.unit.deploy.release.test_executor import release
 
-BUNDLE = DIGESTS["b1"]
-ASKED = (
-    Status(),
-    Measure(),
-    FactQuery(paths={"/etc/slipway": ""}, packages=("haproxy",), room=("/opt",)),
-    LeaseAcquire("me", 30.0),
-    LeaseRenew(30.0),
-    LeaseRelease(),
-    JournalAppend("step", {}),
-    GoodRecord(BUNDLE, "v1", "blue"),
-    GoodRollback("r1"),
-    StageMissing("{}"),
-    StageCommit(BUNDLE),
-    VenvBuild("", "0" * 64, "3.11", ()),
-    Retire(3),
-    SlotStart("green", BUNDLE, 5.0),
-    SlotStop("green", 5.0),
-    Golden("blue", 5.0),
-    TrafficSet({"blue": 100, "green": 0}),
-    TrafficDrain("green", 1.0),
-)
 ANSWERS_A_VERB = 450  # 18 verbs: 8,100
 OPENED = []
 _watch = threading.local()
@@ -119,7 +84,7 @@ def make_hostile(tmp_path):
 
 
 def test_every_verb_is_asked():
-    assert {request.VERB for request in ASKED} == set(REQUESTS)
+    assert {request.VERB for request in EVERY_REQUEST} == set(REQUESTS)
 
 
 def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(make_hostile):
@@ -134,8 +99,8 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(make_hostile):
         remedies = _remedies("n1")
         before = peak_bytes()
         with opened_files() as files:
-            for number in range(ANSWERS_A_VERB * len(ASKED)):
-                request = ASKED[number % len(ASKED)]
+            for number in range(ANSWERS_A_VERB * len(EVERY_REQUEST)):
+                request = EVERY_REQUEST[number % len(EVERY_REQUEST)]
                 try:
                     result = client.call(request, timeout_s=20)
                 except DeployError as error:
@@ -144,7 +109,7 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(make_hostile):
                 else:
                     results += 1
                     assert type(result).__name__ in request.__orig_bases__[0].__args__[0].__name__
-    assert sshd.answers == ANSWERS_A_VERB * len(ASKED)
+    assert sshd.answers == ANSWERS_A_VERB * len(EVERY_REQUEST)
     assert len(errors) > results > 10  # a changed answer may still be a possible one
     for host, text, fix, kind in errors:
         assert host == "n1"
@@ -209,16 +174,7 @@ def test_a_rollback_of_the_others_ends(make_hostile, seed):
         states = fleet.observed()
         make_hostile(fleet, "n2", seed, honest=0.7)
         try:
-            outcome = roll_back(
-                plan_rollback(states, None),
-                release="r-back",
-                owner="me",
-                clients=fleet.clients,
-                policy=make_policy(),
-                limits=LIMITS,
-                clock=fleet.clock,
-                report=lambda event: None,
-            )
+            outcome = fleet.roll_back(plan_rollback(states, None))
         except DeployError as error:
             _refuse_internal(error)
             assert _changed(fleet) == set()

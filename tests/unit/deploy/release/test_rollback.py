@@ -5,9 +5,9 @@ import pytest
 from deploy.errors import NothingToRollBackTo, RollbackFailed, UsageError
 from deploy.host.protocol import JournalAppend, LeaseAcquire, Unfinished
 from deploy.release.events import Ending
-from deploy.release.rollback import plan_rollback, roll_back
-from tests.builders import make_observed, make_policy, make_serving, make_settled
-from tests.local_fleet import DIGESTS, LIMITS, local_fleet
+from deploy.release.rollback import plan_rollback
+from tests.builders import make_observed, make_serving, make_settled
+from tests.local_fleet import DIGESTS, local_fleet
 from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
 from tests.recorded import differences, recorded
 
@@ -33,16 +33,7 @@ def make_fleet():
 
 
 def rollback(fleet, to=None, report=lambda event: None):
-    return roll_back(
-        plan_rollback(fleet.observed(), to),
-        release="r-back",
-        owner="me",
-        clients=fleet.clients,
-        policy=make_policy(),
-        limits=LIMITS,
-        clock=fleet.clock,
-        report=report,
-    )
+    return fleet.roll_back(plan_rollback(fleet.observed(), to), report=report)
 
 
 def test_rolling_back_serves_the_release_before(make_fleet):

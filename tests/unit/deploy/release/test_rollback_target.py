@@ -20,9 +20,9 @@ from deploy.errors import (
 from deploy.host.protocol import LeaseAcquire, Unfinished
 from deploy.release import rollback_target
 from deploy.release.events import Ending
-from deploy.release.rollback import plan_rollback, roll_back
-from tests.builders import make_observed, make_policy, make_serving, make_settled
-from tests.local_fleet import DIGESTS, LIMITS, local_fleet
+from deploy.release.rollback import plan_rollback
+from tests.builders import make_observed, make_serving, make_settled
+from tests.local_fleet import DIGESTS, local_fleet
 from tests.local_host import LOST_BEFORE, record_good
 
 NAMES = ("n1", "n2", "n3")
@@ -48,16 +48,8 @@ def fleet():
 def rollback(fleet, to=None, observed=None, recheck=None, report=lambda event: None):
     events = []
     plan = plan_rollback(observed or fleet.observed(), to)
-    outcome = roll_back(
-        plan,
-        release="r-back",
-        owner="me",
-        clients=fleet.clients,
-        policy=make_policy(),
-        limits=LIMITS,
-        clock=fleet.clock,
-        report=lambda event: (events.append(event), report(event)),
-        recheck=recheck,
+    outcome = fleet.roll_back(
+        plan, report=lambda event: (events.append(event), report(event)), recheck=recheck
     )
     return outcome, events
 

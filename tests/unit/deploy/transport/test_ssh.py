@@ -11,13 +11,6 @@ import pytest
 from deploy.errors import CommandFailed, HostKeyMismatch, TransportError
 from deploy.transport import ssh
 from deploy.transport.ssh import SshTransport
-from tests.unit.deploy.transport.loopback import LoopbackSshd
-
-
-@pytest.fixture
-def sshd(tmp_path):
-    with LoopbackSshd(tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
