@@ -13,11 +13,13 @@ DeployError                1   a task failed; the message says what
 │   └── HostKeyMismatch    13  the host's key is not the recorded one; nothing was sent
 ├── LeaseHeld              6   another operator holds the lease
 ├── LeaseLost              7   the lease was lost or taken over during the release
+│   └── EpochOld           25  another operator has begun since; nothing was changed
 ├── CanaryRejected         8   a gate rejected the new release; the old one serves
 ├── ReleasePaused          10  the release stopped without a verdict; the old one has all traffic
 ├── ReleaseReverted        24  a step failed; every host serves the old release again
 ├── RollbackFailed         9   hosts may serve different releases; an operator has to act
 ├── NothingToRollBackTo    20  no earlier release is recorded as good
+├── FleetDiffers           26  hosts are not as the desired state says
 ├── BundleUnsigned         11  no valid signature of an allowed signer; nothing was unpacked
 ├── BundleTampered         14  a file differs from the signed one; nothing was unpacked
 ├── BundleTruncated        15  a file is shorter than the signed one
@@ -121,6 +123,10 @@ class LeaseLost(DeployError):
     exit_code = 7
 
 
+class EpochOld(LeaseLost):
+    exit_code = 25
+
+
 class CanaryRejected(DeployError):
     exit_code = 8
 
@@ -135,6 +141,10 @@ class ReleasePaused(DeployError):
 
 class ReleaseReverted(DeployError):
     exit_code = 24
+
+
+class FleetDiffers(DeployError):
+    exit_code = 26
 
 
 class BundleUnsigned(DeployError):

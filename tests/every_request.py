@@ -3,6 +3,9 @@ One request of each verb, for tests that ask a host everything.
 """
 
 from deploy.host.protocol import (
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
     FactQuery,
     Golden,
     GoodRecord,
@@ -17,6 +20,8 @@ from deploy.host.protocol import (
     SlotStop,
     StageCommit,
     StageMissing,
+    StateRead,
+    StateWrite,
     Status,
     TrafficDrain,
     TrafficSet,
@@ -31,6 +36,11 @@ EVERY_REQUEST = (
     LeaseAcquire("me", 30.0),
     LeaseRenew(30.0),
     LeaseRelease(),
+    StateWrite(1, "{}"),
+    StateRead(),
+    DeadmanArm("green", "blue"),
+    DeadmanConfirm(BUNDLE, "v1"),
+    DeadmanDisarm(),
     JournalAppend("step", {}),
     GoodRecord(BUNDLE, "v1", "blue"),
     GoodRollback("r1"),

@@ -4,6 +4,7 @@ The verbs that record releases as good and roll that record back; what of it is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from deploy.host.protocol import (
 )
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def record(system: System, call: Call, request: GoodRecord) -> GoodReleases:
@@ -58,6 +61,17 @@ def still_there(layout: Layout, good: Iterable[GoodRelease]) -> tuple[GoodReleas
         for release in good
         if release.bundle in linked or layout.release(release.bundle).is_dir()
     )
+
+
+def staged(layout: Layout) -> tuple[str, ...]:
+    """
+    Return the bundles that this host can start, sorted.
+    """
+    try:
+        names = [path.name for path in layout.releases.iterdir()]
+    except OSError:
+        return ()
+    return tuple(sorted(name for name in names if _DIGEST.fullmatch(name)))
 
 
 def _write(

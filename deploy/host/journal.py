@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from deploy.host import reserve
 from deploy.host.files import sync_directory
-from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, Unfinished
+from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, LeaseAcquire, Unfinished
 from deploy.host.system import System, utc
 
 INTENT, RESULT, EVENT = "intent", "result", "event"
 BEGIN, END = "release.begin", "release.end"
 GOOD_RECORD, GOOD_ROLLBACK = GoodRecord.VERB, GoodRollback.VERB
+LEASE_ACQUIRE = LeaseAcquire.VERB
 _OUTCOME_PAUSED = "paused"
 _TAIL = 1 << 16
 
@@ -35,6 +36,7 @@ class Replayed(NamedTuple):
         paused: Release that waits for a decision of the operator.
         seq: Number of the last line.
         fence: Highest fencing number of any line.
+        epoch: Newest epoch that a lease was granted for.
     """
 
     good: list[GoodRelease]
@@ -42,6 +44,7 @@ class Replayed(NamedTuple):
     paused: str | None
     seq: int
     fence: int
+    epoch: int = 0
 
 
 def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
@@ -56,11 +59,12 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
     open_intents: dict[str, dict[str, Any]] = {}
     current: dict[str, Any] | None = None
     paused: str | None = None
-    seq = fence = 0
+    seq = fence = epoch = 0
     for entry in entries:
         seq = max(seq, entry.get("seq") or 0)
         fence = max(fence, entry.get("fence") or 0)
         step, phase = entry.get("step"), entry.get("phase")
+        epoch = max(epoch, _epoch(entry))
         if phase == INTENT:
             open_intents[_key(entry)] = entry
         elif phase == RESULT:
@@ -76,7 +80,12 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
             open_intents.clear()
         if current is not None and entry.get("release") == current.get("release"):
             current = {**current, "step": step}
-    return Replayed(good, _unfinished(current, open_intents), paused, seq, fence)
+    return Replayed(good, _unfinished(current, open_intents), paused, seq, fence, epoch)
+
+
+def _epoch(entry: dict[str, Any]) -> int:
+    epoch = (entry.get("args") or {}).get("epoch") if entry.get("step") == LEASE_ACQUIRE else None
+    return epoch if isinstance(epoch, int) else 0
 
 
 def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:

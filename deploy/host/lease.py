@@ -23,6 +23,7 @@ class Lease(NamedTuple):
     Attributes:
         expires_at: For people and other machines; seconds since 1970.
         expires_steady_s: For this host; seconds of the boot clock.
+        epoch: Newest epoch that this host has granted a lease for.
     """
 
     fence: int
@@ -31,6 +32,7 @@ class Lease(NamedTuple):
     expires_at: float
     expires_steady_s: float
     boot_id: str
+    epoch: int = 0
 
     def left_s(self, steady_s: float, boot_id: str) -> float:
         """
@@ -66,7 +68,14 @@ class Leases:
         lease = self.in_force()
         if lease is None or lease.owner is None:
             return None
-        return LeaseStatus(lease.owner, lease.release, lease.fence, self.left_s(lease))
+        return LeaseStatus(lease.owner, lease.release, lease.fence, self.left_s(lease), lease.epoch)
+
+    def newest_epoch(self) -> int:
+        """
+        Return the newest epoch that this host has seen; the journal has it where the file is lost.
+        """
+        last = self._read()
+        return max(last.epoch if last else 0, Journal(self._system).replay().epoch)
 
     def left_s(self, lease: Lease) -> float:
         return lease.left_s(self._system.steady_s(), self._system.boot_id())
@@ -95,17 +104,28 @@ class Leases:
             "inv status; nothing more was changed on this host under this lease",
         )
 
-    def take(self, owner: str, release: str | None, ttl_s: float) -> Lease:
+    def take(
+        self, owner: str, release: str | None, ttl_s: float, epoch: int = 0, *, steal: bool = False
+    ) -> Lease:
         """
         Grant *owner* the lease, with a higher number than every earlier one.
 
         The holder may take it again for the same release, because the answer may have been lost.
 
+        Args:
+            epoch: Newer than every one that was granted here, or that of *owner* itself; 0: none.
+            steal: Take it also from another owner.
+
         Raises:
-            HostError: Another owner, or another release, holds it.
+            HostError: Another owner, or another release, holds it; or the epoch is not new.
         """
-        held = self.in_force()
-        if held is not None and (release is None or (held.owner, held.release) != (owner, release)):
+        held, last = self.in_force(), self._read()
+        # The journal has the highest numbers also after the lease file was lost.
+        replayed = Journal(self._system).replay()
+        newest = max(last.epoch if last else 0, replayed.epoch)
+        is_same = held is not None and release is not None
+        is_same = is_same and (held.owner, held.release) == (owner, release)  # type: ignore[union-attr]
+        if held is not None and not is_same and not (steal and epoch > newest):
             raise HostError(
                 ErrorKind.LEASE_HELD,
                 f"{held.owner} holds the lease",
@@ -113,13 +133,19 @@ class Leases:
                 f"{self.left_s(held):.0f} s unless it is renewed",
                 "wait until it ends; inv status shows it",
             )
-        last = self._read()
-        # The journal has the highest number also after the lease file was lost.
-        fence = max(last.fence if last else 0, Journal(self._system).replay().fence) + 1
-        return self._write(fence, owner, release, ttl_s)
+        is_own = last is not None and last.owner == owner and last.epoch == epoch
+        if epoch and (epoch < newest or (epoch == newest and not is_own)):
+            raise HostError(
+                ErrorKind.EPOCH_OLD,
+                f"epoch {epoch} is not new",
+                f"this host has seen epoch {newest}",
+                "inv status, then the command again",
+            )
+        fence = max(last.fence if last else 0, replayed.fence) + 1
+        return self._write(fence, owner, release, ttl_s, max(epoch, newest))
 
     def renew(self, lease: Lease, ttl_s: float) -> Lease:
-        return self._write(lease.fence, lease.owner, lease.release, ttl_s)
+        return self._write(lease.fence, lease.owner, lease.release, ttl_s, lease.epoch)
 
     def release(self, fence: int | None) -> bool:
         """
@@ -128,7 +154,7 @@ class Leases:
         held = self.in_force()
         if held is None or held.fence != fence:
             return False
-        self._write(held.fence, None, held.release, 0.0)
+        self._write(held.fence, None, held.release, 0.0, held.epoch)
         return True
 
     def _why_not(self, lease: Lease | None, fence: int) -> str:
@@ -153,9 +179,12 @@ class Leases:
         except (ValueError, TypeError):
             return None  # damaged, or of another format: the journal has the number
         is_whole = isinstance(lease.fence, int) and isinstance(lease.owner, (str, type(None)))
+        is_whole = is_whole and isinstance(lease.epoch, int)
         return lease if is_whole and isinstance(lease.expires_steady_s, (int, float)) else None
 
-    def _write(self, fence: int, owner: str | None, release: str | None, ttl_s: float) -> Lease:
+    def _write(
+        self, fence: int, owner: str | None, release: str | None, ttl_s: float, epoch: int
+    ) -> Lease:
         lease = Lease(
             fence=fence,
             owner=owner,
@@ -163,6 +192,7 @@ class Leases:
             expires_at=round(self._system.wall_s() + ttl_s, 3),
             expires_steady_s=self._system.steady_s() + ttl_s,
             boot_id=self._system.boot_id(),
+            epoch=epoch,
         )
         data = json.dumps(lease._asdict()).encode()
         with_room(self._system, lambda: write_spare(self._path, data, 0o640))

@@ -24,8 +24,10 @@ def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
     Take the lease of this host for the release of *call*, with a new highest number.
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
-        lease = Leases(system).take(request.owner, call.release, request.ttl_s)
-        data = {"owner": request.owner, "ttl_s": request.ttl_s}
+        lease = Leases(system).take(
+            request.owner, call.release, request.ttl_s, request.epoch, steal=request.steal
+        )
+        data = {"owner": request.owner, "ttl_s": request.ttl_s, "epoch": lease.epoch}
         append_event(system, call._replace(fence=lease.fence), request.VERB, data)
         reserve.lay_again(system)
     return LeaseGranted(lease.fence, lease.expires_at)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     from deploy.host.message import dataclass  # the same, loaded faster
 
-SCHEMA = 3  # raised with each change that the other side would misread; 1 had no number
+SCHEMA = 4  # raised with each change that the other side would misread; 1 had no number
 
 Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
 WheelName = Annotated[
@@ -33,6 +33,7 @@ Percent = Annotated[int, Range(0, 100)]
 TimeoutS = Annotated[float, Range(0.001, 7200)]
 LeaseTtlS = Annotated[float, Range(0.001, 3600)]
 Keep = Annotated[int, Range(1, 1000)]
+Epoch = Annotated[int, Range(0, 2**53)]  # 0: none
 
 ResultT = TypeVar("ResultT")
 
@@ -49,6 +50,7 @@ class ErrorKind(str, Enum):
     COMMAND_FAILED = "CommandFailed"
     LEASE_HELD = "LeaseHeld"
     LEASE_LOST = "LeaseLost"
+    EPOCH_OLD = "EpochOld"  # another operator has had this epoch, or a newer one
     NOTHING_TO_ROLL_BACK_TO = "NothingToRollBackTo"
     BUNDLE_UNSIGNED = "BundleUnsigned"
     BUNDLE_TAMPERED = "BundleTampered"
@@ -133,6 +135,11 @@ class LeaseGranted:
 class LeaseAcquire(Request[LeaseGranted]):
     """
     Take the lease of the host for *owner*.
+
+    Attributes:
+        epoch: Epoch of the fleet's desired state that the lease is for: newer than every one that
+            this host has seen, or its owner's own.  0: the lease changes no desired state.
+        steal: Take it also from another owner, whose epoch is older.
     """
 
     VERB = "lease.acquire"
@@ -140,6 +147,8 @@ class LeaseAcquire(Request[LeaseGranted]):
 
     owner: str
     ttl_s: LeaseTtlS
+    epoch: Epoch = 0
+    steal: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,130 @@ class LeaseRelease(Request[LeaseReleased]):
 
     VERB = "lease.release"
     NEEDS_LEASE = False
+
+
+# -- desired state
+
+
+STATE_MAX = 512 << 10  # bytes of the text of a desired state
+
+
+@dataclass(frozen=True)
+class StateStamp:
+    """
+    Which desired state a host holds.
+
+    Attributes:
+        number: Counts the writes of one epoch, from 1.
+        sha256: Of the text.
+    """
+
+    epoch: Epoch
+    number: int
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class StateWrite(Request[StateStamp]):
+    """
+    Store the desired state of the fleet, under the epoch of the caller's lease.
+
+    A number that is not higher than the stored one of that epoch is refused, unless the text is
+    the same.
+    """
+
+    VERB = "state.write"
+
+    number: Annotated[int, Range(1, 2**53)]
+    text: str
+
+
+@dataclass(frozen=True)
+class StateText:
+    """
+    Attributes:
+        stamp: None: the host holds no desired state.
+    """
+
+    stamp: Optional[StateStamp]
+    text: str
+
+
+@dataclass(frozen=True)
+class StateRead(Request[StateText]):
+    """
+    Return the desired state of the fleet as this host holds it; changes nothing.
+    """
+
+    VERB = "state.read"
+    NEEDS_LEASE = False
+    ANSWER_MAX = 4 * STATE_MAX  # JSON may need several bytes for one of the text
+
+
+# -- the host's own way back
+
+
+@dataclass(frozen=True)
+class Armed:
+    left_s: float  # until the host goes back by itself, unless the lease is renewed
+
+
+@dataclass(frozen=True)
+class DeadmanArm(Request[Armed]):
+    """
+    Let the host go back by itself when no lease is in force any more, or after a reboot.
+
+    It goes back to what *from_slot* serves: gives it all the traffic and stops *to_slot*.
+
+    Attributes:
+        from_slot: Slot that serves now; None: nothing serves, so going back stops *to_slot*.
+    """
+
+    VERB = "deadman.arm"
+
+    to_slot: SlotName
+    from_slot: Optional[SlotName]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """
+    Attributes:
+        checked: A request through the public port was answered by the new release; False: the
+            host was confirmed already.
+    """
+
+    checked: bool
+
+
+@dataclass(frozen=True)
+class DeadmanConfirm(Request[Confirmed]):
+    """
+    Keep the new release: after a request through the public port, the host does not go back any
+    more.
+
+    Attributes:
+        version: Version that must answer.
+    """
+
+    VERB = "deadman.confirm"
+
+    bundle: Digest
+    version: str
+
+
+@dataclass(frozen=True)
+class Disarmed:
+    disarmed: bool  # False: it was not armed
+
+
+@dataclass(frozen=True)
+class DeadmanDisarm(Request[Disarmed]):
+    """
+    The host is back where it was, so it has no way to go any more; refused while it is not.
+    """
+
+    VERB = "deadman.disarm"
 
 
 # -- journal
@@ -510,6 +643,38 @@ class LeaseStatus:
     release: Optional[str]
     fence: int
     left_s: float
+    epoch: Epoch = 0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """
+    A change that the host takes back by itself unless it is confirmed.
+
+    Attributes:
+        left_s: Seconds until then; 0: it is going back.
+    """
+
+    release: str
+    epoch: Epoch
+    to_slot: SlotName
+    from_slot: Optional[SlotName]
+    left_s: float
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """
+    The host went back by itself, and nothing was confirmed there since.
+
+    Attributes:
+        at: UTC, as in the journal.
+    """
+
+    release: str
+    epoch: Epoch
+    at: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -557,6 +722,12 @@ class HostStatus:
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
         is_reserve_whole: No space that is kept for a full disk was used.
+        epoch: Newest epoch of the desired state that the host has seen.
+        state: Which desired state it holds.
+        staged: Bundles that it can start.
+        pending: What it takes back by itself unless it is confirmed.
+        went_back: What it took back by itself.
+        is_deadman_tested: Its own way back was tried out there, as provisioning does.
     """
 
     boot_id: str
@@ -569,6 +740,12 @@ class HostStatus:
     free_opt_bytes: int
     free_state_bytes: int
     is_reserve_whole: bool
+    epoch: Epoch
+    state: Optional[StateStamp]
+    staged: tuple[Digest, ...]
+    pending: Optional[Pending]
+    went_back: Optional[WentBack]
+    is_deadman_tested: bool
 
 
 @dataclass(frozen=True)
@@ -784,6 +961,11 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         LeaseAcquire,
         LeaseRenew,
         LeaseRelease,
+        StateWrite,
+        StateRead,
+        DeadmanArm,
+        DeadmanConfirm,
+        DeadmanDisarm,
         JournalAppend,
         StageMissing,
         StageCommit,

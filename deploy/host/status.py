@@ -4,8 +4,9 @@ Present state of a host; works on a host where any part is missing.
 
 from __future__ import annotations
 
+from deploy.host import deadman, desired
 from deploy.host.disk import free_bytes
-from deploy.host.good import still_there
+from deploy.host.good import staged, still_there
 from deploy.host.journal import Journal, replay
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
@@ -39,6 +40,12 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         free_opt_bytes=free_bytes(system, layout.opt),
         free_state_bytes=free_bytes(system, layout.state),
         is_reserve_whole=is_whole(layout),
+        epoch=Leases(system).newest_epoch(),
+        state=desired.stored(layout).stamp,
+        staged=staged(layout),
+        pending=deadman.pending(system),
+        went_back=None,
+        is_deadman_tested=layout.deadman_tested.exists(),
     )
 
 

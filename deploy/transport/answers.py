@@ -17,6 +17,7 @@ from deploy.errors import (
     CommandFailed,
     DeployError,
     DiskTooSmall,
+    EpochOld,
     LeaseHeld,
     LeaseLost,
     NothingToRollBackTo,
@@ -59,6 +60,7 @@ ERRORS: Mapping[ErrorKind, type[DeployError]] = MappingProxyType(
         ErrorKind.COMMAND_FAILED: CommandFailed,
         ErrorKind.LEASE_HELD: LeaseHeld,
         ErrorKind.LEASE_LOST: LeaseLost,
+        ErrorKind.EPOCH_OLD: EpochOld,
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: NothingToRollBackTo,
         ErrorKind.BUNDLE_UNSIGNED: BundleUnsigned,
         ErrorKind.BUNDLE_TAMPERED: BundleTampered,
@@ -72,6 +74,7 @@ _WHAT: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.DISK_TOO_SMALL: "too little free disk space",
         ErrorKind.LEASE_HELD: "another operator holds the lease",
         ErrorKind.LEASE_LOST: "this lease is no longer in force",
+        ErrorKind.EPOCH_OLD: "another operator has begun since",
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: "not recorded as good",
         ErrorKind.BUNDLE_UNSIGNED: "the bundle has no valid signature",
         ErrorKind.BUNDLE_TAMPERED: "a file differs from the signed one",
@@ -92,6 +95,7 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.LEASE_HELD: "wait until it ends or expires: inv status shows the owner; for a "
         "lease that nobody renews, that is its time to live at most",
         ErrorKind.LEASE_LOST: "inv status; nothing more was changed on {host} under this lease",
+        ErrorKind.EPOCH_OLD: "inv status shows who; then the command again",
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: "inv status lists the good releases of each host; name "
         "one of them: inv rollback --to",
         ErrorKind.BUNDLE_UNSIGNED: "sign it with a key of the fleet's allowed_signers: inv bundle; "
@@ -138,6 +142,7 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
 _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
     {
         ErrorKind.LEASE_HELD: frozenset({LeaseAcquire.VERB}),
+        ErrorKind.EPOCH_OLD: frozenset({LeaseAcquire.VERB}),
         ErrorKind.LEASE_LOST: frozenset(
             verb for verb, request in REQUESTS.items() if request.NEEDS_LEASE
         ),

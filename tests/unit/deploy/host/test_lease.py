@@ -4,6 +4,9 @@ import pytest
 
 from deploy.host.protocol import (
     REQUESTS,
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
     Golden,
     GoodRecord,
     GoodRollback,
@@ -17,6 +20,7 @@ from deploy.host.protocol import (
     SlotStart,
     SlotStop,
     StageCommit,
+    StateWrite,
     TrafficDrain,
     TrafficSet,
 )
@@ -168,6 +172,10 @@ CHANGES = (
     GoodRollback("r1"),
     Retire(keep=2),
     JournalAppend("release.begin"),
+    StateWrite(1, "{}"),
+    DeadmanArm("green", "blue"),
+    DeadmanConfirm("a" * 64, "v1"),
+    DeadmanDisarm(),
     LeaseRenew(30),
 )
 
@@ -217,3 +225,65 @@ def test_one_of_many_concurrent_owners_gets_the_lease():
 
     assert [a.fence for a in answers if isinstance(a, LeaseGranted)] == [1]
     assert {a.kind for a in answers if isinstance(a, HostError)} == {"LeaseHeld"}
+
+
+def test_an_epoch_is_granted_to_one_owner(host):
+    """
+    Two operators that ask for one epoch: the second is refused, also after the first has ended.
+    """
+    host.call(LeaseAcquire("ann@desk:1", 30, epoch=7))
+    host.clock.pass_s(31)
+
+    error = host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=7))
+    assert error.kind == "EpochOld"
+    assert "7" in error.why
+    assert host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=6)).kind == "EpochOld"
+    assert host.call(LeaseAcquire("bob@desk:2", 30, epoch=8)).fence > 1
+    assert host.status().epoch == 8
+
+
+def test_the_owner_of_an_epoch_may_take_its_lease_again(host):
+    """
+    After a lost connection: the new number refuses what the old one still sends.
+    """
+    first = host.call(LeaseAcquire("ann@desk:1", 30, epoch=7)).fence
+    host.clock.pass_s(31)
+    assert host.call(LeaseAcquire("ann@desk:1", 30, epoch=7)).fence > first
+
+
+def test_a_lease_is_stolen_with_a_newer_epoch_only(host):
+    """
+    The lease of another operator: refused without `steal`, and with the same epoch.
+    """
+    host.fence = host.call(LeaseAcquire("ann@desk:1", 30, epoch=7)).fence
+    host.release = "r2"
+
+    assert host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=8)).kind == "LeaseHeld"
+    assert host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=7, steal=True)).kind == "LeaseHeld"
+    host.call(LeaseAcquire("bob@desk:2", 30, epoch=8, steal=True))
+
+    assert host.refusal(LeaseRenew(30)).kind == "LeaseLost"
+    assert host.status().lease.owner == "bob@desk:2"
+
+
+def test_an_epoch_outlives_its_lease_file(host):
+    """
+    The journal has it.
+    """
+    host.call(LeaseAcquire("ann@desk:1", 30, epoch=7))
+    host.layout.lease.unlink()
+
+    assert host.status().epoch == 7
+    assert host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=7)).kind == "EpochOld"
+
+
+def test_a_lease_without_an_epoch_keeps_the_newest_one(host):
+    """
+    Work that changes no desired state does not reset the epochs.
+    """
+    host.call(LeaseAcquire("ann@desk:1", 30, epoch=7))
+    host.call(LeaseRelease())
+    host.clock.pass_s(31)
+    host.call(LeaseAcquire("bob@desk:2", 30))
+
+    assert host.status().epoch == 7

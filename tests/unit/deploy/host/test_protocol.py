@@ -291,6 +291,7 @@ def test_kinds_of_error_and_errors_of_the_controller_map_one_to_one():
 VERB_OF = {
     ErrorKind.LEASE_LOST: LeaseRenew(30.0),
     ErrorKind.LEASE_HELD: LeaseAcquire("ann", 30.0),
+    ErrorKind.EPOCH_OLD: LeaseAcquire("ann", 30.0, epoch=1),
     ErrorKind.NOTHING_TO_ROLL_BACK_TO: GoodRollback("r1"),
     ErrorKind.BUNDLE_UNSIGNED: StageCommit("a" * 64),
     ErrorKind.BUNDLE_TAMPERED: StageCommit("a" * 64),

@@ -16,6 +16,9 @@ from deploy.host.__main__ import HANDLERS
 from deploy.host.bundle import sandbox, venv
 from deploy.host.protocol import (
     REQUESTS,
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
     FactQuery,
     Golden,
     GoodRecord,
@@ -27,6 +30,7 @@ from deploy.host.protocol import (
     Retire,
     SlotStart,
     SlotStop,
+    StateRead,
     TrafficDrain,
     TrafficSet,
     VenvBuild,
@@ -81,6 +85,10 @@ def life(host, bundle, workshop):
         Measure(),
         FactQuery(packages=("haproxy",)),
         JournalAppend("note"),
+        StateRead(),
+        DeadmanArm(slot, "blue"),
+        DeadmanConfirm(digest, "v1"),
+        DeadmanDisarm(),
         GoodRecord(digest, "v1", slot),
         GoodRollback("r1"),
         TrafficSet({"green": 0, "blue": 0}, force=True),
@@ -101,6 +109,7 @@ def test_the_host_program_runs_nothing_of_a_bundle(provisioned, bundle, workshop
     """
     seen = {
         *life(provisioned, bundle, workshop),
+        "state.write",  # needs an epoch; test_desired.py has it
         *("stage.missing", "stage.commit", "status", "lease.acquire", "lease.release"),
     }
     assert seen == set(REQUESTS)
