@@ -44,6 +44,7 @@ HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
+TIMELY_BACKEND = "timely"  # likewise; its servers are UP where checks are answered in time
 
 
 def unit(slot: str) -> str:

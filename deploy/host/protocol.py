@@ -685,7 +685,7 @@ class SlotStatus:
     Attributes:
         unit: systemd's ActiveState; "unknown" when systemd did not answer.
         weight: Share of the host's traffic in percent; None when HAProxy did not answer.
-        haproxy: HAProxy's status of the server: UP, DOWN, MAINT, DRAIN; None as above.
+        haproxy: HAProxy's status of the server: UP, LATE, DOWN, MAINT, DRAIN; None as above.
         sessions: Requests in flight or queued; None as above.
         ready: It answered its readiness check.
     """
