@@ -428,10 +428,10 @@ class Controller:
 
     def _do_confirm(self, host: HostPlan, client: HostClient) -> None:
         plan = self._plan
-        if plan.to_release is not None:
+        if host.to_release is not None:
             # The host is where its own way back leads.
             client.call(DeadmanDisarm())
-            client.call(GoodRollback(to_release=plan.to_release))
+            client.call(GoodRollback(to_release=host.to_release))
             return
         # Over a new connection: what is confirmed has to be reachable from outside.
         client.transport.close()
