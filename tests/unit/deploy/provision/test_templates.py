@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from deploy.inventory.schema import AptSource, Mirrors
-from deploy.provision import base, haproxy, host_program, runtime_unit
+from deploy.provision import base, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
@@ -66,6 +66,7 @@ def texts():
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
         "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
+        **{path.rpartition("/")[2]: text for path, text in deadman.units().items()},
         "slipway.slice": placed[runtime_unit.SLICE_FILE],
         "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],
         "runtime.yml": runtime_unit.config(cpu),
