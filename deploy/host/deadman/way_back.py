@@ -123,19 +123,19 @@ class _WayBack:
     def __init__(self, system: System, way: Way) -> None:
         self._system, self._way = system, way
         self._proxy = Haproxy(system)
+        self._failures = Failures()
 
     def go(self) -> str:
         with self.locked():
             self._begin()
-        failures = Failures()
-        with failures.caught():
+        with self._failures.caught():
             self._start()
-        with failures.caught():
+        with self._failures.caught():
             self._move_traffic()
             self._stop()
             self._refuse_unless_up()
         with self.locked():
-            failures.raise_first()
+            self._failures.raise_first()
             self._finish()
         return f"release {self._way.release} was taken back: {self._way.why}"
 
@@ -211,7 +211,8 @@ class _WayBack:
         name = unit(self._way.to_slot)
         with self.locked():
             systemd.begin_stop(self._system, name)
-            systemd.disable(self._system, name)
+            with self._failures.caught():
+                systemd.disable(self._system, name)
         if end(self._system, self.locked, name, STOP_TIMEOUT_S) is None:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
@@ -280,7 +281,8 @@ class _WayBack:
         )
 
     def _save(self) -> None:
-        _write_state(self._system, self._proxy.state())
+        with self._failures.caught():
+            _write_state(self._system, self._proxy.state())
 
     def _note(self, phase: str) -> None:
         """

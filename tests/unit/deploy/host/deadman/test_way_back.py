@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
 import threading
 
 import pytest
@@ -604,6 +605,30 @@ def test_a_full_disk_stops_nothing(disk):  # noqa: F811
     check(host.system)
 
     assert_back(host)
+
+
+def test_a_read_only_disk_still_moves_the_traffic(disk):  # noqa: F811
+    """
+    As after an error of the disk.  The end is noted once it can be written.
+    """
+    host = armed(TemporaryHost(disk), 100)
+    operator_dies(host)
+    remount(disk, "ro")
+    with contextlib.suppress(OSError):
+        check(host.system)
+
+    assert host.system.proxy.weights == {"blue": 100, "green": 0}
+    assert (host.units["green"].active, host.units["green"].enabled) == ("inactive", False)
+    assert host.layout.pending.exists()
+    remount(disk, "rw")
+
+    check(host.system)
+
+    assert_back(host)
+
+
+def remount(path, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", str(path)], check=True)
 
 
 def test_a_host_is_armed_on_a_full_disk(disk):  # noqa: F811
