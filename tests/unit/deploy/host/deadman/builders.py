@@ -99,6 +99,7 @@ def assert_back(host):
     blue serves alone, green is stopped for good, HAProxy starts so, and the host says it.
     """
     assert host.system.proxy.weights == {"blue": 100, "green": 0}
+    assert host.system.proxy.servers["green"].own_weight == 0
     assert host.units["green"].active in ("inactive", "failed")
     assert not host.units["green"].enabled
     assert host.units["blue"].active == "active"
