@@ -136,7 +136,10 @@ class LocalFleet:
         plan = rollback_plan(
             way, fleet="lab", policy=policy or make_policy(), start_s=90.0, golden_s=60.0
         )
-        desired = Desired(release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan)
+        why = {left.host: left.why for left in way.left_out}
+        desired = Desired(
+            release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan, left_out=why
+        )
         left_out = {left.host: left.error for left in way.left_out if left.error}
         return self.bring(desired, report=report, recheck=recheck, left_out=left_out, **options)
 
