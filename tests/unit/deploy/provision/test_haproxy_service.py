@@ -95,9 +95,7 @@ class Service:
         path.chmod(0o755)
 
     def describe(self, description):
-        self.write(
-            "haproxy.cfg", CONFIG, description=description, socket=self.resource.socket
-        )
+        self.write("haproxy.cfg", CONFIG, description=description, socket=self.resource.socket)
 
     def systemctl(self, verb):
         subprocess.run([self.folder / "bin/systemctl", verb], check=True)
