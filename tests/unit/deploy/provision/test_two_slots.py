@@ -81,8 +81,8 @@ def test_the_times_of_checks_are_those_of_the_manual(started):
     The tests here divide them by ten; docs/reference/haproxy.md names them.
     """
     page = Path("docs/reference/haproxy.md").read_text()
-    for time in ("5 s", "500 ms", "1 s", "1 h"):
-        assert time in page
+    for span in ("5 s", "500 ms", "1 s", "1 h"):
+        assert span in page
     rendered = Path("tests/golden/haproxy.cfg").read_text()
     assert re.findall(r"timeout check (\S+)", rendered) == ["1h", "5s"]
     assert re.findall(r"inter (\S+) fall (\d) rise (\d)", rendered) == [
