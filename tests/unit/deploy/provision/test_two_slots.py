@@ -254,7 +254,7 @@ def test_a_slot_that_ends_loses_no_request(started):
     """
     port = started()
     for slot in port.slots.values():
-        slot.work_s = 0.02
+        slot.work_s = 0.2  # some are in flight at any time
     clients = KeepAliveClients(port, 10)
     time.sleep(0.5)
     port.blue.end()
@@ -262,7 +262,7 @@ def test_a_slot_that_ends_loses_no_request(started):
     clients.stop()
     counts = port.blue.counts + port.green.counts
     assert clients.lost == []
-    assert len(clients.answers) > 100
+    assert len(clients.answers) > 20
     assert max(counts.values()) == 2
     assert max((*port.blue.counts.values(), *port.green.counts.values())) == 1
 
@@ -273,7 +273,7 @@ def test_without_retries_a_slot_that_ends_loses_what_it_computes(started):
     """
     port = started(edit=replaced(("retry-on conn-failure empty-response 500", "retry-on none")))
     for slot in port.slots.values():
-        slot.work_s = 0.02
+        slot.work_s = 0.2  # some are in flight at any time
     clients = KeepAliveClients(port, 10)
     time.sleep(0.5)
     port.blue.end()
