@@ -35,6 +35,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.DeadmanConfirm: "deadman:confirm",
     protocol.DeadmanDisarm: "deadman:disarm",
     protocol.JournalAppend: "events:append",
+    protocol.JournalRead: "events:read",
     protocol.StageMissing: "bundle.staging:missing",
     protocol.StageCommit: "bundle.staging:commit",
     protocol.VenvBuild: "bundle.venv:run",
