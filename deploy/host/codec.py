@@ -12,12 +12,14 @@ import enum
 import re
 import reprlib
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 Message = TypeVar("Message")
+_UNIONS = (typing.Union, getattr(types, "UnionType", None))  # the second since Python 3.10
 
 WHOLE_MAX = 2**63 - 1
 
@@ -100,7 +102,7 @@ def _decoder(kind: Any) -> Callable[[Any, str], Any]:
     if origin is typing.Annotated:
         plain, limits = _decoder(arguments[0]), arguments[1:]
         return lambda value, where: _limited(plain(value, where), limits, where)
-    if origin is typing.Union:
+    if origin in _UNIONS:
         present = _decoder(arguments[0])
         return lambda value, where: None if value is None else present(value, where)
     if origin is tuple:

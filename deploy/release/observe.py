@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from deploy.errors import DeployError, PreconditionError
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import GoodRelease, HostStatus, SlotStatus, Status, Unfinished
+from deploy.host.protocol import (
+    GoodRelease,
+    HostStatus,
+    LeaseStatus,
+    Pending,
+    SlotStatus,
+    StateStamp,
+    Status,
+    Unfinished,
+    WentBack,
+)
 from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
 
@@ -79,6 +89,11 @@ class Observed:
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
         is_reserve_whole: The space that is kept for a way back on a full disk is all there.
+        epoch: Newest epoch of the desired state that the host has seen.
+        state: Which desired state it holds.
+        staged: Bundles that it can start.
+        pending: What it takes back by itself unless it is confirmed.
+        went_back: What it took back by itself.
     """
 
     host: str
@@ -89,6 +104,13 @@ class Observed:
     paused: str | None
     boot_id: str
     is_reserve_whole: bool = True
+    lease: LeaseStatus | None = None
+    epoch: int = 0
+    state: StateStamp | None = None
+    staged: tuple[str, ...] = ()
+    pending: Pending | None = None
+    went_back: WentBack | None = None
+    is_deadman_tested: bool = True
 
     @property
     def unfinished_text(self) -> str | None:
@@ -150,6 +172,13 @@ def observed(host: str, status: HostStatus) -> Observed:
         paused=status.paused,
         boot_id=status.boot_id,
         is_reserve_whole=status.is_reserve_whole,
+        lease=status.lease,
+        epoch=status.epoch,
+        state=status.state,
+        staged=status.staged,
+        pending=status.pending,
+        went_back=status.went_back,
+        is_deadman_tested=status.is_deadman_tested,
     )
 
 
@@ -184,10 +213,13 @@ def check_proxy(current: Observed) -> None:
 
 
 def observe(
-    clients: Iterable[HostClient], *, timeout_s: float
+    clients: Iterable[HostClient], *, timeout_s: float, within_s: float | None = None
 ) -> dict[str, Observed | DeployError]:
     """
     Read all hosts at once; a host that cannot be read has its error instead.
+
+    Args:
+        within_s: A host that has not answered by then has an error, and is not waited for.
     """
     by_name = {client.host: client for client in clients}
     read: dict[str, Observed | DeployError] = {}
@@ -195,5 +227,5 @@ def observe(
     def one(host: str) -> None:
         read[host] = observed(host, by_name[host].call(Status(), timeout_s=timeout_s))
 
-    read.update(on_each(by_name, one))
+    read.update(on_each(by_name, one, within_s=within_s))
     return {host: read[host] for host in by_name}
