@@ -287,8 +287,8 @@ def _told_by(records: Iterable[Record]) -> dict[str, _Told]:
             open_release = release
             told[release] = _Told(
                 kind="rollback" if args.get("kind") == "rollback" else "release",
-                actor=record.actor,
-                began_at=known.began_at or record.at,  # it may be begun again
+                actor=known.actor,
+                began_at=known.began_at or record.at,  # it may be begun again, to go on
             )
         elif record.step == END:
             open_release = None if open_release == release else open_release

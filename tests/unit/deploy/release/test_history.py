@@ -298,6 +298,19 @@ def test_newest_first_and_a_release_that_was_taken_over():
     assert (first.release, first.outcome, first.ended_at) == ("r1", "taken over", None)
 
 
+def test_a_release_that_another_operator_goes_on_with_is_that_of_the_first():
+    """
+    Paused, then resumed: one release, with the beginning and the actor of the first.
+    """
+    records = [*released(outcome="paused"), *released(actor="bob@desk", minute=9)]
+
+    [past] = history(n1=records).releases
+
+    assert (past.actor, past.outcome) == ("ann@desk", "promoted")
+    assert past.began_at == "2026-01-01T00:00:00.000Z"
+    assert past.ended_at == "2026-01-01T00:10:00.000Z"
+
+
 def test_a_release_under_way_has_not_ended():
     [past] = history(n1=released()[:2]).releases
 
