@@ -100,7 +100,7 @@ def contents(journal: Path, archives: Path, after_seq: int = 0) -> Iterator[byte
                 continue  # all of its lines are before
             try:
                 if own is not None and os.path.samestat(own, path.stat()):
-                    continue  # the journal, between the two steps
+                    break  # the journal was kept meanwhile: what follows came later
                 yield path.read_bytes()
             except OSError:
                 continue  # pruned

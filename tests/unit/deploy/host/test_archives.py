@@ -496,6 +496,28 @@ def test_readers_without_a_lock_see_every_line(host):
     assert wrong == []
 
 
+def test_a_reader_that_is_overtaken_by_two_files_has_the_lines_in_order(host, monkeypatch):
+    """
+    Between its look at the journal and its list of the kept files.
+    """
+    for number in range(12):
+        note(host, number)
+    real = archives.files
+
+    def late(directory):
+        monkeypatch.setattr(archives, "files", real)
+        for number in range(12):
+            note(host, number)
+        return real(directory)
+
+    before = len(kept(host))
+    monkeypatch.setattr(archives, "files", late)
+    lines = all_lines(host)
+
+    assert len(kept(host)) >= before + 2
+    assert_chained(lines)
+
+
 # -- a full disk
 
 
@@ -508,6 +530,13 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
+def fill(disk):
+    with (disk / "junk").open("wb", buffering=0) as junk, contextlib.suppress(OSError):
+        while True:
+            junk.write(b"x" * (1 << 16))
+    assert os.statvfs(disk).f_bavail == 0
+
+
 @pytest.mark.parametrize("asks", [True, False])
 def test_on_a_full_disk_the_journal_goes_on_in_its_file(disk, asks):
     """
@@ -518,11 +547,7 @@ def test_on_a_full_disk_the_journal_goes_on_in_its_file(disk, asks):
     live(host)
     if asks:
         host.system.free = 0
-    with (disk / "junk").open("wb") as junk, contextlib.suppress(OSError):
-        while True:
-            junk.write(b"x" * (1 << 16))
-            junk.flush()
-    assert os.statvfs(disk).f_bavail == 0
+    fill(disk)
     expected, before = state(host), kept(host)
 
     for number in range(200):
@@ -538,6 +563,23 @@ def test_on_a_full_disk_the_journal_goes_on_in_its_file(disk, asks):
     assert len(kept(host)) == len(before) + 1
     assert_chained(all_lines(host))
     assert state(host) == expected
+
+
+def test_a_disk_with_room_for_a_checkpoint_alone_gets_no_new_file(disk):
+    """
+    It would have no space ahead of its end.
+    """
+    host = TemporaryHost(disk)
+    live(host)
+    before = kept(host)
+    (disk / "room").write_bytes(b"x" * (128 << 10))
+    fill(disk)
+    (disk / "room").unlink()
+
+    for number in range(20):
+        note(host, number)
+
+    assert kept(host) == before
 
 
 def test_a_new_file_has_space_ahead_and_the_old_one_gives_its_back(disk):
