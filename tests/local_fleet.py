@@ -2,7 +2,7 @@
 A fleet of hosts that run the real host program, for the tests of releases and rollbacks.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from deploy.host.layout import SLOTS
@@ -136,11 +136,24 @@ class LocalFleet:
         plan = rollback_plan(
             way, fleet="lab", policy=policy or make_policy(), start_s=90.0, golden_s=60.0
         )
-        desired = Desired(release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan)
+        why = {left.host: left.why for left in way.left_out}
+        desired = Desired(
+            release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan, left_out=why
+        )
         left_out = {left.host: left.error for left in way.left_out if left.error}
         return self.bring(desired, report=report, recheck=recheck, left_out=left_out, **options)
 
-    def bring(self, desired, *, report=None, stage=None, owner="me", clients=None, **options):
+    def bring(
+        self,
+        desired,
+        *,
+        report=None,
+        stage=None,
+        owner="me",
+        clients=None,
+        at_death=None,
+        **options,
+    ):
         """
         Run the loop until the fleet is as *desired*, and return the outcome.
         """
@@ -163,7 +176,30 @@ class LocalFleet:
             report=report or (lambda event: None),
             **options,
         )
+        if at_death is not None:
+            keeper.release_all = at_death
         return self.controller.run()
+
+    def release_dying(self, report, killed, bundle="b2"):
+        """
+        Release *bundle* with an operator whose process ends when *report* raises *killed*.
+
+        Nothing of it runs on: no way back, no renewal, no end of its leases.
+        """
+        ended = []
+
+        def end_of_process():
+            ended.append(True)
+            self.clock.cancel_all()
+            for client in self.clients.values():
+                client.fence = None
+
+        with suppress(killed):
+            self.release(bundle, report=report, at_death=end_of_process)
+        return ended
+
+    def observed_one(self, name):
+        return observed(name, self.clients[name].call(Status()))
 
     def operator(self, name="you@desk"):
         """

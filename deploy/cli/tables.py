@@ -121,7 +121,8 @@ def history_table(history: History, errors: Mapping[str, DeployError]) -> Grid:
         table.notes.append(f"{len(history.releases) - _SHOWN} earlier ones: --json has them")
     for own in history.own_ways_back[:_SHOWN]:
         table.notes.append(
-            f"{own.host}: by itself at {own.at}: {own.step}, release {quoted(own.release or '-')}"
+            f"{own.host}: by itself from {own.at} to {own.ended_at or '?'}: {own.step}, "
+            f"release {quoted(own.release or '-')}"
         )
     for host, found in history.broken.items():
         table.notes.append(

@@ -20,7 +20,6 @@ from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.records import (
     ZERO,
     Checkpoint,
-    Event,
     Intent,
     Record,
     Result,
@@ -38,7 +37,7 @@ _ACTOR = "slipway-host"  # writes checkpoints
 _TEXT_MAX = 1000  # characters of a release, actor or step
 _WINDOW = 1 << 16
 
-RecordT = TypeVar("RecordT", Intent, Result, Event, Checkpoint)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 class _Tail(NamedTuple):

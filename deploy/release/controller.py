@@ -214,10 +214,7 @@ class Controller:
         if self._is_forward:
             asked = [name for name in asked if name not in self.desired.left_out]
         errors = on_each(asked, one)
-        for name, current in seen.items():
-            lease = current.lease
-            if lease is not None and lease.epoch > self.desired.epoch:
-                raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}")
+        self._refuse_newer(seen)
         if errors:
             self._failed(errors)
         return {name: seen[name] for name in self._clients if name in seen and name not in errors}
@@ -338,13 +335,26 @@ class Controller:
         return any(name not in seen and name not in self._errors for name in mine)
 
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
-        for name, error in errors.items():
-            if not isinstance(error, LeaseLost):
-                continue
-            with suppress(DeployError):
-                lease = self._clients[name].call(Status(), timeout_s=_STATUS_S).lease
-                if lease is not None and lease.epoch > self.desired.epoch:
-                    raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}") from error
+        if not any(isinstance(error, LeaseLost) for error in errors.values()):
+            return
+        seen: dict[str, Observed] = {}
+
+        def one(name: str) -> None:
+            seen[name] = self._now(name)
+
+        on_each(self._clients, one)
+        self._refuse_newer(seen)
+
+    def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
+        """
+        Raise where most hosts have seen a newer epoch: one alone does not end a release.
+        """
+        newer = {n: seen[n] for n in sorted(seen) if seen[n].epoch > self.desired.epoch}
+        if 2 * len(newer) > len(seen):
+            epoch = max(current.epoch for current in newer.values())
+            owners = {c.lease_owner for c in newer.values() if c.lease_owner}
+            by = f" of {', '.join(sorted(owners))}" if owners else ""
+            raise TakenOver(f"{', '.join(newer)}: epoch {epoch}{by} is newer than ours")
 
     def _interrupted(self) -> None:
         if self._plan.kind is Kind.ROLLBACK:
@@ -428,15 +438,16 @@ class Controller:
 
     def _do_confirm(self, host: HostPlan, client: HostClient) -> None:
         plan = self._plan
-        if plan.to_release is not None:
+        if host.to_release is not None:
             # The host is where its own way back leads.
             client.call(DeadmanDisarm())
-            client.call(GoodRollback(to_release=plan.to_release))
+            client.call(GoodRollback(to_release=host.to_release))
             return
         # Over a new connection: what is confirmed has to be reachable from outside.
         client.transport.close()
         client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=60.0)
         client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
+        self._say("host.confirmed", f"{plan.version} answers, and is recorded as good", host.host)
 
     def _do_retire(self, host: HostPlan, client: HostClient) -> None:
         is_kept_warm = self._plan.kind is Kind.RELEASE and self._rules.keep_old == "warm"

@@ -142,8 +142,9 @@ def _is_confirmed(desired: Desired, current: Observed) -> bool:
     """
     if current.pending is not None or not current.good:
         return False
-    wanted = desired.plan.to_release or desired.release
-    return current.good[-1].release == wanted
+    if desired.plan.kind is Kind.ROLLBACK:
+        return current.good[-1].bundle == desired.plan.bundle
+    return current.good[-1].release == desired.release
 
 
 def _serves_alone(desired: Desired, host: HostPlan, current: Observed) -> bool:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from deploy.errors import CommandFailed, DeployError, LeaseLost, ReleaseReverted, RollbackFailed
+from deploy.errors import (
+    CommandFailed,
+    DeployError,
+    LeaseLost,
+    NothingToRollBackTo,
+    ReleaseReverted,
+    RollbackFailed,
+)
 from deploy.release import verdicts
 from deploy.release.desired import Desired, Ending, Goal
 from deploy.release.events import ReleaseOutcome
@@ -185,10 +192,12 @@ def _error(
 
 def _rollback_failed(release: str, failed: Mapping[str, DeployError]) -> DeployError:
     first = failed[min(failed)]
+    is_missing = all(isinstance(error, NothingToRollBackTo) for error in failed.values())
+    again = "when the host answers: inv status, then inv rollback --to the same release"
     return RollbackFailed(
         f"{release}: could not roll back {', '.join(sorted(failed))}",
         why=f"{first.what}: {first.why}",
-        fix="when the host answers: inv status, then inv rollback --to the same release",
+        fix=first.fix if is_missing else again,
     )
 
 

@@ -7,12 +7,12 @@ record; those that say otherwise are named.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from deploy.host.protocol import DeadmanArm, DeadmanConfirm, DeadmanDisarm
-from deploy.host.records import ZERO, Checkpoint, Event, Record, digest_of, from_line
+from deploy.host.records import ZERO, Checkpoint, Event, Record, Result, digest_of, from_line
 from deploy.host.replay import BEGIN, END
 
 OWN_WAY_BACK = "deadman."  # begins the steps of a host's own way back
@@ -194,11 +194,13 @@ class OwnWayBack:
     Something that a host did by itself.
 
     Attributes:
-        step: Name of the event, which begins with `deadman.`.
+        ended_at: None: it has not ended, or it is an event.
+        step: Begins with `deadman.`.
     """
 
     host: str
     at: str
+    ended_at: str | None
     release: str | None
     step: str
     data: Mapping[str, Any]
@@ -207,6 +209,7 @@ class OwnWayBack:
         return {
             "host": self.host,
             "at": self.at,
+            "ended_at": self.ended_at,
             "release": self.release,
             "step": self.step,
             "data": dict(self.data),
@@ -345,13 +348,22 @@ def _median(times: Iterable[str | None]) -> str | None:
 
 
 def _own_ways_back(host: str, records: Iterable[Record]) -> list[OwnWayBack]:
-    return [
-        OwnWayBack(host, record.at, record.release, record.step, record.args)
-        for record in records
-        if isinstance(record, Event)
-        and record.step.startswith(OWN_WAY_BACK)
-        and record.step not in _ASKED
-    ]
+    own: list[OwnWayBack] = []
+    for record in records:
+        if isinstance(record, Checkpoint) or not record.step.startswith(OWN_WAY_BACK):
+            continue
+        if record.step in _ASKED:
+            continue
+        new = OwnWayBack(host, record.at, None, record.release, record.step, record.args)
+        if isinstance(record, Result):
+            # It ends the one that began with the same arguments.
+            begun = [i for i, one in enumerate(own) if replace(one, at=new.at) == new]
+            if begun:
+                own[begun[-1]] = replace(own[begun[-1]], ended_at=record.at)
+                continue
+            new = replace(new, ended_at=record.at)
+        own.append(new)
+    return own
 
 
 def _text(value: object) -> str:

@@ -80,6 +80,7 @@ class HostPlan:
         clear_first: The slot to take is not idle: an earlier release ended in the middle there.
         other_slot: The slot that the new release does not take.
         stop_other: It runs or has traffic: it is stopped when the new release is good.
+        to_release: Of a rollback: the id under which this host has recorded the release as good.
     """
 
     host: str
@@ -91,6 +92,7 @@ class HostPlan:
     clear_first: bool
     other_slot: str
     stop_other: bool
+    to_release: str | None = None
 
     @property
     def has_stable(self) -> bool:
@@ -353,8 +355,8 @@ def plan_release(
         hosts=tuple(changed),
         unchanged=tuple(unchanged),
         policy=as_file(policy),
-        start_s=start_s,
-        golden_s=golden_s,
+        start_s=float(start_s),
+        golden_s=float(golden_s),
         allow_older=allow_older,
     )
 

@@ -148,7 +148,12 @@ def _host(current: Observed, target: GoodRelease) -> HostPlan | None:
     to = warm if warm is not None and warm.is_ready else current.spare
     part = host_plan(current, current.kept, to)
     other_ready = current.slot(part.other_slot).is_ready
-    return replace(part, clear_first=to is not warm and not to.is_idle, from_ready=other_ready)
+    return replace(
+        part,
+        clear_first=to is not warm and not to.is_idle,
+        from_ready=other_ready,
+        to_release=target.release,
+    )
 
 
 def rollback_plan(
@@ -168,8 +173,8 @@ def rollback_plan(
         hosts=way.hosts,
         unchanged=(),
         policy=as_file(policy),
-        start_s=start_s,
-        golden_s=golden_s,
+        start_s=float(start_s),
+        golden_s=float(golden_s),
         to_release=way.target.release,
     )
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.host.records import ZERO, Carried, Checkpoint, Event, digest_of, to_line
+from deploy.host.records import ZERO, Carried, Checkpoint, Event, Intent, Result, digest_of, to_line
 from deploy.release.history import Damage, Head, HostJournal, make_history, verify
 
 EMPTY = Carried((), (), None, None, 0, 0, 0)
@@ -327,12 +327,17 @@ def test_a_host_that_went_back_by_itself_is_listed():
     """
     What a controller asked it for, arming for example, is not.
     """
-    records = [event("deadman.arm"), event("deadman.went_back", why="no lease")]
+    began, ended = (f"2026-01-01T00:0{m}:00.000Z" for m in (1, 2))
+    args = {"why": "no lease"}
+    intent = Intent("r1", None, "deadman", "deadman.go_back", args, at=began)
+    result = Result("r1", None, "deadman", "deadman.go_back", args, ok=True, at=ended)
 
-    [own] = history(n1=records, n2=[]).own_ways_back
+    [own] = history(n1=[event("deadman.arm"), intent, result], n2=[]).own_ways_back
 
-    assert (own.host, own.step, own.release) == ("n1", "deadman.went_back", "r1")
-    assert own.data == {"why": "no lease"}
+    assert (own.host, own.step, own.release) == ("n1", "deadman.go_back", "r1")
+    assert (own.at, own.ended_at, own.data) == (began, ended, args)
+    [open_one] = history(n1=[intent]).own_ways_back
+    assert open_one.ended_at is None
 
 
 @pytest.mark.parametrize("args", [{"outcome": 7, "reason": [], "evidence": "x"}, {"kind": {}}, {}])

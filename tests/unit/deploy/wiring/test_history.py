@@ -150,7 +150,7 @@ def test_the_table_shows_what_hosts_say_as_theirs(fleet, heads):
     text = draw(tables.history_table(history, errors), is_terminal=False, encoding="utf-8")
 
     assert "promoted" in text
-    assert "by itself at" in text
+    assert "by itself from" in text
     assert "\x1b" not in text
     document = report.history_json(history, errors)
     assert {past["release"] for past in document["releases"]} >= {"r9"}
