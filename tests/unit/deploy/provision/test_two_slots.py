@@ -263,7 +263,7 @@ def test_a_slot_that_ends_loses_no_request(started):
     counts = port.blue.counts + port.green.counts
     assert clients.lost == []
     assert len(clients.answers) > 20
-    assert max(counts.values()) == 2
+    assert max(counts.values()) <= 2
     assert max((*port.blue.counts.values(), *port.green.counts.values())) == 1
 
 
