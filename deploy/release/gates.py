@@ -111,13 +111,6 @@ def judge_promoted(
     )
 
 
-def both(canary: Judgement, promoted: Judgement) -> Judgement:
-    """
-    Return the verdict of a wave beside which promoted hosts are measured.
-    """
-    return promoted if promoted.verdict is Verdict.REVERT else canary
-
-
 def _stopped(windows: Mapping[str, Window], gates: Gates, who: str) -> Judgement | None:
     if failed := sorted(host for host, window in windows.items() if window.is_failed):
         where = ", ".join(failed)

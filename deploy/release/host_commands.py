@@ -47,15 +47,18 @@ def clear(
 
 def move_traffic(
     client: HostClient, slot: str, stable: str | None, *, is_ready: bool = True
-) -> None:
+) -> dict[str, int]:
     """
-    Move all traffic from *slot* to *stable*; without a stable slot nothing serves then.
+    Move all traffic from *slot* to *stable*, and return the weights as read back.
+
+    Without a stable slot nothing serves then.
 
     Args:
         is_ready: Refuse where *stable* is not UP.  False: it was not ready before either, and
             must not prevent that *slot* is stopped.
     """
-    shift(client, {slot: 0, stable: 100} if stable else {slot: 0}, force=not is_ready)
+    weights = {slot: 0, stable: 100} if stable else {slot: 0}
+    return shift(client, weights, force=not is_ready)
 
 
 def start(
@@ -127,11 +130,12 @@ def stop(client: HostClient, slot: str, limits: Limits) -> None:
     client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + _MARGIN_S)
 
 
-def measure(client: HostClient, slot: str, now_s: float, timeout_s: float = 10.0) -> Reading:
+def measure(client: HostClient, now_s: float, timeout_s: float = 10.0) -> dict[str, Reading]:
     """
-    Return the counters of *slot*, taken at *now_s* on the controller's monotonic clock.
+    Return the counters of each slot, taken at *now_s* on the controller's monotonic clock.
     """
-    return Reading(now_s, client.call(Measure(), timeout_s=timeout_s).slots[slot])
+    slots = client.call(Measure(), timeout_s=timeout_s).slots
+    return {slot: Reading(now_s, counters) for slot, counters in slots.items()}
 
 
 def record(client: HostClient, step: str, **data: Any) -> None:
