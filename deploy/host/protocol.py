@@ -816,14 +816,18 @@ class OwnCounters:
     What a runtime says of itself, since it started.
 
     Attributes:
-        requests: Requests to the generating routes that it answered with a 2xx or 5xx.
+        requests: Requests to the generating routes that it answered with a 2xx, or by its own
+            fault with a 5xx.
         errors: Those answered with a 5xx.
-        answers_5xx: Answers with a 5xx on any route.
+        answers_5xx: Answers with a 5xx on any route, for any reason.
+        excused: Answers with a 5xx on a generating route for a full queue, or for a deadline that
+            the client set.
     """
 
     requests: int
     errors: int
     answers_5xx: int
+    excused: int = 0
 
 
 @dataclass(frozen=True)
