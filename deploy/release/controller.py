@@ -113,6 +113,7 @@ class Controller:
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
         self._step: Step | None = None  # what is being done
+        self._is_over = False  # nothing more can be done, though it has not ended
         self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
         self._errors.update(left_out or {})
         self._cause: dict[str, DeployError] = {}  # why the goal was turned
@@ -155,7 +156,7 @@ class Controller:
         """
         Go round until nothing is left to do.
         """
-        while self.desired.ending is None:
+        while self.desired.ending is None and not self._is_over:
             try:
                 self._go_round()
             except TakenOver:
@@ -185,6 +186,9 @@ class Controller:
             self._act(decision.actions)
         elif decision.ending is not None and not self._waits_for(seen):
             self.desired = replace(self.desired, ending=decision.ending)
+            if self._plan.kind is Kind.ROLLBACK and self._errors:
+                # It stays open: the next plain rollback goes to the same place.
+                self._is_over, self.desired = True, replace(self.desired, ending=None)
 
     @property
     def _is_forward(self) -> bool:

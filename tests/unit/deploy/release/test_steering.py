@@ -264,6 +264,25 @@ def test_a_rollback_after_a_dead_operator_goes_where_the_release_came_from(fleet
     assert implied_target(replace(stored, ending=Ending.PROMOTED)) is None
 
 
+def test_a_failed_way_back_does_not_change_what_the_next_one_does(fleet):
+    """
+    It stays open, and the next plain rollback goes to the same release.
+    """
+    fleet.release()
+    fleet["n2"].fail("slot.start", "refused", call=None)
+
+    outcome = fleet.roll_back(plan_rollback(fleet.observed()))
+
+    assert outcome.error.exit_code == 9
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b1": 100}]
+    assert implied_target(fleet.stored()) == DIGESTS["b1"]
+    fleet["n2"].faults.clear()
+    again = plan_rollback(fleet.observed(), implied_target(fleet.stored()))
+    assert fleet.roll_back(again).error is None
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert implied_target(fleet.stored()) is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"release": 7}', "[" * 9999])
 def test_a_desired_state_of_another_form_is_one_error(text):
     from deploy.errors import PreconditionError
