@@ -30,7 +30,8 @@ FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
     FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
     FinishReason.ERROR: (500, "engine_error", "the model failed"),
-    FinishReason.DIED: (500, "engine_died", "the engine process ended"),
+    # Not a 500: HAProxy repeats that on the other slot, whose engine the request could end too.
+    FinishReason.DIED: (502, "engine_died", "the engine process ended"),
     FinishReason.ABANDONED: (
         503,
         "shutting_down",
