@@ -55,6 +55,16 @@ KEYRING = Name(
     r"(?:/usr/share/keyrings|/etc/apt/keyrings)/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:gpg|asc|pgp)",
     "a keyring on the hosts: /usr/share/keyrings/NAME.gpg or /etc/apt/keyrings/NAME.gpg",
 )
+HOOK = Name(
+    "hook",
+    r"hooks/[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "a program in the directory hooks of the repository: hooks/NAME",
+)
+HEADER = Name(
+    "header",
+    r"[A-Za-z][A-Za-z0-9-]{0,63}",
+    "the name of an HTTP header: letters, digits and dashes, at most 64 long",
+)
 
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -187,6 +197,39 @@ def parse_archive(text: str) -> str:
     return text
 
 
+def parse_webhook(text: str) -> str:
+    """
+    Return *text*, which is the URL of a webhook or the name of a secret that has it.
+
+    Raises:
+        ValueError: It is neither, or the URL is not of https or has credentials.
+    """
+    is_url = text.startswith("https://") and _is_url(text, with_path=True)
+    if is_url or re.fullmatch(SECRET.regex, text):
+        return text
+    raise ValueError(
+        "should be https://HOST/PATH without credentials, or a name under secrets"
+        " (a URL that is itself a credential belongs into a secret)"
+    )
+
+
+_FRAMING = frozenset({"connection", "content-encoding", "content-length", "content-type", "expect",
+                      "host", "keep-alive", "te", "trailer", "transfer-encoding",
+                      "upgrade"})  # fmt: skip
+
+
+def parse_header(text: str) -> str:
+    """
+    Return *text*, which is the name of an HTTP header that a secret may be sent in.
+
+    Raises:
+        ValueError: It is not, or the header says where a message goes or ends.
+    """
+    if HEADER.parse(text).lower() in _FRAMING or text.lower().startswith("proxy-"):
+        raise ValueError("should not be a header of the connection or of the message's body")
+    return text
+
+
 def _is_url(text: str, *, with_path: bool) -> bool:
     match = _URL.fullmatch(text) if len(text) <= _URL_MAX else None
     if match is None or (match["path"] is not None and not with_path):
@@ -264,4 +307,7 @@ Component = Annotated[str, _type(COMPONENT.parse)]
 Keyring = Annotated[str, _type(KEYRING.parse)]
 Text = Annotated[str, _type(parse_text)]
 JumpHost = Annotated[Jump, PlainValidator(parse_jump), PlainSerializer(str)]
+HookProgram = Annotated[str, _type(HOOK.parse)]
+WebhookTarget = Annotated[str, _type(parse_webhook)]
+HeaderName = Annotated[str, _type(parse_header)]
 FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

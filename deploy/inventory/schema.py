@@ -6,18 +6,30 @@ the file with this schema in both directions.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from deploy.inventory.names import (
+    HOOK,
+    SECRET,
     Address,
     ArchiveUrl,
     Component,
     FilePath,
+    HeaderName,
     HostName,
     Identity,
     JumpHost,
@@ -31,6 +43,7 @@ from deploy.inventory.names import (
     Text,
     UserName,
     VariableName,
+    WebhookTarget,
 )
 from deploy.units import Bytes, Ratio, Seconds
 from runtime.contract.engine_options import EngineOptions
@@ -256,6 +269,107 @@ class ReleasePolicy(Strict):
     keep: int = Field(default=3, ge=2, le=1000)  # good releases kept on a host
 
 
+class Phase(StrEnum):
+    """
+    A phase of a release, or a way back, that hooks may accompany.
+    """
+
+    RELEASE = "release"  # the whole of it
+    STAGE = "stage"
+    START = "start"
+    CANARY = "canary"
+    PROMOTE = "promote"
+    BAKE = "bake"
+    CONFIRM = "confirm"
+    RETIRE = "retire"
+    REVERT = "revert"  # a release that takes itself back
+    ROLLBACK = "rollback"
+    ABORT = "abort"
+
+    @property
+    def is_way_back(self) -> bool:
+        return self in (Phase.REVERT, Phase.ROLLBACK, Phase.ABORT)
+
+
+class Hook(Strict):
+    """
+    A program that the operator's machine runs before or after a phase.
+
+    Attributes:
+        run: The program, in the directory `hooks` of the repository, and its arguments.
+        timeout: Seconds; then the program and its children are killed, and the hook has failed.
+    """
+
+    when: Literal["before", "after"]
+    phase: Phase
+    run: tuple[Text, ...] = Field(min_length=1)
+    timeout: Deadline = 30.0
+
+    @field_validator("run")
+    @classmethod
+    def _is_of_the_repository(cls, run: tuple[str, ...]) -> tuple[str, ...]:
+        # A fleet file may come from somebody else: it may choose among the hooks of the checkout,
+        # and no other program.
+        HOOK.parse(run[0])
+        return run
+
+    @model_validator(mode="after")
+    def _leaves_ways_back_alone(self) -> Self:
+        if self.when == "before" and self.phase.is_way_back:
+            raise ValueError(
+                f"{self.phase} is a way back, which nothing may delay: use when: after"
+            )
+        return self
+
+
+class WebhookHeader(Strict):
+    """
+    A header of every message, whose value is a secret.
+    """
+
+    name: HeaderName
+    secret: SecretName
+
+
+class Webhook(Strict):
+    """
+    Where the state of a release is posted: one message for each release, updated.
+
+    Attributes:
+        webhook: An https URL, or the name of a secret that has it.
+        send: Every new state, or only how the release ended.
+    """
+
+    webhook: WebhookTarget
+    headers: tuple[WebhookHeader, ...] = ()
+    send: Literal["updates", "end"] = "updates"
+
+    @property
+    def secret(self) -> str | None:
+        """
+        The secret that has the URL; None: `webhook` is the URL.
+        """
+        return None if self.webhook.startswith("https://") else self.webhook
+
+
+class ReleaseSection(ReleasePolicy):
+    """
+    The key `release` of a fleet file: the policy, and what accompanies a release.
+
+    Hooks are no part of the policy: that is in the plan, its digest and the state on hosts, and no
+    host may choose a program that runs on the operator's machine.
+    """
+
+    hooks: tuple[Hook, ...] = ()
+    notify: tuple[Webhook, ...] = ()
+
+    @property
+    def policy(self) -> ReleasePolicy:
+        return ReleasePolicy.model_construct(
+            **{name: getattr(self, name) for name in ReleasePolicy.model_fields}
+        )
+
+
 class Signing(Strict):
     """
     The key that signs bundles, and the signers that hosts accept.
@@ -276,7 +390,7 @@ class FleetFile(Strict):
     mirrors: Mirrors = Mirrors()
     secrets: dict[SecretName, Secret] = {}
     service: Service = Service()
-    release: ReleasePolicy = ReleasePolicy()
+    release: ReleaseSection = ReleaseSection()
     signing: Signing
     groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)
@@ -284,9 +398,8 @@ class FleetFile(Strict):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         groups = {name: group.hosts for name, group in self.groups.items()}
-        for path, problem in dangling_names(
-            groups, self.hosts, self.service.api_tokens, self.secrets
-        ):
+        references = secret_references(self.model_dump(include={"service", "release"}))
+        for path, problem in dangling_names(groups, self.hosts, references, self.secrets):
             raise ValueError(f"{path}: {problem}")
         return self
 
@@ -294,7 +407,7 @@ class FleetFile(Strict):
 def dangling_names(
     groups: Mapping[str, Iterable[object]],
     hosts: Iterable[str],
-    api_tokens: Iterable[object],
+    references: Iterable[tuple[tuple[str | int, ...], str]],
     secrets: Iterable[str],
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """
@@ -305,9 +418,34 @@ def dangling_names(
         for index, host in enumerate(members):
             if host not in hosts:
                 yield ("groups", name, "hosts", index), f"no host is named {host!r}"
-    for index, token in enumerate(api_tokens):
-        if token not in secrets:
-            yield ("service", "api_tokens", index), f"no secret is named {token!r}"
+    for path, secret in references:
+        if secret not in secrets:
+            yield path, f"no secret is named {secret!r}"
+
+
+def secret_references(data: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """
+    Yield (key path, name) for each use of a secret in *data*, a fleet file that may be invalid.
+    """
+    tokens = "service", "api_tokens"
+    for index, name in enumerate(_list_at(data, tokens)):
+        if isinstance(name, str):
+            yield (*tokens, index), name
+    notify = "release", "notify"
+    for index, webhook in enumerate(_list_at(data, notify)):
+        url = webhook.get("webhook") if isinstance(webhook, Mapping) else None
+        if isinstance(url, str) and re.fullmatch(SECRET.regex, url):
+            yield (*notify, index, "webhook"), url
+        for number, header in enumerate(_list_at(webhook, ("headers",))):
+            name = header.get("secret") if isinstance(header, Mapping) else None
+            if isinstance(name, str):
+                yield (*notify, index, "headers", number, "secret"), name
+
+
+def _list_at(data: object, path: tuple[str, ...]) -> Sequence[object]:
+    for key in path:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data if isinstance(data, list | tuple) else ()
 
 
 class Host(Strict):
@@ -336,6 +474,8 @@ class Fleet(Strict):
     service: Service
     release: ReleasePolicy
     signing: Signing
+    hooks: tuple[Hook, ...] = ()
+    notify: tuple[Webhook, ...] = ()
 
     def host(self, name: str) -> Host:
         """
