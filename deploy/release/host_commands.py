@@ -47,15 +47,18 @@ def clear(
 
 def move_traffic(
     client: HostClient, slot: str, stable: str | None, *, is_ready: bool = True
-) -> None:
+) -> dict[str, int]:
     """
-    Move all traffic from *slot* to *stable*; without a stable slot nothing serves then.
+    Move all traffic from *slot* to *stable*, and return the weights as read back.
+
+    Without a stable slot nothing serves then.
 
     Args:
         is_ready: Refuse where *stable* is not UP.  False: it was not ready before either, and
             must not prevent that *slot* is stopped.
     """
-    shift(client, {slot: 0, stable: 100} if stable else {slot: 0}, force=not is_ready)
+    weights = {slot: 0, stable: 100} if stable else {slot: 0}
+    return shift(client, weights, force=not is_ready)
 
 
 def start(
