@@ -140,9 +140,22 @@ class LocalFleet:
         left_out = {left.host: left.error for left in way.left_out if left.error}
         return self.bring(desired, report=report, recheck=recheck, left_out=left_out, **options)
 
-    def bring(self, desired, *, report=None, stage=None, owner="me", clients=None, **options):
+    def bring(
+        self,
+        desired,
+        *,
+        report=None,
+        stage=None,
+        owner="me",
+        clients=None,
+        make_store=HostStore,
+        **options,
+    ):
         """
         Run the loop until the fleet is as *desired*, and return the outcome.
+
+        Args:
+            make_store: Takes clients, keeper and clock.
         """
         clients = clients or self.clients
         keeper = LeaseKeeper(
@@ -154,7 +167,7 @@ class LocalFleet:
         )
         self.controller = Controller(
             desired,
-            store=HostStore(clients, keeper, self.clock),
+            store=make_store(clients, keeper, self.clock),
             keeper=keeper,
             clients=clients,
             stage=stage or (lambda client: StagingSummary()),

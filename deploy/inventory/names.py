@@ -65,6 +65,11 @@ HEADER = Name(
     r"[A-Za-z][A-Za-z0-9-]{0,63}",
     "the name of an HTTP header: letters, digits and dashes, at most 64 long",
 )
+PREFIX = Name(
+    "prefix",
+    r"/?[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,7}",
+    "a prefix of keys: names of letters, digits, . _ -, joined by /",
+)
 
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -230,6 +235,23 @@ def parse_header(text: str) -> str:
     return text
 
 
+def parse_endpoint(text: str) -> str:
+    """
+    Return *text*, which is an endpoint of etcd: https://HOST:PORT.
+
+    Raises:
+        ValueError: It is not; without TLS only this machine itself may be one, for a tunnel.
+    """
+    match = _URL.fullmatch(text) if _is_url(text, with_path=False) else None
+    is_here = match is not None and match["host"] in ("127.0.0.1", "[::1]")
+    if match is None or match["port"] is None or not (match["scheme"] == "https" or is_here):
+        raise ValueError(
+            "should be an endpoint: https://HOST:PORT"
+            " (http only for a tunnel that ends at 127.0.0.1 or [::1])"
+        )
+    return text
+
+
 def _is_url(text: str, *, with_path: bool) -> bool:
     match = _URL.fullmatch(text) if len(text) <= _URL_MAX else None
     if match is None or (match["path"] is not None and not with_path):
@@ -307,7 +329,8 @@ Component = Annotated[str, _type(COMPONENT.parse)]
 Keyring = Annotated[str, _type(KEYRING.parse)]
 Text = Annotated[str, _type(parse_text)]
 JumpHost = Annotated[Jump, PlainValidator(parse_jump), PlainSerializer(str)]
-HookProgram = Annotated[str, _type(HOOK.parse)]
+Endpoint = Annotated[str, _type(parse_endpoint)]
+KeyPrefix = Annotated[str, _type(PREFIX.parse)]
 WebhookTarget = Annotated[str, _type(parse_webhook)]
 HeaderName = Annotated[str, _type(parse_header)]
 FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

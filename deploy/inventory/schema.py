@@ -28,11 +28,13 @@ from deploy.inventory.names import (
     Address,
     ArchiveUrl,
     Component,
+    Endpoint,
     FilePath,
     HeaderName,
     HostName,
     Identity,
     JumpHost,
+    KeyPrefix,
     Keyring,
     Origin,
     ProxyUrl,
@@ -383,6 +385,38 @@ class Signing(Strict):
     allowed_signers: FilePath  # in the format of ssh-keygen(1), ALLOWED SIGNERS
 
 
+class StateSettings(Strict):
+    """
+    Where the desired state of the fleet lives: on its hosts, or in an existing etcd.
+
+    Attributes:
+        ca: Certificates of the authorities that etcd's are signed by; None: those of this machine.
+        cert, key: Client certificate and its key.
+        user, password: Of etcd's own authentication.
+        prefix: All keys of the fleet begin with it.
+    """
+
+    kind: Literal["hosts", "etcd"] = "hosts"
+    endpoints: tuple[Endpoint, ...] = ()
+    ca: FilePath | None = None
+    cert: FilePath | None = None
+    key: FilePath | None = None
+    user: UserName | None = None
+    password: SecretName | None = None
+    prefix: KeyPrefix = "slipway"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.kind == "etcd" and not self.endpoints:
+            raise ValueError("etcd needs endpoints")
+        if self.kind == "hosts" and self != StateSettings.model_construct():
+            raise ValueError("has keys that only kind: etcd reads")
+        for one, other in (("cert", "key"), ("user", "password")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} belong together")
+        return self
+
+
 class FleetFile(Strict):
     """
     Content of a fleet file.
@@ -394,6 +428,7 @@ class FleetFile(Strict):
     secrets: dict[SecretName, Secret] = {}
     service: Service = Service()
     release: ReleaseSection = ReleaseSection()
+    state: StateSettings = StateSettings()
     signing: Signing
     groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)
@@ -401,7 +436,7 @@ class FleetFile(Strict):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         groups = {name: group.hosts for name, group in self.groups.items()}
-        references = secret_references(self.model_dump(include={"service", "release"}))
+        references = secret_references(self.model_dump(include={"service", "release", "state"}))
         for path, problem in dangling_names(groups, self.hosts, references, self.secrets):
             raise ValueError(f"{path}: {problem}")
         return self
@@ -443,6 +478,10 @@ def secret_references(data: object) -> Iterator[tuple[tuple[str | int, ...], str
             name = header.get("secret") if isinstance(header, Mapping) else None
             if isinstance(name, str):
                 yield (*notify, index, "headers", number, "secret"), name
+    state = data.get("state") if isinstance(data, Mapping) else None
+    password = state.get("password") if isinstance(state, Mapping) else None
+    if isinstance(password, str):
+        yield ("state", "password"), password
 
 
 def _list_at(data: object, path: tuple[str, ...]) -> Sequence[object]:
@@ -484,6 +523,7 @@ class Fleet(Strict):
     signing: Signing
     hooks: tuple[Hook, ...] = ()
     notify: tuple[Webhook, ...] = ()
+    state: StateSettings = StateSettings()
 
     def without(self, names: Iterable[str]) -> tuple[Host, ...]:
         """

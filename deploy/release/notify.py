@@ -7,9 +7,7 @@ state.  Neither URLs nor secrets are part of any text that is reported.
 
 import json
 import logging
-import os
 import re
-import socket
 import ssl
 import threading
 import time
@@ -25,6 +23,7 @@ from deploy.inventory.schema import Fleet
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.release.clock import Clock
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
+from deploy.release.http_errors import describe
 
 REQUEST_S = 5.0  # the longest that one message takes, whatever the server does
 CLOSE_S = 5.0  # the longest wait for the last state of all webhooks
@@ -289,7 +288,7 @@ class _Attempt:
             status = self._post()
             problem, may_pass = _meaning(status), status in _PASSING or status >= 500
         except Exception as error:  # its text may have the URL
-            problem, may_pass = _describe(error), True
+            problem, may_pass = describe(error, REQUEST_S), True
         with self._changed:
             self.problem, self.may_pass = problem, may_pass
             self.has_ended = True
@@ -314,23 +313,3 @@ def _meaning(status: int) -> str | None:
     if 300 <= status < 400:
         return f"it answers with a redirect (status {status}), which is not followed"
     return f"it answers with status {status}"
-
-
-def _describe(error: BaseException) -> str:
-    """
-    Return what *error* says, without any text of the server, the URL or the library.
-    """
-    if isinstance(error, httpx.TimeoutException):
-        return f"it did not answer within {REQUEST_S:g} s"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return "its certificate is not trusted"
-        if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS as expected"
-        if isinstance(cause, socket.gaierror):
-            return "its name does not resolve"
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return f"no connection: {os.strerror(cause.errno)}"
-        cause = cause.__cause__ or cause.__context__
-    return f"the message could not be sent ({type(error).__name__})"

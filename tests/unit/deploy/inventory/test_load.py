@@ -265,6 +265,24 @@ WRONG_VALUES = {
         [{"webhook": "https://h/x", "headers": [{"name": "A\r\nB", "secret": "t"}]}],
         [{"webhook": "https://h/x", "headers": [{"name": "A", "secret": "nobody"}]}],
     ],
+    "state": [
+        "etcd",
+        {"kind": "consul"},
+        {"kind": "etcd"},
+        {"kind": "etcd", "endpoints": []},
+        {"endpoints": ["https://h:2379"]},
+        {"ca": "x"},
+        {"kind": "etcd", "endpoints": ["http://h:2379"]},
+        {"kind": "etcd", "endpoints": ["https://h"]},
+        {"kind": "etcd", "endpoints": ["https://u:p@h:2379"]},
+        {"kind": "etcd", "endpoints": ["https://h:2379/x"]},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "cert": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "key": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "user": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "user": "x", "password": "nobody"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "prefix": "a/../b"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "prefix": ""},
+    ],
 }  # fmt: skip
 
 
@@ -334,6 +352,22 @@ def test_hooks_are_no_part_of_the_policy(tmp_path):
     assert (loaded.run, loaded.timeout) == (("hooks/x", "--now"), 5.0)
     assert loaded.phase is Phase.ROLLBACK
     assert [webhook.secret for webhook in fleet.notify] == [None]
+
+
+def test_the_state_may_live_in_etcd(tmp_path):
+    """
+    Relative paths start from the repository; a tunnel on this machine needs no TLS.
+    """
+    secrets = {"pw": {"env": "SLIPWAY_PW"}}
+    state = {
+        "kind": "etcd", "endpoints": ["https://e-1:2379", "http://127.0.0.1:2379"], "ca": "ca.crt",
+        "user": "slipway", "password": "pw", "prefix": "/a/b",
+    }  # fmt: skip
+    fleet = make_fleet(tmp_path, {"state": state, "secrets": secrets})
+
+    assert fleet.state.ca == tmp_path / "ca.crt"
+    assert fleet.state.cert is None
+    assert make_fleet(tmp_path).state.kind == "hosts"
 
 
 def test_a_hook_before_a_way_back_is_refused_with_the_reason(tmp_path):

@@ -7,6 +7,7 @@ from deploy.inventory.names import (
     HOOK,
     HOST,
     KEYRING,
+    PREFIX,
     SECRET,
     SECRET_VARIABLE,
     SUITE,
@@ -25,13 +26,14 @@ from deploy.inventory.names import (
 )
 
 NAMES = (VERSION, RELEASE, FLEET, MODEL_NAME, ROW, IDENTITY, HOST, USER, SECRET, VARIABLE,
-         SECRET_VARIABLE, SUITE, COMPONENT, KEYRING, HOOK, HEADER)  # fmt: skip
+         SECRET_VARIABLE, SUITE, COMPONENT, KEYRING, HOOK, HEADER, PREFIX)  # fmt: skip
 VALID = {
     "version": "v1.3.0+cu130", "release": "20261126T010203-v1.3.0", "fleet": "gpu-prod",
     "model name": "zai-org/glm-4-9b", "row": "torch-2.13-cu130", "signer": "release@example.com",
     "host": "gpu-01.rack-2", "user": "deploy_1.x", "secret": "api_token", "variable": "rack",
     "environment variable": "SLIPWAY_API_TOKEN", "suite": "bookworm-security/updates",
     "hook": "hooks/change-window.py", "header": "X-Api-Key",
+    "prefix": "/fleets/gpu-prod.1",
     "component": "non-free-firmware", "keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",
 }  # fmt: skip
 

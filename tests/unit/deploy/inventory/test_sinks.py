@@ -26,6 +26,7 @@ from deploy.provision.spec import read_allowed_signers, resolve_tokens
 from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import run
+from deploy.wiring import state
 from tests.unit.deploy.inventory import rendered
 from tests.unit.deploy.inventory.builders import write_fleet
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, mappings, with_value
@@ -38,6 +39,7 @@ CONNECT, HOSTS = "arguments of the SSH connection", "hosts.json of verify"
 EXPECTED, PYTEST = "expected.json of verify", "arguments of pytest"
 SIGN, SIGNERS = "arguments of ssh-keygen", "the file of signers that is read"
 READ_ENV, READ_FILE = "environment variables that are read", "files of secrets that are read"
+ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
@@ -65,6 +67,13 @@ SINKS = {
     "release.notify[0].webhook": ("https://b.example.com/x", {WEBHOOKS}),
     "release.notify[0].headers[0].name": ("X-Key", {WEBHOOKS}),
     "release.notify[0].headers[0].secret": ("partner_token", {READ_ENV, READ_FILE}),
+    "state.endpoints[0]": ("https://[2001:db8::2]:2379", {ETCD}),
+    "state.ca": ("/keys/ca", {ETCD}),
+    "state.cert": ("/keys/cert", {ETCD}),
+    "state.key": ("/keys/key", {ETCD}),
+    "state.user": ("ops", {ETCD}),
+    "state.password": ("partner_token", {READ_ENV, READ_FILE}),
+    "state.prefix": ("fleets/inference", {ETCD}),
     "signing.identity": ("ci@example.com", NOWHERE),  # of the manifest: deploy.host.names.Identity
     "signing.key": ("/keys/sign2", {SIGN}),
     "signing.allowed_signers": ("/keys/signers2", {SIGNERS}),
@@ -161,7 +170,15 @@ def _sinks(folder, data, monkeypatch):
     found[SIGNERS] = _signers_read(fleet, monkeypatch)
     found[HOOKS] = repr(_argvs_of_hooks(fleet, folder, monkeypatch))
     found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))
+    found[ETCD] = repr(_etcd(fleet, monkeypatch))
     return found
+
+
+def _etcd(fleet, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "resolve_secret", lambda *_, **__: SecretValue("x"))
+        store = state.state_store(SimpleNamespace(fleet=fleet, clients={}), None, None, env={})
+    return store._etcd._settings, store._state_key
 
 
 def _argvs_of_hooks(fleet, folder, monkeypatch):
@@ -242,6 +259,8 @@ def _secrets_read(fleet, monkeypatch):
             resolve_tokens(fleet, Environment())
         with contextlib.suppress(DeployError):
             notify.resolve_webhooks(fleet, Environment())
+        with contextlib.suppress(DeployError):
+            state.etcd_settings(fleet, Environment())
     return variables, files
 
 

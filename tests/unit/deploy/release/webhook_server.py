@@ -70,12 +70,12 @@ def webhook_server(folder):
             server.shutdown()
 
 
-def make_certificate(folder):
+def make_certificate(folder, name_type=NameOID.COMMON_NAME):
     """
     Return the files of a certificate for 127.0.0.1, which signs itself, and of its key.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    name = x509.Name([x509.NameAttribute(name_type, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
