@@ -173,8 +173,8 @@ def rollback_plan(
         hosts=way.hosts,
         unchanged=(),
         policy=as_file(policy),
-        start_s=start_s,
-        golden_s=golden_s,
+        start_s=float(start_s),
+        golden_s=float(golden_s),
         to_release=way.target.release,
     )
 

@@ -148,7 +148,13 @@ def run_rollback(
         start_s=on.limits.start_s,
         golden_s=GOLDEN_S,
     )
-    desired = Desired(release=release, actor=actor(), goal=Goal.FORWARD, plan=plan)
+    desired = Desired(
+        release=release,
+        actor=actor(),
+        goal=Goal.FORWARD,
+        plan=plan,
+        left_out={left.host: left.why for left in way.left_out},
+    )
     return _run(
         on,
         desired,

@@ -250,7 +250,7 @@ def test_pure_modules_exist(name):
         ("deploy.inventory.load", "from deploy.versions.matrix import load_matrix"),
         ("deploy.wheelhouse", "from deploy.bundle import build"),
         ("deploy.lab.up", "from deploy.provision.run import provision"),
-        ("deploy.release.executor", "import deploy.demo.load"),
+        ("deploy.release.controller", "import deploy.demo.load"),
         ("deploy.lab.models.build", "from runtime.server.text import TokenizerCodec"),
         ("deploy.demo.demo", "from deploy.lab.models import corpus"),
         ("deploy.release.plan", "import time"),
@@ -263,7 +263,7 @@ def test_pure_modules_exist(name):
         ("deploy.host.lease", "import yaml"),
         ("deploy.wiring", "from deploy.demo.demo import run"),
         ("deploy.something", "import json"),
-        ("deploy.release.executor", "from runtime.models.config import DecoderConfig"),
+        ("deploy.release.controller", "from runtime.models.config import DecoderConfig"),
         ("runtime.kernels.attention.dispatch", "from runtime.models.decoder import DecoderLayer"),
         ("runtime.kernels.ops", "if TYPE_CHECKING:\n    from runtime.models import decoder"),
         ("runtime.engines.paged.worker", "from runtime.engines.tensor_parallel import ranks"),
@@ -291,7 +291,7 @@ def test_the_rule_would_notice(name, source):
         ("deploy.lab.models.build", "from runtime.models.decoder import Decoder"),
         ("runtime.server.api", "from runtime.contract import LIVEZ"),
         ("runtime.kernels.ops", "from runtime.kernels.quantize import Quantized"),
-        ("tasks", "from deploy.release.executor import run"),
+        ("tasks", "from deploy.release.controller import run"),
     ],
 )
 def test_the_rule_lets_the_right_way_pass(name, source):

@@ -8,7 +8,7 @@ from deploy.release.events import Ending
 from deploy.release.rollback import plan_rollback
 from tests.builders import make_observed, make_serving, make_settled
 from tests.local_fleet import DIGESTS, local_fleet
-from tests.local_host import ANSWER_LOST, LOST_BEFORE, REFUSED
+from tests.local_host import LOST_BEFORE, REFUSED
 from tests.recorded import differences, recorded
 
 NAMES = ("n1", "n2")
