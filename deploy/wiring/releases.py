@@ -2,6 +2,7 @@
 Releases, rollbacks and what steers them, on real hosts.
 """
 
+import os
 import re
 import signal
 import threading
@@ -25,12 +26,13 @@ from deploy.release.rollback import (
     plan_rollback,
     rollback_plan,
 )
-from deploy.release.store import HostStore
+from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
+from deploy.wiring.state import state_store
 
 Report = Callable[[ReleaseEvent], None]
 
@@ -322,8 +324,8 @@ def _keeper(on: Hosts, release: str) -> LeaseKeeper:
     )
 
 
-def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> HostStore:
-    return HostStore(on.clients, keeper, SystemClock(), within_s=within_s)
+def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> StateStore:
+    return state_store(on, keeper, SystemClock(), env=os.environ, within_s=within_s)
 
 
 def _stage_of(bundle: Bundle, plan: ReleasePlan) -> Stage:
