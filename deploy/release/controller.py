@@ -9,7 +9,7 @@ by themselves, and the next operator reads the desired state and goes on.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from deploy.host.protocol import (
     Retire,
     Status,
 )
+from deploy.inventory.schema import Phase
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.decide import decide
@@ -30,10 +31,12 @@ from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.evidence import Reading, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
+from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, observed
 from deploy.release.parallel import on_each, unexpected
+from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
@@ -78,6 +81,7 @@ class Controller:
             that are no longer as the plan assumed, or raises where that ends everything.
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
+        hooks: Programs of the operator that run between the phases.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Controller:
         recheck: Callable[[], Mapping[str, DeployError]] = dict,
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         self.desired = desired
         self._plan = desired.plan
@@ -103,6 +108,7 @@ class Controller:
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
         self._stage, self._limits, self._clock = stage, limits, clock
         self._report, self._recheck = report, recheck
+        self._phases = Phases(hooks)
         self._steal = steal
         self._began_as_way_back = (
             self._plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
@@ -139,6 +145,7 @@ class Controller:
             else:
                 self._refuse_without_leases()
             self._leave_out(self._recheck())
+            self._phases.begin(self._document, self._way_back)
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
             self._run()
@@ -181,14 +188,40 @@ class Controller:
         seen = self._observe()
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
+            step = Step.JUDGE if decision.measure else Step.BAKE
+            self._phases.enter(step, decision.measure, self._document)
             self._measure(decision.measure)
         elif decision.actions:
+            first = decision.actions[0]
+            self._phases.enter(first.step, first.wave, self._document)
             self._act(decision.actions)
         elif decision.ending is not None and not self._waits_for(seen):
             self.desired = replace(self.desired, ending=decision.ending)
             if self._plan.kind is Kind.ROLLBACK and self._errors:
                 # It stays open: the next plain rollback goes to the same place.
                 self._is_over, self.desired = True, replace(self.desired, ending=None)
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        """
+        Return what hooks get to read.
+        """
+        return {
+            "version": self._plan.version,
+            "bundle": self._plan.bundle,
+            "goal": str(self.desired.goal),
+            "reason": self.desired.reason,
+            "ending": str(self.desired.ending) if self.desired.ending else None,
+            "digest": self._plan.digest,
+            "waves": [list(wave) for wave in self._plan.waves],
+            "actions": [asdict(action) for action in self._plan.actions],
+        }
+
+    @property
+    def _way_back(self) -> Phase | None:
+        if self._plan.kind is Kind.ROLLBACK:
+            return Phase.ROLLBACK
+        return None if self.desired.goal is Goal.FORWARD else Phase.ABORT
 
     @property
     def _is_forward(self) -> bool:
@@ -376,6 +409,7 @@ class Controller:
         """
         Change what is wanted; written to the hosts before the first step there, where they can.
         """
+        self._phases.go_back(Phase.REVERT)
         self._say("release.stopped", reason)
         self.desired = self.desired.turned(goal, reason)
         self._done.clear()
@@ -612,6 +646,7 @@ class Controller:
         )
         with suppress(DeployError):  # the hosts' own records say the same
             self._write()
+        self._phases.end(self.desired.ending, self._document)
         self._record(
             "release.end",
             outcome=str(outcome.ending),

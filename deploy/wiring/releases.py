@@ -6,18 +6,21 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError, PreconditionError, UsageError
+from deploy.inventory.schema import Hook
 from deploy.release.controller import Controller, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
+from deploy.release.hooks import Hooks
 from deploy.release.lease import LeaseKeeper
+from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -29,7 +32,7 @@ from deploy.release.rollback import (
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
-from deploy.wiring.checkout import wheels
+from deploy.wiring.checkout import ROOT, wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
 from deploy.wiring.state import state_store
@@ -296,6 +299,13 @@ def _run(
     within_s: float | None = None,
     left_out: Mapping[str, DeployError] | None = None,
 ) -> ReleaseOutcome:
+    clock = SystemClock()
+    hooks, notifier = _companions(on, desired, report, clock)
+
+    def tell(event: ReleaseEvent) -> None:
+        report(event)
+        notifier(event)
+
     keeper = _keeper(on, desired.release)
     controller = Controller(
         desired,
@@ -304,14 +314,55 @@ def _run(
         clients=on.clients,
         stage=stage,
         limits=on.limits,
-        clock=SystemClock(),
-        report=report,
+        clock=clock,
+        report=tell,
         recheck=recheck,
         steal=steal,
         left_out=left_out or {},
+        hooks=hooks,
     )
-    with _signals_interrupt():
-        return controller.run()
+    try:
+        with _signals_interrupt():
+            outcome = controller.run()
+        notifier.ended(outcome)
+    finally:
+        hooks.close()
+        notifier.close()
+    return outcome
+
+
+def _companions(
+    on: Hosts, desired: Desired, report: Report, clock: SystemClock
+) -> tuple[Hooks, Notifier]:
+    """
+    Return the hooks and the notifications of the fleet; a way back goes on without wrong ones.
+
+    Raises:
+        DeployError: A program or a secret is missing, before anything is touched.
+    """
+    environment, name, release = dict(os.environ), on.fleet.name, desired.release
+    is_way_back = desired.plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
+
+    def make_hooks(of: Sequence[Hook]) -> Hooks:
+        return Hooks(
+            of,
+            root=ROOT,
+            release=release,
+            fleet=name,
+            env=environment,
+            report=report,
+            clock=clock,
+        )
+
+    try:
+        targets = resolve_webhooks(on.fleet, environment)
+        hooks = make_hooks(on.fleet.hooks)
+    except DeployError as error:
+        if not is_way_back:
+            raise
+        report(ReleaseEvent(clock.utc(), "hook.skipped", f"{error.what}: {error.why}"))
+        targets, hooks = (), make_hooks(())
+    return hooks, Notifier(targets, release=release, fleet=name, report=report, clock=clock)
 
 
 def _keeper(on: Hosts, release: str) -> LeaseKeeper:
