@@ -26,9 +26,10 @@ from deploy.host.__main__ import handle
 from deploy.host.bundle.sandbox import UNIT as SANDBOX_UNIT
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
-from deploy.host.layout import BACKEND, SLOTS, Layout, slot_mount, unit
+from deploy.host.layout import BACKEND, HAPROXY_UNIT, SLOTS, Layout, slot_mount, unit
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
 from deploy.host.rpc import encode_error, parse_request
+from deploy.host.slots.haproxy import parse_servers_state
 from deploy.host.sockets import HttpAnswer
 from deploy.host.system import Account, ProgramResult, System
 from deploy.transport.base import Completed
@@ -79,9 +80,11 @@ class FakeUnit:
         stops: "fast", "slow" (after 2 looks), "hang" (until it is killed), "immortal" (for ever)
             or "forks" (as systemd ends it, it leaves processes behind until it is killed).
         tasks: Processes in its control group.
+        is_masked: systemd was told never to start it.
     """
 
     def __init__(self):
+        self.is_masked = False
         self.starts, self.stops = "ready", "fast"
         self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
         self.restarts = self.tasks = 0
@@ -117,6 +120,11 @@ class FakeUnit:
         self.queued, self.looks = "stop", 2 if self.stops == "slow" else 0
         if self.active in ("active", "activating"):
             self.active, self.sub = "deactivating", "stop-sigterm"
+
+    def restart(self, how=None):
+        if self.active == "active":
+            self.active, self.sub = "inactive", "dead"
+        self.start(how)
 
     def reset_failed(self):
         self.restarts = 0
@@ -158,7 +166,8 @@ class FakeUnit:
     def show(self, name):
         self.look()
         return (
-            f"Id={name}\nLoadState=loaded\nActiveState={self.active}\nSubState={self.sub}\n"
+            f"Id={name}\nLoadState={'masked' if self.is_masked else 'loaded'}\n"
+            f"ActiveState={self.active}\nSubState={self.sub}\n"
             f"Result={self.result}\nNRestarts={self.restarts}\nExecMainStatus={self.status}\n"
             f"Job={'17' if self.queued else '0'}\n"
             f"UnitFileState={'enabled' if self.enabled else 'disabled'}\n"
@@ -265,6 +274,19 @@ class FakeHaproxy:
         self.is_running = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
 
+    def start(self, state_file, is_running):
+        """
+        Begin with the states and weights of *state_file*, if it is there, and no counters.
+        """
+        self.is_running = is_running
+        if not state_file.is_file():
+            return
+        for slot, row in parse_servers_state(state_file.read_text(), BACKEND).items():
+            server = self.servers[slot]
+            server.admin = {"4": "ready", "12": "drain", "5": "maint"}[row["srv_admin_state"]]
+            server.own_weight = int(row["srv_uweight"])
+            server.counters = dict.fromkeys(_COUNTERS, 0)
+
     @property
     def weights(self):
         return {slot: server.weight for slot, server in self.servers.items()}
@@ -355,7 +377,8 @@ class FakeSystem(System):
     def __init__(self, root, clock=None):
         super().__init__(Layout(str(root)))
         self.clock = clock or FakeClock()
-        self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        self.units = {unit(slot): FakeUnit() for slot in SLOTS} | {HAPROXY_UNIT: FakeUnit()}
+        self.units[HAPROXY_UNIT].run()
         self.mounts = {slot_mount(slot): slot for slot in SLOTS}
         self.unmounted = []
         self.runtimes = {slot: FakeRuntime() for slot in SLOTS}
@@ -373,6 +396,9 @@ class FakeSystem(System):
         self._lock = threading.RLock()
         self._slept = threading.local()
         self.layout.state.mkdir(parents=True, exist_ok=True)
+        self._make_run()
+        for slot in SLOTS:
+            self._make_socket(slot)
 
     def use_real(self, *methods):
         """
@@ -390,6 +416,13 @@ class FakeSystem(System):
         """
         link = self.layout.slot_link(slot)
         return link.readlink().name if link.is_symlink() else None
+
+    def remove_run(self):
+        """
+        Remove /run/slipway, with every socket in it.
+        """
+        shutil.rmtree(self.layout.run)
+        self.proxy.is_running = False  # it cannot be reached until it binds its socket again
 
     def answer(self, slot, requests, errors=0):
         """
@@ -433,13 +466,15 @@ class FakeSystem(System):
         return True
 
     def haproxy(self, command):
+        if not self.layout.run.is_dir():
+            raise FileNotFoundError(2, "No such file or directory")
         with self._lock:
             return self.proxy.ask(command, self.clock.steady, self._is_ready)
 
     def http(self, slot, method, target, *, timeout_s, document=None, token=None):
         assert timeout_s > 0
         with self._lock:
-            if not self._runs(slot):
+            if not self._runs(slot) or not self.layout.runtime_socket(slot).exists():
                 return HttpAnswer(None, "[Errno 2] No such file or directory")
             runtime = self.runtimes[slot]
             if (method, target) == ("GET", "/readyz"):
@@ -458,6 +493,8 @@ class FakeSystem(System):
         with self._lock:
             if argv[0] == "systemctl":
                 return self._systemctl(*argv[1:])
+            if argv[0] == "systemd-tmpfiles":
+                return self._systemd_tmpfiles(*argv[1:])
             if argv[0] == "journalctl":
                 return self._journalctl(*argv[1:])
         if argv[0] == "systemd-run":
@@ -480,6 +517,20 @@ class FakeSystem(System):
 
     # -- inside
 
+    def _make_run(self):
+        for slot in SLOTS:
+            self.layout.runtime_socket(slot).parent.mkdir(parents=True, exist_ok=True)
+
+    def _make_socket(self, slot):
+        path = self.layout.runtime_socket(slot)
+        if path.parent.is_dir() and not path.exists():
+            path.touch()
+
+    def _systemd_tmpfiles(self, *words):
+        assert words == ("--create", paths.TMPFILES)
+        self._make_run()
+        return ProgramResult(0, "", "")
+
     def _systemd_run(self, words, timeout_s):
         """
         Run a program without the sandbox, which only a real systemd can make; the lab has one.
@@ -491,7 +542,8 @@ class FakeSystem(System):
         return super().run(["env", "-i", *env, *argv], timeout_s=timeout_s)
 
     def _is_ready(self, slot):
-        return self._runs(slot) and self.runtimes[slot].is_ready
+        has_socket = self.layout.runtime_socket(slot).exists()
+        return has_socket and self._runs(slot) and self.runtimes[slot].is_ready
 
     def _runs(self, slot):
         return unit(slot) in self.units and self.unit_of(slot).active == "active"
@@ -542,12 +594,20 @@ class FakeSystem(System):
             return ProgramResult(0, "\n".join(self.units[n].show(n) for n in names), "")
         (name,) = names
         chosen = self.units[name]
-        if verb == "start":
+        if verb in ("start", "restart") and chosen.is_masked:
+            return ProgramResult(1, "", f"Failed to {verb} {name}: Unit {name} is masked.\n")
+        if verb == "restart" and name == HAPROXY_UNIT:
+            assert options == {"--no-block"}
+            chosen.restart()
+            chosen.look()
+            self.proxy.start(self.layout.haproxy_state, chosen.active == "active")
+        elif verb in ("start", "restart"):
             assert options == {"--no-block"}
             slot = next(s for s in SLOTS if unit(s) == name)
-            if chosen.active != "active":
+            if chosen.active != "active" or verb == "restart":
                 self.runtimes[slot].restart()
-            chosen.start(self.bad_starts.get(self.linked(slot)))
+                self._make_socket(slot)
+            getattr(chosen, verb)(self.bad_starts.get(self.linked(slot)))
         elif verb == "stop":
             assert options == {"--no-block"}
             chosen.stop()

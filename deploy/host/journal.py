@@ -22,8 +22,9 @@ INTENT, RESULT, EVENT = "intent", "result", "event"
 BEGIN, END = "release.begin", "release.end"
 GOOD_RECORD, GOOD_ROLLBACK = GoodRecord.VERB, GoodRollback.VERB
 LEASE_ACQUIRE = LeaseAcquire.VERB
-_OUTCOME_PAUSED = "paused"
+_OUTCOME_PAUSED, _OUTCOME_FAILED = "paused", "failed"
 _TAIL = 1 << 16
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Replayed(NamedTuple):
@@ -54,6 +55,7 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
     A result ends every earlier intent of the same step with the same arguments, so that a verb
     that was killed and run again is finished.  The end of a release ends all open intents, and
     a new release takes over the intents that an earlier one left open: one lease, one writer.
+    A way back that failed has not ended: the next one goes on with it.
     """
     good: list[GoodRelease] = []
     open_intents: dict[str, dict[str, Any]] = {}
@@ -72,11 +74,12 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
             if entry.get("ok"):
                 good = _good_after(good, entry)
         elif step == BEGIN:
-            current, paused = entry, None
+            begun = {"epoch": epoch, **(entry.get("args") or {})}
+            current, paused = {**entry, "args": begun}, None
         elif step == END and (current is None or current.get("release") == entry.get("release")):
-            is_paused = (entry.get("args") or {}).get("outcome") == _OUTCOME_PAUSED
-            paused = entry.get("release") if is_paused else None
-            current = None
+            outcome = (entry.get("args") or {}).get("outcome")
+            paused = entry.get("release") if outcome == _OUTCOME_PAUSED else None
+            current = current if outcome == _OUTCOME_FAILED else None
             open_intents.clear()
         if current is not None and entry.get("release") == current.get("release"):
             current = {**current, "step": step}
@@ -84,8 +87,12 @@ def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
 
 
 def _epoch(entry: dict[str, Any]) -> int:
-    epoch = (entry.get("args") or {}).get("epoch") if entry.get("step") == LEASE_ACQUIRE else None
-    return epoch if isinstance(epoch, int) else 0
+    return _epoch_of(entry.get("args") or {}) if entry.get("step") == LEASE_ACQUIRE else 0
+
+
+def _epoch_of(args: dict[str, Any]) -> int:
+    epoch = args.get("epoch")
+    return epoch if isinstance(epoch, int) and epoch >= 0 else 0
 
 
 def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:
@@ -99,8 +106,12 @@ def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRele
             return good  # recorded twice
         return [*good, new]
     if entry.get("step") == GOOD_ROLLBACK:
-        positions = [i for i, g in enumerate(good) if g.release == args.get("to_release")]
-        return good[: positions[-1] + 1] if positions else good
+        release, bundle, version = (args.get(key) for key in ("to_release", "bundle", "version"))
+        positions = [i for i, g in enumerate(good) if g.release == release]
+        if positions:
+            return good[: positions[-1] + 1]
+        if isinstance(release, str) and isinstance(bundle, str) and isinstance(version, str):
+            return [GoodRelease(release, bundle, version)]
     return good
 
 
@@ -112,21 +123,18 @@ def _unfinished(
     if last is None:
         return None
     release = current["release"] if current else last.get("release")
-    return Unfinished(release, str(last.get("step")), _rollback_to((current or {}).get("args")))
+    begun = (current or {}).get("args") or {}
+    return Unfinished(
+        release,
+        str(last.get("step")),
+        _text(begun.get("to_release")) if begun.get("kind") == "rollback" else None,
+        _epoch_of(begun),
+        bundle if (bundle := _text(begun.get("bundle"))) and _DIGEST.fullmatch(bundle) else None,
+    )
 
 
-def _rollback_to(begin: dict[str, Any] | None) -> str | None:
-    """
-    Return the release that a rollback returns to, from the arguments of its beginning.
-    """
-    if not begin or begin.get("kind") != "rollback":
-        return None
-    if "to_release" in begin:
-        target: str = begin["to_release"]
-        return target
-    # Before protocol schema 2 only the reason had it: "back to v1 (20260101T000000-v1)".
-    match = re.fullmatch(r"back to .* \((.+)\)", str(begin.get("reason")))
-    return match[1] if match else None
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _key(entry: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from deploy.host import deadman, desired
 from deploy.host.disk import free_bytes
-from deploy.host.good import staged, still_there
+from deploy.host.good import staged, startable
 from deploy.host.journal import Journal, replay
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
@@ -33,7 +33,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         slots={
             slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS
         },
-        good=still_there(layout, replayed.good),
+        good=startable(layout, replayed.good),
         unfinished=replayed.unfinished,
         paused=replayed.paused,
         journal_damaged=damaged,
@@ -61,4 +61,5 @@ def _slot(
         haproxy=server.status if server else None,
         sessions=server.sessions if server else None,
         ready=runtime_api.is_ready(system, slot),
+        is_masked=slot_unit is not None and slot_unit.is_masked,
     )

@@ -20,6 +20,7 @@ from deploy.release.evidence import Reading, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge
 from deploy.release.lease import LeaseKeeper
 from deploy.release.machine import Event, State, advance
+from deploy.release.observe import dropped_text
 from deploy.release.parallel import on_each, unexpected
 from deploy.release.plan import HostPlan, ReleasePlan
 from deploy.release.undo import hold, take_back
@@ -203,7 +204,9 @@ class ReleaseExecutor:
         if host.stop_other:
             host_commands.stop(client, host.other_slot, self._limits)
             self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
-        client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+        retired = client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+        if dropped := dropped_text(retired):
+            self._say("bundle.dropped", dropped, host.host)
 
     # -- judging
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deploy.errors import DeployError, NothingToRollBackTo, PreconditionError, RollbackFailed
+from deploy.errors import DeployError, PreconditionError, RollbackFailed
 from deploy.host.protocol import GoodRelease, GoodRollback
 from deploy.inventory.schema import ReleasePolicy
 from deploy.release import host_commands
@@ -15,7 +15,7 @@ from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, check_proxy
 from deploy.release.parallel import on_each, unexpected
-from deploy.release.rollback_target import choose_target, is_settled, most_common, on_record
+from deploy.release.targets import Way, plan_targets
 from deploy.transport.client import HostClient
 
 
@@ -81,7 +81,7 @@ def plan_rollback(
     """
     Return the way back of every host.  Pure.
 
-    `choose_target` has the rule for the target.  A host that serves it alone is not touched.  A
+    `plan_targets` has the rules.  A host that serves it alone is not touched.  A
     host that cannot be read, or does not have it on record, is left out and named.
 
     Args:
@@ -105,69 +105,23 @@ def plan_rollback(
         raise errors[min(errors)]
     if not readable:
         return RollbackPlan(None, (), "no hosts")
-    targets = choose_target(readable, to)
-    target = most_common(targets)
-    left_out = [
-        LeftOut(name, f"{error.what}: {error.why}", error) for name, error in errors.items()
-    ]
-    left_out += [
-        _not_on_record(current, target) for name, current in readable.items() if name not in targets
-    ]
-    planned = [_host(readable[name], record) for name, record in targets.items()]
-    hosts = tuple(host for host in planned if host is not None)
-    if hosts:
-        reason = f"back to {target.version} ({target.release})"
-    else:
-        for left in left_out:
-            if left.error is not None:
-                raise left.error
-        reason = f"every host serves {target.version} already"
-    if to is None:
-        reason += _minority(readable, target)
-    if left_out:
-        reason += "; not " + "; ".join(f"{left.host} ({left.why})" for left in left_out)
-    return RollbackPlan(target, hosts, reason, tuple(left_out))
-
-
-def _minority(readable: Mapping[str, Observed], target: GoodRelease) -> str:
-    """
-    Return a note where a few hosts say that their last release did not end.
-
-    They go to what the others serve; the others do not go further back on their word.
-    """
-    recorded = {name: current for name, current in readable.items() if current.good}
-    names = [name for name, current in recorded.items() if not is_settled(current)]
-    if not names or 2 * len(names) > len(recorded):
-        return ""
-    return (
-        f"; {', '.join(names)}: the last release has not ended there, so the others keep "
-        f"{target.version} (--to VERSION takes them further back)"
+    targets = plan_targets(readable, to, errors, {})
+    if targets.is_noop:
+        for left in targets.errors.values():
+            raise left
+    return RollbackPlan(
+        targets.target,
+        tuple(_host(readable[host.host], host.target) for host in targets.of(Way.GO)),
+        targets.reason,
+        tuple(LeftOut(left.host, left.why, left.error) for left in targets.of(Way.LEFT_OUT)),
     )
 
 
-def _not_on_record(current: Observed, target: GoodRelease) -> LeftOut:
-    why = f"it has no {target.version} on record, only: {on_record(current)}"
-    serves = current.stable
-    if serves is None:
-        return LeftOut(current.host, why, None)
-    error = NothingToRollBackTo(
-        f"{current.host}: it cannot go back to {target.version}, and serves {serves.version}",
-        why=why,
-        fix=f"inv release with the bundle of {target.version} and --limit {current.host}",
-        host=current.host,
-    )
-    return LeftOut(current.host, why, error)
-
-
-def _host(current: Observed, target: GoodRelease) -> HostRollback | None:
+def _host(current: Observed, target: GoodRelease) -> HostRollback:
     kept = current.kept
-    serving = next((s for s in current.slots if s.has_traffic and s.bundle == target.bundle), None)
     warm = next(
         (s for s in current.slots if s.bundle == target.bundle and s.unit == "active"), None
     )
-    is_alone = serving is not None and all(s.is_idle for s in current.slots if s is not serving)
-    if is_alone and not current.unfinished and not current.paused:
-        return None
     to_slot = warm.slot if warm is not None and warm.is_ready else current.spare.slot
     other = next(s.slot for s in current.slots if s.slot != to_slot)
     return HostRollback(
@@ -360,6 +314,7 @@ class _Rollback:
             kind="rollback",
             reason=f"back to {host.target.version} ({host.target.release})",
             to_release=host.target.release,
+            bundle=host.target.bundle,
         )
 
     def _prepare(self, host: HostRollback, client: HostClient) -> None:
@@ -377,7 +332,8 @@ class _Rollback:
         host_commands.shift(client, {host.to_slot: 100, host.other_slot: 0})
         shares = {host.target.version: 100}
         self.say("traffic.shifted", f"{host.target.version} 100 %", host.host, {"weights": shares})
-        client.call(GoodRollback(to_release=host.target.release))
+        target = host.target
+        client.call(GoodRollback(target.release, target.bundle, target.version))
 
     def _retire(self, host: HostRollback, client: HostClient) -> None:
         host_commands.stop(client, host.other_slot, self._limits)

@@ -77,28 +77,42 @@ def test_the_first_host_alone_would_have_decided(monkeypatch):
     Negative control: with the vote of the first host only, everybody follows what it claims.
     """
     good = [("b0", "v0"), ("b1", "v1"), ("b2", "v2")]
-    claim = Unfinished("r-x", "slot.start", rollback_to="r-v0")
+    claim = Unfinished("r-x", "slot.start", rollback_to="r-v0", epoch=99, bundle="b0")
     liar = make_settled("n1", good=good, unfinished=claim)
     others = {name: make_settled(name, good=good) for name in ("n2", "n3")}
     assert "b0" not in set(planned(plan_rollback({"n1": liar, **others})).values())
 
-    first = lambda votes: next(iter(votes.values())).bundle  # noqa: E731
+    first = lambda votes, recorded: next(iter(votes.values()))  # noqa: E731
     monkeypatch.setattr(rollback_target, "_majority", first)
     assert planned(plan_rollback({"n1": liar, **others})) == dict.fromkeys(NAMES, "b0")
 
 
-def test_a_host_that_claims_an_unfinished_release_moves_no_other():
+def test_a_host_that_claims_an_unfinished_release_stops_no_other():
     """
-    The others keep what they serve, the plan says why, and --to takes all of them back.
+    It cannot make the command a no-op for the others: most of them decide, and it is named.
     """
     observed = {name: make_settled(name, good=HONEST) for name in NAMES}
     observed["n3"] = make_settled("n3", good=HONEST, paused="r-v3")
 
     plan = plan_rollback(observed)
 
-    assert planned(plan) == {"n3": "b2"}
-    assert "n3: the last release has not ended there, so the others keep v2" in plan.reason
-    assert planned(plan_rollback(observed, "v1")) == dict.fromkeys(NAMES, "b1")
+    assert planned(plan) == dict.fromkeys(NAMES, "b1")
+    assert "n3: the last release has not ended there, unlike on most hosts" in plan.reason
+    assert "--limit n3" in plan.reason
+
+
+def test_a_host_that_claims_the_release_has_ended_stops_no_other():
+    """
+    The other way round: the release stopped in the middle on most hosts, and is dropped.
+    """
+    left = Unfinished("r-v3", "traffic.set", epoch=4, bundle="b3")
+    observed = {name: make_settled(name, good=HONEST, unfinished=left) for name in NAMES}
+    observed["n3"] = make_settled("n3", good=HONEST)
+
+    plan = plan_rollback(observed)
+
+    assert planned(plan) == {"n1": "b2", "n2": "b2"}
+    assert "n3: the last release has ended there, unlike on most hosts" in plan.reason
 
 
 def test_a_tie_is_refused_with_the_list():
@@ -129,18 +143,28 @@ releases = st.lists(
 ).map(lambda bundles: [(bundle, bundle.replace("b", "v")) for bundle in bundles])
 
 
-@given(releases, releases, st.sampled_from([None, "r-v1", "r-v3"]), st.booleans())
-def test_no_single_host_changes_where_three_agreeing_hosts_go(honest, forged, rollback_to, paused):
+@given(
+    releases,
+    releases,
+    st.sampled_from([None, "r-v1", "r-v3"]),
+    st.sampled_from([None, "b1", "b3", "b9"]),
+    st.booleans(),
+    st.sampled_from([None, "b1", "b2"]),
+)
+def test_no_single_host_changes_where_three_agreeing_hosts_go(
+    honest, forged, rollback_to, bundle, paused, going
+):
     """
     Whatever it has on record, or says is unfinished: each of the others goes where they would go
-    without it, or keeps what it serves.
+    without it, in the middle of a way back as well.
     """
-    others = {name: make_settled(name, good=honest) for name in ("n1", "n2", "n3")}
+    left = going and Unfinished("r-b", "slot.start", going.replace("b", "r-v"), 3, going)
+    others = {name: make_settled(name, good=honest, unfinished=left) for name in NAMES}
     liar = make_settled(
         "n0",
         good=forged,
         paused="r-x" if paused else None,
-        unfinished=Unfinished("r-x", "slot.start", rollback_to) if rollback_to else None,
+        unfinished=Unfinished("r-x", "slot.start", rollback_to, 9, bundle) if bundle else None,
     )
 
     def outcome(observed):
@@ -150,8 +174,7 @@ def test_no_single_host_changes_where_three_agreeing_hosts_go(honest, forged, ro
             return {}
 
     alone, beside = outcome(others), outcome({"n0": liar, **others})
-    for name in others:
-        assert beside.get(name) in {alone.get(name), None}
+    assert {name: beside.get(name) for name in others} == {n: alone.get(n) for n in others}
 
 
 # -- names
@@ -212,6 +235,21 @@ def test_a_retired_release_is_refused_with_what_is_still_there(fleet):
 # -- one host does not prevent it
 
 
+def test_a_host_that_joined_later_goes_back_to_a_bundle_that_it_has(fleet):
+    """
+    It was staged there and never served; most of the hosts have it on record.
+    """
+    new = fleet.system("n3")
+    new.layout.journal.unlink()
+    record_good(new, NEW, "v2")
+
+    outcome, _ = rollback(fleet)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert fleet.good("n3") == ["b1"]
+
+
 def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
     """
     It keeps what it serves: the release before is not on it.
@@ -219,6 +257,7 @@ def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
     new = fleet.system("n3")
     new.layout.journal.unlink()
     record_good(new, NEW, "v2")
+    shutil.rmtree(new.layout.release(OLD))
 
     outcome, _ = rollback(fleet)
 
@@ -248,7 +287,8 @@ def test_an_empty_host_does_not_serve_what_the_others_serve():
     observed = {"n1": make_settled("n1", good=HONEST), "n2": make_observed("n2")}
     plan = plan_rollback(observed, "v2")
     assert plan.is_noop
-    assert "not n2 (it has no v2 on record, only: none)" in plan.reason
+    assert "n1: v2 serves already" in plan.reason
+    assert "not n2 (it has no v2 on record, only: none; " in plan.reason
 
 
 def test_a_host_that_serves_another_release_is_an_error_where_nothing_else_is_to_do():
