@@ -21,7 +21,7 @@ from deploy.cli.arguments import (
     whole_number,
 )
 from deploy.cli.command import command
-from deploy.cli.confirm import confirm
+from deploy.cli.confirm import confirm, confirm_takeover
 from deploy.cli.progress import waiting
 from deploy.cli.terminal import finish, print_progress, print_text
 
@@ -36,6 +36,7 @@ _CANARY = (
     "Share of traffic that the new release gets first, in percent, 1 to 50 "
     "(default: release.canary.share_pct of the fleet)."
 )
+_STEAL = "Take over from an operator who is at work; asks first, and names the owner."
 _JSON = "Print one JSON document on stdout; progress stays on stderr."
 _YES = "Do not ask before hosts are changed; for CI."
 
@@ -133,17 +134,19 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
 @command(flags={"canary": _CANARY,
                 "version": "Bundle to release: version or digest (default: the newest).",
                 "plan": "Digest that `inv plan` printed; any other plan is refused.",
+                "resume": "Go on with the release that is open, as `inv resume` does.",
                 "allow-older": "Accept a bundle that is older than the newest good release; the "
                 "hosts' journals record it.",
-                "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def release(c, canary="", version=None, plan=None, allow_older=False, hosts=None, limit=None,
-            json=False, yes=False):  # fmt: skip
+                "steal": _STEAL, "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
+                "yes": _YES})  # fmt: skip
+def release(c, canary="", version=None, plan=None, resume=False, allow_older=False, steal=False,
+            hosts=None, limit=None, json=False, yes=False):  # fmt: skip
     """
     Release a bundle, wave by wave, or go back.
 
     Changes the slots of the fleet's hosts and the shares of their traffic.  Never changes drivers,
     kernel or packages: that is `inv provision`.  Exits 8 when the canary is refused: the old
-    release then serves everywhere.
+    release then serves everywhere.  If this machine dies, the hosts go back by themselves.
 
         inv release --canary 10
     """
@@ -152,30 +155,34 @@ def release(c, canary="", version=None, plan=None, allow_older=False, hosts=None
     from deploy.wiring.hosts import connect
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    if resume:
+        _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+        return
     share_pct = canary_share(canary, fleet)
     bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
-            todo = releases.make_plan(on, bundle, share_pct)
+            todo = releases.make_plan(on, bundle, share_pct, allow_older=allow_older)
         releases.check_digest(todo, plan)
         print_progress(report.plan_text(todo))
         if not todo.is_noop:
-            confirm("go?", yes=yes)
+            confirm_takeover(on.holders() if steal else (), "go?", yes=yes)
         names = [host.host for host in todo.hosts]
         with events.releasing(fleet, names, as_json=json) as progress:
-            outcome = releases.run_release(on, bundle, todo, progress, allow_older=allow_older)
+            outcome = releases.run_release(on, bundle, todo, progress, steal=steal)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
 @command(flags={"to": "Release id or version to go back to (default: the one before).",
-                "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
+                "steal": _STEAL, "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
+                "yes": _YES})  # fmt: skip
+def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=False):
     """
     Go back to the last release recorded as good.
 
     No build, no download, no canary.  Where a release stopped in the middle, drops it; where all
-    is settled, goes to the release before.
+    is settled, goes to the release before.  Goes on without hosts that do not answer within 2 s.
 
         inv rollback
     """
@@ -191,11 +198,97 @@ def rollback(c, to=None, hosts=None, limit=None, json=False, yes=False):
         names = [host.host for host in todo.hosts]
         print_progress(f"{todo.reason}: {', '.join(names) or 'nothing to do'}")
         if not todo.is_noop:
-            confirm("go?", yes=yes)
+            confirm_takeover(on.holders() if steal else (), "go?", yes=yes)
         with events.rolling_back(fleet, names, as_json=json) as progress:
-            outcome = releases.run_rollback(on, todo, progress)
+            outcome = releases.run_rollback(on, todo, progress, steal=steal)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
+
+
+def _steer(fleet, does, steer, *, steal, json, yes):
+    """
+    Go on with the open release of *fleet* in another way: *does* names it, *steer* does it.
+    """
+    from deploy.cli import events, report
+    from deploy.wiring import releases
+    from deploy.wiring.hosts import connect
+
+    with connect(fleet) as on:
+        with waiting("the state of the hosts"):
+            release = releases.last_release(on).release
+        confirm_takeover(on.holders() if steal else (), f"{does} {release}?", yes=yes)
+        names = [host.name for host in fleet.hosts]
+        with events.releasing(fleet, names, as_json=json) as progress:
+            outcome = steer(on, progress, steal=steal)
+    text = report.outcome_text(outcome)
+    finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
+
+
+_STEERING = {"steal": _STEAL, "hosts": _HOSTS, "json": _JSON, "yes": _YES}
+
+
+@command(flags=_STEERING)
+def abort(c, steal=False, hosts=None, json=False, yes=False):
+    """
+    Take the open release back, from any machine that has the key.
+
+    Changes the shares of the traffic and stops the new slots.  --steal takes over from the
+    operator who runs it: that command ends at its next step.
+
+        inv abort --steal
+    """
+    from deploy.wiring import checkout, releases
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    _steer(fleet, "abort", releases.abort, steal=steal, json=json, yes=yes)
+
+
+@command(flags=_STEERING)
+def pause(c, steal=False, hosts=None, json=False, yes=False):
+    """
+    Hold the open release: the old one gets all the traffic, the new slots stay warm.
+
+    Exits 0; `inv resume`, `inv promote` and `inv abort` go on.
+
+        inv pause --steal
+    """
+    from deploy.wiring import checkout, releases
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    _steer(fleet, "pause", releases.pause, steal=steal, json=json, yes=yes)
+
+
+@command(flags=_STEERING)
+def resume(c, steal=False, hosts=None, json=False, yes=False):
+    """
+    Go on with the open release where it stopped, with the plan and the limits that it began with.
+
+    Also brings hosts that the last release went on without.
+
+        inv resume
+    """
+    from deploy.wiring import checkout, releases
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+
+
+@command(flags={"full": "Let all waves pass, and measure nothing more.", **_STEERING})
+def promote(c, full=False, steal=False, hosts=None, json=False, yes=False):
+    """
+    Let the wave that is measured pass, by your word, and go on with the open release.
+
+    The journals of the hosts record who let it pass.
+
+        inv promote
+    """
+    from functools import partial
+
+    from deploy.wiring import checkout, releases
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    steer = partial(releases.promote, is_full=full)
+    _steer(fleet, "promote", steer, steal=steal, json=json, yes=yes)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,
@@ -409,5 +502,20 @@ _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
 
 ns = Collection(
-    demo, test, matrix, provision, verify, bundle, plan, release, rollback, status, _lab, _bench
+    demo,
+    test,
+    matrix,
+    provision,
+    verify,
+    bundle,
+    plan,
+    release,
+    rollback,
+    abort,
+    pause,
+    resume,
+    promote,
+    status,
+    _lab,
+    _bench,
 )

@@ -85,14 +85,6 @@ def _parse(text: object, units: dict[str, float] | dict[str, int], expected: str
     raise ValueError(f"should be {expected}, got {text!r}")
 
 
-def _typed(parse: object) -> BeforeValidator:
-    def validate(value: object) -> object:
-        # A default is a number already and is not validated.  A value of a file must have its unit.
-        return parse(value)  # type: ignore[operator]
-
-    return BeforeValidator(validate)
-
-
-Seconds = Annotated[float, _typed(parse_duration_s)]
-Bytes = Annotated[int, _typed(parse_size_bytes)]
-Ratio = Annotated[float, _typed(parse_ratio)]
+Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
+Bytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+Ratio = Annotated[float, BeforeValidator(parse_ratio)]

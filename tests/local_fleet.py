@@ -3,12 +3,19 @@ A fleet of hosts that run the real host program, for the tests of releases and r
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import Status
 from deploy.release import host_commands
+from deploy.release.controller import Controller
+from deploy.release.desired import Desired, Ending, Goal
+from deploy.release.events import ReleaseOutcome
+from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import observed
-from deploy.release.rollback import roll_back
+from deploy.release.plan import plan_release
+from deploy.release.rollback import rollback_plan
+from deploy.release.store import HostStore
 from deploy.transport.client import HostClient
 from tests.builders import make_policy
 from tests.local_host import local_hosts, place_release, serve
@@ -19,12 +26,19 @@ DIGESTS = {f"b{number}": f"{number}" * 64 for number in range(10)}
 NAMES = {digest: name for name, digest in DIGESTS.items()}
 
 
+@dataclass
+class StagingSummary:
+    names: tuple[str, ...] = ("manifest.json",)
+    size: int = 10
+
+
 class LocalFleet:
     """
     Hosts, a client for each, and the clock that they share with the controller.
 
     Attributes:
         requests_per_s, errors_per_s: Answers of each canary in each second of the clock.
+        errors_when_promoted_per_s: Of a slot that has all the traffic and is not of *stable*.
         silent: Hosts whose canary gets requests and answers none.
         on_sleep: Called after each second that passes.
     """
@@ -32,6 +46,8 @@ class LocalFleet:
     def __init__(self, transports):
         self.transports = transports
         self.requests_per_s, self.errors_per_s = 5, 0
+        self.errors_when_promoted_per_s = 0
+        self.stable = "b1"
         self.silent = set()
         self.on_sleep = lambda: None
         self.clock = SimulatedClock(self._pass)
@@ -67,21 +83,113 @@ class LocalFleet:
             name: observed(name, client.call(Status())) for name, client in self.clients.items()
         }
 
-    def roll_back(self, plan, report=lambda event: None, **options):
+    def release(
+        self,
+        bundle="b2",
+        *,
+        policy=None,
+        report=None,
+        stage=None,
+        recheck=dict,
+        plan=None,
+        **options,
+    ):
         """
-        Do *plan* as `inv rollback` does, and return its outcome.
+        Release *bundle* as `inv release` does, and return its outcome.
         """
-        return roll_back(
-            plan,
-            release="r-back",
-            owner="me",
-            clients=self.clients,
-            policy=make_policy(),
-            limits=LIMITS,
-            clock=self.clock,
+        policy = policy or make_policy()
+        plan = plan or self.plan(bundle, policy)
+        if plan.is_noop:
+            return ReleaseOutcome("r-v2", Ending.NOOP, "nothing to do", {})
+        desired = Desired(
+            release=f"r-{plan.version}", actor="me@desk", goal=Goal.FORWARD, plan=plan
+        )
+        return self.bring(
+            desired, report=report, stage=stage or self.stage(bundle), recheck=recheck, **options
+        )
+
+    def plan(self, bundle="b2", policy=None):
+        return plan_release(
+            fleet="lab",
+            bundle=DIGESTS[bundle],
+            version=bundle.replace("b", "v"),
+            canary_pct=10,
+            policy=policy or make_policy(),
+            observed=self.observed(),
+            start_s=LIMITS.start_s,
+            golden_s=LIMITS.golden_s,
+        )
+
+    def stage(self, bundle):
+        def stage_one(client):
+            self.place(bundle, client.host)
+            return StagingSummary()
+
+        return stage_one
+
+    def roll_back(self, way, report=None, *, policy=None, recheck=dict, **options):
+        """
+        Do *way* as `inv rollback` does, and return its outcome.
+        """
+        if way.is_noop:
+            return ReleaseOutcome("r-back", Ending.NOOP, way.reason, {})
+        plan = rollback_plan(
+            way, fleet="lab", policy=policy or make_policy(), start_s=90.0, golden_s=60.0
+        )
+        why = {left.host: left.why for left in way.left_out}
+        desired = Desired(
+            release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan, left_out=why
+        )
+        left_out = {left.host: left.error for left in way.left_out if left.error}
+        return self.bring(
+            desired,
             report=report,
+            stage=self.stage(NAMES[plan.bundle]),
+            recheck=recheck,
+            left_out=left_out,
+            stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
             **options,
         )
+
+    def bring(self, desired, *, report=None, stage=None, owner="me", clients=None, **options):
+        """
+        Run the loop until the fleet is as *desired*, and return the outcome.
+        """
+        clients = clients or self.clients
+        keeper = LeaseKeeper(
+            clients,
+            owner=owner,
+            release=desired.release,
+            ttl_s=desired.plan.rules.lease_ttl,
+            clock=self.clock,
+        )
+        self.controller = Controller(
+            desired,
+            store=HostStore(clients, keeper, self.clock),
+            keeper=keeper,
+            clients=clients,
+            stage=stage or (lambda client: StagingSummary()),
+            limits=LIMITS,
+            clock=self.clock,
+            report=report or (lambda event: None),
+            **options,
+        )
+        return self.controller.run()
+
+    def operator(self, name="you@desk"):
+        """
+        Return clients of another operator.
+        """
+        return {
+            host: HostClient(transport, actor=name, sudo=False)
+            for host, transport in self.transports.items()
+        }
+
+    def stored(self):
+        """
+        Return the desired state as the hosts hold it.
+        """
+        return HostStore(self.clients, None, self.clock).read()
 
     def serves(self, name):
         """
@@ -127,7 +235,13 @@ class LocalFleet:
             system = transport.system
             system.clock.pass_s(seconds)
             for slot, weight in system.proxy.weights.items():
-                if weight and self.serves(name) and weight < 100:
+                if weight == 100:
+                    errors = round(self.errors_when_promoted_per_s * seconds)
+                    is_new = system.linked(slot) != DIGESTS[self.stable]
+                    system.answer(
+                        slot, round(self.requests_per_s * seconds), errors if is_new else 0
+                    )
+                elif weight:
                     requests = round(self.requests_per_s * seconds)
                     if name in self.silent:
                         system.proxy.servers[slot].counters["stot"] += requests
@@ -143,6 +257,10 @@ def local_fleet(*names, serving="b1"):
     """
     with local_hosts(*names) as transports:
         fleet = LocalFleet(transports)
+        for transport in transports.values():
+            tested = transport.system.layout.deadman_tested
+            tested.parent.mkdir(parents=True, exist_ok=True)
+            tested.touch()
         if serving:
             fleet.serve(serving)
         yield fleet

@@ -24,12 +24,23 @@ from deploy.errors import TransportError
 from deploy.host import layout as paths
 from deploy.host.__main__ import handle
 from deploy.host.bundle.sandbox import UNIT as SANDBOX_UNIT
+from deploy.host.deadman.self_test import PATHS, mark_of
 from deploy.host.files import link_atomic
 from deploy.host.journal import RESULT, Journal, entry
-from deploy.host.layout import BACKEND, HAPROXY_UNIT, SLOTS, Layout, slot_mount, unit
+from deploy.host.layout import (
+    BACKEND,
+    DEADMAN_BOOT,
+    DEADMAN_TIMER,
+    HAPROXY_UNIT,
+    SLOTS,
+    Layout,
+    slot_mount,
+    unit,
+)
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
 from deploy.host.rpc import encode_error, parse_request
 from deploy.host.slots.haproxy import parse_servers_state
+from deploy.host.slots.slot import version_of
 from deploy.host.sockets import HttpAnswer
 from deploy.host.system import Account, ProgramResult, System
 from deploy.transport.base import Completed
@@ -39,6 +50,7 @@ INVOCATION = "0123456789abcdef0123456789abcdef"
 GOLDEN = ({"prompt": "sun", "max_tokens": 4, "expected": "rises"},)
 RECORDED = Path(__file__).parent / "unit" / "deploy" / "host" / "slots" / "recorded"
 
+PUBLIC_PORT = 8000
 CHECK_INTERVAL_S = 0.5  # of HAProxy, as templates/haproxy.cfg.j2 has it; fall 2, rise 1
 
 
@@ -274,22 +286,22 @@ class FakeHaproxy:
         self.is_running = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
 
-    def start(self, state_file, is_running):
-        """
-        Begin with the states and weights of *state_file*, if it is there, and no counters.
-        """
-        self.is_running = is_running
-        if not state_file.is_file():
-            return
-        for slot, row in parse_servers_state(state_file.read_text(), BACKEND).items():
-            server = self.servers[slot]
-            server.admin = {"4": "ready", "12": "drain", "5": "maint"}[row["srv_admin_state"]]
-            server.own_weight = int(row["srv_uweight"])
-            server.counters = dict.fromkeys(_COUNTERS, 0)
-
     @property
     def weights(self):
         return {slot: server.weight for slot, server in self.servers.items()}
+
+    def start(self, state, now_s):
+        """
+        Start with what the state file has, as HAProxy does: the text *state*, or None.
+        """
+        self.is_running = True
+        self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
+        for slot, row in parse_servers_state(state, BACKEND).items() if state else ():
+            flags = int(row["srv_admin_state"])
+            server = self.servers[slot]
+            server.admin = "maint" if flags & 1 else "drain" if flags & 8 else "ready"
+            server.own_weight = int(row["srv_uweight"])
+            server.health = int(row["srv_op_state"]) and 2
 
     def ask(self, command, now_s, is_ready):
         if not self.is_running:
@@ -377,8 +389,10 @@ class FakeSystem(System):
     def __init__(self, root, clock=None):
         super().__init__(Layout(str(root)))
         self.clock = clock or FakeClock()
-        self.units = {unit(slot): FakeUnit() for slot in SLOTS} | {HAPROXY_UNIT: FakeUnit()}
-        self.units[HAPROXY_UNIT].run()
+        self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        for name in (DEADMAN_TIMER, DEADMAN_BOOT, HAPROXY_UNIT):
+            self.units[name] = FakeUnit()
+            self.units[name].run()
         self.mounts = {slot_mount(slot): slot for slot in SLOTS}
         self.unmounted = []
         self.runtimes = {slot: FakeRuntime() for slot in SLOTS}
@@ -396,9 +410,19 @@ class FakeSystem(System):
         self._lock = threading.RLock()
         self._slept = threading.local()
         self.layout.state.mkdir(parents=True, exist_ok=True)
+        self._lay_deadman()
         self._make_run()
         for slot in SLOTS:
             self._make_socket(slot)
+
+    def _lay_deadman(self):
+        """
+        Install and test the host's own way back, as provisioning does.
+        """
+        for path in (self.layout.host_program, *self.layout.deadman_units):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"as provisioned")
+        self.layout.deadman_tested.write_bytes(mark_of(dict.fromkeys(PATHS, b"as provisioned")))
 
     def use_real(self, *methods):
         """
@@ -485,6 +509,29 @@ class FakeSystem(System):
                 runtime.seen.append((document, token))
                 return self._generate(slot, runtime, document)
         raise AssertionError(f"unknown request to a runtime: {method} {target}")
+
+    def http_public(self, method, target, *, timeout_s, document=None, token=None):
+        """
+        HAProxy gives the request to the slot with the largest share that is UP.
+        """
+        assert timeout_s > 0
+        with self._lock:
+            servers = self.proxy.servers
+            serving = [s for s in SLOTS if servers[s].weight and servers[s].health]
+            if not self.proxy.is_running:
+                return HttpAnswer(None, "[Errno 111] Connection refused")
+            if not serving:
+                return HttpAnswer(503, '{"error": {"code": "unavailable"}}')
+            slot = max(serving, key=lambda s: servers[s].weight)
+            if not self._runs(slot):
+                return HttpAnswer(502, '{"error": {"code": "bad_gateway"}}')
+            if (method, target) == ("GET", "/v1/models"):
+                answer = HttpAnswer(200, "{}")
+            else:
+                assert (method, target) == ("POST", "/generate"), f"{method} {target}"
+                self.runtimes[slot].seen.append((document, token))
+                answer = self._generate(slot, self.runtimes[slot], document)
+        return answer._replace(version=version_of(self.layout, self.linked(slot)))
 
     def run(self, argv, *, timeout_s, stdin=b"", env=None):
         assert timeout_s > 0
@@ -596,13 +643,17 @@ class FakeSystem(System):
         chosen = self.units[name]
         if verb in ("start", "restart") and chosen.is_masked:
             return ProgramResult(1, "", f"Failed to {verb} {name}: Unit {name} is masked.\n")
-        if verb == "restart" and name == HAPROXY_UNIT:
+        if verb in ("start", "restart"):
             assert options == {"--no-block"}
-            chosen.restart()
-            chosen.look()
-            self.proxy.start(self.layout.haproxy_state, chosen.active == "active")
-        elif verb in ("start", "restart"):
-            assert options == {"--no-block"}
+            if name == HAPROXY_UNIT:
+                is_stopped = verb == "restart" or not self.proxy.is_running
+                getattr(chosen, verb)()
+                chosen.look()
+                if is_stopped and chosen.starts == "ready":
+                    path = self.layout.haproxy_state
+                    state = path.read_text() if path.exists() else None
+                    self.proxy.start(state, self.clock.steady)
+                return ProgramResult(0, "", "")
             slot = next(s for s in SLOTS if unit(s) == name)
             if chosen.active != "active" or verb == "restart":
                 self.runtimes[slot].restart()

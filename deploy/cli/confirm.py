@@ -3,9 +3,11 @@ Asks before hosts are changed.
 """
 
 import sys
+from collections.abc import Collection
 
 from deploy.cli.terminal import print_progress, print_question
 from deploy.errors import UsageError
+from deploy.foreign_text import visible
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -31,6 +33,15 @@ def confirm(question: str, *, yes: bool) -> None:
         answer = ""
     if answer.strip().lower() not in {"y", "yes"}:
         raise UsageError("not confirmed", why="the answer was not yes", fix="nothing was changed")
+
+
+def confirm_takeover(owners: Collection[str], question: str, *, yes: bool) -> None:
+    """
+    Ask like `confirm`, and name the operators whose work would end.
+    """
+    names = ", ".join(visible(owner) for owner in owners)
+    taken = f"this takes over from {names}, who is at work; " if names else ""
+    confirm(f"{taken}{question}", yes=yes)
 
 
 def _is_terminal(stream: object) -> bool:

@@ -3,6 +3,7 @@ Plans, states and events as text and as JSON documents.  Nothing here prints.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from deploy.bundle.store import Bundle
@@ -10,6 +11,7 @@ from deploy.errors import DeployError, TransportError
 from deploy.foreign_text import visible
 from deploy.lab.config import LabStatus
 from deploy.provision.report import ProvisionReport
+from deploy.release.desired import Ending
 from deploy.release.events import ReleaseEvent, ReleaseOutcome
 from deploy.release.observe import Observed
 from deploy.release.plan import ReleasePlan
@@ -49,10 +51,17 @@ def verify_text(report: VerifyReport) -> str:
 
 def outcome_text(outcome: ReleaseOutcome) -> str:
     """
-    Return how a release or rollback ended; where it has an error, that says why.
+    Return how a release or rollback ended, on one line to paste elsewhere.
     """
-    reason = "" if outcome.error else f": {visible(outcome.reason, limit=_WHY_LIMIT)}"
-    return f"{visible(outcome.release)}: {outcome.ending}{reason}"
+    words = {
+        Ending.PROMOTED: f"RELEASED {visible(outcome.version)}",
+        Ending.REVERTED: f"ROLLED BACK at {outcome.share}",
+        Ending.ROLLED_BACK: f"ROLLED BACK to {visible(outcome.version)}",
+        Ending.PAUSED: f"HELD at {outcome.share}",
+        Ending.NOOP: "NOTHING TO DO",
+    }
+    reason = visible(outcome.reason, limit=_WHY_LIMIT)
+    return f"{words[outcome.ending]}: {reason} ({visible(outcome.release)})"
 
 
 def lab_json(status: LabStatus) -> dict[str, Any]:
@@ -99,6 +108,7 @@ def plan_json(plan: ReleasePlan) -> dict[str, Any]:
         "waves": [list(wave) for wave in plan.waves],
         "unchanged": list(plan.unchanged),
         "steps": plan.steps(),
+        "actions": [asdict(action) for action in plan.actions],
     }
 
 

@@ -20,7 +20,8 @@ from deploy.errors import CanaryRejected, ReleaseReverted
 from deploy.inventory.schema import Fleet
 from deploy.lab import lab
 from deploy.provision import provision
-from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
+from deploy.release.desired import Ending
+from deploy.release.events import ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
 from deploy.verify import verify
 from deploy.wiring.bundles import checked_bundle, make_bundle
@@ -194,9 +195,9 @@ def _release(
 ) -> None:
     with demo.step(f"release {version}: {name}", expected) as report_result:
         bundle = checked_bundle(hosts.fleet, digest)
-        plan = make_plan(hosts, bundle, CANARY_PCT)
         # Built before the good ones, or in an earlier run: see _MODELS.
-        outcome = run_release(hosts, bundle, plan, demo.on_event, allow_older=True)
+        plan = make_plan(hosts, bundle, CANARY_PCT, allow_older=True)
+        outcome = run_release(hosts, bundle, plan, demo.on_event)
         report_result(_result_of(outcome), outcome.reason)
 
 

@@ -1,7 +1,8 @@
 """
 `python3 slipway-host.pyz VERB`: reads the request, runs the verb, prints the answer.
 
-Exits 0 whenever it answered, also with an error; any other status is a defect.
+Exits 0 whenever it answered, also with an error; any other status is a defect.  The verbs that the
+host's own units run (OWN) read no request, and exit with 1 while something is left to do.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.LeaseRelease: "lease_verbs:release",
     protocol.StateWrite: "desired:write",
     protocol.StateRead: "desired:read",
-    protocol.DeadmanArm: "deadman:arm",
-    protocol.DeadmanConfirm: "deadman:confirm",
-    protocol.DeadmanDisarm: "deadman:disarm",
+    protocol.DeadmanArm: "deadman.verbs:arm",
+    protocol.DeadmanConfirm: "deadman.verbs:confirm",
+    protocol.DeadmanDisarm: "deadman.verbs:disarm",
+    protocol.DeadmanTest: "deadman.self_test:run",
     protocol.JournalAppend: "events:append",
     protocol.StageMissing: "bundle.staging:missing",
     protocol.StageCommit: "bundle.staging:commit",
@@ -47,6 +49,13 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.GoodRecord: "good:record",
     protocol.GoodRollback: "good:rollback",
     protocol.Retire: "bundle.retention:run",
+}
+
+
+# What the host's own units run: no request, no lease, and the outcome in words.
+OWN = {
+    "deadman.check": "deadman.way_back:check",
+    "deadman.boot": "deadman.way_back:boot",
 }
 
 
@@ -67,9 +76,28 @@ def handler_of(request: type[Request[Any]]) -> Handler:
     """
     Return the function that runs requests of that type.
     """
-    module, _, name = HANDLERS[request].partition(":")
-    handler: Handler = getattr(importlib.import_module(f"deploy.host.{module}"), name)
+    handler: Handler = _function(HANDLERS[request])
     return handler
+
+
+def run_own(system: System, name: str) -> int:
+    """
+    Run what a unit of the host asks for, print the outcome, and return the exit status.
+    """
+    try:
+        print(_function(OWN[name])(system), flush=True)  # noqa: T201 - read by systemd
+        return 0
+    except HostError as error:
+        problem = error
+    except OSError as error:
+        problem = _host_error(error)
+    print(f"{problem.what}: {problem.why}", flush=True)  # noqa: T201
+    return 1
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"deploy.host.{module}"), name)
 
 
 def _host_error(error: OSError) -> HostError:
@@ -101,6 +129,8 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o022)
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    if verb in OWN:
+        return run_own(System(), verb)
     line = handle(System(), verb, sys.stdin.read())
     try:
         sys.stdout.write(line + "\n")

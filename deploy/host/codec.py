@@ -12,12 +12,14 @@ import enum
 import re
 import reprlib
 import sys
+import types
 import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 Message = TypeVar("Message")
+_UNIONS = (typing.Union, getattr(types, "UnionType", None))  # the second since Python 3.10
 
 WHOLE_MAX = 2**63 - 1
 
@@ -95,7 +97,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Annotated:
         base, *limits = typing.get_args(kind)
         return _limited(_decode(base, value, where), limits, where)
-    if origin is typing.Union:
+    if origin in _UNIONS:
         if value is None:
             return None
         return _decode(typing.get_args(kind)[0], value, where)

@@ -5,6 +5,7 @@ File operations that leave a whole file or none, also after a crash.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -177,7 +178,13 @@ def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
         HostError: Another process held it for *timeout_s*.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # After an error of the disk the way back still moves the traffic.
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         if not system.lock(descriptor, timeout_s):
             raise HostError(

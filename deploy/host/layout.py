@@ -24,7 +24,10 @@ LEASE = f"{STATE}/lease.json"
 DESIRED = f"{STATE}/desired.json"  # the desired state of the fleet, as the newest operator wrote it
 PENDING = f"{STATE}/pending.json"  # what the host takes back by itself unless it is confirmed
 WENT_BACK = f"{STATE}/went-back.json"  # what it took back by itself
-DEADMAN_TESTED = f"{STATE}/deadman-tested"  # its own way back was tried out
+CONFIRMED = f"{STATE}/confirmed.json"  # the last change that was confirmed
+DEADMAN_TESTED = f"{STATE}/deadman-tested"  # its own way back was tried out, as it is now
+DEADMAN_TEST = f"{STATE}/deadman-test.json"  # asks the timer for a sign of life
+DEADMAN_FIRED = f"{STATE}/deadman-fired.json"  # the sign
 HAPROXY_STATE = f"{STATE}/haproxy.state"
 COUNTER = f"{STATE}/counter"  # highest counter of a bundle that was recorded as good
 ETC = "/etc/slipway"
@@ -44,6 +47,11 @@ BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
 HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
+UNITS = "/etc/systemd/system"
+DEADMAN_TIMER = "slipway-deadman.timer"  # runs the check of the host's own way back
+DEADMAN_SERVICE = "slipway-deadman.service"
+DEADMAN_BOOT = "slipway-deadman-boot.service"  # before HAProxy and the slots
+DEADMAN_UNITS = (DEADMAN_TIMER, DEADMAN_SERVICE, DEADMAN_BOOT)
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
 
 
@@ -111,7 +119,12 @@ class Layout:
         self.desired = self._at(DESIRED)
         self.pending = self._at(PENDING)
         self.went_back = self._at(WENT_BACK)
+        self.confirmed = self._at(CONFIRMED)
         self.deadman_tested = self._at(DEADMAN_TESTED)
+        self.deadman_test = self._at(DEADMAN_TEST)
+        self.deadman_fired = self._at(DEADMAN_FIRED)
+        self.units = self._at(UNITS)
+        self.deadman_units = [self.units / name for name in DEADMAN_UNITS]
         self.lock = self.state / "lock"  # held by a verb while it changes the host
         self.stage_lock = self.state / "stage.lock"  # held while a bundle is verified and placed
         self.haproxy_state = self._at(HAPROXY_STATE)

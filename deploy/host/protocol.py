@@ -248,7 +248,8 @@ class DeadmanArm(Request[Armed]):
     """
     Let the host go back by itself when no lease is in force any more, or after a reboot.
 
-    It goes back to what *from_slot* serves: gives it all the traffic and stops *to_slot*.
+    It goes back to what *from_slot* serves: gives it all the traffic and stops *to_slot*.  A host
+    that is armed already keeps the *from_slot* of then.
 
     Attributes:
         from_slot: Slot that serves now; None: nothing serves, so going back stops *to_slot*.
@@ -299,6 +300,21 @@ class DeadmanDisarm(Request[Disarmed]):
     """
 
     VERB = "deadman.disarm"
+
+
+@dataclass(frozen=True)
+class DeadmanTested:
+    took_s: float  # until the timer's check answered
+
+
+@dataclass(frozen=True)
+class DeadmanTest(Request[DeadmanTested]):
+    """
+    Let the host's timer run the check on a change that is none; changes nothing that serves.
+    """
+
+    VERB = "deadman.test"
+    NEEDS_LEASE = False
 
 
 # -- journal
@@ -593,7 +609,8 @@ class Revive(Request[Revived]):
     socket; and the units of slots, those included whose directory of the socket was removed.
 
     Attributes:
-        slots: Slots to start; none named: those with traffic.
+        slots: Slots to start, and to wait for.  Those with traffic are started in any case, and
+            are not waited for.
         timeout_s: For the start of each slot.
     """
 
@@ -786,7 +803,8 @@ class HostStatus:
         staged: Bundles that it can start.
         pending: What it takes back by itself unless it is confirmed.
         went_back: What it took back by itself.
-        is_deadman_tested: Its own way back was tried out there, as provisioning does.
+        is_deadman_tested: Its own way back was tried out there, with the present host program and
+            units, as provisioning does.
     """
 
     boot_id: str
@@ -1025,6 +1043,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         DeadmanArm,
         DeadmanConfirm,
         DeadmanDisarm,
+        DeadmanTest,
         JournalAppend,
         StageMissing,
         StageCommit,

@@ -1,5 +1,5 @@
 """
-Unix sockets: HTTP to a runtime, and HAProxy's runtime socket.
+Sockets: HTTP to a runtime and to the public port, and HAProxy's runtime socket.
 
 A runtime may be hostile.  A deadline covers a whole exchange, every answer has a size limit, and
 whatever a runtime sends is an `HttpAnswer`, never an exception.
@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ BODY_LIMITS = {"/metrics": 4 << 20, "/generate": 1 << 20}
 BODY_LIMIT = 64 << 10
 HEAD_LIMIT = 64 << 10  # bytes of status line and headers, informational answers (1xx) included
 HAPROXY_LIMIT = 4 << 20  # bytes of an answer on HAProxy's runtime socket
+VERSION_HEADER = "x-slipway-version"  # of every answer of a runtime
 _CHUNK = 1 << 16
 _BACKLOG_POLL_S = 0.01
 
@@ -32,10 +34,12 @@ class HttpAnswer(NamedTuple):
     Attributes:
         status: HTTP status; None when there was no answer.
         body: Body of the answer, or why there was none.
+        version: Version of the release that answered; None without such a header.
     """
 
     status: int | None
     body: str
+    version: str | None = None
 
 
 class Deadline:
@@ -103,20 +107,55 @@ def http_request(
     Args:
         timeout_s: For the whole exchange: connection, request, headers and body.
     """
+
+    def connected(deadline: Deadline) -> socket.socket:
+        return connect(path, deadline)
+
+    return _exchange(connected, method, target, timeout_s, document, token)
+
+
+def tcp_request(
+    port: int,
+    method: str,
+    target: str,
+    *,
+    timeout_s: float,
+    document: dict[str, Any] | None = None,
+    token: str | None = None,
+) -> HttpAnswer:
+    """
+    Send one request to *port* of this host, as `http_request` does to a socket.
+    """
+
+    def connected(deadline: Deadline) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), deadline.left_s())
+
+    return _exchange(connected, method, target, timeout_s, document, token)
+
+
+def _exchange(
+    connected: Callable[[Deadline], socket.socket],
+    method: str,
+    target: str,
+    timeout_s: float,
+    document: dict[str, Any] | None,
+    token: str | None,
+) -> HttpAnswer:
     limit = BODY_LIMITS.get(target, BODY_LIMIT)
     try:
         deadline = Deadline(timeout_s)
-        with connect(path, deadline) as connection:
+        with connected(deadline) as connection:
             connection.settimeout(deadline.left_s())
             connection.sendall(_request(method, target, document, token))
             # Twice the limit: chunks of one byte would need six, and no server of ours sends them.
             bounded = _Bounded(connection, deadline, HEAD_LIMIT + 2 * limit)
             with closing(http.client.HTTPResponse(bounded, method=method)) as response:  # type: ignore[arg-type]
                 response.begin()
+                version = response.getheader(VERSION_HEADER)
                 body = response.read(limit + 1)
         if len(body) > limit:
             return HttpAnswer(None, f"the body of {target} has more than {limit} bytes")
-        return HttpAnswer(response.status, body.decode(errors="replace"))
+        return HttpAnswer(response.status, body.decode(errors="replace"), version)
     except Exception as error:  # whatever the parser of http.client meets in garbage
         return HttpAnswer(None, str(error)[:300] or type(error).__name__)
 

@@ -4,7 +4,8 @@ Present state of a host; works on a host where any part is missing.
 
 from __future__ import annotations
 
-from deploy.host import deadman, desired
+from deploy.host import desired
+from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
 from deploy.host.good import staged, startable
 from deploy.host.journal import Journal, replay
@@ -43,9 +44,9 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         epoch=Leases(system).newest_epoch(),
         state=desired.stored(layout).stamp,
         staged=staged(layout),
-        pending=deadman.pending(system),
-        went_back=None,
-        is_deadman_tested=layout.deadman_tested.exists(),
+        pending=pending.status(system),
+        went_back=pending.went_back(system),
+        is_deadman_tested=self_test.is_tested(system),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pwd
 import shutil
@@ -196,6 +197,32 @@ class System:
             token=token,
         )
 
+    def http_public(
+        self,
+        method: str,
+        target: str,
+        *,
+        timeout_s: float,
+        document: dict[str, Any] | None = None,
+        token: str | None = None,
+    ) -> HttpAnswer:
+        """
+        Send one request to the public port of this host, as its users do.
+
+        Raises:
+            HostError: The configuration of the host program names no port.
+        """
+        from deploy.host.sockets import tcp_request
+
+        return tcp_request(
+            public_port(self.layout),
+            method,
+            target,
+            timeout_s=timeout_s,
+            document=document,
+            token=token,
+        )
+
     def lock(self, descriptor: int, timeout_s: float) -> bool:
         """
         Lock the open file *descriptor* until it is closed; False when another process holds it.
@@ -275,6 +302,27 @@ def _communicate(
         thread.join(max(_DRAIN_S, left_s))
     stdout, stderr = (output.decode(errors="replace") for output in outputs)
     return returncode, stdout, stderr
+
+
+def public_port(layout: Layout) -> int:
+    """
+    Return the public port of the host, as provisioning wrote it down.
+
+    Raises:
+        HostError: It is not written down.
+    """
+    try:
+        port = json.loads(layout.host_config.read_bytes())["port"]
+        if not (isinstance(port, int) and 0 < port < 1 << 16):
+            raise ValueError(f"port is {port!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HostError(
+            ErrorKind.PRECONDITION,
+            "the public port of the host is not known",
+            f"{layout.host_config}: {error!r}"[:300],
+            "inv provision writes it",
+        ) from None
+    return port
 
 
 def utc(wall_s: float) -> str:

@@ -251,6 +251,9 @@ class ReleasePolicy(Strict):
     canary: CanaryPolicy = CanaryPolicy()
     waves: tuple[Wave, ...] = Field(default=(1, "50%", "100%"), min_length=1)  # cumulative
     gates: Gates = Gates()
+    max_unavailable: int = Field(default=0, ge=0, le=100_000)  # hosts that may be lost
+    failure_budget: int = Field(default=0, ge=0, le=100_000)  # hosts that may fail
+    keep_old: Literal["stopped", "warm"] = "stopped"  # the old slot, after a release
     drain_timeout: Deadline = 60.0  # longest wait for requests in flight
     lease_ttl: Deadline = 30.0
     keep: int = Field(default=3, ge=2, le=1000)  # good releases kept on a host
@@ -326,16 +329,27 @@ class Host(Strict):
 class Fleet(Strict):
     """
     A loaded fleet, with all of its hosts or a selection.
+
+    Attributes:
+        hosts: Those to work on.
+        others: Those that were not selected; they hold the fleet's desired state too.
     """
 
     name: str
     path: Path
     hosts: tuple[Host, ...]
+    others: tuple[Host, ...] = ()
     mirrors: Mirrors
     secrets: dict[str, Secret]
     service: Service
     release: ReleasePolicy
     signing: Signing
+
+    def without(self, names: Iterable[str]) -> tuple[Host, ...]:
+        """
+        Return the hosts of the whole fleet that are not in *names*.
+        """
+        return tuple(host for host in (*self.hosts, *self.others) if host.name not in set(names))
 
     def host(self, name: str) -> Host:
         """

@@ -24,9 +24,8 @@ def select_hosts(fleet: Fleet, limit: str | None) -> Fleet:
         return fleet
     terms = [term.strip() for term in limit.split(",")]
     selected = {host.name for term in terms for host in _matching(fleet, term)}
-    return fleet.model_copy(
-        update={"hosts": tuple(host for host in fleet.hosts if host.name in selected)}
-    )
+    chosen = tuple(host for host in fleet.hosts if host.name in selected)
+    return fleet.model_copy(update={"hosts": chosen, "others": fleet.without(selected)})
 
 
 def _matching(fleet: Fleet, term: str) -> list[Host]:

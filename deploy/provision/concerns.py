@@ -8,6 +8,7 @@ from typing import Protocol
 from deploy.provision import (
     base,
     cuda,
+    deadman,
     haproxy,
     host_program,
     nvidia_driver,
@@ -46,6 +47,7 @@ ORDER: Sequence[Concern] = (
     python,
     runtime_unit,
     haproxy,
+    deadman,
 )
 
 

@@ -36,5 +36,6 @@ def host_config(spec: HostSpec) -> str:
     settings = {
         "fleet": spec.fleet,  # a bundle of another fleet is refused
         "locks": [spec.lock.digest],  # `retire` keeps their environments
+        "port": spec.service.port,  # a release is confirmed by a request to it
     }
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -15,14 +15,15 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
 
 from deploy.host import layout
-from deploy.host.protocol import Facts, VenvBuild, Wheel
-from deploy.provision import resources, slot_resources
+from deploy.host.protocol import DeadmanTest, Facts, VenvBuild, Wheel
+from deploy.provision import deadman_resources, resources, slot_resources
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
 APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
+DEADMAN_TIMEOUT_S = 60
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 
@@ -97,6 +98,18 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case resources.EnabledService():
             _serve(resource)
+        case deadman_resources.EnabledUnits():
+            shell(name=f"Enable and start {name}", commands=[enabling_command(resource)])
+        case deadman_resources.DeadmanMark():
+            client.call(DeadmanTest(), timeout_s=DEADMAN_TIMEOUT_S)
+
+
+def enabling_command(resource: deadman_resources.EnabledUnits) -> str:
+    """
+    Return the command that loads and enables units, and runs their timer by its present file.
+    """
+    enable = shlex.join(["systemctl", "enable", "--quiet", *resource.enabled])
+    return f"systemctl daemon-reload && {enable} && systemctl restart {resource.timer}"
 
 
 def giving_command(resource: slot_resources.Socket) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes
 from deploy.provision.slot_resources import Reserve, Socket
@@ -356,7 +357,9 @@ AnyResource = Annotated[
     | Upload
     | Venv
     | UnitsLoaded
-    | EnabledService,
+    | EnabledService
+    | EnabledUnits
+    | DeadmanMark,
     Field(discriminator="kind"),
 ]
 

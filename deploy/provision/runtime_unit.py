@@ -14,9 +14,8 @@ from deploy.templating import render
 from runtime import contract
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptions, host_document
 
-UNITS = "/etc/systemd/system"
-UNIT_FILE = f"{UNITS}/slipway-runtime@.service"
-SLICE_FILE = f"{UNITS}/slipway.slice"
+UNIT_FILE = f"{layout.UNITS}/slipway-runtime@.service"
+SLICE_FILE = f"{layout.UNITS}/slipway.slice"
 INODES_MAX = 65536  # files and directories in each file system that a slot may write to
 _MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
@@ -30,7 +29,10 @@ def install(spec: HostSpec) -> list[AnyResource]:
         File(path=SLICE_FILE, content=render("slipway.slice").encode()),
         File(path=UNIT_FILE, content=unit(spec).encode()),
         *(
-            File(path=f"{UNITS}/{layout.slot_mount(slot)}", content=mount(spec, slot).encode())
+            File(
+                path=f"{layout.UNITS}/{layout.slot_mount(slot)}",
+                content=mount(spec, slot).encode(),
+            )
             for slot in layout.SLOTS
         ),
     ]

@@ -5,18 +5,10 @@ What a release reports while it runs, and what it ends with.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from deploy.errors import DeployError
-
-
-class Ending(StrEnum):
-    PROMOTED = "promoted"
-    REVERTED = "reverted"  # a release that went back
-    ROLLED_BACK = "rolled_back"  # a rollback that did what was asked
-    PAUSED = "paused"
-    NOOP = "noop"
+from deploy.release.desired import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +38,7 @@ class ReleaseOutcome:
         reason: One line with the numbers that decided.
         evidence: Those numbers, and the state that each host ended in.
         error: What a caller should fail with; None when it did what was asked.
+        share: How far it came, in words: "10 %", "100 %".
     """
 
     release: str
@@ -53,10 +46,14 @@ class ReleaseOutcome:
     reason: str
     evidence: Mapping[str, Any]
     error: DeployError | None = None
+    version: str = ""
+    share: str = ""
 
     def as_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {
             "release": self.release,
+            "version": self.version,
+            "share": self.share,
             "outcome": str(self.ending),
             "reason": self.reason,
             "evidence": dict(self.evidence),

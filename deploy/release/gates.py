@@ -58,6 +58,27 @@ def judge(
     )
 
 
+def judge_promoted(
+    windows: Mapping[str, Window], elapsed_s: float, policy: CanaryPolicy, gates: Gates
+) -> Judgement:
+    """
+    Say whether hosts that have been promoted may keep the release; nothing serves beside it there.
+
+    Args:
+        windows: What the new release did, by host.
+    """
+    stopped = _stopped(windows, gates) or _error_rate(windows, gates.http_request_error_rate)
+    if stopped is not None:
+        return Judgement(Verdict.REVERT, stopped.gate, stopped.reason)
+    if elapsed_s < policy.duration:
+        left_s = policy.duration - elapsed_s
+        return Judgement(Verdict.WAIT, "duration", f"within its limits, {left_s:.0f} s to go")
+    wave = pooled(windows.values())
+    return Judgement(
+        Verdict.PASS, "all", f"{wave.errors} of {wave.requests} requests failed after promotion"
+    )
+
+
 def _stopped(windows: Mapping[str, Window], gates: Gates) -> Judgement | None:
     if failed := sorted(host for host, window in windows.items() if window.is_failed):
         where = ", ".join(failed)

@@ -12,6 +12,7 @@ from deploy.host.protocol import (
     GoldenResult,
     JournalAppend,
     Measure,
+    Revive,
     SlotStart,
     SlotStop,
     TrafficDrain,
@@ -47,15 +48,18 @@ def clear(
 
 def move_traffic(
     client: HostClient, slot: str, stable: str | None, *, is_ready: bool = True
-) -> None:
+) -> dict[str, int]:
     """
-    Move all traffic from *slot* to *stable*; without a stable slot nothing serves then.
+    Move all traffic from *slot* to *stable*, and return the weights as read back.
+
+    Without a stable slot nothing serves then.
 
     Args:
         is_ready: Refuse where *stable* is not UP.  False: it was not ready before either, and
             must not prevent that *slot* is stopped.
     """
-    shift(client, {slot: 0, stable: 100} if stable else {slot: 0}, force=not is_ready)
+    weights = {slot: 0, stable: 100} if stable else {slot: 0}
+    return shift(client, weights, force=not is_ready)
 
 
 def start(
@@ -113,6 +117,17 @@ def shift(client: HostClient, weights: Mapping[str, int], *, force: bool = False
     """
     request = TrafficSet(weights=dict(weights), force=force or not any(weights.values()))
     return client.call(request, timeout_s=30.0).weights
+
+
+def revive(client: HostClient, slots: tuple[str, ...], limits: Limits) -> tuple[str, ...]:
+    """
+    Bring back what should run on the host and does not; return what that was.
+
+    Args:
+        slots: Slots to wait for; others that have traffic are only started.
+    """
+    request = Revive(slots=slots, timeout_s=limits.start_s)
+    return client.call(request, timeout_s=limits.start_s + 2 * _MARGIN_S).done
 
 
 def stop(client: HostClient, slot: str, limits: Limits) -> None:

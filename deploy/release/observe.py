@@ -258,10 +258,13 @@ def check_proxy(current: Observed) -> None:
 
 
 def observe(
-    clients: Iterable[HostClient], *, timeout_s: float
+    clients: Iterable[HostClient], *, timeout_s: float, within_s: float | None = None
 ) -> dict[str, Observed | DeployError]:
     """
     Read all hosts at once; a host that cannot be read has its error instead.
+
+    Args:
+        within_s: A host that has not answered by then has an error, and is not waited for.
     """
     by_name = {client.host: client for client in clients}
     read: dict[str, Observed | DeployError] = {}
@@ -269,5 +272,5 @@ def observe(
     def one(host: str) -> None:
         read[host] = observed(host, by_name[host].call(Status(), timeout_s=timeout_s))
 
-    read.update(on_each(by_name, one))
+    read.update(on_each(by_name, one, within_s=within_s))
     return {host: read[host] for host in by_name}

@@ -17,7 +17,7 @@ from deploy.release.observe import Observed, observe
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 
-_GOLDEN_S = 60.0
+GOLDEN_S = 60.0
 
 
 def actor() -> str:
@@ -46,17 +46,22 @@ def owner() -> str:
 class Hosts:
     """
     A fleet with a connection to each of its hosts.
+
+    Attributes:
+        clients: Of the whole fleet, whose hosts hold its desired state; also of hosts that were
+            not selected.
     """
 
     fleet: Fleet
     clients: Mapping[str, HostClient]
     transports: Mapping[str, SshTransport]
 
-    def seen(self) -> dict[str, Observed | DeployError]:
+    def seen(self, within_s: float | None = None) -> dict[str, Observed | DeployError]:
         """
-        Return what every host looks like, or why it could not be read.
+        Return what every selected host looks like, or why it could not be read.
         """
-        return observe(self.clients.values(), timeout_s=20.0)
+        chosen = [self.clients[host.name] for host in self.fleet.hosts]
+        return observe(chosen, timeout_s=20.0, within_s=within_s)
 
     def observed(self) -> dict[str, Observed]:
         """
@@ -70,20 +75,35 @@ class Hosts:
             raise _unreadable(errors, readable)
         return readable
 
-    def readable(self) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    def readable(
+        self, within_s: float | None = None
+    ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
         """
         Return what the hosts that can be read look like, and the errors of the others.
+
+        Args:
+            within_s: A host that has not answered by then cannot be read.
 
         Raises:
             DeployError: No host could be read; all are named.
         """
-        readable, errors = self._read()
+        readable, errors = self._read(within_s)
         if errors and not readable:
             raise _unreadable(errors, readable)
         return readable, errors
 
-    def _read(self) -> tuple[dict[str, Observed], dict[str, DeployError]]:
-        states = self.seen()
+    def holders(self) -> tuple[str, ...]:
+        """
+        Return who holds leases of the hosts that answer.
+        """
+        states = observe(self.clients.values(), timeout_s=20.0, within_s=2.0).values()
+        owners = {s.lease_owner for s in states if isinstance(s, Observed) and s.lease_owner}
+        return tuple(sorted(owners))
+
+    def _read(
+        self, within_s: float | None = None
+    ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+        states = self.seen(within_s)
         errors = {name: s for name, s in states.items() if isinstance(s, DeployError)}
         return {name: s for name, s in states.items() if isinstance(s, Observed)}, errors
 
@@ -93,7 +113,7 @@ class Hosts:
         return host_commands.Limits(
             start_s=service.start_timeout,
             drain_s=policy.drain_timeout,
-            golden_s=_GOLDEN_S,
+            golden_s=GOLDEN_S,
             keep=policy.keep,
         )
 
@@ -103,10 +123,11 @@ def connect(of: Fleet) -> Iterator[Hosts]:
     """
     Yield connections to the hosts of *of*; they are opened at first use and closed at the end.
     """
-    transports = {host.name: SshTransport(host) for host in of.hosts}
+    everyone = (*of.hosts, *of.others)
+    transports = {host.name: SshTransport(host) for host in everyone}
     clients = {
         host.name: HostClient(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
-        for host in of.hosts
+        for host in everyone
     }
     try:
         yield Hosts(of, clients, transports)

@@ -1,22 +1,42 @@
 """
-Releases and rollbacks on real hosts.
+Releases, rollbacks and what steers them, on real hosts.
 """
 
 import re
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
-from deploy.errors import PreconditionError
+from deploy.errors import DeployError, PreconditionError, UsageError
+from deploy.release.controller import Controller, Stage
+from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
-from deploy.release.executor import ReleaseExecutor
-from deploy.release.plan import ReleasePlan, plan_release
-from deploy.release.rollback import RollbackPlan, plan_rollback, roll_back
+from deploy.release.gates import Verdict
+from deploy.release.lease import LeaseKeeper
+from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
+from deploy.release.rollback import (
+    RollbackPlan,
+    as_now,
+    implied_leaving,
+    implied_target,
+    plan_rollback,
+    rollback_plan,
+)
+from deploy.release.store import HostStore
 from deploy.transport.client import HostClient
-from deploy.wiring.checkout import wheels
+from deploy.wiring.bundles import checked_bundle
+from deploy.wiring.checkout import store, wheels
 from deploy.wiring.clock import SystemClock
-from deploy.wiring.hosts import Hosts, owner
+from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
 
+Report = Callable[[ReleaseEvent], None]
+
+# A way back goes on without hosts that have not answered by then.
+ANSWER_WITHIN_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -35,9 +55,14 @@ def check_digest(plan: ReleasePlan, digest: str | None) -> None:
         )
 
 
-def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
+def make_plan(
+    on: Hosts, bundle: Bundle, canary_pct: int, *, allow_older: bool = False
+) -> ReleasePlan:
     """
     Return what releasing *bundle* on *on* takes, as its hosts are now.
+
+    Args:
+        allow_older: The bundle may be older than the newest release that a host recorded as good.
 
     Raises:
         PreconditionError: The bundle is for another row of the matrix than a host stands on.
@@ -57,42 +82,33 @@ def make_plan(on: Hosts, bundle: Bundle, canary_pct: int) -> ReleasePlan:
         canary_pct=canary_pct,
         policy=on.fleet.release,
         observed=on.observed(),
+        start_s=on.limits.start_s,
+        golden_s=on.limits.golden_s,
+        allow_older=allow_older,
     )
 
 
 def run_release(
-    on: Hosts,
-    bundle: Bundle,
-    plan: ReleasePlan,
-    report: Callable[[ReleaseEvent], None],
-    *,
-    allow_older: bool = False,
+    on: Hosts, bundle: Bundle, plan: ReleasePlan, report: Report, *, steal: bool = False
 ) -> ReleaseOutcome:
     """
     Do *plan* and return how it ended.
 
     Args:
-        allow_older: The bundle may be older than the newest release that a host recorded as good.
+        steal: Take over from an operator who is at work.
     """
-    clock, folder = SystemClock(), wheels()
+    release = release_id(plan.version, SystemClock().utc())
+    if plan.is_noop:
+        reason = f"every host serves {plan.version} already"
+        return ReleaseOutcome(release, Ending.NOOP, reason, {}, version=plan.version)
+    desired = Desired(release=release, actor=actor(), goal=Goal.FORWARD, plan=plan)
 
-    def stage_one(client: HostClient) -> Sent:
-        return stage(bundle, client=client, wheels=folder, allow_older=allow_older)
+    def recheck() -> Mapping[str, DeployError]:
+        now = make_plan(on, bundle, plan.canary_pct, allow_older=plan.allow_older)
+        check_digest(now, plan.digest)
+        return {}
 
-    executor = ReleaseExecutor(
-        plan,
-        release=release_id(plan.version, clock.utc()),
-        owner=owner(),
-        clients=on.clients,
-        stage=stage_one,
-        policy=on.fleet.release,
-        limits=on.limits,
-        clock=clock,
-        report=report,
-        recheck=lambda: check_digest(make_plan(on, bundle, plan.canary_pct), plan.digest),
-        allow_older=allow_older,
-    )
-    return executor.run()
+    return _run(on, desired, report, stage=_stage_of(bundle, plan), recheck=recheck, steal=steal)
 
 
 def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
@@ -102,28 +118,281 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     Raises:
         DeployError: No host could be read, or there is nothing to go back to.
     """
-    readable, errors = on.readable()
-    return plan_rollback(readable, to, errors)
+    readable, errors = on.readable(ANSWER_WITHIN_S)
+    leaving = None
+    if to is None:
+        with suppress(DeployError):  # the records of the hosts decide then
+            desired = _store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read()
+            to, leaving = implied_target(desired), implied_leaving(desired)
+    in_store: dict[str, str] = {}
+    with suppress(DeployError):  # a damaged store must not stop a way back
+        in_store = store().versions(on.fleet.name)
+    return plan_rollback(readable, to, errors, in_store, leaving=leaving)
 
 
 def run_rollback(
-    on: Hosts, plan: RollbackPlan, report: Callable[[ReleaseEvent], None]
+    on: Hosts, way: RollbackPlan, report: Report, *, steal: bool = False
 ) -> ReleaseOutcome:
     """
-    Do *plan* and return how it ended.
+    Do *way* and return how it ended.
+
+    Args:
+        steal: Take over from an operator who is at work.
     """
-    clock = SystemClock()
-    target = plan.target
+    target = way.target
     # The version is a host's word; the digest stands for the same release on every host.
     name = target.version if target and _NAME.fullmatch(target.version) else "release"
-    return roll_back(
-        plan,
-        release=release_id(f"back-to-{name}", clock.utc()),
-        owner=owner(),
-        clients=on.clients,
+    release = release_id(f"back-to-{name}", SystemClock().utc())
+    if way.is_noop or target is None:
+        return ReleaseOutcome(release, Ending.NOOP, way.reason, {})
+    plan = rollback_plan(
+        way,
+        fleet=on.fleet.name,
         policy=on.fleet.release,
-        limits=on.limits,
-        clock=clock,
-        report=report,
-        recheck=lambda: make_rollback(on, target.bundle if target else None),
+        start_s=on.limits.start_s,
+        golden_s=GOLDEN_S,
     )
+    desired = Desired(
+        release=release,
+        actor=actor(),
+        goal=Goal.FORWARD,
+        plan=plan,
+        left_out={left.host: left.why for left in way.left_out},
+    )
+    return _run(
+        on,
+        desired,
+        report,
+        stage=_stage_again(on, plan),
+        recheck=lambda: as_now(plan, make_rollback(on, target.bundle)),
+        steal=steal,
+        within_s=ANSWER_WITHIN_S,
+        left_out={left.host: left.error for left in way.left_out if left.error},
+        stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
+    )
+
+
+def open_release(on: Hosts) -> Desired:
+    """
+    Return the release that has not ended, as the fleet has it on record.
+
+    Raises:
+        PreconditionError: There is none, or the hosts do not agree on it.
+        TransportError: Too few hosts answer.
+    """
+    desired = stored(on)
+    if desired is None or not desired.is_open:
+        last = f"; the last one, {desired.release}, was {desired.ending}" if desired else ""
+        raise PreconditionError(
+            f"{on.fleet.name}: no release is open",
+            why=f"the fleet has none on record that has not ended{last}",
+            fix="inv status shows what serves; inv history shows what ended",
+        )
+    return desired
+
+
+def last_release(on: Hosts) -> Desired:
+    """
+    Return the release that `resume` would go on with, or that the others steer.
+
+    Raises:
+        PreconditionError: No release is open, and the last one left no host out.
+        TransportError: Too few hosts answer.
+    """
+    desired = stored(on)
+    return desired if desired is not None and desired.left_out else open_release(on)
+
+
+def stored(on: Hosts) -> Desired | None:
+    """
+    Return the desired state of the fleet; None before the first release.
+
+    Raises:
+        PreconditionError: The hosts do not agree on it.
+        TransportError: Too few of them answer.
+    """
+    return _store(on, _keeper(on, "read")).read()
+
+
+def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
+    """
+    Take the open release back, whoever runs it.
+    """
+    return _steer(on, _release_only(open_release(on)), Goal.BACK, "aborted", report, steal=steal)
+
+
+def pause(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
+    """
+    Give what served before all the traffic, and keep the new slots warm.
+    """
+    return _steer(on, _release_only(open_release(on)), Goal.HELD, "paused", report, steal=steal)
+
+
+def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
+    """
+    Go on with the open release, or bring hosts that were left out of the last one.
+
+    Raises:
+        PreconditionError: There is nothing to go on with.
+    """
+    desired = last_release(on)
+    renewed = Desired(
+        release=desired.release,
+        actor=actor(),
+        goal=Goal.FORWARD,
+        plan=desired.plan,
+        rulings=tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS),
+    )
+    return _run(on, renewed, report, stage=_stage_again(on, desired.plan), steal=steal)
+
+
+def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) -> ReleaseOutcome:
+    """
+    Let the wave that is measured pass, by the operator's word, and go on.
+
+    Args:
+        is_full: Let all waves pass, and measure nothing more.
+    """
+    desired = _release_only(open_release(on))
+    desired = Desired(
+        release=desired.release,
+        actor=actor(),
+        goal=Goal.FORWARD,
+        plan=desired.plan,
+        rulings=tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS),
+    )
+    while (wave := desired.next_wave) is not None:
+        hosts = desired.plan.waves[wave - 1] if wave != FLEET else ()
+        reason = f"let through by {actor()}"
+        desired = desired.ruled(
+            Ruling(wave, tuple(hosts), str(Verdict.PASS), "operator", reason, 0, 0, 0, 0.0)
+        )
+        if not is_full:
+            break
+    return _run(on, desired, report, stage=_stage_again(on, desired.plan), steal=steal)
+
+
+# -- parts
+
+
+def _steer(
+    on: Hosts, desired: Desired, goal: Goal, does: str, report: Report, *, steal: bool
+) -> ReleaseOutcome:
+    turned = Desired(
+        release=desired.release,
+        actor=actor(),
+        goal=goal,
+        plan=desired.plan,
+        reason=f"{does} by {actor()}",
+        rulings=desired.rulings,
+        left_out=desired.left_out,
+    )
+    return _run(on, turned, report, stage=_no_stage, steal=steal, within_s=ANSWER_WITHIN_S)
+
+
+def _run(
+    on: Hosts,
+    desired: Desired,
+    report: Report,
+    *,
+    stage: Stage,
+    recheck: Callable[[], Mapping[str, DeployError]] = dict,
+    steal: bool,
+    within_s: float | None = None,
+    left_out: Mapping[str, DeployError] | None = None,
+    stop_traffic: Collection[str] = (),
+) -> ReleaseOutcome:
+    keeper = _keeper(on, desired.release)
+    controller = Controller(
+        desired,
+        store=_store(on, keeper, within_s),
+        keeper=keeper,
+        clients=on.clients,
+        stage=stage,
+        limits=on.limits,
+        clock=SystemClock(),
+        report=report,
+        recheck=recheck,
+        steal=steal,
+        left_out=left_out or {},
+        stop_traffic=stop_traffic,
+    )
+    with _signals_interrupt():
+        return controller.run()
+
+
+def _keeper(on: Hosts, release: str) -> LeaseKeeper:
+    return LeaseKeeper(
+        on.clients,
+        owner=owner(),
+        release=release,
+        ttl_s=on.fleet.release.lease_ttl,
+        clock=SystemClock(),
+    )
+
+
+def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> HostStore:
+    return HostStore(on.clients, keeper, SystemClock(), within_s=within_s)
+
+
+def _stage_of(bundle: Bundle, plan: ReleasePlan) -> Stage:
+    folder = wheels()
+
+    def stage_one(client: HostClient) -> Sent:
+        return stage(bundle, client=client, wheels=folder, allow_older=plan.allow_older)
+
+    return stage_one
+
+
+def _stage_again(on: Hosts, plan: ReleasePlan) -> Stage:
+    """
+    Return how the bundle of *plan* comes to a host that lacks it; it is looked up only then.
+    """
+
+    def stage_one(client: HostClient) -> Sent:
+        bundle = checked_bundle(on.fleet, plan.bundle)
+        return _stage_of(bundle, plan)(client)  # type: ignore[return-value]
+
+    return stage_one
+
+
+def _no_stage(client: HostClient) -> Sent:
+    raise PreconditionError(
+        f"{client.host}: the release to go back to is not there",
+        why="its bundle was removed meanwhile",
+        fix=f"inv release with that bundle and --limit {client.host}",
+        host=client.host,
+    )
+
+
+def _release_only(desired: Desired) -> Desired:
+    if desired.plan.kind is Kind.ROLLBACK:
+        raise UsageError(
+            f"{desired.release}: a way back cannot be steered",
+            why="it has no canary and no waves",
+            fix="inv resume or inv rollback finishes it",
+        )
+    return desired
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """
+    Let SIGTERM and SIGHUP end a release as control-C does: a CI job that is cancelled goes back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)

@@ -19,11 +19,13 @@ PROTOCOL = ("deploy/host/protocol.py", "deploy/host/rpc.py")
 OTHER_DOCUMENTS = {
     "deploy/cli/events.py": "events of a release",
     "deploy/demo/report.py": "samples of the load generator",
+    "deploy/host/desired.py": "the stored desired state",
     "deploy/host/good.py": "lines of the journal",
     "deploy/host/journal.py": "lines of the journal",
     "deploy/host/journaled.py": "lines of the journal",
     "deploy/host/slots/golden.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/slots/slot.py": "manifest.json",
+    "deploy/host/system.py": "host.json",
     "deploy/inventory/names.py": "groups of regular expressions",
     "deploy/inventory/validation_messages.py": "errors of pydantic",
 }

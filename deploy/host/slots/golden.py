@@ -27,7 +27,7 @@ def run(system: System, call: Call, request: Golden) -> GoldenResult:
     slot = request.slot
     with journaled(system, call, request.VERB, {"slot": slot}) as op:
         with op.locked():
-            prompts = _read(system.layout, slot)
+            prompts = read_prompts(system.layout, slot)
         token = runtime_api.api_token(system.layout)
         until_s = system.steady_s() + request.timeout_s
         failures: list[GoldenFailure] = []
@@ -75,7 +75,13 @@ def _ask(
     return text if isinstance(text, str) else repr(text)
 
 
-def _read(layout: Layout, slot: str) -> list[dict[str, Any]]:
+def read_prompts(layout: Layout, slot: str) -> list[dict[str, Any]]:
+    """
+    Return the golden prompts of the release in *slot*.
+
+    Raises:
+        HostError: They cannot be read.
+    """
     bundle = linked_bundle(layout, slot)
     path = layout.slot_link(slot) / GOLDEN_FILE
     try:

@@ -19,6 +19,8 @@ from deploy.host.text import one_line
 READY, DRAIN, MAINT = "ready", "drain", "maint"
 _FORCED_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # by command, inherited, by resolution, by address
 _FORCED_DRAIN = 0x08 | 0x10  # by command, inherited
+_MAINT_COMMAND, _DRAIN_COMMAND = 0x01, 0x08
+_STOPPED, _RUNNING = "0", "2"  # srv_op_state
 
 
 class Server(NamedTuple):
@@ -115,6 +117,28 @@ def merge(stat: Mapping[str, str], state: Mapping[str, str]) -> Server:
         sessions=int(stat["scur"] or 0) + int(stat["qcur"] or 0),
         counters={ours: int(stat[theirs] or 0) for ours, theirs in _COUNTERS.items()},
     )
+
+
+def state_without(text: str, slot: str, serving: str | None, backend: str = BACKEND) -> str:
+    """
+    Return the server state *text*, changed so that *slot* is in maint and *serving* has all weight.
+
+    For HAProxy's next start, which reads it.
+
+    Raises:
+        ValueError: As for `parse_servers_state`.
+    """
+    rows = parse_servers_state(text, backend)
+    if slot in rows:
+        flags = int(rows[slot]["srv_admin_state"]) & ~_DRAIN_COMMAND | _MAINT_COMMAND
+        rows[slot] |= {"srv_admin_state": str(flags), "srv_uweight": "0", "srv_op_state": _STOPPED}
+    if serving in rows:
+        flags = int(rows[serving]["srv_admin_state"]) & ~(_DRAIN_COMMAND | _MAINT_COMMAND)
+        # A server that was in maint is "stopped"; its first check tells whether it is UP.
+        rows[serving] |= {"srv_admin_state": str(flags), "srv_uweight": "100"}
+        rows[serving] |= {"srv_op_state": _RUNNING}
+    head = text.strip().splitlines()[:2]
+    return "\n".join([*head, *(" ".join(row.values()) for row in rows.values())]) + "\n\n"
 
 
 class Haproxy:

@@ -25,7 +25,7 @@ def run(system: System, call: Call, request: Revive) -> Revived:
     """
     Bring back the directories, then HAProxy, then the slots.
 
-    A slot that is masked, or does not start, is an error after everything else is back.
+    A named slot that is masked, or does not start, is an error after everything else is back.
     """
     with journaled(system, call, request.VERB, {"slots": sorted(request.slots)}) as op:
         done = _make_directories(system, op)
@@ -85,31 +85,45 @@ def _answers(proxy: Haproxy) -> bool:
 
 def _revive_slots(system: System, op: Operation, request: Revive) -> list[str]:
     servers = Haproxy(system).servers()
-    wanted = request.slots or [slot for slot in SLOTS if servers[slot].weight]
+    wanted = [slot for slot in SLOTS if slot in request.slots or servers[slot].weight]
     units = systemd.show(system, [unit(slot) for slot in wanted]) if wanted else {}
-    begun = []
+    begun, waited = [], []
     for slot in wanted:
         found = units[unit(slot)]
-        bundle = linked_bundle(system.layout, slot)
-        is_there = bundle is not None and system.layout.release(bundle).is_dir()
-        # systemd makes the link to the socket before a start is complete.
-        has_socket = os.path.lexists(system.layout.runtime_socket(slot))
-        if not is_there or (found.runs and (has_socket or found.active != "active")):
+        if not _needs_start(system, slot, found):
+            if slot in request.slots and found.active == "activating":
+                waited.append(slot)  # an earlier call has begun it
             continue
-        systemd.check_startable(found)
+        if slot in request.slots:
+            systemd.check_startable(found)
+        elif found.is_masked:
+            continue
         with op.locked():
             systemd.enable(system, found.name)
             systemd.restart(system, found.name)
         begun.append(slot)
-    for slot in begun:
-        began_at = system.wall_s()
-        ended = wait_started(system, unit(slot), 0, request.timeout_s)
-        if ended is None or ended.active != "active":
-            raise HostError(
-                ErrorKind.COMMAND_FAILED,
-                f"{unit(slot)} did not start again",
-                f"{'it was not READY in time' if ended is None else ending(ended)}; its last log "
-                f"lines: {systemd.last_log(system, unit(slot), began_at)}",
-                f"journalctl -u {unit(slot)} on the host",
-            )
+    began_at = system.wall_s()
+    for slot in (*waited, *(slot for slot in begun if slot in request.slots)):
+        _wait(system, slot, began_at, request.timeout_s)
     return [f"slot {slot} started" for slot in begun]
+
+
+def _needs_start(system: System, slot: str, found: systemd.Unit) -> bool:
+    bundle = linked_bundle(system.layout, slot)
+    if bundle is None or not system.layout.release(bundle).is_dir():
+        return False
+    # systemd makes the link to the socket before a start is complete.
+    has_socket = os.path.lexists(system.layout.runtime_socket(slot))
+    return not found.runs or (found.active == "active" and not has_socket)
+
+
+def _wait(system: System, slot: str, began_at: float, timeout_s: float) -> None:
+    ended = wait_started(system, unit(slot), 0, timeout_s)
+    if ended is None or ended.active != "active":
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{unit(slot)} did not start again",
+            f"{'it was not READY in time' if ended is None else ending(ended)}; its last log "
+            f"lines: {systemd.last_log(system, unit(slot), began_at)}",
+            f"journalctl -u {unit(slot)} on the host",
+        )

@@ -9,6 +9,7 @@ from deploy.host.system import System
 
 TOKENS_VARIABLE = "SLIPWAY_API_TOKENS"
 READYZ = "/readyz"
+GENERATE, MODELS = "/generate", "/v1/models"  # public routes
 
 
 def is_ready(system: System, slot: str, timeout_s: float = 2.0) -> bool:

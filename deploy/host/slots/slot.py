@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from deploy.host.bundle.admission import check_startable
@@ -30,6 +32,9 @@ from deploy.host.trusted_files import MANIFEST_MAX, read_below
 
 STARTING_CPU_WEIGHT = 20
 SERVING_CPU_WEIGHT = 100
+
+Locked = Callable[[], AbstractContextManager[None]]
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.2
 _GRACE_S = 1.0  # until systemd shows a queued start
@@ -130,7 +135,7 @@ def stop(system: System, call: Call, request: SlotStop) -> SlotStopped:
                 _refuse_if_serving(system, slot)
             systemd.disable(system, name)
             systemd.begin_stop(system, name)
-        ended = _end(system, op, name, request.timeout_s)
+        ended = end(system, op.locked, name, request.timeout_s)
         if ended is None:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
@@ -223,9 +228,12 @@ def _wait_stopped(system: System, name: str, timeout_s: float) -> systemd.Unit |
     return system.poll_until(ended, timeout_s, _POLL_S)
 
 
-def _end(system: System, op: Operation, name: str, timeout_s: float) -> systemd.Unit | None:
+def end(system: System, locked: Locked, name: str, timeout_s: float) -> systemd.Unit | None:
     """
     Return the unit once it has ended: by itself within *timeout_s*, or killed; None if neither.
+
+    Args:
+        locked: Holds the host's lock for one change, while the caller may still change the host.
     """
     ended = _wait_stopped(system, name, timeout_s)
     if ended is not None:
@@ -233,7 +241,7 @@ def _end(system: System, op: Operation, name: str, timeout_s: float) -> systemd.
 
     def killed() -> systemd.Unit | None:
         # Again each time: a process may have started another one meanwhile.
-        with op.locked():
+        with locked():
             systemd.kill(system, name)
         return _wait_stopped(system, name, _POLL_S)
 
@@ -245,7 +253,7 @@ def _clear(system: System, op: Operation, slot: str) -> None:
     End what is left of an earlier release in *slot*, and give the slot an empty file system.
     """
     name = unit(slot)
-    if not systemd.show(system, [name])[name].has_ended and _end(system, op, name, 0) is None:
+    if not systemd.show(system, [name])[name].has_ended and end(system, op.locked, name, 0) is None:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"processes of the earlier release of slot {slot} do not end",
@@ -260,7 +268,7 @@ def _stop_again(system: System, op: Operation, name: str) -> str:
     with op.locked():
         systemd.disable(system, name)
         systemd.begin_stop(system, name)
-    if _end(system, op, name, _STOP_AFTER_FAILURE_S) is None:
+    if end(system, op.locked, name, _STOP_AFTER_FAILURE_S) is None:
         return ", and it has not stopped yet"
     return ", and was stopped"
 

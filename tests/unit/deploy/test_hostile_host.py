@@ -32,7 +32,7 @@ from tests.builders import make_policy
 from tests.every_request import EVERY_REQUEST
 from tests.hostile_host import HostileSshd
 from tests.local_fleet import DIGESTS, local_fleet
-from tests.unit.deploy.release.test_executor import release
+from tests.unit.deploy.release.test_controller import release
 
 ANSWERS_A_VERB = 450  # 18 verbs: 8,100
 OPENED = []
@@ -250,7 +250,7 @@ def _assert_alike(fleet, possible):
 
 
 def test_without_the_check_of_contradictions_a_host_answers_about_another_slot(monkeypatch):
-    text = '{"ok": true, "schema": 3, "result": {"slot": "blue", "unit": "inactive", '
+    text = '{"ok": true, "schema": 4, "result": {"slot": "blue", "unit": "inactive", '
     text += '"stopped": true, "took_s": 0.1}}'
     with pytest.raises(DeployError, match="not valid"):
         answers.read_answer("n1", SlotStop("green"), text)

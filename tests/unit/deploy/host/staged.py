@@ -20,7 +20,7 @@ UV = Path(sys.prefix) / "bin" / "uv"
 def provision(host, keys):
     host.lease(ttl_s=3600)
     host.system.real.add("ssh-keygen")
-    host.layout.bin.mkdir(parents=True)
+    host.layout.bin.mkdir(parents=True, exist_ok=True)
     host.layout.uv.symlink_to(UV)
     host.layout.etc.mkdir(parents=True)
     host.layout.host_config.write_text(json.dumps({"fleet": FLEET, "locks": []}))

@@ -112,6 +112,7 @@ def test_the_host_program_runs_nothing_of_a_bundle(provisioned, bundle, workshop
     seen = {
         *life(provisioned, bundle, workshop),
         "state.write",  # needs an epoch; test_desired.py has it
+        "deadman.test",  # needs the timer; deadman/test_self_test.py has it
         *("stage.missing", "stage.commit", "status", "lease.acquire", "lease.release"),
     }
     assert seen == set(REQUESTS)

@@ -102,7 +102,7 @@ def test_an_answer_is_read_however_its_length_is_given(answer, parts):
     """
     By Content-Length, by the end of the connection, or in chunks.
     """
-    assert answer(*parts) == (200, "ready")
+    assert answer(*parts)[:2] == (200, "ready")
 
 
 @pytest.mark.parametrize("head", [b"", OK, OK + b"Content-Length: 50000\r\n\r\n"])
@@ -161,7 +161,7 @@ def test_a_body_at_its_limit_is_read_whole(answer):
     """
     head = OK + b"Content-Length: %d\r\n\r\n"
     whole = answer(head % BODY_LIMIT, b"x" * BODY_LIMIT)
-    assert whole == (200, "x" * BODY_LIMIT)
+    assert whole[:2] == (200, "x" * BODY_LIMIT)
 
 
 def test_a_body_above_its_limit_is_refused(answer):

@@ -11,6 +11,7 @@ from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
 from deploy.provision.concerns import plan_resources
+from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.differences import fact_query
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import (
@@ -158,6 +159,13 @@ def _fulfil(resource, values):
                 load="loaded", active="active", enabled="enabled", stale=False
             )
             values["haproxy"] = resource.description
+        case EnabledUnits():
+            values["units"] |= {
+                name: UnitFacts(load="loaded", active="active", enabled="enabled", stale=False)
+                for name in resource.units
+            }
+        case DeadmanMark():
+            values["paths"][resource.path] = path_like(resource)
         case Absent() | Socket():
             values["paths"][resource.path] = None
 

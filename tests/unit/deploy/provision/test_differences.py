@@ -53,7 +53,18 @@ def test_names_of_resources_are_unique():
     assert len(names) == len(set(names))
 
 
-@given(st.sets(st.sampled_from(sorted(p for p, v in GOOD.paths.items() if v is not None))))
+@given(
+    st.sets(
+        st.sampled_from(
+            sorted(
+                path
+                for resource in RESOURCES.placed
+                for path in (*resource.query.paths, *resource.query.secrets)
+                if GOOD.paths[path] is not None
+            )
+        )
+    )
+)
 def test_only_missing_files_are_placed(gone):
     """
     For any set of missing files.

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.host import layout
 from deploy.inventory.schema import AptSource, Mirrors
-from deploy.provision import base, haproxy, host_program, runtime_unit
+from deploy.provision import base, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
@@ -66,6 +67,7 @@ def texts():
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
         "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
+        **{path.rpartition("/")[2]: text for path, text in deadman.units().items()},
         "slipway.slice": placed[runtime_unit.SLICE_FILE],
         "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],
         "runtime.yml": runtime_unit.config(cpu),
@@ -165,6 +167,44 @@ def test_systemd_accepts_it(tmp_path, name):
     The golden units give no warning.
     """
     assert systemd_reads(tmp_path, (GOLDEN / name).read_text()) == []
+
+
+def deadman_reads(folder, changed=lambda text: text):
+    """
+    Return systemd's complaints about the units of the host's own way back.
+    """
+    for name in layout.DEADMAN_UNITS:
+        text = re.sub(r"^(ExecStart=)\S+", r"\1/bin/sh", TEXTS[name], flags=re.MULTILINE)
+        (folder / name).write_text(changed(text))
+    paths = [str(folder / name) for name in layout.DEADMAN_UNITS]
+    done = run(need("systemd-analyze"), "verify", "--man=no", *paths)
+    return [line for line in done.stderr.splitlines() if "slipway" in line]
+
+
+def test_systemd_accepts_the_way_back(tmp_path):
+    """
+    Timer, service and unit of the boot give no warning.
+    """
+    assert deadman_reads(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["OnClockChange", "OnUnitInactiveSec", "LogLevelMax"])
+def test_systemd_would_notice_a_misspelt_key_of_the_way_back(tmp_path, key):
+    """
+    Negative control: each key is one that systemd knows.
+    """
+    assert deadman_reads(tmp_path, lambda text: text.replace(f"{key}=", f"{key}s="))
+
+
+def test_the_timer_comes_every_5_seconds(tmp_path):
+    """
+    As systemd reads its calendar.
+    """
+    [calendar] = re.findall(r"^OnCalendar=(.*)$", TEXTS[layout.DEADMAN_TIMER], re.MULTILINE)
+    done = run(need("systemd-analyze"), "calendar", "--iterations=3", calendar)
+    seconds = [int(s) for s in re.findall(r"\d\d:\d\d:(\d\d) UTC", done.stdout)]
+    assert len(seconds) >= 3, done.stdout
+    assert all(second % 5 == 0 for second in seconds)
 
 
 def test_systemd_would_notice(tmp_path):

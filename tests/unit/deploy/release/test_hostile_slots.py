@@ -5,12 +5,12 @@ Hosts and slots that lie to a release, over the real host program.
 import pytest
 
 from deploy.release import evidence, gates
-from deploy.release.events import Ending
-from deploy.release.rollback import plan_rollback, roll_back
+from deploy.release.desired import Ending
+from deploy.release.rollback import plan_rollback
 from tests.builders import make_policy
-from tests.local_fleet import DIGESTS, LIMITS
+from tests.local_fleet import DIGESTS
 from tests.unit.deploy.release.conftest import NAMES
-from tests.unit.deploy.release.test_executor import release
+from tests.unit.deploy.release.test_controller import release
 
 ALL_AT_ONCE = make_policy(waves=["100%"], lease_ttl="60s")  # longer than a drain
 ERRORS = "http_request_error_rate"
@@ -154,7 +154,7 @@ def test_by_the_sum_of_the_wave_the_forged_counters_would_pass(fleet, monkeypatc
         return real(windows, *rest)
 
     monkeypatch.setattr(gates, "_is_no_chance", lambda *_: False)
-    monkeypatch.setattr("deploy.release.executor.judge", judge)
+    monkeypatch.setattr("deploy.release.controller.judge", judge)
 
     assert fail_some_beside_a_liar(fleet).ending is Ending.PROMOTED
 
@@ -233,16 +233,7 @@ def test_a_rollback_replaces_a_serving_slot_that_is_not_ready(fleet):
     refuse_to_be_ready(fleet, "n1")
 
     plan = plan_rollback(fleet.observed())
-    outcome = roll_back(
-        plan,
-        release="r-back",
-        owner="me",
-        clients=fleet.clients,
-        policy=ALL_AT_ONCE,
-        limits=LIMITS,
-        clock=fleet.clock,
-        report=lambda event: None,
-    )
+    outcome = fleet.roll_back(plan, policy=ALL_AT_ONCE)
 
     assert outcome.error is None
     for name in NAMES:

@@ -71,9 +71,7 @@ def test_a_serving_slot_that_is_not_ready_is_replaced_without_a_canary(slot):
     host = release_plan.host("n1")
     assert (host.from_slot, host.to_slot, host.has_stable) == ("blue", "green", False)
     assert release_plan.host("n2").has_stable
-    assert "answers, then all the traffic (v1 is not ready there)" in "\n".join(
-        release_plan.steps()
-    )
+    assert "all the traffic (v1 is not ready there now)" in "\n".join(release_plan.steps())
 
 
 def test_the_slot_that_is_not_ready_makes_way_where_another_one_serves():
@@ -130,7 +128,7 @@ def test_the_digest_stands_for_the_world_that_was_seen():
 def test_the_steps_name_every_host_and_the_canary():
     text = "\n".join(plan([make_settled("n1"), make_observed("n2")]).steps())
     assert "10 % canary against v1" in text
-    assert "n2: start v2 in blue" in text
+    assert "n2: arm the host's own way back, start v2 in blue" in text
 
 
 waves = st.lists(

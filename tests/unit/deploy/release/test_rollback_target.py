@@ -2,6 +2,7 @@
 Which release a rollback goes to, and that no single host decides or prevents it.
 """
 
+import dataclasses
 import shutil
 import threading
 
@@ -20,10 +21,11 @@ from deploy.errors import (
 from deploy.host.protocol import LeaseAcquire, Unfinished
 from deploy.release import rollback_target
 from deploy.release.events import Ending
-from deploy.release.rollback import plan_rollback
-from tests.builders import make_observed, make_serving, make_settled
+from deploy.release.rollback import as_now, plan_rollback
+from deploy.release.rollback_target import majority_unfinished
+from tests.builders import make_good, make_observed, make_serving, make_settled, make_slot
 from tests.local_fleet import DIGESTS, local_fleet
-from tests.local_host import LOST_BEFORE, record_good
+from tests.local_host import LOST_BEFORE, record_good, serve
 
 NAMES = ("n1", "n2", "n3")
 HONEST = [("b1", "v1"), ("b2", "v2")]
@@ -31,7 +33,7 @@ OLD, NEW = DIGESTS["b1"], DIGESTS["b2"]
 
 
 def planned(plan):
-    return {host.host: host.target.bundle for host in plan.hosts}
+    return {host.host: plan.target.bundle for host in plan.hosts}
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def fleet():
         yield hosts
 
 
-def rollback(fleet, to=None, observed=None, recheck=None, report=lambda event: None):
+def rollback(fleet, to=None, observed=None, recheck=dict, report=lambda event: None):
     events = []
     plan = plan_rollback(observed or fleet.observed(), to)
     outcome = fleet.roll_back(
@@ -252,7 +254,8 @@ def test_a_host_that_joined_later_goes_back_to_a_bundle_that_it_has(fleet):
 
 def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
     """
-    It keeps what it serves: the release before is not on it.
+    The release before is not on it, nor in the store.  It serves what the others leave, so its
+    traffic is taken off, now that others serve.
     """
     new = fleet.system("n3")
     new.layout.journal.unlink()
@@ -261,12 +264,180 @@ def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
 
     outcome, _ = rollback(fleet)
 
-    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {"b2": 100}]
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {}]
+    assert fleet.running("n3") == {"b2"}
     assert isinstance(outcome.error, RollbackFailed)
     assert "n3" in outcome.error.what
     assert "n1" not in outcome.error.what
     assert "--limit n3" in outcome.error.fix
     assert outcome.evidence["left_out"]["n3"].startswith("it has no v1 on record")
+
+
+def joined(fleet, name="n3", serves="b3"):
+    """
+    Let a host be as one that joined later: it has and serves one release only.
+    """
+    system = fleet.system(name)
+    system.layout.journal.unlink()
+    for bundle in ("b1", "b2"):
+        shutil.rmtree(system.layout.release(DIGESTS[bundle]))
+    serve(system, DIGESTS[serves], serves.replace("b", "v"))
+
+
+def test_a_host_that_joined_later_gets_the_bundle_from_the_store(fleet):
+    """
+    Staged there first; afterwards the way back is on its record like on the others'.
+    """
+    joined(fleet, serves="b3")
+    plan = plan_rollback(fleet.observed(), None, {}, {OLD: "v1"})
+    assert "n3: it gets the bundle from this machine" in plan.reason
+    assert plan.allow_older
+
+    outcome = fleet.roll_back(plan)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert fleet.good("n3") == ["b1"]
+
+
+def test_a_host_that_serves_something_else_keeps_it(fleet):
+    """
+    Its users have no other host: only what the fleet leaves is taken off.
+    """
+    joined(fleet, serves="b3")
+
+    outcome, _ = rollback(fleet)
+
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {"b3": 100}]
+    assert outcome.error.exit_code == 9
+    assert "n3" in outcome.error.what
+
+
+def test_the_last_host_is_never_taken_out_of_traffic(fleet):
+    """
+    Where no other host serves the target, also the bad release serves on.
+    """
+    for name in NAMES:
+        fleet[name].fail("slot.start", LOST_BEFORE, call=None)
+    joined(fleet, serves="b2")
+
+    outcome, _ = rollback(fleet)
+
+    assert outcome.error is not None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+def test_a_failed_way_back_changes_nothing_of_the_next(fleet):
+    """
+    n3 does not start; when it does, the next rollback brings it where the others are.
+    """
+    fleet.serve("b3")
+    fleet["n3"].fail("slot.start", LOST_BEFORE, call=None)
+    first, _ = rollback(fleet)
+    assert first.error is not None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}, {"b2": 100}, {"b3": 100}]
+    fleet["n3"].faults.clear()
+
+    second, _ = rollback(fleet)
+
+    assert second.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+    third, _ = rollback(fleet)
+    assert third.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+
+
+def test_a_host_that_does_not_answer_at_all_changes_nothing_of_the_next(fleet):
+    """
+    It hears nothing of the first way back, not even its beginning.
+    """
+    fleet.serve("b3")
+    lost = TransportError("n3: no answer", why="no route", fix="-", host="n3")
+    observed = {name: state for name, state in fleet.observed().items() if name != "n3"}
+    fleet["n3"].is_cut = True
+    outcome = fleet.roll_back(plan_rollback(observed, None, {"n3": lost}))
+    assert outcome.error is not None
+    fleet["n3"].is_cut = False
+
+    outcome, _ = rollback(fleet)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+def test_a_few_hosts_bring_their_record_to_no_other():
+    """
+    A release that one host of three calls good is not started on the others, unless the operator
+    names it and means the same bundle: the store says which.
+    """
+    observed = {name: make_settled(name, good=[("b2", "v2")]) for name in ("n2", "n3")}
+    observed["n1"] = make_settled("n1", good=[("evil", "v1"), ("b2", "v2")])
+
+    for to in (None, "r-v1", "v1"):
+        plan = plan_rollback(observed, to, {}, {"evil": "v0"})
+        assert planned(plan) == {"n1": "evil"}
+        assert [left.host for left in plan.left_out] == ["n2", "n3"]
+    named = plan_rollback(observed, "v1", {}, {"evil": "v1"})
+    assert planned(named) == dict.fromkeys(NAMES, "evil")
+
+
+def test_a_release_id_comes_before_a_version():
+    """
+    Of a release that is named like the version of another one.
+    """
+    good = (make_good("b1", "v1", "x"), make_good("b3", "x", "r-x"), make_good("b2", "v2"))
+    observed = make_settled("n1", good=HONEST)
+    plan = plan_rollback({"n1": dataclasses.replace(observed, good=good)}, "x")
+    assert planned(plan) == {"n1": "b1"}
+
+
+def test_a_version_of_two_bundles_is_ambiguous():
+    good = [(OLD, "v1"), (DIGESTS["b3"], "v1"), (NEW, "v2")]
+    observed = {name: make_settled(name, good=good) for name in NAMES}
+    with pytest.raises(UsageError, match="2 bundles on n1, n2, n3") as caught:
+        plan_rollback(observed, "v1")
+    assert OLD in caught.value.why
+    assert planned(plan_rollback(observed, OLD[:8])) == dict.fromkeys(NAMES, OLD)
+
+
+def test_one_host_makes_no_name_ambiguous_for_the_others():
+    forged = make_settled("n1", good=[("evil", "v1"), ("b1", "v1"), ("b2", "v2")])
+    observed = {name: make_settled(name, good=HONEST) for name in ("n2", "n3")}
+    assert planned(plan_rollback({"n1": forged, **observed}, "v1")) == dict.fromkeys(NAMES, "b1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"is_ready": False}, {"unit": "failed"}, {"unit": "activating"}, {"weight_pct": 90}],
+)
+def test_a_host_serves_already_only_when_it_does(changes):
+    """
+    Ready, running and with all the traffic; control: an unchanged one does.
+    """
+    good = [make_good(*names) for names in HONEST]
+    serving = make_serving("blue", "b2", "v2")
+    assert planned(plan_rollback({"n1": make_observed("n1", serving, good=good)}, "v2")) == {}
+
+    green = {"weight_pct": 10} if changes.get("weight_pct") else {}
+    blue = make_serving("blue", "b2", "v2", **changes)
+    observed = make_observed("n1", blue, make_slot("green", **green), good=good)
+    assert planned(plan_rollback({"n1": observed}, "v2")) == {"n1": "b2"}
+
+
+def test_the_word_of_most_hosts_on_what_has_not_ended():
+    """
+    Release, epoch and target as fields, the same on more than half of the hosts.
+    """
+    said = Unfinished("r-back", "slot.start", "r-v1", 7, "b1")
+    others = dataclasses.replace(said, step="traffic.set"), dataclasses.replace(said, bundle="b9")
+    observed = {
+        name: make_settled(name, good=HONEST, unfinished=unfinished)
+        for name, unfinished in zip(NAMES, (said, *others), strict=True)
+    }
+    assert majority_unfinished(observed) == said
+
+    observed["n2"] = make_settled("n2", good=HONEST)
+    assert majority_unfinished(observed) is None
 
 
 def test_an_empty_host_is_named_and_no_error():
@@ -300,17 +471,20 @@ def test_a_host_that_serves_another_release_is_an_error_where_nothing_else_is_to
         plan_rollback(observed, "v2")
 
 
-def test_an_unreadable_haproxy_leaves_out_its_host():
+def test_a_haproxy_that_does_not_answer_is_brought_back_first(fleet):
     """
-    The shares of that host are unknown; it is named, and the others go back.
+    The shares of that host are unknown; that is no reason to leave it out.
     """
-    unknown = make_observed("n2", make_serving(weight_pct=None), good=make_settled().good)
-    plan = plan_rollback({"n1": make_settled("n1", good=HONEST), "n2": unknown})
+    stopped, removed = fleet.system("n2"), fleet.system("n3")
+    stopped.proxy.is_running = False
+    removed.remove_run()
 
-    assert planned(plan) == {"n1": "b1"}
-    assert isinstance(plan.left_out[0].error, PreconditionError)
-    with pytest.raises(PreconditionError, match="n2"):
-        plan_rollback({"n2": unknown})
+    outcome, events = rollback(fleet)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert {e.host for e in events if e.name == "host.revived"} == {"n2", "n3"}
+    assert all(slot.is_ready for slot in [fleet.observed()["n3"].stable])
 
 
 def test_a_host_that_does_not_answer_is_named_and_the_others_go_back(fleet):
@@ -393,22 +567,6 @@ def test_a_host_that_is_lost_at_its_lease_vetoes_nothing(fleet):
     assert "n3" in outcome.error.what
 
 
-def test_with_all_leases_needed_one_host_would_veto(fleet, monkeypatch):
-    """
-    Negative control: as a release takes its leases.
-    """
-    from deploy.release import rollback as module
-
-    keeper = module.LeaseKeeper
-    monkeypatch.setattr(
-        module, "LeaseKeeper", lambda *a, **k: keeper(*a, **k | {"needs_all": True})
-    )
-    hold_lease(fleet, "n2")
-    with pytest.raises(LeaseHeld):
-        rollback(fleet)
-    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
-
-
 def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
     """
     A host that shows another state each time cannot keep the others from going back.
@@ -416,7 +574,9 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
 
     def now():
         other = make_settled("n1", good=[(OLD, "v1"), (DIGESTS["b3"], "v3")])
-        return plan_rollback({**fleet.observed(), "n1": other}, OLD)
+        return as_now(
+            fleet.controller.desired.plan, plan_rollback({**fleet.observed(), "n1": other}, OLD)
+        )
 
     outcome, _ = rollback(fleet, recheck=now)
 
@@ -427,7 +587,8 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
 def test_a_change_of_most_hosts_stops_the_rollback(fleet):
     def now():
         good = [(OLD, "v1"), (DIGESTS["b3"], "v3")]
-        return plan_rollback({name: make_settled(name, good=good) for name in NAMES}, OLD)
+        now = plan_rollback({name: make_settled(name, good=good) for name in NAMES}, OLD)
+        return as_now(fleet.controller.desired.plan, now)
 
     with pytest.raises(PreconditionError, match="not any more"):
         rollback(fleet, recheck=now)
@@ -444,7 +605,9 @@ def test_a_slot_that_changes_its_readiness_does_not_leave_its_host_out(fleet):
     fleet.system("n1").runtimes["blue"].is_ready = True
 
     outcome, _ = rollback(
-        fleet, observed=observed, recheck=lambda: plan_rollback(fleet.observed(), OLD)
+        fleet,
+        observed=observed,
+        recheck=lambda: as_now(fleet.controller.desired.plan, plan_rollback(fleet.observed(), OLD)),
     )
 
     assert outcome.error is None

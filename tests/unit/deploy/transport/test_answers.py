@@ -135,11 +135,12 @@ def test_an_exception_of_any_class_is_that_hosts_failure(monkeypatch, failure):
 def test_lease_numbers_that_go_backwards_are_refused():
     with local_fleet("n1") as fleet:
         client = fleet.clients["n1"]
-        keeper = LeaseKeeper([client], owner="me", release="r", ttl_s=15.0, clock=fleet.clock)
-        with keeper:
-            client.fence = 1000
-            with pytest.raises(CommandFailed, match="numbers only grow"):
-                keeper.take(client)
+        keeper = LeaseKeeper(fleet.clients, owner="me", release="r", ttl_s=15.0, clock=fleet.clock)
+        assert keeper.take_all(["n1"]) == {}
+        client.fence = 1000
+        with pytest.raises(CommandFailed, match="numbers only grow"):
+            keeper.take("n1")
+        keeper.release_all()
 
 
 def test_facts_that_cannot_be_compared_fail_their_host_alone(monkeypatch):

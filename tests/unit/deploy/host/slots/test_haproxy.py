@@ -4,7 +4,13 @@ import pytest
 
 from deploy.host.layout import Layout
 from deploy.host.protocol import HostError
-from deploy.host.slots.haproxy import Haproxy, merge, parse_servers_state, parse_stat
+from deploy.host.slots.haproxy import (
+    Haproxy,
+    merge,
+    parse_servers_state,
+    parse_stat,
+    state_without,
+)
 from deploy.host.system import System
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -71,6 +77,21 @@ def test_a_server_that_just_left_maint_is_not_yet_up():
     server = servers("just_ready")["blue"]
 
     assert (server.admin, server.status, server.is_up) == ("ready", "UP 1/2", False)
+
+
+def test_a_state_without_a_slot_gives_the_other_one_all_weight():
+    """
+    blue leaves maint, and runs until its first check; green is in maint with weight 0.
+    """
+    text = state_without(recorded("drain_and_maint.state.txt"), "green", "blue")
+
+    keys = ("srv_admin_state", "srv_uweight", "srv_op_state")
+    rows = parse_servers_state(text, "runtime")
+    assert {name: tuple(row[key] for key in keys) for name, row in rows.items()} == {
+        "blue": ("4", "100", "2"),
+        "green": ("5", "0", "0"),
+    }
+    assert text.splitlines()[:2] == recorded("drain_and_maint.state.txt").splitlines()[:2]
 
 
 def test_a_silent_haproxy_is_one_error(tmp_path):

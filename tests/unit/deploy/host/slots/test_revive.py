@@ -115,7 +115,8 @@ def test_a_masked_unit_is_named_with_its_remedy(serving):
     blue.is_masked = True
     serving.system.proxy.is_running = False
 
-    error = serving.refusal(Revive())
+    assert serving.call(Revive()).done == ("HAProxy restarted",)  # the slot was not asked for
+    error = serving.refusal(Revive(("blue",)))
 
     assert error.kind == "PreconditionError"
     assert error.fix == "on the host: systemctl unmask slipway-runtime@blue.service"
@@ -130,7 +131,8 @@ def test_a_slot_that_does_not_start_is_an_error_with_its_log(serving, how):
     blue.fail()
     blue.starts = how
 
-    error = serving.refusal(Revive(timeout_s=5.0))
+    assert serving.call(Revive()).done == ("slot blue started",)  # control: not waited for
+    error = serving.refusal(Revive(("blue",), timeout_s=5.0))
 
     assert error.kind == "CommandFailed"
     assert "no such tensor" in error.why

@@ -1,0 +1,210 @@
+"""
+The verbs of an operator: arm the host's own way back, confirm a change, disarm it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.host.deadman import pending, self_test
+from deploy.host.deadman.pending import Way
+from deploy.host.files import locked, sync_directory
+from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
+from deploy.host.lease import Leases
+from deploy.host.protocol import (
+    Armed,
+    Call,
+    Confirmed,
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
+    Disarmed,
+    ErrorKind,
+    HostError,
+)
+from deploy.host.slots.golden import read_prompts
+from deploy.host.slots.haproxy import Haproxy
+from deploy.host.slots.runtime_api import GENERATE, MODELS, api_token
+from deploy.host.slots.slot import linked_bundle
+from deploy.host.system import System
+
+CONFIRM_TIMEOUT_S = 20.0  # for all attempts together
+CONFIRM_ATTEMPTS = 5
+_REQUEST_TIMEOUT_S = 10.0
+_PAUSE_S = 0.2
+
+
+def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
+    """
+    Write down what the host takes back by itself when no lease is in force any more.
+
+    Repeated, also under a newer epoch, it keeps what was written down before the change.
+    """
+    if request.from_slot == request.to_slot:
+        raise HostError(
+            ErrorKind.USAGE,
+            f"{request.VERB}: from_slot and to_slot are both {request.to_slot}",
+            "a slot is no way back from itself",
+            "name the slot that serves as from_slot",
+        )
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        leases = Leases(system)
+        lease = leases.check(call.fence)
+        self_test.refuse_untested(system)
+        held = pending.read(system)
+        from_slot = request.from_slot
+        if held is not None:
+            _refuse_another(system, held, request)
+            is_same = held.release == call.release
+            from_slot = held.from_slot if is_same else held.from_slot or from_slot
+        boot_id = system.boot_id()
+        way = Way(call.release or "", lease.epoch, request.to_slot, from_slot, boot_id)
+        if way != held:
+            pending.write(system, way)
+            append_event(system, call, request.VERB, _shown(way))
+        return Armed(leases.left_s(lease))
+
+
+def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
+    """
+    Keep the new release, once a request through the public port was answered by it.
+    """
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        Leases(system).check(call.fence)
+        way = pending.read(system)
+        if way is None:
+            _refuse_unconfirmed(system, call)
+            return Confirmed(checked=False)
+        _refuse_unlike(system, way, call, request)
+    _ask_public(system, way.to_slot, request.version)
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        Leases(system).check(call.fence)
+        if not way.is_same(pending.read(system)):
+            raise _not_armed("what is pending changed while the public port was asked")
+        # First this file: a call that is repeated after a crash finds the host still armed.
+        system.layout.went_back.unlink(missing_ok=True)
+        system.layout.pending.replace(system.layout.confirmed)
+        sync_directory(system.layout.state)
+        data = {"bundle": request.bundle, "version": request.version}
+        append_event(system, call, request.VERB, data)
+    return Confirmed(checked=True)
+
+
+def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:
+    """
+    End the way back of a host that is back; refused while the slot of the change has traffic.
+    """
+    with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        Leases(system).check(call.fence)
+        way = pending.read(system)
+        if way is None:
+            return Disarmed(disarmed=False)
+        server = Haproxy(system).servers()[way.to_slot]
+        if server.weight:
+            raise HostError(
+                ErrorKind.PRECONDITION,
+                f"slot {way.to_slot} still takes requests",
+                f"its weight is {server.weight}, and release {way.release} is not confirmed",
+                f"take its requests away first: traffic.set, with {way.to_slot} at 0",
+            )
+        system.layout.pending.unlink()
+        sync_directory(system.layout.state)
+        append_event(system, call, request.VERB, _shown(way))
+    return Disarmed(disarmed=True)
+
+
+def _shown(way: Way) -> dict[str, Any]:
+    return {key: value for key, value in way._asdict().items() if key not in ("at", "why")}
+
+
+def _refuse_another(system: System, held: Way, request: DeadmanArm) -> None:
+    """
+    Refuse a second change on top of *held*, whose way back would be lost.
+    """
+    if held.boot_id != system.boot_id():
+        raise HostError(
+            ErrorKind.PRECONDITION,
+            "the host is going back by itself",
+            f"it was rebooted before release {held.release} was confirmed",
+            "wait until it has gone back: inv status",
+        )
+    if held.to_slot != request.to_slot:
+        raise HostError(
+            ErrorKind.PRECONDITION,
+            f"slot {held.to_slot} has a change that is not confirmed",
+            f"release {held.release} goes back to {held.from_slot or 'no slot'} unless it is "
+            f"confirmed; a change of slot {request.to_slot} would take that away",
+            "confirm it, or take it back and disarm it: inv status",
+        )
+
+
+def _refuse_unconfirmed(system: System, call: Call) -> None:
+    """
+    Refuse the confirmation of what is not pending, unless it is confirmed already.
+    """
+    back, last = pending.went_back(system), pending.confirmed(system)
+    if back is not None and back.release == call.release:
+        raise _not_armed(f"the host went back by itself at {back.at}: {back.why}")
+    if last is None or last.release != call.release:
+        raise _not_armed("nothing is pending on it")
+
+
+def _refuse_unlike(system: System, way: Way, call: Call, request: DeadmanConfirm) -> None:
+    if way.boot_id != system.boot_id():
+        raise _not_armed("it was rebooted since, and goes back by itself")
+    if way.release != call.release:
+        raise _not_armed(f"it is armed for release {way.release}")
+    linked = linked_bundle(system.layout, way.to_slot)
+    if linked != request.bundle:
+        raise _not_armed(f"slot {way.to_slot} has bundle {(linked or 'none')[:12]}")
+
+
+def _not_armed(why: str) -> HostError:
+    return HostError(
+        ErrorKind.PRECONDITION,
+        "the host is not armed for what is to be confirmed",
+        why,
+        "inv status, then release again",
+    )
+
+
+def _ask_public(system: System, slot: str, version: str) -> None:
+    """
+    Ask the public port until *version* answers with a 2xx.
+
+    Raises:
+        HostError: It does not, in CONFIRM_ATTEMPTS attempts or CONFIRM_TIMEOUT_S.
+    """
+    prompts = read_prompts(system.layout, slot)
+    method, target, document = "GET", MODELS, None
+    if prompts:
+        method, target = "POST", GENERATE
+        document = {"prompt": prompts[0]["prompt"], "max_tokens": 1, "temperature": 0}
+    token = api_token(system.layout)
+    until_s = system.steady_s() + CONFIRM_TIMEOUT_S
+    for attempt in range(CONFIRM_ATTEMPTS):
+        left_s = until_s - system.steady_s() - (_PAUSE_S if attempt else 0.0)
+        if left_s <= 0:
+            break
+        if attempt:
+            system.sleep(_PAUSE_S)
+        answer = system.http_public(
+            method,
+            target,
+            timeout_s=min(left_s, _REQUEST_TIMEOUT_S),
+            document=document,
+            token=token,
+        )
+        is_success = answer.status is not None and 200 <= answer.status < 300
+        if is_success and answer.version == version:
+            return
+    if is_success:
+        why = f"it was answered by version {answer.version or 'none'}"
+    else:
+        why = f"it answered {answer.status or 'nothing'}: {answer.body[:300]}"
+    raise HostError(
+        ErrorKind.COMMAND_FAILED,
+        f"version {version} does not answer a request through the public port",
+        f"{method} {target}: {why}",
+        "inv status; the host goes back by itself unless it is confirmed",
+    )

@@ -1,0 +1,737 @@
+"""
+The one loop with effects: observe, decide, act, record.
+
+A release, a rollback, an abort, a promotion, a pause and a resumption are desired states; this loop
+brings the hosts there.  Nothing that matters lives only in it: whoever dies here, the hosts go back
+by themselves, and the next operator reads the desired state and goes on.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Protocol
+
+from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.host.layout import SLOTS
+from deploy.host.protocol import (
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
+    GoodRecord,
+    GoodRollback,
+    Retire,
+    Status,
+)
+from deploy.release import endings, host_commands, verdicts
+from deploy.release.clock import Clock
+from deploy.release.decide import decide
+from deploy.release.desired import Desired, Ending, Goal, Ruling
+from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
+from deploy.release.evidence import Reading, pooled, windows
+from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
+from deploy.release.host_commands import Limits
+from deploy.release.lease import LeaseKeeper
+from deploy.release.observe import Observed, dropped_text, observed
+from deploy.release.parallel import on_each, unexpected
+from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
+from deploy.release.store import StateStore
+from deploy.transport.client import HostClient
+from deploy.units import format_size
+
+_STATUS_S = 15.0
+_PAUSE_S = 1.0  # between two attempts of a way back
+_REPEATS = 3  # of an action that a host says it did, and does not show
+
+
+class SentFiles(Protocol):
+    """
+    What staging one host sent.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def size(self) -> int: ...  # bytes
+
+
+Stage = Callable[[HostClient], SentFiles]
+
+
+class TakenOver(Exception):
+    """
+    Another operator has begun since: nothing more is done here.
+    """
+
+
+class Controller:
+    """
+    Brings a fleet to a desired state, under an epoch that it wins first.
+
+    Args:
+        desired: What to bring about; epoch and number are set here.
+        clients: All hosts of the fleet.
+        stage: Brings the bundle to one host and returns what it sent.
+        limits: Time limits of the calls to hosts.
+        recheck: Called under the leases, before anything is touched; returns the errors of hosts
+            that are no longer as the plan assumed, or raises where that ends everything.
+        steal: Take over from an operator who is at work.
+        left_out: Hosts that the plan cannot bring there, for the end.
+        stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
+    """
+
+    def __init__(
+        self,
+        desired: Desired,
+        *,
+        store: StateStore,
+        keeper: LeaseKeeper,
+        clients: Mapping[str, HostClient],
+        stage: Stage,
+        limits: Limits,
+        clock: Clock,
+        report: Report,
+        recheck: Callable[[], Mapping[str, DeployError]] = dict,
+        steal: bool = False,
+        left_out: Mapping[str, DeployError] | None = None,
+        stop_traffic: Collection[str] = (),
+    ) -> None:
+        self.desired = desired
+        self._plan = desired.plan
+        self._rules = desired.plan.rules
+        self._store, self._keeper = store, keeper
+        self._all_clients = clients
+        self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
+        self._stage, self._limits, self._clock = stage, limits, clock
+        self._report, self._recheck = report, recheck
+        self._steal = steal
+        self._stop_traffic = stop_traffic
+        self._began_as_way_back = (
+            self._plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
+        )
+        self._done: set[tuple[Step, str]] = set()
+        self._tries: dict[tuple[Step, str], int] = {}
+        self._until_s: dict[str, float] = {}  # when to give up a host that does not go back
+        self._changed: set[str] = set()  # hosts that this operator has changed
+        self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
+        self._step: Step | None = None  # what is being done
+        self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
+        self._errors.update(left_out or {})
+        self._cause: dict[str, DeployError] = {}  # why the goal was turned
+        self._judgement: Judgement | None = None
+        self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self._lock = threading.Lock()  # events come from the threads of all hosts
+
+    def run(self) -> ReleaseOutcome:
+        """
+        Bring the fleet there and return how it ended; a refusal is an outcome, not an exception.
+
+        Raises:
+            LeaseHeld: Another operator is at work; nothing was touched.
+            LeaseLost: Another operator took over; nothing more was done here.
+            DeployError: The hosts could not be leased; nothing was touched.
+        """
+        try:
+            epoch = self._store.acquire(steal=self._steal, is_way_back=self._began_as_way_back)
+            self.desired = replace(self.desired, epoch=epoch, number=0)
+            self._say("lease.acquired", f"epoch {epoch}, leases of {', '.join(self._held)}")
+            if self._began_as_way_back:
+                self._leave_out(self._store.refused)
+            else:
+                self._refuse_without_leases()
+            self._leave_out(self._recheck())
+            self._write()
+            self._record("release.begin", **endings.begin_data(self.desired))
+            self._run()
+            self._stop_left_behind()
+            outcome = self._end()
+        except TakenOver as error:
+            raise endings.taken_over(self.desired.release, error) from error.__cause__
+        finally:
+            self._store.release()
+        self._say(f"release.{outcome.ending}", outcome.reason)
+        return outcome
+
+    # -- the loop
+
+    def _run(self) -> None:
+        """
+        Go round until nothing is left to do.
+        """
+        while self.desired.ending is None:
+            try:
+                self._go_round()
+            except TakenOver:
+                raise
+            except KeyboardInterrupt:
+                self._interrupted()
+            except DeployError as error:  # of the store: too few hosts answer
+                if not self._can_turn:
+                    raise
+                self._cause[error.host or "the fleet"] = error
+                self._turn(Goal.BACK, f"{error.what}: {error.why}")
+            except Exception as error:  # our bug: take the users back first, then report it
+                if not self._can_turn:
+                    raise
+                self._judgement = verdicts.bug(error)
+                self._turn(Goal.BACK, self._judgement.reason)
+                self._run()
+                self._end()
+                raise
+
+    def _go_round(self) -> None:
+        seen = self._observe()
+        decision = decide(self.desired, seen, self._done)
+        if decision.measure is not None:
+            self._measure(decision.measure)
+        elif decision.actions:
+            self._act(decision.actions)
+        elif decision.ending is not None and not self._waits_for(seen):
+            self.desired = replace(self.desired, ending=decision.ending)
+
+    @property
+    def _is_forward(self) -> bool:
+        return self.desired.goal is Goal.FORWARD and self._plan.kind is Kind.RELEASE
+
+    @property
+    def _is_decided(self) -> bool:
+        """
+        Return whether hosts are told to keep the release: from then on it does not go back.
+        """
+        return self._step in (Step.CONFIRM, Step.RETIRE)
+
+    @property
+    def _can_turn(self) -> bool:
+        return self._is_forward and not self._is_decided
+
+    def _observe(self) -> dict[str, Observed]:
+        """
+        Return what the hosts of the plan look like; a host that does not answer is lost.
+        """
+        seen: dict[str, Observed] = {}
+
+        def one(name: str) -> None:
+            seen[name] = observed(name, self._clients[name].call(Status(), timeout_s=_STATUS_S))
+
+        asked = [name for name in self._clients if name not in self._errors]
+        if self._is_forward:
+            asked = [name for name in asked if name not in self.desired.left_out]
+        errors = on_each(asked, one)
+        for name, current in seen.items():
+            lease = current.lease
+            if lease is not None and lease.epoch > self.desired.epoch:
+                raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}")
+        if errors:
+            self._failed(errors)
+        return {name: seen[name] for name in self._clients if name in seen and name not in errors}
+
+    def _act(self, actions: tuple[Action, ...]) -> None:
+        """
+        Do *actions*, hosts at the same time, those of one host in their order.
+        """
+        chains = {
+            str(host): tuple(of_host)
+            for host, of_host in groupby(sorted(actions, key=_host_of), key=_host_of)
+        }
+        order = {action: position for position, action in enumerate(actions)}
+
+        def one(name: str) -> None:
+            with self._reporting(name):
+                if name in self._unsure or name not in self._keeper.held:
+                    self._retake(name)
+                for action in sorted(chains[name], key=order.__getitem__):
+                    self._keeper.check(name)
+                    self._do(action, self._plan.host(name), self._clients[name])
+
+        self._step = actions[0].step
+        errors = on_each(chains, one)
+        if errors:
+            self._failed(errors)
+
+    def _leave_out(self, errors: Mapping[str, DeployError]) -> None:
+        """
+        Go on without some hosts: on a way back none waits for another.
+        """
+        for name, error in errors.items():
+            if name in self._clients:
+                self._errors[name] = error
+                self._say("host.failed", f"{error.what} ({error.why})", name)
+
+    def _refuse_without_leases(self) -> None:
+        """
+        Raise where more hosts of the plan gave no lease than the policy lets be unavailable.
+        """
+        refused = {n: e for n, e in self._store.refused.items() if n in self._clients}
+        held = [error for error in refused.values() if isinstance(error, LeaseHeld)]
+        if held:
+            raise held[0]
+        if len(refused) > self._rules.max_unavailable or len(refused) == len(self._clients):
+            raise refused[min(refused)]
+        self._cause.update(refused)
+        self.desired = self.desired.without(
+            {name: f"{error.what}: {error.why}" for name, error in refused.items()}
+        )
+
+    def _retake(self, name: str) -> None:
+        """
+        Take a lost lease again: the host then refuses a command of the old one that comes late.
+        """
+        if self._can_turn:
+            self._keeper.check(name)
+            raise LeaseLost(
+                f"{name}: no lease is held there",
+                why="it did not give one when the release began",
+                fix="inv status shows the host when it answers again",
+                host=name,
+            )
+        self._keeper.take(name)
+        self._unsure.discard(name)
+
+    def _failed(self, errors: Mapping[str, DeployError]) -> None:
+        """
+        Decide what the errors of hosts mean for the release.
+        """
+        self._refuse_if_taken_over(errors)
+        # A command may still run there, or begin later, because its connection was lost.
+        self._unsure.update(name for name, error in errors.items() if _is_lost(error))
+        if self._can_turn:
+            self._failed_forward(errors)
+        else:
+            self._failed_back(errors)
+
+    def _failed_forward(self, errors: Mapping[str, DeployError]) -> None:
+        lost = {n for n, e in {**self._cause, **errors}.items() if _is_lost(e)}
+        failed = {n for n in {**self._cause, **errors} if n not in lost}
+        self._cause.update(errors)
+        left = len(self._plan.hosts) - len(self._cause)
+        is_within = (
+            len(lost) <= self._rules.max_unavailable and len(failed) <= self._rules.failure_budget
+        )
+        if is_within and left > 0:
+            reasons = {name: f"{error.what}: {error.why}" for name, error in errors.items()}
+            for name, reason in reasons.items():
+                self._say("host.left_out", reason, name)
+            self.desired = self.desired.without(reasons)
+            self._write()
+            return
+        self._turn(Goal.BACK, verdicts.first(errors))
+
+    def _failed_back(self, errors: Mapping[str, DeployError]) -> None:
+        """
+        Try again until the time to live of a lease is over; then the host's own way back has it.
+        """
+        now_s = self._clock.monotonic_s()
+        for name, error in errors.items():
+            until_s = self._until_s.setdefault(name, now_s + self._patience_s)
+            # One that another operator has taken over is that operator's.
+            if now_s >= until_s or isinstance(error, LeaseHeld):
+                self._errors[name] = error
+                self._say("host.stuck", f"{error.what} ({error.why})", name)
+        self._clock.sleep(_PAUSE_S)
+
+    def _waits_for(self, seen: Mapping[str, Observed]) -> bool:
+        """
+        Return whether a host that has to be brought somewhere has not answered yet.
+        """
+        if self._is_forward:
+            return False
+        mine = self._changed if self.desired.goal is not Goal.FORWARD else set(self._clients)
+        if self._began_as_way_back:
+            mine = set(self._clients)
+        return any(name not in seen and name not in self._errors for name in mine)
+
+    def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
+        for name, error in errors.items():
+            if not isinstance(error, LeaseLost):
+                continue
+            with suppress(DeployError):
+                lease = self._clients[name].call(Status(), timeout_s=_STATUS_S).lease
+                if lease is not None and lease.epoch > self.desired.epoch:
+                    raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}") from error
+
+    def _interrupted(self) -> None:
+        if self._plan.kind is Kind.ROLLBACK:
+            raise endings.interrupted_rollback(self.desired.release)
+        if self.desired.goal is Goal.BACK:
+            raise endings.interrupted_way_back(self.desired.release)
+        if self._is_decided:
+            self._errors["all hosts"] = verdicts.interruption()
+            self.desired = replace(self.desired, ending=Ending.PROMOTED)
+            return
+        self._judgement = verdicts.interrupted()
+        self._turn(Goal.BACK, self._judgement.reason)
+
+    def _turn(self, goal: Goal, reason: str) -> None:
+        """
+        Change what is wanted; written to the hosts before the first step there, where they can.
+        """
+        self._say("release.stopped", reason)
+        self.desired = self.desired.turned(goal, reason)
+        self._done.clear()
+        self._tries.clear()
+        self._write()
+
+    # -- actions
+
+    def _do(self, action: Action, host: HostPlan, client: HostClient) -> None:
+        key = (action.step, host.host)
+        if self._tries.get(key, 0) >= _REPEATS:
+            raise endings.not_shown(host.host, action)
+        if action.step is not Step.STAGE:
+            self._changed.add(host.host)
+        _ACTIONS[action.step](self, host, client)
+        self._tries[key] = self._tries.get(key, 0) + 1
+        if action.step in _DONE_ONCE:
+            self._done.add(key)
+
+    def _do_revive(self, host: HostPlan, client: HostClient) -> None:
+        to = self._now(host.host).slot(host.to_slot)
+        # A target that runs keeps its slot; what else has to start again is not waited for.
+        is_warm = to.bundle == self._plan.bundle and to.unit == "active"
+        done = host_commands.revive(client, (host.to_slot,) if is_warm else (), self._limits)
+        self._say("host.revived", ", ".join(done) or "nothing had to be brought back", host.host)
+
+    def _do_stage(self, host: HostPlan, client: HostClient) -> None:
+        sent = self._stage(client)
+        files = len(sent.names)
+        text = (
+            f"{files} files sent, {format_size(sent.size)}" if files else "had everything already"
+        )
+        self._say("host.staged", text, host.host, {"files": files, "bytes": sent.size})
+
+    def _do_arm(self, host: HostPlan, client: HostClient) -> None:
+        # Of a rollback the way back leads to where the rollback leads.
+        leaves, keeps = host.to_slot, host.from_slot
+        if self._plan.kind is Kind.ROLLBACK:
+            leaves, keeps = host.other_slot, host.to_slot
+        client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
+
+    def _do_clear(self, host: HostPlan, client: HostClient) -> None:
+        stable = host.other_slot if host.from_slot is not None else None
+        host_commands.clear(client, host.to_slot, stable, self._limits, is_ready=host.from_ready)
+        self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
+
+    def _do_start(self, host: HostPlan, client: HostClient) -> None:
+        host_commands.start(
+            client,
+            host.to_slot,
+            self._plan.bundle,
+            self._limits,
+            allow_older=self._plan.allow_older,
+        )
+        if self._plan.kind is Kind.ROLLBACK:
+            self._say("slot.started", f"{host.to_slot}: {self._plan.version} is warm", host.host)
+
+    def _do_golden(self, host: HostPlan, client: HostClient) -> None:
+        result = host_commands.golden(client, host.to_slot, self._limits)
+        text = f"{host.to_slot}: {self._plan.version} is warm, {result.passed} golden answers"
+        self._say("slot.started", text, host.host)
+
+    def _do_canary(self, host: HostPlan, client: HostClient) -> None:
+        share = self._plan.canary_pct
+        weights = {host.other_slot: 100 - share, host.to_slot: share}
+        self._shifted(host, host_commands.shift(client, weights))
+
+    def _do_promote(self, host: HostPlan, client: HostClient) -> None:
+        weights = {host.to_slot: 100, host.other_slot: 0}
+        self._shifted(host, host_commands.shift(client, weights))
+
+    def _do_confirm(self, host: HostPlan, client: HostClient) -> None:
+        plan = self._plan
+        if host.to_release is not None:
+            # The host is where its own way back leads.
+            client.call(DeadmanDisarm())
+            client.call(GoodRollback(host.to_release, plan.bundle, plan.version))
+            return
+        # Over a new connection: what is confirmed has to be reachable from outside.
+        client.transport.close()
+        client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=60.0)
+        client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
+
+    def _do_retire(self, host: HostPlan, client: HostClient) -> None:
+        is_kept_warm = self._plan.kind is Kind.RELEASE and self._rules.keep_old == "warm"
+        if host.stop_other and not is_kept_warm:
+            host_commands.stop(client, host.other_slot, self._limits)
+            self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
+        if self._plan.kind is Kind.RELEASE:
+            retired = client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            if dropped := dropped_text(retired):
+                self._say("bundle.dropped", dropped, host.host)
+
+    def _do_take_back(self, host: HostPlan, client: HostClient) -> None:
+        """
+        Do only what is missing, so that nothing stands in the way that is not needed.
+        """
+        current = self._now(host.host)
+        if not _serves_as_before(current, host):
+            self._move_back(host, client)
+        slot = current.slot(host.to_slot)
+        if slot.bundle == self._plan.bundle or not slot.is_stopped:
+            host_commands.stop(client, host.to_slot, self._limits)
+        if current.pending is not None:
+            client.call(DeadmanDisarm())
+        self._say("host.reverted", f"{host.from_version or 'nothing'} serves", host.host)
+
+    def _do_hold(self, host: HostPlan, client: HostClient) -> None:
+        current = self._now(host.host)
+        if host.from_slot is not None and not _serves_as_before(current, host):
+            self._shifted(host, self._move_back(host, client))
+        if current.pending is not None:
+            client.call(DeadmanDisarm())
+
+    def _move_back(self, host: HostPlan, client: HostClient) -> dict[str, int]:
+        return host_commands.move_traffic(
+            client, host.to_slot, host.from_slot, is_ready=host.from_ready
+        )
+
+    def _now(self, name: str) -> Observed:
+        return observed(name, self._clients[name].call(Status(), timeout_s=_STATUS_S))
+
+    # -- measuring
+
+    def _measure(self, wave: int) -> None:
+        """
+        Measure until a verdict on *wave*, or on all hosts, is on record.
+
+        Hosts that have been promoted are measured beside the canary of a later wave.
+        """
+        names = [n for n in self._clients if n not in self.desired.left_out]
+        canaries = self._plan.waves[wave - 1] if wave else ()
+        of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
+        promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
+        histories: dict[str, list[Reading]] = {name: [] for name in (*of_wave, *promoted)}
+        began_s = self._clock.monotonic_s()
+        last_gate = ""
+        while True:
+            if not self._read(histories):
+                return  # a host failed: the release goes on without it, or back
+            elapsed_s = self._clock.monotonic_s() - began_s
+            judgement = self._judge(histories, of_wave, promoted, elapsed_s)
+            if judgement.gate != last_gate:
+                self._say("canary.measured", judgement.reason, data={"wave": wave})
+                last_gate = judgement.gate
+            if judgement.verdict is not Verdict.WAIT:
+                break
+            self._clock.sleep(self._rules.canary.interval)
+        self._rule(wave, tuple(of_wave or promoted), judgement, histories, elapsed_s)
+
+    def _judge(
+        self,
+        histories: Mapping[str, list[Reading]],
+        of_wave: list[str],
+        promoted: list[str],
+        elapsed_s: float,
+    ) -> Judgement:
+        gates, canary = self._rules.gates, self._rules.canary
+        within_s = gates.runtime_restarts.within
+        if promoted:
+            by_host = windows({name: histories[name] for name in promoted}, within_s)
+            judgement = judge_promoted(by_host, elapsed_s, canary, gates)
+            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not of_wave:
+                return judgement
+        by_host = windows({name: histories[name] for name in of_wave}, within_s)
+        return judge(by_host, elapsed_s, canary, gates)
+
+    def _rule(
+        self,
+        wave: int,
+        hosts: tuple[str, ...],
+        judgement: Judgement,
+        histories: Mapping[str, list[Reading]],
+        elapsed_s: float,
+    ) -> None:
+        """
+        Put the verdict on record, and on a refusal turn round.
+        """
+        within_s = self._rules.gates.runtime_restarts.within
+        window = pooled(windows({n: histories[n] for n in hosts}, within_s).values())
+        self.desired = self.desired.ruled(
+            Ruling(
+                wave=wave,
+                hosts=hosts,
+                verdict=str(judgement.verdict),
+                gate=judgement.gate,
+                reason=judgement.reason,
+                requests=window.requests,
+                errors=window.errors,
+                restarts=window.restarts,
+                measured_s=round(elapsed_s, 1),
+            )
+        )
+        self._say(f"canary.{_PAST[judgement.verdict]}", judgement.reason, data={"wave": wave})
+        if judgement.verdict is Verdict.PASS:
+            self._write()
+            return
+        self._judgement = judgement
+        goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
+        self._turn(goal, judgement.reason)
+
+    def _read(self, histories: Mapping[str, list[Reading]]) -> bool:
+        """
+        Add a reading of each host to *histories*; False where one could not be read.
+        """
+
+        def one(name: str) -> None:
+            with self._reporting(name):
+                self._keeper.check(name)
+                slot = self._plan.host(name).to_slot
+                now_s = self._clock.monotonic_s()
+                histories[name].append(host_commands.measure(self._clients[name], slot, now_s))
+
+        errors = on_each(histories, one)
+        if errors:
+            self._failed(errors)
+        return not errors
+
+    # -- the end
+
+    def _stop_left_behind(self) -> None:
+        """
+        Take the traffic off hosts that serve what the fleet has left, where others serve.
+        """
+        if all(name in self._errors for name in self._clients):
+            return
+
+        def one(name: str) -> None:
+            host_commands.shift(self._all_clients[name], dict.fromkeys(SLOTS, 0), force=True)
+            self._say("traffic.shifted", "none: it serves what the fleet has left", name)
+
+        names = [name for name in self._stop_traffic if name in self._keeper.held]
+        for name, error in on_each(names, one).items():
+            self._say("host.failed", f"{error.what} ({error.why})", name)
+
+    def _end(self) -> ReleaseOutcome:
+        """
+        Record how it ended, on the hosts too, and return it.
+        """
+        outcome = endings.outcome(
+            self.desired,
+            self._states(),
+            self._cause,
+            self._errors,
+            self._judgement,
+            has_started=bool(self._changed),
+        )
+        with suppress(DeployError):  # the hosts' own records say the same
+            self._write()
+        # A way back that failed has not ended for the hosts: the next one goes to the same place.
+        has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
+        self._record(
+            "release.end",
+            outcome="failed" if has_failed else str(outcome.ending),
+            reason=outcome.reason,
+            evidence=dict(outcome.evidence),
+        )
+        return outcome
+
+    def _states(self) -> dict[str, str]:
+        """
+        Return one word for how each host of the plan ended.
+        """
+        words = {
+            Ending.PROMOTED: "live",
+            Ending.ROLLED_BACK: "live",
+            Ending.PAUSED: "held",
+            Ending.REVERTED: "reverted",
+        }
+        word = words.get(self.desired.ending or Ending.REVERTED, "reverted")
+        states = dict.fromkeys(self._clients, word)
+        states |= dict.fromkeys(self.desired.left_out, "left_out")
+        failed = "promoted" if self.desired.ending is Ending.PROMOTED else "stuck"
+        return states | {name: failed for name in self._errors if name in states}
+
+    # -- shared parts
+
+    @property
+    def _held(self) -> list[str]:
+        return [name for name in self._all_clients if name in self._keeper.held]
+
+    @property
+    def _patience_s(self) -> float:
+        return self._keeper.ttl_s
+
+    def _write(self) -> None:
+        """
+        Store the desired state; going forward needs it, a way back does without.
+
+        Raises:
+            LeaseLost, TransportError: Another operator has begun, or too few hosts answer.
+        """
+        self.desired = replace(self.desired, number=self.desired.number + 1)
+        try:
+            self._store.write(self.desired)
+        except DeployError as error:
+            self._refuse_if_taken_over({error.host: error} if error.host else {})
+            if self._can_turn:
+                raise
+            self._say("state.unwritten", f"{error.what}: {error.why}")
+
+    def _record(self, step: str, **data: Any) -> None:
+        """
+        Write an event of the release on every host; on a lost host it cannot be written.
+        """
+        names = [name for name in self._clients if name in self._keeper.held]
+        errors = on_each(
+            names, lambda name: host_commands.record(self._clients[name], step, **data)
+        )
+        for name, error in errors.items():
+            self._say("journal.unwritten", f"{step}: {error.why}", name)
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """
+        Report an error of one host at once, while other hosts still work.
+        """
+        try:
+            yield
+        except Exception as error:
+            known = error if isinstance(error, DeployError) else unexpected(name, error)
+            self._say("host.failed", f"{known.what} ({known.why})", name)
+            raise known from error
+
+    def _shifted(self, host: HostPlan, weights: Mapping[str, int]) -> None:
+        versions = {host.other_slot: host.from_version, host.to_slot: self._plan.version}
+        shares = {str(versions[slot]): pct for slot, pct in weights.items() if versions.get(slot)}
+        text = ", ".join(f"{version} {pct} %" for version, pct in shares.items())
+        self._say("traffic.shifted", text, host.host, {"weights": shares})
+
+    def _say(
+        self, name: str, text: str, host: str | None = None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        with self._lock:
+            self._report(ReleaseEvent(self._clock.utc(), name, text, host, data or {}))
+
+
+_PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejected"}
+_DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
+_ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
+    Step.REVIVE: Controller._do_revive,
+    Step.STAGE: Controller._do_stage,
+    Step.ARM: Controller._do_arm,
+    Step.CLEAR: Controller._do_clear,
+    Step.START: Controller._do_start,
+    Step.GOLDEN: Controller._do_golden,
+    Step.CANARY: Controller._do_canary,
+    Step.PROMOTE: Controller._do_promote,
+    Step.CONFIRM: Controller._do_confirm,
+    Step.RETIRE: Controller._do_retire,
+    Step.TAKE_BACK: Controller._do_take_back,
+    Step.HOLD: Controller._do_hold,
+}
+
+
+def _host_of(action: Action) -> str:
+    assert action.host is not None
+    return action.host
+
+
+def _serves_as_before(current: Observed, host: HostPlan) -> bool:
+    if current.slot(host.to_slot).weight_pct != 0:
+        return False
+    return host.from_slot is None or current.slot(host.from_slot).weight_pct == 100
+
+
+def _is_lost(error: DeployError) -> bool:
+    return isinstance(error, TransportError | LeaseLost)

@@ -1,0 +1,157 @@
+"""
+What the fleet should be: a small document that every host holds, and any operator can go on with.
+
+Values only.  A release, a rollback, an abort, a promotion, a pause and a resumption differ only in
+the desired state that they write; `decide` says what follows from it.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from deploy.errors import PreconditionError
+from deploy.foreign_text import visible
+from deploy.host.codec import Malformed, decode, encode
+from deploy.host.layout import SLOTS
+from deploy.release.plan import FLEET, ReleasePlan
+
+
+class Goal(StrEnum):
+    FORWARD = "forward"  # every host serves the plan's release
+    HELD = "held"  # every host serves what it did before; the new slots stay warm
+    BACK = "back"  # every host serves what it did before, alone
+
+
+class Ending(StrEnum):
+    PROMOTED = "promoted"
+    REVERTED = "reverted"  # a release that went back
+    ROLLED_BACK = "rolled_back"  # a rollback that did what was asked
+    PAUSED = "paused"
+    NOOP = "noop"
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """
+    The verdict on a wave, on record before the next step.
+
+    Attributes:
+        wave: From 1; FLEET: the last measurement of all hosts.
+        verdict: As `gates.Verdict`.
+        gate: The rule that decided, or "operator".
+        requests, errors, restarts: Of the canary, over the measurement.
+    """
+
+    wave: int
+    hosts: tuple[str, ...]
+    verdict: str
+    gate: str
+    reason: str
+    requests: int
+    errors: int
+    restarts: int
+    measured_s: float
+
+
+@dataclass(frozen=True)
+class Desired:
+    """
+    Attributes:
+        release: Id of the release or rollback.
+        actor: Who wrote this.
+        reason: Why the goal is what it is; empty while it is what the plan says.
+        rulings: Verdicts so far.
+        left_out: Hosts that this release goes on without, and why.
+        ending: How it ended; None: it has not.
+        epoch, number: Stamp under which it was written.
+    """
+
+    release: str
+    actor: str
+    goal: Goal
+    plan: ReleasePlan
+    reason: str = ""
+    rulings: tuple[Ruling, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
+    ending: Ending | None = None
+    epoch: int = 0
+    number: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """
+        Return whether somebody has to go on with it.
+        """
+        return self.ending in (None, Ending.PAUSED)
+
+    def passed(self, wave: int) -> bool:
+        """
+        Return whether *wave* was measured, or let through by an operator.
+        """
+        return any(ruling.wave == wave and ruling.verdict == "pass" for ruling in self.rulings)
+
+    def turned(self, goal: Goal, reason: str) -> "Desired":
+        return replace(self, goal=goal, reason=reason)
+
+    def ruled(self, ruling: Ruling) -> "Desired":
+        return replace(self, rulings=(*self.rulings, ruling))
+
+    def without(self, hosts: dict[str, str]) -> "Desired":
+        return replace(self, left_out={**self.left_out, **hosts})
+
+    @property
+    def next_wave(self) -> int | None:
+        """
+        Return the wave that waits for its verdict; FLEET: the last measurement; None: none does.
+        """
+        for number, wave in enumerate(self.plan.waves, 1):
+            measured = any(self.plan.host(name).has_stable for name in wave)
+            if measured and not self.passed(number):
+                return number
+        return FLEET if self.plan.is_measured and not self.passed(FLEET) else None
+
+
+def to_text(desired: Desired) -> str:
+    """
+    Return *desired* as hosts store it; epoch and number stand beside the text.
+    """
+    document = encode(desired)
+    del document["epoch"], document["number"]
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def from_text(text: str, epoch: int, number: int) -> Desired:
+    """
+    Return the desired state in *text*.
+
+    Raises:
+        PreconditionError: It is not valid, or of another release of slipway.
+    """
+    try:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise Malformed("it is no object")
+        desired = decode(Desired, {**document, "epoch": epoch, "number": number}, "state")
+        _check(desired)
+    except (ValueError, RecursionError) as error:
+        raise PreconditionError(
+            "the desired state of the fleet cannot be read",
+            why=visible(str(error)),
+            fix="another release of slipway wrote it: use that one, or begin anew with "
+            "inv rollback --to VERSION",
+        ) from None
+    return desired
+
+
+def _check(desired: Desired) -> None:
+    plan = desired.plan
+    names = [host.host for host in plan.hosts]
+    in_waves = [name for wave in plan.waves for name in wave]
+    if len(set(names)) != len(names) or sorted(in_waves) != sorted(names):
+        raise Malformed("the hosts of its plan and of its waves differ")
+    for host in plan.hosts:
+        if {host.to_slot, host.other_slot} != set(SLOTS) or host.from_slot not in (None, *SLOTS):
+            raise Malformed(f"the slots of {host.host} contradict each other")
+    if any(not 0 <= ruling.wave <= len(plan.waves) for ruling in desired.rulings):
+        raise Malformed("a verdict is on a wave that it has not")
+    _ = plan.rules

@@ -1,0 +1,244 @@
+"""
+Where the desired state of a fleet lives: on its own hosts, or in a store of the operator's.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from deploy.errors import (
+    DeployError,
+    EpochOld,
+    LeaseHeld,
+    LeaseLost,
+    PreconditionError,
+    TransportError,
+)
+from deploy.host.protocol import StateRead, StateStamp, StateWrite, Status
+from deploy.release.clock import Clock
+from deploy.release.desired import Desired, from_text, to_text
+from deploy.release.lease import LeaseKeeper
+from deploy.release.observe import Observed, observed
+from deploy.release.parallel import on_each
+from deploy.transport.client import HostClient
+
+_STATUS_S = 15.0
+_LEAP = 1000  # epochs that operators may have begun without a majority
+_ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
+
+
+class StateStore(Protocol):
+    """
+    The desired state, its epoch, and who holds it.
+
+    Attributes:
+        refused: Hosts that did not give their lease, with the reason.
+    """
+
+    refused: dict[str, DeployError]
+
+    def read(self) -> Desired | None:
+        """
+        Return the desired state; None before the first release.
+
+        Raises:
+            PreconditionError: The places that hold it do not agree.
+            TransportError: Too few of them answer.
+        """
+
+    def acquire(self, *, steal: bool, is_way_back: bool) -> int:
+        """
+        Win an epoch, take the leases of the hosts under it, and return it.
+
+        Args:
+            steal: Also from an operator who holds it.
+            is_way_back: Hosts that do not answer are left out, however many they are.
+
+        Raises:
+            LeaseHeld: Another operator holds it; the error names the owner.
+            TransportError: Too few answer.
+        """
+
+    def write(self, desired: Desired) -> None:
+        """
+        Store *desired* under the epoch that was won.
+
+        Raises:
+            LeaseLost: Another operator has begun since.
+            TransportError: Too few answer.
+        """
+
+    def release(self) -> None:
+        """
+        Give the leases back.
+        """
+
+
+class HostStore:
+    """
+    The desired state on the hosts of the fleet.
+
+    An epoch is won, and a state is stored, where more than half of the hosts say so.  What is read
+    is the newest state that more than half of the hosts have, or have had: a host that says
+    otherwise decides nothing.
+
+    Attributes:
+        refused: Hosts that did not give their lease, with the reason.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, HostClient],
+        keeper: LeaseKeeper,
+        clock: Clock,
+        *,
+        within_s: float | None = None,
+    ) -> None:
+        self._clients, self._keeper, self._clock = clients, keeper, clock
+        self._within_s = within_s
+        self._epoch = 0
+        self._is_way_back = False
+        self.refused: dict[str, DeployError] = {}
+
+    def read(self) -> Desired | None:
+        seen, errors = _look(self._clients, self._within_s)
+        return agreed(self._clients, seen, errors)
+
+    def acquire(self, *, steal: bool, is_way_back: bool) -> int:
+        self._is_way_back = is_way_back
+        for attempt in range(_ATTEMPTS):
+            seen, errors = _look(self._clients, self._within_s)
+            epoch = next_epoch([current.epoch for current in seen.values()], len(self._clients))
+            refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=self._within_s)
+            self.refused = {**errors, **refused}
+            granted = len(seen) - len(refused)
+            if granted and (is_way_back or 2 * granted > len(self._clients)):
+                held = [e for e in refused.values() if isinstance(e, LeaseHeld)]
+                if not is_way_back or 2 * len(held) <= len(self._clients):
+                    self._epoch = epoch
+                    return epoch
+            self._keeper.release_all()
+            raced = [e for e in refused.values() if isinstance(e, EpochOld)]
+            if not raced or attempt + 1 == _ATTEMPTS:
+                raise self._lost_race(granted)
+            self._clock.sleep(random.uniform(0.1, 0.5 * (attempt + 1)))  # noqa: S311
+        raise AssertionError("the last attempt returns or raises")
+
+    def write(self, desired: Desired) -> None:
+        text = to_text(desired)
+        holders = [name for name in self._clients if name in self._keeper.held]
+
+        def one(name: str) -> None:
+            self._clients[name].call(StateWrite(desired.number, text))
+
+        errors = on_each(holders, one, within_s=self._within_s)
+        written = len(holders) - len(errors)
+        if self._is_way_back or 2 * written > len(self._clients):
+            return
+        taken = [e for e in errors.values() if isinstance(e, LeaseLost)]
+        if taken:
+            raise taken[0]
+        raise _too_few(written, len(self._clients), {**self.refused, **errors})
+
+    def release(self) -> None:
+        self._keeper.release_all()
+
+    def _lost_race(self, granted: int) -> DeployError:
+        held = [e for e in self.refused.values() if isinstance(e, LeaseHeld)]
+        if held:
+            return held[0]
+        first = self.refused[min(self.refused)] if self.refused else None
+        if first is not None and not isinstance(first, TransportError) and granted == 0:
+            return first
+        return _too_few(granted, len(self._clients), self.refused)
+
+
+def next_epoch(epochs: Iterable[int], fleet_size: int) -> int:
+    """
+    Return an epoch that is newer than those of the hosts.
+
+    A host far beyond what more than half of the hosts have seen is not believed: it refuses its
+    lease, and cannot use up the numbers of the others.
+    """
+    newest_first = sorted(epochs, reverse=True)
+    majority = fleet_size // 2 + 1
+    reached = newest_first[majority - 1] if len(newest_first) >= majority else 0
+    if len(newest_first) < majority and newest_first:
+        reached = newest_first[-1]
+    return 1 + max((epoch for epoch in newest_first if epoch <= reached + _LEAP), default=0)
+
+
+def agreed(
+    clients: Mapping[str, HostClient],
+    seen: Mapping[str, Observed],
+    errors: Mapping[str, DeployError],
+) -> Desired | None:
+    """
+    Return the newest desired state that more than half of the hosts have, or have had.
+
+    A host that has a newer one had this one too: an operator died while it wrote.
+
+    Raises:
+        PreconditionError: Two texts claim to be that state.
+        TransportError: No more than half of the hosts answer.
+    """
+    if 2 * len(seen) <= len(clients):
+        raise _too_few(len(seen), len(clients), errors)
+    stamps = {name: current.state for name, current in seen.items()}
+    found = _newest(stamps, len(clients))
+    if found is None:
+        return None
+    epoch, number = found
+    holders = {n: s for n, s in stamps.items() if s and (s.epoch, s.number) == found}
+    hashes = Counter(stamp.sha256 for stamp in holders.values())
+    (first, most), *others = hashes.most_common(2)
+    if others and others[0][1] == most:
+        raise PreconditionError(
+            "the hosts do not agree on the desired state",
+            why=f"{', '.join(holders)} hold different texts of {epoch}.{number}",
+            fix="begin anew: inv rollback --to VERSION, or inv release",
+        )
+    for name in (n for n, stamp in holders.items() if stamp.sha256 == first):
+        try:
+            text = clients[name].call(StateRead())
+        except DeployError:
+            continue
+        if text.stamp is not None and text.stamp.sha256 == first:
+            return from_text(text.text, epoch, number)
+    raise TransportError(
+        "the desired state cannot be read",
+        why=f"of {', '.join(holders)} none sends the text of {epoch}.{number}",
+        fix="inv status, then the command again",
+    )
+
+
+def _newest(stamps: Mapping[str, StateStamp | None], fleet_size: int) -> tuple[int, int] | None:
+    """
+    Return the newest (epoch, number) that more than half of *fleet_size* hosts have reached.
+    """
+    reached = sorted(((s.epoch, s.number) for s in stamps.values() if s), reverse=True)
+    majority = fleet_size // 2 + 1
+    return reached[majority - 1] if len(reached) >= majority else None
+
+
+def _look(
+    clients: Mapping[str, HostClient], within_s: float | None
+) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    seen: dict[str, Observed] = {}
+
+    def one(name: str) -> None:
+        seen[name] = observed(name, clients[name].call(Status(), timeout_s=within_s or _STATUS_S))
+
+    errors = on_each(clients, one, within_s=within_s)
+    return {n: seen[n] for n in clients if n in seen and n not in errors}, errors
+
+
+def _too_few(count: int, of: int, errors: Mapping[str, DeployError]) -> DeployError:
+    reasons = "; ".join(f"{error.what}: {error.why}" for _, error in sorted(errors.items()))
+    return TransportError(
+        f"only {count} of {of} hosts answer",
+        why=f"a release needs more than half of the fleet; {reasons or 'no reason is known'}",
+        fix="bring them back (inv status), or take hosts that are gone out of the fleet file; "
+        "going back needs no majority: inv rollback",
+    )
