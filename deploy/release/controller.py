@@ -7,13 +7,14 @@ by themselves, and the next operator reads the desired state and goes on.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any, Protocol
 
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     DeadmanArm,
     DeadmanConfirm,
@@ -34,7 +35,7 @@ from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
 from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed, observed
+from deploy.release.observe import Observed, dropped_text, observed
 from deploy.release.parallel import on_each, unexpected
 from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
@@ -82,6 +83,7 @@ class Controller:
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
         hooks: Programs of the operator that run between the phases.
+        stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Controller:
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
         hooks: Hooks | None = None,
+        stop_traffic: Collection[str] = (),
     ) -> None:
         self.desired = desired
         self._plan = desired.plan
@@ -110,6 +113,7 @@ class Controller:
         self._report, self._recheck = report, recheck
         self._phases = Phases(hooks)
         self._steal = steal
+        self._stop_traffic = stop_traffic
         self._began_as_way_back = (
             self._plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
         )
@@ -149,6 +153,7 @@ class Controller:
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
             self._run()
+            self._stop_left_behind()
             outcome = self._end()
         except TakenOver as error:
             raise endings.taken_over(self.desired.release, error) from error.__cause__
@@ -429,6 +434,13 @@ class Controller:
         if action.step in _DONE_ONCE:
             self._done.add(key)
 
+    def _do_revive(self, host: HostPlan, client: HostClient) -> None:
+        to = self._now(host.host).slot(host.to_slot)
+        # A target that runs keeps its slot; what else has to start again is not waited for.
+        is_warm = to.bundle == self._plan.bundle and to.unit == "active"
+        done = host_commands.revive(client, (host.to_slot,) if is_warm else (), self._limits)
+        self._say("host.revived", ", ".join(done) or "nothing had to be brought back", host.host)
+
     def _do_stage(self, host: HostPlan, client: HostClient) -> None:
         sent = self._stage(client)
         files = len(sent.names)
@@ -479,7 +491,7 @@ class Controller:
         if host.to_release is not None:
             # The host is where its own way back leads.
             client.call(DeadmanDisarm())
-            client.call(GoodRollback(to_release=host.to_release))
+            client.call(GoodRollback(host.to_release, plan.bundle, plan.version))
             return
         # Over a new connection: what is confirmed has to be reachable from outside.
         client.transport.close()
@@ -493,7 +505,9 @@ class Controller:
             host_commands.stop(client, host.other_slot, self._limits)
             self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
         if self._plan.kind is Kind.RELEASE:
-            client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            retired = client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            if dropped := dropped_text(retired):
+                self._say("bundle.dropped", dropped, host.host)
 
     def _do_take_back(self, host: HostPlan, client: HostClient) -> None:
         """
@@ -632,6 +646,21 @@ class Controller:
 
     # -- the end
 
+    def _stop_left_behind(self) -> None:
+        """
+        Take the traffic off hosts that serve what the fleet has left, where others serve.
+        """
+        if all(name in self._errors for name in self._clients):
+            return
+
+        def one(name: str) -> None:
+            host_commands.shift(self._all_clients[name], dict.fromkeys(SLOTS, 0), force=True)
+            self._say("traffic.shifted", "none: it serves what the fleet has left", name)
+
+        names = [name for name in self._stop_traffic if name in self._keeper.held]
+        for name, error in on_each(names, one).items():
+            self._say("host.failed", f"{error.what} ({error.why})", name)
+
     def _end(self) -> ReleaseOutcome:
         """
         Record how it ended, on the hosts too, and return it.
@@ -647,9 +676,11 @@ class Controller:
         with suppress(DeployError):  # the hosts' own records say the same
             self._write()
         self._phases.end(self.desired.ending, self._document)
+        # A way back that failed has not ended for the hosts: the next one goes to the same place.
+        has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
         self._record(
             "release.end",
-            outcome=str(outcome.ending),
+            outcome="failed" if has_failed else str(outcome.ending),
             reason=outcome.reason,
             evidence=dict(outcome.evidence),
         )
@@ -736,6 +767,7 @@ class Controller:
 _PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejected"}
 _DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
 _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
+    Step.REVIVE: Controller._do_revive,
     Step.STAGE: Controller._do_stage,
     Step.ARM: Controller._do_arm,
     Step.CLEAR: Controller._do_clear,

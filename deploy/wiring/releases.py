@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -25,6 +25,7 @@ from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
     as_now,
+    implied_leaving,
     implied_target,
     plan_rollback,
     rollback_plan,
@@ -32,7 +33,7 @@ from deploy.release.rollback import (
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
-from deploy.wiring.checkout import ROOT, wheels
+from deploy.wiring.checkout import ROOT, store, wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
 from deploy.wiring.state import state_store
@@ -123,10 +124,15 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
         DeployError: No host could be read, or there is nothing to go back to.
     """
     readable, errors = on.readable(ANSWER_WITHIN_S)
+    leaving = None
     if to is None:
         with suppress(DeployError):  # the records of the hosts decide then
-            to = implied_target(_store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read())
-    return plan_rollback(readable, to, errors)
+            desired = _store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read()
+            to, leaving = implied_target(desired), implied_leaving(desired)
+    in_store: dict[str, str] = {}
+    with suppress(DeployError):  # a damaged store must not stop a way back
+        in_store = store().versions(on.fleet.name)
+    return plan_rollback(readable, to, errors, in_store, leaving=leaving)
 
 
 def run_rollback(
@@ -162,11 +168,12 @@ def run_rollback(
         on,
         desired,
         report,
-        stage=_no_stage,
+        stage=_stage_again(on, plan),
         recheck=lambda: as_now(plan, make_rollback(on, target.bundle)),
         steal=steal,
         within_s=ANSWER_WITHIN_S,
         left_out={left.host: left.error for left in way.left_out if left.error},
+        stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
     )
 
 
@@ -298,6 +305,7 @@ def _run(
     steal: bool,
     within_s: float | None = None,
     left_out: Mapping[str, DeployError] | None = None,
+    stop_traffic: Collection[str] = (),
 ) -> ReleaseOutcome:
     clock = SystemClock()
     hooks, notifier = _companions(on, desired, report, clock)
@@ -320,6 +328,7 @@ def _run(
         steal=steal,
         left_out=left_out or {},
         hooks=hooks,
+        stop_traffic=stop_traffic,
     )
     try:
         with _signals_interrupt():
