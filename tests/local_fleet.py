@@ -2,7 +2,7 @@
 A fleet of hosts that run the real host program, for the tests of releases and rollbacks.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from deploy.host.layout import SLOTS
@@ -151,7 +151,17 @@ class LocalFleet:
             **options,
         )
 
-    def bring(self, desired, *, report=None, stage=None, owner="me", clients=None, **options):
+    def bring(
+        self,
+        desired,
+        *,
+        report=None,
+        stage=None,
+        owner="me",
+        clients=None,
+        at_death=None,
+        **options,
+    ):
         """
         Run the loop until the fleet is as *desired*, and return the outcome.
         """
@@ -174,7 +184,30 @@ class LocalFleet:
             report=report or (lambda event: None),
             **options,
         )
+        if at_death is not None:
+            keeper.release_all = at_death
         return self.controller.run()
+
+    def release_dying(self, report, killed, bundle="b2"):
+        """
+        Release *bundle* with an operator whose process ends when *report* raises *killed*.
+
+        Nothing of it runs on: no way back, no renewal, no end of its leases.
+        """
+        ended = []
+
+        def end_of_process():
+            ended.append(True)
+            self.clock.cancel_all()
+            for client in self.clients.values():
+                client.fence = None
+
+        with suppress(killed):
+            self.release(bundle, report=report, at_death=end_of_process)
+        return ended
+
+    def observed_one(self, name):
+        return observed(name, self.clients[name].call(Status()))
 
     def operator(self, name="you@desk"):
         """
@@ -219,10 +252,11 @@ class LocalFleet:
         """
         Return the steps of the events in the journal of a host.
         """
-        from deploy.host.journal import EVENT, Journal
+        from deploy.host.journal import Journal
+        from deploy.host.records import Event, from_line
 
-        entries, _ = Journal(self.system(name)).read()
-        return [entry["step"] for entry in entries if entry["phase"] == EVENT]
+        records = [from_line(line) for _, line in Journal(self.system(name)).lines()]
+        return [record.step for record in records if isinstance(record, Event)]
 
     def touched(self, name):
         """

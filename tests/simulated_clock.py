@@ -35,6 +35,13 @@ class SimulatedClock:
             self._push(timer, after_s)
         return timer
 
+    def cancel_all(self):
+        """
+        End all timers, as the end of their process does.
+        """
+        with self._lock:
+            self._timers.clear()
+
     def sleep(self, seconds):
         with self._lock:
             until_s = self.now_s + seconds

@@ -219,10 +219,7 @@ class Controller:
         if self._is_forward:
             asked = [name for name in asked if name not in self.desired.left_out]
         errors = on_each(asked, one)
-        for name, current in seen.items():
-            lease = current.lease
-            if lease is not None and lease.epoch > self.desired.epoch:
-                raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}")
+        self._refuse_newer(seen)
         if errors:
             self._failed(errors)
         return {name: seen[name] for name in self._clients if name in seen and name not in errors}
@@ -343,13 +340,26 @@ class Controller:
         return any(name not in seen and name not in self._errors for name in mine)
 
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
-        for name, error in errors.items():
-            if not isinstance(error, LeaseLost):
-                continue
-            with suppress(DeployError):
-                lease = self._clients[name].call(Status(), timeout_s=_STATUS_S).lease
-                if lease is not None and lease.epoch > self.desired.epoch:
-                    raise TakenOver(f"{name}: {lease.owner} has epoch {lease.epoch}") from error
+        if not any(isinstance(error, LeaseLost) for error in errors.values()):
+            return
+        seen: dict[str, Observed] = {}
+
+        def one(name: str) -> None:
+            seen[name] = self._now(name)
+
+        on_each(self._clients, one)
+        self._refuse_newer(seen)
+
+    def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
+        """
+        Raise where most hosts have seen a newer epoch: one alone does not end a release.
+        """
+        newer = {n: seen[n] for n in sorted(seen) if seen[n].epoch > self.desired.epoch}
+        if 2 * len(newer) > len(seen):
+            epoch = max(current.epoch for current in newer.values())
+            owners = {c.lease_owner for c in newer.values() if c.lease_owner}
+            by = f" of {', '.join(sorted(owners))}" if owners else ""
+            raise TakenOver(f"{', '.join(newer)}: epoch {epoch}{by} is newer than ours")
 
     def _interrupted(self) -> None:
         if self._plan.kind is Kind.ROLLBACK:
@@ -449,6 +459,7 @@ class Controller:
         client.transport.close()
         client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=60.0)
         client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
+        self._say("host.confirmed", f"{plan.version} answers, and is recorded as good", host.host)
 
     def _do_retire(self, host: HostPlan, client: HostClient) -> None:
         is_kept_warm = self._plan.kind is Kind.RELEASE and self._rules.keep_old == "warm"
@@ -502,13 +513,14 @@ class Controller:
         of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
         promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
         histories: dict[str, list[Reading]] = {name: [] for name in (*of_wave, *promoted)}
+        stable: dict[str, list[Reading]] = {name: [] for name in of_wave}
         began_s = self._clock.monotonic_s()
         last_gate = ""
         while True:
-            if not self._read(histories):
+            if not self._read(histories, stable):
                 return  # a host failed: the release goes on without it, or back
             elapsed_s = self._clock.monotonic_s() - began_s
-            judgement = self._judge(histories, of_wave, promoted, elapsed_s)
+            judgement = self._judge(histories, stable, promoted, elapsed_s)
             if judgement.gate != last_gate:
                 self._say("canary.measured", judgement.reason, data={"wave": wave})
                 last_gate = judgement.gate
@@ -520,7 +532,7 @@ class Controller:
     def _judge(
         self,
         histories: Mapping[str, list[Reading]],
-        of_wave: list[str],
+        stable: Mapping[str, list[Reading]],
         promoted: list[str],
         elapsed_s: float,
     ) -> Judgement:
@@ -529,10 +541,11 @@ class Controller:
         if promoted:
             by_host = windows({name: histories[name] for name in promoted}, within_s)
             judgement = judge_promoted(by_host, elapsed_s, canary, gates)
-            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not of_wave:
+            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not stable:
                 return judgement
-        by_host = windows({name: histories[name] for name in of_wave}, within_s)
-        return judge(by_host, elapsed_s, canary, gates)
+        of_wave = {name: histories[name] for name in stable}
+        by_host = windows(of_wave, within_s, stable=stable)
+        return judge(by_host, elapsed_s, canary, gates, share_pct=self._plan.canary_pct)
 
     def _rule(
         self,
@@ -568,17 +581,25 @@ class Controller:
         goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
         self._turn(goal, judgement.reason)
 
-    def _read(self, histories: Mapping[str, list[Reading]]) -> bool:
+    def _read(
+        self, histories: Mapping[str, list[Reading]], stable: Mapping[str, list[Reading]]
+    ) -> bool:
         """
         Add a reading of each host to *histories*; False where one could not be read.
+
+        Args:
+            stable: Of the slots beside the canaries, of the same moments.
         """
 
         def one(name: str) -> None:
             with self._reporting(name):
                 self._keeper.check(name)
-                slot = self._plan.host(name).to_slot
+                host = self._plan.host(name)
                 now_s = self._clock.monotonic_s()
-                histories[name].append(host_commands.measure(self._clients[name], slot, now_s))
+                readings = host_commands.measure(self._clients[name], now_s)
+                histories[name].append(readings[host.to_slot])
+                if name in stable:
+                    stable[name].append(readings[host.other_slot])
 
         errors = on_each(histories, one)
         if errors:

@@ -361,8 +361,8 @@ def plan_release(
         hosts=tuple(changed),
         unchanged=tuple(unchanged),
         policy=as_file(policy),
-        start_s=start_s,
-        golden_s=golden_s,
+        start_s=float(start_s),
+        golden_s=float(golden_s),
         allow_older=allow_older,
     )
 

@@ -131,8 +131,8 @@ def rollback_plan(
         hosts=way.hosts,
         unchanged=(),
         policy=as_file(policy),
-        start_s=start_s,
-        golden_s=golden_s,
+        start_s=float(start_s),
+        golden_s=float(golden_s),
         allow_older=way.allow_older,
         to_release=way.target.release,
     )

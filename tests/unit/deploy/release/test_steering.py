@@ -1,0 +1,289 @@
+"""
+Releases that another operator ends, holds, goes on with or takes over.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from deploy.errors import LeaseHeld, LeaseLost, TransportError
+from deploy.host.protocol import StateRead, Status
+from deploy.release.desired import Desired, Ending, Goal, Ruling
+from deploy.release.rollback import implied_target, plan_rollback
+from tests.builders import make_policy
+from tests.local_fleet import DIGESTS
+from tests.unit.deploy.release.conftest import NAMES
+
+
+class Killed(BaseException):
+    """
+    The operator's process ends here, and nothing more of it runs.
+    """
+
+
+def die_at(fleet, event_name, count=1):
+    """
+    Release b2 with an operator who dies at an event; return the desired state that is left.
+    """
+    left = [count]
+
+    def die(event):
+        if event.name == event_name:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+    keepers = fleet.release_dying(die, Killed)
+    assert keepers, "it died"
+    return fleet.stored()
+
+
+def open_desired(fleet, goal, **changes):
+    stored = fleet.stored()
+    return replace(stored, goal=goal, actor="you@desk", **changes)
+
+
+def bring(fleet, desired, **options):
+    return fleet.bring(desired, owner="you", clients=fleet.operator(), **options)
+
+
+def wait_for_leases(fleet):
+    fleet.clock.sleep(make_policy().lease_ttl + 1)
+
+
+def test_a_desired_state_is_read_back_as_it_was_written(fleet):
+    """
+    With plan, policy and verdicts, from the hosts.
+    """
+    fleet.release()
+
+    stored = fleet.stored()
+
+    assert stored == fleet.controller.desired
+    assert stored.ending is Ending.PROMOTED
+    assert stored.plan.digest == fleet.controller.desired.plan.digest
+    assert [ruling.verdict for ruling in stored.rulings] == ["pass"] * len(stored.rulings)
+
+
+def test_an_operator_who_died_in_the_canary_is_followed_by_another(fleet):
+    """
+    The other reads plan, policy and verdicts from the hosts, and ends the release as planned.
+    """
+    stored = die_at(fleet, "canary.measured")
+    assert stored.goal is Goal.FORWARD
+    assert fleet.serves("n1") == {"b1": 90, "b2": 10}
+    wait_for_leases(fleet)
+
+    outcome = bring(fleet, open_desired(fleet, Goal.FORWARD), stage=fleet.stage("b2"))
+
+    assert outcome.ending is Ending.PROMOTED
+    assert outcome.error is None
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+    assert outcome.release == "r-v2"
+
+
+@pytest.mark.parametrize(
+    "event", ["host.staged", "slot.started", "traffic.shifted", "canary.passed"]
+)
+def test_a_release_of_a_dead_operator_is_aborted_by_another(fleet, event):
+    die_at(fleet, event)
+    wait_for_leases(fleet)
+
+    outcome = bring(fleet, open_desired(fleet, Goal.BACK, reason="aborted by you@desk"))
+
+    assert outcome.ending is Ending.REVERTED
+    assert outcome.error is None, "it was asked for"
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+        assert fleet.observed()[name].pending is None
+
+
+def test_a_held_release_keeps_the_new_slots_warm_and_goes_on(fleet):
+    die_at(fleet, "canary.passed")
+    wait_for_leases(fleet)
+
+    held = bring(fleet, open_desired(fleet, Goal.HELD, reason="paused by you@desk"))
+    assert held.ending is Ending.PAUSED
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert fleet.running("n1") == {"b1", "b2"}
+    assert fleet.observed()["n1"].pending is None, "one version serves: nothing is to be undone"
+
+    outcome = bring(fleet, open_desired(fleet, Goal.FORWARD, ending=None), stage=fleet.stage("b2"))
+    assert outcome.ending is Ending.PROMOTED
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_an_operator_lets_a_canary_without_traffic_pass(fleet):
+    fleet.requests_per_s = 0
+    assert fleet.release().ending is Ending.PAUSED
+    stored = open_desired(fleet, Goal.FORWARD, ending=None, reason="", rulings=())
+    while (wave := stored.next_wave) is not None:
+        stored = stored.ruled(Ruling(wave, (), "pass", "operator", "let through", 0, 0, 0, 0.0))
+
+    outcome = bring(fleet, stored, stage=fleet.stage("b2"))
+
+    assert outcome.ending is Ending.PROMOTED
+    assert {wave["gate"] for wave in outcome.evidence["waves"]} == {"operator"}
+
+
+def test_a_second_operator_is_refused_without_steal(fleet):
+    die_at(fleet, "canary.measured")
+
+    with pytest.raises(LeaseHeld, match="n1"):
+        bring(fleet, open_desired(fleet, Goal.FORWARD))
+    assert fleet.serves("n1") == {"b1": 90, "b2": 10}, "nothing was touched"
+
+
+def test_an_abort_takes_over_and_the_first_operator_ends(fleet):
+    """
+    With a newer epoch; the first one touches nothing more, and says who has taken over.
+    """
+    outcomes = []
+
+    def abort(event):
+        if event.name == "canary.measured" and not outcomes:
+            desired = open_desired(fleet, Goal.BACK, reason="aborted")
+            outcomes.append(bring(fleet, desired, steal=True))
+
+    with pytest.raises(LeaseLost, match="taken over"):
+        fleet.release(report=abort)
+
+    assert outcomes[0].ending is Ending.REVERTED
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert fleet.stored().ending is Ending.REVERTED
+
+
+def test_a_release_needs_more_than_half_of_the_fleet(fleet):
+    """
+    The two sides of a cut network can never both release; a way back needs no majority.
+    """
+    plan = fleet.plan()
+    for name in ("n2", "n3"):
+        fleet[name].is_cut = True
+
+    with pytest.raises(TransportError, match="1 of 3 hosts"):
+        fleet.release(plan=plan)
+    assert fleet.serves("n1") == {"b1": 100}
+
+    fleet[name].is_cut = False
+    fleet["n2"].is_cut = False
+    fleet.release()
+    for name in ("n2", "n3"):
+        fleet[name].is_cut = True
+    readable = {"n1": fleet.observed_one("n1")}
+    assert fleet.roll_back(plan_rollback(readable)).ending is Ending.ROLLED_BACK
+    assert fleet.serves("n1") == {"b1": 100}
+
+
+def test_a_lost_host_within_the_budget_does_not_end_the_release(fleet):
+    """
+    It is named, goes back by itself, and is brought by the next resumption.
+    """
+    fleet["n3"].fail("slot.start", "lost before", call=None)
+    policy = make_policy(max_unavailable=1)
+
+    outcome = fleet.release(policy=policy)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert "n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES[:2]] == [{"b2": 100}] * 2
+    assert list(fleet.stored().left_out) == ["n3"]
+
+    fleet["n3"].faults.clear()
+    again = open_desired(fleet, Goal.FORWARD, left_out={}, ending=None)
+    assert bring(fleet, again, stage=fleet.stage("b2")).error is None
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+def test_without_a_budget_a_lost_host_ends_the_release(fleet):
+    """
+    Negative control of the test above.
+    """
+    fleet["n3"].fail("slot.start", "lost before", call=None)
+    assert fleet.release().ending is Ending.REVERTED
+
+
+def test_a_host_that_fails_users_after_its_promotion_takes_all_back(fleet):
+    """
+    Promoted hosts stay measured until the end.
+    """
+    fleet.errors_when_promoted_per_s = 4
+
+    outcome = fleet.release()
+
+    assert outcome.ending is Ending.REVERTED
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_the_digest_of_a_plan_has_the_policy_in_it(fleet):
+    gates = [{"http_request_error_rate": {"max": limit}} for limit in ("1%", "90%")]
+    digests = {fleet.plan(policy=make_policy(gates=one)).digest for one in gates}
+    assert len(digests) == 2
+
+
+def test_one_host_with_a_desired_state_of_its_own_decides_nothing(fleet):
+    """
+    What most hosts hold counts; the text of one host is not read.
+    """
+    fleet.release()
+    stored = fleet.stored()
+    system = fleet.system("n1")
+    system.layout.desired.write_text('{"epoch": 900, "number": 9, "text": "{}"}')
+
+    assert fleet.stored() == stored
+    assert fleet.clients["n1"].call(StateRead()).stamp.epoch == 900, "control: it says so"
+
+
+def test_a_host_cannot_use_up_the_epochs(fleet):
+    """
+    One that claims a very large epoch refuses its own lease only.
+    """
+    system = fleet.system("n3")
+    lease = system.layout.lease
+    lease.write_text(
+        '{"fence": 1, "owner": null, "release": null, "expires_at": 0, "expires_steady_s": 0, '
+        f'"boot_id": "x", "epoch": {2**53}}}'
+    )
+    assert fleet.clients["n3"].call(Status()).epoch == 2**53
+
+    outcome = fleet.release(policy=make_policy(max_unavailable=1))
+
+    assert outcome.ending is Ending.PROMOTED
+    assert fleet.controller.desired.epoch < 10
+    assert list(outcome.evidence["left_out"]) == ["n3"]
+
+
+def test_a_rollback_after_a_dead_operator_goes_where_the_release_came_from(fleet):
+    """
+    Also where some hosts have recorded the new release as good already.
+    """
+    stored = die_at(fleet, "host.confirmed")
+    assert implied_target(stored) == DIGESTS["b1"]
+    assert implied_target(None) is None
+    assert implied_target(replace(stored, ending=Ending.PROMOTED)) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"release": 7}', "[" * 9999])
+def test_a_desired_state_of_another_form_is_one_error(text):
+    from deploy.errors import PreconditionError
+    from deploy.release.desired import from_text
+
+    with pytest.raises(PreconditionError, match="cannot be read"):
+        from_text(text, 1, 1)
+
+
+def test_a_desired_state_that_contradicts_itself_is_refused(fleet):
+    from deploy.errors import PreconditionError
+    from deploy.release.desired import from_text, to_text
+
+    plan = fleet.plan()
+    desired = Desired("r", "me", Goal.FORWARD, plan)
+    assert from_text(to_text(desired), 0, 0) == desired
+    for wrong in (
+        replace(desired, plan=replace(plan, waves=(("n1",),))),
+        replace(desired, rulings=(Ruling(9, (), "pass", "all", "", 0, 0, 0, 0.0),)),
+        replace(desired, plan=replace(plan, policy={**plan.policy, "keep": 0})),
+    ):
+        with pytest.raises(PreconditionError):
+            from_text(to_text(wrong), 0, 0)
