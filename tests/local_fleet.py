@@ -159,11 +159,15 @@ class LocalFleet:
         stage=None,
         owner="me",
         clients=None,
+        make_store=HostStore,
         at_death=None,
         **options,
     ):
         """
         Run the loop until the fleet is as *desired*, and return the outcome.
+
+        Args:
+            make_store: Takes clients, keeper and clock.
         """
         clients = clients or self.clients
         keeper = LeaseKeeper(
@@ -175,7 +179,7 @@ class LocalFleet:
         )
         self.controller = Controller(
             desired,
-            store=HostStore(clients, keeper, self.clock),
+            store=make_store(clients, keeper, self.clock),
             keeper=keeper,
             clients=clients,
             stage=stage or (lambda client: StagingSummary()),

@@ -9,7 +9,7 @@ by themselves, and the next operator reads the desired state and goes on.
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from deploy.host.protocol import (
     Retire,
     Status,
 )
+from deploy.inventory.schema import Phase
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.decide import decide
@@ -31,10 +32,12 @@ from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.evidence import Reading, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
+from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, dropped_text, observed
 from deploy.release.parallel import on_each, unexpected
+from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
@@ -80,6 +83,7 @@ class Controller:
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
         stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
+        hooks: Programs of the operator that run between the phases.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Controller:
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
         stop_traffic: Collection[str] = (),
+        hooks: Hooks | None = None,
     ) -> None:
         self.desired = desired
         self._plan = desired.plan
@@ -106,6 +111,7 @@ class Controller:
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
         self._stage, self._limits, self._clock = stage, limits, clock
         self._report, self._recheck = report, recheck
+        self._phases = Phases(hooks)
         self._steal = steal
         self._stop_traffic = stop_traffic
         self._began_as_way_back = (
@@ -117,6 +123,7 @@ class Controller:
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
         self._step: Step | None = None  # what is being done
+        self._is_over = False  # nothing more can be done, though it has not ended
         self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
         self._errors.update(left_out or {})
         self._cause: dict[str, DeployError] = {}  # why the goal was turned
@@ -142,6 +149,7 @@ class Controller:
             else:
                 self._refuse_without_leases()
             self._leave_out(self._recheck())
+            self._phases.begin(self._document, self._way_back)
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
             self._run()
@@ -160,7 +168,7 @@ class Controller:
         """
         Go round until nothing is left to do.
         """
-        while self.desired.ending is None:
+        while self.desired.ending is None and not self._is_over:
             try:
                 self._go_round()
             except TakenOver:
@@ -185,11 +193,40 @@ class Controller:
         seen = self._observe()
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
+            step = Step.JUDGE if decision.measure else Step.BAKE
+            self._phases.enter(step, decision.measure, self._document)
             self._measure(decision.measure)
         elif decision.actions:
+            first = decision.actions[0]
+            self._phases.enter(first.step, first.wave, self._document)
             self._act(decision.actions)
         elif decision.ending is not None and not self._waits_for(seen):
             self.desired = replace(self.desired, ending=decision.ending)
+            if self._plan.kind is Kind.ROLLBACK and self._errors:
+                # It stays open: the next plain rollback goes to the same place.
+                self._is_over, self.desired = True, replace(self.desired, ending=None)
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        """
+        Return what hooks get to read.
+        """
+        return {
+            "version": self._plan.version,
+            "bundle": self._plan.bundle,
+            "goal": str(self.desired.goal),
+            "reason": self.desired.reason,
+            "ending": str(self.desired.ending) if self.desired.ending else None,
+            "digest": self._plan.digest,
+            "waves": [list(wave) for wave in self._plan.waves],
+            "actions": [asdict(action) for action in self._plan.actions],
+        }
+
+    @property
+    def _way_back(self) -> Phase | None:
+        if self._plan.kind is Kind.ROLLBACK:
+            return Phase.ROLLBACK
+        return None if self.desired.goal is Goal.FORWARD else Phase.ABORT
 
     @property
     def _is_forward(self) -> bool:
@@ -377,6 +414,7 @@ class Controller:
         """
         Change what is wanted; written to the hosts before the first step there, where they can.
         """
+        self._phases.go_back(Phase.REVERT)
         self._say("release.stopped", reason)
         self.desired = self.desired.turned(goal, reason)
         self._done.clear()
@@ -639,6 +677,7 @@ class Controller:
             self._write()
         # A way back that failed has not ended for the hosts: the next one goes to the same place.
         has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
+        self._phases.end(self.desired.ending, self._document)
         self._record(
             "release.end",
             outcome="failed" if has_failed else str(outcome.ending),

@@ -2,21 +2,25 @@
 Releases, rollbacks and what steers them, on real hosts.
 """
 
+import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError, PreconditionError, UsageError
+from deploy.inventory.schema import Hook
 from deploy.release.controller import Controller, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
+from deploy.release.hooks import Hooks
 from deploy.release.lease import LeaseKeeper
+from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -26,12 +30,13 @@ from deploy.release.rollback import (
     plan_rollback,
     rollback_plan,
 )
-from deploy.release.store import HostStore
+from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
-from deploy.wiring.checkout import store, wheels
+from deploy.wiring.checkout import ROOT, store, wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
+from deploy.wiring.state import state_store
 
 Report = Callable[[ReleaseEvent], None]
 
@@ -203,15 +208,18 @@ def last_release(on: Hosts) -> Desired:
     return desired if desired is not None and desired.left_out else open_release(on)
 
 
-def stored(on: Hosts) -> Desired | None:
+def stored(on: Hosts, within_s: float | None = None) -> Desired | None:
     """
     Return the desired state of the fleet; None before the first release.
+
+    Args:
+        within_s: A host that has not answered by then is not waited for.
 
     Raises:
         PreconditionError: The hosts do not agree on it.
         TransportError: Too few of them answer.
     """
-    return _store(on, _keeper(on, "read")).read()
+    return _store(on, _keeper(on, "read"), within_s).read()
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
@@ -302,6 +310,13 @@ def _run(
     left_out: Mapping[str, DeployError] | None = None,
     stop_traffic: Collection[str] = (),
 ) -> ReleaseOutcome:
+    clock = SystemClock()
+    hooks, notifier = _companions(on, desired, report, clock)
+
+    def tell(event: ReleaseEvent) -> None:
+        report(event)
+        notifier(event)
+
     keeper = _keeper(on, desired.release)
     controller = Controller(
         desired,
@@ -310,15 +325,56 @@ def _run(
         clients=on.clients,
         stage=stage,
         limits=on.limits,
-        clock=SystemClock(),
-        report=report,
+        clock=clock,
+        report=tell,
         recheck=recheck,
         steal=steal,
         left_out=left_out or {},
         stop_traffic=stop_traffic,
+        hooks=hooks,
     )
-    with _signals_interrupt():
-        return controller.run()
+    try:
+        with _signals_interrupt():
+            outcome = controller.run()
+        notifier.ended(outcome)
+    finally:
+        hooks.close()
+        notifier.close()
+    return outcome
+
+
+def _companions(
+    on: Hosts, desired: Desired, report: Report, clock: SystemClock
+) -> tuple[Hooks, Notifier]:
+    """
+    Return the hooks and the notifications of the fleet; a way back goes on without wrong ones.
+
+    Raises:
+        DeployError: A program or a secret is missing, before anything is touched.
+    """
+    environment, name, release = dict(os.environ), on.fleet.name, desired.release
+    is_way_back = desired.plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
+
+    def make_hooks(of: Sequence[Hook]) -> Hooks:
+        return Hooks(
+            of,
+            root=ROOT,
+            release=release,
+            fleet=name,
+            env=environment,
+            report=report,
+            clock=clock,
+        )
+
+    try:
+        targets = resolve_webhooks(on.fleet, environment)
+        hooks = make_hooks(on.fleet.hooks)
+    except DeployError as error:
+        if not is_way_back:
+            raise
+        report(ReleaseEvent(clock.utc(), "hook.skipped", f"{error.what}: {error.why}"))
+        targets, hooks = (), make_hooks(())
+    return hooks, Notifier(targets, release=release, fleet=name, report=report, clock=clock)
 
 
 def _keeper(on: Hosts, release: str) -> LeaseKeeper:
@@ -331,8 +387,8 @@ def _keeper(on: Hosts, release: str) -> LeaseKeeper:
     )
 
 
-def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> HostStore:
-    return HostStore(on.clients, keeper, SystemClock(), within_s=within_s)
+def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> StateStore:
+    return state_store(on, keeper, SystemClock(), env=os.environ, within_s=within_s)
 
 
 def _stage_of(bundle: Bundle, plan: ReleasePlan) -> Stage:
