@@ -137,8 +137,9 @@ def test_a_release_in_progress_explains_what_it_does():
     A split, hosts that differ and canaries that load: listed, with the exit code 0.
     """
     busy = dataclasses.replace(SPLIT, lease_owner="ann@desk")
-    seen = fleet(n2=busy, n1=make_settled("n1", good=[("b2", "v2")], lease_owner="ann@desk"))
-    assert len(find(seen)) == 2
+    promoted = make_settled("n1", good=[("b2", "v2")], lease_owner="ann@desk")
+    seen = fleet(n1=promoted, n2=busy, n4=make_settled("n4"))
+    assert [finding.host for finding in find(seen)] == ["n1", "n2"]
     assert fleet_error(find(seen)) is None
     assert fleet_error(find(seen | {"n2": SPLIT, "n1": make_settled("n1")})) is not None  # control
 
