@@ -113,8 +113,8 @@ class Begun:
     Attributes:
         step: Its last one.
         rollback_to: Release that it returns to, if it is a rollback.
-        epoch: Epoch of the desired state that it began under; 0: none.
-        bundle: Bundle that it goes to; None: not known.
+        epoch: Of the desired state that it began under; 0: not known.
+        bundle: The bundle that it goes to.
     """
 
     release: Optional[str]

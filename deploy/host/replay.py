@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import replace as _replace
 from typing import Any, NamedTuple
 
 from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, LeaseAcquire, Unfinished
@@ -59,8 +59,8 @@ def replay(records: Iterable[Record]) -> Replayed:
     A result ends every earlier intent of the same step with the same arguments, so that a verb
     that was killed and run again is finished.  The end of a release ends all open intents, and
     a new release takes over the intents that an earlier one left open: one lease, one writer.
-    A way back that failed has not ended: the next one goes on with it.
-    A checkpoint stands for all lines before it.
+    A way back that failed has not ended: the next one goes on with it.  A checkpoint stands for
+    all lines before it.
     """
     fold = _Fold()
     for record in records:
@@ -119,7 +119,7 @@ class _Fold:
         else:
             self._note(record)
         if self.begun is not None and record.release == self.begun.release:
-            self.begun = replace(self.begun, step=record.step)
+            self.begun = _replace(self.begun, step=record.step)
 
     def unfinished(self) -> Unfinished | None:
         newest = max(self.open_intents.values(), key=lambda intent: intent.seq, default=None)
@@ -138,13 +138,12 @@ class _Fold:
     def _note(self, event: Event) -> None:
         args = event.args
         if event.step == BEGIN:
-            target = args.get("to_release") if args.get("kind") == "rollback" else None
             bundle = args.get("bundle")
             self.begun = Begun(
                 event.release,
                 event.step,
-                target if isinstance(target, str) else None,
-                _epoch(args) or self.epoch,
+                rollback_to(args),
+                _epoch(args.get("epoch", self.epoch)),
                 str(bundle) if _is_digest(bundle) else None,
             )
             self.paused = None
@@ -152,10 +151,11 @@ class _Fold:
             if self.begun is None or self.begun.release == event.release:
                 outcome = args.get("outcome")
                 self.paused = event.release if outcome == _OUTCOME_PAUSED else None
-                self.begun = self.begun if outcome == _OUTCOME_FAILED else None
+                if outcome != _OUTCOME_FAILED:
+                    self.begun = None
                 self.open_intents.clear()
         elif event.step == LeaseAcquire.VERB:
-            self.epoch = max(self.epoch, _epoch(args))
+            self.epoch = max(self.epoch, _epoch(args.get("epoch")))
 
     def _record_good(self, result: Result) -> None:
         args, good = result.args, self.good
@@ -172,17 +172,25 @@ class _Fold:
             if positions:
                 del good[positions[-1] + 1 :]
             elif isinstance(release, str) and isinstance(version, str) and _is_digest(bundle):
-                good[:] = [GoodRelease(release, str(bundle), version)]
+                self.good = [GoodRelease(release, str(bundle), version)]
 
 
-def _epoch(args: dict[str, Any]) -> int:
+def rollback_to(begin: dict[str, Any]) -> str | None:
     """
-    Return the epoch in the arguments of a line; 0 without a valid one.
+    Return the release that a rollback returns to, from the arguments of its beginning.
     """
-    epoch = args.get("epoch")
-    if not isinstance(epoch, int) or isinstance(epoch, bool):
-        return 0
-    return epoch if 0 <= epoch <= _EPOCH_MAX else 0
+    if begin.get("kind") != "rollback":
+        return None
+    target = begin.get("to_release")
+    return target if isinstance(target, str) else None
+
+
+def _epoch(value: object) -> int:
+    """
+    Return *value* as an epoch; 0 if it is none.
+    """
+    is_epoch = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _EPOCH_MAX
+    return value if is_epoch else 0  # type: ignore[return-value]
 
 
 def _is_digest(value: object) -> bool:

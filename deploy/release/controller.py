@@ -82,8 +82,8 @@ class Controller:
             that are no longer as the plan assumed, or raises where that ends everything.
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
-        stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
         hooks: Programs of the operator that run between the phases.
+        stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Controller:
         recheck: Callable[[], Mapping[str, DeployError]] = dict,
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
-        stop_traffic: Collection[str] = (),
         hooks: Hooks | None = None,
+        stop_traffic: Collection[str] = (),
     ) -> None:
         self.desired = desired
         self._plan = desired.plan
@@ -675,9 +675,9 @@ class Controller:
         )
         with suppress(DeployError):  # the hosts' own records say the same
             self._write()
+        self._phases.end(self.desired.ending, self._document)
         # A way back that failed has not ended for the hosts: the next one goes to the same place.
         has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
-        self._phases.end(self.desired.ending, self._document)
         self._record(
             "release.end",
             outcome="failed" if has_failed else str(outcome.ending),

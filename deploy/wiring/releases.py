@@ -330,8 +330,8 @@ def _run(
         recheck=recheck,
         steal=steal,
         left_out=left_out or {},
-        stop_traffic=stop_traffic,
         hooks=hooks,
+        stop_traffic=stop_traffic,
     )
     try:
         with _signals_interrupt():

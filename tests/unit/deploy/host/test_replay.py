@@ -272,7 +272,8 @@ def test_a_good_record_without_a_release_is_ignored():
 
 STEPS = {
     "begin": [begin()],
-    "back": [line("release.begin", "event", "r2", {"kind": "rollback", "to_release": "r1"})],
+    "back": [begin_back(to_release="r1", bundle=BUNDLE)],
+    "failed": [end("r-back", "failed")],
     "intent": [line("slot.start", "intent", args={"slot": "green"})],
     "other": [line("slot.stop", "intent", "r2", {"slot": "green"})],
     "result": did("slot.start", slot="green")[1:],
@@ -280,7 +281,7 @@ STEPS = {
     "paused": [end("r2", "paused")],
     "good": good("r1", BUNDLE, "v1"),
     "next": good("r2", OTHER, "v2"),
-    "pop": did("good.rollback", "r3", to_release="r1"),
+    "pop": did("good.rollback", "r3", to_release="r1", bundle=BUNDLE, version="v1"),
     "lease": [line("lease.acquire", "event", None, {"epoch": 7}, fence=9)],
     "note": [line("note", "event", "r2")],
 }
