@@ -298,7 +298,8 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     Show hosts, slots, versions, shares, health and the release in progress.
 
-    Reads hosts; changes nothing.
+    Reads hosts; changes nothing.  Exits 26 where hosts are not as they should be or do not answer,
+    unless a release in progress explains it.
 
         inv status --json
     """
@@ -306,22 +307,24 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
 
     from deploy.cli import report, tables
     from deploy.cli.watch import watch as show_again
-    from deploy.wiring import checkout
+    from deploy.release.findings import fleet_error
+    from deploy.wiring import checkout, fleet_status
     from deploy.wiring.hosts import connect
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with connect(fleet) as on:
 
-        def read() -> tuple[dict[str, Any], Any]:
-            states = on.seen()
-            document = report.status_json(fleet.name, states)
-            return document, "" if json else tables.status_table(fleet.name, states)
+        def read() -> tuple[dict[str, Any], Any, Any]:
+            states, findings = fleet_status.read(on)
+            document = report.status_json(fleet.name, states, findings)
+            table = "" if json else tables.status_table(fleet.name, states, findings)
+            return document, table, fleet_error(findings)
 
         if watch:
-            show_again(read, as_json=json, sleep=time.sleep)
+            show_again(lambda: read()[:2], as_json=json, sleep=time.sleep)
         with waiting("the state of the hosts"):
-            document, table = read()
-    finish(document, table, None, as_json=json)
+            document, table, error = read()
+    finish(document, table, error, as_json=json)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,

@@ -208,15 +208,18 @@ def last_release(on: Hosts) -> Desired:
     return desired if desired is not None and desired.left_out else open_release(on)
 
 
-def stored(on: Hosts) -> Desired | None:
+def stored(on: Hosts, within_s: float | None = None) -> Desired | None:
     """
     Return the desired state of the fleet; None before the first release.
+
+    Args:
+        within_s: A host that has not answered by then is not waited for.
 
     Raises:
         PreconditionError: The hosts do not agree on it.
         TransportError: Too few of them answer.
     """
-    return _store(on, _keeper(on, "read")).read()
+    return _store(on, _keeper(on, "read"), within_s).read()
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
