@@ -30,7 +30,7 @@ from deploy.release.clock import Clock
 from deploy.release.decide import decide
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
-from deploy.release.evidence import Reading, pooled, windows
+from deploy.release.evidence import History, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
 from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
@@ -128,7 +128,7 @@ class Controller:
         self._errors.update(left_out or {})
         self._cause: dict[str, DeployError] = {}  # why the goal was turned
         self._judgement: Judgement | None = None
-        self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self._readings: dict[str, dict[str, History]] = {}
         self._lock = threading.Lock()  # events come from the threads of all hosts
 
     def run(self) -> ReleaseOutcome:
@@ -550,8 +550,8 @@ class Controller:
         canaries = self._plan.waves[wave - 1] if wave else ()
         of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
         promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
-        histories: dict[str, list[Reading]] = {name: [] for name in (*of_wave, *promoted)}
-        stable: dict[str, list[Reading]] = {name: [] for name in of_wave}
+        histories: dict[str, History] = {name: History() for name in (*of_wave, *promoted)}
+        stable: dict[str, History] = {name: History() for name in of_wave}
         began_s = self._clock.monotonic_s()
         last_gate = ""
         while True:
@@ -569,8 +569,8 @@ class Controller:
 
     def _judge(
         self,
-        histories: Mapping[str, list[Reading]],
-        stable: Mapping[str, list[Reading]],
+        histories: Mapping[str, History],
+        stable: Mapping[str, History],
         promoted: list[str],
         elapsed_s: float,
     ) -> Judgement:
@@ -590,7 +590,7 @@ class Controller:
         wave: int,
         hosts: tuple[str, ...],
         judgement: Judgement,
-        histories: Mapping[str, list[Reading]],
+        histories: Mapping[str, History],
         elapsed_s: float,
     ) -> None:
         """
@@ -619,9 +619,7 @@ class Controller:
         goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
         self._turn(goal, judgement.reason)
 
-    def _read(
-        self, histories: Mapping[str, list[Reading]], stable: Mapping[str, list[Reading]]
-    ) -> bool:
+    def _read(self, histories: Mapping[str, History], stable: Mapping[str, History]) -> bool:
         """
         Add a reading of each host to *histories*; False where one could not be read.
 

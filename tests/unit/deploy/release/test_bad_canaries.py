@@ -7,8 +7,8 @@ Each story gives the counters second by second; the verdict is asked for after e
 import pytest
 
 from deploy.host.protocol import OwnCounters, ProxyCounters, SlotCounters
-from deploy.release import evidence, gates
-from deploy.release.evidence import Reading, windows
+from deploy.release import gates
+from deploy.release.evidence import History, Reading, windows
 from deploy.release.gates import Verdict, judge, judge_promoted
 from tests.builders import make_policy
 
@@ -69,8 +69,8 @@ def measured(canary, stable=None, seconds=41, hosts=("n1",)):
             Without *stable* the hosts are promoted ones.
     """
     new, old = {n: Slot() for n in hosts}, {n: Slot() for n in hosts}
-    histories = {n: [new[n].reading(0)] for n in hosts}
-    beside = {n: [old[n].reading(0)] for n in hosts}
+    histories = {n: History([new[n].reading(0)]) for n in hosts}
+    beside = {n: History([old[n].reading(0)]) for n in hosts}
     verdicts = []
     for second in range(1, seconds + 1):
         for name in hosts:
@@ -307,7 +307,7 @@ def test_without_the_time_for_excuses_a_storm_would_stop_a_canary(monkeypatch):
     """
     Negative control of the test above.
     """
-    monkeypatch.setattr(evidence, "_excusable", lambda history: len(history) - 1)
+    monkeypatch.setattr(History, "_excusable", lambda self: len(self.readings) - 1)
     with pytest.raises(AssertionError):
         test_an_excuse_may_come_one_reading_after_its_answer()
 
