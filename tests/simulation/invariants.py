@@ -1,0 +1,175 @@
+"""
+What must hold in every world: checked while time passes, at every boundary and at the end.
+"""
+
+import json
+
+from deploy.host.layout import SLOTS
+from tests.simulation.world import Violation
+
+SETTLE_S = 2.0  # beyond lease + 5 s: to wait for UP, to stop the slot, and latencies
+
+
+class Invariants:
+    """
+    Watches one world.
+
+    Args:
+        new: Digests of the bundles that are released during the run.
+        canary_pct: Share that a canary of them may have at most, before its verdict.
+    """
+
+    def __init__(self, world, new, canary_pct):
+        self.world, self.new, self.canary_pct = world, set(new), canary_pct
+        self._epochs = dict.fromkeys(world.hosts, 0)
+        self._leases = {}
+        self._owners = {}
+        self._weights = {}
+        world.watch = self.check
+
+    def check(self):
+        for host in self.world.hosts.values():
+            if host.is_on:
+                self._serves(host)
+                self._exposure(host)
+                self._epoch(host)
+
+    def _serves(self, host):
+        if host.excused_until_s >= self.world.now_s or host.frozen_until_s >= self.world.now_s:
+            return
+        if not host.serving():
+            raise Violation(f"{host.name}: no slot serves: {_shown(host)}")
+
+    def _exposure(self, host):
+        weights = tuple(host.proxy.weights.values())
+        if self._weights.get(host.name) == weights:
+            return
+        self._weights[host.name] = weights
+        for bundle, share in host.shares().items():
+            if (
+                bundle in self.new
+                and share > self.canary_pct + 0.5
+                and not self._passed(host, bundle)
+            ):
+                raise Violation(
+                    f"{host.name}: {share:.0f} % on {bundle[:4]} without a recorded verdict"
+                )
+
+    def _passed(self, host, bundle):
+        """
+        Return whether a host has a verdict on record that lets *bundle* have all of *host*.
+        """
+        for desired in self.desired():
+            plan = desired["plan"]
+            if plan["bundle"] != bundle:
+                continue
+            if plan["kind"] == "rollback":
+                return True
+            passed = {r["wave"] for r in desired["rulings"] if r["verdict"] == "pass"}
+            waves = [n for n, wave in enumerate(plan["waves"], 1) if host.name in wave]
+            if waves and waves[0] in passed:
+                return True
+        return False
+
+    def desired(self):
+        """
+        Return the desired states that hosts hold.
+        """
+        for host in self.world.hosts.values():
+            document = content(host, "desired.json")
+            if document is not None:
+                yield json.loads(document["text"])
+
+    def _epoch(self, host):
+        node = node_of(host, "lease.json")
+        if node is None or self._leases.get(host.name) == bytes(node.content):
+            return
+        self._leases[host.name] = bytes(node.content)
+        lease = json.loads(node.content)
+        if lease["epoch"] < self._epochs[host.name]:
+            raise Violation(f"{host.name}: epoch {lease['epoch']} after {self._epochs[host.name]}")
+        self._epochs[host.name] = lease["epoch"]
+        if lease["owner"] and lease["epoch"]:
+            owners = self._owners.setdefault(lease["epoch"], {})
+            owners.setdefault(lease["owner"], set()).add(host.name)
+            strong = [o for o, names in owners.items() if 2 * len(names) > len(self.world.hosts)]
+            if len(strong) > 1:
+                raise Violation(f"epoch {lease['epoch']} was won by {strong}")
+
+    # -- at the end
+
+    def check_converged(self, when):
+        """
+        Every host that is up has its traffic on one slot, and nothing pending.
+        """
+        for host in self.world.hosts.values():
+            if not host.is_on:
+                raise Violation(f"{host.name}: it did not come up again")
+            shares = host.shares()
+            if len(shares) != 1:
+                raise Violation(f"{host.name}: {when}: mixed: {_shown(host)}")
+            if node_of(host, "pending.json") is not None and not self._leased(host):
+                raise Violation(f"{host.name}: {when}: still pending: {_shown(host)}")
+            if not host.serving():
+                raise Violation(f"{host.name}: {when}: nothing serves: {_shown(host)}")
+
+    def _leased(self, host):
+        lease = content(host, "lease.json")
+        return (
+            lease is not None
+            and lease["owner"] is not None
+            and lease["boot_id"] == host.boot
+            and lease["expires_steady_s"] > host.clock.steady
+        )
+
+    def check_rejected(self):
+        """
+        A bundle with a recorded refusal, and none that let it pass later, has no traffic.
+        """
+        refused = {
+            d["plan"]["bundle"]
+            for d in self.desired()
+            if any(r["verdict"] == "revert" for r in d["rulings"])
+        }
+        for host in self.world.hosts.values():
+            for bundle in host.shares():
+                if bundle in refused:
+                    raise Violation(f"{host.name}: the refused {bundle[:4]} serves")
+
+    def check_one_version(self):
+        serving = {name: sorted(h.shares()) for name, h in self.world.hosts.items()}
+        bundles = {bundle for shares in serving.values() for bundle in shares}
+        if len(bundles) != 1 or any(len(shares) != 1 for shares in serving.values()):
+            shown = {name: [b[:4] for b in shares] for name, shares in serving.items()}
+            raise Violation(f"the fleet serves several versions: {shown}")
+
+
+def node_of(host, name):
+    """
+    Return the node of a file of the host program's state directory.
+    """
+    node = host.disk.top
+    for part in ("var", "lib", "slipway", name):
+        node = node.content.get(part) if node is not None else None
+    return node
+
+
+def content(host, name):
+    node = node_of(host, name)
+    try:
+        return None if node is None else json.loads(bytes(node.content))
+    except ValueError:
+        return None
+
+
+def _shown(host):
+    slots = {
+        slot: (
+            (host.linked(slot) or "none")[:2] if host.is_on else "?",
+            host.unit_of(slot).active,
+            host.proxy.servers[slot].status,
+            host.proxy.servers[slot].weight,
+        )
+        for slot in SLOTS
+    }
+    return f"{slots}, haproxy {'runs' if host.proxy.is_running else 'is down'}"
