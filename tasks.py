@@ -324,6 +324,34 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     finish(document, table, None, as_json=json)
 
 
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT,
+                "verify": "Exit 27 where the journal of a host was changed or cut.",
+                "json": _JSON})  # fmt: skip
+def history(c, hosts=None, limit=None, verify=False, json=False):
+    """
+    Show past releases and rollbacks, as most hosts have them.
+
+    Reads the journals of the hosts; changes nothing there.  Keeps the last line that it saw of
+    each in .slipway/history, to compare the next time.
+
+        inv history --verify
+    """
+    from deploy.cli import report, tables
+    from deploy.wiring import checkout
+    from deploy.wiring import history as journals
+    from deploy.wiring.hosts import connect
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    heads = journals.heads_file(fleet.name)
+    with waiting("the journals of the hosts"), connect(fleet) as on:
+        result, errors = journals.read_history(on.clients, heads)
+    error = journals.audit_error(result, heads) if verify else None
+    unread = next(iter(errors.values()), None) if verify or not result.heads else None
+    document = report.history_json(result, errors)
+    table = "" if json else tables.history_table(result, errors)
+    finish(document, table, error or unread, as_json=json)
+
+
 @command(flags={"keep": "Leave the lab up afterwards.",
                 "fresh": "Begin with empty disks (default); --no-fresh keeps hosts that run.",
                 "json": _JSON})  # fmt: skip
@@ -516,6 +544,7 @@ ns = Collection(
     resume,
     promote,
     status,
+    history,
     _lab,
     _bench,
 )

@@ -20,6 +20,7 @@ DeployError                1   a task failed; the message says what
 ├── RollbackFailed         9   hosts may serve different releases; an operator has to act
 ├── NothingToRollBackTo    20  no earlier release is recorded as good
 ├── FleetDiffers           26  hosts are not as the desired state says
+├── AuditBroken            27  the journal of a host was changed, or lacks lines that were there
 ├── BundleUnsigned         11  no valid signature of an allowed signer; nothing was unpacked
 ├── BundleTampered         14  a file differs from the signed one; nothing was unpacked
 ├── BundleTruncated        15  a file is shorter than the signed one
@@ -145,6 +146,10 @@ class ReleaseReverted(DeployError):
 
 class FleetDiffers(DeployError):
     exit_code = 26
+
+
+class AuditBroken(DeployError):
+    exit_code = 27
 
 
 class BundleUnsigned(DeployError):

@@ -244,10 +244,11 @@ class LocalFleet:
         """
         Return the steps of the events in the journal of a host.
         """
-        from deploy.host.journal import EVENT, Journal
+        from deploy.host.journal import Journal
+        from deploy.host.records import Event, from_line
 
-        entries, _ = Journal(self.system(name)).read()
-        return [entry["step"] for entry in entries if entry["phase"] == EVENT]
+        records = [from_line(line) for _, line in Journal(self.system(name)).lines()]
+        return [record.step for record in records if isinstance(record, Event)]
 
     def touched(self, name):
         """

@@ -26,7 +26,7 @@ from deploy.host.__main__ import handle
 from deploy.host.bundle.sandbox import UNIT as SANDBOX_UNIT
 from deploy.host.deadman.self_test import PATHS, mark_of
 from deploy.host.files import link_atomic
-from deploy.host.journal import RESULT, Journal, entry
+from deploy.host.journal import Journal
 from deploy.host.layout import (
     BACKEND,
     DEADMAN_BOOT,
@@ -38,6 +38,7 @@ from deploy.host.layout import (
     unit,
 )
 from deploy.host.protocol import REQUESTS, ErrorKind, GoodRecord, HostError
+from deploy.host.records import Result
 from deploy.host.rpc import encode_error, parse_request
 from deploy.host.slots.haproxy import parse_servers_state
 from deploy.host.slots.slot import version_of
@@ -676,15 +677,8 @@ def record_good(system, bundle, version="v1", slot="blue", release=None):
     Record *bundle* as good in the journal of the host.
     """
     args = {"bundle": bundle, "version": version, "slot": slot}
-    line = entry(
-        GoodRecord.VERB,
-        RESULT,
-        release=release or f"r-{version}",
-        fence=None,
-        actor="test",
-        args=args,
-    )
-    Journal(system).append({**line, "ok": True, "result": {}})
+    name = release or f"r-{version}"
+    Journal(system).append(Result(name, None, "test", GoodRecord.VERB, args, ok=True, result={}))
 
 
 # -- the transport

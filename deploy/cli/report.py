@@ -13,6 +13,7 @@ from deploy.lab.config import LabStatus
 from deploy.provision.report import ProvisionReport
 from deploy.release.desired import Ending
 from deploy.release.events import ReleaseEvent, ReleaseOutcome
+from deploy.release.history import History
 from deploy.release.observe import Observed
 from deploy.release.plan import ReleasePlan
 from deploy.units import format_duration
@@ -157,6 +158,24 @@ def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[
                 "paused": found.paused,
             }
     return {"fleet": fleet, "hosts": hosts, "release": release}
+
+
+def history_json(history: History, errors: Mapping[str, DeployError]) -> dict[str, Any]:
+    """
+    Return the document of `inv history --json`.
+    """
+    return {
+        "releases": [past.as_json() for past in history.releases],
+        "own_ways_back": [own.as_json() for own in history.own_ways_back],
+        "heads": {
+            host: {"seq": head.seq, "sha256": head.sha256} for host, head in history.heads.items()
+        },
+        "broken": {
+            host: {"line": found.seq, "damage": str(found.damage), "why": found.why}
+            for host, found in history.broken.items()
+        },
+        "unreadable": {host: error.as_json() for host, error in errors.items()},
+    }
 
 
 def event_line(event: ReleaseEvent) -> str:

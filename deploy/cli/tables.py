@@ -1,5 +1,5 @@
 """
-The tables of `inv status`, `inv matrix` and `inv lab.status`; names in them are never cut.
+The tables of `inv status`, `history`, `matrix` and `lab.status`; names in them are never cut.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from deploy.cli.grid import Cell, Grid, Style
 from deploy.errors import DeployError, TransportError
 from deploy.foreign_text import quoted
 from deploy.lab.config import LabStatus
+from deploy.release.history import History
 from deploy.release.observe import Observed
 from deploy.versions.matrix import Matrix
 
@@ -21,6 +22,11 @@ _COLOUR: Mapping[str, Style] = MappingProxyType(
         "failed": "red",
     }
 )
+
+_OUTCOMES: Mapping[str, Style] = MappingProxyType(
+    {"promoted": "green", "rolled_back": "green", "paused": "yellow", "held": "yellow"}
+)
+_SHOWN = 30  # releases; --json has all
 
 
 def lab_table(status: LabStatus) -> Grid | str:
@@ -88,4 +94,40 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Grid
         elif found.unfinished:
             unfinished = quoted(found.unfinished_text or "")
             table.notes.append(f"{name}: ended in the middle: {unfinished}; inv rollback clears it")
+    return table
+
+
+def history_table(history: History, errors: Mapping[str, DeployError]) -> Grid:
+    """
+    Return the table of `inv history`, newest first.
+    """
+    columns = ("release", "kind", "began", "ended", "actor", "outcome", "hosts", "reason")
+    table = Grid(columns)
+    for past in history.releases[:_SHOWN]:
+        outcome = past.outcome or ("not ended" if past.hosts else "disputed")
+        table.add_row(
+            past.release,
+            past.kind,
+            past.began_at or "-",
+            past.ended_at or "-",
+            past.actor or "-",
+            Cell(outcome, _OUTCOMES.get(outcome, "red")),
+            ", ".join(past.hosts) or "-",
+            past.reason or "-",
+        )
+        for host, words in past.others.items():
+            table.notes.append(f"{past.release}: {host} says otherwise: {quoted(words)}")
+    if len(history.releases) > _SHOWN:
+        table.notes.append(f"{len(history.releases) - _SHOWN} earlier ones: --json has them")
+    for own in history.own_ways_back[:_SHOWN]:
+        table.notes.append(
+            f"{own.host}: by itself from {own.at} to {own.ended_at or '?'}: {own.step}, "
+            f"release {quoted(own.release or '-')}"
+        )
+    for host, found in history.broken.items():
+        table.notes.append(
+            f"{host}: its journal was {found.damage} at line {found.seq}: {found.why}"
+        )
+    for error in errors.values():
+        table.notes.append(f"{error.what}: {error.why}")
     return table

@@ -37,6 +37,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.DeadmanDisarm: "deadman.verbs:disarm",
     protocol.DeadmanTest: "deadman.self_test:run",
     protocol.JournalAppend: "events:append",
+    protocol.JournalRead: "events:read",
     protocol.StageMissing: "bundle.staging:missing",
     protocol.StageCommit: "bundle.staging:commit",
     protocol.VenvBuild: "bundle.venv:run",

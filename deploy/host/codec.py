@@ -14,7 +14,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -84,35 +84,52 @@ def decode(kind: type[Message], value: object, where: str = "") -> Message:
     Raises:
         Malformed: A value is of another type, out of range, missing or unknown.
     """
-    result: Message = _decode(kind, value, where or kind.__name__)
+    any_kind: Any = kind
+    result: Message = _decoder(any_kind)(value, where or kind.__name__)
     return result
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+@cache
+def _decoder(kind: Any) -> Callable[[Any, str], Any]:
+    """
+    Return the function that decodes a value, at a place, as a *kind*; made once for each.
+    """
     if kind is Any:
-        return value
+        return lambda value, _where: value
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, where)
-    origin = typing.get_origin(kind)
+        return _dataclass(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        base, *limits = typing.get_args(kind)
-        return _limited(_decode(base, value, where), limits, where)
+        plain, limits = _decoder(arguments[0]), arguments[1:]
+        return lambda value, where: _limited(plain(value, where), limits, where)
     if origin in _UNIONS:
-        if value is None:
-            return None
-        return _decode(typing.get_args(kind)[0], value, where)
+        present = _decoder(arguments[0])
+        return lambda value, where: None if value is None else present(value, where)
     if origin is tuple:
-        _expect(isinstance(value, list), "a list", value, where)
-        item = typing.get_args(kind)[0]
-        return tuple(_decode(item, one, f"{where}[{i}]") for i, one in enumerate(value))
+        return _tuple(_decoder(arguments[0]))
     if origin is dict:
+        return _dict(_decoder(arguments[0]), _decoder(arguments[1]))
+    return lambda value, where: _scalar(kind, value, where)
+
+
+def _tuple(item: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    def decode_tuple(value: Any, where: str) -> tuple[Any, ...]:
+        _expect(isinstance(value, list), "a list", value, where)
+        return tuple(item(one, f"{where}[{i}]") for i, one in enumerate(value))
+
+    return decode_tuple
+
+
+def _dict(
+    key_of: Callable[[Any, str], Any], item: Callable[[Any, str], Any]
+) -> Callable[[Any, str], Any]:
+    def decode_dict(value: Any, where: str) -> dict[Any, Any]:
         _expect(isinstance(value, dict), "an object", value, where)
-        key_kind, item = typing.get_args(kind)
         return {
-            _decode(key_kind, key, f"{where} key"): _decode(item, one, f"{where}.{key}")
-            for key, one in value.items()
+            key_of(key, f"{where} key"): item(one, f"{where}.{key}") for key, one in value.items()
         }
-    return _scalar(kind, value, where)
+
+    return decode_dict
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
@@ -140,30 +157,32 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _dataclass(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), "an object", value, where)
-    hints = _hints(kind)
-    unknown = sorted(set(value) - set(hints))
-    if unknown:
-        raise Malformed(f"{where[:200]}: unknown key {', '.join(unknown)[:200]}")
-    given = {}
-    for field in dataclasses.fields(kind):
-        if field.name in value:
-            given[field.name] = _decode(
-                hints[field.name], value[field.name], f"{where}.{field.name}"
-            )
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise Malformed(f"{where}.{field.name}: missing")
-    return kind(**given)
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _dataclass(kind: Any) -> Callable[[Any, str], Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    decoders = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    required = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+    def decode_dataclass(value: Any, where: str) -> Any:
+        _expect(isinstance(value, dict), "an object", value, where)
+        if not value.keys() <= decoders.keys():
+            unknown = sorted(set(value) - set(decoders))
+            raise Malformed(f"{where[:200]}: unknown key {', '.join(unknown)[:200]}")
+        given = {}
+        for name, decoder in decoders.items():
+            if name in value:
+                given[name] = decoder(value[name], f"{where}.{name}")
+            elif name in required:
+                raise Malformed(f"{where[:200]}.{name}: missing")
+        return kind(**given)
+
+    return decode_dataclass
 
 
-def _limited(value: Any, limits: list[Any], where: str) -> Any:
+def _limited(value: Any, limits: tuple[Any, ...], where: str) -> Any:
     for limit in limits:
         if isinstance(limit, Pattern):
             _expect(re.fullmatch(limit.regex, value) is not None, limit.meaning, value, where)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from deploy.host import journal
 from deploy.host.bundle.admission import raise_counter
 from deploy.host.codec import encode
 from deploy.host.files import locked
-from deploy.host.journaled import LOCK_TIMEOUT_S, entry_of
+from deploy.host.journal import Journal, result_of
+from deploy.host.journaled import LOCK_TIMEOUT_S, intent_of
 from deploy.host.layout import SLOTS, Layout
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
@@ -78,7 +78,7 @@ def _write(
     system: System, call: Call, verb: str, args: dict[str, Any], to_release: str | None = None
 ) -> GoodReleases:
     # The journal line is the effect, so intent and result are written under one lease check.
-    book = journal.Journal(system)
+    book = Journal(system)
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         Leases(system).check(call.fence)
         if to_release is not None:
@@ -86,10 +86,8 @@ def _write(
         if verb == GoodRecord.VERB:
             # Before the line that makes it good: a crash in between leaves the stricter record.
             raise_counter(system, args["bundle"])
-        line = entry_of(call, verb, journal.INTENT, args)
-        intent = book.append(line)
-        outcome = {"phase": journal.RESULT, "intent": intent["seq"], "ok": True, "result": {}}
-        book.append({**line, **outcome})
+        intent = book.append(intent_of(call, verb, args))
+        book.append(result_of(intent, result={}))
         return GoodReleases(tuple(book.replay().good))
 
 

@@ -2,135 +2,55 @@
 The journal of a host: append-only, one JSON object a line, on disk before the effect.
 
 Each effect has an intent before it and a result after it; an intent without a result is a crash.
+A full file is kept in the archive, and a new one begins with a checkpoint, so that reading the
+state costs the same however much has happened.  Each line has the SHA-256 of the one before it.
 The line format is documented in docs/reference/journal.md.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
-from deploy.host import reserve
+from deploy.host import archives, reserve
+from deploy.host.codec import encode
 from deploy.host.files import sync_directory
-from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, LeaseAcquire, Unfinished
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.records import (
+    ZERO,
+    Checkpoint,
+    Intent,
+    Record,
+    Result,
+    bounded,
+    digest_of,
+    from_line,
+    to_line,
+)
+from deploy.host.replay import Replayed, carried, replay
 from deploy.host.system import System, utc
 
-INTENT, RESULT, EVENT = "intent", "result", "event"
-BEGIN, END = "release.begin", "release.end"
-GOOD_RECORD, GOOD_ROLLBACK = GoodRecord.VERB, GoodRollback.VERB
-LEASE_ACQUIRE = LeaseAcquire.VERB
-_OUTCOME_PAUSED = "paused"
-_TAIL = 1 << 16
+ROTATE_BYTES = 64 << 10  # of lines after the checkpoint, about 180
+ROTATE_FREE_BYTES = 16 << 20  # free space below which the file is not changed for a new one
+_ACTOR = "slipway-host"  # writes checkpoints
+_TEXT_MAX = 1000  # characters of a release, actor or step
+_WINDOW = 1 << 16
+
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-class Replayed(NamedTuple):
+class _Tail(NamedTuple):
     """
-    State that the lines of a journal add up to.
-
     Attributes:
-        good: Releases recorded as good and not rolled back, oldest first.
-        unfinished: The latest release or verb that began and has not ended.
-        paused: Release that waits for a decision of the operator.
-        seq: Number of the last line.
-        fence: Highest fencing number of any line.
-        epoch: Newest epoch that a lease was granted for.
+        end: Size of the file without a torn line.
+        line: The last line; None in an empty file.
+        record: Of that line; None if it is damaged.
     """
 
-    good: list[GoodRelease]
-    unfinished: Unfinished | None
-    paused: str | None
-    seq: int
-    fence: int
-    epoch: int = 0
-
-
-def replay(entries: Iterable[dict[str, Any]]) -> Replayed:
-    """
-    Return the state after *entries*.  Pure.
-
-    A result ends every earlier intent of the same step with the same arguments, so that a verb
-    that was killed and run again is finished.  The end of a release ends all open intents, and
-    a new release takes over the intents that an earlier one left open: one lease, one writer.
-    """
-    good: list[GoodRelease] = []
-    open_intents: dict[str, dict[str, Any]] = {}
-    current: dict[str, Any] | None = None
-    paused: str | None = None
-    seq = fence = epoch = 0
-    for entry in entries:
-        seq = max(seq, entry.get("seq") or 0)
-        fence = max(fence, entry.get("fence") or 0)
-        step, phase = entry.get("step"), entry.get("phase")
-        epoch = max(epoch, _epoch(entry))
-        if phase == INTENT:
-            open_intents[_key(entry)] = entry
-        elif phase == RESULT:
-            open_intents.pop(_key(entry), None)
-            if entry.get("ok"):
-                good = _good_after(good, entry)
-        elif step == BEGIN:
-            current, paused = entry, None
-        elif step == END and (current is None or current.get("release") == entry.get("release")):
-            is_paused = (entry.get("args") or {}).get("outcome") == _OUTCOME_PAUSED
-            paused = entry.get("release") if is_paused else None
-            current = None
-            open_intents.clear()
-        if current is not None and entry.get("release") == current.get("release"):
-            current = {**current, "step": step}
-    return Replayed(good, _unfinished(current, open_intents), paused, seq, fence, epoch)
-
-
-def _epoch(entry: dict[str, Any]) -> int:
-    epoch = (entry.get("args") or {}).get("epoch") if entry.get("step") == LEASE_ACQUIRE else None
-    return epoch if isinstance(epoch, int) else 0
-
-
-def _good_after(good: list[GoodRelease], entry: dict[str, Any]) -> list[GoodRelease]:
-    args = entry.get("args") or {}
-    if entry.get("step") == GOOD_RECORD:
-        release, bundle, version = entry.get("release"), args.get("bundle"), args.get("version")
-        if not (isinstance(release, str) and isinstance(bundle, str) and isinstance(version, str)):
-            return good  # damaged
-        new = GoodRelease(release, bundle, version)
-        if good and (good[-1].release, good[-1].bundle) == (new.release, new.bundle):
-            return good  # recorded twice
-        return [*good, new]
-    if entry.get("step") == GOOD_ROLLBACK:
-        positions = [i for i, g in enumerate(good) if g.release == args.get("to_release")]
-        return good[: positions[-1] + 1] if positions else good
-    return good
-
-
-def _unfinished(
-    current: dict[str, Any] | None, open_intents: dict[str, dict[str, Any]]
-) -> Unfinished | None:
-    intents = sorted(open_intents.values(), key=lambda e: e.get("seq") or 0)
-    last = intents[-1] if intents else current
-    if last is None:
-        return None
-    release = current["release"] if current else last.get("release")
-    return Unfinished(release, str(last.get("step")), _rollback_to((current or {}).get("args")))
-
-
-def _rollback_to(begin: dict[str, Any] | None) -> str | None:
-    """
-    Return the release that a rollback returns to, from the arguments of its beginning.
-    """
-    if not begin or begin.get("kind") != "rollback":
-        return None
-    if "to_release" in begin:
-        target: str = begin["to_release"]
-        return target
-    # Before protocol schema 2 only the reason had it: "back to v1 (20260101T000000-v1)".
-    match = re.fullmatch(r"back to .* \((.+)\)", str(begin.get("reason")))
-    return match[1] if match else None
-
-
-def _key(entry: dict[str, Any]) -> str:
-    return json.dumps([entry.get("step"), entry.get("args")], sort_keys=True)
+    end: int
+    line: bytes | None
+    record: Record | None
 
 
 class Journal:
@@ -141,83 +61,168 @@ class Journal:
     def __init__(self, system: System) -> None:
         self._system = system
         self._path = system.layout.journal
+        self._archives = system.layout.journal_archives
 
-    def read(self) -> tuple[list[dict[str, Any]], int]:
+    def read(self) -> tuple[list[Record], int]:
         """
-        Return the entries, and the number of lines that cannot be read.
+        Return the records since the last checkpoint, that included, and the number of lines that
+        cannot be read, since ever.
 
         An unfinished last line is ignored: the host died while it was written.
         """
         try:
-            data = self._path.read_bytes()
+            found = _parsed(self._path.read_bytes())
         except FileNotFoundError:
-            return [], 0
-        entries, damaged = [], 0
-        for line in data[: data.rfind(b"\n") + 1].splitlines():
-            entry = _parse(line)
-            if entry is None:
-                damaged += 1
-            else:
-                entries.append(entry)
-        return entries, damaged
+            found = []
+        if not found or found[0] is None:
+            # The checkpoint is damaged, or the file is lost: the one before has a state.
+            found = _parsed(archives.newest(self._path, self._archives)) + found
+        records = [record for record in found if record is not None]
+        damaged = len(found) - len(records)
+        # The last one counts those before it as well.
+        for number, record in enumerate(found):
+            if isinstance(record, Checkpoint):
+                damaged = record.carried.damaged + found[number:].count(None)
+        return records, damaged
 
     def replay(self) -> Replayed:
         return replay(self.read()[0])
 
-    def append(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def lines(self, after_seq: int = 0) -> Iterator[tuple[int, bytes]]:
         """
-        Write *entry* with number, time and boot id; return the line once it is on disk.
+        Yield each line that is kept and comes after number *after_seq*, with its number.
+
+        Numbers do not fall: a line that is damaged, or out of order, has that of the line before.
         """
-        is_new = not self._path.exists()
+        number = 1
+        for content in archives.contents(self._path, self._archives, after_seq):
+            for line in whole_lines(content):
+                record = from_line(line)
+                number = max(number, record.seq if record is not None else 0)
+                if number > after_seq:
+                    yield number, line
+
+    def append(self, record: RecordT) -> RecordT:
+        """
+        Write *record* with number, time, boot id and hash; return it once it is on disk.
+        """
+        record = _bounded(record)
+        descriptor, tail = self._open()
+        try:
+            if self._is_due(descriptor, tail) and self._rotate(tail):
+                os.close(descriptor)
+                descriptor, tail = self._open()
+            whole = self._numbered(record, tail)
+            data = to_line(whole) + b"\n"
+            reserve.with_room(self._system, lambda: _write_whole(descriptor, tail.end, data))
+            reserve.allocate_ahead(descriptor, tail.end + len(data))
+        finally:
+            os.close(descriptor)
+        if tail.line is None or isinstance(tail.record, Checkpoint):
+            sync_directory(self._path.parent)  # the file is new
+        return whole
+
+    def _open(self) -> tuple[int, _Tail]:
         descriptor = reserve.with_room(
-            self._system, lambda: os.open(self._path, os.O_RDWR | os.O_CREAT, 0o640)
+            self._system, lambda: os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         )
         try:
             end = _drop_torn_line(descriptor)
-            whole = {
-                "seq": self._last_seq(descriptor, end) + 1,
-                "at": utc(self._system.wall_s()),
-                "boot_id": self._system.boot_id(),
-                **entry,
-            }
-            line = json.dumps(whole, sort_keys=True).encode() + b"\n"
-            reserve.with_room(self._system, lambda: _write_whole(descriptor, end, line))
-            reserve.allocate_ahead(descriptor, end + len(line))
-        finally:
+            line = _last_line(descriptor, end) if end else None
+        except BaseException:
             os.close(descriptor)
-        if is_new:
-            sync_directory(self._path.parent)
-        return whole
+            raise
+        return descriptor, _Tail(end, line, from_line(line) if line is not None else None)
 
-    def _last_seq(self, descriptor: int, end: int) -> int:
-        lines = os.pread(descriptor, _TAIL, max(0, end - _TAIL)).splitlines()
-        # The window may start in the middle of its first line.
-        for line in reversed(lines[1:] if end > _TAIL else lines):
-            entry = _parse(line)
-            if entry is not None:
-                return int(entry["seq"])
-        return self.replay().seq
+    def _is_due(self, descriptor: int, tail: _Tail) -> bool:
+        """
+        Return whether the file is full, or of the format before lines were chained.
+        """
+        is_former = tail.record is not None and tail.record.prev is None
+        if not is_former and tail.end < ROTATE_BYTES:
+            return False
+        if not is_former and tail.end - _size_of_first_line(descriptor) < ROTATE_BYTES:
+            return False
+        return self._system.free_bytes(self._path.parent) >= ROTATE_FREE_BYTES
+
+    def _rotate(self, tail: _Tail) -> bool:
+        try:
+            records, damaged = self.read()
+        except OSError:
+            return False
+        checkpoint = self._numbered(Checkpoint(_ACTOR, carried(records, damaged)), tail)
+        line = to_line(checkpoint)
+        if from_line(line) != checkpoint:
+            return False  # never a state that the next call could not read
+        first_seq = records[0].seq if records else 0
+        return archives.rotate(self._path, self._archives, first_seq, tail.end, line)
+
+    def _numbered(self, record: RecordT, tail: _Tail) -> RecordT:
+        last_seq = tail.record.seq if tail.record is not None else self.replay().seq
+        fields = {name: getattr(record, name) for name in type(record).__annotations__}
+        fields |= {
+            "seq": last_seq + 1,
+            "at": utc(self._system.wall_s()),
+            "boot_id": self._system.boot_id(),
+            "prev": ZERO if tail.line is None else digest_of(tail.line),
+        }
+        return type(record)(**fields)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and _has_types(entry) else None
+def _parsed(content: bytes) -> list[Record | None]:
+    return [from_line(line) for line in whole_lines(content)]
 
 
-def _has_types(entry: dict[str, Any]) -> bool:
+def whole_lines(content: bytes) -> list[bytes]:
+    r"""
+    Return the lines of *content* that have their end.
+
+    Only "\n" ends a line.
     """
-    Return whether the fields that `replay` reads are of their types; a damaged line has others.
+    return content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+
+
+def result_of(
+    announced: Intent, *, error: HostError | None = None, result: object = None
+) -> Result:
     """
-    texts = ("release", "step", "phase", "at")
-    return (
-        isinstance(entry.get("seq"), int)
-        and isinstance(entry.get("fence"), (int, type(None)))
-        and isinstance(entry.get("args"), (dict, type(None)))
-        and all(isinstance(entry.get(name), (str, type(None))) for name in texts)
+    Return the result of the appended intent *announced*; it is good without *error*.
+    """
+    return Result(
+        announced.release,
+        announced.fence,
+        announced.actor,
+        announced.step,
+        announced.args,
+        ok=error is None,
+        intent=announced.seq,
+        error=error.as_json() if error is not None else None,
+        result=encode(result),
     )
+
+
+def _bounded(record: RecordT) -> RecordT:
+    """
+    Return *record* short enough for one line.
+
+    Raises:
+        HostError: A name is too long.
+    """
+    fields = {name: getattr(record, name) for name in type(record).__annotations__}
+    for name in ("release", "actor", "step"):
+        if len(fields.get(name) or "") > _TEXT_MAX:
+            raise HostError(
+                ErrorKind.USAGE,
+                f"the name of a {name} is too long for the journal",
+                f"it has {len(fields[name])} characters, at most {_TEXT_MAX} are written",
+                "use a shorter one",
+            )
+    for name in ("args", "error", "result"):
+        if isinstance(fields.get(name), dict):
+            fields[name] = bounded(fields[name])
+        elif fields.get(name) is not None:
+            fields[name] = bounded({name: fields[name]})[name]
+    return type(record)(**fields)
 
 
 def _drop_torn_line(descriptor: int) -> int:
@@ -226,7 +231,7 @@ def _drop_torn_line(descriptor: int) -> int:
     """
     size = end = os.fstat(descriptor).st_size
     while end > 0:
-        start = max(0, end - _TAIL)
+        start = max(0, end - _WINDOW)
         newline = os.pread(descriptor, end - start, start).rfind(b"\n")
         if newline >= 0:
             end = start + newline + 1
@@ -238,6 +243,28 @@ def _drop_torn_line(descriptor: int) -> int:
     return end
 
 
+def _last_line(descriptor: int, end: int) -> bytes:
+    """
+    Return the line that ends at *end*, without its end.
+    """
+    start, tail = end, b""
+    while start > 0 and tail.count(b"\n") < 2:
+        begin = max(0, start - _WINDOW)
+        tail = os.pread(descriptor, start - begin, begin) + tail
+        start = begin
+    return tail[:-1].rpartition(b"\n")[2]
+
+
+def _size_of_first_line(descriptor: int) -> int:
+    at = 0
+    while part := os.pread(descriptor, _WINDOW, at):
+        newline = part.find(b"\n")
+        if newline >= 0:
+            return at + newline + 1
+        at += len(part)
+    return at
+
+
 def _write_whole(descriptor: int, end: int, line: bytes) -> None:
     written = 0
     try:
@@ -247,28 +274,3 @@ def _write_whole(descriptor: int, end: int, line: bytes) -> None:
     except OSError:
         os.ftruncate(descriptor, end)
         raise
-
-
-def entry(
-    step: str,
-    phase: str,
-    *,
-    release: str | None,
-    fence: int | None,
-    actor: str,
-    args: dict[str, Any],
-) -> dict[str, Any]:
-    """
-    Return a line without number and time; a result line adds ok, error and result.
-    """
-    return {
-        "release": release,
-        "fence": fence,
-        "actor": actor,
-        "step": step,
-        "phase": phase,
-        "args": args,
-        "ok": None,
-        "error": None,
-        "result": None,
-    }

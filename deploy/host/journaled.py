@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.host import journal
-from deploy.host.codec import encode
 from deploy.host.files import locked
+from deploy.host.journal import Journal, result_of
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, ErrorKind, HostError
+from deploy.host.records import Event, Intent, Result
 from deploy.host.system import System
 
 LOCK_TIMEOUT_S = 10.0  # no verb holds the lock across a longer wait
@@ -61,15 +61,12 @@ def journaled(
         needs_lease: False for verbs that only add immutable content.
     """
     op = Operation(system, call, needs_lease)
-    line = entry_of(call, verb, journal.INTENT, args)
-    book = journal.Journal(system)
     with op.locked():
-        intent = book.append(line)
-    outcome = {**line, "phase": journal.RESULT, "intent": intent["seq"]}
+        intent = Journal(system).append(intent_of(call, verb, args))
     try:
         yield op
     except HostError as error:
-        _close(system, {**outcome, "ok": False, "error": error.as_json()})
+        _close(system, result_of(intent, error=error))
         raise
     except Exception as error:
         crash = HostError(
@@ -78,29 +75,27 @@ def journaled(
             repr(error),
             "the host program's standard error has the traceback",
         )
-        _close(system, {**outcome, "ok": False, "error": crash.as_json()})
+        _close(system, result_of(intent, error=crash))
         raise
-    _close(system, {**outcome, "ok": True, "result": encode(op.result)})
+    _close(system, result_of(intent, result=op.result))
 
 
 def append_event(system: System, call: Call, event: str, data: dict[str, Any]) -> int:
     """
     Append *event* to the journal and return its line number; the caller holds the lock.
     """
-    line = entry_of(call, event, journal.EVENT, data)
-    return int(journal.Journal(system).append(line)["seq"])
+    record = Event(call.release, call.fence, call.actor, event, data)
+    return Journal(system).append(record).seq
 
 
-def entry_of(call: Call, step: str, phase: str, args: dict[str, Any]) -> dict[str, Any]:
+def intent_of(call: Call, step: str, args: dict[str, Any]) -> Intent:
     """
-    Return a journal line of *call*, without number and time.
+    Return the intent of *step* under *call*, to be appended.
     """
-    return journal.entry(
-        step, phase, release=call.release, fence=call.fence, actor=call.actor, args=args
-    )
+    return Intent(call.release, call.fence, call.actor, step, args)
 
 
-def _close(system: System, line: dict[str, Any]) -> None:
+def _close(system: System, result: Result) -> None:
     # The result is written even if another lease is in force by now.
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
-        journal.Journal(system).append(line)
+        Journal(system).append(result)

@@ -20,6 +20,7 @@ MODELS = f"{STATE}/models"  # MODELS/<manifest digest>; MODELS/blobs/<sha256>
 INCOMING = f"{STATE}/incoming"  # uploads, before they are verified
 SLOT_LINKS = f"{STATE}/slots"  # SLOT_LINKS/<slot> -> RELEASES/<bundle digest>
 JOURNAL = f"{STATE}/journal.jsonl"
+JOURNAL_ARCHIVES = f"{STATE}/journal.d"  # files that it was before
 LEASE = f"{STATE}/lease.json"
 DESIRED = f"{STATE}/desired.json"  # the desired state of the fleet, as the newest operator wrote it
 PENDING = f"{STATE}/pending.json"  # what the host takes back by itself unless it is confirmed
@@ -52,6 +53,7 @@ DEADMAN_SERVICE = "slipway-deadman.service"
 DEADMAN_BOOT = "slipway-deadman-boot.service"  # before HAProxy and the slots
 DEADMAN_UNITS = (DEADMAN_TIMER, DEADMAN_SERVICE, DEADMAN_BOOT)
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
+TIMELY_BACKEND = "timely"  # likewise; its servers are UP where checks are answered in time
 
 
 def unit(slot: str) -> str:
@@ -114,6 +116,7 @@ class Layout:
         self.incoming = self._at(INCOMING)
         self.slot_links = self._at(SLOT_LINKS)
         self.journal = self._at(JOURNAL)
+        self.journal_archives = self._at(JOURNAL_ARCHIVES)
         self.lease = self._at(LEASE)
         self.desired = self._at(DESIRED)
         self.pending = self._at(PENDING)

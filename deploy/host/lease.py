@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from deploy.host.journal import Journal
 from deploy.host.protocol import ErrorKind, HostError, LeaseStatus
+from deploy.host.replay import Replayed
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System
 
@@ -70,12 +71,16 @@ class Leases:
             return None
         return LeaseStatus(lease.owner, lease.release, lease.fence, self.left_s(lease), lease.epoch)
 
-    def newest_epoch(self) -> int:
+    def newest_epoch(self, replayed: Replayed | None = None) -> int:
         """
         Return the newest epoch that this host has seen; the journal has it where the file is lost.
+
+        Args:
+            replayed: State of the journal, where the caller has it.
         """
         last = self._read()
-        return max(last.epoch if last else 0, Journal(self._system).replay().epoch)
+        replayed = replayed or Journal(self._system).replay()
+        return max(last.epoch if last else 0, replayed.epoch)
 
     def left_s(self, lease: Lease) -> float:
         return lease.left_s(self._system.steady_s(), self._system.boot_id())

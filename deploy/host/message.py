@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
@@ -34,19 +35,22 @@ def dataclass(*, frozen: bool) -> Callable[[type], type]:
 
 
 def _init(self: Any, *args: Any, **kwargs: Any) -> None:
-    fields = dataclasses.fields(self)
-    names = [field.name for field in fields]
-    if len(args) > len(names):
-        raise TypeError(f"{type(self).__name__}: {len(args)} arguments for {len(names)} fields")
-    values = dict(zip(names, args))
+    kind: Any = type(self)
+    fields = _fields(kind)
+    if len(args) > len(fields):
+        raise TypeError(f"{kind.__name__}: {len(args)} arguments for {len(fields)} fields")
+    values = dict(zip(fields, args))
     for name, value in kwargs.items():
-        if name not in names or name in values:
-            raise TypeError(f"{type(self).__name__}: unknown or repeated argument {name!r}")
+        if name not in fields or name in values:
+            raise TypeError(f"{kind.__name__}: unknown or repeated argument {name!r}")
         values[name] = value
-    for field in fields:
-        if field.name not in values:
-            values[field.name] = _default(self, field)
-        object.__setattr__(self, field.name, values[field.name])
+    for name, field in fields.items():
+        object.__setattr__(self, name, values[name] if name in values else _default(self, field))
+
+
+@cache
+def _fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(kind)}
 
 
 def _default(self: Any, field: dataclasses.Field[Any]) -> Any:

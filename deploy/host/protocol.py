@@ -34,6 +34,7 @@ TimeoutS = Annotated[float, Range(0.001, 7200)]
 LeaseTtlS = Annotated[float, Range(0.001, 3600)]
 Keep = Annotated[int, Range(1, 1000)]
 Epoch = Annotated[int, Range(0, 2**53)]  # 0: none
+JournalNumber = Annotated[int, Range(0, 2**53)]  # of a line, from 1
 
 ResultT = TypeVar("ResultT")
 
@@ -335,6 +336,40 @@ class JournalAppend(Request[EventAppended]):
 
     step: str
     data: dict[str, Any] = field(default_factory=dict)
+
+
+JOURNAL_PAGE_MAX = 256 << 10  # bytes of the lines of a page, unless the first alone is longer
+
+
+@dataclass(frozen=True)
+class JournalPage:
+    """
+    Attributes:
+        lines: As they stand in the journal, oldest first: their hashes are those of the chain.
+        last_seq: Number up to which these are all; the next page begins after it.
+        is_end: No line follows.
+    """
+
+    lines: tuple[str, ...]
+    last_seq: JournalNumber
+    is_end: bool
+
+
+@dataclass(frozen=True)
+class JournalRead(Request[JournalPage]):
+    """
+    Return the lines of the journal after number *after_seq*, page by page; changes nothing.
+
+    Attributes:
+        limit: Most lines of the page.
+    """
+
+    VERB = "journal.read"
+    NEEDS_LEASE = False
+    ANSWER_MAX = 40 * JOURNAL_PAGE_MAX  # a line has many values, and quotes need another byte
+
+    after_seq: JournalNumber = 0
+    limit: Annotated[int, Range(1, 1000)] = 1000
 
 
 @dataclass(frozen=True)
@@ -701,7 +736,7 @@ class SlotStatus:
     Attributes:
         unit: systemd's ActiveState; "unknown" when systemd did not answer.
         weight: Share of the host's traffic in percent; None when HAProxy did not answer.
-        haproxy: HAProxy's status of the server: UP, DOWN, MAINT, DRAIN; None as above.
+        haproxy: HAProxy's status of the server: UP, LATE, DOWN, MAINT, DRAIN; None as above.
         sessions: Requests in flight or queued; None as above.
         ready: It answered its readiness check.
     """
@@ -781,14 +816,18 @@ class OwnCounters:
     What a runtime says of itself, since it started.
 
     Attributes:
-        requests: Requests to the generating routes that it answered with a 2xx or 5xx.
+        requests: Requests to the generating routes that it answered with a 2xx, or by its own
+            fault with a 5xx.
         errors: Those answered with a 5xx.
-        answers_5xx: Answers with a 5xx on any route.
+        answers_5xx: Answers with a 5xx on any route, for any reason.
+        excused: Answers with a 5xx on a generating route for a full queue, or for a deadline that
+            the client set.
     """
 
     requests: int
     errors: int
     answers_5xx: int
+    excused: int = 0
 
 
 @dataclass(frozen=True)
@@ -985,6 +1024,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         DeadmanDisarm,
         DeadmanTest,
         JournalAppend,
+        JournalRead,
         StageMissing,
         StageCommit,
         VenvBuild,

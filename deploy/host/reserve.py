@@ -15,6 +15,7 @@ only the reserve files help.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 
 STEP_BYTES = 256 << 10  # given back at a time
 RELAY_FREE_BYTES = 256 << 20  # free space from which on a used reserve is laid again
-AHEAD_BYTES = 1 << 20  # of the journal, a few hundred lines
+AHEAD_BYTES = 1 << 20  # of the journal, a few thousand lines
 _AHEAD_MIN_BYTES = AHEAD_BYTES // 2
 _BLOCK = 4096
 _SPARE = ".spare-"
@@ -128,7 +129,24 @@ def allocate_ahead(descriptor: int, end: int) -> None:
     """
     allocated = os.fstat(descriptor).st_blocks * 512
     if allocated < end + _AHEAD_MIN_BYTES:
-        _allocate(descriptor, end, AHEAD_BYTES)
+        with contextlib.suppress(OSError):
+            allocate(descriptor, end, AHEAD_BYTES)
+
+
+def allocate(descriptor: int, start: int, size: int) -> None:
+    """
+    Allocate blocks without a change of the file's size, where the file system can.
+
+    Raises:
+        OSError: There is no room.
+    """
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is None:
+        return
+    if fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(size)) != 0:
+        number = ctypes.get_errno()
+        if number in _FULL:
+            raise OSError(number, os.strerror(number))
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -145,7 +163,8 @@ def _make_spare(spare: Path, mode: int) -> None:
     except OSError:
         return  # the next write makes it
     try:
-        _allocate(descriptor, 0, _BLOCK)
+        with contextlib.suppress(OSError):
+            allocate(descriptor, 0, _BLOCK)
     finally:
         os.close(descriptor)
 
@@ -159,15 +178,6 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     names = os.fsencode(one), os.fsencode(other)
     return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0)
-
-
-def _allocate(descriptor: int, start: int, size: int) -> None:
-    """
-    Allocate blocks without a change of the file's size, where there is room.
-    """
-    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if fallocate is not None:
-        fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(size))
 
 
 def _wanted(layout: Layout) -> list[tuple[Path, int]]:

@@ -8,10 +8,11 @@ from deploy.host import desired
 from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
 from deploy.host.good import staged, still_there
-from deploy.host.journal import Journal, replay
+from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, HostStatus, SlotStatus, Status
+from deploy.host.replay import replay
 from deploy.host.reserve import is_whole
 from deploy.host.slots import runtime_api, systemd
 from deploy.host.slots.haproxy import Server
@@ -25,8 +26,8 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
     Return slots, lease, good releases and unfinished work; changes nothing.
     """
     layout = system.layout
-    entries, damaged = Journal(system).read()
-    replayed = replay(entries)
+    records, damaged = Journal(system).read()
+    replayed = replay(records)
     servers, units = servers_or_none(system), units_or_none(system)
     return HostStatus(
         boot_id=system.boot_id(),
@@ -41,7 +42,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         free_opt_bytes=free_bytes(system, layout.opt),
         free_state_bytes=free_bytes(system, layout.state),
         is_reserve_whole=is_whole(layout),
-        epoch=Leases(system).newest_epoch(),
+        epoch=Leases(system).newest_epoch(replayed),
         state=desired.stored(layout).stamp,
         staged=staged(layout),
         pending=pending.status(system),

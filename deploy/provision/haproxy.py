@@ -128,6 +128,8 @@ def _render(spec: HostSpec, digest: str) -> str:
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,
+        timely_backend=layout.TIMELY_BACKEND,
+        pairs=[layout.SLOTS, layout.SLOTS[::-1]],
         slots=[{"name": s, "socket": layout.runtime_socket(s)} for s in layout.SLOTS],
     )
 

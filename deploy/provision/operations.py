@@ -97,7 +97,10 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
         case resources.UnitsLoaded():
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case resources.EnabledService():
-            _serve(resource)
+            shell(
+                name=f"Enable, start and load {resource.unit}",
+                commands=service_commands(resource, facts),
+            )
         case deadman_resources.EnabledUnits():
             shell(name=f"Enable and start {name}", commands=[enabling_command(resource)])
         case deadman_resources.DeadmanMark():
@@ -130,19 +133,23 @@ def reserve_command(resource: slot_resources.Reserve) -> str:
     return f"rm -f {path}; {{ {lay}; }} || {{ rm -f {path}; exit 1; }}"
 
 
-def _serve(resource: resources.EnabledService) -> None:
+def service_commands(resource: resources.EnabledService, facts: Facts | None) -> list[str]:
+    """
+    Return the commands that start a service, or let it load its configuration.
+    """
     unit = resource.unit
     ask = f"echo show info | socat - UNIX-CONNECT:{resource.socket}"
     said = f"{ask} | grep -qxF {shlex.quote(f'description: {resource.description}')}"
-    shell(
-        name=f"Enable, start and load {resource.unit}",
-        commands=[
-            f"systemctl enable --quiet {unit} && systemctl reload-or-restart {unit}",
-            # A reload returns before the new worker has taken over the sockets.
-            f"for i in $(seq 100); do {said} 2>/dev/null && exit; sleep 0.1; done; "
-            f"echo '{resource.unit} did not load its configuration' >&2; exit 1",
-        ],
-    )
+    is_lost = facts is not None and resource.has_lost_socket(facts)
+    verb = "restart" if is_lost else "reload-or-restart"
+    return [
+        # systemd refuses to start a unit that failed too often, until its counter is reset.
+        f"systemctl enable --quiet {unit} && systemctl reset-failed {unit} && "
+        f"systemctl {verb} {unit}",
+        # A reload returns before the new worker has taken over the sockets.
+        f"for i in $(seq 100); do {said} 2>/dev/null && exit; sleep 0.1; done; "
+        f"echo '{unit} did not load its configuration' >&2; exit 1",
+    ]
 
 
 @operation()

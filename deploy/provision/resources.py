@@ -315,6 +315,7 @@ class EnabledService(Resource):
     A service that is enabled, active, and runs with the configuration on the disk.
 
     Attributes:
+        socket: Its runtime socket.
         description: Description that the running HAProxy must report.
     """
 
@@ -329,10 +330,18 @@ class EnabledService(Resource):
 
     @property
     def query(self) -> FactQuery:
-        return FactQuery(units=(self.unit,), haproxy=True)
+        return FactQuery(units=(self.unit,), paths={self.socket: ""}, haproxy=True)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         return _masked(facts, (self.unit,))
+
+    def has_lost_socket(self, facts: Facts) -> bool:
+        """
+        True if it runs without the path of its socket, which a reload never binds again.
+
+        A service that is only too busy to answer still has the path: it is not restarted.
+        """
+        return facts.units[self.unit].active == "active" and facts.paths[self.socket] is None
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.units[self.unit]
@@ -341,6 +350,8 @@ class EnabledService(Resource):
             wrong.append("enable")
         if found.active != "active":
             wrong.append("start")
+        elif self.has_lost_socket(facts):
+            wrong.append(f"restart, because {self.socket} is gone")
         elif facts.haproxy != self.description:
             wrong.append("reload")
         return Difference(change=", ".join(wrong)) if wrong else None

@@ -499,13 +499,14 @@ class Controller:
         of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
         promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
         histories: dict[str, list[Reading]] = {name: [] for name in (*of_wave, *promoted)}
+        stable: dict[str, list[Reading]] = {name: [] for name in of_wave}
         began_s = self._clock.monotonic_s()
         last_gate = ""
         while True:
-            if not self._read(histories):
+            if not self._read(histories, stable):
                 return  # a host failed: the release goes on without it, or back
             elapsed_s = self._clock.monotonic_s() - began_s
-            judgement = self._judge(histories, of_wave, promoted, elapsed_s)
+            judgement = self._judge(histories, stable, promoted, elapsed_s)
             if judgement.gate != last_gate:
                 self._say("canary.measured", judgement.reason, data={"wave": wave})
                 last_gate = judgement.gate
@@ -517,7 +518,7 @@ class Controller:
     def _judge(
         self,
         histories: Mapping[str, list[Reading]],
-        of_wave: list[str],
+        stable: Mapping[str, list[Reading]],
         promoted: list[str],
         elapsed_s: float,
     ) -> Judgement:
@@ -526,10 +527,11 @@ class Controller:
         if promoted:
             by_host = windows({name: histories[name] for name in promoted}, within_s)
             judgement = judge_promoted(by_host, elapsed_s, canary, gates)
-            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not of_wave:
+            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not stable:
                 return judgement
-        by_host = windows({name: histories[name] for name in of_wave}, within_s)
-        return judge(by_host, elapsed_s, canary, gates)
+        of_wave = {name: histories[name] for name in stable}
+        by_host = windows(of_wave, within_s, stable=stable)
+        return judge(by_host, elapsed_s, canary, gates, share_pct=self._plan.canary_pct)
 
     def _rule(
         self,
@@ -565,17 +567,25 @@ class Controller:
         goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
         self._turn(goal, judgement.reason)
 
-    def _read(self, histories: Mapping[str, list[Reading]]) -> bool:
+    def _read(
+        self, histories: Mapping[str, list[Reading]], stable: Mapping[str, list[Reading]]
+    ) -> bool:
         """
         Add a reading of each host to *histories*; False where one could not be read.
+
+        Args:
+            stable: Of the slots beside the canaries, of the same moments.
         """
 
         def one(name: str) -> None:
             with self._reporting(name):
                 self._keeper.check(name)
-                slot = self._plan.host(name).to_slot
+                host = self._plan.host(name)
                 now_s = self._clock.monotonic_s()
-                histories[name].append(host_commands.measure(self._clients[name], slot, now_s))
+                readings = host_commands.measure(self._clients[name], now_s)
+                histories[name].append(readings[host.to_slot])
+                if name in stable:
+                    stable[name].append(readings[host.other_slot])
 
         errors = on_each(histories, one)
         if errors:

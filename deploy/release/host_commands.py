@@ -130,11 +130,12 @@ def stop(client: HostClient, slot: str, limits: Limits) -> None:
     client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + _MARGIN_S)
 
 
-def measure(client: HostClient, slot: str, now_s: float, timeout_s: float = 10.0) -> Reading:
+def measure(client: HostClient, now_s: float, timeout_s: float = 10.0) -> dict[str, Reading]:
     """
-    Return the counters of *slot*, taken at *now_s* on the controller's monotonic clock.
+    Return the counters of each slot, taken at *now_s* on the controller's monotonic clock.
     """
-    return Reading(now_s, client.call(Measure(), timeout_s=timeout_s).slots[slot])
+    slots = client.call(Measure(), timeout_s=timeout_s).slots
+    return {slot: Reading(now_s, counters) for slot, counters in slots.items()}
 
 
 def record(client: HostClient, step: str, **data: Any) -> None:

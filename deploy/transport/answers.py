@@ -35,6 +35,8 @@ from deploy.host.protocol import (
     GoldenResult,
     GoodRollback,
     HostError,
+    JournalPage,
+    JournalRead,
     LeaseAcquire,
     Measure,
     Request,
@@ -230,6 +232,16 @@ def _golden(_request: Golden, result: GoldenResult) -> str | None:
     return None if is_sum and is_whole else "its numbers of prompts contradict each other"
 
 
+def _page(request: JournalRead, page: JournalPage) -> str | None:
+    if len(page.lines) > request.limit:
+        return f"{len(page.lines)} lines, asked were at most {request.limit}"
+    if page.last_seq < request.after_seq or (page.lines and page.last_seq == request.after_seq):
+        return f"lines up to {page.last_seq}, asked were those after {request.after_seq}"
+    if not page.lines and not page.is_end:
+        return "no lines, and yet more to come"
+    return None
+
+
 def _facts(query: FactQuery, facts: Facts) -> str | None:
     for what, asked, got in (
         ("paths", {*query.paths, *query.secrets}, facts.paths),
@@ -254,5 +266,6 @@ _CHECKS: Mapping[type[Request[Any]], Callable[[Any, Any], str | None]] = Mapping
         TrafficSet: _weights,
         Golden: _golden,
         FactQuery: _facts,
+        JournalRead: _page,
     }
 )

@@ -35,6 +35,9 @@ REQUEST_ID_HEADER = "x-request-id"
 
 # Metrics; each has the labels version and slot
 REQUESTS_TOTAL = "slipway_http_requests_total"  # also: route, code; one per answered request
+# Of those, each with a 5xx that is the client's doing; also: route, reason (one of EXCUSES)
+EXCUSED_TOTAL = "slipway_http_excused_total"
+QUEUE_FULL, CLIENT_DEADLINE = EXCUSES = ("queue_full", "client_deadline")
 REQUEST_SECONDS = "slipway_http_request_seconds"  # histogram, also: route
 FIRST_TOKEN_SECONDS = "slipway_first_token_seconds"  # noqa: S105 - a histogram
 TOKENS_TOTAL = "slipway_generated_tokens_total"

@@ -5,6 +5,8 @@ Admission control.  Pure: limits and load in, a refusal or None out.
 import math
 from dataclasses import dataclass
 
+from runtime.contract import QUEUE_FULL
+
 MAX_RETRY_AFTER_S = 30
 
 
@@ -47,12 +49,14 @@ class Refusal:
 
     Attributes:
         retry_after_s: Seconds until a retry may succeed; None if none can.
+        excuse: Why a 5xx says nothing about this runtime, one of `EXCUSES`.
     """
 
     status: int
     code: str
     message: str
     retry_after_s: int | None = None
+    excuse: str | None = None
 
 
 def refuse(
@@ -79,6 +83,7 @@ def refuse(
             "queue_full",
             f"{load.in_flight} requests are running or waiting",
             retry_after_s=retry_after_s(load, limits),
+            excuse=QUEUE_FULL,
         )
     return None
 

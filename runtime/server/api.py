@@ -251,7 +251,9 @@ def _json(document: Any, status: int = 200) -> Response:
 
 
 def _error(request: Request, refused: Refusal) -> Response:
-    status, headers, body = error_response(refused, outcome_of(request.scope).request_id)
+    outcome = outcome_of(request.scope)
+    outcome.excuse = refused.excuse
+    status, headers, body = error_response(refused, outcome.request_id)
     return Response(body, status_code=status, headers=headers)
 
 

@@ -9,7 +9,7 @@ from runtime.server.admission import Refusal
 from runtime.server.schemas import error_document
 
 # Statuses of requests that may succeed if they are sent again unchanged.
-RETRY_SAFE = frozenset({408, 429, 499, 500, 503, 504})
+RETRY_SAFE = frozenset({408, 429, 499, 500, 502, 503, 504})
 
 BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
 

@@ -92,6 +92,7 @@ class EventStream(Response):
                     await event(json.dumps(self._shape(delta, id)).encode())
         except Failed as failed:
             self._outcome.code = failed.refused.status
+            self._outcome.excuse = failed.refused.excuse
             await event(error_body(failed.refused, id, started=True), name="error")
         else:
             await event(b"[DONE]")

@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from runtime.contract import CLIENT_DEADLINE
 from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
@@ -29,7 +30,8 @@ FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
     FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
     FinishReason.ERROR: (500, "engine_error", "the model failed"),
-    FinishReason.DIED: (500, "engine_died", "the engine process ended"),
+    # Not a 500: HAProxy repeats that on the other slot, whose engine the request could end too.
+    FinishReason.DIED: (502, "engine_died", "the engine process ended"),
     FinishReason.ABANDONED: (
         503,
         "shutting_down",
@@ -71,6 +73,7 @@ class AdmittedRequest:
     Attributes:
         started_s: When it came, on the monotonic clock.
         allowed_s: Time for the whole answer, from then on.
+        late_excuse: Excuse of a late answer: the client asked for less time than it may have.
     """
 
     prompt: list[int]
@@ -78,6 +81,7 @@ class AdmittedRequest:
     stop: tuple[str, ...]
     started_s: float
     allowed_s: float
+    late_excuse: str | None = None
 
     @property
     def give_up_s(self) -> float:
@@ -144,9 +148,10 @@ class Generator:
         """
         started_s = time.monotonic()
         allowed_s = time_allowed_s(request.timeout_s, self._limits)
-        prompt = await self._encode(request, started_s + allowed_s)
+        excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
+        prompt = await self._encode(request, started_s + allowed_s, excuse)
         self._refuse(len(prompt), request)
-        return AdmittedRequest(prompt, request.params, request.stop, started_s, allowed_s)
+        return AdmittedRequest(prompt, request.params, request.stop, started_s, allowed_s, excuse)
 
     async def whole(self, request: AdmittedRequest) -> TextDelta:
         """
@@ -197,12 +202,16 @@ class Generator:
                 yield TextDelta(text, seen, prompt_tokens)
         assert stream.finish_reason is not None
         if not stream.finish_reason.is_good:
-            raise Failed(_failure(stream.finish_reason, stream.detail))
+            is_late = stream.finish_reason is FinishReason.EXPIRED
+            excuse = request.late_excuse if is_late else None
+            raise Failed(_failure(stream.finish_reason, stream.detail, excuse))
         text = scanner.add(detokenizer.add((), is_last=True), is_last=True)
         reason = "stop" if scanner.is_stopped else stream.finish_reason.value
         yield TextDelta(text, seen, prompt_tokens, reason)
 
-    async def _encode(self, request: GenerationRequest, late_s: float) -> list[int]:
+    async def _encode(
+        self, request: GenerationRequest, late_s: float, excuse: str | None
+    ) -> list[int]:
         if len(request.prompt) < LONG_PROMPT_CHARS:
             return self._codec.encode(request.prompt)
         # By its size alone: tokenizing takes seconds, counting milliseconds.
@@ -213,7 +222,7 @@ class Generator:
         job = self._long_prompts.submit(self._codec.encode, request.prompt)
         # Of the thread, which goes on where its request has been given up.
         job.add_done_callback(lambda _: self._encoded(loop))
-        return await _by(late_s, _result(job))
+        return await _by(late_s, _result(job), excuse)
 
     def _encoded(self, loop: asyncio.AbstractEventLoop) -> None:
         def count() -> None:
@@ -231,16 +240,19 @@ async def _result(job: Future[Value]) -> Value:
     return await asyncio.wrap_future(job)
 
 
-async def _by(give_up_s: float, awaited: Coroutine[Any, Any, Value]) -> Value:
+async def _by(
+    give_up_s: float, awaited: Coroutine[Any, Any, Value], excuse: str | None = None
+) -> Value:
     # Around each wait and not around the generator: a timeout must not fire while its reader,
     # which may be the same task, waits for something else.
     try:
         async with asyncio.timeout(give_up_s - time.monotonic()):
             return await awaited
     except TimeoutError:
-        raise Failed(_failure(FinishReason.EXPIRED, "the engine did not answer")) from None
+        late = _failure(FinishReason.EXPIRED, "the engine did not answer", excuse)
+        raise Failed(late) from None
 
 
-def _failure(reason: FinishReason, detail: str) -> Refusal:
+def _failure(reason: FinishReason, detail: str, excuse: str | None = None) -> Refusal:
     status, code, message = FAILURES[reason]
-    return Refusal(status, code, f"{message}: {detail}" if detail else message)
+    return Refusal(status, code, f"{message}: {detail}" if detail else message, excuse=excuse)

@@ -14,6 +14,7 @@ from prometheus_client import (
 from runtime.contract import (
     BATCH_REQUESTS,
     CACHED_TOKENS_TOTAL,
+    EXCUSED_TOTAL,
     FIRST_TOKEN_SECONDS,
     KV_PAGES,
     KV_PAGES_USED,
@@ -45,6 +46,12 @@ class Metrics:
             REQUESTS_TOTAL,
             "Answered requests, by final status",
             (*own, "route", "code"),
+            registry=registry,
+        )
+        self._excused = Counter(
+            EXCUSED_TOTAL,
+            "Answers with a 5xx that is the client's doing",
+            (*own, "route", "reason"),
             registry=registry,
         )
         self._seconds = Histogram(
@@ -96,10 +103,16 @@ class Metrics:
             registry=registry,
         ).labels(*self._own)
 
-    def answered(self, route: str, code: int, seconds: float) -> None:
+    def answered(self, route: str, code: int, seconds: float, *, excuse: str | None = None) -> None:
         """
-        Count one request; *code* is its final status, also where the status line was 200.
+        Count one request.
+
+        Args:
+            code: Its final status, also where the status line was 200.
+            excuse: Why a 5xx says nothing about this runtime, one of `EXCUSES`.
         """
+        if excuse is not None:
+            self._excused.labels(*self._own, route, excuse).inc()
         self._requests.labels(*self._own, route, str(code)).inc()
         self._seconds.labels(*self._own, route).observe(seconds)
 

@@ -52,11 +52,13 @@ class RequestOutcome:
 
     Attributes:
         code: Its final status, if the status line can't have it: a stream that failed later.
+        excuse: Why its 5xx says nothing about this runtime, one of `EXCUSES`.
     """
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.code: int | None = None
+        self.excuse: str | None = None
 
 
 def outcome_of(scope: Scope) -> RequestOutcome:
@@ -106,10 +108,11 @@ class Middleware:
             log.exception("request.raised id=%s route=%s", outcome.request_id, _route(scope))
             if exchange.status is None:
                 await exchange.refuse(BUG, outcome.request_id)
-            outcome.code = 500
+            outcome.code, outcome.excuse = 500, None
         finally:
             code = outcome.code or exchange.status or 499
-            self._metrics.answered(_route(scope), code, time.monotonic() - started_s)
+            took_s = time.monotonic() - started_s
+            self._metrics.answered(_route(scope), code, took_s, excuse=outcome.excuse)
 
     def _extra(self, outcome: RequestOutcome) -> list[tuple[bytes, bytes]]:
         extra = [*self._headers, (REQUEST_ID_HEADER.encode(), outcome.request_id.encode())]

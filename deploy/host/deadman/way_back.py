@@ -11,13 +11,15 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deploy.host import files, journal
+from deploy.host import files
 from deploy.host.deadman import pending, self_test
 from deploy.host.deadman.pending import Way, why_due
 from deploy.host.files import sync_directory
-from deploy.host.journaled import LOCK_TIMEOUT_S, entry_of
+from deploy.host.journal import Journal, result_of
+from deploy.host.journaled import LOCK_TIMEOUT_S, intent_of
 from deploy.host.layout import HAPROXY_UNIT, SLOTS, unit
 from deploy.host.protocol import Call, ErrorKind, HostError
+from deploy.host.records import Intent, Result
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server, state_without
@@ -163,7 +165,7 @@ class _WayBack:
         self._way = self._way._replace(at=at, why=why)
         with contextlib.suppress(OSError):
             pending.write(self._system, self._way)
-        self._note(journal.INTENT)
+        self._note(self._intent)
 
     def _start(self) -> None:
         """
@@ -230,7 +232,7 @@ class _WayBack:
 
     def _finish(self) -> None:
         layout = self._system.layout
-        self._note(journal.RESULT)
+        self._note(result_of(self._intent, result={}))
         layout.pending.replace(layout.went_back)
         sync_directory(layout.state)
 
@@ -284,18 +286,19 @@ class _WayBack:
         with self._failures.caught():
             _write_state(self._system, self._proxy.state())
 
-    def _note(self, phase: str) -> None:
+    def _note(self, record: Intent | Result) -> None:
         """
         Write a line of the journal, if it can be written: that never stops the way back.
         """
-        way = self._way
-        call = Call(None, way.release, ACTOR)
-        args = {"to_slot": way.to_slot, "from_slot": way.from_slot, "why": way.why}
-        line = entry_of(call, STEP, phase, args)
-        if phase == journal.RESULT:
-            line |= {"ok": True, "result": {}}
         with contextlib.suppress(Exception):
-            journal.Journal(self._system).append(line)
+            Journal(self._system).append(record)
+
+    @property
+    def _intent(self) -> Intent:
+        # The same in each pass: the result may be that of a later one.
+        way = self._way
+        args = {"to_slot": way.to_slot, "from_slot": way.from_slot, "why": way.why}
+        return intent_of(Call(None, way.release, ACTOR), STEP, args)
 
 
 def _serves(server: Server) -> bool:

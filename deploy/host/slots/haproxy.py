@@ -11,12 +11,13 @@ import csv
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from deploy.host.layout import BACKEND
+from deploy.host.layout import BACKEND, TIMELY_BACKEND
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 from deploy.host.text import one_line
 
 READY, DRAIN, MAINT = "ready", "drain", "maint"
+UP, LATE = "UP", "LATE"
 _FORCED_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # by command, inherited, by resolution, by address
 _FORCED_DRAIN = 0x08 | 0x10  # by command, inherited
 _MAINT_COMMAND, _DRAIN_COMMAND = 0x01, 0x08
@@ -29,7 +30,8 @@ class Server(NamedTuple):
 
     Attributes:
         admin: Administrative state: ready, drain or maint.
-        status: HAProxy's status: UP, DOWN, "UP 1/2", MAINT, DRAIN.
+        status: HAProxy's status: UP, DOWN, "UP 1/2", MAINT, DRAIN; or LATE where it is UP and does
+            not answer its checks in time: it gets no requests while the other slot can take them.
         own_weight: Configured weight, 0 to 256, also in drain and in maint.
         sessions: Requests in flight or queued for it.
         counters: Cumulative since HAProxy started, by field of `ProxyCounters`.
@@ -52,11 +54,11 @@ class Server(NamedTuple):
     @property
     def is_up(self) -> bool:
         """
-        Return whether the server's checks passed.
+        Return whether the server's checks passed, in time.
 
         A server that leaves maint is "UP 1/2" until its first check.
         """
-        return self.status == "UP"
+        return self.status == UP
 
 
 _COUNTERS = {
@@ -157,9 +159,14 @@ class Haproxy:
             HostError: HAProxy does not answer, or has no such backend.
         """
         try:
-            stats = parse_stat(self.ask("show stat"), backend)
+            text = self.ask("show stat")
+            stats = parse_stat(text, backend)
             states = parse_servers_state(self.ask("show servers state"), backend)
             servers = {name: merge(row, states[name]) for name, row in stats.items()}
+            # A configuration of an earlier version has no such backend.
+            for name, row in parse_stat(text, TIMELY_BACKEND).items():
+                if servers[name].is_up and row["status"].startswith("DOWN"):
+                    servers[name] = servers[name]._replace(status=LATE)
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise _unexpected(f"its answer cannot be read: {error!r}") from None
         if not servers:

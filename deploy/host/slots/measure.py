@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # As in `runtime.contract`; a test compares the two.
 REQUESTS_TOTAL = "slipway_http_requests_total"
+EXCUSED_TOTAL = "slipway_http_excused_total"
+EXCUSES = ("queue_full", "client_deadline")
 GENERATE_ROUTES = ("/generate", "/v1/completions")
 METRICS = "/metrics"
 
@@ -39,25 +41,33 @@ def count(samples: Iterable[Sample]) -> OwnCounters:
     """
     Return what the runtime says that it answered, over all labels.
 
-    Answers other than 2xx and 5xx say nothing about the release.
+    Answers other than 2xx and 5xx say nothing about the release, nor do those that are excused:
+    a full queue, and a deadline that the client set.
 
     Raises:
         MetricsError: A counter is negative, too large, or no number.
     """
-    requests = errors = answers_5xx = 0
+    good = failed = answers_5xx = excused = 0
     for name, labels, value in samples:
-        if name != REQUESTS_TOTAL:
+        if name not in {REQUESTS_TOTAL, EXCUSED_TOTAL}:
             continue
         if not 0 <= value <= MAX_COUNT:  # NaN is not in the range either
             raise MetricsError(f"{name} is {value}")
+        is_generating = labels.get("route") in GENERATE_ROUTES
         code = labels.get("code", "")[:1]
+        if name == EXCUSED_TOTAL:
+            is_known = is_generating and labels.get("reason") in EXCUSES
+            excused += int(value) if is_known else 0
+            continue
         answers_5xx += int(value) if code == "5" else 0
-        if labels.get("route") in GENERATE_ROUTES and code in {"2", "5"}:
-            requests += int(value)
-            errors += int(value) if code == "5" else 0
-    if max(requests, answers_5xx) > MAX_COUNT:
+        good += int(value) if is_generating and code == "2" else 0
+        failed += int(value) if is_generating and code == "5" else 0
+    if max(good + failed, answers_5xx, excused) > MAX_COUNT:
         raise MetricsError(f"{REQUESTS_TOTAL} adds up to more than {MAX_COUNT}")
-    return OwnCounters(requests=requests, errors=errors, answers_5xx=answers_5xx)
+    if excused > failed:
+        raise MetricsError(f"{EXCUSED_TOTAL} is {excused}, but only {failed} answers were a 5xx")
+    errors = failed - excused
+    return OwnCounters(good + errors, errors, answers_5xx, excused)
 
 
 def run(system: System, _call: Call, _request: Measure) -> Measurement:

@@ -182,7 +182,7 @@ def test_sigterm_finishes_requests_in_flight(ready):
 
 def test_a_dead_engine_fails_its_requests_and_ends_the_runtime(tmp_path, model):
     """
-    Waiting clients get a retryable 500; the exit code asks systemd for a restart.
+    Waiting clients get a retryable 502; the exit code asks systemd for a restart.
     """
     with running(tmp_path / "blue", model) as runtime:
         runtime.messages_until("READY=1")
@@ -193,7 +193,7 @@ def test_a_dead_engine_fails_its_requests_and_ends_the_runtime(tmp_path, model):
             with client.makefile("rb") as answer:
                 whole = answer.read().decode()  # to its end: the runtime hangs up
 
-        assert whole.startswith("HTTP/1.1 500 ")
+        assert whole.startswith("HTTP/1.1 502 ")
         error = json.loads(whole.partition("\r\n\r\n")[2])["error"]
         assert (error["code"], error["retry_safe"]) == ("engine_died", True)
         assert "killed by signal 9" in runtime.messages_until("STOPPING=1")[-1]

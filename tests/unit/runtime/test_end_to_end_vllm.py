@@ -205,7 +205,7 @@ def test_sigterm_finishes_requests_in_flight(ready):
 
 def test_a_dead_vllm_fails_its_requests_and_ends_the_runtime(tmp_path, venv, model):
     """
-    Waiting clients get a retryable 500; the exit code asks systemd for a restart.
+    Waiting clients get a retryable 502; the exit code asks systemd for a restart.
     """
     with running(tmp_path / "b", venv, model) as runtime:
         runtime.messages_until("READY=1")

@@ -27,7 +27,7 @@ defaults
     timeout server 60s
     timeout http-request 30s
     timeout check 1s
-    retries 2
+    retries 1
     option redispatch 1
     retry-on conn-failure empty-response 500
 frontend public

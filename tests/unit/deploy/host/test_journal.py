@@ -1,230 +1,46 @@
-import itertools
 import json
 import os
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deploy.host.journal import Journal, replay
-from deploy.host.protocol import GoodRelease, Status
-from tests.local_host import BOOT
-from tests.unit.deploy.host.fakes import BUNDLE, OTHER
-
-
-def line(step, phase, release="r1", args=None, ok=None, **more):
-    fields = {"step": step, "phase": phase, "release": release, "args": args or {}, "ok": ok}
-    return {**fields, "fence": 1, "at": "t", "actor": "ann", **more}
-
-
-def lines(*entries):
-    return [{**entry, "seq": seq} for seq, entry in enumerate(entries, 1)]
-
-
-def begin(release="r1"):
-    return line("release.begin", "event", release)
-
-
-def end(release="r1", outcome="promoted"):
-    return line("release.end", "event", release, {"outcome": outcome})
-
-
-def did(step, release="r1", ok=True, **args):
-    return [line(step, "intent", release, args), line(step, "result", release, args, ok)]
-
-
-def good(release, bundle, version):
-    return did("good.record", release, bundle=bundle, version=version, slot="blue")
-
-
-# -- replay
-
-
-def test_an_intent_without_result_is_unfinished():
-    """
-    A killed verb is reported, with its step.
-    """
-    killed = line("slot.start", "intent", args={"slot": "green"})
-    unfinished = replay(lines(begin(), killed)).unfinished
-
-    assert (unfinished.release, unfinished.step) == ("r1", "slot.start")
-
-
-def test_a_release_without_end_is_unfinished_at_its_last_step():
-    """
-    So a controller that died between two verbs is reported too.
-    """
-    unfinished = replay(lines(begin(), *did("slot.start", slot="green"))).unfinished
-
-    assert (unfinished.release, unfinished.step) == ("r1", "slot.start")
-
-
-def test_the_same_verb_run_again_finishes_a_killed_one():
-    """
-    Intent, crash, intent, result: nothing is unfinished.
-    """
-    killed = line("slot.start", "intent", args={"slot": "green"})
-
-    assert replay(lines(killed, *did("slot.start", slot="green"))).unfinished is None
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        {"kind": "rollback", "reason": "back to v1 (r-v1)", "to_release": "r-v1"},
-        {"kind": "rollback", "reason": "back to v1 (r-v1)"},
-    ],
+from deploy.host.journal import Journal
+from deploy.host.protocol import (
+    JOURNAL_PAGE_MAX,
+    GoodRecord,
+    HostError,
+    JournalRead,
+    Status,
 )
-def test_an_unfinished_rollback_names_its_target(args):
-    """
-    Also one that the release before interrupted: it wrote the target into the reason only.
-    """
-    entries = lines(line("release.begin", "event", "r-back-to-v1", args))
-
-    assert replay(entries).unfinished.rollback_to == "r-v1"
-
-
-def test_an_unfinished_release_names_no_target():
-    assert replay(lines(begin())).unfinished.rollback_to is None
-
-
-def test_another_slot_finishes_nothing():
-    """
-    Negative control: a result for other arguments leaves the intent open.
-    """
-    killed = line("slot.start", "intent", args={"slot": "green"})
-
-    unfinished = replay(lines(killed, *did("slot.start", slot="blue"))).unfinished
-
-    assert unfinished.step == "slot.start"
-
-
-def test_a_failed_result_is_a_result():
-    """
-    A verb that reported an error is not unfinished.
-    """
-    assert replay(lines(*did("slot.start", ok=False))).unfinished is None
-
-
-def test_the_end_of_a_release_finishes_all_its_steps():
-    """
-    Its writer checked the host and left it in order.
-    """
-    entries = lines(begin(), line("slot.start", "intent"), end(outcome="reverted"))
-
-    assert replay(entries).unfinished is None
-
-
-def test_the_end_of_another_release_ends_nothing():
-    """
-    Only the release that began last can end.
-    """
-    assert replay(lines(begin("r1"), end("r0"))).unfinished.release == "r1"
-
-
-def test_a_new_release_takes_over_an_unfinished_one():
-    """
-    After r2's end nothing is unfinished, although r1 never ended.
-    """
-    entries = lines(begin("r1"), begin("r2"), end("r2"))
-
-    assert replay(entries[:2]).unfinished.release == "r2"
-    assert replay(entries).unfinished is None
-
-
-def test_good_releases_are_a_stack():
-    """
-    A record pushes; a rollback pops down to its target.
-    """
-    entries = lines(
-        *good("r1", BUNDLE, "v1"),
-        *good("r2", OTHER, "v2"),
-        *good("r3", BUNDLE, "v3"),
-        *did("good.rollback", "r4", to_release="r1"),
-    )
-
-    assert [g.release for g in replay(entries[:6]).good] == ["r1", "r2", "r3"]
-    assert [g.release for g in replay(entries).good] == ["r1"]
-
-
-def test_recording_the_same_release_again_changes_nothing():
-    """
-    A controller that lost the answer may repeat it.
-    """
-    assert len(replay(lines(*good("r1", BUNDLE, "v1"), *good("r1", BUNDLE, "v1"))).good) == 1
-
-
-def test_a_failed_record_is_not_good():
-    """
-    Only a result with ok counts.
-    """
-    assert replay(lines(*did("good.record", ok=False, bundle=BUNDLE, version="v1"))).good == []
-
-
-def test_lines_of_earlier_versions_replay():
-    """
-    A good record with more keys; retired events are read as notes.
-    """
-    args = {"bundle": BUNDLE, "version": "v1", "slot": "blue", "at": "t", "by": "ann"}
-    old = lines(
-        begin(),
-        line("release.paused", "event", args={"reason": "errors"}),
-        line("release.resumed", "event"),
-        *did("good.record", "r1", **args),
-        end(),
-    )
-
-    replayed = replay(old)
-
-    assert replayed.good == [GoodRelease("r1", BUNDLE, "v1")]
-    assert (replayed.paused, replayed.unfinished) == (None, None)
-
-
-def test_a_release_that_ends_paused_stays_paused_until_the_next_begins():
-    """
-    The new slot stays warm: status shows it, although no release is unfinished.
-    """
-    ended = lines(begin(), end(outcome="paused"))
-
-    assert replay(ended).paused == "r1"
-    assert replay(ended).unfinished is None
-    assert replay([*ended, *lines(begin("r2"))]).paused is None
-
-
-@given(st.lists(st.sampled_from(["begin", "intent", "result", "end", "good"]), max_size=12))
-def test_replaying_is_pure_and_an_ended_release_leaves_nothing_open(kinds):
-    """
-    For any earlier lines, nothing is unfinished after begin and end; a second replay gives the
-    same.
-    """
-    lines_by_kind = {
-        "begin": [begin()],
-        "intent": [line("slot.stop", "intent")],
-        "result": [line("slot.stop", "result", ok=True)],
-        "end": [end()],
-        "good": good("r1", BUNDLE, "v1"),
-    }
-    entries = lines(*itertools.chain.from_iterable(lines_by_kind[kind] for kind in kinds))
-    before = json.dumps(entries)
-
-    assert replay(entries) == replay(entries)
-    assert json.dumps(entries) == before
-    assert replay([*entries, begin("r9"), end("r9")]).unfinished is None
-
-
-# -- the file
+from deploy.host.records import (
+    PART_MAX,
+    ZERO,
+    Event,
+    Intent,
+    Result,
+    bounded,
+    digest_of,
+    from_line,
+    to_line,
+)
+from tests.local_host import BOOT
 
 
 def append(host, step="x", **args):
-    entry = line(step, "event", args=args)
-    return Journal(host.system).append({key: entry[key] for key in entry if key != "at"})
+    """
+    Append an event and return its number.
+    """
+    return Journal(host.system).append(Event("r1", 1, "ann", step, args)).seq
+
+
+def numbers(host):
+    return [record.seq for record in Journal(host.system).read()[0]]
 
 
 def test_lines_have_a_number_a_time_and_a_boot_id(host):
     """
     seq grows by one; at is UTC; boot_id changes with a reboot.
     """
-    assert [append(host)["seq"] for _ in range(3)] == [1, 2, 3]
+    assert [append(host) for _ in range(3)] == [1, 2, 3]
 
     first = host.journal()[0]
     assert (first["boot_id"], first["at"]) == (BOOT, "2025-06-15T15:06:40.000Z")
@@ -241,9 +57,9 @@ def test_a_torn_last_line_is_truncated_and_ignored(host, torn):
     with host.layout.journal.open("ab") as file:
         file.write(torn)
 
-    assert [e["seq"] for e in Journal(host.system).read()[0]] == [1, 2]
-    assert append(host)["seq"] == 3
-    assert [e["seq"] for e in host.journal()] == [1, 2, 3]
+    assert numbers(host) == [1, 2]
+    assert append(host) == 3
+    assert numbers(host) == [1, 2, 3]
 
 
 def test_a_damaged_line_is_counted_and_costs_only_itself(host):
@@ -254,19 +70,21 @@ def test_a_damaged_line_is_counted_and_costs_only_itself(host):
     text = host.layout.journal.read_text().splitlines()
     host.layout.journal.write_text("\n".join([text[0][:20], text[1]]) + "\n")
 
-    entries, damaged = Journal(host.system).read()
-
-    assert ([e["seq"] for e in entries], damaged) == ([2], 1)
-    assert append(host)["seq"] == 3
+    assert numbers(host) == [2]
+    assert Journal(host.system).read()[1] == 1
+    assert append(host) == 3
 
 
 def test_numbering_continues_after_a_very_long_line(host):
     """
     A line longer than the read window.
     """
-    append(host), append(host, text="x" * 200_000)
+    append(host)
+    long = Event("r1", 1, "ann", "x", {"text": "x" * 200_000}, seq=2, prev="0" * 64)
+    with host.layout.journal.open("ab") as file:
+        file.write(to_line(long) + b"\n")
 
-    assert append(host)["seq"] == 3
+    assert append(host) == 4  # 3 is a checkpoint: the file was full
 
 
 def test_a_line_that_does_not_fit_is_removed(host, monkeypatch):
@@ -323,7 +141,141 @@ def test_a_line_with_wrong_types_is_damaged(host, damage):
     assert status.lease is not None
 
 
-def test_a_good_record_without_a_release_is_ignored():
-    assert replay(lines(*good("r1", BUNDLE, "v1"), *good(None, OTHER, "v2"))).good == [
-        GoodRelease("r1", BUNDLE, "v1")
-    ]
+# -- records
+
+
+def test_each_line_has_the_hash_of_the_one_before(host):
+    append(host), append(host), append(host)
+
+    raw = host.layout.journal.read_bytes().splitlines()
+    assert [line["prev"] for line in host.journal()] == [ZERO, *map(digest_of, raw[:2])]
+
+
+def test_an_intent_and_its_result_are_typed(leased):
+    """
+    The result names its intent, and has the arguments of it.
+    """
+    leased.call(GoodRecord("a" * 64, "v1", "blue"))
+
+    intent, result = Journal(leased.system).read()[0][-2:]
+    assert (type(intent), type(result)) == (Intent, Result)
+    assert (result.intent, result.args) == (intent.seq, intent.args)
+    assert (result.ok, result.actor, result.release) == (True, "ann", "r1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq": -1}, {"seq": True}, {"seq": 2**60}, {"prev": "no hash"}, {"step": None},
+        {"extra": 1}, {"phase": "notes"}, {"phase": ["event"]}, {"actor": 7}, {"at": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_is_decoded_strictly(change):
+    """
+    Another type, a key too many, an unknown phase: the line is damaged.
+    """
+    line = to_line(Event("r1", 1, "ann", "x", {}, seq=4, prev=ZERO))
+    assert from_line(line) is not None
+
+    assert from_line(json.dumps({**json.loads(line), **change}).encode()) is None
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"null", b"7", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_object_is_no_line(line):
+    assert from_line(line) is None
+
+
+def test_a_part_that_is_too_long_is_named_by_size_and_hash(host):
+    """
+    The same each time, so that a result finds its intent; short parts stay.
+    """
+    part = {"slot": "green", "text": "x" * PART_MAX}
+
+    assert bounded(part) == bounded(part)
+    assert bounded(part)["slot"] == "green"
+    assert bounded(part)["text"]["cut_bytes"] == PART_MAX + 2
+    assert bounded({"slot": "green"}) == {"slot": "green"}
+    append(host, **part)
+    assert host.layout.journal.stat().st_size < 1000
+
+
+def test_a_part_of_many_values_is_bounded_as_a_whole():
+    part = {str(n): "x" * 100 for n in range(PART_MAX // 50)}
+
+    assert set(bounded(part)) == {"cut_bytes", "sha256"}
+
+
+def test_a_name_that_is_too_long_is_refused(host):
+    host.release = "r" * 2000
+
+    with pytest.raises(HostError, match="too long"):
+        host.lease()
+    assert not host.layout.journal.exists() or host.layout.journal.stat().st_size == 0
+
+
+# -- the verb that reads it
+
+
+def pages(host, limit=1000):
+    after_seq, lines = 0, []
+    while True:
+        page = host.call(JournalRead(after_seq, limit))
+        assert len(page.lines) <= limit
+        lines += page.lines
+        if page.is_end:
+            return lines
+        assert page.last_seq > after_seq
+        after_seq = page.last_seq
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+def test_pages_give_the_file(host, limit):
+    """
+    Byte for byte, whatever the size of a page.
+    """
+    for _ in range(5):
+        append(host)
+
+    assert pages(host, limit) == host.layout.journal.read_text().splitlines()
+
+
+def test_a_page_is_bounded_in_bytes(host):
+    for _ in range(20):
+        append(host, a="x" * 50_000, b="y" * 10_000)
+
+    page = host.call(JournalRead())
+
+    assert 0 < sum(map(len, page.lines)) <= JOURNAL_PAGE_MAX
+    assert not page.is_end
+    assert len(pages(host)) > len(page.lines)
+
+
+def test_reading_needs_no_lease_and_changes_nothing(host):
+    append(host)
+    before = host.layout.journal.read_bytes()
+
+    assert host.fence is None
+    assert len(pages(host)) == 1
+    assert host.layout.journal.read_bytes() == before
+    assert not host.layout.lock.exists()
+
+
+def test_a_host_without_a_journal_has_an_empty_one(host):
+    page = host.call(JournalRead())
+
+    assert (page.lines, page.last_seq, page.is_end) == ((), 0, True)
+
+
+def test_a_damaged_line_is_shown_as_it_is(host):
+    """
+    Its bytes that are no text are replaced; what follows is there too.
+    """
+    append(host)
+    with host.layout.journal.open("ab") as file:
+        file.write(b"\xff broken, \n")
+    append(host)
+
+    lines = pages(host)
+    assert [from_line(line.encode()) is None for line in lines] == [False, True, False]
+    assert "broken" in lines[1]

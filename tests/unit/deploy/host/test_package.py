@@ -11,7 +11,7 @@ import deploy.host
 
 PACKAGE = Path(deploy.host.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-WITH_MESSAGES = ["bundle/manifest.py", "protocol.py", "rpc.py"]
+WITH_MESSAGES = ["bundle/manifest.py", "protocol.py", "records.py", "rpc.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

@@ -344,7 +344,7 @@ OLD_ANSWER = (
 )
 
 
-@pytest.mark.parametrize("verb", [*REQUESTS, "journal.read"])
+@pytest.mark.parametrize("verb", [*REQUESTS, "journal.erase"])
 def test_an_older_controller_gets_a_fix(host, verb):
     """
     Also for a removed verb; nothing is changed.

@@ -159,6 +159,9 @@ def _fulfil(resource, values):
                 load="loaded", active="active", enabled="enabled", stale=False
             )
             values["haproxy"] = resource.description
+            values["paths"][resource.socket] = PathFacts(
+                type="other", mode="0600", owner="root", group="root", size=0
+            )
         case EnabledUnits():
             values["units"] |= {
                 name: UnitFacts(load="loaded", active="active", enabled="enabled", stale=False)

@@ -97,9 +97,10 @@ class PublicPort:
         times: Replaced values of timeouts, such as {"client": "1s"}.
         edit: Changes the text before HAProxy reads it; for negative controls.
         slot: What listens on the socket of the slot; None for a fake.
+        status: Status of the slot to wait for.
     """
 
-    def __init__(self, folder, *, times=None, edit=None, slot=None, **service):
+    def __init__(self, folder, *, times=None, edit=None, slot=None, status="UP", **service):
         self.port = _free_port()
         (folder / "blue").mkdir(exist_ok=True)
         self.slot = slot or Slot(folder / "blue" / "runtime.sock")
@@ -120,13 +121,13 @@ class PublicPort:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        self._wait_until_up()
+        self._wait_until(status)
 
-    def _wait_until_up(self):
+    def _wait_until(self, status):
         until_s = time.monotonic() + DEADLINE_S
         while True:
             try:
-                if self.stat("runtime", "blue")["status"] == "UP":
+                if self.stat("runtime", "blue")["status"] == status:
                     return
             except OSError:
                 pass
@@ -140,7 +141,9 @@ class PublicPort:
         """
         self.slot.close()
         self._process.kill()
-        return self._process.communicate()[1]
+        if not self._process.stderr.closed:
+            self._errors = self._process.communicate()[1]
+        return self._errors
 
     def ask(self, command):
         with socket.socket(socket.AF_UNIX) as client:

@@ -70,7 +70,8 @@ def test_only_missing_files_are_placed(gone):
     For any set of missing files.
     """
     facts = replace(GOOD, paths=GOOD.paths | dict.fromkeys(gone))
-    owners = [r.name for r in RESOURCES.placed if {*r.query.paths, *r.query.secrets} & gone]
+    resources = (*RESOURCES.placed, *RESOURCES.running)
+    owners = [r.name for r in resources if {*r.query.paths, *r.query.secrets} & gone]
     assert names(steps_to(RESOURCES, facts)) == owners
 
 

@@ -160,9 +160,8 @@ def test_judged_by_the_sum_alone_the_lies_would_pass(monkeypatch):
     hosts = {"n1": FORGED, "n2": Window(100, 50, 0)}
     assert judged(hosts).verdict is Verdict.PAUSE
 
-    sums = gates_module.pooled
     monkeypatch.setattr(gates_module, "_is_no_chance", lambda *_: False)
-    monkeypatch.setattr(gates_module, "pooled", lambda _: sums(hosts.values()))
+    monkeypatch.setattr(gates_module, "_without", lambda wave, _: wave)
     assert judged(hosts).verdict is Verdict.PASS
 
 

@@ -14,6 +14,7 @@ from deploy.host.protocol import (
     SCHEMA,
     Call,
     FactQuery,
+    JournalRead,
     LeaseAcquire,
     Measure,
     SlotStop,
@@ -67,11 +68,24 @@ def transport(sshd):
             result(weights={"blue": 10, "green": 90}, haproxy={"blue": "UP", "green": "UP"}),
         ),
         (Measure(), result(at_s=1.0, slots={})),
+        (JournalRead(4), result(lines=["x"], last_seq=4, is_end=False)),
+        (JournalRead(4), result(lines=["x"], last_seq=3, is_end=True)),
+        (JournalRead(4), result(lines=[], last_seq=9, is_end=False)),
+        (JournalRead(4, limit=1), result(lines=["x", "y"], last_seq=9, is_end=True)),
     ],
 )
 def test_a_result_about_something_else_is_refused(request_, text):
     with pytest.raises(CommandFailed, match="evil"):
         read_answer("evil", request_, text)
+
+
+def test_a_page_of_the_journal_is_taken():
+    """
+    Control: one without a contradiction, and the end.
+    """
+    for lines, last_seq, is_end in ((["x", "y"], 6, False), ([], 4, True)):
+        text = result(lines=lines, last_seq=last_seq, is_end=is_end)
+        assert read_answer("n1", JournalRead(4), text).last_seq == last_seq
 
 
 def test_without_the_check_a_contradiction_is_taken(monkeypatch):

@@ -90,7 +90,7 @@ async def test_a_body_of_unknown_length_is_bounded_too(runtime):
     [
         (FinishReason.NONFINITE, 500, "engine_nonfinite"),
         (FinishReason.ERROR, 500, "engine_error"),
-        (FinishReason.DIED, 500, "engine_died"),
+        (FinishReason.DIED, 502, "engine_died"),
         (FinishReason.EXPIRED, 504, "deadline_exceeded"),
         (FinishReason.ABANDONED, 503, "shutting_down"),
     ],
