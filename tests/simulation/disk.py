@@ -111,7 +111,7 @@ class Disk:
         raise AssertionError("unreachable")
 
     def find(self, parts, *, follow, start=None):
-        directory, _name, node = self.walk(parts, start)
+        _, _, node = self.walk(parts, start)
         if node is None:
             raise _error(errno.ENOENT, f"{self.root}/{'/'.join(parts)}")
         if follow and node.kind is _LINK:

@@ -2,6 +2,7 @@
 Runs a scenario with every fault at every boundary, by forking the world at each of them.
 """
 
+import gc
 import json
 import os
 import tempfile
@@ -201,7 +202,15 @@ def explore(scenario, budget, only=None):
         path = Path(directory) / "results"
         results = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         explorer = Explorer(budget, results, only)
-        _one(scenario, explorer)
+        # A collection would write to every page, and copy what the forks share.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            _one(scenario, explorer)
+        finally:
+            gc.enable()
+            gc.unfreeze()
         explorer.wait()
         os.close(results)
         lines = path.read_text().splitlines()

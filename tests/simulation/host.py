@@ -3,11 +3,13 @@ A host of a simulated world: the real host program over a disk in memory, with b
 """
 
 import contextlib
+import json
+import traceback
 
 from deploy.host.__main__ import handle
 from deploy.host.disk import nearest_existing
 from deploy.host.files import link_atomic
-from deploy.host.layout import SLOTS, unit
+from deploy.host.layout import SLOTS
 from deploy.host.protocol import HostError
 from tests.local_host import CHECK_INTERVAL_S, FakeSystem
 from tests.simulation.disk import PREFIX, Disk, _open
@@ -128,7 +130,10 @@ class SimulatedHost(FakeSystem):
         if changes:
             self._at_sync("before", command)
             self._on()
+        served = changes and self.serving()
         answer = super().haproxy(command)
+        if served and not self.serving():
+            self.world.fail(f"{self.name}: no slot serves after: {command}")
         if changes:
             self._at_sync("after", command)
             self._on()
@@ -164,10 +169,9 @@ class SimulatedHost(FakeSystem):
         """
         if not self.is_on or self.frozen_until_s > self.world.now_s or name in self.running:
             return
-        try:
+        # What fails, systemd starts again in 5 s.
+        with contextlib.suppress(HostDied, VerbKilled, HostError, OSError, ValueError):
             self._running(name, work)
-        except (HostDied, VerbKilled, HostError, OSError, ValueError):
-            pass  # systemd starts it again in 5 s
 
     def _running(self, verb, work):
         if not self.is_on:
@@ -176,6 +180,9 @@ class SimulatedHost(FakeSystem):
         before = set(_open)
         try:
             return work()
+        except AssertionError as error:
+            self.world.failures.append(str(error) or traceback.format_exc()[-2000:])
+            raise
         finally:
             self.running.pop()
             if set(_open) - before:
@@ -226,11 +233,13 @@ class SimulatedHost(FakeSystem):
         enabled = [slot for slot in SLOTS if self.unit_of(slot).enabled]
         for slot in SLOTS:
             self.unit_of(slot).queued = "start" if slot in enabled else None
+        pending = content(self, "pending.json")
         self.own("boot", lambda: self.world.machinery.boot(self))
         if not self.is_on:
             return  # it died again
         if not self.proxy.is_running:
             self.start_haproxy()
+        self.world.invariants.check_start(self, pending)
         boots = self.boots
         for slot in SLOTS:
             # A stop by the host's own way back has taken the start out of the queue.
@@ -327,4 +336,19 @@ class SimulatedHost(FakeSystem):
         link_atomic(self.layout.slot_link(slot), self.layout.release(bundle))
 
 
-__all__ = ["HostDied", "SimulatedHost", "VerbKilled", "unit"]
+def node_of(host, name):
+    """
+    Return the node of a file of the host program's state directory.
+    """
+    node = host.disk.top
+    for part in ("var", "lib", "slipway", name):
+        node = node.content.get(part) if node is not None else None
+    return node
+
+
+def content(host, name):
+    node = node_of(host, name)
+    try:
+        return None if node is None else json.loads(bytes(node.content))
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ What must hold in every world: checked while time passes, at every boundary and 
 import json
 
 from deploy.host.layout import SLOTS
-from tests.simulation.world import Violation
+from tests.simulation.host import content, node_of
 
 SETTLE_S = 2.0  # beyond lease + 5 s: to wait for UP, to stop the slot, and latencies
 
@@ -30,15 +30,15 @@ class Invariants:
     def check(self):
         for host in self.world.hosts.values():
             if host.is_on:
+                self._epoch(host)
                 self._serves(host)
                 self._exposure(host)
-                self._epoch(host)
 
     def _serves(self, host):
         if host.excused_until_s >= self.world.now_s or host.frozen_until_s >= self.world.now_s:
             return
         if not host.serving():
-            raise Violation(f"{host.name}: no slot serves: {_shown(host)}")
+            self.world.fail(f"{host.name}: no slot serves: {_shown(host)}")
 
     def _exposure(self, host):
         weights = tuple(host.proxy.weights.values())
@@ -46,14 +46,27 @@ class Invariants:
             return
         self._weights[host.name] = weights
         for bundle, share in host.shares().items():
+            if bundle in self.new:
+                self._won(host)
             if (
                 bundle in self.new
                 and share > self.canary_pct + 0.5
                 and not self._passed(host, bundle)
             ):
-                raise Violation(
+                self.world.fail(
                     f"{host.name}: {share:.0f} % on {bundle[:4]} without a recorded verdict"
                 )
+
+    def _won(self, host):
+        """
+        Nothing goes forward under an epoch that was not won on more than half of the hosts.
+        """
+        lease = content(host, "lease.json")
+        if lease is None or lease["owner"] is None or not lease["epoch"]:
+            return
+        names = self._owners.get(lease["epoch"], {}).get(lease["owner"], ())
+        if 2 * len(names) <= len(self.world.hosts):
+            self.world.fail(f"{host.name}: goes forward under an epoch of {sorted(names)} alone")
 
     def _passed(self, host, bundle):
         """
@@ -87,14 +100,21 @@ class Invariants:
         self._leases[host.name] = bytes(node.content)
         lease = json.loads(node.content)
         if lease["epoch"] < self._epochs[host.name]:
-            raise Violation(f"{host.name}: epoch {lease['epoch']} after {self._epochs[host.name]}")
+            self.world.fail(f"{host.name}: epoch {lease['epoch']} after {self._epochs[host.name]}")
         self._epochs[host.name] = lease["epoch"]
         if lease["owner"] and lease["epoch"]:
             owners = self._owners.setdefault(lease["epoch"], {})
             owners.setdefault(lease["owner"], set()).add(host.name)
             strong = [o for o, names in owners.items() if 2 * len(names) > len(self.world.hosts)]
             if len(strong) > 1:
-                raise Violation(f"epoch {lease['epoch']} was won by {strong}")
+                self.world.fail(f"epoch {lease['epoch']} was won by {strong}")
+
+    def check_start(self, host, pending):
+        """
+        A host does not start with a change that is not confirmed.
+        """
+        if pending is not None and host.proxy.weights[pending["to_slot"]]:
+            self.world.fail(f"{host.name}: it starts with what was not confirmed: {_shown(host)}")
 
     # -- at the end
 
@@ -104,14 +124,14 @@ class Invariants:
         """
         for host in self.world.hosts.values():
             if not host.is_on:
-                raise Violation(f"{host.name}: it did not come up again")
+                self.world.fail(f"{host.name}: it did not come up again")
             shares = host.shares()
             if len(shares) != 1:
-                raise Violation(f"{host.name}: {when}: mixed: {_shown(host)}")
+                self.world.fail(f"{host.name}: {when}: mixed: {_shown(host)}")
             if node_of(host, "pending.json") is not None and not self._leased(host):
-                raise Violation(f"{host.name}: {when}: still pending: {_shown(host)}")
+                self.world.fail(f"{host.name}: {when}: still pending: {_shown(host)}")
             if not host.serving():
-                raise Violation(f"{host.name}: {when}: nothing serves: {_shown(host)}")
+                self.world.fail(f"{host.name}: {when}: nothing serves: {_shown(host)}")
 
     def _leased(self, host):
         lease = content(host, "lease.json")
@@ -134,32 +154,22 @@ class Invariants:
         for host in self.world.hosts.values():
             for bundle in host.shares():
                 if bundle in refused:
-                    raise Violation(f"{host.name}: the refused {bundle[:4]} serves")
+                    self.world.fail(f"{host.name}: the refused {bundle[:4]} serves")
+
+    def check_promoted(self, bundle):
+        """
+        What an operator was told is promoted, every host serves.
+        """
+        for host in self.world.hosts.values():
+            if set(host.shares()) != {bundle}:
+                self.world.fail(f"{host.name}: promoted, and it serves something else")
 
     def check_one_version(self):
         serving = {name: sorted(h.shares()) for name, h in self.world.hosts.items()}
         bundles = {bundle for shares in serving.values() for bundle in shares}
         if len(bundles) != 1 or any(len(shares) != 1 for shares in serving.values()):
             shown = {name: [b[:4] for b in shares] for name, shares in serving.items()}
-            raise Violation(f"the fleet serves several versions: {shown}")
-
-
-def node_of(host, name):
-    """
-    Return the node of a file of the host program's state directory.
-    """
-    node = host.disk.top
-    for part in ("var", "lib", "slipway", name):
-        node = node.content.get(part) if node is not None else None
-    return node
-
-
-def content(host, name):
-    node = node_of(host, name)
-    try:
-        return None if node is None else json.loads(bytes(node.content))
-    except ValueError:
-        return None
+            self.world.fail(f"the fleet serves several versions: {shown}")
 
 
 def _shown(host):

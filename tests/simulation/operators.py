@@ -4,6 +4,7 @@ staged, and the operator's own clock and connections.
 """
 
 import sys
+import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -33,7 +34,9 @@ def policy(**changes):
         "min_requests": 4,
         "interval": "2s",
     }
-    return make_policy(**{"canary": canary, "waves": [1, "100%"], "lease_ttl": "15s"} | changes)
+    gates = {"http_request_error_rate": {"action": "revert"}}
+    fields = {"canary": canary, "gates": gates, "waves": [1, "100%"], "lease_ttl": "15s"}
+    return make_policy(**fields | changes)
 
 
 @contextmanager
@@ -76,6 +79,7 @@ def deterministic(world):
         put(releases, "SystemClock", at_work)
         put(releases, "owner", lambda: at_work().name)
         put(releases, "actor", lambda: at_work().name)
+        put(releases, "release_id", lambda version, now: f"{version}-{at_work().name}")
         put(releases, "_stage_of", lambda bundle, plan: _stage)
         put(releases, "_stage_again", lambda on, plan: _stage)
         put(releases, "_signals_interrupt", _no_signals)
@@ -109,6 +113,7 @@ def _on_each(hosts, work, *, within_s=None):
             except DeployError as error:
                 errors[host] = error
             except Exception as error:
+                world.failures.append(traceback.format_exc()[-2000:])
                 errors[host] = unexpected(host, error)
     finally:
         operator.deadline_s = was_s
@@ -163,6 +168,26 @@ class Command:
 
     def resume(self):
         return self._do(lambda: releases.resume(self._on, self._report, steal=True))
+
+    def stored(self):
+        """
+        Return the desired state of the fleet.
+        """
+        self.world.stack.append(self.operator)
+        try:
+            return releases.stored(self._on)
+        finally:
+            self.world.stack.pop()
+
+    def bring(self, desired):
+        """
+        Go on with *desired*, which was read before.
+        """
+
+        def does():
+            return releases._run(self._on, desired, self._report, stage=_stage, steal=True)
+
+        return self._do(does)
 
     def _report(self, event):
         self.world.events.append((self.operator.name, event))

@@ -5,12 +5,13 @@ What is done in a world, and what must be true of it in the end.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
 from tests.local_fleet import DIGESTS
 from tests.local_host import place_release
 from tests.simulation.faults import TTL_S
 from tests.simulation.invariants import SETTLE_S, Invariants
 from tests.simulation.operators import CANARY_PCT, Command, deterministic
-from tests.simulation.world import DEADMAN_S, world_of
+from tests.simulation.world import DEADMAN_S, Violation, world_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Scenario:
         does: What the operator ann does; a command that nothing disturbs.
         prepare: What was done before, without faults.
         is_bad: Every request to the new release fails.
+        ends: How it ends where nothing happens.
+        cut: Hosts that cannot be reached from the beginning.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Scenario:
     does: Callable[[Command], object]
     prepare: Callable[[object], object] = lambda world: None
     is_bad: bool = False
+    ends: str = "promoted: b2/b2"
+    cut: tuple[str, ...] = ()
 
 
 def _release(command):
@@ -44,13 +49,48 @@ def _released(world):
     assert done.error is None, done.error
 
 
+def _interrupted(world):
+    """
+    Leave an open release behind, of an operator who was killed during the canary.
+    """
+    killed = Command(world, "amy")
+
+    def kill(point, delivery):
+        if (point.when, point.verb) == ("answer", "measure"):
+            killed.operator.is_dead = True
+
+    world.at_boundary = kill
+    killed.release(DIGESTS["b2"], "v2")
+    world.at_boundary = lambda point, delivery: None
+    world.pass_s(TTL_S + DEADMAN_S + SETTLE_S)
+    assert killed.ending is None, killed.ending
+
+
+def _resume_alone(command):
+    """
+    Go on with it from the side of a cut network that has one host of three.
+    """
+    desired = command.stored()
+    for name in ("n2", "n3"):
+        command.world.hosts[name].cut_until_s = command.world.now_s + 40.0
+        command.world.stops_at(command.world.now_s + 40.0)
+    return command.bring(desired)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("release", ("n1", "n2"), _release),
-        Scenario("rejected", ("n1", "n2"), _release, is_bad=True),
-        Scenario("rollback", ("n1", "n2"), _rollback, prepare=_released),
-        Scenario("three", ("n1", "n2", "n3"), _release),
+        Scenario("rejected", ("n1", "n2"), _release, is_bad=True, ends="reverted: b1/b1"),
+        Scenario("rollback", ("n1", "n2"), _rollback, prepare=_released, ends="rolled_back: b1/b1"),
+        Scenario("three", ("n1", "n2", "n3"), _release, ends="promoted: b2/b2/b2"),
+        Scenario(
+            "alone",
+            ("n1", "n2", "n3"),
+            _resume_alone,
+            prepare=_interrupted,
+            ends="refused: b1/b1/b1",
+        ),
     )
 }
 
@@ -79,7 +119,12 @@ def play(scenario, explorer):
             if scenario.prepare is _released:
                 invariants.new.discard(DIGESTS["b2"])
             world.invariants = invariants
-            return _play(scenario, explorer, world, invariants)
+            ending = _play(scenario, explorer, world, invariants)
+            if not explorer.points and ending != scenario.ends:
+                world.fail(f"undisturbed it ended {ending}, not {scenario.ends}")
+            if world.failures:
+                raise Violation(world.failures[0])
+            return ending
 
 
 def _play(scenario, explorer, world, invariants):
@@ -92,21 +137,22 @@ def _play(scenario, explorer, world, invariants):
     _settle(world)
     invariants.check_converged("after lease + 5 s without an operator")
     invariants.check_rejected()
+    if command.ending == "promoted" and command.error is None and len(world.commands) == 1:
+        invariants.check_promoted(DIGESTS["b2"])
     explorer.end_of_faults(world)
     alone = _fleet(world)
     last = explorer.choose(("rollback", "resume"))
     fresh = Command(world, "zoe")
     if last == "rollback":
         fresh.rollback()
-        is_refused = type(fresh.error).__name__ == "NothingToRollBackTo"
-        if is_refused and len(set(alone.values())) == 1:
+        if isinstance(fresh.error, NothingToRollBackTo) and len(set(alone.values())) == 1:
             fresh.error = None  # nothing good is older
     else:
         fresh.resume()
-        if type(fresh.error).__name__ == "PreconditionError" and "is open" in fresh.error.what:
+        if isinstance(fresh.error, PreconditionError) and "no release is open" in fresh.error.what:
             return f"{command.ending}: {_words(alone)}"  # inv rollback is the way then
-        if type(fresh.error).__name__ in ("CanaryRejected", "ReleasePaused"):
-            fresh.error = None
+        if fresh.ending in ("reverted", "paused") and not isinstance(fresh.error, RollbackFailed):
+            fresh.error = None  # it went on, and was refused
     if fresh.error is not None:
         raise AssertionError(f"{last} of a fresh operator: {fresh.ending}: {fresh.error}")
     world.pass_s(TTL_S + DEADMAN_S + SETTLE_S)

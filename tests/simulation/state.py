@@ -12,9 +12,11 @@ import hashlib
 import json
 import mmap
 import struct
+from typing import NamedTuple
 
-from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS
+from deploy.host.records import from_line
+from deploy.host.replay import replay
 
 GRAIN_S = 0.5
 _DROPPED = frozenset(
@@ -64,14 +66,21 @@ def digest(value):
 def of_world(world, point=None):
     """
     Return the number of everything.
+
+    Without an operator, the time that a lease has left and the phase of the host's own timer decide
+    only when a host goes back, never what it does: they are left out then.
     """
     now_s = world.now_s
+    is_alone = not any(map(is_alive, world.operators))
     events = sorted(
-        (grain(due_s - now_s), event.label) for due_s, _, event in world.pending_events()
+        (grain(due_s - now_s), event.label)
+        for due_s, _, event in world.pending_events()
+        if not (event.label.startswith("timer of") and is_alone)
+        and not (event.label.startswith("check ") and is_alone)
     )
     return digest(
         (
-            [of_host(host) for host in world.hosts.values()],
+            [of_host(host, is_alone=is_alone) for host in world.hosts.values()],
             [of_operator(world, operator) for operator in world.operators if is_alive(operator)],
             events,
             max(0, grain(world.quiet_s - now_s)),
@@ -87,7 +96,7 @@ def is_alive(operator):
 # -- hosts
 
 
-def of_host(host):
+def of_host(host, *, is_alone=False):
     """
     Return the number of one host.
     """
@@ -98,7 +107,7 @@ def of_host(host):
         for s in proxy.servers.values()
     ]
     units = [
-        (u.active, u.sub, u.result, u.queued, u.looks, u.enabled, u.restarts, u.tasks)
+        (u.active, u.sub, u.result, u.queued, u.queued and u.looks, u.enabled, u.restarts, u.tasks)
         for u in (host.units[name] for name in sorted(host.units))
     ]
     return digest(
@@ -113,7 +122,7 @@ def of_host(host):
             [host.runtimes[slot].has_metrics for slot in SLOTS],
             min(host.disk.free, 1 << 34),
             list(host.running),
-            list(_files(host)),
+            [_rough(part) if is_alone else part for part in _files(host)],
         )
     )
 
@@ -126,6 +135,20 @@ def _files(host):
         yield from _directory(host, node, below)
     releases = host.disk.top.content["opt"].content["slipway"].content["releases"]
     yield sorted(releases.content)
+
+
+def _rough(part):
+    if isinstance(part, _Lease):
+        return part._replace(left=part.left > 0)
+    return part
+
+
+class _Lease(NamedTuple):
+    owner: str | None
+    release: str | None
+    epoch: int
+    left: int
+    holders: tuple[str, ...]
 
 
 def _directory(host, node, path):
@@ -151,7 +174,7 @@ def _content(host, name, content):
     if name.startswith((".spare-", ".tmp-", "reserve", "lock", "stage.lock")):
         return len(content) > 0
     if name.startswith("journal"):
-        return _journal(host, content)
+        return _journal(content)
     if name == "haproxy.state":
         return content
     if not name.endswith(".json"):
@@ -163,16 +186,16 @@ def _content(host, name, content):
     if name == "lease.json":
         is_ours = document.get("boot_id") == host.boot
         left_s = document.get("expires_steady_s", 0.0) - host.clock.steady
-        return (
+        return _Lease(
             document.get("owner"),
             document.get("release"),
             document.get("epoch"),
-            is_ours and max(0, grain(left_s)),
-            [
+            max(0, grain(left_s)) if is_ours else 0,
+            tuple(
                 operator.name
                 for operator in host.world.operators
                 if is_alive(operator) and operator.clients[host.name].fence == document.get("fence")
-            ],
+            ),
         )
     if name == "desired.json":
         text = json.loads(document["text"])
@@ -182,14 +205,21 @@ def _content(host, name, content):
     return content
 
 
-def _journal(host, content):
+def _journal(content):
     """
     Return what the lines of the journal add up to, which is all that the host program reads of it.
     """
     if content not in _journals:
-        replayed = Journal(host).replay()
+        records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
+        replayed = replay(record for record in records if record is not None)
+        unfinished = replayed.unfinished
         _journals[content] = plain(
-            (replayed.good, replayed.unfinished, replayed.paused, replayed.epoch)
+            (
+                replayed.good,
+                unfinished and (unfinished.release, unfinished.rollback_to),
+                replayed.paused,
+                replayed.epoch,
+            )
         )
     return _journals[content]
 

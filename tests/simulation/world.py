@@ -104,6 +104,7 @@ class World:
         self.lost = 0
         self.stack = []
         self.commands = []
+        self.failures = []
         self.quiet_s = 0.0
         self.events = []
         random.seed(1)
@@ -160,6 +161,13 @@ class World:
             if count and host.unit_of(slot).active == "active":
                 bad = count if host.linked(slot) in self.errors else 0
                 host.answer(slot, count, bad)
+
+    def fail(self, text):
+        """
+        Note that an invariant does not hold, and raise; what stands between may swallow that.
+        """
+        self.failures.append(text)
+        raise Violation(text)
 
     def stops_at(self, at_s):
         """
