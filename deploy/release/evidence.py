@@ -148,7 +148,7 @@ def counted(history: Sequence[Reading], within_s: float, stable: Sequence[Readin
         is_ready=last.slot.is_ready,
         is_failed=last.slot.unit == "failed",
         unreadable=_unreadable(last.slot),
-        contradiction=_contradiction(history, own, proxy),
+        contradiction=_contradiction(history, totals),
         beside=_beside(stable, history[alive].at_s) if stable else None,
     )
 
@@ -295,9 +295,7 @@ def _unreadable(slot: SlotCounters) -> str | None:
     return slot.problem or "its counters are missing"
 
 
-def _contradiction(
-    history: Sequence[Reading], own: OwnCounters, proxy: ProxyCounters
-) -> str | None:
+def _contradiction(history: Sequence[Reading], totals: Sequence[_Totals]) -> str | None:
     """
     Return where the slot claims what HAProxy cannot have seen; None while both may be true.
 
@@ -309,13 +307,15 @@ def _contradiction(
     rows = [(*_values(of_slot), *_values(of_proxy)) for of_slot, of_proxy in whole]
     if any(_is_reset(before, after) for before, after in itertools.pairwise(rows)):
         return None
+    own, proxy = totals[-1]
     sent = proxy.attempts + whole[0][1].sessions
     if own.requests > _with_tolerance(sent):
         return f"the slot says that it answered {own.requests} requests, HAProxy sent it {sent}"
-    if proxy.answers_5xx > _with_tolerance(own.answers_5xx):
+    seen = _excusable(history) if own.excused else -1
+    if totals[seen].proxy.answers_5xx > _with_tolerance(own.answers_5xx):
         return (
             f"the slot says that it answered {own.answers_5xx} requests with 5xx, "
-            f"HAProxy saw {proxy.answers_5xx}"
+            f"HAProxy saw {totals[seen].proxy.answers_5xx}"
         )
     return None
 

@@ -26,6 +26,8 @@ OTHER_DOCUMENTS = {
     "deploy/host/slots/golden.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/slots/slot.py": "manifest.json",
     "deploy/host/system.py": "host.json",
+    "deploy/release/desired.py": "the desired state, opaque to hosts",
+    "deploy/release/endings.py": "data of journal events, evidence",
     "deploy/inventory/names.py": "groups of regular expressions",
     "deploy/inventory/validation_messages.py": "errors of pydantic",
 }
