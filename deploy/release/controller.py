@@ -525,7 +525,7 @@ class Controller:
 
     def _do_hold(self, host: HostPlan, client: HostClient) -> None:
         current = self._now(host.host)
-        if host.from_slot is not None and not _serves_as_before(current, host):
+        if not _serves_as_before(current, host):
             self._shifted(host, self._move_back(host, client))
         if current.pending is not None:
             client.call(DeadmanDisarm())

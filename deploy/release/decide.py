@@ -197,7 +197,7 @@ def _is_held(desired: Desired, host: HostPlan, current: Observed) -> bool:
     to = current.slot(host.to_slot)
     if _is_ours(desired, current):
         return False
-    return host.from_slot is None or to.bundle != desired.plan.bundle or not to.has_traffic
+    return to.bundle != desired.plan.bundle or not to.has_traffic
 
 
 def _is_ours(desired: Desired, current: Observed) -> bool:
