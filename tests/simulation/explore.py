@@ -16,6 +16,13 @@ from tests.simulation.scenarios import SCENARIOS, play
 from tests.simulation.state import Seen, of_world
 
 WORKERS = max(1, os.cpu_count() or 1)
+BOUNDARIES_MAX = 5000  # of one run; an undisturbed one has 500
+
+
+class Endless(BaseException):
+    """
+    A run does not end.
+    """
 
 
 class Pruned(BaseException):
@@ -105,6 +112,8 @@ class Explorer:
 
     def at(self, point, delivery):
         self.index += 1
+        if self.index > BOUNDARIES_MAX:
+            raise Endless
         if self.is_over:
             return
         if not self.is_child:
@@ -127,7 +136,6 @@ class Explorer:
 
     def end_of_faults(self, world):
         self.is_over = True
-        world.at_boundary = lambda point, delivery: None
         self.budget = 0
         self._merge("end", None)
 
@@ -234,6 +242,8 @@ def _outcome(scenario, explorer):
         return play(scenario, explorer), None
     except Pruned as pruned:
         return f"as {pruned}", None
+    except Endless:
+        return "violated", f"no end after {BOUNDARIES_MAX} boundaries"
     except AssertionError as error:
         return "violated", str(error) or traceback.format_exc()[-2000:]
 

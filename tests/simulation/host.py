@@ -10,7 +10,7 @@ from deploy.host.__main__ import handle
 from deploy.host.disk import nearest_existing
 from deploy.host.files import link_atomic
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import HostError
+from deploy.host.protocol import REQUESTS, DeadmanConfirm, HostError
 from tests.local_host import CHECK_INTERVAL_S, FakeSystem
 from tests.simulation.disk import PREFIX, Disk, _open
 
@@ -73,7 +73,7 @@ class SimulatedHost(FakeSystem):
         self.has_metrics_until_s = 0.0
         self.running = []  # verbs in progress, the innermost last
         self.is_watching = True  # faults happen at its syncs
-        self._locked = set()
+        self.confirmed = set()  # releases that an operator was told are kept
         self.fractions = dict.fromkeys(SLOTS, 0.0)
 
     @property
@@ -161,7 +161,16 @@ class SimulatedHost(FakeSystem):
             HostDied: The host went off meanwhile.
             VerbKilled: The program was killed.
         """
-        return self._running(verb, lambda: handle(self, verb, text))
+        lease, steady_s = content(self, "lease.json"), self.clock.steady
+        answer = self._running(verb, lambda: handle(self, verb, text))
+        is_done = answer.startswith('{"ok": true')
+        if is_done and REQUESTS[verb].NEEDS_LEASE:
+            fence = json.loads(text)["fence"]
+            if lease is None or lease["fence"] != fence or lease["expires_steady_s"] <= steady_s:
+                self.world.fail(f"{self.name}: {verb} was done under lease {fence}, of {lease}")
+        if is_done and verb == DeadmanConfirm.VERB:
+            self.confirmed.add(json.loads(text)["release"])
+        return answer
 
     def own(self, name, work):
         """

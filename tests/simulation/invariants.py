@@ -130,6 +130,9 @@ class Invariants:
                 self.world.fail(f"{host.name}: {when}: mixed: {_shown(host)}")
             if node_of(host, "pending.json") is not None and not self._leased(host):
                 self.world.fail(f"{host.name}: {when}: still pending: {_shown(host)}")
+            back = content(host, "went-back.json")
+            if back is not None and back["release"] in host.confirmed:
+                self.world.fail(f"{host.name}: it took back what it had confirmed")
             if not host.serving():
                 self.world.fail(f"{host.name}: {when}: nothing serves: {_shown(host)}")
 

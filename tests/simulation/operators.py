@@ -154,20 +154,20 @@ class Command:
             plan = releases.make_plan(self._on, bundle, CANARY_PCT, allow_older=True)
             return releases.run_release(self._on, bundle, plan, self._report, steal=steal)
 
-        return self._do(does)
+        return self._do(does, f"release {version}")
 
     def rollback(self, *, steal=True, to=None):
         def does():
             way = releases.make_rollback(self._on, to)
             return releases.run_rollback(self._on, way, self._report, steal=steal)
 
-        return self._do(does)
+        return self._do(does, f"rollback {to}")
 
     def abort(self):
-        return self._do(lambda: releases.abort(self._on, self._report, steal=True))
+        return self._do(lambda: releases.abort(self._on, self._report, steal=True), "abort")
 
     def resume(self):
-        return self._do(lambda: releases.resume(self._on, self._report, steal=True))
+        return self._do(lambda: releases.resume(self._on, self._report, steal=True), "resume")
 
     def stored(self):
         """
@@ -187,13 +187,13 @@ class Command:
         def does():
             return releases._run(self._on, desired, self._report, stage=_stage, steal=True)
 
-        return self._do(does)
+        return self._do(does, "bring")
 
     def _report(self, event):
         self.world.events.append((self.operator.name, event))
 
-    def _do(self, work):
-        world = self.world
+    def _do(self, work, intent):
+        world, self.operator.intent = self.world, intent
         world.stack.append(self.operator)
         try:
             outcome = work()

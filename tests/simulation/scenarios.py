@@ -120,10 +120,10 @@ def play(scenario, explorer):
                 invariants.new.discard(DIGESTS["b2"])
             world.invariants = invariants
             ending = _play(scenario, explorer, world, invariants)
-            if not explorer.points and ending != scenario.ends:
-                world.fail(f"undisturbed it ended {ending}, not {scenario.ends}")
             if world.failures:
                 raise Violation(world.failures[0])
+            if not explorer.points and ending != scenario.ends:
+                world.fail(f"undisturbed it ended {ending}, not {scenario.ends}")
             return ending
 
 

@@ -250,6 +250,7 @@ def of_operator(world, operator):
         )
     return (
         operator.name,
+        operator.intent,
         operator.is_terminated,
         max(0, grain(operator.paused_until_s - now_s)),
         known,

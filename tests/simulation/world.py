@@ -22,7 +22,7 @@ from tests.simulation.state import answer, digest, grain, plain
 
 LATENCY_S = 0.02
 UNREACHABLE_S = 2.0  # until a connection to nobody is given up
-LATE_S = 3.0  # until a command runs whose connection was lost
+LATE_S = 0.15  # until a command runs whose connection was lost: the operator is at work again
 REQUESTS_PER_S = 40  # of each host
 DEADMAN_S = 5.0
 
@@ -201,6 +201,7 @@ class Operator:
         self.is_terminated = False
         self.paused_until_s = 0.0
         self.is_over = self.in_timer = False
+        self.intent = ""
         self.deadline_s = float("inf")  # of the calls of parallel work
         self.controller = self.keeper = None
         self.trail, self.first = [], {}
