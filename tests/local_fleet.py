@@ -141,7 +141,15 @@ class LocalFleet:
             release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan, left_out=why
         )
         left_out = {left.host: left.error for left in way.left_out if left.error}
-        return self.bring(desired, report=report, recheck=recheck, left_out=left_out, **options)
+        return self.bring(
+            desired,
+            report=report,
+            stage=self.stage(NAMES[plan.bundle]),
+            recheck=recheck,
+            left_out=left_out,
+            stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
+            **options,
+        )
 
     def bring(
         self,
@@ -151,11 +159,15 @@ class LocalFleet:
         stage=None,
         owner="me",
         clients=None,
+        make_store=HostStore,
         at_death=None,
         **options,
     ):
         """
         Run the loop until the fleet is as *desired*, and return the outcome.
+
+        Args:
+            make_store: Takes clients, keeper and clock.
         """
         clients = clients or self.clients
         keeper = LeaseKeeper(
@@ -167,7 +179,7 @@ class LocalFleet:
         )
         self.controller = Controller(
             desired,
-            store=HostStore(clients, keeper, self.clock),
+            store=make_store(clients, keeper, self.clock),
             keeper=keeper,
             clients=clients,
             stage=stage or (lambda client: StagingSummary()),

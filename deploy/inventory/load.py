@@ -25,6 +25,7 @@ from deploy.inventory.schema import (
     Signing,
     Ssh,
     dangling_names,
+    secret_references,
 )
 from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
@@ -78,8 +79,15 @@ def load_fleet(
         mirrors=file.mirrors,
         secrets={key: _with_absolute_file(value, root) for key, value in file.secrets.items()},
         service=file.service,
-        release=file.release,
+        release=file.release.policy,
         signing=_with_absolute_paths(file.signing, root),
+        hooks=file.release.hooks,
+        notify=file.release.notify,
+        state=file.state.model_copy(
+            update={
+                name: _absolute(getattr(file.state, name), root) for name in ("ca", "cert", "key")
+            }
+        ),
     )
     return select_hosts(fleet, limit)
 
@@ -182,11 +190,10 @@ def _undefined_names(document: Document) -> Iterator[Problem]:
         for name in _mapping(document, "groups")
         if isinstance(members := document.at(("groups", name, "hosts")), list)
     }
-    tokens = document.at(("service", "api_tokens"))
     for path, text in dangling_names(
         groups,
         _mapping(document, "hosts"),
-        [t for t in tokens if isinstance(t, str)] if isinstance(tokens, list) else [],
+        secret_references(document.data),
         _mapping(document, "secrets"),
     ):
         known = list(_mapping(document, "hosts" if path[0] == "groups" else "secrets"))

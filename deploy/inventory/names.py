@@ -55,6 +55,21 @@ KEYRING = Name(
     r"(?:/usr/share/keyrings|/etc/apt/keyrings)/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:gpg|asc|pgp)",
     "a keyring on the hosts: /usr/share/keyrings/NAME.gpg or /etc/apt/keyrings/NAME.gpg",
 )
+HOOK = Name(
+    "hook",
+    r"hooks/[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "a program in the directory hooks of the repository: hooks/NAME",
+)
+HEADER = Name(
+    "header",
+    r"[A-Za-z][A-Za-z0-9-]{0,63}",
+    "the name of an HTTP header: letters, digits and dashes, at most 64 long",
+)
+PREFIX = Name(
+    "prefix",
+    r"/?[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,7}",
+    "a prefix of keys: names of letters, digits, . _ -, joined by /",
+)
 
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -187,6 +202,56 @@ def parse_archive(text: str) -> str:
     return text
 
 
+def parse_webhook(text: str) -> str:
+    """
+    Return *text*, which is the URL of a webhook or the name of a secret that has it.
+
+    Raises:
+        ValueError: It is neither, or the URL is not of https or has credentials.
+    """
+    is_url = text.startswith("https://") and _is_url(text, with_path=True)
+    if is_url or re.fullmatch(SECRET.regex, text):
+        return text
+    raise ValueError(
+        "should be https://HOST/PATH without credentials, or a name under secrets"
+        " (a URL that is itself a credential belongs into a secret)"
+    )
+
+
+_FRAMING = frozenset({"connection", "content-encoding", "content-length", "content-type", "expect",
+                      "host", "keep-alive", "te", "trailer", "transfer-encoding",
+                      "upgrade"})  # fmt: skip
+
+
+def parse_header(text: str) -> str:
+    """
+    Return *text*, which is the name of an HTTP header that a secret may be sent in.
+
+    Raises:
+        ValueError: It is not, or the header says where a message goes or ends.
+    """
+    if HEADER.parse(text).lower() in _FRAMING or text.lower().startswith("proxy-"):
+        raise ValueError("should not be a header of the connection or of the message's body")
+    return text
+
+
+def parse_endpoint(text: str) -> str:
+    """
+    Return *text*, which is an endpoint of etcd: https://HOST:PORT.
+
+    Raises:
+        ValueError: It is not; without TLS only this machine itself may be one, for a tunnel.
+    """
+    match = _URL.fullmatch(text) if _is_url(text, with_path=False) else None
+    is_here = match is not None and match["host"] in ("127.0.0.1", "[::1]")
+    if match is None or match["port"] is None or not (match["scheme"] == "https" or is_here):
+        raise ValueError(
+            "should be an endpoint: https://HOST:PORT"
+            " (http only for a tunnel that ends at 127.0.0.1 or [::1])"
+        )
+    return text
+
+
 def _is_url(text: str, *, with_path: bool) -> bool:
     match = _URL.fullmatch(text) if len(text) <= _URL_MAX else None
     if match is None or (match["path"] is not None and not with_path):
@@ -264,4 +329,8 @@ Component = Annotated[str, _type(COMPONENT.parse)]
 Keyring = Annotated[str, _type(KEYRING.parse)]
 Text = Annotated[str, _type(parse_text)]
 JumpHost = Annotated[Jump, PlainValidator(parse_jump), PlainSerializer(str)]
+Endpoint = Annotated[str, _type(parse_endpoint)]
+KeyPrefix = Annotated[str, _type(PREFIX.parse)]
+WebhookTarget = Annotated[str, _type(parse_webhook)]
+HeaderName = Annotated[str, _type(parse_header)]
 FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

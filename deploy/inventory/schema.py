@@ -6,21 +6,35 @@ the file with this schema in both directions.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from deploy.inventory.names import (
+    HOOK,
+    SECRET,
     Address,
     ArchiveUrl,
     Component,
+    Endpoint,
     FilePath,
+    HeaderName,
     HostName,
     Identity,
     JumpHost,
+    KeyPrefix,
     Keyring,
     Origin,
     ProxyUrl,
@@ -31,6 +45,7 @@ from deploy.inventory.names import (
     Text,
     UserName,
     VariableName,
+    WebhookTarget,
 )
 from deploy.units import Bytes, Ratio, Seconds
 from runtime.contract.engine_options import EngineOptions
@@ -259,6 +274,107 @@ class ReleasePolicy(Strict):
     keep: int = Field(default=3, ge=2, le=1000)  # good releases kept on a host
 
 
+class Phase(StrEnum):
+    """
+    A phase of a release, or a way back, that hooks may accompany.
+    """
+
+    RELEASE = "release"  # the whole of it
+    STAGE = "stage"
+    START = "start"
+    CANARY = "canary"
+    PROMOTE = "promote"
+    BAKE = "bake"
+    CONFIRM = "confirm"
+    RETIRE = "retire"
+    REVERT = "revert"  # a release that takes itself back
+    ROLLBACK = "rollback"
+    ABORT = "abort"
+
+    @property
+    def is_way_back(self) -> bool:
+        return self in (Phase.REVERT, Phase.ROLLBACK, Phase.ABORT)
+
+
+class Hook(Strict):
+    """
+    A program that the operator's machine runs before or after a phase.
+
+    Attributes:
+        run: The program, in the directory `hooks` of the repository, and its arguments.
+        timeout: Seconds; then the program and its children are killed, and the hook has failed.
+    """
+
+    when: Literal["before", "after"]
+    phase: Phase
+    run: tuple[Text, ...] = Field(min_length=1)
+    timeout: Deadline = 30.0
+
+    @field_validator("run")
+    @classmethod
+    def _is_of_the_repository(cls, run: tuple[str, ...]) -> tuple[str, ...]:
+        # A fleet file may come from somebody else: it may choose among the hooks of the checkout,
+        # and no other program.
+        HOOK.parse(run[0])
+        return run
+
+    @model_validator(mode="after")
+    def _leaves_ways_back_alone(self) -> Self:
+        if self.when == "before" and self.phase.is_way_back:
+            raise ValueError(
+                f"{self.phase} is a way back, which nothing may delay: use when: after"
+            )
+        return self
+
+
+class WebhookHeader(Strict):
+    """
+    A header of every message, whose value is a secret.
+    """
+
+    name: HeaderName
+    secret: SecretName
+
+
+class Webhook(Strict):
+    """
+    Where the state of a release is posted: one message for each release, updated.
+
+    Attributes:
+        webhook: An https URL, or the name of a secret that has it.
+        send: Every new state, or only how the release ended.
+    """
+
+    webhook: WebhookTarget
+    headers: tuple[WebhookHeader, ...] = ()
+    send: Literal["updates", "end"] = "updates"
+
+    @property
+    def secret(self) -> str | None:
+        """
+        The secret that has the URL; None: `webhook` is the URL.
+        """
+        return None if self.webhook.startswith("https://") else self.webhook
+
+
+class ReleaseSection(ReleasePolicy):
+    """
+    The key `release` of a fleet file: the policy, and what accompanies a release.
+
+    Hooks are no part of the policy: that is in the plan, its digest and the state on hosts, and no
+    host may choose a program that runs on the operator's machine.
+    """
+
+    hooks: tuple[Hook, ...] = ()
+    notify: tuple[Webhook, ...] = ()
+
+    @property
+    def policy(self) -> ReleasePolicy:
+        return ReleasePolicy.model_construct(
+            **{name: getattr(self, name) for name in ReleasePolicy.model_fields}
+        )
+
+
 class Signing(Strict):
     """
     The key that signs bundles, and the signers that hosts accept.
@@ -267,6 +383,38 @@ class Signing(Strict):
     identity: Identity
     key: FilePath  # private key, for `inv bundle`
     allowed_signers: FilePath  # in the format of ssh-keygen(1), ALLOWED SIGNERS
+
+
+class StateSettings(Strict):
+    """
+    Where the desired state of the fleet lives: on its hosts, or in an existing etcd.
+
+    Attributes:
+        ca: Certificates of the authorities that etcd's are signed by; None: those of this machine.
+        cert, key: Client certificate and its key.
+        user, password: Of etcd's own authentication.
+        prefix: All keys of the fleet begin with it.
+    """
+
+    kind: Literal["hosts", "etcd"] = "hosts"
+    endpoints: tuple[Endpoint, ...] = ()
+    ca: FilePath | None = None
+    cert: FilePath | None = None
+    key: FilePath | None = None
+    user: UserName | None = None
+    password: SecretName | None = None
+    prefix: KeyPrefix = "slipway"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.kind == "etcd" and not self.endpoints:
+            raise ValueError("etcd needs endpoints")
+        if self.kind == "hosts" and self != StateSettings.model_construct():
+            raise ValueError("has keys that only kind: etcd reads")
+        for one, other in (("cert", "key"), ("user", "password")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} belong together")
+        return self
 
 
 class FleetFile(Strict):
@@ -279,7 +427,8 @@ class FleetFile(Strict):
     mirrors: Mirrors = Mirrors()
     secrets: dict[SecretName, Secret] = {}
     service: Service = Service()
-    release: ReleasePolicy = ReleasePolicy()
+    release: ReleaseSection = ReleaseSection()
+    state: StateSettings = StateSettings()
     signing: Signing
     groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)
@@ -287,9 +436,8 @@ class FleetFile(Strict):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         groups = {name: group.hosts for name, group in self.groups.items()}
-        for path, problem in dangling_names(
-            groups, self.hosts, self.service.api_tokens, self.secrets
-        ):
+        references = secret_references(self.model_dump(include={"service", "release", "state"}))
+        for path, problem in dangling_names(groups, self.hosts, references, self.secrets):
             raise ValueError(f"{path}: {problem}")
         return self
 
@@ -297,7 +445,7 @@ class FleetFile(Strict):
 def dangling_names(
     groups: Mapping[str, Iterable[object]],
     hosts: Iterable[str],
-    api_tokens: Iterable[object],
+    references: Iterable[tuple[tuple[str | int, ...], str]],
     secrets: Iterable[str],
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """
@@ -308,9 +456,38 @@ def dangling_names(
         for index, host in enumerate(members):
             if host not in hosts:
                 yield ("groups", name, "hosts", index), f"no host is named {host!r}"
-    for index, token in enumerate(api_tokens):
-        if token not in secrets:
-            yield ("service", "api_tokens", index), f"no secret is named {token!r}"
+    for path, secret in references:
+        if secret not in secrets:
+            yield path, f"no secret is named {secret!r}"
+
+
+def secret_references(data: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """
+    Yield (key path, name) for each use of a secret in *data*, a fleet file that may be invalid.
+    """
+    tokens = "service", "api_tokens"
+    for index, name in enumerate(_list_at(data, tokens)):
+        if isinstance(name, str):
+            yield (*tokens, index), name
+    notify = "release", "notify"
+    for index, webhook in enumerate(_list_at(data, notify)):
+        url = webhook.get("webhook") if isinstance(webhook, Mapping) else None
+        if isinstance(url, str) and re.fullmatch(SECRET.regex, url):
+            yield (*notify, index, "webhook"), url
+        for number, header in enumerate(_list_at(webhook, ("headers",))):
+            name = header.get("secret") if isinstance(header, Mapping) else None
+            if isinstance(name, str):
+                yield (*notify, index, "headers", number, "secret"), name
+    state = data.get("state") if isinstance(data, Mapping) else None
+    password = state.get("password") if isinstance(state, Mapping) else None
+    if isinstance(password, str):
+        yield ("state", "password"), password
+
+
+def _list_at(data: object, path: tuple[str, ...]) -> Sequence[object]:
+    for key in path:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data if isinstance(data, list | tuple) else ()
 
 
 class Host(Strict):
@@ -344,6 +521,9 @@ class Fleet(Strict):
     service: Service
     release: ReleasePolicy
     signing: Signing
+    hooks: tuple[Hook, ...] = ()
+    notify: tuple[Webhook, ...] = ()
+    state: StateSettings = StateSettings()
 
     def without(self, names: Iterable[str]) -> tuple[Host, ...]:
         """

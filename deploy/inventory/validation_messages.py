@@ -32,6 +32,7 @@ _SHOULD_BE: Mapping[str, str] = {
     "less_than_equal": "at most {le}",
     "less_than": "less than {lt}",
     "literal_error": "{expected}",
+    "enum": "{expected}",
 }
 # Remedies for the forms that earlier versions accepted.
 _ONE_LINE_SOURCE = (

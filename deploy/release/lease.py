@@ -52,6 +52,10 @@ class LeaseKeeper:
         self._lock = threading.Lock()
 
     @property
+    def owner(self) -> str:
+        return self._owner
+
+    @property
     def ttl_s(self) -> float:
         return self._ttl_s
 

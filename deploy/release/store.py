@@ -102,13 +102,13 @@ class HostStore:
         self.refused: dict[str, DeployError] = {}
 
     def read(self) -> Desired | None:
-        seen, errors = _look(self._clients, self._within_s)
+        seen, errors = look(self._clients, self._within_s)
         return agreed(self._clients, seen, errors)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
         self._is_way_back = is_way_back
         for attempt in range(_ATTEMPTS):
-            seen, errors = _look(self._clients, self._within_s)
+            seen, errors = look(self._clients, self._within_s)
             epoch = next_epoch([current.epoch for current in seen.values()], len(self._clients))
             refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=self._within_s)
             self.refused = {**errors, **refused}
@@ -222,9 +222,12 @@ def _newest(stamps: Mapping[str, StateStamp | None], fleet_size: int) -> tuple[i
     return reached[majority - 1] if len(reached) >= majority else None
 
 
-def _look(
+def look(
     clients: Mapping[str, HostClient], within_s: float | None
 ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    """
+    Return what the hosts that answer look like, and the errors of the others.
+    """
     seen: dict[str, Observed] = {}
 
     def one(name: str) -> None:

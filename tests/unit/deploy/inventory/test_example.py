@@ -3,6 +3,7 @@ inventories/example.yml has the keys, defaults and ranges of the schema.
 """
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, get_args, get_origin
 
@@ -111,6 +112,8 @@ def range_in_schema(field: FieldInfo):
         low = getattr(rule, "ge", getattr(rule, "min_length", low))
         high, above = getattr(rule, "le", high), getattr(rule, "gt", above)
     choices = get_args(field.annotation)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Enum):
+        choices = tuple(field.annotation)
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return {str(choice) for choice in choices}
     if field.metadata and field.metadata[0] in Ratio.__metadata__:

@@ -70,7 +70,7 @@ def minimal(path):
     Return the smallest valid file that has the section of *path*.
     """
     data = {key: EXAMPLE[key] for key in ("row", "signing", "hosts")}
-    sections = {path[0]} | ({"secrets"} if path[:1] == ("service",) else set())
+    sections = {path[0]} | ({"secrets"} if path[0] in ("service", "release", "state") else set())
     return data | {key: copy.deepcopy(EXAMPLE[key]) for key in sections}
 
 

@@ -7,6 +7,7 @@ import yaml
 from deploy.errors import InventoryError
 from deploy.inventory.load import fleet_names, load_fleet
 from deploy.inventory.names import Jump
+from deploy.inventory.schema import Phase, ReleasePolicy
 from tests.unit.deploy.inventory.builders import fleet_data, make_fleet, write_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -239,7 +240,50 @@ WRONG_VALUES = {
     "release.drain_timeout": ["0s"],
     "release.lease_ttl": ["0s"],
     "release.keep": [1],
-}
+    "release.hooks": [
+        "hooks/x",
+        [{"when": "before", "phase": "promote", "run": "hooks/x"}],
+        [{"when": "before", "phase": "promote", "run": []}],
+        [{"when": "before", "phase": "promote", "run": ["bin/x"]}],
+        [{"when": "before", "phase": "promote", "run": ["hooks/../bin/x"]}],
+        [{"when": "before", "phase": "promote", "run": ["/hooks/x"]}],
+        [{"when": "before", "phase": "promote", "run": ["hooks/x", "a\nb"]}],
+        [{"when": "before", "phase": "promote", "run": ["hooks/x"], "timeout": "0s"}],
+        [{"when": "before", "phase": "pause", "run": ["hooks/x"]}],
+        [{"when": "around", "phase": "promote", "run": ["hooks/x"]}],
+        *([{"when": "before", "phase": p, "run": ["hooks/x"]}]
+          for p in ("revert", "rollback", "abort")),
+    ],
+    "release.notify": [
+        "https://h/x",
+        [{"webhook": "http://h/x"}],
+        [{"webhook": "https://u:p@h/x"}],
+        [{"webhook": "https://h/x?key=1"}],
+        [{"webhook": "nobody"}],
+        [{"webhook": "https://h/x", "send": "never"}],
+        [{"webhook": "https://h/x", "headers": [{"name": "Host", "secret": "t"}]}],
+        [{"webhook": "https://h/x", "headers": [{"name": "A\r\nB", "secret": "t"}]}],
+        [{"webhook": "https://h/x", "headers": [{"name": "A", "secret": "nobody"}]}],
+    ],
+    "state": [
+        "etcd",
+        {"kind": "consul"},
+        {"kind": "etcd"},
+        {"kind": "etcd", "endpoints": []},
+        {"endpoints": ["https://h:2379"]},
+        {"ca": "x"},
+        {"kind": "etcd", "endpoints": ["http://h:2379"]},
+        {"kind": "etcd", "endpoints": ["https://h"]},
+        {"kind": "etcd", "endpoints": ["https://u:p@h:2379"]},
+        {"kind": "etcd", "endpoints": ["https://h:2379/x"]},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "cert": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "key": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "user": "x"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "user": "x", "password": "nobody"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "prefix": "a/../b"},
+        {"kind": "etcd", "endpoints": ["https://h:2379"], "prefix": ""},
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -292,6 +336,49 @@ def test_an_unknown_key_names_the_nearest_one(tmp_path, path, near):
     A mistyped key is an error at any depth.
     """
     assert f"{path}: unknown key; did you mean {near}?" in str(refusal(tmp_path, {path: 1}))
+
+
+def test_hooks_are_no_part_of_the_policy(tmp_path):
+    """
+    The policy goes to hosts and comes back from them; hooks run on the operator's machine.
+    """
+    hook = {"when": "after", "phase": "rollback", "run": ["hooks/x", "--now"], "timeout": "5s"}
+    notify = [{"webhook": "https://h.example.com/x"}]
+    fleet = make_fleet(tmp_path, {"release": {"keep": 4, "hooks": [hook], "notify": notify}})
+
+    assert type(fleet.release) is ReleasePolicy
+    assert fleet.release == ReleasePolicy(keep=4)
+    [loaded] = fleet.hooks
+    assert (loaded.run, loaded.timeout) == (("hooks/x", "--now"), 5.0)
+    assert loaded.phase is Phase.ROLLBACK
+    assert [webhook.secret for webhook in fleet.notify] == [None]
+
+
+def test_the_state_may_live_in_etcd(tmp_path):
+    """
+    Relative paths start from the repository; a tunnel on this machine needs no TLS.
+    """
+    secrets = {"pw": {"env": "SLIPWAY_PW"}}
+    state = {
+        "kind": "etcd", "endpoints": ["https://e-1:2379", "http://127.0.0.1:2379"], "ca": "ca.crt",
+        "user": "slipway", "password": "pw", "prefix": "/a/b",
+    }  # fmt: skip
+    fleet = make_fleet(tmp_path, {"state": state, "secrets": secrets})
+
+    assert fleet.state.ca == tmp_path / "ca.crt"
+    assert fleet.state.cert is None
+    assert make_fleet(tmp_path).state.kind == "hosts"
+
+
+def test_a_hook_before_a_way_back_is_refused_with_the_reason(tmp_path):
+    """
+    The key and what to write in its place.
+    """
+    hook = {"when": "before", "phase": "rollback", "run": ["hooks/x"]}
+    assert (
+        "release.hooks[0]: rollback is a way back, which nothing may delay: use when: after"
+        in str(refusal(tmp_path, {"release.hooks": [hook]}))
+    )
 
 
 def test_values_under_secrets_are_not_printed(tmp_path):

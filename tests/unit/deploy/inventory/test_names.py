@@ -3,8 +3,11 @@ import pytest
 from deploy.host.names import FLEET, IDENTITY, MODEL_NAME, RELEASE, ROW, VERSION
 from deploy.inventory.names import (
     COMPONENT,
+    HEADER,
+    HOOK,
     HOST,
     KEYRING,
+    PREFIX,
     SECRET,
     SECRET_VARIABLE,
     SUITE,
@@ -14,19 +17,23 @@ from deploy.inventory.names import (
     check_path,
     parse_address,
     parse_archive,
+    parse_header,
     parse_jump,
     parse_origin,
     parse_proxy,
     parse_text,
+    parse_webhook,
 )
 
 NAMES = (VERSION, RELEASE, FLEET, MODEL_NAME, ROW, IDENTITY, HOST, USER, SECRET, VARIABLE,
-         SECRET_VARIABLE, SUITE, COMPONENT, KEYRING)  # fmt: skip
+         SECRET_VARIABLE, SUITE, COMPONENT, KEYRING, HOOK, HEADER, PREFIX)  # fmt: skip
 VALID = {
     "version": "v1.3.0+cu130", "release": "20261126T010203-v1.3.0", "fleet": "gpu-prod",
     "model name": "zai-org/glm-4-9b", "row": "torch-2.13-cu130", "signer": "release@example.com",
     "host": "gpu-01.rack-2", "user": "deploy_1.x", "secret": "api_token", "variable": "rack",
     "environment variable": "SLIPWAY_API_TOKEN", "suite": "bookworm-security/updates",
+    "hook": "hooks/change-window.py", "header": "X-Api-Key",
+    "prefix": "/fleets/gpu-prod.1",
     "component": "non-free-firmware", "keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",
 }  # fmt: skip
 
@@ -119,6 +126,39 @@ def test_urls_are_accepted():
     assert parse_archive("https://m.example.com/debian") == "https://m.example.com/debian"
     with pytest.raises(ValueError):
         parse_origin("https://chat.example.com/")
+
+
+@pytest.mark.parametrize("text", ["https://h.example.com/a/b", "https://h", "notify_url", "h"])
+def test_a_webhook_is_a_url_or_a_secret(text):
+    """
+    A text with a scheme is a URL; a name is the secret that has it.
+    """
+    assert parse_webhook(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://h/x", "https://u:p@h/x", "https://h/x?key=1", "https://h/x#y", "https://h/%0d%0aX: y",
+     "https://h/x\n", "https://h/../x", "https://", "HTTPS://h/x", "file:///etc", "", "a b", "a/b"],
+)  # fmt: skip
+def test_another_webhook_is_refused(text):
+    """
+    No TLS, credentials, queries, encoded characters.
+    """
+    with pytest.raises(ValueError, match="secret"):
+        parse_webhook(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Host", "content-length", "Transfer-Encoding", "Proxy-Authorization"]
+)
+def test_a_header_that_frames_a_message_is_refused(text):
+    """
+    A secret cannot move where a message goes or ends.
+    """
+    assert parse_header("Authorization") == "Authorization"
+    with pytest.raises(ValueError, match="connection"):
+        parse_header(text)
 
 
 @pytest.mark.parametrize("text", ["~/.ssh/id", "keys/id", "/srv/my keys/id", "/home/jos\u00e9/id"])

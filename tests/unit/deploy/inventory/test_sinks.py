@@ -5,9 +5,11 @@ The table names the sinks of each key.  It must have every text key of the schem
 of a key must change exactly the sinks that the table names.
 """
 
+import contextlib
 import copy
 import json
 import subprocess
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +21,12 @@ from deploy.inventory.document import format_path
 from deploy.inventory.host_document import host_document
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import FleetFile
+from deploy.inventory.secrets import SecretValue
 from deploy.provision.spec import read_allowed_signers, resolve_tokens
+from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import run
+from deploy.wiring import state
 from tests.unit.deploy.inventory import rendered
 from tests.unit.deploy.inventory.builders import write_fleet
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, mappings, with_value
@@ -34,6 +39,8 @@ CONNECT, HOSTS = "arguments of the SSH connection", "hosts.json of verify"
 EXPECTED, PYTEST = "expected.json of verify", "arguments of pytest"
 SIGN, SIGNERS = "arguments of ssh-keygen", "the file of signers that is read"
 READ_ENV, READ_FILE = "environment variables that are read", "files of secrets that are read"
+ETCD = "connections to etcd and keys in it, without the password"
+HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
 # Key, another valid value, the sinks that it reaches.
@@ -56,6 +63,17 @@ SINKS = {
     "service.trusted_proxies[0]": ("10.8.0.7/32", {HAPROXY}),
     "service.api_tokens[0]": ("partner_token", {READ_ENV}),
     "release.waves[0]": ("50%", NOWHERE),
+    "release.hooks[0].run[0]": ("hooks/other", {HOOKS}),
+    "release.notify[0].webhook": ("https://b.example.com/x", {WEBHOOKS}),
+    "release.notify[0].headers[0].name": ("X-Key", {WEBHOOKS}),
+    "release.notify[0].headers[0].secret": ("partner_token", {READ_ENV, READ_FILE}),
+    "state.endpoints[0]": ("https://[2001:db8::2]:2379", {ETCD}),
+    "state.ca": ("/keys/ca", {ETCD}),
+    "state.cert": ("/keys/cert", {ETCD}),
+    "state.key": ("/keys/key", {ETCD}),
+    "state.user": ("ops", {ETCD}),
+    "state.password": ("partner_token", {READ_ENV, READ_FILE}),
+    "state.prefix": ("fleets/inference", {ETCD}),
     "signing.identity": ("ci@example.com", NOWHERE),  # of the manifest: deploy.host.names.Identity
     "signing.key": ("/keys/sign2", {SIGN}),
     "signing.allowed_signers": ("/keys/signers2", {SIGNERS}),
@@ -92,6 +110,8 @@ def is_text(path):
             kind = kind["properties"][part]
         else:
             kind = kind["additionalProperties"]
+    if "$ref" in kind:  # an enum
+        kind = _inner(kind, definitions)
     options = kind.get("anyOf", [kind])
     names = [option for option in options if option.get("type") in ("string", None)]
     return any("enum" not in option and "const" not in option for option in names)
@@ -148,7 +168,44 @@ def _sinks(folder, data, monkeypatch):
     found[SIGN] = repr(_argv_of_sign(fleet, folder, monkeypatch))
     found[READ_ENV], found[READ_FILE] = (repr(read) for read in _secrets_read(fleet, monkeypatch))
     found[SIGNERS] = _signers_read(fleet, monkeypatch)
+    found[HOOKS] = repr(_argvs_of_hooks(fleet, folder, monkeypatch))
+    found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))
+    found[ETCD] = repr(_etcd(fleet, monkeypatch))
     return found
+
+
+def _etcd(fleet, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "resolve_secret", lambda *_, **__: SecretValue("x"))
+        store = state.state_store(SimpleNamespace(fleet=fleet, clients={}), None, None, env={})
+    return store._etcd._settings, store._state_key
+
+
+def _argvs_of_hooks(fleet, folder, monkeypatch):
+    argvs = []
+
+    def popen(argv, **_):
+        argvs.append(argv)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", popen)
+        patch.setattr(hooks, "check_program", lambda root, program: argvs.append(program))
+        context = {"root": folder, "release": "r1", "fleet": "test", "env": {}}
+        clock = SimpleNamespace(utc=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+        for hook in fleet.hooks:
+            one = hooks.Hooks([hook], **context, report=lambda _: None, clock=clock)
+            with contextlib.suppress(DeployError):
+                (one.before if hook.when == "before" else one.after)(hook.phase, {})
+            one.close()
+    return argvs
+
+
+def _webhooks(fleet, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(notify, "resolve_secret", lambda *_, **__: SecretValue("https://s.invalid/x"))
+        targets = notify.resolve_webhooks(fleet, {})
+    return [(t.url.reveal(), [name for name, _ in t.headers]) for t in targets]
 
 
 def _argv_of_pytest(fleet, folder, monkeypatch):
@@ -200,6 +257,10 @@ def _secrets_read(fleet, monkeypatch):
         patch.setattr("deploy.inventory.secrets.os.open", no_file)
         with pytest.raises(DeployError):
             resolve_tokens(fleet, Environment())
+        with contextlib.suppress(DeployError):
+            notify.resolve_webhooks(fleet, Environment())
+        with contextlib.suppress(DeployError):
+            state.etcd_settings(fleet, Environment())
     return variables, files
 
 
