@@ -7,22 +7,15 @@ import json
 import os
 import tempfile
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.simulation.faults import FAULTS, possible
+from tests.simulation.host import Violation
 from tests.simulation.scenarios import SCENARIOS, play
 from tests.simulation.state import Seen, of_world
 
 WORKERS = max(1, os.cpu_count() or 1)
-BOUNDARIES_MAX = 5000  # of one run; an undisturbed one has 500
-
-
-class Endless(BaseException):
-    """
-    A run does not end.
-    """
 
 
 class Pruned(BaseException):
@@ -112,8 +105,6 @@ class Explorer:
 
     def at(self, point, delivery):
         self.index += 1
-        if self.index > BOUNDARIES_MAX:
-            raise Endless
         if self.is_over:
             return
         if not self.is_child:
@@ -242,10 +233,21 @@ def _outcome(scenario, explorer):
         return play(scenario, explorer), None
     except Pruned as pruned:
         return f"as {pruned}", None
-    except Endless:
-        return "violated", f"no end after {BOUNDARIES_MAX} boundaries"
-    except AssertionError as error:
-        return "violated", str(error) or traceback.format_exc()[-2000:]
+    except Violation as violation:
+        return "violated", str(violation)
+
+
+def failed(name, results):
+    """
+    Return the failures among *results* as text, each with the command that repeats it.
+    """
+    lines = []
+    for result in results:
+        if result.failure:
+            case = f"{name}:{result.case}"
+            lines.append(f"pytest tests/simulation -k test_a_case --case={case}")
+            lines.append(f"  {'; '.join(result.points)}: {result.failure}")
+    return "\n".join(lines[:60])
 
 
 def replay(name, case):
@@ -255,6 +257,3 @@ def replay(name, case):
     player = Replay(case)
     ending, failure = _outcome(SCENARIOS[name], player)
     return Result(case, player.points, ending, failure)
-
-
-__all__ = ["Explorer", "Iterable", "Replay", "Result", "explore", "field", "replay"]

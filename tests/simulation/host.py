@@ -19,6 +19,12 @@ SLOT_START_S = 1.0  # of an enabled slot, at boot or after a crash
 HAPROXY_START_S = 0.5  # of systemd's restart of HAProxy
 
 
+class Violation(BaseException):
+    """
+    An invariant does not hold; nothing between here and the simulation may go on after it.
+    """
+
+
 class HostDied(BaseException):
     """
     The host went off under a running host program.
@@ -133,7 +139,7 @@ class SimulatedHost(FakeSystem):
         served = changes and self.serving()
         answer = super().haproxy(command)
         if served and not self.serving():
-            self.world.fail(f"{self.name}: no slot serves after: {command}")
+            raise Violation(f"{self.name}: no slot serves after: {command}")
         if changes:
             self._at_sync("after", command)
             self._on()
@@ -167,7 +173,7 @@ class SimulatedHost(FakeSystem):
         if is_done and REQUESTS[verb].NEEDS_LEASE:
             fence = json.loads(text)["fence"]
             if lease is None or lease["fence"] != fence or lease["expires_steady_s"] <= steady_s:
-                self.world.fail(f"{self.name}: {verb} was done under lease {fence}, of {lease}")
+                raise Violation(f"{self.name}: {verb} was done under lease {fence}, of {lease}")
         if is_done and verb == DeadmanConfirm.VERB:
             self.confirmed.add(json.loads(text)["release"])
         return answer
@@ -189,9 +195,8 @@ class SimulatedHost(FakeSystem):
         before = set(_open)
         try:
             return work()
-        except AssertionError as error:
-            self.world.failures.append(str(error) or traceback.format_exc()[-2000:])
-            raise
+        except AssertionError:  # of the strict fakes
+            raise Violation(traceback.format_exc()[-2000:]) from None
         finally:
             self.running.pop()
             if set(_open) - before:

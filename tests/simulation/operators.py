@@ -8,15 +8,14 @@ import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from deploy.errors import DeployError, PreconditionError
+from deploy.errors import DeployError
 from deploy.release import controller as controller_module
 from deploy.release.parallel import on_each as parallel_on_each
-from deploy.release.parallel import unexpected
 from deploy.wiring import releases
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import LIMITS, StagingSummary
-from tests.simulation.world import Killed, Operator
+from tests.simulation.world import Killed, Operator, Violation
 
 CANARY_PCT = 10
 _ROW = "the same row"
@@ -112,9 +111,8 @@ def _on_each(hosts, work, *, within_s=None):
                 work(host)
             except DeployError as error:
                 errors[host] = error
-            except Exception as error:
-                world.failures.append(traceback.format_exc()[-2000:])
-                errors[host] = unexpected(host, error)
+            except Exception:
+                raise Violation(traceback.format_exc()[-2000:]) from None
     finally:
         operator.deadline_s = was_s
     # A signal reaches the thread that waits for the others, and what has begun ends first.
@@ -142,6 +140,9 @@ class Command:
             release=policy(),
             hosts=hosts,
             others=(),
+            hooks=(),
+            notify=(),
+            state=SimpleNamespace(kind="hosts"),
             service=SimpleNamespace(start_timeout=LIMITS.start_s),
         )
         self._on = Hosts(fleet, self.operator.clients, {})
@@ -211,6 +212,3 @@ class Command:
             assert world.stack.pop() is self.operator
             self.operator.is_over = True
         return self
-
-
-__all__ = ["Command", "PreconditionError", "deterministic", "policy"]
