@@ -136,10 +136,10 @@ class SimulatedHost(FakeSystem):
         if changes:
             self._at_sync("before", command)
             self._on()
-        served = changes and self.serving()
+        was_up = changes and self._has_up()
         answer = super().haproxy(command)
-        if served and not self.serving():
-            raise Violation(f"{self.name}: no slot serves after: {command}")
+        if was_up and not self._has_up():
+            raise Violation(f"{self.name}: no slot with traffic is UP after: {command}")
         if changes:
             self._at_sync("after", command)
             self._on()
@@ -152,6 +152,9 @@ class SimulatedHost(FakeSystem):
     def http(self, slot, *words, **options):
         self._on()
         return super().http(slot, *words, **options)
+
+    def _has_up(self):
+        return any(s.weight and s.status == "UP" for s in self.proxy.servers.values())
 
     def _at_sync(self, when, path):
         if self.running and self.is_watching:

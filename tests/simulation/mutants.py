@@ -131,8 +131,6 @@ MUTANTS = (
         "all(servers[slot].is_up for slot in wanted)",
         "True",
         scenario="rollback",
-        faults=("crash_blue",),
-        at=(("send", "traffic.set"),),
     ),
     Mutant(
         "weights fall before others rise",
