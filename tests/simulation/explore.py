@@ -7,11 +7,11 @@ import json
 import os
 import tempfile
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.simulation.faults import FAULTS, possible
+from tests.simulation.host import Violation
 from tests.simulation.scenarios import SCENARIOS, play
 from tests.simulation.state import Seen, of_world
 
@@ -127,7 +127,6 @@ class Explorer:
 
     def end_of_faults(self, world):
         self.is_over = True
-        world.at_boundary = lambda point, delivery: None
         self.budget = 0
         self._merge("end", None)
 
@@ -234,8 +233,21 @@ def _outcome(scenario, explorer):
         return play(scenario, explorer), None
     except Pruned as pruned:
         return f"as {pruned}", None
-    except AssertionError as error:
-        return "violated", str(error) or traceback.format_exc()[-2000:]
+    except Violation as violation:
+        return "violated", str(violation)
+
+
+def failed(name, results):
+    """
+    Return the failures among *results* as text, each with the command that repeats it.
+    """
+    lines = []
+    for result in results:
+        if result.failure:
+            case = f"{name}:{result.case}"
+            lines.append(f"pytest tests/simulation -k test_a_case --case={case}")
+            lines.append(f"  {'; '.join(result.points)}: {result.failure}")
+    return "\n".join(lines[:60])
 
 
 def replay(name, case):
@@ -245,6 +257,3 @@ def replay(name, case):
     player = Replay(case)
     ending, failure = _outcome(SCENARIOS[name], player)
     return Result(case, player.points, ending, failure)
-
-
-__all__ = ["Explorer", "Iterable", "Replay", "Result", "explore", "field", "replay"]

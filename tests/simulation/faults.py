@@ -5,7 +5,6 @@ The faults, and the boundaries at which each can happen.
 from deploy.host.layout import SLOTS
 from tests.local_fleet import DIGESTS
 from tests.simulation.host import BOOT_S, VerbKilled
-from tests.simulation.world import Killed
 
 DAY_S = 86_400.0
 TTL_S = 15.0
@@ -112,7 +111,7 @@ def _rival(does):
         command = Command(world, name)
         {
             "rollback": lambda: command.rollback(steal=True),
-            "abort": lambda: command.abort(steal=True),
+            "abort": lambda: command.abort(),
             "release": lambda: command.release(DIGESTS["b3"], "v3", steal=True),
         }[does]()
         world.commands.append(command)
@@ -156,11 +155,41 @@ _AT = {
 }  # fmt: skip
 
 
+WORDS = {
+    "kill": "the operator's process gets SIGKILL",
+    "term": "the operator's process gets SIGTERM",
+    "suspend": "the operator's process stands still until its leases have ended",
+    "lost": "the connection breaks: before the command ran, or after it",
+    "late": "the connection breaks, and the command runs 0.15 s later",
+    "twice": "the command runs twice",
+    "reboot": "the host reboots in order",
+    "power_cut": "the host loses power, and all unsynced writes",
+    "torn_cut": "the host loses power, and the contents of unsynced files, not their names",
+    "kill_verb": "the host program is killed",
+    "cut_off": "the host is cut off for 25 s",
+    "freeze": "the host stands still for 25 s",
+    "day_later": "the host's wall clock jumps a day forward",
+    "day_earlier": "the host's wall clock jumps a day back",
+    "full_disk": "the host's disk is full from then on",
+    "no_metrics": "the slots of the host answer /metrics with 404 for 60 s",
+    "haproxy": "HAProxy of the host is killed, and started by systemd 0.5 s later",
+    "crash_blue": "the slot blue crashes, and is started by systemd 1 s later",
+    "crash_green": "the slot green crashes, and is started by systemd 1 s later",
+    "rival_rollback": "another operator does inv rollback --steal",
+    "rival_abort": "another operator does inv abort --steal",
+    "rival_release": "another operator does inv release --steal of another bundle",
+}
+
+
+def possible_at(fault):
+    """
+    Return the kinds of boundary at which *fault* can happen.
+    """
+    return [when for when, faults in _AT.items() if fault in faults]
+
+
 def possible(point):
     """
     Return the faults that can happen at *point*.
     """
     return _AT[point.when]
-
-
-__all__ = ["FAULTS", "Killed", "possible"]

@@ -10,13 +10,19 @@ from deploy.host.__main__ import handle
 from deploy.host.disk import nearest_existing
 from deploy.host.files import link_atomic
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import HostError
+from deploy.host.protocol import REQUESTS, DeadmanConfirm, HostError
 from tests.local_host import CHECK_INTERVAL_S, FakeSystem
 from tests.simulation.disk import PREFIX, Disk, _open
 
 BOOT_S = 8.0  # from power on to the first unit
 SLOT_START_S = 1.0  # of an enabled slot, at boot or after a crash
 HAPROXY_START_S = 0.5  # of systemd's restart of HAProxy
+
+
+class Violation(BaseException):
+    """
+    An invariant does not hold; nothing between here and the simulation may go on after it.
+    """
 
 
 class HostDied(BaseException):
@@ -73,7 +79,7 @@ class SimulatedHost(FakeSystem):
         self.has_metrics_until_s = 0.0
         self.running = []  # verbs in progress, the innermost last
         self.is_watching = True  # faults happen at its syncs
-        self._locked = set()
+        self.confirmed = set()  # releases that an operator was told are kept
         self.fractions = dict.fromkeys(SLOTS, 0.0)
 
     @property
@@ -130,10 +136,10 @@ class SimulatedHost(FakeSystem):
         if changes:
             self._at_sync("before", command)
             self._on()
-        served = changes and self.serving()
+        was_up = changes and self._has_up()
         answer = super().haproxy(command)
-        if served and not self.serving():
-            self.world.fail(f"{self.name}: no slot serves after: {command}")
+        if was_up and not self._has_up():
+            raise Violation(f"{self.name}: no slot with traffic is UP after: {command}")
         if changes:
             self._at_sync("after", command)
             self._on()
@@ -146,6 +152,9 @@ class SimulatedHost(FakeSystem):
     def http(self, slot, *words, **options):
         self._on()
         return super().http(slot, *words, **options)
+
+    def _has_up(self):
+        return any(s.weight and s.status == "UP" for s in self.proxy.servers.values())
 
     def _at_sync(self, when, path):
         if self.running and self.is_watching:
@@ -161,7 +170,16 @@ class SimulatedHost(FakeSystem):
             HostDied: The host went off meanwhile.
             VerbKilled: The program was killed.
         """
-        return self._running(verb, lambda: handle(self, verb, text))
+        lease, steady_s = content(self, "lease.json"), self.clock.steady
+        answer = self._running(verb, lambda: handle(self, verb, text))
+        is_done = answer.startswith('{"ok": true')
+        if is_done and REQUESTS[verb].NEEDS_LEASE:
+            fence = json.loads(text)["fence"]
+            if lease is None or lease["fence"] != fence or lease["expires_steady_s"] <= steady_s:
+                raise Violation(f"{self.name}: {verb} was done under lease {fence}, of {lease}")
+        if is_done and verb == DeadmanConfirm.VERB:
+            self.confirmed.add(json.loads(text)["release"])
+        return answer
 
     def own(self, name, work):
         """
@@ -180,9 +198,8 @@ class SimulatedHost(FakeSystem):
         before = set(_open)
         try:
             return work()
-        except AssertionError as error:
-            self.world.failures.append(str(error) or traceback.format_exc()[-2000:])
-            raise
+        except AssertionError:  # of the strict fakes
+            raise Violation(traceback.format_exc()[-2000:]) from None
         finally:
             self.running.pop()
             if set(_open) - before:

@@ -15,6 +15,7 @@ class Mutant:
     Attributes:
         old, new: What is replaced in the source of `module`; `old` is there once.
         at: (when, verb) of the boundaries where `faults` happen; empty: nothing happens.
+        budget: Number of faults in one run.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Mutant:
     scenario: str = "release"
     faults: tuple[str, ...] = ()
     at: tuple[tuple[str, str], ...] = ()
+    budget: int = 1
 
 
 MUTANTS = (
@@ -107,28 +109,21 @@ MUTANTS = (
         at=(("send", "measure"),),
     ),
     Mutant(
-        "a reboot keeps the lease in force",
-        "deploy.host.lease",
-        "if self.owner is None or boot_id != self.boot_id:",
-        "if self.owner is None:",
+        "a boot starts HAProxy with the weights of the change",
+        "deploy.host.deadman.way_back",
+        "        with failures.caught():\n            _rewrite_state(system, way)\n",
+        "",
         faults=("reboot",),
-        at=(("send", "measure"), ("send", "state.write"), ("answer", "traffic.set")),
+        at=(("send", "measure"),),
     ),
     Mutant(
         "a way back does not write HAProxy's state",
         "deploy.host.deadman.way_back",
-        "            self._proxy.set_admin(self._way.to_slot, MAINT)\n            self._save()\n",
-        "            self._proxy.set_admin(self._way.to_slot, MAINT)\n",
-        faults=("kill", "haproxy"),
-        at=(("answer", "traffic.set"),),
-    ),
-    Mutant(
-        "a change of the traffic does not write HAProxy's state",
-        "deploy.host.slots.traffic",
-        "            after = proxy.servers()\n            _save(system, proxy)\n",
-        "            after = proxy.servers()\n",
-        faults=("haproxy", "reboot"),
-        at=(("send", "journal.append"), ("send", "lease.release"), ("send", "deadman.confirm")),
+        "    with_room(system, lambda: write_spare(system.layout.haproxy_state, data, 0o644))",
+        "    del data",
+        faults=("kill", "power_cut"),
+        at=(("answer", "traffic.set"), ("after", "check")),
+        budget=2,
     ),
     Mutant(
         "a slot need not be UP before it gets traffic",
@@ -136,8 +131,6 @@ MUTANTS = (
         "all(servers[slot].is_up for slot in wanted)",
         "True",
         scenario="rollback",
-        faults=("crash_blue",),
-        at=(("send", "traffic.set"),),
     ),
     Mutant(
         "weights fall before others rise",

@@ -8,15 +8,14 @@ import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from deploy.errors import DeployError, PreconditionError
+from deploy.errors import DeployError
 from deploy.release import controller as controller_module
 from deploy.release.parallel import on_each as parallel_on_each
-from deploy.release.parallel import unexpected
 from deploy.wiring import releases
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import LIMITS, StagingSummary
-from tests.simulation.world import Killed, Operator
+from tests.simulation.world import Killed, Operator, Violation
 
 CANARY_PCT = 10
 _ROW = "the same row"
@@ -112,9 +111,8 @@ def _on_each(hosts, work, *, within_s=None):
                 work(host)
             except DeployError as error:
                 errors[host] = error
-            except Exception as error:
-                world.failures.append(traceback.format_exc()[-2000:])
-                errors[host] = unexpected(host, error)
+            except Exception:
+                raise Violation(traceback.format_exc()[-2000:]) from None
     finally:
         operator.deadline_s = was_s
     # A signal reaches the thread that waits for the others, and what has begun ends first.
@@ -142,6 +140,9 @@ class Command:
             release=policy(),
             hosts=hosts,
             others=(),
+            hooks=(),
+            notify=(),
+            state=SimpleNamespace(kind="hosts"),
             service=SimpleNamespace(start_timeout=LIMITS.start_s),
         )
         self._on = Hosts(fleet, self.operator.clients, {})
@@ -154,20 +155,20 @@ class Command:
             plan = releases.make_plan(self._on, bundle, CANARY_PCT, allow_older=True)
             return releases.run_release(self._on, bundle, plan, self._report, steal=steal)
 
-        return self._do(does)
+        return self._do(does, f"release {version}")
 
     def rollback(self, *, steal=True, to=None):
         def does():
             way = releases.make_rollback(self._on, to)
             return releases.run_rollback(self._on, way, self._report, steal=steal)
 
-        return self._do(does)
+        return self._do(does, f"rollback {to}")
 
     def abort(self):
-        return self._do(lambda: releases.abort(self._on, self._report, steal=True))
+        return self._do(lambda: releases.abort(self._on, self._report, steal=True), "abort")
 
     def resume(self):
-        return self._do(lambda: releases.resume(self._on, self._report, steal=True))
+        return self._do(lambda: releases.resume(self._on, self._report, steal=True), "resume")
 
     def stored(self):
         """
@@ -187,13 +188,13 @@ class Command:
         def does():
             return releases._run(self._on, desired, self._report, stage=_stage, steal=True)
 
-        return self._do(does)
+        return self._do(does, "bring")
 
     def _report(self, event):
         self.world.events.append((self.operator.name, event))
 
-    def _do(self, work):
-        world = self.world
+    def _do(self, work, intent):
+        world, self.operator.intent = self.world, intent
         world.stack.append(self.operator)
         try:
             outcome = work()
@@ -211,6 +212,3 @@ class Command:
             assert world.stack.pop() is self.operator
             self.operator.is_over = True
         return self
-
-
-__all__ = ["Command", "PreconditionError", "deterministic", "policy"]

@@ -121,9 +121,7 @@ def play(scenario, explorer):
             world.invariants = invariants
             ending = _play(scenario, explorer, world, invariants)
             if not explorer.points and ending != scenario.ends:
-                world.fail(f"undisturbed it ended {ending}, not {scenario.ends}")
-            if world.failures:
-                raise Violation(world.failures[0])
+                raise Violation(f"undisturbed it ended {ending}, not {scenario.ends}")
             return ending
 
 
@@ -154,7 +152,7 @@ def _play(scenario, explorer, world, invariants):
         if fresh.ending in ("reverted", "paused") and not isinstance(fresh.error, RollbackFailed):
             fresh.error = None  # it went on, and was refused
     if fresh.error is not None:
-        raise AssertionError(f"{last} of a fresh operator: {fresh.ending}: {fresh.error}")
+        raise Violation(f"{last} of a fresh operator: {fresh.ending}: {fresh.error}")
     world.pass_s(TTL_S + DEADMAN_S + SETTLE_S)
     invariants.check_converged(f"after {last}")
     invariants.check_one_version()

@@ -250,6 +250,7 @@ def of_operator(world, operator):
         )
     return (
         operator.name,
+        operator.intent,
         operator.is_terminated,
         max(0, grain(operator.paused_until_s - now_s)),
         known,
@@ -296,7 +297,9 @@ def answer(verb, text, first):
     document = json.loads(text)
     if verb == "measure" and document.get("ok"):
         numbers = _numbers(document["result"])
-        return numbers, tuple(a - b for a, b in zip(numbers, first or numbers, strict=True)), text
+        is_alike = first is not None and len(first) == len(numbers)
+        since = tuple(a - b for a, b in zip(numbers, first if is_alike else numbers, strict=True))
+        return numbers, (since, is_alike, _words(document["result"])), text
     return None, plain(document), text
 
 
@@ -306,3 +309,9 @@ def _numbers(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ()
     return (value,)
+
+
+def _words(value):
+    if isinstance(value, dict):
+        return tuple((key, _words(value[key])) for key in sorted(value))
+    return None if isinstance(value, (int, float)) and not isinstance(value, bool) else value

@@ -9,7 +9,7 @@ def _failures(mutant):
     def only(_, point, fault):
         return fault in mutant.faults and (point.when, point.verb) in mutant.at
 
-    results, _ = explore(SCENARIOS[mutant.scenario], 1, only)
+    results, _ = explore(SCENARIOS[mutant.scenario], mutant.budget, only)
     return [result for result in results if result.failure]
 
 

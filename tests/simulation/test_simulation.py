@@ -1,0 +1,61 @@
+import pytest
+
+from tests.simulation.explore import explore, failed, replay
+from tests.simulation.faults import FAULTS, WORDS
+from tests.simulation.page import PAGE, boundaries_of
+from tests.simulation.scenarios import SCENARIOS
+
+
+@pytest.mark.parametrize("name", ["release", "rollback", "rejected"])
+def test_a_fault_at_any_boundary_leaves_every_host_serving_one_version(name):
+    """
+    Every invariant holds with each fault at each boundary, and without any.
+    """
+    results, boundaries = explore(SCENARIOS[name], 1)
+
+    assert not failed(name, results)
+    text = PAGE.read_text()
+    missing = [row for row in boundaries_of(boundaries) if row not in text]
+    assert not missing, "python -m tests.simulation.page writes the page anew"
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_undisturbed_it_ends_as_it_should(name):
+    """
+    Without a fault nothing else happens than was asked.
+    """
+    result = replay(name, "")
+
+    assert result.failure is None
+    assert result.ending == SCENARIOS[name].ends
+
+
+def test_the_same_case_goes_the_same_way():
+    """
+    A case that failed once can be run again.
+    """
+    one, two = (replay("release", "94.lost,120.power_cut") for _ in range(2))
+
+    assert one == two
+    assert len(one.points) == 2
+
+
+def test_a_case(case):
+    """
+    Runs the case of --case alone: pytest tests/simulation -k test_a_case --case=release:94.lost
+    """
+    name, _, faults = case.partition(":")
+
+    result = replay(name, faults)
+
+    assert result.failure is None, result.points
+
+
+def test_the_page_names_every_fault():
+    """
+    Each has its line, with what happens.
+    """
+    text = PAGE.read_text()
+
+    assert set(WORDS) == set(FAULTS)
+    assert not [name for name in FAULTS if f"| {name} | {WORDS[name]} |" not in text]
