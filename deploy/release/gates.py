@@ -99,7 +99,11 @@ def judge_promoted(
         return Judgement(Verdict.PAUSE if late else Verdict.WAIT, "health", missing)
     if elapsed_s < policy.duration:
         left_s = policy.duration - elapsed_s
-        return Judgement(Verdict.WAIT, "duration", f"promoted hosts keep, {left_s:.0f} s to go")
+        return Judgement(
+            Verdict.WAIT,
+            "duration",
+            f"promoted hosts are within their limits, {left_s:.0f} s to go",
+        )
     fleet = pooled(windows.values())
     idle = sorted(host for host, window in windows.items() if not window.requests)
     note = f"; no traffic to judge on {', '.join(idle)}" if idle else ""
