@@ -298,7 +298,8 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     """
     Show hosts, slots, versions, shares, health and the release in progress.
 
-    Reads hosts; changes nothing.
+    Reads hosts; changes nothing.  Exits 26 where hosts are not as they should be or do not answer,
+    unless a release in progress explains it.
 
         inv status --json
     """
@@ -306,22 +307,24 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
 
     from deploy.cli import report, tables
     from deploy.cli.watch import watch as show_again
-    from deploy.wiring import checkout
+    from deploy.release.findings import fleet_error
+    from deploy.wiring import checkout, fleet_status
     from deploy.wiring.hosts import connect
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     with connect(fleet) as on:
 
-        def read() -> tuple[dict[str, Any], Any]:
-            states = on.seen()
-            document = report.status_json(fleet.name, states)
-            return document, "" if json else tables.status_table(fleet.name, states)
+        def read() -> tuple[dict[str, Any], Any, Any]:
+            states, findings = fleet_status.read(on)
+            document = report.status_json(fleet.name, states, findings)
+            table = "" if json else tables.status_table(fleet.name, states, findings)
+            return document, table, fleet_error(findings)
 
         if watch:
-            show_again(read, as_json=json, sleep=time.sleep)
+            show_again(lambda: read()[:2], as_json=json, sleep=time.sleep)
         with waiting("the state of the hosts"):
-            document, table = read()
-    finish(document, table, None, as_json=json)
+            document, table, error = read()
+    finish(document, table, error, as_json=json)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,
@@ -369,6 +372,35 @@ def demo(c, keep=False, fresh=True, json=False):
     with waiting("the lab") as progress:
         result = run_demo(keep=keep, fresh=fresh, progress=progress)
     finish(result.as_json(), result.lines(), None, as_json=json)
+    sys.exit(0 if result.is_good else 1)
+
+
+@command(flags={"faults": "Only these faults, such as SIGKILL,crash (default: all).",
+                "lines": "Only journal lines with one of these words, comma-separated.",
+                "commands": "release, rollback or both, comma-separated (default: both).",
+                "limit": "Most cells of each command, spread over lines and faults (default: all).",
+                "labs": "Labs of two hosts side by side (default 4).",
+                "keep": "Leave the labs up afterwards.",
+                "json": _JSON})  # fmt: skip
+def drill(c, faults="", lines="", commands="", limit="0", labs="4", keep=False, json=False):
+    """
+    Inject every fault at every journal line of a release.
+
+    On labs of its own, under live traffic, for releases and rollbacks: SIGKILL, SIGTERM, cut,
+    reboot, crash, freeze, full disk, HAProxy killed, clock jump, second operator.  Needs root.
+    Exits 1 when a host did not come back by itself to one version that serves.
+
+        inv drill --faults SIGKILL,crash --limit 4
+    """
+    from deploy.drill.drill import drill_options, run_drill
+
+    options = drill_options(
+        faults=faults, lines=lines, tasks=commands, limit=whole_number("limit", limit),
+        labs=whole_number("labs", labs), keep=keep,
+    )  # fmt: skip
+    with waiting("the drill") as progress:
+        result = run_drill(options, progress)
+    finish(result.as_json(), result.table(), None, as_json=json)
     sys.exit(0 if result.is_good else 1)
 
 
@@ -510,6 +542,26 @@ def bench_engine(c, device="", shape="", lines="", runs="", runs_mix="", peer=""
     sys.exit(run_engine_bench(flags, as_json=json))
 
 
+@command(flags={"hosts": "How many hosts (default 4).",
+                "runs": "Rollbacks with all hosts up, before the one with a dead host (default 3).",
+                "keep": "Leave the lab up afterwards.",
+                "json": _JSON})  # fmt: skip
+def bench_rollback(c, hosts="4", runs="3", keep=False, json=False):
+    """
+    Time rollbacks on lab hosts, also with one dead.
+
+    Measures inside the hosts when the bad version has no traffic any more.  Needs root.
+
+        inv bench.rollback --hosts 4
+    """
+    from deploy.drill.rollback_times import time_rollbacks
+
+    count, times = whole_number("hosts", hosts), whole_number("runs", runs)
+    with waiting("the lab") as progress:
+        result = time_rollbacks(hosts=count, runs=times, keep=keep, progress=progress)
+    finish(result.as_json(), result.table(), None, as_json=json)
+
+
 _lab = Collection("lab")
 _lab.add_task(lab_up, name="up")
 _lab.add_task(lab_down, name="down")
@@ -528,9 +580,11 @@ for _name, _does in {
 
 _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
+_bench.add_task(bench_rollback, name="rollback")
 
 ns = Collection(
     demo,
+    drill,
     test,
     matrix,
     provision,

@@ -141,7 +141,15 @@ class LocalFleet:
             release="r-back", actor="me@desk", goal=Goal.FORWARD, plan=plan, left_out=why
         )
         left_out = {left.host: left.error for left in way.left_out if left.error}
-        return self.bring(desired, report=report, recheck=recheck, left_out=left_out, **options)
+        return self.bring(
+            desired,
+            report=report,
+            stage=self.stage(NAMES[plan.bundle]),
+            recheck=recheck,
+            left_out=left_out,
+            stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
+            **options,
+        )
 
     def bring(
         self,

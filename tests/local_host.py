@@ -93,9 +93,11 @@ class FakeUnit:
         stops: "fast", "slow" (after 2 looks), "hang" (until it is killed), "immortal" (for ever)
             or "forks" (as systemd ends it, it leaves processes behind until it is killed).
         tasks: Processes in its control group.
+        is_masked: systemd was told never to start it.
     """
 
     def __init__(self):
+        self.is_masked = False
         self.starts, self.stops = "ready", "fast"
         self.active, self.sub, self.result, self.status = "inactive", "dead", "success", 0
         self.restarts = self.tasks = 0
@@ -131,6 +133,11 @@ class FakeUnit:
         self.queued, self.looks = "stop", 2 if self.stops == "slow" else 0
         if self.active in ("active", "activating"):
             self.active, self.sub = "deactivating", "stop-sigterm"
+
+    def restart(self, how=None):
+        if self.active == "active":
+            self.active, self.sub = "inactive", "dead"
+        self.start(how)
 
     def reset_failed(self):
         self.restarts = 0
@@ -172,7 +179,8 @@ class FakeUnit:
     def show(self, name):
         self.look()
         return (
-            f"Id={name}\nLoadState=loaded\nActiveState={self.active}\nSubState={self.sub}\n"
+            f"Id={name}\nLoadState={'masked' if self.is_masked else 'loaded'}\n"
+            f"ActiveState={self.active}\nSubState={self.sub}\n"
             f"Result={self.result}\nNRestarts={self.restarts}\nExecMainStatus={self.status}\n"
             f"Job={'17' if self.queued else '0'}\n"
             f"UnitFileState={'enabled' if self.enabled else 'disabled'}\n"
@@ -404,6 +412,9 @@ class FakeSystem(System):
         self._slept = threading.local()
         self.layout.state.mkdir(parents=True, exist_ok=True)
         self._lay_deadman()
+        self._make_run()
+        for slot in SLOTS:
+            self._make_socket(slot)
 
     def _lay_deadman(self):
         """
@@ -430,6 +441,13 @@ class FakeSystem(System):
         """
         link = self.layout.slot_link(slot)
         return link.readlink().name if link.is_symlink() else None
+
+    def remove_run(self):
+        """
+        Remove /run/slipway, with every socket in it.
+        """
+        shutil.rmtree(self.layout.run)
+        self.proxy.is_running = False  # it cannot be reached until it binds its socket again
 
     def answer(self, slot, requests, errors=0):
         """
@@ -473,13 +491,15 @@ class FakeSystem(System):
         return True
 
     def haproxy(self, command):
+        if not self.layout.run.is_dir():
+            raise FileNotFoundError(2, "No such file or directory")
         with self._lock:
             return self.proxy.ask(command, self.clock.steady, self._is_ready)
 
     def http(self, slot, method, target, *, timeout_s, document=None, token=None):
         assert timeout_s > 0
         with self._lock:
-            if not self._runs(slot):
+            if not self._runs(slot) or not self.layout.runtime_socket(slot).exists():
                 return HttpAnswer(None, "[Errno 2] No such file or directory")
             runtime = self.runtimes[slot]
             if (method, target) == ("GET", "/readyz"):
@@ -521,6 +541,8 @@ class FakeSystem(System):
         with self._lock:
             if argv[0] == "systemctl":
                 return self._systemctl(*argv[1:])
+            if argv[0] == "systemd-tmpfiles":
+                return self._systemd_tmpfiles(*argv[1:])
             if argv[0] == "journalctl":
                 return self._journalctl(*argv[1:])
         if argv[0] == "systemd-run":
@@ -543,6 +565,20 @@ class FakeSystem(System):
 
     # -- inside
 
+    def _make_run(self):
+        for slot in SLOTS:
+            self.layout.runtime_socket(slot).parent.mkdir(parents=True, exist_ok=True)
+
+    def _make_socket(self, slot):
+        path = self.layout.runtime_socket(slot)
+        if path.parent.is_dir() and not path.exists():
+            path.touch()
+
+    def _systemd_tmpfiles(self, *words):
+        assert words == ("--create", paths.TMPFILES)
+        self._make_run()
+        return ProgramResult(0, "", "")
+
     def _systemd_run(self, words, timeout_s):
         """
         Run a program without the sandbox, which only a real systemd can make; the lab has one.
@@ -554,7 +590,8 @@ class FakeSystem(System):
         return super().run(["env", "-i", *env, *argv], timeout_s=timeout_s)
 
     def _is_ready(self, slot):
-        return self._runs(slot) and self.runtimes[slot].is_ready
+        has_socket = self.layout.runtime_socket(slot).exists()
+        return has_socket and self._runs(slot) and self.runtimes[slot].is_ready
 
     def _runs(self, slot):
         return unit(slot) in self.units and self.unit_of(slot).active == "active"
@@ -605,18 +642,24 @@ class FakeSystem(System):
             return ProgramResult(0, "\n".join(self.units[n].show(n) for n in names), "")
         (name,) = names
         chosen = self.units[name]
-        if verb == "start":
+        if verb in ("start", "restart") and chosen.is_masked:
+            return ProgramResult(1, "", f"Failed to {verb} {name}: Unit {name} is masked.\n")
+        if verb in ("start", "restart"):
             assert options == {"--no-block"}
             if name == HAPROXY_UNIT:
-                if not self.proxy.is_running and chosen.starts == "ready":
+                is_stopped = verb == "restart" or not self.proxy.is_running
+                getattr(chosen, verb)()
+                chosen.look()
+                if is_stopped and chosen.starts == "ready":
                     path = self.layout.haproxy_state
                     state = path.read_text() if path.exists() else None
                     self.proxy.start(state, self.clock.steady)
                 return ProgramResult(0, "", "")
             slot = next(s for s in SLOTS if unit(s) == name)
-            if chosen.active != "active":
+            if chosen.active != "active" or verb == "restart":
                 self.runtimes[slot].restart()
-            chosen.start(self.bad_starts.get(self.linked(slot)))
+                self._make_socket(slot)
+            getattr(chosen, verb)(self.bad_starts.get(self.linked(slot)))
         elif verb == "stop":
             assert options == {"--no-block"}
             chosen.stop()

@@ -200,6 +200,12 @@ class BundleStore:
             fix="use one of these, or build it: inv bundle --model PATH --version VERSION",
         )
 
+    def versions(self, fleet: str) -> dict[str, str]:
+        """
+        Return the versions of the bundles that hosts of *fleet* may have, by digest.
+        """
+        return {bundle.digest: bundle.version for bundle in self._for(fleet)}
+
     def _for(self, fleet: str) -> builtins.list[Bundle]:
         """
         Return the bundles that hosts of *fleet* may have, newest first.

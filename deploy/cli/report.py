@@ -2,7 +2,7 @@
 Plans, states and events as text and as JSON documents.  Nothing here prints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from deploy.lab.config import LabStatus
 from deploy.provision.report import ProvisionReport
 from deploy.release.desired import Ending
 from deploy.release.events import ReleaseEvent, ReleaseOutcome
+from deploy.release.findings import Finding, find
 from deploy.release.history import History
 from deploy.release.observe import Observed
 from deploy.release.plan import ReleasePlan
@@ -124,9 +125,16 @@ def plan_text(plan: ReleasePlan) -> str:
     return "\n".join([*lines, f"  plan {plan.digest}"])
 
 
-def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[str, Any]:
+def status_json(
+    fleet: str,
+    seen: Mapping[str, Observed | DeployError],
+    findings: Sequence[Finding] | None = None,
+) -> dict[str, Any]:
     """
     Return the document of `inv status --json`.
+
+    Args:
+        findings: None: what `find` returns for *seen*.
     """
     hosts: list[dict[str, Any]] = []
     release = None
@@ -157,7 +165,13 @@ def status_json(fleet: str, seen: Mapping[str, Observed | DeployError]) -> dict[
                 "unfinished": found.unfinished_text,
                 "paused": found.paused,
             }
-    return {"fleet": fleet, "hosts": hosts, "release": release}
+    of_seen = find(seen) if findings is None else findings
+    return {
+        "fleet": fleet,
+        "hosts": hosts,
+        "release": release,
+        "findings": [finding.as_json() for finding in of_seen],
+    }
 
 
 def history_json(history: History, errors: Mapping[str, DeployError]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 The tables of `inv status`, `history`, `matrix` and `lab.status`; names in them are never cut.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from deploy.cli.grid import Cell, Grid, Style
 from deploy.errors import DeployError, TransportError
 from deploy.foreign_text import quoted
 from deploy.lab.config import LabStatus
+from deploy.release.findings import Finding, find
 from deploy.release.history import History
 from deploy.release.observe import Observed
 from deploy.versions.matrix import Matrix
@@ -60,16 +61,22 @@ def matrix_table(matrix: Matrix) -> Grid:
     return table
 
 
-def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Grid:
+def status_table(
+    fleet: str,
+    seen: Mapping[str, Observed | DeployError],
+    findings: Sequence[Finding] | None = None,
+) -> Grid:
     """
-    Return the table of `inv status`.
+    Return the table of `inv status`, with the findings below it.
+
+    Args:
+        findings: None: what `find` returns for *seen*.
     """
     table = Grid(("host", "slot", "version", "state", "weight", "health", "in flight"))
     for name, found in seen.items():
         if isinstance(found, DeployError):
             word = "unreachable" if isinstance(found, TransportError) else "unreadable"
             table.add_row(name, "-", "-", Cell(word, "red"), "-", "-", "-")
-            table.notes.append(f"{found.what}: {found.why}")
             continue
         for index, slot in enumerate(found.slots):
             weight = "-" if slot.weight_pct is None else f"{slot.weight_pct} %"
@@ -82,18 +89,12 @@ def status_table(fleet: str, seen: Mapping[str, Observed | DeployError]) -> Grid
                 slot.health,
                 "-" if slot.sessions is None else str(slot.sessions),
             )
-        if not found.is_reserve_whole:
-            fix = "free space there, then inv provision"
-            table.notes.append(f"{name}: the reserve for a full disk was used: {fix}")
         if found.lease_owner:
             table.notes.append(
                 f"{name}: a release is under way, lease of {quoted(found.lease_owner)}"
             )
-        elif found.paused:
-            table.notes.append(f"{name}: paused: {quoted(found.paused)}; inv rollback drops it")
-        elif found.unfinished:
-            unfinished = quoted(found.unfinished_text or "")
-            table.notes.append(f"{name}: ended in the middle: {unfinished}; inv rollback clears it")
+    for finding in find(seen) if findings is None else findings:
+        table.notes.append(f"{finding.host}: {finding.what}; {finding.fix}")
     return table
 
 

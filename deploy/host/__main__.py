@@ -43,6 +43,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.VenvBuild: "bundle.venv:run",
     protocol.SlotStart: "slots.slot:start",
     protocol.SlotStop: "slots.slot:stop",
+    protocol.Revive: "slots.revive:run",
     protocol.Golden: "slots.golden:run",
     protocol.TrafficSet: "slots.traffic:set_weights",
     protocol.TrafficDrain: "slots.traffic:drain",

@@ -1,14 +1,16 @@
 """
-The verbs that record releases as good and roll that record back; what of it is still there.
+The verbs that record releases as good and roll that record back; what of it can serve now.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from deploy.host.bundle.admission import raise_counter
+from deploy.host.bundle.manifest import MANIFEST, MODEL_LINK, VENV_LINK
 from deploy.host.codec import encode
 from deploy.host.files import locked
 from deploy.host.journal import Journal, result_of
@@ -24,6 +26,7 @@ from deploy.host.protocol import (
     GoodRollback,
     HostError,
 )
+from deploy.host.slots.haproxy import Haproxy
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
 
@@ -46,21 +49,17 @@ def record(system: System, call: Call, request: GoodRecord) -> GoodReleases:
 
 def rollback(system: System, call: Call, request: GoodRollback) -> GoodReleases:
     """
-    Remove the good releases after the named one from the record.
+    Make the named release the last good one, once it has all the traffic.
     """
-    return _write(system, call, request.VERB, encode(request), to_release=request.to_release)
+    return _write(system, call, request.VERB, encode(request), back=request)
 
 
-def still_there(layout: Layout, good: Iterable[GoodRelease]) -> tuple[GoodRelease, ...]:
+def startable(layout: Layout, good: Iterable[GoodRelease]) -> tuple[GoodRelease, ...]:
     """
-    Return those of *good* that are still on the host: the others were retired.
+    Return those of *good* that the host can start now: the others were retired, or are damaged.
     """
-    linked = {linked_bundle(layout, slot) for slot in SLOTS}
-    return tuple(
-        release
-        for release in good
-        if release.bundle in linked or layout.release(release.bundle).is_dir()
-    )
+    there = set(staged(layout))
+    return tuple(release for release in good if release.bundle in there)
 
 
 def staged(layout: Layout) -> tuple[str, ...]:
@@ -71,19 +70,36 @@ def staged(layout: Layout) -> tuple[str, ...]:
         names = [path.name for path in layout.releases.iterdir()]
     except OSError:
         return ()
-    return tuple(sorted(name for name in names if _DIGEST.fullmatch(name)))
+    return tuple(sorted(n for n in names if _DIGEST.fullmatch(n) and _is_whole(layout.release(n))))
+
+
+def _is_whole(release: Path) -> bool:
+    """
+    Return whether *release* has its manifest, its environment and its weights.
+
+    It was verified when it was placed, all at once; what its links lead to is shared, and may have
+    been deleted since.
+    """
+    links = [release / name for name in (VENV_LINK, MODEL_LINK)]
+    return (release / MANIFEST).is_file() and all(
+        link.exists() for link in links if link.is_symlink()
+    )
 
 
 def _write(
-    system: System, call: Call, verb: str, args: dict[str, Any], to_release: str | None = None
+    system: System,
+    call: Call,
+    verb: str,
+    args: dict[str, Any],
+    back: GoodRollback | None = None,
 ) -> GoodReleases:
     # The journal line is the effect, so intent and result are written under one lease check.
     book = Journal(system)
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         Leases(system).check(call.fence)
-        if to_release is not None:
-            _check_known(to_release, book.replay().good)
-        if verb == GoodRecord.VERB:
+        if back is not None:
+            _check_serves(system, _bundle_of(back, book.replay().good))
+        else:
             # Before the line that makes it good: a crash in between leaves the stricter record.
             raise_counter(system, args["bundle"])
         intent = book.append(intent_of(call, verb, args))
@@ -91,12 +107,42 @@ def _write(
         return GoodReleases(tuple(book.replay().good))
 
 
-def _check_known(release: str, good: list[GoodRelease]) -> None:
-    if release not in [g.release for g in good]:
-        known = ", ".join(f"{g.version} ({g.release})" for g in good) or "none"
-        raise HostError(
-            ErrorKind.NOTHING_TO_ROLL_BACK_TO,
-            f"no release {release} is recorded as good",
-            f"recorded: {known}",
-            "inv rollback --to one of these",
-        )
+def _bundle_of(back: GoodRollback, good: list[GoodRelease]) -> str:
+    """
+    Return the bundle of the release to go back to.
+
+    Raises:
+        HostError: It is not on record, and *back* does not say what it is.
+    """
+    for release in reversed(good):
+        if release.release == back.to_release:
+            return release.bundle
+    if back.bundle is not None and back.version is not None:
+        return back.bundle
+    known = ", ".join(f"{g.version} ({g.release})" for g in good) or "none"
+    raise HostError(
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO,
+        f"no release {back.to_release} is recorded as good",
+        f"recorded: {known}",
+        "inv rollback --to one of these",
+    )
+
+
+def _check_serves(system: System, bundle: str) -> None:
+    """
+    Refuse to forget a good release before the way back from it has succeeded here.
+
+    Raises:
+        HostError: *bundle* has not all the traffic.
+    """
+    weights = {slot: server.weight for slot, server in Haproxy(system).servers().items()}
+    serving = {linked_bundle(system.layout, slot) for slot in SLOTS if weights.get(slot)}
+    if serving == {bundle}:
+        return
+    serves = ", ".join(sorted(f"{digest[:12]}" for digest in serving if digest)) or "nothing"
+    raise HostError(
+        ErrorKind.PRECONDITION,
+        f"bundle {bundle[:12]} does not serve alone",
+        f"{serves} has the traffic",
+        "give it all the traffic first: traffic.set",
+    )

@@ -37,6 +37,7 @@ ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
 ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 RUN = "/run/slipway"
+TMPFILES = "/etc/tmpfiles.d/slipway.conf"  # the directories below RUN
 HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
 RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -138,6 +139,7 @@ class Layout:
         self.host_config = self._at(HOST_CONFIG)
         self.reserves = [self._at(path) for path in RESERVES]
         self.run = self._at(RUN)
+        self.tmpfiles = self._at(TMPFILES)
         self.haproxy_socket = self._at(HAPROXY_SOCKET)
         self.boot_id = self._at(BOOT_ID)
 

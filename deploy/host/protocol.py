@@ -404,12 +404,21 @@ class GoodRecord(Request[GoodReleases]):
 @dataclass(frozen=True)
 class GoodRollback(Request[GoodReleases]):
     """
-    Remove the good releases after *to_release* from the record.
+    Make *to_release* the last good release: those after it leave the record.
+
+    Refused until its bundle has all the traffic of the host, so that a way back that fails changes
+    no record.
+
+    Attributes:
+        bundle, version: Of that release.  A host that has no such release on record gets it as its
+            only one; without them that is refused.
     """
 
     VERB = "good.rollback"
 
     to_release: str
+    bundle: Optional[Digest] = None
+    version: Optional[str] = None
 
 
 # -- bundles
@@ -522,22 +531,42 @@ class VenvBuild(Request[VenvBuilt]):
 
 
 @dataclass(frozen=True)
+class DroppedRelease:
+    """
+    A release that a host has deleted: no rollback can return to it there.
+
+    Attributes:
+        version: None: its manifest could not be read.
+        release: Newest release that it was recorded as good under; None: it never was.
+    """
+
+    bundle: Digest
+    version: Optional[str]
+    release: Optional[str]
+
+
+@dataclass(frozen=True)
 class Retired:
     """
     Attributes:
         kept: Bundles that stay.
+        dropped: Releases that were deleted.
         removed: Names of what was deleted, by kind: releases, venvs, models, blobs, wheels,
             incoming.
     """
 
     kept: tuple[str, ...]
+    dropped: tuple[DroppedRelease, ...]
     removed: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Retire(Request[Retired]):
     """
-    Delete what neither a slot nor one of the last *keep* good releases needs.
+    Delete what no rollback can ask for.
+
+    The last *keep* good releases stay, those of the slots, and every bundle whose digest the
+    desired state names.
     """
 
     VERB = "retire"
@@ -599,6 +628,31 @@ class SlotStop(Request[SlotStopped]):
 
     slot: SlotName
     timeout_s: TimeoutS = 60.0
+
+
+@dataclass(frozen=True)
+class Revived:
+    done: tuple[str, ...]  # what was brought back, one text each
+
+
+@dataclass(frozen=True)
+class Revive(Request[Revived]):
+    """
+    Bring back what should run on the host and does not: it changes no weight and no release.
+
+    The directories below /run/slipway; HAProxy, which is restarted where it runs without its
+    socket; and the units of slots, those included whose directory of the socket was removed.
+
+    Attributes:
+        slots: Slots to start, and to wait for.  Those with traffic are started in any case, and
+            are not waited for.
+        timeout_s: For the start of each slot.
+    """
+
+    VERB = "revive"
+
+    slots: tuple[SlotName, ...] = ()
+    timeout_s: TimeoutS = 300.0
 
 
 @dataclass(frozen=True)
@@ -739,6 +793,7 @@ class SlotStatus:
         haproxy: HAProxy's status of the server: UP, LATE, DOWN, MAINT, DRAIN; None as above.
         sessions: Requests in flight or queued; None as above.
         ready: It answered its readiness check.
+        is_masked: systemd was told never to start its unit.
     """
 
     bundle: Optional[str]
@@ -748,6 +803,7 @@ class SlotStatus:
     haproxy: Optional[str]
     sessions: Optional[int]
     ready: bool
+    is_masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -757,18 +813,22 @@ class Unfinished:
 
     Attributes:
         rollback_to: Release that it returns to, if it is a rollback.
+        epoch: Epoch of the desired state that it began under; 0: none.
+        bundle: Bundle that it goes to; None: not known.
     """
 
     release: Optional[str]
     step: str
     rollback_to: Optional[str] = None
+    epoch: Epoch = 0
+    bundle: Optional[Digest] = None
 
 
 @dataclass(frozen=True)
 class HostStatus:
     """
     Attributes:
-        good: Releases recorded as good, not rolled back and still on the host, oldest first.
+        good: Releases recorded as good, not rolled back, that the host can start now; oldest first.
         paused: Release that waits for a decision of the operator.
         journal_damaged: Journal lines that cannot be read.
         free_opt_bytes, free_state_bytes: Free space under /opt/slipway and /var/lib/slipway.
@@ -1030,6 +1090,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         VenvBuild,
         SlotStart,
         SlotStop,
+        Revive,
         Golden,
         TrafficSet,
         TrafficDrain,

@@ -113,11 +113,15 @@ class Begun:
     Attributes:
         step: Its last one.
         rollback_to: Release that it returns to, if it is a rollback.
+        epoch: Of the desired state that it began under; 0: not known.
+        bundle: The bundle that it goes to.
     """
 
     release: Optional[str]
     step: str
     rollback_to: Optional[str]
+    epoch: Epoch = 0
+    bundle: Optional[Digest] = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace as _replace
 from typing import Any, NamedTuple
 
 from deploy.host.protocol import GoodRecord, GoodRelease, GoodRollback, LeaseAcquire, Unfinished
@@ -25,7 +26,7 @@ from deploy.host.records import (
 BEGIN, END = "release.begin", "release.end"
 GOOD_MAX = 1000  # good releases that a checkpoint carries: `release.keep` is never higher
 OPEN_MAX = 100  # open intents that it carries
-_OUTCOME_PAUSED = "paused"
+_OUTCOME_PAUSED, _OUTCOME_FAILED = "paused", "failed"
 _EPOCH_MAX = 2**53
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -58,7 +59,8 @@ def replay(records: Iterable[Record]) -> Replayed:
     A result ends every earlier intent of the same step with the same arguments, so that a verb
     that was killed and run again is finished.  The end of a release ends all open intents, and
     a new release takes over the intents that an earlier one left open: one lease, one writer.
-    A checkpoint stands for all lines before it.
+    A way back that failed has not ended: the next one goes on with it.  A checkpoint stands for
+    all lines before it.
     """
     fold = _Fold()
     for record in records:
@@ -117,7 +119,7 @@ class _Fold:
         else:
             self._note(record)
         if self.begun is not None and record.release == self.begun.release:
-            self.begun = Begun(self.begun.release, record.step, self.begun.rollback_to)
+            self.begun = _replace(self.begun, step=record.step)
 
     def unfinished(self) -> Unfinished | None:
         newest = max(self.open_intents.values(), key=lambda intent: intent.seq, default=None)
@@ -125,7 +127,7 @@ class _Fold:
         if begun is None:
             return Unfinished(newest.release, newest.step) if newest else None
         step = newest.step if newest else begun.step
-        return Unfinished(begun.release, step, begun.rollback_to)
+        return Unfinished(begun.release, step, begun.rollback_to, begun.epoch, begun.bundle)
 
     def _start_from(self, state: Carried) -> None:
         self.good = list(state.good)
@@ -136,18 +138,24 @@ class _Fold:
     def _note(self, event: Event) -> None:
         args = event.args
         if event.step == BEGIN:
-            self.begun = Begun(event.release, event.step, rollback_to(args))
+            bundle = args.get("bundle")
+            self.begun = Begun(
+                event.release,
+                event.step,
+                rollback_to(args),
+                _epoch(args.get("epoch", self.epoch)),
+                str(bundle) if _is_digest(bundle) else None,
+            )
             self.paused = None
         elif event.step == END:
             if self.begun is None or self.begun.release == event.release:
-                is_paused = args.get("outcome") == _OUTCOME_PAUSED
-                self.paused = event.release if is_paused else None
-                self.begun = None
+                outcome = args.get("outcome")
+                self.paused = event.release if outcome == _OUTCOME_PAUSED else None
+                if outcome != _OUTCOME_FAILED:
+                    self.begun = None
                 self.open_intents.clear()
         elif event.step == LeaseAcquire.VERB:
-            epoch = args.get("epoch")
-            if isinstance(epoch, int) and not isinstance(epoch, bool) and 0 <= epoch <= _EPOCH_MAX:
-                self.epoch = max(self.epoch, epoch)
+            self.epoch = max(self.epoch, _epoch(args.get("epoch")))
 
     def _record_good(self, result: Result) -> None:
         args, good = result.args, self.good
@@ -159,9 +167,12 @@ class _Fold:
             if not good or (good[-1].release, good[-1].bundle) != (new.release, new.bundle):
                 good.append(new)  # else recorded twice
         elif result.step == GoodRollback.VERB:
-            positions = [i for i, g in enumerate(good) if g.release == args.get("to_release")]
+            release, bundle, version = (args.get(k) for k in ("to_release", "bundle", "version"))
+            positions = [i for i, g in enumerate(good) if g.release == release]
             if positions:
                 del good[positions[-1] + 1 :]
+            elif isinstance(release, str) and isinstance(version, str) and _is_digest(bundle):
+                self.good = [GoodRelease(release, str(bundle), version)]
 
 
 def rollback_to(begin: dict[str, Any]) -> str | None:
@@ -170,12 +181,16 @@ def rollback_to(begin: dict[str, Any]) -> str | None:
     """
     if begin.get("kind") != "rollback":
         return None
-    if "to_release" in begin:
-        target = begin["to_release"]
-        return target if isinstance(target, str) else None
-    # Before protocol schema 2 only the reason had it: "back to v1 (20260101T000000-v1)".
-    match = re.fullmatch(r"back to .* \((.+)\)", str(begin.get("reason")))
-    return match[1] if match else None
+    target = begin.get("to_release")
+    return target if isinstance(target, str) else None
+
+
+def _epoch(value: object) -> int:
+    """
+    Return *value* as an epoch; 0 if it is none.
+    """
+    is_epoch = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _EPOCH_MAX
+    return value if is_epoch else 0  # type: ignore[return-value]
 
 
 def _is_digest(value: object) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from deploy.host import desired
 from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
-from deploy.host.good import staged, still_there
+from deploy.host.good import staged, startable
 from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
@@ -35,7 +35,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         slots={
             slot: _slot(system, slot, servers.get(slot), units.get(unit(slot))) for slot in SLOTS
         },
-        good=still_there(layout, replayed.good),
+        good=startable(layout, replayed.good),
         unfinished=replayed.unfinished,
         paused=replayed.paused,
         journal_damaged=damaged,
@@ -63,4 +63,5 @@ def _slot(
         haproxy=server.status if server else None,
         sessions=server.sessions if server else None,
         ready=runtime_api.is_ready(system, slot),
+        is_masked=slot_unit is not None and slot_unit.is_masked,
     )

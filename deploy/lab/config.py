@@ -145,6 +145,12 @@ class LabConfig:
     def root(self, host: str) -> Path:
         return self.hosts / host / "root"
 
+    def disk_image(self, host: str) -> Path:
+        """
+        Return the image of a file system for *host*'s disk; without one its size has no limit.
+        """
+        return self.directory / "disks" / f"{host}.img"
+
     def console(self, host: str) -> Path:
         return self.hosts / host / "console.log"
 

@@ -15,7 +15,7 @@ from deploy.errors import LabError
 from deploy.lab import cgroups, keys, network, processes
 from deploy.lab.commands import TIMEOUT_S, environment
 from deploy.lab.config import LabConfig
-from deploy.lab.mounts import mount_overlay, remove_tree
+from deploy.lab.mounts import mount_image, mount_overlay, remove_tree
 
 BOOT_TIMEOUT_S = 60.0
 PROGRESS_EVERY_S = 10.0
@@ -81,6 +81,7 @@ def prepare_disk(config: LabConfig, host: str, base: Path) -> None:
         LabError: The disk was created on a base tree that no longer exists.
     """
     folder = config.host_dir(host)
+    mount_image(config.disk_image(host), at=folder)
     if not (folder / "upper").is_dir():
         _create_disk(config, host, base)
     # An older disk stays on the base that it was created on, even if the recipe has changed.

@@ -188,11 +188,14 @@ def inside(
         ) from None
 
 
-def cut(name: str, *, config: LabConfig | None = None) -> None:
+def cut(name: str, *, only_ssh: bool = False, config: LabConfig | None = None) -> None:
     """
     Drop all frames to and from *name*; its link stays up, so the host notices only the silence.
+
+    Args:
+        only_ssh: Drop those of its sshd alone: the controller loses the host, and users do not.
     """
-    network.cut(_require_running(name, config), name)
+    network.cut(_require_running(name, config), name, only_ssh=only_ssh)
 
 
 def heal(name: str, *, config: LabConfig | None = None) -> None:

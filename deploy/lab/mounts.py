@@ -49,6 +49,22 @@ def mount_overlay(tag: str, *, layers: list[Path], upper: Path, work: Path, at: 
     )
 
 
+def mount_image(image: Path, *, at: Path) -> None:
+    """
+    Mount the file system in *image* at *at*; no effect without the file, or where it is mounted.
+
+    Raises:
+        LabError: The machine cannot mount it.
+    """
+    if not image.exists() or at in mounted_below(at):
+        return
+    at.mkdir(parents=True, exist_ok=True)
+    run(
+        ["mount", "-o", "loop,noatime", image, at],
+        fix=f"rm {image}: the host then shares the file system of the lab's folder",
+    )
+
+
 def unmount_below(directory: Path) -> None:
     """
     Unmount everything at and below *directory*.

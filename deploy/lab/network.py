@@ -16,6 +16,7 @@ from deploy.lab.config import LabConfig
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 IP_FORWARD_WAS = Path("/run/slipway-lab/ip_forward.was")
 _TABLE_PREFIX = "slipway_lab_"
+_SET, _SSH_SET = "cut", "cut_ssh"
 
 
 def up(config: LabConfig) -> None:
@@ -46,8 +47,8 @@ def ruleset(config: LabConfig) -> str:
     Return the lab's nft tables. Pure.
 
     Loading them again changes nothing and keeps cuts.  The set `cut` holds the links whose frames
-    the bridge drops in both directions.  Neither side loses its carrier, and a cut outlasts a
-    reboot of the host.
+    the bridge drops in both directions, `cut_ssh` those where it drops SSH alone.  Neither side
+    loses its carrier, and a cut outlasts a reboot of the host.
     """
     table, net = config.table, config.subnet
     return f"""\
@@ -59,6 +60,7 @@ add rule ip {table} out ip saddr {net} ip daddr != {net} masquerade
 
 table bridge {table} {{
     set cut {{ type ifname; }}
+    set cut_ssh {{ type ifname; }}
     chain from {{ type filter hook prerouting priority -300; }}
     chain to {{ type filter hook postrouting priority -300; }}
 }}
@@ -66,6 +68,8 @@ flush chain bridge {table} from
 flush chain bridge {table} to
 add rule bridge {table} from iifname @cut drop
 add rule bridge {table} to oifname @cut drop
+add rule bridge {table} from iifname @cut_ssh tcp sport 22 drop
+add rule bridge {table} to oifname @cut_ssh tcp dport 22 drop
 """
 
 
@@ -112,26 +116,32 @@ def tables() -> frozenset[tuple[str, str]]:
     return frozenset((table["family"], table["name"]) for table in listed)
 
 
-def cut(config: LabConfig, host: str) -> None:
+def cut(config: LabConfig, host: str, *, only_ssh: bool = False) -> None:
     """
-    Drop all frames to and from *host*.
+    Drop all frames to and from *host*, or those of its sshd.
     """
-    run(["nft", "add", "element", "bridge", config.table, "cut", _element(config, host)])
+    name = _SSH_SET if only_ssh else _SET
+    run(["nft", "add", "element", "bridge", config.table, name, _element(config, host)])
 
 
 def heal(config: LabConfig, host: str) -> None:
     """
     Undo `cut`; no effect on a host that is not cut off.
     """
-    if host in cut_hosts(config):
-        run(["nft", "delete", "element", "bridge", config.table, "cut", _element(config, host)])
+    for name in (_SET, _SSH_SET):
+        if host in _hosts_of(config, name):
+            run(["nft", "delete", "element", "bridge", config.table, name, _element(config, host)])
 
 
 def cut_hosts(config: LabConfig) -> frozenset[str]:
     """
-    Return the hosts that are cut off.
+    Return the hosts that are cut off, or whose SSH is.
     """
-    result = attempt(["nft", "-j", "list", "set", "bridge", config.table, "cut"])
+    return _hosts_of(config, _SET) | _hosts_of(config, _SSH_SET)
+
+
+def _hosts_of(config: LabConfig, name: str) -> frozenset[str]:
+    result = attempt(["nft", "-j", "list", "set", "bridge", config.table, name])
     if result.returncode:
         return frozenset()
     sets = [item["set"] for item in json.loads(result.stdout)["nftables"] if "set" in item]

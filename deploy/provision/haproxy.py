@@ -68,7 +68,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
     folders = {slot: f"{layout.RUN}/{slot}" for slot in layout.SLOTS}
     tmpfiles = render("slipway.tmpfiles", run=layout.RUN, slots=list(folders.values())).encode()
     return [
-        File(path="/etc/tmpfiles.d/slipway.conf", content=tmpfiles),
+        File(path=layout.TMPFILES, content=tmpfiles),
         Directory(path=layout.RUN),
         *(Directory(path=path, mode="0711") for path in folders.values()),
         # A slot that was started before slots had users of their own still listens on its own

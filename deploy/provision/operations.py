@@ -26,6 +26,7 @@ VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
+_START_MARGIN_S = 15  # for systemd, beyond the start of a slot
 
 Commands = Generator[StringCommand, None, None]
 
@@ -96,6 +97,12 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
         case resources.UnitsLoaded():
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
+        case slot_resources.SlotUnit():
+            shell(
+                name=f"Start {name}",
+                commands=[slot_command(resource)],
+                _timeout=resource.start_s + _START_MARGIN_S,
+            )
         case resources.EnabledService():
             shell(
                 name=f"Enable, start and load {resource.unit}",
@@ -113,6 +120,18 @@ def enabling_command(resource: deadman_resources.EnabledUnits) -> str:
     """
     enable = shlex.join(["systemctl", "enable", "--quiet", *resource.enabled])
     return f"systemctl daemon-reload && {enable} && systemctl restart {resource.timer}"
+
+
+def slot_command(resource: slot_resources.SlotUnit) -> str:
+    """
+    Return the command that starts the unit of a slot again, with its last log lines on failure.
+    """
+    unit = shlex.quote(resource.unit)
+    log = f"journalctl --quiet --no-pager --output cat --lines 5 --unit {unit} >&2"
+    return (
+        f"systemctl reset-failed {unit}; "
+        f"systemctl restart {unit} || {{ echo '{unit} does not start again:' >&2; {log}; exit 1; }}"
+    )
 
 
 def giving_command(resource: slot_resources.Socket) -> str:

@@ -17,7 +17,7 @@ from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes
-from deploy.provision.slot_resources import Reserve, Socket
+from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.units import format_size
 
 
@@ -368,6 +368,7 @@ AnyResource = Annotated[
     | Upload
     | Venv
     | UnitsLoaded
+    | SlotUnit
     | EnabledService
     | EnabledUnits
     | DeadmanMark,

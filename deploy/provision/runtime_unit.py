@@ -1,7 +1,8 @@
 """
 The unit of the runtime, its slice, its configuration and its secrets.
 
-No slot is started or restarted: a change takes effect at the next release.
+No slot is started or restarted for a change, which takes effect at the next release.  One that
+should run and does not is started again.
 """
 
 import posixpath
@@ -9,6 +10,7 @@ import posixpath
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
+from deploy.provision.slot_resources import SlotUnit
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
@@ -57,7 +59,17 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 
 def activate(spec: HostSpec) -> list[AnyResource]:
     units = (name(slot) for name in (layout.unit, layout.slot_mount) for slot in layout.SLOTS)
-    return [UnitsLoaded(units=tuple(units))]
+    return [
+        UnitsLoaded(units=tuple(units)),
+        *(
+            SlotUnit(
+                unit=layout.unit(slot),
+                socket=layout.runtime_socket(slot),
+                start_s=_whole(spec.service.start_timeout),
+            )
+            for slot in layout.SLOTS
+        ),
+    ]
 
 
 def unit(spec: HostSpec) -> str:

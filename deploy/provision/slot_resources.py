@@ -1,11 +1,11 @@
 """
-Resources of the slots: the sockets of earlier ones, and the space that is kept for a full disk.
+Resources of the slots: their units, the sockets of earlier ones, the space for a full disk.
 """
 
 from typing import Literal
 
-from deploy.host.protocol import Facts
-from deploy.provision.resource import Difference, PathResource, attributes
+from deploy.host.protocol import FactQuery, Facts
+from deploy.provision.resource import Difference, PathResource, Resource, attributes
 from deploy.units import format_size
 
 
@@ -25,6 +25,41 @@ class Socket(PathResource):
             return None
         wrong = attributes(found, "other", self.owner, found.group, self.mode)
         return Difference(change=", ".join(wrong)) if wrong else None
+
+
+class SlotUnit(Resource):
+    """
+    The unit of a slot: where it should run, it runs and can be reached.
+
+    It should run while it is enabled, which only the start and the stop of a release change.
+
+    Attributes:
+        socket: Path at which HAProxy reaches it.
+        start_s: Time limit of its start.
+    """
+
+    kind: Literal["slot_unit"] = "slot_unit"
+    unit: str
+    socket: str
+    start_s: int
+
+    @property
+    def name(self) -> str:
+        return self.unit
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(units=(self.unit,), paths={self.socket: ""})
+
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.units[self.unit]
+        if found.enabled != "enabled":
+            return None
+        if found.active == "failed":
+            return Difference(change="start: systemd has given up on it")
+        if found.active == "active" and facts.paths[self.socket] is None:
+            return Difference(change="restart: its socket was removed")
+        return None
 
 
 class Reserve(PathResource):

@@ -7,13 +7,14 @@ by themselves, and the next operator reads the desired state and goes on.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any, Protocol
 
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     DeadmanArm,
     DeadmanConfirm,
@@ -23,17 +24,20 @@ from deploy.host.protocol import (
     Retire,
     Status,
 )
+from deploy.inventory.schema import Phase
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.decide import decide
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
-from deploy.release.evidence import Reading, pooled, windows
+from deploy.release.evidence import History, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
+from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed, observed
+from deploy.release.observe import Observed, dropped_text, observed
 from deploy.release.parallel import on_each, unexpected
+from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
@@ -78,6 +82,8 @@ class Controller:
             that are no longer as the plan assumed, or raises where that ends everything.
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
+        hooks: Programs of the operator that run between the phases.
+        stop_traffic: Of these, those whose traffic is taken off once another host has arrived.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class Controller:
         recheck: Callable[[], Mapping[str, DeployError]] = dict,
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
+        hooks: Hooks | None = None,
+        stop_traffic: Collection[str] = (),
     ) -> None:
         self.desired = desired
         self._plan = desired.plan
@@ -103,7 +111,9 @@ class Controller:
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
         self._stage, self._limits, self._clock = stage, limits, clock
         self._report, self._recheck = report, recheck
+        self._phases = Phases(hooks)
         self._steal = steal
+        self._stop_traffic = stop_traffic
         self._began_as_way_back = (
             self._plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
         )
@@ -113,11 +123,12 @@ class Controller:
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
         self._step: Step | None = None  # what is being done
+        self._is_over = False  # nothing more can be done, though it has not ended
         self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
         self._errors.update(left_out or {})
         self._cause: dict[str, DeployError] = {}  # why the goal was turned
         self._judgement: Judgement | None = None
-        self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self._readings: dict[str, dict[str, History]] = {}
         self._lock = threading.Lock()  # events come from the threads of all hosts
 
     def run(self) -> ReleaseOutcome:
@@ -138,9 +149,11 @@ class Controller:
             else:
                 self._refuse_without_leases()
             self._leave_out(self._recheck())
+            self._phases.begin(self._document, self._way_back)
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
             self._run()
+            self._stop_left_behind()
             outcome = self._end()
         except TakenOver as error:
             raise endings.taken_over(self.desired.release, error) from error.__cause__
@@ -155,7 +168,7 @@ class Controller:
         """
         Go round until nothing is left to do.
         """
-        while self.desired.ending is None:
+        while self.desired.ending is None and not self._is_over:
             try:
                 self._go_round()
             except TakenOver:
@@ -180,11 +193,40 @@ class Controller:
         seen = self._observe()
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
+            step = Step.JUDGE if decision.measure else Step.BAKE
+            self._phases.enter(step, decision.measure, self._document)
             self._measure(decision.measure)
         elif decision.actions:
+            first = decision.actions[0]
+            self._phases.enter(first.step, first.wave, self._document)
             self._act(decision.actions)
         elif decision.ending is not None and not self._waits_for(seen):
             self.desired = replace(self.desired, ending=decision.ending)
+            if self._plan.kind is Kind.ROLLBACK and self._errors:
+                # It stays open: the next plain rollback goes to the same place.
+                self._is_over, self.desired = True, replace(self.desired, ending=None)
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        """
+        Return what hooks get to read.
+        """
+        return {
+            "version": self._plan.version,
+            "bundle": self._plan.bundle,
+            "goal": str(self.desired.goal),
+            "reason": self.desired.reason,
+            "ending": str(self.desired.ending) if self.desired.ending else None,
+            "digest": self._plan.digest,
+            "waves": [list(wave) for wave in self._plan.waves],
+            "actions": [asdict(action) for action in self._plan.actions],
+        }
+
+    @property
+    def _way_back(self) -> Phase | None:
+        if self._plan.kind is Kind.ROLLBACK:
+            return Phase.ROLLBACK
+        return None if self.desired.goal is Goal.FORWARD else Phase.ABORT
 
     @property
     def _is_forward(self) -> bool:
@@ -372,6 +414,7 @@ class Controller:
         """
         Change what is wanted; written to the hosts before the first step there, where they can.
         """
+        self._phases.go_back(Phase.REVERT)
         self._say("release.stopped", reason)
         self.desired = self.desired.turned(goal, reason)
         self._done.clear()
@@ -390,6 +433,13 @@ class Controller:
         self._tries[key] = self._tries.get(key, 0) + 1
         if action.step in _DONE_ONCE:
             self._done.add(key)
+
+    def _do_revive(self, host: HostPlan, client: HostClient) -> None:
+        to = self._now(host.host).slot(host.to_slot)
+        # A target that runs keeps its slot; what else has to start again is not waited for.
+        is_warm = to.bundle == self._plan.bundle and to.unit == "active"
+        done = host_commands.revive(client, (host.to_slot,) if is_warm else (), self._limits)
+        self._say("host.revived", ", ".join(done) or "nothing had to be brought back", host.host)
 
     def _do_stage(self, host: HostPlan, client: HostClient) -> None:
         sent = self._stage(client)
@@ -441,7 +491,7 @@ class Controller:
         if host.to_release is not None:
             # The host is where its own way back leads.
             client.call(DeadmanDisarm())
-            client.call(GoodRollback(to_release=host.to_release))
+            client.call(GoodRollback(host.to_release, plan.bundle, plan.version))
             return
         # Over a new connection: what is confirmed has to be reachable from outside.
         client.transport.close()
@@ -455,7 +505,9 @@ class Controller:
             host_commands.stop(client, host.other_slot, self._limits)
             self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
         if self._plan.kind is Kind.RELEASE:
-            client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            retired = client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            if dropped := dropped_text(retired):
+                self._say("bundle.dropped", dropped, host.host)
 
     def _do_take_back(self, host: HostPlan, client: HostClient) -> None:
         """
@@ -498,8 +550,8 @@ class Controller:
         canaries = self._plan.waves[wave - 1] if wave else ()
         of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
         promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
-        histories: dict[str, list[Reading]] = {name: [] for name in (*of_wave, *promoted)}
-        stable: dict[str, list[Reading]] = {name: [] for name in of_wave}
+        histories: dict[str, History] = {name: History() for name in (*of_wave, *promoted)}
+        stable: dict[str, History] = {name: History() for name in of_wave}
         began_s = self._clock.monotonic_s()
         last_gate = ""
         while True:
@@ -517,8 +569,8 @@ class Controller:
 
     def _judge(
         self,
-        histories: Mapping[str, list[Reading]],
-        stable: Mapping[str, list[Reading]],
+        histories: Mapping[str, History],
+        stable: Mapping[str, History],
         promoted: list[str],
         elapsed_s: float,
     ) -> Judgement:
@@ -538,7 +590,7 @@ class Controller:
         wave: int,
         hosts: tuple[str, ...],
         judgement: Judgement,
-        histories: Mapping[str, list[Reading]],
+        histories: Mapping[str, History],
         elapsed_s: float,
     ) -> None:
         """
@@ -567,9 +619,7 @@ class Controller:
         goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
         self._turn(goal, judgement.reason)
 
-    def _read(
-        self, histories: Mapping[str, list[Reading]], stable: Mapping[str, list[Reading]]
-    ) -> bool:
+    def _read(self, histories: Mapping[str, History], stable: Mapping[str, History]) -> bool:
         """
         Add a reading of each host to *histories*; False where one could not be read.
 
@@ -594,6 +644,21 @@ class Controller:
 
     # -- the end
 
+    def _stop_left_behind(self) -> None:
+        """
+        Take the traffic off hosts that serve what the fleet has left, where others serve.
+        """
+        if all(name in self._errors for name in self._clients):
+            return
+
+        def one(name: str) -> None:
+            host_commands.shift(self._all_clients[name], dict.fromkeys(SLOTS, 0), force=True)
+            self._say("traffic.shifted", "none: it serves what the fleet has left", name)
+
+        names = [name for name in self._stop_traffic if name in self._keeper.held]
+        for name, error in on_each(names, one).items():
+            self._say("host.failed", f"{error.what} ({error.why})", name)
+
     def _end(self) -> ReleaseOutcome:
         """
         Record how it ended, on the hosts too, and return it.
@@ -608,9 +673,12 @@ class Controller:
         )
         with suppress(DeployError):  # the hosts' own records say the same
             self._write()
+        self._phases.end(self.desired.ending, self._document)
+        # A way back that failed has not ended for the hosts: the next one goes to the same place.
+        has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
         self._record(
             "release.end",
-            outcome=str(outcome.ending),
+            outcome="failed" if has_failed else str(outcome.ending),
             reason=outcome.reason,
             evidence=dict(outcome.evidence),
         )
@@ -697,6 +765,7 @@ class Controller:
 _PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejected"}
 _DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
 _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
+    Step.REVIVE: Controller._do_revive,
     Step.STAGE: Controller._do_stage,
     Step.ARM: Controller._do_arm,
     Step.CLEAR: Controller._do_clear,

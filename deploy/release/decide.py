@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from deploy.release.desired import Desired, Ending, Goal
-from deploy.release.observe import Observed
+from deploy.release.observe import Observed, needs_reviving
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
 
 Done = Collection[tuple[Step, str]]
@@ -104,6 +104,8 @@ def _is_done(action: Action, desired: Desired, current: Observed, done: Done) ->
     is_kept = serves and _is_confirmed(desired, current)
     runs = to.bundle == desired.plan.bundle and to.unit == "active"
     match action.step:
+        case Step.REVIVE:
+            return needs_reviving(current) is None
         case Step.STAGE:
             return desired.plan.bundle in current.staged
         case Step.ARM:

@@ -5,10 +5,10 @@ A slot never counts by its own word alone: a request is good where the slot and 
 so, and an error where one of them does.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from typing import NamedTuple, TypeVar
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Generic, NamedTuple, TypeVar
 
 from deploy.host.protocol import OwnCounters, ProxyCounters, SlotCounters
 
@@ -110,66 +110,205 @@ class _Totals(NamedTuple):
     proxy: ProxyCounters
 
 
-def counted(history: Sequence[Reading], within_s: float, stable: Sequence[Reading] = ()) -> Window:
+class History:
+    """
+    The readings of one slot, oldest first, and what each of them adds up to.
+
+    A reading costs the same however many there are: a fleet is measured each second.
+    """
+
+    def __init__(self, readings: Iterable[Reading] = ()) -> None:
+        self.readings: list[Reading] = []
+        self._totals: list[_Totals] = []
+        self._own, self._proxy = _Rise(OwnCounters), _Rise(ProxyCounters)
+        self._last_good = 0  # position of the last reading that had a new good answer
+        self._ready_s = 0.0
+        self._told = 0  # position of the last reading that has the slot's numbers
+        self._whole: list[int] = []  # positions of the first and the last reading of both
+        for reading in readings:
+            self.append(reading)
+
+    def append(self, reading: Reading) -> None:
+        position = len(self.readings)
+        self.readings.append(reading)
+        own, proxy = reading.slot.own, reading.slot.proxy
+        self._totals.append(_Totals(self._own.add(own), self._proxy.add(proxy)))
+        if _good(self._totals[-1]) > _good(self._totals[self._last_good]):
+            self._last_good = position
+        if own is not None:
+            self._told = position
+        if reading.slot.is_ready or position == 0:
+            self._ready_s = reading.at_s
+        if own is not None and proxy is not None:
+            self._whole = [*self._whole[:1], position]
+
+    def window(self, within_s: float) -> Window:
+        """
+        Return what the slot did; restarts over *within_s* only.
+        """
+        if not self.readings:
+            return Window(0, 0, 0, unreadable="it was not measured", is_ready=False)
+        first, last = self.readings[0], self.readings[-1]
+        total, then = self._totals[-1], self._totals[self._last_good]
+        errors, recent_errors = self._errors(0), self._errors(self._at(last.at_s - RECENT_S))
+        recent_good = self._good_since(self._at(last.at_s - RECENT_S))
+        before = self.readings[self._at(last.at_s - within_s)]
+        sent = total.proxy.attempts - then.proxy.attempts
+        return Window(
+            requests=self._good_since(0) + errors,
+            errors=errors,
+            restarts=max(0, last.slot.restarts - before.slot.restarts),
+            attempts=total.proxy.attempts,
+            answered=_answered(total),
+            excused=total.own.excused,
+            refused=_refused(total),
+            recent_requests=recent_good + recent_errors,
+            recent_errors=recent_errors,
+            span_s=last.at_s - first.at_s,
+            quiet_s=last.at_s - self.last_good_s,
+            unanswered=max(0, sent - _answered(total) + _answered(then)),
+            unready_s=last.at_s - self._ready_s,
+            is_ready=last.slot.is_ready,
+            is_failed=last.slot.unit == "failed",
+            unreadable=_unreadable(last.slot),
+            contradiction=self._contradiction(),
+        )
+
+    @property
+    def last_good_s(self) -> float:
+        return self.readings[self._last_good].at_s
+
+    def beside(self, since_s: float) -> Beside | None:
+        """
+        Return what this slot, the stable one, did; None without a reading.
+
+        Args:
+            since_s: Last good answer of the canary.
+        """
+        if not self.readings:
+            return None
+        total = self._totals[-1]
+        until = bisect_right(self.readings, since_s, key=_at_s)
+        then = self._totals[max(0, until - 1)]
+        return Beside(_good(total), _refused(total), max(0, _good(total) - _good(then)))
+
+    def _at(self, at_s: float) -> int:
+        """
+        Return the position of the first reading at or after *at_s*.
+        """
+        return bisect_left(self.readings, at_s, key=_at_s)
+
+    def _good_since(self, start: int) -> int:
+        (own, proxy), (own_0, proxy_0) = self._totals[-1], self._totals[start]
+        by_own = own.requests - own_0.requests - own.errors + own_0.errors
+        return max(0, min(proxy.answers_2xx - proxy_0.answers_2xx, by_own))
+
+    def _errors(self, start: int) -> int:
+        (own, proxy), (own_0, proxy_0) = self._totals[-1], self._totals[start]
+        unanswered = _failed(proxy) - _failed(proxy_0)
+        # HAProxy counts some repetitions in both.
+        repeated = max(proxy.retries - proxy_0.retries, proxy.redispatches - proxy_0.redispatches)
+        seen_5xx = proxy.answers_5xx - proxy_0.answers_5xx
+        if excused := own.excused - own_0.excused:
+            seen = self._totals[max(start, self._excusable())].proxy.answers_5xx
+            seen_5xx = max(0, seen - proxy_0.answers_5xx - excused)
+        return max(seen_5xx + unanswered + repeated, own.errors - own_0.errors + unanswered)
+
+    def _excusable(self) -> int:
+        """
+        Return the last reading whose answers all have their excuse by now, if they have one.
+
+        HAProxy is read after the slot, so that the slot's excuse of an answer may be in the next
+        reading that has its numbers.
+        """
+        late = bisect_right(self.readings, self.readings[-1].at_s - _EXCUSE_S, key=_at_s) - 1
+        return max(self._told - 1, late, 0)
+
+    def _contradiction(self) -> str | None:
+        """
+        Return where the slot claims what HAProxy cannot have seen; None while both may be true.
+
+        After a restart of one of them, their counts are not of the same requests.
+        """
+        restarts = {self.readings[end].slot.restarts for end in (0, -1)}
+        if len(self._whole) < 2 or len(restarts) > 1 or self._own.resets or self._proxy.resets:
+            return None
+        in_flight = self.readings[self._whole[0]].slot.proxy
+        assert in_flight is not None
+        own, proxy = self._totals[-1]
+        sent = proxy.attempts + in_flight.sessions
+        if own.requests > _with_tolerance(sent):
+            return f"the slot says that it answered {own.requests} requests, HAProxy sent it {sent}"
+        seen = self._totals[self._excusable() if own.excused else -1].proxy.answers_5xx
+        if seen > _with_tolerance(own.answers_5xx):
+            return (
+                f"the slot says that it answered {own.answers_5xx} requests with 5xx, "
+                f"HAProxy saw {seen}"
+            )
+        return None
+
+
+class _Rise(Generic[Counters]):
+    """
+    By how much counters have risen since their first reading.
+
+    Where one decreases, its process was started anew: all its counters are new then.
+
+    Attributes:
+        resets: How often that was.
+    """
+
+    def __init__(self, make: type[Counters]) -> None:
+        self.resets = 0
+        self._make: Callable[..., Counters] = make
+        self._names = [field.name for field in fields(make)]
+        self._total = [0] * len(self._names)
+        self._risen: Counters = make(*self._total)
+        self._before: list[int] | None = None
+
+    def add(self, counters: Counters | None) -> Counters:
+        """
+        Return the rise with *counters*; None adds nothing, the next ones have what it missed.
+        """
+        if counters is None:
+            return self._risen
+        # Requests in flight rise and fall.
+        after = [0 if n == "sessions" else getattr(counters, n) for n in self._names]
+        before = self._before
+        if before is not None and after != before:
+            was_reset = any(new < old for old, new in zip(before, after, strict=True))
+            self.resets += was_reset
+            for position, value in enumerate(after):
+                self._total[position] += value if was_reset else value - before[position]
+            self._risen = self._make(*self._total)
+        self._before = after
+        return self._risen
+
+
+def counted(history: Iterable[Reading], within_s: float) -> Window:
     """
     Return what one slot did over *history*, oldest reading first; restarts over *within_s* only.
-
-    A reading without counters adds nothing: the next one with counters has what it missed.
-
-    Args:
-        stable: Readings of the stable slot beside it, of the same moments.
     """
-    if not history:
-        return Window(0, 0, 0, unreadable="it was not measured", is_ready=False)
-    totals = _totals(history)
-    own, proxy = totals[-1]
-    good, errors = _evidence(history, totals, 0)
-    last = history[-1]
-    recently = next(i for i, r in enumerate(history) if r.at_s >= last.at_s - RECENT_S)
-    recent_good, recent_errors = _evidence(history, totals, recently)
-    recent = next(reading for reading in history if reading.at_s >= last.at_s - within_s)
-    alive = _last_good(totals)
-    then = totals[alive].proxy
-    ready = max((r.at_s for r in history if r.slot.is_ready), default=history[0].at_s)
-    return Window(
-        requests=good + errors,
-        errors=errors,
-        restarts=max(0, last.slot.restarts - recent.slot.restarts),
-        attempts=proxy.attempts,
-        answered=_answered(proxy),
-        excused=own.excused,
-        refused=_refused(totals[-1]),
-        recent_requests=recent_good + recent_errors,
-        recent_errors=recent_errors,
-        span_s=last.at_s - history[0].at_s,
-        quiet_s=last.at_s - history[alive].at_s,
-        unanswered=max(0, proxy.attempts - then.attempts - _answered(proxy) + _answered(then)),
-        unready_s=last.at_s - ready,
-        is_ready=last.slot.is_ready,
-        is_failed=last.slot.unit == "failed",
-        unreadable=_unreadable(last.slot),
-        contradiction=_contradiction(history, own, proxy),
-        beside=_beside(stable, history[alive].at_s) if stable else None,
-    )
+    return History(history).window(within_s)
 
 
 def windows(
-    histories: Mapping[str, Sequence[Reading]],
+    histories: Mapping[str, History],
     within_s: float,
     *,
-    stable: Mapping[str, Sequence[Reading]] | None = None,
+    stable: Mapping[str, History] | None = None,
 ) -> dict[str, Window]:
     """
     Return the window of each host of a wave.
 
     Args:
-        stable: Readings of the stable slots beside them, by host.
+        stable: Readings of the stable slots beside them, of the same moments, by host.
     """
-    beside = stable or {}
-    return {
-        host: counted(history, within_s, beside.get(host, ()))
-        for host, history in histories.items()
-    }
+    found = {host: history.window(within_s) for host, history in histories.items()}
+    for host, history in (stable or {}).items():
+        beside = history.beside(histories[host].last_good_s)
+        found[host] = replace(found[host], beside=beside)
+    return found
 
 
 def pooled(of: Iterable[Window]) -> Window:
@@ -187,72 +326,12 @@ def pooled(of: Iterable[Window]) -> Window:
     )
 
 
-def _totals(history: Sequence[Reading]) -> list[_Totals]:
-    own = _increase([reading.slot.own for reading in history], OwnCounters)
-    proxy = _increase([reading.slot.proxy for reading in history], ProxyCounters)
-    return list(map(_Totals, own, proxy))
-
-
-def _increase(readings: Sequence[Counters | None], make: type[Counters]) -> list[Counters]:
-    """
-    Return by how much the counters had risen at each of *readings*.
-
-    Where one decreases, its process was started anew: all its counters are new then.
-    """
-    total = [0] * len(fields(make))
-    risen = make(*total)
-    before: tuple[int, ...] | None = None
-    found = []
-    for reading in readings:
-        if reading is not None:
-            after = _values(reading)
-            if before is not None and after != before:
-                was_reset = _is_reset(before, after)
-                for position, value in enumerate(after):
-                    total[position] += value if was_reset else value - before[position]
-                risen = make(*total)
-            before = after
-        found.append(risen)
-    return found
-
-
-def _evidence(history: Sequence[Reading], totals: Sequence[_Totals], start: int) -> tuple[int, int]:
-    """
-    Return good requests and errors since the reading *start*.
-    """
-    (own, proxy), (own_0, proxy_0) = totals[-1], totals[start]
-    unanswered = _failed(proxy) - _failed(proxy_0)
-    # HAProxy counts some repetitions in both.
-    repeated = max(proxy.retries - proxy_0.retries, proxy.redispatches - proxy_0.redispatches)
-    excused = own.excused - own_0.excused
-    answers_5xx = proxy.answers_5xx - proxy_0.answers_5xx
-    if excused:
-        seen = totals[max(start, _excusable(history))].proxy.answers_5xx - proxy_0.answers_5xx
-        answers_5xx = max(0, seen - excused)
-    own_errors = own.errors - own_0.errors
-    errors = max(answers_5xx + unanswered + repeated, own_errors + unanswered)
-    good = min(proxy.answers_2xx - proxy_0.answers_2xx, own.requests - own_0.requests - own_errors)
-    return max(0, good), errors
-
-
-def _excusable(history: Sequence[Reading]) -> int:
-    """
-    Return the last reading whose answers are all excused by now, where they have an excuse.
-
-    HAProxy is read after the slot, so that the slot's excuse of an answer may be in the next
-    reading that has its counters.
-    """
-    told = max((i for i, r in enumerate(history) if r.slot.own), default=0)
-    late_s = history[-1].at_s - _EXCUSE_S
-    late = max((i for i, r in enumerate(history) if r.at_s <= late_s), default=0)
-    return max(told - 1, late, 0)
-
-
 def _failed(proxy: ProxyCounters) -> int:
     return proxy.connection_errors + proxy.response_errors + proxy.cut_answers
 
 
-def _answered(proxy: ProxyCounters) -> int:
+def _answered(totals: _Totals) -> int:
+    proxy = totals.proxy
     return proxy.answers_2xx + proxy.answers_4xx + proxy.answers_5xx
 
 
@@ -264,60 +343,14 @@ def _good(totals: _Totals) -> int:
     return max(0, min(totals.proxy.answers_2xx, totals.own.requests - totals.own.errors))
 
 
-def _last_good(totals: Sequence[_Totals]) -> int:
-    """
-    Return the last reading that had a new good answer; the first one without any.
-    """
-    good = _good(totals[-1])
-    return next(i for i, total in enumerate(totals) if _good(total) >= good)
-
-
-def _beside(stable: Sequence[Reading], since_s: float) -> Beside:
-    totals = _totals(stable)
-    then = max((i for i, r in enumerate(stable) if r.at_s <= since_s), default=0)
-    good = _good(totals[-1])
-    return Beside(good, _refused(totals[-1]), max(0, good - _good(totals[then])))
-
-
-def _values(counters: OwnCounters | ProxyCounters) -> tuple[int, ...]:
-    values = astuple(counters)
-    # Requests in flight rise and fall.
-    return (*values[:-1], 0) if isinstance(counters, ProxyCounters) else values
-
-
-def _is_reset(before: Sequence[int], after: Sequence[int]) -> bool:
-    return any(new < old for old, new in zip(before, after, strict=True))
+def _at_s(reading: Reading) -> float:
+    return reading.at_s
 
 
 def _unreadable(slot: SlotCounters) -> str | None:
     if slot.own is not None and slot.proxy is not None:
         return None
     return slot.problem or "its counters are missing"
-
-
-def _contradiction(
-    history: Sequence[Reading], own: OwnCounters, proxy: ProxyCounters
-) -> str | None:
-    """
-    Return where the slot claims what HAProxy cannot have seen; None while both may be true.
-
-    After a restart of one of them, their counts are not of the same requests.
-    """
-    whole = [(r.slot.own, r.slot.proxy) for r in history if r.slot.own and r.slot.proxy]
-    if len(whole) < 2 or history[0].slot.restarts != history[-1].slot.restarts:
-        return None
-    rows = [(*_values(of_slot), *_values(of_proxy)) for of_slot, of_proxy in whole]
-    if any(_is_reset(before, after) for before, after in itertools.pairwise(rows)):
-        return None
-    sent = proxy.attempts + whole[0][1].sessions
-    if own.requests > _with_tolerance(sent):
-        return f"the slot says that it answered {own.requests} requests, HAProxy sent it {sent}"
-    if proxy.answers_5xx > _with_tolerance(own.answers_5xx):
-        return (
-            f"the slot says that it answered {own.answers_5xx} requests with 5xx, "
-            f"HAProxy saw {proxy.answers_5xx}"
-        )
-    return None
 
 
 def _with_tolerance(number: int) -> float:

@@ -12,6 +12,7 @@ from deploy.host.protocol import (
     GoldenResult,
     JournalAppend,
     Measure,
+    Revive,
     SlotStart,
     SlotStop,
     TrafficDrain,
@@ -116,6 +117,17 @@ def shift(client: HostClient, weights: Mapping[str, int], *, force: bool = False
     """
     request = TrafficSet(weights=dict(weights), force=force or not any(weights.values()))
     return client.call(request, timeout_s=30.0).weights
+
+
+def revive(client: HostClient, slots: tuple[str, ...], limits: Limits) -> tuple[str, ...]:
+    """
+    Bring back what should run on the host and does not; return what that was.
+
+    Args:
+        slots: Slots to wait for; others that have traffic are only started.
+    """
+    request = Revive(slots=slots, timeout_s=limits.start_s)
+    return client.call(request, timeout_s=limits.start_s + 2 * _MARGIN_S).done
 
 
 def stop(client: HostClient, slot: str, limits: Limits) -> None:

@@ -12,6 +12,7 @@ from deploy.host.protocol import (
     HostStatus,
     LeaseStatus,
     Pending,
+    Retired,
     SlotStatus,
     StateStamp,
     Status,
@@ -32,6 +33,7 @@ class ObservedSlot:
         weight_pct: Share of the host's traffic, in percent; None when HAProxy did not answer.
         haproxy: HAProxy's word for the server: UP, DOWN, MAINT, DRAIN; None as above.
         sessions: Requests in flight to the slot, as HAProxy counts them.
+        is_masked: systemd was told never to start its unit.
     """
 
     slot: str
@@ -42,6 +44,7 @@ class ObservedSlot:
     haproxy: str | None
     sessions: int | None
     is_ready: bool
+    is_masked: bool = False
 
     @property
     def has_traffic(self) -> bool:
@@ -85,7 +88,7 @@ class Observed:
     One reachable host.
 
     Attributes:
-        good: Releases recorded as good, not rolled back and still on the host, oldest first.
+        good: Releases recorded as good, not rolled back, that the host can start now; oldest first.
         lease_owner: Holder of an unexpired lease.
         unfinished: Release that began and has not ended, with the step it is at.
         is_reserve_whole: The space that is kept for a way back on a full disk is all there.
@@ -119,6 +122,21 @@ class Observed:
 
     def slot(self, name: str) -> ObservedSlot:
         return next(slot for slot in self.slots if slot.slot == name)
+
+    @property
+    def has_weights(self) -> bool:
+        """
+        Return whether HAProxy answered: otherwise the shares of the traffic are not known.
+        """
+        return all(slot.weight_pct is not None for slot in self.slots)
+
+    @property
+    def dead_slots(self) -> tuple[ObservedSlot, ...]:
+        """
+        Return the slots that have traffic and whose unit does not run: systemd has given up on
+        them, or was told to.
+        """
+        return tuple(slot for slot in self.slots if slot.has_traffic and slot.is_stopped)
 
     @property
     def stable(self) -> ObservedSlot | None:
@@ -192,7 +210,34 @@ def _slot(name: str, status: SlotStatus) -> ObservedSlot:
         haproxy=status.haproxy,
         sessions=status.sessions,
         is_ready=status.ready,
+        is_masked=status.is_masked,
     )
+
+
+def needs_reviving(current: Observed) -> str | None:
+    """
+    Return why `Revive` has to be called on a host before its slots can be changed; None: it has
+    not.
+    """
+    if not current.has_weights:
+        return "HAProxy does not answer"
+    unreachable = [
+        slot.slot for slot in current.slots if slot.unit == "active" and slot.haproxy == "DOWN"
+    ]
+    if unreachable and not any(slot.is_ready for slot in current.slots):
+        return f"no slot answers, and {', '.join(unreachable)} runs"
+    return None
+
+
+def dropped_text(retired: Retired) -> str | None:
+    """
+    Return which releases a host has deleted, as a line; None if none.
+    """
+    names = [
+        f"{release.version or 'a damaged release'} ({release.release or release.bundle[:12]})"
+        for release in retired.dropped
+    ]
+    return f"deleted, no rollback returns to it there: {', '.join(names)}" if names else None
 
 
 def check_proxy(current: Observed) -> None:

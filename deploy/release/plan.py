@@ -31,6 +31,7 @@ class Kind(StrEnum):
 
 
 class Step(StrEnum):
+    REVIVE = "revive"
     STAGE = "stage"
     ARM = "arm"
     CLEAR = "clear"
@@ -81,6 +82,7 @@ class HostPlan:
         other_slot: The slot that the new release does not take.
         stop_other: It runs or has traffic: it is stopped when the new release is good.
         to_release: Of a rollback: the id under which this host has recorded the release as good.
+        revive: HAProxy and the sockets are brought back first.
     """
 
     host: str
@@ -93,6 +95,7 @@ class HostPlan:
     other_slot: str
     stop_other: bool
     to_release: str | None = None
+    revive: bool = False
 
     @property
     def has_stable(self) -> bool:
@@ -232,6 +235,9 @@ class ReleasePlan:
         for host in self.hosts:
             name, now = host.host, host.from_version or "nothing"
             drain_s = 3 * self.rules.drain_timeout
+            if host.revive:
+                does = "bring HAProxy and the sockets back"
+                one_stage.append(self._on(Step.REVIVE, name, FLEET, does, self.start_s))
             one_stage += [
                 self._on(Step.STAGE, name, FLEET, f"stage {self.version}", 1800.0),
                 *self._clear(host, FLEET),

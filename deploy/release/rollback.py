@@ -6,28 +6,30 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from deploy.errors import DeployError, NothingToRollBackTo, PreconditionError
+from deploy.errors import DeployError, PreconditionError
 from deploy.host.protocol import GoodRelease
 from deploy.inventory.as_file import as_file
 from deploy.inventory.schema import ReleasePolicy
 from deploy.release.desired import Desired
-from deploy.release.observe import Observed, check_proxy
+from deploy.release.observe import Observed
 from deploy.release.plan import HostPlan, Kind, ReleasePlan, host_plan
-from deploy.release.rollback_target import choose_target, is_settled, most_common, on_record
+from deploy.release.targets import HostTarget, Way, plan_targets
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """
-    A host that a rollback does not touch.
+    A host that a rollback does not bring to its target.
 
     Attributes:
         error: Why; None where nothing serves, so that there is nothing to take back.
+        stop_traffic: It serves what the others leave: its traffic is taken off.
     """
 
     host: str
     why: str
     error: DeployError | None
+    stop_traffic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,15 @@ class RollbackPlan:
     Attributes:
         target: The release as most of its hosts have it on record.
         left_out: Hosts that cannot go back to it; the others do not wait for them.
+        allow_older: A host has the target not on its own record, where it may be older than what
+            that host recorded as good.
     """
 
     target: GoodRelease | None
     hosts: tuple[HostPlan, ...]
     reason: str
     left_out: tuple[LeftOut, ...] = ()
+    allow_older: bool = False
 
     @property
     def is_noop(self) -> bool:
@@ -52,96 +57,48 @@ def plan_rollback(
     observed: Mapping[str, Observed],
     to: str | None = None,
     unreadable: Mapping[str, DeployError] | None = None,
+    in_store: Mapping[str, str] | None = None,
+    *,
+    leaving: str | None = None,
 ) -> RollbackPlan:
     """
     Return the way back of every host.  Pure.
 
-    `choose_target` has the rule for the target.  A host that serves it alone is not touched.  A
-    host that cannot be read, or does not have it on record, is left out and named.
+    `plan_targets` has the rules.  A host that serves the target alone is not touched.  A host that
+    cannot be read, or cannot get the target, is left out and named.
 
     Args:
         to: Release id, version or digest of another target.
         unreadable: Hosts that could not be observed, with their errors.
+        in_store: Versions of the operator's bundles for this fleet, by digest.
+        leaving: Bundle that the fleet leaves, where the desired state has it.
 
     Raises:
         NothingToRollBackTo: No host has such a release on record, or the hosts do not agree.
+        UsageError: *to* is empty, or a name of more than one bundle.
         DeployError: No host can be read; or those that can serve the target already.
     """
-    errors = dict(unreadable or {})
-    readable = {}
-    for name, current in observed.items():
-        try:
-            check_proxy(current)
-        except PreconditionError as error:
-            errors[name] = error
-        else:
-            readable[name] = current
-    if errors and not readable:
-        raise errors[min(errors)]
-    if not readable:
+    if not observed and not unreadable:
         return RollbackPlan(None, (), "no hosts")
-    targets = choose_target(readable, to)
-    target = most_common(targets)
-    left_out = [
-        LeftOut(name, f"{error.what}: {error.why}", error) for name, error in errors.items()
-    ]
-    left_out += [
-        _not_on_record(current, target) for name, current in readable.items() if name not in targets
-    ]
-    planned = [_host(readable[name], record) for name, record in targets.items()]
-    hosts = tuple(host for host in planned if host is not None)
-    if hosts:
-        reason = f"back to {target.version} ({target.release})"
-    else:
-        for left in left_out:
-            if left.error is not None:
-                raise left.error
-        reason = f"every host serves {target.version} already"
-    if to is None:
-        reason += _minority(readable, target)
-    if left_out:
-        reason += "; not " + "; ".join(f"{left.host} ({left.why})" for left in left_out)
-    return RollbackPlan(target, hosts, reason, tuple(left_out))
-
-
-def _minority(readable: Mapping[str, Observed], target: GoodRelease) -> str:
-    """
-    Return a note where a few hosts say that their last release did not end.
-
-    They go to what the others serve; the others do not go further back on their word.
-    """
-    recorded = {name: current for name, current in readable.items() if current.good}
-    names = [name for name, current in recorded.items() if not is_settled(current)]
-    if not names or 2 * len(names) > len(recorded):
-        return ""
-    return (
-        f"; {', '.join(names)}: the last release has not ended there, so the others keep "
-        f"{target.version} (--to VERSION takes them further back)"
+    targets = plan_targets(observed, to, unreadable or {}, in_store or {}, leaving=leaving)
+    going = targets.of(Way.GO, Way.STAGE_FIRST)
+    if not going:
+        for error in targets.errors.values():
+            raise error
+    return RollbackPlan(
+        targets.target,
+        tuple(_host(observed[host.host], host) for host in going),
+        targets.reason,
+        tuple(
+            LeftOut(left.host, left.why, left.error, left.stop_traffic)
+            for left in targets.of(Way.LEFT_OUT)
+        ),
+        any(not host.is_recorded for host in going),
     )
 
 
-def _not_on_record(current: Observed, target: GoodRelease) -> LeftOut:
-    why = f"it has no {target.version} on record, only: {on_record(current)}"
-    serves = current.stable
-    if serves is None:
-        return LeftOut(current.host, why, None)
-    error = NothingToRollBackTo(
-        f"{current.host}: it cannot go back to {target.version}, and serves {serves.version}",
-        why=why,
-        fix=f"inv release with the bundle of {target.version} and --limit {current.host}",
-        host=current.host,
-    )
-    return LeftOut(current.host, why, error)
-
-
-def _host(current: Observed, target: GoodRelease) -> HostPlan | None:
-    """
-    Return the part of a host; None where it serves *target* alone.
-    """
-    serving = next((s for s in current.slots if s.has_traffic and s.bundle == target.bundle), None)
-    is_alone = serving is not None and all(s.is_idle for s in current.slots if s is not serving)
-    if is_alone and not (current.unfinished or current.paused or current.pending):
-        return None
+def _host(current: Observed, part_of: HostTarget) -> HostPlan:
+    target = part_of.target
     warm = next(
         (s for s in current.slots if s.bundle == target.bundle and s.unit == "active"), None
     )
@@ -153,6 +110,7 @@ def _host(current: Observed, target: GoodRelease) -> HostPlan | None:
         clear_first=to is not warm and not to.is_idle,
         from_ready=other_ready,
         to_release=target.release,
+        revive=part_of.revive is not None,
     )
 
 
@@ -175,6 +133,7 @@ def rollback_plan(
         policy=as_file(policy),
         start_s=float(start_s),
         golden_s=float(golden_s),
+        allow_older=way.allow_older,
         to_release=way.target.release,
     )
 
@@ -195,6 +154,16 @@ def implied_target(desired: Desired | None) -> str | None:
         return None
     bundle, hosts = before.most_common(1)[0]
     return bundle if 2 * hosts > len(desired.plan.hosts) else None
+
+
+def implied_leaving(desired: Desired | None) -> str | None:
+    """
+    Return the digest of the bundle of a release that has not ended; None: none is open.
+    """
+    is_open = desired is not None and desired.ending is None
+    if desired is None or not is_open or desired.plan.kind is Kind.ROLLBACK:
+        return None
+    return desired.plan.bundle
 
 
 def as_now(plan: ReleasePlan, now: RollbackPlan) -> dict[str, DeployError]:

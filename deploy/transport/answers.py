@@ -40,6 +40,7 @@ from deploy.host.protocol import (
     LeaseAcquire,
     Measure,
     Request,
+    Revive,
     SlotStart,
     SlotStop,
     StageCommit,
@@ -111,6 +112,9 @@ _REFUSED_BUNDLE = (
     "inv release --allow-older, or inv rollback to what was good; else inv status, then: "
     "inv provision --limit {host}"
 )
+_MASKED = (
+    "where the unit is masked, on {host}: systemctl unmask UNIT; else: inv provision --limit {host}"
+)
 _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
     {
         (
@@ -130,9 +134,13 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
         "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
         (StageCommit.VERB, ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
         "nvidia-smi there; inv bundle builds it again",
+        (Revive.VERB, ErrorKind.PRECONDITION): _MASKED,
+        (Revive.VERB, ErrorKind.COMMAND_FAILED): "journalctl -u haproxy -u 'slipway-runtime@*' on "
+        "{host}, then: inv provision --limit {host}",
         (StageMissing.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
         (StageCommit.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
-        (SlotStart.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
+        (SlotStart.VERB, ErrorKind.PRECONDITION): "where slipway-runtime@{slot} is masked, on "
+        "{host}: systemctl unmask it; " + _REFUSED_BUNDLE,
         (TrafficSet.VERB, ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
         "'slipway-runtime@*' on {host}",
         (TrafficSet.VERB, ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "

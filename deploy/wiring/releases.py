@@ -6,22 +6,26 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError, PreconditionError, UsageError
+from deploy.inventory.schema import Hook
 from deploy.release.controller import Controller, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
+from deploy.release.hooks import Hooks
 from deploy.release.lease import LeaseKeeper
+from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
     as_now,
+    implied_leaving,
     implied_target,
     plan_rollback,
     rollback_plan,
@@ -29,7 +33,7 @@ from deploy.release.rollback import (
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
-from deploy.wiring.checkout import wheels
+from deploy.wiring.checkout import ROOT, store, wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
 from deploy.wiring.state import state_store
@@ -120,10 +124,15 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
         DeployError: No host could be read, or there is nothing to go back to.
     """
     readable, errors = on.readable(ANSWER_WITHIN_S)
+    leaving = None
     if to is None:
         with suppress(DeployError):  # the records of the hosts decide then
-            to = implied_target(_store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read())
-    return plan_rollback(readable, to, errors)
+            desired = _store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read()
+            to, leaving = implied_target(desired), implied_leaving(desired)
+    in_store: dict[str, str] = {}
+    with suppress(DeployError):  # a damaged store must not stop a way back
+        in_store = store().versions(on.fleet.name)
+    return plan_rollback(readable, to, errors, in_store, leaving=leaving)
 
 
 def run_rollback(
@@ -159,11 +168,12 @@ def run_rollback(
         on,
         desired,
         report,
-        stage=_no_stage,
+        stage=_stage_again(on, plan),
         recheck=lambda: as_now(plan, make_rollback(on, target.bundle)),
         steal=steal,
         within_s=ANSWER_WITHIN_S,
         left_out={left.host: left.error for left in way.left_out if left.error},
+        stop_traffic=[left.host for left in way.left_out if left.stop_traffic],
     )
 
 
@@ -198,15 +208,18 @@ def last_release(on: Hosts) -> Desired:
     return desired if desired is not None and desired.left_out else open_release(on)
 
 
-def stored(on: Hosts) -> Desired | None:
+def stored(on: Hosts, within_s: float | None = None) -> Desired | None:
     """
     Return the desired state of the fleet; None before the first release.
+
+    Args:
+        within_s: A host that has not answered by then is not waited for.
 
     Raises:
         PreconditionError: The hosts do not agree on it.
         TransportError: Too few of them answer.
     """
-    return _store(on, _keeper(on, "read")).read()
+    return _store(on, _keeper(on, "read"), within_s).read()
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
@@ -295,7 +308,15 @@ def _run(
     steal: bool,
     within_s: float | None = None,
     left_out: Mapping[str, DeployError] | None = None,
+    stop_traffic: Collection[str] = (),
 ) -> ReleaseOutcome:
+    clock = SystemClock()
+    hooks, notifier = _companions(on, desired, report, clock)
+
+    def tell(event: ReleaseEvent) -> None:
+        report(event)
+        notifier(event)
+
     keeper = _keeper(on, desired.release)
     controller = Controller(
         desired,
@@ -304,14 +325,56 @@ def _run(
         clients=on.clients,
         stage=stage,
         limits=on.limits,
-        clock=SystemClock(),
-        report=report,
+        clock=clock,
+        report=tell,
         recheck=recheck,
         steal=steal,
         left_out=left_out or {},
+        hooks=hooks,
+        stop_traffic=stop_traffic,
     )
-    with _signals_interrupt():
-        return controller.run()
+    try:
+        with _signals_interrupt():
+            outcome = controller.run()
+        notifier.ended(outcome)
+    finally:
+        hooks.close()
+        notifier.close()
+    return outcome
+
+
+def _companions(
+    on: Hosts, desired: Desired, report: Report, clock: SystemClock
+) -> tuple[Hooks, Notifier]:
+    """
+    Return the hooks and the notifications of the fleet; a way back goes on without wrong ones.
+
+    Raises:
+        DeployError: A program or a secret is missing, before anything is touched.
+    """
+    environment, name, release = dict(os.environ), on.fleet.name, desired.release
+    is_way_back = desired.plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
+
+    def make_hooks(of: Sequence[Hook]) -> Hooks:
+        return Hooks(
+            of,
+            root=ROOT,
+            release=release,
+            fleet=name,
+            env=environment,
+            report=report,
+            clock=clock,
+        )
+
+    try:
+        targets = resolve_webhooks(on.fleet, environment)
+        hooks = make_hooks(on.fleet.hooks)
+    except DeployError as error:
+        if not is_way_back:
+            raise
+        report(ReleaseEvent(clock.utc(), "hook.skipped", f"{error.what}: {error.why}"))
+        targets, hooks = (), make_hooks(())
+    return hooks, Notifier(targets, release=release, fleet=name, report=report, clock=clock)
 
 
 def _keeper(on: Hosts, release: str) -> LeaseKeeper:

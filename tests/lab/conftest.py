@@ -11,12 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from deploy.drill.cell_run import CellRunner
+from deploy.drill.checkout import copy_checkout
+from deploy.drill.drill_lab import MODELS, DrillLab
 from deploy.errors import LabError
 from deploy.lab import lab
 from deploy.lab.config import LabConfig, LabStatus
+from deploy.wiring import lab_models
+from deploy.wiring.checkout import ROOT
 
 HERE = Path(__file__).parent
 HOSTS = 4
+DRILL_LAB = 8  # number of the tests' lab of the drill; `inv drill` has lower ones
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,3 +111,24 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.1)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CellRunner]:
+    """
+    A lab of the drill with two hosts under traffic, and two checkouts that have its key.
+    """
+    work = tmp_path_factory.mktemp("drill")
+    models = [lab_models.make_lab_model(kind, None, say) for kind in MODELS]
+    first, second = (copy_checkout(ROOT, work / name) for name in ("first", "second"))
+    on = DrillLab(DRILL_LAB, 2, (models[0], models[1]), work, say)
+    try:
+        on.up(first)
+    except LabError as error:
+        if os.environ.get("SLIPWAY_LAB") == "skip":
+            pytest.skip(str(error))
+        raise
+    runner = CellRunner(on, first, second, say)
+    runner.injector.prepare()
+    yield runner
+    on.down()

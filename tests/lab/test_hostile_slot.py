@@ -115,16 +115,16 @@ def slot_of(fleet, version):
     return slot
 
 
-def make_bundle(fleet, tree, model, version, mode=None):
+def make_bundle(fleet, tree, model, version, mode=None, payload="hostile_runtime.py"):
     """
-    Build and sign a bundle whose runtime has the intruder, if *mode* says so; return its digest.
+    Build and sign a bundle whose runtime is *payload*, if there is a *mode*; return its digest.
     """
     patched = pytest.MonkeyPatch()
     if mode is not None:
         runtime = tree / version / "runtime"
         shutil.copytree(ROOT / "runtime", runtime, ignore=shutil.ignore_patterns("__pycache__"))
         (runtime / "__main__.py").rename(runtime / "honest.py")
-        shutil.copy(ROOT / "tests" / "lab" / "hostile_runtime.py", runtime / "__main__.py")
+        shutil.copy(ROOT / "tests" / "lab" / payload, runtime / "__main__.py")
         (runtime / "mode.py").write_text(f"MODE = {mode!r}\n")
         patched.setattr(bundles, "ROOT", tree / version)
     try:

@@ -34,8 +34,11 @@ observed = {"before": seen()}
 network.up(first); network.up(first)
 observed["up"] = seen()
 network.up(second)
-network.cut(first, "n1"); network.up(first)
+network.cut(first, "n1"); network.cut(first, "n2", only_ssh=True); network.up(first)
 observed["cut"] = sorted(network.cut_hosts(first)) + sorted(network.cut_hosts(second))
+for name in ("n1", "n2"):
+    network.heal(first, name)
+observed["healed"] = sorted(network.cut_hosts(first))
 network.down(first)
 observed["one_left"] = seen()
 network.down(second); network.down(second)
@@ -90,9 +93,10 @@ def test_down_restores_links_and_rules(observed: dict) -> None:
 
 def test_coming_up_again_keeps_cuts(observed: dict) -> None:
     """
-    `up` removes no cut of its own lab and adds none to another lab.
+    `up` removes no cut of its own lab and adds none to another lab; healing ends both kinds.
     """
-    assert observed["cut"] == ["n1"]
+    assert observed["cut"] == ["n1", "n2"]
+    assert observed["healed"] == []
 
 
 def test_an_address_or_a_name_in_use_is_refused(observed: dict) -> None:

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 RANKS = {
-    "tasks": 11,
+    "tasks": 12,
+    "deploy.drill": 11,
     "deploy.demo": 10,
     "deploy.cli": 9,
     "deploy.wiring": 8,
@@ -55,6 +56,11 @@ LAB_MODELS, FOR_LAB_MODELS = "deploy.lab.models", ("runtime.models",)
 ON_HOSTS = "deploy.host"
 PURE = {
     "deploy.demo.load_report",
+    "deploy.drill.cells",
+    "deploy.drill.faults",
+    "deploy.drill.host_state",
+    "deploy.drill.lines",
+    "deploy.drill.report",
     "deploy.demo.report",
     "deploy.foreign_text",
     "deploy.inventory.document",

@@ -1,41 +1,49 @@
 """
-Deletes what neither a slot nor one of the last good releases needs.
+Deletes what no rollback can ask for, and says which releases that were.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from deploy.host import desired
 from deploy.host.bundle import venv
 from deploy.host.files import discard, leftovers, locked, remove
+from deploy.host.good import startable
 from deploy.host.journal import Journal
 from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, Layout
-from deploy.host.protocol import Call, Retire, Retired
-from deploy.host.slots.slot import linked_bundle
+from deploy.host.protocol import Call, DroppedRelease, Retire, Retired
+from deploy.host.slots.slot import linked_bundle, version_of
 from deploy.host.system import System
 from deploy.host.trusted_files import LIST_MAX, read_below
 
 _LOCK_S = 60.0
+_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 def run(system: System, call: Call, request: Retire) -> Retired:
     """
-    Keep the releases of the slots and of the last good ones, with what they need.
+    Keep the releases that a rollback can ask for, with what they need.
+
+    They are those of the last good releases, of the slots, where the host's own way back leads to
+    as well, and of the desired state.
     """
     keep = request.keep
     layout = system.layout
     with journaled(system, call, request.VERB, {"keep": keep}) as op:
         with locked(system, layout.stage_lock, _LOCK_S):
             with op.locked():
-                # A bundle that was released twice counts once, as the newer.
-                newest_first = reversed(Journal(system).replay().good)
-                good = list(dict.fromkeys(release.bundle for release in newest_first))[:keep]
+                recorded = {good.bundle: good.release for good in Journal(system).replay().good}
+                newest_first = _newest_first(system)
                 linked = [linked_bundle(layout, slot) for slot in SLOTS]
-                releases = {bundle for bundle in [*good, *linked] if bundle}
-                kept = {layout.release(bundle) for bundle in releases}
+                wanted = set(_DIGEST.findall(desired.stored(layout).text))
+                releases = {b for b in (*newest_first[:keep], *linked, *wanted) if b}
+                kept = {p for b in releases if (p := layout.release(b)).is_dir()}
+                versions = {b: version_of(layout, b) for b in _names(layout.releases)}
                 venvs = {_target(path / "venv") for path in kept} | _provisioned(layout)
                 models = {_target(path / "model") for path in kept} | {layout.blobs}
             # Releases first: no release is ever left with a dangling link.
@@ -47,9 +55,27 @@ def run(system: System, call: Call, request: Retire) -> Retired:
                 "wheels": _sweep(layout.wheelhouse, _wheels(layout, venvs)),
                 "incoming": _sweep(layout.incoming, set()),
             }
-        result = Retired(kept=tuple(sorted(path.name for path in kept)), removed=gone)
+        dropped = tuple(
+            DroppedRelease(bundle, versions.get(bundle), recorded.get(bundle))
+            for bundle in gone["releases"]
+            if _DIGEST.fullmatch(bundle)
+        )
+        kept_names = tuple(sorted(path.name for path in kept))
+        result = Retired(kept=kept_names, dropped=dropped, removed=gone)
         op.result = result
     return result
+
+
+def _newest_first(system: System) -> list[str]:
+    """
+    Return the bundles that can serve and were recorded as good; one released twice counts once.
+    """
+    good = startable(system.layout, Journal(system).replay().good)
+    return list(dict.fromkeys(release.bundle for release in reversed(good)))
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()] if directory.is_dir() else []
 
 
 def _sweep(directory: Path, kept: set[Path]) -> tuple[str, ...]:

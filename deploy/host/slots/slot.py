@@ -94,13 +94,13 @@ def start(system: System, call: Call, request: SlotStart) -> SlotStarted:
                 # Loading must not slow the serving slot; traffic.set makes the weights equal.
                 systemd.set_cpu_weight(system, name, STARTING_CPU_WEIGHT)
                 systemd.begin_start(system, name)
-        ended = _wait_started(
+        ended = wait_started(
             system, name, 0 if not runs_already else before.restarts, request.timeout_s
         )
         if ended is None or ended.active != "active":
             log = systemd.last_log(system, name, began_at)
             stopped = _stop_again(system, op, name)
-            how = "it was not READY in time" if ended is None else _ending(ended)
+            how = "it was not READY in time" if ended is None else ending(ended)
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 f"{name} did not start with bundle {bundle[:12]}",
@@ -173,13 +173,7 @@ def _refuse_unless_free(system: System, slot: str, bundle: str, before: systemd.
             f"{system.layout.release(bundle)} is missing",
             "stage it first: stage.commit",
         )
-    if before.load == "not-found":
-        raise HostError(
-            ErrorKind.PRECONDITION,
-            f"systemd has no unit {before.name}",
-            "LoadState=not-found",
-            "inv provision",
-        )
+    systemd.check_startable(before)
     linked = linked_bundle(system.layout, slot)
     if before.runs and linked != bundle:
         raise HostError(
@@ -207,9 +201,7 @@ def _refuse_if_serving(system: System, slot: str) -> None:
         raise HostError(ErrorKind.PRECONDITION, f"slot {slot} takes requests", why, fix)
 
 
-def _wait_started(
-    system: System, name: str, restarts: int, timeout_s: float
-) -> systemd.Unit | None:
+def wait_started(system: System, name: str, restarts: int, timeout_s: float) -> systemd.Unit | None:
     """
     Return the unit once it is READY or has failed; None after *timeout_s*.
 
@@ -281,7 +273,7 @@ def _stop_again(system: System, op: Operation, name: str) -> str:
     return ", and was stopped"
 
 
-def _ending(state: systemd.Unit) -> str:
+def ending(state: systemd.Unit) -> str:
     if state.active == "inactive":
         return "systemd did not start it (a condition of the unit failed)"
     if state.exit_status:

@@ -47,6 +47,10 @@ class Unit(NamedTuple):
     tasks: int = 0
 
     @property
+    def is_masked(self) -> bool:
+        return self.load == "masked"
+
+    @property
     def runs(self) -> bool:
         return self.active in {"active", "activating", "reloading"}
 
@@ -121,6 +125,37 @@ def begin_start(system: System, name: str) -> None:
     # This fails for a unit that systemd has not loaded yet, which has nothing to reset.
     system.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
     _systemctl(system, "start", "--no-block", name)
+
+
+def restart(system: System, name: str) -> None:
+    """
+    Queue a restart of *name* after resetting its failures; it is started if it does not run.
+    """
+    system.run(["systemctl", "reset-failed", name], timeout_s=_TIMEOUT_S)
+    _systemctl(system, "restart", "--no-block", name)
+
+
+def check_startable(found: Unit) -> None:
+    """
+    Refuse a unit that systemd does not have, or was told never to start.
+
+    Raises:
+        HostError: It is one of them.
+    """
+    if found.is_masked:
+        raise HostError(
+            ErrorKind.PRECONDITION,
+            f"{found.name} is masked",
+            "LoadState=masked: systemd was told never to start it",
+            f"on the host: systemctl unmask {found.name}",
+        )
+    if found.load == "not-found":
+        raise HostError(
+            ErrorKind.PRECONDITION,
+            f"systemd has no unit {found.name}",
+            "LoadState=not-found",
+            "inv provision",
+        )
 
 
 def set_cpu_weight(system: System, name: str, weight: int) -> None:

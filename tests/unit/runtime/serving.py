@@ -66,13 +66,21 @@ class Runtime:
         """
         Return the number of requests of *route* that the metrics count under *code*.
         """
+        return self._sample("slipway_http_requests_total", f'route="{route}"', f'code="{code}"')
+
+    def excused(self, reason, route="/generate"):
+        """
+        Return the number of requests of *route* that the metrics excuse for *reason*.
+        """
+        return self._sample("slipway_http_excused_total", f'route="{route}"', f'reason="{reason}"')
+
+    def _sample(self, name, *labels):
         lines = self.metrics.render().decode().splitlines()
-        labels = (f'route="{route}"', f'code="{code}"', 'version="v1.2.0"', 'slot="blue"')
+        labels = (*labels, 'version="v1.2.0"', 'slot="blue"')
         samples = [
             line
             for line in lines
-            if line.startswith("slipway_http_requests_total{")
-            and all(label in line for label in labels)
+            if line.startswith(f"{name}{{") and all(label in line for label in labels)
         ]
         return float(samples[0].rsplit(" ", 1)[1]) if samples else 0.0
 

@@ -14,6 +14,7 @@ from invoke.context import MockContext
 
 import deploy.cli.command
 from deploy.lab.config import LabConfig
+from deploy.wiring import fleet_status
 from tests.unit.deploy.inventory.builders import write_fleet
 
 ROOT = Path(__file__).parents[4]
@@ -72,16 +73,21 @@ def test_the_default_fleet_is_that_of_the_configuration(run):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_status_shows_hosts_that_can_not_be_reached(run, as_json):
+def test_status_shows_hosts_that_can_not_be_reached(run, as_json, monkeypatch, tmp_path):
     """
-    That is a state and no failure: the exit code is 0.
+    Each is a finding with the time when it was last seen, and the exit code says so.
     """
+    monkeypatch.setattr(fleet_status, "ROOT", tmp_path)
     code, out, _ = run("status", hosts=run.fleet, json=as_json)
-    assert code == 0
+    assert code == 26
     if as_json:
-        assert [host["reachable"] for host in json.loads(out)["hosts"]] == [False, False]
+        document = json.loads(out)
+        assert [host["reachable"] for host in document["hosts"]] == [False, False]
+        assert [finding["host"] for finding in document["findings"]] == ["n1", "n2"]
+        assert document["error"]["kind"] == "FleetDiffers"
     else:
         assert out.count("unreachable") == 2
+        assert out.count("never seen from this machine") == 2
 
 
 @pytest.mark.parametrize(("name", "flags"), [("rollback", {"yes": True}), ("rollback", {})])

@@ -35,7 +35,7 @@ class TemporaryHost:
         self.fence = None
         self.release = "r1"
         for slot in SLOTS:
-            (self.layout.run / slot).mkdir(parents=True)
+            (self.layout.run / slot).mkdir(parents=True, exist_ok=True)
 
     @property
     def units(self):
@@ -142,6 +142,7 @@ class SocketRuntime:
             def handle_error(self, *_):
                 pass  # a client that goes away is no news
 
+        path.unlink(missing_ok=True)
         self._server = Server(str(path), Handler)
         path.chmod(0o666)
         self._thread = threading.Thread(

@@ -69,20 +69,68 @@ def test_the_same_verb_run_again_finishes_a_killed_one():
     assert replay(lines(killed, *did("slot.start", slot="green"))).unfinished is None
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        {"kind": "rollback", "reason": "back to v1 (r-v1)", "to_release": "r-v1"},
-        {"kind": "rollback", "reason": "back to v1 (r-v1)"},
-    ],
-)
-def test_an_unfinished_rollback_names_its_target(args):
-    """
-    Also one that the release before interrupted: it wrote the target into the reason only.
-    """
-    entries = lines(line("release.begin", "event", "r-back-to-v1", args))
+def begin_back(**args):
+    return line("release.begin", "event", "r-back", {"kind": "rollback", **args})
 
-    assert replay(entries).unfinished.rollback_to == "r-v1"
+
+def test_an_unfinished_rollback_names_its_target_in_fields():
+    """
+    Nothing is read out of a reason or an id: a version may have any words.
+    """
+    named = begin_back(to_release="r-v1", bundle="1" * 64, reason="back to basics (r-v9)")
+    unfinished = replay(lines(line("lease.acquire", "event", args={"epoch": 7}), named)).unfinished
+    assert (unfinished.rollback_to, unfinished.bundle) == ("r-v1", "1" * 64)
+    assert unfinished.epoch == 7
+
+    unnamed = replay(lines(begin_back(reason="back to v2.0-back-to-basics (r-v1)"))).unfinished
+    assert (unnamed.release, unnamed.rollback_to, unnamed.bundle) == ("r-back", None, None)
+
+
+def test_the_epoch_of_a_beginning_counts_before_that_of_the_lease():
+    entries = lines(
+        line("lease.acquire", "event", args={"epoch": 7}), begin_back(to_release="r-v1", epoch=8)
+    )
+    assert replay(entries).unfinished.epoch == 8
+
+
+@pytest.mark.parametrize("args", [{"bundle": "x"}, {"bundle": 7}, {"epoch": "7"}, {"epoch": -1}])
+def test_damaged_fields_of_a_beginning_are_not_reported(args):
+    """
+    The controller would refuse the whole status of the host for them.
+    """
+    unfinished = replay(lines(begin_back(**args))).unfinished
+    assert (unfinished.bundle, unfinished.epoch) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_open"), [("failed", True), ("promoted", False), ("reverted", False)]
+)
+def test_a_way_back_that_failed_stays_unfinished(outcome, is_open):
+    """
+    The next one goes to the same place; any other end, and a new beginning, closes it.
+    """
+    ended = [begin_back(to_release="r-v1"), line("release.end", "event", "r-back")]
+    ended[1]["args"] = {"outcome": outcome}
+    unfinished = replay(lines(*ended)).unfinished
+    assert (unfinished is not None) is is_open
+    if is_open:
+        assert (unfinished.rollback_to, unfinished.step) == ("r-v1", "release.end")
+
+    again = replay(lines(*ended, line("release.begin", "event", "r9", {})))
+    assert again.unfinished.release == "r9"
+    assert again.unfinished.rollback_to is None
+
+
+def test_rolling_back_to_a_release_that_was_not_on_record_leaves_that_alone():
+    """
+    A host that joined later has only releases after it.
+    """
+    joined = did("good.record", bundle="2" * 64, version="v2")
+    went = did("good.rollback", to_release="r-v1", bundle="1" * 64, version="v1")
+    assert replay(lines(*joined, *went)).good == [GoodRelease("r-v1", "1" * 64, "v1")]
+
+    unknown = did("good.rollback", to_release="r-v1", bundle=None, version=None)
+    assert [good.version for good in replay(lines(*joined, *unknown)).good] == ["v2"]
 
 
 def test_an_unfinished_release_names_no_target():
@@ -224,7 +272,8 @@ def test_a_good_record_without_a_release_is_ignored():
 
 STEPS = {
     "begin": [begin()],
-    "back": [line("release.begin", "event", "r2", {"kind": "rollback", "to_release": "r1"})],
+    "back": [begin_back(to_release="r1", bundle=BUNDLE)],
+    "failed": [end("r-back", "failed")],
     "intent": [line("slot.start", "intent", args={"slot": "green"})],
     "other": [line("slot.stop", "intent", "r2", {"slot": "green"})],
     "result": did("slot.start", slot="green")[1:],
@@ -232,7 +281,7 @@ STEPS = {
     "paused": [end("r2", "paused")],
     "good": good("r1", BUNDLE, "v1"),
     "next": good("r2", OTHER, "v2"),
-    "pop": did("good.rollback", "r3", to_release="r1"),
+    "pop": did("good.rollback", "r3", to_release="r1", bundle=BUNDLE, version="v1"),
     "lease": [line("lease.acquire", "event", None, {"epoch": 7}, fence=9)],
     "note": [line("note", "event", "r2")],
 }

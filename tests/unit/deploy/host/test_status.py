@@ -1,5 +1,7 @@
 import shutil
 
+import pytest
+
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     GoodRecord,
@@ -78,6 +80,66 @@ def test_status_shows_what_serves(leased, proxy):
     assert (slots["green"].haproxy, slots["green"].weight) == ("MAINT", 0)
 
 
+def serve_only(host, bundle):
+    host.layout.slot_links.mkdir(exist_ok=True)
+    host.layout.slot_link("blue").symlink_to(host.layout.release(bundle))
+    host.system.unit_of("blue").run()
+    host.call(TrafficSet({"blue": 100}))
+
+
+def test_a_shared_slot_is_not_all_the_traffic(leased):
+    """
+    While both slots have traffic, the record stays whole.
+    """
+    leased.stage(BUNDLE, "v1")
+    leased.call(GoodRecord(BUNDLE, "v1", "blue"))
+    serve_only(leased, BUNDLE)
+    leased.stage(OTHER, "v2")
+    leased.layout.slot_link("green").symlink_to(leased.layout.release(OTHER))
+    leased.system.unit_of("green").run()
+    leased.call(TrafficSet({"blue": 90, "green": 10}))
+    assert "bbb" in leased.refusal(GoodRollback("r1")).why
+
+    leased.call(TrafficSet({"green": 0}))
+    assert leased.call(GoodRollback("r1")).good
+
+
+def test_a_host_without_the_record_gets_it_once_it_serves(leased):
+    """
+    It joined later: what it has on record came after the release that the fleet goes back to.
+    """
+    leased.stage(OTHER, "v2")
+    leased.call(GoodRecord(OTHER, "v2", "blue"))
+    leased.stage(BUNDLE, "v1")
+    serve_only(leased, BUNDLE)
+
+    leased.call(GoodRollback("r0", BUNDLE, "v1"))
+
+    assert leased.status().good == (GoodRelease("r0", BUNDLE, "v1"),)
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "venv", "model"])
+def test_a_release_that_cannot_start_is_not_good(leased, part):
+    """
+    Its manifest, its environment or its weights have gone; a link of a slot to it changes nothing.
+    """
+    leased.stage(BUNDLE, "v1")
+    leased.call(GoodRecord(BUNDLE, "v1", "blue"))
+    serve_only(leased, BUNDLE)
+    release = leased.layout.release(BUNDLE)
+    for name in ("venv", "model"):
+        (release / name).symlink_to(leased.layout.opt)
+    status = leased.status()
+    assert (len(status.good), status.staged) == (1, (BUNDLE,))
+
+    (release / part).unlink()
+    if part != "manifest.json":
+        (release / part).symlink_to(leased.layout.opt / "gone")
+
+    status = leased.status()
+    assert (status.good, status.staged) == ((), ())
+
+
 def test_good_releases_are_recorded_and_rolled_back(leased):
     """
     `inv rollback` uses this list, oldest first.
@@ -91,6 +153,11 @@ def test_good_releases_are_recorded_and_rolled_back(leased):
     first, second = GoodRelease("r1", BUNDLE, "v1"), GoodRelease("r2", OTHER, "v2")
     assert leased.status().good == (first, second)
 
+    error = leased.refusal(GoodRollback("r1"))
+    assert error.kind == "PreconditionError"
+    assert leased.status().good == (first, second)  # a way back that failed changes no record
+
+    serve_only(leased, BUNDLE)
     assert leased.call(GoodRollback("r1")).good == (first,)
 
     assert leased.status().good == (first,)

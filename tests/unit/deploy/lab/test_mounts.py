@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from deploy.lab.mounts import mounted_below
+from deploy.lab import mounts
+from deploy.lab.mounts import mount_image, mounted_below
 
 MOUNTINFO = """\
 20 1 254:0 / / rw - ext4 /dev/vda rw
@@ -34,3 +35,24 @@ def test_escaped_names_are_decoded():
     The kernel writes a space as \\040.
     """
     assert Path("/lab/hosts/with space") in mounted_below(Path("/lab"), MOUNTINFO)
+
+
+def test_an_image_is_mounted_once_and_only_where_there_is_one(tmp_path, monkeypatch):
+    """
+    A host without an image shares the file system of the lab's folder.
+    """
+    image, at = tmp_path / "n1.img", tmp_path / "n1"
+    ran, mounted = [], []
+    monkeypatch.setattr(mounts, "run", lambda argv, **_: ran.append(argv))
+    monkeypatch.setattr(mounts, "mounted_below", lambda _: mounted)
+
+    mount_image(image, at=at)
+    assert ran == []
+
+    image.touch()
+    mount_image(image, at=at)
+    assert ran == [["mount", "-o", "loop,noatime", image, at]]
+
+    mounted.append(at)
+    mount_image(image, at=at)
+    assert len(ran) == 1

@@ -23,6 +23,16 @@ def test_a_cut_drops_frames_in_both_directions():
     assert "add rule bridge slipway_lab_slip0 to oifname @cut drop" in rules
 
 
+def test_a_cut_of_ssh_alone_leaves_users_their_port():
+    """
+    The frames of sshd, in both directions; nothing of the other ports.
+    """
+    rules = ruleset(CONFIG)
+
+    assert "add rule bridge slipway_lab_slip0 from iifname @cut_ssh tcp sport 22 drop" in rules
+    assert "add rule bridge slipway_lab_slip0 to oifname @cut_ssh tcp dport 22 drop" in rules
+
+
 def test_loading_the_rules_again_duplicates_no_rule_and_keeps_cuts():
     """
     Each chain is flushed before its rules are added; the set and the tables never are.

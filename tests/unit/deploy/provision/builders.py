@@ -24,7 +24,7 @@ from deploy.provision.resources import (
     User,
     Venv,
 )
-from deploy.provision.slot_resources import Reserve, Socket
+from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.provision.spec import Binary, HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
@@ -161,6 +161,11 @@ def _fulfil(resource, values):
             values["haproxy"] = resource.description
             values["paths"][resource.socket] = PathFacts(
                 type="other", mode="0600", owner="root", group="root", size=0
+            )
+        case SlotUnit():
+            values["units"].setdefault(
+                resource.unit,
+                UnitFacts(load="loaded", active="inactive", enabled="disabled", stale=False),
             )
         case EnabledUnits():
             values["units"] |= {

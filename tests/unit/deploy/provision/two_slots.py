@@ -57,10 +57,11 @@ class CountingSlot:
         Close all sockets at once; the path stays, and refuses connections.
         """
         with self._lock:
-            self._ended.set()
             for each in (self._listener, *self._connections):
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
+            self._ended.set()  # now: before, a waiting thread could still answer
+            for each in (self._listener, *self._connections):
                 each.close()
 
     close = end

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import evidence
-from deploy.release.evidence import Window, counted
+from deploy.release.evidence import History, Window, counted
 from tests.builders import make_reading
 
 
@@ -153,12 +153,8 @@ def test_without_haproxys_word_a_lie_would_count(monkeypatch):
     lie = [make_reading(0), make_reading(1, requests=100, errors=90, own=FORGED)]
     assert counted(lie, within_s=300).error_rate > 0.5
 
-    def own_word(_history, totals, start):
-        own, first = totals[-1].own, totals[start].own
-        errors = own.errors - first.errors
-        return own.requests - first.requests - errors, errors
-
-    monkeypatch.setattr(evidence, "_evidence", own_word)
+    monkeypatch.setattr(History, "_good_since", lambda self, _: self._totals[-1].own.requests)
+    monkeypatch.setattr(History, "_errors", lambda self, _: self._totals[-1].own.errors)
     assert counted(lie, within_s=300).error_rate < 0.001
 
 
@@ -197,7 +193,8 @@ def test_no_claim_of_a_slot_makes_it_better_than_haproxy_saw(rows):
         honest.append(make_reading(i, requests=good + bad, errors=bad, own=FORGED))
         told.append(make_reading(i, requests=good + bad, errors=bad,
                                  own={"requests": own, "errors": own_bad}))  # fmt: skip
-    seen = evidence._increase([r.slot.proxy for r in honest], evidence.ProxyCounters)[-1]
+    rise = evidence._Rise(evidence.ProxyCounters)
+    seen = [rise.add(reading.slot.proxy) for reading in honest][-1]
     window = counted(told, within_s=300)
     assert window.errors >= seen.answers_5xx
     assert window.requests - window.errors <= seen.answers_2xx

@@ -4,8 +4,9 @@ Hosts and slots that lie to a release, over the real host program.
 
 import pytest
 
-from deploy.release import evidence, gates
+from deploy.release import gates
 from deploy.release.desired import Ending
+from deploy.release.evidence import History
 from deploy.release.rollback import plan_rollback
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS
@@ -57,18 +58,9 @@ def test_by_its_own_word_the_same_slot_would_be_promoted(fleet, monkeypatch):
     """
     Negative control of the test above: without HAProxy's counters of errors.
     """
-    real = evidence._increase
-
-    def own_word(readings, make):
-        if make is evidence.ProxyCounters:
-            fields = {"answers_2xx": 10**9, "answers_5xx": 0}
-            every = {name: fields.get(name, 0) for name in make.__dataclass_fields__}
-            first = make(**dict.fromkeys(every, 0))
-            return [first, *[make(**every)] * (len(readings) - 1)]
-        return real(readings, make)
-
-    monkeypatch.setattr(evidence, "_increase", own_word)
-    monkeypatch.setattr(evidence, "_contradiction", lambda *_: None)
+    monkeypatch.setattr(History, "_good_since", lambda self, _: self._totals[-1].own.requests)
+    monkeypatch.setattr(History, "_errors", lambda self, _: self._totals[-1].own.errors)
+    monkeypatch.setattr(History, "_contradiction", lambda _: None)
     test = test_a_slot_that_denies_its_errors_is_judged_by_haproxy
     with pytest.raises(AssertionError):
         test(fleet)

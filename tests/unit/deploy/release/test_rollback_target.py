@@ -2,6 +2,7 @@
 Which release a rollback goes to, and that no single host decides or prevents it.
 """
 
+import dataclasses
 import shutil
 import threading
 
@@ -21,9 +22,10 @@ from deploy.host.protocol import LeaseAcquire, Unfinished
 from deploy.release import rollback_target
 from deploy.release.events import Ending
 from deploy.release.rollback import as_now, plan_rollback
-from tests.builders import make_observed, make_serving, make_settled
+from deploy.release.rollback_target import majority_unfinished
+from tests.builders import make_good, make_observed, make_serving, make_settled, make_slot
 from tests.local_fleet import DIGESTS, local_fleet
-from tests.local_host import LOST_BEFORE, record_good
+from tests.local_host import LOST_BEFORE, record_good, serve
 
 NAMES = ("n1", "n2", "n3")
 HONEST = [("b1", "v1"), ("b2", "v2")]
@@ -77,28 +79,42 @@ def test_the_first_host_alone_would_have_decided(monkeypatch):
     Negative control: with the vote of the first host only, everybody follows what it claims.
     """
     good = [("b0", "v0"), ("b1", "v1"), ("b2", "v2")]
-    claim = Unfinished("r-x", "slot.start", rollback_to="r-v0")
+    claim = Unfinished("r-x", "slot.start", rollback_to="r-v0", epoch=99, bundle="b0")
     liar = make_settled("n1", good=good, unfinished=claim)
     others = {name: make_settled(name, good=good) for name in ("n2", "n3")}
     assert "b0" not in set(planned(plan_rollback({"n1": liar, **others})).values())
 
-    first = lambda votes: next(iter(votes.values())).bundle  # noqa: E731
+    first = lambda votes, recorded: next(iter(votes.values()))  # noqa: E731
     monkeypatch.setattr(rollback_target, "_majority", first)
     assert planned(plan_rollback({"n1": liar, **others})) == dict.fromkeys(NAMES, "b0")
 
 
-def test_a_host_that_claims_an_unfinished_release_moves_no_other():
+def test_a_host_that_claims_an_unfinished_release_stops_no_other():
     """
-    The others keep what they serve, the plan says why, and --to takes all of them back.
+    It cannot make the command a no-op for the others: most of them decide, and it is named.
     """
     observed = {name: make_settled(name, good=HONEST) for name in NAMES}
     observed["n3"] = make_settled("n3", good=HONEST, paused="r-v3")
 
     plan = plan_rollback(observed)
 
-    assert planned(plan) == {"n3": "b2"}
-    assert "n3: the last release has not ended there, so the others keep v2" in plan.reason
-    assert planned(plan_rollback(observed, "v1")) == dict.fromkeys(NAMES, "b1")
+    assert planned(plan) == dict.fromkeys(NAMES, "b1")
+    assert "n3: the last release has not ended there, unlike on most hosts" in plan.reason
+    assert "--limit n3" in plan.reason
+
+
+def test_a_host_that_claims_the_release_has_ended_stops_no_other():
+    """
+    The other way round: the release stopped in the middle on most hosts, and is dropped.
+    """
+    left = Unfinished("r-v3", "traffic.set", epoch=4, bundle="b3")
+    observed = {name: make_settled(name, good=HONEST, unfinished=left) for name in NAMES}
+    observed["n3"] = make_settled("n3", good=HONEST)
+
+    plan = plan_rollback(observed)
+
+    assert planned(plan) == {"n1": "b2", "n2": "b2"}
+    assert "n3: the last release has ended there, unlike on most hosts" in plan.reason
 
 
 def test_a_tie_is_refused_with_the_list():
@@ -129,18 +145,28 @@ releases = st.lists(
 ).map(lambda bundles: [(bundle, bundle.replace("b", "v")) for bundle in bundles])
 
 
-@given(releases, releases, st.sampled_from([None, "r-v1", "r-v3"]), st.booleans())
-def test_no_single_host_changes_where_three_agreeing_hosts_go(honest, forged, rollback_to, paused):
+@given(
+    releases,
+    releases,
+    st.sampled_from([None, "r-v1", "r-v3"]),
+    st.sampled_from([None, "b1", "b3", "b9"]),
+    st.booleans(),
+    st.sampled_from([None, "b1", "b2"]),
+)
+def test_no_single_host_changes_where_three_agreeing_hosts_go(
+    honest, forged, rollback_to, bundle, paused, going
+):
     """
     Whatever it has on record, or says is unfinished: each of the others goes where they would go
-    without it, or keeps what it serves.
+    without it, in the middle of a way back as well.
     """
-    others = {name: make_settled(name, good=honest) for name in ("n1", "n2", "n3")}
+    left = going and Unfinished("r-b", "slot.start", going.replace("b", "r-v"), 3, going)
+    others = {name: make_settled(name, good=honest, unfinished=left) for name in NAMES}
     liar = make_settled(
         "n0",
         good=forged,
         paused="r-x" if paused else None,
-        unfinished=Unfinished("r-x", "slot.start", rollback_to) if rollback_to else None,
+        unfinished=Unfinished("r-x", "slot.start", rollback_to, 9, bundle) if bundle else None,
     )
 
     def outcome(observed):
@@ -150,8 +176,7 @@ def test_no_single_host_changes_where_three_agreeing_hosts_go(honest, forged, ro
             return {}
 
     alone, beside = outcome(others), outcome({"n0": liar, **others})
-    for name in others:
-        assert beside.get(name) in {alone.get(name), None}
+    assert {name: beside.get(name) for name in others} == {n: alone.get(n) for n in others}
 
 
 # -- names
@@ -212,9 +237,9 @@ def test_a_retired_release_is_refused_with_what_is_still_there(fleet):
 # -- one host does not prevent it
 
 
-def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
+def test_a_host_that_joined_later_goes_back_to_a_bundle_that_it_has(fleet):
     """
-    It keeps what it serves: the release before is not on it.
+    It was staged there and never served; most of the hosts have it on record.
     """
     new = fleet.system("n3")
     new.layout.journal.unlink()
@@ -222,12 +247,197 @@ def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
 
     outcome, _ = rollback(fleet)
 
-    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {"b2": 100}]
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert fleet.good("n3") == ["b1"]
+
+
+def test_a_host_that_joined_later_is_named_and_the_others_go_back(fleet):
+    """
+    The release before is not on it, nor in the store.  It serves what the others leave, so its
+    traffic is taken off, now that others serve.
+    """
+    new = fleet.system("n3")
+    new.layout.journal.unlink()
+    record_good(new, NEW, "v2")
+    shutil.rmtree(new.layout.release(OLD))
+
+    outcome, _ = rollback(fleet)
+
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {}]
+    assert fleet.running("n3") == {"b2"}
     assert isinstance(outcome.error, RollbackFailed)
     assert "n3" in outcome.error.what
     assert "n1" not in outcome.error.what
     assert "--limit n3" in outcome.error.fix
     assert outcome.evidence["left_out"]["n3"].startswith("it has no v1 on record")
+
+
+def joined(fleet, name="n3", serves="b3"):
+    """
+    Let a host be as one that joined later: it has and serves one release only.
+    """
+    system = fleet.system(name)
+    system.layout.journal.unlink()
+    for bundle in ("b1", "b2"):
+        shutil.rmtree(system.layout.release(DIGESTS[bundle]))
+    serve(system, DIGESTS[serves], serves.replace("b", "v"))
+
+
+def test_a_host_that_joined_later_gets_the_bundle_from_the_store(fleet):
+    """
+    Staged there first; afterwards the way back is on its record like on the others'.
+    """
+    joined(fleet, serves="b3")
+    plan = plan_rollback(fleet.observed(), None, {}, {OLD: "v1"})
+    assert "n3: it gets the bundle from this machine" in plan.reason
+    assert plan.allow_older
+
+    outcome = fleet.roll_back(plan)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert fleet.good("n3") == ["b1"]
+
+
+def test_a_host_that_serves_something_else_keeps_it(fleet):
+    """
+    Its users have no other host: only what the fleet leaves is taken off.
+    """
+    joined(fleet, serves="b3")
+
+    outcome, _ = rollback(fleet)
+
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {"b3": 100}]
+    assert outcome.error.exit_code == 9
+    assert "n3" in outcome.error.what
+
+
+def test_the_last_host_is_never_taken_out_of_traffic(fleet):
+    """
+    Where no other host serves the target, also the bad release serves on.
+    """
+    for name in NAMES:
+        fleet[name].fail("slot.start", LOST_BEFORE, call=None)
+    joined(fleet, serves="b2")
+
+    outcome, _ = rollback(fleet)
+
+    assert outcome.error is not None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+def test_a_failed_way_back_changes_nothing_of_the_next(fleet):
+    """
+    n3 does not start; when it does, the next rollback brings it where the others are.
+    """
+    fleet.serve("b3")
+    fleet["n3"].fail("slot.start", LOST_BEFORE, call=None)
+    first, _ = rollback(fleet)
+    assert first.error is not None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}, {"b2": 100}, {"b3": 100}]
+    fleet["n3"].faults.clear()
+
+    second, _ = rollback(fleet)
+
+    assert second.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+    third, _ = rollback(fleet)
+    assert third.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+
+
+def test_a_host_that_does_not_answer_at_all_changes_nothing_of_the_next(fleet):
+    """
+    It hears nothing of the first way back, not even its beginning.
+    """
+    fleet.serve("b3")
+    lost = TransportError("n3: no answer", why="no route", fix="-", host="n3")
+    observed = {name: state for name, state in fleet.observed().items() if name != "n3"}
+    fleet["n3"].is_cut = True
+    outcome = fleet.roll_back(plan_rollback(observed, None, {"n3": lost}))
+    assert outcome.error is not None
+    fleet["n3"].is_cut = False
+
+    outcome, _ = rollback(fleet)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+def test_a_few_hosts_bring_their_record_to_no_other():
+    """
+    A release that one host of three calls good is not started on the others, unless the operator
+    names it and means the same bundle: the store says which.
+    """
+    observed = {name: make_settled(name, good=[("b2", "v2")]) for name in ("n2", "n3")}
+    observed["n1"] = make_settled("n1", good=[("evil", "v1"), ("b2", "v2")])
+
+    for to in (None, "r-v1", "v1"):
+        plan = plan_rollback(observed, to, {}, {"evil": "v0"})
+        assert planned(plan) == {"n1": "evil"}
+        assert [left.host for left in plan.left_out] == ["n2", "n3"]
+    named = plan_rollback(observed, "v1", {}, {"evil": "v1"})
+    assert planned(named) == dict.fromkeys(NAMES, "evil")
+
+
+def test_a_release_id_comes_before_a_version():
+    """
+    Of a release that is named like the version of another one.
+    """
+    good = (make_good("b1", "v1", "x"), make_good("b3", "x", "r-x"), make_good("b2", "v2"))
+    observed = make_settled("n1", good=HONEST)
+    plan = plan_rollback({"n1": dataclasses.replace(observed, good=good)}, "x")
+    assert planned(plan) == {"n1": "b1"}
+
+
+def test_a_version_of_two_bundles_is_ambiguous():
+    good = [(OLD, "v1"), (DIGESTS["b3"], "v1"), (NEW, "v2")]
+    observed = {name: make_settled(name, good=good) for name in NAMES}
+    with pytest.raises(UsageError, match="2 bundles on n1, n2, n3") as caught:
+        plan_rollback(observed, "v1")
+    assert OLD in caught.value.why
+    assert planned(plan_rollback(observed, OLD[:8])) == dict.fromkeys(NAMES, OLD)
+
+
+def test_one_host_makes_no_name_ambiguous_for_the_others():
+    forged = make_settled("n1", good=[("evil", "v1"), ("b1", "v1"), ("b2", "v2")])
+    observed = {name: make_settled(name, good=HONEST) for name in ("n2", "n3")}
+    assert planned(plan_rollback({"n1": forged, **observed}, "v1")) == dict.fromkeys(NAMES, "b1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"is_ready": False}, {"unit": "failed"}, {"unit": "activating"}, {"weight_pct": 90}],
+)
+def test_a_host_serves_already_only_when_it_does(changes):
+    """
+    Ready, running and with all the traffic; control: an unchanged one does.
+    """
+    good = [make_good(*names) for names in HONEST]
+    serving = make_serving("blue", "b2", "v2")
+    assert planned(plan_rollback({"n1": make_observed("n1", serving, good=good)}, "v2")) == {}
+
+    green = {"weight_pct": 10} if changes.get("weight_pct") else {}
+    blue = make_serving("blue", "b2", "v2", **changes)
+    observed = make_observed("n1", blue, make_slot("green", **green), good=good)
+    assert planned(plan_rollback({"n1": observed}, "v2")) == {"n1": "b2"}
+
+
+def test_the_word_of_most_hosts_on_what_has_not_ended():
+    """
+    Release, epoch and target as fields, the same on more than half of the hosts.
+    """
+    said = Unfinished("r-back", "slot.start", "r-v1", 7, "b1")
+    others = dataclasses.replace(said, step="traffic.set"), dataclasses.replace(said, bundle="b9")
+    observed = {
+        name: make_settled(name, good=HONEST, unfinished=unfinished)
+        for name, unfinished in zip(NAMES, (said, *others), strict=True)
+    }
+    assert majority_unfinished(observed) == said
+
+    observed["n2"] = make_settled("n2", good=HONEST)
+    assert majority_unfinished(observed) is None
 
 
 def test_an_empty_host_is_named_and_no_error():
@@ -248,7 +458,8 @@ def test_an_empty_host_does_not_serve_what_the_others_serve():
     observed = {"n1": make_settled("n1", good=HONEST), "n2": make_observed("n2")}
     plan = plan_rollback(observed, "v2")
     assert plan.is_noop
-    assert "not n2 (it has no v2 on record, only: none)" in plan.reason
+    assert "n1: v2 serves already" in plan.reason
+    assert "not n2 (it has no v2 on record, only: none; " in plan.reason
 
 
 def test_a_host_that_serves_another_release_is_an_error_where_nothing_else_is_to_do():
@@ -260,17 +471,20 @@ def test_a_host_that_serves_another_release_is_an_error_where_nothing_else_is_to
         plan_rollback(observed, "v2")
 
 
-def test_an_unreadable_haproxy_leaves_out_its_host():
+def test_a_haproxy_that_does_not_answer_is_brought_back_first(fleet):
     """
-    The shares of that host are unknown; it is named, and the others go back.
+    The shares of that host are unknown; that is no reason to leave it out.
     """
-    unknown = make_observed("n2", make_serving(weight_pct=None), good=make_settled().good)
-    plan = plan_rollback({"n1": make_settled("n1", good=HONEST), "n2": unknown})
+    stopped, removed = fleet.system("n2"), fleet.system("n3")
+    stopped.proxy.is_running = False
+    removed.remove_run()
 
-    assert planned(plan) == {"n1": "b1"}
-    assert isinstance(plan.left_out[0].error, PreconditionError)
-    with pytest.raises(PreconditionError, match="n2"):
-        plan_rollback({"n2": unknown})
+    outcome, events = rollback(fleet)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
+    assert {e.host for e in events if e.name == "host.revived"} == {"n2", "n3"}
+    assert all(slot.is_ready for slot in [fleet.observed()["n3"].stable])
 
 
 def test_a_host_that_does_not_answer_is_named_and_the_others_go_back(fleet):

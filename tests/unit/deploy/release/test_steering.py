@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.errors import LeaseHeld, LeaseLost, TransportError
+from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, TransportError
 from deploy.host.protocol import StateRead, Status
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.rollback import implied_target, plan_rollback
@@ -264,6 +264,25 @@ def test_a_rollback_after_a_dead_operator_goes_where_the_release_came_from(fleet
     assert implied_target(replace(stored, ending=Ending.PROMOTED)) is None
 
 
+def test_a_failed_way_back_does_not_change_what_the_next_one_does(fleet):
+    """
+    It stays open, and the next plain rollback goes to the same release.
+    """
+    fleet.release()
+    fleet["n2"].fail("slot.start", "refused", call=None)
+
+    outcome = fleet.roll_back(plan_rollback(fleet.observed()))
+
+    assert outcome.error.exit_code == 9
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b1": 100}]
+    assert implied_target(fleet.stored()) == DIGESTS["b1"]
+    fleet["n2"].faults.clear()
+    again = plan_rollback(fleet.observed(), implied_target(fleet.stored()))
+    assert fleet.roll_back(again).error is None
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert implied_target(fleet.stored()) is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"release": 7}', "[" * 9999])
 def test_a_desired_state_of_another_form_is_one_error(text):
     from deploy.errors import PreconditionError
@@ -287,3 +306,61 @@ def test_a_desired_state_that_contradicts_itself_is_refused(fleet):
     ):
         with pytest.raises(PreconditionError):
             from_text(to_text(wrong), 0, 0)
+
+
+class RecordedHooks:
+    """
+    Stands for the operator's programs: notes the phases, and refuses one.
+    """
+
+    def __init__(self, refuses=None):
+        self.seen, self.refuses = [], refuses
+
+    def before(self, phase, document):
+        assert document["actions"]
+        self.seen.append(f"before {phase}")
+        if phase == self.refuses:
+            raise CommandFailed("hook: it refuses", why="exit status 1", fix="look at it")
+
+    def after(self, phase, document):
+        self.seen.append(f"after {phase}")
+
+    def going_back(self):
+        self.seen.append("going back")
+
+    def close(self):
+        self.seen.append("close")
+
+
+def test_hooks_run_between_the_phases(fleet):
+    """
+    In the order of the plan; each wave has its own start, canary and promotion.
+    """
+    hooks = RecordedHooks()
+    fleet.release(hooks=hooks, policy=make_policy(waves=["100%"]))
+
+    phases = ["stage", "start", "canary", "promote", "bake", "confirm", "retire"]
+    between = [f"{when} {phase}" for phase in phases for when in ("before", "after")]
+    assert hooks.seen == ["before release", *between, "after release", "close"]
+
+
+@pytest.mark.parametrize("phase", ["release", "stage", "start", "canary", "promote", "confirm"])
+def test_a_hook_that_refuses_takes_the_release_back(fleet, phase):
+    hooks = RecordedHooks(phase)
+
+    if phase == "release":
+        with pytest.raises(CommandFailed):
+            fleet.release(hooks=hooks)
+    else:
+        assert fleet.release(hooks=hooks).ending is Ending.REVERTED
+        assert hooks.seen[-2:] == ["after revert", "close"]
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert all(fleet.running(name) == {"b1"} for name in NAMES)
+
+
+def test_a_way_back_asks_no_hook(fleet):
+    fleet.release()
+    hooks = RecordedHooks("rollback")
+
+    assert fleet.roll_back(plan_rollback(fleet.observed()), hooks=hooks).error is None
+    assert hooks.seen == ["going back", "after rollback", "close"]

@@ -107,6 +107,7 @@ async def test_every_failure_is_an_answer(runtime, ending, status, code, stream)
     assert_is_error(response, status, code, retry_safe=True)
     assert "details" in response.json()["error"]["message"]
     assert runtime.counted("/generate", status) == 1
+    assert b"slipway_http_excused_total{" not in runtime.metrics.render()
 
 
 async def test_a_failed_stream_ends_with_an_error_event(runtime):
@@ -138,6 +139,24 @@ async def test_a_full_server_gives_retry_after(runtime):
     assert_is_error(response, 503, "queue_full", retry_safe=True)
     assert int(response.headers["retry-after"]) >= 1
     assert runtime.engine.asked == []
+    assert runtime.excused("queue_full") == 1
+
+
+@pytest.mark.parametrize("text", ["", "the s"], ids=["before the first token", "later"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_that_the_client_set_is_excused(runtime, stream, text):
+    """
+    Unless it is no shorter than that of the runtime; another failure in its time is none either.
+    """
+    runtime.engine.will(text, FinishReason.EXPIRED)
+    await runtime.generate(stream=stream, timeout_s=0.5)
+    assert runtime.counted("/generate", 504) == runtime.excused("client_deadline") == 1
+
+    runtime.engine.will(text, FinishReason.EXPIRED)
+    await runtime.generate(stream=stream, timeout_s=3600)
+    runtime.engine.will(text, FinishReason.ERROR)
+    await runtime.generate(stream=stream, timeout_s=0.5)
+    assert runtime.excused("client_deadline") == 1
 
 
 async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monkeypatch):
@@ -154,6 +173,7 @@ async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monke
     response = await runtime.generate(timeout_s=0.01, stream=True)
     assert events_of(response)[-1][1]["error"]["code"] == "deadline_exceeded"
     assert runtime.engine.cancelled == [0, 1]
+    assert runtime.excused("client_deadline") == 0, "the engine hangs"
 
 
 async def test_an_internal_error_is_answered_and_logged(runtime, monkeypatch, caplog):

@@ -1,6 +1,17 @@
 import json
 
-from deploy.host.protocol import GoodRecord, LeaseRelease, Retire, SlotStart
+import pytest
+
+from deploy.host.protocol import (
+    DeadmanArm,
+    DroppedRelease,
+    GoodRecord,
+    LeaseAcquire,
+    LeaseRelease,
+    Retire,
+    SlotStart,
+    StateWrite,
+)
 from tests.unit.deploy.bundle.builders import make_lock, make_model
 from tests.unit.deploy.host.staged import assert_whole, send
 
@@ -73,3 +84,81 @@ def test_leftovers_of_a_killed_verb_are_removed(provisioned, bundle, workshop):
     assert not (layout.releases / ".tmp-x").exists()
     assert not (layout.venvs / ".trash-y").exists()
     assert list(layout.incoming.iterdir()) == []
+
+
+DIGESTS = [letter * 64 for letter in "abcdef"]
+
+
+@pytest.fixture
+def five(leased):
+    """
+    A host with five good releases, r0 to r4, and one that was staged only.
+    """
+    for number, bundle in enumerate(DIGESTS):
+        leased.call(LeaseRelease())
+        leased.release = f"r{number}"
+        leased.fence = leased.lease()
+        leased.stage(bundle, f"v{number}")
+        if number < 5:
+            leased.call(GoodRecord(bundle, f"v{number}", "blue"))
+    return leased
+
+
+def test_what_was_dropped_is_named(five):
+    """
+    By bundle, version and release id: `inv release` prints it.
+    """
+    dropped = five.call(Retire(keep=3)).dropped
+
+    assert dropped == (
+        DroppedRelease(DIGESTS[0], "v0", "r0"),
+        DroppedRelease(DIGESTS[1], "v1", "r1"),
+        DroppedRelease(DIGESTS[5], "v5", None),
+    )
+    assert [good.version for good in five.status().good] == ["v2", "v3", "v4"]
+    assert five.call(Retire(keep=3)).dropped == ()
+
+
+def test_a_damaged_release_takes_no_place_of_a_good_one(five):
+    """
+    `keep` counts what a rollback can return to.
+    """
+    (five.layout.release(DIGESTS[3]) / "manifest.json").unlink()
+
+    dropped = five.call(Retire(keep=3)).dropped
+
+    assert [good.version for good in five.status().good] == ["v1", "v2", "v4"]
+    assert DroppedRelease(DIGESTS[3], None, "r3") in dropped
+
+
+def test_the_target_of_the_desired_state_stays(five):
+    """
+    The text means nothing to the host: every digest in it stays, and nothing that only looks so.
+    """
+    text = {"target": DIGESTS[0], "plan": "0" * 64, "other": f"{DIGESTS[1]}a"}
+    five.call(LeaseRelease())
+    epoch_lease(five)
+    five.call(StateWrite(1, json.dumps(text)))
+
+    five.call(Retire(keep=1))
+
+    assert five.status().staged == (DIGESTS[0], DIGESTS[4])
+
+
+def test_where_the_host_would_go_back_by_itself_stays(five):
+    """
+    The slot that serves while another release is tried, and that release.
+    """
+    for slot, number in (("blue", 0), ("green", 5)):
+        five.layout.slot_links.mkdir(exist_ok=True)
+        five.layout.slot_link(slot).symlink_to(five.layout.release(DIGESTS[number]))
+    five.call(DeadmanArm("green", "blue"))
+
+    five.call(Retire(keep=1))
+
+    assert five.status().staged == (DIGESTS[0], DIGESTS[4], DIGESTS[5])
+
+
+def epoch_lease(host):
+    request = LeaseAcquire(owner="ann@desk:1", ttl_s=30.0, epoch=1)
+    host.fence = host.call(request).fence

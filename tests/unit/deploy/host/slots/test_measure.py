@@ -5,21 +5,28 @@ from prometheus_client import CollectorRegistry, Counter
 from deploy.host.protocol import Measure, OwnCounters, SlotStart, TrafficSet
 from deploy.host.slots import measure, runtime_api
 from deploy.host.slots.measure import count
-from deploy.host.slots.metrics import parse_metrics
+from deploy.host.slots.metrics import MetricsError, parse_metrics
 from deploy.release.evidence import Reading, counted
 from runtime import contract
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
 
-def exposed(answers):
+def exposed(answers, excused=()):
     """
     Return the metrics of a runtime after *answers*: (route, code) and their number.
+
+    Args:
+        excused: Those that are the client's doing: (route, reason) and their number.
     """
     registry = CollectorRegistry()
     labels = ("version", "slot", "route", "code")
     counter = Counter(contract.REQUESTS_TOTAL, "x", labels, registry=registry)
     for (route, code), number in answers.items():
         counter.labels("v1", "green", route, code).inc(number)
+    labels = ("version", "slot", "route", "reason")
+    counter = Counter(contract.EXCUSED_TOTAL, "x", labels, registry=registry)
+    for (route, reason), number in dict(excused).items():
+        counter.labels("v1", "green", route, reason).inc(number)
     return prometheus_client.generate_latest(registry).decode()
 
 
@@ -27,7 +34,7 @@ def test_metric_names_match_the_runtime():
     """
     `runtime.contract` and the host program use the same names.
     """
-    for name in ("REQUESTS_TOTAL", "GENERATE_ROUTES", "METRICS"):
+    for name in ("REQUESTS_TOTAL", "EXCUSED_TOTAL", "EXCUSES", "GENERATE_ROUTES", "METRICS"):
         assert getattr(measure, name) == getattr(contract, name)
     assert runtime_api.READYZ == contract.READYZ
 
@@ -47,6 +54,26 @@ def test_only_generating_routes_are_counted():
     )
 
     assert count(parse_metrics(text)) == OwnCounters(requests=97, errors=7, answers_5xx=57)
+
+
+def test_a_full_queue_and_deadlines_of_clients_are_excused():
+    """
+    They are no evidence; an unknown reason and another route excuse nothing.
+    """
+    answers = {("/generate", "200"): 90, ("/generate", "503"): 6, ("/generate", "504"): 4}
+    excuses = {
+        ("/generate", "queue_full"): 5,
+        ("/generate", "client_deadline"): 3,
+        ("/generate", "bad_weather"): 2,
+        ("/healthz", "queue_full"): 7,
+    }
+    counted = count(parse_metrics(exposed(answers, excuses)))
+    assert counted == OwnCounters(requests=92, errors=2, answers_5xx=10, excused=8)
+
+
+def test_more_excuses_than_answers_with_a_5xx_cannot_be_read():
+    with pytest.raises(MetricsError, match="is 3, but only 2 answers were a 5xx"):
+        count(parse_metrics(exposed({("/generate", "503"): 2}, {("/generate", "queue_full"): 3})))
 
 
 @pytest.fixture

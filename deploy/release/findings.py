@@ -1,0 +1,172 @@
+"""
+What is not as it should be on the hosts of a fleet, each with what to do.  Pure.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from deploy.errors import DeployError, FleetDiffers, TransportError
+from deploy.foreign_text import quoted
+from deploy.host.layout import unit
+from deploy.release.observe import Observed, ObservedSlot
+
+_WORST = 3  # findings that the error quotes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """
+    One thing that is not as it should be.
+
+    Attributes:
+        is_explained: A release in progress does that; or it waits for the operator by intention.
+    """
+
+    host: str
+    what: str
+    fix: str
+    is_explained: bool = False
+
+    def as_json(self) -> dict[str, str]:
+        return {"host": self.host, "what": self.what, "fix": self.fix}
+
+
+def find(
+    seen: Mapping[str, Observed | DeployError],
+    *,
+    differs: Mapping[str, str] | None = None,
+    last_seen: Mapping[str, str] | None = None,
+) -> tuple[Finding, ...]:
+    """
+    Return the findings of all hosts, in their order.
+
+    Args:
+        differs: What is not as the desired state says, by host.
+        last_seen: When each host was last read from this machine, in UTC.
+    """
+    readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
+    is_busy = any(current.lease_owner for current in readable.values())
+    most = _most_served(readable)
+    found: list[Finding] = []
+    for name, state in seen.items():
+        if isinstance(state, DeployError):
+            found.append(_unreadable(name, state, (last_seen or {}).get(name)))
+            continue
+        found += _of_slots(state, is_busy)
+        found += _of_host(state, is_busy)
+        text = (differs or {}).get(name) or _unlike(state, most)
+        if text:
+            fix = "inv resume brings it there, or inv rollback"
+            found.append(Finding(name, text, fix, is_busy))
+    return tuple(found)
+
+
+def fleet_error(findings: Sequence[Finding]) -> FleetDiffers | None:
+    """
+    Return the error of a fleet that is not as it should be; None where all is explained.
+    """
+    open_ones = [finding for finding in findings if not finding.is_explained]
+    if not open_ones:
+        return None
+    hosts = list(dict.fromkeys(finding.host for finding in open_ones))
+    why = "; ".join(f"{finding.host}: {finding.what}" for finding in open_ones[:_WORST])
+    more = len(open_ones) - _WORST
+    return FleetDiffers(
+        f"{', '.join(hosts)}: not as {'it' if len(hosts) == 1 else 'they'} should be",
+        why=why + (f"; and {more} more" if more > 0 else ""),
+        fix=open_ones[0].fix,
+    )
+
+
+def _unreadable(name: str, error: DeployError, last_seen: str | None) -> Finding:
+    what = f"{error.what}: {error.why}"
+    if isinstance(error, TransportError):
+        since = f"last seen {last_seen}" if last_seen else "never seen from this machine"
+        what += f" ({since})"
+    return Finding(name, what, error.fix)
+
+
+def _of_slots(current: Observed, is_busy: bool) -> Iterator[Finding]:
+    name = current.host
+    provision = f"inv provision --limit {name}"
+    if not current.has_weights:
+        what = "HAProxy does not answer, so the shares of its traffic are unknown"
+        yield Finding(name, what, f"{provision} or inv rollback starts it again")
+    for slot in current.slots:
+        unmask = f"on the host: systemctl unmask {unit(slot.slot)}"
+        if slot in current.dead_slots:
+            what = f"slot {slot.slot} has {slot.weight_pct} % of the traffic, and {_dead(slot)}"
+            fix = f"{provision} starts it again; inv rollback leaves its release"
+            yield Finding(name, what, f"{unmask}, then {provision}" if slot.is_masked else fix)
+        elif slot.is_masked:
+            yield Finding(name, f"slot {slot.slot} cannot be started: it is masked", unmask)
+        elif slot.has_traffic and not slot.is_ready:
+            what = f"slot {slot.slot} has {slot.weight_pct} % of the traffic, and is not ready"
+            fix = f"journalctl -u {unit(slot.slot)} on {name}; inv rollback leaves its release"
+            yield Finding(name, what, fix, is_busy)
+    serving = [slot for slot in current.slots if slot.has_traffic]
+    if len(serving) > 1:
+        shares = " and ".join(f"{quoted(s.version or '-')} {s.weight_pct} %" for s in serving)
+        what = f"its traffic is split, {shares}"
+        what += "" if is_busy else ", and no release is in progress"
+        yield Finding(name, what, _clear(name), is_busy)
+    if current.good and current.has_weights and not serving:
+        yield Finding(name, "no slot has traffic", f"inv rollback --limit {name} --to VERSION")
+
+
+def _dead(slot: ObservedSlot) -> str:
+    if slot.is_masked:
+        return "its unit is masked"
+    return "its unit is stopped" if slot.unit == "inactive" else "systemd has given up on its unit"
+
+
+def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
+    name = current.host
+    if current.went_back is not None and not is_busy:
+        back = current.went_back
+        what = f"it went back by itself from {quoted(back.release)} at {quoted(back.at)}"
+        fix = "inv resume goes on with the release; inv rollback or inv abort ends it"
+        yield Finding(name, f"{what}: {quoted(back.why)}", fix)
+    if not current.is_reserve_whole:
+        fix = f"free space there, then inv provision --limit {name}"
+        yield Finding(name, "the reserve for a full disk was used", fix)
+    if not current.is_deadman_tested:
+        fix = f"inv provision --limit {name} tries it out"
+        yield Finding(name, "its own way back was never tested: no release begins there", fix)
+    if current.lease_owner:
+        return
+    if current.paused:
+        what = f"paused: {quoted(current.paused)}"
+        yield Finding(name, what, "inv resume or inv promote goes on, inv abort drops it", True)
+    elif current.unfinished:
+        what = f"ended in the middle: {quoted(current.unfinished_text or '')}"
+        yield Finding(name, what, _clear(name), is_busy)
+
+
+def _clear(name: str) -> str:
+    return f"inv resume, inv abort or inv rollback ends it; alone: inv rollback --limit {name}"
+
+
+def _most_served(readable: Mapping[str, Observed]) -> str | None:
+    """
+    Return the bundle that more than half of the serving hosts serve alone.
+    """
+    alone = Counter(b for current in readable.values() if (b := _alone(current)))
+    if not alone:
+        return None
+    bundle, hosts = alone.most_common(1)[0]
+    return bundle if 2 * hosts > alone.total() else None
+
+
+def _alone(current: Observed) -> str | None:
+    serving = [slot.bundle for slot in current.slots if slot.has_traffic]
+    return serving[0] if len(serving) == 1 else None
+
+
+def _unlike(current: Observed, most: str | None) -> str | None:
+    served = _alone(current)
+    if most is None or served is None or served == most:
+        return None
+    slot = next(slot for slot in current.slots if slot.has_traffic)
+    return f"it serves {quoted(slot.version or served[:12])}, unlike most hosts"

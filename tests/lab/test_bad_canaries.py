@@ -1,0 +1,252 @@
+"""
+Canaries that fail in ways that a count of 5xx does not show, on a booted host with live traffic.
+
+Each is refused or taken back, and what its clients saw is bounded.  Their runtime is
+bad_canary.py.  Two hosts: the second one gets the release after the first.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+
+from deploy.demo.load import LoadGenerator
+from deploy.lab import lab
+from deploy.lab.config import LabConfig
+from deploy.wiring import checkout, lab_models
+from tests.lab.conftest import bring_up, say
+from tests.lab.test_hostile_slot import inv, make_bundle
+
+HOSTS = ("n1", "n2")
+PREFIX = "10.77.84"
+RATE_RPS = 40
+MODES = {"v3.0.0": "close", "v3.1.0": "hang", "v3.2.0": "silent", "v3.3.0": "promoted"}
+TOKEN = "a-token-that-only-users-know"
+
+
+@pytest.fixture(scope="module")
+def config():
+    default = LabConfig.from_env(os.environ)
+    config = LabConfig(
+        directory=default.directory.with_name("lab-canaries"),
+        bases=default.bases,
+        bridge="slipg",
+        prefix=PREFIX,
+    )
+    bring_up(len(HOSTS), config)
+    yield config
+    lab.down(progress=say, config=config)
+
+
+@pytest.fixture(scope="module")
+def fleets(config, tmp_path_factory):
+    """
+    The paths of the fleet file, and of the same fleet with a token for its users.
+    """
+    keys = config.keys
+    service = {"device": "cpu", "precision": "fp32", "threads": 1, "memory_max": "2GiB"}
+    document = {
+        "row": "torch-2.13-cpu",
+        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
+        "service": service,
+        "release": {
+            "waves": [1, "100%"],
+            "canary": {"duration": "10s", "give_up_after": "60s", "min_requests": 20},
+            "drain_timeout": "5s",
+            "lease_ttl": "30s",
+            "gates": {"http_request_error_rate": {"action": "revert"}},
+        },
+        "signing": {
+            "identity": "lab@slipway",
+            "key": str(keys / "signing_ed25519"),
+            "allowed_signers": str(keys / "allowed_signers"),
+        },
+        "hosts": {name: {"address": config.address(name)} for name in HOSTS},
+    }
+    folder = tmp_path_factory.mktemp("canaries")
+    closed = document | {
+        "secrets": {"token": {"env": "SLIPWAY_LAB_TOKEN"}},
+        "service": service | {"api_tokens": ["token"]},
+    }
+    paths = folder / "open.yml", folder / "closed.yml"
+    for path, content in zip(paths, (document, closed), strict=True):
+        path.write_text(yaml.safe_dump(content))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lab_models.make_lab_model("good-v1", None, say)
+
+
+@pytest.fixture(scope="module")
+def served(fleets, model, tmp_path_factory):
+    """
+    v1.0.0 serves; the digests of all bundles by version.
+    """
+    fleet, _ = fleets
+    tree = tmp_path_factory.mktemp("trees")
+    inv(fleet, "provision", "--yes")
+    modes = {"v1.0.0": None, "v2.0.0": None, **MODES}
+    digests = {
+        version: make_bundle(fleet, tree, model, version, mode, "bad_canary.py")
+        for version, mode in modes.items()
+    }
+    inv(fleet, "release", "--version", digests["v1.0.0"], "--yes")
+    yield digests
+    for digest in digests.values():
+        shutil.rmtree(checkout.store().get(digest, "canaries").directory)
+
+
+@pytest.fixture
+def users(config, served, model):
+    """
+    Live traffic on both hosts.
+    """
+    with LoadGenerator(
+        [f"http://{config.address(name)}:8000" for name in HOSTS],
+        prompts=json.loads((model / "live_prompts.json").read_text()),
+        rate_rps=RATE_RPS,
+        connections=64,
+        max_tokens=4,
+        timeout_s=5.0,
+        networks=(f"{PREFIX}.0/24",),
+    ) as generator:
+        yield generator
+
+
+def serving(fleet):
+    document, _ = inv(fleet, "status")
+    return [
+        {s["version"]: s["weight_pct"] for s in host["slots"] if s["weight_pct"]}
+        for host in document["hosts"]
+    ]
+
+
+def refused(fleet, served, version, wanted):
+    """
+    Release *version*, which has to end with exit code *wanted*; return its document.
+    """
+    outcome, took_s = inv(fleet, "release", "--version", served[version], "--yes", wanted=wanted)
+    say(f"{version}: {outcome['outcome']} after {took_s:.1f} s: {outcome['reason']}")
+    assert serving(fleet) == [{"v1.0.0": 100}] * len(HOSTS)
+    return outcome
+
+
+def assert_lost(users, version, at_most):
+    """
+    Check what users saw: lost requests and answers with an error.
+    """
+    report = users.stop()
+    seen = report.lost_requests + report.error_requests
+    say(
+        f"{version}: {report.requests} requests, {report.lost_requests} lost, "
+        f"{report.error_requests} answered with an error"
+    )
+    assert seen <= at_most, report.losses
+    return report
+
+
+def test_a_good_release_passes(fleets, served, users):
+    """
+    Negative control: under the same traffic, with the same gates, both ways.
+    """
+    fleet, _ = fleets
+    for version in ("v2.0.0", "v1.0.0"):
+        inv(fleet, "release", "--version", served[version], "--allow-older", "--yes")
+        assert serving(fleet) == [{version: 100}] * len(HOSTS)
+    assert assert_lost(users, "good", 0).requests > 20 * RATE_RPS
+
+
+def test_a_canary_that_closes_connections_is_refused(fleets, served, users):
+    """
+    HAProxy asks the stable slot, so that users see nothing of it.
+    """
+    fleet, _ = fleets
+    outcome = refused(fleet, served, "v3.0.0", 8)
+    assert outcome["evidence"]["waves"][-1]["gate"] == "http_request_error_rate"
+    assert_lost(users, "closes connections", 0)
+
+
+def test_a_canary_that_hangs_while_it_is_ready_is_held(fleets, served, users):
+    """
+    Its share of one host's requests ends at the deadline of their clients.
+    """
+    fleet, _ = fleets
+    outcome = refused(fleet, served, "v3.1.0", 10)
+    assert outcome["evidence"]["waves"][-1]["gate"] == "health"
+    assert "no good answer of the canary" in outcome["reason"]
+    # Hangs for 30 s at least: a tenth of the requests of one of two hosts, and those in flight.
+    assert_lost(users, "hangs", 45 * RATE_RPS / 2 / 10)
+    inv(fleet, "rollback", "--yes")
+
+
+def test_a_canary_that_falls_silent_is_held(fleets, served, users):
+    """
+    HAProxy sends it nothing, because it fails HAProxy's checks; /readyz answers 200 to the host.
+    """
+    fleet, _ = fleets
+    outcome = refused(fleet, served, "v3.2.0", 10)
+    assert outcome["evidence"]["waves"][-1]["gate"] == "health"
+    assert "of the stable slot" in outcome["reason"]
+    assert_lost(users, "silent", 0)
+    inv(fleet, "rollback", "--yes")
+
+
+def test_a_release_that_fails_after_its_promotion_is_taken_back(fleets, served, users):
+    """
+    It is good with the share of a canary, and fails with all the traffic of its host.
+    """
+    fleet, _ = fleets
+    outcome = refused(fleet, served, "v3.3.0", 8)
+    first = outcome["evidence"]["waves"][0]
+    assert first["verdict"] == "pass", "the canary of the first host"
+    assert "the new slot" in outcome["reason"]
+    # From the promotion of one host to its way back: the second host starts its slot meanwhile.
+    assert_lost(users, "fails after its promotion", 60 * RATE_RPS / 2)
+
+
+def flood(config, stop, counts):
+    """
+    Ask without a token until *stop*.
+    """
+    body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+    while not stop.wait(0.01):
+        for name in HOSTS:
+            headers = {"content-type": "application/json"}
+            url = f"http://{config.address(name)}:8000/generate"
+            request = urllib.request.Request(url, body, headers)
+            try:
+                urllib.request.urlopen(request, timeout=5).close()
+            except urllib.error.HTTPError as error:
+                counts.append(error.code)
+
+
+def test_a_canary_that_only_strangers_use_is_held(config, fleets, served, monkeypatch):
+    """
+    Their 401s neither pass it nor revert it: too few requests say something.
+    """
+    monkeypatch.setenv("SLIPWAY_LAB_TOKEN", TOKEN)
+    _, fleet = fleets
+    inv(fleet, "provision", "--yes")
+    for name in HOSTS:
+        lab.inside(name, ["systemctl", "restart", "slipway-runtime@*"], config=config)
+    time.sleep(20)
+    stop, counts = threading.Event(), []
+    strangers = threading.Thread(target=flood, args=(config, stop, counts))
+    strangers.start()
+    try:
+        outcome = refused(fleet, served, "v2.0.0", 10)
+    finally:
+        stop.set()
+        strangers.join()
+    wave = outcome["evidence"]["waves"][-1]
+    assert (wave["gate"], wave["requests"], wave["errors"]) == ("min_requests", 0, 0)
+    assert len(counts) > 500
+    assert set(counts) == {401}

@@ -1,0 +1,166 @@
+"""
+The faults, and the boundaries at which each can happen.
+"""
+
+from deploy.host.layout import SLOTS
+from tests.local_fleet import DIGESTS
+from tests.simulation.host import BOOT_S, VerbKilled
+from tests.simulation.world import Killed
+
+DAY_S = 86_400.0
+TTL_S = 15.0
+OUT_S = 25.0  # of a host that is cut off: longer than a lease
+FROZEN_S = 25.0
+
+
+def _die(world, point, delivery):
+    operator = _operator(world, point)
+    operator.is_dead = True
+
+
+def _operator(world, point):
+    return next(o for o in world.operators if o.name == point.operator)
+
+
+def _terminate(world, point, delivery):
+    _operator(world, point).is_terminated = True
+
+
+def _suspend(world, point, delivery):
+    operator = _operator(world, point)
+    operator.paused_until_s = world.now_s + TTL_S + 1.0
+
+
+def _lose(world, point, delivery):
+    delivery.is_lost = True
+
+
+def _delay(world, point, delivery):
+    delivery.is_late = True
+
+
+def _repeat(world, point, delivery):
+    delivery.is_twice = True
+
+
+def _power(loses):
+    def cut(world, point, delivery):
+        host = world.hosts[point.host]
+        if host.is_on:
+            host.power_off(loses=loses)
+            world.at(BOOT_S, host.power_on, f"boot of {host.name}")
+            world.stops_at(world.now_s + BOOT_S)
+
+    return cut
+
+
+def _kill_verb(world, point, delivery):
+    raise VerbKilled(point.verb)
+
+
+def _cut_off(world, point, delivery):
+    world.hosts[point.host].cut_until_s = world.now_s + OUT_S
+    world.stops_at(world.now_s + OUT_S)
+
+
+def _freeze(world, point, delivery):
+    host = world.hosts[point.host]
+    host.frozen_until_s = world.now_s + FROZEN_S
+    host.excuse(FROZEN_S + 1.0)
+    world.stops_at(world.now_s + FROZEN_S)
+
+
+def _jump(seconds):
+    def jump(world, point, delivery):
+        world.hosts[point.host].clock.wall_offset += seconds
+
+    return jump
+
+
+def _fill(world, point, delivery):
+    world.hosts[point.host].disk.free = 0
+
+
+def _hide_metrics(world, point, delivery):
+    host = world.hosts[point.host]
+
+    def show(is_shown):
+        for slot in SLOTS:
+            host.runtimes[slot].has_metrics = is_shown
+
+    show(False)
+    world.at(60.0, lambda: show(True), f"metrics of {host.name}")
+
+
+def _kill_haproxy(world, point, delivery):
+    world.hosts[point.host].stop_haproxy()
+
+
+def _crash(slot):
+    def crash(world, point, delivery):
+        world.hosts[point.host].crash(slot)
+
+    return crash
+
+
+def _rival(does):
+    def begin(world, point, delivery):
+        from tests.simulation.operators import Command
+
+        names = {operator.name for operator in world.operators}
+        name = next(n for n in ("bob", "cid", "dan", "eve") if n not in names)
+        command = Command(world, name)
+        {
+            "rollback": lambda: command.rollback(steal=True),
+            "abort": lambda: command.abort(steal=True),
+            "release": lambda: command.release(DIGESTS["b3"], "v3", steal=True),
+        }[does]()
+        world.commands.append(command)
+
+    return begin
+
+
+FAULTS = {
+    "kill": _die,
+    "term": _terminate,
+    "suspend": _suspend,
+    "lost": _lose,
+    "late": _delay,
+    "twice": _repeat,
+    "reboot": _power(None),
+    "power_cut": _power("all"),
+    "torn_cut": _power("contents"),
+    "kill_verb": _kill_verb,
+    "cut_off": _cut_off,
+    "freeze": _freeze,
+    "day_later": _jump(DAY_S),
+    "day_earlier": _jump(-DAY_S),
+    "full_disk": _fill,
+    "no_metrics": _hide_metrics,
+    "haproxy": _kill_haproxy,
+    "crash_blue": _crash("blue"),
+    "crash_green": _crash("green"),
+    "rival_rollback": _rival("rollback"),
+    "rival_abort": _rival("abort"),
+    "rival_release": _rival("release"),
+}
+_AT = {
+    "send": (
+        "kill", "term", "suspend", "lost", "late", "reboot", "power_cut", "cut_off", "freeze",
+        "day_later", "day_earlier", "full_disk", "no_metrics", "haproxy", "crash_blue",
+        "crash_green", "rival_rollback", "rival_abort", "rival_release",
+    ),
+    "answer": ("kill", "lost", "twice", "reboot", "power_cut"),
+    "before": ("power_cut", "torn_cut", "kill_verb"),
+    "after": ("power_cut", "torn_cut", "kill_verb"),
+}  # fmt: skip
+
+
+def possible(point):
+    """
+    Return the faults that can happen at *point*.
+    """
+    return _AT[point.when]
+
+
+__all__ = ["FAULTS", "Killed", "possible"]

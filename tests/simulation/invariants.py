@@ -1,0 +1,185 @@
+"""
+What must hold in every world: checked while time passes, at every boundary and at the end.
+"""
+
+import json
+
+from deploy.host.layout import SLOTS
+from tests.simulation.host import content, node_of
+
+SETTLE_S = 2.0  # beyond lease + 5 s: to wait for UP, to stop the slot, and latencies
+
+
+class Invariants:
+    """
+    Watches one world.
+
+    Args:
+        new: Digests of the bundles that are released during the run.
+        canary_pct: Share that a canary of them may have at most, before its verdict.
+    """
+
+    def __init__(self, world, new, canary_pct):
+        self.world, self.new, self.canary_pct = world, set(new), canary_pct
+        self._epochs = dict.fromkeys(world.hosts, 0)
+        self._leases = {}
+        self._owners = {}
+        self._weights = {}
+        world.watch = self.check
+
+    def check(self):
+        for host in self.world.hosts.values():
+            if host.is_on:
+                self._epoch(host)
+                self._serves(host)
+                self._exposure(host)
+
+    def _serves(self, host):
+        if host.excused_until_s >= self.world.now_s or host.frozen_until_s >= self.world.now_s:
+            return
+        if not host.serving():
+            self.world.fail(f"{host.name}: no slot serves: {_shown(host)}")
+
+    def _exposure(self, host):
+        weights = tuple(host.proxy.weights.values())
+        if self._weights.get(host.name) == weights:
+            return
+        self._weights[host.name] = weights
+        for bundle, share in host.shares().items():
+            if bundle in self.new:
+                self._won(host)
+            if (
+                bundle in self.new
+                and share > self.canary_pct + 0.5
+                and not self._passed(host, bundle)
+            ):
+                self.world.fail(
+                    f"{host.name}: {share:.0f} % on {bundle[:4]} without a recorded verdict"
+                )
+
+    def _won(self, host):
+        """
+        Nothing goes forward under an epoch that was not won on more than half of the hosts.
+        """
+        lease = content(host, "lease.json")
+        if lease is None or lease["owner"] is None or not lease["epoch"]:
+            return
+        names = self._owners.get(lease["epoch"], {}).get(lease["owner"], ())
+        if 2 * len(names) <= len(self.world.hosts):
+            self.world.fail(f"{host.name}: goes forward under an epoch of {sorted(names)} alone")
+
+    def _passed(self, host, bundle):
+        """
+        Return whether a host has a verdict on record that lets *bundle* have all of *host*.
+        """
+        for desired in self.desired():
+            plan = desired["plan"]
+            if plan["bundle"] != bundle:
+                continue
+            if plan["kind"] == "rollback":
+                return True
+            passed = {r["wave"] for r in desired["rulings"] if r["verdict"] == "pass"}
+            waves = [n for n, wave in enumerate(plan["waves"], 1) if host.name in wave]
+            if waves and waves[0] in passed:
+                return True
+        return False
+
+    def desired(self):
+        """
+        Return the desired states that hosts hold.
+        """
+        for host in self.world.hosts.values():
+            document = content(host, "desired.json")
+            if document is not None:
+                yield json.loads(document["text"])
+
+    def _epoch(self, host):
+        node = node_of(host, "lease.json")
+        if node is None or self._leases.get(host.name) == bytes(node.content):
+            return
+        self._leases[host.name] = bytes(node.content)
+        lease = json.loads(node.content)
+        if lease["epoch"] < self._epochs[host.name]:
+            self.world.fail(f"{host.name}: epoch {lease['epoch']} after {self._epochs[host.name]}")
+        self._epochs[host.name] = lease["epoch"]
+        if lease["owner"] and lease["epoch"]:
+            owners = self._owners.setdefault(lease["epoch"], {})
+            owners.setdefault(lease["owner"], set()).add(host.name)
+            strong = [o for o, names in owners.items() if 2 * len(names) > len(self.world.hosts)]
+            if len(strong) > 1:
+                self.world.fail(f"epoch {lease['epoch']} was won by {strong}")
+
+    def check_start(self, host, pending):
+        """
+        A host does not start with a change that is not confirmed.
+        """
+        if pending is not None and host.proxy.weights[pending["to_slot"]]:
+            self.world.fail(f"{host.name}: it starts with what was not confirmed: {_shown(host)}")
+
+    # -- at the end
+
+    def check_converged(self, when):
+        """
+        Every host that is up has its traffic on one slot, and nothing pending.
+        """
+        for host in self.world.hosts.values():
+            if not host.is_on:
+                self.world.fail(f"{host.name}: it did not come up again")
+            shares = host.shares()
+            if len(shares) != 1:
+                self.world.fail(f"{host.name}: {when}: mixed: {_shown(host)}")
+            if node_of(host, "pending.json") is not None and not self._leased(host):
+                self.world.fail(f"{host.name}: {when}: still pending: {_shown(host)}")
+            if not host.serving():
+                self.world.fail(f"{host.name}: {when}: nothing serves: {_shown(host)}")
+
+    def _leased(self, host):
+        lease = content(host, "lease.json")
+        return (
+            lease is not None
+            and lease["owner"] is not None
+            and lease["boot_id"] == host.boot
+            and lease["expires_steady_s"] > host.clock.steady
+        )
+
+    def check_rejected(self):
+        """
+        A bundle with a recorded refusal, and none that let it pass later, has no traffic.
+        """
+        refused = {
+            d["plan"]["bundle"]
+            for d in self.desired()
+            if any(r["verdict"] == "revert" for r in d["rulings"])
+        }
+        for host in self.world.hosts.values():
+            for bundle in host.shares():
+                if bundle in refused:
+                    self.world.fail(f"{host.name}: the refused {bundle[:4]} serves")
+
+    def check_promoted(self, bundle):
+        """
+        What an operator was told is promoted, every host serves.
+        """
+        for host in self.world.hosts.values():
+            if set(host.shares()) != {bundle}:
+                self.world.fail(f"{host.name}: promoted, and it serves something else")
+
+    def check_one_version(self):
+        serving = {name: sorted(h.shares()) for name, h in self.world.hosts.items()}
+        bundles = {bundle for shares in serving.values() for bundle in shares}
+        if len(bundles) != 1 or any(len(shares) != 1 for shares in serving.values()):
+            shown = {name: [b[:4] for b in shares] for name, shares in serving.items()}
+            self.world.fail(f"the fleet serves several versions: {shown}")
+
+
+def _shown(host):
+    slots = {
+        slot: (
+            (host.linked(slot) or "none")[:2] if host.is_on else "?",
+            host.unit_of(slot).active,
+            host.proxy.servers[slot].status,
+            host.proxy.servers[slot].weight,
+        )
+        for slot in SLOTS
+    }
+    return f"{slots}, haproxy {'runs' if host.proxy.is_running else 'is down'}"

@@ -1,0 +1,202 @@
+"""
+The program with one guard broken, to see that the simulation notices.
+"""
+
+import importlib
+import inspect
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """
+    Attributes:
+        old, new: What is replaced in the source of `module`; `old` is there once.
+        at: (when, verb) of the boundaries where `faults` happen; empty: nothing happens.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+    scenario: str = "release"
+    faults: tuple[str, ...] = ()
+    at: tuple[tuple[str, str], ...] = ()
+
+
+MUTANTS = (
+    Mutant(
+        "the content of a file is not synced",
+        "deploy.host.reserve",
+        "    os.fsync(descriptor)\n",
+        "",
+        faults=("torn_cut",),
+        at=(("after", "deadman.arm"), ("after", "traffic.set")),
+    ),
+    Mutant(
+        "the names of a directory are not synced",
+        "deploy.host.files",
+        "        os.fsync(descriptor)\n",
+        "        pass\n",
+        faults=("power_cut",),
+        at=(("answer", "deadman.arm"), ("answer", "slot.start"), ("answer", "traffic.set")),
+    ),
+    Mutant(
+        "a confirmation is not synced",
+        "deploy.host.deadman.verbs",
+        "        system.layout.pending.replace(system.layout.confirmed)\n"
+        "        sync_directory(system.layout.state)\n",
+        "        system.layout.pending.replace(system.layout.confirmed)\n",
+        faults=("power_cut",),
+        at=(("answer", "deadman.confirm"), ("send", "good.record")),
+    ),
+    Mutant(
+        "the fence of a command is not compared",
+        "deploy.host.lease",
+        "lease is not None and lease.fence == fence and self.left_s(lease) > 0",
+        "lease is not None and self.left_s(lease) > 0",
+        faults=("late",),
+        at=(("send", "traffic.set"), ("send", "slot.start"), ("send", "deadman.arm")),
+    ),
+    Mutant(
+        "a lease never ends",
+        "deploy.host.lease",
+        "        return max(0.0, self.expires_steady_s - steady_s)\n",
+        "        return 1.0\n",
+        faults=("kill",),
+        at=(("answer", "traffic.set"),),
+    ),
+    Mutant(
+        "an old epoch is granted a lease",
+        "deploy.host.lease",
+        "if epoch and (epoch < newest or (epoch == newest and not is_own)):",
+        "if False:",
+        faults=("rival_rollback", "rival_release"),
+        at=(("send", "lease.acquire"), ("answer", "lease.acquire")),
+    ),
+    Mutant(
+        "the host's own way back is never armed",
+        "deploy.release.decide",
+        "    pending = current.pending\n    return (\n        pending is not None\n",
+        "    pending = current.pending\n    return True or (\n        pending is not None\n",
+        faults=("kill",),
+        at=(("answer", "traffic.set"),),
+    ),
+    Mutant(
+        "the host's own timer does nothing",
+        "deploy.host.deadman.way_back",
+        "        return _WayBack(system, way).go()\n",
+        '        return ""\n',
+        faults=("kill",),
+        at=(("answer", "traffic.set"),),
+    ),
+    Mutant(
+        "the host goes back while its operator is at work",
+        "deploy.host.deadman.pending",
+        "    if Leases(system).in_force() is None:\n",
+        "    if True:\n",
+    ),
+    Mutant(
+        "a boot takes nothing back",
+        "deploy.host.deadman.way_back",
+        "if way is None or way.boot_id == system.boot_id():",
+        "if True:",
+        faults=("reboot",),
+        at=(("send", "measure"),),
+    ),
+    Mutant(
+        "a reboot keeps the lease in force",
+        "deploy.host.lease",
+        "if self.owner is None or boot_id != self.boot_id:",
+        "if self.owner is None:",
+        faults=("reboot",),
+        at=(("send", "measure"), ("send", "state.write"), ("answer", "traffic.set")),
+    ),
+    Mutant(
+        "a way back does not write HAProxy's state",
+        "deploy.host.deadman.way_back",
+        "            self._proxy.set_admin(self._way.to_slot, MAINT)\n            self._save()\n",
+        "            self._proxy.set_admin(self._way.to_slot, MAINT)\n",
+        faults=("kill", "haproxy"),
+        at=(("answer", "traffic.set"),),
+    ),
+    Mutant(
+        "a change of the traffic does not write HAProxy's state",
+        "deploy.host.slots.traffic",
+        "            after = proxy.servers()\n            _save(system, proxy)\n",
+        "            after = proxy.servers()\n",
+        faults=("haproxy", "reboot"),
+        at=(("send", "journal.append"), ("send", "lease.release"), ("send", "deadman.confirm")),
+    ),
+    Mutant(
+        "a slot need not be UP before it gets traffic",
+        "deploy.host.slots.traffic",
+        "all(servers[slot].is_up for slot in wanted)",
+        "True",
+        scenario="rollback",
+        faults=("crash_blue",),
+        at=(("send", "traffic.set"),),
+    ),
+    Mutant(
+        "weights fall before others rise",
+        "deploy.host.slots.traffic",
+        "key=lambda s: weights[s] < before[s].weight",
+        "key=lambda s: weights[s] > before[s].weight",
+        scenario="rollback",
+    ),
+    Mutant(
+        "a verdict is not recorded",
+        "deploy.release.controller",
+        "        if judgement.verdict is Verdict.PASS:\n            self._write()\n",
+        "        if judgement.verdict is Verdict.PASS:\n",
+    ),
+    Mutant(
+        "a refused canary keeps its traffic",
+        "deploy.release.controller",
+        "        goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK\n",
+        "        goal = Goal.FORWARD\n",
+        scenario="rejected",
+    ),
+    Mutant(
+        "an epoch needs no majority",
+        "deploy.release.store",
+        "if granted and (is_way_back or 2 * granted > len(self._clients)):",
+        "if granted:",
+        scenario="alone",
+    ),
+)
+
+
+@contextmanager
+def broken(mutant):
+    """
+    Run the program with *mutant* in place of the original.
+    """
+    module = importlib.import_module(mutant.module)
+    source = inspect.getsource(module)
+    assert source.count(mutant.old) == 1, f"{mutant.name}: its text has changed"
+    before = dict(module.__dict__)
+    code = compile(source.replace(mutant.old, mutant.new), module.__file__, "exec")
+    moved = []
+    try:
+        exec(code, module.__dict__)
+        changed = {
+            id(old): (name, old)
+            for name, old in before.items()
+            if getattr(old, "__module__", None) == mutant.module
+        }
+        for other in list(sys.modules.values()):
+            for name, value in list(getattr(other, "__dict__", {}).items()):
+                if other is not module and id(value) in changed:
+                    own, old = changed[id(value)]
+                    if value is old:
+                        moved.append((other, name, old))
+                        setattr(other, name, module.__dict__[own])
+        yield
+    finally:
+        for other, name, old in moved:
+            setattr(other, name, old)
+        module.__dict__.clear()
+        module.__dict__.update(before)

@@ -1,0 +1,182 @@
+"""
+What is done in a world, and what must be true of it in the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploy.errors import NothingToRollBackTo, PreconditionError, RollbackFailed
+from tests.local_fleet import DIGESTS
+from tests.local_host import place_release
+from tests.simulation.faults import TTL_S
+from tests.simulation.invariants import SETTLE_S, Invariants
+from tests.simulation.operators import CANARY_PCT, Command, deterministic
+from tests.simulation.world import DEADMAN_S, Violation, world_of
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    Attributes:
+        hosts: Their names.
+        does: What the operator ann does; a command that nothing disturbs.
+        prepare: What was done before, without faults.
+        is_bad: Every request to the new release fails.
+        ends: How it ends where nothing happens.
+        cut: Hosts that cannot be reached from the beginning.
+    """
+
+    name: str
+    hosts: tuple[str, ...]
+    does: Callable[[Command], object]
+    prepare: Callable[[object], object] = lambda world: None
+    is_bad: bool = False
+    ends: str = "promoted: b2/b2"
+    cut: tuple[str, ...] = ()
+
+
+def _release(command):
+    return command.release(DIGESTS["b2"], "v2")
+
+
+def _rollback(command):
+    return command.rollback(steal=False, to="v1")
+
+
+def _released(world):
+    done = Command(world, "amy").release(DIGESTS["b2"], "v2")
+    assert done.ending == "promoted", done.reason
+    assert done.error is None, done.error
+
+
+def _interrupted(world):
+    """
+    Leave an open release behind, of an operator who was killed during the canary.
+    """
+    killed = Command(world, "amy")
+
+    def kill(point, delivery):
+        if (point.when, point.verb) == ("answer", "measure"):
+            killed.operator.is_dead = True
+
+    world.at_boundary = kill
+    killed.release(DIGESTS["b2"], "v2")
+    world.at_boundary = lambda point, delivery: None
+    world.pass_s(TTL_S + DEADMAN_S + SETTLE_S)
+    assert killed.ending is None, killed.ending
+
+
+def _resume_alone(command):
+    """
+    Go on with it from the side of a cut network that has one host of three.
+    """
+    desired = command.stored()
+    for name in ("n2", "n3"):
+        command.world.hosts[name].cut_until_s = command.world.now_s + 40.0
+        command.world.stops_at(command.world.now_s + 40.0)
+    return command.bring(desired)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("release", ("n1", "n2"), _release),
+        Scenario("rejected", ("n1", "n2"), _release, is_bad=True, ends="reverted: b1/b1"),
+        Scenario("rollback", ("n1", "n2"), _rollback, prepare=_released, ends="rolled_back: b1/b1"),
+        Scenario("three", ("n1", "n2", "n3"), _release, ends="promoted: b2/b2/b2"),
+        Scenario(
+            "alone",
+            ("n1", "n2", "n3"),
+            _resume_alone,
+            prepare=_interrupted,
+            ends="refused: b1/b1/b1",
+        ),
+    )
+}
+
+
+def play(scenario, explorer):
+    """
+    Do *scenario* once, with the faults of *explorer*, and return how it ended, in words.
+
+    Raises:
+        Violation: An invariant did not hold.
+    """
+    with world_of(*scenario.hosts, serving=DIGESTS["b1"]) as world:
+        for host in world.hosts.values():
+            host.is_watching = False
+            for bundle, version in (("b2", "v2"), ("b3", "v3")):
+                place_release(host, DIGESTS[bundle], version)
+            host.disk.sync_all()
+            host.is_watching = True
+        if scenario.is_bad:
+            world.errors.add(DIGESTS["b2"])
+        with deterministic(world):
+            scenario.prepare(world)
+            for operator in world.operators:
+                operator.is_dead = True
+            invariants = Invariants(world, [DIGESTS["b2"], DIGESTS["b3"]], CANARY_PCT)
+            if scenario.prepare is _released:
+                invariants.new.discard(DIGESTS["b2"])
+            world.invariants = invariants
+            ending = _play(scenario, explorer, world, invariants)
+            if not explorer.points and ending != scenario.ends:
+                world.fail(f"undisturbed it ended {ending}, not {scenario.ends}")
+            if world.failures:
+                raise Violation(world.failures[0])
+            return ending
+
+
+def _play(scenario, explorer, world, invariants):
+    explorer.begin(world)
+    command = Command(world, "ann")
+    world.commands.append(command)
+    scenario.does(command)
+    world.stops_at(world.now_s)
+    explorer.operators_over(world)
+    _settle(world)
+    invariants.check_converged("after lease + 5 s without an operator")
+    invariants.check_rejected()
+    if command.ending == "promoted" and command.error is None and len(world.commands) == 1:
+        invariants.check_promoted(DIGESTS["b2"])
+    explorer.end_of_faults(world)
+    alone = _fleet(world)
+    last = explorer.choose(("rollback", "resume"))
+    fresh = Command(world, "zoe")
+    if last == "rollback":
+        fresh.rollback()
+        if isinstance(fresh.error, NothingToRollBackTo) and len(set(alone.values())) == 1:
+            fresh.error = None  # nothing good is older
+    else:
+        fresh.resume()
+        if isinstance(fresh.error, PreconditionError) and "no release is open" in fresh.error.what:
+            return f"{command.ending}: {_words(alone)}"  # inv rollback is the way then
+        if fresh.ending in ("reverted", "paused") and not isinstance(fresh.error, RollbackFailed):
+            fresh.error = None  # it went on, and was refused
+    if fresh.error is not None:
+        raise AssertionError(f"{last} of a fresh operator: {fresh.ending}: {fresh.error}")
+    world.pass_s(TTL_S + DEADMAN_S + SETTLE_S)
+    invariants.check_converged(f"after {last}")
+    invariants.check_one_version()
+    return f"{command.ending}: {_words(alone)}"
+
+
+def _settle(world):
+    """
+    Let time pass until lease + 5 s after the last fault, or after the last operator.
+    """
+    world.stops_at(world.now_s)
+    while world.now_s < (until_s := world.quiet_s + TTL_S + DEADMAN_S + SETTLE_S):
+        world.pass_s(min(5.0, until_s - world.now_s))
+
+
+def _fleet(world):
+    names = {digest: name for name, digest in DIGESTS.items()}
+    return {
+        name: "+".join(sorted(names[bundle] for bundle in host.shares()))
+        for name, host in world.hosts.items()
+    }
+
+
+def _words(fleet):
+    return "/".join(fleet.values())

@@ -1,0 +1,308 @@
+"""
+The state of a world as one number: two worlds with the same number have the same future.
+
+What no code decides on is left out: line numbers and times of the journal, counts of answered
+requests before the present measurement, fencing numbers beyond whose they are.  Times are taken
+relative to now and to half a second, and what an operator knows is taken from the last decision of
+its loop and the answers since.
+"""
+
+import dataclasses
+import hashlib
+import json
+import mmap
+import struct
+from typing import NamedTuple
+
+from deploy.host.layout import SLOTS
+from deploy.host.records import from_line
+from deploy.host.replay import replay
+
+GRAIN_S = 0.5
+_DROPPED = frozenset(
+    {
+        *("left_s", "expires_at", "took_s", "waited_s", "at", "seq", "fence", "free_opt_bytes"),
+        *("free_state_bytes", "measured_s", "requests", "reason", "number", "sha256", "boot_id"),
+        "expires_steady_s",
+    }
+)
+_journals = {}
+
+
+def grain(seconds):
+    return round(seconds / GRAIN_S)
+
+
+class Seen:
+    """
+    Numbers that were seen, shared by all forked processes.
+    """
+
+    def __init__(self, places=1 << 20):
+        self._places = places
+        self._map = mmap.mmap(-1, places * 8)
+
+    def add(self, *parts):
+        """
+        Return whether this was there already; afterwards it is.
+        """
+        number = digest(parts) or 1
+        place = number % self._places
+        for _ in range(self._places):
+            (there,) = struct.unpack_from("<Q", self._map, place * 8)
+            if there == number:
+                return True
+            if there == 0:
+                struct.pack_into("<Q", self._map, place * 8, number)
+                return False
+            place = (place + 1) % self._places
+        raise AssertionError("the table is full")
+
+
+def digest(value):
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little")
+
+
+def of_world(world, point=None):
+    """
+    Return the number of everything.
+
+    Without an operator, the time that a lease has left and the phase of the host's own timer decide
+    only when a host goes back, never what it does: they are left out then.
+    """
+    now_s = world.now_s
+    is_alone = not any(map(is_alive, world.operators))
+    events = sorted(
+        (grain(due_s - now_s), event.label)
+        for due_s, _, event in world.pending_events()
+        if not (event.label.startswith("timer of") and is_alone)
+        and not (event.label.startswith("check ") and is_alone)
+    )
+    return digest(
+        (
+            [of_host(host, is_alone=is_alone) for host in world.hosts.values()],
+            [of_operator(world, operator) for operator in world.operators if is_alive(operator)],
+            events,
+            max(0, grain(world.quiet_s - now_s)),
+            tuple(point or ()),
+        )
+    )
+
+
+def is_alive(operator):
+    return not (operator.is_over or operator.is_dead)
+
+
+# -- hosts
+
+
+def of_host(host, *, is_alone=False):
+    """
+    Return the number of one host.
+    """
+    now_s = host.world.now_s
+    proxy = host.proxy
+    servers = [
+        (s.admin, s.own_weight, s.health, s.health < 2 and grain(host.clock.steady - s.checked_s))
+        for s in proxy.servers.values()
+    ]
+    units = [
+        (u.active, u.sub, u.result, u.queued, u.queued and u.looks, u.enabled, u.restarts, u.tasks)
+        for u in (host.units[name] for name in sorted(host.units))
+    ]
+    return digest(
+        (
+            host.is_on,
+            max(0, grain(host.frozen_until_s - now_s)),
+            max(0, grain(host.cut_until_s - now_s)),
+            max(0, grain(host.excused_until_s - now_s)),
+            host.clock.wall_offset,
+            proxy.is_running and servers,
+            units,
+            [host.runtimes[slot].has_metrics for slot in SLOTS],
+            min(host.disk.free, 1 << 34),
+            list(host.running),
+            [_rough(part) if is_alone else part for part in _files(host)],
+        )
+    )
+
+
+def _files(host):
+    for below in ("var/lib/slipway", "etc/slipway"):
+        node = host.disk.top
+        for part in below.split("/"):
+            node = node.content[part] if node is not None else None
+        yield from _directory(host, node, below)
+    releases = host.disk.top.content["opt"].content["slipway"].content["releases"]
+    yield sorted(releases.content)
+
+
+def _rough(part):
+    if isinstance(part, _Lease):
+        return part._replace(left=part.left > 0)
+    return part
+
+
+class _Lease(NamedTuple):
+    owner: str | None
+    release: str | None
+    epoch: int
+    left: int
+    holders: tuple[str, ...]
+
+
+def _directory(host, node, path):
+    durable = node.durable or {}
+    for name in sorted({*node.content, *durable}):
+        live, kept = node.content.get(name), durable.get(name)
+        yield name, live is not None, kept is not None, live is kept
+        for one in (live, kept) if live is not kept else (live,):
+            if one is None:
+                continue
+            if isinstance(one.content, dict):
+                yield from _directory(host, one, f"{path}/{name}")
+            elif isinstance(one.content, str):
+                yield one.content
+            else:
+                content = bytes(one.content)
+                yield _content(host, name, content)
+                if one.durable != content:
+                    yield None if one.durable is None else _content(host, name, one.durable)
+
+
+def _content(host, name, content):
+    if name.startswith((".spare-", ".tmp-", "reserve", "lock", "stage.lock")):
+        return len(content) > 0
+    if name.startswith("journal"):
+        return _journal(content)
+    if name == "haproxy.state":
+        return content
+    if not name.endswith(".json"):
+        return content
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return content
+    if name == "lease.json":
+        is_ours = document.get("boot_id") == host.boot
+        left_s = document.get("expires_steady_s", 0.0) - host.clock.steady
+        return _Lease(
+            document.get("owner"),
+            document.get("release"),
+            document.get("epoch"),
+            max(0, grain(left_s)) if is_ours else 0,
+            tuple(
+                operator.name
+                for operator in host.world.operators
+                if is_alive(operator) and operator.clients[host.name].fence == document.get("fence")
+            ),
+        )
+    if name == "desired.json":
+        text = json.loads(document["text"])
+        return document["epoch"], plain(text)
+    if isinstance(document, dict):
+        return document.get("boot_id") == host.boot, plain(document)
+    return content
+
+
+def _journal(content):
+    """
+    Return what the lines of the journal add up to, which is all that the host program reads of it.
+    """
+    if content not in _journals:
+        records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
+        replayed = replay(record for record in records if record is not None)
+        unfinished = replayed.unfinished
+        _journals[content] = plain(
+            (
+                replayed.good,
+                unfinished and (unfinished.release, unfinished.rollback_to),
+                replayed.paused,
+                replayed.epoch,
+            )
+        )
+    return _journals[content]
+
+
+# -- operators
+
+
+def of_operator(world, operator):
+    controller, keeper = operator.controller, operator.keeper
+    now_s = world.now_s
+    known = ()
+    if controller is not None:
+        known = (
+            plain(controller.desired),
+            sorted((str(k), v) for k, v in controller._tries.items()),
+            sorted(map(str, controller._done)),
+            sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
+            sorted(controller._changed),
+            sorted((h, _error(e)) for h, e in controller._errors.items()),
+            sorted((h, _error(e)) for h, e in controller._cause.items()),
+            plain(controller._judgement),
+            str(controller._step),
+            sorted(keeper.held),
+            sorted(keeper._lost),
+            sorted((h, grain(s - now_s)) for h, s in keeper._next_s.items()),
+            sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
+            keeper._epoch,
+        )
+    return (
+        operator.name,
+        operator.is_terminated,
+        max(0, grain(operator.paused_until_s - now_s)),
+        known,
+        operator.trail_digest(),
+        operator.calling,
+    )
+
+
+def _error(error):
+    return type(error).__name__, error.what, error.why
+
+
+def plain(value):
+    """
+    Return *value* without what no code decides on.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return tuple(
+            (f.name, plain(getattr(value, f.name)))
+            for f in dataclasses.fields(value)
+            if f.name not in _DROPPED
+        )
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        pairs = ((str(k), plain(v)) for k, v in value.items() if k not in _DROPPED)
+        return tuple(sorted(pairs, key=repr))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(plain, value))
+    if isinstance(value, (set, frozenset)):
+        return tuple(sorted(map(repr, map(plain, value))))
+    if isinstance(value, float):
+        return grain(value)
+    return str(value)
+
+
+def answer(verb, text, first):
+    """
+    Return what an answer tells an operator.
+
+    Args:
+        first: The first measurement of that host since the last decision; None: this is it.
+    """
+    document = json.loads(text)
+    if verb == "measure" and document.get("ok"):
+        numbers = _numbers(document["result"])
+        return numbers, tuple(a - b for a, b in zip(numbers, first or numbers, strict=True)), text
+    return None, plain(document), text
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        return tuple(n for key in sorted(value) for n in _numbers(value[key]))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ()
+    return (value,)
