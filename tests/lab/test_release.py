@@ -39,7 +39,9 @@ def inv(*args, wanted=0):
         command(args), cwd=ROOT, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
-    assert result.returncode == wanted, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
+    # `status` has an exit code of its own for hosts that are not as they should be.
+    codes = (0, 26) if args[0] == "status" else (wanted,)
+    assert result.returncode in codes, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
     return json.loads(result.stdout)
 
 
@@ -223,24 +225,26 @@ def test_a_host_that_stops_answering_ends_the_release(v1, load, fault):
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
 
 
-def test_a_rollback_cleans_up_after_a_killed_operator(v1, load):
+def test_hosts_go_back_by_themselves_after_a_killed_operator(v1, load):
     """
-    The release gets SIGKILL during its canary.  After the lease has expired, a rollback removes the
-    canary.
+    The release gets SIGKILL during its canary.  Nobody does anything: when the lease is over, the
+    host goes back by itself, and no request is lost.  A rollback has nothing more to change.
     """
     code, _, _ = inv_until(
         "traffic.shifted", lambda process: process.kill(), "release", "--version", "v1.1.0", "--yes"
     )
     assert code == -9
-    assert inv("status")["release"]["unfinished"]
-
+    assert serving()["n1"] == {"v1.0.0": 90, "v1.1.0": 10}, "control: nobody is there to undo it"
     refused = inv("rollback", "--yes", wanted=6)
     assert refused["error"]["kind"] == "LeaseHeld"
-    time.sleep(v1.release.lease_ttl)
-    inv("rollback", "--yes")
+
+    time.sleep(v1.release.lease_ttl + 5 + 5)  # the lease, a tick, and the slot's stop
 
     assert all(shares == {"v1.0.0": 100} for shares in serving().values())
     assert load.stop().lost_requests == 0
+    inv("rollback", "--yes")
+    assert all(shares == {"v1.0.0": 100} for shares in serving().values())
+    assert inv("status")["release"] is None
 
 
 def test_a_second_operator_is_refused_during_a_release(v1, load):
