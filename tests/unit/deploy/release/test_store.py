@@ -349,3 +349,25 @@ def test_one_that_was_replaced_does_not_come_back(on_etcd, etcd):
     acquire(on_etcd.operator("c"))  # "a" is not present
     with pytest.raises(LeaseLost):
         first.write(on_etcd.desired(old))
+
+
+@pytest.mark.parametrize("steal", [False, True])
+def test_one_that_begins_between_reading_and_swapping_is_noticed(on_etcd, monkeypatch, steal):
+    """
+    The swap fails: the slower one begins anew, and finds the other at work.
+    """
+    slow, fast = on_etcd.operator("anna@desk"), on_etcd.operator("bert@desk")
+    grant, won = slow._etcd.grant, []
+
+    def late(ttl_s):
+        if not won:
+            won.append(acquire(fast))
+        return grant(ttl_s)
+
+    monkeypatch.setattr(slow._etcd, "grant", late)
+    if steal:
+        assert acquire(slow, steal=True) > won[0]
+        return
+    with pytest.raises(LeaseHeld, match="bert@desk"):
+        acquire(slow)
+    fast.write(on_etcd.desired(won[0]))
