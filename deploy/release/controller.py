@@ -123,6 +123,7 @@ class Controller:
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
         self._step: Step | None = None  # what is being done
+        self._has_decided = False  # a host was told to keep the release
         self._is_over = False  # nothing more can be done, though it has not ended
         self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
         self._errors.update(left_out or {})
@@ -237,7 +238,7 @@ class Controller:
         """
         Return whether hosts are told to keep the release: from then on it does not go back.
         """
-        return self._step in (Step.CONFIRM, Step.RETIRE)
+        return self._has_decided
 
     @property
     def _can_turn(self) -> bool:
@@ -280,6 +281,7 @@ class Controller:
                     self._do(action, self._plan.host(name), self._clients[name])
 
         self._step = actions[0].step
+        self._has_decided |= any(a.step in (Step.CONFIRM, Step.RETIRE) for a in actions)
         errors = on_each(chains, one)
         if errors:
             self._failed(errors)
@@ -369,7 +371,7 @@ class Controller:
         """
         Return whether a host that has to be brought somewhere has not answered yet.
         """
-        if self._is_forward:
+        if self._can_turn:
             return False
         mine = self._changed if self.desired.goal is not Goal.FORWARD else set(self._clients)
         if self._began_as_way_back:
@@ -519,9 +521,18 @@ class Controller:
         slot = current.slot(host.to_slot)
         if slot.bundle == self._plan.bundle or not slot.is_stopped:
             host_commands.stop(client, host.to_slot, self._limits)
+        self._forget_good(current, client)
         if current.pending is not None:
             client.call(DeadmanDisarm())
         self._say("host.reverted", f"{host.from_version or 'nothing'} serves", host.host)
+
+    def _forget_good(self, current: Observed, client: HostClient) -> None:
+        """
+        Take a release that is taken back out of the record: no rollback may lead to it.
+        """
+        earlier = [good for good in current.good if good.release != self.desired.release]
+        if earlier and current.good[-1].release == self.desired.release:
+            client.call(GoodRollback(to_release=earlier[-1].release))
 
     def _do_hold(self, host: HostPlan, client: HostClient) -> None:
         current = self._now(host.host)

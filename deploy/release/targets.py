@@ -215,11 +215,13 @@ def _with_stop(
 ) -> HostTarget:
     """
     Return *host* with its traffic taken off, where it is left with what the fleet leaves.
+
+    More than half of the hosts leave it: the word of a few takes no other host out of service.
     """
     if host.way is not Way.LEFT_OUT or current is None or leaving is None:
         return host
-    has_others = any(other.way is not Way.LEFT_OUT for other in hosts)
-    if not has_others or _serving(current) != leaving:
+    arriving = sum(1 for other in hosts if other.way is not Way.LEFT_OUT)
+    if 2 * arriving <= len(hosts) or _serving(current) != leaving:
         return host
     why = f"{host.why}; its traffic is taken off, since it serves what the others leave"
     return HostTarget(host.host, host.way, host.target, False, why, host.error, stop_traffic=True)

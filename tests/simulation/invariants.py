@@ -71,8 +71,12 @@ class Invariants:
 
     def _passed(self, host, bundle):
         """
-        Return whether a host has a verdict on record that lets *bundle* have all of *host*.
+        Return whether a host has a verdict on record that lets *bundle* have all of *host*, or has
+        confirmed it.
         """
+        confirmed = content(host, "confirmed.json")
+        if confirmed is not None and host.linked(confirmed["to_slot"]) == bundle:
+            return True
         for desired in self.desired():
             plan = desired["plan"]
             if plan["bundle"] != bundle:

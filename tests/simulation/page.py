@@ -124,10 +124,10 @@ def main():
         results, boundaries = explore(SCENARIOS[name], 1)
         if messages := failed(name, results):
             sys.exit(messages)
-        cases = {result.case.split(",end")[0] for result in results}
+        cases = {result.case.split(",end")[0] for result in results if result.points}
         merged = sum(result.ending.startswith("as ") for result in results)
         parts.append(
-            f"\n### {name}\n\n{len(boundaries)} boundaries, {len(cases) - 1} single faults; in "
+            f"\n### {name}\n\n{len(boundaries)} boundaries, {len(cases)} single faults; in "
             f"{merged} of {len(results)} runs the world reached a state that another run had "
             f"reached.\n\n{table(results)}\n"
         )

@@ -377,6 +377,7 @@ def test_a_few_hosts_bring_their_record_to_no_other():
         plan = plan_rollback(observed, to, {}, {"evil": "v0"})
         assert planned(plan) == {"n1": "evil"}
         assert [left.host for left in plan.left_out] == ["n2", "n3"]
+        assert not any(left.stop_traffic for left in plan.left_out)
     named = plan_rollback(observed, "v1", {}, {"evil": "v1"})
     assert planned(named) == dict.fromkeys(NAMES, "evil")
 
