@@ -153,6 +153,11 @@ class SimulatedHost(FakeSystem):
         self._on()
         return super().http(slot, *words, **options)
 
+    def _is_ready(self, slot):
+        # As `FakeSystem` has it, and without a walk through `os` for each of thousands of looks.
+        is_ready = self._runs(slot) and self.runtimes[slot].is_ready
+        return is_ready and _at(self, "run", "slipway", slot, "runtime.sock") is not None
+
     def _has_up(self):
         return any(s.weight and s.status == "UP" for s in self.proxy.servers.values())
 
@@ -357,8 +362,12 @@ def node_of(host, name):
     """
     Return the node of a file of the host program's state directory.
     """
+    return _at(host, "var", "lib", "slipway", name)
+
+
+def _at(host, *parts):
     node = host.disk.top
-    for part in ("var", "lib", "slipway", name):
+    for part in parts:
         node = node.content.get(part) if node is not None else None
     return node
 

@@ -16,6 +16,7 @@ class Mutant:
         old, new: What is replaced in the source of `module`; `old` is there once.
         at: (when, verb) of the boundaries where `faults` happen; empty: nothing happens.
         budget: Number of faults in one run.
+        also: Further replacements, where a second guard stands behind the first.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Mutant:
     faults: tuple[str, ...] = ()
     at: tuple[tuple[str, str], ...] = ()
     budget: int = 1
+    also: tuple[tuple[str, str], ...] = ()
 
 
 MUTANTS = (
@@ -158,6 +160,7 @@ MUTANTS = (
         "if granted and (is_way_back or 2 * granted > len(self._clients)):",
         "if granted:",
         scenario="alone",
+        also=(("if self._is_way_back or 2 * written > len(self._clients):", "if True:"),),
     ),
 )
 
@@ -169,9 +172,11 @@ def broken(mutant):
     """
     module = importlib.import_module(mutant.module)
     source = inspect.getsource(module)
-    assert source.count(mutant.old) == 1, f"{mutant.name}: its text has changed"
+    for old, new in ((mutant.old, mutant.new), *mutant.also):
+        assert source.count(old) == 1, f"{mutant.name}: its text has changed"
+        source = source.replace(old, new)
     before = dict(module.__dict__)
-    code = compile(source.replace(mutant.old, mutant.new), module.__file__, "exec")
+    code = compile(source, module.__file__, "exec")
     moved = []
     try:
         exec(code, module.__dict__)

@@ -127,9 +127,12 @@ class Command:
     Attributes:
         ending: How it ended; None: its process was killed.
         error: The error that it ended with.
+
+    Args:
+        changes: Of the release policy.
     """
 
-    def __init__(self, world, name):
+    def __init__(self, world, name, **changes):
         self.operator = Operator(world, name)
         self.world = world
         self.ending = self.error = None
@@ -137,7 +140,7 @@ class Command:
         hosts = [SimpleNamespace(name=host, row=_ROW) for host in world.hosts]
         fleet = SimpleNamespace(
             name="sim",
-            release=policy(),
+            release=policy(**changes),
             hosts=hosts,
             others=(),
             hooks=(),

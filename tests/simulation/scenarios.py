@@ -53,7 +53,7 @@ def _interrupted(world):
     """
     Leave an open release behind, of an operator who was killed during the canary.
     """
-    killed = Command(world, "amy")
+    killed = Command(world, "amy", max_unavailable=2)
 
     def kill(point, delivery):
         if (point.when, point.verb) == ("answer", "measure"):
