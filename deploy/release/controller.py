@@ -376,6 +376,10 @@ class Controller:
         mine = self._changed if self.desired.goal is not Goal.FORWARD else set(self._clients)
         if self._began_as_way_back:
             mine = set(self._clients)
+        if self._is_forward:
+            mine = mine - set(
+                self.desired.left_out
+            )  # it goes on without them, and asks them no more
         return any(name not in seen and name not in self._errors for name in mine)
 
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
