@@ -29,7 +29,7 @@ def transport(keys):
     with local_hosts("n1") as hosts:
         transport = hosts["n1"]
         paths = transport.system.layout
-        paths.bin.mkdir(parents=True)
+        paths.bin.mkdir(parents=True, exist_ok=True)
         paths.uv.symlink_to(UV)
         paths.etc.mkdir(parents=True)
         shutil.copyfile(keys[1], paths.allowed_signers)

@@ -60,9 +60,10 @@ def test_a_term_that_matches_no_host_is_refused(tmp_path, limit, near):
 
 def test_a_selection_keeps_the_rest_of_the_fleet(tmp_path):
     """
-    Only `hosts` differs.
+    Only `hosts` differs, and `others` has those that were not selected.
     """
     fleet = make_fleet(tmp_path, HOSTS)
     one = select_hosts(fleet, "gpu-02")
 
-    assert one.model_copy(update={"hosts": fleet.hosts}) == fleet
+    assert one.model_copy(update={"hosts": fleet.hosts, "others": ()}) == fleet
+    assert one.others == tuple(host for host in fleet.hosts if host.name != "gpu-02")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from deploy.errors import DeployError, PreconditionError, TransportError, UsageError
@@ -12,7 +14,8 @@ def fleet():
 
 
 def observe(fleet):
-    return Hosts(fleet=None, clients=fleet.clients, transports={}).observed()
+    selected = SimpleNamespace(hosts=[SimpleNamespace(name=name) for name in fleet.clients])
+    return Hosts(fleet=selected, clients=fleet.clients, transports={}).observed()
 
 
 def test_hosts_that_answer_are_observed(fleet):
