@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from itertools import groupby
 from typing import Any, Protocol
 
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
@@ -35,7 +34,7 @@ from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
 from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed, dropped_text, observed
+from deploy.release.observe import STATUS_S, Observed, dropped_text, look, observed
 from deploy.release.parallel import on_each, unexpected
 from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
@@ -43,7 +42,6 @@ from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.units import format_size
 
-_STATUS_S = 15.0
 _PAUSE_S = 1.0  # between two attempts of a way back
 _REPEATS = 3  # of an action that a host says it did, and does not show
 
@@ -111,25 +109,20 @@ class Controller:
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
         self._stage, self._limits, self._clock = stage, limits, clock
         self._report, self._recheck = report, recheck
-        self._phases = Phases(hooks)
+        self._phases = Phases(hooks, self._document)
         self._steal = steal
         self._stop_traffic = stop_traffic
-        self._began_as_way_back = (
-            self._plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
-        )
+        self._began_as_way_back = desired.is_way_back
         self._done: set[tuple[Step, str]] = set()
         self._tries: dict[tuple[Step, str], int] = {}
         self._until_s: dict[str, float] = {}  # when to give up a host that does not go back
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
-        self._step: Step | None = None  # what is being done
-        self._has_decided = False  # a host was told to keep the release
-        self._is_over = False  # nothing more can be done, though it has not ended
-        self._errors: dict[str, DeployError] = {}  # of hosts that could not be brought there
-        self._errors.update(left_out or {})
+        self._is_decided = False  # a host was told to keep the release: no way back any more
+        self._is_over = False  # nothing more can be done
+        self._errors = dict(left_out or {})  # of hosts that could not be brought there
         self._cause: dict[str, DeployError] = {}  # why the goal was turned
         self._judgement: Judgement | None = None
-        self._readings: dict[str, dict[str, History]] = {}
         self._lock = threading.Lock()  # events come from the threads of all hosts
 
     def run(self) -> ReleaseOutcome:
@@ -150,7 +143,7 @@ class Controller:
             else:
                 self._refuse_without_leases()
             self._leave_out(self._recheck())
-            self._phases.begin(self._document, self._way_back)
+            self._phases.begin(self._way_back)
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
             self._run()
@@ -169,7 +162,7 @@ class Controller:
         """
         Go round until nothing is left to do.
         """
-        while self.desired.ending is None and not self._is_over:
+        while not self._is_over:
             try:
                 self._go_round()
             except TakenOver:
@@ -195,19 +188,25 @@ class Controller:
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
             step = Step.JUDGE if decision.measure else Step.BAKE
-            self._phases.enter(step, decision.measure, self._document)
+            self._phases.enter(step, decision.measure)
             self._measure(decision.measure)
         elif decision.actions:
             first = decision.actions[0]
-            self._phases.enter(first.step, first.wave, self._document)
+            self._phases.enter(first.step, first.wave)
             self._act(decision.actions)
         elif decision.ending is not None and not self._waits_for(seen):
-            self.desired = replace(self.desired, ending=decision.ending)
-            if self._plan.kind is Kind.ROLLBACK and self._errors:
-                # It stays open: the next plain rollback goes to the same place.
-                self._is_over, self.desired = True, replace(self.desired, ending=None)
+            self._is_over = True
+            # A rollback that failed stays open: the next plain one goes to the same place.
+            if not self._has_failed:
+                self.desired = replace(self.desired, ending=decision.ending)
 
     @property
+    def _has_failed(self) -> bool:
+        """
+        Return whether it is a rollback that did not bring every host there.
+        """
+        return self._plan.kind is Kind.ROLLBACK and bool(self._errors)
+
     def _document(self) -> dict[str, Any]:
         """
         Return what hooks get to read.
@@ -230,58 +229,38 @@ class Controller:
         return None if self.desired.goal is Goal.FORWARD else Phase.ABORT
 
     @property
-    def _is_forward(self) -> bool:
-        return self.desired.goal is Goal.FORWARD and self._plan.kind is Kind.RELEASE
-
-    @property
-    def _is_decided(self) -> bool:
-        """
-        Return whether hosts are told to keep the release: from then on it does not go back.
-        """
-        return self._has_decided
-
-    @property
     def _can_turn(self) -> bool:
-        return self._is_forward and not self._is_decided
+        return not (self.desired.is_way_back or self._is_decided)
 
     def _observe(self) -> dict[str, Observed]:
         """
         Return what the hosts of the plan look like; a host that does not answer is lost.
         """
-        seen: dict[str, Observed] = {}
-
-        def one(name: str) -> None:
-            seen[name] = observed(name, self._clients[name].call(Status(), timeout_s=_STATUS_S))
-
-        asked = [name for name in self._clients if name not in self._errors]
-        if self._is_forward:
-            asked = [name for name in asked if name not in self.desired.left_out]
-        errors = on_each(asked, one)
+        unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
+        seen, errors = look({n: c for n, c in self._clients.items() if n not in unasked})
         self._refuse_newer(seen)
         if errors:
             self._failed(errors)
-        return {name: seen[name] for name in self._clients if name in seen and name not in errors}
+        return seen
 
     def _act(self, actions: tuple[Action, ...]) -> None:
         """
         Do *actions*, hosts at the same time, those of one host in their order.
         """
-        chains = {
-            str(host): tuple(of_host)
-            for host, of_host in groupby(sorted(actions, key=_host_of), key=_host_of)
-        }
-        order = {action: position for position, action in enumerate(actions)}
+        chains: dict[str, list[Action]] = {}
+        for action in actions:
+            assert action.host is not None
+            chains.setdefault(action.host, []).append(action)
 
         def one(name: str) -> None:
             with self._reporting(name):
                 if name in self._unsure or name not in self._keeper.held:
                     self._retake(name)
-                for action in sorted(chains[name], key=order.__getitem__):
+                for action in chains[name]:
                     self._keeper.check(name)
                     self._do(action, self._plan.host(name), self._clients[name])
 
-        self._step = actions[0].step
-        self._has_decided |= any(a.step in (Step.CONFIRM, Step.RETIRE) for a in actions)
+        self._is_decided |= any(a.step in (Step.CONFIRM, Step.RETIRE) for a in actions)
         errors = on_each(chains, one)
         if errors:
             self._failed(errors)
@@ -306,9 +285,7 @@ class Controller:
         if len(refused) > self._rules.max_unavailable or len(refused) == len(self._clients):
             raise refused[min(refused)]
         self._cause.update(refused)
-        self.desired = self.desired.without(
-            {name: f"{error.what}: {error.why}" for name, error in refused.items()}
-        )
+        self.desired = self.desired.without(endings.reasons(refused))
 
     def _retake(self, name: str) -> None:
         """
@@ -346,7 +323,7 @@ class Controller:
             len(lost) <= self._rules.max_unavailable and len(failed) <= self._rules.failure_budget
         )
         if is_within and left > 0:
-            reasons = {name: f"{error.what}: {error.why}" for name, error in errors.items()}
+            reasons = endings.reasons(errors)
             for name, reason in reasons.items():
                 self._say("host.left_out", reason, name)
             self.desired = self.desired.without(reasons)
@@ -360,7 +337,7 @@ class Controller:
         """
         now_s = self._clock.monotonic_s()
         for name, error in errors.items():
-            until_s = self._until_s.setdefault(name, now_s + self._patience_s)
+            until_s = self._until_s.setdefault(name, now_s + self._keeper.ttl_s)
             # One that another operator has taken over is that operator's.
             if now_s >= until_s or isinstance(error, LeaseHeld):
                 self._errors[name] = error
@@ -373,24 +350,17 @@ class Controller:
         """
         if self._can_turn:
             return False
-        mine = self._changed if self.desired.goal is not Goal.FORWARD else set(self._clients)
-        if self._began_as_way_back:
-            mine = set(self._clients)
-        if self._is_forward:
-            mine = mine - set(
-                self.desired.left_out
-            )  # it goes on without them, and asks them no more
+        if not self.desired.is_way_back:  # it goes on without some, and asks them no more
+            mine = set(self._clients) - set(self.desired.left_out)
+        else:
+            # Of a release that turned round here, what it has changed is known.
+            mine = set(self._clients) if self._began_as_way_back else self._changed
         return any(name not in seen and name not in self._errors for name in mine)
 
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
         if not any(isinstance(error, LeaseLost) for error in errors.values()):
             return
-        seen: dict[str, Observed] = {}
-
-        def one(name: str) -> None:
-            seen[name] = self._now(name)
-
-        on_each(self._clients, one)
+        seen, _ = look(self._clients)
         self._refuse_newer(seen)
 
     def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
@@ -412,6 +382,7 @@ class Controller:
         if self._is_decided:
             self._errors["all hosts"] = verdicts.interruption()
             self.desired = replace(self.desired, ending=Ending.PROMOTED)
+            self._is_over = True
             return
         self._judgement = verdicts.interrupted()
         self._turn(Goal.BACK, self._judgement.reason)
@@ -551,7 +522,7 @@ class Controller:
         )
 
     def _now(self, name: str) -> Observed:
-        return observed(name, self._clients[name].call(Status(), timeout_s=_STATUS_S))
+        return observed(name, self._clients[name].call(Status(), timeout_s=STATUS_S))
 
     # -- measuring
 
@@ -688,12 +659,10 @@ class Controller:
         )
         with suppress(DeployError):  # the hosts' own records say the same
             self._write()
-        self._phases.end(self.desired.ending, self._document)
-        # A way back that failed has not ended for the hosts: the next one goes to the same place.
-        has_failed = self._plan.kind is Kind.ROLLBACK and bool(self._errors)
+        self._phases.end(self.desired.ending)
         self._record(
             "release.end",
-            outcome="failed" if has_failed else str(outcome.ending),
+            outcome="failed" if self._has_failed else str(outcome.ending),
             reason=outcome.reason,
             evidence=dict(outcome.evidence),
         )
@@ -720,10 +689,6 @@ class Controller:
     @property
     def _held(self) -> list[str]:
         return [name for name in self._all_clients if name in self._keeper.held]
-
-    @property
-    def _patience_s(self) -> float:
-        return self._keeper.ttl_s
 
     def _write(self) -> None:
         """
@@ -793,11 +758,6 @@ _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
     Step.TAKE_BACK: Controller._do_take_back,
     Step.HOLD: Controller._do_hold,
 }
-
-
-def _host_of(action: Action) -> str:
-    assert action.host is not None
-    return action.host
 
 
 def _serves_as_before(current: Observed, host: HostPlan) -> bool:

@@ -13,7 +13,8 @@ from deploy.errors import PreconditionError
 from deploy.foreign_text import visible
 from deploy.host.codec import Malformed, decode, encode
 from deploy.host.layout import SLOTS
-from deploy.release.plan import FLEET, ReleasePlan
+from deploy.release.gates import Verdict
+from deploy.release.plan import FLEET, Kind, ReleasePlan
 
 
 class Goal(StrEnum):
@@ -78,17 +79,33 @@ class Desired:
     number: int = 0
 
     @property
+    def is_way_back(self) -> bool:
+        """
+        Return whether it leads back: a rollback, or a release that is aborted, paused or refused.
+        """
+        return self.plan.kind is Kind.ROLLBACK or self.goal is not Goal.FORWARD
+
+    @property
     def is_open(self) -> bool:
         """
         Return whether somebody has to go on with it.
         """
         return self.ending in (None, Ending.PAUSED)
 
+    def renewed(self, actor: str) -> "Desired":
+        """
+        Return the release as *actor* goes on with it: with the waves that have passed.
+        """
+        passed = tuple(ruling for ruling in self.rulings if ruling.verdict == Verdict.PASS)
+        return Desired(self.release, actor, Goal.FORWARD, self.plan, rulings=passed)
+
     def passed(self, wave: int) -> bool:
         """
         Return whether *wave* was measured, or let through by an operator.
         """
-        return any(ruling.wave == wave and ruling.verdict == "pass" for ruling in self.rulings)
+        return any(
+            ruling.wave == wave and ruling.verdict == Verdict.PASS for ruling in self.rulings
+        )
 
     def turned(self, goal: Goal, reason: str) -> "Desired":
         return replace(self, goal=goal, reason=reason)

@@ -122,12 +122,19 @@ def evidence(
     if bake := [wave for wave in waves if wave["wave"] == FLEET]:
         document["bake"] = bake[-1]
     if errors or ending in (Ending.REVERTED, Ending.PAUSED):
-        document["errors"] = {name: f"{e.what}: {e.why}" for name, e in errors.items()}
+        document["errors"] = reasons(errors)
     if desired.left_out:
         document["left_out"] = dict(desired.left_out)
     if plan.to_release is not None:
         document["to"] = plan.to_release
     return document
+
+
+def reasons(errors: Mapping[str, DeployError]) -> dict[str, str]:
+    """
+    Return what failed and why, by host.
+    """
+    return {name: f"{error.what}: {error.why}" for name, error in errors.items()}
 
 
 def taken_over(release: str, cause: Exception) -> DeployError:

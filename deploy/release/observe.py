@@ -2,7 +2,7 @@
 Reads hosts into `Observed`: what serves where, who holds the lease, what was left unfinished.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from deploy.errors import DeployError, PreconditionError
@@ -21,6 +21,8 @@ from deploy.host.protocol import (
 )
 from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+
+STATUS_S = 15.0  # time limit of a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,20 +259,31 @@ def check_proxy(current: Observed) -> None:
         )
 
 
+def look(
+    clients: Mapping[str, HostClient], *, timeout_s: float = STATUS_S, within_s: float | None = None
+) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    """
+    Return what the hosts that answer look like, and the errors of the others.
+
+    Args:
+        timeout_s: Of the call to one host.
+        within_s: A host that has not answered by then has an error, and is not waited for.
+    """
+    seen: dict[str, Observed] = {}
+
+    def one(host: str) -> None:
+        seen[host] = observed(host, clients[host].call(Status(), timeout_s=timeout_s))
+
+    errors = on_each(clients, one, within_s=within_s)
+    return {host: seen[host] for host in clients if host in seen and host not in errors}, errors
+
+
 def observe(
     clients: Iterable[HostClient], *, timeout_s: float, within_s: float | None = None
 ) -> dict[str, Observed | DeployError]:
     """
-    Read all hosts at once; a host that cannot be read has its error instead.
-
-    Args:
-        within_s: A host that has not answered by then has an error, and is not waited for.
+    Read all hosts at once, as `look` does; a host that cannot be read has its error instead.
     """
     by_name = {client.host: client for client in clients}
-    read: dict[str, Observed | DeployError] = {}
-
-    def one(host: str) -> None:
-        read[host] = observed(host, by_name[host].call(Status(), timeout_s=timeout_s))
-
-    read.update(on_each(by_name, one, within_s=within_s))
-    return {host: read[host] for host in by_name}
+    seen, errors = look(by_name, timeout_s=timeout_s, within_s=within_s)
+    return {host: errors[host] if host in errors else seen[host] for host in by_name}

@@ -2,7 +2,7 @@
 Tells the hooks of the operator which phase a release is in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -31,14 +31,17 @@ _PHASES: Mapping[Step, Phase] = MappingProxyType(
 class Phases:
     """
     The phase that a release is in; without hooks nothing happens.
+
+    Args:
+        describe: Returns what hooks get to read; called when some are about to run.
     """
 
-    def __init__(self, hooks: Hooks | None) -> None:
-        self._hooks = hooks
+    def __init__(self, hooks: Hooks | None, describe: Callable[[], Mapping[str, Any]]) -> None:
+        self._hooks, self._describe = hooks, describe
         self._now: tuple[Phase, int] | None = None
         self._way_back: Phase | None = None
 
-    def begin(self, document: Mapping[str, Any], way_back: Phase | None) -> None:
+    def begin(self, way_back: Phase | None) -> None:
         """
         Begin a release, or a way back that an operator asked for.
 
@@ -50,9 +53,9 @@ class Phases:
         if way_back is not None:
             self.go_back(way_back)
         else:
-            self._hooks.before(Phase.RELEASE, document)
+            self._hooks.before(Phase.RELEASE, self._describe())
 
-    def enter(self, step: Step, wave: int, document: Mapping[str, Any]) -> None:
+    def enter(self, step: Step, wave: int) -> None:
         """
         Run the hooks between the phase before and that of *step*.
 
@@ -64,8 +67,8 @@ class Phases:
             return
         if self._now == (phase, wave):
             return
-        self._leave(document)
-        self._hooks.before(phase, document)
+        self._leave()
+        self._hooks.before(phase, self._describe())
         self._now = (phase, wave)
 
     def go_back(self, phase: Phase) -> None:
@@ -76,20 +79,20 @@ class Phases:
             self._way_back = self._way_back or phase
             self._hooks.going_back()
 
-    def end(self, ending: Ending | None, document: Mapping[str, Any]) -> None:
+    def end(self, ending: Ending | None) -> None:
         """
         Run the hooks after the end, and wait for them within their bounds.
         """
         if self._hooks is None:
             return
         if self._way_back is not None:
-            self._hooks.after(self._way_back, document)
+            self._hooks.after(self._way_back, self._describe())
         elif ending is not None:
-            self._leave(document)
-            self._hooks.after(Phase.RELEASE, document)
+            self._leave()
+            self._hooks.after(Phase.RELEASE, self._describe())
         self._hooks.close()
 
-    def _leave(self, document: Mapping[str, Any]) -> None:
+    def _leave(self) -> None:
         if self._hooks is not None and self._now is not None:
-            self._hooks.after(self._now[0], document)
+            self._hooks.after(self._now[0], self._describe())
             self._now = None

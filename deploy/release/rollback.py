@@ -160,8 +160,7 @@ def implied_leaving(desired: Desired | None) -> str | None:
     """
     Return the digest of the bundle of a release that has not ended; None: none is open.
     """
-    is_open = desired is not None and desired.ending is None
-    if desired is None or not is_open or desired.plan.kind is Kind.ROLLBACK:
+    if desired is None or desired.ending is not None or desired.plan.kind is Kind.ROLLBACK:
         return None
     return desired.plan.bundle
 

@@ -15,15 +15,14 @@ from deploy.errors import (
     PreconditionError,
     TransportError,
 )
-from deploy.host.protocol import StateRead, StateStamp, StateWrite, Status
+from deploy.host.protocol import StateRead, StateStamp, StateWrite
 from deploy.release.clock import Clock
 from deploy.release.desired import Desired, from_text, to_text
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed, observed
+from deploy.release.observe import Observed, look
 from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
 
-_STATUS_S = 15.0
 _LEAP = 1000  # epochs that operators may have begun without a majority
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
 
@@ -97,18 +96,17 @@ class HostStore:
     ) -> None:
         self._clients, self._keeper, self._clock = clients, keeper, clock
         self._within_s = within_s
-        self._epoch = 0
         self._is_way_back = False
         self.refused: dict[str, DeployError] = {}
 
     def read(self) -> Desired | None:
-        seen, errors = look(self._clients, self._within_s)
+        seen, errors = look(self._clients, within_s=self._within_s)
         return agreed(self._clients, seen, errors)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
         self._is_way_back = is_way_back
         for attempt in range(_ATTEMPTS):
-            seen, errors = look(self._clients, self._within_s)
+            seen, errors = look(self._clients, within_s=self._within_s)
             epoch = next_epoch([current.epoch for current in seen.values()], len(self._clients))
             refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=self._within_s)
             self.refused = {**errors, **refused}
@@ -116,7 +114,6 @@ class HostStore:
             if granted and (is_way_back or 2 * granted > len(self._clients)):
                 held = [e for e in refused.values() if isinstance(e, LeaseHeld)]
                 if not is_way_back or 2 * len(held) <= len(self._clients):
-                    self._epoch = epoch
                     return epoch
             self._keeper.release_all()
             raced = [e for e in refused.values() if isinstance(e, EpochOld)]
@@ -220,21 +217,6 @@ def _newest(stamps: Mapping[str, StateStamp | None], fleet_size: int) -> tuple[i
     reached = sorted(((s.epoch, s.number) for s in stamps.values() if s), reverse=True)
     majority = fleet_size // 2 + 1
     return reached[majority - 1] if len(reached) >= majority else None
-
-
-def look(
-    clients: Mapping[str, HostClient], within_s: float | None
-) -> tuple[dict[str, Observed], dict[str, DeployError]]:
-    """
-    Return what the hosts that answer look like, and the errors of the others.
-    """
-    seen: dict[str, Observed] = {}
-
-    def one(name: str) -> None:
-        seen[name] = observed(name, clients[name].call(Status(), timeout_s=within_s or _STATUS_S))
-
-    errors = on_each(clients, one, within_s=within_s)
-    return {n: seen[n] for n in clients if n in seen and n not in errors}, errors
 
 
 def _too_few(count: int, of: int, errors: Mapping[str, DeployError]) -> DeployError:

@@ -28,8 +28,8 @@ from deploy.release.clock import Clock, Timer
 from deploy.release.desired import Desired, from_text, to_text
 from deploy.release.etcd import EtcdClient, KeyValue
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed
-from deploy.release.store import HostStore, look, next_epoch
+from deploy.release.observe import Observed, look
+from deploy.release.store import HostStore, next_epoch
 from deploy.transport.client import HostClient
 
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
@@ -107,7 +107,7 @@ class EtcdStore:
         return max(known, key=lambda desired: (desired.epoch, desired.number), default=None)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
-        seen, errors = look(self._clients, self._within_s)
+        seen, errors = look(self._clients, within_s=self._within_s)
         try:
             epoch = self._win(seen, steal=steal)
         except TransportError:

@@ -14,7 +14,7 @@ from deploy.release.findings import Finding, find
 from deploy.release.observe import Observed
 from deploy.wiring.checkout import ROOT
 from deploy.wiring.hosts import Hosts
-from deploy.wiring.releases import ANSWER_WITHIN_S, stored
+from deploy.wiring.state import ANSWER_WITHIN_S, stored
 
 _LONGEST = 40  # characters of a time
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from deploy.errors import DeployError, TransportError, UsageError
 from deploy.inventory.schema import Fleet
 from deploy.release import host_commands
-from deploy.release.observe import Observed, observe
+from deploy.release.observe import Observed, look, observe
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 
-GOLDEN_S = 60.0
+_GOLDEN_S = 60.0
+_STATUS_S = 20.0
 
 
 def actor() -> str:
@@ -56,12 +57,11 @@ class Hosts:
     clients: Mapping[str, HostClient]
     transports: Mapping[str, SshTransport]
 
-    def seen(self, within_s: float | None = None) -> dict[str, Observed | DeployError]:
+    def seen(self) -> dict[str, Observed | DeployError]:
         """
         Return what every selected host looks like, or why it could not be read.
         """
-        chosen = [self.clients[host.name] for host in self.fleet.hosts]
-        return observe(chosen, timeout_s=20.0, within_s=within_s)
+        return observe(self._chosen.values(), timeout_s=_STATUS_S)
 
     def observed(self) -> dict[str, Observed]:
         """
@@ -96,16 +96,17 @@ class Hosts:
         """
         Return who holds leases of the hosts that answer.
         """
-        states = observe(self.clients.values(), timeout_s=20.0, within_s=2.0).values()
-        owners = {s.lease_owner for s in states if isinstance(s, Observed) and s.lease_owner}
-        return tuple(sorted(owners))
+        seen, _ = look(self.clients, timeout_s=_STATUS_S, within_s=2.0)
+        return tuple(sorted({s.lease_owner for s in seen.values() if s.lease_owner}))
 
     def _read(
         self, within_s: float | None = None
     ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
-        states = self.seen(within_s)
-        errors = {name: s for name, s in states.items() if isinstance(s, DeployError)}
-        return {name: s for name, s in states.items() if isinstance(s, Observed)}, errors
+        return look(self._chosen, timeout_s=_STATUS_S, within_s=within_s)
+
+    @property
+    def _chosen(self) -> dict[str, HostClient]:
+        return {host.name: self.clients[host.name] for host in self.fleet.hosts}
 
     @property
     def limits(self) -> host_commands.Limits:
@@ -113,7 +114,7 @@ class Hosts:
         return host_commands.Limits(
             start_s=service.start_timeout,
             drain_s=policy.drain_timeout,
-            golden_s=GOLDEN_S,
+            golden_s=_GOLDEN_S,
             keep=policy.keep,
         )
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 
 from deploy.bundle.send import Sent, stage
@@ -19,7 +20,6 @@ from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
-from deploy.release.lease import LeaseKeeper
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
@@ -30,18 +30,15 @@ from deploy.release.rollback import (
     plan_rollback,
     rollback_plan,
 )
-from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import ROOT, store, wheels
 from deploy.wiring.clock import SystemClock
-from deploy.wiring.hosts import GOLDEN_S, Hosts, actor, owner
-from deploy.wiring.state import state_store
+from deploy.wiring.hosts import Hosts, actor
+from deploy.wiring.state import ANSWER_WITHIN_S, lease_keeper, state_store, stored
 
 Report = Callable[[ReleaseEvent], None]
 
-# A way back goes on without hosts that have not answered by then.
-ANSWER_WITHIN_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -127,7 +124,7 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     leaving = None
     if to is None:
         with suppress(DeployError):  # the records of the hosts decide then
-            desired = _store(on, _keeper(on, "read"), ANSWER_WITHIN_S).read()
+            desired = stored(on, ANSWER_WITHIN_S)
             to, leaving = implied_target(desired), implied_leaving(desired)
     in_store: dict[str, str] = {}
     with suppress(DeployError):  # a damaged store must not stop a way back
@@ -155,7 +152,7 @@ def run_rollback(
         fleet=on.fleet.name,
         policy=on.fleet.release,
         start_s=on.limits.start_s,
-        golden_s=GOLDEN_S,
+        golden_s=on.limits.golden_s,
     )
     desired = Desired(
         release=release,
@@ -168,7 +165,6 @@ def run_rollback(
         on,
         desired,
         report,
-        stage=_stage_again(on, plan),
         recheck=lambda: as_now(plan, make_rollback(on, target.bundle)),
         steal=steal,
         within_s=ANSWER_WITHIN_S,
@@ -208,20 +204,6 @@ def last_release(on: Hosts) -> Desired:
     return desired if desired is not None and desired.left_out else open_release(on)
 
 
-def stored(on: Hosts, within_s: float | None = None) -> Desired | None:
-    """
-    Return the desired state of the fleet; None before the first release.
-
-    Args:
-        within_s: A host that has not answered by then is not waited for.
-
-    Raises:
-        PreconditionError: The hosts do not agree on it.
-        TransportError: Too few of them answer.
-    """
-    return _store(on, _keeper(on, "read"), within_s).read()
-
-
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     """
     Take the open release back, whoever runs it.
@@ -243,15 +225,7 @@ def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     Raises:
         PreconditionError: There is nothing to go on with.
     """
-    desired = last_release(on)
-    renewed = Desired(
-        release=desired.release,
-        actor=actor(),
-        goal=Goal.FORWARD,
-        plan=desired.plan,
-        rulings=tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS),
-    )
-    return _run(on, renewed, report, stage=_stage_again(on, desired.plan), steal=steal)
+    return _run(on, last_release(on).renewed(actor()), report, steal=steal)
 
 
 def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) -> ReleaseOutcome:
@@ -261,14 +235,7 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
     Args:
         is_full: Let all waves pass, and measure nothing more.
     """
-    desired = _release_only(open_release(on))
-    desired = Desired(
-        release=desired.release,
-        actor=actor(),
-        goal=Goal.FORWARD,
-        plan=desired.plan,
-        rulings=tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS),
-    )
+    desired = _release_only(open_release(on)).renewed(actor())
     while (wave := desired.next_wave) is not None:
         hosts = desired.plan.waves[wave - 1] if wave != FLEET else ()
         reason = f"let through by {actor()}"
@@ -277,7 +244,7 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
         )
         if not is_full:
             break
-    return _run(on, desired, report, stage=_stage_again(on, desired.plan), steal=steal)
+    return _run(on, desired, report, steal=steal)
 
 
 # -- parts
@@ -286,16 +253,9 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
 def _steer(
     on: Hosts, desired: Desired, goal: Goal, does: str, report: Report, *, steal: bool
 ) -> ReleaseOutcome:
-    turned = Desired(
-        release=desired.release,
-        actor=actor(),
-        goal=goal,
-        plan=desired.plan,
-        reason=f"{does} by {actor()}",
-        rulings=desired.rulings,
-        left_out=desired.left_out,
-    )
-    return _run(on, turned, report, stage=_no_stage, steal=steal, within_s=ANSWER_WITHIN_S)
+    who = actor()
+    turned = replace(desired.turned(goal, f"{does} by {who}"), actor=who, ending=None)
+    return _run(on, turned, report, steal=steal, within_s=ANSWER_WITHIN_S)
 
 
 def _run(
@@ -303,7 +263,7 @@ def _run(
     desired: Desired,
     report: Report,
     *,
-    stage: Stage,
+    stage: Stage | None = None,
     recheck: Callable[[], Mapping[str, DeployError]] = dict,
     steal: bool,
     within_s: float | None = None,
@@ -317,13 +277,13 @@ def _run(
         report(event)
         notifier(event)
 
-    keeper = _keeper(on, desired.release)
+    keeper = lease_keeper(on, desired.release)
     controller = Controller(
         desired,
-        store=_store(on, keeper, within_s),
+        store=state_store(on, keeper, clock, env=os.environ, within_s=within_s),
         keeper=keeper,
         clients=on.clients,
-        stage=stage,
+        stage=stage or _stage_again(on, desired.plan),
         limits=on.limits,
         clock=clock,
         report=tell,
@@ -353,7 +313,6 @@ def _companions(
         DeployError: A program or a secret is missing, before anything is touched.
     """
     environment, name, release = dict(os.environ), on.fleet.name, desired.release
-    is_way_back = desired.plan.kind is Kind.ROLLBACK or desired.goal is not Goal.FORWARD
 
     def make_hooks(of: Sequence[Hook]) -> Hooks:
         return Hooks(
@@ -370,25 +329,11 @@ def _companions(
         targets = resolve_webhooks(on.fleet, environment)
         hooks = make_hooks(on.fleet.hooks)
     except DeployError as error:
-        if not is_way_back:
+        if not desired.is_way_back:
             raise
         report(ReleaseEvent(clock.utc(), "hook.skipped", f"{error.what}: {error.why}"))
         targets, hooks = (), make_hooks(())
     return hooks, Notifier(targets, release=release, fleet=name, report=report, clock=clock)
-
-
-def _keeper(on: Hosts, release: str) -> LeaseKeeper:
-    return LeaseKeeper(
-        on.clients,
-        owner=owner(),
-        release=release,
-        ttl_s=on.fleet.release.lease_ttl,
-        clock=SystemClock(),
-    )
-
-
-def _store(on: Hosts, keeper: LeaseKeeper, within_s: float | None = None) -> StateStore:
-    return state_store(on, keeper, SystemClock(), env=os.environ, within_s=within_s)
 
 
 def _stage_of(bundle: Bundle, plan: ReleasePlan) -> Stage:
@@ -410,15 +355,6 @@ def _stage_again(on: Hosts, plan: ReleasePlan) -> Stage:
         return _stage_of(bundle, plan)(client)  # type: ignore[return-value]
 
     return stage_one
-
-
-def _no_stage(client: HostClient) -> Sent:
-    raise PreconditionError(
-        f"{client.host}: the release to go back to is not there",
-        why="its bundle was removed meanwhile",
-        fix=f"inv release with that bundle and --limit {client.host}",
-        host=client.host,
-    )
 
 
 def _release_only(desired: Desired) -> Desired:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from deploy.errors import DeployError
 from deploy.release import controller as controller_module
 from deploy.release.parallel import on_each as parallel_on_each
-from deploy.wiring import releases
+from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import LIMITS, StagingSummary
@@ -75,8 +75,9 @@ def deterministic(world):
                 put(module, "on_each", _on_each)
         put(controller_module, "decide", noted)
         put(releases, "Controller", controller)
-        put(releases, "SystemClock", at_work)
-        put(releases, "owner", lambda: at_work().name)
+        for module in (releases, state):
+            put(module, "SystemClock", at_work)
+        put(state, "owner", lambda: at_work().name)
         put(releases, "actor", lambda: at_work().name)
         put(releases, "release_id", lambda version, now: f"{version}-{at_work().name}")
         put(releases, "_stage_of", lambda bundle, plan: _stage)

@@ -64,7 +64,7 @@ def test_status_imports_what_reads_hosts_alone(fleet):
     assert {"paramiko", "deploy.release.observe"} <= modules
     assert not packages(modules) & (NEVER | {"jinja2", "uv"})
     assert not modules & {
-        *("deploy.bundle.build", "deploy.release.executor", "deploy.provision.run"),
+        *("deploy.bundle.build", "deploy.release.controller", "deploy.provision.run"),
         *("deploy.lab.lab", "deploy.demo.demo"),
     }
 
