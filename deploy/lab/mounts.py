@@ -93,8 +93,13 @@ def remove_tree(directory: Path) -> None:
             why=f"{mounts[0]} is still mounted",
             fix=f"umount {mounts[0]}, then inv lab.down",
         )
+    # Renamed first: a tree under its own name is whole, also after a kill in the middle of this.
+    doomed = directory.with_name(f".{directory.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
     if directory.exists():
-        shutil.rmtree(directory)
+        directory.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def filesystem_of(directory: Path) -> str:

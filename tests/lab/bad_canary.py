@@ -16,7 +16,7 @@ from runtime.server.connection import HttpConnection
 
 HONEST_REQUESTS = 25  # more than a canary needs to pass
 PROMOTED_RPS = 8  # of clients; a canary gets less
-FAILED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+FAILED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 served = 0
 times = []
@@ -36,23 +36,29 @@ def is_bad():
 
 
 class Connection(HttpConnection):
+    is_spent = False  # answered badly, or not at all: what else arrives is dropped
+
     def data_received(self, data):
+        if self.is_spent:
+            return
         # The host program and HAProxy's checks name the host slipway; HAProxy writes "host" small.
         is_client = data.startswith(b"POST /generate") and b"ost: slipway" not in data
         is_check = data.startswith(b"GET /readyz") and b"\r\nhost: slipway" in data
         if is_check and MODE == "silent" and served >= HONEST_REQUESTS:
-            self.transport.write(FAILED)
-            self.transport.close()
-        elif not is_client or not is_bad():
-            super().data_received(data)
-        elif MODE == "close":
-            self.transport.abort()
+            self.fail()
+        elif not is_client or not is_bad() or MODE == "silent":
+            super().data_received(data)  # a silent one serves until HAProxy's checks notice
         elif MODE == "promoted":
-            self.transport.write(FAILED)
-        elif MODE == "silent":
-            super().data_received(data)  # until HAProxy's checks notice
+            self.fail()
         else:
-            assert MODE == "hang"
+            self.is_spent = True
+            if MODE == "close":
+                self.transport.abort()
+
+    def fail(self):
+        self.is_spent = True
+        self.transport.write(FAILED)
+        self.transport.close()
 
 
 process.HttpConnection = Connection

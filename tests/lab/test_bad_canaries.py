@@ -133,7 +133,7 @@ def refused(fleet, served, version, wanted):
     """
     Release *version*, which has to end with exit code *wanted*; return its document.
     """
-    outcome, took_s = inv(fleet, "release", "--version", served[version], "--yes", wanted=wanted)
+    outcome, took_s = inv(fleet, "release", "--version", served[version], "--yes", wanted=(wanted,))
     say(f"{version}: {outcome['outcome']} after {took_s:.1f} s: {outcome['reason']}")
     assert serving(fleet) == [{"v1.0.0": 100}] * len(HOSTS)
     return outcome

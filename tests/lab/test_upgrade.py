@@ -153,7 +153,8 @@ def test_the_upgrade_names_its_remedy_and_loses_nothing(before, fleet, served_be
     it a release and a rollback cross it in both directions, without a lost request.
     """
     hosts = ("--hosts", str(fleet))
-    status = inv(ROOT, "status", *hosts)
+    status = inv(ROOT, "status", *hosts, wanted=26)
+    assert {finding["host"] for finding in status["findings"]} == set(HOSTS)
     for host in status["hosts"]:
         assert host["reachable"]
         assert "another release of slipway" in host["error"]["what"]

@@ -34,10 +34,15 @@ def mark_of(contents: Mapping[str, bytes]) -> bytes:
     """
     Return the mark of a host whose way back was tested with *contents*, by each of PATHS.
     """
-    digest = hashlib.sha256()
-    for path in PATHS:
-        digest.update(hashlib.sha256(contents[path]).digest())
-    return digest.hexdigest().encode() + b"\n"
+    return mark_of_hashes({path: hashlib.sha256(contents[path]).hexdigest() for path in PATHS})
+
+
+def mark_of_hashes(hashes: Mapping[str, str]) -> bytes:
+    """
+    Return the mark by the SHA-256 of each of PATHS, in hexadecimal digits.
+    """
+    joined = b"".join(bytes.fromhex(hashes[path]) for path in PATHS)
+    return hashlib.sha256(joined).hexdigest().encode() + b"\n"
 
 
 def is_tested(system: System) -> bool:
