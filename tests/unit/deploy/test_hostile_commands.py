@@ -255,7 +255,7 @@ def test_status_shows_the_other_hosts(evil, answers, opened, tmp_path):
     with local_fleet(*HONEST) as fleet:
         clients = [*fleet.clients.values(), HostClient(Quick(transport), actor="me", sudo=False)]
         for _ in range(600):
-            states = observe(clients, timeout_s=0.5)
+            states = observe(clients, timeout_s=3)
             assert all(isinstance(states[name], Observed) for name in HONEST)
             if isinstance(states["evil"], Observed):
                 one = states["evil"]
