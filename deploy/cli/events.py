@@ -13,9 +13,27 @@ from deploy.foreign_text import visible
 from deploy.inventory.schema import Fleet
 from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
+from deploy.release.plan import Step
 
 _MEASURE_S = 10.0  # a canary's verdict comes with the measurement after its time is up
 _LIMIT = 4000  # characters of an event's line
+_NOT_SHOWN = ("action.started", "action.ended")  # what they do has events of its own
+_AWAITED = {
+    Step.REVIVE: "what serves to run again",
+    Step.STAGE: "the bundle to be there and verified",
+    Step.ARM: "its own way back to be armed",
+    Step.CLEAR: "the slot to be cleared",
+    Step.START: "the start of the slot",
+    Step.GOLDEN: "the golden answers",
+    Step.CANARY: "its share of the traffic",
+    Step.JUDGE: "the verdict on the canary",
+    Step.PROMOTE: "all the traffic",
+    Step.BAKE: "the verdict on all hosts",
+    Step.CONFIRM: "the confirmation through its public port",
+    Step.RETIRE: "the other slot to drain",
+    Step.TAKE_BACK: "the way back to what served before",
+    Step.HOLD: "the old release to have all the traffic",
+}
 _CONCLUSIONS = ("release.promoted", "release.reverted", "release.paused", "release.rolled_back")
 
 
@@ -82,7 +100,7 @@ class ReleaseProgress:
     ) -> None:
         self._progress, self._hosts, self._as_json = progress, tuple(hosts), as_json
         policy = fleet.release
-        self._start_s, self._drain_s = fleet.service.start_timeout, policy.drain_timeout
+        self._start_s = fleet.service.start_timeout
         self._canary_s = policy.canary.give_up_after + _MEASURE_S
         progress.wait_for("the leases", self._hosts)
 
@@ -92,6 +110,8 @@ class ReleaseProgress:
 
     def __call__(self, event: ReleaseEvent) -> None:
         self._follow(event)
+        if event.name in _NOT_SHOWN:
+            return
         if self._as_json:
             self._progress(event_line(event))
         elif event.name not in _CONCLUSIONS:
@@ -106,23 +126,17 @@ class ReleaseProgress:
         hosts = (event.host,) if event.host else self._hosts
         match event.name:
             case "lease.acquired":
-                progress.wait_for("the bundle to be there and verified", hosts)
-            case "host.staged":  # a later wave waits for the verdict on those before
-                progress.wait_for("its wave and the start of the new slot", hosts)
-            case "slot.cleared":
-                progress.wait_for("the start of the new slot", hosts, self._start_s)
-            case "slot.started":
-                progress.wait_for("its share of the traffic", hosts)
-            case "traffic.shifted" if 100 in event.data.get("weights", {}).values():
-                progress.wait_for("the other slot to drain", hosts, self._drain_s)
-            case "traffic.shifted":
-                progress.wait_for("the verdict on the canary", hosts, self._canary_s)
-            case "canary.passed":
-                progress.wait_for("the traffic to be shifted", hosts)
-            case "canary.rejected" | "canary.paused" | "release.stopped" | "host.failed":
-                progress.wait_for("the way back to what served before", hosts)
-            case "slot.retired" | "host.reverted" | "host.stuck":
+                progress.end_wait()
+                progress.wait_for("the state of the hosts")
+            case "action.started":
+                progress.end_wait("")
+                step = Step(event.data["step"])
+                limit_s = event.data["deadline_s"] if event.host else self._canary_s
+                progress.wait_for(_AWAITED[step], hosts, limit_s)
+            case "action.ended":
                 progress.end_wait(*hosts)
+                if not progress.is_waiting:
+                    progress.wait_for("the state of the hosts")
             case name if name in _CONCLUSIONS:
                 progress.end_wait()
 

@@ -95,6 +95,11 @@ class Progress:
             for host in hosts or tuple(self._waits):
                 self._waits.pop(host, None)
 
+    @property
+    def is_waiting(self) -> bool:
+        with self._lock:
+            return bool(self._waits)
+
     def beat(self) -> None:
         """
         Write what is awaited, if something is and nothing was written for a while.

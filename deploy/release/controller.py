@@ -189,7 +189,8 @@ class Controller:
         if decision.measure is not None:
             step = Step.JUDGE if decision.measure else Step.BAKE
             self._phases.enter(step, decision.measure)
-            self._measure(decision.measure)
+            with self._saying_what_runs(step, None):
+                self._measure(decision.measure)
         elif decision.actions:
             first = decision.actions[0]
             self._phases.enter(first.step, first.wave)
@@ -406,7 +407,8 @@ class Controller:
             raise endings.not_shown(host.host, action)
         if action.step is not Step.STAGE:
             self._changed.add(host.host)
-        _ACTIONS[action.step](self, host, client)
+        with self._saying_what_runs(action.step, host.host, action.deadline_s):
+            _ACTIONS[action.step](self, host, client)
         self._tries[key] = self._tries.get(key, 0) + 1
         if action.step in _DONE_ONCE:
             self._done.add(key)
@@ -728,6 +730,16 @@ class Controller:
             known = error if isinstance(error, DeployError) else unexpected(name, error)
             self._say("host.failed", f"{known.what} ({known.why})", name)
             raise known from error
+
+    @contextmanager
+    def _saying_what_runs(
+        self, step: Step, host: str | None, deadline_s: float | None = None
+    ) -> Iterator[None]:
+        self._say("action.started", step, host, {"step": str(step), "deadline_s": deadline_s})
+        try:
+            yield
+        finally:
+            self._say("action.ended", step, host, {"step": str(step)})
 
     def _shifted(self, host: HostPlan, weights: Mapping[str, int]) -> None:
         versions = {host.other_slot: host.from_version, host.to_slot: self._plan.version}

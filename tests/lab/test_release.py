@@ -208,7 +208,7 @@ def test_a_host_that_stops_answering_ends_the_release(v1, load, fault):
     attempts, its error names the host, and the other three serve the old release.
     """
     code, outcome, took_s = inv_until(
-        "host.staged", lambda _: fault("n3"), "release", "--version", "v1.1.0", "--yes"
+        "lease.acquired", lambda _: fault("n3"), "release", "--version", "v1.1.0", "--yes"
     )
     policy, ssh = v1.release, v1.hosts[0].ssh
     assert took_s < v1.service.start_timeout + policy.lease_ttl + 4 * ssh.connect_timeout
@@ -256,7 +256,9 @@ def test_a_second_operator_is_refused_during_a_release(v1, load):
     def second(_):
         refused.update(inv("release", "--version", "v1.1.0", "--yes", wanted=6))
 
-    code, outcome, _ = inv_until("host.staged", second, "release", "--version", "v1.1.0", "--yes")
+    code, outcome, _ = inv_until(
+        "lease.acquired", second, "release", "--version", "v1.1.0", "--yes"
+    )
     assert refused["error"]["kind"] == "LeaseHeld"
     assert connections.actor() in refused["error"]["why"]
     assert (code, outcome["outcome"]) == (0, "promoted")

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -6,6 +7,7 @@ from deploy.cli.events import ProvisionProgress, ReleaseProgress, RollbackProgre
 from deploy.cli.progress import Progress
 from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
+from deploy.release.plan import Step
 from tests.unit.deploy.inventory.builders import make_fleet
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -98,38 +100,49 @@ def event(name, host=None, text="text", **data):
     return ReleaseEvent(AT, name, text, host, data)
 
 
-def test_every_step_of_a_release_has_something_to_wait_for(tmp_path):
+def started(step, host=None, deadline_s=None):
+    return event("action.started", host, step=step, deadline_s=deadline_s)
+
+
+def ended(step, host=None):
+    return event("action.ended", host, step=step)
+
+
+@pytest.mark.parametrize("step", Step)
+def test_every_step_says_what_is_awaited(tmp_path, step):
     """
-    The canary and the drain with how long they take at most, as the fleet file says.
+    As long as it runs, and at most as long as it may take; the step itself is no line.
     """
     output, say = make_release(tmp_path)
     assert "the leases" in output.awaited()
-    for name, host, awaited in [
-        ("lease.acquired", None, "n1, n2: waiting for the bundle"),
-        ("host.staged", "n1", "its wave and the start of the new slot"),
-        ("slot.cleared", "n1", "the start of the new slot: 10 s so far, at most"),
-        ("slot.started", "n1", "its share of the traffic"),
-    ]:
-        say(event(name, host))
-        assert awaited in output.awaited()
-    say(event("traffic.shifted", "n1", weights={"v2": 10, "v1": 90}))
-    assert "verdict on the canary: 10 s so far, at most 10m00s left" in output.awaited()
-    say(event("canary.passed"))
-    assert "traffic to be shifted" in output.awaited()
-    say(event("traffic.shifted", "n1", weights={"v2": 100, "v1": 0}))
-    assert "n1: waiting for the other slot to drain: 10 s so far, at most" in output.awaited()
-    say(event("slot.retired", "n1"))
+    say(event("lease.acquired"))
+    is_of_fleet = step in (Step.JUDGE, Step.BAKE)
+    host = None if is_of_fleet else "n1"
+    lines = len(output.err)
+    say(started(step, host, None if is_of_fleet else 65.0))
+    assert len(output.err) == lines
+    assert re.search(
+        "^n1, n2: waiting for .* 10m00s left" if is_of_fleet else "n1: waiting for .* 55 s left",
+        output.awaited(),
+    )
+    say(ended(step, host))
     assert "n1" not in output.awaited()
+
+
+def test_a_step_of_one_host_says_nothing_of_another(tmp_path):
+    """
+    A host whose slot is warm and that waits for a later wave is not said to drain, or to be sent
+    a bundle.
+    """
+    output, say = make_release(tmp_path)
+    say(event("lease.acquired"))
+    say(started("start", "n1", 60.0))
+    awaited = "n1: waiting for the start of the slot: 10 s so far, at most 50 s left"
+    assert output.awaited() == awaited
+    say(ended("start", "n1"))
+    assert output.awaited() == "waiting for the state of the hosts: 10 s so far"
     say(event("release.promoted"))
     assert output.awaited() == ""
-
-
-def test_a_release_that_goes_back_says_so(tmp_path):
-    output, say = make_release(tmp_path)
-    say(event("canary.rejected"))
-    assert "n1, n2: waiting for the way back" in output.awaited()
-    say(event("host.reverted", "n1"))
-    assert output.awaited().startswith("n2: ")
 
 
 def test_a_rollback_waits_for_the_old_release_first(tmp_path):
