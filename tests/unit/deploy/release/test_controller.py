@@ -137,6 +137,29 @@ def test_a_canary_that_failed_does_not_start_at_the_next_boot(fleet):
     assert fleet.system("n1").unit_of("blue").enabled
 
 
+def test_a_canary_that_dies_after_its_verdict_is_taken_back(fleet):
+    """
+    HAProxy has it as UP for a second more, in which it gets no traffic beyond its share.
+    """
+    events, shares = [], []
+
+    def report(event):
+        events.append(event)
+        if event.name == "canary.passed" and event.data == {"wave": 1}:
+            fleet.system("n1").unit_of("green").fail()
+        if event.name == "traffic.shifted":
+            shares.append(event.data["weights"].get("v2"))
+
+    outcome, _ = release(fleet, report=report)
+
+    assert outcome.ending is Ending.REVERTED
+    assert "green is not ready any more" in outcome.reason
+    assert shares == [10]
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+
+
 def test_a_canary_without_requests_pauses(fleet):
     """
     When its time is over; it is never promoted.
