@@ -43,6 +43,7 @@ from deploy.transport.client import HostClient
 from deploy.units import format_size
 
 _PAUSE_S = 1.0  # between two attempts of a way back
+_TAKEN_OVER_S = 2.0  # the longest that hosts are asked for a newer epoch before a way back
 _REPEATS = 3  # of an action that a host says it did, and does not show
 
 
@@ -360,7 +361,7 @@ class Controller:
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
         if not any(isinstance(error, LeaseLost) for error in errors.values()):
             return
-        seen, _ = look(self._clients)
+        seen, _ = look(self._clients, within_s=_TAKEN_OVER_S)
         self._refuse_newer(seen)
 
     def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
@@ -722,10 +723,14 @@ class Controller:
         """
         Report an error of one host at once, while other hosts still work.
         """
+        lost_before = self._keeper.loss_of(name)
         try:
             yield
         except Exception as error:
             known = error if isinstance(error, DeployError) else unexpected(name, error)
+            lost = self._keeper.loss_of(name)
+            if isinstance(known, TransportError) and lost is not None and lost is not lost_before:
+                known = lost  # it closed the connection under the command
             self._say("host.failed", f"{known.what} ({known.why})", name)
             raise known from error
 

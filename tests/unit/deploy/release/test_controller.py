@@ -160,6 +160,30 @@ def test_a_canary_that_dies_after_its_verdict_is_taken_back(fleet):
         assert fleet.running(name) == {"b1"}
 
 
+def test_a_release_that_loses_a_lease_says_so(fleet, monkeypatch):
+    """
+    In outcome, journal and error: not that the connection was lost, which the lost lease closed.
+    """
+    send = fleet["n1"].run
+
+    def run(argv, **options):
+        verb = argv[-1]
+        if verb == "lease.renew" or (verb == "slot.start" and fleet.clock.sleep(60.0) is None):
+            raise TransportError("n1: no answer", why="the connection was lost", fix="-", host="n1")
+        return send(argv, **options)
+
+    monkeypatch.setattr(fleet["n1"], "run", run)
+
+    outcome, _ = release(fleet)
+
+    assert outcome.ending is Ending.REVERTED
+    assert outcome.reason.startswith("n1: the lease was lost: ")
+    assert "it lives 15 s" in outcome.reason
+    assert outcome.error.why == outcome.reason
+    assert "release.lease_ttl" in outcome.error.fix
+    assert fleet.last_event("n2", "release.end")["reason"] == outcome.reason
+
+
 def test_a_canary_without_requests_pauses(fleet):
     """
     When its time is over; it is never promoted.
