@@ -434,6 +434,18 @@ class Controller:
             leaves, keeps = host.other_slot, host.to_slot
         client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
 
+    def _do_arm_back(self, host: HostPlan, client: HostClient) -> None:
+        """
+        Arm the way back to what serves, while the target of a rollback starts.
+
+        `_do_arm` turns it.  What is pending of an interrupted release leads to one version too.
+        """
+        pending = self._now(host.host).pending
+        leaves, keeps = host.to_slot, host.from_slot
+        if pending is not None:
+            leaves, keeps = pending.to_slot, pending.from_slot
+        client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
+
     def _do_clear(self, host: HostPlan, client: HostClient) -> None:
         stable = host.other_slot if host.from_slot is not None else None
         host_commands.clear(client, host.to_slot, stable, self._limits, is_ready=host.from_ready)
@@ -752,6 +764,7 @@ _DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
 _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
     Step.REVIVE: Controller._do_revive,
     Step.STAGE: Controller._do_stage,
+    Step.ARM_BACK: Controller._do_arm_back,
     Step.ARM: Controller._do_arm,
     Step.CLEAR: Controller._do_clear,
     Step.START: Controller._do_start,
