@@ -138,6 +138,9 @@ class Controller:
         try:
             epoch = self._store.acquire(steal=self._steal, is_way_back=self._began_as_way_back)
             self.desired = replace(self.desired, epoch=epoch, number=0)
+            if self._store.unavailable is not None:
+                error = self._store.unavailable
+                self._say("state.unavailable", f"{error.what}: {error.why}; {error.fix}")
             self._say("lease.acquired", f"epoch {epoch}, leases of {', '.join(self._held)}")
             if self._began_as_way_back:
                 self._leave_out(self._store.refused)
@@ -150,8 +153,8 @@ class Controller:
             self._run()
             self._stop_left_behind()
             outcome = self._end()
-        except TakenOver as error:
-            raise endings.taken_over(self.desired.release, error) from error.__cause__
+        except TakenOver as taken:
+            raise endings.taken_over(self.desired.release, taken) from taken.__cause__
         finally:
             self._store.release()
         self._say(f"release.{outcome.ending}", outcome.reason)

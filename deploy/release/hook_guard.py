@@ -14,10 +14,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
 
 
-def main(operator: int, failure: int, argv: Sequence[str]) -> None:
+def main(operator: int, failure: int, argv: list[str]) -> None:
     """
     Run *argv* and end as it does.
     """
@@ -36,11 +35,11 @@ def main(operator: int, failure: int, argv: Sequence[str]) -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def _execute(failure: int, argv: Sequence[str]) -> None:
+def _execute(failure: int, argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores the last two
     try:
-        os.execv(argv[0], argv)
+        os.execv(argv[0], argv)  # noqa: S606 - no shell reads the arguments of a hook
     except OSError as error:
         os.write(failure, str(error.errno).encode())
     finally:

@@ -50,7 +50,8 @@ def run_program(
     Run *argv* in a session of its own and return how it ended; kill its process group at the end.
 
     The group gets SIGTERM at the deadline and SIGKILL 2 s later.  A cancellation is a SIGKILL at
-    once, and so is the end of this process, whatever ends it.  A child that left the group lives on; its output is not waited for.
+    once, and so is the end of this process, whatever ends it.  A child that left the group lives
+    on; its output is not waited for.
     """
     began_s = time.monotonic()
     try:

@@ -12,8 +12,8 @@ from deploy.release.clock import Clock, Timer
 from deploy.release.parallel import on_each, unexpected
 from deploy.transport.client import HostClient
 
-# In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Each one after it may
-# take twice as long as the one before, up to _MARGIN before the lease ends on the host.
+# In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Each one after it
+# may take twice as long as the one before, up to _MARGIN before the lease ends on the host.
 _PERIOD, _TIMEOUT, _RETRY, _MARGIN = 1 / 3, 1 / 5, 1 / 60, 1 / 20
 
 
@@ -177,7 +177,8 @@ class LeaseKeeper:
             times_s = [self._next_s[host] for host in self._held]
         if inf in times_s:
             return self._ttl_s * _RETRY
-        return max(self._ttl_s * _RETRY, min(times_s, default=now_s + self._ttl_s * _PERIOD) - now_s)
+        nearest_s = min(times_s, default=now_s + self._ttl_s * _PERIOD)
+        return max(self._ttl_s * _RETRY, nearest_s - now_s)
 
     def _renew(self, host: str) -> None:
         client, fence = self._clients[host], self._held.get(host)
