@@ -262,6 +262,16 @@ class LocalFleet:
         records = [from_line(line) for _, line in Journal(self.system(name)).lines()]
         return [record.step for record in records if isinstance(record, Event)]
 
+    def last_event(self, name, step):
+        """
+        Return the data of the last event *step* in the journal of a host.
+        """
+        from deploy.host.journal import Journal
+        from deploy.host.records import Event, from_line
+
+        records = [from_line(line) for _, line in Journal(self.system(name)).lines()]
+        return [r.args for r in records if isinstance(r, Event) and r.step == step][-1]
+
     def touched(self, name):
         """
         Return the verbs that this host was asked for, beside reading it.

@@ -250,7 +250,8 @@ class DeadmanArm(Request[Armed]):
     Let the host go back by itself when no lease is in force any more, or after a reboot.
 
     It goes back to what *from_slot* serves: gives it all the traffic and stops *to_slot*.  A host
-    that is armed already keeps the *from_slot* of then.
+    that is armed already keeps the *from_slot* of then.  Its own release may turn
+    the way round while the slot of the change has no traffic.
 
     Attributes:
         from_slot: Slot that serves now; None: nothing serves, so going back stops *to_slot*.

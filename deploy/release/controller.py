@@ -43,6 +43,7 @@ from deploy.transport.client import HostClient
 from deploy.units import format_size
 
 _PAUSE_S = 1.0  # between two attempts of a way back
+_TAKEN_OVER_S = 2.0  # the longest that hosts are asked for a newer epoch before a way back
 _REPEATS = 3  # of an action that a host says it did, and does not show
 
 
@@ -137,6 +138,9 @@ class Controller:
         try:
             epoch = self._store.acquire(steal=self._steal, is_way_back=self._began_as_way_back)
             self.desired = replace(self.desired, epoch=epoch, number=0)
+            if self._store.unavailable is not None:
+                error = self._store.unavailable
+                self._say("state.unavailable", f"{error.what}: {error.why}; {error.fix}")
             self._say("lease.acquired", f"epoch {epoch}, leases of {', '.join(self._held)}")
             if self._began_as_way_back:
                 self._leave_out(self._store.refused)
@@ -149,8 +153,8 @@ class Controller:
             self._run()
             self._stop_left_behind()
             outcome = self._end()
-        except TakenOver as error:
-            raise endings.taken_over(self.desired.release, error) from error.__cause__
+        except TakenOver as taken:
+            raise endings.taken_over(self.desired.release, taken) from taken.__cause__
         finally:
             self._store.release()
         self._say(f"release.{outcome.ending}", outcome.reason)
@@ -361,7 +365,7 @@ class Controller:
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
         if not any(isinstance(error, LeaseLost) for error in errors.values()):
             return
-        seen, _ = look(self._clients)
+        seen, _ = look(self._clients, within_s=_TAKEN_OVER_S)
         self._refuse_newer(seen)
 
     def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
@@ -433,6 +437,18 @@ class Controller:
         leaves, keeps = host.to_slot, host.from_slot
         if self._plan.kind is Kind.ROLLBACK:
             leaves, keeps = host.other_slot, host.to_slot
+        client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
+
+    def _do_arm_back(self, host: HostPlan, client: HostClient) -> None:
+        """
+        Arm the way back to what serves, while the target of a rollback starts.
+
+        `_do_arm` turns it.  What is pending of an interrupted release leads to one version too.
+        """
+        pending = self._now(host.host).pending
+        leaves, keeps = host.to_slot, host.from_slot
+        if pending is not None:
+            leaves, keeps = pending.to_slot, pending.from_slot
         client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
 
     def _do_clear(self, host: HostPlan, client: HostClient) -> None:
@@ -724,10 +740,14 @@ class Controller:
         """
         Report an error of one host at once, while other hosts still work.
         """
+        lost_before = self._keeper.loss_of(name)
         try:
             yield
         except Exception as error:
             known = error if isinstance(error, DeployError) else unexpected(name, error)
+            lost = self._keeper.loss_of(name)
+            if isinstance(known, TransportError) and lost is not None and lost is not lost_before:
+                known = lost  # it closed the connection under the command
             self._say("host.failed", f"{known.what} ({known.why})", name)
             raise known from error
 
@@ -759,6 +779,7 @@ _DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
 _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
     Step.REVIVE: Controller._do_revive,
     Step.STAGE: Controller._do_stage,
+    Step.ARM_BACK: Controller._do_arm_back,
     Step.ARM: Controller._do_arm,
     Step.CLEAR: Controller._do_clear,
     Step.START: Controller._do_start,

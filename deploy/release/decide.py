@@ -108,8 +108,10 @@ def _is_done(action: Action, desired: Desired, current: Observed, done: Done) ->
             return needs_reviving(current) is None
         case Step.STAGE:
             return desired.plan.bundle in current.staged
+        case Step.ARM_BACK:
+            return is_kept or (runs and to.is_ready) or _is_armed(desired, current)
         case Step.ARM:
-            return is_kept or _is_armed(desired, current)
+            return is_kept or (_is_armed(desired, current) and _leaves(desired, host, current))
         case Step.CLEAR:
             return is_kept or runs or to.is_idle
         case Step.START:
@@ -136,6 +138,15 @@ def _is_armed(desired: Desired, current: Observed) -> bool:
         and pending.release == desired.release
         and pending.epoch == desired.epoch
     )
+
+
+def _leaves(desired: Desired, host: HostPlan, current: Observed) -> bool:
+    """
+    Return whether the host's own way leads where the plan says; that of a rollback is turned.
+    """
+    assert current.pending is not None
+    is_rollback = desired.plan.kind is Kind.ROLLBACK
+    return not is_rollback or current.pending.to_slot == host.other_slot
 
 
 def _is_confirmed(desired: Desired, current: Observed) -> bool:

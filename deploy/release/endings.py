@@ -194,7 +194,7 @@ def _error(
     is_held = ending is Ending.PAUSED
     if is_held and judgement is None and not failed:
         return None
-    return verdicts.ended(release, reason, judgement, failed, is_held=is_held)
+    return verdicts.ended(release, reason, judgement, failed, cause=cause, is_held=is_held)
 
 
 def _rollback_failed(release: str, failed: Mapping[str, DeployError]) -> DeployError:

@@ -11,6 +11,7 @@ from deploy.foreign_text import quoted
 from deploy.host.layout import unit
 from deploy.release.observe import Observed, ObservedSlot
 
+FLEET_NAME = "the fleet"  # as the host of a finding
 _WORST = 3  # findings that the error quotes
 
 
@@ -20,6 +21,7 @@ class Finding:
     One thing that is not as it should be.
 
     Attributes:
+        host: FLEET_NAME: it concerns no single host.
         is_explained: A release in progress does that; or it waits for the operator by intention.
     """
 
@@ -37,6 +39,7 @@ def find(
     *,
     differs: Mapping[str, str] | None = None,
     last_seen: Mapping[str, str] | None = None,
+    unavailable: DeployError | None = None,
 ) -> tuple[Finding, ...]:
     """
     Return the findings of all hosts, in their order.
@@ -44,6 +47,7 @@ def find(
     Args:
         differs: What is not as the desired state says, by host.
         last_seen: When each host was last read from this machine, in UTC.
+        unavailable: Why the place of the desired state could not be read.
     """
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
@@ -59,6 +63,10 @@ def find(
         if text:
             fix = "inv resume brings it there, or inv rollback"
             found.append(Finding(name, text, fix, is_busy))
+    if unavailable is not None:
+        what = "the desired state in etcd is unknown, and that of the hosts may be older: "
+        what += f"{unavailable.what}: {unavailable.why}"
+        found.append(Finding(FLEET_NAME, what, unavailable.fix))
     return tuple(found)
 
 

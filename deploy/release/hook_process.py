@@ -7,6 +7,7 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,30 +50,74 @@ def run_program(
     Run *argv* in a session of its own and return how it ended; kill its process group at the end.
 
     The group gets SIGTERM at the deadline and SIGKILL 2 s later.  A cancellation is a SIGKILL at
-    once.  A child that left the group lives on; its output is not waited for.
+    once, and so is the end of this process, whatever ends it.  A child that left the group lives
+    on; its output is not waited for.
     """
     began_s = time.monotonic()
     try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=dict(env),
-            start_new_session=True,
-        )
-    except OSError as error:  # such as a script without its interpreter
+        with _guarded(argv, cwd, env) as guarded:
+            problem, output = _attend(guarded.process, stdin, began_s + timeout_s, is_cancelled)
+    except OSError as error:  # such as too many open files
         return HookResult(f"cannot be started: {error.strerror}", "", 0.0)
-    with _killed_at_the_end(process):
-        problem, output = _attend(process, stdin, began_s + timeout_s, is_cancelled)
     if problem == _TIMED_OUT:
         problem = f"did not end within {timeout_s:g} s"
-    elif problem is None and process.returncode is not None:
-        problem = _meaning(process.returncode)
+    elif problem is None and guarded.process.returncode is not None:
+        problem = guarded.failure or _meaning(guarded.process.returncode)
     return HookResult(problem, output.decode(errors="replace"), time.monotonic() - began_s)
 
 
+@dataclass(slots=True)
+class _Guarded:
+    """
+    A program under its guard, which leads the process group and ends as the program does.
+
+    Attributes:
+        failure: Why the program could not be started; known at the end.
+    """
+
+    process: subprocess.Popen[bytes]
+    failure: str | None = None
+
+
+@contextmanager
+def _guarded(argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Iterator[_Guarded]:
+    """
+    Run *argv* under `hook_guard`, and kill its process group at the end.
+
+    That end may be a SIGKILL of this process: `alive` is then closed, and the guard kills the
+    group.  PR_SET_PDEATHSIG would reach one process alone, and ends with the thread that made it.
+    """
+    guarded_end, alive = os.pipe()
+    failures, failure = os.pipe()
+    try:
+        guard = [sys.executable, "-I", "-S", _GUARD, str(guarded_end), str(failure)]
+        try:
+            process = subprocess.Popen(
+                [*guard, *argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=dict(env),
+                pass_fds=(guarded_end, failure),
+                start_new_session=True,
+            )
+        finally:
+            os.close(guarded_end)
+            os.close(failure)
+        guarded = _Guarded(process)
+        with _killed_at_the_end(process):
+            yield guarded
+        os.set_blocking(failures, False)
+        with contextlib.suppress(BlockingIOError):  # a child in uninterruptible sleep has it open
+            if number := os.read(failures, _CHUNK):
+                guarded.failure = f"cannot be started: {os.strerror(int(number))}"
+    finally:
+        os.close(alive)
+        os.close(failures)
+
+
+_GUARD = str(Path(__file__).with_name("hook_guard.py"))
 _TIMED_OUT = "timed out"
 _CANCELLED = "was ended"
 _UNKNOWN = "its exit status is unknown: SIGCHLD is ignored here"

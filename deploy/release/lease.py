@@ -4,6 +4,7 @@ Holds the leases of an operator: takes, renews and releases them, and reports a 
 
 import threading
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from deploy.errors import CommandFailed, DeployError, LeaseLost
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
@@ -11,16 +12,17 @@ from deploy.release.clock import Clock, Timer
 from deploy.release.parallel import on_each, unexpected
 from deploy.transport.client import HostClient
 
-# In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Three of them, one
-# after the other, end while the lease is still in force.
-_PERIOD, _TIMEOUT, _RETRY = 1 / 3, 1 / 5, 1 / 60
+# In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Each one after it
+# may take twice as long as the one before, up to _MARGIN before the lease ends on the host.
+_PERIOD, _TIMEOUT, _RETRY, _MARGIN = 1 / 3, 1 / 5, 1 / 60, 1 / 20
 
 
 class LeaseKeeper:
     """
     Takes leases of hosts, renews them in the background, releases them.
 
-    A lease is lost when the host says so, or when no renewal succeeded for a whole time to live.
+    A lease is lost when the host says so, or when none of its renewals was answered until just
+    before its end.  One slow or failed renewal loses nothing: it is tried again, with more time.
     The host's connection is then closed, so that a command in progress fails at once instead of
     at its own deadline, and `check` raises from then on.
 
@@ -47,7 +49,8 @@ class LeaseKeeper:
         self._held: dict[str, int] = {}  # number of each lease that is renewed
         self._renewed_s: dict[str, float] = {}
         self._next_s: dict[str, float] = {}
-        self._lost: dict[str, DeployError] = {}
+        self._timeout_s: dict[str, float] = {}  # of the next renewal
+        self._lost: dict[str, LeaseLost] = {}
         self._epoch, self._steal = 0, False
         self._lock = threading.Lock()
 
@@ -122,8 +125,7 @@ class LeaseKeeper:
         with self._lock:
             self._lost.pop(host, None)
             self._held[host] = granted.fence
-            self._renewed_s[host] = sent_s
-            self._next_s[host] = sent_s + self._ttl_s * _PERIOD
+            self._renewed(host, sent_s)
 
     def check(self, host: str) -> None:
         """
@@ -132,14 +134,15 @@ class LeaseKeeper:
         Raises:
             LeaseLost: It was lost since it was taken.
         """
-        cause = self._lost.get(host)
-        if cause is not None:
-            raise LeaseLost(
-                f"{host}: the lease was lost",
-                why=f"{cause.what}: {cause.why}",
-                fix="inv status shows the host when it answers again",
-                host=host,
-            )
+        lost = self.loss_of(host)
+        if lost is not None:
+            raise lost
+
+    def loss_of(self, host: str) -> LeaseLost | None:
+        """
+        Return how the lease of *host* was lost; None if it was not.
+        """
+        return self._lost.get(host)
 
     def is_lost(self, host: str) -> bool:
         return host in self._lost
@@ -165,39 +168,80 @@ class LeaseKeeper:
         now_s = self._clock.monotonic_s()
         with self._lock:
             due = [host for host in self._held if self._next_s[host] <= now_s]
-        on_each(due, self._renew)
+            for host in due:
+                self._next_s[host] = inf  # until it has ended
+        # One that takes longer goes on beside the renewals of the other hosts.
+        on_each(due, self._renew, within_s=self._ttl_s * _TIMEOUT)
+        now_s = self._clock.monotonic_s()
         with self._lock:
-            nearest_s = min(
-                (self._next_s[host] for host in self._held), default=now_s + self._ttl_s * _PERIOD
-            )
-        return max(self._ttl_s * _RETRY, nearest_s - self._clock.monotonic_s())
+            times_s = [self._next_s[host] for host in self._held]
+        if inf in times_s:
+            return self._ttl_s * _RETRY
+        nearest_s = min(times_s, default=now_s + self._ttl_s * _PERIOD)
+        return max(self._ttl_s * _RETRY, nearest_s - now_s)
 
     def _renew(self, host: str) -> None:
         client, fence = self._clients[host], self._held.get(host)
         if fence is None:
             return
         sent_s = self._clock.monotonic_s()
+        # Also a late one is asked: the host decides whether its lease has ended.
+        timeout_s = min(self._timeout_s[host], max(self._left_s(host), self._ttl_s * _TIMEOUT))
         try:
-            client.call(LeaseRenew(ttl_s=self._ttl_s), timeout_s=self._ttl_s * _TIMEOUT)
+            client.call(LeaseRenew(ttl_s=self._ttl_s), timeout_s=timeout_s)
         except LeaseLost as error:
-            self._lose(client, fence, error)
+            self._lose(client, fence, error, sent_s)
         except Exception as error:  # a defect too: an unnoticed end of renewals loses the lease
-            left_s = self._renewed_s[host] + self._ttl_s - self._clock.monotonic_s()
-            if left_s <= 0:
-                self._lose(client, fence, _known(host, error))
+            if self._left_s(host) <= 0:
+                self._lose(client, fence, _known(host, error), sent_s)
             else:
-                self._next_s[host] = self._clock.monotonic_s() + min(self._ttl_s * _RETRY, left_s)
+                self._repeat(host, fence, 2 * timeout_s)
         else:
-            self._renewed_s[host] = sent_s
-            self._next_s[host] = sent_s + self._ttl_s * _PERIOD
+            with self._lock:
+                if self._held.get(host) == fence:
+                    took_s = self._clock.monotonic_s() - sent_s
+                    self._renewed(host, sent_s)
+                    self._timeout_s[host] = max(self._timeout_s[host], 2 * took_s)
 
-    def _lose(self, client: HostClient, fence: int, error: DeployError) -> None:
+    def _repeat(self, host: str, fence: int, timeout_s: float) -> None:
+        pause_s = min(self._ttl_s * _RETRY, self._left_s(host))
         with self._lock:
-            if self._held.get(client.host) != fence:
+            if self._held.get(host) == fence:
+                self._timeout_s[host] = timeout_s
+                self._next_s[host] = self._clock.monotonic_s() + pause_s
+
+    def _renewed(self, host: str, sent_s: float) -> None:
+        self._renewed_s[host] = sent_s
+        self._next_s[host] = sent_s + self._ttl_s * _PERIOD
+        self._timeout_s[host] = self._ttl_s * _TIMEOUT
+
+    def _left_s(self, host: str) -> float:
+        """
+        Return the seconds until the lease counts as lost without an answer.
+        """
+        end_s = self._renewed_s[host] + self._ttl_s * (1 - _MARGIN)
+        return end_s - self._clock.monotonic_s()
+
+    def _lose(self, client: HostClient, fence: int, error: DeployError, sent_s: float) -> None:
+        host = client.host
+        with self._lock:
+            if self._held.get(host) != fence:
                 return  # a newer lease was taken in between
-            del self._held[client.host]
-            self._lost[client.host] = error
+            del self._held[host]
+            self._lost[host] = self._loss(host, error, sent_s)
         client.transport.close()
+
+    def _loss(self, host: str, error: DeployError, sent_s: float) -> LeaseLost:
+        since_s = self._clock.monotonic_s() - self._renewed_s[host]
+        late_s = max(0.0, sent_s - self._renewed_s[host] - self._ttl_s * _PERIOD)
+        return LeaseLost(
+            f"{host}: the lease was lost",
+            why=f"its renewal failed: {error.what}: {error.why}; it lives {self._ttl_s:g} s, was "
+            f"last renewed {since_s:.1f} s ago, and this renewal began {late_s:.1f} s late",
+            fix=f"inv status shows {host} and who holds it; if nobody took it over, and {host} "
+            "answers: raise release.lease_ttl, or run the release from a machine with less load",
+            host=host,
+        )
 
 
 def _known(host: str, error: Exception) -> DeployError:

@@ -33,6 +33,7 @@ class Kind(StrEnum):
 class Step(StrEnum):
     REVIVE = "revive"
     STAGE = "stage"
+    ARM_BACK = "arm_back"  # of a rollback, while its target is not ready yet
     ARM = "arm"
     CLEAR = "clear"
     START = "start"
@@ -240,6 +241,7 @@ class ReleasePlan:
                 one_stage.append(self._on(Step.REVIVE, name, FLEET, does, self.start_s))
             one_stage += [
                 self._on(Step.STAGE, name, FLEET, f"stage {self.version}", 1800.0),
+                *self._arm_back(host),
                 *self._clear(host, FLEET),
                 self._on(Step.START, name, FLEET, self._starts(host), self.start_s),
                 self._on(Step.ARM, name, FLEET, "arm the host's own way there"),
@@ -248,6 +250,12 @@ class ReleasePlan:
                 self._on(Step.RETIRE, name, FLEET, f"stop {host.other_slot}", drain_s),
             ]
         return [tuple(one_stage)]
+
+    def _arm_back(self, host: HostPlan) -> tuple[Action, ...]:
+        if not host.has_stable or host.from_slot == host.to_slot:
+            return ()  # nothing that the host could go back to
+        does = f"arm the host's own way back to {host.from_version} until then"
+        return (self._on(Step.ARM_BACK, host.host, FLEET, does),)
 
     def _each(self, step: Step, does: str, deadline_s: float = _CALL_S) -> tuple[Action, ...]:
         return tuple(self._on(step, host.host, FLEET, does, deadline_s) for host in self.hosts)

@@ -27,19 +27,27 @@ _LEAP = 1000  # epochs that operators may have begun without a majority
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
 
 
+Known = Mapping[str, Observed | DeployError]
+
+
 class StateStore(Protocol):
     """
     The desired state, its epoch, and who holds it.
 
     Attributes:
         refused: Hosts that did not give their lease, with the reason.
+        unavailable: Why the place that the fleet file names was done without; None: it was not.
     """
 
     refused: dict[str, DeployError]
+    unavailable: DeployError | None
 
-    def read(self) -> Desired | None:
+    def read(self, known: Known | None = None) -> Desired | None:
         """
         Return the desired state; None before the first release.
+
+        Args:
+            known: Hosts that were observed just now, or their errors: they are not asked again.
 
         Raises:
             PreconditionError: The places that hold it do not agree.
@@ -82,6 +90,9 @@ class HostStore:
     is the newest state that more than half of the hosts have, or have had: a host that says
     otherwise decides nothing.
 
+    Args:
+        unavailable: Why it stands in for another place.
+
     Attributes:
         refused: Hosts that did not give their lease, with the reason.
     """
@@ -93,15 +104,24 @@ class HostStore:
         clock: Clock,
         *,
         within_s: float | None = None,
+        unavailable: DeployError | None = None,
     ) -> None:
         self._clients, self._keeper, self._clock = clients, keeper, clock
+        self.unavailable = unavailable
         self._within_s = within_s
         self._is_way_back = False
         self.refused: dict[str, DeployError] = {}
 
-    def read(self) -> Desired | None:
-        seen, errors = look(self._clients, within_s=self._within_s)
-        return agreed(self._clients, seen, errors)
+    def read(self, known: Known | None = None) -> Desired | None:
+        known = known or {}
+        unknown = {name: c for name, c in self._clients.items() if name not in known}
+        seen, errors = look(unknown, within_s=self._within_s) if unknown else ({}, {})
+        for name, state in known.items():
+            if isinstance(state, Observed):
+                seen[name] = state
+            else:
+                errors[name] = state
+        return agreed(self._clients, {n: seen[n] for n in self._clients if n in seen}, errors)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
         self._is_way_back = is_way_back

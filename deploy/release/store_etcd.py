@@ -29,11 +29,12 @@ from deploy.release.desired import Desired, from_text, to_text
 from deploy.release.etcd import EtcdClient, KeyValue
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, look
-from deploy.release.store import HostStore, next_epoch
+from deploy.release.store import HostStore, Known, next_epoch
 from deploy.transport.client import HostClient
 
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
 _RENEW = 1 / 3  # of the time to live
+_UNAVAILABLE = (TransportError, PreconditionError)  # it does not answer, or refuses us
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class EtcdStore:
 
     Attributes:
         refused: Hosts that did not give their lease, with the reason.
+        unavailable: Why etcd was done without; None: it was not.
     """
 
     def __init__(
@@ -88,31 +90,33 @@ class EtcdStore:
         self._timer: Timer | None = None
         self._lock = threading.Lock()  # the timer puts the owner again
         self.refused: dict[str, DeployError] = {}
+        self.unavailable: DeployError | None = None
 
-    def read(self) -> Desired | None:
+    def read(self, known: Known | None = None) -> Desired | None:
         """
         Return the newest desired state of etcd and of the hosts; those have one while etcd is down.
         """
-        on_hosts, stored, unreachable = None, None, None
+        on_hosts, stored = None, None
         try:
             [entry] = self._etcd.txn(ranges=[self._state_key]).values
             stored = _desired(entry) if entry.mod_revision else None
-        except TransportError as error:
-            unreachable = error
+        except _UNAVAILABLE as error:
+            self.unavailable = error
         with suppress(PreconditionError, TransportError):  # they need not agree
-            on_hosts = self._on_hosts.read()
-        if unreachable is not None and on_hosts is None:
-            raise unreachable
-        known = [desired for desired in (stored, on_hosts) if desired is not None]
-        return max(known, key=lambda desired: (desired.epoch, desired.number), default=None)
+            on_hosts = self._on_hosts.read(known)
+        if self.unavailable is not None and on_hosts is None:
+            raise self.unavailable
+        both = [desired for desired in (stored, on_hosts) if desired is not None]
+        return max(both, key=lambda desired: (desired.epoch, desired.number), default=None)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
         seen, errors = look(self._clients, within_s=self._within_s)
         try:
             epoch = self._win(seen, steal=steal)
-        except TransportError:
+        except _UNAVAILABLE as error:
             if not is_way_back:
                 raise
+            self.unavailable = error
             self._is_on_hosts = True
             epoch = self._on_hosts.acquire(steal=steal, is_way_back=True)
             self.refused = self._on_hosts.refused
@@ -130,10 +134,16 @@ class EtcdStore:
             self._on_hosts.write(desired)
             return
         document = {"epoch": self._epoch, "number": desired.number, "text": to_text(desired)}
-        result = self._etcd.txn(
-            unchanged={self._epoch_key: self._epoch_revision},
-            puts=[(self._state_key, json.dumps(document).encode(), 0)],
-        )
+        try:
+            result = self._etcd.txn(
+                unchanged={self._epoch_key: self._epoch_revision},
+                puts=[(self._state_key, json.dumps(document).encode(), 0)],
+            )
+        except _UNAVAILABLE:
+            self._is_on_hosts = True  # what follows is a way back, and does not wait for etcd
+            with suppress(DeployError):
+                self._on_hosts.write(desired)
+            raise
         if not result.succeeded:
             raise self._taken_over(self._entries())
         with suppress(DeployError):  # for a way back without etcd

@@ -74,12 +74,14 @@ def ended(
     verdict: Judgement | None,
     failed: Mapping[str, DeployError],
     *,
+    cause: Mapping[str, DeployError],
     is_held: bool,
 ) -> DeployError:
     """
     Return the error of a release that was taken back or held.
 
     Args:
+        cause: Errors of the hosts that turned it round.
         failed: Errors of the hosts that could not be taken back.
     """
     if failed:
@@ -106,5 +108,8 @@ def ended(
     return ReleaseReverted(
         f"{release}: every host is back on the old release",
         why=reason,
-        fix="correct the cause and release again",
+        fix=next(
+            (error.fix for error in cause.values() if isinstance(error, LeaseLost)),
+            "correct the cause and release again",
+        ),
     )

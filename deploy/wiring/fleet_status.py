@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from deploy.errors import DeployError
 from deploy.private_files import private_directory, write_private
 from deploy.release.decide import is_converged
+from deploy.release.desired import Desired
 from deploy.release.findings import Finding, find
 from deploy.release.observe import Observed
 from deploy.wiring.checkout import ROOT
 from deploy.wiring.hosts import Hosts
-from deploy.wiring.state import ANSWER_WITHIN_S, stored
+from deploy.wiring.state import ANSWER_WITHIN_S, reading_store
 
 _LONGEST = 40  # characters of a time
 
@@ -25,17 +26,20 @@ def read(on: Hosts) -> tuple[dict[str, Observed | DeployError], tuple[Finding, .
     """
     seen = on.seen()
     times = last_seen(on.fleet.name, seen)
-    return seen, find(seen, differs=_differences(on, seen), last_seen=times)
+    store = reading_store(on, ANSWER_WITHIN_S, is_way_back=True)
+    desired = None
+    with contextlib.suppress(DeployError):  # too few hosts answer or agree: each has findings
+        desired = store.read(seen)
+    differs = _differences(desired, seen)
+    return seen, find(seen, differs=differs, last_seen=times, unavailable=store.unavailable)
 
 
-def _differences(on: Hosts, seen: Mapping[str, Observed | DeployError]) -> dict[str, str]:
+def _differences(
+    desired: Desired | None, seen: Mapping[str, Observed | DeployError]
+) -> dict[str, str]:
     """
     Return what is not as the desired state says that has ended, by host.
     """
-    try:
-        desired = stored(on, ANSWER_WITHIN_S)
-    except DeployError:
-        return {}  # too few hosts answer or agree; the findings of each host say why
     if desired is None or desired.ending is None:
         return {}
     text = f"not as {desired.release} left it ({desired.ending}, {desired.plan.version})"

@@ -21,6 +21,7 @@ from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
+from deploy.release.observe import Observed
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -124,7 +125,8 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
     leaving = None
     if to is None:
         with suppress(DeployError):  # the records of the hosts decide then
-            desired = stored(on, ANSWER_WITHIN_S)
+            known: dict[str, Observed | DeployError] = {**readable, **errors}
+            desired = stored(on, ANSWER_WITHIN_S, known=known, is_way_back=True)
             to, leaving = implied_target(desired), implied_leaving(desired)
     in_store: dict[str, str] = {}
     with suppress(DeployError):  # a damaged store must not stop a way back
@@ -173,15 +175,18 @@ def run_rollback(
     )
 
 
-def open_release(on: Hosts) -> Desired:
+def open_release(on: Hosts, *, is_way_back: bool = False) -> Desired:
     """
     Return the release that has not ended, as the fleet has it on record.
+
+    Args:
+        is_way_back: It is going to be taken back, which needs no etcd.
 
     Raises:
         PreconditionError: There is none, or the hosts do not agree on it.
         TransportError: Too few hosts answer.
     """
-    desired = stored(on)
+    desired = stored(on, is_way_back=is_way_back)
     if desired is None or not desired.is_open:
         last = f"; the last one, {desired.release}, was {desired.ending}" if desired else ""
         raise PreconditionError(
@@ -208,14 +213,16 @@ def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     """
     Take the open release back, whoever runs it.
     """
-    return _steer(on, _release_only(open_release(on)), Goal.BACK, "aborted", report, steal=steal)
+    desired = _release_only(open_release(on, is_way_back=True))
+    return _steer(on, desired, Goal.BACK, "aborted", report, steal=steal)
 
 
 def pause(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     """
     Give what served before all the traffic, and keep the new slots warm.
     """
-    return _steer(on, _release_only(open_release(on)), Goal.HELD, "paused", report, steal=steal)
+    desired = _release_only(open_release(on, is_way_back=True))
+    return _steer(on, desired, Goal.HELD, "paused", report, steal=steal)
 
 
 def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
@@ -280,7 +287,14 @@ def _run(
     keeper = lease_keeper(on, desired.release)
     controller = Controller(
         desired,
-        store=state_store(on, keeper, clock, env=os.environ, within_s=within_s),
+        store=state_store(
+            on,
+            keeper,
+            clock,
+            env=os.environ,
+            within_s=within_s,
+            is_way_back=desired.is_way_back,
+        ),
         keeper=keeper,
         clients=on.clients,
         stage=stage or _stage_again(on, desired.plan),

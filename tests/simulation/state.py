@@ -226,6 +226,8 @@ def _journal(content):
 
 # -- operators
 
+_NEVER_S = 1e6  # a renewal that has not ended has no next one
+
 
 def of_operator(world, operator):
     controller, keeper = operator.controller, operator.keeper
@@ -241,10 +243,11 @@ def of_operator(world, operator):
             sorted((h, _error(e)) for h, e in controller._errors.items()),
             sorted((h, _error(e)) for h, e in controller._cause.items()),
             plain(controller._judgement),
-            str(controller._step),
+            str(controller._phases._now),
             sorted(keeper.held),
             sorted(keeper._lost),
-            sorted((h, grain(s - now_s)) for h, s in keeper._next_s.items()),
+            sorted((h, grain(min(s - now_s, _NEVER_S))) for h, s in keeper._next_s.items()),
+            sorted((h, grain(s)) for h, s in keeper._timeout_s.items()),
             sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
             keeper._epoch,
         )

@@ -38,7 +38,9 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
     """
     Write down what the host takes back by itself when no lease is in force any more.
 
-    Repeated, also under a newer epoch, it keeps what was written down before the change.
+    Repeated, also under a newer epoch, it keeps what was written down before the change.  Its own
+    release may turn it round, to the slot of the change, as long as that slot has no traffic: a
+    rollback whose target has become ready.
     """
     if request.from_slot == request.to_slot:
         raise HostError(
@@ -53,7 +55,7 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         self_test.refuse_untested(system)
         held = pending.read(system)
         from_slot = request.from_slot
-        if held is not None:
+        if held is not None and not _is_turned(system, held, call, request):
             _refuse_another(system, held, request)
             is_same = held.release == call.release
             from_slot = held.from_slot if is_same else held.from_slot or from_slot
@@ -115,6 +117,16 @@ def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:
 
 def _shown(way: Way) -> dict[str, Any]:
     return {key: value for key, value in way._asdict().items() if key not in ("at", "why")}
+
+
+def _is_turned(system: System, held: Way, call: Call, request: DeadmanArm) -> bool:
+    """
+    Return whether *request* turns *held* round, while the host still is where it was before.
+    """
+    if (held.release, held.boot_id) != (call.release, system.boot_id()):
+        return False
+    is_opposite = held.to_slot == request.from_slot
+    return is_opposite and Haproxy(system).servers()[held.to_slot].weight == 0
 
 
 def _refuse_another(system: System, held: Way, request: DeadmanArm) -> None:

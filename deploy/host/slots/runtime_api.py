@@ -5,6 +5,7 @@ Readiness and API token of the runtime of a slot.
 from __future__ import annotations
 
 from deploy.host.layout import Layout
+from deploy.host.sockets import HttpAnswer
 from deploy.host.system import System
 
 TOKENS_VARIABLE = "SLIPWAY_API_TOKENS"
@@ -16,7 +17,14 @@ def is_ready(system: System, slot: str, timeout_s: float = 2.0) -> bool:
     """
     Return whether the runtime of *slot* answers its readiness check.
     """
-    return system.http(slot, "GET", READYZ, timeout_s=timeout_s).status == 200
+    return readiness(system, slot, timeout_s).status == 200
+
+
+def readiness(system: System, slot: str, timeout_s: float) -> HttpAnswer:
+    """
+    Return what the runtime of *slot* answers to its readiness check.
+    """
+    return system.http(slot, "GET", READYZ, timeout_s=timeout_s)
 
 
 def api_token(layout: Layout) -> str | None:

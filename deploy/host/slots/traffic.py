@@ -4,6 +4,7 @@ Sets weights, drains slots, and writes the state file that keeps both over a res
 
 from __future__ import annotations
 
+from deploy.host.deadman import pending
 from deploy.host.journaled import journaled
 from deploy.host.layout import SLOTS, unit
 from deploy.host.protocol import (
@@ -18,16 +19,22 @@ from deploy.host.protocol import (
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server
+from deploy.host.slots.runtime_api import READYZ, readiness
 from deploy.host.slots.slot import SERVING_CPU_WEIGHT
 from deploy.host.system import System
 
 UP_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 5.0  # as long as HAProxy gives a slot before it counts as late
 _POLL_S = 0.05
 
 
 def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeights:
     """
     Set weights of slots; a slot that gains traffic is UP before another loses it.
+
+    The slot of a pending change also has to answer its readiness check at that moment: HAProxy
+    takes a second to notice that a slot has ended.  No other slot has to, so that this prevents no
+    way back.
 
     A slot that is not named keeps its weight.  One of weight 0 drains, unless it is in maint.
     """
@@ -52,19 +59,14 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
                 # At weight 0 HAProxy checks it and sends it nothing.
                 proxy.set_weight(slot, 0)
                 proxy.set_admin(slot, READY)
-        late = [] if force else _wait_up(system, proxy, _gaining(before, weights))
-        if late:
+        refusal = None if force else _why_not(system, proxy, _gaining(before, weights))
+        if refusal is not None:
             with op.locked():
                 for slot in waking:
                     if before[slot].admin != READY:
                         proxy.set_admin(slot, before[slot].admin)
                 _save(system, proxy)
-            raise HostError(
-                ErrorKind.COMMAND_FAILED,
-                f"{late[0].name} is not UP: the weights stay as they were",
-                f"HAProxy reports {late[0].status} after {UP_TIMEOUT_S:.0f} s of checks",
-                f"journalctl -u slipway-runtime@{late[0].name} on the host",
-            )
+            raise refusal
         with op.locked():
             # Weights rise before others fall, so that the sum never drops below both ends.
             for slot in sorted(given, key=lambda s: weights[s] < before[s].weight):
@@ -137,6 +139,33 @@ def _gaining(before: dict[str, Server], weights: dict[str, int]) -> list[str]:
     old, new = sum(before[slot].weight for slot in SLOTS), sum(weights.values())
     # The shares before and after, as fractions with a common denominator.
     return [s for s in SLOTS if weights[s] * max(old, 1) > before[s].weight * new]
+
+
+def _why_not(system: System, proxy: Haproxy, gaining: list[str]) -> HostError | None:
+    """
+    Return why the slots of *gaining* cannot take more traffic now; None if they can.
+    """
+    late = _wait_up(system, proxy, gaining)
+    if late:
+        return HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{late[0].name} is not UP: the weights stay as they were",
+            f"HAProxy reports {late[0].status} after {UP_TIMEOUT_S:.0f} s of checks",
+            f"journalctl -u {unit(late[0].name)} on the host",
+        )
+    change = pending.read(system)
+    if change is None or change.to_slot not in gaining:
+        return None
+    answer = readiness(system, change.to_slot, READY_TIMEOUT_S)
+    if answer.status == 200:
+        return None
+    said = f"{READYZ} answered {answer.status}" if answer.status else f"{READYZ}: {answer.body}"
+    return HostError(
+        ErrorKind.COMMAND_FAILED,
+        f"{change.to_slot} is not ready any more: the weights stay as they were",
+        f"{said}; release {change.release} is not confirmed, so it gets no more traffic",
+        f"journalctl -u {unit(change.to_slot)} on the host",
+    )
 
 
 def _wait_up(system: System, proxy: Haproxy, wanted: list[str]) -> list[Server]:

@@ -137,6 +137,53 @@ def test_a_canary_that_failed_does_not_start_at_the_next_boot(fleet):
     assert fleet.system("n1").unit_of("blue").enabled
 
 
+def test_a_canary_that_dies_after_its_verdict_is_taken_back(fleet):
+    """
+    HAProxy has it as UP for a second more, in which it gets no traffic beyond its share.
+    """
+    events, shares = [], []
+
+    def report(event):
+        events.append(event)
+        if event.name == "canary.passed" and event.data == {"wave": 1}:
+            fleet.system("n1").unit_of("green").fail()
+        if event.name == "traffic.shifted":
+            shares.append(event.data["weights"].get("v2"))
+
+    outcome, _ = release(fleet, report=report)
+
+    assert outcome.ending is Ending.REVERTED
+    assert "green is not ready any more" in outcome.reason
+    assert shares == [10]
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.running(name) == {"b1"}
+
+
+def test_a_release_that_loses_a_lease_says_so(fleet, monkeypatch):
+    """
+    In outcome, journal and error: not that the connection was lost, which the lost lease closed.
+    """
+    send = fleet["n1"].run
+
+    def run(argv, **options):
+        verb = argv[-1]
+        if verb == "lease.renew" or (verb == "slot.start" and fleet.clock.sleep(60.0) is None):
+            raise TransportError("n1: no answer", why="the connection was lost", fix="-", host="n1")
+        return send(argv, **options)
+
+    monkeypatch.setattr(fleet["n1"], "run", run)
+
+    outcome, _ = release(fleet)
+
+    assert outcome.ending is Ending.REVERTED
+    assert outcome.reason.startswith("n1: the lease was lost: ")
+    assert "it lives 15 s" in outcome.reason
+    assert outcome.error.why == outcome.reason
+    assert "release.lease_ttl" in outcome.error.fix
+    assert fleet.last_event("n2", "release.end")["reason"] == outcome.reason
+
+
 def test_a_canary_without_requests_pauses(fleet):
     """
     When its time is over; it is never promoted.

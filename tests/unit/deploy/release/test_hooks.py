@@ -5,6 +5,8 @@ Hooks as real processes: what they get, what stops a release, and that none dela
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from deploy.inventory.schema import Hook, Phase
 from deploy.release import hook_process, hooks
 from deploy.release.hooks import Hooks
 
+ROOT = Path(__file__).parents[4]
 PLAN = {"version": "v2", "hosts": ["n1", "n2"]}
 ENV = {"PATH": os.environ["PATH"], "HOME": "/home/ops", "SLIPWAY_API_TOKEN": "hunter2", "LD_X": "1"}
 
@@ -408,3 +411,62 @@ def test_a_program_is_checked_before_anything_is_touched(start, tmp_path, spoil,
         hooks.check_program(tmp_path, "hooks/h0")
     assert "hooks/h0" in refused.value.what
     assert why in refused.value.why
+
+
+OPERATOR = """
+import sys
+from pathlib import Path
+from deploy.release.hook_process import run_program
+root = Path(sys.argv[1])
+run_program([str(root / "hook")], stdin=b"", cwd=root, env={"PATH": "/usr/bin:/bin"},
+            timeout_s=60.0, is_cancelled=lambda: False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_hook_ends_with_its_operator(tmp_path, number):
+    """
+    Its whole process group, also where the operator cannot clean up, and the hook ignores signals.
+    """
+    program = tmp_path / "hook"
+    program.write_text(
+        "#!/bin/sh\ntrap '' TERM HUP INT\nsleep 60 &\necho $$ $! >pids.part\n"
+        "mv pids.part pids\nwait\nsleep 60\n"
+    )
+    program.chmod(0o755)
+    operator = subprocess.Popen([sys.executable, "-c", OPERATOR, str(tmp_path)], cwd=ROOT)
+    pids = []
+    try:
+        wait_for((tmp_path / "pids").exists, "the hook did not start", 30.0)
+        pids = list(map(int, (tmp_path / "pids").read_text().split()))
+        assert all(map(is_alive, pids)), "negative control"
+
+        operator.send_signal(number)
+        operator.wait(10)
+
+        wait_for(lambda: not any(map(is_alive, pids)), f"of {pids} some live on")
+    finally:
+        operator.kill()
+        for pid in filter(is_alive, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("kill -SEGV $$", "killed by SIGSEGV"),
+        ("kill -KILL $$", "killed by SIGKILL"),
+        ("exit 7", "exit status 7"),
+        ("yes | head -n 1 >/dev/null", None),
+    ],
+)
+def test_a_hook_ends_under_its_guard_as_it_does_alone(tmp_path, script, problem):
+    program = tmp_path / "hook"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    result = hook_process.run_program(
+        [str(program)], stdin=b"x" * (1 << 20), cwd=tmp_path, env=ENV, timeout_s=20.0,
+        is_cancelled=lambda: False,
+    )  # fmt: skip
+    assert result.problem == problem
+    assert list(tmp_path.iterdir()) == [program], "no core file"

@@ -1,3 +1,4 @@
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -80,16 +81,93 @@ def test_two_failed_renewals_do_not_lose_the_lease(fleet):
         keeper.check("n1")
 
 
-def test_renewals_and_their_time_limits_fit_into_the_time_to_live():
+def slow(fleet, monkeypatch, name, share):
     """
-    The first renewal with its timeout, the pause, and the second with its timeout are shorter than
-    the time to live.  A slow first renewal must leave time for the second.
+    Let renewals of *name* take *share* of a time to live, or their time limit if that is shorter.
     """
-    from deploy.release import lease
+    send = fleet[name].run
 
-    ends = lease._PERIOD + 3 * lease._TIMEOUT + 2 * lease._RETRY
+    def run(argv, **options):
+        if argv[-1] != LeaseRenew.VERB:
+            return send(argv, **options)
+        took_s = min(options["timeout_s"], share * TTL_S)
+        fleet.clock.now_s += took_s
+        for transport in fleet.transports.values():
+            transport.system.clock.pass_s(took_s)
+        if took_s < share * TTL_S:
+            raise TransportError(f"{name}: no answer", why=f"within {took_s} s", fix="-", host=name)
+        return send(argv, **options)
 
-    assert ends < 1
+    monkeypatch.setattr(fleet[name], "run", run)
+
+
+@pytest.mark.parametrize("share", [0.19, 0.3, 0.38])
+def test_slow_renewals_do_not_lose_the_lease(fleet, monkeypatch, share):
+    """
+    Each attempt has more time than the one before, as long as the lease is in force on the host.
+    """
+    slow(fleet, monkeypatch, "n1", share)
+
+    with held(fleet) as keeper:
+        fleet.clock.sleep(10 * TTL_S)
+        assert fleet.lease_owner("n1") == "me"
+        for name in NAMES:
+            keeper.check(name)
+
+
+def test_a_renewal_that_hangs_delays_no_other_host(fleet, monkeypatch):
+    """
+    n1 does not answer for longer than its lease lives; the other leases are renewed meanwhile.
+    """
+    monkeypatch.setattr("tests.unit.deploy.release.test_lease.TTL_S", 0.5)
+    ended, send = threading.Event(), fleet["n1"].run
+
+    def run(argv, **options):
+        if argv[-1] == LeaseRenew.VERB:
+            ended.wait(20)
+        return send(argv, **options)
+
+    monkeypatch.setattr(fleet["n1"], "run", run)
+    try:
+        with held(fleet) as keeper:
+            for _ in range(20):
+                fleet.clock.sleep(TTL_S / 4)
+                assert fleet.lease_owner("n2") == "me"
+            assert fleet.lease_owner("n1") is None
+            keeper.check("n2")
+    finally:
+        ended.set()
+
+
+def test_a_lost_lease_says_how_late_its_renewal_was(fleet):
+    """
+    The host, the time to live, the delay, and what to do.
+    """
+    with held(fleet) as keeper:
+        fleet["n1"].is_cut = True
+        fleet.clock.sleep(2 * TTL_S)
+        with pytest.raises(LeaseLost) as caught:
+            keeper.check("n1")
+
+    assert caught.value.host == "n1"
+    assert "it lives 15 s, was last renewed 14" in caught.value.why
+    assert "s late" in caught.value.why
+    assert "release.lease_ttl" in caught.value.fix
+
+
+def test_a_busy_machine_that_renews_too_late_says_so(fleet):
+    """
+    Its timer ran after the lease had ended; the host refuses the renewal.
+    """
+    with held(fleet) as keeper:
+        fleet.clock.now_s += 2 * TTL_S
+        fleet.system("n1").clock.pass_s(2 * TTL_S)
+        fleet.clock.sleep(1.0)
+        with pytest.raises(LeaseLost) as caught:
+            keeper.check("n1")
+
+    assert "it expired 15." in caught.value.why
+    assert "this renewal began 25.0 s late" in caught.value.why
 
 
 def test_a_host_without_an_answer_for_a_time_to_live_is_lost(fleet):

@@ -1,9 +1,11 @@
 import dataclasses
+from contextlib import suppress
 
 import pytest
 
 from deploy.errors import NothingToRollBackTo, RollbackFailed, UsageError
-from deploy.host.protocol import JournalAppend, LeaseAcquire, Unfinished
+from deploy.host.deadman import pending, way_back
+from deploy.host.protocol import HostError, JournalAppend, LeaseAcquire, Unfinished
 from deploy.release.events import Ending
 from deploy.release.rollback import plan_rollback
 from tests.builders import make_observed, make_serving, make_settled
@@ -67,6 +69,91 @@ def test_rolling_back_twice_goes_back_twice_and_then_says_so(make_fleet):
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
     with pytest.raises(NothingToRollBackTo, match="no earlier release"):
         rollback(fleet)
+
+
+class Killed(BaseException):
+    """
+    The operator's process ends.
+    """
+
+
+def rollback_killed(fleet, verb, when, to=None):
+    """
+    Roll back with a process that is killed before or after the first *verb* at n1; then wait until
+    the hosts have gone back by themselves.  Return whether the verb was called at all.
+    """
+    send, called = fleet["n1"].run, []
+
+    def run(argv, **options):
+        if argv[-1] != verb or called:
+            return send(argv, **options)
+        called.append(verb)
+        if when == "after":
+            send(argv, **options)
+        raise Killed
+
+    def die():
+        fleet.clock.cancel_all()
+        for client in fleet.clients.values():
+            client.fence = None
+
+    fleet["n1"].run = run
+    way = plan_rollback(fleet.observed(), to)
+    with suppress(Killed):
+        fleet.roll_back(way, at_death=die)
+    fleet["n1"].run = send
+    fleet.clock.sleep(40.0)
+    for name in NAMES:
+        with suppress(HostError):
+            way_back.check(fleet.system(name))
+    return bool(called)
+
+
+def assert_one_version(fleet, name):
+    """
+    One slot has all the traffic; the other one is stopped, also at the next boot.
+    """
+    system = fleet.system(name)
+    [serving] = [slot for slot, weight in system.proxy.weights.items() if weight]
+    other = "green" if serving == "blue" else "blue"
+    assert system.proxy.weights[serving] == 100
+    assert (system.unit_of(serving).active, system.unit_of(serving).enabled) == ("active", True)
+    assert (system.unit_of(other).active, system.unit_of(other).enabled) == ("inactive", False)
+    assert pending.read(system) is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("verb", "is_canary_open"),
+    [
+        ("deadman.arm", False),
+        ("deadman.arm", True),
+        ("slot.stop", True),
+        ("slot.start", False),
+        ("slot.start", True),
+        ("traffic.set", False),
+        ("traffic.set", True),
+    ],
+)
+def test_a_killed_rollback_leaves_each_host_on_one_version(make_fleet, verb, when, is_canary_open):
+    """
+    Within the lease and the next check: what served, or the target once it was ready.
+    """
+    fleet = make_fleet(good=("b1", "b2"))
+    if is_canary_open:
+
+        def report(event):
+            if event.name == "canary.measured":
+                raise Killed
+
+        fleet.release_dying(report, Killed, "b3")
+        fleet.clock.sleep(20.0)  # its leases are over, and the hosts have not looked yet
+
+    assert rollback_killed(fleet, verb, when, to=DIGESTS["b1"])
+    for name in NAMES:
+        assert_one_version(fleet, name)
+    assert rollback(fleet, to=DIGESTS["b1"]).ending in (Ending.ROLLED_BACK, Ending.NOOP)
+    assert {tuple(fleet.serves(name)) for name in NAMES} == {("b1",)}
 
 
 def leave_canary(fleet, bundle="b9"):

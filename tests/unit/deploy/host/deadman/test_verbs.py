@@ -93,6 +93,36 @@ def test_a_change_of_the_other_slot_is_refused_while_one_is_pending(host):
     assert document(host) == before
 
 
+def test_a_rollback_turns_its_way_round_once_its_target_is_warm(host):
+    """
+    Until then the host goes back to what serves; afterwards, to the target.
+    """
+    armed(host, 0)
+
+    host.call(DeadmanArm("blue", "green"))
+
+    turned = document(host)
+    assert (turned["to_slot"], turned["from_slot"]) == ("blue", "green")
+    host.call(DeadmanArm("blue", "green"))
+    assert document(host) == turned
+
+
+@pytest.mark.parametrize(("share", "release"), [(1, "r1"), (0, "r2")])
+def test_only_its_own_release_turns_a_way_round_and_only_before_its_traffic(host, share, release):
+    """
+    Otherwise a canary could become what the host goes back to.
+    """
+    armed(host, share)
+    host.release = release
+    if release != "r1":
+        host.clock.pass_s(TTL_S + 1)
+        take(host, EPOCH + 1, release=release)
+    before = document(host)
+
+    assert host.refusal(DeadmanArm("blue", "green")).kind == "PreconditionError"
+    assert document(host) == before
+
+
 def test_a_later_release_may_replace_a_pending_one_in_its_slot(host):
     """
     The slot to go back to stays; where there was none, the new one is taken.

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import TrafficDrain, TrafficSet
+from deploy.host.protocol import DeadmanArm, TrafficDrain, TrafficSet
 from deploy.host.slots import traffic
+from deploy.host.sockets import HttpAnswer
 
 
 def serve(host, **weights):
@@ -114,6 +115,37 @@ def test_rolling_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes)
     error = leased.refusal(TrafficSet({"blue": 100, "green": 0}))
     assert "blue is not UP" in error.what
     assert proxy.share(5) == {"green": 5}
+
+
+@pytest.mark.parametrize("share", [10, 100])
+def test_a_canary_that_just_died_gets_no_more_traffic(leased, proxy, share):
+    """
+    HAProxy has it as UP until two of its checks have failed; the host asks it at that moment.
+    """
+    serve(leased, blue=100)
+    leased.call(DeadmanArm("green", "blue"))
+    before = {"blue": 100, "green": 0}
+    if share == 100:
+        before = serve(leased, blue=90, green=10)
+    leased.system.http = lambda *words, **options: HttpAnswer(None, "connection refused")
+
+    error = leased.refusal(TrafficSet({"blue": 100 - share, "green": share}))
+
+    assert error.kind == "CommandFailed"
+    assert "green is not ready any more" in error.what
+    assert {n: s.weight for n, s in proxy.control.servers().items()} == before
+
+
+def test_a_way_back_asks_the_stable_slot_for_no_readiness(leased, proxy):
+    """
+    It is UP, and the canary that it replaces may be worse.
+    """
+    serve(leased, blue=100)
+    leased.call(DeadmanArm("green", "blue"))
+    serve(leased, blue=90, green=10)
+    leased.system.http = lambda *words, **options: HttpAnswer(None, "connection refused")
+
+    assert serve(leased, blue=100, green=0) == {"blue": 100, "green": 0}
 
 
 def until_down(host, proxy, slot):

@@ -1,0 +1,188 @@
+"""
+A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from deploy.errors import InventoryError, TransportError
+from deploy.inventory.schema import Secret, StateSettings
+from deploy.release.desired import Ending
+from deploy.release.findings import FLEET_NAME
+from deploy.wiring import fleet_status, releases, state
+from deploy.wiring.hosts import Hosts
+from tests.builders import make_policy
+from tests.local_fleet import LIMITS, local_fleet
+
+NAMES = ("n1", "n2", "n3")
+HOSTS = StateSettings()
+NO_PASSWORD = StateSettings(
+    kind="etcd", endpoints=("https://127.0.0.1:1",), user="ops", password="etcd_password"
+)
+NO_ANSWER = StateSettings(kind="etcd", endpoints=("https://127.0.0.1:1",))
+
+
+class Killed(BaseException):
+    """
+    The operator's process ends.
+    """
+
+
+@pytest.fixture
+def fleet(monkeypatch, tmp_path):
+    """
+    Three hosts that serve b2, with b1 on record.
+    """
+    monkeypatch.delenv("SLIPWAY_ETCD_PASSWORD", raising=False)
+    monkeypatch.setattr(fleet_status, "ROOT", tmp_path)
+    monkeypatch.setattr(releases, "store", lambda: SimpleNamespace(versions=lambda fleet: {}))
+    with local_fleet(*NAMES, serving=None) as hosts:
+        for module in (releases, state):
+            monkeypatch.setattr(module, "SystemClock", lambda: hosts.clock)
+        hosts.serve("b1")
+        hosts.serve("b2")
+        yield hosts
+
+
+def on(fleet, where=HOSTS, limit=NAMES):
+    names = [SimpleNamespace(name=name) for name in NAMES if name in limit]
+    document = SimpleNamespace(
+        name="lab",
+        hosts=names,
+        release=make_policy(),
+        hooks=(),
+        notify=(),
+        state=where,
+        secrets={"etcd_password": Secret(env="SLIPWAY_ETCD_PASSWORD")},
+        service=SimpleNamespace(start_timeout=LIMITS.start_s),
+    )
+    return Hosts(document, fleet.clients, {})
+
+
+def calls(fleet, work):
+    """
+    Return the verbs that each host was asked for by *work*.
+    """
+    before = {name: len(fleet[name].verbs()) for name in NAMES}
+    work()
+    return {name: fleet[name].verbs()[before[name] :] for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [(NO_PASSWORD, "etcd_password"), (NO_ANSWER, "https://127.0.0.1:1")],
+    ids=["no password", "no answer"],
+)
+def test_a_rollback_needs_no_etcd(fleet, where, named):
+    """
+    It warns once, with the secret or the endpoint.
+    """
+    events = []
+
+    outcome = releases.run_rollback(
+        on(fleet, where), releases.make_rollback(on(fleet, where), None), events.append
+    )
+
+    assert (outcome.ending, outcome.error) == (Ending.ROLLED_BACK, None)
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    [warning] = [event for event in events if event.name == "state.unavailable"]
+    assert named in warning.text
+
+
+@pytest.mark.parametrize("where", [NO_PASSWORD, NO_ANSWER], ids=["no password", "no answer"])
+def test_an_abort_needs_no_etcd(fleet, where):
+    """
+    The open release is read from the copy that the hosts have.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    events = []
+
+    outcome = releases.abort(on(fleet, where), events.append)
+
+    assert (outcome.ending, outcome.error) == (Ending.REVERTED, None)
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+    assert [event.name for event in events].count("state.unavailable") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [(NO_PASSWORD, InventoryError), (NO_ANSWER, TransportError)],
+    ids=["no password", "no answer"],
+)
+def test_going_forward_needs_etcd(fleet, where, error):
+    """
+    Negative control of the tests above.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+
+    with pytest.raises(error):
+        releases.resume(on(fleet, where), lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [(NO_PASSWORD, "etcd_password"), (NO_ANSWER, "https://127.0.0.1:1")],
+    ids=["no password", "no answer"],
+)
+def test_the_status_has_a_state_in_etcd_as_unknown(fleet, where, named):
+    def of_the_fleet(**where):
+        _, findings = fleet_status.read(on(fleet, **where))
+        return [finding for finding in findings if finding.host == FLEET_NAME]
+
+    assert of_the_fleet() == [], "negative control"
+
+    [finding] = of_the_fleet(where=where)
+    assert finding.what.startswith("the desired state in etcd is unknown")
+    assert named in finding.what
+
+
+def test_a_rollback_is_planned_with_one_look_at_each_host(fleet):
+    """
+    One SSH command a host, and one to one of them, which sends the text of the desired state.
+    """
+    releases.run_rollback(on(fleet), releases.make_rollback(on(fleet), None), lambda event: None)
+    fleet.serve("b2")
+
+    verbs = calls(fleet, lambda: releases.make_rollback(on(fleet), None))
+
+    assert {name: v.count("status") for name, v in verbs.items()} == dict.fromkeys(NAMES, 1)
+    assert sum(map(len, verbs.values())) == len(NAMES) + 1
+
+
+def test_the_status_is_one_look_at_each_host(fleet):
+    releases.run_rollback(on(fleet), releases.make_rollback(on(fleet), None), lambda event: None)
+
+    verbs = calls(fleet, lambda: fleet_status.read(on(fleet)))
+
+    assert {name: v.count("status") for name, v in verbs.items()} == dict.fromkeys(NAMES, 1)
+    assert sum(map(len, verbs.values())) == len(NAMES) + 1
+
+
+def test_hosts_beyond_the_limit_are_looked_at_for_the_state_alone(fleet):
+    """
+    The desired state is that of the whole fleet.
+    """
+    verbs = calls(fleet, lambda: fleet_status.read(on(fleet, limit=("n1",))))
+
+    assert {name: v.count("status") for name, v in verbs.items()} == dict.fromkeys(NAMES, 1)
+
+
+def test_a_host_that_did_not_answer_is_not_asked_again(fleet):
+    fleet["n3"].is_cut = True
+
+    verbs = calls(fleet, lambda: releases.make_rollback(on(fleet), None))
+
+    assert verbs["n3"].count("status") == 1
