@@ -562,6 +562,26 @@ def bench_rollback(c, hosts="4", runs="3", keep=False, json=False):
     finish(result.as_json(), result.table(), None, as_json=json)
 
 
+@command(flags={"counts": "Sizes of the fleets, comma-separated (default 10,100,1000).",
+                "latency": "Milliseconds until a host has answered a command (default 5).",
+                "json": _JSON})  # fmt: skip
+def bench_fleet(c, counts="10,100,1000", latency="5", json=False):
+    """
+    Time a release and a rollback of simulated fleets.
+
+    The hosts are simulated in a process of their own; time and memory are the controller's.
+    Touches no host.
+
+        inv bench.fleet --counts 10,100
+    """
+    from deploy.bench.fleet import time_fleets
+
+    sizes = [whole_number("counts", size) for size in counts.split(",")]
+    with waiting("the simulated hosts") as progress:
+        result = time_fleets(sizes, latency_ms=whole_number("latency", latency), progress=progress)
+    finish(result.as_json(), result.table(), None, as_json=json)
+
+
 _lab = Collection("lab")
 _lab.add_task(lab_up, name="up")
 _lab.add_task(lab_down, name="down")
@@ -580,6 +600,7 @@ for _name, _does in {
 
 _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
+_bench.add_task(bench_fleet, name="fleet")
 _bench.add_task(bench_rollback, name="rollback")
 
 ns = Collection(

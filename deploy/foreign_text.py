@@ -14,9 +14,13 @@ How to use it:
   any more whose words they were.
 """
 
+from collections.abc import Iterable
+
 from runtime.contract.visible_text import LIMIT, indented, visible
 
-__all__ = ["LIMIT", "indented", "quoted", "says", "visible"]
+__all__ = ["LIMIT", "indented", "listed", "quoted", "says", "visible"]
+
+_NAMES = 12  # of a list that stay readable on one line
 
 
 def says(speaker: str, words: str, *, limit: int = LIMIT) -> str:
@@ -41,3 +45,13 @@ def quoted(words: str, *, limit: int = LIMIT) -> str:
     Return *words* between quotation marks, as in `says`, where the text around names the speaker.
     """
     return f'"{visible(words, limit=limit, escape_quotes=True)}"'
+
+
+def listed(names: Iterable[str]) -> str:
+    """
+    Return *names* on one line; of many the first ones, and how many more there are.
+    """
+    first = list(names)
+    more = len(first) - _NAMES
+    text = ", ".join(first[:_NAMES])
+    return f"{text} and {more} more" if more > 0 else text

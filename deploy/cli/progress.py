@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deploy.cli.terminal import print_progress
+from deploy.foreign_text import listed
 
 QUIET_S = 1.6  # of silence before a heartbeat; with the tick below, a line at least every 2 s
 _TICK_S = 0.3
@@ -151,7 +152,7 @@ def describe(waits: dict[str, Wait], now_s: float) -> str:
     parts = []
     for (what, limit_s), hosts in groups.items():
         since_s = min(waits[host].since_s for host in hosts)
-        names = ", ".join(filter(None, hosts))
+        names = listed(filter(None, hosts))
         text = f"{names}: " if names else ""
         text += f"waiting for {what}: {_whole(now_s - since_s)} so far"
         if limit_s is not None:

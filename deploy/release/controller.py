@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.foreign_text import listed
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     DeadmanArm,
@@ -141,7 +142,7 @@ class Controller:
             if self._store.unavailable is not None:
                 error = self._store.unavailable
                 self._say("state.unavailable", f"{error.what}: {error.why}; {error.fix}")
-            self._say("lease.acquired", f"epoch {epoch}, leases of {', '.join(self._held)}")
+            self._say("lease.acquired", f"epoch {epoch}, leases of {listed(self._held)}")
             if self._began_as_way_back:
                 self._leave_out(self._store.refused)
             else:

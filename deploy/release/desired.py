@@ -5,14 +5,9 @@ Values only.  A release, a rollback, an abort, a promotion, a pause and a resump
 the desired state that they write; `decide` says what follows from it.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from deploy.errors import PreconditionError
-from deploy.foreign_text import visible
-from deploy.host.codec import Malformed, decode, encode
-from deploy.host.layout import SLOTS
 from deploy.release.gates import Verdict
 from deploy.release.plan import FLEET, Kind, ReleasePlan
 
@@ -126,49 +121,3 @@ class Desired:
             if measured and not self.passed(number):
                 return number
         return FLEET if self.plan.is_measured and not self.passed(FLEET) else None
-
-
-def to_text(desired: Desired) -> str:
-    """
-    Return *desired* as hosts store it; epoch and number stand beside the text.
-    """
-    document = encode(desired)
-    del document["epoch"], document["number"]
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
-
-
-def from_text(text: str, epoch: int, number: int) -> Desired:
-    """
-    Return the desired state in *text*.
-
-    Raises:
-        PreconditionError: It is not valid, or of another release of slipway.
-    """
-    try:
-        document = json.loads(text)
-        if not isinstance(document, dict):
-            raise Malformed("it is no object")
-        desired = decode(Desired, {**document, "epoch": epoch, "number": number}, "state")
-        _check(desired)
-    except (ValueError, RecursionError) as error:
-        raise PreconditionError(
-            "the desired state of the fleet cannot be read",
-            why=visible(str(error)),
-            fix="another release of slipway wrote it: use that one, or begin anew with "
-            "inv rollback --to VERSION",
-        ) from None
-    return desired
-
-
-def _check(desired: Desired) -> None:
-    plan = desired.plan
-    names = [host.host for host in plan.hosts]
-    in_waves = [name for wave in plan.waves for name in wave]
-    if len(set(names)) != len(names) or sorted(in_waves) != sorted(names):
-        raise Malformed("the hosts of its plan and of its waves differ")
-    for host in plan.hosts:
-        if {host.to_slot, host.other_slot} != set(SLOTS) or host.from_slot not in (None, *SLOTS):
-            raise Malformed(f"the slots of {host.host} contradict each other")
-    if any(not 0 <= ruling.wave <= len(plan.waves) for ruling in desired.rulings):
-        raise Malformed("a verdict is on a wave that it has not")
-    _ = plan.rules

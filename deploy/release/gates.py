@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from deploy.foreign_text import listed
 from deploy.inventory.schema import CanaryPolicy, ErrorRateGate, Gates
 from deploy.release.evidence import RECENT_S, Window, pooled
 
@@ -106,7 +107,7 @@ def judge_promoted(
         )
     fleet = pooled(windows.values())
     idle = sorted(host for host, window in windows.items() if not window.requests)
-    note = f"; no traffic to judge on {', '.join(idle)}" if idle else ""
+    note = f"; no traffic to judge on {listed(idle)}" if idle else ""
     return Judgement(
         Verdict.PASS,
         "all",

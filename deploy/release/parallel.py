@@ -22,52 +22,110 @@ def on_each(
     exception as cause, so that the other hosts' work still ends.
 
     Args:
-        within_s: Wait for so long; a host that has not ended by then has a TransportError, and
-            what it does later is not waited for.
+        within_s: Wait for each host so long, from when its work began; one that has not ended by
+            then has a TransportError, what it does later is not waited for, and another host
+            begins in its place.
     """
     names = list(dict.fromkeys(hosts))
-    todo, errors, unfinished = deque(names), dict[str, DeployError](), set(names)
-    changed = threading.Condition()
-    ends: list[BaseException] = []
+    crew = _Crew(names, work, within_s)
+    for _ in range(min(WORKERS, len(names))):
+        crew.start_worker()
+    crew.wait()
+    return {host: crew.errors[host] for host in names if host in crew.errors}
 
-    def run() -> None:
-        while True:
+
+class _Crew:
+    """
+    The workers of one call.
+
+    Attributes:
+        errors: By host.
+    """
+
+    def __init__(
+        self, names: list[str], work: Callable[[str], None], within_s: float | None
+    ) -> None:
+        self.errors: dict[str, DeployError] = {}
+        self._work, self._within_s = work, within_s
+        self._todo, self._unfinished = deque(names), set(names)
+        self._began_s: dict[str, float] = {}  # of hosts at work, the earliest first
+        self._changed = threading.Condition()
+        self._ends: list[BaseException] = []
+
+    def start_worker(self) -> None:
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def wait(self) -> None:
+        with self._changed:
             try:
-                host = todo.popleft()
-            except IndexError:
-                return
+                self._wait()
+            except BaseException:  # interrupted: what has begun ends first
+                self._unfinished.difference_update(self._todo)
+                self._todo.clear()
+                self._wait()
+                raise
+        if self._ends:
+            raise self._ends[0]
+
+    def _run(self) -> None:
+        while (host := self._next()) is not None:
             error: DeployError | None = None
             try:
-                work(host)
+                self._work(host)
             except DeployError as known:
                 error = known
             except Exception as unknown:
                 error = unexpected(host, unknown)
             except BaseException as end:  # of the whole process: raised where it is waited for
-                ends.append(end)
-            with changed:
-                if host in unfinished:
-                    unfinished.remove(host)
-                    if error is not None:
-                        errors[host] = error
-                changed.notify()
+                self._ends.append(end)
+            if not self._finish(host, error):
+                return
 
-    for _ in range(min(WORKERS, len(names))):
-        threading.Thread(target=run, daemon=True).start()
-    with changed:
-        try:
-            _wait(changed, unfinished, within_s)
-        except BaseException:  # interrupted: what has begun ends first
-            unfinished.difference_update(todo)
-            todo.clear()
-            _wait(changed, unfinished, within_s)
-            raise
-        for host in unfinished:
-            errors[host] = _late(host, within_s or 0.0)
-        unfinished.clear()
-    if ends:
-        raise ends[0]
-    return {host: errors[host] for host in names if host in errors}
+    def _next(self) -> str | None:
+        with self._changed:
+            if not self._todo:
+                return None
+            host = self._todo.popleft()
+            self._began_s[host] = time.monotonic()
+            if len(self._began_s) == 1:
+                self._changed.notify()
+            return host
+
+    def _finish(self, host: str, error: DeployError | None) -> bool:
+        """
+        Note the end of *host*; False where it was given up, and this worker with it.
+        """
+        with self._changed:
+            if host not in self._began_s:
+                return False
+            del self._began_s[host]
+            self._unfinished.discard(host)
+            if error is not None:
+                self.errors[host] = error
+            if not self._unfinished:
+                self._changed.notify()
+            return True
+
+    def _wait(self) -> None:
+        while self._unfinished:
+            self._changed.wait(self._give_up_late())
+
+    def _give_up_late(self) -> float | None:
+        """
+        Give up hosts whose time is over; return when to look again, in seconds.
+        """
+        if self._within_s is None:
+            return None
+        for host, began_s in list(self._began_s.items()):
+            left_s = began_s + self._within_s - time.monotonic()
+            if left_s > 0:
+                return left_s
+            del self._began_s[host]
+            self._unfinished.discard(host)
+            self.errors[host] = _late(host, self._within_s)
+            if self._todo:
+                self.start_worker()
+        return None if self._unfinished else 0.0
 
 
 def unexpected(host: str, error: Exception) -> DeployError:
@@ -82,15 +140,6 @@ def unexpected(host: str, error: Exception) -> DeployError:
     )
     internal.__cause__ = error
     return internal
-
-
-def _wait(changed: threading.Condition, unfinished: set[str], within_s: float | None) -> None:
-    until_s = None if within_s is None else time.monotonic() + within_s
-    while unfinished:
-        left_s = None if until_s is None else until_s - time.monotonic()
-        if left_s is not None and left_s <= 0:
-            return
-        changed.wait(left_s)
 
 
 def _late(host: str, within_s: float) -> DeployError:

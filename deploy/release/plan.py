@@ -163,8 +163,12 @@ class ReleasePlan:
     def host(self, name: str) -> HostPlan:
         return self.by_name[name]
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, wave in enumerate(self.waves, 1) for name in wave}
+
     def wave_of(self, name: str) -> int:
-        return next(n for n, wave in enumerate(self.waves, 1) if name in wave)
+        return self._numbers[name]
 
     @property
     def is_measured(self) -> bool:

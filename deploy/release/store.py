@@ -17,7 +17,8 @@ from deploy.errors import (
 )
 from deploy.host.protocol import StateRead, StateStamp, StateWrite
 from deploy.release.clock import Clock
-from deploy.release.desired import Desired, from_text, to_text
+from deploy.release.desired import Desired
+from deploy.release.desired_text import from_text, to_text
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, look
 from deploy.release.parallel import on_each

@@ -25,7 +25,8 @@ from deploy.errors import (
 )
 from deploy.foreign_text import visible
 from deploy.release.clock import Clock, Timer
-from deploy.release.desired import Desired, from_text, to_text
+from deploy.release.desired import Desired
+from deploy.release.desired_text import from_text, to_text
 from deploy.release.etcd import EtcdClient, KeyValue
 from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, look

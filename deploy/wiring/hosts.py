@@ -4,6 +4,7 @@ Connections to the hosts of a fleet, and the name of who connects.
 
 import getpass
 import os
+import resource
 import secrets
 import socket
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from deploy.transport.ssh import SshTransport
 
 _GOLDEN_S = 60.0
 _STATUS_S = 20.0
+_OTHER_FILES = 256  # beside the connections
 
 
 def actor() -> str:
@@ -125,6 +127,7 @@ def connect(of: Fleet) -> Iterator[Hosts]:
     Yield connections to the hosts of *of*; they are opened at first use and closed at the end.
     """
     everyone = (*of.hosts, *of.others)
+    allow_open_files(2 * len(everyone) + _OTHER_FILES)
     transports = {host.name: SshTransport(host) for host in everyone}
     clients = {
         host.name: HostClient(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
@@ -135,6 +138,17 @@ def connect(of: Fleet) -> Iterator[Hosts]:
     finally:
         for transport in transports.values():
             transport.close()
+
+
+def allow_open_files(count: int) -> None:
+    """
+    Let this process have *count* open files, or as many as it may: a host takes up to two, its
+    connection and that to its jump host, and many systems begin with a limit of 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _unreadable(errors: Mapping[str, DeployError], readable: Collection[str]) -> DeployError:

@@ -304,7 +304,7 @@ def _run(
         recheck=recheck,
         steal=steal,
         left_out=left_out or {},
-        hooks=hooks,
+        hooks=hooks if on.fleet.hooks else None,
         stop_traffic=stop_traffic,
     )
     try:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 RANKS = {
     "tasks": 12,
     "deploy.drill": 11,
+    "deploy.bench": 10,
     "deploy.demo": 10,
     "deploy.cli": 9,
     "deploy.wiring": 8,

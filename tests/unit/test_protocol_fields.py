@@ -31,7 +31,7 @@ OTHER_DOCUMENTS = {
     "deploy/drill/host_state.py": "what a host shows inside",
     "deploy/drill/journals.py": "lines of the journal",
     "deploy/inventory/schema.py": "keys of the fleet file",
-    "deploy/release/desired.py": "the desired state, opaque to hosts",
+    "deploy/release/desired_text.py": "the desired state, opaque to hosts",
     "deploy/release/store_etcd.py": "documents of etcd",
     "deploy/release/endings.py": "data of journal events, evidence",
     "deploy/inventory/names.py": "groups of regular expressions",

@@ -286,7 +286,7 @@ def test_a_failed_way_back_does_not_change_what_the_next_one_does(fleet):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"release": 7}', "[" * 9999])
 def test_a_desired_state_of_another_form_is_one_error(text):
     from deploy.errors import PreconditionError
-    from deploy.release.desired import from_text
+    from deploy.release.desired_text import from_text
 
     with pytest.raises(PreconditionError, match="cannot be read"):
         from_text(text, 1, 1)
@@ -294,13 +294,13 @@ def test_a_desired_state_of_another_form_is_one_error(text):
 
 def test_a_desired_state_that_contradicts_itself_is_refused(fleet):
     from deploy.errors import PreconditionError
-    from deploy.release.desired import from_text, to_text
+    from deploy.release.desired_text import from_text, to_text
 
     plan = fleet.plan()
     desired = Desired("r", "me", Goal.FORWARD, plan)
     assert from_text(to_text(desired), 0, 0) == desired
     for wrong in (
-        replace(desired, plan=replace(plan, waves=(("n1",),))),
+        replace(desired, plan=replace(plan, hosts=plan.hosts[:1])),
         replace(desired, rulings=(Ruling(9, (), "pass", "all", "", 0, 0, 0, 0.0),)),
         replace(desired, plan=replace(plan, policy={**plan.policy, "keep": 0})),
     ):

@@ -1,0 +1,3 @@
+"""
+Times the controller over hosts that are simulated in a process of their own.  Touches no host.
+"""
