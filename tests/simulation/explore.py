@@ -18,12 +18,6 @@ from tests.simulation.state import Seen, of_world
 WORKERS = max(1, os.cpu_count() or 1)
 
 
-class Pruned(BaseException):
-    """
-    The rest of this run was explored from the same state already.
-    """
-
-
 @dataclass(frozen=True)
 class Result:
     """
@@ -135,7 +129,8 @@ class Explorer:
             return  # a verb in progress has a state of its own
         number = of_world(self._world, point)
         if self._seen.add(where, number, self.budget) and self.is_child:
-            raise Pruned(f"{where} {number} {self.budget}")
+            # Without unwinding: the program would go on with its cleanups, in this world.
+            self.end(f"as {where} {number} {self.budget}")
         self.reached.append(f"{where} {number} {self.budget}")
 
     def choose(self, options):
@@ -168,16 +163,21 @@ class Explorer:
         pid, status = os.wait()
         self._running.discard(pid)
         if status:
-            self._write(f"a child ended with status {status}", True)
+            self.note(f"a child ended with status {status}", True)
 
     def wait(self):
         while self._running:
             self._wait()
 
-    def note(self, ending, failure=None):
-        self._write(ending, failure)
+    def end(self, ending, failure=None):
+        """
+        End the process of this run, once its own children have ended.
+        """
+        self.note(ending, failure)
+        self.wait()
+        os._exit(0)
 
-    def _write(self, ending, failure):
+    def note(self, ending, failure=None):
         line = json.dumps([",".join(self.case), self.points, ending, failure, self.reached])
         os.write(self._results, line.encode() + b"\n")
 
@@ -218,21 +218,19 @@ def explore(scenario, budget, only=None):
 
 def _one(scenario, explorer):
     try:
-        explorer.note(*_outcome(scenario, explorer))
+        ending, failure = _outcome(scenario, explorer)
     except BaseException:
         if not explorer.is_child:
             raise
-        explorer.note("", traceback.format_exc()[-3000:])
+        ending, failure = "", traceback.format_exc()[-3000:]
     if explorer.is_child:
-        explorer.wait()
-        os._exit(0)
+        explorer.end(ending, failure)
+    explorer.note(ending, failure)
 
 
 def _outcome(scenario, explorer):
     try:
         return play(scenario, explorer), None
-    except Pruned as pruned:
-        return f"as {pruned}", None
     except Violation as violation:
         return "violated", str(violation)
 

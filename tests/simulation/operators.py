@@ -3,13 +3,18 @@ What operators do in a simulated world: the commands of `deploy.wiring.releases`
 staged, and the operator's own clock and connections.
 """
 
+import functools
 import sys
 import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from deploy.errors import DeployError
+from deploy.host.records import from_line
+from deploy.host.replay import replay
+from deploy.host.slots.haproxy import parse_stat
 from deploy.release import controller as controller_module
+from deploy.release.desired import from_text
 from deploy.release.parallel import on_each as parallel_on_each
 from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
@@ -73,6 +78,10 @@ def deterministic(world):
                 and module is not sys.modules[__name__]
             ):
                 put(module, "on_each", _on_each)
+        for function, quick in _remembering().items():
+            for module in list(sys.modules.values()):
+                if getattr(module, function.__name__, None) is function:
+                    put(module, function.__name__, quick)
         put(controller_module, "decide", noted)
         put(releases, "Controller", controller)
         for module in (releases, state):
@@ -88,6 +97,29 @@ def deterministic(world):
         for module, name, old in reversed(replaced):
             setattr(module, name, old)
         _worlds.pop()
+
+
+def _remembering():
+    """
+    Return pure functions of the program that a world calls again and again with the same text, each
+    with one that remembers its results.
+    """
+    replay_whole, replayed, kept = replay, {}, {}
+
+    def replay_quickly(records):
+        # `from_line` remembers its records, so each line is one object; `kept` keeps them.
+        records = list(records)
+        key = tuple(map(id, records))
+        if key not in replayed:
+            replayed[key], kept[key] = replay_whole(records), records
+        return replayed[key]._replace(good=list(replayed[key].good))
+
+    return {
+        from_line: functools.cache(from_line),
+        from_text: functools.cache(from_text),
+        parse_stat: functools.cache(parse_stat),
+        replay: replay_quickly,
+    }
 
 
 def _stage(client):

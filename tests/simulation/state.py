@@ -8,6 +8,7 @@ its loop and the answers since.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -26,7 +27,7 @@ _DROPPED = frozenset(
         "expires_steady_s",
     }
 )
-_journals = {}
+_OPAQUE = (".spare-", ".tmp-", "reserve", "lock", "stage.lock")
 
 
 def grain(seconds):
@@ -163,6 +164,9 @@ def _directory(host, node, path):
                 yield from _directory(host, one, f"{path}/{name}")
             elif isinstance(one.content, str):
                 yield one.content
+            elif name.startswith(_OPAQUE):
+                # Only whether they have their space decides anything.
+                yield len(one.content) > 0, one.durable is not None and len(one.durable) > 0
             else:
                 content = bytes(one.content)
                 yield _content(host, name, content)
@@ -171,19 +175,14 @@ def _directory(host, node, path):
 
 
 def _content(host, name, content):
-    if name.startswith((".spare-", ".tmp-", "reserve", "lock", "stage.lock")):
-        return len(content) > 0
     if name.startswith("journal"):
         return _journal(content)
     if name == "haproxy.state":
         return content
     if not name.endswith(".json"):
         return content
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return content
-    if name == "lease.json":
+    document, decided = _document(name, content)
+    if name == "lease.json" and document is not None:
         is_ours = document.get("boot_id") == host.boot
         left_s = document.get("expires_steady_s", 0.0) - host.clock.steady
         return _Lease(
@@ -197,31 +196,41 @@ def _content(host, name, content):
                 if is_alive(operator) and operator.clients[host.name].fence == document.get("fence")
             ),
         )
+    if isinstance(document, dict) and name != "desired.json":
+        return document.get("boot_id") == host.boot, decided
+    return decided
+
+
+@functools.cache
+def _document(name, content):
+    """
+    Return the JSON document *content*, None for one that is damaged, and what is decided on of it.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return None, content
     if name == "desired.json":
-        text = json.loads(document["text"])
-        return document["epoch"], plain(text)
-    if isinstance(document, dict):
-        return document.get("boot_id") == host.boot, plain(document)
-    return content
+        return document, (document["epoch"], plain(json.loads(document["text"])))
+    return document, plain(document) if isinstance(document, dict) else content
 
 
+@functools.cache
 def _journal(content):
     """
     Return what the lines of the journal add up to, which is all that the host program reads of it.
     """
-    if content not in _journals:
-        records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
-        replayed = replay(record for record in records if record is not None)
-        unfinished = replayed.unfinished
-        _journals[content] = plain(
-            (
-                replayed.good,
-                unfinished and (unfinished.release, unfinished.rollback_to),
-                replayed.paused,
-                replayed.epoch,
-            )
+    records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
+    replayed = replay(record for record in records if record is not None)
+    unfinished = replayed.unfinished
+    return plain(
+        (
+            replayed.good,
+            unfinished and (unfinished.release, unfinished.rollback_to),
+            replayed.paused,
+            replayed.epoch,
         )
-    return _journals[content]
+    )
 
 
 # -- operators
@@ -241,7 +250,8 @@ def of_operator(world, operator):
             sorted((h, _error(e)) for h, e in controller._errors.items()),
             sorted((h, _error(e)) for h, e in controller._cause.items()),
             plain(controller._judgement),
-            str(controller._step),
+            sorted(controller._unsure),
+            (controller._is_decided, controller._is_over),
             sorted(keeper.held),
             sorted(keeper._lost),
             sorted((h, grain(s - now_s)) for h, s in keeper._next_s.items()),
