@@ -167,6 +167,18 @@ class Disk:
         """
         _lose(self.top, keeps_names=keeps_names)
 
+    def kept(self, node=None, *, keeps_names=False):
+        """
+        Return what `cut` would leave, to compare.
+        """
+        node = node or self.top
+        if node.kind is _FILE:
+            return hash(node.durable or b"")
+        if node.kind is _LINK:
+            return node.content
+        names = node.content if keeps_names else node.durable or {}
+        return [(n, self.kept(names[n], keeps_names=keeps_names)) for n in sorted(names)]
+
     def tree(self, node=None, path=""):
         """
         Yield (path, node) of everything there is.

@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.simulation.faults import FAULTS, possible
+from tests.simulation.faults import CUTS, FAULTS, possible
 from tests.simulation.host import Violation
 from tests.simulation.scenarios import SCENARIOS, play
 from tests.simulation.state import Seen, of_world
@@ -79,7 +79,11 @@ class Explorer:
     """
     Forks at each boundary for each possible fault, until *budget* faults have happened.
 
-    A run ends where its state was reached before with as many faults to come.
+    Args:
+        only: Called with whether a fault has happened, the boundary and the fault: explore it?
+
+    A run ends where its state was reached before with as many faults to come.  Two cuts of power in
+    one verb, at one time, that leave the same on disk are one fault: all else is lost.
     """
 
     def __init__(self, budget, results, only=None):
@@ -90,6 +94,7 @@ class Explorer:
         self.case, self.points = [], []
         self.is_child = self.is_over = False
         self._running = set()
+        self._cuts = set()
         self._only = only
         self.boundaries = []
 
@@ -107,7 +112,9 @@ class Explorer:
             self._merge("send", point)
         if self.budget > 0:
             for fault in possible(point):
-                if self._only and not self._only(self.index, point, fault):
+                if self._only and not self._only(bool(self.points), point, fault):
+                    continue
+                if self._is_cut_again(fault, point):
                     continue
                 if self._fork():
                     self.budget -= 1
@@ -115,6 +122,20 @@ class Explorer:
                     self.points.append(describe(point))
                     strike(self._world, fault, point, delivery)
                     return
+
+    def _is_cut_again(self, fault, point):
+        """
+        Return whether the host lost its power in this verb already, with the same left.
+        """
+        if point.when not in ("before", "after") or fault not in CUTS:
+            return False
+        host = self._world.hosts[point.host]
+        left = repr(host.disk.kept(keeps_names=fault == "torn_cut"))
+        key = (fault, host.name, host.verbs, self._world.now_s, left)
+        if key in self._cuts:
+            return True
+        self._cuts.add(key)
+        return False
 
     def operators_over(self, world):
         self._merge("over", None)
@@ -130,7 +151,9 @@ class Explorer:
         number = of_world(self._world, point)
         if self._seen.add(where, number, self.budget) and self.is_child:
             # Without unwinding: the program would go on with its cleanups, in this world.
-            self.end(f"as {where} {number} {self.budget}")
+            # The command of a run that ended has its own ending, whatever run was there before.
+            ending = "" if where == "send" else f"{self._world.commands[0].ending}: "
+            self.end(f"{ending}as {where} {number} {self.budget}")
         self.reached.append(f"{where} {number} {self.budget}")
 
     def choose(self, options):

@@ -80,6 +80,7 @@ class SimulatedHost(FakeSystem):
         self.is_on = True
         self.frozen_until_s = self.cut_until_s = self.excused_until_s = 0.0
         self.has_metrics_until_s = 0.0
+        self.verbs = 0  # that ever ran
         self.running = []  # verbs in progress, the innermost last
         self.is_watching = True  # faults happen at its syncs
         self.confirmed = set()  # releases that an operator was told are kept
@@ -202,6 +203,7 @@ class SimulatedHost(FakeSystem):
     def _running(self, verb, work):
         if not self.is_on:
             raise HostDied(self.name)
+        self.verbs += 1
         self.running.append(verb)
         before = set(_open)
         try:

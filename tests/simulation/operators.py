@@ -14,12 +14,14 @@ from deploy.host.records import from_line
 from deploy.host.replay import replay
 from deploy.host.slots.haproxy import parse_stat
 from deploy.release import controller as controller_module
+from deploy.release import store, store_etcd
 from deploy.release.desired import from_text
 from deploy.release.parallel import on_each as parallel_on_each
 from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import LIMITS, StagingSummary
+from tests.simulation.etcd import ENDPOINT, PREFIX, stand_ins
 from tests.simulation.world import Killed, Operator, Violation
 
 CANARY_PCT = 10
@@ -62,6 +64,7 @@ def deterministic(world):
         operator = at_work()
         made = controller_module.Controller(desired, **options)
         operator.controller, operator.keeper = made, options["keeper"]
+        operator.store = options["store"]
         return made
 
     decide = controller_module.decide
@@ -82,6 +85,11 @@ def deterministic(world):
             for module in list(sys.modules.values()):
                 if getattr(module, function.__name__, None) is function:
                     put(module, function.__name__, quick)
+        etcd_client, in_its_place = stand_ins(at_work)
+        for name, ours in in_its_place.items():
+            put(etcd_client, name, ours)
+        for module in (store, store_etcd):
+            put(module, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2))
         put(controller_module, "decide", noted)
         put(releases, "Controller", controller)
         for module in (releases, state):
@@ -148,9 +156,23 @@ def _on_each(hosts, work, *, within_s=None):
                 raise Violation(traceback.format_exc()[-2000:]) from None
     finally:
         operator.deadline_s = was_s
+    if errors and sys._getframe(1).f_code.co_name in ("_act", "_read"):
+        # The controller goes on from these alone: what was answered before is forgotten.
+        operator.begin_failure(errors)
     # A signal reaches the thread that waits for the others, and what has begun ends first.
     operator.interrupted()
     return errors
+
+
+def _state_of(world):
+    if world.etcd is None:
+        return SimpleNamespace(kind="hosts")
+    return SimpleNamespace(
+        kind="etcd",
+        endpoints=(ENDPOINT,),
+        prefix=PREFIX,
+        **dict.fromkeys(("ca", "cert", "key", "user", "password")),
+    )
 
 
 class Command:
@@ -178,7 +200,7 @@ class Command:
             others=(),
             hooks=(),
             notify=(),
-            state=SimpleNamespace(kind="hosts"),
+            state=_state_of(world),
             service=SimpleNamespace(start_timeout=LIMITS.start_s),
         )
         self._on = Hosts(fleet, self.operator.clients, {})

@@ -85,6 +85,7 @@ def of_world(world, point=None):
             [of_operator(world, operator) for operator in world.operators if is_alive(operator)],
             events,
             max(0, grain(world.quiet_s - now_s)),
+            world.etcd and world.etcd.number(filter(is_alive, world.operators)),
             tuple(point or ()),
         )
     )
@@ -181,7 +182,7 @@ def _content(host, name, content):
         return content
     if not name.endswith(".json"):
         return content
-    document, decided = _document(name, content)
+    document, decided = document_of(name, content)
     if name == "lease.json" and document is not None:
         is_ours = document.get("boot_id") == host.boot
         left_s = document.get("expires_steady_s", 0.0) - host.clock.steady
@@ -202,7 +203,7 @@ def _content(host, name, content):
 
 
 @functools.cache
-def _document(name, content):
+def document_of(name, content):
     """
     Return the JSON document *content*, None for one that is damaged, and what is decided on of it.
     """
@@ -236,28 +237,54 @@ def _journal(content):
 # -- operators
 
 
+_FIXED = frozenset(
+    # Made with the command, or of no consequence beside what is listed in `of_operator`.
+    {
+        *("_plan", "_rules", "_store", "_keeper", "_all_clients", "_clients", "_stage", "_limits"),
+        *("_clock", "_report", "_recheck", "_phases", "_steal", "_lock"),
+    }
+)
+_FIXED_OF_KEEPER = frozenset(
+    {"_clients", "_owner", "_release", "_ttl_s", "_clock", "_timer", "_steal", "_lock"}
+)
+
+
 def of_operator(world, operator):
+    """
+    Return what an operator knows.
+
+    Raises:
+        AssertionError: The controller or the keeper has a new attribute: list it here.
+    """
     controller, keeper = operator.controller, operator.keeper
     now_s = world.now_s
     known = ()
     if controller is not None:
-        known = (
-            plain(controller.desired),
-            sorted((str(k), v) for k, v in controller._tries.items()),
-            sorted(map(str, controller._done)),
-            sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
-            sorted(controller._changed),
-            sorted((h, _error(e)) for h, e in controller._errors.items()),
-            sorted((h, _error(e)) for h, e in controller._cause.items()),
-            plain(controller._judgement),
-            sorted(controller._unsure),
-            (controller._is_decided, controller._is_over),
-            sorted(keeper.held),
-            sorted(keeper._lost),
-            sorted((h, grain(s - now_s)) for h, s in keeper._next_s.items()),
-            sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
-            keeper._epoch,
-        )
+        of_controller = {
+            "desired": plain(controller.desired),
+            "_stop_traffic": sorted(controller._stop_traffic),
+            "_began_as_way_back": controller._began_as_way_back,
+            "_tries": sorted((str(k), v) for k, v in controller._tries.items()),
+            "_done": sorted(map(str, controller._done)),
+            "_until_s": sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
+            "_changed": sorted(controller._changed),
+            "_unsure": sorted(controller._unsure),
+            "_is_decided": controller._is_decided,
+            "_is_over": controller._is_over,
+            "_errors": sorted((h, error_of(e)) for h, e in controller._errors.items()),
+            "_cause": sorted((h, error_of(e)) for h, e in controller._cause.items()),
+            "_judgement": plain(controller._judgement),
+        }
+        of_keeper = {
+            "_held": sorted(keeper._held),
+            "_lost": sorted(keeper._lost),
+            "_next_s": sorted((h, grain(s - now_s)) for h, s in keeper._next_s.items()),
+            "_renewed_s": sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
+            "_epoch": keeper._epoch,
+        }
+        assert of_controller.keys() | _FIXED == vars(controller).keys(), "see of_operator"
+        assert of_keeper.keys() | _FIXED_OF_KEEPER == vars(keeper).keys(), "see of_operator"
+        known = (*of_controller.values(), *of_keeper.values())
     return (
         operator.name,
         operator.intent,
@@ -269,7 +296,7 @@ def of_operator(world, operator):
     )
 
 
-def _error(error):
+def error_of(error):
     return type(error).__name__, error.what, error.why
 
 
