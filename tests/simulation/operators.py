@@ -156,8 +156,10 @@ def _on_each(hosts, work, *, within_s=None):
                 raise Violation(traceback.format_exc()[-2000:]) from None
     finally:
         operator.deadline_s = was_s
-    if errors and sys._getframe(1).f_code.co_name in ("_act", "_read"):
-        # The controller goes on from these alone: what was answered before is forgotten.
+    caller = sys._getframe(1)
+    is_of_controller = caller.f_globals is vars(controller_module)
+    if errors and is_of_controller and caller.f_code.co_name in ("_act", "_read"):
+        # It goes on from these alone: what was answered before is forgotten.
         operator.begin_failure(errors)
     # A signal reaches the thread that waits for the others, and what has begun ends first.
     operator.interrupted()

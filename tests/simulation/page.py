@@ -58,7 +58,7 @@ as many faults to come has reached.  Times in a state are rounded to 0.5 s: two 
 less count as one.  Two cuts of power in one verb that leave the same on disk count as one fault.
 
 Not all pairs of faults are explored: a run goes through tens of boundaries before it reaches a
-known state, and a second fault at each of them makes about two million runs.  Explored are:
+known state, and a second fault at each of them makes about a million runs.  Explored are:
 
 | scenario | first | second |
 | --- | --- | --- |
