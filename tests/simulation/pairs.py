@@ -56,12 +56,4 @@ PAIRS = (
         lambda point, fault: (point.when, fault) == ("send", "lost"),
         lambda point, fault: (point.when, fault) == ("send", "kill"),
     ),
-    Pairs(
-        "full-then-killed",
-        "release",
-        "full_disk as a verb is sent",
-        "kill as a verb is sent",
-        lambda point, fault: (point.when, fault) == ("send", "full_disk"),
-        lambda point, fault: (point.when, fault) == ("send", "kill"),
-    ),
 )
