@@ -410,7 +410,7 @@ def test(c, unit=False, args=""):
     """
     Test everything that can be tested on this machine.
 
-    Lint, types, unit tests, then the lab tests on real hosts (root, minutes).
+    Lint, types, unit tests, the simulation, then the lab tests on real hosts (root, minutes).
 
         inv test --unit
     """

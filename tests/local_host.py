@@ -6,9 +6,7 @@ behind their Unix sockets, the clocks and the disk.  An operation that it does n
 AssertionError.  All of it may be used from several threads.
 """
 
-import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -335,16 +333,17 @@ class FakeHaproxy:
 
     def _stat(self):
         columns = _recorded("just_ready.stat.csv")[0].lstrip("# ").split(",")
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writerow({"pxname": "public", "svname": "FRONTEND", "status": "OPEN"})
+        rows = [{"pxname": "public", "svname": "FRONTEND", "status": "OPEN"}]
         for slot, server in self.servers.items():
             row = {"pxname": BACKEND, "svname": slot, "status": server.status}
             row |= {"weight": server.own_weight, "uweight": server.own_weight}
             row |= {"scur": server.sessions, "qcur": server.queued}
-            writer.writerow(row | server.counters)
-        writer.writerow({"pxname": BACKEND, "svname": "BACKEND", "status": "UP"})
-        return f"# {','.join(columns)}\n{text.getvalue()}\n"
+            rows.append(row | server.counters)
+        rows.append({"pxname": BACKEND, "svname": "BACKEND", "status": "UP"})
+        lines = [",".join(columns)]
+        lines += [",".join(str(row.pop(column, "")) for column in columns) for row in rows]
+        assert not any(rows), f"HAProxy has no such columns: {rows}"
+        return "# " + "\n".join(lines) + "\n\n"
 
     def _state(self):
         version, header, line = _recorded("just_ready.state.txt")[:3]

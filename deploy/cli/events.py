@@ -22,6 +22,7 @@ _AWAITED = {
     Step.REVIVE: "what serves to run again",
     Step.STAGE: "the bundle to be there and verified",
     Step.ARM: "its own way back to be armed",
+    Step.ARM_BACK: "its own way back to be armed",
     Step.CLEAR: "the slot to be cleared",
     Step.START: "the start of the slot",
     Step.GOLDEN: "the golden answers",

@@ -18,11 +18,11 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
     Run the linter, the types and the tests; return the status of the first that fails, or 0.
 
     Args:
-        is_unit: Leave out the tests on lab hosts.
+        is_unit: Leave out the simulation and the tests on lab hosts.
         arguments: More arguments for pytest, separated by spaces.
     """
     folder = _ROOT / ".venv" / "bin"
-    where = ["tests/unit"] if is_unit else ["tests/unit", "tests/lab"]
+    where = ["tests/unit"] if is_unit else ["tests/unit", "tests/simulation", "tests/lab"]
     for argv in (
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],

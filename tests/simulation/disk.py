@@ -11,6 +11,7 @@ the paths of simulated hosts do not exist.
 import builtins
 import ctypes
 import errno
+import functools
 import io
 import itertools
 import os
@@ -166,6 +167,18 @@ class Disk:
         """
         _lose(self.top, keeps_names=keeps_names)
 
+    def kept(self, node=None, *, keeps_names=False):
+        """
+        Return what `cut` would leave, to compare.
+        """
+        node = node or self.top
+        if node.kind is _FILE:
+            return hash(node.durable or b"")
+        if node.kind is _LINK:
+            return node.content
+        names = node.content if keeps_names else node.durable or {}
+        return [(n, self.kept(names[n], keeps_names=keeps_names)) for n in sorted(names)]
+
     def tree(self, node=None, path=""):
         """
         Yield (path, node) of everything there is.
@@ -213,12 +226,21 @@ def _locate(path, dir_fd=None):
     if dir_fd is not None:
         opened = _open[dir_fd]
         return opened.disk.live(), opened.node, [p for p in text.split("/") if p and p != "."]
-    name, _, rest = text[len(PREFIX) :].partition("/")
+    root, parts = _split(text)
     try:
-        disk = _disks[PREFIX + name]
+        disk = _disks[root]
     except KeyError:
         raise _error(errno.ENOENT, text) from None
-    return disk.live(), None, [p for p in rest.split("/") if p and p != "."]
+    return disk.live(), None, parts
+
+
+@functools.cache
+def _split(text):
+    """
+    Return the root of the disk of a path, and the path's parts below it.
+    """
+    name, _, rest = text[len(PREFIX) :].partition("/")
+    return PREFIX + name, [part for part in rest.split("/") if part and part != "."]
 
 
 def _status(node):

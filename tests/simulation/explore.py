@@ -10,18 +10,12 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.simulation.faults import FAULTS, possible
+from tests.simulation.faults import CUTS, FAULTS, possible
 from tests.simulation.host import Violation
 from tests.simulation.scenarios import SCENARIOS, play
 from tests.simulation.state import Seen, of_world
 
 WORKERS = max(1, os.cpu_count() or 1)
-
-
-class Pruned(BaseException):
-    """
-    The rest of this run was explored from the same state already.
-    """
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,11 @@ class Explorer:
     """
     Forks at each boundary for each possible fault, until *budget* faults have happened.
 
-    A run ends where its state was reached before with as many faults to come.
+    Args:
+        only: Called with whether a fault has happened, the boundary and the fault: explore it?
+
+    A run ends where its state was reached before with as many faults to come.  Two cuts of power in
+    one verb, at one time, that leave the same on disk are one fault: all else is lost.
     """
 
     def __init__(self, budget, results, only=None):
@@ -96,6 +94,7 @@ class Explorer:
         self.case, self.points = [], []
         self.is_child = self.is_over = False
         self._running = set()
+        self._cuts = set()
         self._only = only
         self.boundaries = []
 
@@ -113,7 +112,9 @@ class Explorer:
             self._merge("send", point)
         if self.budget > 0:
             for fault in possible(point):
-                if self._only and not self._only(self.index, point, fault):
+                if self._only and not self._only(bool(self.points), point, fault):
+                    continue
+                if self._is_cut_again(fault, point):
                     continue
                 if self._fork():
                     self.budget -= 1
@@ -121,6 +122,20 @@ class Explorer:
                     self.points.append(describe(point))
                     strike(self._world, fault, point, delivery)
                     return
+
+    def _is_cut_again(self, fault, point):
+        """
+        Return whether the host lost its power in this verb already, with the same left.
+        """
+        if point.when not in ("before", "after") or fault not in CUTS:
+            return False
+        host = self._world.hosts[point.host]
+        left = repr(host.disk.kept(keeps_names=fault == "torn_cut"))
+        key = (fault, host.name, host.verbs, self._world.now_s, left)
+        if key in self._cuts:
+            return True
+        self._cuts.add(key)
+        return False
 
     def operators_over(self, world):
         self._merge("over", None)
@@ -135,7 +150,10 @@ class Explorer:
             return  # a verb in progress has a state of its own
         number = of_world(self._world, point)
         if self._seen.add(where, number, self.budget) and self.is_child:
-            raise Pruned(f"{where} {number} {self.budget}")
+            # Without unwinding: the program would go on with its cleanups, in this world.
+            # The command of a run that ended has its own ending, whatever run was there before.
+            ending = "" if where == "send" else f"{self._world.commands[0].ending}: "
+            self.end(f"{ending}as {where} {number} {self.budget}")
         self.reached.append(f"{where} {number} {self.budget}")
 
     def choose(self, options):
@@ -168,16 +186,21 @@ class Explorer:
         pid, status = os.wait()
         self._running.discard(pid)
         if status:
-            self._write(f"a child ended with status {status}", True)
+            self.note(f"a child ended with status {status}", True)
 
     def wait(self):
         while self._running:
             self._wait()
 
-    def note(self, ending, failure=None):
-        self._write(ending, failure)
+    def end(self, ending, failure=None):
+        """
+        End the process of this run, once its own children have ended.
+        """
+        self.note(ending, failure)
+        self.wait()
+        os._exit(0)
 
-    def _write(self, ending, failure):
+    def note(self, ending, failure=None):
         line = json.dumps([",".join(self.case), self.points, ending, failure, self.reached])
         os.write(self._results, line.encode() + b"\n")
 
@@ -218,21 +241,19 @@ def explore(scenario, budget, only=None):
 
 def _one(scenario, explorer):
     try:
-        explorer.note(*_outcome(scenario, explorer))
+        ending, failure = _outcome(scenario, explorer)
     except BaseException:
         if not explorer.is_child:
             raise
-        explorer.note("", traceback.format_exc()[-3000:])
+        ending, failure = "", traceback.format_exc()[-3000:]
     if explorer.is_child:
-        explorer.wait()
-        os._exit(0)
+        explorer.end(ending, failure)
+    explorer.note(ending, failure)
 
 
 def _outcome(scenario, explorer):
     try:
         return play(scenario, explorer), None
-    except Pruned as pruned:
-        return f"as {pruned}", None
     except Violation as violation:
         return "violated", str(violation)
 

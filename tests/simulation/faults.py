@@ -4,6 +4,7 @@ The faults, and the boundaries at which each can happen.
 
 from deploy.host.layout import SLOTS
 from tests.local_fleet import DIGESTS
+from tests.simulation.etcd import NAME
 from tests.simulation.host import BOOT_S, VerbKilled
 
 DAY_S = 86_400.0
@@ -119,6 +120,16 @@ def _rival(does):
     return begin
 
 
+def _etcd_down(world, point, delivery):
+    world.etcd.down_until_s = world.now_s + OUT_S
+    world.stops_at(world.now_s + OUT_S)
+
+
+def _etcd_late(world, point, delivery):
+    world.etcd.late_until_s = world.now_s + OUT_S
+    world.stops_at(world.now_s + OUT_S + world.etcd.late_s)
+
+
 FAULTS = {
     "kill": _die,
     "term": _terminate,
@@ -142,7 +153,10 @@ FAULTS = {
     "rival_rollback": _rival("rollback"),
     "rival_abort": _rival("abort"),
     "rival_release": _rival("release"),
+    "etcd_down": _etcd_down,
+    "etcd_late": _etcd_late,
 }
+CUTS = ("power_cut", "torn_cut")
 _AT = {
     "send": (
         "kill", "term", "suspend", "lost", "late", "reboot", "power_cut", "cut_off", "freeze",
@@ -152,6 +166,13 @@ _AT = {
     "answer": ("kill", "lost", "twice", "reboot", "power_cut"),
     "before": ("power_cut", "torn_cut", "kill_verb"),
     "after": ("power_cut", "torn_cut", "kill_verb"),
+}  # fmt: skip
+_AT_ETCD = {
+    "send": (
+        "kill", "term", "suspend", "lost", "etcd_down", "etcd_late", "rival_rollback",
+        "rival_abort", "rival_release",
+    ),
+    "answer": ("kill", "lost", "etcd_down"),
 }  # fmt: skip
 
 
@@ -178,6 +199,8 @@ WORDS = {
     "rival_rollback": "another operator does inv rollback --steal",
     "rival_abort": "another operator does inv abort --steal",
     "rival_release": "another operator does inv release --steal of another bundle",
+    "etcd_down": "nothing reaches etcd for 25 s",
+    "etcd_late": "for 25 s etcd does what it is told, and answers 10 s later",
 }
 
 
@@ -185,11 +208,13 @@ def possible_at(fault):
     """
     Return the kinds of boundary at which *fault* can happen.
     """
-    return [when for when, faults in _AT.items() if fault in faults]
+    at = _AT_ETCD if fault.startswith("etcd") else _AT
+    of = " of etcd" if at is _AT_ETCD else ""
+    return [when + of for when, faults in at.items() if fault in faults]
 
 
 def possible(point):
     """
     Return the faults that can happen at *point*.
     """
-    return _AT[point.when]
+    return (_AT_ETCD if point.host == NAME else _AT)[point.when]

@@ -73,10 +73,14 @@ class SimulatedHost(FakeSystem):
         self.disk.gone = lambda: HostDied(name)
         self.disk.on_sync = self._at_sync
         super().__init__(f"{PREFIX}{name}", clock=_Clock(world))
+        self._links = {
+            slot: self.layout.slot_link(slot).relative_to(self.layout.root).parts for slot in SLOTS
+        }
         self.boots = 1
         self.is_on = True
         self.frozen_until_s = self.cut_until_s = self.excused_until_s = 0.0
         self.has_metrics_until_s = 0.0
+        self.verbs = 0  # that ever ran
         self.running = []  # verbs in progress, the innermost last
         self.is_watching = True  # faults happen at its syncs
         self.confirmed = set()  # releases that an operator was told are kept
@@ -199,6 +203,7 @@ class SimulatedHost(FakeSystem):
     def _running(self, verb, work):
         if not self.is_on:
             raise HostDied(self.name)
+        self.verbs += 1
         self.running.append(verb)
         before = set(_open)
         try:
@@ -352,6 +357,13 @@ class SimulatedHost(FakeSystem):
         weights = {s: w for s, w in self.proxy.weights.items() if w and self.proxy.is_running}
         total = sum(weights.values())
         return {self.linked(slot): 100 * w / total for slot, w in weights.items()}
+
+    def linked(self, slot):
+        # As `_is_ready`.
+        if self.disk.is_gone:
+            raise HostDied(self.name)
+        node = _at(self, *self._links[slot])
+        return None if node is None else node.content.rpartition("/")[2]
 
     def link(self, slot, bundle):
         self.layout.slot_links.mkdir(parents=True, exist_ok=True)

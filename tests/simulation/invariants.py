@@ -65,6 +65,11 @@ class Invariants:
         lease = content(host, "lease.json")
         if lease is None or lease["owner"] is None or not lease["epoch"]:
             return
+        if self.world.etcd is not None:
+            winners = self.world.etcd.winners.get(lease["epoch"], set())
+            if winners != {lease["owner"]}:
+                raise Violation(f"{host.name}: goes forward under an epoch of {sorted(winners)}")
+            return
         names = self._owners.get(lease["epoch"], {}).get(lease["owner"], ())
         if 2 * len(names) <= len(self.world.hosts):
             raise Violation(f"{host.name}: goes forward under an epoch of {sorted(names)} alone")
@@ -94,8 +99,10 @@ class Invariants:
 
     def desired(self):
         """
-        Return the desired states that hosts hold.
+        Return the desired states that hosts hold, and etcd.
         """
+        if self.world.etcd is not None and (text := self.world.etcd.state()) is not None:
+            yield json.loads(text)
         for host in self.world.hosts.values():
             document = content(host, "desired.json")
             if document is not None:
@@ -136,6 +143,8 @@ class Invariants:
             shares = host.shares()
             if len(shares) != 1:
                 raise Violation(f"{host.name}: {when}: mixed: {_shown(host)}")
+            if None in shares:
+                raise Violation(f"{host.name}: {when}: a slot without a bundle: {_shown(host)}")
             if node_of(host, "pending.json") is not None and not self._leased(host):
                 raise Violation(f"{host.name}: {when}: still pending: {_shown(host)}")
             back = content(host, "went-back.json")

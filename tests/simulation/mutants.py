@@ -14,6 +14,7 @@ class Mutant:
     """
     Attributes:
         old, new: What is replaced in the source of `module`; `old` is there once.
+        notices: What the failure says, so that nothing else counts as noticed.
         at: (when, verb) of the boundaries where `faults` happen; empty: nothing happens.
         budget: Number of faults in one run.
         also: Further replacements, where a second guard stands behind the first.
@@ -23,6 +24,7 @@ class Mutant:
     module: str
     old: str
     new: str
+    notices: str
     scenario: str = "release"
     faults: tuple[str, ...] = ()
     at: tuple[tuple[str, str], ...] = ()
@@ -36,6 +38,7 @@ MUTANTS = (
         "deploy.host.reserve",
         "    os.fsync(descriptor)\n",
         "",
+        "still pending",
         faults=("torn_cut",),
         at=(("after", "deadman.arm"), ("after", "traffic.set")),
     ),
@@ -44,6 +47,7 @@ MUTANTS = (
         "deploy.host.files",
         "        os.fsync(descriptor)\n",
         "        pass\n",
+        "a slot without a bundle",
         faults=("power_cut",),
         at=(("answer", "deadman.arm"), ("answer", "slot.start"), ("answer", "traffic.set")),
     ),
@@ -53,6 +57,7 @@ MUTANTS = (
         "        system.layout.pending.replace(system.layout.confirmed)\n"
         "        sync_directory(system.layout.state)\n",
         "        system.layout.pending.replace(system.layout.confirmed)\n",
+        "it took back what it had confirmed",
         faults=("power_cut",),
         at=(("answer", "deadman.confirm"), ("send", "good.record")),
     ),
@@ -61,6 +66,7 @@ MUTANTS = (
         "deploy.host.lease",
         "lease is not None and lease.fence == fence and self.left_s(lease) > 0",
         "lease is not None and self.left_s(lease) > 0",
+        "was done under lease",
         faults=("late",),
         at=(("send", "traffic.set"), ("send", "slot.start"), ("send", "deadman.arm")),
     ),
@@ -69,6 +75,7 @@ MUTANTS = (
         "deploy.host.lease",
         "        return max(0.0, self.expires_steady_s - steady_s)\n",
         "        return 1.0\n",
+        "without an operator: mixed",
         faults=("kill",),
         at=(("answer", "traffic.set"),),
     ),
@@ -77,6 +84,7 @@ MUTANTS = (
         "deploy.host.lease",
         "if epoch and (epoch < newest or (epoch == newest and not is_own)):",
         "if False:",
+        "epoch 1 was won by",
         faults=("rival_rollback", "rival_release"),
         at=(("send", "lease.acquire"), ("answer", "lease.acquire")),
     ),
@@ -85,6 +93,7 @@ MUTANTS = (
         "deploy.release.decide",
         "    pending = current.pending\n    return (\n        pending is not None\n",
         "    pending = current.pending\n    return True or (\n        pending is not None\n",
+        "without an operator: mixed",
         faults=("kill",),
         at=(("answer", "traffic.set"),),
     ),
@@ -93,6 +102,7 @@ MUTANTS = (
         "deploy.host.deadman.way_back",
         "        return _WayBack(system, way).go()\n",
         '        return ""\n',
+        "without an operator: mixed",
         faults=("kill",),
         at=(("answer", "traffic.set"),),
     ),
@@ -101,12 +111,14 @@ MUTANTS = (
         "deploy.host.deadman.pending",
         "    if Leases(system).in_force() is None:\n",
         "    if True:\n",
+        "undisturbed it ended",
     ),
     Mutant(
         "a boot takes nothing back",
         "deploy.host.deadman.way_back",
         "if way is None or way.boot_id == system.boot_id():",
         "if True:",
+        "it starts with what was not confirmed",
         faults=("reboot",),
         at=(("send", "measure"),),
     ),
@@ -115,6 +127,7 @@ MUTANTS = (
         "deploy.host.deadman.way_back",
         "        with failures.caught():\n            _rewrite_state(system, way)\n",
         "",
+        "it starts with what was not confirmed",
         faults=("reboot",),
         at=(("send", "measure"),),
     ),
@@ -123,6 +136,7 @@ MUTANTS = (
         "deploy.host.deadman.way_back",
         "    with_room(system, lambda: write_spare(system.layout.haproxy_state, data, 0o644))",
         "    del data",
+        "it starts with what was not confirmed",
         faults=("kill", "power_cut"),
         at=(("answer", "traffic.set"), ("after", "check")),
         budget=2,
@@ -132,6 +146,7 @@ MUTANTS = (
         "deploy.host.slots.traffic",
         "all(servers[slot].is_up for slot in wanted)",
         "True",
+        "no slot with traffic is UP",
         scenario="rollback",
     ),
     Mutant(
@@ -139,6 +154,7 @@ MUTANTS = (
         "deploy.host.slots.traffic",
         "key=lambda s: weights[s] < before[s].weight",
         "key=lambda s: weights[s] > before[s].weight",
+        "no slot serves",
         scenario="rollback",
     ),
     Mutant(
@@ -146,12 +162,14 @@ MUTANTS = (
         "deploy.release.controller",
         "        if judgement.verdict is Verdict.PASS:\n            self._write()\n",
         "        if judgement.verdict is Verdict.PASS:\n",
+        "without a recorded verdict",
     ),
     Mutant(
         "a refused canary keeps its traffic",
         "deploy.release.controller",
         "        goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK\n",
         "        goal = Goal.FORWARD\n",
+        "no end after",
         scenario="rejected",
     ),
     Mutant(
@@ -159,8 +177,20 @@ MUTANTS = (
         "deploy.release.store",
         "if granted and (is_way_back or 2 * granted > len(self._clients)):",
         "if granted:",
+        "goes forward under an epoch of",
         scenario="alone",
         also=(("if self._is_way_back or 2 * written > len(self._clients):", "if True:"),),
+    ),
+    Mutant(
+        "an epoch of etcd is put without a comparison",
+        "deploy.release.store_etcd",
+        "                    self._epoch_key: now.epoch_revision,\n"
+        "                    self._owner_key: now.owner_revision,\n",
+        "",
+        "was won by",
+        scenario="etcd",
+        faults=("rival_release",),
+        at=(("send", "etcd.txn"), ("send", "etcd.grant")),
     ),
 )
 

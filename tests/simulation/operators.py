@@ -3,18 +3,25 @@ What operators do in a simulated world: the commands of `deploy.wiring.releases`
 staged, and the operator's own clock and connections.
 """
 
+import functools
 import sys
 import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from deploy.errors import DeployError
+from deploy.host.records import from_line
+from deploy.host.replay import replay
+from deploy.host.slots.haproxy import parse_stat
 from deploy.release import controller as controller_module
+from deploy.release import store, store_etcd
+from deploy.release.desired import from_text
 from deploy.release.parallel import on_each as parallel_on_each
 from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import LIMITS, StagingSummary
+from tests.simulation.etcd import ENDPOINT, PREFIX, stand_ins
 from tests.simulation.world import Killed, Operator, Violation
 
 CANARY_PCT = 10
@@ -57,6 +64,7 @@ def deterministic(world):
         operator = at_work()
         made = controller_module.Controller(desired, **options)
         operator.controller, operator.keeper = made, options["keeper"]
+        operator.store = options["store"]
         return made
 
     decide = controller_module.decide
@@ -73,6 +81,15 @@ def deterministic(world):
                 and module is not sys.modules[__name__]
             ):
                 put(module, "on_each", _on_each)
+        for function, quick in _remembering().items():
+            for module in list(sys.modules.values()):
+                if getattr(module, function.__name__, None) is function:
+                    put(module, function.__name__, quick)
+        etcd_client, in_its_place = stand_ins(at_work)
+        for name, ours in in_its_place.items():
+            put(etcd_client, name, ours)
+        for module in (store, store_etcd):
+            put(module, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2))
         put(controller_module, "decide", noted)
         put(releases, "Controller", controller)
         for module in (releases, state):
@@ -88,6 +105,29 @@ def deterministic(world):
         for module, name, old in reversed(replaced):
             setattr(module, name, old)
         _worlds.pop()
+
+
+def _remembering():
+    """
+    Return pure functions of the program that a world calls again and again with the same text, each
+    with one that remembers its results.
+    """
+    replay_whole, replayed, kept = replay, {}, {}
+
+    def replay_quickly(records):
+        # `from_line` remembers its records, so each line is one object; `kept` keeps them.
+        records = list(records)
+        key = tuple(map(id, records))
+        if key not in replayed:
+            replayed[key], kept[key] = replay_whole(records), records
+        return replayed[key]._replace(good=list(replayed[key].good))
+
+    return {
+        from_line: functools.cache(from_line),
+        from_text: functools.cache(from_text),
+        parse_stat: functools.cache(parse_stat),
+        replay: replay_quickly,
+    }
 
 
 def _stage(client):
@@ -116,9 +156,25 @@ def _on_each(hosts, work, *, within_s=None):
                 raise Violation(traceback.format_exc()[-2000:]) from None
     finally:
         operator.deadline_s = was_s
+    caller = sys._getframe(1)
+    is_of_controller = caller.f_globals is vars(controller_module)
+    if errors and is_of_controller and caller.f_code.co_name in ("_act", "_read"):
+        # It goes on from these alone: what was answered before is forgotten.
+        operator.begin_failure(errors)
     # A signal reaches the thread that waits for the others, and what has begun ends first.
     operator.interrupted()
     return errors
+
+
+def _state_of(world):
+    if world.etcd is None:
+        return SimpleNamespace(kind="hosts")
+    return SimpleNamespace(
+        kind="etcd",
+        endpoints=(ENDPOINT,),
+        prefix=PREFIX,
+        **dict.fromkeys(("ca", "cert", "key", "user", "password")),
+    )
 
 
 class Command:
@@ -146,7 +202,7 @@ class Command:
             others=(),
             hooks=(),
             notify=(),
-            state=SimpleNamespace(kind="hosts"),
+            state=_state_of(world),
             service=SimpleNamespace(start_timeout=LIMITS.start_s),
         )
         self._on = Hosts(fleet, self.operator.clients, {})

@@ -1,5 +1,7 @@
 """
 Writes docs/reference/simulation.md: `python -m tests.simulation.page` runs every single fault.
+
+With `--words` it runs nothing, and takes the tables of outcomes from the page as it is.
 """
 
 import sys
@@ -8,10 +10,12 @@ from pathlib import Path
 
 from tests.simulation.explore import explore, failed
 from tests.simulation.faults import FAULTS, WORDS, possible_at
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.pairs import PAIRS
 from tests.simulation.scenarios import SCENARIOS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "simulation.md"
-SHOWN = ("release", "rollback", "rejected")
+SHOWN = ("release", "rollback", "rejected", "etcd")
 _LETTERS = {
     "promoted": "P",
     "rolled_back": "B",
@@ -43,6 +47,23 @@ at each boundary and at the end:
 
 A failure prints its case: `pytest tests/simulation -k test_a_case --case=release:94.lost`.
 
+`inv test` runs every single fault of a release and of a rollback, and the program with each of
+{mutants} guards broken: the invariant of that guard has to fail.  `SLIPWAY_SIMULATION_LONG=1 pytest
+tests/simulation` runs the rest of this page too.
+
+## What is left out
+
+All worlds are forks of one, and a run ends where its world reaches a state that another run with
+as many faults to come has reached.  Times in a state are rounded to 0.5 s: two runs that differ by
+less count as one.  Two cuts of power in one verb that leave the same on disk count as one fault.
+
+Not all pairs of faults are explored: a run goes through tens of boundaries before it reaches a
+known state, and a second fault at each of them makes about a million runs.  Explored are:
+
+| scenario | first | second |
+| --- | --- | --- |
+{pairs}
+
 ## Boundaries
 
 | boundary | where |
@@ -51,7 +72,8 @@ A failure prints its case: `pytest tests/simulation -k test_a_case --case=releas
 | answer | after its effect, before its answer |
 | sync | before and after each fsync, each change of a unit and each change of HAProxy in a verb |
 
-`check` and `boot` are the host's own way back.
+`check` and `boot` are the host's own way back.  In the scenario `etcd` the desired state is in an
+etcd, and each call of it is a boundary too.
 
 ## Faults
 
@@ -113,19 +135,25 @@ def _letter(ending):
 
 
 def main():
-    parts = [_HEAD, "| fault | what happens | boundaries |\n| --- | --- | --- |\n"]
+    pairs = "\n".join(pairs.line for pairs in PAIRS)
+    head = _HEAD.format(mutants=len(MUTANTS), pairs=pairs)
+    parts = [head, "| fault | what happens | boundaries |\n| --- | --- | --- |\n"]
     parts += [f"| {name} | {WORDS[name]} | {', '.join(possible_at(name))} |\n" for name in FAULTS]
     parts.append(
         "\n## Outcomes\n\nHow the operator's command ended: P promoted, B rolled back, R reverted, "
         "H held, N refused with nothing done, I interrupted, K killed.  In each of these runs all "
         "invariants held.\n"
     )
+    if "--words" in sys.argv:
+        _, _, tables = PAGE.read_text().partition("\n### ")
+        PAGE.write_text("".join(parts) + f"\n### {tables}")
+        return
     for name in SHOWN:
         results, boundaries = explore(SCENARIOS[name], 1)
         if messages := failed(name, results):
             sys.exit(messages)
         cases = {result.case.split(",end")[0] for result in results if result.points}
-        merged = sum(result.ending.startswith("as ") for result in results)
+        merged = sum("as " in result.ending for result in results)
         parts.append(
             f"\n### {name}\n\n{len(boundaries)} boundaries, {len(cases)} single faults; in "
             f"{merged} of {len(results)} runs the world reached a state that another run had "

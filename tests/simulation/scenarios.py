@@ -23,7 +23,7 @@ class Scenario:
         prepare: What was done before, without faults.
         is_bad: Every request to the new release fails.
         ends: How it ends where nothing happens.
-        cut: Hosts that cannot be reached from the beginning.
+        has_etcd: The desired state is in an etcd, and not on the hosts.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Scenario:
     prepare: Callable[[object], object] = lambda world: None
     is_bad: bool = False
     ends: str = "promoted: b2/b2"
-    cut: tuple[str, ...] = ()
+    has_etcd: bool = False
 
 
 def _release(command):
@@ -83,6 +83,7 @@ SCENARIOS = {
         Scenario("release", ("n1", "n2"), _release),
         Scenario("rejected", ("n1", "n2"), _release, is_bad=True, ends="reverted: b1/b1"),
         Scenario("rollback", ("n1", "n2"), _rollback, prepare=_released, ends="rolled_back: b1/b1"),
+        Scenario("etcd", ("n1", "n2"), _release, has_etcd=True),
         Scenario("three", ("n1", "n2", "n3"), _release, ends="promoted: b2/b2/b2"),
         Scenario(
             "alone",
@@ -102,7 +103,7 @@ def play(scenario, explorer):
     Raises:
         Violation: An invariant did not hold.
     """
-    with world_of(*scenario.hosts, serving=DIGESTS["b1"]) as world:
+    with world_of(*scenario.hosts, serving=DIGESTS["b1"], has_etcd=scenario.has_etcd) as world:
         for host in world.hosts.values():
             host.is_watching = False
             for bundle, version in (("b2", "v2"), ("b3", "v3")):

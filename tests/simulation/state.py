@@ -8,6 +8,7 @@ its loop and the answers since.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -26,7 +27,7 @@ _DROPPED = frozenset(
         "expires_steady_s",
     }
 )
-_journals = {}
+_OPAQUE = (".spare-", ".tmp-", "reserve", "lock", "stage.lock")
 
 
 def grain(seconds):
@@ -84,6 +85,7 @@ def of_world(world, point=None):
             [of_operator(world, operator) for operator in world.operators if is_alive(operator)],
             events,
             max(0, grain(world.quiet_s - now_s)),
+            world.etcd and world.etcd.number(filter(is_alive, world.operators)),
             tuple(point or ()),
         )
     )
@@ -163,6 +165,9 @@ def _directory(host, node, path):
                 yield from _directory(host, one, f"{path}/{name}")
             elif isinstance(one.content, str):
                 yield one.content
+            elif name.startswith(_OPAQUE):
+                # Only whether they have their space decides anything.
+                yield len(one.content) > 0, one.durable is not None and len(one.durable) > 0
             else:
                 content = bytes(one.content)
                 yield _content(host, name, content)
@@ -171,19 +176,14 @@ def _directory(host, node, path):
 
 
 def _content(host, name, content):
-    if name.startswith((".spare-", ".tmp-", "reserve", "lock", "stage.lock")):
-        return len(content) > 0
     if name.startswith("journal"):
         return _journal(content)
     if name == "haproxy.state":
         return content
     if not name.endswith(".json"):
         return content
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return content
-    if name == "lease.json":
+    document, decided = document_of(name, content)
+    if name == "lease.json" and document is not None:
         is_ours = document.get("boot_id") == host.boot
         left_s = document.get("expires_steady_s", 0.0) - host.clock.steady
         return _Lease(
@@ -197,31 +197,41 @@ def _content(host, name, content):
                 if is_alive(operator) and operator.clients[host.name].fence == document.get("fence")
             ),
         )
+    if isinstance(document, dict) and name != "desired.json":
+        return document.get("boot_id") == host.boot, decided
+    return decided
+
+
+@functools.cache
+def document_of(name, content):
+    """
+    Return the JSON document *content*, None for one that is damaged, and what is decided on of it.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return None, content
     if name == "desired.json":
-        text = json.loads(document["text"])
-        return document["epoch"], plain(text)
-    if isinstance(document, dict):
-        return document.get("boot_id") == host.boot, plain(document)
-    return content
+        return document, (document["epoch"], plain(json.loads(document["text"])))
+    return document, plain(document) if isinstance(document, dict) else content
 
 
+@functools.cache
 def _journal(content):
     """
     Return what the lines of the journal add up to, which is all that the host program reads of it.
     """
-    if content not in _journals:
-        records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
-        replayed = replay(record for record in records if record is not None)
-        unfinished = replayed.unfinished
-        _journals[content] = plain(
-            (
-                replayed.good,
-                unfinished and (unfinished.release, unfinished.rollback_to),
-                replayed.paused,
-                replayed.epoch,
-            )
+    records = map(from_line, content[: content.rfind(b"\n") + 1].splitlines())
+    replayed = replay(record for record in records if record is not None)
+    unfinished = replayed.unfinished
+    return plain(
+        (
+            replayed.good,
+            unfinished and (unfinished.release, unfinished.rollback_to),
+            replayed.paused,
+            replayed.epoch,
         )
-    return _journals[content]
+    )
 
 
 # -- operators
@@ -229,28 +239,58 @@ def _journal(content):
 _NEVER_S = 1e6  # a renewal that has not ended has no next one
 
 
+_FIXED = frozenset(
+    # Made with the command, or of no consequence beside what is listed in `of_operator`.
+    {
+        *("_plan", "_rules", "_store", "_keeper", "_all_clients", "_clients", "_stage", "_limits"),
+        *("_clock", "_report", "_recheck", "_phases", "_steal", "_lock"),
+    }
+)
+_FIXED_OF_KEEPER = frozenset(
+    {"_clients", "_owner", "_release", "_ttl_s", "_clock", "_timer", "_steal", "_lock"}
+)
+
+
 def of_operator(world, operator):
+    """
+    Return what an operator knows.
+
+    Raises:
+        AssertionError: The controller or the keeper has a new attribute: list it here.
+    """
     controller, keeper = operator.controller, operator.keeper
     now_s = world.now_s
     known = ()
     if controller is not None:
-        known = (
-            plain(controller.desired),
-            sorted((str(k), v) for k, v in controller._tries.items()),
-            sorted(map(str, controller._done)),
-            sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
-            sorted(controller._changed),
-            sorted((h, _error(e)) for h, e in controller._errors.items()),
-            sorted((h, _error(e)) for h, e in controller._cause.items()),
-            plain(controller._judgement),
-            str(controller._phases._now),
-            sorted(keeper.held),
-            sorted(keeper._lost),
-            sorted((h, grain(min(s - now_s, _NEVER_S))) for h, s in keeper._next_s.items()),
-            sorted((h, grain(s)) for h, s in keeper._timeout_s.items()),
-            sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
-            keeper._epoch,
-        )
+        of_controller = {
+            "desired": plain(controller.desired),
+            "_stop_traffic": sorted(controller._stop_traffic),
+            "_began_as_way_back": controller._began_as_way_back,
+            "_tries": sorted((str(k), v) for k, v in controller._tries.items()),
+            "_done": sorted(map(str, controller._done)),
+            "_until_s": sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
+            "_changed": sorted(controller._changed),
+            "_unsure": sorted(controller._unsure),
+            "_is_decided": controller._is_decided,
+            "_is_over": controller._is_over,
+            "_errors": sorted((h, error_of(e)) for h, e in controller._errors.items()),
+            "_cause": sorted((h, error_of(e)) for h, e in controller._cause.items()),
+            "_judgement": plain(controller._judgement),
+        }
+        of_keeper = {
+            "_held": sorted(keeper._held),
+            "_lost": sorted(keeper._lost),
+            "_next_s": sorted(
+                (h, grain(min(s - now_s, _NEVER_S))) for h, s in keeper._next_s.items()
+            ),
+            "_timeout_s": sorted((h, grain(s)) for h, s in keeper._timeout_s.items()),
+            "_renewed_s": sorted((h, grain(s - now_s)) for h, s in keeper._renewed_s.items()),
+            "_epoch": keeper._epoch,
+        }
+        assert of_controller.keys() | _FIXED == vars(controller).keys(), "see of_operator"
+        assert of_keeper.keys() | _FIXED_OF_KEEPER == vars(keeper).keys(), "see of_operator"
+        phase = str(controller._phases._now)
+        known = (*of_controller.values(), *of_keeper.values(), phase)
     return (
         operator.name,
         operator.intent,
@@ -262,7 +302,7 @@ def of_operator(world, operator):
     )
 
 
-def _error(error):
+def error_of(error):
     return type(error).__name__, error.what, error.why
 
 

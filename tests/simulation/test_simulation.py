@@ -1,12 +1,22 @@
+import os
+
 import pytest
 
 from tests.simulation.explore import explore, failed, replay
 from tests.simulation.faults import FAULTS, WORDS
 from tests.simulation.page import PAGE, boundaries_of
+from tests.simulation.pairs import PAIRS
 from tests.simulation.scenarios import SCENARIOS
 
+_ON_REQUEST = pytest.mark.skipif(
+    not os.environ.get("SLIPWAY_SIMULATION_LONG"), reason="SLIPWAY_SIMULATION_LONG=1 runs it"
+)
 
-@pytest.mark.parametrize("name", ["release", "rollback"])
+
+@pytest.mark.parametrize(
+    "name",
+    ["release", "rollback", *(pytest.param(n, marks=_ON_REQUEST) for n in ("rejected", "etcd"))],
+)
 def test_a_fault_at_any_boundary_leaves_every_host_serving_one_version(name):
     """
     Every invariant holds with each fault at each boundary, and without any.
@@ -19,18 +29,15 @@ def test_a_fault_at_any_boundary_leaves_every_host_serving_one_version(name):
     assert not missing, "python -m tests.simulation.page writes the page anew"
 
 
-def test_a_fault_in_the_way_back_of_a_host_whose_operator_was_killed():
+@_ON_REQUEST
+@pytest.mark.parametrize("pairs", PAIRS, ids=lambda pairs: pairs.name)
+def test_a_second_fault_changes_nothing(pairs):
     """
-    The operator is killed at any boundary, and any fault happens at any boundary of the host's own
-    way back after that: all these pairs.
+    Every invariant holds with all pairs of these.
     """
+    results, _ = explore(SCENARIOS[pairs.scenario], 2, pairs.only)
 
-    def only(_, point, fault):
-        return fault == "kill" or point.verb in ("check", "boot")
-
-    results, _ = explore(SCENARIOS["release"], 2, only)
-
-    assert not failed("release", results)
+    assert not failed(pairs.scenario, results)
     assert any(len(result.points) == 2 for result in results)
 
 
@@ -73,4 +80,5 @@ def test_the_page_names_every_fault():
     text = PAGE.read_text()
 
     assert set(WORDS) == set(FAULTS)
+    assert not [pairs.name for pairs in PAIRS if pairs.line not in text]
     assert not [name for name in FAULTS if f"| {name} | {WORDS[name]} |" not in text]

@@ -17,15 +17,16 @@ from deploy.transport.base import Completed
 from deploy.transport.client import HostClient
 from tests.local_host import serve
 from tests.simulation.disk import mounted
+from tests.simulation.etcd import Etcd
 from tests.simulation.host import HostDied, SimulatedHost, VerbKilled, Violation
-from tests.simulation.state import answer, digest, grain, plain
+from tests.simulation.state import answer, digest, error_of, grain, plain
 
 LATENCY_S = 0.02
 UNREACHABLE_S = 2.0  # until a connection to nobody is given up
 LATE_S = 0.15  # until a command runs whose connection was lost: the operator is at work again
 REQUESTS_PER_S = 40  # of each host
 DEADMAN_S = 5.0
-BOUNDARIES_MAX = 5000  # of one run; an undisturbed one has 500
+BOUNDARIES_MAX = 3000  # of one run; an undisturbed one has 500
 
 
 class Killed(BaseException):
@@ -83,10 +84,12 @@ class World:
         at_boundary: Called with each `Point`, and the `Delivery` where a command is on its way.
         truth: What the simulation knows beside the hosts: see `invariants`.
         errors: Bundles whose requests fail.
+        etcd: Where the desired state is; None: on the hosts.
     """
 
-    def __init__(self, names, machinery=None):
+    def __init__(self, names, machinery=None, *, has_etcd=False):
         self.now_s = 10_000.0
+        self.etcd = Etcd(self) if has_etcd else None
         self.machinery = machinery or Machinery()
         self._events = []
         self._count = itertools.count()
@@ -194,7 +197,7 @@ class Operator:
         self.is_over = self.in_timer = False
         self.intent = ""
         self.deadline_s = float("inf")  # of the calls of parallel work
-        self.controller = self.keeper = None
+        self.controller = self.keeper = self.store = None
         self.trail, self.first = [], {}
         self.round_s = world.now_s
         self.calling = []  # (host, verb) of calls that have not returned, the outermost first
@@ -228,6 +231,11 @@ class Operator:
 
     def begin_round(self, seen, done):
         self.trail = [plain((seen, done))]
+        self.round_s = self.world.now_s
+        self.first = {}
+
+    def begin_failure(self, errors):
+        self.trail = [(host, error_of(error)) for host, error in sorted(errors.items())]
         self.round_s = self.world.now_s
         self.first = {}
 
@@ -391,12 +399,12 @@ class Transport:
 
 
 @contextmanager
-def world_of(*names, serving=None, version="v1", machinery=None):
+def world_of(*names, serving=None, version="v1", machinery=None, has_etcd=False):
     """
     Yield a world of the hosts *names*, which serve the bundle *serving* from blue.
     """
     with mounted():
-        world = World(names, machinery)
+        world = World(names, machinery, has_etcd=has_etcd)
         for host in world.hosts.values():
             host.is_watching = False
             if serving:

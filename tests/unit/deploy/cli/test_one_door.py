@@ -18,6 +18,9 @@ DOORS = {
     "deploy.host.__main__": "a program on hosts: its answer, one line of JSON",
     "deploy.provision.engine": "in the worker, whose standard error its parent reads",
     "deploy.provision.worker": "the protocol with its parent, in lines of JSON",
+    "deploy.bench.one_fleet": "one measurement in a process of its own: its figures, as JSON",
+    "deploy.bench.simulated_hosts": "hosts of a benchmark in a process of their own: their counts",
+    "deploy.release.hook_guard": "leads a hook, whose standard input it hands on",
     "deploy.lab.__main__": "the lab's program for tests; its texts are made visible",
     "deploy.lab.models.__main__": "trains the lab's models, in a process of its own",
 }
