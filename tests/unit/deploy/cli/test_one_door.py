@@ -27,6 +27,7 @@ DOORS = {
 # Modules whose child processes print to our streams themselves.
 CHILDREN = {
     "deploy.cli.programs": "the linter, the tests and the bench of this checkout",
+    "deploy.bench.one_fleet": "its simulated hosts, which print their own defects alone",
     "deploy.lab.__main__": "becomes the ssh client",
     "tasks": "lab.ssh becomes the ssh client: its terminal is the host's",
 }
