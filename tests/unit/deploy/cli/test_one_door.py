@@ -20,7 +20,6 @@ DOORS = {
     "deploy.provision.worker": "the protocol with its parent, in lines of JSON",
     "deploy.bench.one_fleet": "one measurement in a process of its own: its figures, as JSON",
     "deploy.bench.simulated_hosts": "hosts of a benchmark in a process of their own: their counts",
-    "deploy.release.hook_guard": "leads a hook, whose standard input it hands on",
     "deploy.lab.__main__": "the lab's program for tests; its texts are made visible",
     "deploy.lab.models.__main__": "trains the lab's models, in a process of its own",
 }
@@ -28,6 +27,7 @@ DOORS = {
 CHILDREN = {
     "deploy.cli.programs": "the linter, the tests and the bench of this checkout",
     "deploy.bench.one_fleet": "its simulated hosts, which print their own defects alone",
+    "deploy.release.hook_guard": "a hook, whose output goes to the pipes of its starter",
     "deploy.lab.__main__": "becomes the ssh client",
     "tasks": "lab.ssh becomes the ssh client: its terminal is the host's",
 }
