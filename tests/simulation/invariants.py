@@ -5,6 +5,8 @@ What must hold in every world: checked while time passes, at every boundary and 
 import json
 
 from deploy.host.layout import SLOTS
+from deploy.release import desired_text
+from deploy.release.plan import Kind
 from tests.simulation.host import content, node_of
 from tests.simulation.world import Violation
 
@@ -83,16 +85,16 @@ class Invariants:
         if confirmed is not None and host.linked(confirmed["to_slot"]) == bundle:
             return True
         for desired in self.desired():
-            plan = desired["plan"]
-            if plan["bundle"] != bundle:
+            plan = desired.plan
+            if plan.bundle != bundle:
                 continue
-            if plan["kind"] == "rollback":
+            if plan.kind is Kind.ROLLBACK:
                 return True
-            part = next((p for p in plan["hosts"] if p["host"] == host.name), None)
-            if part is not None and not (part["from_slot"] and part["from_ready"]):
+            part = plan.by_name.get(host.name)
+            if part is not None and not (part.from_slot and part.from_ready):
                 return True  # nothing to compare it with: golden answers only
-            passed = {r["wave"] for r in desired["rulings"] if r["verdict"] == "pass"}
-            waves = [n for n, wave in enumerate(plan["waves"], 1) if host.name in wave]
+            passed = {r.wave for r in desired.rulings if r.verdict == "pass"}
+            waves = [n for n, wave in enumerate(plan.waves, 1) if host.name in wave]
             if waves and waves[0] in passed:
                 return True
         return False
@@ -102,11 +104,11 @@ class Invariants:
         Return the desired states that hosts hold, and etcd.
         """
         if self.world.etcd is not None and (text := self.world.etcd.state()) is not None:
-            yield json.loads(text)
+            yield desired_text.from_text(text, 0, 0)
         for host in self.world.hosts.values():
             document = content(host, "desired.json")
             if document is not None:
-                yield json.loads(document["text"])
+                yield desired_text.from_text(document["text"], 0, 0)
 
     def _epoch(self, host):
         node = node_of(host, "lease.json")
@@ -167,9 +169,7 @@ class Invariants:
         A bundle with a recorded refusal, and none that let it pass later, has no traffic.
         """
         refused = {
-            d["plan"]["bundle"]
-            for d in self.desired()
-            if any(r["verdict"] == "revert" for r in d["rulings"])
+            d.plan.bundle for d in self.desired() if any(r.verdict == "revert" for r in d.rulings)
         }
         for host in self.world.hosts.values():
             for bundle in host.shares():

@@ -91,8 +91,9 @@ MUTANTS = (
     Mutant(
         "the host's own way back is never armed",
         "deploy.release.decide",
-        "    pending = current.pending\n    return (\n        pending is not None\n",
-        "    pending = current.pending\n    return True or (\n        pending is not None\n",
+        "            return is_kept or (_is_armed(desired, current) and "
+        "_leaves(desired, host, current))\n",
+        "            return True\n",
         "without an operator: mixed",
         faults=("kill",),
         at=(("answer", "traffic.set"),),

@@ -15,7 +15,7 @@ from deploy.host.replay import replay
 from deploy.host.slots.haproxy import parse_stat
 from deploy.release import controller as controller_module
 from deploy.release import store, store_etcd
-from deploy.release.desired import from_text
+from deploy.release.desired_text import from_text
 from deploy.release.parallel import on_each as parallel_on_each
 from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
@@ -143,11 +143,11 @@ def _on_each(hosts, work, *, within_s=None):
     world = _worlds[-1]
     operator = world.stack[-1]
     was_s = operator.deadline_s
-    if within_s is not None:
-        operator.deadline_s = min(was_s, world.now_s + within_s)
     errors = {}
     try:
         for host in dict.fromkeys(hosts):
+            if within_s is not None:
+                operator.deadline_s = min(was_s, world.now_s + within_s)
             try:
                 work(host)
             except DeployError as error:
