@@ -2,30 +2,46 @@
 A model's chat template, as the API uses it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import jinja2
-
-from runtime.chat.environment import make_environment
 from runtime.chat.errors import ChatTemplateError
+from runtime.chat.files import ChatFiles, read_chat_files
+from runtime.chat.limits import RenderLimits
+from runtime.chat.process import RenderProcess, TemplateInvalid
+from runtime.contract.chat_files import DEFAULT, TOOL_USE
 from runtime.contract.errors import ModelError
+
+# What a request has fields of its own for.
+_RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
 class ChatTemplate:
     """
-    Renders conversations.  Safe to use from several threads.
+    Renders conversations, one at a time.  Safe to use from several threads.
 
     Attributes:
         special_tokens: Text of each special token by name, such as `eos_token`.
+
+    Raises:
+        ModelError: A template can't be compiled; names its file and line.
     """
 
-    def __init__(self, templates: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        environment = make_environment()
-        self.special_tokens = dict(special_tokens)
-        self._templates = {name: environment.from_string(text) for name, text in templates.items()}
+    def __init__(self, files: ChatFiles, limits: RenderLimits | None = None) -> None:
+        self.special_tokens = MappingProxyType(dict(files.special_tokens))
+        self._names = frozenset(files.templates)
+        self._process = RenderProcess(files.templates, limits or RenderLimits())
+        try:
+            self._process.compile()
+        except TemplateInvalid as error:
+            self._process.close()
+            raise ModelError(
+                f"{files.sources[error.name]}: not a chat template",
+                why=str(error),
+                fix="use the file that was published with the model",
+            ) from None
 
     def render(
         self,
@@ -33,71 +49,54 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        kwargs: Mapping[str, Any] = {},
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """
-        Return the text of the conversation.  It carries its own BOS: encode it without one.
+        Return the text of the conversation, as transformers renders it.
 
-        Blocks for as long as it takes, a few seconds at most: call it from a thread.
+        The text has its own BOS: encode it without adding one.  Blocks, for some ten microseconds
+        a message and a few seconds at most: call it from a thread.
 
         Args:
-            messages: JSON values, as OpenAI's API has them; content is a string or a list of parts.
-            tools: JSON values, as OpenAI's API has them.
+            messages: JSON values as in OpenAI's API; content is a string or a list of text parts.
+            tools: JSON values as in OpenAI's API.  Templates tell an empty list from None.
             add_generation_prompt: End with the header of an answer.
             kwargs: Further variables of the template, such as `enable_thinking`.
 
         Raises:
+            RenderLimitExceeded: Rendering takes more time or memory than a conversation may.
             ChatTemplateError: The template refuses the messages; says why in its own words.
         """
-        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        try:
-            return self._templates[name].render(
-                messages=[dict(each) for each in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **kwargs},
-            )
-        except Exception as error:
-            raise ChatTemplateError(str(error)) from None
+        for name in _RESERVED:
+            if name in kwargs:
+                raise ChatTemplateError(f"chat_template_kwargs.{name}: has a field of its own")
+        variables = {
+            "documents": None,
+            **self.special_tokens,
+            **kwargs,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        name = TOOL_USE if tools is not None and TOOL_USE in self._names else DEFAULT
+        return self._process.render(
+            {"template": name, "messages": messages, "variables": variables}
+        )
 
     def close(self) -> None:
         """
         End the process that renders.  It also ends with this process.
         """
+        self._process.close()
 
 
 def load_chat_template(model_directory: Path) -> ChatTemplate | None:
     """
     Return the chat template of the model in *model_directory*; None if it has none.
 
+    Starts a process, which takes some 0.2 s.
+
     Raises:
         ModelError: It is broken; names file, key and remedy.
     """
-    config: dict[str, Any] = {}
-    path = model_directory / "tokenizer_config.json"
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-    source: Any = config.get("chat_template")
-    if (model_directory / "chat_template.jinja").exists():
-        source = (model_directory / "chat_template.jinja").read_text(encoding="utf-8")
-    if source is None:
-        return None
-    templates = (
-        {"default": source}
-        if isinstance(source, str)
-        else {each["name"]: each["template"] for each in source}
-    )
-    tokens = {
-        name: value["content"] if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name.endswith("_token") and isinstance(value, str | dict)
-    }
-    try:
-        return ChatTemplate(templates, tokens)
-    except jinja2.TemplateError as error:
-        raise ModelError(
-            f"{model_directory}: chat template: not a template",
-            why=str(error),
-            fix="use the file that was published with the model",
-        ) from error
+    files = read_chat_files(model_directory)
+    return None if files is None else ChatTemplate(files)
