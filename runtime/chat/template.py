@@ -39,7 +39,7 @@ class ChatTemplate:
             self._process.close()
             raise ModelError(
                 f"{files.sources[error.name]}: not a chat template",
-                why=str(error),
+                why=f"{error.name}: {error}",
                 fix="use the file that was published with the model",
             ) from None
 
