@@ -20,7 +20,8 @@ HELLO = [user("hello")]
 SHORT = RenderLimits(compile_cpu_s=0.2, cpu_s=0.1)
 SMALL = RenderLimits(characters=1 << 20, memory_bytes=64 << 20)
 
-DIGITS = "{% set n = 10 ** 9 %}{{ (10 ** n) % 7 }}"  # one call into C
+# One call into C that looks for no signal: Python's rfind is quadratic.
+SEARCH = "{% set n = 10 ** 6 %}{{ ('a' * 3 * n).rfind('ab' + 'a' * n) }}"
 TOO_LONG = {
     "nested loops": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -28,7 +29,8 @@ TOO_LONG = {
     "a macro that calls itself twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     ),
-    "digits": DIGITS,
+    "digits": "{% set n = 10 ** 9 %}{{ (10 ** n) % 7 }}",
+    "a search": SEARCH,
     "a product that grows": (
         "{% set ns = namespace(a=3) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}"
         "{% endfor %}{{ ns.a % 7 }}"
@@ -46,7 +48,6 @@ TOO_LARGE = {
     "a format": "{{ '%10000000000d' % 1 }}",
     "a format method": "{{ '{:10000000000}'.format(1) }}",
     "indented JSON": "{{ messages | tojson(indent=10 ** 9) }}",
-    "much text": "{% for a in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
 }
 FORBIDDEN = {
@@ -101,6 +102,20 @@ def test_a_template_that_takes_too_much_memory_is_stopped(name, opened):
         template.render(HELLO)
 
 
+def test_a_template_that_makes_too_much_text_is_stopped(opened):
+    """
+    Endless pieces that are small each.
+    """
+    template = opened(
+        "{% for a in range(99) %}0123456789{% endfor %}{{ messages[0].content }}",
+        RenderLimits(characters=1000),
+    )
+    assert len(template.render([user("0123456789")])) == 1000
+
+    with pytest.raises(RenderLimitExceeded, match="more than 1000 characters"):
+        template.render([user("0123456789+")])
+
+
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_a_template_reaches_nothing_outside_of_its_variables(name, opened):
     template = opened(FORBIDDEN[name])
@@ -129,15 +144,17 @@ def test_after_each_limit_the_next_conversation_is_rendered(opened):
     """
     template = opened(
         "{% set n = 10 ** 9 %}{% set a = messages[0].content %}"
-        "{% if a == 'digits' %}{{ (10 ** n) % 7 }}{% endif %}"
+        "{% if a == 'search' %}" + SEARCH + "{% endif %}"
         "{% if a == 'memory' %}{{ (a * n) | length }}{% endif %}"
         "{% if a == 'loop' %}{% for x in range(99999) %}{% for y in range(99999) %}"
         "{% endfor %}{% endfor %}{% endif %}{{ a }}"
     )
-    for content in ("digits", "memory", "loop", "digits"):
+    for content, is_replaced in (("search", True), ("memory", False), ("loop", False)):
+        before = template._process._process.pid
         with pytest.raises(RenderLimitExceeded):
             template.render([user(content)])
         assert template.render([user("fine")]) == "fine"
+        assert (template._process._process.pid != before) is is_replaced
 
 
 def test_a_process_that_was_killed_is_replaced(opened):
@@ -174,7 +191,7 @@ def test_the_caller_computes_nothing_while_a_template_runs(opened):
     """
     A call into C would hold Python's lock: no health check would be answered meanwhile.
     """
-    template = opened(DIGITS, RenderLimits(cpu_s=0.5))
+    template = opened(SEARCH, RenderLimits(cpu_s=0.5))
     before_s = time.process_time()
 
     with pytest.raises(RenderLimitExceeded):
