@@ -43,6 +43,7 @@ class RenderProcess:
         setup = {"templates": dict(templates), "limits": dataclasses.asdict(limits)}
         self._setup = json.dumps(setup).encode()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._start()
 
     def compile(self) -> None:
@@ -65,6 +66,8 @@ class RenderProcess:
         except RecursionError:
             raise RenderLimitExceeded("the messages are nested too deeply") from None
         with self._lock:
+            if self._is_closed:
+                raise RenderLimitExceeded("the process that renders was closed")
             try:
                 self._wait_until_ready()
             except TemplateInvalid as error:  # it was valid at the start
@@ -79,6 +82,11 @@ class RenderProcess:
         return text
 
     def close(self) -> None:
+        """
+        End the process; a conversation that is being rendered fails.
+        """
+        self._is_closed = True
+        self._process.kill()
         with self._lock:
             self._stop()
 
@@ -127,8 +135,9 @@ class RenderProcess:
                 why = "it took too much time"
             else:
                 why = f"its process ended, {_exit_reason(status)}"
-        self._stop()
-        self._start()
+        if not self._is_closed:
+            self._stop()
+            self._start()
         return LIMIT, f"the chat template was stopped: {why}"
 
 

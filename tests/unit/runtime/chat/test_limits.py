@@ -228,6 +228,39 @@ def test_the_process_ends_with_its_pipe():
     assert template._process._process.wait(timeout=20) == 0
 
 
+def test_closing_waits_for_no_conversation(opened):
+    """
+    The one that is being rendered fails, and no other process is started for it.
+    """
+    template = opened(SEARCH, RenderLimits(cpu_s=20))
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(template.render, HELLO)
+        wait_until_busy(template)
+        process = template._process._process
+        template.close()
+        with pytest.raises(RenderLimitExceeded, match="its process ended, signal 9"):
+            rendering.result(timeout=10)
+    assert template._process._process is process
+
+    with pytest.raises(RenderLimitExceeded, match="was closed"):
+        template.render(HELLO)
+
+
+def wait_until_busy(template):
+    """
+    Wait until the process has used CPU time for its conversation.
+    """
+    stat = Path(f"/proc/{template._process._process.pid}/stat")
+
+    def ticks():
+        return int(stat.read_text().rpartition(")")[2].split()[11])
+
+    before, deadline_s = ticks(), time.monotonic() + 30
+    while ticks() < before + 2:
+        assert time.monotonic() < deadline_s, "it never began"
+        time.sleep(0.01)
+
+
 def test_what_a_request_has_fields_for_is_no_variable(opened):
     for name in ("messages", "tools", "add_generation_prompt"):
         with pytest.raises(ChatTemplateError, match=rf"chat_template_kwargs\.{name}"):
