@@ -74,13 +74,10 @@ class ChatTemplate:
             "documents": None,
             **self.special_tokens,
             **kwargs,
-            "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
         name = TOOL_USE if tools is not None and TOOL_USE in self._names else DEFAULT
-        return self._process.render(
-            {"template": name, "messages": messages, "variables": variables}
-        )
+        return self._process.render(name, messages, tools, variables)
 
     def close(self) -> None:
         """

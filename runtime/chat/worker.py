@@ -48,7 +48,8 @@ class CompiledTemplate:
     def render(self, document: dict[str, Any], most_characters: int) -> str:
         messages = prepare_messages(document["messages"], self._form)
         pieces, size = [], 0
-        for piece in self._template.generate({**document["variables"], "messages": messages}):
+        variables = document["variables"] | {"messages": messages, "tools": document["tools"]}
+        for piece in self._template.generate(variables):
             pieces.append(piece)
             size += len(piece)
             if size > most_characters:
