@@ -5,25 +5,40 @@ Checks a model directory and lists its files, before anything is copied.
 import json
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deploy.errors import ModelPathError
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
 from deploy.host.trusted_files import Untrusted, open_below, read_below
+from runtime.contract.chat_files import (
+    ADDITIONAL_TEMPLATES,
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    JSON_MAX_BYTES,
+    NAME_FORM,
+    SPECIAL_TOKENS_MAP,
+    TEMPLATE_MAX_BYTES,
+    TEMPLATES_MAX,
+    TOKENIZER_CONFIG,
+    is_template_name,
+    named_templates,
+)
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Included if present.
-OPTIONAL = (
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+_OPTIONAL_JSON = (GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG)
+OPTIONAL = (*_OPTIONAL_JSON, CHAT_TEMPLATE, "preprocessor_config.json")
 # Bytes that are read of each file; a file of a real model has a tenth of it.
-_JSON_MAX = {CONFIG: 16 << 20, TOKENIZER: 512 << 20, INDEX: 128 << 20}
+_JSON_MAX = {
+    **dict.fromkeys(_OPTIONAL_JSON, JSON_MAX_BYTES),
+    CONFIG: 16 << 20,
+    TOKENIZER: 512 << 20,
+    INDEX: 128 << 20,
+}
+_REPLACE = "use the file that was published with the model"
 _GOLDEN_MAX = 16 << 20
 _HEADER_MAX = 100 << 20  # Source: safetensors format, "header size must not exceed 100 MB"
 
@@ -43,9 +58,11 @@ def check_model(path: Path) -> list[str]:
     weights = _check_weights(path)
     check_golden(path)
     optional = [name for name in OPTIONAL if os.path.lexists(path / name)]
-    names = sorted([CONFIG, TOKENIZER, *weights, *optional])
+    templates = _additional_templates(path)
+    names = sorted([CONFIG, TOKENIZER, *weights, *optional, *templates])
     for name in (*names, GOLDEN_FILE):
         os.close(open_model_file(path, name))
+    _check_chat_files(path, optional, templates)
     return names
 
 
@@ -153,6 +170,41 @@ def _reach(path: Path) -> None:
         next(whole.iterdir(), None)
     except PermissionError:
         raise _forbidden(path, f"{whole} cannot be listed") from None
+
+
+def _additional_templates(path: Path) -> list[str]:
+    files = sorted((path / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+    if len(files) >= TEMPLATES_MAX:
+        raise _not_a_model(
+            path, f"{ADDITIONAL_TEMPLATES}: {len(files)} templates; {TEMPLATES_MAX - 1} at most"
+        )
+    for file in files:
+        if not is_template_name(file.stem):
+            name = f"{ADDITIONAL_TEMPLATES}/{file.name[:80]!r}"
+            raise _not_a_model(path, f"{name}: its name should be {NAME_FORM}")
+    return [f"{ADDITIONAL_TEMPLATES}/{file.name}" for file in files]
+
+
+def _check_chat_files(path: Path, optional: Sequence[str], templates: Sequence[str]) -> None:
+    """
+    Refuse a file that the runtime would refuse at its start.
+    """
+    documents = {name: _json(path, name) for name in _OPTIONAL_JSON if name in optional}
+    try:
+        named_templates(documents.get(TOKENIZER_CONFIG, {}))
+    except ValueError as error:
+        raise _not_a_model(path, f"{TOKENIZER_CONFIG}: {error}", _REPLACE) from None
+    for name in (*sorted({CHAT_TEMPLATE} & set(optional)), *templates):
+        _check_template(path, name)
+
+
+def _check_template(path: Path, name: str) -> None:
+    try:
+        read_below(path, name, TEMPLATE_MAX_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise _not_a_model(path, f"{name} is not a template: {error}", _REPLACE) from None
+    except OSError as error:
+        raise _unreadable(path / name, error) from error
 
 
 def _check_weights(path: Path) -> list[str]:

@@ -57,7 +57,17 @@ def change_golden(workshop):
     path.write_text(path.read_text().replace("rises", "sets"))
 
 
-@pytest.mark.parametrize("change", [change_weights, change_code, change_golden])
+def change_template(workshop):
+    (workshop.model / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def change_default(workshop):
+    (workshop.model / "generation_config.json").write_text('{"temperature": 0.6}')
+
+
+@pytest.mark.parametrize(
+    "change", [change_weights, change_code, change_golden, change_template, change_default]
+)
 def test_one_byte_makes_another_bundle(workshop, change):
     """
     Negative control: its digest depends on the content.

@@ -73,7 +73,7 @@ def test_a_directory_that_is_a_link_is_refused(tmp_path):
     assert "sub/model-0000" in refusal(model).why or "link" in refusal(model).why
 
 
-@pytest.mark.parametrize("name", [*FILES, "generation_config.json"])
+@pytest.mark.parametrize("name", [*FILES, "generation_config.json", "chat_template.jinja"])
 def test_a_pipe_is_refused_at_once(model, name):
     """
     Opening it would wait for a writer.
@@ -169,7 +169,9 @@ def test_a_header_of_nonsense_is_one_error(model, header):
     assert "model.safetensors" in refusal(model).why
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "golden.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "golden.jsonl", "tokenizer_config.json"]
+)
 def test_deep_json_is_one_error(model, name):
     (model / name).write_bytes(DEEP)
 

@@ -42,6 +42,61 @@ def test_a_model_is_its_configuration_tokenizer_and_weights(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_model_has_what_its_chat_needs(tmp_path):
+    """
+    Templates and special tokens are part of a bundle's digest, as the weights are.
+    """
+    model = make_model(tmp_path / "m")
+    (model / "additional_chat_templates").mkdir()
+    names = ["additional_chat_templates/tool_use.jinja", "chat_template.jinja"]
+    for name in names:
+        (model / name).write_text("{{ messages }}")
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        (model / name).write_text("{}")
+    (model / "additional_chat_templates" / "README.md").write_text("not needed")
+
+    assert check_model(model) == [
+        *names, "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("tokenizer_config.json", b"{", "not JSON"),
+        ("tokenizer_config.json", b"[]", "not a JSON object"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "chat_template: should be a text"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "a"}]}', "[0].template"),
+        ("tokenizer_config.json", b'{"chat_template": "\\ud800"}', "surrogate"),
+        ("special_tokens_map.json", b"nothing", "not JSON"),
+        ("generation_config.json", b'"text"', "not a JSON object"),
+        ("chat_template.jinja", b"\xff", "not a template"),
+        ("chat_template.jinja", b"x" * (1 << 20) + b"x", "more than 1048576 bytes"),
+        ("additional_chat_templates/a b.jinja", b"", "its name"),
+        ("additional_chat_templates/tool_use.jinja", b"\xff", "tool_use.jinja is not a template"),
+    ],
+)
+def test_a_chat_file_that_the_runtime_would_refuse_is_refused(tmp_path, name, content, why):
+    model = make_model(tmp_path / "m")
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(content)
+
+    error = refusal(model)
+
+    assert name.rpartition("/")[2] in error.why
+    assert why in error.why
+
+
+def test_many_additional_templates_are_refused(tmp_path):
+    model = make_model(tmp_path / "m")
+    (model / "additional_chat_templates").mkdir()
+    for number in range(16):
+        (model / "additional_chat_templates" / f"t{number}.jinja").write_text("")
+
+    assert "16 templates; 15 at most" in refusal(model).why
+
+
 def test_a_model_in_shards_is_its_index_and_every_shard(tmp_path):
     """
     The layout of large models.
