@@ -110,8 +110,9 @@ def bundle(c, model, version, hosts=None, json=False):
 
 @command(flags={"canary": _CANARY,
                 "version": "Bundle to release: version or digest (default: the newest).",
+                "allow-older": "The plan of a release with that flag; it has a digest of its own.",
                 "hosts": _HOSTS, "limit": _LIMIT, "json": _JSON})  # fmt: skip
-def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
+def plan(c, canary="", version=None, allow_older=False, hosts=None, limit=None, json=False):
     """
     Show what a release would do, host by host.
 
@@ -127,7 +128,7 @@ def plan(c, canary="", version=None, hosts=None, limit=None, json=False):
     share_pct = canary_share(canary, fleet)
     bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
     with waiting("the state of the hosts"), connect(fleet) as on:
-        result = releases.make_plan(on, bundle, share_pct)
+        result = releases.make_plan(on, bundle, share_pct, allow_older=allow_older)
     finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
 
 

@@ -28,7 +28,8 @@ def command(args):
     """
     Return the command line; the bundles of earlier runs may have been built in another order.
     """
-    return [*INVOKE, *args, *(["--allow-older"] if args[0] == "release" else []), "--json"]
+    is_release = args[0] in ("plan", "release")
+    return [*INVOKE, *args, *(["--allow-older"] if is_release else []), "--json"]
 
 
 def inv(*args, wanted=0):
