@@ -232,7 +232,7 @@ async def _receive(
         serves = serving.settings.config.model_name
         if body.model not in (None, serves):
             message = f"this runtime serves {serves}, and no other model"
-            raise Failed(Refusal(404, "model_not_found", message))
+            raise Failed(Refusal(404, "model_not_found", message, param="model"))
         params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
         asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
         return await unless_gone(request, generator.admit(asked)), body.stream
@@ -266,8 +266,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     # Only of a query: bodies are parsed by `body.parse`.
-    message = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
-    return _error(request, Refusal(422, "invalid_request", message))
+    fields = [str(one["loc"][-1]) for one in found]
+    message = "; ".join(f"{field}: {one['msg']}" for field, one in zip(fields, found, strict=True))
+    return _error(request, Refusal(422, "invalid_request", message, param=fields[0]))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

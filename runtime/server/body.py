@@ -4,7 +4,7 @@ Request bodies: received under a deadline, a least rate and a total, then parsed
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -179,9 +179,12 @@ def _check_shape(body: bytearray) -> None:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise Failed(Refusal(422, "invalid_request", "a key is given twice"))
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            field = key[:MAX_NAMED_CHARS]
+            raise Failed(Refusal(422, "invalid_request", "a key is given twice", param=field))
+        document[key] = value
     return document
 
 
@@ -198,8 +201,17 @@ def _invalid(error: ValidationError) -> Refusal:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if any(not problem["loc"] for problem in problems):
         return _not_an_object()
+    fields = [_field(problem["loc"]) for problem in problems]
     message = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'])[:MAX_NAMED_CHARS]}: {problem['msg']}"
-        for problem in problems
+        f"{field}: {problem['msg']}" for field, problem in zip(fields, problems, strict=True)
     )
-    return Refusal(422, "invalid_request", message)
+    return Refusal(422, "invalid_request", message, param=fields[0])
+
+
+def _field(location: Sequence[str | int]) -> str:
+    """
+    Return the path of a field as OpenAI writes it, such as `messages[0].content`.
+    """
+    first, *others = location
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in others]
+    return f"{first}{''.join(parts)}"[:MAX_NAMED_CHARS]

@@ -1,8 +1,8 @@
 """
-Request bodies and the error document.  Unknown keys are errors.
+Request bodies.  Unknown keys are errors.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -50,20 +50,3 @@ class CompletionBody(_Sampling):
     @property
     def timeout_s(self) -> float | None:
         return None
-
-
-def error_document(code: str, message: str, request_id: str, *, retry_safe: bool) -> dict[str, Any]:
-    """
-    Return the body of an error response.
-
-    Args:
-        retry_safe: Whether the same request may be sent again unchanged, here or elsewhere.
-    """
-    return {
-        "error": {
-            "code": code,
-            "message": message,
-            "request_id": request_id,
-            "retry_safe": retry_safe,
-        }
-    }

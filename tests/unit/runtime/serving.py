@@ -17,6 +17,7 @@ from runtime.server.metrics import Metrics
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 
 CONTEXT = 100
+ERROR_KEYS = {"message", "type", "param", "code", "request_id", "retry_safe"}
 TO = {
     Phase.LOADING: (),
     Phase.WARMING: (LifeEvent.LOADED,),
@@ -91,7 +92,7 @@ def assert_is_error(response, status, code, *, retry_safe):
     """
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"code", "message", "request_id", "retry_safe"}
+    assert set(error) == ERROR_KEYS
     assert (error["code"], error["retry_safe"]) == (code, retry_safe)
     assert error["message"]
     assert error["request_id"] == response.headers["x-request-id"]

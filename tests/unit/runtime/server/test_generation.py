@@ -65,7 +65,7 @@ async def test_a_prompt_over_the_context_is_not_tokenized(monkeypatch):
     codec.gate.set()
     generator = make_generator(codec)
     monkeypatch.setattr(codec, "least_tokens", CharCodec().least_tokens)
-    assert await refused(generator.admit(make_request())) == (413, "too_many_tokens")
+    assert await refused(generator.admit(make_request())) == (400, "context_length_exceeded")
     assert codec.texts == []
     monkeypatch.setattr(codec, "least_tokens", lambda *_: 0)
     assert len((await generator.admit(make_request())).prompt) == 10
