@@ -126,6 +126,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         crowded_connections=MAX_CONNECTIONS // 2,
         crowded_per_source=max(1, spec.service.connections_per_source // 4),
         public_routes=contract.PUBLIC_ROUTES,
+        model_path=contract.MODEL_PATH,
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,

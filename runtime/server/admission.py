@@ -20,12 +20,14 @@ class AdmissionLimits:
         max_batch_requests: Requests computed at once.
         max_queue_requests: Most requests that wait beyond those.
         request_timeout_s: Longest time of a request, and its default.
+        vocabulary: Tokens that the model has, from 0 on; None if that is not known.
     """
 
     context_tokens: int
     max_batch_requests: int
     max_queue_requests: int
     request_timeout_s: float
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

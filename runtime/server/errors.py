@@ -1,5 +1,5 @@
 """
-The error document of all routes, as bytes.
+How a request fails, and the error document of all routes, as bytes.
 """
 
 import json
@@ -12,6 +12,16 @@ from runtime.server.admission import Refusal
 RETRY_SAFE = frozenset({408, 429, 499, 500, 502, 503, 504})
 
 BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
+
+
+class Failed(Exception):
+    """
+    The request ends with an error response.
+    """
+
+    def __init__(self, refused: Refusal) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
 
 
 def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:

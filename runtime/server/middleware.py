@@ -17,6 +17,8 @@ from pydantic import SecretStr
 from runtime.contract import (
     HEALTHZ,
     MAX_BODY_BYTES,
+    MODEL,
+    MODELS,
     MONITORING_ROUTES,
     PUBLIC_ROUTES,
     REQUEST_ID_HEADER,
@@ -38,7 +40,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ROUTES = frozenset({*PUBLIC_ROUTES, *MONITORING_ROUTES})
+ROUTES = frozenset({*PUBLIC_ROUTES, MODEL, *MONITORING_ROUTES})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 CLOSE = (b"connection", b"close")
@@ -178,7 +180,10 @@ def _route(scope: Scope) -> str:
     """
     Return the path for metrics and logs, which have no other text of a client.
     """
-    return scope["path"] if scope["path"] in ROUTES else "other"
+    path: str = scope["path"]
+    if path.startswith(f"{MODELS}/"):
+        return MODEL
+    return path if path in ROUTES else "other"
 
 
 def _is_guarded(scope: Scope) -> bool:
@@ -186,7 +191,7 @@ def _is_guarded(scope: Scope) -> bool:
         return False  # a CORS preflight carries no token
     path: str = scope["path"]
     is_deep = path == HEALTHZ and scope["query_string"] != b""
-    return is_deep or path == "/generate" or path.startswith("/v1/")
+    return is_deep or path in PUBLIC_ROUTES or path.startswith("/v1/")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
