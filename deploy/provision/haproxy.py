@@ -127,6 +127,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         crowded_per_source=max(1, spec.service.connections_per_source // 4),
         public_routes=contract.PUBLIC_ROUTES,
         model_path=contract.MODEL_PATH,
+        cors_origins=spec.service.cors_origins,
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,

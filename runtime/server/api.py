@@ -12,10 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from runtime.contract import (
+    DOCS,
     GENERATE,
     HEALTHZ,
     LIVEZ,
     METRICS,
+    OPENAPI,
     READYZ,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
@@ -29,9 +31,11 @@ from runtime.server.lifecycle import Phase
 from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.middleware import App, Middleware, outcome_of
 from runtime.server.openai_routes import add_openai
+from runtime.server.openapi import POLICY, openapi_document, page
 from runtime.server.schemas import GenerateBody
 from runtime.server.serving import WHY_NOT, Serving, admit, json_response, stream
 
+PROBES = ["GET", "HEAD"]  # load balancers check with HEAD
 CODES = {
     400: "bad_request",
     404: "not_found",
@@ -45,24 +49,17 @@ def create_app(serving: Serving) -> App:
     Return the ASGI application.
     """
     config = serving.settings.config
-    # No pages of documentation, and no redirects: they would name the Host of the client.
+    # No pages with scripts from elsewhere, and no redirects: they would name the client's Host.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_health(app, serving)
+    _add_description(app, config.version)
     _add_generate(app, serving)
     add_openai(app, serving)
     app.add_exception_handler(Failed, _on_failed)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    if config.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
-            expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER],
-        )
-    return Middleware(
+    served = Middleware(
         app,
         version=config.version,
         slot=serving.settings.slot,
@@ -70,16 +67,26 @@ def create_app(serving: Serving) -> App:
         life=serving.life,
         metrics=serving.metrics,
     )
+    if not config.cors_origins:
+        return served
+    # Outermost: a browser shows an error to a page only with these headers.
+    return CORSMiddleware(
+        served,
+        allow_origins=config.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # OpenAI's clients send x-stainless-*; nothing rests on cookies
+        expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER, "retry-after"],
+    )
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:
     config = serving.settings.config
 
-    @app.get(LIVEZ)
+    @app.api_route(LIVEZ, methods=PROBES)
     async def livez() -> Response:
         return json_response({"alive": True})
 
-    @app.get(READYZ)
+    @app.api_route(READYZ, methods=PROBES)
     async def readyz() -> Response:
         phase = serving.life.phase
         found = {"ready": phase.is_ready, "phase": phase, "version": config.version}
@@ -87,7 +94,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
             return json_response(found)
         return json_response(found | {"reason": WHY_NOT[phase]}, status=503)
 
-    @app.get(HEALTHZ)
+    @app.api_route(HEALTHZ, methods=PROBES)
     async def healthz(deep: bool = False) -> Response:
         found: dict[str, Any] = {"phase": serving.life.phase, "version": config.version}
         if deep:
@@ -98,9 +105,23 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
             found |= {"tokens": delta.tokens, "finish_reason": str(delta.finish_reason)}
         return json_response(found)
 
-    @app.get(METRICS)
+    @app.api_route(METRICS, methods=PROBES)
     async def metrics() -> Response:
         return Response(serving.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _add_description(app: FastAPI, version: str) -> None:
+    document = openapi_document(version)
+    shown = page(document)
+
+    @app.get(OPENAPI)
+    async def openapi() -> Response:
+        return json_response(document)
+
+    @app.get(DOCS)
+    async def docs() -> Response:
+        headers = {"content-security-policy": POLICY}
+        return Response(shown, media_type="text/html", headers=headers)
 
 
 def _add_generate(app: FastAPI, serving: Serving) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from runtime.contract import (
+    DETOKENIZE,
+    GENERATE,
     HEALTHZ,
     MAX_BODY_BYTES,
     MODEL,
@@ -23,6 +25,7 @@ from runtime.contract import (
     PUBLIC_ROUTES,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
+    TOKENIZE,
     UNREAD_HEADER,
     VERSION_HEADER,
 )
@@ -40,6 +43,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+GUARDED = frozenset({GENERATE, TOKENIZE, DETOKENIZE})  # beside those under /v1/
 ROUTES = frozenset({*PUBLIC_ROUTES, MODEL, *MONITORING_ROUTES})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
@@ -74,7 +78,8 @@ class Middleware:
     Wraps the application.
 
     Args:
-        tokens: Bearer tokens accepted on /generate and /v1 routes; empty: no token is required.
+        tokens: Bearer tokens accepted on all routes but health, metrics and the description of the
+            API; empty: no token is required.
     """
 
     def __init__(
@@ -191,7 +196,7 @@ def _is_guarded(scope: Scope) -> bool:
         return False  # a CORS preflight carries no token
     path: str = scope["path"]
     is_deep = path == HEALTHZ and scope["query_string"] != b""
-    return is_deep or path in PUBLIC_ROUTES or path.startswith("/v1/")
+    return is_deep or path in GUARDED or path.startswith("/v1/")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -225,6 +225,8 @@ def _bind(settings: Settings) -> socket.socket:
         assert settings.port is not None
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by its connections; asyncio sets it only where the protocol is named.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = ("127.0.0.1", settings.port)
     else:
         _remove_stale(settings.socket)

@@ -330,8 +330,8 @@ async def test_http_1_0_is_answered_and_closed(server):
         assert await client.is_closed()
 
 
-@pytest.mark.parametrize("path", ["/generate/", "/v1/models/", "/docs", "/redoc", "/openapi.json"])
-async def test_there_are_no_redirects_and_no_pages(server, path):
+@pytest.mark.parametrize("path", ["/generate/", "/docs/", "/redoc", "/openapi.json/"])
+async def test_there_are_no_redirects(server, path):
     """
     A redirect would name the Host that the client sent.
     """
