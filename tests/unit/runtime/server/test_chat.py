@@ -357,6 +357,26 @@ async def test_hostile_messages_are_one_error(runtime, content):
     assert len(response.json()["error"]["message"]) < 500
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[{}" + b",{}" * 9000 + b"]", "more than a request may have"),
+        (b"[" + b"1," * 140_000 + b"1]", "more than a request may have"),
+        (b"[" + b'"",' * 40_000 + b"1]", "more than a request may have"),
+        (b"[{" + b",".join(b'"k%d":1' % n for n in range(300)) + b"}]", "more than 256 keys"),
+    ],
+)
+async def test_each_bound_of_a_conversation_holds_alone(runtime, content, words):
+    """
+    Of objects, structure, strings and keys: pydantic never sees such a body.
+    """
+    raw = b'{"messages":' + content + b"}"
+    as_json = {"content-type": "application/json"}
+    response = await runtime.http.post("/v1/chat/completions", content=raw, headers=as_json)
+    assert_is_error(response, 400, "invalid_request", retry_safe=False)
+    assert words in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("half", ['"x": "\\ud800"', '"\\ud800": 1'])
 async def test_half_a_character_in_a_variable_of_the_template_is_400(runtime, half):
     """
