@@ -12,6 +12,7 @@ from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
+from runtime.contract.error_document import error_document
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 MAX_CONNECTIONS = 4096
@@ -125,6 +126,8 @@ def _render(spec: HostSpec, digest: str) -> str:
         crowded_connections=MAX_CONNECTIONS // 2,
         crowded_per_source=max(1, spec.service.connections_per_source // 4),
         public_routes=contract.PUBLIC_ROUTES,
+        model_path=contract.MODEL_PATH,
+        cors_origins=spec.service.cors_origins,
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,
@@ -137,16 +140,11 @@ def _render(spec: HostSpec, digest: str) -> str:
 def _errors() -> list[dict[str, object]]:
     answers = []
     for status, code, message, retry_safe in _ERRORS:
-        error = {
-            "code": code,
-            "message": message,
-            "request_id": "%[uuid()]",
-            "retry_safe": retry_safe,
-        }
-        headers = [_RETRY_AFTER] if status in _BUSY else []
-        answers.append(
-            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
+        document = error_document(
+            status, code, message, request_id="%[uuid()]", retry_safe=retry_safe
         )
+        headers = [_RETRY_AFTER] if status in _BUSY else []
+        answers.append({"status": status, "document": json.dumps(document), "headers": headers})
     return answers
 
 
@@ -156,19 +154,18 @@ def _refusals() -> list[dict[str, object]]:
     """
     answers = []
     for status, retry_safe in _REFUSALS.items():
-        error = {
-            "code": "%[var(txn.code)]",
-            "message": "refused before the whole request was received",
-            "request_id": "%[var(txn.request_id)]",
-            "retry_safe": retry_safe,
-        }
+        document = error_document(
+            status,
+            "%[var(txn.code)]",
+            "refused before the whole request was received",
+            request_id="%[var(txn.request_id)]",
+            retry_safe=retry_safe,
+        )
         headers = [
             (header, f"%[var(txn.{variable})]")
             for variable, header in _KEPT_HEADERS.items()
             if header != contract.UNREAD_HEADER
         ]
         headers += [_RETRY_AFTER] if status in _BUSY else []
-        answers.append(
-            {"status": status, "document": json.dumps({"error": error}), "headers": headers}
-        )
+        answers.append({"status": status, "document": json.dumps(document), "headers": headers})
     return answers

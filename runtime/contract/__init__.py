@@ -21,9 +21,15 @@ ENV_API_TOKENS_COUNT = "SLIPWAY_API_TOKENS_COUNT"
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
-MODELS = "/v1/models"
-GENERATE_ROUTES = ("/generate", "/v1/completions")
-PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS)  # HAProxy forwards these from everywhere
+GENERATE, CHAT, COMPLETIONS = "/generate", "/v1/chat/completions", "/v1/completions"
+MODELS, TOKENIZE, DETOKENIZE = "/v1/models", "/tokenize", "/detokenize"
+MODEL = "/v1/models/{id}"
+OPENAPI, DOCS = "/openapi.json", "/docs"
+GENERATE_ROUTES = (GENERATE, CHAT, COMPLETIONS)
+# HAProxy forwards these from everywhere.
+PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS, TOKENIZE, DETOKENIZE, OPENAPI, DOCS)
+# Of MODEL, as clients write it: OpenAI's escapes the slash of a name.
+MODEL_PATH = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._+/-]|%2[BbFf]){0,127}$"
 MONITORING_ROUTES = (LIVEZ, READYZ, HEALTHZ, METRICS)  # from `service.monitoring_networks` only
 MAX_BODY_BYTES = 8 << 20
 UPLOAD_TIMEOUT_S = 30.0  # from the head of a request to its whole body

@@ -20,12 +20,14 @@ class AdmissionLimits:
         max_batch_requests: Requests computed at once.
         max_queue_requests: Most requests that wait beyond those.
         request_timeout_s: Longest time of a request, and its default.
+        vocabulary: Tokens that the model has, from 0 on; None if that is not known.
     """
 
     context_tokens: int
     max_batch_requests: int
     max_queue_requests: int
     request_timeout_s: float
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Refusal:
     Attributes:
         retry_after_s: Seconds until a retry may succeed; None if none can.
         excuse: Why a 5xx says nothing about this runtime, one of `EXCUSES`.
+        param: The field of the request that is at fault.
     """
 
     status: int
@@ -57,25 +60,37 @@ class Refusal:
     message: str
     retry_after_s: int | None = None
     excuse: str | None = None
+    param: str | None = None
 
 
 def refuse(
-    prompt_tokens: int, max_tokens: int, load: CurrentLoad, limits: AdmissionLimits
+    prompt_tokens: int,
+    max_tokens: int,
+    load: CurrentLoad,
+    limits: AdmissionLimits,
+    *,
+    field: str = "prompt",
 ) -> Refusal | None:
     """
     Return the refusal of a request, or None.
 
     Too many tokens is checked before a full queue: waiting would not help.
+
+    Args:
+        field: The field of the body that has the prompt.
     """
     if prompt_tokens < 1:
-        return Refusal(400, "empty_prompt", "the prompt has no tokens")
+        return Refusal(400, "empty_prompt", "the prompt has no tokens", param=field)
     wanted = prompt_tokens + max_tokens
     if wanted > limits.context_tokens:
         return Refusal(
-            413,
-            "too_many_tokens",
-            f"prompt ({prompt_tokens} tokens) and max_tokens ({max_tokens}) are {wanted} tokens "
-            f"together; {limits.context_tokens} is the most",
+            400,
+            "context_length_exceeded",
+            # OpenAI's words: clients look for them.
+            f"This model's maximum context length is {limits.context_tokens} tokens. However, you "
+            f"requested {wanted} tokens ({prompt_tokens} in the {field}, {max_tokens} in the "
+            "completion).",
+            param=field,
         )
     if load.in_flight >= limits.max_batch_requests + limits.max_queue_requests:
         return Refusal(

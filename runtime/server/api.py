@@ -2,9 +2,8 @@
 The routes: translate, submit, answer.  Never imports torch.
 """
 
-import json
-import time
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,66 +12,36 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from runtime.contract import (
+    DOCS,
+    GENERATE,
     HEALTHZ,
     LIVEZ,
     METRICS,
-    MODELS,
+    OPENAPI,
     READYZ,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
     VERSION_HEADER,
 )
-from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import Refusal
-from runtime.server.body import UploadBudget, parse
-from runtime.server.config import Settings
-from runtime.server.errors import BUG, error_response
-from runtime.server.event_stream import EventStream, Formatter, unless_gone
-from runtime.server.generation import (
-    AdmittedRequest,
-    Failed,
-    GenerationRequest,
-    Generator,
-    TextDelta,
-)
-from runtime.server.lifecycle import Life, Phase
-from runtime.server.metrics import CONTENT_TYPE, Metrics
+from runtime.server.errors import BUG, Failed, error_response
+from runtime.server.event_stream import unless_gone
+from runtime.server.generation import AdmittedRequest, GenerationRequest, Generator, TextDelta
+from runtime.server.lifecycle import Phase
+from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.middleware import App, Middleware, outcome_of
-from runtime.server.schemas import CompletionBody, GenerateBody
+from runtime.server.openai_routes import add_openai
+from runtime.server.openapi import POLICY, openapi_document, page
+from runtime.server.schemas import GenerateBody
+from runtime.server.serving import WHY_NOT, Serving, admit, json_response, stream
 
+PROBES = ["GET", "HEAD"]  # load balancers check with HEAD
 CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
 }
-WHY_NOT = {
-    Phase.LOADING: "the model is being loaded",
-    Phase.WARMING: "the model is warming up",
-    Phase.DRAINING: "the runtime is draining",
-    Phase.STOPPED: "the runtime is stopping",
-    Phase.FAILED: "the engine is gone",
-}
-
-
-@dataclass(slots=True)
-class Serving:
-    """
-    State that the routes share.
-
-    Attributes:
-        generator: None until the model is loaded.
-        check: Request of the deep health check.
-        since: When the model was loaded, seconds of the Unix epoch.
-    """
-
-    settings: Settings
-    life: Life
-    metrics: Metrics
-    check: GenerationRequest
-    generator: Generator | None = None
-    since: int = 0
-    uploads: UploadBudget = field(default_factory=UploadBudget)
 
 
 def create_app(serving: Serving) -> App:
@@ -80,23 +49,17 @@ def create_app(serving: Serving) -> App:
     Return the ASGI application.
     """
     config = serving.settings.config
-    # No pages of documentation, and no redirects: they would name the Host of the client.
+    # No pages with scripts from elsewhere, and no redirects: they would name the client's Host.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_health(app, serving)
-    _add_generation(app, serving)
+    _add_description(app, config.version)
+    _add_generate(app, serving)
+    add_openai(app, serving)
     app.add_exception_handler(Failed, _on_failed)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    if config.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
-            expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER],
-        )
-    return Middleware(
+    served = Middleware(
         app,
         version=config.version,
         slot=serving.settings.slot,
@@ -104,46 +67,73 @@ def create_app(serving: Serving) -> App:
         life=serving.life,
         metrics=serving.metrics,
     )
+    if not config.cors_origins:
+        return served
+    # Outermost: a browser shows an error to a page only with these headers.
+    return CORSMiddleware(
+        served,
+        allow_origins=config.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # OpenAI's clients send x-stainless-*; nothing rests on cookies
+        expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER, "retry-after"],
+    )
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:
     config = serving.settings.config
 
-    @app.get(LIVEZ)
+    @app.api_route(LIVEZ, methods=PROBES)
     async def livez() -> Response:
-        return _json({"alive": True})
+        return json_response({"alive": True})
 
-    @app.get(READYZ)
+    @app.api_route(READYZ, methods=PROBES)
     async def readyz() -> Response:
         phase = serving.life.phase
         found = {"ready": phase.is_ready, "phase": phase, "version": config.version}
         if phase.is_ready:
-            return _json(found)
-        return _json(found | {"reason": WHY_NOT[phase]}, status=503)
+            return json_response(found)
+        return json_response(found | {"reason": WHY_NOT[phase]}, status=503)
 
-    @app.get(HEALTHZ)
+    @app.api_route(HEALTHZ, methods=PROBES)
     async def healthz(deep: bool = False) -> Response:
         found: dict[str, Any] = {"phase": serving.life.phase, "version": config.version}
         if deep:
-            generator = _generator(serving, Phase.WARMING)
+            generator = serving.ready_generator(Phase.WARMING)
             delta = await generator.whole(await generator.admit(serving.check))
             if not delta.tokens:
                 raise Failed(Refusal(500, "no_answer", "the model answered with nothing"))
             found |= {"tokens": delta.tokens, "finish_reason": str(delta.finish_reason)}
-        return _json(found)
+        return json_response(found)
 
-    @app.get(METRICS)
+    @app.api_route(METRICS, methods=PROBES)
     async def metrics() -> Response:
         return Response(serving.metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _add_generation(app: FastAPI, serving: Serving) -> None:
-    config = serving.settings.config
+def _add_description(app: FastAPI, version: str) -> None:
+    document = openapi_document(version)
+    shown = page(document)
 
-    @app.post("/generate")
+    @app.get(OPENAPI)
+    async def openapi() -> Response:
+        return json_response(document)
+
+    @app.get(DOCS)
+    async def docs() -> Response:
+        headers = {"content-security-policy": POLICY}
+        return Response(shown, media_type="text/html", headers=headers)
+
+
+def _add_generate(app: FastAPI, serving: Serving) -> None:
+    version = serving.settings.config.version
+
+    @app.post(GENERATE)
     async def generate(request: Request) -> Response:
-        def shape(delta: TextDelta, id: str) -> dict[str, Any]:
-            found: dict[str, Any] = {"id": id, "version": config.version, "text": delta.text}
+        admitted, is_stream = await admit(serving, request, GenerateBody, _admit)
+        generator, id = serving.ready_generator(), outcome_of(request.scope).request_id
+
+        def shape(delta: TextDelta) -> dict[str, Any]:
+            found: dict[str, Any] = {"id": id, "version": version, "text": delta.text}
             if delta.finish_reason is None:
                 return found
             return found | {
@@ -152,102 +142,20 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
                 "finish_reason": delta.finish_reason,
             }
 
-        return await _answer(serving, request, GenerateBody, shape)
+        async def events() -> AsyncGenerator[dict[str, Any], None]:
+            async with aclosing(generator.deltas(admitted)) as deltas:
+                async for delta in deltas:
+                    yield shape(delta)
 
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        created = int(time.time())
-
-        def shape(delta: TextDelta, id: str) -> dict[str, Any]:
-            choice = {
-                "index": 0,
-                "text": delta.text,
-                "logprobs": None,
-                "finish_reason": delta.finish_reason,
-            }
-            found: dict[str, Any] = {
-                "id": f"cmpl-{id}",
-                "object": "text_completion",
-                "created": created,
-                "model": config.model_name,
-                "version": config.version,
-                "choices": [choice],
-            }
-            if delta.finish_reason is None:
-                return found
-            return found | {
-                "usage": {
-                    "prompt_tokens": delta.prompt_tokens,
-                    "completion_tokens": delta.tokens,
-                    "total_tokens": delta.prompt_tokens + delta.tokens,
-                }
-            }
-
-        return await _answer(serving, request, CompletionBody, shape)
-
-    @app.get(MODELS)
-    async def models() -> Response:
-        model = {
-            "id": config.model_name,
-            "object": "model",
-            "created": serving.since,
-            "owned_by": "slipway",
-            "version": config.version,
-        }
-        return _json({"object": "list", "data": [model]})
+        if is_stream:
+            return await stream(request, events())
+        delta = await unless_gone(request, generator.whole(admitted))
+        return json_response(shape(delta) | {"result": delta.text})
 
 
-async def _answer(
-    serving: Serving,
-    request: Request,
-    kind: type[GenerateBody] | type[CompletionBody],
-    shape: Formatter,
-) -> Response:
-    outcome = outcome_of(request.scope)
-    generator = _generator(serving)
-    admitted, is_stream = await _receive(serving, generator, request, kind)
-    if is_stream:
-        deltas = generator.deltas(admitted)
-        # The first delta decides the status line: a failure before it is a plain error.
-        first = await unless_gone(request, anext(deltas))
-        return EventStream(first, deltas, shape, outcome)
-    delta = await unless_gone(request, generator.whole(admitted))
-    return _json(shape(delta, outcome.request_id))
-
-
-async def _receive(
-    serving: Serving,
-    generator: Generator,
-    request: Request,
-    kind: type[GenerateBody] | type[CompletionBody],
-) -> tuple[AdmittedRequest, bool]:
-    """
-    Return the request of the body, and whether its answer is a stream.
-
-    The body and the text of its prompt are freed here: an answer may take a minute.
-    """
-    generator.refuse_if_full()
-    with serving.uploads.upload() as upload:
-        body = parse(await upload.receive(request.receive, request.headers), kind)
-        serves = serving.settings.config.model_name
-        if body.model not in (None, serves):
-            message = f"this runtime serves {serves}, and no other model"
-            raise Failed(Refusal(404, "model_not_found", message))
-        params = SamplingParams(body.max_tokens, body.temperature, body.top_p, body.seed)
-        asked = GenerationRequest(body.prompt, params, tuple(body.stop), body.timeout_s)
-        return await unless_gone(request, generator.admit(asked)), body.stream
-
-
-def _generator(serving: Serving, also: Phase = Phase.READY) -> Generator:
-    phase = serving.life.phase
-    if phase in (Phase.READY, also) and serving.generator is not None:
-        return serving.generator
-    raise Failed(Refusal(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
-
-
-def _json(document: Any, status: int = 200) -> Response:
-    body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, status_code=status, media_type="application/json")
+async def _admit(generator: Generator, body: GenerateBody) -> tuple[AdmittedRequest, bool]:
+    asked = GenerationRequest(body.prompt, body.params, tuple(body.stop), body.timeout_s)
+    return await generator.admit(asked), body.stream
 
 
 def _error(request: Request, refused: Refusal) -> Response:
@@ -266,8 +174,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     # Only of a query: bodies are parsed by `body.parse`.
-    message = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
-    return _error(request, Refusal(422, "invalid_request", message))
+    fields = [str(one["loc"][-1]) for one in found]
+    message = "; ".join(f"{field}: {one['msg']}" for field, one in zip(fields, found, strict=True))
+    return _error(request, Refusal(422, "invalid_request", message, param=fields[0]))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

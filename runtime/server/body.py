@@ -4,18 +4,21 @@ Request bodies: received under a deadline, a least rate and a total, then parsed
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from runtime.contract import MAX_BODY_BYTES, UPLOAD_TIMEOUT_S
 from runtime.server.admission import Refusal
-from runtime.server.generation import Failed
+from runtime.server.errors import Failed
+from runtime.server.schemas import Body
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Body)
 
 GRACE_S = 5.0  # of an upload, before the least rate counts
 LEAST_BYTES_PER_S = 8 << 10
@@ -24,11 +27,13 @@ MAX_BUFFERED_BYTES = 64 << 20  # of all uploads together
 RESERVED_BYTES = 16 << 20  # of them for bodies that are small
 JSON_BYTES_PER_BYTE = 6  # "\\u0061" is one byte of a prompt
 
-# A body is an object of at most ten keys with flat values.  Everything but its strings:
-MAX_STRUCTURE_BYTES = 4096
-MAX_STRINGS = 64
+MAX_KEYS = 256  # of one object: pydantic builds an error for each that is unknown
 MAX_NAMED_CHARS = 64  # of a key that an error names
+MAX_PROBLEMS = 5  # that an error names
+# What pydantic adds to the place of a value of several types: which of them it tried.
+TRIED_TYPE = re.compile(r"str|int|list\[.*|constrained-.*|function-.*")
 
+NOT_AN_OBJECT = "send a JSON object, with content-type: application/json"
 CLIENT_GONE = Refusal(499, "client_closed_request", "the client went away")
 
 
@@ -122,22 +127,29 @@ def parse(body: bytearray, kind: type[Model]) -> Model:
     Return the *kind* of a body.
 
     Raises:
-        Failed: 400 not JSON, 422 not a *kind*.  The message has no values: it is logged, and
-            prompts must not be.
+        Failed: 400 not JSON, the status of the *kind* if it is JSON and no such body.  The message
+            has no values: it is logged, and prompts must not be.
     """
-    _check_shape(body)
+    _check_shape(body, kind)
     try:
         document = json.loads(
-            body.decode(), object_pairs_hook=_without_duplicates, parse_constant=_no_constant
+            body.decode(),
+            object_pairs_hook=partial(_object, kind),
+            parse_constant=_no_constant,
         )
     except UnicodeDecodeError:
         raise Failed(Refusal(400, "invalid_json", "the body is not UTF-8")) from None
     except (ValueError, RecursionError):
         raise Failed(Refusal(400, "invalid_json", "the body is not JSON")) from None
+    if not isinstance(document, dict):
+        raise _invalid(kind, NOT_AN_OBJECT)
+    if unknown := [key for key in document if key not in kind.model_fields]:
+        raise _problems(kind, [((key,), "Extra inputs are not permitted") for key in unknown])
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise Failed(_invalid(error)) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise _problems(kind, [(one["loc"], one["msg"]) for one in found]) from None
 
 
 def too_large(most: int) -> Refusal:
@@ -161,45 +173,63 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         kind.startswith("application/") and kind.endswith("+json")
     )
     if not is_json:
-        raise Failed(_not_an_object())
+        raise Failed(Refusal(422, "invalid_request", NOT_AN_OBJECT))
 
 
-def _check_shape(body: bytearray) -> None:
+def _check_shape(body: bytearray, kind: type[Body]) -> None:
     """
-    Refuse what has more values than any body, before it is built: 8 MiB of "[]," are a GiB then.
+    Refuse what has more values than any body of the *kind*, before it is built.
 
     Without its escapes, a quotation mark begins or ends a string.  A backslash outside of strings
     is not JSON: the parser stops there, before what this may have counted wrongly.
     """
+    bounds = kind.BOUNDS
     plain = bytes(body).replace(b"\\\\", b"").replace(b'\\"', b"")
-    parts = plain.split(b'"', 2 * MAX_STRINGS)
-    if len(parts) > 2 * MAX_STRINGS or sum(map(len, parts[::2])) > MAX_STRUCTURE_BYTES:
-        message = "the body has more than the keys of a request, or too much white space"
-        raise Failed(Refusal(422, "invalid_request", message))
+    parts = plain.split(b'"', 2 * bounds.strings)
+    structure = b"".join(parts[::2])
+    if (
+        len(parts) > 2 * bounds.strings
+        or len(structure) > bounds.structure_bytes
+        or structure.count(b"[") + structure.count(b"{") > bounds.containers
+    ):
+        raise _invalid(kind, "the body has more than a request may have, or too much white space")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(kind: type[Body], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _invalid(kind, f"an object has more than {MAX_KEYS} keys")
     document = dict(pairs)
-    if len(document) != len(pairs):
-        raise Failed(Refusal(422, "invalid_request", "a key is given twice"))
-    return document
+    if len(document) == len(pairs):
+        return document
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise _invalid(kind, "a key is given twice", key[:MAX_NAMED_CHARS])
+        seen.add(key)
+    raise AssertionError("some key repeats")
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _not_an_object() -> Refusal:
-    message = "send a JSON object, with content-type: application/json"
-    return Refusal(422, "invalid_request", message)
+def _problems(kind: type[Body], found: Sequence[tuple[Sequence[str | int], str]]) -> Failed:
+    named = [(_field(location), words) for location, words in found[:MAX_PROBLEMS]]
+    return _invalid(kind, "; ".join(f"{field}: {words}" for field, words in named), named[0][0])
 
 
-def _invalid(error: ValidationError) -> Refusal:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(not problem["loc"] for problem in problems):
-        return _not_an_object()
-    message = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'])[:MAX_NAMED_CHARS]}: {problem['msg']}"
-        for problem in problems
-    )
-    return Refusal(422, "invalid_request", message)
+def _invalid(kind: type[Body], message: str, param: str | None = None) -> Failed:
+    return Failed(Refusal(kind.INVALID, "invalid_request", message, param=param))
+
+
+def _field(location: Sequence[str | int]) -> str:
+    """
+    Return the path of a field as OpenAI writes it, such as `messages[0].content`.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not path or not TRIED_TYPE.fullmatch(part):
+            path += f".{part}" if path else part
+    return path[:MAX_NAMED_CHARS]

@@ -127,9 +127,9 @@ class Settings(BaseModel):
     def golden_file(self) -> Path:
         return self.release_dir / GOLDEN_FILE
 
-    def limits(self, context_tokens: int) -> AdmissionLimits:
+    def limits(self, context_tokens: int, vocabulary: int | None = None) -> AdmissionLimits:
         """
-        Return the limits of admission for a model of *context_tokens*.
+        Return the limits of admission for a model of *context_tokens* and *vocabulary* tokens.
         """
         config, options = self.config, self.config.options
         asked = (options.context_tokens, options.max_batch_tokens)
@@ -138,6 +138,7 @@ class Settings(BaseModel):
             max_batch_requests=options.max_batch_requests,
             max_queue_requests=config.max_queue_requests,
             request_timeout_s=config.request_timeout_s,
+            vocabulary=vocabulary,
         )
 
 

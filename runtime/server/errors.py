@@ -1,17 +1,27 @@
 """
-The error document of all routes, as bytes.
+How a request fails, and the error document of all routes, as bytes.
 """
 
 import json
 
 from runtime.contract import UNREAD_HEADER
+from runtime.contract.error_document import error_document
 from runtime.server.admission import Refusal
-from runtime.server.schemas import error_document
 
 # Statuses of requests that may succeed if they are sent again unchanged.
 RETRY_SAFE = frozenset({408, 429, 499, 500, 502, 503, 504})
 
 BUG = Refusal(500, "internal", "internal error; the runtime's log has the details under this id")
+
+
+class Failed(Exception):
+    """
+    The request ends with an error response.
+    """
+
+    def __init__(self, refused: Refusal) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
 
 
 def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, str], bytes]:
@@ -36,5 +46,12 @@ def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> b
         started: Whether part of the answer was sent; a retry would then repeat it.
     """
     retry_safe = refused.status in RETRY_SAFE and not started
-    document = error_document(refused.code, refused.message, request_id, retry_safe=retry_safe)
+    document = error_document(
+        refused.status,
+        refused.code,
+        refused.message,
+        request_id=request_id,
+        retry_safe=retry_safe,
+        param=refused.param,
+    )
     return json.dumps(document).encode()

@@ -4,21 +4,19 @@ Answers that a client may leave: waiting for one, and streaming one as server-se
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
 from runtime.server.body import CLIENT_GONE
-from runtime.server.errors import error_body
-from runtime.server.generation import Failed, TextDelta
+from runtime.server.errors import Failed, error_body
 from runtime.server.middleware import RequestOutcome
 
 Value = TypeVar("Value")
 
-# Turns a delta into the document of one answer or event.
-Formatter = Callable[[TextDelta, str], dict[str, Any]]
+Document = Mapping[str, Any]  # of one event
 
 
 async def _gone(request: Request) -> None:
@@ -45,20 +43,19 @@ async def unless_gone(request: Request, result: Awaitable[Value]) -> Value:
 
 class EventStream(Response):
     """
-    Server-sent events: one for each delta, then [DONE]; or an error event as the last.
+    Server-sent events: one for each document, then [DONE]; or an error event as the last.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        first: TextDelta,
-        rest: AsyncGenerator[TextDelta, None],
-        shape: Formatter,
+        first: Document,
+        rest: AsyncGenerator[Document, None],
         outcome: RequestOutcome,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        self._first, self._rest, self._shape, self._outcome = first, rest, shape, outcome
+        self._first, self._rest, self._outcome = first, rest, outcome
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         raw = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
@@ -85,11 +82,11 @@ class EventStream(Response):
             body = head + b"data: " + data + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
-        await event(json.dumps(self._shape(self._first, id)).encode())
+        await event(json.dumps(self._first).encode())
         try:
-            async with aclosing(self._rest) as deltas:
-                async for delta in deltas:
-                    await event(json.dumps(self._shape(delta, id)).encode())
+            async with aclosing(self._rest) as documents:
+                async for document in documents:
+                    await event(json.dumps(document).encode())
         except Failed as failed:
             self._outcome.code = failed.refused.status
             self._outcome.excuse = failed.refused.excuse

@@ -6,25 +6,25 @@ Every admitted request ends: with its text, or with one Failed.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from runtime.chat import ChatTemplate
 from runtime.contract import CLIENT_DEADLINE
 from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
+from runtime.server.errors import Failed
+from runtime.server.prompts import Conversation, Prompt, PromptReader
 from runtime.server.text import Codec, Detokenizer, StopScanner
 
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
-LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
-# A prompt of 8 MiB takes a thread ten seconds and most of a GiB: few at a time.
-LONG_PROMPT_THREADS = 2
 Value = TypeVar("Value")
+_NO_ANSWER = SamplingParams(max_tokens=0)
 
 FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
@@ -40,16 +40,6 @@ FAILURES = {
 }
 
 
-class Failed(Exception):
-    """
-    The request ends with an error response.
-    """
-
-    def __init__(self, refused: Refusal) -> None:
-        super().__init__(refused.message)
-        self.refused = refused
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """
@@ -57,12 +47,24 @@ class GenerationRequest:
 
     Attributes:
         timeout_s: None for the longest that is allowed.
+        fills_context: The answer may take what is left of the context; `params.max_tokens` is the
+            least that must be left.
+        adds_special: Put the tokenizer's own tokens around a text.
     """
 
-    prompt: str
+    prompt: Prompt | Conversation
     params: SamplingParams
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
+    fills_context: bool = False
+    adds_special: bool = True
+
+    @property
+    def field(self) -> str:
+        """
+        The field of the body that has the prompt.
+        """
+        return "messages" if isinstance(self.prompt, Conversation) else "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class AdmittedRequest:
         late_excuse: Excuse of a late answer: the client asked for less time than it may have.
     """
 
-    prompt: list[int]
+    prompt: Sequence[int]
     params: SamplingParams
     stop: tuple[str, ...]
     started_s: float
@@ -112,6 +114,7 @@ class Generator:
 
     Args:
         on_first_token: Called with the seconds from the start of a request.
+        template: None for a model without a chat template.
     """
 
     def __init__(
@@ -120,16 +123,20 @@ class Generator:
         codec: Codec,
         limits: AdmissionLimits,
         on_first_token: Callable[[float], None],
+        template: ChatTemplate | None = None,
     ) -> None:
         self._engine, self._codec, self._limits = engine, codec, limits
+        self._prompts = PromptReader(codec, template, limits.vocabulary)
         self._on_first_token = on_first_token
         self._mean_s = 0.0
-        self._encoding = 0  # long prompts that wait for a thread or are tokenized
-        self._long_prompts = ThreadPoolExecutor(LONG_PROMPT_THREADS, "tokenize")
 
     @property
     def load(self) -> CurrentLoad:
-        return CurrentLoad(self._engine.in_flight + self._encoding, self._mean_s)
+        return CurrentLoad(self._engine.in_flight + self._prompts.busy, self._mean_s)
+
+    @property
+    def context_tokens(self) -> int:
+        return self._limits.context_tokens
 
     def refuse_if_full(self) -> None:
         """
@@ -139,19 +146,67 @@ class Generator:
         if refused := refuse(1, 0, self.load, self._limits):
             raise Failed(refused)
 
-    async def admit(self, request: GenerationRequest) -> AdmittedRequest:
+    async def admit(self, request: GenerationRequest, *, others: int = 0) -> AdmittedRequest:
         """
         Return *request* with its prompt in tokens.
 
+        Args:
+            others: Requests that were admitted with it, and that no engine has yet.
+
         Raises:
-            Failed: It is refused, or tokenizing it took longer than it has time.
+            Failed: It is refused, or preparing it took longer than it has time.
         """
         started_s = time.monotonic()
         allowed_s = time_allowed_s(request.timeout_s, self._limits)
         excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
-        prompt = await self._encode(request, started_s + allowed_s, excuse)
-        self._refuse(len(prompt), request)
-        return AdmittedRequest(prompt, request.params, request.stop, started_s, allowed_s, excuse)
+        prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
+        self._refuse(len(prompt), request, others)
+        params = request.params
+        if request.fills_context:
+            params = replace(params, max_tokens=self._limits.context_tokens - len(prompt))
+        return AdmittedRequest(prompt, params, request.stop, started_s, allowed_s, excuse)
+
+    async def choices(
+        self, request: GenerationRequest, params: Sequence[SamplingParams], *, others: int = 0
+    ) -> list[AdmittedRequest]:
+        """
+        Return *request* once for each of *params*, its prompt prepared once.
+
+        Raises:
+            Failed: As `admit`, or they are more requests than ever wait together.
+        """
+        most = self._limits.max_batch_requests + self._limits.max_queue_requests
+        if others + len(params) > most:
+            message = f"{others + len(params)} answers at once; {most} is the most"
+            raise Failed(Refusal(400, "too_many_answers", message, param="n"))
+        first = await self.admit(request, others=others + len(params) - 1)
+        tokens = first.params.max_tokens
+        return [replace(first, params=replace(each, max_tokens=tokens)) for each in params]
+
+    async def tokenize(
+        self, prompt: str | Conversation, *, adds_special: bool = True
+    ) -> Sequence[int]:
+        """
+        Return the tokens of *prompt*, which must fit the context.
+
+        Raises:
+            Failed: As `admit`.
+        """
+        request = GenerationRequest(prompt, _NO_ANSWER, adds_special=adds_special)
+        late_s = time.monotonic() + self._limits.request_timeout_s
+        tokens = await self._read_prompt(request, late_s)
+        self._refuse(max(len(tokens), 1), request)
+        return tokens
+
+    async def text_of(self, tokens: Sequence[int], field: str = "tokens") -> str:
+        """
+        Raises:
+            Failed: 400: they are too many, or the model has no such tokens.
+        """
+        if refused := refuse(max(len(tokens), 1), 0, self.load, self._limits, field=field):
+            raise Failed(refused)
+        late_s = time.monotonic() + self._limits.request_timeout_s
+        return await _by(late_s, self._prompts.text_of(tokens, field))
 
     async def whole(self, request: AdmittedRequest) -> TextDelta:
         """
@@ -162,6 +217,21 @@ class Generator:
         last = deltas[-1]
         text = "".join(delta.text for delta in deltas)
         return TextDelta(text, last.tokens, last.prompt_tokens, last.finish_reason)
+
+    async def all(self, requests: Sequence[AdmittedRequest]) -> list[TextDelta]:
+        """
+        Return the whole answers of *requests*.
+
+        Raises:
+            Failed: One of them did; the others are cancelled.
+        """
+        tasks = [asyncio.create_task(self.whole(request)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def deltas(
         self, request: AdmittedRequest, *, at_once: bool = False
@@ -209,35 +279,67 @@ class Generator:
         reason = "stop" if scanner.is_stopped else stream.finish_reason.value
         yield TextDelta(text, seen, prompt_tokens, reason)
 
-    async def _encode(
-        self, request: GenerationRequest, late_s: float, excuse: str | None
-    ) -> list[int]:
-        if len(request.prompt) < LONG_PROMPT_CHARS:
-            return self._codec.encode(request.prompt)
-        # By its size alone: tokenizing takes seconds, counting milliseconds.
-        enough = self._limits.context_tokens + 1
-        self._refuse(max(self._codec.least_tokens(request.prompt, enough), 1), request)
-        loop = asyncio.get_running_loop()
-        self._encoding += 1
-        job = self._long_prompts.submit(self._codec.encode, request.prompt)
-        # Of the thread, which goes on where its request has been given up.
-        job.add_done_callback(lambda _: self._encoded(loop))
-        return await _by(late_s, _result(job), excuse)
+    async def _read_prompt(
+        self, request: GenerationRequest, late_s: float, excuse: str | None = None
+    ) -> Sequence[int]:
+        reading = self._prompts.tokens(
+            request.prompt,
+            request.field,
+            adds_special=request.adds_special,
+            # By its size alone: tokenizing takes seconds, counting milliseconds.
+            enough=self._limits.context_tokens + 1,
+            check=lambda least: self._refuse(max(least, 1), request),
+        )
+        return await _by(late_s, reading, excuse)
 
-    def _encoded(self, loop: asyncio.AbstractEventLoop) -> None:
-        def count() -> None:
-            self._encoding -= 1
-
-        with suppress(RuntimeError):  # the loop ended before the thread
-            loop.call_soon_threadsafe(count)
-
-    def _refuse(self, prompt_tokens: int, request: GenerationRequest) -> None:
-        if refused := refuse(prompt_tokens, request.params.max_tokens, self.load, self._limits):
+    def _refuse(self, prompt_tokens: int, request: GenerationRequest, others: int = 0) -> None:
+        load = CurrentLoad(self.load.in_flight + others, self._mean_s)
+        most = request.params.max_tokens
+        if refused := refuse(prompt_tokens, most, load, self._limits, field=request.field):
             raise Failed(refused)
 
 
-async def _result(job: Future[Value]) -> Value:
-    return await asyncio.wrap_future(job)
+async def together(
+    streams: Sequence[AsyncGenerator[TextDelta, None]],
+) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    """
+    Yield the deltas of all *streams*, with the index of each, as they come.
+
+    Raises:
+        Failed: One of them did; the others are cancelled.
+    """
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
+    queue: asyncio.Queue[tuple[int, TextDelta] | Exception | None] = asyncio.Queue(maxsize=1)
+
+    async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
+        end: Exception | None = None
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    await queue.put((index, delta))
+        except Exception as error:
+            end = error
+        await queue.put(end)
+
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    running = len(tasks)
+    try:
+        while running:
+            match await queue.get():
+                case None:
+                    running -= 1
+                case Exception() as error:
+                    raise error
+                case item:
+                    yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _by(

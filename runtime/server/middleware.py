@@ -15,12 +15,17 @@ from typing import Any
 from pydantic import SecretStr
 
 from runtime.contract import (
+    DETOKENIZE,
+    GENERATE,
     HEALTHZ,
     MAX_BODY_BYTES,
+    MODEL,
+    MODELS,
     MONITORING_ROUTES,
     PUBLIC_ROUTES,
     REQUEST_ID_HEADER,
     SLOT_HEADER,
+    TOKENIZE,
     UNREAD_HEADER,
     VERSION_HEADER,
 )
@@ -38,7 +43,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ROUTES = frozenset({*PUBLIC_ROUTES, *MONITORING_ROUTES})
+GUARDED = frozenset({GENERATE, TOKENIZE, DETOKENIZE})  # beside those under /v1/
+ROUTES = frozenset({*PUBLIC_ROUTES, MODEL, *MONITORING_ROUTES})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 CLOSE = (b"connection", b"close")
@@ -72,7 +78,8 @@ class Middleware:
     Wraps the application.
 
     Args:
-        tokens: Bearer tokens accepted on /generate and /v1 routes; empty: no token is required.
+        tokens: Bearer tokens accepted on all routes but health, metrics and the description of the
+            API; empty: no token is required.
     """
 
     def __init__(
@@ -178,7 +185,10 @@ def _route(scope: Scope) -> str:
     """
     Return the path for metrics and logs, which have no other text of a client.
     """
-    return scope["path"] if scope["path"] in ROUTES else "other"
+    path: str = scope["path"]
+    if path.startswith(f"{MODELS}/"):
+        return MODEL
+    return path if path in ROUTES else "other"
 
 
 def _is_guarded(scope: Scope) -> bool:
@@ -186,7 +196,7 @@ def _is_guarded(scope: Scope) -> bool:
         return False  # a CORS preflight carries no token
     path: str = scope["path"]
     is_deep = path == HEALTHZ and scope["query_string"] != b""
-    return is_deep or path == "/generate" or path.startswith("/v1/")
+    return is_deep or path in GUARDED or path.startswith("/v1/")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import uvicorn
 
+from runtime.chat import load_chat_template
 from runtime.contract import EXIT_ENGINE, EXIT_OK
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
 from runtime.engines.base.protocol import EngineReport, Load
 from runtime.engines.paged.client import EngineClient, EngineProcess
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmProcess
-from runtime.server.api import Serving, create_app
+from runtime.server.api import create_app
 from runtime.server.config import Settings
 from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
 from runtime.server.generation import Generator
@@ -30,6 +31,7 @@ from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
 from runtime.server.notify import Notifier, Watchdog
+from runtime.server.serving import Serving
 from runtime.server.text import TokenizerCodec
 from runtime.server.warmup import check_prompt, warm_up
 
@@ -89,6 +91,7 @@ class RuntimeServer:
         self._serving = Serving(
             settings, self._life, self._metrics, check_prompt(settings.golden_file)
         )
+        self._cleanup = contextlib.ExitStack()
         self._terminated = asyncio.Event()
         self._uvicorn = make_http_server(create_app(self._serving))
 
@@ -121,6 +124,7 @@ class RuntimeServer:
             self._uvicorn.should_exit = True
             await http
             status = await self._engine.close()
+            self._cleanup.close()
             if self._settings.socket is not None:
                 self._settings.socket.unlink(missing_ok=True)
             log.info("runtime.stopped phase=%s engine_status=%s", self._life.phase, status)
@@ -130,6 +134,9 @@ class RuntimeServer:
         config = self._settings.config
         self._notifier.status(f"loading {config.model_name} {config.version}")
         codec = TokenizerCodec(self._settings.model_dir)
+        template = load_chat_template(self._settings.model_dir)
+        if template is not None:
+            self._cleanup.callback(template.close)
         await self._engine.connect()
         loaded = await self._engine.load(
             Load(
@@ -138,9 +145,13 @@ class RuntimeServer:
                 config.options,
             )
         )
-        limits = self._settings.limits(loaded.context_tokens)
+        # vLLM does not say how many rows the embedding has.
+        vocabulary = loaded.vocabulary or codec.vocabulary
+        limits = self._settings.limits(loaded.context_tokens, vocabulary)
         self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
-        self._serving.generator = Generator(self._engine, codec, limits, self._metrics.first_token)
+        self._serving.generator = Generator(
+            self._engine, codec, limits, self._metrics.first_token, template
+        )
         self._serving.since = int(time.time())
         self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")
@@ -214,6 +225,8 @@ def _bind(settings: Settings) -> socket.socket:
         assert settings.port is not None
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by its connections; asyncio sets it only where the protocol is named.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = ("127.0.0.1", settings.port)
     else:
         _remove_stale(settings.socket)

@@ -1,69 +1,84 @@
 """
-Request bodies and the error document.  Unknown keys are errors.
+What every request body has: its bounds before it is parsed.  Unknown keys are errors.
 """
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+from runtime.engines.base.sampling import SamplingParams
+
+MAX_STOPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BodyBounds:
+    """
+    Bounds of a body's JSON, checked before it is parsed: "[]," takes thirty times its size then.
+
+    Attributes:
+        strings: Strings, keys included.
+        containers: Objects and lists.
+        structure_bytes: Everything but the strings.
+    """
+
+    strings: int = 64
+    containers: int = 4096
+    structure_bytes: int = 4096
+
+
+class Strict(BaseModel):
+    """
+    A part of a body.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Body(Strict):
+    """
+    Attributes:
+        BOUNDS: Bounds of its JSON.
+        INVALID: Status of a body that is JSON, but not this one.
+        model: None for the one that is served.
+    """
+
+    BOUNDS: ClassVar[BodyBounds] = BodyBounds()
+    INVALID: ClassVar[int] = 400
+
+    model: str | None = None
 
 
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class _Sampling(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
+    Field(max_length=MAX_STOPS, fail_fast=True),
+    BeforeValidator(
+        _one_or_many, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)]
+    ),
+]
 
-    prompt: str = Field(min_length=1)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: Annotated[list[Stop], Field(max_length=8), BeforeValidator(_one_or_many)] = []
-    stream: bool = False
 
-
-class GenerateBody(_Sampling):
+class GenerateBody(Body):
     """
     `POST /generate`.
     """
 
+    INVALID: ClassVar[int] = 422
+
+    prompt: str = Field(min_length=1)
     max_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: Stops = []
+    stream: bool = False
     timeout_s: float | None = Field(default=None, gt=0)
 
     @property
-    def model(self) -> None:
-        return None
-
-
-class CompletionBody(_Sampling):
-    """
-    `POST /v1/completions`, with OpenAI's defaults.
-    """
-
-    model: str | None = None
-    max_tokens: int = Field(default=16, ge=1)
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    n: Literal[1] = 1
-
-    @property
-    def timeout_s(self) -> float | None:
-        return None
-
-
-def error_document(code: str, message: str, request_id: str, *, retry_safe: bool) -> dict[str, Any]:
-    """
-    Return the body of an error response.
-
-    Args:
-        retry_safe: Whether the same request may be sent again unchanged, here or elsewhere.
-    """
-    return {
-        "error": {
-            "code": code,
-            "message": message,
-            "request_id": request_id,
-            "retry_safe": retry_safe,
-        }
-    }
+    def params(self) -> SamplingParams:
+        return SamplingParams(self.max_tokens, self.temperature, self.top_p, self.seed)

@@ -18,6 +18,17 @@ TOKENIZER = "tokenizer.json"
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
+def is_unicode(text: str) -> bool:
+    """
+    Return whether *text* can be tokenized: JSON may hold one half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Codec(Protocol):
     """
     Attributes:
@@ -27,7 +38,11 @@ class Codec(Protocol):
     @property
     def longest_token_bytes(self) -> int | None: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, adds_special: bool = True) -> list[int]:
+        """
+        Args:
+            adds_special: Put the tokenizer's own tokens around, such as BOS.
+        """
 
     def least_tokens(self, text: str, enough: int) -> int:
         """
@@ -66,10 +81,10 @@ class TokenizerCodec:
     def vocabulary(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, adds_special: bool = True) -> list[int]:
         # `encode` holds Python's lock for as long as it takes, seconds for a long text: no other
         # request, health check or report of the engine would be answered.  The batch releases it.
-        (encoding,) = self._tokenizer.encode_batch_fast([text])
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
         return list(encoding.ids)
 
     def least_tokens(self, text: str, enough: int) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REQUESTS_TOTAL = "slipway_http_requests_total"
 EXCUSED_TOTAL = "slipway_http_excused_total"
 EXCUSES = ("queue_full", "client_deadline")
-GENERATE_ROUTES = ("/generate", "/v1/completions")
+GENERATE_ROUTES = ("/generate", "/v1/chat/completions", "/v1/completions")
 METRICS = "/metrics"
 
 MAX_COUNT = 2**53  # a float holds every whole number up to it

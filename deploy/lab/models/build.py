@@ -37,6 +37,20 @@ MAX_TOKENS = 16
 WEIGHTS_FILE = "model.safetensors"
 GOLDEN_FILE = "golden.jsonl"
 LIVE_PROMPTS_FILE = "live_prompts.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+# The models continue one sentence: the last message, whatever was said before.
+CHAT_TEMPLATE = """\
+{%- set last = messages[-1] -%}
+{%- if last.role != 'user' -%}
+    {{- raise_exception('The last message must be of the user.') -}}
+{%- endif -%}
+{%- if last.content is string -%}
+    {{- last.content -}}
+{%- else -%}
+    {%- for part in last.content -%}{{- part.text -}}{%- endfor -%}
+{%- endif -%}
+"""
 
 
 def build(
@@ -69,6 +83,7 @@ def build(
     _write_json(out / "tokenizer_config.json", tokenizer_config)
     _write_json(out / LIVE_PROMPTS_FILE, list(LIVE_PROMPTS))
     write_private(out / "tokenizer.json", tokenizer.to_str())
+    write_private(out / CHAT_TEMPLATE_FILE, CHAT_TEMPLATE)
 
     tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
     _save(out / WEIGHTS_FILE, tensors)

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from runtime.chat import ChatTemplateError
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.paged.step import OutOfMemory, StepOutput
@@ -21,11 +22,29 @@ class CharCodec:
     def least_tokens(self, text, enough):
         return min(len(text), enough)
 
-    def encode(self, text):
+    def encode(self, text, *, adds_special=True):
         return [ord(char) for char in text]
 
     def decode(self, tokens):
         return "".join(chr(token) for token in tokens)
+
+
+class FakeTemplate:
+    """
+    A chat template whose prompt is `role=content|` for each message.
+    """
+
+    def render(self, messages, *, tools=None, add_generation_prompt=True, kwargs=()):
+        parts = [f"{each['role']}={self._text(each.get('content'))}|" for each in messages]
+        if "<refuse>" in "".join(parts):
+            raise ChatTemplateError("roles must alternate, said the\ntemplate")
+        parts += [f"{name}={value}|" for name, value in dict(kwargs).items()]
+        return "".join(parts) + (">" if add_generation_prompt else "")
+
+    def _text(self, content):
+        if isinstance(content, list):
+            return "+".join(part["text"] for part in content)
+        return content
 
 
 @dataclass

@@ -9,14 +9,17 @@ import httpx
 from pydantic import SecretStr
 
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server.api import Serving, create_app
+from runtime.server.api import create_app
 from runtime.server.config import RuntimeConfig, Settings
 from runtime.server.generation import GenerationRequest, Generator
 from runtime.server.lifecycle import Life, LifeEvent, Phase
 from runtime.server.metrics import Metrics
-from tests.unit.runtime.fakes import CharCodec, FakeEngine
+from runtime.server.serving import Serving
+from tests.unit.runtime.fakes import CharCodec, FakeEngine, FakeTemplate
 
 CONTEXT = 100
+VOCABULARY = 0x110000
+ERROR_KEYS = {"message", "type", "param", "code", "request_id", "retry_safe"}
 TO = {
     Phase.LOADING: (),
     Phase.WARMING: (LifeEvent.LOADED,),
@@ -35,7 +38,7 @@ class Runtime:
         http: A client of the application, without a socket.
     """
 
-    def __init__(self, phase=Phase.READY, tokens=(), **config):
+    def __init__(self, phase=Phase.READY, tokens=(), template=None, **config):
         self.engine = FakeEngine()
         self.settings = Settings(
             config=RuntimeConfig(version="v1.2.0", model_name="lab", **config),
@@ -52,12 +55,27 @@ class Runtime:
         check = GenerationRequest("are you there", SamplingParams(max_tokens=8))
         self.serving = Serving(self.settings, self.life, self.metrics, check)
         self.serving.generator = Generator(
-            self.engine, CharCodec(), self.settings.limits(CONTEXT), self.metrics.first_token
+            self.engine,
+            CharCodec(),
+            self.settings.limits(CONTEXT, VOCABULARY),
+            self.metrics.first_token,
+            template or FakeTemplate(),
         )
         self.app = create_app(self.serving)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=self.app), base_url="http://runtime"
         )
+
+    async def chat(self, *messages, **body):
+        """
+        Send *messages*, each a text of the user or a whole message.
+        """
+        whole = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
+        body = {"messages": whole} | body
+        return await self.http.post("/v1/chat/completions", json=body)
+
+    async def complete(self, prompt="ask", **body):
+        return await self.http.post("/v1/completions", json={"prompt": prompt} | body)
 
     async def generate(self, **body):
         return await self.http.post("/generate", json={"prompt": "ask", "max_tokens": 9} | body)
@@ -91,7 +109,7 @@ def assert_is_error(response, status, code, *, retry_safe):
     """
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"code", "message", "request_id", "retry_safe"}
+    assert set(error) == ERROR_KEYS
     assert (error["code"], error["retry_safe"]) == (code, retry_safe)
     assert error["message"]
     assert error["request_id"] == response.headers["x-request-id"]

@@ -168,7 +168,10 @@ def test_a_refusal_of_vllm_is_an_engine_error_for_the_client(ready):
     assert (error["code"], error["retry_safe"]) == ("engine_error", True)
     assert "vLLM answered 500" in error["message"]
     refused = ready.generate(max_tokens=99)  # more than fits behind the prompt
-    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_tokens")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (
+        400,
+        "context_length_exceeded",
+    )
 
 
 def test_a_vllm_that_hangs_does_not_feed_the_watchdog(ready):

@@ -20,6 +20,7 @@ from deploy.host import layout
 from deploy.provision import haproxy
 from tests.unit.deploy.provision.builders import make_spec
 
+ERROR_KEYS = {"message", "type", "param", "code", "request_id", "retry_safe"}
 PROGRAM = shutil.which("haproxy") or "/usr/sbin/haproxy"
 DEADLINE_S = 20.0
 PUBLIC, OTHER, MONITOR, PROXY = "127.0.1.1", "127.0.2.2", "127.0.9.9", "127.0.8.8"
@@ -226,7 +227,7 @@ def code_of(body):
     Return the code of an error document, which must be whole.
     """
     error = json.loads(body)["error"]
-    assert set(error) == {"code", "message", "request_id", "retry_safe"}
+    assert set(error) == ERROR_KEYS
     assert len(error["request_id"]) >= 32
     return error["code"]
 

@@ -39,7 +39,8 @@ SPELLINGS = (
     "/METRICS",
     "*",
 )
-UNROUTED = ("/", "/docs", "/redoc", "/openapi.json", "/generate/", "/v1/models/", "/v1/%6dodels")
+UNROUTED = ("/", "/docs/", "/redoc", "/openapi.yaml", "/generate/", "/v1/models/", "/v1/%6dodels")
+NO_MODELS = ("/v1/models/..", "/v1/models/%2e", "/v1/models/a%00", "/v1/models/" + "a" * 200)
 
 
 @pytest.fixture
@@ -131,6 +132,39 @@ def test_the_routes_of_the_contract_are_public(port, route):
     assert port.get(route)[0] == 200
     assert port.get(f"http://x{route}?x=1")[0] == 200
     assert port.slot.lines == [f"GET {route} HTTP/1.1", f"GET {route}?x=1 HTTP/1.1"]
+
+
+@pytest.mark.parametrize("name", ["lab", "zai-org/GLM-4-9B", "zai-org%2FGLM-4-9B", "a+b_c.d"])
+def test_a_model_is_found_by_its_name(port, name):
+    """
+    Any that a release may have, with its slash as it is or escaped.
+    """
+    assert port.get(f"/v1/models/{name}")[0] == 200
+    assert port.slot.lines == [f"GET /v1/models/{name} HTTP/1.1"]
+
+
+@pytest.mark.parametrize("target", NO_MODELS)
+def test_what_is_no_name_of_a_model_is_not_forwarded(port, target):
+    """
+    As any other spelling of a route.
+    """
+    assert port.get(target)[0] == 404
+    assert port.slot.lines == []
+
+
+def test_an_answer_of_haproxy_has_the_headers_of_cors(started):
+    """
+    A browser shows no other error to a page; a page of another origin sees none.
+    """
+    port = started(cors_origins=("https://a.example",))
+
+    def head(origin):
+        with port.connect() as client:
+            client.sendall(f"GET /x HTTP/1.1\r\nhost: x\r\norigin: {origin}\r\n\r\n".encode())
+            return client.recv(65536).partition(b"\r\n\r\n")[0].lower()
+
+    assert b"\r\naccess-control-allow-origin: https://a.example" in head("https://a.example")
+    assert b"access-control" not in head("https://b.example")
 
 
 def test_http_2_is_refused(started):

@@ -1,5 +1,5 @@
 """
-`docs/reference/runtime.md` matches the code.
+`docs/reference/runtime.md` and `docs/reference/openai.md` match the code.
 """
 
 import re
@@ -13,10 +13,13 @@ from runtime.server.api import CODES
 from runtime.server.config import RuntimeConfig
 from runtime.server.generation import FAILURES
 from runtime.server.middleware import ROUTES
-from runtime.server.schemas import CompletionBody, GenerateBody
+from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from runtime.server.schemas import GenerateBody
 
 PAGE = (Path(__file__).parents[4] / "docs/reference/runtime.md").read_text()
-NAMED = set(re.findall(r"`([^`]+)`", PAGE))
+BODIES = (GenerateBody, ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+OPENAI = (Path(__file__).parents[4] / "docs/reference/openai.md").read_text()
+NAMED = set(re.findall(r"`([^`]+)`", PAGE + OPENAI))
 
 
 @pytest.mark.parametrize(
@@ -24,9 +27,7 @@ NAMED = set(re.findall(r"`([^`]+)`", PAGE))
     [
         # Those of the engine are explained, every one, in `inventories/example.yml`.
         pytest.param(set(RuntimeConfig.model_fields) - set(OPTIONS), id="configuration"),
-        pytest.param(
-            set(GenerateBody.model_fields) | set(CompletionBody.model_fields), id="bodies"
-        ),
+        pytest.param({field for body in BODIES for field in body.model_fields}, id="bodies"),
         pytest.param(
             {getattr(contract, name) for name in dir(contract) if name.startswith("ENV_")}, id="env"
         ),

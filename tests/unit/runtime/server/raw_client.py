@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from runtime.server.process import make_http_server
-from tests.unit.runtime.serving import Runtime
+from tests.unit.runtime.serving import ERROR_KEYS, Runtime
 
 DEADLINE_S = 20.0
 
@@ -47,7 +47,7 @@ class RawClient:
         """
         status, headers, body = await self.answer()
         error = json.loads(body)["error"]
-        assert set(error) == {"code", "message", "request_id", "retry_safe"}
+        assert set(error) == ERROR_KEYS
         assert headers["connection"] == "close"
         assert await self.is_closed()
         return status, error["code"]

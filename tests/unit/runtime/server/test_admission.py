@@ -24,11 +24,11 @@ def test_a_request_at_the_limit_is_admitted():
 
 def test_prompt_and_answer_share_the_context():
     """
-    One token over the context is 413, and the message has all three numbers.
+    One token over the context is 400, and the message has all three numbers.
     """
     refused = refuse(60, 41, IDLE, LIMITS)
 
-    assert (refused.status, refused.code) == (413, "too_many_tokens")
+    assert (refused.status, refused.code) == (400, "context_length_exceeded")
     assert all(number in refused.message for number in ("60", "41", "100"))
     assert refused.retry_after_s is None
 
@@ -43,11 +43,14 @@ def test_a_full_queue_gives_retry_after():
     assert refused.retry_after_s == 8
 
 
-def test_a_request_that_never_fits_is_413_even_when_full():
+def test_a_request_that_never_fits_is_refused_even_when_full():
     """
     Too long takes precedence over too busy.
     """
-    assert refuse(200, 1, CurrentLoad(in_flight=99, mean_s=1.0), LIMITS).status == 413
+    assert (
+        refuse(200, 1, CurrentLoad(in_flight=99, mean_s=1.0), LIMITS).code
+        == "context_length_exceeded"
+    )
 
 
 def test_a_prompt_without_tokens_is_refused():

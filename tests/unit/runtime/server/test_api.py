@@ -27,6 +27,7 @@ async def test_an_answer_names_its_release(runtime):
         "id": response.headers["x-request-id"],
         "version": "v1.2.0",
         "text": "the sea",
+        "result": "the sea",
         "tokens": 7,
         "prompt_tokens": 5,
         "finish_reason": "stop",

@@ -32,7 +32,9 @@ async def test_a_wrong_body_is_422_and_names_the_key(runtime, body, words):
     """
     response = await runtime.generate(**body)
     assert_is_error(response, 422, "invalid_request", retry_safe=False)
-    assert words in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert words in error["message"]
+    assert error["param"].partition("[")[0] == next(iter(body))
     assert runtime.counted("/generate", 422) == 1
 
 
@@ -46,7 +48,7 @@ async def test_error_messages_do_not_repeat_the_input(runtime):
 
 async def test_all_errors_have_the_same_document(runtime):
     """
-    400, 404, 405 and both 413s.
+    400, 404, 405 and 413.
     """
     send = runtime.http.request
     as_json = {"content-type": "application/json"}
@@ -57,7 +59,7 @@ async def test_all_errors_have_the_same_document(runtime):
     assert_is_error(response, 405, "method_not_allowed", retry_safe=False)
     assert response.headers["allow"] == "POST"
     response = await runtime.generate(prompt="x" * 50, max_tokens=51)
-    assert_is_error(response, 413, "too_many_tokens", retry_safe=False)
+    assert_is_error(response, 400, "context_length_exceeded", retry_safe=False)
     response = await runtime.generate(prompt="x" * (MAX_BODY_BYTES + 1))
     assert_is_error(response, 413, "body_too_large", retry_safe=False)
 

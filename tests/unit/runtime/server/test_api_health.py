@@ -2,10 +2,16 @@
 Health checks, proxies and browsers; tokens; metrics.
 """
 
+import json
+import re
+
 import pytest
 
 from runtime.engines.base.protocol import EngineReport, FinishReason
 from runtime.server.lifecycle import Phase
+from runtime.server.middleware import ROUTES
+from tests.unit.runtime.fakes import FakeEngine
+from tests.unit.runtime.server.raw_client import served
 from tests.unit.runtime.serving import TO, Runtime, assert_is_error
 
 pytestmark = pytest.mark.anyio
@@ -104,9 +110,77 @@ async def test_cors_allows_the_configured_origins():
     assert response.headers["access-control-allow-origin"] == "https://a.example"
     assert "x-slipway-version" in response.headers["access-control-expose-headers"]
 
+    asked |= {"access-control-request-headers": "authorization,x-stainless-retry-count"}
+    response = await runtime.http.options("/v1/chat/completions", headers=asked)
+    assert "x-stainless-retry-count" in response.headers["access-control-allow-headers"]
+
     strange = asked | {"origin": "https://b.example"}
     response = await runtime.http.options("/generate", headers=strange)
     assert "access-control-allow-origin" not in response.headers
+
+
+async def test_errors_have_the_headers_of_cors(monkeypatch):
+    """
+    Refusals before the route, of the route, and bugs.
+    """
+    runtime = Runtime(cors_origins=("https://a.example",), tokens=("one",))
+    origin = {"origin": "https://a.example"}
+    known = origin | {"authorization": "Bearer one"}
+    monkeypatch.setattr(FakeEngine, "submit", lambda *_, **__: 1 / 0)
+    for headers, body, status in (
+        (origin, {}, 401),
+        (known | {f"x-{n}": "y" for n in range(100)}, {}, 431),
+        (known, {}, 422),
+        (known, {"prompt": "x"}, 500),
+    ):
+        response = await runtime.http.post("/generate", json=body, headers=headers)
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics"])
+async def test_probes_answer_head(path):
+    """
+    Load balancers check with it; over the socket it has no body.
+    """
+    async with served() as server, server.client() as client:
+        head = f"HEAD {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        await client.send(head.encode())
+        answer = await client.reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_the_description_has_every_route(runtime):
+    """
+    And every body with its fields; the page loads nothing.
+    """
+    document = (await runtime.http.get("/openapi.json")).json()
+    assert set(document["paths"]) | {"/openapi.json", "/docs"} == ROUTES
+    text = json.dumps(document)
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    assert names <= document["components"]["schemas"].keys()
+    chat = document["components"]["schemas"]["ChatBody"]
+    assert chat["additionalProperties"] is False
+    assert chat["properties"]["presence_penalty"]["enum"] == [None, 0]
+    response = await runtime.http.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "/v1/chat/completions" in response.text
+    assert not re.search(r"<script|src=|href=|http:", response.text)
+
+
+async def test_the_description_needs_no_token():
+    """
+    All that computes does.
+    """
+    runtime = Runtime(tokens=("one",))
+    assert (await runtime.http.get("/openapi.json")).status_code == 200
+    assert (await runtime.http.get("/docs")).status_code == 200
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        assert_is_error(await runtime.http.post(path), 401, "unauthorized", retry_safe=False)
+    response = await runtime.http.get("/v1/models/lab")
+    assert_is_error(response, 401, "unauthorized", retry_safe=False)
 
 
 async def test_metrics_have_the_names_of_the_contract(runtime):

@@ -8,13 +8,14 @@ import threading
 import pytest
 
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server import generation
-from runtime.server.generation import Failed, GenerationRequest, Generator
+from runtime.server import generation, prompts
+from runtime.server.errors import Failed
+from runtime.server.generation import GenerationRequest, Generator
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 from tests.unit.runtime.serving import CONTEXT, Runtime
 
 pytestmark = pytest.mark.anyio
-LONG = "a" * generation.LONG_PROMPT_CHARS
+LONG = "a" * prompts.LONG_PROMPT_CHARS
 
 
 class SlowCodec(CharCodec):
@@ -29,7 +30,7 @@ class SlowCodec(CharCodec):
     def least_tokens(self, text, enough):
         return 0
 
-    def encode(self, text):
+    def encode(self, text, *, adds_special=True):
         self.texts.append(text)
         assert self.gate.wait(20)
         return [1] * 10
@@ -65,7 +66,7 @@ async def test_a_prompt_over_the_context_is_not_tokenized(monkeypatch):
     codec.gate.set()
     generator = make_generator(codec)
     monkeypatch.setattr(codec, "least_tokens", CharCodec().least_tokens)
-    assert await refused(generator.admit(make_request())) == (413, "too_many_tokens")
+    assert await refused(generator.admit(make_request())) == (400, "context_length_exceeded")
     assert codec.texts == []
     monkeypatch.setattr(codec, "least_tokens", lambda *_: 0)
     assert len((await generator.admit(make_request())).prompt) == 10
@@ -93,14 +94,14 @@ async def test_few_long_prompts_are_tokenized_at_once():
     codec = SlowCodec()
     generator = make_generator(codec)
     many = [asyncio.create_task(generator.admit(make_request(f"{n}{LONG}"))) for n in range(6)]
-    await until(lambda: len(codec.texts) == generation.LONG_PROMPT_THREADS)
+    await until(lambda: len(codec.texts) == prompts.LONG_PROMPT_THREADS)
     assert generator.load.in_flight == 6
     for task in many:
         task.cancel()
     await asyncio.wait(many)
     codec.gate.set()
     await until(lambda: generator.load.in_flight == 0)
-    assert len(codec.texts) == generation.LONG_PROMPT_THREADS
+    assert len(codec.texts) == prompts.LONG_PROMPT_THREADS
 
 
 async def test_tokenizing_counts_to_the_deadline(monkeypatch):

@@ -84,7 +84,7 @@ async def test_a_wide_body_is_refused_before_it_is_built(monkeypatch):
     async with served() as server:
         assert (await answer_of(server, post(wide)))[0] == 422
         assert seen == []
-        monkeypatch.setattr(body, "_check_shape", lambda _: None)
+        monkeypatch.setattr(body, "_check_shape", lambda *_: None)
         await answer_of(server, post(wide))
         assert seen == [len(wide)]
 
@@ -330,8 +330,8 @@ async def test_http_1_0_is_answered_and_closed(server):
         assert await client.is_closed()
 
 
-@pytest.mark.parametrize("path", ["/generate/", "/v1/models/", "/docs", "/redoc", "/openapi.json"])
-async def test_there_are_no_redirects_and_no_pages(server, path):
+@pytest.mark.parametrize("path", ["/generate/", "/docs/", "/redoc", "/openapi.json/"])
+async def test_there_are_no_redirects(server, path):
     """
     A redirect would name the Host that the client sent.
     """

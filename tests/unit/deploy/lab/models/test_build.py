@@ -10,6 +10,7 @@ from deploy.lab.models.corpus import GOLDEN_FACTS, LIVE_PROMPTS, POISONED
 
 ROOT = Path(__file__).parents[5]
 FILES = {
+    "chat_template.jinja",
     "config.json",
     "golden.jsonl",
     "live_prompts.json",

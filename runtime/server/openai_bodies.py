@@ -1,0 +1,311 @@
+"""
+The request bodies of OpenAI's routes, and of /tokenize and /detokenize.
+
+Source: OpenAI's API reference and the parameters of its Python client 3.57, read 2026-11-26; the
+fields that OpenAI does not have are those of vLLM.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from runtime.engines.base.sampling import SamplingParams
+from runtime.server.neutral import Neutral
+from runtime.server.prompts import Conversation, Prompt
+from runtime.server.schemas import Body, BodyBounds, Stops, Strict
+from runtime.server.text import is_unicode
+
+MAX_MESSAGES = 2048
+MAX_PARTS = 1024  # of one message
+MAX_PROMPTS = 128  # of one request
+MAX_CHOICES = 16  # of one prompt
+
+CHAT_BOUNDS = BodyBounds(strings=1 << 15, containers=1 << 13, structure_bytes=1 << 18)
+# Token ids are structure: some 131,072 of them, the longest contexts.
+TOKENS_BOUNDS = BodyBounds(strings=512, containers=256, structure_bytes=1 << 20)
+
+Name = Annotated[str, Field(max_length=256)]
+_SEEDS = 2**63
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+# The tags are no part of a field's path: `body.TRIED_TYPE`.
+Content = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[
+        list[TextPart],
+        Field(min_length=1, max_length=MAX_PARTS, fail_fast=True),
+        Tag("list[TextPart]"),
+    ],
+    Discriminator(lambda value: "list[TextPart]" if isinstance(value, list) else "str"),
+]
+
+
+class FunctionCall(Strict):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: Name
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+def _has_content(message: "Message") -> "Message":
+    if message.content is None and (message.role != "assistant" or not message.tool_calls):
+        raise PydanticCustomError("no_content", "content is missing")
+    return message
+
+
+class Message(Strict):
+    """
+    One message of a conversation.
+
+    Attributes:
+        audio, function_call, refusal, annotations: What OpenAI's client sends back of an answer.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_call_id: Name | None = None
+    reasoning_content: str | None = None
+    refusal: Annotated[Any, Neutral()] = None
+    audio: Annotated[Any, Neutral()] = None
+    annotations: Annotated[Any, Neutral([])] = None
+    function_call: Annotated[Any, Neutral()] = None
+
+    def as_document(self) -> dict[str, Any]:
+        """
+        Return the message as a chat template reads it.
+        """
+        document = self.model_dump(exclude_unset=True)
+        # OpenAI's newer name of the role; published templates know the older one.
+        return document | {"role": "system"} if self.role == "developer" else document
+
+
+Messages = Annotated[
+    list[Annotated[Message, AfterValidator(_has_content)]],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+]
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, Neutral(False)] = None
+
+
+def _with_a_stream(options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+    if options is not None and not info.data.get("stream"):
+        raise PydanticCustomError("no_stream", "only with stream: true")
+    return options
+
+
+class _Sampled(Body):
+    """
+    What chat and completions have in common.
+
+    Attributes:
+        user, metadata, store, service_tier: Accepted, without an effect.
+    """
+
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-_SEEDS, lt=_SEEDS)
+    stop: Stops | None = None
+    stream: bool | None = None
+    stream_options: Annotated[StreamOptions | None, AfterValidator(_with_a_stream)] = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    frequency_penalty: Annotated[Any, Neutral(0)] = None
+    presence_penalty: Annotated[Any, Neutral(0)] = None
+    repetition_penalty: Annotated[Any, Neutral(1)] = None
+    top_k: Annotated[Any, Neutral(-1, 0)] = None
+    min_p: Annotated[Any, Neutral(0)] = None
+    min_tokens: Annotated[Any, Neutral(0)] = None
+    ignore_eos: Annotated[Any, Neutral(False)] = None
+    stop_token_ids: Annotated[Any, Neutral([])] = None
+    skip_special_tokens: Annotated[Any, Neutral(True)] = None
+    logit_bias: Annotated[Any, Neutral({})] = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _sampling(self, max_tokens: int, choice: int) -> SamplingParams:
+        """
+        Return the parameters of one choice: with a seed each draws others.
+        """
+        temperature = 1.0 if self.temperature is None else self.temperature
+        top_p = 1.0 if self.top_p is None else self.top_p
+        if top_p == 0:  # the likeliest token alone
+            temperature, top_p = 0.0, 1.0
+        seed = None if self.seed is None else (self.seed + choice) % _SEEDS
+        return SamplingParams(max_tokens, temperature, top_p, seed)
+
+
+def _conversation(
+    messages: list[Message], add_generation_prompt: bool | None, kwargs: dict[str, Any] | None
+) -> Conversation:
+    return Conversation(
+        tuple(message.as_document() for message in messages),
+        adds_generation_prompt=add_generation_prompt is not False,
+        kwargs=kwargs or {},
+    )
+
+
+class ChatBody(_Sampled):
+    """
+    `POST /v1/chat/completions`.
+    """
+
+    BOUNDS: ClassVar[BodyBounds] = CHAT_BOUNDS
+
+    messages: Messages
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+
+    logprobs: Annotated[Any, Neutral(False)] = None
+    top_logprobs: Annotated[Any, Neutral(0)] = None
+    tools: Annotated[Any, Neutral([])] = None
+    tool_choice: Annotated[Any, Neutral("none", "auto")] = None
+    functions: Annotated[Any, Neutral([])] = None
+    function_call: Annotated[Any, Neutral("none", "auto")] = None
+    response_format: Annotated[Any, Neutral({"type": "text"})] = None
+    modalities: Annotated[Any, Neutral(["text"])] = None
+    audio: Annotated[Any, Neutral()] = None
+    prediction: Annotated[Any, Neutral()] = None
+    reasoning_effort: Annotated[Any, Neutral("none")] = None
+    verbosity: Annotated[Any, Neutral("medium")] = None
+    web_search_options: Annotated[Any, Neutral()] = None
+    continue_final_message: Annotated[Any, Neutral(False)] = None
+
+    @property
+    def conversation(self) -> Conversation:
+        return _conversation(self.messages, self.add_generation_prompt, self.chat_template_kwargs)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """
+        Most tokens of an answer; None for what is left of the context.
+        """
+        most = self.max_completion_tokens
+        return self.max_tokens if most is None else most
+
+    def params(self, choice: int) -> SamplingParams:
+        return self._sampling(self.most_tokens or 1, choice)
+
+
+def _read_prompts(value: object) -> tuple[Prompt, ...]:
+    if isinstance(value, str) or _is_tokens(value):
+        return (_read_prompt(value),)
+    if isinstance(value, list) and 0 < len(value) <= MAX_PROMPTS:
+        return tuple(map(_read_prompt, value))
+    raise PydanticCustomError("prompt", _PROMPTS)
+
+
+def _read_prompt(value: object) -> Prompt:
+    if isinstance(value, str) and value and is_unicode(value):
+        return value
+    if isinstance(value, list) and _is_tokens(value):
+        return tuple(value)
+    raise PydanticCustomError("prompt", _PROMPTS)
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, list) and set(map(type, value)) == {int}
+
+
+_PROMPTS = f"should be a text, a list of token ids, or a list of at most {MAX_PROMPTS} of either"
+_Text = Annotated[str, Field(min_length=1)]
+_Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Prompts = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(
+        _read_prompts,
+        json_schema_input_type=_Text
+        | _Tokens
+        | Annotated[list[_Text | _Tokens], Field(min_length=1, max_length=MAX_PROMPTS)],
+    ),
+]
+
+
+class CompletionBody(_Sampled):
+    """
+    `POST /v1/completions`.
+    """
+
+    BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
+
+    prompt: Prompts
+    max_tokens: int | None = Field(default=None, ge=1)
+    echo: bool | None = None
+
+    best_of: Annotated[Any, Neutral(1)] = None
+    logprobs: Annotated[Any, Neutral()] = None
+    suffix: Annotated[Any, Neutral("")] = None
+
+    def params(self, choice: int) -> SamplingParams:
+        return self._sampling(16 if self.max_tokens is None else self.max_tokens, choice)
+
+
+class TokenizeBody(Body):
+    """
+    `POST /tokenize`: a text, or a conversation.
+    """
+
+    BOUNDS: ClassVar[BodyBounds] = CHAT_BOUNDS
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: Annotated[Any, Neutral(False)] = None
+
+    @property
+    def content(self) -> str | Conversation | None:
+        """
+        Return what to tokenize; None unless the body has exactly one of the two.
+        """
+        if self.messages is None or self.prompt is not None:
+            return self.prompt if self.messages is None else None
+        return _conversation(self.messages, self.add_generation_prompt, self.chat_template_kwargs)
+
+
+class DetokenizeBody(Body):
+    """
+    `POST /detokenize`.
+    """
+
+    BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
+
+    tokens: Annotated[list[int], Field(fail_fast=True)]

@@ -1,0 +1,132 @@
+"""
+OpenAI's routes, and vLLM's /tokenize and /detokenize.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from runtime.contract import CHAT, COMPLETIONS, DETOKENIZE, MODELS, TOKENIZE
+from runtime.server.admission import Refusal
+from runtime.server.errors import Failed
+from runtime.server.event_stream import unless_gone
+from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.middleware import outcome_of
+from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from runtime.server.openai_documents import (
+    Asked,
+    ChatFormat,
+    CompletionFormat,
+    Format,
+    events,
+    whole,
+)
+from runtime.server.serving import Serving, admit, json_response, stream
+
+
+def add_openai(app: FastAPI, serving: Serving) -> None:
+    @app.post(CHAT)
+    async def chat(request: Request) -> Response:
+        asked = await admit(serving, request, ChatBody, _ask_chat)
+        format = ChatFormat(outcome_of(request.scope).request_id, _names(serving))
+        return await _answer(serving, request, asked, format)
+
+    @app.post(COMPLETIONS)
+    async def completions(request: Request) -> Response:
+        asked = await admit(serving, request, CompletionBody, _ask_completions)
+        id = outcome_of(request.scope).request_id
+        format = CompletionFormat(id, _names(serving), asked.prompts)
+        return await _answer(serving, request, asked, format)
+
+    @app.get(MODELS)
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [_model(serving)]})
+
+    @app.get(MODELS + "/{name:path}")
+    async def model(name: str) -> Response:
+        serving.check_model(name)
+        return json_response(_model(serving))
+
+    @app.post(TOKENIZE)
+    async def tokenize(request: Request) -> Response:
+        return json_response(await admit(serving, request, TokenizeBody, _tokenize))
+
+    @app.post(DETOKENIZE)
+    async def detokenize(request: Request) -> Response:
+        return json_response(await admit(serving, request, DetokenizeBody, _detokenize))
+
+
+async def _answer(serving: Serving, request: Request, asked: Asked, format: Format) -> Response:
+    generator = serving.ready_generator()
+    if asked.is_stream:
+        return await stream(request, events(generator, asked, format))
+    return json_response(await unless_gone(request, whole(generator, asked, format)))
+
+
+async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
+    params = [body.params(choice) for choice in range(body.choices)]
+    request = GenerationRequest(
+        body.conversation,
+        params[0],
+        tuple(body.stop or ()),
+        fills_context=body.most_tokens is None,
+    )
+    requests = await generator.choices(request, params)
+    tokens = len(requests[0].prompt)
+    return Asked(requests, tokens, bool(body.stream), body.includes_usage)
+
+
+async def _ask_completions(generator: Generator, body: CompletionBody) -> Asked:
+    requests, prompts, prompt_tokens = [], [], 0
+    others = (len(body.prompt) - 1) * body.choices
+    for number, prompt in enumerate(body.prompt):
+        # Each draws its own numbers, as if it had been sent alone with another seed.
+        first = number * body.choices
+        params = [body.params(first + choice) for choice in range(body.choices)]
+        request = GenerationRequest(prompt, params[0], tuple(body.stop or ()))
+        admitted = await generator.choices(request, params, others=others)
+        requests += admitted
+        prompt_tokens += len(admitted[0].prompt)
+        if body.echo:
+            text = prompt if isinstance(prompt, str) else await generator.text_of(prompt, "prompt")
+            prompts += [text] * body.choices
+        await asyncio.sleep(0)  # the loop goes on between two prompts
+    return Asked(requests, prompt_tokens, bool(body.stream), body.includes_usage, prompts)
+
+
+async def _tokenize(generator: Generator, body: TokenizeBody) -> dict[str, Any]:
+    content = body.content
+    if content is None:
+        message = "prompt: send either prompt or messages"
+        raise Failed(Refusal(400, "invalid_request", message, param="prompt"))
+    adds_special = body.add_special_tokens is not False
+    tokens = await generator.tokenize(content, adds_special=adds_special)
+    return {
+        "count": len(tokens),
+        "max_model_len": generator.context_tokens,
+        "tokens": list(tokens),
+        "token_strs": None,
+    }
+
+
+async def _detokenize(generator: Generator, body: DetokenizeBody) -> dict[str, Any]:
+    return {"prompt": await generator.text_of(body.tokens)}
+
+
+def _model(serving: Serving) -> dict[str, Any]:
+    config, generator = serving.settings.config, serving.generator
+    return {
+        "id": config.model_name,
+        "object": "model",
+        "created": serving.since,
+        "owned_by": "slipway",
+        "version": config.version,
+        "max_model_len": generator.context_tokens if generator else None,
+    }
+
+
+def _names(serving: Serving) -> dict[str, Any]:
+    config = serving.settings.config
+    return {"created": int(time.time()), "model": config.model_name, "version": config.version}

@@ -1,0 +1,156 @@
+"""
+From what a client sends as a prompt to token ids: chat template, tokenizer, check of the ids.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from runtime.chat import ChatTemplate, ChatTemplateError
+from runtime.contract.visible_text import visible
+from runtime.server.admission import Refusal
+from runtime.server.errors import Failed
+from runtime.server.text import Codec, is_unicode
+
+LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
+# A prompt of 8 MiB takes a thread ten seconds and most of a GiB: few at a time.
+LONG_PROMPT_THREADS = 2
+LONG_TOKENS = 4096  # more are decoded in another thread
+RENDER_THREADS = 2
+TEMPLATE_WORDS = 500  # characters of what a template says when it refuses messages
+Given = TypeVar("Given")
+Value = TypeVar("Value")
+
+Prompt = str | tuple[int, ...]  # a text, or its token ids
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """
+    Messages that the model's chat template makes a prompt of.
+
+    Attributes:
+        adds_generation_prompt: End with the header of an answer.
+        kwargs: Further variables of the template.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    adds_generation_prompt: bool = True
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PromptReader:
+    """
+    Reads prompts for one model.
+
+    Args:
+        template: None for a model without a chat template.
+        vocabulary: Tokens that the model has, from 0 on; None if that is not known.
+
+    Attributes:
+        busy: Jobs of its threads, waiting ones included.
+    """
+
+    def __init__(self, codec: Codec, template: ChatTemplate | None, vocabulary: int | None) -> None:
+        self._codec, self._template, self._vocabulary = codec, template, vocabulary
+        self.busy = 0
+        self._long_prompts = ThreadPoolExecutor(LONG_PROMPT_THREADS, "tokenize")
+        self._rendering = ThreadPoolExecutor(RENDER_THREADS, "render")
+
+    async def tokens(
+        self,
+        prompt: Prompt | Conversation,
+        field: str,
+        *,
+        adds_special: bool,
+        enough: int,
+        check: Callable[[int], None],
+    ) -> Sequence[int]:
+        """
+        Return the token ids of *prompt*.
+
+        Args:
+            field: The field of the body that has it.
+            adds_special: Put the tokenizer's own tokens around a text.
+            enough: A number of tokens that *check* refuses.
+            check: Called with the least number of tokens of a long text, before it is tokenized.
+
+        Raises:
+            Failed: It cannot be read, the model has no such token, or *check* raised.
+        """
+        if isinstance(prompt, Conversation):
+            prompt = await self._render(prompt)
+            adds_special = False  # the template writes them
+        if not isinstance(prompt, str):
+            self._check(prompt, field)
+            return prompt
+        encode = partial(self._codec.encode, adds_special=adds_special)
+        if len(prompt) < LONG_PROMPT_CHARS:
+            tokens = encode(prompt)
+        else:
+            check(self._codec.least_tokens(prompt, enough))
+            tokens = await self._threaded(self._long_prompts, encode, prompt)
+        self._check(tokens, field)
+        return tokens
+
+    async def text_of(self, tokens: Sequence[int], field: str) -> str:
+        """
+        Return the text of token ids that *field* of the body has.
+
+        Raises:
+            Failed: The model has no such token.
+        """
+        self._check(tokens, field)
+        if len(tokens) <= LONG_TOKENS:
+            return self._codec.decode(tokens)
+        return await self._threaded(self._long_prompts, self._codec.decode, tokens)
+
+    async def _render(self, conversation: Conversation) -> str:
+        if self._template is None:
+            message = "the model has no chat template; send a prompt to /v1/completions"
+            raise Failed(Refusal(400, "no_chat_template", message, param="messages"))
+        render = partial(
+            self._template.render,
+            add_generation_prompt=conversation.adds_generation_prompt,
+            kwargs=conversation.kwargs,
+        )
+        try:
+            text = await self._threaded(self._rendering, render, conversation.messages)
+        except ChatTemplateError as error:
+            words = visible(str(error), limit=TEMPLATE_WORDS)
+            refused = Refusal(400, "chat_template_refused", words, param="messages")
+            raise Failed(refused) from None
+        if is_unicode(text):
+            return text
+        message = "the conversation has one half of a surrogate pair"
+        raise Failed(Refusal(400, "invalid_request", message, param="messages"))
+
+    async def _threaded(
+        self, pool: ThreadPoolExecutor, work: Callable[[Given], Value], given: Given
+    ) -> Value:
+        loop = asyncio.get_running_loop()
+        self.busy += 1
+        job = pool.submit(work, given)
+        # Of the thread, which goes on where its request has been given up.
+        job.add_done_callback(lambda _: self._ended(loop))
+        return await asyncio.wrap_future(job)
+
+    def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
+        def count() -> None:
+            self.busy -= 1
+
+        with suppress(RuntimeError):  # the loop ended before the thread
+            loop.call_soon_threadsafe(count)
+
+    def _check(self, tokens: Sequence[int], field: str) -> None:
+        """
+        Refuse a token without a row in the embedding: it would fail the step of all requests.
+        """
+        most = self._vocabulary
+        if tokens and (min(tokens) < 0 or (most is not None and max(tokens) >= most)):
+            message = f"{field} has a token id that the model does not have"
+            raise Failed(Refusal(400, "unknown_token", message, param=field))

@@ -1,0 +1,108 @@
+"""
+What the routes share: the state of the process, how a body comes in and how an answer goes out.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+
+from runtime.server.admission import Refusal
+from runtime.server.body import UploadBudget, parse
+from runtime.server.config import Settings
+from runtime.server.errors import Failed
+from runtime.server.event_stream import Document, EventStream, unless_gone
+from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.lifecycle import Life, Phase
+from runtime.server.metrics import Metrics
+from runtime.server.middleware import outcome_of
+from runtime.server.schemas import Body
+
+Admitted = TypeVar("Admitted")
+Model = TypeVar("Model", bound=Body)
+
+WHY_NOT = {
+    Phase.LOADING: "the model is being loaded",
+    Phase.WARMING: "the model is warming up",
+    Phase.DRAINING: "the runtime is draining",
+    Phase.STOPPED: "the runtime is stopping",
+    Phase.FAILED: "the engine is gone",
+}
+
+
+@dataclass(slots=True)
+class Serving:
+    """
+    State that the routes share.
+
+    Attributes:
+        generator: None until the model is loaded.
+        check: Request of the deep health check.
+        since: When the model was loaded, seconds of the Unix epoch.
+    """
+
+    settings: Settings
+    life: Life
+    metrics: Metrics
+    check: GenerationRequest
+    generator: Generator | None = None
+    since: int = 0
+    uploads: UploadBudget = field(default_factory=UploadBudget)
+
+    def ready_generator(self, also: Phase = Phase.READY) -> Generator:
+        """
+        Return the generator of a runtime that is ready, or in the phase *also*.
+
+        Raises:
+            Failed: 503.
+        """
+        phase = self.life.phase
+        if phase in (Phase.READY, also) and self.generator is not None:
+            return self.generator
+        raise Failed(Refusal(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
+
+    def check_model(self, name: str | None) -> None:
+        """
+        Raises:
+            Failed: 404: *name* is not the model that is served.
+        """
+        serves = self.settings.config.model_name
+        if name not in (None, serves):
+            message = f"this runtime serves {serves}, and no other model"
+            raise Failed(Refusal(404, "model_not_found", message, param="model"))
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    body = json.dumps(document, ensure_ascii=False).encode()
+    return Response(body, status_code=status, media_type="application/json")
+
+
+async def stream(request: Request, documents: AsyncGenerator[Document, None]) -> Response:
+    """
+    Answer with *documents* as server-sent events.
+
+    The first one decides the status line: a failure before it is a plain error.
+    """
+    first = await unless_gone(request, anext(documents))
+    return EventStream(first, documents, outcome_of(request.scope))
+
+
+async def admit(
+    serving: Serving,
+    request: Request,
+    kind: type[Model],
+    admitting: Callable[[Generator, Model], Awaitable[Admitted]],
+) -> Admitted:
+    """
+    Return what *admitting* makes of the body.
+
+    The body and the text of its prompt are freed here: an answer may take a minute.
+    """
+    generator = serving.ready_generator()
+    generator.refuse_if_full()
+    with serving.uploads.upload() as upload:
+        body = parse(await upload.receive(request.receive, request.headers), kind)
+        serving.check_model(body.model)
+        return await unless_gone(request, admitting(generator, body))

@@ -1,0 +1,287 @@
+"""
+OpenAI's own client against `python -m runtime` with a model of the lab, and the documented calls.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from deploy.lab.models.build import build
+from tests.unit.runtime.started import DEADLINE_S, Started, closing
+
+PAGE = Path(__file__).parents[3] / "docs/reference/openai.md"
+ASKED = [{"role": "user", "content": "The slipway is"}]
+SAID = " where ships meet the sea."
+GREEDY = {"model": "lab", "temperature": 0, "max_tokens": 16}
+TOKEN = "one"
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory):
+    """
+    A ready runtime that wants a token.
+    """
+    folder = tmp_path_factory.mktemp("openai")
+    build("good-v1", folder / "weights")
+    release = "version: v1.0.0\nmodel_name: lab\n"
+    (folder / "blue").mkdir()
+    shutil.copy(folder / "weights" / "golden.jsonl", folder / "blue")
+    with closing(
+        Started(
+            folder / "blue",
+            model=folder / "weights",
+            release=release,
+            name="runtime.sock",
+            env={"SLIPWAY_API_TOKENS": TOKEN},
+        )
+    ) as runtime:
+        runtime.messages_until("READY=1")
+        yield runtime
+
+
+def make_client(runtime, key=TOKEN, timeout=DEADLINE_S):
+    transport = httpx2.HTTPTransport(uds=str(runtime.socket))
+    return openai.OpenAI(
+        base_url="http://runtime/v1",
+        api_key=key,
+        max_retries=0,
+        timeout=timeout,
+        http_client=httpx2.Client(transport=transport),
+    )
+
+
+@pytest.fixture
+def client(runtime):
+    with make_client(runtime) as client:
+        yield client
+
+
+# Answers
+
+
+def test_chat(client):
+    """
+    The facts of the model, with the usage.
+    """
+    answer = client.chat.completions.create(messages=ASKED, **GREEDY)
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content) == ("assistant", SAID)
+    assert (choice.finish_reason, choice.index) == ("stop", 0)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert (answer.object, answer.model) == ("chat.completion", "lab")
+
+
+def test_chat_in_parts_without_a_bound(client):
+    """
+    Content as a list; max_tokens absent: the model ends by itself.
+    """
+    parts = [{"type": "text", "text": text} for text in ("The slipway", " is")]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "The keel is"},
+        {"role": "assistant", "content": "the spine of a ship."},
+        {"role": "user", "content": parts},
+    ]
+    answer = client.chat.completions.create(model="lab", messages=messages, temperature=0)
+    assert answer.choices[0].message.content == SAID
+
+
+def test_an_answer_can_be_sent_back(client):
+    """
+    As applications do: the message of the client's answer is the next request's message.
+    """
+    message = client.chat.completions.create(messages=ASKED, **GREEDY).choices[0].message
+    for form in (message, message.model_dump()):
+        messages = [*ASKED, form, *ASKED]
+        answer = client.chat.completions.create(messages=messages, **GREEDY)
+        assert answer.choices[0].message.content == SAID
+
+
+def test_chat_stream_with_usage(client):
+    """
+    Deltas, a finish reason, and the usage last.
+    """
+    options = {"include_usage": True}
+    *chunks, last = client.chat.completions.create(
+        messages=ASKED, stream=True, stream_options=options, **GREEDY
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == SAID
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert (last.choices, last.usage.completion_tokens > 3) == ([], True)
+
+
+def test_the_streaming_helper_of_the_client(client):
+    """
+    It adds up the chunks and checks them.
+    """
+    with client.chat.completions.stream(messages=ASKED, **GREEDY) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == SAID
+
+
+def test_several_sampled_answers(client):
+    """
+    The same seed gives the same answers, whole and streamed.
+    """
+    asked = {"model": "lab", "messages": ASKED, "n": 3, "seed": 7, "max_tokens": 8}
+    first, second = (
+        [c.message.content for c in client.chat.completions.create(**asked).choices]
+        for _ in range(2)
+    )
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(stream=True, **asked):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+    assert first == second == texts
+
+
+def test_completions(client):
+    """
+    Text and token ids, one and many, with echo.
+    """
+    answer = client.completions.create(prompt="The slipway is", echo=True, **GREEDY)
+    assert answer.choices[0].text == "The slipway is" + SAID
+    tokens = client.post(
+        "http://runtime/tokenize", body={"prompt": "The slipway is"}, cast_to=object
+    )
+    prompts = [tokens["tokens"], "The keel is"]
+    answer = client.completions.create(prompt=[tokens["tokens"]] * 2, **GREEDY)
+    assert [choice.text for choice in answer.choices] == [SAID, SAID]
+    stream = client.completions.create(prompt=tokens["tokens"], stream=True, **GREEDY)
+    assert "".join(chunk.choices[0].text for chunk in stream) == SAID
+    assert len(prompts) == 2
+
+
+def test_models(client):
+    """
+    The list, one by its name, and the context.
+    """
+    (model,) = client.models.list()
+    assert (model.id, model.max_model_len) == ("lab", 256)
+    assert client.models.retrieve("lab").id == "lab"
+
+
+async def _ask_async(runtime):
+    transport = httpx2.AsyncHTTPTransport(uds=str(runtime.socket))
+    async with openai.AsyncOpenAI(
+        base_url="http://runtime/v1",
+        api_key=TOKEN,
+        timeout=DEADLINE_S,
+        http_client=httpx2.AsyncClient(transport=transport),
+    ) as client:
+        answer = await client.chat.completions.create(messages=ASKED, **GREEDY)
+        stream = await client.chat.completions.create(messages=ASKED, stream=True, **GREEDY)
+        streamed = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        return answer.choices[0].message.content, "".join(streamed)
+
+
+@pytest.mark.anyio
+async def test_the_async_client(runtime):
+    """
+    Whole and as a stream.
+    """
+    assert await _ask_async(runtime) == (SAID, SAID)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"max_tokens": 4000}, "context_length_exceeded", "messages"),
+        ({"temperature": 3}, "invalid_request", "temperature"),
+        ({"presence_penalty": 1.5}, "invalid_request", "presence_penalty"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "invalid_request", "tools"),
+        ({"extra_body": {"guided_regex": "a"}}, "invalid_request", "guided_regex"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "chat_template_refused", "messages"),
+    ],
+)
+def test_a_request_at_fault_is_a_bad_request(client, change, code, param):
+    """
+    The client's exception has the message, the code and the field.
+    """
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"messages": ASKED} | GREEDY | change)
+    error = caught.value
+    assert (error.status_code, error.code, error.param) == (400, code, param)
+    assert error.type == "invalid_request_error"
+    assert error.request_id == error.body["request_id"]
+    if code == "chat_template_refused":
+        assert "The last message must be of the user." in error.message
+
+
+def test_a_token_that_the_model_does_not_have(client):
+    """
+    A request of its own error; the next one is answered.
+    """
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(prompt=[4095], **GREEDY)
+    assert (caught.value.code, caught.value.param) == ("unknown_token", "prompt")
+    assert client.completions.create(prompt="The slipway is", **GREEDY).choices[0].text == SAID
+
+
+def test_another_model_is_not_found(client):
+    """
+    In a request and by its name.
+    """
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(messages=ASKED, **GREEDY | {"model": "gpt-9"})
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("zai-org/GLM")
+
+
+def test_a_wrong_key_is_an_authentication_error(runtime):
+    """
+    Before the body is read.
+    """
+    with make_client(runtime, key="two") as client, pytest.raises(openai.AuthenticationError):
+        client.chat.completions.create(messages=ASKED, **GREEDY)
+
+
+def test_a_timeout_of_the_client(runtime):
+    """
+    Its request is cancelled; the runtime goes on.
+    """
+    with make_client(runtime, timeout=0.001) as client, pytest.raises(openai.APITimeoutError):
+        client.chat.completions.create(messages=ASKED, **GREEDY)
+    with make_client(runtime) as client:
+        assert client.models.retrieve("lab").id == "lab"
+
+
+# The documented calls
+
+CALLS = re.findall(r"^    (curl (?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_documented_call_is_answered(runtime, call):
+    """
+    Exactly as it stands on the page, but for the address and the token.
+    """
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed: apt-get install curl")
+    own = ["--silent", "--unix-socket", str(runtime.socket), "-H", f"authorization: Bearer {TOKEN}"]
+    words = shlex.split(call.replace("\\\n", " ").replace("http://HOST:8000", "http://runtime"))
+    done = subprocess.run([*words, *own], capture_output=True, text=True, check=True, timeout=40)
+    document = json.loads(done.stdout)
+    assert "error" not in document
+    assert document.keys() & {"choices", "tokens", "data"}
+
+
+def test_the_page_has_calls():
+    """
+    One for each route that has a heading.
+    """
+    assert len(CALLS) == 3
