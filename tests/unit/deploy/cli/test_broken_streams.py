@@ -20,6 +20,16 @@ FLEET_MISSING = ["status", "--hosts", "nosuch"]  # exit code 2
 TRACES = (b"Traceback", b"Exception ignored", b"KeyboardInterrupt")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """
+    ^C reaches the programs that are started, also where these tests run in the background.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(words, *, env=None, code="from deploy.cli.program import main; main()", **streams):
     argv = [sys.executable, "-c", code, *words] if code else [sys.executable, "-m", "deploy.cli"]
     return subprocess.Popen(

@@ -8,6 +8,7 @@ in them with the values of the fleet.
 import functools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import yaml
@@ -38,7 +39,12 @@ def misread(fleet, texts):
     """
     Return what a target reads that the fleet does not say: empty if every value is inert.
     """
-    found = [*_apt(fleet, texts), *_runtime(fleet, texts), *_shape(texts), *_connections(fleet)]
+    found = [
+        *_apt(fleet, texts),
+        *_runtime(fleet, texts),
+        *_shape(fleet, texts),
+        *_connections(fleet),
+    ]
     return [entry for entry in found if entry is not None]
 
 
@@ -72,12 +78,17 @@ def _runtime(fleet, texts):
         yield _differs("vllm_args", args, list(service.options.vllm_args))
 
 
-def _shape(texts):
+def _shape(fleet, texts):
     """
     Yield each file whose lines begin with other words than those of the template.
     """
-    words = _first_words(texts["/etc/haproxy/haproxy.cfg"])
-    yield _differs("haproxy.cfg", words, _usual_words())
+    haproxy_text = texts["/etc/haproxy/haproxy.cfg"]
+    words = _first_words(haproxy_text)
+    origins = fleet.service.cors_origins
+    yield _differs("haproxy.cfg", words, _usual_words(has_origins=bool(origins)))
+    named = re.findall(r"\{ req\.hdr\(origin\) (.*) \}$", haproxy_text, re.MULTILINE)
+    read = [shlex.split(line) for line in named]
+    yield _differs("origins in haproxy.cfg", read, [[*origins]] if origins else [])
     unit = texts["/etc/systemd/system/slipway-runtime@.service"].replace("\\\n", " ")
     for line in unit.splitlines():
         if line and not line.startswith(("#", "[")) and not UNITS.match(line):
@@ -94,8 +105,9 @@ def _first_words(text):
 
 
 @functools.cache
-def _usual_words():
-    return _first_words(haproxy.config(make_spec()))
+def _usual_words(*, has_origins):
+    origins = ("https://example.com",) if has_origins else ()
+    return _first_words(haproxy.config(make_spec(cors_origins=origins)))
 
 
 @functools.cache

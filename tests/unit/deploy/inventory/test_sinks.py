@@ -58,7 +58,7 @@ SINKS = {
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.vllm_args[0]": ("--seed=7", {RUNTIME}),
-    "service.cors_origins[0]": ("https://b.example.com:8443", {RUNTIME}),
+    "service.cors_origins[0]": ("https://b.example.com:8443", {RUNTIME, HAPROXY}),
     "service.monitoring_networks[0]": ("10.9.0.0/16", {HAPROXY}),
     "service.trusted_proxies[0]": ("10.8.0.7/32", {HAPROXY}),
     "service.api_tokens[0]": ("partner_token", {READ_ENV}),
