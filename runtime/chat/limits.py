@@ -20,7 +20,7 @@ class RenderLimits:
     compile_cpu_s: float = 10.0
     cpu_s: float = 1.0
     wait_s: float = 20.0
-    characters: int = 16 << 20
+    characters: int = 8 << 20
     memory_bytes: int = 256 << 20
 
 

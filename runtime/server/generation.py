@@ -6,8 +6,8 @@ Every admitted request ends: with its text, or with one Failed.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from runtime.server.text import Codec, Detokenizer, StopScanner
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 Value = TypeVar("Value")
 _NO_ANSWER = SamplingParams(max_tokens=0)
+_NO_LOAD = CurrentLoad(0, 0.0)
 
 FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
@@ -76,6 +77,7 @@ class AdmittedRequest:
         started_s: When it came, on the monotonic clock.
         allowed_s: Time for the whole answer, from then on.
         late_excuse: Excuse of a late answer: the client asked for less time than it may have.
+        place: What it counts as until the engine has it.
     """
 
     prompt: Sequence[int]
@@ -84,6 +86,7 @@ class AdmittedRequest:
     started_s: float
     allowed_s: float
     late_excuse: str | None = None
+    place: "Place | None" = None
 
     @property
     def give_up_s(self) -> float:
@@ -108,6 +111,39 @@ class TextDelta:
     finish_reason: str | None = None
 
 
+class Place:
+    """
+    A place among the requests that run or wait, from its admission until the engine has it.
+
+    One whose request is given up before that is left when it is forgotten.
+    """
+
+    def __init__(self, generator: "Generator") -> None:
+        self._generator, self._is_taken = generator, True
+        generator.promised += 1
+
+    def leave(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._generator.promised -= 1
+
+    def __del__(self) -> None:
+        self.leave()
+
+
+@contextmanager
+def left_on_failure(places: Sequence[Place]) -> Iterator[None]:
+    """
+    Leave *places* if the block fails or is cancelled.
+    """
+    try:
+        yield
+    except BaseException:
+        for place in places:
+            place.leave()
+        raise
+
+
 class Generator:
     """
     Answers prompts with one model.
@@ -115,6 +151,9 @@ class Generator:
     Args:
         on_first_token: Called with the seconds from the start of a request.
         template: None for a model without a chat template.
+
+    Attributes:
+        promised: Places of admitted requests that the engine does not have yet.
     """
 
     def __init__(
@@ -129,10 +168,12 @@ class Generator:
         self._prompts = PromptReader(codec, template, limits.vocabulary)
         self._on_first_token = on_first_token
         self._mean_s = 0.0
+        self.promised = 0
 
     @property
     def load(self) -> CurrentLoad:
-        return CurrentLoad(self._engine.in_flight + self._prompts.busy, self._mean_s)
+        in_flight = self._engine.in_flight + self.promised + self._prompts.given_up
+        return CurrentLoad(in_flight, self._mean_s)
 
     @property
     def context_tokens(self) -> int:
@@ -146,42 +187,60 @@ class Generator:
         if refused := refuse(1, 0, self.load, self._limits):
             raise Failed(refused)
 
-    async def admit(self, request: GenerationRequest, *, others: int = 0) -> AdmittedRequest:
+    def places(self, count: int) -> list[Place]:
+        """
+        Return places for *count* answers of one request, which are all taken at once.
+
+        Raises:
+            Failed: They are more than ever wait together, or than there is room for now.
+        """
+        most = self._limits.max_batch_requests + self._limits.max_queue_requests
+        if count > most:
+            message = f"{count} answers at once; {most} is the most"
+            raise Failed(Refusal(400, "too_many_answers", message, param="n"))
+        load = self.load
+        if load.in_flight + count > most:
+            full = CurrentLoad(max(load.in_flight, most), load.mean_s)
+            if refused := refuse(1, 0, full, self._limits):
+                raise Failed(refused)
+        return [Place(self) for _ in range(count)]
+
+    async def admit(self, request: GenerationRequest) -> AdmittedRequest:
         """
         Return *request* with its prompt in tokens.
-
-        Args:
-            others: Requests that were admitted with it, and that no engine has yet.
 
         Raises:
             Failed: It is refused, or preparing it took longer than it has time.
         """
-        started_s = time.monotonic()
-        allowed_s = time_allowed_s(request.timeout_s, self._limits)
-        excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
-        prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
-        self._refuse(len(prompt), request, others)
-        params = request.params
-        if request.fills_context:
-            params = replace(params, max_tokens=self._limits.context_tokens - len(prompt))
-        return AdmittedRequest(prompt, params, request.stop, started_s, allowed_s, excuse)
+        [admitted] = await self.choices(request, [request.params], self.places(1))
+        return admitted
 
     async def choices(
-        self, request: GenerationRequest, params: Sequence[SamplingParams], *, others: int = 0
+        self,
+        request: GenerationRequest,
+        params: Sequence[SamplingParams],
+        places: Sequence[Place],
     ) -> list[AdmittedRequest]:
         """
         Return *request* once for each of *params*, its prompt prepared once.
 
         Raises:
-            Failed: As `admit`, or they are more requests than ever wait together.
+            Failed: As `admit`.
         """
-        most = self._limits.max_batch_requests + self._limits.max_queue_requests
-        if others + len(params) > most:
-            message = f"{others + len(params)} answers at once; {most} is the most"
-            raise Failed(Refusal(400, "too_many_answers", message, param="n"))
-        first = await self.admit(request, others=others + len(params) - 1)
-        tokens = first.params.max_tokens
-        return [replace(first, params=replace(each, max_tokens=tokens)) for each in params]
+        started_s = time.monotonic()
+        allowed_s = time_allowed_s(request.timeout_s, self._limits)
+        excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
+        with left_on_failure(places):
+            prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
+            self._refuse_long(len(prompt), request)
+        if request.fills_context:
+            tokens = self._limits.context_tokens - len(prompt)
+            params = [replace(each, max_tokens=tokens) for each in params]
+        first = AdmittedRequest(prompt, params[0], request.stop, started_s, allowed_s, excuse)
+        return [
+            replace(first, params=each, place=place)
+            for each, place in zip(params, places, strict=True)
+        ]
 
     async def tokenize(
         self, prompt: str | Conversation, *, adds_special: bool = True
@@ -194,16 +253,25 @@ class Generator:
         """
         request = GenerationRequest(prompt, _NO_ANSWER, adds_special=adds_special)
         late_s = time.monotonic() + self._limits.request_timeout_s
-        tokens = await self._read_prompt(request, late_s)
-        self._refuse(max(len(tokens), 1), request)
+        with self._place():
+            tokens = await self._read_prompt(request, late_s)
+        self._refuse_long(max(len(tokens), 1), request)
         return tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """
+        Raises:
+            Failed: As `text_of`, or there is no room for it now.
+        """
+        with self._place():
+            return await self.text_of(tokens)
 
     async def text_of(self, tokens: Sequence[int], field: str = "tokens") -> str:
         """
         Raises:
             Failed: 400: they are too many, or the model has no such tokens.
         """
-        if refused := refuse(max(len(tokens), 1), 0, self.load, self._limits, field=field):
+        if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field=field):
             raise Failed(refused)
         late_s = time.monotonic() + self._limits.request_timeout_s
         return await _by(late_s, self._prompts.text_of(tokens, field))
@@ -243,6 +311,8 @@ class Generator:
             Failed: Late, or failed in the engine.
         """
         id, stream = self._engine.submit(request.prompt, request.params, request.allowed_s)
+        if request.place is not None:
+            request.place.leave()
         try:
             if at_once:
                 await _by(request.give_up_s, stream.end())
@@ -255,6 +325,14 @@ class Generator:
                 self._on_first_token(stream.first_at_s - request.started_s)
             took_s = time.monotonic() - request.started_s
             self._mean_s += (took_s - self._mean_s) * (0.1 if self._mean_s else 1.0)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        [place] = self.places(1)
+        try:
+            yield
+        finally:
+            place.leave()
 
     async def _read(
         self, stream: TokenStream, request: AdmittedRequest
@@ -288,14 +366,13 @@ class Generator:
             adds_special=request.adds_special,
             # By its size alone: tokenizing takes seconds, counting milliseconds.
             enough=self._limits.context_tokens + 1,
-            check=lambda least: self._refuse(max(least, 1), request),
+            check=lambda least: self._refuse_long(max(least, 1), request),
         )
         return await _by(late_s, reading, excuse)
 
-    def _refuse(self, prompt_tokens: int, request: GenerationRequest, others: int = 0) -> None:
-        load = CurrentLoad(self.load.in_flight + others, self._mean_s)
+    def _refuse_long(self, prompt_tokens: int, request: GenerationRequest) -> None:
         most = request.params.max_tokens
-        if refused := refuse(prompt_tokens, most, load, self._limits, field=request.field):
+        if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, field=request.field):
             raise Failed(refused)
 
 

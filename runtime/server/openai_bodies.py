@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
-from runtime.server.schemas import Body, BodyBounds, Stops, Strict
+from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Stops, Strict
 from runtime.server.text import is_unicode
 
 MAX_MESSAGES = 2048
@@ -186,8 +186,8 @@ class ChatBody(_Sampled):
     messages: Messages
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -266,7 +266,7 @@ class CompletionBody(_Sampled):
     BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
 
     prompt: Prompts
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     echo: bool | None = None
 
     best_of: Annotated[Any, Neutral(1)] = None

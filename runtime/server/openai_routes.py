@@ -4,6 +4,7 @@ OpenAI's routes, and vLLM's /tokenize and /detokenize.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,7 +13,7 @@ from runtime.contract import CHAT, COMPLETIONS, DETOKENIZE, MODELS, TOKENIZE
 from runtime.server.admission import Refusal
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation import GenerationRequest, Generator, Place, left_on_failure
 from runtime.server.middleware import outcome_of
 from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from runtime.server.openai_documents import (
@@ -24,6 +25,8 @@ from runtime.server.openai_documents import (
     whole,
 )
 from runtime.server.serving import Serving, admit, json_response, stream
+
+MAX_ECHOED = 1 << 20  # characters of prompts that the answers of one request repeat
 
 
 def add_openai(app: FastAPI, serving: Serving) -> None:
@@ -73,24 +76,36 @@ async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
         tuple(body.stop or ()),
         fills_context=body.most_tokens is None,
     )
-    requests = await generator.choices(request, params)
+    requests = await generator.choices(request, params, generator.places(body.choices))
     tokens = len(requests[0].prompt)
     return Asked(requests, tokens, bool(body.stream), body.includes_usage)
 
 
 async def _ask_completions(generator: Generator, body: CompletionBody) -> Asked:
-    requests, prompts, prompt_tokens = [], [], 0
-    others = (len(body.prompt) - 1) * body.choices
+    places = generator.places(len(body.prompt) * body.choices)
+    with left_on_failure(places):
+        return await _read_completions(generator, body, places)
+
+
+async def _read_completions(
+    generator: Generator, body: CompletionBody, places: Sequence[Place]
+) -> Asked:
+    requests, prompts, prompt_tokens, echoed = [], [], 0, 0
     for number, prompt in enumerate(body.prompt):
         # Each draws its own numbers, as if it had been sent alone with another seed.
         first = number * body.choices
         params = [body.params(first + choice) for choice in range(body.choices)]
         request = GenerationRequest(prompt, params[0], tuple(body.stop or ()))
-        admitted = await generator.choices(request, params, others=others)
+        own = places[first : first + body.choices]
+        admitted = await generator.choices(request, params, own)
         requests += admitted
         prompt_tokens += len(admitted[0].prompt)
         if body.echo:
             text = prompt if isinstance(prompt, str) else await generator.text_of(prompt, "prompt")
+            echoed += len(text) * body.choices
+            if echoed > MAX_ECHOED:
+                message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
+                raise Failed(Refusal(400, "invalid_request", message, param="echo"))
             prompts += [text] * body.choices
         await asyncio.sleep(0)  # the loop goes on between two prompts
     return Asked(requests, prompt_tokens, bool(body.stream), body.includes_usage, prompts)
@@ -112,7 +127,7 @@ async def _tokenize(generator: Generator, body: TokenizeBody) -> dict[str, Any]:
 
 
 async def _detokenize(generator: Generator, body: DetokenizeBody) -> dict[str, Any]:
-    return {"prompt": await generator.text_of(body.tokens)}
+    return {"prompt": await generator.detokenize(body.tokens)}
 
 
 def _model(serving: Serving) -> dict[str, Any]:

@@ -52,12 +52,12 @@ class PromptReader:
         vocabulary: Tokens that the model has, from 0 on; None if that is not known.
 
     Attributes:
-        busy: Jobs of its threads, waiting ones included.
+        given_up: Jobs of its threads that go on though nobody waits for them.
     """
 
     def __init__(self, codec: Codec, template: ChatTemplate | None, vocabulary: int | None) -> None:
         self._codec, self._template, self._vocabulary = codec, template, vocabulary
-        self.busy = 0
+        self.given_up = 0
         self._long_prompts = ThreadPoolExecutor(LONG_PROMPT_THREADS, "tokenize")
         self._rendering = ThreadPoolExecutor(RENDER_THREADS, "render")
 
@@ -88,6 +88,9 @@ class PromptReader:
         if not isinstance(prompt, str):
             self._check(prompt, field)
             return prompt
+        if not is_unicode(prompt):
+            message = f"{field} has one half of a surrogate pair"
+            raise Failed(Refusal(400, "invalid_request", message, param=field))
         encode = partial(self._codec.encode, adds_special=adds_special)
         if len(prompt) < LONG_PROMPT_CHARS:
             tokens = encode(prompt)
@@ -119,29 +122,27 @@ class PromptReader:
             kwargs=conversation.kwargs,
         )
         try:
-            text = await self._threaded(self._rendering, render, conversation.messages)
+            return await self._threaded(self._rendering, render, conversation.messages)
         except ChatTemplateError as error:
             words = visible(str(error), limit=TEMPLATE_WORDS)
             refused = Refusal(400, "chat_template_refused", words, param="messages")
             raise Failed(refused) from None
-        if is_unicode(text):
-            return text
-        message = "the conversation has one half of a surrogate pair"
-        raise Failed(Refusal(400, "invalid_request", message, param="messages"))
 
     async def _threaded(
         self, pool: ThreadPoolExecutor, work: Callable[[Given], Value], given: Given
     ) -> Value:
-        loop = asyncio.get_running_loop()
-        self.busy += 1
         job = pool.submit(work, given)
-        # Of the thread, which goes on where its request has been given up.
-        job.add_done_callback(lambda _: self._ended(loop))
-        return await asyncio.wrap_future(job)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            self.given_up += 1  # until its thread, which goes on, is done with it
+            loop = asyncio.get_running_loop()
+            job.add_done_callback(lambda _: self._ended(loop))
+            raise
 
     def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
         def count() -> None:
-            self.busy -= 1
+            self.given_up -= 1
 
         with suppress(RuntimeError):  # the loop ended before the thread
             loop.call_soon_threadsafe(count)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from runtime.engines.base.sampling import SamplingParams
 
 MAX_STOPS = 8
+MOST_TOKENS = 2**31 - 1  # of an answer; no context has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class GenerateBody(Body):
     INVALID: ClassVar[int] = 422
 
     prompt: str = Field(min_length=1)
-    max_tokens: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=64, ge=1, le=MOST_TOKENS)
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)

@@ -2,12 +2,20 @@
 `/v1/completions` with all forms of a prompt, `/v1/models`, `/tokenize` and `/detokenize`.
 """
 
+import asyncio
+import gc
+import json
+
 import pytest
 
-from runtime.server.openai_bodies import MAX_PROMPTS
+from runtime.server import openai_routes
+from runtime.server.errors import Failed
+from runtime.server.openai_bodies import MAX_PROMPTS, CompletionBody
 from tests.unit.runtime.serving import CONTEXT, VOCABULARY, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
+USER = {"role": "user", "content": "a"}
+JSON = {"content-type": "application/json"}
 
 
 def ids(text):
@@ -247,3 +255,59 @@ async def test_the_limits_of_the_other_routes_hold(runtime, path):
     assert response.json()["error"]["param"] == "model"
     runtime.engine.busy = 32 + 256
     assert_is_error(await runtime.http.post(path, json=asked), 503, "queue_full", retry_safe=True)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_number_with_thousands_of_digits_is_refused_by_name(runtime, path):
+    """
+    Python refuses to print one of 4,301 digits, which a sum of two shorter ones has.
+    """
+    prompt = {"prompt": "a"} if path == "/v1/completions" else {"messages": [USER]}
+    digits = "9" * 4300
+    body = json.dumps(prompt | {"max_tokens": 0}).replace(": 0", f": {digits}")
+    response = await runtime.http.post(path, content=body, headers=JSON)
+    assert_is_error(response, 400, "invalid_request", retry_safe=False)
+    assert response.json()["error"]["param"] == "max_tokens"
+
+
+async def test_half_a_surrogate_pair_is_refused_by_every_route(runtime):
+    """
+    The tokenizer would raise.
+    """
+    for path in ("/tokenize", "/v1/completions"):
+        for text in ("\\ud800", "a" * 30_000 + "\\ud800"):
+            body = f'{{"prompt": "{text}"}}'.replace("\\\\", "\\")
+            response = await runtime.http.post(path, content=body, headers=JSON)
+            assert_is_error(response, 400, "invalid_request", retry_safe=False)
+            assert response.json()["error"]["param"] == "prompt"
+
+
+async def test_echoed_prompts_are_bounded_together(runtime, monkeypatch):
+    monkeypatch.setattr(openai_routes, "MAX_ECHOED", 12)
+    runtime.engine.will("x")
+    assert (await runtime.complete("abc", echo=True, n=1)).status_code == 200
+    response = await runtime.complete(["abc", "abcd"], echo=True, n=2)
+    assert_is_error(response, 400, "invalid_request", retry_safe=False)
+    assert response.json()["error"]["param"] == "echo"
+    assert runtime.serving.generator.promised == 0
+
+
+async def test_lists_that_come_together_share_the_queue(runtime):
+    """
+    Their places are taken before the first prompt is read: what does not fit is 503 at once.
+    """
+    limits = runtime.settings.limits(CONTEXT)
+    most = limits.max_batch_requests + limits.max_queue_requests
+    generator = runtime.serving.generator
+    n = 4
+    bodies = [CompletionBody(prompt=["a"] * (most // n), n=n) for _ in range(8)]
+    asked = await asyncio.gather(
+        *(openai_routes._ask_completions(generator, body) for body in bodies),
+        return_exceptions=True,
+    )
+    failed = [one.refused for one in asked if isinstance(one, Failed)]
+    assert [(one.status, one.code) for one in failed] == [(503, "queue_full")] * 7
+    assert generator.load.in_flight == most // n * n
+    del asked
+    gc.collect()  # asyncio.gather leaves a cycle
+    assert generator.load.in_flight == 0
