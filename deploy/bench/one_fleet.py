@@ -124,7 +124,7 @@ def run(count: int, latency_ms: float, measure_s: float = 1.0) -> FleetFigures:
 
         way = releases.make_rollback(on, None)
         with _progress(screen) as progress:
-            shown = events.RollbackProgress(progress, on.fleet, names, as_json=False)
+            shown = events.ReleaseProgress(progress, on.fleet, names, as_json=False)
             _must_end(releases.run_rollback(on, way, shown), Ending.ROLLED_BACK)
         marks.end("rollback")
 

@@ -101,7 +101,6 @@ class ReleaseProgress:
     ) -> None:
         self._progress, self._hosts, self._as_json = progress, tuple(hosts), as_json
         policy = fleet.release
-        self._start_s = fleet.service.start_timeout
         self._canary_s = policy.canary.give_up_after + _MEASURE_S
         progress.wait_for("the leases", self._hosts)
 
@@ -142,18 +141,6 @@ class ReleaseProgress:
                 progress.end_wait()
 
 
-class RollbackProgress(ReleaseProgress):
-    """
-    The same for a rollback, which begins with the start of the old release.
-    """
-
-    def __init__(
-        self, progress: Progress, fleet: Fleet, hosts: Iterable[str], *, as_json: bool
-    ) -> None:
-        super().__init__(progress, fleet, hosts, as_json=as_json)
-        progress.wait_for("the start of the release to go back to", self._hosts, self._start_s)
-
-
 @contextmanager
 def provisioning(hosts: Iterable[str], *, as_json: bool) -> Iterator[ProvisionProgress]:
     """
@@ -178,4 +165,4 @@ def rolling_back(fleet: Fleet, hosts: Iterable[str], *, as_json: bool) -> Iterat
     Yield where a rollback of *hosts* reports its events.
     """
     with Progress().beating() as progress:
-        yield RollbackProgress(progress, fleet, hosts, as_json=as_json)
+        yield ReleaseProgress(progress, fleet, hosts, as_json=as_json)

@@ -374,7 +374,7 @@ class Controller:
         Raise where most hosts have seen a newer epoch: one alone does not end a release.
         """
         newer = {n: seen[n] for n in sorted(seen) if seen[n].epoch > self.desired.epoch}
-        if 2 * len(newer) > len(seen):
+        if 2 * len(newer) > len(self._clients):
             epoch = max(current.epoch for current in newer.values())
             owners = {c.lease_owner for c in newer.values() if c.lease_owner}
             by = f" of {', '.join(sorted(owners))}" if owners else ""

@@ -8,7 +8,7 @@ The text names each host once: in its wave.  What else is said of hosts is said 
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -16,9 +16,12 @@ from deploy.errors import PreconditionError
 from deploy.foreign_text import visible
 from deploy.host.codec import Malformed, decode, encode
 from deploy.host.layout import SLOTS
+from deploy.host.protocol import STATE_MAX
 from deploy.release.desired import Desired
+from deploy.release.plan import HostPlan
 
 Runs = tuple[tuple[int, ...], ...]  # (first, count) each
+_FIELDS = {field.name for field in fields(HostPlan)} - {"host"}
 _REPEATS = 4  # how often verdicts may name a host: in its wave and in the last measurement
 
 
@@ -60,6 +63,8 @@ def from_text(text: str, epoch: int, number: int) -> Desired:
         PreconditionError: It is not valid, or of another release of slipway.
     """
     try:
+        if len(text) > STATE_MAX:
+            raise Malformed(f"it has {len(text)} characters, at most {STATE_MAX} are stored")
         document = _spelled_out(json.loads(text))
         desired = decode(Desired, {**document, "epoch": epoch, "number": number}, "state")
         _check(desired)
@@ -82,7 +87,14 @@ def _spelled_out(document: Any) -> dict[str, Any]:
     waves = decode(tuple[tuple[str, ...], ...], plan.get("waves"), "state.plan.waves")
     names = list(chain.from_iterable(waves))
     parts = decode(tuple[_Part, ...], plan.pop("parts", None), "state.plan.parts")
-    hosts = {n: part.fields for part in parts for n in _positions(part.at, len(names))}
+    hosts: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        if unknown := part.fields.keys() - _FIELDS:
+            raise Malformed(f"a host of its plan has the key {min(unknown)[:40]}")
+        at = _positions(part.at, len(names))
+        if len(hosts) + len(at) > len(names):
+            raise Malformed("a host of its plan is there twice")
+        hosts |= dict.fromkeys(at, part.fields)
     if len(hosts) != len(names):
         raise Malformed("the hosts of its plan and of its waves differ")
     plan["hosts"] = [{"host": name, **hosts[n]} for n, name in enumerate(names)]

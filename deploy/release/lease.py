@@ -165,9 +165,20 @@ class LeaseKeeper:
         self._clients[host].call(LeaseRelease(), timeout_s=self._ttl_s)
 
     def _renew_due(self) -> float | None:
+        try:
+            return self._renew_those_due()
+        except RuntimeError:  # no thread could be started: tried again while leases last
+            now_s = self._clock.monotonic_s()
+            with self._lock:
+                self._next_s |= {host: now_s for host in self._held if self._next_s[host] == inf}
+            return self._ttl_s * _RETRY
+
+    def _renew_those_due(self) -> float:
         now_s = self._clock.monotonic_s()
         with self._lock:
             due = [host for host in self._held if self._next_s[host] <= now_s]
+            # Those whose last renewal failed begin last: they may hang, the others must not wait.
+            due.sort(key=lambda host: self._timeout_s[host])
             for host in due:
                 self._next_s[host] = inf  # until it has ended
         # One that takes longer goes on beside the renewals of the other hosts.

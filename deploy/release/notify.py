@@ -34,7 +34,7 @@ _PASSING = (408, 425, 429)  # statuses of 4xx after which the same message may b
 _TEXT_MAX = 1000  # characters
 _URL = re.compile(r"https://[A-Za-z0-9.\-\[\]:]+/[!-~]{0,2000}")  # visible ASCII, no credentials
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-_OWN_EVENTS = ("hook.", "notify.")
+_OWN_EVENTS = ("hook.", "notify.", "action.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
     Write down what the host takes back by itself when no lease is in force any more.
 
     Repeated, also under a newer epoch, it keeps what was written down before the change.  Its own
-    release may turn it round, to the slot of the change, as long as that slot has no traffic: a
-    rollback whose target has become ready.
+    release, and one of a newer epoch, may turn it round, to the slot of the change, as long as that
+    slot has no traffic: a rollback whose target has become ready, also after an earlier one died.
     """
     if request.from_slot == request.to_slot:
         raise HostError(
@@ -55,7 +55,8 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         self_test.refuse_untested(system)
         held = pending.read(system)
         from_slot = request.from_slot
-        if held is not None and not _is_turned(system, held, call, request):
+        may_turn = held is not None and (held.release == call.release or held.epoch < lease.epoch)
+        if held is not None and not (may_turn and _is_turned(system, held, request)):
             _refuse_another(system, held, request)
             is_same = held.release == call.release
             from_slot = held.from_slot if is_same else held.from_slot or from_slot
@@ -119,14 +120,13 @@ def _shown(way: Way) -> dict[str, Any]:
     return {key: value for key, value in way._asdict().items() if key not in ("at", "why")}
 
 
-def _is_turned(system: System, held: Way, call: Call, request: DeadmanArm) -> bool:
+def _is_turned(system: System, held: Way, request: DeadmanArm) -> bool:
     """
     Return whether *request* turns *held* round, while the host still is where it was before.
     """
-    if (held.release, held.boot_id) != (call.release, system.boot_id()):
+    if held.boot_id != system.boot_id() or held.to_slot != request.from_slot:
         return False
-    is_opposite = held.to_slot == request.from_slot
-    return is_opposite and Haproxy(system).servers()[held.to_slot].weight == 0
+    return Haproxy(system).servers()[held.to_slot].weight == 0
 
 
 def _refuse_another(system: System, held: Way, request: DeadmanArm) -> None:

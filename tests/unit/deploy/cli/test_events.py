@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from deploy.cli.events import ProvisionProgress, ReleaseProgress, RollbackProgress
+from deploy.cli.events import ProvisionProgress, ReleaseProgress
 from deploy.cli.progress import Progress
 from deploy.provision.report import HERE, EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import ReleaseEvent
@@ -91,9 +91,11 @@ def test_a_failure_is_told_once():
     assert "n1" not in output.awaited()
 
 
-def make_release(tmp_path, kind=ReleaseProgress, *, as_json=False):
+def make_release(tmp_path, *, as_json=False):
     output = Output()
-    return output, kind(output.progress, make_fleet(tmp_path), ["n1", "n2"], as_json=as_json)
+    return output, ReleaseProgress(
+        output.progress, make_fleet(tmp_path), ["n1", "n2"], as_json=as_json
+    )
 
 
 def event(name, host=None, text="text", **data):
@@ -143,11 +145,6 @@ def test_a_step_of_one_host_says_nothing_of_another(tmp_path):
     assert output.awaited() == "waiting for the state of the hosts: 10 s so far"
     say(event("release.promoted"))
     assert output.awaited() == ""
-
-
-def test_a_rollback_waits_for_the_old_release_first(tmp_path):
-    output, _ = make_release(tmp_path, RollbackProgress)
-    assert "the start of the release to go back to: 10 s so far, at most" in output.awaited()
 
 
 def test_a_reason_is_in_the_timeline_once(tmp_path):

@@ -3,11 +3,13 @@ The text of a desired state names each host once, and says nothing that its wave
 """
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
 from deploy.errors import PreconditionError
+from deploy.host.protocol import STATE_MAX
 from deploy.release.desired import Desired, Goal, Ruling
 from deploy.release.desired_text import from_text, to_text
 from deploy.release.plan import FLEET, plan_release
@@ -94,6 +96,31 @@ def test_runs_that_are_not_of_its_hosts_are_refused(of, runs):
 
     with pytest.raises(PreconditionError, match="cannot be read"):
         from_text(json.dumps(document), 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["long", "keys", "overlapping"])
+def test_a_hostile_text_is_refused_before_it_is_spelled_out(kind):
+    """
+    Each of these took a GiB, or minutes, for one host's word.
+    """
+    document = json.loads(to_text(make_desired(2000)))
+    [part] = document["plan"]["parts"]
+    if kind == "long":
+        document["reason"] = "x" * STATE_MAX
+    elif kind == "keys":
+        part["fields"] |= {f"k{n}": 0 for n in range(20_000)}
+    else:
+        document["plan"]["parts"] = [part] * 500
+    text = json.dumps(document)
+    assert (len(text) > STATE_MAX) is (kind == "long")
+
+    tracemalloc.start()
+    with pytest.raises(PreconditionError, match="cannot be read"):
+        from_text(text, 0, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 64 << 20
 
 
 def test_verdicts_do_not_name_hosts_without_end():

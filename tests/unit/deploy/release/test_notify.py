@@ -145,6 +145,7 @@ def test_what_concerns_one_host_is_sent_only_if_it_failed(make, server):
         event("host.staged", "n1 staged", "n1"),
         event("hook.failed", "a hook"),
         event("notify.failed", "a webhook"),
+        event("action.ended", "judge"),
     ):
         notifier(one)
     assert close(notifier) == []

@@ -107,12 +107,27 @@ def test_a_rollback_turns_its_way_round_once_its_target_is_warm(host):
     assert document(host) == turned
 
 
-@pytest.mark.parametrize(("share", "release"), [(1, "r1"), (0, "r2")])
-def test_only_its_own_release_turns_a_way_round_and_only_before_its_traffic(host, share, release):
+def test_a_newer_rollback_turns_the_way_of_one_that_died(host):
+    """
+    Its target was warm already: nothing else would arm what the newer one needs.
+    """
+    armed(host, 0)
+    host.release = "r2"
+    host.clock.pass_s(TTL_S + 1)
+    take(host, EPOCH + 1, release="r2")
+
+    host.call(DeadmanArm("blue", "green"))
+
+    turned = document(host)
+    assert (turned["release"], turned["to_slot"], turned["from_slot"]) == ("r2", "blue", "green")
+
+
+@pytest.mark.parametrize("release", ["r1", "r2"])
+def test_a_way_is_turned_round_only_before_its_traffic(host, release):
     """
     Otherwise a canary could become what the host goes back to.
     """
-    armed(host, share)
+    armed(host, 1)
     host.release = release
     if release != "r1":
         host.clock.pass_s(TTL_S + 1)
