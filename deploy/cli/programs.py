@@ -2,6 +2,7 @@
 Tasks that are other programs: linters, pytest, the bench of the engine.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from deploy.errors import UsageError
 
 _ROOT = Path(__file__).parents[2]
+_MOST_WORKERS = 8
 _REFUSED = 2  # of argparse, which has said which flag
 
 
@@ -22,12 +24,11 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
         arguments: More arguments for pytest, separated by spaces.
     """
     folder = _ROOT / ".venv" / "bin"
-    where = ["tests/unit"] if is_unit else ["tests/unit", "tests/simulation", "tests/lab"]
     for argv in (
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mypy"],
-        ["pytest", *where, *arguments.split()],
+        *_test_runs(is_unit=is_unit, arguments=arguments.split()),
     ):
         progress(f"$ {' '.join(argv)}")
         command = [str(folder / "python"), "-m", *argv] if argv[0] == "pytest" else argv
@@ -38,6 +39,20 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
         if status:
             return status
     return 0
+
+
+def _test_runs(*, is_unit: bool, arguments: list[str]) -> list[list[str]]:
+    """
+    Return the calls of pytest: one with *arguments*, else the unit tests on all cores first.
+
+    The simulation forks on all cores by itself, and lab hosts need them.
+    """
+    others = [] if is_unit else ["tests/simulation", "tests/lab"]
+    if arguments:
+        return [["pytest", "tests/unit", *others, *arguments]]
+    workers = str(min(os.cpu_count() or 1, _MOST_WORKERS))
+    unit = ["pytest", "tests/unit", "-n", workers]
+    return [unit, ["pytest", *others]] if others else [unit]
 
 
 def run_engine_bench(flags: Mapping[str, str], *, as_json: bool) -> int:
