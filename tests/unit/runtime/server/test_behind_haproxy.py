@@ -156,11 +156,13 @@ async def test_without_lingering_refusals_are_errors_of_the_slot(monkeypatch):
 
     monkeypatch.setattr(connection.LingeringTransport, "close", close)
     async with public() as proxy:
-        for _ in range(3):
+        for _ in range(30):  # whether HAProxy has read the answer by then is a race
             with contextlib.suppress(ValueError):
                 await refusals(proxy)
             proxy.runtime.engine.busy = 0
-        assert await proxy.stat("eresp") > 0
+            if await proxy.stat("eresp") > 0:
+                return
+        pytest.fail("HAProxy lost no answer")
 
 
 async def test_a_long_upload_that_stops_is_408(monkeypatch):
