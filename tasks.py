@@ -200,7 +200,7 @@ def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=Fa
         print_progress(f"{todo.reason}: {', '.join(names) or 'nothing to do'}")
         if not todo.is_noop:
             confirm_takeover(on.holders() if steal else (), "go?", yes=yes)
-        with events.rolling_back(fleet, names, as_json=json) as progress:
+        with events.releasing(fleet, names, as_json=json) as progress:
             outcome = releases.run_rollback(on, todo, progress, steal=steal)
     text = report.outcome_text(outcome)
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)

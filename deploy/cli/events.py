@@ -153,16 +153,7 @@ def provisioning(hosts: Iterable[str], *, as_json: bool) -> Iterator[ProvisionPr
 @contextmanager
 def releasing(fleet: Fleet, hosts: Iterable[str], *, as_json: bool) -> Iterator[ReleaseProgress]:
     """
-    Yield where a release to *hosts* reports its events.
-    """
-    with Progress().beating() as progress:
-        yield ReleaseProgress(progress, fleet, hosts, as_json=as_json)
-
-
-@contextmanager
-def rolling_back(fleet: Fleet, hosts: Iterable[str], *, as_json: bool) -> Iterator[ReleaseProgress]:
-    """
-    Yield where a rollback of *hosts* reports its events.
+    Yield where a release or a rollback of *hosts* reports its events.
     """
     with Progress().beating() as progress:
         yield ReleaseProgress(progress, fleet, hosts, as_json=as_json)

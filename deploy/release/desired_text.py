@@ -146,9 +146,7 @@ def _json(document: Any) -> str:
 
 def _check(desired: Desired) -> None:
     plan = desired.plan
-    names = [host.host for host in plan.hosts]
-    in_waves = [name for wave in plan.waves for name in wave]
-    if len(set(names)) != len(names) or sorted(in_waves) != sorted(names):
+    if len(plan.by_name) != len(plan.hosts):  # its hosts are those of its waves
         raise Malformed("the hosts of its plan and of its waves differ")
     for host in plan.hosts:
         if {host.to_slot, host.other_slot} != set(SLOTS) or host.from_slot not in (None, *SLOTS):

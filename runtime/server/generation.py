@@ -68,6 +68,26 @@ class GenerationRequest:
         return "messages" if isinstance(self.prompt, Conversation) else "prompt"
 
 
+class Place:
+    """
+    A place among the requests that run or wait, from its admission until the engine has it.
+
+    One whose request is given up before that is left when it is forgotten.
+    """
+
+    def __init__(self, generator: "Generator") -> None:
+        self._generator, self._is_taken = generator, True
+        generator.promised += 1
+
+    def leave(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._generator.promised -= 1
+
+    def __del__(self) -> None:
+        self.leave()
+
+
 @dataclass(frozen=True, slots=True)
 class AdmittedRequest:
     """
@@ -76,8 +96,8 @@ class AdmittedRequest:
     Attributes:
         started_s: When it came, on the monotonic clock.
         allowed_s: Time for the whole answer, from then on.
-        late_excuse: Excuse of a late answer: the client asked for less time than it may have.
         place: What it counts as until the engine has it.
+        late_excuse: Excuse of a late answer: the client asked for less time than it may have.
     """
 
     prompt: Sequence[int]
@@ -85,8 +105,8 @@ class AdmittedRequest:
     stop: tuple[str, ...]
     started_s: float
     allowed_s: float
+    place: Place
     late_excuse: str | None = None
-    place: "Place | None" = None
 
     @property
     def give_up_s(self) -> float:
@@ -109,26 +129,6 @@ class TextDelta:
     tokens: int
     prompt_tokens: int
     finish_reason: str | None = None
-
-
-class Place:
-    """
-    A place among the requests that run or wait, from its admission until the engine has it.
-
-    One whose request is given up before that is left when it is forgotten.
-    """
-
-    def __init__(self, generator: "Generator") -> None:
-        self._generator, self._is_taken = generator, True
-        generator.promised += 1
-
-    def leave(self) -> None:
-        if self._is_taken:
-            self._is_taken = False
-            self._generator.promised -= 1
-
-    def __del__(self) -> None:
-        self.leave()
 
 
 @contextmanager
@@ -236,9 +236,8 @@ class Generator:
         if request.fills_context:
             tokens = self._limits.context_tokens - len(prompt)
             params = [replace(each, max_tokens=tokens) for each in params]
-        first = AdmittedRequest(prompt, params[0], request.stop, started_s, allowed_s, excuse)
         return [
-            replace(first, params=each, place=place)
+            AdmittedRequest(prompt, each, request.stop, started_s, allowed_s, place, excuse)
             for each, place in zip(params, places, strict=True)
         ]
 
@@ -311,8 +310,7 @@ class Generator:
             Failed: Late, or failed in the engine.
         """
         id, stream = self._engine.submit(request.prompt, request.params, request.allowed_s)
-        if request.place is not None:
-            request.place.leave()
+        request.place.leave()
         try:
             if at_once:
                 await _by(request.give_up_s, stream.end())
