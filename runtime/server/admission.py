@@ -53,6 +53,7 @@ class Refusal:
         retry_after_s: Seconds until a retry may succeed; None if none can.
         excuse: Why a 5xx says nothing about this runtime, one of `EXCUSES`.
         param: The field of the request that is at fault.
+        never_repeat: Clients must not send it again by themselves: it may have been computed.
     """
 
     status: int
@@ -61,6 +62,7 @@ class Refusal:
     retry_after_s: int | None = None
     excuse: str | None = None
     param: str | None = None
+    never_repeat: bool = False
 
 
 def refuse(

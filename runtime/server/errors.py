@@ -35,6 +35,8 @@ def error_response(refused: Refusal, request_id: str) -> tuple[int, dict[str, st
     headers[UNREAD_HEADER] = refused.code
     if refused.retry_after_s is not None:
         headers["retry-after"] = str(refused.retry_after_s)
+    if refused.never_repeat:
+        headers["x-should-retry"] = "false"  # OpenAI's clients repeat any 5xx without it
     if refused.status == 401:
         headers["www-authenticate"] = "Bearer"
     return refused.status, headers, body
@@ -45,7 +47,7 @@ def error_body(refused: Refusal, request_id: str, *, started: bool = False) -> b
     Args:
         started: Whether part of the answer was sent; a retry would then repeat it.
     """
-    retry_safe = refused.status in RETRY_SAFE and not started
+    retry_safe = refused.status in RETRY_SAFE and not (started or refused.never_repeat)
     document = error_document(
         refused.status,
         refused.code,

@@ -27,6 +27,8 @@ Value = TypeVar("Value")
 _NO_ANSWER = SamplingParams(max_tokens=0)
 _NO_LOAD = CurrentLoad(0, 0.0)
 
+# A repeated request would use its whole time again, or end another engine.
+NEVER_REPEATED = frozenset({FinishReason.EXPIRED, FinishReason.DIED})
 FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
     FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
@@ -350,7 +352,7 @@ class Generator:
         if not stream.finish_reason.is_good:
             is_late = stream.finish_reason is FinishReason.EXPIRED
             excuse = request.late_excuse if is_late else None
-            raise Failed(_failure(stream.finish_reason, stream.detail, excuse))
+            raise Failed(failure(stream.finish_reason, stream.detail, excuse))
         text = scanner.add(detokenizer.add((), is_last=True), is_last=True)
         reason = "stop" if scanner.is_stopped else stream.finish_reason.value
         yield TextDelta(text, seen, prompt_tokens, reason)
@@ -426,10 +428,19 @@ async def _by(
         async with asyncio.timeout(give_up_s - time.monotonic()):
             return await awaited
     except TimeoutError:
-        late = _failure(FinishReason.EXPIRED, "the engine did not answer", excuse)
+        late = failure(FinishReason.EXPIRED, "the engine did not answer", excuse)
         raise Failed(late) from None
 
 
-def _failure(reason: FinishReason, detail: str, excuse: str | None = None) -> Refusal:
+def failure(reason: FinishReason, detail: str, excuse: str | None = None) -> Refusal:
+    """
+    Return the answer to a request that ended in the engine for *reason*.
+    """
     status, code, message = FAILURES[reason]
-    return Refusal(status, code, f"{message}: {detail}" if detail else message, excuse=excuse)
+    return Refusal(
+        status,
+        code,
+        f"{message}: {detail}" if detail else message,
+        excuse=excuse,
+        never_repeat=reason in NEVER_REPEATED,
+    )

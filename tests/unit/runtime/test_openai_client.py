@@ -14,6 +14,9 @@ import openai
 import pytest
 
 from deploy.lab.models.build import build
+from runtime.engines.base.protocol import FinishReason
+from runtime.server.errors import error_response
+from runtime.server.generation import failure
 from tests.unit.runtime.started import DEADLINE_S, Started, closing
 
 PAGE = Path(__file__).parents[3] / "docs/reference/openai.md"
@@ -248,6 +251,27 @@ def test_a_wrong_key_is_an_authentication_error(runtime):
     """
     with make_client(runtime, key="two") as client, pytest.raises(openai.AuthenticationError):
         client.chat.completions.create(messages=ASKED, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("ending", "sent"), [(FinishReason.DIED, 1), (FinishReason.EXPIRED, 1), (FinishReason.ERROR, 3)]
+)
+def test_what_may_have_ended_an_engine_is_not_repeated(ending, sent):
+    """
+    The client repeats every other 5xx twice by itself.
+    """
+    requests = []
+
+    def answer(request):
+        requests.append(request)
+        status, headers, body = error_response(failure(ending, ""), "req-1")
+        return httpx2.Response(status, headers=headers | {"retry-after-ms": "1"}, content=body)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    client = openai.OpenAI(base_url="http://runtime/v1", api_key=TOKEN, http_client=http)
+    with client, pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(model="lab", messages=ASKED)
+    assert len(requests) == sent
 
 
 def test_a_timeout_of_the_client(runtime):

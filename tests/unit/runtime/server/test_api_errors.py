@@ -106,7 +106,9 @@ async def test_every_failure_is_an_answer(runtime, ending, status, code, stream)
 
     response = await runtime.generate(stream=stream)
 
-    assert_is_error(response, status, code, retry_safe=True)
+    is_final = ending in (FinishReason.DIED, FinishReason.EXPIRED)
+    assert_is_error(response, status, code, retry_safe=not is_final)
+    assert ("x-should-retry" in response.headers) == is_final
     assert "details" in response.json()["error"]["message"]
     assert runtime.counted("/generate", status) == 1
     assert b"slipway_http_excused_total{" not in runtime.metrics.render()
@@ -170,7 +172,7 @@ async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monke
     runtime.engine.will("a", ending=None)
 
     response = await runtime.generate(timeout_s=0.01)
-    assert_is_error(response, 504, "deadline_exceeded", retry_safe=True)
+    assert_is_error(response, 504, "deadline_exceeded", retry_safe=False)
 
     response = await runtime.generate(timeout_s=0.01, stream=True)
     assert events_of(response)[-1][1]["error"]["code"] == "deadline_exceeded"
