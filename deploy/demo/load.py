@@ -51,6 +51,7 @@ class LoadGenerator:
         max_tokens: `max_tokens` of each plain request.
         stream_max_tokens: `max_tokens` of each stream; None for *max_tokens*.
         stream_pause_s: Pause between two streams of one client.
+        is_chat: Streams ask /v1/chat/completions; otherwise /generate, as plain requests do.
         timeout_s: Longest wait for an answer, or between two events of a stream.
         deadline_s: Longest duration of the load; it stops by itself then.
         networks: Networks in which targets may be.
@@ -71,6 +72,7 @@ class LoadGenerator:
         max_tokens: int = 8,
         stream_max_tokens: int | None = None,
         stream_pause_s: float = 0.2,
+        is_chat: bool = True,
         timeout_s: float = 10.0,
         deadline_s: float = 1800.0,
         networks: Collection[str] = LAB_AND_LOOPBACK,
@@ -90,6 +92,7 @@ class LoadGenerator:
             "max_tokens": max_tokens,
             "stream_max_tokens": stream_max_tokens or max_tokens,
             "stream_pause_s": stream_pause_s,
+            "is_chat": is_chat,
             "timeout_s": timeout_s,
             "deadline_s": deadline_s,
         }

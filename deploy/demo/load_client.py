@@ -19,10 +19,9 @@ from pathlib import Path
 import httpx
 
 from deploy.demo.load_report import LoadOutcome, RequestRecord
-from runtime.contract import VERSION_HEADER
+from runtime.contract import CHAT, GENERATE, VERSION_HEADER
 
 Sink = Callable[[RequestRecord], None]
-_PATH = "/generate"
 _DONE = "[DONE]"
 
 
@@ -40,6 +39,7 @@ class LoadConfig:
     max_tokens: int
     stream_max_tokens: int
     stream_pause_s: float
+    is_chat: bool
     timeout_s: float
     deadline_s: float
 
@@ -113,14 +113,18 @@ async def _stream_in_turn(
 ) -> None:
     async with _connection(config) as client:
         while not stop.is_set():
-            body = {
-                "prompt": next(prompts),
-                "max_tokens": config.stream_max_tokens,
-                "stream": True,
-            }
-            sink(await _stream(client, target, body, time.monotonic()))
+            path, body = _stream_request(config, next(prompts))
+            sink(await _stream(client, target, path, body, time.monotonic()))
             if await _stopped_before(time.monotonic() + config.stream_pause_s, stop):
                 return
+
+
+def _stream_request(config: LoadConfig, prompt: str) -> tuple[str, Mapping[str, object]]:
+    answer = {"max_tokens": config.stream_max_tokens, "stream": True}
+    if not config.is_chat:
+        return GENERATE, {"prompt": prompt} | answer
+    # /generate is greedy by default, chat is not.
+    return CHAT, {"messages": [{"role": "user", "content": prompt}], "temperature": 0} | answer
 
 
 async def _stopped_before(at_s: float, stop: asyncio.Event) -> bool:
@@ -190,7 +194,7 @@ async def _request(
     try:
         # httpx's timeout applies to each phase; this one to the whole request.
         async with asyncio.timeout(timeout_s):
-            response = await client.post(target + _PATH, json=body)
+            response = await client.post(target + GENERATE, json=body)
     except TimeoutError:
         return clock.record(
             target, LoadOutcome.LOST, detail=f"no complete answer in {timeout_s:g}s"
@@ -205,7 +209,7 @@ async def _request(
 
 
 async def _stream(
-    client: httpx.AsyncClient, target: str, body: Mapping[str, object], due_s: float
+    client: httpx.AsyncClient, target: str, path: str, body: Mapping[str, object], due_s: float
 ) -> RequestRecord:
     clock = _RequestClock(due_s)
     response: httpx.Response | None = None
@@ -222,7 +226,7 @@ async def _stream(
         )
 
     try:
-        async with client.stream("POST", target + _PATH, json=body) as response:
+        async with client.stream("POST", target + path, json=body) as response:
             if _outcome_of(response) is not LoadOutcome.OK:
                 await response.aread()
                 return record(_outcome_of(response), _detail(response, response.text))

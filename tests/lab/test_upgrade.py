@@ -140,6 +140,7 @@ def load(fleet, models):
         connections=4,
         streams=2,
         max_tokens=8,
+        is_chat=False,  # the earlier runtime has no chat
         networks=(f"{PREFIX}.0/24",),
     )
     generator.start()

@@ -43,13 +43,14 @@ class Server:
     Answers request number n (from 0) with *script(n, body)*: pieces to send, or RESET, CUT, ...
 
     Attributes:
-        bodies: Request bodies, in order of arrival.
+        bodies, paths: Of the requests, in order of arrival.
         connections: Number of connections that were opened.
     """
 
     def __init__(self, script: Callable[[int, dict], list]):
         self._script = script
         self.bodies: list[dict] = []
+        self.paths: list[str] = []
         self.connections = 0
 
     async def __aenter__(self):
@@ -83,6 +84,7 @@ class Server:
         async with self._arrived:
             number = len(self.bodies)
             self.bodies.append(body)
+            self.paths.append(head.split()[1])
             self._arrived.notify_all()
         for piece in self._script(number, body):
             if piece in (RESET, CUT):

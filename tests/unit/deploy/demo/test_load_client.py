@@ -32,6 +32,7 @@ def make_config(*targets, **changes):
             "max_tokens": 4,
             "stream_max_tokens": 8,
             "stream_pause_s": 0,
+            "is_chat": True,
             "timeout_s": 5,
             "deadline_s": 20,
         }
@@ -193,11 +194,34 @@ def test_complete_streams_are_no_losses():
 
     assert report.streams > 0
     assert report.ok == report.requests == len(server.bodies)
-    streams = [body for body in server.bodies if body.get("stream")]
-    assert {"prompt": "one", "max_tokens": 8, "stream": True}.items() >= {
-        k: v for k, v in streams[0].items() if k != "prompt"
-    }.items()
     assert all(r.first_byte_s is not None for r in report.records if r.streamed)
+
+
+@pytest.mark.parametrize(
+    ("is_chat", "path", "asked"),
+    [
+        (True, "/v1/chat/completions", {"messages": [{"role": "user", "content": "one"}]}),
+        (False, "/generate", {"prompt": "one"}),
+    ],
+)
+def test_streams_are_chats_and_plain_requests_are_not(is_chat, path, asked):
+    """
+    Chat samples unless it is asked not to; /generate does not.
+    """
+    _, server = run(
+        lambda n, body: stream({"text": "a"}) if body.get("stream") else answer(),
+        20,
+        streams=1,
+        prompts=["one"],
+        is_chat=is_chat,
+    )
+
+    sent = list(zip(server.paths, server.bodies, strict=True))
+    plain = {"prompt": "one", "max_tokens": 4}
+    streamed = asked | {"max_tokens": 8, "stream": True} | ({"temperature": 0} if is_chat else {})
+    assert ("/generate", plain) in sent
+    assert (path, streamed) in sent
+    assert all(pair in [("/generate", plain), (path, streamed)] for pair in sent)
 
 
 @pytest.mark.parametrize(
