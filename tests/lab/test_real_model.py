@@ -60,7 +60,7 @@ def fleet(config, tmp_path_factory):
         "service": {
             "device": "cpu",
             "precision": "fp32",
-            "threads": 2,
+            "threads": 1,
             "memory_max": "3GiB",
             "state_max": "64MiB",
             "tmp_max": "64MiB",
