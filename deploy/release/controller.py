@@ -35,7 +35,14 @@ from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
 from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import STATUS_S, Observed, dropped_text, look, observed
+from deploy.release.observe import (
+    ANSWER_WITHIN_S,
+    STATUS_S,
+    Observed,
+    dropped_text,
+    look,
+    observed,
+)
 from deploy.release.parallel import on_each, unexpected
 from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
@@ -44,7 +51,6 @@ from deploy.transport.client import HostClient
 from deploy.units import format_size
 
 _PAUSE_S = 1.0  # between two attempts of a way back
-_TAKEN_OVER_S = 2.0  # the longest that hosts are asked for a newer epoch before a way back
 _REPEATS = 3  # of an action that a host says it did, and does not show
 
 
@@ -189,7 +195,17 @@ class Controller:
                 raise
 
     def _go_round(self) -> None:
-        seen = self._observe()
+        """
+        Do what is next; where a way back has only late hosts left, give them more time.
+        """
+        if not self._follow(self._observe(self._within_s)):
+            self._clock.sleep(_PAUSE_S)
+            self._follow(self._observe(None))
+
+    def _follow(self, seen: Mapping[str, Observed]) -> bool:
+        """
+        Do what follows from *seen*; False where only hosts that did not answer are left.
+        """
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
             step = Step.JUDGE if decision.measure else Step.BAKE
@@ -200,11 +216,14 @@ class Controller:
             first = decision.actions[0]
             self._phases.enter(first.step, first.wave)
             self._act(decision.actions)
-        elif decision.ending is not None and not self._waits_for(seen):
+        elif self._waits_for(seen):
+            return False
+        elif decision.ending is not None:
             self._is_over = True
             # A rollback that failed stays open: the next plain one goes to the same place.
             if not self._has_failed:
                 self.desired = replace(self.desired, ending=decision.ending)
+        return True
 
     @property
     def _has_failed(self) -> bool:
@@ -235,15 +254,25 @@ class Controller:
         return None if self.desired.goal is Goal.FORWARD else Phase.ABORT
 
     @property
+    def _within_s(self) -> float | None:
+        """
+        Return how long each host may take to answer, in seconds; None: as long as its call may.
+
+        A way back acts on the hosts that answer, and does not wait for the others.
+        """
+        return ANSWER_WITHIN_S if self.desired.is_way_back else None
+
+    @property
     def _can_turn(self) -> bool:
         return not (self.desired.is_way_back or self._is_decided)
 
-    def _observe(self) -> dict[str, Observed]:
+    def _observe(self, within_s: float | None) -> dict[str, Observed]:
         """
-        Return what the hosts of the plan look like; a host that does not answer is lost.
+        Return what the hosts of the plan look like; one that does not answer in time is lost.
         """
         unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
-        seen, errors = look({n: c for n, c in self._clients.items() if n not in unasked})
+        asked = {n: c for n, c in self._clients.items() if n not in unasked}
+        seen, errors = look(asked, within_s=within_s)
         self._refuse_newer(seen)
         if errors:
             self._failed(errors)
@@ -267,9 +296,12 @@ class Controller:
                     self._do(action, self._plan.host(name), self._clients[name])
 
         self._is_decided |= any(a.step in (Step.CONFIRM, Step.RETIRE) for a in actions)
+        is_way_back = not self._can_turn
         errors = on_each(chains, one)
         if errors:
             self._failed(errors)
+            if is_way_back:
+                self._clock.sleep(_PAUSE_S)
 
     def _leave_out(self, errors: Mapping[str, DeployError]) -> None:
         """
@@ -348,7 +380,6 @@ class Controller:
             if now_s >= until_s or isinstance(error, LeaseHeld):
                 self._errors[name] = error
                 self._say("host.stuck", f"{error.what} ({error.why})", name)
-        self._clock.sleep(_PAUSE_S)
 
     def _waits_for(self, seen: Mapping[str, Observed]) -> bool:
         """
@@ -366,7 +397,7 @@ class Controller:
     def _refuse_if_taken_over(self, errors: Mapping[str, DeployError]) -> None:
         if not any(isinstance(error, LeaseLost) for error in errors.values()):
             return
-        seen, _ = look(self._clients, within_s=_TAKEN_OVER_S)
+        seen, _ = look(self._clients, within_s=ANSWER_WITHIN_S)
         self._refuse_newer(seen)
 
     def _refuse_newer(self, seen: Mapping[str, Observed]) -> None:
@@ -731,7 +762,9 @@ class Controller:
         """
         names = [name for name in self._clients if name in self._keeper.held]
         errors = on_each(
-            names, lambda name: host_commands.record(self._clients[name], step, **data)
+            names,
+            lambda name: host_commands.record(self._clients[name], step, **data),
+            within_s=self._within_s,
         )
         for name, error in errors.items():
             self._say("journal.unwritten", f"{step}: {error.why}", name)

@@ -23,6 +23,7 @@ from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
 
 STATUS_S = 15.0  # time limit of a call
+ANSWER_WITHIN_S = 2.0  # a way back goes on without hosts that have not answered by then
 
 
 @dataclass(frozen=True, slots=True)

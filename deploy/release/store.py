@@ -20,7 +20,7 @@ from deploy.release.clock import Clock
 from deploy.release.desired import Desired
 from deploy.release.desired_text import from_text, to_text
 from deploy.release.lease import LeaseKeeper
-from deploy.release.observe import Observed, look
+from deploy.release.observe import ANSWER_WITHIN_S, Observed, look
 from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
 
@@ -46,6 +46,8 @@ class StateStore(Protocol):
     def read(self, known: Known | None = None) -> Desired | None:
         """
         Return the desired state; None before the first release.
+
+        Hosts that are slow to answer are waited for only where they can decide.
 
         Args:
             known: Hosts that were observed just now, or their errors: they are not asked again.
@@ -115,13 +117,18 @@ class HostStore:
 
     def read(self, known: Known | None = None) -> Desired | None:
         known = known or {}
+        seen = {name: s for name, s in known.items() if isinstance(s, Observed)}
+        errors = {name: s for name, s in known.items() if isinstance(s, DeployError)}
         unknown = {name: c for name, c in self._clients.items() if name not in known}
-        seen, errors = look(unknown, within_s=self._within_s) if unknown else ({}, {})
-        for name, state in known.items():
-            if isinstance(state, Observed):
-                seen[name] = state
-            else:
-                errors[name] = state
+        if unknown:
+            asked, late = look(unknown, within_s=self._within_s)
+            seen |= asked
+            slow = {n: unknown[n] for n, error in late.items() if isinstance(error, TransportError)}
+            if slow and self._within_s is not None and not _is_certain(seen, len(self._clients)):
+                asked, answers = look(slow)
+                seen |= asked
+                late = {n: answers.get(n, e) for n, e in late.items() if n not in asked}
+            errors |= late
         return agreed(self._clients, {n: seen[n] for n in self._clients if n in seen}, errors)
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
@@ -150,7 +157,9 @@ class HostStore:
         def one(name: str) -> None:
             self._clients[name].call(StateWrite(desired.number, text))
 
-        errors = on_each(holders, one, within_s=self._within_s)
+        # A release that turns round goes back with the hosts that answer.
+        within_s = ANSWER_WITHIN_S if desired.is_way_back else self._within_s
+        errors = on_each(holders, one, within_s=within_s)
         written = len(holders) - len(errors)
         if self._is_way_back or 2 * written > len(self._clients):
             return
@@ -238,6 +247,19 @@ def _newest(stamps: Mapping[str, StateStamp | None], fleet_size: int) -> tuple[i
     reached = sorted(((s.epoch, s.number) for s in stamps.values() if s), reverse=True)
     majority = fleet_size // 2 + 1
     return reached[majority - 1] if len(reached) >= majority else None
+
+
+def _is_certain(seen: Mapping[str, Observed], fleet_size: int) -> bool:
+    """
+    Return whether the other hosts cannot change what *seen* agree on.
+
+    More than half of the hosts have the newest state of *seen*: no newer one has as many.
+    """
+    if 2 * len(seen) <= fleet_size:
+        return False
+    stamps = {name: current.state for name, current in seen.items()}
+    newest = max(((s.epoch, s.number) for s in stamps.values() if s), default=None)
+    return newest == _newest(stamps, fleet_size)
 
 
 def _too_few(count: int, of: int, errors: Mapping[str, DeployError]) -> DeployError:

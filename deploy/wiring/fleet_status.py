@@ -12,10 +12,10 @@ from deploy.private_files import private_directory, write_private
 from deploy.release.decide import is_converged
 from deploy.release.desired import Desired
 from deploy.release.findings import Finding, find
-from deploy.release.observe import Observed
+from deploy.release.observe import ANSWER_WITHIN_S, Observed
 from deploy.wiring.checkout import ROOT
 from deploy.wiring.hosts import Hosts
-from deploy.wiring.state import ANSWER_WITHIN_S, reading_store
+from deploy.wiring.state import reading_store
 
 _LONGEST = 40  # characters of a time
 

@@ -21,7 +21,7 @@ from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
-from deploy.release.observe import Observed
+from deploy.release.observe import ANSWER_WITHIN_S, Observed
 from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -36,7 +36,7 @@ from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import ROOT, store, wheels
 from deploy.wiring.clock import SystemClock
 from deploy.wiring.hosts import Hosts, actor
-from deploy.wiring.state import ANSWER_WITHIN_S, lease_keeper, state_store, stored
+from deploy.wiring.state import lease_keeper, state_store, stored
 
 Report = Callable[[ReleaseEvent], None]
 
@@ -186,7 +186,7 @@ def open_release(on: Hosts, *, is_way_back: bool = False) -> Desired:
         PreconditionError: There is none, or the hosts do not agree on it.
         TransportError: Too few hosts answer.
     """
-    desired = stored(on, is_way_back=is_way_back)
+    desired = stored(on, ANSWER_WITHIN_S, is_way_back=is_way_back)
     if desired is None or not desired.is_open:
         last = f"; the last one, {desired.release}, was {desired.ending}" if desired else ""
         raise PreconditionError(
@@ -205,7 +205,7 @@ def last_release(on: Hosts) -> Desired:
         PreconditionError: No release is open, and the last one left no host out.
         TransportError: Too few hosts answer.
     """
-    desired = stored(on)
+    desired = stored(on, ANSWER_WITHIN_S)
     return desired if desired is not None and desired.left_out else open_release(on)
 
 
@@ -232,7 +232,9 @@ def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     Raises:
         PreconditionError: There is nothing to go on with.
     """
-    return _run(on, last_release(on).renewed(actor()), report, steal=steal)
+    desired = last_release(on).renewed(actor())
+    within_s = ANSWER_WITHIN_S if desired.is_way_back else None
+    return _run(on, desired, report, steal=steal, within_s=within_s)
 
 
 def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) -> ReleaseOutcome:

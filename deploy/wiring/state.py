@@ -19,8 +19,6 @@ from deploy.wiring.hosts import Hosts, owner
 if TYPE_CHECKING:
     from deploy.release.etcd import EtcdSettings
 
-ANSWER_WITHIN_S = 2.0  # a way back goes on without hosts that have not answered by then
-
 
 def state_store(
     on: Hosts,

@@ -299,6 +299,7 @@ def of_operator(world, operator):
         known,
         operator.trail_digest(),
         operator.calling,
+        grain(min(operator.deadline_s - now_s, _NEVER_S)),
     )
 
 
