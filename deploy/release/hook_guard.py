@@ -23,10 +23,12 @@ def main(operator: int, failure: int, argv: list[str]) -> None:
     os.set_inheritable(operator, False)
     os.set_inheritable(failure, False)
     # The program gets the group's signals too, and decides what they mean.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    outlived = [number for number in _OUTLIVED if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in outlived:
+        signal.signal(number, lambda *_: None)
     child = os.fork()
     if child == 0:
-        _execute(failure, argv)
+        _execute(failure, outlived, argv)
     _let_go(failure)
     _thread.start_new_thread(_kill_after, (operator,))
     _, status = os.waitpid(child, 0)
@@ -35,8 +37,15 @@ def main(operator: int, failure: int, argv: list[str]) -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def _execute(failure: int, argv: list[str]) -> None:
-    for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+# All that can be caught and is no fault of the process itself.
+_OUTLIVED = signal.valid_signals() - {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD),
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+}
+
+
+def _execute(failure: int, outlived: list[signal.Signals], argv: list[str]) -> None:
+    for number in (*outlived, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores the last two
     try:
         os.execv(argv[0], argv)  # noqa: S606 - no shell reads the arguments of a hook

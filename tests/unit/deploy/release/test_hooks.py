@@ -458,6 +458,12 @@ def test_a_hook_ends_with_its_operator(tmp_path, number):
         ("kill -KILL $$", "killed by SIGKILL"),
         ("exit 7", "exit status 7"),
         ("yes | head -n 1 >/dev/null", None),
+        ("kill -HUP 0; sleep 5", "killed by SIGHUP"),
+        ("kill -INT 0; sleep 5", "killed by SIGINT"),
+        *(
+            (f"trap '' {name}; kill -{name} 0; exit 3", "exit status 3")
+            for name in ("HUP", "INT", "QUIT", "ABRT", "USR1", "ALRM")
+        ),
     ],
 )
 def test_a_hook_ends_under_its_guard_as_it_does_alone(tmp_path, script, problem):
