@@ -28,9 +28,7 @@ def on_each(
     """
     names = list(dict.fromkeys(hosts))
     crew = _Crew(names, work, within_s)
-    for _ in range(min(WORKERS, len(names))):
-        crew.start_worker()
-    crew.wait()
+    crew.run(min(WORKERS, len(names)))
     return {host: crew.errors[host] for host in names if host in crew.errors}
 
 
@@ -52,20 +50,33 @@ class _Crew:
         self._changed = threading.Condition()
         self._ends: list[BaseException] = []
 
-    def start_worker(self) -> None:
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def wait(self) -> None:
-        with self._changed:
-            try:
+    def run(self, workers: int) -> None:
+        """
+        Do the work of all hosts; where this thread is interrupted, what has begun ends first.
+        """
+        try:
+            for number in range(workers):
+                self._start_worker(is_needed=number == 0)
+            with self._changed:
                 self._wait()
-            except BaseException:  # interrupted: what has begun ends first
+        except BaseException:
+            with self._changed:
                 self._unfinished.difference_update(self._todo)
                 self._todo.clear()
                 self._wait()
-                raise
+            raise
         if self._ends:
             raise self._ends[0]
+
+    def _start_worker(self, *, is_needed: bool) -> None:
+        """
+        Start one worker; where no thread can be started, those that run do the work.
+        """
+        try:
+            threading.Thread(target=self._run, daemon=True).start()
+        except RuntimeError:
+            if is_needed:
+                raise
 
     def _run(self) -> None:
         while (host := self._next()) is not None:
@@ -124,7 +135,7 @@ class _Crew:
             self._unfinished.discard(host)
             self.errors[host] = _late(host, self._within_s)
             if self._todo:
-                self.start_worker()
+                self._start_worker(is_needed=not self._began_s)
         return None if self._unfinished else 0.0
 
 

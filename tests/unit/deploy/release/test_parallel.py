@@ -4,7 +4,10 @@ The same work on many hosts: bounded workers, and a time limit that is each host
 
 import threading
 
+import pytest
+
 from deploy.errors import TransportError
+from deploy.release import parallel
 from deploy.release.parallel import WORKERS, on_each
 
 
@@ -81,3 +84,81 @@ def test_work_that_was_given_up_starts_no_other():
 
     assert set(errors) == {"silent"}
     assert [name for ident, name in threads if ident == worker].count("silent") == 1
+
+
+class _Starts:
+    """
+    Stands for the module `threading`: the start of one thread ends otherwise.
+
+    Args:
+        fails: Called with the number of each thread, from 1, after it has started.
+    """
+
+    Condition = threading.Condition
+
+    def __init__(self, fails, *, before=False):
+        self._count, self._fails, self._before = 0, fails, before
+
+    def Thread(self, **options):
+        self._count += 1
+        number, thread = self._count, threading.Thread(**options)
+        start = thread.start
+
+        def start_or_fail():
+            if self._before:
+                self._fails(number)
+            start()
+            self._fails(number)
+
+        thread.start = start_or_fail
+        return thread
+
+
+def test_an_interruption_while_workers_start_waits_for_what_has_begun(monkeypatch):
+    """
+    Nothing of the work runs on after it, and no other host begins.
+    """
+    begun, ended, three = [], [], threading.Event()
+
+    def work(name):
+        begun.append(name)
+        if len(begun) == 3:
+            three.set()
+        three.wait(20)
+        threading.Event().wait(0.05)
+        ended.append(name)
+
+    def interrupt(number):
+        if number == 3:
+            three.wait(20)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parallel, "threading", _Starts(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        on_each(map(str, range(20)), work)
+
+    assert sorted(begun) == sorted(ended) == ["0", "1", "2"]
+
+
+def test_the_work_is_done_by_the_threads_that_can_be_started(monkeypatch):
+    def refuse(number):
+        if number > 2:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(parallel, "threading", _Starts(refuse, before=True))
+    done = []
+
+    assert on_each(map(str, range(20)), done.append) == {}
+    assert sorted(done, key=int) == list(map(str, range(20)))
+
+
+def test_without_any_thread_nothing_is_done(monkeypatch):
+    def refuse(number):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(parallel, "threading", _Starts(refuse, before=True))
+    done = []
+
+    with pytest.raises(RuntimeError):
+        on_each(["n1", "n2"], done.append)
+    assert done == []
