@@ -9,12 +9,13 @@ from math import inf
 from deploy.errors import CommandFailed, DeployError, LeaseLost
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
 from deploy.release.clock import Clock, Timer
-from deploy.release.parallel import on_each, unexpected
+from deploy.release.parallel import WORKERS, on_each, unexpected
 from deploy.transport.client import HostClient
 
 # In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Each one after it
 # may take twice as long as the one before, up to _MARGIN before the lease ends on the host.
 _PERIOD, _TIMEOUT, _RETRY, _MARGIN = 1 / 3, 1 / 5, 1 / 60, 1 / 20
+_ROUND = 1 / 6  # all renewals that are due have begun within this, also where all hang
 
 
 class LeaseKeeper:
@@ -51,6 +52,7 @@ class LeaseKeeper:
         self._next_s: dict[str, float] = {}
         self._timeout_s: dict[str, float] = {}  # of the next renewal
         self._lost: dict[str, LeaseLost] = {}
+        self._attempts: dict[str, object] = {}  # the newest `take` of each host; given up: none
         self._epoch, self._steal = 0, False
         self._lock = threading.Lock()
 
@@ -81,7 +83,8 @@ class LeaseKeeper:
         """
         Take the leases of *hosts* for *epoch*, all at once; return the errors by host.
 
-        A host that answers after *within_s* counts as one that does not.
+        A host that answers after *within_s* counts as one that does not.  What it grants then is
+        not used, and expires.
         """
         self._epoch, self._steal = epoch, steal
         for host in hosts:
@@ -90,6 +93,7 @@ class LeaseKeeper:
         with self._lock:
             for host in errors:
                 self._held.pop(host, None)
+                self._attempts.pop(host, None)
         if self._timer is None:
             self._timer = self._clock.start_timer(self._renew_due, self._ttl_s * _PERIOD)
         return errors
@@ -103,9 +107,10 @@ class LeaseKeeper:
             EpochOld: Another operator has begun since.
             TransportError: The host does not answer.
         """
-        client = self._clients[host]
+        client, attempt = self._clients[host], object()
         with self._lock:
             self._held.pop(host, None)
+            self._attempts[host] = attempt
         sent_s = self._clock.monotonic_s()
         granted = client.call(
             LeaseAcquire(
@@ -113,19 +118,25 @@ class LeaseKeeper:
             ),
             timeout_s=self._ttl_s,
         )
-        if granted.fence <= (client.fence or 0):
+        with self._lock:
+            if self._attempts.get(host) is not attempt:
+                return  # it came too late
+            self._accept(client, granted.fence, sent_s)
+
+    def _accept(self, client: HostClient, fence: int, sent_s: float) -> None:
+        host = client.host
+        if fence <= (client.fence or 0):
             raise CommandFailed(
                 f"{host}: no valid lease",
-                why=f"the host grants number {granted.fence} after {client.fence}; numbers only "
+                why=f"the host grants number {fence} after {client.fence}; numbers only "
                 "grow",
                 fix=f"do not trust {host} before you know who changed its host program",
                 host=host,
             )
-        client.fence = granted.fence
-        with self._lock:
-            self._lost.pop(host, None)
-            self._held[host] = granted.fence
-            self._renewed(host, sent_s)
+        client.fence = fence
+        self._lost.pop(host, None)
+        self._held[host] = fence
+        self._renewed(host, sent_s)
 
     def check(self, host: str) -> None:
         """
@@ -154,9 +165,10 @@ class LeaseKeeper:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held = self.held
         with self._lock:
+            held = frozenset(self._held)
             self._held.clear()
+            self._attempts.clear()
         on_each(held, self._release_one)
         for client in self._clients.values():
             client.fence = None
@@ -182,7 +194,7 @@ class LeaseKeeper:
             for host in due:
                 self._next_s[host] = inf  # until it has ended
         # One that takes longer goes on beside the renewals of the other hosts.
-        on_each(due, self._renew, within_s=self._ttl_s * _TIMEOUT)
+        on_each(due, self._renew, within_s=self._ttl_s * share_of_worker(len(due)))
         now_s = self._clock.monotonic_s()
         with self._lock:
             times_s = [self._next_s[host] for host in self._held]
@@ -253,6 +265,16 @@ class LeaseKeeper:
             "answers: raise release.lease_ttl, or run the release from a machine with less load",
             host=host,
         )
+
+
+def share_of_worker(due: int) -> float:
+    """
+    Return how long one of *due* renewals may keep a worker from the others, in times to live.
+
+    A host whose renewal is due begins in the same round, or in the next one: at most twice _ROUND
+    late, which is one interval, with two thirds of its lease over.
+    """
+    return min(_TIMEOUT, _ROUND * WORKERS / max(1, due))
 
 
 def _known(host: str, error: Exception) -> DeployError:

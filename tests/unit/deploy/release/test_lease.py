@@ -5,7 +5,9 @@ import pytest
 
 from deploy.errors import LeaseHeld, LeaseLost, TransportError
 from deploy.host.protocol import LeaseAcquire, LeaseRenew
+from deploy.release import lease
 from deploy.release.lease import LeaseKeeper
+from deploy.release.parallel import WORKERS, on_each
 from deploy.transport.client import HostClient
 from tests.local_host import LOST_BEFORE
 from tests.unit.deploy.release.conftest import NAMES
@@ -137,6 +139,91 @@ def test_a_renewal_that_hangs_delays_no_other_host(fleet, monkeypatch):
             keeper.check("n2")
     finally:
         ended.set()
+
+
+def test_a_lease_that_was_granted_too_late_is_not_renewed(fleet, monkeypatch):
+    """
+    n1 grants it after its time limit: it counts as refused, and expires.
+    """
+    may_send, has_sent, send = threading.Event(), threading.Event(), fleet["n1"].run
+
+    def run(argv, **options):
+        if argv[-1] != LeaseAcquire.VERB:
+            return send(argv, **options)
+        may_send.wait(20)
+        try:
+            return send(argv, **options)
+        finally:
+            has_sent.set()
+
+    monkeypatch.setattr(fleet["n1"], "run", run)
+    keeper = LeaseKeeper(fleet.clients, owner="me", release="r1", ttl_s=TTL_S, clock=fleet.clock)
+    try:
+        errors = keeper.take_all(fleet.clients, within_s=0.3)
+        may_send.set()
+        assert has_sent.wait(20)
+
+        assert set(errors) == {"n1"}
+        assert fleet.lease_owner("n1") == "me"
+        fleet.clock.sleep(2 * TTL_S)
+        assert fleet.lease_owner("n1") is None
+        assert keeper.held == {"n2", "n3"}
+        assert fleet.clients["n1"].fence is None
+    finally:
+        may_send.set()
+        keeper.release_all()
+
+
+def test_a_lease_that_is_taken_again_after_a_late_one_is_held(fleet, monkeypatch):
+    """
+    The late answer to the first attempt does not end the second.
+    """
+    answers, send = [threading.Event()], fleet["n1"].run
+
+    def run(argv, **options):
+        result = send(argv, **options)
+        if argv[-1] == LeaseAcquire.VERB and answers:
+            answers.pop().wait(20)
+        return result
+
+    late = answers[0]
+    monkeypatch.setattr(fleet["n1"], "run", run)
+    keeper = LeaseKeeper(fleet.clients, owner="me", release="r1", ttl_s=TTL_S, clock=fleet.clock)
+    try:
+        keeper.take_all(fleet.clients, within_s=0.3)
+        keeper.take("n1")
+        fence = fleet.clients["n1"].fence
+        late.set()
+        fleet.clock.sleep(2 * TTL_S)
+
+        assert fleet.lease_owner("n1") == "me"
+        assert (keeper.held, fleet.clients["n1"].fence) == ({"n1", "n2", "n3"}, fence)
+        keeper.check("n1")
+    finally:
+        late.set()
+        keeper.release_all()
+
+
+@pytest.mark.parametrize("due", [1, 64, 65, 106, 107, 500, 1000, 5000])
+def test_hanging_renewals_leave_the_others_their_time(fleet, monkeypatch, due):
+    """
+    The last of them begins within a sixth of the time to live, also where all others hang.
+    """
+    limits = []
+
+    def noted(hosts, work, *, within_s=None):
+        limits.append(within_s)
+        return on_each(hosts, work, within_s=within_s)
+
+    monkeypatch.setattr(lease, "on_each", noted)
+    with held(fleet):
+        limits.clear()
+        fleet.clock.sleep(TTL_S / 2)
+    share = lease.share_of_worker(due)
+
+    assert limits[0] == TTL_S * lease.share_of_worker(len(NAMES))
+    assert (due - 1) // WORKERS * share <= 1 / 6
+    assert share <= 1 / 5
 
 
 def test_a_lost_lease_says_how_late_its_renewal_was(fleet):
