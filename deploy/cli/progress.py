@@ -156,7 +156,13 @@ def describe(waits: dict[str, Wait], now_s: float) -> str:
         text = f"{names}: " if names else ""
         text += f"waiting for {what}: {_whole(now_s - since_s)} so far"
         if limit_s is not None:
-            text += f", at most {_whole(max(0.0, since_s + limit_s - now_s))} left"
+            left_s = since_s + limit_s - now_s
+            is_over = left_s <= 0
+            text += (
+                f", {_whole(-left_s)} over its limit"
+                if is_over
+                else (f", at most {_whole(left_s)} left")
+            )
         parts.append(text)
     return "; ".join(parts)
 

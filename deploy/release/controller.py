@@ -27,6 +27,7 @@ from deploy.host.protocol import (
 from deploy.inventory.schema import Phase
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.clock import Clock
+from deploy.release.deadlines import CONFIRM_S, RETIRE_S
 from deploy.release.decide import decide
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
@@ -522,7 +523,7 @@ class Controller:
             return
         # Over a new connection: what is confirmed has to be reachable from outside.
         client.transport.close()
-        client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=60.0)
+        client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=CONFIRM_S)
         client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
         self._say("host.confirmed", f"{plan.version} answers, and is recorded as good", host.host)
 
@@ -532,7 +533,7 @@ class Controller:
             host_commands.stop(client, host.other_slot, self._limits)
             self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
         if self._plan.kind is Kind.RELEASE:
-            retired = client.call(Retire(keep=self._limits.keep), timeout_s=60.0)
+            retired = client.call(Retire(keep=self._limits.keep), timeout_s=RETIRE_S)
             if dropped := dropped_text(retired):
                 self._say("bundle.dropped", dropped, host.host)
 

@@ -180,13 +180,19 @@ def _each(
     step: Step,
     is_there: Callable[[Desired, HostPlan, Observed], bool],
 ) -> tuple[Action, ...]:
-    rules = desired.plan.rules
-    words = {
-        Step.HOLD: "give what served before all the traffic, keep the new slot warm",
-        Step.TAKE_BACK: "give what served before all the traffic, stop the new slot",
-    }
+    deadlines = desired.plan.deadlines
+    does, deadline_s = {
+        Step.HOLD: (
+            "give what served before all the traffic, keep the new slot warm",
+            deadlines.hold,
+        ),
+        Step.TAKE_BACK: (
+            "give what served before all the traffic, stop the new slot",
+            deadlines.take_back,
+        ),
+    }[step]
     return tuple(
-        Action(step, host.host, FLEET, words[step], "", 3 * rules.drain_timeout)
+        Action(step, host.host, FLEET, does, "", deadline_s)
         for host in desired.plan.hosts
         if host.host in observed and not is_there(desired, host, observed[host.host])
     )

@@ -18,10 +18,9 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
+from deploy.release.deadlines import MARGIN_S, SHIFT_S
 from deploy.release.evidence import Reading
 from deploy.transport.client import HostClient
-
-_MARGIN_S = 15.0  # for the SSH command, beyond the time limit on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def start(
         CommandFailed: It did not become READY in time; `why` has its last log lines.
     """
     request = SlotStart(slot=slot, bundle=bundle, timeout_s=limits.start_s, allow_older=allow_older)
-    client.call(request, timeout_s=limits.start_s + _MARGIN_S)
+    client.call(request, timeout_s=limits.start_s + MARGIN_S)
 
 
 def golden(client: HostClient, slot: str, limits: Limits) -> GoldenResult:
@@ -86,7 +85,7 @@ def golden(client: HostClient, slot: str, limits: Limits) -> GoldenResult:
         CommandFailed: An answer differs from the recorded one; `why` shows the first.
     """
     request = Golden(slot=slot, timeout_s=limits.golden_s)
-    result = client.call(request, timeout_s=limits.golden_s + _MARGIN_S)
+    result = client.call(request, timeout_s=limits.golden_s + MARGIN_S)
     if result.passed == result.total and result.total > 0:
         return result
     if not result.failures:
@@ -116,7 +115,7 @@ def shift(client: HostClient, weights: Mapping[str, int], *, force: bool = False
         force: Do not wait until a slot that gains traffic is UP.
     """
     request = TrafficSet(weights=dict(weights), force=force or not any(weights.values()))
-    return client.call(request, timeout_s=30.0).weights
+    return client.call(request, timeout_s=SHIFT_S).weights
 
 
 def revive(client: HostClient, slots: tuple[str, ...], limits: Limits) -> tuple[str, ...]:
@@ -127,7 +126,7 @@ def revive(client: HostClient, slots: tuple[str, ...], limits: Limits) -> tuple[
         slots: Slots to wait for; others that have traffic are only started.
     """
     request = Revive(slots=slots, timeout_s=limits.start_s)
-    return client.call(request, timeout_s=limits.start_s + 2 * _MARGIN_S).done
+    return client.call(request, timeout_s=limits.start_s + 2 * MARGIN_S).done
 
 
 def stop(client: HostClient, slot: str, limits: Limits) -> None:
@@ -137,9 +136,9 @@ def stop(client: HostClient, slot: str, limits: Limits) -> None:
     Requests still in flight after the drain time get as long again from the runtime itself.
     """
     drain = TrafficDrain(slot=slot, timeout_s=limits.drain_s)
-    client.call(drain, timeout_s=limits.drain_s + _MARGIN_S)
-    stop_s = limits.drain_s + _MARGIN_S
-    client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + _MARGIN_S)
+    client.call(drain, timeout_s=limits.drain_s + MARGIN_S)
+    stop_s = limits.drain_s + MARGIN_S
+    client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + MARGIN_S)
 
 
 def measure(client: HostClient, now_s: float, timeout_s: float = 10.0) -> dict[str, Reading]:

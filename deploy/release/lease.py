@@ -128,8 +128,7 @@ class LeaseKeeper:
         if fence <= (client.fence or 0):
             raise CommandFailed(
                 f"{host}: no valid lease",
-                why=f"the host grants number {fence} after {client.fence}; numbers only "
-                "grow",
+                why=f"the host grants number {fence} after {client.fence}; numbers only grow",
                 fix=f"do not trust {host} before you know who changed its host program",
                 host=host,
             )

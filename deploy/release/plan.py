@@ -18,11 +18,11 @@ from deploy.errors import PreconditionError, UsageError
 from deploy.host.codec import encode
 from deploy.inventory.as_file import as_file
 from deploy.inventory.schema import ReleasePolicy, Wave
+from deploy.release.deadlines import SHIFT_S, STAGE_S, Deadlines
 from deploy.release.observe import Observed, ObservedSlot, check_proxy
 from deploy.units import format_duration
 
 FLEET = 0  # as the wave of an action: it concerns all hosts
-_CALL_S = 30.0  # of an action that only tells a host something
 
 
 class Kind(StrEnum):
@@ -153,6 +153,10 @@ class ReleasePlan:
         return ReleasePolicy.model_validate(self.policy)
 
     @property
+    def deadlines(self) -> Deadlines:
+        return Deadlines(self.start_s, self.golden_s, self.rules.drain_timeout)
+
+    @property
     def is_noop(self) -> bool:
         return not self.hosts
 
@@ -210,8 +214,8 @@ class ReleasePlan:
     # -- stages
 
     def _release(self) -> list[tuple[Action, ...]]:
-        rules, canary = self.rules, self.rules.canary
-        stages = [self._each(Step.STAGE, f"stage {self.version}", 1800.0)]
+        rules, canary, deadlines = self.rules, self.rules.canary, self.deadlines
+        stages = [self._each(Step.STAGE, f"stage {self.version}", STAGE_S)]
         for number, wave in enumerate(self.waves, 1):
             stages.append(tuple(chain.from_iterable(self._prepare(name, number) for name in wave)))
             measured = [name for name in wave if self.host(name).has_stable]
@@ -226,32 +230,31 @@ class ReleasePlan:
         if self.is_measured:
             does = f"measure all for {format_duration(canary.duration)} more"
             stages.append((self._wait(Step.BAKE, FLEET, does),))
-        stages.append(
-            self._each(Step.CONFIRM, f"confirm that {self.version} answers, record it as good")
-        )
+        does = f"confirm that {self.version} answers, record it as good"
+        stages.append(self._each(Step.CONFIRM, does, deadlines.confirm))
         retired = (
             "keep the old slot warm" if rules.keep_old == "warm" else "drain and stop the old slot"
         )
-        stages.append(self._each(Step.RETIRE, retired, 3 * rules.drain_timeout))
+        stages.append(self._each(Step.RETIRE, retired, deadlines.retire))
         return stages
 
     def _rollback(self) -> list[tuple[Action, ...]]:
         one_stage: list[Action] = []
+        deadlines = self.deadlines
         for host in self.hosts:
             name, now = host.host, host.from_version or "nothing"
-            drain_s = 3 * self.rules.drain_timeout
             if host.revive:
                 does = "bring HAProxy and the sockets back"
-                one_stage.append(self._on(Step.REVIVE, name, FLEET, does, self.start_s))
+                one_stage.append(self._on(Step.REVIVE, name, FLEET, does, deadlines.revive))
             one_stage += [
-                self._on(Step.STAGE, name, FLEET, f"stage {self.version}", 1800.0),
+                self._on(Step.STAGE, name, FLEET, f"stage {self.version}", STAGE_S),
                 *self._arm_back(host),
                 *self._clear(host, FLEET),
-                self._on(Step.START, name, FLEET, self._starts(host), self.start_s),
-                self._on(Step.ARM, name, FLEET, "arm the host's own way there"),
-                self._on(Step.PROMOTE, name, FLEET, f"all the traffic from {now}"),
-                self._on(Step.CONFIRM, name, FLEET, "confirm that it answers"),
-                self._on(Step.RETIRE, name, FLEET, f"stop {host.other_slot}", drain_s),
+                self._on(Step.START, name, FLEET, self._starts(host), deadlines.start),
+                self._on(Step.ARM, name, FLEET, "arm the host's own way there", deadlines.arm),
+                self._on(Step.PROMOTE, name, FLEET, f"all the traffic from {now}", SHIFT_S),
+                self._on(Step.CONFIRM, name, FLEET, "confirm that it answers", deadlines.confirm),
+                self._on(Step.RETIRE, name, FLEET, f"stop {host.other_slot}", deadlines.stop),
             ]
         return [tuple(one_stage)]
 
@@ -259,26 +262,26 @@ class ReleasePlan:
         if not host.has_stable or host.from_slot == host.to_slot:
             return ()  # nothing that the host could go back to
         does = f"arm the host's own way back to {host.from_version} until then"
-        return (self._on(Step.ARM_BACK, host.host, FLEET, does),)
+        return (self._on(Step.ARM_BACK, host.host, FLEET, does, self.deadlines.arm),)
 
-    def _each(self, step: Step, does: str, deadline_s: float = _CALL_S) -> tuple[Action, ...]:
+    def _each(self, step: Step, does: str, deadline_s: float) -> tuple[Action, ...]:
         return tuple(self._on(step, host.host, FLEET, does, deadline_s) for host in self.hosts)
 
     def _prepare(self, name: str, wave: int) -> tuple[Action, ...]:
-        host = self.host(name)
-        stop = f"stop {host.to_slot}"
+        host, deadlines = self.host(name), self.deadlines
+        stop, does = f"stop {host.to_slot}", "arm the host's own way back"
         return (
-            self._on(Step.ARM, name, wave, "arm the host's own way back", undo="disarm"),
+            self._on(Step.ARM, name, wave, does, deadlines.arm, "disarm"),
             *self._clear(host, wave),
-            self._on(Step.START, name, wave, self._starts(host), self.start_s, stop),
-            self._on(Step.GOLDEN, name, wave, "golden answers", self.golden_s),
+            self._on(Step.START, name, wave, self._starts(host), deadlines.start, stop),
+            self._on(Step.GOLDEN, name, wave, "golden answers", deadlines.golden),
         )
 
     def _clear(self, host: HostPlan, wave: int) -> tuple[Action, ...]:
         if not host.clear_first:
             return ()
-        deadline_s = 3 * self.rules.drain_timeout
-        return (self._on(Step.CLEAR, host.host, wave, f"clear slot {host.to_slot}", deadline_s),)
+        does = f"clear slot {host.to_slot}"
+        return (self._on(Step.CLEAR, host.host, wave, does, self.deadlines.clear),)
 
     def _starts(self, host: HostPlan) -> str:
         return f"start {self.version} in {host.to_slot}"
@@ -286,7 +289,7 @@ class ReleasePlan:
     def _canary(self, name: str, wave: int) -> Action:
         host = self.host(name)
         does = f"{self.canary_pct} % canary against {host.from_version}"
-        return self._on(Step.CANARY, name, wave, does, undo=self._all_to(host))
+        return self._on(Step.CANARY, name, wave, does, SHIFT_S, self._all_to(host))
 
     def _promote(self, name: str, wave: int) -> Action:
         host = self.host(name)
@@ -294,7 +297,7 @@ class ReleasePlan:
         if not host.has_stable:
             now = f"{host.from_version} is not ready" if host.from_slot else "nothing serves"
             does += f" ({now} there now)"
-        return self._on(Step.PROMOTE, name, wave, does, undo=self._all_to(host))
+        return self._on(Step.PROMOTE, name, wave, does, SHIFT_S, self._all_to(host))
 
     def _all_to(self, host: HostPlan) -> str:
         if host.from_slot is None:
@@ -310,7 +313,7 @@ class ReleasePlan:
         host: str,
         wave: int,
         does: str,
-        deadline_s: float = _CALL_S,
+        deadline_s: float,
         undo: str = "",
     ) -> Action:
         return Action(step, host, wave, does, undo, deadline_s)

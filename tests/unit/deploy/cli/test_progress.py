@@ -57,11 +57,11 @@ def test_hosts_that_wait_for_different_things_are_told_apart():
     assert lines[-1] == "n1: waiting for the venv: 2 s so far; n2: waiting for packages: 2 s so far"
 
 
-def test_a_limit_that_has_passed_leaves_nothing():
+def test_a_limit_that_has_passed_says_by_how_much():
     progress, clock, lines = make_progress()
     progress.wait_for("the drain", ["n1"], 5.0)
     run(progress, clock, 10)
-    assert lines[-1].endswith("9 s so far, at most 0 s left")
+    assert lines[-1].endswith("9 s so far, 4 s over its limit")
 
 
 def test_nothing_is_said_when_nothing_is_awaited():
