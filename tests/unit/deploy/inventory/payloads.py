@@ -78,7 +78,7 @@ CONTROL = (
     *(f"a{end}" for end in _LINE_ENDS), *(f"{end}a" for end in _LINE_ENDS),
     *(f"a{end}b" for end in _LINE_ENDS),
 )  # fmt: skip
-LONG = ("a" * 300, "a" * 5000, "a" * 100_000, "-" * 300, "9" * 400, "a." * 200, "/a" * 3000)
+LONG = ("a" * 300, "a" * 5000, "a" * 20_000, "-" * 300, "9" * 400, "a." * 200, "/a" * 3000)
 NUMBERS = (
     "1", "0", "-1", "1.5", "NaN", "inf", "1s", "\u0661s", "9" * 30 + "d", "1 s\n", "5%\n",
     "\u0665%",

@@ -1,4 +1,3 @@
-import itertools
 import json
 
 import pytest
@@ -513,15 +512,23 @@ def test_a_lease_lost_in_the_middle_stops_the_release(fleet):
 CALLS = (("slot.start", None), ("golden", None), ("traffic.set", None), ("traffic.set", 2),
          ("traffic.drain", None), ("slot.stop", None), ("measure", None), ("measure", 3),
          ("good.record", None))  # fmt: skip
+A_CANARY_AND_ANOTHER = NAMES[:2]  # n3 is released beside n2, in the same wave
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """
+    A way back that is tried three times within the time to live of a lease, and not 15 times.
+    """
+    monkeypatch.setattr("deploy.release.controller._PAUSE_S", 5.0)
 
 
 @pytest.mark.parametrize("how", [LOST_BEFORE, REFUSED, RUNS_LATE])
 @pytest.mark.parametrize(("verb", "call"), CALLS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", A_CANARY_AND_ANOTHER)
+@pytest.mark.usefixtures("patient")
 def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
     """
-    One call of a verb, or every one, fails on one host: each host gives all its traffic to one
-    release, promoted hosts to the new one and the others to the old one, and no host is stuck.
     One call of a verb, or each of them, fails on one host: each host gives all its traffic to one
     release, promoted hosts to the new one and the others to the old one, and no host is STUCK.
     """
@@ -532,10 +539,9 @@ def test_whatever_fails_no_host_is_left_mixed(fleet, name, verb, call, how):
     assert_settled(fleet, outcome)
 
 
-@pytest.mark.parametrize(
-    ("name", "verb", "call"),
-    [(name, verb, call) for name, (verb, _) in itertools.product(NAMES, CALLS) for call in (1, 2)],
-)
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("verb", sorted({verb for verb, _ in CALLS}))
+@pytest.mark.parametrize("name", A_CANARY_AND_ANOTHER)
 def test_whatever_answer_is_lost_no_host_is_left_mixed(fleet, name, verb, call):
     """
     Like the test above, but the host did the work and only its answer was lost.
