@@ -7,6 +7,7 @@ AssertionError.  All of it may be used from several threads.
 """
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -332,29 +333,45 @@ class FakeHaproxy:
         return self.servers.get(server) if backend == BACKEND else None
 
     def _stat(self):
-        columns = _recorded("just_ready.stat.csv")[0].lstrip("# ").split(",")
-        rows = [{"pxname": "public", "svname": "FRONTEND", "status": "OPEN"}]
+        rows = [_stat_row("public", "FRONTEND", "OPEN", ())]
         for slot, server in self.servers.items():
-            row = {"pxname": BACKEND, "svname": slot, "status": server.status}
-            row |= {"weight": server.own_weight, "uweight": server.own_weight}
-            row |= {"scur": server.sessions, "qcur": server.queued}
-            rows.append(row | server.counters)
-        rows.append({"pxname": BACKEND, "svname": "BACKEND", "status": "UP"})
-        lines = [",".join(columns)]
-        lines += [",".join(str(row.pop(column, "")) for column in columns) for row in rows]
-        assert not any(rows), f"HAProxy has no such columns: {rows}"
-        return "# " + "\n".join(lines) + "\n\n"
+            numbers = {"weight": server.own_weight, "uweight": server.own_weight}
+            numbers |= {"scur": server.sessions, "qcur": server.queued}
+            numbers |= server.counters
+            rows.append(_stat_row(BACKEND, slot, server.status, tuple(numbers.items())))
+        rows.append(_stat_row(BACKEND, "BACKEND", "UP", ()))
+        return "# " + "\n".join([",".join(_stat_columns()), *rows]) + "\n\n"
 
     def _state(self):
-        version, header, line = _recorded("just_ready.state.txt")[:3]
-        rows = []
-        for number, (slot, server) in enumerate(self.servers.items(), start=1):
-            row = dict(zip(header[2:].split(), line.split(), strict=True))
-            row |= {"srv_id": number, "srv_name": slot, "srv_uweight": server.own_weight}
-            row |= {"srv_op_state": 2 if server.health and server.admin != "maint" else 0}
-            row |= {"srv_admin_state": {"ready": 4, "drain": 12, "maint": 5}[server.admin]}
-            rows.append(" ".join(map(str, row.values())))
+        version, header, _ = _recorded("just_ready.state.txt")[:3]
+        rows = [
+            _state_row(number, slot, server.own_weight, server.admin, server.health > 0)
+            for number, (slot, server) in enumerate(self.servers.items(), start=1)
+        ]
         return "\n".join([version, header, *rows]) + "\n\n"
+
+
+@functools.cache
+def _stat_columns():
+    return _recorded("just_ready.stat.csv")[0].lstrip("# ").split(",")
+
+
+@functools.lru_cache(1024)
+def _stat_row(backend, name, status, numbers):
+    row = {"pxname": backend, "svname": name, "status": status, **dict(numbers)}
+    line = ",".join([str(row.pop(column, "")) for column in _stat_columns()])
+    assert not row, f"HAProxy has no such columns: {row}"
+    return line
+
+
+@functools.lru_cache(1024)
+def _state_row(number, slot, own_weight, admin, is_healthy):
+    _, header, line = _recorded("just_ready.state.txt")[:3]
+    row = dict(zip(header[2:].split(), line.split(), strict=True))
+    row |= {"srv_id": number, "srv_name": slot, "srv_uweight": own_weight}
+    row |= {"srv_op_state": 2 if is_healthy and admin != "maint" else 0}
+    row |= {"srv_admin_state": {"ready": 4, "drain": 12, "maint": 5}[admin]}
+    return " ".join(map(str, row.values()))
 
 
 def _recorded(name, _cache={}):  # noqa: B006

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from deploy.errors import DeployError
 from deploy.host.records import from_line
 from deploy.host.replay import replay
-from deploy.host.slots.haproxy import parse_stat
+from deploy.host.slots.haproxy import parse_servers_state, parse_stat
 from deploy.release import controller as controller_module
 from deploy.release import store, store_etcd
 from deploy.release.desired_text import from_text
@@ -122,7 +122,14 @@ def _remembering():
             replayed[key], kept[key] = replay_whole(records), records
         return replayed[key]._replace(good=list(replayed[key].good))
 
+    parse_state = functools.cache(parse_servers_state)
+
+    def parse_state_quickly(text, backend):
+        # `state_without` changes the rows.
+        return {name: dict(row) for name, row in parse_state(text, backend).items()}
+
     return {
+        parse_servers_state: parse_state_quickly,
         from_line: functools.cache(from_line),
         from_text: functools.cache(from_text),
         parse_stat: functools.cache(parse_stat),

@@ -311,24 +311,31 @@ def plain(value):
     """
     Return *value* without what no code decides on.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return tuple(
-            (f.name, plain(getattr(value, f.name)))
-            for f in dataclasses.fields(value)
-            if f.name not in _DROPPED
-        )
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        pairs = ((str(k), plain(v)) for k, v in value.items() if k not in _DROPPED)
-        return tuple(sorted(pairs, key=repr))
-    if isinstance(value, (list, tuple)):
-        return tuple(map(plain, value))
-    if isinstance(value, (set, frozenset)):
-        return tuple(sorted(map(repr, map(plain, value))))
-    if isinstance(value, float):
-        return grain(value)
-    return str(value)
+    return _plain_of(type(value))(value)
+
+
+@functools.cache
+def _plain_of(kind):
+    """
+    Return what `plain` does with values of *kind*.
+    """
+    if dataclasses.is_dataclass(kind):
+        names = [f.name for f in dataclasses.fields(kind) if f.name not in _DROPPED]
+        return lambda value: tuple([(name, plain(getattr(value, name))) for name in names])
+    if hasattr(kind, "_asdict"):
+        return lambda value: _plain_dict(value._asdict())
+    if issubclass(kind, dict):
+        return _plain_dict
+    if issubclass(kind, (list, tuple)):
+        return lambda value: tuple([plain(one) for one in value])
+    if issubclass(kind, (set, frozenset)):
+        return lambda value: tuple(sorted([repr(plain(one)) for one in value]))
+    return grain if issubclass(kind, float) else str
+
+
+def _plain_dict(value):
+    pairs = [(str(k), plain(v)) for k, v in value.items() if k not in _DROPPED]
+    return tuple(sorted(pairs, key=repr))
 
 
 def answer(verb, text, first):
