@@ -136,9 +136,10 @@ class SimulatedHost:
         self._pending, self._pending_of = request, (call.release or "", self._epoch)
         return protocol.Armed(max(0.0, self._until_s - self.clock()))
 
-    def _confirm(self, _request: object, _call: Call) -> protocol.Confirmed:
-        self._pending = None
-        return protocol.Confirmed(True)
+    def _confirm(self, request: protocol.DeadmanConfirm, _call: Call) -> protocol.Confirmed:
+        if request.keep:
+            self._pending = None
+        return protocol.Confirmed(request.ask)
 
     def _disarm(self, _request: object, _call: Call) -> protocol.Disarmed:
         was_armed, self._pending = self._pending is not None, None

@@ -267,8 +267,8 @@ class DeadmanArm(Request[Armed]):
 class Confirmed:
     """
     Attributes:
-        checked: A request through the public port was answered by the new release; False: the
-            host was confirmed already.
+        checked: A request through the public port was answered by the new release; False: none
+            was sent, as the host was confirmed already, or the request did not ask for it.
     """
 
     checked: bool
@@ -282,12 +282,16 @@ class DeadmanConfirm(Request[Confirmed]):
 
     Attributes:
         version: Version that must answer.
+        ask: Send the request; False: it was answered a moment ago.
+        keep: Keep the release; False: only send the request.
     """
 
     VERB = "deadman.confirm"
 
     bundle: Digest
     version: str
+    ask: bool = True
+    keep: bool = True
 
 
 @dataclass(frozen=True)

@@ -514,6 +514,12 @@ class Controller:
         weights = {host.to_slot: 100, host.other_slot: 0}
         self._shifted(host, host_commands.shift(client, weights))
 
+    def _do_check(self, host: HostPlan, client: HostClient) -> None:
+        plan = self._plan
+        # Over a new connection: what is confirmed has to be reachable from outside.
+        client.transport.close()
+        client.call(DeadmanConfirm(plan.bundle, plan.version, keep=False), timeout_s=CONFIRM_S)
+
     def _do_confirm(self, host: HostPlan, client: HostClient) -> None:
         plan = self._plan
         if host.to_release is not None:
@@ -521,9 +527,9 @@ class Controller:
             client.call(DeadmanDisarm())
             client.call(GoodRollback(host.to_release, plan.bundle, plan.version))
             return
-        # Over a new connection: what is confirmed has to be reachable from outside.
-        client.transport.close()
-        client.call(DeadmanConfirm(plan.bundle, plan.version), timeout_s=CONFIRM_S)
+        # It was asked a moment ago, in `_do_check`: from the first host that keeps the release to
+        # the last one, as little time as possible passes.
+        client.call(DeadmanConfirm(plan.bundle, plan.version, ask=False), timeout_s=CONFIRM_S)
         client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
         self._say("host.confirmed", f"{plan.version} answers, and is recorded as good", host.host)
 
@@ -810,7 +816,7 @@ class Controller:
 
 
 _PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejected"}
-_DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.RETIRE})
+_DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.CHECK, Step.RETIRE})
 _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
     Step.REVIVE: Controller._do_revive,
     Step.STAGE: Controller._do_stage,
@@ -821,6 +827,7 @@ _ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
     Step.GOLDEN: Controller._do_golden,
     Step.CANARY: Controller._do_canary,
     Step.PROMOTE: Controller._do_promote,
+    Step.CHECK: Controller._do_check,
     Step.CONFIRM: Controller._do_confirm,
     Step.RETIRE: Controller._do_retire,
     Step.TAKE_BACK: Controller._do_take_back,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 CALL_S = 15.0  # of a call without a limit of its own
 MARGIN_S = 15.0  # for the SSH command, beyond the time limit on the host
 SHIFT_S = 30.0  # until a slot that gains traffic is UP
-CONFIRM_S = 60.0  # with a request through the public port, and the new connection
+CONFIRM_S = 60.0  # of a request through the public port, with the new connection
 RETIRE_S = 60.0  # old releases are deleted
 STAGE_S = 1800.0  # an estimate: it depends on the size
 
@@ -40,6 +40,10 @@ class Deadlines:
     @property
     def arm(self) -> float:
         return 2 * CALL_S
+
+    @property
+    def check(self) -> float:
+        return CONFIRM_S
 
     @property
     def confirm(self) -> float:

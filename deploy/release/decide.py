@@ -124,7 +124,7 @@ def _is_done(action: Action, desired: Desired, current: Observed, done: Done) ->
             return (runs and is_split) or desired.passed(action.wave)
         case Step.PROMOTE:
             return serves and other.weight_pct == 0
-        case Step.CONFIRM:
+        case Step.CHECK | Step.CONFIRM:
             return is_kept
         case Step.RETIRE:
             return other.is_idle

@@ -22,6 +22,7 @@ _PHASES: Mapping[Step, Phase] = MappingProxyType(
         Step.JUDGE: Phase.CANARY,
         Step.PROMOTE: Phase.PROMOTE,
         Step.BAKE: Phase.BAKE,
+        Step.CHECK: Phase.CONFIRM,
         Step.CONFIRM: Phase.CONFIRM,
         Step.RETIRE: Phase.RETIRE,
     }

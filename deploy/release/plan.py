@@ -42,6 +42,7 @@ class Step(StrEnum):
     JUDGE = "judge"
     PROMOTE = "promote"
     BAKE = "bake"
+    CHECK = "check"
     CONFIRM = "confirm"
     RETIRE = "retire"
     TAKE_BACK = "take_back"
@@ -230,7 +231,9 @@ class ReleasePlan:
         if self.is_measured:
             does = f"measure all for {format_duration(canary.duration)} more"
             stages.append((self._wait(Step.BAKE, FLEET, does),))
-        does = f"confirm that {self.version} answers, record it as good"
+        does = f"check that {self.version} answers through the public port"
+        stages.append(self._each(Step.CHECK, does, deadlines.check))
+        does = f"confirm {self.version}, record it as good"
         stages.append(self._each(Step.CONFIRM, does, deadlines.confirm))
         retired = (
             "keep the old slot warm" if rules.keep_old == "warm" else "drain and stop the old slot"

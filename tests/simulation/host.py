@@ -186,7 +186,7 @@ class SimulatedHost(FakeSystem):
             fence = json.loads(text)["fence"]
             if lease is None or lease["fence"] != fence or lease["expires_steady_s"] <= steady_s:
                 raise Violation(f"{self.name}: {verb} was done under lease {fence}, of {lease}")
-        if is_done and verb == DeadmanConfirm.VERB:
+        if is_done and verb == DeadmanConfirm.VERB and json.loads(text)["args"]["keep"]:
             self.confirmed.add(json.loads(text)["release"])
         return answer
 

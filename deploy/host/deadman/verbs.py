@@ -79,7 +79,10 @@ def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
             _refuse_unconfirmed(system, call)
             return Confirmed(checked=False)
         _refuse_unlike(system, way, call, request)
-    _ask_public(system, way.to_slot, request.version)
+    if request.ask:
+        _ask_public(system, way.to_slot, request.version)
+    if not request.keep:
+        return Confirmed(checked=request.ask)
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         Leases(system).check(call.fence)
         if not way.is_same(pending.read(system)):
@@ -90,7 +93,7 @@ def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
         sync_directory(system.layout.state)
         data = {"bundle": request.bundle, "version": request.version}
         append_event(system, call, request.VERB, data)
-    return Confirmed(checked=True)
+    return Confirmed(checked=request.ask)
 
 
 def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:

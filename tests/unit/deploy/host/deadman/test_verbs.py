@@ -238,6 +238,18 @@ def test_a_confirmation_is_repeated_after_a_lost_answer(promoted):
     assert promoted.call(CONFIRM).checked is False
 
 
+def test_the_request_alone_confirms_nothing(promoted):
+    """
+    The host goes back when the operator dies, and keeps the release with the second call.
+    """
+    assert promoted.call(DeadmanConfirm(V2, "v2", keep=False)).checked
+    assert promoted.layout.pending.exists()
+    promoted.system.http_public = None
+
+    assert promoted.call(DeadmanConfirm(V2, "v2", ask=False)).checked is False
+    assert not promoted.layout.pending.exists()
+
+
 def test_a_confirmation_ends_what_was_taken_back_before(host):
     """
     `went_back` is of what was not confirmed since.
