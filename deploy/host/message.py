@@ -45,7 +45,9 @@ def _init(self: Any, *args: Any, **kwargs: Any) -> None:
             raise TypeError(f"{kind.__name__}: unknown or repeated argument {name!r}")
         values[name] = value
     for name, field in fields.items():
-        object.__setattr__(self, name, values[name] if name in values else _default(self, field))
+        if name not in values:
+            values[name] = _default(self, field)
+    self.__dict__.update(values)
 
 
 @cache

@@ -23,7 +23,7 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
-from deploy.host.slots.haproxy import merge, parse_servers_state, parse_stat
+from deploy.host.slots.haproxy import merge, parse_servers_state, parse_stat, servers_of
 from deploy.transport.client import HostClient
 from tests.local_host import (
     ANSWER_LOST,
@@ -280,7 +280,7 @@ def test_the_faked_haproxy_says_what_the_real_one_said(which):
     state = proxy.ask("show servers state", 0.0, lambda slot: True)
 
     def read(stat, state):
-        rows = parse_stat(stat, "runtime"), parse_servers_state(state, "runtime")
+        rows = servers_of(parse_stat(stat), "runtime"), parse_servers_state(state, "runtime")
         return {name: merge(rows[0][name], rows[1][name]) for name in rows[0]}
 
     assert read(stat, state) == read(recorded(f"{which}.stat.csv"), recorded(f"{which}.state.txt"))

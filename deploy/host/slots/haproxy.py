@@ -8,7 +8,7 @@ Source: HAProxy 2.6 management guide, "show stat", "show servers state", "set se
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from deploy.host.layout import BACKEND, TIMELY_BACKEND
@@ -74,11 +74,17 @@ _COUNTERS = {
 }
 
 
-def parse_stat(text: str, backend: str) -> dict[str, dict[str, str]]:
+def parse_stat(text: str) -> list[dict[str, str]]:
     """
-    Return the rows of the servers of *backend* in `show stat`, by name, each by column.
+    Return the rows of `show stat`, each by column.
     """
-    rows = csv.DictReader(text.lstrip("# ").splitlines())
+    return list(csv.DictReader(text.lstrip("# ").splitlines()))
+
+
+def servers_of(rows: Iterable[dict[str, str]], backend: str) -> dict[str, dict[str, str]]:
+    """
+    Return those of *rows* that are servers of *backend*, by name.
+    """
     kinds = {"FRONTEND", "BACKEND"}
     return {
         row["svname"]: row
@@ -159,12 +165,12 @@ class Haproxy:
             HostError: HAProxy does not answer, or has no such backend.
         """
         try:
-            text = self.ask("show stat")
-            stats = parse_stat(text, backend)
+            rows = parse_stat(self.ask("show stat"))
+            stats = servers_of(rows, backend)
             states = parse_servers_state(self.ask("show servers state"), backend)
             servers = {name: merge(row, states[name]) for name, row in stats.items()}
             # A configuration of an earlier version has no such backend.
-            for name, row in parse_stat(text, TIMELY_BACKEND).items():
+            for name, row in servers_of(rows, TIMELY_BACKEND).items():
                 if servers[name].is_up and row["status"].startswith("DOWN"):
                     servers[name] = servers[name]._replace(status=LATE)
         except (ValueError, KeyError, TypeError, csv.Error) as error:

@@ -9,6 +9,7 @@ from deploy.host.slots.haproxy import (
     merge,
     parse_servers_state,
     parse_stat,
+    servers_of,
     state_without,
 )
 from deploy.host.system import System
@@ -25,7 +26,7 @@ def recorded(name):
 
 
 def servers(which):
-    stat = parse_stat(recorded(f"{which}.stat.csv"), "runtime")
+    stat = servers_of(parse_stat(recorded(f"{which}.stat.csv")), "runtime")
     state = parse_servers_state(recorded(f"{which}.state.txt"), "runtime")
     return {name: merge(stat[name], state[name]) for name in stat}
 
@@ -36,8 +37,8 @@ def test_columns_are_read_by_name():
     """
     text = "# pxname,new,svname,scur\nruntime,1,blue,7\nruntime,1,BACKEND,9\nother,1,blue,3\n"
 
-    assert parse_stat(text, "runtime")["blue"]["scur"] == "7"
-    assert list(parse_stat(text, "runtime")) == ["blue"]
+    assert servers_of(parse_stat(text), "runtime")["blue"]["scur"] == "7"
+    assert list(servers_of(parse_stat(text), "runtime")) == ["blue"]
 
 
 def test_a_state_of_another_version_is_refused():
@@ -58,7 +59,10 @@ def test_drain_and_maint_have_no_weight():
         "blue": ("maint", 90, 0),
         "green": ("drain", 10, 0),
     }
-    assert parse_stat(recorded("drain_and_maint.stat.csv"), "runtime")["green"]["weight"] == "10"
+    assert (
+        servers_of(parse_stat(recorded("drain_and_maint.stat.csv")), "runtime")["green"]["weight"]
+        == "10"
+    )
 
 
 def test_a_draining_server_that_is_down_still_drains():
