@@ -45,6 +45,7 @@ RANKS = {
     "runtime.engines.vllm": 6,
     "runtime.engines.base": 5,
     "runtime.chat": 2,
+    "runtime.tools": 2,
     "runtime.memory": 4,
     "runtime.models": 3,
     "runtime.kernels": 2,
