@@ -26,3 +26,4 @@ class RenderLimits:
 
 # First byte of an answer; its text follows.
 READY, TEXT, REFUSED, LIMIT = b"R", b"T", b"N", b"L"
+READS_TOOLS = b"tools"  # text of READY: the template reads that variable

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from runtime.chat.errors import ChatTemplateError, RenderLimitExceeded
-from runtime.chat.limits import LIMIT, READY, REFUSED, RenderLimits
+from runtime.chat.limits import LIMIT, READS_TOOLS, READY, REFUSED, RenderLimits
 from runtime.contract import ENV_API_TOKENS
 
 
@@ -36,12 +36,16 @@ class TemplateInvalid(Exception):
 class RenderProcess:
     """
     A process that renders one conversation at a time; replaced when one ended it.
+
+    Attributes:
+        reads_tools: Names of the compiled templates that read the variable `tools`.
     """
 
     def __init__(self, templates: Mapping[str, str], limits: RenderLimits) -> None:
         self._names, self._limits = tuple(templates), limits
         setup = {"templates": dict(templates), "limits": dataclasses.asdict(limits)}
         self._setup = json.dumps(setup).encode()
+        self.reads_tools: set[str] = set()
         self._lock = threading.Lock()
         self._is_closed = False
         self._start()
@@ -130,6 +134,8 @@ class RenderProcess:
             kind, text = self._receive()
             if kind != READY:
                 raise TemplateInvalid(name, text)
+            if text.encode() == READS_TOOLS:
+                self.reads_tools.add(name)
         self._is_ready = True
 
     def _receive(self) -> tuple[bytes, str]:

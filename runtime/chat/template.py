@@ -24,6 +24,8 @@ class ChatTemplate:
 
     Attributes:
         special_tokens: Text of each special token by name, such as `eos_token`.
+        for_tools: Text of the template that a conversation with tools gets.
+        reads_tools: Whether that one reads the variable `tools`.
 
     Raises:
         ModelError: A template can't be compiled; names its file and line.
@@ -42,6 +44,9 @@ class ChatTemplate:
                 why=f"{error.name}: {error}",
                 fix="use the file that was published with the model",
             ) from None
+        name = self._name(has_tools=True)
+        self.for_tools = files.templates[name]
+        self.reads_tools = name in self._process.reads_tools
 
     def render(
         self,
@@ -76,7 +81,7 @@ class ChatTemplate:
             **kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
-        name = TOOL_USE if tools is not None and TOOL_USE in self._names else DEFAULT
+        name = self._name(has_tools=tools is not None)
         return self._process.render(name, messages, tools, variables)
 
     def close(self) -> None:
@@ -84,6 +89,9 @@ class ChatTemplate:
         End the process that renders.  It also ends with this process.
         """
         self._process.close()
+
+    def _name(self, *, has_tools: bool) -> str:
+        return TOOL_USE if has_tools and TOOL_USE in self._names else DEFAULT
 
 
 def load_chat_template(model_directory: Path) -> ChatTemplate | None:

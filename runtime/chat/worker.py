@@ -19,11 +19,12 @@ from types import FrameType
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from runtime.chat.content import detect_form
 from runtime.chat.environment import make_environment
 from runtime.chat.errors import ChatTemplateError, RenderLimitExceeded
-from runtime.chat.limits import LIMIT, READY, REFUSED, TEXT, RenderLimits
+from runtime.chat.limits import LIMIT, READS_TOOLS, READY, REFUSED, TEXT, RenderLimits
 from runtime.chat.messages import prepare_messages
 
 _MESSAGE_MAX = 4000  # characters of an error
@@ -38,11 +39,16 @@ class _TimeUp(BaseException):
 class CompiledTemplate:
     """
     A template, and the form of content that it reads.
+
+    Attributes:
+        reads_tools: Whether it reads the variable `tools`.
     """
 
     def __init__(self, source: str) -> None:
         environment = make_environment()
-        self._form = detect_form(environment.parse(source))
+        parsed = environment.parse(source)
+        self._form = detect_form(parsed)
+        self.reads_tools = "tools" in jinja2.meta.find_undeclared_variables(parsed)
         self._template = environment.from_string(source)
 
     def render(self, document: dict[str, Any], most_characters: int) -> str:
@@ -73,7 +79,7 @@ def main(fd: int) -> None:
 
     def compile_template(name: str) -> bytes:
         templates[name] = CompiledTemplate(setup["templates"][name])
-        return READY
+        return READY + (READS_TOOLS if templates[name].reads_tools else b"")
 
     def render(data: bytes) -> bytes:
         document = json.loads(data.decode("utf-8", "surrogatepass"))

@@ -33,6 +33,7 @@ from runtime.contract import (
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError
 from runtime.contract.option_fields import options_of, with_engine_options
+from runtime.contract.tool_parsers import ToolParserName
 from runtime.server.admission import AdmissionLimits
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -66,6 +67,7 @@ class HostConfig(_EngineKeys):
     request_timeout_s: float = Field(default=60.0, gt=0)
     drain_timeout_s: float = Field(default=60.0, ge=0)
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    tool_parser: ToolParserName = "auto"
 
     @property
     def options(self) -> EngineOptions:

@@ -21,11 +21,13 @@ from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refu
 from runtime.server.errors import Failed
 from runtime.server.prompts import Conversation, Prompt, PromptReader
 from runtime.server.text import Codec, Detokenizer, StopScanner
+from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 Value = TypeVar("Value")
 _NO_ANSWER = SamplingParams(max_tokens=0)
 _NO_LOAD = CurrentLoad(0, 0.0)
+_MARK_TOKENS = 16  # a mark of reasoning and the white space after it have fewer
 
 # A repeated request would use its whole time again, or end another engine.
 NEVER_REPEATED = frozenset({FinishReason.EXPIRED, FinishReason.DIED})
@@ -53,6 +55,8 @@ class GenerationRequest:
         fills_context: The answer may take what is left of the context; `params.max_tokens` is the
             least that must be left.
         adds_special: Put the tokenizer's own tokens around a text.
+        shows_marks: The answer's text has the marks of calls and of reasoning, even if they are
+            special tokens.
     """
 
     prompt: Prompt | Conversation
@@ -61,6 +65,7 @@ class GenerationRequest:
     timeout_s: float | None = None
     fills_context: bool = False
     adds_special: bool = True
+    shows_marks: bool = False
 
     @property
     def field(self) -> str:
@@ -100,6 +105,7 @@ class AdmittedRequest:
         allowed_s: Time for the whole answer, from then on.
         place: What it counts as until the engine has it.
         late_excuse: Excuse of a late answer: the client asked for less time than it may have.
+        shows_marks: As of the GenerationRequest.
     """
 
     prompt: Sequence[int]
@@ -109,6 +115,7 @@ class AdmittedRequest:
     allowed_s: float
     place: Place
     late_excuse: str | None = None
+    shows_marks: bool = False
 
     @property
     def give_up_s(self) -> float:
@@ -153,6 +160,7 @@ class Generator:
     Args:
         on_first_token: Called with the seconds from the start of a request.
         template: None for a model without a chat template.
+        tool_syntax: How the model writes calls; None for a model that knows no tools.
 
     Attributes:
         promised: Places of admitted requests that the engine does not have yet.
@@ -165,7 +173,11 @@ class Generator:
         limits: AdmissionLimits,
         on_first_token: Callable[[float], None],
         template: ChatTemplate | None = None,
+        tool_syntax: ToolSyntax | None = None,
     ) -> None:
+        self.tool_syntax = tool_syntax
+        marks = special_tokens_of(tool_syntax.parser) if tool_syntax else ()
+        self._with_marks = codec.keeping((THINK, THINK_END, *marks))
         self._engine, self._codec, self._limits = engine, codec, limits
         self._prompts = PromptReader(codec, template, limits.vocabulary)
         self._on_first_token = on_first_token
@@ -239,9 +251,25 @@ class Generator:
             tokens = self._limits.context_tokens - len(prompt)
             params = [replace(each, max_tokens=tokens) for each in params]
         return [
-            AdmittedRequest(prompt, each, request.stop, started_s, allowed_s, place, excuse)
+            AdmittedRequest(
+                prompt,
+                each,
+                request.stop,
+                started_s,
+                allowed_s,
+                place,
+                excuse,
+                request.shows_marks,
+            )
             for each, place in zip(params, places, strict=True)
         ]
+
+    def is_in_reasoning(self, request: AdmittedRequest) -> bool:
+        """
+        Return whether the prompt ends with the mark that reasoning begins with.
+        """
+        end = self._with_marks.decode(request.prompt[-_MARK_TOKENS:])
+        return end.rstrip().endswith(THINK)
 
     async def tokenize(
         self, prompt: str | Conversation, *, adds_special: bool = True
@@ -337,7 +365,8 @@ class Generator:
     async def _read(
         self, stream: TokenStream, request: AdmittedRequest
     ) -> AsyncGenerator[TextDelta, None]:
-        detokenizer, scanner = Detokenizer(self._codec), StopScanner(request.stop)
+        decoder = self._with_marks if request.shows_marks else self._codec
+        detokenizer, scanner = Detokenizer(decoder), StopScanner(request.stop)
         prompt_tokens = len(request.prompt)
         seen = 0
         while tokens := await _by(request.give_up_s, stream.more(seen)):

@@ -22,6 +22,8 @@ from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
 from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Stops, Strict
 from runtime.server.text import is_unicode
+from runtime.server.tool_bodies import Choice, Tools, use_of
+from runtime.tools import Tool, ToolUse
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024  # of one message
@@ -54,14 +56,26 @@ Content = Annotated[
 
 
 class FunctionCall(Strict):
+    """
+    Attributes:
+        parsed_arguments: What helpers of OpenAI's client add.
+    """
+
     name: Name
     arguments: str
+    parsed_arguments: Any = Field(default=None, exclude=True)
 
 
 class ToolCall(Strict):
+    """
+    Attributes:
+        index: Of a stream's delta, which clients send back as it came.
+    """
+
     id: Name
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Any = Field(default=None, exclude=True)
 
 
 def _has_content(message: "Message") -> "Message":
@@ -75,7 +89,8 @@ class Message(Strict):
     One message of a conversation.
 
     Attributes:
-        audio, function_call, refusal, annotations: What OpenAI's client sends back of an answer.
+        audio, function_call, refusal, annotations, parsed: What OpenAI's client sends back of an
+            answer.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -88,6 +103,7 @@ class Message(Strict):
     audio: Annotated[Any, Neutral()] = None
     annotations: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral()] = None
+    parsed: Any = Field(default=None, exclude=True)
 
     def as_document(self) -> dict[str, Any]:
         """
@@ -167,12 +183,16 @@ class _Sampled(Body):
 
 
 def _conversation(
-    messages: list[Message], add_generation_prompt: bool | None, kwargs: dict[str, Any] | None
+    messages: list[Message],
+    add_generation_prompt: bool | None,
+    kwargs: dict[str, Any] | None,
+    tools: tuple[Tool, ...] = (),
 ) -> Conversation:
     return Conversation(
         tuple(message.as_document() for message in messages),
         adds_generation_prompt=add_generation_prompt is not False,
         kwargs=kwargs or {},
+        tools=tuple(tool.document for tool in tools) or None,
     )
 
 
@@ -188,29 +208,44 @@ class ChatBody(_Sampled):
     chat_template_kwargs: dict[str, Any] | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    tools: Tools = None
+    tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
 
     logprobs: Annotated[Any, Neutral(False)] = None
     top_logprobs: Annotated[Any, Neutral(0)] = None
-    tools: Annotated[Any, Neutral([])] = None
-    tool_choice: Annotated[Any, Neutral("none", "auto")] = None
     functions: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral("none", "auto")] = None
     response_format: Annotated[Any, Neutral({"type": "text"})] = None
     modalities: Annotated[Any, Neutral(["text"])] = None
     audio: Annotated[Any, Neutral()] = None
     prediction: Annotated[Any, Neutral()] = None
+    include_reasoning: Annotated[Any, Neutral(True)] = None
     reasoning_effort: Annotated[Any, Neutral("none")] = None
     verbosity: Annotated[Any, Neutral("medium")] = None
     web_search_options: Annotated[Any, Neutral()] = None
     continue_final_message: Annotated[Any, Neutral(False)] = None
 
     @property
+    def tool_use(self) -> ToolUse | None:
+        """
+        What the model may call; None for a prompt without tools.
+        """
+        is_parallel = self.parallel_tool_calls is not False
+        return use_of(self.tools, self.tool_choice, is_parallel=is_parallel)
+
+    @property
     def conversation(self) -> Conversation:
-        return _conversation(self.messages, self.add_generation_prompt, self.chat_template_kwargs)
+        return _conversation(
+            self.messages,
+            self.add_generation_prompt,
+            self.chat_template_kwargs,
+            self.tool_use.tools if self.tool_use else (),
+        )
 
     @property
     def most_tokens(self) -> int | None:

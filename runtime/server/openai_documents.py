@@ -4,9 +4,10 @@ The answers of OpenAI's routes, whole and as events.
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
 from runtime.server.event_stream import Document
 from runtime.server.generation import AdmittedRequest, Generator, TextDelta, together
 
@@ -19,6 +20,7 @@ class Asked:
     Attributes:
         prompts: Texts that the answers repeat first, one for each; empty for none.
         prompt_tokens: Of all prompts, each once.
+        form: What the text of each answer is split into.
     """
 
     requests: Sequence[AdmittedRequest]
@@ -26,6 +28,7 @@ class Asked:
     is_stream: bool
     includes_usage: bool
     prompts: Sequence[str] = ()
+    form: AnswerForm = PLAIN
 
     def usage(self, tokens: int) -> dict[str, int]:
         return {
@@ -63,26 +66,32 @@ class ChatFormat:
 
     Attributes:
         names: The keys `created`, `model` and `version`.
+        form: What the text of each answer is split into.
+        readers: Of the answers of a stream, by their index.
     """
 
     id: str
     names: Mapping[str, Any]
+    form: AnswerForm = PLAIN
+    readers: dict[int, AnswerReader] = field(default_factory=dict)
 
     def head(self, *, is_event: bool) -> dict[str, Any]:
         kind = "chat.completion.chunk" if is_event else "chat.completion"
         return {"id": f"chatcmpl-{self.id}", "object": kind, **self.names}
 
     def choice(self, index: int, answer: TextDelta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        keys, reason = {"content": answer.text}, answer.finish_reason
+        if not self.form.is_plain:
+            keys, reason = self.form.reader().whole(answer.text, answer.finish_reason)
         return {
             "index": index,
-            "message": message,
+            "message": {"role": "assistant", **keys, "refusal": None},
             "logprobs": None,
-            "finish_reason": answer.finish_reason,
+            "finish_reason": reason,
         }
 
     def choices(self, index: int, delta: TextDelta, *, is_first: bool) -> list[dict[str, Any]]:
-        def choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        def choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
             return {
                 "index": index,
                 "delta": delta,
@@ -90,12 +99,24 @@ class ChatFormat:
                 "finish_reason": finish_reason,
             }
 
-        events = [choice({"role": "assistant", "content": ""})] if is_first else []
-        if delta.text:
-            events.append(choice({"content": delta.text}))
-        if delta.finish_reason is not None:
-            events.append(choice({}, delta.finish_reason))
+        # OpenAI's first content is null where calls may follow.
+        first = {"role": "assistant", "content": "" if self.form.use is None else None}
+        events = [choice(first)] if is_first else []
+        deltas, reason = self._split(index, delta)
+        events += map(choice, deltas)
+        if reason is not None:
+            events.append(choice({}, reason))
         return events
+
+    def _split(self, index: int, delta: TextDelta) -> tuple[list[dict[str, Any]], str | None]:
+        if self.form.is_plain:
+            return [{"content": delta.text}] if delta.text else [], delta.finish_reason
+        reader = self.readers.setdefault(index, self.form.reader())
+        deltas = reader.feed(delta.text)
+        if delta.finish_reason is None:
+            return deltas, None
+        last, reason = reader.close(delta.finish_reason)
+        return [*deltas, *last], reason
 
 
 @dataclass(frozen=True, slots=True)

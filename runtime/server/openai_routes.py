@@ -5,12 +5,14 @@ OpenAI's routes, and vLLM's /tokenize and /detokenize.
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from runtime.contract import CHAT, COMPLETIONS, DETOKENIZE, MODELS, TOKENIZE
 from runtime.server.admission import Refusal
+from runtime.server.answers import AnswerForm
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
 from runtime.server.generation import GenerationRequest, Generator, Place, left_on_failure
@@ -25,6 +27,7 @@ from runtime.server.openai_documents import (
     whole,
 )
 from runtime.server.serving import Serving, admit, json_response, stream
+from runtime.tools import with_observations
 
 MAX_ECHOED = 1 << 20  # characters of prompts that the answers of one request repeat
 
@@ -33,7 +36,8 @@ def add_openai(app: FastAPI, serving: Serving) -> None:
     @app.post(CHAT)
     async def chat(request: Request) -> Response:
         asked = await admit(serving, request, ChatBody, _ask_chat)
-        format = ChatFormat(outcome_of(request.scope).request_id, _names(serving))
+        id = outcome_of(request.scope).request_id
+        format = ChatFormat(id, _names(serving), asked.form)
         return await _answer(serving, request, asked, format)
 
     @app.post(COMPLETIONS)
@@ -70,15 +74,42 @@ async def _answer(serving: Serving, request: Request, asked: Asked, format: Form
 
 async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
     params = [body.params(choice) for choice in range(body.choices)]
+    form = _form_of(generator, body)
+    conversation = body.conversation
+    if generator.tool_syntax is not None and generator.tool_syntax.has_observations:
+        messages = with_observations(conversation.messages)
+        conversation = replace(conversation, messages=messages)
     request = GenerationRequest(
-        body.conversation,
+        conversation,
         params[0],
         tuple(body.stop or ()),
         fills_context=body.most_tokens is None,
+        shows_marks=not form.is_plain,
     )
     requests = await generator.choices(request, params, generator.places(body.choices))
+    if not form.is_plain:
+        form = replace(form, is_in_reasoning=generator.is_in_reasoning(requests[0]))
     tokens = len(requests[0].prompt)
-    return Asked(requests, tokens, bool(body.stream), body.includes_usage)
+    return Asked(requests, tokens, bool(body.stream), body.includes_usage, form=form)
+
+
+def _form_of(generator: Generator, body: ChatBody) -> AnswerForm:
+    """
+    Raises:
+        Failed: 400: the body has tools, and the model knows none.
+    """
+    use, separates_reasoning = body.tool_use, bool(body.separate_reasoning)
+    if use is None:
+        return AnswerForm(separates_reasoning=separates_reasoning)
+    if generator.tool_syntax is None:
+        message = (
+            "tools: not supported by this model: its chat template reads none, or no parser of "
+            "its calls is known (service.tool_parser)"
+        )
+        raise Failed(Refusal(400, "tools_not_supported", message, param="tools"))
+    # A choice of `required` or of a name is up to the model: nothing binds the answer to
+    # `schema_of(use)` yet.  An answer that is bound to it is read with the parser `json`.
+    return AnswerForm(use, generator.tool_syntax.parser, separates_reasoning)
 
 
 async def _ask_completions(generator: Generator, body: CompletionBody) -> Asked:

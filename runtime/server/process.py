@@ -23,6 +23,7 @@ from runtime.engines.base.protocol import EngineReport, Load
 from runtime.engines.paged.client import EngineClient, EngineProcess
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmProcess
+from runtime.server.answers import syntax_of
 from runtime.server.api import create_app
 from runtime.server.config import Settings
 from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
@@ -150,7 +151,12 @@ class RuntimeServer:
         limits = self._settings.limits(loaded.context_tokens, vocabulary)
         self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
         self._serving.generator = Generator(
-            self._engine, codec, limits, self._metrics.first_token, template
+            self._engine,
+            codec,
+            limits,
+            self._metrics.first_token,
+            template,
+            syntax_of(config.tool_parser, template),
         )
         self._serving.since = int(time.time())
         self._life.on(LifeEvent.LOADED)

@@ -36,11 +36,13 @@ class Conversation:
     Attributes:
         adds_generation_prompt: End with the header of an answer.
         kwargs: Further variables of the template.
+        tools: None for none: a template tells that from an empty list.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     adds_generation_prompt: bool = True
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
 
 class PromptReader:
@@ -118,6 +120,7 @@ class PromptReader:
             raise Failed(Refusal(400, "no_chat_template", message, param="messages"))
         render = partial(
             self._template.render,
+            tools=conversation.tools,
             add_generation_prompt=conversation.adds_generation_prompt,
             kwargs=conversation.kwargs,
         )

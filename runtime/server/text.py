@@ -3,7 +3,7 @@ Text to tokens and back, in the API process: the engine handles token ids only.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-class Codec(Protocol):
+class Decoder(Protocol):
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Codec(Decoder, Protocol):
     """
     Attributes:
         longest_token_bytes: None where it bounds nothing.
@@ -49,7 +53,10 @@ class Codec(Protocol):
         Return, in milliseconds, a number of tokens that *text* has at least; *enough* at most.
         """
 
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def keeping(self, marks: Collection[str]) -> Decoder:
+        """
+        Return a decoder that keeps *marks* in the text, even if they are special tokens.
+        """
 
 
 class TokenizerCodec:
@@ -93,6 +100,25 @@ class TokenizerCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def keeping(self, marks: Collection[str]) -> Decoder:
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id: token.content for id, token in added.items() if token.special}
+        skipped = frozenset(id for id, text in special.items() if text not in marks)
+        return self if len(skipped) == len(special) else _KeepingDecoder(self._tokenizer, skipped)
+
+
+class _KeepingDecoder:
+    """
+    Skips some of the special tokens alone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skipped: Collection[int]) -> None:
+        self._tokenizer, self._skipped = tokenizer, skipped
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        kept = [token for token in tokens if token not in self._skipped]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))
+
 
 class Detokenizer:
     """
@@ -102,7 +128,7 @@ class Detokenizer:
     of the part before, because decoders treat the first token of a text differently.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Decoder) -> None:
         self._codec = codec
         self._tokens: list[int] = []
         self._context = 0  # where the piece before begins

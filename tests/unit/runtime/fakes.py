@@ -28,6 +28,9 @@ class CharCodec:
     def decode(self, tokens):
         return "".join(chr(token) for token in tokens)
 
+    def keeping(self, marks):
+        return self
+
 
 class FakeTemplate:
     """
@@ -39,6 +42,8 @@ class FakeTemplate:
         if "<refuse>" in "".join(parts):
             raise ChatTemplateError("roles must alternate, said the\ntemplate")
         parts += [f"{name}={value}|" for name, value in dict(kwargs).items()]
+        if tools is not None:
+            parts.insert(0, f"tools={','.join(each['function']['name'] for each in tools)}|")
         return "".join(parts) + (">" if add_generation_prompt else "")
 
     def _text(self, content):

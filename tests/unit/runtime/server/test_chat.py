@@ -21,6 +21,7 @@ NEUTRAL = {
     "function_call": "none",
     "functions": [],
     "ignore_eos": False,
+    "include_reasoning": True,
     "logit_bias": {},
     "logprobs": False,
     "min_p": 0.0,
@@ -33,8 +34,6 @@ NEUTRAL = {
     "response_format": {"type": "text"},
     "skip_special_tokens": True,
     "stop_token_ids": [],
-    "tool_choice": "none",
-    "tools": [],
     "top_k": -1,
     "top_logprobs": 0,
     "verbosity": None,
@@ -57,6 +56,7 @@ UNSUPPORTED = {
     "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
     "ignore_eos": True,
+    "include_reasoning": False,
     "logit_bias": {"5": 1},
     "logprobs": True,
     "min_p": 0.1,
@@ -69,8 +69,6 @@ UNSUPPORTED = {
     "response_format": {"type": "json_object"},
     "skip_special_tokens": False,
     "stop_token_ids": [5],
-    "tool_choice": "required",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "top_k": 5,
     "top_logprobs": 3,
     "verbosity": "low",
@@ -257,7 +255,8 @@ def test_every_unsupported_field_is_tested():
     assert NEUTRAL.keys() == UNSUPPORTED.keys()
     known = {"messages", "model", "max_tokens", "max_completion_tokens", "n", "temperature"}
     known |= {"top_p", "seed", "stop", "stream", "stream_options", "chat_template_kwargs"}
-    known |= {"add_generation_prompt"} | ACCEPTED.keys()
+    known |= {"add_generation_prompt", "tools", "tool_choice", "separate_reasoning"}
+    known |= ACCEPTED.keys()
     assert ChatBody.model_fields.keys() == known | NEUTRAL.keys()
 
 

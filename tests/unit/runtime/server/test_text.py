@@ -19,7 +19,7 @@ def codec(tmp_path_factory):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<end>"],
+        special_tokens=["<end>", "<|call|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -51,6 +51,20 @@ def test_the_deltas_together_are_the_text(codec, data, text):
 
     assert "".join(pieces) + last == codec.decode(tokens)
     assert not any(piece.endswith("\ufffd") for piece in pieces)
+
+
+def test_marks_are_kept_though_they_are_special_tokens(codec):
+    """
+    And no other special token, nor these without being asked for.
+    """
+    tokens = codec.encode("<|call|>where<end> ships<|call|>")
+    assert codec.decode(tokens) == "where ships"
+    decoder = codec.keeping(("<|call|>", "ships", "absent"))
+    assert decoder.decode(tokens) == "<|call|>where ships<|call|>"
+    detokenizer = Detokenizer(decoder)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert "".join(pieces) == "<|call|>where ships<|call|>"
+    assert codec.keeping(("absent",)) is codec
 
 
 def test_a_partial_character_is_held_back(codec):
