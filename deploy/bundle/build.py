@@ -36,6 +36,7 @@ OVERRIDES = tuple(
             *(name for name, each in OPTIONS.items() if each.rules.release_may_override),
             *("cors_origins", "drain_timeout_s", "max_queue_requests", "model_name"),
             "request_timeout_s",
+            "tool_parser",
         ]
     )
 )

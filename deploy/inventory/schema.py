@@ -50,6 +50,7 @@ from deploy.inventory.names import (
 from deploy.units import Bytes, Ratio, Seconds
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.option_fields import fleet_options_of, with_fleet_options
+from runtime.contract.tool_parsers import ToolParserName
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Deadline = Annotated[Seconds, Field(gt=0)]  # a deadline of 0 could never be met
@@ -204,6 +205,7 @@ class Service(_EngineKeys):
     watchdog: Deadline = 30.0
     cors_origins: tuple[Origin, ...] = ()
     api_tokens: tuple[SecretName, ...] = ()  # names of `secrets`
+    tool_parser: ToolParserName = "auto"
 
     @property
     def options(self) -> EngineOptions:

@@ -8,13 +8,15 @@ should run and does not is started again.
 import posixpath
 
 from deploy.host import layout
+from deploy.inventory.schema import Service
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File, UnitsLoaded
 from deploy.provision.slot_resources import SlotUnit
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
 from runtime import contract
-from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, EngineOptions, host_document
+from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, host_document
+from runtime.contract.tool_parsers import AUTO
 
 UNIT_FILE = f"{layout.UNITS}/slipway-runtime@.service"
 SLICE_FILE = f"{layout.UNITS}/slipway.slice"
@@ -133,18 +135,21 @@ def config(spec: HostSpec) -> str:
         "runtime.yml",
         service=spec.service,
         cors_origins=list(spec.service.cors_origins),
-        **_engine_keys(spec.service.options),
+        **_option_keys(spec.service),
         drain_timeout_s=spec.drain_timeout_s,
     )
 
 
-def _engine_keys(options: EngineOptions) -> dict[str, dict[str, object]]:
+def _option_keys(service: Service) -> dict[str, dict[str, object]]:
     """
     Return the keys that every release reads, and those that only newer ones do.
     """
-    document = host_document(options)
+    document = host_document(service.options)
     old = {k: v for k, v in document.items() if OPTIONS[k].rules.since <= OLDEST_VERSION}
-    return {"known": old, "newer": {k: v for k, v in document.items() if k not in old}}
+    newer = {k: v for k, v in document.items() if k not in old}
+    if service.tool_parser != AUTO:
+        newer["tool_parser"] = service.tool_parser
+    return {"known": old, "newer": newer}
 
 
 def environment(spec: HostSpec) -> str:

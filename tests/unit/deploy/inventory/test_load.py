@@ -221,6 +221,7 @@ WRONG_VALUES = {
     "service.watchdog": ["0s"],
     "service.cors_origins": ["*", [1]],
     "service.api_tokens": [["nobody"], "t"],
+    "service.tool_parser": ["yaml", True],
     "signing.identity": ["a b", "a,b", 5],
     "signing.key": [5],
     "signing.allowed_signers": [None],

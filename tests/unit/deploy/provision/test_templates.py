@@ -325,6 +325,16 @@ def test_arguments_of_vllm_are_rendered_only_for_vllm():
     assert "vllm_args" not in runtime_unit.config(make_spec(vllm_args=("--seed=1",)))
 
 
+def test_the_parser_of_calls_reaches_the_runtime(tmp_path):
+    """
+    Unless it is the default, which older releases reject by its key.
+    """
+    path = tmp_path / "runtime.yml"
+    path.write_text(runtime_unit.config(make_spec(tool_parser="hermes")))
+    assert load_config({}, [path]).tool_parser == "hermes"
+    assert "tool_parser" not in runtime_unit.config(make_spec())
+
+
 @pytest.mark.parametrize("name", [name for name in TEXTS if re.match(r"runtime.*\.yml", name)])
 def test_the_runtime_accepts_its_rendered_configuration(tmp_path, name):
     """
