@@ -545,7 +545,9 @@ class FakeSystem(System):
             if (method, target) == ("GET", "/v1/models"):
                 answer = HttpAnswer(200, "{}")
             else:
-                assert (method, target) == ("POST", "/generate"), f"{method} {target}"
+                routes = ("/generate", "/v1/chat/completions")
+                assert method == "POST", f"{method} {target}"
+                assert target in routes, f"{method} {target}"
                 self.runtimes[slot].seen.append((document, token))
                 answer = self._generate(slot, self.runtimes[slot], document)
         return answer._replace(version=version_of(self.layout, self.linked(slot)))
@@ -615,6 +617,8 @@ class FakeSystem(System):
     def _generate(self, slot, runtime, document):
         if runtime.fails_with:
             return HttpAnswer(runtime.fails_with, '{"error": {"code": "broken"}}')
+        if "messages" in document:
+            return HttpAnswer(200, '{"choices": [{"message": {"content": "x"}}]}')
         text = runtime.answers.get(document["prompt"])
         if text is None:
             golden = self.layout.slot_link(slot) / "golden.jsonl"

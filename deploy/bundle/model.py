@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import ModelPathError
+from deploy.host.bundle import golden_form
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
 from deploy.host.trusted_files import Untrusted, open_below, read_below
 from runtime.contract.chat_files import (
@@ -109,8 +110,8 @@ def check_golden(path: Path) -> int:
         ModelPathError: It has none, or a line is not valid.
     """
     fix = (
-        'write one {"prompt": "...", "max_tokens": 16, "expected": "..."} a line, with answers '
-        "that the model gave at temperature 0"
+        'write one {"prompt": "...", "max_tokens": 16, "expected": "..."} a line, or "messages" in '
+        "place of the prompt, with answers that the model gave at temperature 0"
     )
     try:
         lines = read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8").splitlines()
@@ -133,16 +134,9 @@ def check_golden(path: Path) -> int:
 
 def _golden_complaint(line: str) -> str | None:
     try:
-        entry = json.loads(line)
+        return golden_form.complaint(json.loads(line))
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
-    wanted = {"prompt": str, "max_tokens": int, "expected": str}
-    if not isinstance(entry, dict) or set(entry) != set(wanted):
-        return f"should have exactly {', '.join(wanted)}"
-    for key, kind in wanted.items():
-        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-            return f"{key} is {entry[key]!r}"
-    return None
 
 
 def _reach(path: Path) -> None:

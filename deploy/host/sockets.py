@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Largest accepted body of an answer, in bytes, by path; another path has the default.
-BODY_LIMITS = {"/metrics": 4 << 20, "/generate": 1 << 20}
+BODY_LIMITS = {"/metrics": 4 << 20, "/generate": 1 << 20, "/v1/chat/completions": 1 << 20}
 BODY_LIMIT = 64 << 10
 HEAD_LIMIT = 64 << 10  # bytes of status line and headers, informational answers (1xx) included
 HAPROXY_LIMIT = 4 << 20  # bytes of an answer on HAProxy's runtime socket

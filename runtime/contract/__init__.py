@@ -4,7 +4,7 @@ What `deploy` and the runtime share: paths, headers, metric names, exit codes.  
 
 # Files of a bundle, under /var/lib/slipway/slots/<slot>/
 CONFIG_FILE = "config.yml"  # RuntimeConfig of the release; overrides the host's file
-GOLDEN_FILE = "golden.jsonl"  # one {"prompt", "max_tokens", "expected"} a line
+GOLDEN_FILE = "golden.jsonl"  # one {"prompt" or "messages", "max_tokens", "expected"} a line
 MODEL_LINK = "model"  # symlink to the weights
 VENV_LINK = "venv"  # symlink to the venv of the release's lock
 

@@ -5,12 +5,15 @@ The warm-up: one real request through socket, HTTP, tokenizer and engine.
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.config import Settings
 from runtime.server.generation import GenerationRequest
+from runtime.server.openai_bodies import ChatBody
+from runtime.server.prompts import Conversation
 
 PARAMS = SamplingParams(max_tokens=8)
 PROMPT = "warm up"  # for a release without golden prompts
@@ -31,15 +34,25 @@ def check_prompt(golden: Path) -> GenerationRequest:
     if not line.strip():
         return GenerationRequest(PROMPT, PARAMS)
     try:
-        prompt = json.loads(line)["prompt"]
-        assert isinstance(prompt, str)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        entry = json.loads(line)
+        prompt = _conversation(entry) if "messages" in entry else entry["prompt"]
+        assert isinstance(prompt, str | Conversation)
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise ConfigError(
             f"{golden}: line 1: is not a golden prompt",
             why=f"{type(error).__name__}: {error}",
-            fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line',
+            fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line, or "messages"',
         ) from error
     return GenerationRequest(prompt, PARAMS)
+
+
+def _conversation(entry: dict[str, Any]) -> Conversation:
+    """
+    Raises:
+        ValueError: *entry* is no request for a chat.
+    """
+    asked = {key: entry[key] for key in ChatBody.model_fields if key in entry}
+    return ChatBody.model_validate(asked).conversation
 
 
 async def warm_up(settings: Settings) -> None:

@@ -19,11 +19,11 @@ PROTOCOL = ("deploy/host/protocol.py", "deploy/host/rpc.py")
 OTHER_DOCUMENTS = {
     "deploy/cli/events.py": "events of a release",
     "deploy/demo/report.py": "samples of the load generator",
+    "deploy/host/bundle/golden_form.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/desired.py": "the stored desired state",
     "deploy/host/good.py": "lines of the journal",
     "deploy/host/records.py": "lines of the journal of the former format",
     "deploy/host/replay.py": "arguments of lines of the journal",
-    "deploy/host/slots/golden.py": "golden.jsonl, and answers of the runtime",
     "deploy/host/slots/slot.py": "manifest.json",
     "deploy/host/system.py": "host.json",
     "deploy/drill/cell_run.py": "documents of the command line",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.host.bundle.golden_form import request_of
 from deploy.host.deadman import pending, self_test
 from deploy.host.deadman.pending import Way
 from deploy.host.files import locked, sync_directory
@@ -24,7 +25,7 @@ from deploy.host.protocol import (
 )
 from deploy.host.slots.golden import read_prompts
 from deploy.host.slots.haproxy import Haproxy
-from deploy.host.slots.runtime_api import GENERATE, MODELS, api_token
+from deploy.host.slots.runtime_api import MODELS, api_token
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
 
@@ -193,8 +194,8 @@ def _ask_public(system: System, slot: str, version: str) -> None:
     prompts = read_prompts(system.layout, slot)
     method, target, document = "GET", MODELS, None
     if prompts:
-        method, target = "POST", GENERATE
-        document = {"prompt": prompts[0]["prompt"], "max_tokens": 1, "temperature": 0}
+        method = "POST"
+        target, document = request_of(prompts[0] | {"max_tokens": 1})
     token = api_token(system.layout)
     until_s = system.steady_s() + CONFIRM_TIMEOUT_S
     for attempt in range(CONFIRM_ATTEMPTS):

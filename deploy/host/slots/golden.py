@@ -7,6 +7,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deploy.host.bundle.golden_form import (
+    GoldenAnswer,
+    answer_of,
+    complaint,
+    expected_of,
+    request_of,
+)
 from deploy.host.bundle.manifest import GOLDEN_FILE
 from deploy.host.journaled import journaled
 from deploy.host.layout import Layout
@@ -36,11 +43,12 @@ def run(system: System, call: Call, request: Golden) -> GoldenResult:
             got = (
                 _ask(system, slot, prompt, token, left_s)
                 if left_s > 0
-                else f"not asked: {request.timeout_s:.0f} s were over"
+                else GoldenAnswer(f"not asked: {request.timeout_s:.0f} s were over")
             )
-            if got != prompt["expected"]:
+            expected = expected_of(prompt)
+            if got != expected:
                 failures.append(
-                    GoldenFailure(number, prompt["expected"][:_MAX_CHARS], got[:_MAX_CHARS])
+                    GoldenFailure(number, expected.text[:_MAX_CHARS], got.text[:_MAX_CHARS])
                 )
         result = GoldenResult(
             total=len(prompts),
@@ -53,26 +61,15 @@ def run(system: System, call: Call, request: Golden) -> GoldenResult:
 
 def _ask(
     system: System, slot: str, prompt: dict[str, Any], token: str | None, left_s: float
-) -> str:
-    answer = system.http(
-        slot,
-        "POST",
-        "/generate",
-        timeout_s=left_s,
-        document={
-            "prompt": prompt["prompt"],
-            "max_tokens": prompt["max_tokens"],
-            "temperature": 0,
-        },
-        token=token,
-    )
+) -> GoldenAnswer:
+    route, body = request_of(prompt)
+    answer = system.http(slot, "POST", route, timeout_s=left_s, document=body, token=token)
     if answer.status != 200:
-        return f"error {answer.status or 'without an answer'}: {answer.body}"
+        return GoldenAnswer(f"error {answer.status or 'without an answer'}: {answer.body}")
     try:
-        text = json.loads(answer.body)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return f"an answer without text: {answer.body}"
-    return text if isinstance(text, str) else repr(text)
+        return answer_of(json.loads(answer.body))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return GoldenAnswer(f"an answer of another form: {answer.body}")
 
 
 def read_prompts(layout: Layout, slot: str) -> list[dict[str, Any]]:
@@ -91,10 +88,8 @@ def read_prompts(layout: Layout, slot: str) -> list[dict[str, Any]]:
         lines = text.splitlines()
         prompts = [json.loads(line) for line in lines if line.strip()]
         for prompt in prompts:
-            if not {"prompt", "max_tokens", "expected"} <= set(prompt):
-                raise ValueError(f"a line has only {sorted(prompt)}")
-            if not isinstance(prompt["expected"], str):
-                raise ValueError(f"expected is {prompt['expected']!r}")
+            if (why := complaint(prompt)) is not None:
+                raise ValueError(f"a line is no golden prompt: {why}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise HostError(
             ErrorKind.PRECONDITION,

@@ -10,7 +10,7 @@ from deploy.host.system import System
 
 TOKENS_VARIABLE = "SLIPWAY_API_TOKENS"
 READYZ = "/readyz"
-GENERATE, MODELS = "/generate", "/v1/models"  # public routes
+MODELS = "/v1/models"  # a public route
 
 
 def is_ready(system: System, slot: str, timeout_s: float = 2.0) -> bool:

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from deploy.bundle.model import check_model
+from deploy.bundle.model import check_golden, check_model
 from deploy.errors import ModelPathError
-from tests.unit.deploy.bundle.builders import make_model, make_shards, safetensors
+from tests.unit.deploy.bundle.builders import GOLDEN, make_model, make_shards, safetensors
 
 
 @contextmanager
@@ -163,6 +163,32 @@ def without(name):
     return lambda model: (model / name).unlink()
 
 
+def golden(**changes):
+    """
+    Return a line of golden.jsonl with *changes*.
+    """
+    return json.dumps(GOLDEN | changes) + "\n"
+
+
+def chat(**changes):
+    """
+    Return a line of golden.jsonl that is a conversation, with *changes*.
+    """
+    messages = [{"role": "user", "content": "hi"}]
+    return json.dumps({"messages": messages, "max_tokens": 4, "expected": "x"} | changes) + "\n"
+
+
+def test_conversations_are_golden_prompts_too(tmp_path):
+    """
+    With tools and schemas; the expected answer is a text or calls.
+    """
+    call = {"name": "f", "arguments": {"x": 1}}
+    lines = [chat(), chat(tools=[{}], response_format={}, expected=[call]), golden()]
+    model = make_model(tmp_path / "m")
+    (model / "golden.jsonl").write_text("".join(lines))
+    assert check_golden(model) == 3
+
+
 def write(name, text):
     return lambda model: (model / name).write_text(text)
 
@@ -189,6 +215,17 @@ def cut(name, size):
         (write("golden.jsonl", ""), "golden.jsonl is empty"),
         (write("golden.jsonl", "{}\n"), "golden.jsonl, line 1"),
         (write("golden.jsonl", "{\n"), "not JSON"),
+        (write("golden.jsonl", golden(prompt=5)), "line 1: prompt is 5"),
+        (write("golden.jsonl", golden(tools=[])), "'tools' is no key"),
+        (write("golden.jsonl", golden(max_tokens=True)), "max_tokens is True"),
+        (write("golden.jsonl", golden(expected=[])), "expected is []"),
+        (write("golden.jsonl", chat(messages=[])), "messages should be a list"),
+        (write("golden.jsonl", chat(messages=["x"])), "messages should be a list"),
+        (write("golden.jsonl", chat(prompt="x")), "'prompt' is no key"),
+        (write("golden.jsonl", chat(expected=None)), "expected is None"),
+        (write("golden.jsonl", chat(expected=[])), "one or more calls"),
+        (write("golden.jsonl", chat(expected=[{"name": "f"}])), "exactly name, arguments"),
+        (write("golden.jsonl", chat(expected=[{"name": 5, "arguments": {}}])), "name is 5"),
     ],
 )
 def test_an_invalid_model_names_the_file_and_the_reason(tmp_path, spoil, said):

@@ -94,7 +94,7 @@ class SocketRuntime:
         self.name = name
         self.is_ready = True
         self.metrics = ""
-        self.answers = {}  # prompt to text
+        self.answers = {}  # prompt, or text of the last message, to text or message
         self.fails_with = None
         self.gate = threading.Event()
         self.gate.set()
@@ -126,8 +126,15 @@ class SocketRuntime:
                 assert runtime.gate.wait(20)
                 if runtime.fails_with:
                     return self._answer(runtime.fails_with, b'{"error": {"code": "broken"}}')
-                text = runtime.answers.get(body.get("prompt"), runtime.name)
-                return self._answer(200, json.dumps({"text": text}).encode())
+                chat = "messages" in body
+                asked = body["messages"][-1]["content"] if chat else body.get("prompt")
+                answer = runtime.answers.get(asked, runtime.name)
+                if chat:
+                    message = answer if isinstance(answer, dict) else {"content": answer}
+                    return self._answer(
+                        200, json.dumps({"choices": [{"message": message}]}).encode()
+                    )
+                return self._answer(200, json.dumps({"text": answer}).encode())
 
             def _answer(self, status, body):
                 self.send_response(status)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from runtime.contract.errors import ConfigError
@@ -13,6 +15,19 @@ def test_the_warm_up_uses_the_first_golden_prompt(tmp_path):
     assert check_prompt(golden).prompt == "one"
 
 
+def test_the_warm_up_may_be_a_conversation(tmp_path):
+    """
+    With the tools of the golden prompt.
+    """
+    tool = {"type": "function", "function": {"name": "tap"}}
+    line = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool], "max_tokens": 3}
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text(json.dumps(line | {"expected": "x"}) + "\n")
+    conversation = check_prompt(golden).prompt
+    assert conversation.messages == ({"role": "user", "content": "hi"},)
+    assert conversation.tools == (tool,)
+
+
 def test_a_release_without_golden_prompts_has_a_default_warm_up(tmp_path):
     """
     No file, or an empty one.
@@ -22,7 +37,18 @@ def test_a_release_without_golden_prompts_has_a_default_warm_up(tmp_path):
     assert check_prompt(tmp_path / "empty").prompt == PROMPT
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"max_tokens": 3}', '{"prompt": 5}', '"prompt"'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"messages": []}',
+        '{"messages": [{"role": "king"}]}',
+        '{"max_tokens": 3}',
+        '{"prompt": 5}',
+        '"prompt"',
+    ],
+)
 def test_an_invalid_golden_prompt_is_named(tmp_path, line):
     """
     The error has the file and the line.

@@ -221,6 +221,20 @@ def test_a_confirmed_release_stays(promoted):
     assert promoted.system.proxy.weights == {"blue": 0, "green": 100}
 
 
+def test_a_release_with_a_golden_conversation_is_asked_it(promoted):
+    """
+    As a chat, for one token.
+    """
+    messages = [{"role": "user", "content": "hi"}]
+    line = {"messages": messages, "max_tokens": 9, "expected": "x"}
+    (promoted.layout.release(V2) / "golden.jsonl").write_text(json.dumps(line))
+
+    assert promoted.call(CONFIRM).checked
+
+    (body, _) = promoted.system.runtimes["green"].seen[0]
+    assert body == {"messages": messages, "max_tokens": 1, "temperature": 0}
+
+
 def test_a_release_without_golden_prompts_is_asked_for_its_models(promoted):
     (promoted.layout.release(V2) / "golden.jsonl").write_text("")
 

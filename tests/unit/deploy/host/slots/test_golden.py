@@ -39,6 +39,87 @@ def test_another_answer_is_a_failure(golden, runtimes):
     assert result.failures == (GoldenFailure(line=2, expected="falls", got="rises"),)
 
 
+CALL = {"name": "tap", "arguments": {"x": 1, "y": [True]}}
+TOOLS = [{"type": "function", "function": {"name": "tap"}}]
+CHATS = (
+    {
+        "messages": [{"role": "user", "content": "tap it"}],
+        "tools": TOOLS,
+        "max_tokens": 9,
+        "expected": [CALL],
+    },
+    {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "expected": "hello"},
+)
+
+
+def message_with(*calls):
+    """
+    Return a message of the assistant with *calls*, each a name and JSON text.
+    """
+    functions = [{"name": name, "arguments": text} for name, text in calls]
+    whole = [{"id": "c", "type": "function", "function": function} for function in functions]
+    return {"content": None, "tool_calls": whole}
+
+
+@pytest.fixture
+def chats(leased, runtimes):
+    leased.stage(BUNDLE, golden=CHATS)
+    leased.call(SlotStart("green", BUNDLE))
+    good = message_with(("tap", '{"y": [true], "x": 1}'))
+    runtimes["green"].answers = {"tap it": good, "hi": "hello"}
+    return leased
+
+
+def test_a_conversation_is_asked_as_a_chat(chats, runtimes):
+    """
+    With its tools, at temperature 0; calls are compared by name and arguments, not by their ids.
+    """
+    assert chats.call(Golden("green")) == GoldenResult(total=2, passed=2, failures=())
+    body = runtimes["green"].requests[0][0]
+    asked = {key: value for key, value in CHATS[0].items() if key != "expected"}
+    assert body == asked | {"temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("message", "got"),
+    [
+        (message_with(("tap", '{"x": 2, "y": [true]}')), '"x": 2'),
+        (message_with(("tap", '{"x": 1, "y": [1]}')), '"y": [1]'),
+        (message_with(("look", '{"x": 1, "y": [true]}')), "look"),
+        (message_with(*[("tap", '{"x": 1, "y": [true]}')] * 2), "}, {"),
+        (message_with(("tap", "{")), "an answer of another form"),
+        (message_with(("tap", "[" * 100_000)), "an answer of another form"),
+        ({"content": '[{"arguments": {"x": 1, "y": [true]}, "name": "tap"}]'}, "tap"),
+        ({"content": "no"}, "no"),
+        ({"content": None}, "None"),
+        ({}, "an answer of another form"),
+        ({"content": "a", "tool_calls": 5}, "an answer of another form"),
+    ],
+    ids=range(11),
+)
+def test_another_call_is_a_failure(chats, runtimes, message, got):
+    """
+    Other arguments, another tool, one more, a text in its place, or garbage.
+    """
+    runtimes["green"].answers["tap it"] = message
+
+    result = chats.call(Golden("green"))
+
+    assert result.passed == 1
+    (failure,) = result.failures
+    assert (failure.line, got in failure.got) == (1, True)
+    assert failure.expected == '[{"arguments": {"x": 1, "y": [true]}, "name": "tap"}]'
+
+
+def test_a_line_that_is_no_golden_prompt_is_refused(leased):
+    """
+    The bundle was built by something else.
+    """
+    leased.stage(BUNDLE, golden=({"messages": [], "max_tokens": 1, "expected": "x"},))
+    leased.call(SlotStart("green", BUNDLE))
+    assert "messages should be a list" in leased.refusal(Golden("green")).why
+
+
 def test_an_error_is_a_failure(golden, runtimes):
     """
     A slot that answers 500 has not passed.
