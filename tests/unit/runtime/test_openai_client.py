@@ -205,7 +205,12 @@ async def test_the_async_client(runtime):
         ({"max_tokens": 4000}, "context_length_exceeded", "messages"),
         ({"temperature": 3}, "invalid_request", "temperature"),
         ({"presence_penalty": 1.5}, "invalid_request", "presence_penalty"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "invalid_request", "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "tools_not_supported",
+            "tools",
+        ),
+        ({"tool_choice": "required"}, "invalid_request", "tool_choice"),
         ({"extra_body": {"guided_regex": "a"}}, "invalid_request", "guided_regex"),
         ({"messages": [{"role": "system", "content": "x"}]}, "chat_template_refused", "messages"),
     ],
