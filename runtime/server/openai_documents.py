@@ -2,6 +2,7 @@
 The answers of OpenAI's routes, whole and as events.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
 from runtime.server.event_stream import Document
 from runtime.server.generation import AdmittedRequest, Generator, TextDelta, together
+
+LONG_ANSWER_CHARS = 20_000  # longer answers are split into calls in another thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,13 @@ async def whole(generator: Generator, asked: Asked, format: Format) -> Document:
     Return the document of a whole answer.
     """
     answers = await generator.all(asked.requests)
+
+    def choices() -> list[dict[str, Any]]:
+        return [format.choice(index, answer) for index, answer in enumerate(answers)]
+
+    is_long = sum(len(answer.text) for answer in answers) > LONG_ANSWER_CHARS
     return format.head(is_event=False) | {
-        "choices": [format.choice(index, answer) for index, answer in enumerate(answers)],
+        "choices": await asyncio.to_thread(choices) if is_long else choices(),
         "usage": asked.usage(sum(answer.tokens for answer in answers)),
     }
 

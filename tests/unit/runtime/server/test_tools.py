@@ -3,10 +3,13 @@ Tools and reasoning on `/v1/chat/completions`, whole and as a stream.
 """
 
 import json
+import threading
 
 import pytest
 
 from runtime.engines.base.protocol import FinishReason
+from runtime.server.answers import AnswerReader
+from runtime.server.openai_documents import LONG_ANSWER_CHARS
 from runtime.tools import ToolSyntax
 from tests.unit.runtime.serving import Runtime, assert_is_error, events_of
 
@@ -156,6 +159,27 @@ async def test_an_answer_that_was_cut_says_so(runtime):
     assert message["content"] == "\n" + CALL[:-20]
     assert (reason, its_reason) == ("length", "length")
     assert calls_of(streamed)[1] == ("tap", '{"')
+
+
+async def test_a_long_answer_is_split_in_another_thread(runtime, monkeypatch):
+    """
+    It takes a fifth of a second for 600,000 characters, in which health checks are answered.
+    """
+    threads = []
+    whole = AnswerReader.whole
+
+    def spy(*args):
+        threads.append(threading.current_thread())
+        return whole(*args)
+
+    monkeypatch.setattr(AnswerReader, "whole", spy)
+    text = "x" * LONG_ANSWER_CHARS
+    for answer in (CALL, text + CALL):
+        runtime.engine.will(answer)
+        response = await runtime.chat("hi", tools=[TAP])
+        (choice,) = response.json()["choices"]
+        assert calls_of(choice["message"]) == [("tap", '{"x": 1}')]
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 async def test_a_stop_string_ends_a_call(runtime):
