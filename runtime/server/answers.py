@@ -47,12 +47,15 @@ class AnswerForm:
         parser: Name of the parser of the calls.
         separates_reasoning: Else reasoning stays in the content.
         is_in_reasoning: The prompt ended with the mark that reasoning begins with.
+        is_bound: The engine lets the answer be calls alone, as `schema_of(use)` describes them: it
+            is read with the parser JSON, and has no reasoning.
     """
 
     use: ToolUse | None = None
     parser: str = JSON
     separates_reasoning: bool = False
     is_in_reasoning: bool = False
+    is_bound: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -78,15 +81,17 @@ class AnswerReader:
     """
 
     form: AnswerForm
-    _splitter: ReasoningSplitter = field(init=False)
+    _splitter: ReasoningSplitter | None = field(init=False)
     _parser: CallParser | None = field(init=False)
     _has_calls: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         form = self.form
-        self._splitter = ReasoningSplitter(is_inside=form.is_in_reasoning)
-        use = form.use
-        self._parser = None if use is None else make_parser(form.parser, use.callable_tools)
+        self._splitter = None
+        if not form.is_bound:
+            self._splitter = ReasoningSplitter(is_inside=form.is_in_reasoning)
+        parser, use = JSON if form.is_bound else form.parser, form.use
+        self._parser = None if use is None else make_parser(parser, use.callable_tools)
 
     def whole(self, text: str, finish_reason: str | None) -> tuple[Delta, str | None]:
         """
@@ -120,10 +125,12 @@ class AnswerReader:
         return self.form.use is None or self.form.use.is_parallel
 
     def _events(self, text: str) -> list[Event]:
+        if self._splitter is None:
+            return self._parsed([Content(text, text)])
         return self._parsed(self._splitter.feed(text))
 
     def _last_events(self, finish_reason: str | None) -> list[Event]:
-        events = self._parsed(self._splitter.close())
+        events = [] if self._splitter is None else self._parsed(self._splitter.close())
         if self._parser is not None:
             events += self._counted(self._parser.close(is_cut=finish_reason != "stop"))
         return events

@@ -108,7 +108,7 @@ def _form_of(generator: Generator, body: ChatBody) -> AnswerForm:
         )
         raise Failed(Refusal(400, "tools_not_supported", message, param="tools"))
     # A choice of `required` or of a name is up to the model: nothing binds the answer to
-    # `schema_of(use)` yet.  An answer that is bound to it is read with the parser `json`.
+    # `schema_of(use)` yet.  Where the engine does, the form has is_bound.
     return AnswerForm(use, generator.tool_syntax.parser, separates_reasoning)
 
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from runtime.engines.base.protocol import FinishReason
-from runtime.server.answers import AnswerReader
+from runtime.server.answers import AnswerForm, AnswerReader
 from runtime.server.openai_documents import LONG_ANSWER_CHARS
-from runtime.tools import ToolSyntax
+from runtime.tools import Tool, ToolSyntax, ToolUse
 from tests.unit.runtime.serving import Runtime, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,23 @@ async def test_an_answer_that_was_cut_says_so(runtime):
     assert message["content"] == "\n" + CALL[:-20]
     assert (reason, its_reason) == ("length", "length")
     assert calls_of(streamed)[1] == ("tap", '{"')
+
+
+async def test_an_answer_that_is_bound_is_a_list_of_calls():
+    """
+    Whatever form the model writes by itself; nothing in it is reasoning.
+    """
+    use = ToolUse((Tool("tap"), Tool("look")), "required")
+    text = json.dumps([{"name": "tap", "arguments": {"s": "</think>"}}] * 2)
+    form = AnswerForm(use, "hermes", is_in_reasoning=True, is_bound=True)
+    message, reason = form.reader().whole(text, "stop")
+    assert calls_of(message) == [("tap", '{"s": "</think>"}')] * 2
+    assert (message["content"], reason) == (None, "tool_calls")
+    reader = form.reader()
+    deltas = [delta for char in text for delta in reader.feed(char)]
+    names = [call["function"].get("name") for delta in deltas for call in delta["tool_calls"]]
+    assert [name for name in names if name] == ["tap", "tap"]
+    assert reader.close("stop") == ([], "tool_calls")
 
 
 async def test_a_long_answer_is_split_in_another_thread(runtime, monkeypatch):
