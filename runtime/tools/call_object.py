@@ -234,6 +234,10 @@ def _arguments(value: str) -> str | None:
     if value.startswith("{"):
         return value
     text = str(json.loads(value)).strip() or "{}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # an escape of half a surrogate pair
+        return None
     scanner = JsonScanner()
     end = scanner.feed(text)
     return text if text.startswith("{") and scanner.is_done and end == len(text) else None

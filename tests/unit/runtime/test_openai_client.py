@@ -35,7 +35,9 @@ def runtime(tmp_path_factory):
     build("good-v1", folder / "weights")
     release = "version: v1.0.0\nmodel_name: lab\n"
     (folder / "blue").mkdir()
-    shutil.copy(folder / "weights" / "golden.jsonl", folder / "blue")
+    # The warm-up is a chat.
+    golden = {"messages": ASKED, "max_tokens": 8, "expected": SAID}
+    (folder / "blue" / "golden.jsonl").write_text(json.dumps(golden) + "\n")
     with closing(
         Started(
             folder / "blue",

@@ -144,6 +144,7 @@ NONE = {
         '<tool_call>{"name": "tap", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": "tap", "arguments": "[1]"}</tool_call>',
         '<tool_call>{"name": "tap", "arguments": "\\u007b"}</tool_call>',
+        '<tool_call>{"name": "tap", "arguments": "{\\"x\\": \\"\\ud800\\"}"}</tool_call>',
         '<tool_call>{"name": "tap", "other": 1, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "tap", "name": "tap", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {}}</tool_call>',
