@@ -62,6 +62,8 @@ def fleet(config, tmp_path_factory):
             "precision": "fp32",
             "threads": 1,
             "memory_max": "3GiB",
+            "context_tokens": 2048,
+            "max_batch_requests": 8,
             "state_max": "64MiB",
             "tmp_max": "64MiB",
             "start_timeout": "120s",
