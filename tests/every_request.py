@@ -3,6 +3,7 @@ One request of each verb, for tests that ask a host everything.
 """
 
 from deploy.host.protocol import (
+    CertificateSet,
     DeadmanArm,
     DeadmanConfirm,
     DeadmanDisarm,
@@ -59,4 +60,5 @@ EVERY_REQUEST = (
     Golden("blue", 5.0),
     TrafficSet({"blue": 100, "green": 0}),
     TrafficDrain("green", 1.0),
+    CertificateSet("nothing\n"),
 )

@@ -47,6 +47,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.Golden: "slots.golden:run",
     protocol.TrafficSet: "slots.traffic:set_weights",
     protocol.TrafficDrain: "slots.traffic:drain",
+    protocol.CertificateSet: "certificate:install",
     protocol.GoodRecord: "good:record",
     protocol.GoodRollback: "good:rollback",
     protocol.Retire: "bundle.retention:run",

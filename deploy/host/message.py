@@ -78,7 +78,7 @@ def _hash(self: Any) -> int:
 
 
 def _repr(self: Any) -> str:
-    values = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
+    values = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.repr)
     return f"{type(self).__qualname__}({', '.join(values)})"
 
 

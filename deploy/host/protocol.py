@@ -737,6 +737,44 @@ class TrafficDrain(Request[Drained]):
     timeout_s: TimeoutS = 60.0
 
 
+# -- the certificate of the public port
+
+
+CERTIFICATE_MAX = 48 << 10  # bytes of certificates and key; HAProxy's socket takes 64 KiB
+
+
+@dataclass(frozen=True)
+class CertificateInstalled:
+    """
+    Attributes:
+        sha256: Of the certificate, in DER.
+        served: New connections to the public port show it.  False: HAProxy does not run, or not
+            with a certificate; it reads the file at its next start or reload.
+    """
+
+    sha256: Digest
+    served: bool
+
+
+@dataclass(frozen=True)
+class CertificateSet(Request[CertificateInstalled]):
+    """
+    Replace the certificate of the public port; no connection ends and HAProxy is not reloaded.
+
+    Refused, with the old one served on, unless key and certificate belong together, are valid
+    now, and HAProxy takes them.
+
+    Attributes:
+        pem: The certificate, those that sign it, then the private key, without empty lines.
+    """
+
+    VERB = "certificate.set"
+    NEEDS_LEASE = False  # it changes no weight and no release
+
+    # No pattern: the error of one would quote the key.
+    pem: str = field(repr=False)
+
+
 # -- reading a host
 
 
@@ -845,6 +883,8 @@ class HostStatus:
         went_back: What it took back by itself.
         is_deadman_tested: Its own way back was tried out there, with the present host program and
             units, as provisioning does.
+        certificate: That the public port shows, DER in base64; "": it shows none; None: the port
+            is plain HTTP.
     """
 
     boot_id: str
@@ -863,6 +903,7 @@ class HostStatus:
     pending: Optional[Pending]
     went_back: Optional[WentBack]
     is_deadman_tested: bool
+    certificate: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -1099,6 +1140,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         Golden,
         TrafficSet,
         TrafficDrain,
+        CertificateSet,
         GoodRecord,
         GoodRollback,
         Retire,

@@ -122,15 +122,31 @@ def tcp_request(
     timeout_s: float,
     document: dict[str, Any] | None = None,
     token: str | None = None,
+    certificate: Path | None = None,
 ) -> HttpAnswer:
     """
     Send one request to *port* of this host, as `http_request` does to a socket.
+
+    Args:
+        certificate: PEM file whose first certificate the port has to show; None: plain HTTP.
     """
 
     def connected(deadline: Deadline) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", port), deadline.left_s())
+        connection = socket.create_connection(("127.0.0.1", port), deadline.left_s())
+        return connection if certificate is None else _verified(connection, certificate)
 
     return _exchange(connected, method, target, timeout_s, document, token)
+
+
+def _verified(connection: socket.socket, certificate: Path) -> socket.socket:
+    from deploy.host import tls
+
+    wanted = tls.first_certificate(certificate.read_text(encoding="ascii"))
+    secured = tls.wrap(connection)
+    if tls.shown(secured) == wanted:
+        return secured
+    secured.close()
+    raise OSError(f"the port shows another certificate than {certificate}")
 
 
 def _exchange(

@@ -4,6 +4,8 @@ Present state of a host; works on a host where any part is missing.
 
 from __future__ import annotations
 
+import base64
+
 from deploy.host import desired
 from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
@@ -11,7 +13,7 @@ from deploy.host.good import staged, startable
 from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
-from deploy.host.protocol import Call, HostStatus, SlotStatus, Status
+from deploy.host.protocol import Call, HostError, HostStatus, SlotStatus, Status
 from deploy.host.replay import replay
 from deploy.host.reserve import is_whole
 from deploy.host.slots import runtime_api, systemd
@@ -19,6 +21,8 @@ from deploy.host.slots.haproxy import Server
 from deploy.host.slots.measure import servers_or_none, units_or_none
 from deploy.host.slots.slot import linked_bundle, version_of
 from deploy.host.system import System
+
+_HANDSHAKE_S = 2.0
 
 
 def run(system: System, _call: Call, _request: Status) -> HostStatus:
@@ -48,7 +52,18 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         pending=pending.status(system),
         went_back=pending.went_back(system),
         is_deadman_tested=self_test.is_tested(system),
+        certificate=_certificate(system),
     )
+
+
+def _certificate(system: System) -> str | None:
+    try:
+        der = system.served_certificate(timeout_s=_HANDSHAKE_S)
+    except OSError:
+        return ""
+    except HostError:
+        return None  # never provisioned
+    return None if der is None else base64.b64encode(der).decode()
 
 
 def _slot(

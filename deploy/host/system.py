@@ -214,14 +214,31 @@ class System:
         """
         from deploy.host.sockets import tcp_request
 
+        port = public_port(self.layout)
         return tcp_request(
-            public_port(self.layout),
+            port.number,
             method,
             target,
             timeout_s=timeout_s,
             document=document,
             token=token,
+            certificate=self.layout.certificate if port.has_tls else None,
         )
+
+    def served_certificate(self, *, timeout_s: float) -> bytes | None:
+        """
+        Return the certificate, in DER, that the public port shows; None: the port is plain HTTP.
+
+        Raises:
+            OSError: The port completes no handshake.
+            HostError: The configuration of the host program names no port.
+        """
+        port = public_port(self.layout)
+        if not port.has_tls:
+            return None
+        from deploy.host.tls import served_certificate
+
+        return served_certificate(port.number, timeout_s)
 
     def lock(self, descriptor: int, timeout_s: float) -> bool:
         """
@@ -304,7 +321,12 @@ def _communicate(
     return returncode, stdout, stderr
 
 
-def public_port(layout: Layout) -> int:
+class PublicPort(NamedTuple):
+    number: int
+    has_tls: bool
+
+
+def public_port(layout: Layout) -> PublicPort:
     """
     Return the public port of the host, as provisioning wrote it down.
 
@@ -312,7 +334,8 @@ def public_port(layout: Layout) -> int:
         HostError: It is not written down.
     """
     try:
-        port = json.loads(layout.host_config.read_bytes())["port"]
+        settings = json.loads(layout.host_config.read_bytes())
+        port, has_tls = settings["port"], settings.get("tls", False)
         if not (isinstance(port, int) and 0 < port < 1 << 16):
             raise ValueError(f"port is {port!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -322,7 +345,7 @@ def public_port(layout: Layout) -> int:
             f"{layout.host_config}: {error!r}"[:300],
             "inv provision writes it",
         ) from None
-    return port
+    return PublicPort(port, has_tls is True)
 
 
 def utc(wall_s: float) -> str:
