@@ -22,6 +22,7 @@ from deploy.inventory.schema import (
     HostEntry,
     HostGroup,
     Secret,
+    Service,
     Signing,
     Ssh,
     dangling_names,
@@ -78,7 +79,7 @@ def load_fleet(
         hosts=hosts,
         mirrors=file.mirrors,
         secrets={key: _with_absolute_file(value, root) for key, value in file.secrets.items()},
-        service=file.service,
+        service=_with_absolute_tls(file.service, root),
         release=file.release.policy,
         signing=_with_absolute_paths(file.signing, root),
         hooks=file.release.hooks,
@@ -249,6 +250,12 @@ def _with_absolute_paths(signing: Signing, root: Path) -> Signing:
             "allowed_signers": _absolute(signing.allowed_signers, root),
         }
     )
+
+
+def _with_absolute_tls(service: Service, root: Path) -> Service:
+    names = ("certificate", "key", "authority")
+    paths = {name: _absolute(getattr(service.tls, name), root) for name in names}
+    return service.model_copy(update={"tls": service.tls.model_copy(update=paths)})
 
 
 def _group_conflicts(file: FleetFile, document: Document) -> Iterator[Problem]:

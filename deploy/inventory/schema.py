@@ -184,6 +184,45 @@ else:
     _EngineKeys = with_fleet_options(Strict, Seconds)
 
 
+class Tls(Strict):
+    """
+    TLS of the public port.
+
+    Attributes:
+        kind: plain: HTTP without TLS.  files: the operator's certificate, on all hosts.
+            internal: the fleet's own authority issues a certificate for each host.
+        certificate: PEM file: the certificate, then those that sign it.
+        key: PEM file of its private key, 0600; it is sent to hosts.
+        authority: What clients trust.  With files a PEM file, None: what this machine trusts.
+            With internal the directory of the authority, see `inv certs.create`.
+        names: DNS names and addresses that clients use; with internal, beside the name and the
+            address of each host.
+    """
+
+    kind: Literal["plain", "files", "internal"] = "plain"
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    authority: FilePath | None = None
+    names: tuple[Address, ...] = Field(default=(), max_length=50)
+
+    @property
+    def is_on(self) -> bool:
+        return self.kind != "plain"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        has_files = self.certificate is not None and self.key is not None
+        if self.kind == "plain" and self != Tls.model_construct():
+            raise ValueError("has keys that only kind: files and kind: internal read")
+        if self.kind == "files" and not has_files:
+            raise ValueError("kind: files needs certificate and key")
+        if self.kind == "internal" and self.authority is None:
+            raise ValueError("kind: internal needs authority, the directory of inv certs.create")
+        if self.kind == "internal" and (self.certificate or self.key):
+            raise ValueError("has certificate or key, which only kind: files reads")
+        return self
+
+
 class Service(_EngineKeys):
     """
     The service of every host, and the limits of its runtime.
@@ -192,6 +231,7 @@ class Service(_EngineKeys):
     """
 
     port: Port = 8000
+    tls: Tls = Tls()
     memory_max: Annotated[Bytes, Field(gt=0)] = 8 * 2**30  # of one slot
     state_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of one slot, in its memory
     tmp_max: Annotated[Bytes, Field(gt=0)] = 2**30  # of each /tmp, /var/tmp, /dev/shm

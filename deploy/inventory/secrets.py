@@ -69,7 +69,7 @@ def resolve_secret(
             )
         return _one_line(text, what, f"the environment variable {secret.env}")
     assert secret.file is not None
-    return _one_line(_read_private(secret.file, what), what, str(secret.file))
+    return _one_line(read_private(secret.file, what), what, str(secret.file))
 
 
 def _is_for_slipway(path: Path) -> bool:
@@ -85,7 +85,18 @@ def _is_for_slipway(path: Path) -> bool:
     return path.name.startswith(_PREFIX) or (path.parent.name.startswith(_PREFIX) and not is_home)
 
 
-def _read_private(path: Path, what: str) -> str:
+def read_private(path: Path, what: str, *, holds: str = "the secret, as its only line") -> str:
+    """
+    Return the text of *path*, a file of this user alone, without its last line break.
+
+    Args:
+        what: Key of the fleet file that names it, for the error.
+        holds: What the file should contain, for the error.
+
+    Raises:
+        InventoryError: It is missing, empty, too long, not named for slipway, or other users may
+            read it.
+    """
     if not _is_for_slipway(path):
         raise InventoryError(
             f"{what}: {path} is not a file for secrets of slipway",
@@ -101,7 +112,7 @@ def _read_private(path: Path, what: str) -> str:
                 raise InventoryError(
                     f"{what}: {path} is no regular file",
                     why="it is a folder, a pipe or a device",
-                    fix=f"write the secret to {path}, with mode 0600",
+                    fix=f"write {holds} to {path}, with mode 0600",
                 )
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise InventoryError(
@@ -114,7 +125,7 @@ def _read_private(path: Path, what: str) -> str:
                 raise InventoryError(
                     f"{what}: {path} is too long",
                     why=f"it has more than {_SECRET_MAX} characters",
-                    fix=f"write the secret to {path}, as its only line",
+                    fix=f"write {holds} to {path}",
                 )
             text = text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
@@ -123,13 +134,13 @@ def _read_private(path: Path, what: str) -> str:
         raise InventoryError(
             f"{what}: {path} cannot be read",
             why=str(error.strerror),
-            fix=f"write the secret to {path}, with mode 0600 and owned by this user",
+            fix=f"write {holds} to {path}, with mode 0600 and owned by this user",
         ) from error
     if not text:
         raise InventoryError(
             f"{what}: {path} contains no text",
             why="the file is empty or not UTF-8",
-            fix=f"write the secret to {path}, as its only line",
+            fix=f"write {holds} to {path}",
         )
     return text
 

@@ -26,6 +26,7 @@ RANKS = {
     "deploy.verify": 7,
     "deploy.bundle": 6,
     "deploy.wheelhouse": 5,
+    "deploy.certificates": 4,
     "deploy.templating": 4,
     "deploy.transport": 4,
     "deploy.inventory": 3,

@@ -15,6 +15,7 @@ import yaml
 from fabric import Config, Connection
 
 from deploy.inventory.host_document import host_document, host_of
+from deploy.inventory.schema import Tls
 from deploy.provision import haproxy, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
@@ -85,7 +86,7 @@ def _shape(fleet, texts):
     haproxy_text = texts["/etc/haproxy/haproxy.cfg"]
     words = _first_words(haproxy_text)
     origins = fleet.service.cors_origins
-    yield _differs("haproxy.cfg", words, _usual_words(has_origins=bool(origins)))
+    yield _differs("haproxy.cfg", words, _usual_words(bool(origins), fleet.service.tls.kind))
     named = re.findall(r"\{ req\.hdr\(origin\) (.*) \}$", haproxy_text, re.MULTILINE)
     read = [shlex.split(line) for line in named]
     yield _differs("origins in haproxy.cfg", read, [[*origins]] if origins else [])
@@ -105,9 +106,10 @@ def _first_words(text):
 
 
 @functools.cache
-def _usual_words(*, has_origins):
+def _usual_words(has_origins, kind):
     origins = ("https://example.com",) if has_origins else ()
-    return _first_words(haproxy.config(make_spec(cors_origins=origins)))
+    tls = Tls.model_construct(kind=kind)
+    return _first_words(haproxy.config(make_spec(cors_origins=origins, tls=tls)))
 
 
 @functools.cache

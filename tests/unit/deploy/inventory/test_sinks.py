@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from deploy.bundle.sign import sign_bundle
+from deploy.certificates import operator_files
+from deploy.certificates.wanted import wanted_pairs
 from deploy.errors import DeployError
 from deploy.inventory.document import format_path
 from deploy.inventory.host_document import host_document
@@ -27,6 +29,7 @@ from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import run
 from deploy.wiring import state
+from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory import rendered
 from tests.unit.deploy.inventory.builders import write_fleet
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, mappings, with_value
@@ -41,6 +44,7 @@ SIGN, SIGNERS = "arguments of ssh-keygen", "the file of signers that is read"
 READ_ENV, READ_FILE = "environment variables that are read", "files of secrets that are read"
 ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
+CERTIFICATE = "files of the certificate that are read, and names that it is checked for"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
 # Key, another valid value, the sinks that it reaches.
@@ -57,6 +61,10 @@ SINKS = {
     "mirrors.apt_proxy": ("http://p2.example.com:1", {CONF}),
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
+    "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
+    "service.tls.key": ("/slipway/tls.key", {CERTIFICATE}),
+    "service.tls.authority": ("/keys/ca.pem", {CERTIFICATE}),
+    "service.tls.names[0]": ("api2.example.com", {CERTIFICATE}),
     "service.vllm_args[0]": ("--seed=7", {RUNTIME}),
     "service.cors_origins[0]": ("https://b.example.com:8443", {RUNTIME, HAPROXY}),
     "service.monitoring_networks[0]": ("10.9.0.0/16", {HAPROXY}),
@@ -171,6 +179,7 @@ def _sinks(folder, data, monkeypatch):
     found[HOOKS] = repr(_argvs_of_hooks(fleet, folder, monkeypatch))
     found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))
     found[ETCD] = repr(_etcd(fleet, monkeypatch))
+    found[CERTIFICATE] = repr(_certificate(fleet, monkeypatch))
     return found
 
 
@@ -179,6 +188,24 @@ def _etcd(fleet, monkeypatch):
         patch.setattr(state, "resolve_secret", lambda *_, **__: SecretValue("x"))
         store = state.state_store(SimpleNamespace(fleet=fleet, clients={}), None, None, env={})
     return store._etcd._settings, store._state_key
+
+
+def _certificate(fleet, monkeypatch):
+    read = []
+    pair = make_authority().issue(["api.example.com"], datetime.now(UTC))
+    chain, end, key = pair.pem.reveal().rpartition("-----END CERTIFICATE-----\n")
+
+    def record(path, *_, **__):
+        read.append(path)
+        return key
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operator_files, "_read", lambda path: record(path) and (chain + end).encode())
+        patch.setattr(operator_files, "read_private", record)
+        trust = lambda tls, _: read.append((tls.authority, tls.names))  # noqa: E731
+        patch.setattr(operator_files, "_check_trust", trust)
+        wanted_pairs(fleet, datetime.now(UTC), is_kept=False)
+    return read
 
 
 def _argvs_of_hooks(fleet, folder, monkeypatch):
