@@ -15,6 +15,7 @@ from deploy.provision import (
     python,
     runtime_unit,
     storage,
+    tls,
     users,
 )
 from deploy.provision.requirements import AnyRequirement
@@ -46,6 +47,7 @@ ORDER: Sequence[Concern] = (
     host_program,
     python,
     runtime_unit,
+    tls,
     haproxy,
     deadman,
 )

@@ -4,11 +4,15 @@ What every host of a fleet should have.
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 
+from deploy.certificates.wanted import wanted_pairs
 from deploy.inventory.schema import Fleet
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.spec import HostSpec, find_uv, read_allowed_signers, resolve_tokens
+from deploy.provision.tls import with_certificate
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import ensure_lock
 
@@ -18,9 +22,14 @@ def resource_sets(
     host_program: bytes,
     env: Mapping[str, str],
     progress: Callable[[str], None],
+    *,
+    is_check: bool = False,
 ) -> dict[str, ResourceSet]:
     """
     Return the resources of every host by name, and fetch the wheels that the cache lacks.
+
+    Args:
+        is_check: Certificates that would be issued are not written down.
 
     Raises:
         InventoryError: A row, secret or file of the fleet is missing.
@@ -30,24 +39,32 @@ def resource_sets(
     rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
+    certificates = wanted_pairs(fleet, datetime.now(UTC), is_kept=not is_check)
     uv = find_uv()
     locks = {name: ensure_lock(row, progress=progress) for name, row in rows.items()}
-    by_row = {
-        name: plan_resources(
-            HostSpec(
-                fleet=fleet.name,
-                row=row,
-                lock=locks[name],
-                service=fleet.service,
-                release=fleet.release,
-                mirrors=fleet.mirrors,
-                api_tokens=tokens,
-                allowed_signers=signers,
-                host_program=host_program,
-                uv=uv,
-                mac_key=secrets.token_hex(32),
-            )
+    specs = {
+        name: HostSpec(
+            fleet=fleet.name,
+            row=row,
+            lock=locks[name],
+            service=fleet.service,
+            release=fleet.release,
+            mirrors=fleet.mirrors,
+            api_tokens=tokens,
+            allowed_signers=signers,
+            host_program=host_program,
+            uv=uv,
+            mac_key=secrets.token_hex(32),
         )
         for name, row in rows.items()
     }
+    if certificates:
+        a_pair = next(iter(certificates.values()))
+        specs = {name: replace(spec, certificate=a_pair) for name, spec in specs.items()}
+    by_row = {name: plan_resources(spec) for name, spec in specs.items()}
+    if certificates:
+        return {
+            host.name: with_certificate(by_row[host.row], certificates[host.name])
+            for host in fleet.hosts
+        }
     return {host.name: by_row[host.row] for host in fleet.hosts}

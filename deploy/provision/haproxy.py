@@ -7,7 +7,7 @@ import json
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PortFree
-from deploy.provision.resources import AnyResource, Directory, EnabledService, File
+from deploy.provision.resources import Absent, AnyResource, Directory, EnabledService, File
 from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
 from deploy.templating import render
@@ -57,6 +57,26 @@ _KEPT_HEADERS = {
 }
 _BUSY = frozenset({429, 503})
 _RETRY_AFTER = ("retry-after", "1")
+_TLS = {
+    "certificate": layout.CERTIFICATE,
+    # Source: https://wiki.mozilla.org/Security/Server_Side_TLS, intermediate, version 5.7.
+    "ciphers": ":".join(
+        (
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+            "ECDHE-RSA-AES128-GCM-SHA256",
+            "ECDHE-ECDSA-AES256-GCM-SHA384",
+            "ECDHE-RSA-AES256-GCM-SHA384",
+            "ECDHE-ECDSA-CHACHA20-POLY1305",
+            "ECDHE-RSA-CHACHA20-POLY1305",
+        )
+    ),
+    "ciphersuites": ":".join(
+        ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+    ),
+    "streams": 100,
+    "source_table": "requests_of_source",
+    "total_table": "requests_in_flight",
+}
 _NOBODY = "255.255.255.255"  # never the source of a connection
 
 
@@ -86,13 +106,13 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
-    return [
-        EnabledService(
-            unit=layout.HAPROXY_UNIT,
-            socket=layout.HAPROXY_SOCKET,
-            description=f"slipway {_digest(spec)}",
-        )
-    ]
+    service = EnabledService(
+        unit=layout.HAPROXY_UNIT,
+        socket=layout.HAPROXY_SOCKET,
+        description=f"slipway {_digest(spec)}",
+    )
+    # The key leaves the host once no configuration names it.
+    return [service] if spec.service.tls.is_on else [service, Absent(path=layout.CERTIFICATE)]
 
 
 def config(spec: HostSpec) -> str:
@@ -119,6 +139,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         refusals=_refusals(),
         kept_headers=_KEPT_HEADERS,
         port=spec.service.port,
+        tls=_TLS if spec.service.tls.is_on else None,
         monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
         trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
         connections_per_source=spec.service.connections_per_source,

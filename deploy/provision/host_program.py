@@ -33,9 +33,11 @@ def host_config(spec: HostSpec) -> str:
     """
     Return the text of /etc/slipway/host.json.
     """
-    settings = {
+    settings: dict[str, object] = {
         "fleet": spec.fleet,  # a bundle of another fleet is refused
         "locks": [spec.lock.digest],  # `retire` keeps their environments
         "port": spec.service.port,  # a release is confirmed by a request to it
     }
+    if spec.service.tls.is_on:
+        settings["tls"] = True
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -15,8 +15,8 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
 
 from deploy.host import layout
-from deploy.host.protocol import DeadmanTest, Facts, VenvBuild, Wheel
-from deploy.provision import deadman_resources, resources, slot_resources
+from deploy.host.protocol import CertificateSet, DeadmanTest, Facts, VenvBuild, Wheel
+from deploy.provision import certificate_resources, deadman_resources, resources, slot_resources
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
@@ -24,6 +24,7 @@ from deploy.transport.client import HostClient
 APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
+CERTIFICATE_TIMEOUT_S = 60
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 _START_MARGIN_S = 15  # for systemd, beyond the start of a slot
@@ -86,6 +87,8 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             shell(name=f"Reserve {name}", commands=[reserve_command(resource)])
         case resources.File():
             place(name=f"Place {name}", resource=resource)
+        case certificate_resources.Certificate():
+            client.call(CertificateSet(pem=resource.pem), timeout_s=CERTIFICATE_TIMEOUT_S)
         case resources.Absent():
             remove(name=f"Remove {name}", path=resource.path)
         case resources.Upload():

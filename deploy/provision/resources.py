@@ -14,6 +14,7 @@ from pydantic import Field
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes
@@ -364,6 +365,7 @@ AnyResource = Annotated[
     | Socket
     | Reserve
     | File
+    | Certificate
     | Absent
     | Upload
     | Venv

@@ -50,7 +50,9 @@ def provision(
         from deploy.provision.fleet_specs import resource_sets
 
         host_program = build_host_program()
-        wanted = resource_sets(fleet, host_program, env, lambda text: progress(_fetching(text)))
+        wanted = resource_sets(
+            fleet, host_program, env, lambda text: progress(_fetching(text)), is_check=check
+        )
         packed_program = pack_program()
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources) for name, resources in wanted.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uv
 
+from deploy.certificates.pair import Pair
 from deploy.errors import InventoryError
 from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
@@ -46,6 +47,7 @@ class HostSpec:
         allowed_signers: Text of the file that names the signers whose bundles the host accepts.
         host_program: The zipapp of `deploy.host`.
         mac_key: Random key of this run, 64 hexadecimal digits, see `resources.File`.
+        certificate: Of the public port; None: the port is plain HTTP.
     """
 
     fleet: str
@@ -59,6 +61,7 @@ class HostSpec:
     host_program: bytes
     uv: Binary
     mac_key: str
+    certificate: Pair | None = None
 
     @property
     def drain_timeout_s(self) -> float:

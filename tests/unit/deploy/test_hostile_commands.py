@@ -282,7 +282,7 @@ def provision(monkeypatch, evil, honest, path, *, check):
     wanted = ResourceSet(requirements=(), placed=(file,), running=())
     hosts = (honest.host("n1"), *(evil.host(name, command_timeout=1.0) for name in NAMES))
     names = [host.name for host in hosts]
-    monkeypatch.setattr(fleet_specs, "resource_sets", lambda *_: dict.fromkeys(names, wanted))
+    monkeypatch.setattr(fleet_specs, "resource_sets", lambda *_, **__: dict.fromkeys(names, wanted))
     fleet = Fleet.model_construct(name="lab", hosts=hosts)
     events = []
     report = run.provision(fleet, check=check, progress=events.append, env={}, deadline_s=60.0)

@@ -10,6 +10,7 @@ from deploy.host import layout
 from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
+from deploy.provision.certificate_resources import Certificate
 from deploy.provision.concerns import plan_resources
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.differences import fact_query
@@ -45,7 +46,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
         fleet="prod",
         row=load_matrix().row(row),
         lock=Lock(digest=digest, text=text, python="3.11", wheels=(wheel,)),
-        service=Service.model_construct(**Service().model_dump() | settings | service),
+        service=Service.model_construct(**dict(Service()) | settings | service),
         release=ReleasePolicy(),
         mirrors=mirrors or Mirrors(),
         api_tokens=tuple(SecretValue(token) for token in tokens),
@@ -145,6 +146,8 @@ def _fulfil(resource, values):
             values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Directory() | File():
             values["paths"][resource.path] = path_like(resource)
+        case Certificate():
+            values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Upload():
             values["paths"][resource.path] = path_like(resource, sha256=None)
             link = {"type": "link", "mode": "0777", "target": resource.path, "sha256": None}

@@ -38,12 +38,11 @@ def test_a_host_that_matches_has_no_steps():
 
 def test_a_bare_host_gets_every_resource():
     """
-    Except what only a running slot has.
+    Except what only a running slot has, and what must not be there.
     """
     steps = steps_to(RESOURCES, bare(RESOURCES))
-    wanted = (
-        r for r in (*RESOURCES.placed, *RESOURCES.running) if r.kind not in ("socket", "slot_unit")
-    )
+    others = ("socket", "slot_unit", "absent")
+    wanted = (r for r in (*RESOURCES.placed, *RESOURCES.running) if r.kind not in others)
     assert names(steps) == [r.name for r in wanted]
 
 

@@ -1,5 +1,8 @@
+from deploy.certificates.authority import create_authority
 from deploy.host import layout
+from deploy.inventory.schema import Tls
 from deploy.provision import fleet_specs
+from tests.unit.deploy.certificates.builders import NOW
 from tests.unit.deploy.inventory.builders import make_fleet
 from tests.unit.deploy.provision.builders import find, make_spec
 
@@ -22,3 +25,29 @@ def test_each_run_compares_secrets_under_a_key_of_its_own(tmp_path, monkeypatch)
     first, second = key_of_a_run(tmp_path), key_of_a_run(tmp_path)
     assert first != second
     assert {len(bytes.fromhex(key)) for key in (first, second)} == {32}
+
+
+def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypatch):
+    """
+    The same in the next run; `--check` issues and keeps none.
+    """
+    spec = make_spec()
+    monkeypatch.setattr(fleet_specs, "ensure_lock", lambda row, **_: spec.lock)
+    monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
+    monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
+    folder = tmp_path / "slipway-ca"
+    create_authority(folder, "test", NOW)
+    fleet = make_fleet(tmp_path)
+    service = fleet.service.model_copy(update={"tls": Tls(kind="internal", authority=folder)})
+    fleet = fleet.model_copy(update={"service": service})
+
+    def pems(**options):
+        sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None, **options)
+        return {name: find(one, layout.CERTIFICATE).pem for name, one in sets.items()}
+
+    pems(is_check=True)
+    assert not (folder / "issued").exists()
+    first = pems()
+    assert len(set(first.values())) == len(fleet.hosts) > 1
+    assert pems() == first
+    assert pems(is_check=True) == first

@@ -38,7 +38,9 @@ def provision(monkeypatch):
     def provision_hosts(hosts, files, *, check=False, requirements=(), deadline_s=60.0):
         wanted = ResourceSet(requirements=requirements, placed=tuple(files), running=())
         names = [host.name for host in hosts]
-        monkeypatch.setattr(fleet_specs, "resource_sets", lambda *_: dict.fromkeys(names, wanted))
+        monkeypatch.setattr(
+            fleet_specs, "resource_sets", lambda *_, **__: dict.fromkeys(names, wanted)
+        )
         fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts))
         events = []
         report = run.provision(
@@ -171,7 +173,7 @@ def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):
     If the specification cannot be built, the error is raised and the hosts get no command.
     """
 
-    def fail(*_):
+    def fail(*_, **__):
         raise LookupError("no secret")
 
     monkeypatch.setattr(fleet_specs, "resource_sets", fail)

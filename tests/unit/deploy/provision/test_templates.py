@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from deploy.host import layout
-from deploy.inventory.schema import AptSource, Mirrors
+from deploy.inventory.schema import AptSource, Mirrors, Tls
 from deploy.provision import base, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
@@ -22,6 +22,7 @@ from deploy.templating import TEMPLATES
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS
 from runtime.contract.errors import ConfigError
 from runtime.server.config import load_config
+from tests.unit.deploy.certificates.builders import NOW, make_authority
 from tests.unit.deploy.provision.builders import TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -41,6 +42,8 @@ MIRRORS = Mirrors(
     ),
     apt_proxy="http://p:1",
 )
+
+TLS = Tls(kind="internal", authority="/ca")
 
 MEMORY = {
     "weights": "int8",
@@ -62,6 +65,7 @@ def texts():
     placed = {r.path: r.content.decode() for r in plan_resources(cpu).placed if isinstance(r, File)}
     return {
         "haproxy.cfg": haproxy.config(cpu),
+        "haproxy-tls.cfg": haproxy.config(make_spec(tls=TLS)),
         "slipway-runtime@.service": runtime_unit.unit(cpu),
         "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
@@ -132,6 +136,20 @@ def test_haproxy_accepts_it(haproxy_reads):
     It warns only of the missing state file.
     """
     done = haproxy_reads((GOLDEN / "haproxy.cfg").read_text())
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "[WARNING]" in line]
+    assert all("server state file" in line for line in warnings), warnings
+
+
+def test_haproxy_accepts_it_with_tls(haproxy_reads, tmp_path):
+    """
+    With the same one warning; without the certificate's file it does not start.
+    """
+    text = (GOLDEN / "haproxy-tls.cfg").read_text()
+    assert haproxy_reads(text).returncode != 0
+    path = tmp_path / "public.pem"
+    path.write_text(make_authority().issue(("localhost",), NOW).pem.reveal())
+    done = haproxy_reads(text.replace(layout.CERTIFICATE, str(path)))
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "[WARNING]" in line]
     assert all("server state file" in line for line in warnings), warnings

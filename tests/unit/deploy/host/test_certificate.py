@@ -1,0 +1,272 @@
+"""
+`certificate.set` on a real HAProxy: no request is lost, and what cannot be served changes nothing.
+"""
+
+import hashlib
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from deploy.host import certificate, tls
+from deploy.host.journal import Journal
+from deploy.host.protocol import CERTIFICATE_MAX, CertificateSet, ErrorKind, HostError
+from tests.local_host import short_directory
+from tests.unit.deploy.certificates.builders import (
+    DAY,
+    NOW,
+    key_pem,
+    make_authority,
+    make_leaf,
+    pem_of,
+    rsa_key,
+)
+from tests.unit.deploy.provision.public_port import PROGRAM, post, read_answer
+from tests.unit.deploy.provision.tls_port import Clients, TlsPort
+
+pytestmark = pytest.mark.skipif(not Path(PROGRAM).exists(), reason="haproxy is not installed")
+
+RENEWALS = 20
+
+
+@pytest.fixture
+def port():
+    with short_directory() as folder:
+        port = TlsPort(Path(folder))
+        try:
+            yield port
+        finally:
+            port.close()
+
+
+def digest_of(pem):
+    return hashlib.sha256(tls.first_certificate(pem)).hexdigest()
+
+
+def state_of(port):
+    """
+    Return what is served and what is on the disk.
+    """
+    folder = port.system.layout.certificates
+    return port.shown(), {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_twenty_renewals_under_load_lose_no_request(port):
+    """
+    Each shows the new certificate to new connections at once; old connections go on.
+    """
+    old = port.connect()
+    clients = Clients(port)
+    serials = set()
+    for _ in range(RENEWALS):
+        pem = port.issue()
+        result = port.install(pem)
+        assert result.served
+        assert result.sha256 == digest_of(pem) == port.shown()
+        serials.add(result.sha256)
+    lost = clients.stop()
+    assert lost == []
+    assert len(clients.answers) > RENEWALS
+    assert len(serials) == RENEWALS
+    old.sendall(post(b"{}"))
+    assert read_answer(old)[0] == 200
+    old.close()
+    path = port.system.layout.certificate
+    assert path.read_text() == pem
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_restart_in_their_place_loses_requests(port):
+    """
+    Negative control: the clients notice a HAProxy that ends its connections.
+    """
+    clients = Clients(port)
+    while not clients.answers:
+        time.sleep(0.01)
+    port.restart()
+    assert clients.stop() != []
+
+
+def test_a_restart_serves_what_was_set_last(port):
+    """
+    The file on the disk is the certificate that HAProxy serves.
+    """
+    result = port.install(port.issue())
+    port.restart()
+    assert port.shown() == result.sha256
+
+
+def mismatched(port):
+    leaf, _ = make_leaf(port.authority)
+    return (pem_of(leaf) + key_pem(make_leaf(port.authority)[1])).decode()
+
+
+def other_kind(port):
+    leaf, _ = make_leaf(port.authority)
+    return (pem_of(leaf) + key_pem(rsa_key(2048))).decode()
+
+
+def encrypted(port):
+    leaf, key = make_leaf(port.authority)
+    return (pem_of(leaf) + key_pem(key, b"secret")).decode()
+
+
+def expired(port):
+    leaf, key = make_leaf(port.authority, begins=NOW - 2 * DAY, ends=NOW - DAY)
+    return (pem_of(leaf) + key_pem(key)).decode()
+
+
+def weak(port):
+    leaf, key = make_leaf(port.authority, key=rsa_key(1024))
+    return (pem_of(leaf) + key_pem(key)).decode()
+
+
+def der(port):
+    leaf, _ = make_leaf(port.authority)
+    return leaf.public_bytes(Encoding.DER).decode("latin-1")
+
+
+REFUSED = {
+    "mismatched": (mismatched, "belongs to another certificate"),
+    "another kind of key": (other_kind, "belongs to another certificate"),
+    "encrypted": (encrypted, "the private key is encrypted"),
+    "expired": (expired, "certificate has expired"),
+    "weak": (weak, "the key is too weak"),
+    "der": (der, "not PEM"),
+    "empty": (lambda port: "", "not PEM"),
+    "words": (lambda port: "nothing\n", "no certificate"),
+    "large": (lambda port: "x" * 10_000_000, f"more than {CERTIFICATE_MAX} bytes"),
+    "commands": (lambda port: port.issue() + "\nset weight runtime/blue 0\n", "empty lines"),
+    "no key": (lambda port: port.issue().partition("-----BEGIN PRIV")[0], ""),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_served_changes_nothing(port, kind):
+    """
+    The old certificate stays, in HAProxy and on the disk; no draft and no key is left.
+    """
+    make, why = REFUSED[kind]
+    before = state_of(port)
+    pem = make(port)
+    with pytest.raises(HostError) as caught:
+        port.install(pem)
+    assert why in caught.value.why
+    assert caught.value.kind is ErrorKind.PRECONDITION
+    assert state_of(port) == before
+    assert "PRIVATE" not in str(caught.value.as_json())
+    assert port.stat("runtime", "blue")["weight"] == "100"
+
+
+def test_a_certificate_that_is_not_shown_is_taken_back(port, monkeypatch):
+    """
+    HAProxy took it, and new connections show another one.
+    """
+    before = state_of(port)
+    monkeypatch.setattr(certificate, "SHOWN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(port.system, "served_certificate", lambda **_: b"another")
+    with pytest.raises(HostError, match="does not serve the new certificate"):
+        port.install(port.issue())
+    assert state_of(port) == before
+
+
+def test_haproxy_has_the_last_word(port, monkeypatch):
+    """
+    What passes our check and not HAProxy's is refused in its words, and the next one is taken.
+    """
+    before = state_of(port)
+    with monkeypatch.context() as patch:
+        patch.setattr(tls, "check_file", lambda path: b"x")
+        with pytest.raises(HostError) as caught:
+            port.install(mismatched(port))
+    assert "it does not commit the certificate" in caught.value.why
+    assert state_of(port) == before
+    assert port.install(port.issue()).served
+
+
+def test_a_transaction_that_a_dead_call_left_is_no_obstacle(port):
+    """
+    HAProxy has one transaction at a time.
+    """
+    path = port.system.layout.certificate
+    assert "Transaction created" in port.ask(f"set ssl cert {path} <<\n{port.issue()}")
+    result = port.install(port.issue())
+    assert port.shown() == result.sha256
+
+
+@pytest.mark.parametrize("kind", ["stopped", "plain"])
+def test_without_tls_in_haproxy_only_the_file_is_replaced(port, kind):
+    """
+    It is read at the next start or reload: the first provisioning, or HAProxy is down.
+    """
+    if kind == "stopped":
+        port._process.kill()
+        port._process.wait()
+    else:
+        other = port.system.layout.certificates / "other.pem"
+        port.system.layout.certificate.rename(other)
+        port.system.layout.certificate = other.with_name("further.pem")
+    pem = port.issue()
+    assert not port.install(pem).served
+    assert port.system.layout.certificate.read_text() == pem
+
+
+def test_a_haproxy_that_does_not_answer_changes_nothing(port, monkeypatch):
+    """
+    It may serve the old certificate for long: the file is not replaced behind it.
+    """
+    before = state_of(port)
+
+    def busy(command):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(port.system, "haproxy", busy)
+    with pytest.raises(HostError):
+        port.install(port.issue())
+    assert state_of(port) == before
+
+
+def test_the_journal_names_the_certificate_and_never_the_key(port):
+    """
+    One event, before HAProxy gets it.
+    """
+    result = port.install(port.issue())
+    text = port.system.layout.journal.read_text()
+    assert result.sha256 in text
+    assert "PRIVATE" not in text
+    records, _ = Journal(port.system).read()
+    assert [record.step for record in records] == ["certificate.set"]
+    assert "PRIVATE" not in repr(CertificateSet(pem=port.issue()))
+
+
+def test_the_host_asks_its_port_only_with_its_own_certificate(port):
+    """
+    The request that confirms a release has a token: it goes to no other certificate.
+    """
+    ask = {"timeout_s": 5.0, "document": {}, "token": "secret"}
+    assert port.system.http_public("POST", "/generate", **ask).status == 200
+    assert port.slot.lines == ["POST /generate HTTP/1.1"]
+    port.system.layout.certificate.write_text(
+        make_authority().issue(("localhost",), NOW).pem.reveal()
+    )
+    answer = port.system.http_public("POST", "/generate", **ask)
+    assert answer.status is None
+    assert "another certificate" in answer.body
+    assert len(port.slot.lines) == 1
+
+
+def test_the_status_has_the_certificate_that_is_shown(port):
+    """
+    As DER; without HAProxy it fails, and a host with plain HTTP has none.
+    """
+    shown = port.system.served_certificate(timeout_s=5.0)
+    assert hashlib.sha256(shown).hexdigest() == port.shown()
+    port.system.layout.host_config.write_text(f'{{"port": {port.port}}}')
+    assert port.system.served_certificate(timeout_s=5.0) is None
+    port.system.layout.host_config.write_text(f'{{"port": {port.port}, "tls": true}}')
+    port._process.kill()
+    port._process.wait()
+    with pytest.raises(OSError):
+        port.system.served_certificate(timeout_s=5.0)

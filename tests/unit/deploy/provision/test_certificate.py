@@ -1,0 +1,146 @@
+"""
+The certificate of the public port among the resources of a host.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from deploy.certificates.authority import Authority
+from deploy.host import layout
+from deploy.host.protocol import CertificateInstalled, CertificateSet, PathFacts
+from deploy.inventory.schema import Tls
+from deploy.provision import operations
+from deploy.provision.certificate_resources import Certificate
+from deploy.provision.concerns import plan_resources
+from deploy.provision.differences import fact_query, steps_to
+from deploy.provision.host_program import host_config
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.tls import with_certificate
+from tests.unit.deploy.certificates.builders import NOW, make_authority
+from tests.unit.deploy.provision.builders import make_facts, make_spec
+
+TLS = Tls(kind="internal", authority="/ca")
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return make_authority()
+
+
+def spec_with(authority):
+    return replace(make_spec(tls=TLS), certificate=authority.issue(("n1",), NOW))
+
+
+def changes(resource_set, facts):
+    return {step.resource.name: step.difference for step in steps_to(resource_set, facts)}
+
+
+def test_it_is_placed_before_the_configuration_that_names_it(authority):
+    """
+    HAProxy's check of the configuration reads it.
+    """
+    names = [resource.name for resource in plan_resources(spec_with(authority)).placed]
+    order = [
+        layout.HOST_PROGRAM,
+        layout.CERTIFICATES,
+        layout.CERTIFICATE,
+        "/etc/haproxy/haproxy.cfg",
+    ]
+    assert [name for name in names if name in order] == order
+
+
+def test_another_certificate_is_a_change_of_its_file_alone(authority):
+    """
+    HAProxy is not reloaded: its configuration is the same for each certificate.
+    """
+    old, new = (plan_resources(spec_with(authority)) for _ in range(2))
+    facts = make_facts(old)
+    assert changes(old, facts) == {}
+    [(name, difference)] = changes(new, facts).items()
+    assert name == layout.CERTIFICATE
+    assert difference.change.startswith("new certificate, valid until 20")
+    assert difference.diff is None
+
+
+def test_hosts_of_a_row_differ_in_their_certificate_alone(authority):
+    """
+    Planned once for all of them: the same as planned with each certificate.
+    """
+    first, second = spec_with(authority), spec_with(authority)
+    assert with_certificate(plan_resources(first), second.certificate) == plan_resources(second)
+    assert plan_resources(first) != plan_resources(second)
+
+
+def test_wider_rights_are_a_change(authority):
+    """
+    Only root may read the key.
+    """
+    resources = plan_resources(spec_with(authority))
+    facts = make_facts(resources)
+    wider = replace(facts.paths[layout.CERTIFICATE], mode="0644")
+    facts = replace(facts, paths={**facts.paths, layout.CERTIFICATE: wider})
+    assert changes(resources, facts)[layout.CERTIFICATE].change == "mode 0644 → 0600"
+
+
+def test_without_tls_the_key_leaves_the_host():
+    """
+    After HAProxy has loaded a configuration that does not name it.
+    """
+    resources = plan_resources(make_spec())
+    facts = make_facts(resources)
+    assert changes(resources, facts) == {}
+    left = PathFacts(type="file", mode="0600", owner="root", group="root", size=1)
+    facts = replace(facts, paths={**facts.paths, layout.CERTIFICATE: left})
+    assert changes(resources, facts)[layout.CERTIFICATE].change == "remove"
+    names = [resource.name for resource in resources.running]
+    assert names.index(layout.HAPROXY_UNIT) < names.index(layout.CERTIFICATE)
+
+
+def test_the_key_is_in_no_diff_and_no_repr(authority):
+    """
+    It is in the resource alone, which travels on standard input; the question has a MAC key.
+    """
+    spec = spec_with(authority)
+    resources = plan_resources(spec)
+    key = spec.certificate.key.reveal().splitlines()[1]
+    assert key in resources.model_dump_json()  # control: it is there
+    for text in (repr(spec), repr(resources), repr(fact_query(resources)), host_config(spec)):
+        assert key not in text
+        assert "PRIVATE" not in text
+
+
+def test_the_host_program_knows_whether_its_port_has_tls(authority):
+    """
+    It asks the public port itself.
+    """
+    assert json.loads(host_config(spec_with(authority)))["tls"] is True
+    assert "tls" not in json.loads(host_config(make_spec()))
+
+
+def test_it_is_sent_to_the_host_program(authority):
+    """
+    Never as an argument of a command.
+    """
+    sent = []
+
+    class Client:
+        def call(self, request, *, timeout_s):
+            sent.append(request)
+            return CertificateInstalled(sha256="0" * 64, served=False)
+
+    spec = spec_with(authority)
+    [resource] = [r for r in plan_resources(spec).placed if isinstance(r, Certificate)]
+    operations.apply(resource, None, Client())
+    assert sent == [CertificateSet(pem=spec.certificate.pem.reveal())]
+
+
+def test_it_survives_the_way_to_the_worker(authority):
+    """
+    The worker gets the same resources as JSON.
+    """
+    resources = plan_resources(spec_with(authority))
+    [before] = [r for r in resources.placed if isinstance(r, Certificate)]
+    subset = ResourceSet(requirements=(), placed=(before,), running=())
+    assert ResourceSet.model_validate_json(subset.model_dump_json()) == subset
