@@ -58,6 +58,8 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
 
     fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
     names = [host.name for host in fleet.hosts]
+    if fleet.service.api_tokens and not fleet.service.tls.is_on:
+        print_progress("warning: bearer tokens travel in the clear: service.tls.kind is plain")
     if not check:
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
@@ -305,6 +307,7 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
         inv status --json
     """
     import time
+    from datetime import UTC, datetime
 
     from deploy.cli import report, tables
     from deploy.cli.watch import watch as show_again
@@ -318,7 +321,8 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
         def read() -> tuple[dict[str, Any], Any, Any]:
             states, findings = fleet_status.read(on)
             document = report.status_json(fleet.name, states, findings)
-            table = "" if json else tables.status_table(fleet.name, states, findings)
+            now = datetime.now(UTC)
+            table = "" if json else tables.status_table(fleet.name, states, findings, now)
             return document, table, fleet_error(findings)
 
         if watch:
@@ -354,6 +358,76 @@ def history(c, hosts=None, limit=None, verify=False, json=False):
     document = report.history_json(result, errors)
     table = "" if json else tables.history_table(result, errors)
     finish(document, table, error or unread, as_json=json)
+
+
+@command(flags={"hosts": _HOSTS, "yes": _YES})
+def certs_create(c, hosts=None, yes=False):
+    """
+    Make the fleet's own certificate authority.
+
+    Writes slipway-ca.pem and slipway-ca.key into service.tls.authority of the fleet, for you alone;
+    touches no host.  Clients trust slipway-ca.pem.  Refuses a directory that is in use.
+
+        inv certs.create --hosts gpu
+    """
+    from deploy.wiring import certificates, checkout
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    directory = certificates.authority_directory(fleet)
+    confirm(f"make a certificate authority in {directory}?", yes=yes)
+    print_text(str(certificates.create(fleet)))
+
+
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})
+def certs_renew(c, hosts=None, limit=None, json=False, yes=False):
+    """
+    Replace the certificates of hosts without losing a request.
+
+    With service.tls.kind internal, issues new ones; with files, reads the files again.  Changes no
+    weight and no release; works during one.  Each host proves that new connections show the new
+    certificate, or serves the old one.
+
+        inv certs.renew --hosts gpu
+    """
+    from deploy.cli import certificate_report
+    from deploy.wiring import certificates, checkout
+    from deploy.wiring.hosts import connect
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    names = [host.name for host in fleet.hosts]
+    confirm(f"replace the certificates of {', '.join(names)}?", yes=yes)
+    pairs = certificates.new_pairs(fleet)
+    with waiting("the certificates"), connect(fleet) as on:
+        result = certificates.renew(on, pairs)
+    document = certificate_report.renewal_json(fleet.name, result)
+    table = "" if json else certificate_report.renewal_table(result)
+    finish(document, table, result.error, as_json=json)
+
+
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON})
+def certs_show(c, hosts=None, limit=None, json=False):
+    """
+    Show the certificate of each host's public port.
+
+    Reads hosts; changes nothing.  Exits 26 where one has expired or is missing.
+
+        inv certs.show --hosts gpu
+    """
+    from datetime import UTC, datetime
+
+    from deploy.cli import certificate_report
+    from deploy.release.findings import certificate_findings, fleet_error
+    from deploy.wiring import checkout
+    from deploy.wiring.hosts import connect
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    with waiting("the certificates of the hosts"), connect(fleet) as on:
+        states = on.seen()
+    now = datetime.now(UTC)
+    error = fleet_error(certificate_findings(states, now))
+    document = certificate_report.certificates_json(fleet.name, states, now)
+    table = "" if json else certificate_report.certificates_table(states, now)
+    finish(document, table, error, as_json=json)
 
 
 @command(flags={"keep": "Leave the lab up afterwards.",
@@ -599,6 +673,11 @@ for _name, _does in {
 }.items():
     _lab.add_task(_lab_fault(_name, _does), name=_name)
 
+_certs = Collection("certs")
+_certs.add_task(certs_create, name="create")
+_certs.add_task(certs_renew, name="renew")
+_certs.add_task(certs_show, name="show")
+
 _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
 _bench.add_task(bench_fleet, name="fleet")
@@ -621,6 +700,7 @@ ns = Collection(
     promote,
     status,
     history,
+    _certs,
     _lab,
     _bench,
 )

@@ -158,7 +158,9 @@ def status_json(
         ]
         good = [{"release": g.release, "version": g.version} for g in found.good]
         used = {} if found.is_reserve_whole else {"reserve": "used"}
-        hosts.append({"host": name, "reachable": True, "slots": slots, "good": good, **used})
+        shown = {"certificate": certificate_json(found)} if found.has_tls else {}
+        host = {"host": name, "reachable": True, "slots": slots, "good": good, **used, **shown}
+        hosts.append(host)
         if found.lease_owner or found.unfinished or found.paused:
             release = release or {
                 "owner": found.lease_owner,
@@ -171,6 +173,21 @@ def status_json(
         "hosts": hosts,
         "release": release,
         "findings": [finding.as_json() for finding in of_seen],
+    }
+
+
+def certificate_json(current: Observed) -> dict[str, Any] | None:
+    """
+    Return the certificate that the public port of a host shows; None where it shows none.
+    """
+    shown = current.certificate
+    if shown is None:
+        return None
+    return {
+        "names": list(shown.names),
+        "issuer": shown.issuer,
+        "not_after": f"{shown.not_after:%Y-%m-%dT%H:%M:%SZ}",
+        "sha256": shown.sha256,
     }
 
 

@@ -3,13 +3,14 @@ The tables of `inv status`, `history`, `matrix` and `lab.status`; names in them 
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 
 from deploy.cli.grid import Cell, Grid, Style
 from deploy.errors import DeployError, TransportError
 from deploy.foreign_text import quoted
 from deploy.lab.config import LabStatus
-from deploy.release.findings import Finding, find
+from deploy.release.findings import EXPIRES_SOON, Finding, find
 from deploy.release.history import History
 from deploy.release.observe import Observed
 from deploy.versions.matrix import Matrix
@@ -65,18 +66,22 @@ def status_table(
     fleet: str,
     seen: Mapping[str, Observed | DeployError],
     findings: Sequence[Finding] | None = None,
+    now: datetime | None = None,
 ) -> Grid:
     """
     Return the table of `inv status`, with the findings below it.
 
     Args:
         findings: None: what `find` returns for *seen*.
+        now: Time from which the days of certificates are counted; None: they are not shown.
     """
-    table = Grid(("host", "slot", "version", "state", "weight", "health", "in flight"))
+    with_tls = now is not None and any(isinstance(s, Observed) and s.has_tls for s in seen.values())
+    columns = ("host", "slot", "version", "state", "weight", "health", "in flight")
+    table = Grid((*columns, "certificate") if with_tls else columns)
     for name, found in seen.items():
         if isinstance(found, DeployError):
             word = "unreachable" if isinstance(found, TransportError) else "unreadable"
-            table.add_row(name, "-", "-", Cell(word, "red"), "-", "-", "-")
+            table.add_row(name, "-", "-", Cell(word, "red"), "-", "-", "-", *["-"][: int(with_tls)])
             continue
         for index, slot in enumerate(found.slots):
             weight = "-" if slot.weight_pct is None else f"{slot.weight_pct} %"
@@ -88,6 +93,7 @@ def status_table(
                 weight,
                 slot.health,
                 "-" if slot.sessions is None else str(slot.sessions),
+                *([_certificate(found, now) if index == 0 else ""] if with_tls and now else []),
             )
         if found.lease_owner:
             table.notes.append(
@@ -96,6 +102,19 @@ def status_table(
     for finding in find(seen) if findings is None else findings:
         table.notes.append(f"{finding.host}: {finding.what}; {finding.fix}")
     return table
+
+
+def _certificate(current: Observed, now: datetime) -> str | Cell:
+    """
+    Return the days that the certificate of a host lasts; red where it has to be renewed.
+    """
+    if not current.has_tls:
+        return "-"
+    if current.certificate is None:
+        return Cell("none", "red")
+    left = current.certificate.not_after - now
+    days = f"{left.days} days" if left.total_seconds() > 0 else "expired"
+    return Cell(days, "green" if left >= EXPIRES_SOON else "red")
 
 
 def history_table(history: History, errors: Mapping[str, DeployError]) -> Grid:

@@ -5,6 +5,7 @@ What is not as it should be on the hosts of a fleet, each with what to do.  Pure
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from deploy.errors import DeployError, FleetDiffers, TransportError
 from deploy.foreign_text import quoted
@@ -12,6 +13,7 @@ from deploy.host.layout import unit
 from deploy.release.observe import Observed, ObservedSlot
 
 FLEET_NAME = "the fleet"  # as the host of a finding
+EXPIRES_SOON = timedelta(days=14)  # before the end of a certificate
 _WORST = 3  # findings that the error quotes
 
 
@@ -40,6 +42,7 @@ def find(
     differs: Mapping[str, str] | None = None,
     last_seen: Mapping[str, str] | None = None,
     unavailable: DeployError | None = None,
+    now: datetime | None = None,
 ) -> tuple[Finding, ...]:
     """
     Return the findings of all hosts, in their order.
@@ -48,6 +51,7 @@ def find(
         differs: What is not as the desired state says, by host.
         last_seen: When each host was last read from this machine, in UTC.
         unavailable: Why the place of the desired state could not be read.
+        now: Time at which certificates are judged; None: their ends are not.
     """
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
@@ -59,6 +63,7 @@ def find(
             continue
         found += _of_slots(state, is_busy)
         found += _of_host(state, is_busy)
+        found += _of_certificate(state, now)
         text = (differs or {}).get(name) or _unlike(state, most)
         if text:
             fix = "inv resume brings it there, or inv rollback"
@@ -67,6 +72,21 @@ def find(
         what = "the desired state in etcd is unknown, and that of the hosts may be older: "
         what += f"{unavailable.what}: {unavailable.why}"
         found.append(Finding(FLEET_NAME, what, unavailable.fix))
+    return tuple(found)
+
+
+def certificate_findings(
+    seen: Mapping[str, Observed | DeployError], now: datetime
+) -> tuple[Finding, ...]:
+    """
+    Return the findings about certificates alone, and the hosts that cannot be read.
+    """
+    found: list[Finding] = []
+    for name, state in seen.items():
+        if isinstance(state, DeployError):
+            found.append(_unreadable(name, state, None))
+        else:
+            found += _of_certificate(state, now)
     return tuple(found)
 
 
@@ -150,6 +170,26 @@ def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
     elif current.unfinished:
         what = f"ended in the middle: {quoted(current.unfinished_text or '')}"
         yield Finding(name, what, _clear(name), is_busy)
+
+
+def _of_certificate(current: Observed, now: datetime | None) -> Iterator[Finding]:
+    if not current.has_tls:
+        return
+    if current.certificate is None:
+        fix = f"systemctl status haproxy on {current.host}; inv provision --limit {current.host}"
+        yield Finding(current.host, "its public port shows no certificate", fix)
+        return
+    ends = current.certificate.not_after
+    if now is None or ends - now >= EXPIRES_SOON:
+        return
+    date = f"{ends:%Y-%m-%d %H:%M} UTC"
+    fix = f"inv certs.renew --limit {current.host}"
+    if ends <= now:
+        yield Finding(current.host, f"its certificate expired at {date}: clients refuse it", fix)
+    else:
+        days = (ends - now).days
+        # Clients still accept it: shown, and no error yet.
+        yield Finding(current.host, f"its certificate ends in {days} days, {date}", fix, True)
 
 
 def _clear(name: str) -> str:

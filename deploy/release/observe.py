@@ -4,6 +4,7 @@ Reads hosts into `Observed`: what serves where, who holds the lease, what was le
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deploy.errors import DeployError, PreconditionError
 from deploy.host.layout import SLOTS
@@ -21,6 +22,9 @@ from deploy.host.protocol import (
 )
 from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+
+if TYPE_CHECKING:
+    from deploy.certificates.shown import ShownCertificate
 
 STATUS_S = 15.0  # time limit of a call
 ANSWER_WITHIN_S = 2.0  # a way back goes on without hosts that have not answered by then
@@ -100,6 +104,8 @@ class Observed:
         staged: Bundles that it can start.
         pending: What it takes back by itself unless it is confirmed.
         went_back: What it took back by itself.
+        has_tls: Its public port speaks TLS.
+        certificate: That the port shows; None: none that can be read.
     """
 
     host: str
@@ -117,6 +123,8 @@ class Observed:
     pending: Pending | None = None
     went_back: WentBack | None = None
     is_deadman_tested: bool = True
+    has_tls: bool = False
+    certificate: "ShownCertificate | None" = None
 
     @property
     def unfinished_text(self) -> str | None:
@@ -200,7 +208,17 @@ def observed(host: str, status: HostStatus) -> Observed:
         pending=status.pending,
         went_back=status.went_back,
         is_deadman_tested=status.is_deadman_tested,
+        has_tls=status.certificate is not None,
+        certificate=_certificate(status.certificate),
     )
+
+
+def _certificate(text: str | None) -> "ShownCertificate | None":
+    if not text:
+        return None
+    from deploy.certificates.shown import shown_certificate  # slow to import, for TLS alone
+
+    return shown_certificate(text)
 
 
 def _slot(name: str, status: SlotStatus) -> ObservedSlot:

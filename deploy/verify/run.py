@@ -98,6 +98,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
         found[host.name] = {
             "sudo": host.ssh.user != "root",
             "port": fleet.service.port,
+            "tls": fleet.service.tls.is_on,
             "row": row.name,
             "torch": row.version,
             "lock": lock_digest(row),

@@ -31,7 +31,14 @@ def read(on: Hosts) -> tuple[dict[str, Observed | DeployError], tuple[Finding, .
     with contextlib.suppress(DeployError):  # too few hosts answer or agree: each has findings
         desired = store.read(seen)
     differs = _differences(desired, seen)
-    return seen, find(seen, differs=differs, last_seen=times, unavailable=store.unavailable)
+    found = find(
+        seen,
+        differs=differs,
+        last_seen=times,
+        unavailable=store.unavailable,
+        now=datetime.now(UTC),
+    )
+    return seen, found
 
 
 def _differences(

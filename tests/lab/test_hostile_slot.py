@@ -25,7 +25,7 @@ from tests.lab.conftest import bring_up, say
 ROOT = Path(__file__).parents[2]
 HOST = "n1"
 PREFIX = "10.77.81"
-DRAIN_S, START_S = 5, 45
+DRAIN_S, START_S = 5, 90
 STATE_MIB = TMP_MIB = 48
 
 

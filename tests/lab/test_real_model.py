@@ -60,7 +60,7 @@ def fleet(config, tmp_path_factory):
         "service": {
             "device": "cpu",
             "precision": "fp32",
-            "threads": 1,
+            "threads": 2,
             "memory_max": "3GiB",
             "context_tokens": 2048,
             "max_batch_requests": 8,

@@ -1,7 +1,7 @@
 """
 Silent and slow clients on a host that serves: honest clients, health checks and a release.
 
-SLIPWAY_SLOW_CLIENTS_S is the length of the attack in seconds (default 30).
+SLIPWAY_SLOW_CLIENTS_S is the length of the attack in seconds (default 60).
 """
 
 import json
@@ -17,7 +17,7 @@ from deploy.demo.load import LoadGenerator
 from deploy.wiring import checkout, lab_models
 from tests.lab.test_release import ROOT, inv, on_host, serving
 
-DURATION_S = float(os.environ.get("SLIPWAY_SLOW_CLIENTS_S", "30"))
+DURATION_S = float(os.environ.get("SLIPWAY_SLOW_CLIENTS_S", "60"))
 CONNECTIONS = 6000  # more than HAProxy's 4096
 SOURCES = 20  # addresses; with 256 connections each they would take all of the port's
 PROGRAM = Path(__file__).parents[1] / "slow_clients.py"

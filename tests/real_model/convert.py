@@ -66,7 +66,7 @@ def _write(weights: Path, directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict()
     del config["quantization_config"]
-    config |= {"_name_or_path": NAME, "architectures": ["LlamaForCausalLM"]}
+    config["_name_or_path"] = NAME
     (directory / "golden.jsonl").write_text(json.dumps(GOLDEN) + "\n")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
