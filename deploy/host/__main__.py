@@ -32,6 +32,8 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.LeaseRelease: "lease_verbs:release",
     protocol.StateWrite: "desired:write",
     protocol.StateRead: "desired:read",
+    protocol.KeysRead: "api_keys:read",
+    protocol.KeysWrite: "api_keys:write",
     protocol.DeadmanArm: "deadman.verbs:arm",
     protocol.DeadmanConfirm: "deadman.verbs:confirm",
     protocol.DeadmanDisarm: "deadman.verbs:disarm",

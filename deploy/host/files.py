@@ -32,9 +32,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
+def write_atomic(path: Path, data: bytes, mode: int, group: int | None = None) -> None:
     """
     Replace the content of *path* by *data*; a crash leaves the old content or the new.
+
+    Args:
+        group: Id of the group of the file; None: that of this process.
     """
     # Callers hold the host's lock, so that no two write the same draft.
     draft = path.with_name(f"{UNFINISHED}{path.name}")
@@ -42,6 +45,8 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if group is not None:
+                os.fchown(file.fileno(), -1, group)
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()

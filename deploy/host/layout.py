@@ -34,6 +34,7 @@ COUNTER = f"{STATE}/counter"  # highest counter of a bundle that was recorded as
 ETC = "/etc/slipway"
 RUNTIME_CONFIG = f"{ETC}/runtime.yml"  # 0640 root:slipway
 ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
+API_KEYS = f"{ETC}/keys.json"  # 0640 root:slipway: hashes of API keys, read by the runtime
 ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 CERTIFICATES = f"{ETC}/tls"  # 0700 root
@@ -137,6 +138,7 @@ class Layout:
         self.etc = self._at(ETC)
         self.runtime_config = self._at(RUNTIME_CONFIG)
         self.environment = self._at(ENVIRONMENT)
+        self.api_keys = self._at(API_KEYS)
         self.allowed_signers = self._at(ALLOWED_SIGNERS)
         self.host_config = self._at(HOST_CONFIG)
         self.certificates = self._at(CERTIFICATES)

@@ -63,6 +63,11 @@ ROW = Name(
     r"[a-z0-9][a-z0-9._+-]{0,63}",
     "the name of a row of the version matrix, such as torch-2.13-cu130",
 )
+KEY = Name(
+    "API key",
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "letters, digits, . _ -, a letter or digit first, 64 characters at most",
+)
 IDENTITY = Name(
     "signer",
     r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}",
@@ -71,5 +76,6 @@ IDENTITY = Name(
 
 Version = Annotated[str, Pattern(VERSION.regex, VERSION.meaning)]
 ModelName = Annotated[str, Pattern(MODEL_NAME.regex, MODEL_NAME.meaning)]
+KeyName = Annotated[str, Pattern(KEY.regex, KEY.meaning)]
 RowName = Annotated[str, Pattern(ROW.regex, ROW.meaning)]
 Identity = Annotated[str, Pattern(IDENTITY.regex, IDENTITY.meaning)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple,
 
 from deploy.host.codec import OneOf, Pattern, Range
 from deploy.host.layout import SLOTS
+from deploy.host.names import KeyName, ModelName
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -234,6 +235,133 @@ class StateRead(Request[StateText]):
     VERB = "state.read"
     NEEDS_LEASE = False
     ANSWER_MAX = 4 * STATE_MAX  # JSON may need several bytes for one of the text
+
+
+# -- API keys
+
+
+KEYS_MAX = 1000  # of one list, revoked ones included
+KEYS_BYTES_MAX = 1 << 20  # of the file of a list
+KEY_SECRETS_MAX = 4  # tokens of one key that are accepted at once
+KEY_MODELS_MAX = 16
+
+EpochS = Annotated[int, Range(0, 2**40)]  # seconds since 1970
+PerMinute = Annotated[int, Range(1, 10**9)]
+KeysVersion = Annotated[int, Range(1, 2**53)]
+
+
+@dataclass(frozen=True)
+class KeySecret:
+    """
+    One token of a key.
+
+    Attributes:
+        sha256: Of the token.  The token has 256 random bits, so no slower hash is needed.
+        expires_at: None: it does not expire.
+    """
+
+    sha256: Digest
+    created_at: EpochS
+    expires_at: Optional[EpochS] = None
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """
+    A key of the service, by its name.
+
+    Attributes:
+        changed: Version of the list that last changed this key.
+        changed_at: When, by the clock of the operator's machine.
+        secrets: Newest first; empty: the key is revoked, and stays so that no host that missed it
+            brings the key back.
+        models: Names of the models that it may use; empty: all.
+        weight: Share of the engine, compared with the other keys of its priority.
+        priority: Requests of keys with a lower number are computed first.
+    """
+
+    name: KeyName
+    changed: KeysVersion
+    changed_at: EpochS
+    secrets: tuple[KeySecret, ...]
+    models: tuple[ModelName, ...] = ()
+    requests_per_minute: Optional[PerMinute] = None
+    tokens_per_minute: Optional[PerMinute] = None
+    weight: Annotated[int, Range(1, 100)] = 1
+    priority: Annotated[int, Range(0, 9)] = 5
+
+
+@dataclass(frozen=True)
+class KeysStamp:
+    """
+    Which list of keys a host holds.
+
+    Attributes:
+        version: Counts the changes of the list.
+        sha256: Of its file.
+    """
+
+    version: KeysVersion
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class KeysHeld:
+    """
+    Attributes:
+        stamp: None: the host has no list, or a damaged one.
+        keys: Ordered by name.
+        damage: Why the file on the host is no list of keys; None: it is one, or there is none.
+    """
+
+    stamp: Optional[KeysStamp]
+    keys: tuple[ApiKey, ...]
+    damage: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class KeysRead(Request[KeysHeld]):
+    """
+    Return the API keys as this host holds them; changes nothing.
+    """
+
+    VERB = "keys.read"
+    NEEDS_LEASE = False
+    ANSWER_MAX = 4 * KEYS_BYTES_MAX
+
+
+@dataclass(frozen=True)
+class KeysWritten:
+    """
+    Attributes:
+        is_written: False: the host holds another list than the caller expected.
+        held: What it holds now.
+    """
+
+    is_written: bool
+    held: KeysHeld
+
+
+@dataclass(frozen=True)
+class KeysWrite(Request[KeysWritten]):
+    """
+    Replace the list of API keys, if the host still holds the one that the caller has read.
+
+    Needs no lease: keys change also while a release runs.  The comparison keeps two operators
+    from undoing each other's change.
+
+    Attributes:
+        expected: Stamp of the list that the caller has read; None: there was none.
+        version: Higher than that of *expected*.
+    """
+
+    VERB = "keys.write"
+    NEEDS_LEASE = False
+    ANSWER_MAX = 4 * KEYS_BYTES_MAX
+
+    expected: Optional[KeysStamp]
+    version: KeysVersion
+    keys: tuple[ApiKey, ...]
 
 
 # -- the host's own way back
@@ -885,6 +1013,8 @@ class HostStatus:
             units, as provisioning does.
         certificate: That the public port shows, DER in base64; "": it shows none; None: the port
             is plain HTTP.
+        keys: Which list of API keys it holds; None: none, or a damaged one.
+        keys_damage: Why its file of API keys is no list.
     """
 
     boot_id: str
@@ -904,6 +1034,8 @@ class HostStatus:
     went_back: Optional[WentBack]
     is_deadman_tested: bool
     certificate: Optional[str] = None
+    keys: Optional[KeysStamp] = None
+    keys_damage: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -1125,6 +1257,8 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         LeaseRelease,
         StateWrite,
         StateRead,
+        KeysRead,
+        KeysWrite,
         DeadmanArm,
         DeadmanConfirm,
         DeadmanDisarm,

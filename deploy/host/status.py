@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 
-from deploy.host import desired
+from deploy.host import api_keys, desired
 from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
 from deploy.host.good import staged, startable
@@ -33,6 +33,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
     records, damaged = Journal(system).read()
     replayed = replay(records)
     servers, units = servers_or_none(system), units_or_none(system)
+    keys = api_keys.stored(layout)
     return HostStatus(
         boot_id=system.boot_id(),
         lease=Leases(system).status(),
@@ -53,6 +54,8 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         went_back=pending.went_back(system),
         is_deadman_tested=self_test.is_tested(system),
         certificate=_certificate(system),
+        keys=keys.stamp,
+        keys_damage=keys.damage,
     )
 
 
