@@ -65,8 +65,30 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     with events.provisioning(names, as_json=json) as progress:
         result = run(fleet, check=check, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
+    if result.changes and not check:
+        _sync_keys_of(fleet)
     error = result.error
     finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
+
+
+def _sync_keys_of(fleet):
+    """
+    Bring the API keys to hosts that were installed anew; a failure is told and is no error.
+    """
+    from deploy.api_keys.commands import sync_keys
+    from deploy.errors import DeployError
+    from deploy.wiring.hosts import connect
+
+    try:
+        with waiting("the API keys of the hosts"), connect(fleet) as on:
+            spread = sync_keys(on.clients)
+    except DeployError as error:
+        print_progress(f"API keys: not compared: {error.what}; inv keys.sync")
+        return
+    if spread.changed:
+        print_progress(f"API keys: brought to {', '.join(spread.changed)}")
+    if spread.missed:
+        print_progress(f"API keys: not compared on {', '.join(spread.missed)}; inv keys.sync")
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
@@ -430,6 +452,154 @@ def certs_show(c, hosts=None, limit=None, json=False):
     finish(document, table, error, as_json=json)
 
 
+@command(flags={"name": "Name of the key, for lists, metrics and logs.",
+                "expires": "How long it is valid, such as 30d (default: for ever).",
+                "models": "Models that it may use, comma-separated (default: all).",
+                "rpm": "Most requests a minute, of each slot (default: no limit).",
+                "tpm": "Most tokens a minute, of each slot (default: no limit).",
+                "weight": "Share of the engine beside other keys, 1 to 100 (default 1).",
+                "priority": "Keys with a lower number are computed first, 0 to 9 (default 5).",
+                "hosts": _HOSTS, "json": _JSON, "yes": _YES})  # fmt: skip
+def keys_add(c, name, expires="", models="", rpm="", tpm="", weight="1", priority="5", hosts=None,
+             json=False, yes=False):  # fmt: skip
+    """
+    Add an API key on all hosts; print its token, once.
+
+    In force within 5 s; restarts nothing, and needs no lease.  Once there is a key, requests
+    without one are refused.  Exits 26 where a host did not get it.
+
+        inv keys.add --name web --expires 90d --rpm 600
+    """
+    from deploy.api_keys.commands import add_key
+    from deploy.cli.key_flags import key_name, key_options
+
+    options = key_options(
+        expires=expires, models=models, rpm=rpm, tpm=tpm, weight=weight, priority=priority
+    )
+    name = key_name(name)
+    _issue(c, f"add the API key {name}", hosts, json, yes,
+           lambda clients, now: add_key(clients, name, options, now))  # fmt: skip
+
+
+@command(positional=("name",),
+         flags={"name": "Name of the key.",
+                "overlap": "How long earlier tokens stay valid, such as 1h (default 0s).",
+                "expires": "How long the new token is valid, such as 30d (default: for ever).",
+                "hosts": _HOSTS, "json": _JSON, "yes": _YES})  # fmt: skip
+def keys_rotate(c, name, overlap="0s", expires="", hosts=None, json=False, yes=False):
+    """
+    Give an API key another token; print it, once.
+
+    Its limits stay.  Exits 26 where a host did not get it.
+
+        inv keys.rotate web --overlap 1h
+    """
+    from deploy.api_keys.commands import rotate_key
+    from deploy.cli.key_flags import duration, key_name
+
+    name, overlap_s = key_name(name), duration("overlap", overlap)
+    expires_s = duration("expires", expires) if expires else None
+    _issue(c, f"rotate the API key {name}", hosts, json, yes,
+           lambda clients, now: rotate_key(clients, name, overlap_s, expires_s, now))  # fmt: skip
+
+
+@command(positional=("name",), flags={"name": "Name of the key.", "hosts": _HOSTS,
+                                      "json": _JSON, "yes": _YES})  # fmt: skip
+def keys_revoke(c, name, hosts=None, json=False, yes=False):
+    """
+    Revoke an API key on all hosts, for ever.
+
+    Refused within 5 s; requests in flight end.  Exits 26 where a host did not get it: the key
+    still works there.
+
+        inv keys.revoke web
+    """
+    from deploy.api_keys.commands import revoke_key
+    from deploy.cli.key_flags import key_name
+
+    name = key_name(name)
+    _spread(c, f"revoke the API key {name}", hosts, json, yes,
+            lambda clients, now: revoke_key(clients, name, now))  # fmt: skip
+
+
+@command(flags={"hosts": _HOSTS, "json": _JSON, "yes": _YES})
+def keys_sync(c, hosts=None, json=False, yes=False):
+    """
+    Bring the newest state of each API key to all hosts.
+
+    For hosts that missed a change or were installed anew; `inv provision` does it too.
+
+        inv keys.sync
+    """
+    from deploy.api_keys.commands import sync_keys
+
+    _spread(
+        c,
+        "bring the newest API keys to all hosts,",
+        hosts,
+        json,
+        yes,
+        lambda clients, now: sync_keys(clients),
+    )
+
+
+@command(flags={"hosts": _HOSTS, "json": _JSON})
+def keys_list(c, hosts=None, json=False):
+    """
+    Show the API keys; never a token.
+
+    Reads hosts; changes nothing.  Exits 26 where hosts hold different lists or do not answer.
+
+        inv keys.list
+    """
+    import time
+
+    from deploy.api_keys.spread import read_lists
+    from deploy.cli import key_report
+    from deploy.wiring import checkout
+    from deploy.wiring.hosts import connect
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    with waiting("the API keys of the hosts"), connect(fleet) as on:
+        lists = read_lists(on.clients)
+    table = "" if json else key_report.keys_table(lists, int(time.time()))
+    finish(key_report.keys_json(lists), table, key_report.lists_error(lists), as_json=json)
+
+
+def _issue(c, does, hosts, json, yes, issue):
+    """
+    Ask, issue a token on all hosts, and print it alone on stdout.
+    """
+    from deploy.cli import key_report
+
+    issued = _on_all_hosts(c, does, hosts, yes, issue)
+    print_progress(key_report.spread_text(issued.spread))
+    finish(key_report.issued_json(issued), issued.token, issued.error, as_json=json)
+
+
+def _spread(c, does, hosts, json, yes, change):
+    """
+    Ask, change the keys on all hosts, and print which hosts hold the list.
+    """
+    from deploy.cli import key_report
+
+    spread = _on_all_hosts(c, does, hosts, yes, change)
+    text = key_report.spread_text(spread)
+    finish(key_report.spread_json(spread), text, spread.error, as_json=json)
+
+
+def _on_all_hosts(c, does, hosts, yes, change):
+    import time
+
+    from deploy.wiring import checkout
+    from deploy.wiring.hosts import connect
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    confirm(f"{does} on {', '.join(host.name for host in fleet.hosts)}?", yes=yes)
+    with waiting("the API keys of the hosts"), connect(fleet) as on:
+        return change(on.clients, int(time.time()))
+
+
 @command(flags={"keep": "Leave the lab up afterwards.",
                 "fresh": "Begin with empty disks (default); --no-fresh keeps hosts that run.",
                 "json": _JSON})  # fmt: skip
@@ -657,6 +827,13 @@ def bench_fleet(c, counts="10,100,1000", latency="5", json=False):
     finish(result.as_json(), result.table(), None, as_json=json)
 
 
+_keys = Collection("keys")
+_keys.add_task(keys_add, name="add")
+_keys.add_task(keys_list, name="list")
+_keys.add_task(keys_rotate, name="rotate")
+_keys.add_task(keys_revoke, name="revoke")
+_keys.add_task(keys_sync, name="sync")
+
 _lab = Collection("lab")
 _lab.add_task(lab_up, name="up")
 _lab.add_task(lab_down, name="down")
@@ -701,6 +878,7 @@ ns = Collection(
     status,
     history,
     _certs,
+    _keys,
     _lab,
     _bench,
 )

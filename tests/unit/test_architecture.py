@@ -18,6 +18,7 @@ RANKS = {
     "deploy.bench": 10,
     "deploy.demo": 10,
     "deploy.cli": 9,
+    "deploy.api_keys": 8,
     "deploy.wiring": 8,
     "deploy.lab.models": 8,  # a program of its own: nothing imports it
     "deploy.lab": 7,

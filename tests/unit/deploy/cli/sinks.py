@@ -14,18 +14,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from deploy.api_keys.spread import HeldLists
 from deploy.cli import report, terminal
 from deploy.cli.boundary import error_boundary
 from deploy.cli.confirm import confirm
 from deploy.cli.events import ProvisionProgress, ReleaseProgress
 from deploy.cli.grid import Cell, Grid
+from deploy.cli.key_report import keys_json, keys_table, lists_error
 from deploy.cli.progress import Progress, describe
 from deploy.cli.tables import lab_table, status_table
 from deploy.cli.terminal import finish, print_text
 from deploy.cli.watch import watch
 from deploy.demo.report import DemoReport, DemoStep
 from deploy.errors import CanaryRejected, TransportError
-from deploy.host.protocol import Unfinished
+from deploy.host.protocol import ApiKey, KeySecret, KeysHeld, KeysStamp, Unfinished
 from deploy.lab.config import HostState, LabHost, LabStatus
 from deploy.provision.report import EventKind, Failure, ProvisionEvent, ProvisionReport
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
@@ -184,6 +186,20 @@ def other_code(text):
     sys.__excepthook__(ValueError, error, None)
 
 
+def keys(text):
+    """
+    A host sends its list of keys, with any text that the types allow, and why it is damaged.
+    """
+    key = ApiKey("web", 1, 1, (KeySecret("a" * 64, 1),), models=(text,))
+    lists = HeldLists(
+        {"n1": KeysHeld(KeysStamp(1, "a" * 64), (key,)), "n2": KeysHeld(None, (), text)},
+        {"n3": make_error(text)},
+    )
+    for as_json in (False, True):
+        error = lists_error(lists)
+        ends(finish, keys_json(lists), keys_table(lists, 5), error, as_json=as_json)
+
+
 SINKS = {
     "print_progress": terminal.print_progress,
     "print_change": terminal.print_change,
@@ -202,6 +218,7 @@ SINKS = {
     "provisioning": provisioning,
     "releasing": releasing,
     "status": status,
+    "keys": keys,
     "lab": lab,
     "reports": reports,
     "json reports": json_reports,

@@ -1,0 +1,148 @@
+"""
+The list of API keys as a value: merge, add, rotate, revoke.  Pure.
+
+The hosts hold the list.  Two lists merge into one, in any order and any number of times with the
+same result, so that hosts that missed a change, and operators who work at the same time, end with
+one list.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deploy.errors import UsageError
+from deploy.host.codec import encode
+from deploy.host.protocol import KEY_SECRETS_MAX, KEYS_MAX, ApiKey, KeySecret, KeysHeld
+
+FORGET_REVOKED_S = 400 * 86400  # a host that was away for longer may bring a revoked key back
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList:
+    """
+    Attributes:
+        version: Counts the changes; 0: there was no list yet.
+        keys: Ordered by name, revoked ones included.
+    """
+
+    version: int
+    keys: tuple[ApiKey, ...]
+
+    @classmethod
+    def of(cls, held: KeysHeld) -> "KeyList":
+        return cls(held.stamp.version if held.stamp else 0, held.keys)
+
+    def get(self, name: str) -> ApiKey | None:
+        return next((key for key in self.keys if key.name == name), None)
+
+    @property
+    def active(self) -> tuple[ApiKey, ...]:
+        return tuple(key for key in self.keys if not is_revoked(key))
+
+
+def is_revoked(key: ApiKey) -> bool:
+    return not key.secrets
+
+
+def merge(lists: Iterable[KeyList]) -> KeyList:
+    """
+    Return one list with the newest state of each key.
+
+    A key that is revoked in one list is revoked, whatever the others say.  If no list has all of
+    it, the result is a new version.
+    """
+    given = [one for one in lists if one.version]
+    newest: dict[str, ApiKey] = {}
+    for one in given:
+        for key in one.keys:
+            held = newest.get(key.name)
+            if held is None or _order(key) > _order(held):
+                newest[key.name] = key
+    keys = tuple(newest[name] for name in sorted(newest))
+    version = max((one.version for one in given), default=0)
+    at_version = {one.keys for one in given if one.version == version}
+    return KeyList(version if at_version <= {keys} else version + 1, keys)
+
+
+def add(held: KeyList, key: ApiKey) -> KeyList:
+    """
+    Return *held* with the new *key*.
+
+    Raises:
+        UsageError: Its name is or was in use, or there are too many keys.
+    """
+    if (old := held.get(key.name)) is not None:
+        if is_revoked(old):
+            why = "a key of that name was revoked, and stays so"
+            raise UsageError(f"{key.name}: taken", why=why, fix="choose another name")
+        fix = f"inv keys.rotate {key.name} replaces its token; or choose another name"
+        raise UsageError(f"{key.name}: taken", why="there is a key of that name", fix=fix)
+    changed = _put(held, key)
+    if len(changed.keys) > KEYS_MAX:
+        raise UsageError(
+            f"{key.name}: not added",
+            why=f"there are {len(held.keys)} keys, with those revoked in the last "
+            f"{FORGET_REVOKED_S // 86400} days; at most {KEYS_MAX} are kept",
+            fix="rotate a key instead: inv keys.rotate NAME",
+        )
+    return changed
+
+
+def rotate(held: KeyList, name: str, new: KeySecret, overlap_s: int) -> KeyList:
+    """
+    Return *held* with *new* as the token of *name*; earlier tokens end after *overlap_s*.
+
+    Raises:
+        UsageError: There is no such key.
+    """
+    key = _active(held, name)
+    until = new.created_at + overlap_s
+    earlier = [
+        dataclasses.replace(one, expires_at=min(until, one.expires_at or until))
+        for one in key.secrets
+        if overlap_s and (one.expires_at is None or one.expires_at > new.created_at)
+    ]
+    secrets = (new, *earlier[: KEY_SECRETS_MAX - 1])
+    return _put(held, dataclasses.replace(key, secrets=secrets, changed_at=new.created_at))
+
+
+def revoke(held: KeyList, name: str, now: int) -> KeyList:
+    """
+    Return *held* with *name* revoked for ever.
+
+    Raises:
+        UsageError: There is no such key.
+    """
+    key = _active(held, name)
+    return _put(held, dataclasses.replace(key, secrets=(), changed_at=now))
+
+
+def without_old(held: KeyList, now: int) -> KeyList:
+    """
+    Return *held* without keys that were revoked long ago; of the same version.
+    """
+    kept = [k for k in held.keys if not is_revoked(k) or k.changed_at + FORGET_REVOKED_S > now]
+    return KeyList(held.version, tuple(kept))
+
+
+def _active(held: KeyList, name: str) -> ApiKey:
+    key = held.get(name)
+    if key is not None and not is_revoked(key):
+        return key
+    raise UsageError(
+        f"{name}: no such key",
+        why="it was revoked" if key else "no host has a key of that name",
+        fix="inv keys.list shows them",
+    )
+
+
+def _put(held: KeyList, key: ApiKey) -> KeyList:
+    version = held.version + 1
+    key = dataclasses.replace(key, changed=version)
+    others = [other for other in held.keys if other.name != key.name]
+    return KeyList(version, tuple(sorted([*others, key], key=lambda one: one.name)))
+
+
+def _order(key: ApiKey) -> tuple[bool, int, str]:
+    return is_revoked(key), key.changed, json.dumps(encode(key), sort_keys=True)
