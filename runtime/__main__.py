@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(os.environ, port=args.port)
         config = settings.config
+        logging.getLogger().setLevel(config.log_level.upper())
         child = (
             launch(config.options.threads)
             if config.options.engine == "slipway"

@@ -18,6 +18,8 @@ ENV_API_TOKENS = (
 )
 # Number of tokens that the fleet file asks for; with any other number the start fails.
 ENV_API_TOKENS_COUNT = "SLIPWAY_API_TOKENS_COUNT"
+ENV_KEYS_FILE = "SLIPWAY_KEYS_FILE"  # /etc/slipway/keys.json; it may be missing
+ENV_HOST_KEY_FILE = "SLIPWAY_HOST_KEY_FILE"  # /etc/slipway/host_key: SHA-256 of the host's token
 
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
@@ -38,6 +40,7 @@ SLOT_HEADER = "x-slipway-slot"
 # The code of a refusal that is sent before the whole request has come.
 UNREAD_HEADER = "x-slipway-unread"
 REQUEST_ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-request-timeout-s"  # seconds that the client waits for the whole answer
 
 # Metrics; each has the labels version and slot
 REQUESTS_TOTAL = "slipway_http_requests_total"  # also: route, code; one per answered request
@@ -54,6 +57,13 @@ CACHED_TOKENS_TOTAL = "slipway_cached_tokens_total"  # prompt tokens found in th
 KV_PAGES_USED = "slipway_kv_pages_used"  # gauge
 KV_PAGES = "slipway_kv_pages"  # gauge
 OOM_SPLITS_TOTAL = "slipway_memory_splits_total"
+# Of each API key; also: key, at most 100 names and "other"
+KEY_REQUESTS_TOTAL = "slipway_key_requests_total"  # also: code
+KEY_PROMPT_TOKENS_TOTAL = "slipway_key_prompt_tokens_total"
+KEY_CACHED_TOKENS_TOTAL = "slipway_key_cached_tokens_total"  # of them in the prefix cache
+KEY_GENERATED_TOKENS_TOTAL = "slipway_key_generated_tokens_total"
+KEYS_VERSION = "slipway_keys_version"  # gauge: of the list of API keys in force; 0: none
+KEYS_REJECTED = "slipway_keys_rejected"  # gauge: 1 while the file of keys is not valid
 
 # Exit codes of `python -m runtime`
 EXIT_OK = 0  # drained after SIGTERM

@@ -32,6 +32,7 @@ from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.middleware import App, Middleware, outcome_of
 from runtime.server.openai_routes import add_openai
 from runtime.server.openapi import POLICY, openapi_document, page
+from runtime.server.rate_limits import KINDS, PARTS
 from runtime.server.schemas import GenerateBody
 from runtime.server.serving import WHY_NOT, Serving, admit, json_response, stream
 
@@ -66,6 +67,10 @@ def create_app(serving: Serving) -> App:
         tokens=serving.settings.api_tokens,
         life=serving.life,
         metrics=serving.metrics,
+        keys=serving.keys,
+        own_token=serving.own_token,
+        logs_requests=config.request_log,
+        max_body_bytes=config.max_body_bytes,
     )
     if not config.cors_origins:
         return served
@@ -75,7 +80,10 @@ def create_app(serving: Serving) -> App:
         allow_origins=config.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],  # OpenAI's clients send x-stainless-*; nothing rests on cookies
-        expose_headers=[VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER, "retry-after"],
+        expose_headers=[
+            *(VERSION_HEADER, SLOT_HEADER, REQUEST_ID_HEADER, "retry-after"),
+            *(f"x-ratelimit-{what}-{kind}" for kind in KINDS for what in PARTS),
+        ],
     )
 
 

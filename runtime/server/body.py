@@ -57,7 +57,7 @@ class UploadBudget:
         if longest_token_bytes is not None:
             prompt = context_tokens * longest_token_bytes
             fitting = prompt * JSON_BYTES_PER_BYTE + SMALL_BODY_BYTES
-            self.max_body_bytes = min(MAX_BODY_BYTES, fitting)
+            self.max_body_bytes = min(self.max_body_bytes, fitting)
 
     @contextmanager
     def upload(self) -> "Iterator[Upload]":

@@ -7,7 +7,7 @@ The release's config.yml overrides the host's file, key by key.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,10 +24,13 @@ from runtime.contract import (
     ENV_API_TOKENS,
     ENV_API_TOKENS_COUNT,
     ENV_HOST_CONFIG,
+    ENV_HOST_KEY_FILE,
+    ENV_KEYS_FILE,
     ENV_RELEASE_DIR,
     ENV_SLOT,
     ENV_SOCKET,
     GOLDEN_FILE,
+    MAX_BODY_BYTES,
     MODEL_LINK,
 )
 from runtime.contract.engine_options import EngineOptions
@@ -68,6 +71,9 @@ class HostConfig(_EngineKeys):
     drain_timeout_s: float = Field(default=60.0, ge=0)
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     tool_parser: ToolParserName = "auto"
+    max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, le=MAX_BODY_BYTES)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    request_log: bool = False
 
     @property
     def options(self) -> EngineOptions:
@@ -120,6 +126,8 @@ class Settings(BaseModel):
     socket: Path | None  # None: a loopback port, for development
     port: int | None
     api_tokens: tuple[SecretStr, ...]
+    keys_file: Path | None = None
+    host_key_file: Path | None = None
 
     @property
     def model_dir(self) -> Path:
@@ -171,7 +179,13 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
         socket=socket,
         port=port,
         api_tokens=_api_tokens(env),
+        keys_file=_path(env, ENV_KEYS_FILE),
+        host_key_file=_path(env, ENV_HOST_KEY_FILE),
     )
+
+
+def _path(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(value) if (value := env.get(name)) else None
 
 
 def _api_tokens(env: Mapping[str, str]) -> tuple[SecretStr, ...]:

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from runtime.chat import ChatTemplate
@@ -18,6 +18,7 @@ from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
+from runtime.server.caller import Caller, current_caller
 from runtime.server.errors import Failed
 from runtime.server.prompts import Conversation, Prompt, PromptReader
 from runtime.server.text import Codec, Detokenizer, StopScanner
@@ -106,6 +107,7 @@ class AdmittedRequest:
         place: What it counts as until the engine has it.
         late_excuse: Excuse of a late answer: the client asked for less time than it may have.
         shows_marks: As of the GenerationRequest.
+        caller: Whose request it is.
     """
 
     prompt: Sequence[int]
@@ -116,6 +118,7 @@ class AdmittedRequest:
     place: Place
     late_excuse: str | None = None
     shows_marks: bool = False
+    caller: Caller = field(default_factory=Caller)
 
     @property
     def give_up_s(self) -> float:
@@ -242,11 +245,15 @@ class Generator:
             Failed: As `admit`.
         """
         started_s = time.monotonic()
-        allowed_s = time_allowed_s(request.timeout_s, self._limits)
+        caller = current_caller()
+        asked_s = [s for s in (request.timeout_s, caller.deadline_s) if s is not None]
+        allowed_s = time_allowed_s(min(asked_s, default=None), self._limits)
         excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
         with left_on_failure(places):
             prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
             self._refuse_long(len(prompt), request)
+            most = 0 if request.fills_context else sum(each.max_tokens for each in params)
+            caller.take_prompt(len(prompt), most)
         if request.fills_context:
             tokens = self._limits.context_tokens - len(prompt)
             params = [replace(each, max_tokens=tokens) for each in params]
@@ -260,6 +267,7 @@ class Generator:
                 place,
                 excuse,
                 request.shows_marks,
+                caller,
             )
             for each, place in zip(params, places, strict=True)
         ]
@@ -339,7 +347,9 @@ class Generator:
         Raises:
             Failed: Late, or failed in the engine.
         """
-        id, stream = self._engine.submit(request.prompt, request.params, request.allowed_s)
+        id, stream = self._engine.submit(
+            request.prompt, request.params, request.allowed_s, request.caller.share
+        )
         request.place.leave()
         try:
             if at_once:
@@ -349,6 +359,9 @@ class Generator:
                     yield delta
         finally:
             self._engine.cancel(id)
+            usage = request.caller.usage
+            usage.generated_tokens += len(stream.tokens)
+            usage.cached_tokens += stream.cached_tokens
             if stream.first_at_s is not None:
                 self._on_first_token(stream.first_at_s - request.started_s)
             took_s = time.monotonic() - request.started_s

@@ -16,6 +16,12 @@ from runtime.contract import (
     CACHED_TOKENS_TOTAL,
     EXCUSED_TOTAL,
     FIRST_TOKEN_SECONDS,
+    KEY_CACHED_TOKENS_TOTAL,
+    KEY_GENERATED_TOKENS_TOTAL,
+    KEY_PROMPT_TOKENS_TOTAL,
+    KEY_REQUESTS_TOTAL,
+    KEYS_REJECTED,
+    KEYS_VERSION,
     KV_PAGES,
     KV_PAGES_USED,
     OOM_SPLITS_TOTAL,
@@ -26,9 +32,13 @@ from runtime.contract import (
     TOKENS_TOTAL,
 )
 from runtime.engines.base.protocol import EngineReport
+from runtime.server.caller import Usage
+from runtime.server.key_watch import KeyWatch
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MAX_KEY_NAMES = 100  # values of the label `key`; the requests of further keys are those of "other"
+OTHER_KEYS = "other"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -102,6 +112,50 @@ class Metrics:
             own,
             registry=registry,
         ).labels(*self._own)
+
+        self._key_names: set[str] = set()
+        of_key = (*own, "key")
+        self._key_requests = Counter(
+            KEY_REQUESTS_TOTAL,
+            "Answered requests of an API key, by final status",
+            (*of_key, "code"),
+            registry=registry,
+        )
+        self._key_tokens = tuple(
+            Counter(name, text, of_key, registry=registry)
+            for name, text in (
+                (KEY_PROMPT_TOKENS_TOTAL, "Tokens of prompts of an API key"),
+                (KEY_CACHED_TOKENS_TOTAL, "Of them, found in the prefix cache"),
+                (KEY_GENERATED_TOKENS_TOTAL, "Tokens generated for an API key"),
+            )
+        )
+        self._keys_version = Gauge(
+            KEYS_VERSION, "Version of the list of API keys in force", own, registry=registry
+        ).labels(*self._own)
+        self._keys_rejected = Gauge(
+            KEYS_REJECTED, "1 while the file of API keys is not valid", own, registry=registry
+        ).labels(*self._own)
+
+    def used(self, key: str, code: int, usage: Usage) -> None:
+        """
+        Count one request of *key*, and what it used.
+        """
+        if key not in self._key_names:
+            if len(self._key_names) >= MAX_KEY_NAMES:
+                key = OTHER_KEYS
+            else:
+                self._key_names.add(key)
+        self._key_requests.labels(*self._own, key, str(code)).inc()
+        used = (usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens)
+        for counter, count in zip(self._key_tokens, used, strict=True):
+            counter.labels(*self._own, key).inc(count)
+
+    def keys(self, watch: KeyWatch) -> None:
+        """
+        Record which list of API keys is in force.
+        """
+        self._keys_version.set(watch.ring.version if watch.ring else 0)
+        self._keys_rejected.set(watch.problem is not None)
 
     def answered(self, route: str, code: int, seconds: float, *, excuse: str | None = None) -> None:
         """

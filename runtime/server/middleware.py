@@ -6,10 +6,10 @@ Plain ASGI around the whole application, so that its errors pass through it, too
 
 import logging
 import re
+import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from hmac import compare_digest
 from typing import Any
 
 from pydantic import SecretStr
@@ -29,9 +29,12 @@ from runtime.contract import (
     UNREAD_HEADER,
     VERSION_HEADER,
 )
+from runtime.server.access import Access
 from runtime.server.admission import Refusal
 from runtime.server.body import too_large
+from runtime.server.caller import CALLER, Caller
 from runtime.server.errors import BUG, error_response
+from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life
 from runtime.server.metrics import Metrics
 
@@ -59,10 +62,12 @@ class RequestOutcome:
     Attributes:
         code: Its final status, if the status line can't have it: a stream that failed later.
         excuse: Why its 5xx says nothing about this runtime, one of `EXCUSES`.
+        caller: Whose request it is.
     """
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.caller = Caller()
         self.code: int | None = None
         self.excuse: str | None = None
 
@@ -79,7 +84,11 @@ class Middleware:
 
     Args:
         tokens: Bearer tokens accepted on all routes but health, metrics and the description of the
-            API; empty: no token is required.
+            API; without any, and without a file of keys, no token is required.
+        keys: Keys that are accepted as well.
+        own_token: What the warm-up of this process sends.
+        logs_requests: Log a line for each request.
+        max_body_bytes: Longest body.
     """
 
     def __init__(
@@ -91,9 +100,15 @@ class Middleware:
         tokens: Sequence[SecretStr],
         life: Life,
         metrics: Metrics,
+        keys: KeyWatch | None = None,
+        own_token: SecretStr | None = None,
+        logs_requests: bool = False,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._app, self._life, self._metrics = app, life, metrics
-        self._tokens = [token.get_secret_value().encode() for token in tokens]
+        own_token = own_token or SecretStr(secrets.token_urlsafe(32))
+        self._access = Access(tokens, keys or KeyWatch(None), own_token)
+        self._logs_requests, self._max_body_bytes = logs_requests, max_body_bytes
         self._headers = [
             (VERSION_HEADER.encode(), version.encode()),
             (SLOT_HEADER.encode(), slot.encode()),
@@ -105,11 +120,15 @@ class Middleware:
         started_s = time.monotonic()
         headers = dict(scope["headers"])
         outcome = scope["slipway"] = RequestOutcome(_request_id(headers))
-        exchange = _Exchange(self._extra(outcome), receive, send, has_body=_has_body(headers))
+        exchange = _Exchange(
+            lambda: self._extra(outcome), receive, send, has_body=_has_body(headers)
+        )
+        entered = None
         try:
-            if refused := self._refuse(scope, headers):
+            if refused := self._refuse(scope, headers, outcome):
                 await exchange.refuse(refused, outcome.request_id)
             else:
+                entered = CALLER.set(outcome.caller)
                 await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             log.exception("request.raised id=%s route=%s", outcome.request_id, _route(scope))
@@ -117,27 +136,48 @@ class Middleware:
                 await exchange.refuse(BUG, outcome.request_id)
             outcome.code, outcome.excuse = 500, None
         finally:
-            code = outcome.code or exchange.status or 499
-            took_s = time.monotonic() - started_s
-            self._metrics.answered(_route(scope), code, took_s, excuse=outcome.excuse)
+            if entered is not None:
+                CALLER.reset(entered)
+            self._end(scope, outcome, exchange.status, time.monotonic() - started_s)
+
+    def _end(
+        self, scope: Scope, outcome: RequestOutcome, status: int | None, took_s: float
+    ) -> None:
+        code, route, caller = outcome.code or status or 499, _route(scope), outcome.caller
+        caller.settle()
+        self._metrics.answered(route, code, took_s, excuse=outcome.excuse)
+        if caller.name:
+            self._metrics.used(caller.name, code, caller.usage)
+        if self._logs_requests:
+            usage = caller.usage
+            log.info(
+                "request.answered id=%s route=%s code=%d took_s=%.3f key=%s prompt_tokens=%d "
+                "cached_tokens=%d generated_tokens=%d",
+                *(outcome.request_id, route, code, took_s, caller.name or "-"),
+                *(usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens),
+            )
 
     def _extra(self, outcome: RequestOutcome) -> list[tuple[bytes, bytes]]:
         extra = [*self._headers, (REQUEST_ID_HEADER.encode(), outcome.request_id.encode())]
+        if (limits := outcome.caller.limits) is not None:
+            extra += limits.headers(time.monotonic())
         # Clients with open connections reach the other slot sooner.
         return [*extra, CLOSE] if self._life.phase.is_leaving else extra
 
-    def _refuse(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
+    def _refuse(
+        self, scope: Scope, headers: dict[bytes, bytes], outcome: RequestOutcome
+    ) -> Refusal | None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             message = f"a request may have {MAX_HEADERS} headers with {MAX_HEADER_BYTES} bytes"
             return Refusal(431, "headers_too_large", message)
-        if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
-            return too_large(MAX_BODY_BYTES)
-        if self._tokens and _is_guarded(scope):
-            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-            known = [compare_digest(given.strip(), token) for token in self._tokens]
-            if kind.lower() != b"bearer" or not any(known):
-                return Refusal(401, "unauthorized", "send Authorization: Bearer TOKEN")
+        if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
+            return too_large(self._max_body_bytes)
+        if _is_guarded(scope):
+            found = self._access.identify(headers)
+            if isinstance(found, Refusal):
+                return found
+            outcome.caller = found
         return None
 
 
@@ -147,7 +187,12 @@ class _Exchange:
     """
 
     def __init__(
-        self, extra: list[tuple[bytes, bytes]], receive: Receive, send: Send, *, has_body: bool
+        self,
+        extra: Callable[[], list[tuple[bytes, bytes]]],
+        receive: Receive,
+        send: Send,
+        *,
+        has_body: bool,
     ) -> None:
         self.status: int | None = None
         self._extra, self._receive, self._send = extra, receive, send
@@ -161,7 +206,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            given = dict([*message.get("headers", ()), *self._extra])
+            given = dict([*message.get("headers", ()), *self._extra()])
             code = given.pop(UNREAD, b"refused")
             if not self._is_whole:
                 # An answer before the whole request ends the connection: nothing reads the rest.

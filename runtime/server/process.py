@@ -28,6 +28,7 @@ from runtime.server.api import create_app
 from runtime.server.config import Settings
 from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
 from runtime.server.generation import Generator
+from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
@@ -89,9 +90,11 @@ class RuntimeServer:
             if isinstance(child, EngineProcess)
             else VllmClient(child, self._on_report)
         )
+        keys = KeyWatch(settings.keys_file, settings.host_key_file, self._metrics.keys)
         self._serving = Serving(
-            settings, self._life, self._metrics, check_prompt(settings.golden_file)
+            settings, self._life, self._metrics, check_prompt(settings.golden_file), keys=keys
         )
+        self._serving.uploads.max_body_bytes = config.max_body_bytes
         self._cleanup = contextlib.ExitStack()
         self._terminated = asyncio.Event()
         self._uvicorn = make_http_server(create_app(self._serving))
@@ -110,6 +113,7 @@ class RuntimeServer:
         http = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
         terminated = asyncio.create_task(self._terminated.wait())
         life = asyncio.create_task(self._start())
+        watching = asyncio.create_task(self._serving.keys.run())
         try:
             await asyncio.wait(
                 (http, terminated, life, self._engine.died), return_when=asyncio.FIRST_COMPLETED
@@ -120,7 +124,7 @@ class RuntimeServer:
                 )
             return await self._end(terminated.done(), life)
         finally:
-            for task in (terminated, life):
+            for task in (terminated, life, watching):
                 task.cancel()
             self._uvicorn.should_exit = True
             await http
@@ -162,7 +166,7 @@ class RuntimeServer:
         self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")
         warm_s = time.monotonic()
-        await warm_up(self._settings)
+        await warm_up(self._settings, self._serving.own_token)
         self._life.on(LifeEvent.WARMED)
         gc.collect()
         gc.freeze()  # garbage collections skip what is loaded now

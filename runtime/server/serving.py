@@ -3,18 +3,24 @@ What the routes share: the state of the process, how a body comes in and how an 
 """
 
 import json
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from pydantic import SecretStr
 
+from runtime.contract import TIMEOUT_HEADER
+from runtime.server.access import deadline_s
 from runtime.server.admission import Refusal
 from runtime.server.body import UploadBudget, parse
+from runtime.server.caller import current_caller
 from runtime.server.config import Settings
 from runtime.server.errors import Failed
 from runtime.server.event_stream import Document, EventStream, unless_gone
 from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import outcome_of
@@ -41,6 +47,8 @@ class Serving:
         generator: None until the model is loaded.
         check: Request of the deep health check.
         since: When the model was loaded, seconds of the Unix epoch.
+        keys: The API keys that are in force.
+        own_token: What the warm-up of this process sends.
     """
 
     settings: Settings
@@ -50,6 +58,8 @@ class Serving:
     generator: Generator | None = None
     since: int = 0
     uploads: UploadBudget = field(default_factory=UploadBudget)
+    keys: KeyWatch = field(default_factory=lambda: KeyWatch(None))
+    own_token: SecretStr = field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
 
     def ready_generator(self, also: Phase = Phase.READY) -> Generator:
         """
@@ -66,9 +76,12 @@ class Serving:
     def check_model(self, name: str | None) -> None:
         """
         Raises:
-            Failed: 404: *name* is not the model that is served.
+            Failed: 404: *name* is not the model that is served.  403: the API key may not use it.
         """
         serves = self.settings.config.model_name
+        if not current_caller().may_use(serves):
+            message = f"this API key does not have access to model {serves}"
+            raise Failed(Refusal(403, "model_not_found", message, param="model"))
         if name not in (None, serves):
             message = f"this runtime serves {serves}, and no other model"
             raise Failed(Refusal(404, "model_not_found", message, param="model"))
@@ -103,6 +116,25 @@ async def admit(
     generator = serving.ready_generator()
     generator.refuse_if_full()
     with serving.uploads.upload() as upload:
-        body = parse(await upload.receive(request.receive, request.headers), kind)
+        received = await upload.receive(request.receive, request.headers)
+        # Once the body has come, so that HAProxy passes on the headers of a refusal.
+        current_caller().take_request()
+        body = parse(received, kind)
         serving.check_model(body.model)
+        _take_deadline(request, body)
         return await unless_gone(request, admitting(generator, body))
+
+
+def _take_deadline(request: Request, body: Body) -> None:
+    """
+    Note how long the client waits for the answer.
+
+    Raises:
+        Failed: 400: the header is not valid.
+    """
+    try:
+        is_stream = bool(getattr(body, "stream", False))
+        current_caller().deadline_s = deadline_s(request.headers, is_stream=is_stream)
+    except ValueError as error:
+        refusal = Refusal(400, "invalid_request", str(error), param=TIMEOUT_HEADER)
+        raise Failed(refusal) from None

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.sampling import SamplingParams
@@ -55,9 +57,12 @@ def _conversation(entry: dict[str, Any]) -> Conversation:
     return ChatBody.model_validate(asked).conversation
 
 
-async def warm_up(settings: Settings) -> None:
+async def warm_up(settings: Settings, token: SecretStr) -> None:
     """
     Request the deep health check over the runtime's own socket.
+
+    Args:
+        token: The process's own, which no client has.
 
     Raises:
         EngineError: The status was not 200.
@@ -67,8 +72,7 @@ async def warm_up(settings: Settings) -> None:
     else:
         reader, writer = await asyncio.open_connection("127.0.0.1", settings.port)
     lines = [f"GET {HEALTHZ}?deep=1 HTTP/1.1", "host: runtime", "connection: close"]
-    if settings.api_tokens:
-        lines.append(f"authorization: Bearer {settings.api_tokens[0].get_secret_value()}")
+    lines.append(f"authorization: Bearer {token.get_secret_value()}")
     try:
         writer.write("\r\n".join([*lines, "", ""]).encode())
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")

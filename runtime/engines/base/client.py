@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from runtime.engines.base.in_flight import InFlight, TokenStream
-from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded, Submit
+from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded, Share, Submit
 from runtime.engines.base.sampling import SamplingParams
 
 
@@ -65,7 +65,11 @@ class Client(ABC):
         """
 
     def submit(
-        self, tokens: Sequence[int], params: SamplingParams, timeout_s: float
+        self,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        timeout_s: float,
+        share: Share = Share(),  # noqa: B008 - frozen
     ) -> tuple[int, TokenStream]:
         """
         Send a request; return its id, for `cancel`, and the stream of its tokens.
@@ -74,7 +78,7 @@ class Client(ABC):
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:
-            self._start(Submit(id, tokens, params, timeout_s), stream)
+            self._start(Submit(id, tokens, params, timeout_s, share), stream)
         return id, stream
 
     @abstractmethod

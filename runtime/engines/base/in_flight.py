@@ -17,6 +17,7 @@ class TokenStream:
 
     def __init__(self) -> None:
         self.first_at_s: float | None = None  # time.monotonic of the first token
+        self.cached_tokens = 0  # of its prompt, found in the prefix cache
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.detail = ""
@@ -90,6 +91,10 @@ class InFlight:
     def push(self, id: int, token: int) -> None:
         if stream := self._open.get(id):
             stream.push(token)
+
+    def note_cached(self, id: int, tokens: int) -> None:
+        if stream := self._open.get(id):
+            stream.cached_tokens = tokens
 
     def finish(self, id: int, reason: FinishReason, detail: str = "") -> bool:
         """

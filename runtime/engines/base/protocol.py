@@ -49,6 +49,22 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Share:
+    """
+    Whose request it is, for fairness between API keys.
+
+    Attributes:
+        key: Name of the key; "" for all requests without one.
+        weight: Its share of the engine, compared with keys of the same priority.
+        priority: Keys with a lower number are computed first.
+    """
+
+    key: str = ""
+    weight: int = 1
+    priority: int = 5
+
+
+@dataclass(frozen=True)
 class Submit:
     """
     Attributes:
@@ -60,6 +76,7 @@ class Submit:
     tokens: Sequence[int]
     params: SamplingParams
     timeout_s: float
+    share: Share = Share()
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ class EngineReport:
         cached_tokens: Prompt tokens found in the cache, of the requests that joined.
         pages_used, pages: Pages of the KV cache: held by requests, and in total.
         oom_splits: Out-of-memory splits of steps since the last report.
+        cached: Pairs of request id and prompt tokens found in the cache, of requests that joined.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -127,6 +145,7 @@ class EngineReport:
     pages_used: int = 0
     pages: int = 0
     oom_splits: int = 0
+    cached: Sequence[tuple[int, int]] = ()
 
     @property
     def is_beat(self) -> bool:
@@ -178,4 +197,5 @@ def _decode(line: bytes) -> object:
         document["options"] = EngineOptions.from_document(document["options"])
     elif kind is Submit:
         document["params"] = SamplingParams(**document["params"])
+        document["share"] = Share(**document["share"])
     return kind(**document)

@@ -143,6 +143,8 @@ class EngineClient(Client):
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, EngineReport):
             self.last = message
+            for id, cached in message.cached:
+                self._requests.note_cached(id, cached)
             for id, token in message.tokens:
                 self._requests.push(id, token)
             for id, reason, detail in message.ended:

@@ -77,12 +77,14 @@ class FakeEngine:
         asked: Keyword arguments of each submit, with its prompt as text.
         cancelled: Ids that were cancelled while they were running.
         busy: Number of other requests in flight.
+        shares: Whose request each submit was.
     """
 
     running: dict[int, TokenStream] = field(default_factory=dict)
     asked: list[dict] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
+    shares: list = field(default_factory=list)
     _scripts: deque[Script] = field(default_factory=deque)
 
     def will(self, text="", ending=FinishReason.STOP, detail=""):
@@ -95,11 +97,12 @@ class FakeEngine:
     def in_flight(self):
         return len(self.running) + self.busy
 
-    def submit(self, tokens, params, timeout_s):
+    def submit(self, tokens, params, timeout_s, share=None):
         prompt = CharCodec().decode(tokens)
         assert self._scripts, f"no announced request has the prompt {prompt!r}"
         script, id, answer = self._scripts.popleft(), len(self.asked), TokenStream()
         self.asked.append({"prompt": prompt, "timeout_s": timeout_s, **vars(params)})
+        self.shares.append(share)
         self.running[id] = answer
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer

@@ -12,6 +12,7 @@ from runtime.engines.base.sampling import SamplingParams
 from runtime.server.api import create_app
 from runtime.server.config import RuntimeConfig, Settings
 from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent, Phase
 from runtime.server.metrics import Metrics
 from runtime.server.serving import Serving
@@ -38,7 +39,7 @@ class Runtime:
         http: A client of the application, without a socket.
     """
 
-    def __init__(self, phase=Phase.READY, tokens=(), template=None, **config):
+    def __init__(self, phase=Phase.READY, tokens=(), template=None, keys=None, **config):
         self.engine = FakeEngine()
         self.settings = Settings(
             config=RuntimeConfig(version="v1.2.0", model_name="lab", **config),
@@ -53,7 +54,8 @@ class Runtime:
             self.life.on(event)
         self.metrics = Metrics("v1.2.0", "blue")
         check = GenerationRequest("are you there", SamplingParams(max_tokens=8))
-        self.serving = Serving(self.settings, self.life, self.metrics, check)
+        keys = keys or KeyWatch(None)
+        self.serving = Serving(self.settings, self.life, self.metrics, check, keys=keys)
         self.serving.generator = Generator(
             self.engine,
             CharCodec(),

@@ -80,9 +80,9 @@ async def test_tokens_guard_generation_but_not_health_checks():
     """
     runtime = Runtime(tokens=("one", "two"))
     for path in ("/v1/models", "/healthz?deep=1"):
-        assert_is_error(await runtime.http.get(path), 401, "unauthorized", retry_safe=False)
+        assert_is_error(await runtime.http.get(path), 401, "invalid_api_key", retry_safe=False)
     response = await runtime.generate()
-    assert_is_error(response, 401, "unauthorized", retry_safe=False)
+    assert_is_error(response, 401, "invalid_api_key", retry_safe=False)
     assert response.headers["www-authenticate"] == "Bearer"
     for header in ("Bearer three", "Basic two", "two", "Bearer"):
         response = await runtime.http.get("/v1/models", headers={"authorization": header})
@@ -178,9 +178,9 @@ async def test_the_description_needs_no_token():
     assert (await runtime.http.get("/openapi.json")).status_code == 200
     assert (await runtime.http.get("/docs")).status_code == 200
     for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
-        assert_is_error(await runtime.http.post(path), 401, "unauthorized", retry_safe=False)
+        assert_is_error(await runtime.http.post(path), 401, "invalid_api_key", retry_safe=False)
     response = await runtime.http.get("/v1/models/lab")
-    assert_is_error(response, 401, "unauthorized", retry_safe=False)
+    assert_is_error(response, 401, "invalid_api_key", retry_safe=False)
 
 
 async def test_metrics_have_the_names_of_the_contract(runtime):

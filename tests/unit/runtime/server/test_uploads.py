@@ -224,7 +224,7 @@ async def test_without_a_token_no_body_is_read():
     401 with the head alone.
     """
     async with served(tokens=("one",)) as server:
-        assert await server.ask(post(b"", length=1000)) == (401, "unauthorized")
+        assert await server.ask(post(b"", length=1000)) == (401, "invalid_api_key")
 
 
 # Heads and connections

@@ -1,0 +1,117 @@
+"""
+Whose request it is: its key, what it may spend and what it used.
+
+A context variable carries it from the middleware to the generator, through the routes, which need
+not know it.  Each request runs in a context of its own.
+"""
+
+import math
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from runtime.engines.base.protocol import Share
+from runtime.server.admission import Refusal
+from runtime.server.errors import Failed
+from runtime.server.key_file import ServedKey
+from runtime.server.rate_limits import Bucket, KeyLimits
+
+LONGEST_RETRY_S = 3600
+
+
+@dataclass(slots=True)
+class Usage:
+    """
+    Tokens of one request, of all its prompts and answers.
+
+    Attributes:
+        cached_tokens: Of the prompts, found in the prefix cache.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Caller:
+    """
+    The sender of one request.
+
+    Attributes:
+        name: Of the key; "" where none is needed, in parentheses where it is of the environment
+            or of the host program.
+        deadline_s: Seconds that the client waits, by its headers.
+    """
+
+    name: str = ""
+    key: ServedKey | None = None
+    limits: KeyLimits | None = None
+    deadline_s: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    _reserved: int = 0
+
+    @property
+    def share(self) -> Share:
+        if self.key is None:
+            return Share(self.name)
+        return Share(self.name, self.key.weight, self.key.priority)
+
+    def may_use(self, model: str) -> bool:
+        return self.key is None or not self.key.models or model in self.key.models
+
+    def take_request(self) -> None:
+        """
+        Count one request.
+
+        Raises:
+            Failed: 429: the key has sent as many as it may in a minute.
+        """
+        if self.limits is not None and (bucket := self.limits.requests) is not None:
+            _take(bucket, 1, "requests")
+
+    def take_prompt(self, tokens: int, answer_tokens: int) -> None:
+        """
+        Count a prompt, and reserve what the client asks for as its answer.
+
+        Raises:
+            Failed: 429: the key has used as many tokens as it may in a minute.
+        """
+        if self.limits is not None and (bucket := self.limits.tokens) is not None:
+            wanted = min(tokens + answer_tokens, max(tokens, bucket.per_minute))
+            _take(bucket, wanted, "tokens")
+            self._reserved += wanted
+        self.usage.prompt_tokens += tokens
+
+    def settle(self) -> None:
+        """
+        Give back what was reserved and not used, or take what was used beyond; at the end.
+        """
+        if self.limits is not None and (bucket := self.limits.tokens) is not None:
+            used = self.usage.prompt_tokens + self.usage.generated_tokens
+            # What was never reserved is a prompt that was refused: it costs nothing.
+            bucket.settle(self._reserved - (used if self._reserved else 0), time.monotonic())
+            self._reserved = 0
+
+
+CALLER: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """
+    Return the caller of the present request; one without a key where no request is served.
+    """
+    return CALLER.get(None) or Caller()
+
+
+def _take(bucket: Bucket, count: int, kind: str) -> None:
+    now_s = time.monotonic()
+    if bucket.take(count, now_s):
+        return
+    wait_s = bucket.wait_s(count, now_s)
+    message = (
+        f"Rate limit reached for this API key on {kind} per min. Limit: {bucket.per_minute}, "
+        f"remaining: {bucket.left(now_s)}, requested: {count}."
+    )
+    retry_s = min(max(math.ceil(wait_s), 1), LONGEST_RETRY_S)
+    raise Failed(Refusal(429, "rate_limit_exceeded", message, retry_after_s=retry_s))
