@@ -152,7 +152,7 @@ class EngineReport:
         """
         Whether it has no news.
         """
-        return not (self.tokens or self.ended or self.batch)
+        return not (self.tokens or self.ended or self.batch or self.cached)
 
 
 ToEngine = Load | Submit | Cancel | Swap

@@ -1,15 +1,18 @@
 """
 The queue of requests that wait to join the batch.  Pure; its cost does not grow with its length.
+
+Requests of one key wait in the order of their arrival; between keys, the shares decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
-from runtime.engines.base.protocol import Submit
+from runtime.engines.base.protocol import Share, Submit
 from runtime.engines.paged.batcher import BatchPolicy, Pending, Take, take
 from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.fairness import PROMPT_COST, FairShares
 
 
 @dataclass(slots=True, eq=False)
@@ -28,12 +31,13 @@ class Waiting:
 
 class Queue:
     """
-    Requests in the order of their arrival.
+    Requests of each key in the order of their arrival.
     """
 
-    def __init__(self, allocator: BlockAllocator) -> None:
-        self._allocator = allocator
+    def __init__(self, allocator: BlockAllocator, shares: FairShares) -> None:
+        self._allocator, self._shares = allocator, shares
         self._waiting: dict[int, Waiting] = {}
+        self._by_key: dict[str, dict[int, Waiting]] = {}
         self._deadlines: list[
             tuple[float, int]
         ] = []  # a heap; ids that left the queue may remain in it
@@ -48,11 +52,23 @@ class Queue:
             * self._allocator.page_tokens
         )
         pending = Pending(request.id, now_s, now_s + request.timeout_s, tokens)
-        self._waiting[request.id] = Waiting(request, pending)
+        self._shares.arrive(request.share, self._by_key, now_s)
+        self._waiting[request.id] = waiting = Waiting(request, pending)
+        self._by_key.setdefault(request.share.key, {})[request.id] = waiting
         heappush(self._deadlines, (pending.deadline_s, request.id))
 
     def pop(self, id: int) -> Waiting | None:
-        return self._waiting.pop(id, None)
+        waiting = self._waiting.pop(id, None)
+        if waiting is not None:
+            share = waiting.request.share
+            del self._by_key[share.key][id]
+            if not self._by_key[share.key]:
+                del self._by_key[share.key]
+            self._shares.leave_queue(share)
+        return waiting
+
+    def share(self, id: int) -> Share:
+        return self._waiting[id].request.share
 
     def expire(self, now_s: float) -> Sequence[int]:
         """
@@ -61,7 +77,7 @@ class Queue:
         late = []
         while (deadline_s := self.deadline_s()) is not None and deadline_s <= now_s:
             late.append(heappop(self._deadlines)[1])
-            del self._waiting[late[-1]]
+            self.pop(late[-1])
         return late
 
     def deadline_s(self) -> float | None:
@@ -79,13 +95,40 @@ class Queue:
         Shared pages of the first request are not counted; those of the others are, so call it
         again once these have joined.
         """
-        first = list(islice(self._waiting.values(), rows))
+        first = list(islice(self._in_order(), rows))
         pending = [waiting.pending for waiting in first]
         if first:
             need = self._allocator.need(self.block_hashes(first[0]), pending[0].tokens)
             pending[0] = replace(pending[0], tokens=need * self._allocator.page_tokens)
         room = self._allocator.room * self._allocator.page_tokens
         return take(pending, now_s, BatchPolicy(rows, room, max_wait_s))
+
+    def _in_order(self) -> Iterator[Waiting]:
+        """
+        Yield the requests that may join, the next one first.
+        """
+        if len(self._by_key) < 2 and not self._shares.is_shared:
+            yield from self._waiting.values()
+            return
+        shares, room = self._shares, self._allocator.room
+        queues = {key: iter(waiting.values()) for key, waiting in self._by_key.items()}
+        heads = {key: next(queue) for key, queue in queues.items()}
+        heap = [(*shares.rank(head.request.share), key) for key, head in heads.items()]
+        heapify(heap)
+        joining: dict[str, int] = {}
+        while heap:
+            priority, served, held, key = heappop(heap)
+            waiting = heads[key]
+            pages = waiting.pending.tokens // self._allocator.page_tokens
+            if not shares.may_join(waiting.request.share, joining, pages, room):
+                continue
+            yield waiting
+            joining[key] = joining.get(key, 0) + 1
+            if (following := next(queues[key], None)) is not None:
+                heads[key] = following
+                # As if its prompt were computed: or one key would take all the rows of a turn.
+                cost = PROMPT_COST * len(waiting.request.tokens) / waiting.request.share.weight
+                heappush(heap, (priority, served + cost, held + 1, key))
 
     def block_hashes(self, waiting: Waiting) -> list[bytes]:
         if waiting.block_hashes is None:

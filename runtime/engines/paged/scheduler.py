@@ -18,6 +18,7 @@ from random import Random
 from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
 from runtime.engines.paged.batcher import Take
 from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
+from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
 from runtime.engines.paged.oom_splits import StepSize, launch
 from runtime.engines.paged.queue import Queue
 from runtime.engines.paged.step import (
@@ -116,7 +117,8 @@ class Scheduler:
         self._capacity = capacity
         self._stop_token_ids = frozenset(stop_token_ids)
         self._rng = rng
-        self._queue = Queue(allocator)
+        self._shares = FairShares(capacity.max_requests)
+        self._queue = Queue(allocator, self._shares)
         self._refused: list[Ended] = []  # reported by the next turn
         self._running: dict[int, Sequence] = {}
         self._prompts: dict[int, Sequence] = {}  # waiting for a chunk, in arrival order
@@ -126,6 +128,7 @@ class Scheduler:
         self._flight: list[_Launched] = []  # one turn's step; more where it was split
         self._size = StepSize(capacity.step_tokens)
         self._steps = 0
+        self._joined: list[tuple[int, int]] = []  # since the last report
         self._is_held = False
 
     @property
@@ -208,7 +211,9 @@ class Scheduler:
             cached_tokens=sum(part.cached_tokens for part in settled),
             pages_used=self.allocator.used,
             pages=self.allocator.pages - 1,
+            cached=[(id, cached) for id, cached in self._joined if cached],
         )
+        self._joined.clear()
         # Not in a beat: most beats are not sent.
         if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
             self._reported_splits = self.oom_splits
@@ -235,17 +240,20 @@ class Scheduler:
         decoding = islice(self._decoding.values(), self._size.tokens)
         decodes = tuple(Decode(seq.slot, seq.launched) for seq in decoding)
         room = self._size.tokens - len(decodes)
-        asked = sum(len(seq.tokens) - seq.launched for seq in self._prompts.values())
-        joins = tuple(self._admit(now_s, room - asked))
+        if self._shares.is_shared:
+            joins, prompts = self._admit_in_turn(now_s, room)
+        else:
+            asked = sum(len(seq.tokens) - seq.launched for seq in self._prompts.values())
+            joins, prompts = self._admit(now_s, room - asked), list(self._prompts.values())
         chunks = []
-        for seq in self._prompts.values():
+        for seq in prompts:
             if room <= 0:
                 break
             part = seq.tokens[seq.launched : seq.launched + room]
             is_last = seq.launched + len(part) == len(seq.tokens)
             chunks.append(Chunk(seq.slot, seq.launched, part, is_last))
             room -= len(part)
-        return Step(joins, decodes, tuple(chunks))
+        return Step(tuple(joins), decodes, tuple(chunks))
 
     def _admit(self, now_s: float, room: int) -> list[Join]:
         """
@@ -258,11 +266,42 @@ class Scheduler:
                     break
                 seq = self._join(pending.id)
                 room -= len(seq.tokens) - seq.launched
-                params = seq.request.params
-                if params.seed is None:
-                    params = replace(params, seed=self._rng.getrandbits(63))
-                joins.append(Join(seq.slot, seq.allocation.pages, params))
+                joins.append(self._join_of(seq))
         return joins
+
+    def _admit_in_turn(self, now_s: float, room: int) -> tuple[list[Join], list[Sequence]]:
+        """
+        Admit queued requests as `_admit` does, ahead of prompts of keys that got more.
+
+        Returns:
+            The joins, and all prompts in the order in which the step computes them.
+        """
+        ranks: dict[str, Rank] = {}  # of the beginning of the step
+
+        def rank(seq: Sequence) -> Rank:
+            share = seq.request.share
+            return ranks.setdefault(share.key, self._shares.rank(share))
+
+        prompts = sorted(self._prompts.values(), key=rank)  # of one key: in arrival order
+        joins: list[Join] = []
+        least = 0  # what joins must not be pushed out of the step by what joins later
+        while not self._is_held and (batch := self._take(now_s).batch):
+            share = self._queue.share(batch[0].id)
+            own = ranks.setdefault(share.key, self._shares.rank(share))
+            place = max(least, sum(rank(seq) <= own for seq in prompts))
+            if room <= sum(len(seq.tokens) - seq.launched for seq in prompts[:place]):
+                break
+            seq = self._join(batch[0].id)
+            prompts.insert(place, seq)
+            least = place + 1
+            joins.append(self._join_of(seq))
+        return joins, prompts
+
+    def _join_of(self, seq: Sequence) -> Join:
+        params = seq.request.params
+        if params.seed is None:
+            params = replace(params, seed=self._rng.getrandbits(63))
+        return Join(seq.slot, seq.allocation.pages, params)
 
     def _take(self, now_s: float) -> Take:
         max_wait_s = 0.0 if self._running else self._capacity.max_wait_s
@@ -282,6 +321,8 @@ class Scheduler:
             launched=allocation.cached,
             last=len(request.tokens) + request.params.max_tokens - 1,
         )
+        self._shares.join(request.share, len(allocation.pages))
+        self._joined.append((request.id, allocation.cached))
         self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
         return seq
 
@@ -300,6 +341,7 @@ class Scheduler:
         decoded = [self._by_slot[decode.slot] for decode in part.decodes]
         is_partial = len(decoded) < len(self._decoding)
         for seq in decoded:
+            self._shares.charge(seq.request.share, ANSWER_COST)
             seq.launched += 1
             if is_partial or seq.launched == seq.last:
                 del self._decoding[seq.request.id]
@@ -309,6 +351,7 @@ class Scheduler:
         sampled = decoded.copy()
         for seq, chunk in zip(chunked, part.chunks, strict=True):
             seq.launched += len(chunk.tokens)
+            self._shares.charge(seq.request.share, PROMPT_COST * len(chunk.tokens))
             self.allocator.register(seq.allocation, seq.tokens, seq.launched)
             if chunk.is_last:
                 sampled.append(seq)
@@ -381,4 +424,5 @@ class Scheduler:
         self._prompts.pop(seq.request.id, None)
         self._decoding.pop(seq.request.id, None)
         self._free_slots.append(seq.slot)
+        self._shares.leave(seq.request.share, len(seq.allocation.pages))
         self.allocator.free(seq.allocation)
