@@ -8,6 +8,7 @@ one list.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from deploy.errors import UsageError
 from deploy.host.codec import encode
 from deploy.host.protocol import KEY_SECRETS_MAX, KEYS_MAX, ApiKey, KeySecret, KeysHeld
 
+WITNESSED_FROM = 3  # hosts
 FORGET_REVOKED_S = 400 * 86400  # a host that was away for longer may bring a revoked key back
 
 
@@ -63,6 +65,22 @@ def merge(lists: Iterable[KeyList]) -> KeyList:
     version = max((one.version for one in given), default=0)
     at_version = {one.keys for one in given if one.version == version}
     return KeyList(version if at_version <= {keys} else version + 1, keys)
+
+
+def agreed(lists: Iterable[KeyList]) -> KeyList:
+    """
+    Return the merged list of what at least two hosts say; of fewer than three, what any says.
+
+    So no single host adds a key to the others, or revokes one there.
+    """
+    given = [one for one in lists if one.version]
+    if len(given) < WITNESSED_FROM:
+        return merge(given)
+    hosts = Counter(key for one in given for key in one.keys)
+    keys = merge(KeyList(1, tuple(key for key in one.keys if hosts[key] > 1)) for one in given).keys
+    version = sorted(one.version for one in given)[-2]
+    is_held = KeyList(version, keys) in given
+    return KeyList(version if is_held else version + 1, keys)
 
 
 def add(held: KeyList, key: ApiKey) -> KeyList:

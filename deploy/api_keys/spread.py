@@ -5,7 +5,7 @@ Reads the lists of all hosts, and brings one list to all of them.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deploy.api_keys.key_list import KeyList, merge
+from deploy.api_keys.key_list import WITNESSED_FROM, KeyList, agreed, merge
 from deploy.errors import DeployError, FleetDiffers, TransportError
 from deploy.host.protocol import KeysHeld, KeysRead, KeysWrite
 from deploy.release.parallel import on_each
@@ -30,7 +30,7 @@ class HeldLists:
 
     @property
     def merged(self) -> KeyList:
-        return merge(map(KeyList.of, self.held.values()))
+        return agreed(map(KeyList.of, self.held.values()))
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -104,6 +104,7 @@ def change_keys(
 
     Raises:
         DeployError: No host took the change.
+        FleetDiffers: One host alone of three or more took it, so it does not count.
     """
     held, errors = dict(lists.held), dict(lists.errors)
     changed: set[str] = set()
@@ -116,12 +117,14 @@ def change_keys(
         errors |= lost
         for host in lost:
             del held[host]
-        wanted = merge([wanted, *map(KeyList.of, held.values())])
+        wanted = merge([wanted, agreed(map(KeyList.of, held.values()))])
     hosts = tuple(host for host, own in held.items() if _holds(own, wanted))
     errors |= {host: _contested(host) for host in held if host not in hosts}
     if not hosts:
         raise _nobody(errors)
     missed = {host: errors[host] for host in clients if host in errors}
+    if len(hosts) == 1 and len(clients) >= WITNESSED_FROM and hosts[0] in changed:
+        raise _alone(hosts[0], missed)
     return Spread(wanted, hosts, tuple(host for host in hosts if host in changed), missed)
 
 
@@ -157,6 +160,15 @@ def _nobody(errors: Mapping[str, DeployError]) -> DeployError:
         f"{', '.join(errors)}: no host has the change",
         why="; ".join(f"{error.what}: {error.why}" for error in errors.values()),
         fix=next(iter(errors.values())).fix,
+    )
+
+
+def _alone(host: str, missed: Mapping[str, DeployError]) -> FleetDiffers:
+    return FleetDiffers(
+        f"{host} alone has the new API keys",
+        why="what a single host holds does not count; "
+        + "; ".join(f"{error.what}: {error.why}" for error in missed.values()),
+        fix="the same command again, once more hosts answer",
     )
 
 

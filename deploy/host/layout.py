@@ -34,6 +34,8 @@ COUNTER = f"{STATE}/counter"  # highest counter of a bundle that was recorded as
 ETC = "/etc/slipway"
 RUNTIME_CONFIG = f"{ETC}/runtime.yml"  # 0640 root:slipway
 ENVIRONMENT = f"{ETC}/environment"  # 0600 root: secrets, read by systemd
+HOST_TOKEN = f"{ETC}/host_token"  # 0600 root: what the host program sends to the runtime
+HOST_KEY = f"{ETC}/host_key"  # 0640 root:slipway: its SHA-256, read by the runtime
 API_KEYS = f"{ETC}/keys.json"  # 0640 root:slipway: hashes of API keys, read by the runtime
 ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
@@ -138,6 +140,8 @@ class Layout:
         self.etc = self._at(ETC)
         self.runtime_config = self._at(RUNTIME_CONFIG)
         self.environment = self._at(ENVIRONMENT)
+        self.host_token = self._at(HOST_TOKEN)
+        self.host_key = self._at(HOST_KEY)
         self.api_keys = self._at(API_KEYS)
         self.allowed_signers = self._at(ALLOWED_SIGNERS)
         self.host_config = self._at(HOST_CONFIG)

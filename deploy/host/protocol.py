@@ -352,7 +352,7 @@ class KeysWrite(Request[KeysWritten]):
 
     Attributes:
         expected: Stamp of the list that the caller has read; None: there was none.
-        version: Higher than that of *expected*.
+        version: Counts the changes, for the operator.
     """
 
     VERB = "keys.write"

@@ -48,6 +48,7 @@ from deploy.inventory.names import (
     WebhookTarget,
 )
 from deploy.units import Bytes, Ratio, Seconds
+from runtime.contract import MAX_BODY_BYTES
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.option_fields import fleet_options_of, with_fleet_options
 from runtime.contract.tool_parsers import ToolParserName
@@ -239,10 +240,14 @@ class Service(_EngineKeys):
     monitoring_networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
     trusted_proxies: tuple[Network, ...] = ()
     connections_per_source: int = Field(default=256, ge=1, le=2048)
+    max_connections: int = Field(default=4096, ge=256, le=65536)  # of the public port
+    max_body: Annotated[Bytes, Field(ge=64 * 2**10, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES
     max_queue_requests: int = Field(default=256, ge=1, le=1_000_000)
     request_timeout: Deadline = 60.0
     start_timeout: Deadline = 300.0  # from start to READY=1
     watchdog: Deadline = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    request_log: bool = False
     cors_origins: tuple[Origin, ...] = ()
     api_tokens: tuple[SecretName, ...] = ()  # names of `secrets`
     tool_parser: ToolParserName = "auto"

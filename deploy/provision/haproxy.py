@@ -15,7 +15,6 @@ from runtime import contract
 from runtime.contract.error_document import error_document
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
-MAX_CONNECTIONS = 4096
 RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
 _NO_DIGEST = "0" * 16  # in the text that the digest is computed of
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
@@ -131,7 +130,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         "haproxy.cfg",
         config_digest=digest,
         group=layout.HAPROXY_USER,
-        maxconn=MAX_CONNECTIONS,
+        maxconn=spec.service.max_connections,
         stats_socket=layout.HAPROXY_SOCKET,
         state_file=layout.HAPROXY_STATE,
         hard_stop_after_s=round(spec.drain_timeout_s + _MARGIN_S),
@@ -143,8 +142,8 @@ def _render(spec: HostSpec, digest: str) -> str:
         monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
         trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
         connections_per_source=spec.service.connections_per_source,
-        public_connections=MAX_CONNECTIONS - RESERVED_CONNECTIONS,
-        crowded_connections=MAX_CONNECTIONS // 2,
+        public_connections=spec.service.max_connections - RESERVED_CONNECTIONS,
+        crowded_connections=spec.service.max_connections // 2,
         crowded_per_source=max(1, spec.service.connections_per_source // 4),
         public_routes=contract.PUBLIC_ROUTES,
         model_path=contract.MODEL_PATH,

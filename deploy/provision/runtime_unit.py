@@ -99,7 +99,11 @@ def unit(spec: HostSpec) -> str:
             "release_dir": contract.ENV_RELEASE_DIR,
             "host_config": contract.ENV_HOST_CONFIG,
             "tokens_count": contract.ENV_API_TOKENS_COUNT,
+            "keys_file": contract.ENV_KEYS_FILE,
+            "host_key_file": contract.ENV_HOST_KEY_FILE,
         },
+        api_keys=layout.API_KEYS,
+        host_key=layout.HOST_KEY,
         tokens_count=len(spec.api_tokens),
         exit_config=contract.EXIT_CONFIG,
         gpu=service.options.device == "cuda",
@@ -146,10 +150,22 @@ def _option_keys(service: Service) -> dict[str, dict[str, object]]:
     """
     document = host_document(service.options)
     old = {k: v for k, v in document.items() if OPTIONS[k].rules.since <= OLDEST_VERSION}
-    newer = {k: v for k, v in document.items() if k not in old}
+    newer = {k: v for k, v in document.items() if k not in old} | _newer_keys(service)
     if service.tool_parser != AUTO:
         newer["tool_parser"] = service.tool_parser
     return {"known": old, "newer": newer}
+
+
+def _newer_keys(service: Service) -> dict[str, object]:
+    """
+    Return the keys with another value than their default that releases of before refuse.
+    """
+    found = {
+        "max_body_bytes": (service.max_body, contract.MAX_BODY_BYTES),
+        "log_level": (service.log_level, "info"),
+        "request_log": (service.request_log, False),
+    }
+    return {key: value for key, (value, default) in found.items() if value != default}
 
 
 def environment(spec: HostSpec) -> str:

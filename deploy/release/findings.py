@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from deploy.errors import DeployError, FleetDiffers, TransportError
 from deploy.foreign_text import quoted
 from deploy.host.layout import unit
+from deploy.host.protocol import KeysStamp
 from deploy.release.observe import Observed, ObservedSlot
 
 FLEET_NAME = "the fleet"  # as the host of a finding
@@ -56,6 +57,7 @@ def find(
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
     most = _most_served(readable)
+    keys = _most_keys(readable)
     found: list[Finding] = []
     for name, state in seen.items():
         if isinstance(state, DeployError):
@@ -64,6 +66,7 @@ def find(
         found += _of_slots(state, is_busy)
         found += _of_host(state, is_busy)
         found += _of_certificate(state, now)
+        found += _of_keys(state, keys)
         text = (differs or {}).get(name) or _unlike(state, most)
         if text:
             fix = "inv resume brings it there, or inv rollback"
@@ -190,6 +193,25 @@ def _of_certificate(current: Observed, now: datetime | None) -> Iterator[Finding
         days = (ends - now).days
         # Clients still accept it: shown, and no error yet.
         yield Finding(current.host, f"its certificate ends in {days} days, {date}", fix, True)
+
+
+def _most_keys(readable: Mapping[str, Observed]) -> KeysStamp | None:
+    """
+    Return the list of API keys that most hosts hold; of two that as many hold, the newer one.
+    """
+    held = Counter(current.keys for current in readable.values() if current.keys)
+    return max(held, key=lambda stamp: (held[stamp], stamp.version, stamp.sha256), default=None)
+
+
+def _of_keys(current: Observed, most: KeysStamp | None) -> Iterator[Finding]:
+    fix = "inv keys.list, then inv keys.sync"
+    if current.keys_damage is not None:
+        what = f"its list of API keys is damaged: {quoted(current.keys_damage)}"
+        yield Finding(current.host, what, fix)
+    elif current.keys != most:
+        version = f"version {current.keys.version}" if current.keys else "none"
+        what = f"its API keys are not those of most hosts: {version}"
+        yield Finding(current.host, what, fix)
 
 
 def _clear(name: str) -> str:

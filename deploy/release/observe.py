@@ -11,6 +11,7 @@ from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     GoodRelease,
     HostStatus,
+    KeysStamp,
     LeaseStatus,
     Pending,
     Retired,
@@ -106,6 +107,8 @@ class Observed:
         went_back: What it took back by itself.
         has_tls: Its public port speaks TLS.
         certificate: That the port shows; None: none that can be read.
+        keys: Which list of API keys it holds.
+        keys_damage: Why its file of API keys is no list.
     """
 
     host: str
@@ -125,6 +128,8 @@ class Observed:
     is_deadman_tested: bool = True
     has_tls: bool = False
     certificate: "ShownCertificate | None" = None
+    keys: KeysStamp | None = None
+    keys_damage: str | None = None
 
     @property
     def unfinished_text(self) -> str | None:
@@ -210,6 +215,8 @@ def observed(host: str, status: HostStatus) -> Observed:
         is_deadman_tested=status.is_deadman_tested,
         has_tls=status.certificate is not None,
         certificate=_certificate(status.certificate),
+        keys=status.keys,
+        keys_damage=status.keys_damage,
     )
 
 

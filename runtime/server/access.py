@@ -4,6 +4,7 @@ Who may send requests: the tokens of the environment, the keys of the file, the 
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
@@ -48,6 +49,7 @@ class Access:
         self._keys, self._wall_s = keys, wall_s
         self._own = own_token.get_secret_value().encode()
         self._limits = RateLimits()
+        self._places: Counter[str] = Counter()
 
     def identify(self, headers: Mapping[bytes, bytes]) -> Caller | Refusal:
         """
@@ -71,7 +73,8 @@ class Access:
         key, secret = found
         if secret.expires_at is not None and secret.expires_at <= self._wall_s():
             return Refusal(401, "invalid_api_key", "this API key has expired")
-        return Caller(key.name, key, self._limits.of(key, time.monotonic()))
+        limits = self._limits.of(key, time.monotonic())
+        return Caller(key.name, key, limits, places=self._places)
 
     def _is_host(self, token: bytes) -> bool:
         expected = self._keys.host_hash

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from runtime.contract import QUEUE_FULL
 
 MAX_RETRY_AFTER_S = 30
+KEY_PLACES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,30 @@ def refuse(
             excuse=QUEUE_FULL,
         )
     return None
+
+
+def refuse_share(
+    held: int, count: int, load: CurrentLoad, limits: AdmissionLimits
+) -> Refusal | None:
+    """
+    Return the refusal of *count* answers of a key that leaves too few places to the others.
+
+    A key holds at most KEY_PLACES times the places that are free then.
+
+    Args:
+        held: Places that its other requests hold.
+    """
+    most = limits.max_batch_requests + limits.max_queue_requests
+    free = most - load.in_flight - count
+    if not held or held + count <= KEY_PLACES * free:
+        return None
+    return Refusal(
+        503,
+        "queue_full",
+        f"{held} requests of this API key are running or waiting; the other places are for others",
+        retry_after_s=retry_after_s(load, limits),
+        excuse=QUEUE_FULL,
+    )
 
 
 def retry_after_s(load: CurrentLoad, limits: AdmissionLimits) -> int:

@@ -7,6 +7,7 @@ not know it.  Each request runs in a context of its own.
 
 import math
 import time
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ class Caller:
         name: Of the key; "" where none is needed, in parentheses where it is of the environment
             or of the host program.
         deadline_s: Seconds that the client waits, by its headers.
+        places: Places that the requests of each key hold, shared by all callers.
     """
 
     name: str = ""
@@ -49,7 +51,9 @@ class Caller:
     limits: KeyLimits | None = None
     deadline_s: float | None = None
     usage: Usage = field(default_factory=Usage)
+    places: Counter[str] = field(default_factory=Counter)
     _reserved: int = 0
+    _held: int = 0
 
     @property
     def share(self) -> Share:
@@ -83,10 +87,23 @@ class Caller:
             self._reserved += wanted
         self.usage.prompt_tokens += tokens
 
+    def hold(self, places: int) -> None:
+        """
+        Note that the request holds more places, until it ends.
+        """
+        if self.key is not None:
+            self.places[self.name] += places
+            self._held += places
+
     def settle(self) -> None:
         """
         Give back what was reserved and not used, or take what was used beyond; at the end.
         """
+        if self._held:
+            self.places[self.name] -= self._held
+            self._held = 0
+            if not self.places[self.name]:
+                del self.places[self.name]
         if self.limits is not None and (bucket := self.limits.tokens) is not None:
             used = self.usage.prompt_tokens + self.usage.generated_tokens
             # What was never reserved is a prompt that was refused: it costs nothing.

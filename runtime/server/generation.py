@@ -17,7 +17,14 @@ from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
+from runtime.server.admission import (
+    AdmissionLimits,
+    CurrentLoad,
+    Refusal,
+    refuse,
+    refuse_share,
+    time_allowed_s,
+)
 from runtime.server.caller import Caller, current_caller
 from runtime.server.errors import Failed
 from runtime.server.prompts import Conversation, Prompt, PromptReader
@@ -220,6 +227,12 @@ class Generator:
             full = CurrentLoad(max(load.in_flight, most), load.mean_s)
             if refused := refuse(1, 0, full, self._limits):
                 raise Failed(refused)
+        caller = current_caller()
+        if caller.key is not None:
+            held = caller.places[caller.name]
+            if refused := refuse_share(held, count, load, self._limits):
+                raise Failed(refused)
+            caller.hold(count)
         return [Place(self) for _ in range(count)]
 
     async def admit(self, request: GenerationRequest) -> AdmittedRequest:

@@ -1,4 +1,7 @@
+import json
+
 from deploy.host import layout
+from deploy.host.protocol import SCHEMA
 
 
 def test_secrets_are_for_root_alone(root):
@@ -21,6 +24,30 @@ def test_no_secret_is_left_over(root):
     """
     shown = root.check_output(f"find {layout.ETC} {layout.BIN} -name '.*'")
     assert shown.split() == []
+
+
+def test_api_keys_are_for_the_runtime_alone(root):
+    """
+    Their hashes are read by the group of the slots, the host's own token by root.
+    """
+    wanted = {
+        layout.API_KEYS: f"root:{layout.USER} 640",
+        layout.HOST_KEY: f"root:{layout.USER} 640",
+        layout.HOST_TOKEN: "root:root 600",
+    }
+    for path, owner in wanted.items():
+        if root.file(path).exists:
+            assert root.check_output(f"stat -c '%U:%G %a' {path}") == owner
+
+
+def test_api_keys_are_a_list(root):
+    """
+    The host program reads them: no edit by hand has broken the file.
+    """
+    request = json.dumps({"schema": SCHEMA})
+    status = f"echo '{request}' | {' '.join(layout.HOST_COMMAND)} status"
+    answer = json.loads(root.check_output(status))
+    assert answer["result"]["keys_damage"] is None
 
 
 def test_configuration_is_readable_by_the_runtime(root):

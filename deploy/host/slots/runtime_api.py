@@ -4,6 +4,8 @@ Readiness and API token of the runtime of a slot.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploy.host.layout import Layout
 from deploy.host.sockets import HttpAnswer
 from deploy.host.system import System
@@ -29,16 +31,21 @@ def readiness(system: System, slot: str, timeout_s: float) -> HttpAnswer:
 
 def api_token(layout: Layout) -> str | None:
     """
-    Return the first token that the runtime accepts; None when it needs none.
+    Return a token that the runtime accepts: the first of its environment, else the host's own.
+
+    None: it needs none.
 
     Source: systemd.exec(5), EnvironmentFile=: NAME=VALUE lines, the value perhaps quoted.
     """
-    try:
-        lines = layout.environment.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+    for line in _text(layout.environment).splitlines():
         name, _, value = line.strip().partition("=")
-        if name == TOKENS_VARIABLE:
-            return value.strip().strip("\"'").split(",")[0].strip() or None
-    return None
+        if name == TOKENS_VARIABLE and (first := value.strip().strip("\"'").split(",")[0].strip()):
+            return first
+    return _text(layout.host_token).strip() or None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -11,6 +11,8 @@ from deploy.api_keys.commands import KeyOptions, add_key, revoke_key, rotate_key
 from deploy.api_keys.spread import read_lists
 from deploy.api_keys.token import PREFIX, hash_of
 from deploy.errors import FleetDiffers, PreconditionError, TransportError, UsageError
+from deploy.host.api_keys import file_of
+from deploy.host.protocol import ApiKey, KeySecret
 from deploy.transport.client import HostClient
 from tests.local_host import LOST_BEFORE, local_hosts
 
@@ -80,7 +82,8 @@ def test_a_revoked_key_does_not_come_back_with_a_host_that_missed_it(fleet):
     fleet.transports["n1"].is_cut = False
     for name in NAMES[1:]:
         fleet.transports[name].is_cut = True
-    rotate_key(fleet.clients, "web", 0, None, NOW)  # by an operator who sees n1 alone
+    with pytest.raises(FleetDiffers, match="n1 alone"):  # an operator who sees n1 alone
+        rotate_key(fleet.clients, "web", 0, None, NOW)
     for name in NAMES[1:]:
         fleet.transports[name].is_cut = False
 
@@ -103,6 +106,30 @@ def test_a_damaged_list_is_replaced(fleet):
     assert read_lists(fleet.clients).behind == ("n2",)
     assert sync_keys(fleet.clients).changed == ("n2",)
     assert len(fleet.texts()) == 1
+
+
+def test_a_hostile_host_adds_no_key_to_the_others_and_revokes_none(fleet):
+    """
+    It answers with a list of its own; the next command replaces it.
+    """
+    good = fleet.add("web")
+    layout = fleet.transports["n3"].system.layout
+    web = read_lists(fleet.clients).merged.get("web")
+    evil = ApiKey("evil", 9, NOW, (KeySecret("e" * 64, NOW),))
+    for forged in ((evil, web), (ApiKey("web", 2**50, NOW, ()),)):
+        layout.api_keys.write_bytes(file_of(2**53, forged))
+        lists = read_lists(fleet.clients)
+        assert lists.behind == ("n3",)
+        assert lists.merged.keys == (web,)
+        assert sync_keys(fleet.clients).changed == ("n3",)
+    assert len(fleet.texts()) == 1
+    assert hash_of(good.token) in fleet.text("n3")
+
+    # The control: what two hosts hold counts.
+    for name in ("n3", "n4"):
+        path = fleet.transports[name].system.layout.api_keys
+        path.write_bytes(file_of(9, (evil, web)))
+    assert read_lists(fleet.clients).merged.get("evil")
 
 
 def test_two_operators_at_once_keep_both_changes(fleet, monkeypatch):

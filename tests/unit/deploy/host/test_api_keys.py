@@ -2,6 +2,7 @@
 The list of API keys of a host.
 """
 
+import hashlib
 import json
 import stat
 
@@ -16,6 +17,7 @@ from deploy.host.protocol import (
     KeysWrite,
     LeaseAcquire,
 )
+from deploy.host.slots.runtime_api import api_token
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +79,6 @@ def test_the_same_list_again_is_harmless(host):
     lines = len(host.journal())
     assert written(host, [key()], expected=KeysStamp(9, "f" * 64)) == stamp
     assert len(host.journal()) == lines
-
-
-def test_versions_only_grow(host):
-    stamp = written(host, [key()], version=5)
-    assert "version 5" in host.refusal(KeysWrite(stamp, 4, ())).why
-    assert host.call(KeysRead()).stamp == stamp
 
 
 def test_keys_change_while_another_operator_holds_the_lease(host):
@@ -170,3 +166,21 @@ def test_a_link_in_place_of_the_list_is_not_followed(host, tmp_path):
     assert "link" in host.call(KeysRead()).damage
     written(host, [key()])
     assert "web" not in other.read_text()
+
+
+def test_the_host_program_has_a_token_of_its_own_once_there_are_keys(host):
+    """
+    The runtime gets its hash; tokens of the fleet file go first, for older releases know no other.
+    """
+    assert api_token(host.layout) is None
+    written(host, [key()])
+    token = api_token(host.layout)
+    assert len(token) >= 43
+    assert host.layout.host_key.read_text() == hashlib.sha256(token.encode()).hexdigest()
+    assert stat.S_IMODE(host.layout.host_token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(host.layout.host_key.stat().st_mode) == 0o640
+    written(host, [key("ann")], 2, host.call(KeysRead()).stamp)
+    assert api_token(host.layout) == token
+
+    host.layout.environment.write_text('SLIPWAY_API_TOKENS="one,two"\n')
+    assert api_token(host.layout) == "one"

@@ -240,10 +240,9 @@ def test_on_a_crowded_port_a_source_has_a_quarter(monkeypatch, started):
     """
     Few sources cannot take all: beyond the half of the connections each may open few more.
     """
-    monkeypatch.setattr(haproxy, "MAX_CONNECTIONS", 40)
     monkeypatch.setattr(haproxy, "RESERVED_CONNECTIONS", 8)
     for edit, wanted in ((None, 0), (without("is_crowded {"), 200)):
-        port = started(edit=edit)
+        port = started(edit=edit, max_connections=40)
         with contextlib.ExitStack() as stack:
             for sources, each in ((["127.0.3.1", "127.0.3.2"], 7), ([PUBLIC], 6)):
                 for client in silent(port, sources, each):
@@ -253,10 +252,10 @@ def test_on_a_crowded_port_a_source_has_a_quarter(monkeypatch, started):
 
 
 def full(monkeypatch, started, **changes):
-    monkeypatch.setattr(haproxy, "MAX_CONNECTIONS", 40)
     monkeypatch.setattr(haproxy, "RESERVED_CONNECTIONS", 8)
     edit = changes.pop("edit", lambda text: text)
-    return started(edit=lambda text: edit(without("is_crowded {")(text)), **changes)
+    own = {"max_connections": 40} | changes
+    return started(edit=lambda text: edit(without("is_crowded {")(text)), **own)
 
 
 def test_a_full_port_still_answers_health_checks(monkeypatch, started):

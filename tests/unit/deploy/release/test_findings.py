@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from deploy.errors import FleetDiffers, PreconditionError, TransportError
-from deploy.host.protocol import Unfinished, WentBack
+from deploy.host.protocol import KeysStamp, Unfinished, WentBack
 from deploy.release.findings import find, fleet_error
 from deploy.release.observe import needs_reviving
 from tests.builders import make_observed, make_serving, make_settled, make_slot
@@ -194,3 +194,32 @@ def test_what_needs_reviving_before_a_way_back(current, reason):
     A dead unit does not: a way back starts its target anyway.
     """
     assert needs_reviving(current) == reason
+
+
+KEYS = KeysStamp(3, "a" * 64)
+
+
+def with_keys(**stamps):
+    return {
+        name: dataclasses.replace(make_settled(name), keys=stamps.get(name, KEYS)) for name in NAMES
+    }
+
+
+def test_a_host_with_other_api_keys_than_most_is_named():
+    """
+    Also one that has none: it was installed anew.
+    """
+    assert find(with_keys()) == ()
+    found = find(with_keys(n2=KeysStamp(2, "b" * 64)))
+    assert [(one.host, one.what) for one in found] == [
+        ("n2", "its API keys are not those of most hosts: version 2")
+    ]
+    assert "inv keys.sync" in found[0].fix
+    assert whats(with_keys(n3=None)) == [("n3", "its API keys are not those of most hosts: none")]
+
+
+def test_a_damaged_list_of_api_keys_is_named():
+    damaged = dataclasses.replace(make_settled("n2"), keys=None, keys_damage="not JSON")
+    assert whats(with_keys() | {"n2": damaged}) == [
+        ("n2", 'its list of API keys is damaged: "not JSON"')
+    ]

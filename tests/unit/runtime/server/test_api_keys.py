@@ -2,6 +2,7 @@
 Requests with API keys: who is let in, what a key may spend, what is counted.
 """
 
+import asyncio
 import json
 import logging
 
@@ -267,3 +268,33 @@ async def test_openais_timeout_does_not_cut_a_stream(keys):
     keys.set(key("web", WEB))
     await keys.ask(headers={"x-stainless-read-timeout": "3"}, stream=True)
     assert keys.runtime.engine.asked[0]["timeout_s"] == 60
+
+
+async def test_a_flood_of_one_key_leaves_places_to_the_others(tmp_path):
+    """
+    8 of 9 places, those of the batch included; without keys all of them.
+    """
+    keys = Keys(tmp_path, max_batch_requests=4, max_queue_requests=5)
+    keys.set(key("web", WEB), key("ann", ANN))
+    engine = keys.runtime.engine
+    flood = []
+    for _ in range(8):
+        engine.will(ending=None)
+        headers = {"authorization": f"Bearer {WEB}"}
+        body = {"prompt": "ask", "max_tokens": 9}
+        flood.append(
+            asyncio.create_task(keys.runtime.http.post("/generate", json=body, headers=headers))
+        )
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert len(engine.running) == 8
+
+    refused = await keys.ask(WEB, text=None)
+    assert_is_error(refused, 503, "queue_full", retry_safe=True)
+    assert "retry-after" in refused.headers
+    assert (await keys.ask(ANN)).status_code == 200
+
+    for id, answer in list(engine.running.items()):
+        engine.end(id, answer, FinishReason.STOP)
+    assert [(await task).status_code for task in flood] == [200] * 8
+    assert (await keys.ask(WEB)).status_code == 200
