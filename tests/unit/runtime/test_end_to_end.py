@@ -23,13 +23,14 @@ LOST = "Z"  # the character that the model has no finite numbers for
 
 
 class SlipwayRuntime(Started):
-    def __init__(self, folder, model, release=RELEASE, golden=""):
+    def __init__(self, folder, model, release=RELEASE, golden="", env=None):
         folder.mkdir()
         (folder / "golden.jsonl").write_text(golden)
         # One that an earlier runtime left behind.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
             stale.bind(str(folder / "runtime.sock"))
-        super().__init__(folder, model=model, release=release, name="runtime.sock")
+        name = "runtime.sock"
+        super().__init__(folder, model=model, release=release, name=name, env=env)
 
     def generate(self, prompt="ask", **body):
         return self.http.post("/generate", json={"prompt": prompt, "max_tokens": 8} | body)
