@@ -36,7 +36,7 @@ class KeyList:
         return cls(held.stamp.version if held.stamp else 0, held.keys)
 
     def get(self, name: str) -> ApiKey | None:
-        return next((key for key in self.keys if key.name == name), None)
+        return next((key for key in self.keys if key.key_name == name), None)
 
     @property
     def active(self) -> tuple[ApiKey, ...]:
@@ -58,9 +58,9 @@ def merge(lists: Iterable[KeyList]) -> KeyList:
     newest: dict[str, ApiKey] = {}
     for one in given:
         for key in one.keys:
-            held = newest.get(key.name)
+            held = newest.get(key.key_name)
             if held is None or _order(key) > _order(held):
-                newest[key.name] = key
+                newest[key.key_name] = key
     keys = tuple(newest[name] for name in sorted(newest))
     version = max((one.version for one in given), default=0)
     at_version = {one.keys for one in given if one.version == version}
@@ -90,16 +90,16 @@ def add(held: KeyList, key: ApiKey) -> KeyList:
     Raises:
         UsageError: Its name is or was in use, or there are too many keys.
     """
-    if (old := held.get(key.name)) is not None:
+    if (old := held.get(key.key_name)) is not None:
         if is_revoked(old):
             why = "a key of that name was revoked, and stays so"
-            raise UsageError(f"{key.name}: taken", why=why, fix="choose another name")
-        fix = f"inv keys.rotate {key.name} replaces its token; or choose another name"
-        raise UsageError(f"{key.name}: taken", why="there is a key of that name", fix=fix)
+            raise UsageError(f"{key.key_name}: taken", why=why, fix="choose another name")
+        fix = f"inv keys.rotate {key.key_name} replaces its token; or choose another name"
+        raise UsageError(f"{key.key_name}: taken", why="there is a key of that name", fix=fix)
     changed = _put(held, key)
     if len(changed.keys) > KEYS_MAX:
         raise UsageError(
-            f"{key.name}: not added",
+            f"{key.key_name}: not added",
             why=f"there are {len(held.keys)} keys, with those revoked in the last "
             f"{FORGET_REVOKED_S // 86400} days; at most {KEYS_MAX} are kept",
             fix="rotate a key instead: inv keys.rotate NAME",
@@ -158,8 +158,8 @@ def _active(held: KeyList, name: str) -> ApiKey:
 def _put(held: KeyList, key: ApiKey) -> KeyList:
     version = held.version + 1
     key = dataclasses.replace(key, changed=version)
-    others = [other for other in held.keys if other.name != key.name]
-    return KeyList(version, tuple(sorted([*others, key], key=lambda one: one.name)))
+    others = [other for other in held.keys if other.key_name != key.key_name]
+    return KeyList(version, tuple(sorted([*others, key], key=lambda one: one.key_name)))
 
 
 def _order(key: ApiKey) -> tuple[bool, int, str]:

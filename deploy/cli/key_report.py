@@ -30,7 +30,7 @@ def keys_json(lists: HeldLists) -> dict[str, Any]:
 def key_json(key: ApiKey) -> dict[str, Any]:
     newest = key.secrets[0]
     return {
-        "name": key.name,
+        "name": key.key_name,
         "created_at": utc(newest.created_at),
         "expires_at": None if newest.expires_at is None else utc(newest.expires_at),
         "tokens": len(key.secrets),
@@ -51,7 +51,7 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
     for key in lists.merged.active:
         newest = key.secrets[0]
         table.add_row(
-            key.name,
+            key.key_name,
             utc(newest.created_at),
             _expiry(newest.expires_at, now),
             ", ".join(key.models) or "all",
@@ -62,7 +62,7 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
         )
         for older in key.secrets[1:]:
             if older.expires_at is not None and older.expires_at > now:
-                table.notes.append(f"{key.name}: an earlier token ends {utc(older.expires_at)}")
+                table.notes.append(f"{key.key_name}: an earlier token ends {utc(older.expires_at)}")
     if not lists.merged.active:
         table.notes.append(_none(lists.merged))
     for host in lists.behind:

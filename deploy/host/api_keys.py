@@ -92,12 +92,14 @@ def stored(layout: Layout) -> KeysHeld:
         document: Any = json.loads(content)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise Malformed("it is not a list of keys of this format")
-        keys = decode(tuple[ApiKey, ...], document.get("keys"), "keys")
+        found: Any = document.get("keys")
+        entries = [_renamed(entry, "name", "key_name") for entry in found]
+        keys = decode(tuple[ApiKey, ...], entries, "keys")
         version = decode(KeysStamp, {"version": document.get("version"), "sha256": "0" * 64})
         _check(keys, content)
     except FileNotFoundError:
         return KeysHeld(None, ())
-    except (OSError, ValueError, RecursionError, HostError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, HostError) as error:
         why = error.why if isinstance(error, HostError) else str(error)
         return KeysHeld(None, (), why[:_REASON_MAX])
     return KeysHeld(_stamp(version.version, content), keys)
@@ -107,8 +109,15 @@ def file_of(version: int, keys: tuple[ApiKey, ...]) -> bytes:
     """
     Return the file of a list: the same bytes for the same list.
     """
-    document = {"format": FORMAT, "version": version, "keys": encode(keys)}
+    entries = [_renamed(entry, "key_name", "name") for entry in encode(keys)]
+    document = {"format": FORMAT, "version": version, "keys": entries}
     return (json.dumps(document, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _renamed(entry: Any, old: str, new: str) -> dict[str, Any]:
+    if not isinstance(entry, dict) or new in entry:
+        raise Malformed("an entry of keys is no key")
+    return {new if name == old else name: value for name, value in entry.items()}
 
 
 def _read_file(layout: Layout) -> bytes:
@@ -120,7 +129,7 @@ def _read_file(layout: Layout) -> bytes:
 
 
 def _check(keys: tuple[ApiKey, ...], content: bytes) -> None:
-    names = [key.name for key in keys]
+    names = [key.key_name for key in keys]
     hashes = [secret.sha256 for key in keys for secret in key.secrets]
     problem = None
     if len(keys) > KEYS_MAX or len(content) > KEYS_BYTES_MAX:
@@ -145,6 +154,6 @@ def _stamp(version: int, content: bytes) -> KeysStamp:
 
 
 def _changed(old: tuple[ApiKey, ...], new: tuple[ApiKey, ...]) -> list[str]:
-    before = {key.name: key for key in old}
-    after = {key.name: key for key in new}
+    before = {key.key_name: key for key in old}
+    after = {key.key_name: key for key in new}
     return sorted(n for n in {*before, *after} if before.get(n) != after.get(n))

@@ -280,7 +280,7 @@ class ApiKey:
         priority: Requests of keys with a lower number are computed first.
     """
 
-    name: KeyName
+    key_name: KeyName
     changed: KeysVersion
     changed_at: EpochS
     secrets: tuple[KeySecret, ...]

@@ -8,9 +8,10 @@ at once, after a minute of silence.  Each limit is of one process: of one slot o
 import math
 from dataclasses import dataclass
 
-from runtime.server.key_file import ServedKey
+from runtime.server.key_file import MAX_KEYS, ServedKey
 
 REQUESTS, TOKENS = KINDS = "requests", "tokens"
+MOST_KEYS = 2 * MAX_KEYS
 PARTS = ("limit", "remaining", "reset")  # of the headers of each
 
 
@@ -112,15 +113,11 @@ class RateLimits:
         Return the limits of *key*; those that changed since begin with what was spent before.
         """
         limits = self._by_name.setdefault(key.name, KeyLimits())
+        if len(self._by_name) > MOST_KEYS:  # of keys that were revoked since
+            del self._by_name[next(iter(self._by_name))]
         limits.requests = _bucket(limits.requests, key.requests_per_minute, now_s)
         limits.tokens = _bucket(limits.tokens, key.tokens_per_minute, now_s)
         return limits
-
-    def keep(self, names: set[str]) -> None:
-        """
-        Forget the keys that are not among *names*.
-        """
-        self._by_name = {name: one for name, one in self._by_name.items() if name in names}
 
 
 def _bucket(held: Bucket | None, per_minute: int | None, now_s: float) -> Bucket | None:

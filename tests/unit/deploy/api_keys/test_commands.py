@@ -160,7 +160,7 @@ def test_two_operators_at_once_keep_both_changes(fleet, monkeypatch):
 
     assert errors == []
     lists = read(fleet.clients)
-    assert [key.name for key in lists.merged.keys] == ["ann", "bob"]
+    assert [key.key_name for key in lists.merged.keys] == ["ann", "bob"]
     assert lists.behind == ()
     assert len(fleet.texts()) == 1
 

@@ -34,7 +34,7 @@ KEYS = st.builds(
 )
 LISTS = st.builds(
     lambda version, keys: KeyList(
-        version, tuple(sorted({k.name: k for k in keys}.values(), key=lambda k: k.name))
+        version, tuple(sorted({k.key_name: k for k in keys}.values(), key=lambda k: k.key_name))
     ),
     st.integers(1, 4),
     st.lists(KEYS, max_size=4),
@@ -68,7 +68,7 @@ def test_changes_of_two_operators_are_both_kept():
     ann = KeyList(3, (key("ann", 3), key("web")))
     bob = KeyList(3, (key("bob", 3, 2), key("web")))
     merged = merge([ann, bob])
-    assert [k.name for k in merged.keys] == ["ann", "bob", "web"]
+    assert [k.key_name for k in merged.keys] == ["ann", "bob", "web"]
     assert merged.version == 4
 
 
@@ -114,4 +114,4 @@ def test_what_is_no_key_is_not_changed(edit, held):
 def test_keys_revoked_long_ago_are_forgotten():
     old = gone("old", at=NOW - key_list.FORGET_REVOKED_S - 1)
     held = KeyList(5, (gone("new"), old, key("web")))
-    assert [k.name for k in key_list.without_old(held, NOW).keys] == ["new", "web"]
+    assert [k.key_name for k in key_list.without_old(held, NOW).keys] == ["new", "web"]

@@ -65,7 +65,7 @@ def test_only_who_has_read_the_list_may_replace_it(host):
     late = host.call(KeysWrite(None, 1, (key("bob"),)))
     assert not late.is_written
     assert late.held == host.call(KeysRead())
-    assert [k.name for k in late.held.keys] == ["ann"]
+    assert [k.key_name for k in late.held.keys] == ["ann"]
 
     both = (key("ann"), key("bob", 2))
     assert written(host, both, 2, first).version == 2
@@ -120,8 +120,8 @@ def test_a_list_that_is_none_is_refused(host, keys, problem):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("name", "../web"),
-        ("name", "web\nx"),
+        ("key_name", "../web"),
+        ("key_name", "web\nx"),
         ("weight", 0),
         ("priority", 10),
         ("requests_per_minute", 0),
@@ -131,7 +131,7 @@ def test_a_list_that_is_none_is_refused(host, keys, problem):
     ],
 )
 def test_hostile_keys_are_refused(host, field, value):
-    plain = {"name": "web", "changed": 1, "changed_at": 1, "secrets": []}
+    plain = {"key_name": "web", "changed": 1, "changed_at": 1, "secrets": []}
     good = host.answer("keys.write", {"expected": None, "version": 1, "keys": [plain]})
     assert good["ok"]
     host.layout.api_keys.unlink()
@@ -143,7 +143,15 @@ def test_hostile_keys_are_refused(host, field, value):
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{torn", "[]", '{"format": 2, "version": 1, "keys": []}', "[" * 100_000, "x" * (2 << 20)],
+    [
+        "",
+        "{torn",
+        "[]",
+        '{"format": 2, "version": 1, "keys": []}',
+        "[" * 100_000,
+        '{"format": 1, "version": 1, "keys": 5}',
+        "x" * (2 << 20),
+    ],
 )
 def test_a_damaged_list_never_breaks_status(host, damage):
     """

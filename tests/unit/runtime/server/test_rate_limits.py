@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.server.key_file import ServedKey
-from runtime.server.rate_limits import Bucket, KeyLimits, RateLimits, duration_text
+from runtime.server.rate_limits import MOST_KEYS, Bucket, KeyLimits, RateLimits, duration_text
 
 
 def test_a_minute_s_worth_at_once_and_then_as_it_flows_in():
@@ -95,3 +95,10 @@ def test_headers_are_those_of_openai():
 )
 def test_durations_are_written_as_openai_does(seconds, text):
     assert duration_text(seconds) == text
+
+
+def test_keys_that_come_and_go_take_no_memory_without_end():
+    limits = RateLimits()
+    for number in range(MOST_KEYS + 50):
+        limits.of(ServedKey(name=f"k{number}"), 0.0)
+    assert len(limits._by_name) == MOST_KEYS
