@@ -6,7 +6,7 @@ Times are durations in seconds, never clock readings: each process has its own c
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -145,14 +145,14 @@ class EngineReport:
     pages_used: int = 0
     pages: int = 0
     oom_splits: int = 0
-    cached: Sequence[tuple[int, int]] = ()
+    cached: Sequence[tuple[int, int]] = field(default_factory=list)
 
     @property
     def is_beat(self) -> bool:
         """
         Whether it has no news.
         """
-        return not (self.tokens or self.ended or self.batch or self.cached)
+        return not (self.tokens or self.ended or self.batch)
 
 
 ToEngine = Load | Submit | Cancel | Swap

@@ -128,7 +128,7 @@ class Scheduler:
         self._flight: list[_Launched] = []  # one turn's step; more where it was split
         self._size = StepSize(capacity.step_tokens)
         self._steps = 0
-        self._joined: list[tuple[int, int]] = []  # since the last report
+        self._cached: list[tuple[int, int]] = []  # tokens of prompts that joined, by request
         self._is_held = False
 
     @property
@@ -211,13 +211,13 @@ class Scheduler:
             cached_tokens=sum(part.cached_tokens for part in settled),
             pages_used=self.allocator.used,
             pages=self.allocator.pages - 1,
-            cached=[(id, cached) for id, cached in self._joined if cached],
         )
-        self._joined.clear()
         # Not in a beat: most beats are not sent.
         if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
             self._reported_splits = self.oom_splits
             report = replace(report, oom_splits=splits)
+        if self._cached and not report.is_beat:
+            report, self._cached = replace(report, cached=self._cached), []
         return report
 
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
@@ -322,7 +322,8 @@ class Scheduler:
             last=len(request.tokens) + request.params.max_tokens - 1,
         )
         self._shares.join(request.share, len(allocation.pages))
-        self._joined.append((request.id, allocation.cached))
+        if allocation.cached:
+            self._cached.append((request.id, allocation.cached))
         self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
         return seq
 

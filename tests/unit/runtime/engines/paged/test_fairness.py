@@ -257,3 +257,20 @@ def test_a_client_that_leaves_frees_its_pages_within_a_step():
     load.scheduler.cancel(1)
     load.turn()
     assert [seq.request.id for seq in load.scheduler._running.values()] == [2]
+
+
+def test_the_cached_tokens_of_a_prompt_are_reported_before_its_end():
+    """
+    Once, and for the request that found them.
+    """
+    load, reports = Load(), []
+    for id in (1, 2):
+        request = make_request(id, range(40), 2, 1e9)
+        load.scheduler.submit(replace(request, share=POLITE), 0.0)
+        while not load.scheduler.is_idle:
+            reports.append(load.scheduler.turn(0.0))
+    sent = [report for report in reports if not report.is_beat]
+    found = [pair for report in sent for pair in report.cached]
+    assert found == [(2, 32)]
+    ends = [number for number, report in enumerate(sent) if any(e[0] == 2 for e in report.ended)]
+    assert any((2, 32) in report.cached for report in sent[: ends[0] + 1])
