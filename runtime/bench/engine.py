@@ -89,7 +89,7 @@ class OurEngine:
         first_s: dict[int, float] = {}
         started_s = time.perf_counter()
         for id, request in enumerate(work):
-            params = SamplingParams(request.new_tokens)
+            params = SamplingParams(request.new_tokens, **request.sampling)
             scheduler.submit(Submit(id, request.prompt, params, TIMEOUT_S), started_s)
         while not scheduler.is_idle:
             report = scheduler.turn(time.perf_counter())

@@ -40,6 +40,8 @@ class TransformersPeer:
             ).eval()
 
     def trim(self, line: Line, work: Work) -> tuple[Work, str]:
+        if line.half:
+            raise BenchError("transformers' generate has one set of fields for the whole batch")
         if line.is_mix and not hasattr(self._model, "generate_batch"):
             raise BenchError(f"transformers {self.version} has no generate_batch")
         # generate_batch has one length for the whole batch: the shortest answer's.

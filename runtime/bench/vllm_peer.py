@@ -49,7 +49,10 @@ class VllmPeer:
         prompts = [{"prompt_token_ids": request.prompt} for request in work]
         params = [
             self._vllm.SamplingParams(
-                temperature=0.0, max_tokens=request.new_tokens, ignore_eos=True, detokenize=False
+                max_tokens=request.new_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                **{"temperature": 0.0} | dict(request.sampling),
             )
             for request in work
         ]

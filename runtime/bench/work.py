@@ -3,23 +3,34 @@ The workloads: the same prompts and numbers of new tokens for every engine.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
+from typing import Any
 
 WARM_UP_RUN = -1
 WARM_UP_REQUESTS = 64
 WARM_UP_NEW = 8
+# What half of the requests of a line ask for.
+LOGPROBS = MappingProxyType({"logprobs": 5})
+PENALTIES = MappingProxyType(
+    {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+)
+TOP_K = MappingProxyType({"temperature": 1.0, "top_k": 50, "min_p": 0.05})
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     """
     One request: its prompt, and the number of tokens to generate.
+
+    Attributes:
+        sampling: Its fields of `SamplingParams`; none for a greedy request.
     """
 
     prompt: list[int]
     new_tokens: int
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 Work = tuple[WorkItem, ...]
@@ -28,17 +39,20 @@ Work = tuple[WorkItem, ...]
 @dataclass(frozen=True, slots=True)
 class Line:
     """
-    One line of the table: requests that arrive at once and run greedily to their full length.
+    One line of the table: requests that arrive at once and run to their full length, greedily if
+    *half* says nothing else.
 
     Attributes:
         prompt_tokens, new_tokens: Fewest and most tokens of a prompt and of an answer; each
             length is drawn uniformly.
+        half: Sampling fields of every second request.
     """
 
     name: str
     requests: int
     prompt_tokens: tuple[int, int]
     new_tokens: tuple[int, int]
+    half: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_mix(self) -> bool:
@@ -68,6 +82,9 @@ LINES: Mapping[str, Line] = MappingProxyType(
             Line("batch-1", 1, (256, 256), (256, 256)),
             Line("batch-8", 8, (256, 256), (128, 128)),
             Line("batch-64", 64, (256, 256), (128, 128)),
+            Line("logprobs-64", 64, (256, 256), (128, 128), LOGPROBS),
+            Line("penalties-64", 64, (256, 256), (128, 128), PENALTIES),
+            Line("top-k-64", 64, (256, 256), (128, 128), TOP_K),
             Line("batch-64-long", 64, (1024, 1024), (256, 256)),
             Line("batch-256", 256, (256, 256), (128, 128)),
             Line("mix-256", 256, (100, 1024), (256, 256)),
@@ -88,9 +105,10 @@ def draw(line: Line, *, vocabulary: int, seed: int, run: int) -> Work:
     lengths = Random(f"{seed}/{line.name}")  # noqa: S311 - no secrets
     tokens = Random(f"{seed}/{line.name}/{run}")  # noqa: S311
     work = []
-    for _ in range(line.requests):
+    for number in range(line.requests):
         prompt, new = lengths.randint(*line.prompt_tokens), lengths.randint(*line.new_tokens)
-        work.append(WorkItem(tokens.choices(range(vocabulary), k=prompt), new))
+        sampling = line.half if number % 2 else {}
+        work.append(WorkItem(tokens.choices(range(vocabulary), k=prompt), new, sampling))
     return tuple(work)
 
 

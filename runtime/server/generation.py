@@ -25,10 +25,12 @@ from runtime.server.admission import (
     refuse_share,
     time_allowed_s,
 )
+from runtime.server.answer_text import AnswerText
 from runtime.server.caller import Caller, current_caller
 from runtime.server.errors import Failed
 from runtime.server.prompts import Conversation, Prompt, PromptReader
-from runtime.server.text import Codec, Detokenizer, StopScanner
+from runtime.server.scores import ScoredToken
+from runtime.server.text import Codec, Decoder
 from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
@@ -65,6 +67,7 @@ class GenerationRequest:
         adds_special: Put the tokenizer's own tokens around a text.
         shows_marks: The answer's text has the marks of calls and of reasoning, even if they are
             special tokens.
+        skips_special: Special tokens of the answer have no text.
     """
 
     prompt: Prompt | Conversation
@@ -74,6 +77,7 @@ class GenerationRequest:
     fills_context: bool = False
     adds_special: bool = True
     shows_marks: bool = False
+    skips_special: bool = True
 
     @property
     def field(self) -> str:
@@ -103,6 +107,18 @@ class Place:
         self.leave()
 
 
+@dataclass(slots=True)
+class SharedPrompt:
+    """
+    What the answers of one prompt share: the first computes it, the others find it in the cache.
+
+    Attributes:
+        first: The engine's id of the first; None until it is submitted.
+    """
+
+    first: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class AdmittedRequest:
     """
@@ -115,6 +131,7 @@ class AdmittedRequest:
         late_excuse: Excuse of a late answer: the client asked for less time than it may have.
         shows_marks: As of the GenerationRequest.
         caller: Whose request it is.
+        shared: None for a prompt with one answer.
     """
 
     prompt: Sequence[int]
@@ -126,6 +143,8 @@ class AdmittedRequest:
     late_excuse: str | None = None
     shows_marks: bool = False
     caller: Caller = field(default_factory=Caller)
+    shared: SharedPrompt | None = None
+    skips_special: bool = True
 
     @property
     def give_up_s(self) -> float:
@@ -142,12 +161,16 @@ class TextDelta:
 
     Attributes:
         tokens: Generated so far.
+        cached_tokens: Tokens of the prompt that were found in the cache; None if unknown.
+        scores: Of the tokens of this part; None for an answer without log probabilities.
     """
 
     text: str
     tokens: int
     prompt_tokens: int
     finish_reason: str | None = None
+    cached_tokens: int | None = None
+    scores: Sequence[ScoredToken] | None = None
 
 
 @contextmanager
@@ -187,6 +210,7 @@ class Generator:
     ) -> None:
         self.tool_syntax = tool_syntax
         marks = special_tokens_of(tool_syntax.parser) if tool_syntax else ()
+        self._verbatim = codec.verbatim()
         self._with_marks = codec.keeping((THINK, THINK_END, *marks))
         self._engine, self._codec, self._limits = engine, codec, limits
         self._prompts = PromptReader(codec, template, limits.vocabulary)
@@ -270,6 +294,9 @@ class Generator:
         if request.fills_context:
             tokens = self._limits.context_tokens - len(prompt)
             params = [replace(each, max_tokens=tokens) for each in params]
+        with left_on_failure(places):
+            self._check_params(params[0])
+        shared = SharedPrompt() if len(params) > 1 else None
         return [
             AdmittedRequest(
                 prompt,
@@ -281,6 +308,8 @@ class Generator:
                 excuse,
                 request.shows_marks,
                 caller,
+                shared,
+                request.skips_special,
             )
             for each, place in zip(params, places, strict=True)
         ]
@@ -334,7 +363,10 @@ class Generator:
         deltas = [delta async for delta in self.deltas(request, at_once=not request.stop)]
         last = deltas[-1]
         text = "".join(delta.text for delta in deltas)
-        return TextDelta(text, last.tokens, last.prompt_tokens, last.finish_reason)
+        scores = None
+        if last.scores is not None:
+            scores = [each for delta in deltas for each in delta.scores or ()]
+        return replace(last, text=text, scores=scores)
 
     async def all(self, requests: Sequence[AdmittedRequest]) -> list[TextDelta]:
         """
@@ -360,9 +392,13 @@ class Generator:
         Raises:
             Failed: Late, or failed in the engine.
         """
+        shared = request.shared
+        prefix_of = shared.first if shared else None
         id, stream = self._engine.submit(
-            request.prompt, request.params, request.allowed_s, request.caller.share
+            request.prompt, request.params, request.allowed_s, request.caller.share, prefix_of
         )
+        if shared and shared.first is None:
+            shared.first = id
         request.place.leave()
         try:
             if at_once:
@@ -374,7 +410,7 @@ class Generator:
             self._engine.cancel(id)
             usage = request.caller.usage
             usage.generated_tokens += len(stream.tokens)
-            usage.cached_tokens += stream.cached_tokens
+            usage.cached_tokens += stream.cached_tokens or 0
             if stream.first_at_s is not None:
                 self._on_first_token(stream.first_at_s - request.started_s)
             took_s = time.monotonic() - request.started_s
@@ -391,26 +427,46 @@ class Generator:
     async def _read(
         self, stream: TokenStream, request: AdmittedRequest
     ) -> AsyncGenerator[TextDelta, None]:
-        decoder = self._with_marks if request.shows_marks else self._codec
-        detokenizer, scanner = Detokenizer(decoder), StopScanner(request.stop)
-        prompt_tokens = len(request.prompt)
+        answer = AnswerText(
+            self._codec,
+            self._decoder_of(request),
+            request.stop,
+            is_scored=request.params.logprobs is not None,
+        )
         seen = 0
+
+        def delta(text: str, finish_reason: str | None = None) -> TextDelta:
+            return TextDelta(
+                text,
+                seen,
+                len(request.prompt),
+                finish_reason,
+                stream.cached_tokens,
+                answer.take_scores(is_last=finish_reason is not None),
+            )
+
         while tokens := await _by(request.give_up_s, stream.more(seen)):
+            logprobs = stream.logprobs[seen : seen + len(tokens)]
             seen += len(tokens)
-            text = scanner.add(detokenizer.add(tokens))
-            if scanner.is_stopped:
-                yield TextDelta(text, seen, prompt_tokens, "stop")
+            text = answer.add(tokens, logprobs)
+            if answer.is_stopped:
+                yield delta(text, "stop")
                 return
             if text:
-                yield TextDelta(text, seen, prompt_tokens)
+                yield delta(text)
         assert stream.finish_reason is not None
         if not stream.finish_reason.is_good:
             is_late = stream.finish_reason is FinishReason.EXPIRED
             excuse = request.late_excuse if is_late else None
             raise Failed(failure(stream.finish_reason, stream.detail, excuse))
-        text = scanner.add(detokenizer.add((), is_last=True), is_last=True)
-        reason = "stop" if scanner.is_stopped else stream.finish_reason.value
-        yield TextDelta(text, seen, prompt_tokens, reason)
+        text = answer.end()
+        reason = "stop" if answer.is_stopped else stream.finish_reason.value
+        yield delta(text, reason)
+
+    def _decoder_of(self, request: AdmittedRequest) -> Decoder:
+        if not request.skips_special:
+            return self._verbatim
+        return self._with_marks if request.shows_marks else self._codec
 
     async def _read_prompt(
         self, request: GenerationRequest, late_s: float, excuse: str | None = None
@@ -425,9 +481,27 @@ class Generator:
         )
         return await _by(late_s, reading, excuse)
 
+    def _check_params(self, params: SamplingParams) -> None:
+        """
+        Raises:
+            Failed: 400: a token id without a logit, or more min_tokens than max_tokens.
+        """
+        named = {
+            "logit_bias": [token for token, _ in params.logit_bias],
+            "stop_token_ids": params.stop_token_ids,
+        }
+        most = self._limits.vocabulary
+        for name, tokens in named.items():
+            if most is not None and any(token >= most for token in tokens):
+                message = f"{name} has a token id that the model does not have"
+                raise Failed(Refusal(400, "unknown_token", message, param=name))
+        if params.min_tokens > params.max_tokens:
+            message = f"min_tokens: {params.min_tokens}; the answer has at most {params.max_tokens}"
+            raise Failed(Refusal(400, "invalid_request", message, param="min_tokens"))
+
     def _refuse_long(self, prompt_tokens: int, request: GenerationRequest) -> None:
         most = request.params.max_tokens
-        if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, field=request.field):
+        if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, name=request.name):
             raise Failed(refused)
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import MAX_BIASED, MAX_LOGPROBS, SamplingParams
 from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
 from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Stops, Strict
@@ -36,6 +36,9 @@ TOKENS_BOUNDS = BodyBounds(strings=512, containers=256, structure_bytes=1 << 20)
 
 Name = Annotated[str, Field(max_length=256)]
 _SEEDS = 2**63
+MAX_STOP_TOKENS = 64  # of one request
+MAX_REPETITION = 100.0
+MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limit
 
 
 class TextPart(Strict):
@@ -131,6 +134,30 @@ def _with_a_stream(options: StreamOptions | None, info: ValidationInfo) -> Strea
     return options
 
 
+def _with_logprobs(top: int | None, info: ValidationInfo) -> int | None:
+    if top and not info.data.get("logprobs"):
+        raise PydanticCustomError("no_logprobs", "only with logprobs: true")
+    return top
+
+
+def _without_echo(logprobs: int | None, info: ValidationInfo) -> int | None:
+    if logprobs is not None and info.data.get("echo"):
+        raise PydanticCustomError("echo", "not with echo: prompts have no log probabilities here")
+    return logprobs
+
+
+TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+StopTokens = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)]
+# As OpenAI writes it: token ids are keys, so they are texts.
+LogitBias = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
+        Annotated[float, Field(ge=-100, le=100)],
+    ],
+    Field(max_length=MAX_BIASED),
+]
+
+
 class _Sampled(Body):
     """
     What chat and completions have in common.
@@ -151,26 +178,30 @@ class _Sampled(Body):
     store: bool | None = None
     service_tier: str | None = None
 
-    frequency_penalty: Annotated[Any, Neutral(0)] = None
-    presence_penalty: Annotated[Any, Neutral(0)] = None
-    repetition_penalty: Annotated[Any, Neutral(1)] = None
-    top_k: Annotated[Any, Neutral(-1, 0)] = None
-    min_p: Annotated[Any, Neutral(0)] = None
-    min_tokens: Annotated[Any, Neutral(0)] = None
-    ignore_eos: Annotated[Any, Neutral(False)] = None
-    stop_token_ids: Annotated[Any, Neutral([])] = None
-    skip_special_tokens: Annotated[Any, Neutral(True)] = None
-    logit_bias: Annotated[Any, Neutral({})] = None
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=MAX_REPETITION)
+    top_k: int | None = Field(default=None, ge=-1, le=MOST_TOKENS)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    min_tokens: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
+    ignore_eos: bool | None = None
+    stop_token_ids: StopTokens | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: LogitBias | None = None
 
     @property
     def choices(self) -> int:
         return self.n or 1
 
     @property
+    def skips_special(self) -> bool:
+        return self.skip_special_tokens is not False
+
+    @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _sampling(self, max_tokens: int, choice: int) -> SamplingParams:
+    def _sampling(self, max_tokens: int, choice: int, logprobs: int | None) -> SamplingParams:
         """
         Return the parameters of one choice: with a seed each draws others.
         """
@@ -179,7 +210,22 @@ class _Sampled(Body):
         if top_p == 0:  # the likeliest token alone
             temperature, top_p = 0.0, 1.0
         seed = None if self.seed is None else (self.seed + choice) % _SEEDS
-        return SamplingParams(max_tokens, temperature, top_p, seed)
+        return SamplingParams(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+        )
 
 
 def _conversation(
@@ -216,8 +262,10 @@ class ChatBody(_Sampled):
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
 
-    logprobs: Annotated[Any, Neutral(False)] = None
-    top_logprobs: Annotated[Any, Neutral(0)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[
+        int | None, Field(ge=0, le=MAX_LOGPROBS), AfterValidator(_with_logprobs)
+    ] = None
     functions: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral("none", "auto")] = None
     response_format: Annotated[Any, Neutral({"type": "text"})] = None
@@ -256,7 +304,8 @@ class ChatBody(_Sampled):
         return self.max_tokens if most is None else most
 
     def params(self, choice: int) -> SamplingParams:
-        return self._sampling(self.most_tokens or 1, choice)
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self._sampling(self.most_tokens or 1, choice, logprobs)
 
 
 def _read_prompts(value: object) -> tuple[Prompt, ...]:
@@ -303,13 +352,16 @@ class CompletionBody(_Sampled):
     prompt: Prompts
     max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     echo: bool | None = None
+    logprobs: Annotated[
+        int | None, Field(ge=0, le=MAX_COMPLETION_LOGPROBS), AfterValidator(_without_echo)
+    ] = None
 
     best_of: Annotated[Any, Neutral(1)] = None
-    logprobs: Annotated[Any, Neutral()] = None
     suffix: Annotated[Any, Neutral("")] = None
 
     def params(self, choice: int) -> SamplingParams:
-        return self._sampling(16 if self.max_tokens is None else self.max_tokens, choice)
+        most = 16 if self.max_tokens is None else self.max_tokens
+        return self._sampling(most, choice, self.logprobs)
 
 
 class TokenizeBody(Body):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
 from runtime.server.event_stream import Document
 from runtime.server.generation import AdmittedRequest, Generator, TextDelta, together
+from runtime.server.scores import ScoredToken, chat_logprobs, completion_logprobs
 
 LONG_ANSWER_CHARS = 20_000  # longer answers are split into calls in another thread
 
@@ -24,6 +25,7 @@ class Asked:
         prompts: Texts that the answers repeat first, one for each; empty for none.
         prompt_tokens: Of all prompts, each once.
         form: What the text of each answer is split into.
+        choices: Answers of one prompt.
     """
 
     requests: Sequence[AdmittedRequest]
@@ -32,13 +34,24 @@ class Asked:
     includes_usage: bool
     prompts: Sequence[str] = ()
     form: AnswerForm = PLAIN
+    choices: int = 1
 
-    def usage(self, tokens: int) -> dict[str, int]:
-        return {
+    def usage(self, ends: Mapping[int, TextDelta]) -> dict[str, Any]:
+        """
+        Return the usage of answers, from the last delta of each.
+        """
+        tokens = sum(end.tokens for end in ends.values())
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": tokens,
             "total_tokens": self.prompt_tokens + tokens,
         }
+        # A prompt counts once, so does what its first answer found of it.
+        cached = [ends[index].cached_tokens for index in sorted(ends)[:: self.choices]]
+        known = [each for each in cached if each is not None]
+        if known:
+            usage["prompt_tokens_details"] = {"cached_tokens": sum(known)}
+        return usage
 
 
 class Format(Protocol):
@@ -71,12 +84,14 @@ class ChatFormat:
         names: The keys `created`, `model` and `version`.
         form: What the text of each answer is split into.
         readers: Of the answers of a stream, by their index.
+        scores: Of text that a reader holds back, by that index.
     """
 
     id: str
     names: Mapping[str, Any]
     form: AnswerForm = PLAIN
     readers: dict[int, AnswerReader] = field(default_factory=dict)
+    scores: dict[int, Sequence[ScoredToken]] = field(default_factory=dict)
 
     def head(self, *, is_event: bool) -> dict[str, Any]:
         kind = "chat.completion.chunk" if is_event else "chat.completion"
@@ -89,26 +104,38 @@ class ChatFormat:
         return {
             "index": index,
             "message": {"role": "assistant", **keys, "refusal": None},
-            "logprobs": None,
+            "logprobs": chat_logprobs(answer.scores),
             "finish_reason": reason,
         }
 
     def choices(self, index: int, delta: TextDelta, *, is_first: bool) -> list[dict[str, Any]]:
-        def choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        def choice(
+            delta: dict[str, Any],
+            finish_reason: str | None = None,
+            scores: Sequence[ScoredToken] | None = None,
+        ) -> dict[str, Any]:
             return {
                 "index": index,
                 "delta": delta,
-                "logprobs": None,
+                "logprobs": chat_logprobs(scores),
                 "finish_reason": finish_reason,
             }
 
         # OpenAI's first content is null where calls may follow.
         first = {"role": "assistant", "content": "" if self.form.use is None else None}
         events = [choice(first)] if is_first else []
+        scores = None
+        if delta.scores is not None:
+            scores = [*self.scores.pop(index, ()), *delta.scores]
         deltas, reason = self._split(index, delta)
-        events += map(choice, deltas)
+        for part in deltas:
+            events.append(choice(part, scores=scores))
+            scores = None
         if reason is not None:
-            events.append(choice({}, reason))
+            # Tokens without a text of their own may be left.
+            events.append(choice({}, reason, scores or None))
+        elif scores:
+            self.scores[index] = scores  # of a text that is still held back
         return events
 
     def _split(self, index: int, delta: TextDelta) -> tuple[list[dict[str, Any]], str | None]:
@@ -148,7 +175,7 @@ class CompletionFormat:
         choice = {
             "index": index,
             "text": prompt + delta.text,
-            "logprobs": None,
+            "logprobs": completion_logprobs(delta.scores),
             "finish_reason": delta.finish_reason,
         }
         return [choice]
@@ -166,7 +193,7 @@ async def whole(generator: Generator, asked: Asked, format: Format) -> Document:
     is_long = sum(len(answer.text) for answer in answers) > LONG_ANSWER_CHARS
     return format.head(is_event=False) | {
         "choices": await asyncio.to_thread(choices) if is_long else choices(),
-        "usage": asked.usage(sum(answer.tokens for answer in answers)),
+        "usage": asked.usage(dict(enumerate(answers))),
     }
 
 
@@ -179,12 +206,12 @@ async def events(
     head = format.head(is_event=True)
     if asked.includes_usage:
         head["usage"] = None
-    tokens: dict[int, int] = {}
+    newest: dict[int, TextDelta] = {}
     streams = [generator.deltas(request) for request in asked.requests]
     async with aclosing(together(streams)) as deltas:
         async for index, delta in deltas:
-            for choice in format.choices(index, delta, is_first=index not in tokens):
+            for choice in format.choices(index, delta, is_first=index not in newest):
                 yield head | {"choices": [choice]}
-            tokens[index] = delta.tokens
+            newest[index] = delta
     if asked.includes_usage:
-        yield head | {"choices": [], "usage": asked.usage(sum(tokens.values()))}
+        yield head | {"choices": [], "usage": asked.usage(newest)}

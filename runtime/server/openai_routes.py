@@ -85,12 +85,20 @@ async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
         tuple(body.stop or ()),
         fills_context=body.most_tokens is None,
         shows_marks=not form.is_plain,
+        skips_special=body.skips_special,
     )
     requests = await generator.choices(request, params, generator.places(body.choices))
     if not form.is_plain:
         form = replace(form, is_in_reasoning=generator.is_in_reasoning(requests[0]))
     tokens = len(requests[0].prompt)
-    return Asked(requests, tokens, bool(body.stream), body.includes_usage, form=form)
+    return Asked(
+        requests,
+        tokens,
+        bool(body.stream),
+        body.includes_usage,
+        form=form,
+        choices=body.choices,
+    )
 
 
 def _form_of(generator: Generator, body: ChatBody) -> AnswerForm:
@@ -126,7 +134,9 @@ async def _read_completions(
         # Each draws its own numbers, as if it had been sent alone with another seed.
         first = number * body.choices
         params = [body.params(first + choice) for choice in range(body.choices)]
-        request = GenerationRequest(prompt, params[0], tuple(body.stop or ()))
+        request = GenerationRequest(
+            prompt, params[0], tuple(body.stop or ()), skips_special=body.skips_special
+        )
         own = places[first : first + body.choices]
         admitted = await generator.choices(request, params, own)
         requests += admitted
@@ -139,7 +149,14 @@ async def _read_completions(
                 raise Failed(Refusal(400, "invalid_request", message, param="echo"))
             prompts += [text] * body.choices
         await asyncio.sleep(0)  # the loop goes on between two prompts
-    return Asked(requests, prompt_tokens, bool(body.stream), body.includes_usage, prompts)
+    return Asked(
+        requests,
+        prompt_tokens,
+        bool(body.stream),
+        body.includes_usage,
+        prompts,
+        choices=body.choices,
+    )
 
 
 async def _tokenize(generator: Generator, body: TokenizeBody) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from runtime.contract.errors import ModelError
 from runtime.server.token_bound import bound_of
+from runtime.server.token_bytes import token_bytes
 
 TOKENIZER = "tokenizer.json"
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -58,6 +59,16 @@ class Codec(Decoder, Protocol):
         Return a decoder that keeps *marks* in the text, even if they are special tokens.
         """
 
+    def verbatim(self) -> Decoder:
+        """
+        Return a decoder that keeps all special tokens in the text.
+        """
+
+    def token_bytes(self, token: int) -> bytes:
+        """
+        Return the bytes of *token* within a text; they may be a part of a character.
+        """
+
 
 class TokenizerCodec:
     """
@@ -79,6 +90,7 @@ class TokenizerCodec:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._bound = bound_of(self._tokenizer)
+        self._token_bytes: dict[int, bytes] = {}  # of tokens in answers with log probabilities
 
     @property
     def longest_token_bytes(self) -> int | None:
@@ -100,11 +112,19 @@ class TokenizerCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def token_bytes(self, token: int) -> bytes:
+        if token not in self._token_bytes:
+            self._token_bytes[token] = token_bytes(self._tokenizer, token)
+        return self._token_bytes[token]
+
     def keeping(self, marks: Collection[str]) -> Decoder:
         added = self._tokenizer.get_added_tokens_decoder()
         special = {id: token.content for id, token in added.items() if token.special}
         skipped = frozenset(id for id, text in special.items() if text not in marks)
         return self if len(skipped) == len(special) else _KeepingDecoder(self._tokenizer, skipped)
+
+    def verbatim(self) -> Decoder:
+        return _KeepingDecoder(self._tokenizer, ())
 
 
 class _KeepingDecoder:

@@ -66,8 +66,8 @@ def bound_of(tokenizer: Tokenizer) -> TokenBound:
     Supported: byte-level BPE, without a normalizer or with NFC.
     """
     model = tokenizer.model
-    normalizer = _states(tokenizer.normalizer)
-    splitters = _states(tokenizer.pre_tokenizer)
+    normalizer = states(tokenizer.normalizer)
+    splitters = states(tokenizer.pre_tokenizer)
     added = tokenizer.get_added_tokens_decoder().values()
     if (
         not isinstance(model, BPE)
@@ -83,7 +83,7 @@ def bound_of(tokenizer: Tokenizer) -> TokenBound:
 
 
 def _byte_bound(vocabulary: Iterable[str], added: Iterable[str], *, has_nfc: bool) -> TokenBound:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     words = set(vocabulary)
     # What is in no token alone may be dropped by the tokenizer.
     known = {char for char in words if char in alphabet}
@@ -117,7 +117,7 @@ def _group(lengths: list[int]) -> tuple[tuple[int, bytes], ...]:
     return tuple(groups)
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """
     Return the byte of each character with which byte-level tokenizers write it.
 
@@ -129,16 +129,17 @@ def _byte_alphabet() -> dict[str, int]:
     return by_char | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-def _states(component: Any) -> list[dict[str, Any]]:
+def states(component: Any) -> list[dict[str, Any]]:
     """
-    Return the parts of a normalizer or pre-tokenizer, as tokenizer.json has them.
+    Return the parts of a normalizer, pre-tokenizer or decoder, as tokenizer.json has them.
     """
     if component is None:
         return []
     state = json.loads(component.__getstate__())
     if state["type"] != "Sequence":
         return [state]
-    return list(state.get("normalizers") or state.get("pretokenizers") or [])
+    parts = ("normalizers", "pretokenizers", "decoders")
+    return next((list(state[part]) for part in parts if state.get(part)), [])
 
 
 def _keeps_text(state: dict[str, Any]) -> bool:

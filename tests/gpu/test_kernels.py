@@ -7,7 +7,9 @@ import torch
 
 from runtime.kernels import reference
 from runtime.kernels.attention.chunked import LONG_TOKENS, attend_lone
+from tests.unit.runtime.kernels.test_adjust import *  # noqa: F403
 from tests.unit.runtime.kernels.test_kernels import *  # noqa: F403
+from tests.unit.runtime.kernels.test_top_k import *  # noqa: F403
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -70,15 +70,19 @@ class Client(ABC):
         params: SamplingParams,
         timeout_s: float,
         share: Share = Share(),  # noqa: B008 - frozen
+        prefix_of: int | None = None,
     ) -> tuple[int, TokenStream]:
         """
         Send a request; return its id, for `cancel`, and the stream of its tokens.
+
+        Args:
+            prefix_of: See `Submit`.
         """
         id, stream = self._requests.new()
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:
-            self._start(Submit(id, tokens, params, timeout_s, share), stream)
+            self._start(Submit(id, tokens, params, timeout_s, share, prefix_of), stream)
         return id, stream
 
     @abstractmethod

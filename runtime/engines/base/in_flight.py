@@ -8,17 +8,23 @@ import time
 from collections.abc import Sequence
 
 from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.sampling import TokenLogprobs
 
 
 class TokenStream:
     """
     The tokens of one request, as they come.
+
+    Attributes:
+        logprobs: One for each of *tokens* if the request asks for them, added before the token.
+        cached_tokens: Prompt tokens found in the cache; None where the engine does not say.
     """
 
     def __init__(self) -> None:
         self.first_at_s: float | None = None  # time.monotonic of the first token
-        self.cached_tokens = 0  # of its prompt, found in the prefix cache
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.cached_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
         self.detail = ""
         self._waiter: asyncio.Future[None] | None = None
@@ -88,13 +94,12 @@ class InFlight:
         self._emptied.clear()
         return self._last_id, stream
 
+    def get(self, id: int) -> TokenStream | None:
+        return self._open.get(id)
+
     def push(self, id: int, token: int) -> None:
         if stream := self._open.get(id):
             stream.push(token)
-
-    def note_cached(self, id: int, tokens: int) -> None:
-        if stream := self._open.get(id):
-            stream.cached_tokens = tokens
 
     def finish(self, id: int, reason: FinishReason, detail: str = "") -> bool:
         """

@@ -6,7 +6,7 @@ Times are durations in seconds, never clock readings: each process has its own c
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -70,6 +70,8 @@ class Submit:
     Attributes:
         id: The client's own id of the request, never used twice.
         timeout_s: Seconds from now.
+        prefix_of: A request with the same prompt.  This one joins once that one's prompt is in the
+            cache, or once it has ended; None for a request of its own.
     """
 
     id: int
@@ -77,6 +79,7 @@ class Submit:
     params: SamplingParams
     timeout_s: float
     share: Share = Share()
+    prefix_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,10 @@ class EngineReport:
         cached_tokens: Prompt tokens found in the cache, of the requests that joined.
         pages_used, pages: Pages of the KV cache: held by requests, and in total.
         oom_splits: Out-of-memory splits of steps since the last report.
-        cached: Pairs of request id and prompt tokens found in the cache, of requests that joined.
+        cached: Pairs of the id of a request that joined and its prompt tokens found in the cache,
+            where there are any.
+        logprobs: For each of *tokens* whose request asks for it, in that order: the request's id,
+            the token's log probability, and pairs of the likeliest token ids and theirs.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -145,7 +151,8 @@ class EngineReport:
     pages_used: int = 0
     pages: int = 0
     oom_splits: int = 0
-    cached: Sequence[tuple[int, int]] = field(default_factory=list)
+    cached: Sequence[tuple[int, int]] = ()
+    logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()
 
     @property
     def is_beat(self) -> bool:
@@ -167,6 +174,7 @@ _NAMES: dict[type, str] = {
     LoadFailed: "load_failed",
     EngineReport: "report",
 }
+_RARE = ("prefix_of", "cached", "logprobs")  # left out where they are empty
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 
@@ -175,7 +183,14 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     Return the line of *message*, newline included.
     """
     document = {"is": _NAMES[type(message)], **vars(message)}
-    return json.dumps(document, separators=(",", ":"), default=vars).encode() + b"\n"
+    for name in _RARE:
+        if document.get(name) in (None, ()):
+            document.pop(name, None)
+    return json.dumps(document, separators=(",", ":"), default=_document).encode() + b"\n"
+
+
+def _document(value: object) -> dict[str, Any]:
+    return value.as_document() if isinstance(value, SamplingParams) else vars(value)
 
 
 def decode_to_engine(line: bytes) -> ToEngine:
@@ -196,6 +211,6 @@ def _decode(line: bytes) -> object:
     if kind is Load:
         document["options"] = EngineOptions.from_document(document["options"])
     elif kind is Submit:
-        document["params"] = SamplingParams(**document["params"])
+        document["params"] = SamplingParams.from_document(document["params"])
         document["share"] = Share(**document["share"])
     return kind(**document)

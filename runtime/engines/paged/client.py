@@ -27,6 +27,7 @@ from runtime.engines.base.protocol import (
     decode_from_engine,
     encode,
 )
+from runtime.engines.base.sampling import TokenLogprobs
 
 LINE_LIMIT_BYTES = 64 << 20
 EXIT_WAIT_S = 2.0
@@ -108,6 +109,7 @@ class EngineClient(Client):
         return answer
 
     def _start(self, request: Submit, stream: TokenStream) -> None:
+        stream.cached_tokens = 0
         self._send(request)
 
     def cancel(self, id: int) -> None:
@@ -143,15 +145,23 @@ class EngineClient(Client):
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, EngineReport):
             self.last = message
-            for id, cached in message.cached:
-                self._requests.note_cached(id, cached)
-            for id, token in message.tokens:
-                self._requests.push(id, token)
+            self._push(message)
             for id, reason, detail in message.ended:
                 self._requests.finish(id, FinishReason(reason), detail)
             self._on_report(message)
         elif self._loading is not None and not self._loading.done():
             self._loading.set_result(message)
+
+    def _push(self, report: EngineReport) -> None:
+        for id, cached in report.cached:
+            if stream := self._requests.get(id):
+                stream.cached_tokens = cached
+        for id, logprob, top in report.logprobs:
+            if stream := self._requests.get(id):
+                pairs = tuple((token, each) for token, each in top)
+                stream.logprobs.append(TokenLogprobs(logprob, pairs))
+        for id, token in report.tokens:
+            self._requests.push(id, token)
 
     async def _wait_for_exit(self) -> None:
         # The socket closes a moment before the process can be waited for.

@@ -3,7 +3,7 @@ Launches a step.  One that runs out of memory is split, and the steps after it a
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.engines.paged.step import Chunk, DeviceLost, OutOfMemory, Running, Step, StepRunner
 
@@ -82,6 +82,14 @@ def halves(step: Step) -> tuple[Step, Step]:
     """
     Part the decodes of *step* from its chunks, else its rows, else the tokens of its only row.
     """
+    first, second = _halves(step)
+    return (
+        replace(first, masks=step.masks_of(first.sampled)),
+        replace(second, masks=step.masks_of(second.sampled)),
+    )
+
+
+def _halves(step: Step) -> tuple[Step, Step]:
     decodes, chunks = step.decodes, step.chunks
     assert step.tokens > 1, "one token can't be split"
     if decodes and chunks:
@@ -112,4 +120,5 @@ def _without(step: Step, slots: Collection[int]) -> Step:
         tuple(join for join in step.joins if join.slot not in slots),
         tuple(decode for decode in step.decodes if decode.slot not in slots),
         tuple(chunk for chunk in step.chunks if chunk.slot not in slots),
+        tuple(mask for mask in step.masks if mask[0] not in slots),
     )

@@ -4,6 +4,7 @@ The queue of requests that wait to join the batch.  Pure; its cost does not grow
 Requests of one key wait in the order of their arrival; between keys, the shares decide.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
@@ -32,20 +33,24 @@ class Waiting:
 class Queue:
     """
     Requests of each key in the order of their arrival.
+
+    Those that share the prompt of a request ahead of them are held until `release`.
     """
 
     def __init__(self, allocator: BlockAllocator, shares: FairShares) -> None:
         self._allocator, self._shares = allocator, shares
-        self._waiting: dict[int, Waiting] = {}
-        self._by_key: dict[str, dict[int, Waiting]] = {}
+        self._waiting: OrderedDict[int, Waiting] = OrderedDict()
+        self._by_key: dict[str, OrderedDict[int, Waiting]] = {}
+        self._held: dict[int, Waiting] = {}
+        self._held_by: dict[int, list[int]] = {}  # ids of held requests by whom they wait for
         self._deadlines: list[
             tuple[float, int]
         ] = []  # a heap; ids that left the queue may remain in it
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._held)
 
-    def push(self, request: Submit, now_s: float) -> None:
+    def push(self, request: Submit, now_s: float, *, is_held: bool = False) -> None:
         # Whole pages for its whole budget: a running request never waits for a page.
         tokens = (
             self._allocator.count(len(request.tokens) + request.params.max_tokens)
@@ -53,19 +58,41 @@ class Queue:
         )
         pending = Pending(request.id, now_s, now_s + request.timeout_s, tokens)
         self._shares.arrive(request.share, self._by_key, now_s)
-        self._waiting[request.id] = waiting = Waiting(request, pending)
-        self._by_key.setdefault(request.share.key, {})[request.id] = waiting
+        waiting = Waiting(request, pending)
+        if is_held:
+            assert request.prefix_of is not None, request.id
+            self._held[request.id] = waiting
+            self._held_by.setdefault(request.prefix_of, []).append(request.id)
+        else:
+            self._line_up(waiting)
         heappush(self._deadlines, (pending.deadline_s, request.id))
 
     def pop(self, id: int) -> Waiting | None:
         waiting = self._waiting.pop(id, None)
-        if waiting is not None:
-            share = waiting.request.share
-            del self._by_key[share.key][id]
-            if not self._by_key[share.key]:
-                del self._by_key[share.key]
-            self._shares.leave_queue(share)
+        if waiting is None:
+            return self._held.pop(id, None)
+        share = waiting.request.share
+        del self._by_key[share.key][id]
+        if not self._by_key[share.key]:
+            del self._by_key[share.key]
+        self._shares.leave_queue(share)
         return waiting
+
+    def release(self, id: int) -> None:
+        """
+        Put what waits for *id* in front of its key: *id* was there, and they came with it.
+        """
+        for held in reversed(self._held_by.pop(id, [])):
+            if waiting := self._held.pop(held, None):
+                self._line_up(waiting, in_front=True)
+
+    def _line_up(self, waiting: Waiting, *, in_front: bool = False) -> None:
+        id = waiting.request.id
+        of_key = self._by_key.setdefault(waiting.request.share.key, OrderedDict())
+        self._waiting[id] = of_key[id] = waiting
+        if in_front:
+            self._waiting.move_to_end(id, last=False)
+            of_key.move_to_end(id, last=False)
 
     def share(self, id: int) -> Share:
         return self._waiting[id].request.share
@@ -84,9 +111,12 @@ class Queue:
         """
         Return the earliest deadline; None for an empty queue.
         """
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+        while self._deadlines and not self.has(self._deadlines[0][1]):
             heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+    def has(self, id: int) -> bool:
+        return id in self._waiting or id in self._held
 
     def take(self, now_s: float, rows: int, max_wait_s: float) -> Take:
         """

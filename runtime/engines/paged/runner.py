@@ -5,15 +5,20 @@ A small step is one CUDA graph, captured once for each size.  It computes from t
 the next ones; the CPU only uploads tokens, slots and positions.  Tokens of short prompts are rows
 of it too: each attends to all tokens before it, those of the same step included.  A large step is
 launched kernel by kernel.  Only `collect` waits for the device, for the sampled tokens.
+
+What a row asks of its logits beyond temperature and top_p is no part of a graph: `processing` does
+it behind the step, for these rows alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from runtime.engines.paged.processing import Asked, LogitsProcessing, logprobs_of
 from runtime.engines.paged.step import DeviceLost, Join, OutOfMemory, Step, StepOutput
+from runtime.engines.paged.transfers import Transfers, unowned, whole
 from runtime.kernels import reference
 from runtime.kernels.attention.chunked import Prefill, Span
 from runtime.kernels.attention.dispatch import PagedAttend
@@ -37,11 +42,14 @@ class _Running:
 
     Attributes:
         result: (2, n) int32 in host memory: tokens, and whether they are finite.
-        done: Recorded behind the copy to *result*; None on a CPU.
+        done: Recorded behind the copies to *result* and *scores*; None on a CPU.
+        asked, scores: For `logprobs_of`; None if no row asked for log probabilities.
     """
 
     result: Tensor
     done: "torch.cuda.Event | None"
+    asked: Asked | None = None
+    scores: Tensor | None = None
 
     def collect(self) -> StepOutput:
         if self.done is not None:
@@ -50,7 +58,10 @@ class _Running:
             except torch.AcceleratorError as error:
                 raise DeviceLost(str(error)) from error
         tokens, finite = self.result.tolist()
-        return StepOutput(tokens, [bool(flag) for flag in finite])
+        is_finite = [bool(flag) for flag in finite]
+        if self.asked is None or self.scores is None:
+            return StepOutput(tokens, is_finite)
+        return StepOutput(tokens, is_finite, logprobs_of(self.asked, self.scores))
 
 
 class PagedRunner:
@@ -103,6 +114,10 @@ class PagedRunner:
         self._temperatures = torch.zeros(slots + 1, device=device)
         self._top_ps = torch.ones(slots + 1, device=device)
         self._seeds = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+        self._transfers = Transfers(device)
+        self._processing = LogitsProcessing(
+            slots, config.vocabulary, self._temperatures, self._transfers
+        )
         self._graphs: list[_Graph] = []  # by size
 
     @torch.inference_mode()
@@ -122,20 +137,28 @@ class PagedRunner:
                 self._fill(made)  # compiles, and lets cuBLAS allocate
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(made.graph, pool=pool):
-                self._fill(made)
+                logits = self._fill(made)
             pool = pool or made.graph.pool()
-            self._graphs.insert(0, made)
+            self._graphs.insert(0, replace(made, logits=unowned(logits)))
+            del logits  # the next graph shares its memory
+        self._processing.warm_up()
 
     @torch.inference_mode()
     def launch(self, step: Step) -> _Running:
+        newest: Tensor | None = None
         try:
             if step.joins:
                 self._join(step.joins)
             graph = self._choose(step)
-            return self._replay(graph, step) if graph else self._launch(step)
+            asked = self._processing.select(step)
+            if asked is not None:
+                newest = self._newest.clone()
+            return self._replay(graph, step, asked) if graph else self._launch(step, asked)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            # A repeated step writes the same values again.
+            # A repeated step reads the same tokens, and writes the same values again.
+            if newest is not None:
+                self._newest.copy_(newest)
             raise OutOfMemory(str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
@@ -152,29 +175,29 @@ class PagedRunner:
     def _join(self, joins: Sequence[Join]) -> None:
         width = self.cache.table.shape[1]
         rows = [[*join.pages, *[0] * (width - len(join.pages))] for join in joins]
-        slots = self._upload([join.slot for join in joins]).long()
-        self.cache.table.index_copy_(0, slots, self._upload(rows))
-        self._seeds.index_copy_(
-            0, slots, self._upload([_signed(join.params.seed) for join in joins])
-        )
+        upload = self._transfers.upload
+        slots = upload([join.slot for join in joins]).long()
+        self.cache.table.index_copy_(0, slots, upload(rows))
+        self._seeds.index_copy_(0, slots, upload([_signed(join.params.seed) for join in joins]))
         for target, values in (
             (self._temperatures, [join.params.temperature for join in joins]),
             (self._top_ps, [join.params.top_p for join in joins]),
         ):
-            target.index_copy_(0, slots, self._upload(values, torch.float32))
+            target.index_copy_(0, slots, upload(values, torch.float32))
+        self._processing.join(joins)
 
     def _graph(self, size: int) -> "_Graph":
         picked = min(size, self._slots)
-        numbers = 3 * _whole(size) + 2 * _whole(picked)
+        numbers = 3 * whole(size) + 2 * whole(picked)
         inputs = torch.zeros(numbers, dtype=torch.int32, device=self._device)
-        room = torch.zeros((2, _whole(picked)), dtype=torch.int32, device=self._device)
+        room = torch.zeros((2, whole(picked)), dtype=torch.int32, device=self._device)
         graph = _Graph(size, picked, inputs, room[:, :picked], torch.cuda.CUDAGraph())
-        inputs.copy_(self._upload(graph.pad(_Flat([], [], [], [], [], []), self._slots)))
+        inputs.copy_(self._transfers.upload(graph.pad(_Flat([], [], [], [], [], []), self._slots)))
         return graph
 
-    def _fill(self, graph: "_Graph") -> None:
+    def _fill(self, graph: "_Graph") -> Tensor:
         """
-        Compute from the newest tokens to the next ones: the body of a graph.
+        Compute from the newest tokens to the next ones, the body of a graph; return the logits.
         """
         given, slots, positions, rows, targets = graph.views()
         tokens = torch.where(given < 0, self._newest.index_select(0, slots), given)
@@ -182,17 +205,19 @@ class PagedRunner:
             self.cache, slots, positions, graph.size, None, self._workspace, pdl=self._pdl
         )
         sampled = positions.index_select(0, rows)
-        logits = self._model(tokens, positions, attend, rows)
+        logits: Tensor = self._model(tokens, positions, attend, rows)
         self._sample(logits, targets, sampled, graph.outputs)
+        return logits
 
-    def _replay(self, graph: "_Graph", step: Step) -> _Running:
-        graph.inputs.copy_(self._upload(graph.pad(_flatten(step), self._slots)))
+    def _replay(self, graph: "_Graph", step: Step, asked: Asked | None) -> _Running:
+        graph.inputs.copy_(self._transfers.upload(graph.pad(_flatten(step), self._slots)))
         graph.graph.replay()
-        return self._download(graph.outputs[:, : len(step.sampled)])
+        assert graph.logits is not None, "captured"
+        return self._finish(graph.logits, graph.outputs[:, : len(step.sampled)], asked)
 
-    def _launch(self, step: Step) -> _Running:
+    def _launch(self, step: Step, asked: Asked | None) -> _Running:
         flat = _flatten(step)
-        tokens, slots, positions = self._rows(flat.tokens, flat.slots, flat.positions)
+        tokens, slots, positions = self._transfers.rows(flat.tokens, flat.slots, flat.positions)
         decodes = len(step.decodes)
         if decodes:
             tokens[:decodes] = self._newest.index_select(0, slots[:decodes])
@@ -200,12 +225,24 @@ class PagedRunner:
         attend = PagedAttend(
             self.cache, slots, positions, decodes, prefill, self._workspace, pdl=self._pdl
         )
-        rows, targets = self._rows(flat.rows, flat.targets)
+        rows, targets = self._transfers.rows(flat.rows, flat.targets)
         logits = self._model(tokens, positions, attend, rows)
-        room = torch.empty((2, _whole(len(rows))), dtype=torch.int32, device=self._device)
+        room = torch.empty((2, whole(len(rows))), dtype=torch.int32, device=self._device)
         result = room[:, : len(rows)]
         self._sample(logits, targets, positions.index_select(0, rows), result)
-        return self._download(result)
+        return self._finish(logits, result, asked)
+
+    def _finish(self, logits: Tensor, result: Tensor, asked: Asked | None) -> _Running:
+        """
+        Process the rows that ask for it; start the download.
+
+        Args:
+            logits, result: See `LogitsProcessing.run`.
+        """
+        scores = None
+        if asked is not None:
+            scores = self._processing.run(asked, logits, result, self._sample)
+        return self._download(result, asked, scores)
 
     def _prefill(self, spans: Sequence[Span]) -> Prefill:
         # The kernel computes products in tf32 at best, so fp32 uses the reference.
@@ -242,30 +279,14 @@ class PagedRunner:
         result[0], result[1] = tokens, finite
         self._newest.index_copy_(0, slots.long(), tokens.int())
 
-    def _rows(self, *rows: Sequence[int]) -> list[Tensor]:
-        """
-        Upload *rows* of one length, each aligned to 16 bytes: for another alignment Triton would
-        compile the kernel again in the middle of a step.
-        """
-        count = len(rows[0])
-        more = [0] * (_whole(count) - count)
-        return [row[:count] for row in self._upload([[*row, *more] for row in rows])]
-
-    def _upload(self, values: Sequence[object], dtype: torch.dtype = torch.int32) -> Tensor:
+    def _download(self, result: Tensor, asked: Asked | None, scores: Tensor | None) -> _Running:
+        host = self._transfers.download(result)
+        host_scores = None if scores is None else self._transfers.download(scores)
         if self._device.type != "cuda":
-            return torch.tensor(values, dtype=dtype)
-        # Pinned: the copy is asynchronous.  torch keeps the memory until it is done.
-        host = torch.tensor(values, dtype=dtype, pin_memory=True)
-        return host.to(self._device, non_blocking=True)
-
-    def _download(self, result: Tensor) -> _Running:
-        if self._device.type != "cuda":
-            return _Running(result, None)
-        host = torch.empty(result.shape, dtype=torch.int32, pin_memory=True)
-        host.copy_(result, non_blocking=True)
+            return _Running(host, None, asked, host_scores)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
-        return _Running(host, done)
+        return _Running(host, done, asked, host_scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +314,9 @@ class _Graph:
     Attributes:
         size, picked: Tokens, and those after which one is sampled.
         inputs: int32, one after the other: tokens, slots, positions; rows, targets.  Each starts
-            aligned, see `PagedRunner._rows`.
+            aligned, see `Transfers.rows`.
         outputs: (2, picked) int32: tokens, and whether they are finite.
+        logits: (picked, v) fp32, valid until any graph is replayed; None before the capture.
     """
 
     size: int
@@ -302,21 +324,22 @@ class _Graph:
     inputs: Tensor
     outputs: Tensor
     graph: "torch.cuda.CUDAGraph"
+    logits: Tensor | None = None
 
     def views(self) -> list[Tensor]:
         """
         Return the five parts of *inputs*.
         """
         lengths = [self.size] * 3 + [self.picked] * 2
-        parts = torch.split(self.inputs, [_whole(length) for length in lengths])
+        parts = torch.split(self.inputs, [whole(length) for length in lengths])
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def pad(self, flat: _Flat, unused_slot: int) -> list[int]:
         """
         Return *inputs* for *flat*, padded with token 0 of *unused_slot*.
         """
-        more = _whole(self.size) - len(flat.tokens)
-        unpicked = _whole(self.picked) - len(flat.rows)
+        more = whole(self.size) - len(flat.tokens)
+        unpicked = whole(self.picked) - len(flat.rows)
         return [
             *(*flat.tokens, *[0] * more),
             *(*flat.slots, *[unused_slot] * more),
@@ -324,13 +347,6 @@ class _Graph:
             *(*flat.rows, *[0] * unpicked),
             *(*flat.targets, *[unused_slot] * unpicked),
         ]
-
-
-def _whole(count: int) -> int:
-    """
-    Return *count* int32, rounded up to whole 16 bytes, the alignment of pointers.
-    """
-    return -(-count // 4) * 4
 
 
 def _flatten(step: Step) -> _Flat:

@@ -11,11 +11,12 @@ the tokens of a step are known one turn later, and a finished sequence may be co
 import traceback
 from collections import abc
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 
 from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
+from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.batcher import Take
 from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
 from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
@@ -59,6 +60,7 @@ class Sequence:
         tokens: The prompt and the known tokens of the answer.
         launched: Leading tokens whose keys and values a launched step computes.
         last: Value of `launched` when its last token is sampled.
+        stop_token_ids: Token ids that end its answer.
     """
 
     request: Submit
@@ -68,6 +70,7 @@ class Sequence:
     tokens: list[int]
     launched: int
     last: int
+    stop_token_ids: frozenset[int]
     is_gone: bool = False
 
     @property
@@ -80,13 +83,25 @@ class _Launched:
     """
     Attributes:
         sampled: The sequences of its StepOutput, in that order.
+        cached: Pairs of request id and prompt tokens found in the cache.
     """
 
     running: Running
     seqs: abc.Sequence[Sequence]
     sampled: abc.Sequence[Sequence]
     prompt_tokens: int
-    cached_tokens: int
+    cached: abc.Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """
+    What a turn learns: the parts of `EngineReport` that name requests.
+    """
+
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    logprobs: list[tuple[int, float, abc.Sequence[tuple[int, float]]]] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
 
 
 class Scheduler:
@@ -128,7 +143,6 @@ class Scheduler:
         self._flight: list[_Launched] = []  # one turn's step; more where it was split
         self._size = StepSize(capacity.step_tokens)
         self._steps = 0
-        self._cached: list[tuple[int, int]] = []  # tokens of prompts that joined, by request
         self._is_held = False
 
     @property
@@ -157,13 +171,17 @@ class Scheduler:
             why = f"it needs {pages} pages of the KV cache, which has {self.allocator.pages - 1}"
             self._refused.append((request.id, FinishReason.ERROR, why))
         else:
-            self._queue.push(request, now_s)
+            first = request.prefix_of
+            # After its prompt is computed, the cache has it: nothing is left to wait for.
+            is_held = first is not None and (first in self._prompts or self._queue.has(first))
+            self._queue.push(request, now_s, is_held=is_held)
 
     def cancel(self, id: int) -> None:
         """
         Drop a request; no effect on a finished one.
         """
-        self._queue.pop(id)
+        if self._queue.pop(id):
+            self._queue.release(id)
         self._refused = [ended for ended in self._refused if ended[0] != id]
         if seq := self._running.get(id):
             self._leave(seq)
@@ -189,39 +207,41 @@ class Scheduler:
         """
         Expire late requests, launch the next step, report on the one before it.
         """
-        tokens: list[tuple[int, int]] = []
-        ended, self._refused = self._refused, []
-        self._expire(now_s, ended)
+        news = _News(ended=self._refused)
+        self._refused = []
+        self._expire(now_s, news.ended)
         step = self._plan(now_s)
         ahead, self._flight = self._flight, []
         failures = self._launch(step) if step.tokens else []
-        settled = self._settle(ahead, tokens, ended)
+        settled = self._settle(ahead, news)
         # After the earlier step, which may hold the last token of an answer.
         for seqs, error in failures:
-            self._fail(seqs, error, ended)
+            self._fail(seqs, error, news.ended)
         self._steps += len(settled)
+        cached = [pair for part in settled for pair in part.cached]
         report = EngineReport(
-            tokens,
-            ended,
+            news.tokens,
+            news.ended,
             running=len(self._running),
             waiting=len(self._queue),
             batch=len({seq.request.id for part in settled for seq in part.seqs}),
             steps=self._steps,
             prompt_tokens=sum(part.prompt_tokens for part in settled),
-            cached_tokens=sum(part.cached_tokens for part in settled),
+            cached_tokens=sum(tokens for _, tokens in cached),
             pages_used=self.allocator.used,
             pages=self.allocator.pages - 1,
+            cached=tuple(cached),
+            logprobs=tuple(news.logprobs),
         )
         # Not in a beat: most beats are not sent.
         if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
             self._reported_splits = self.oom_splits
             report = replace(report, oom_splits=splits)
-        if self._cached and not report.is_beat:
-            report, self._cached = replace(report, cached=self._cached), []
         return report
 
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
         for id in self._queue.expire(now_s):
+            self._queue.release(id)
             ended.append((id, FinishReason.EXPIRED, "the request was still queued"))
         for seq in [seq for seq in self._running.values() if seq.deadline_s <= now_s]:
             self._leave(seq)
@@ -266,7 +286,7 @@ class Scheduler:
                     break
                 seq = self._join(pending.id)
                 room -= len(seq.tokens) - seq.launched
-                joins.append(self._join_of(seq))
+                joins.append(self._make_join(seq))
         return joins
 
     def _admit_in_turn(self, now_s: float, room: int) -> tuple[list[Join], list[Sequence]]:
@@ -294,14 +314,22 @@ class Scheduler:
             seq = self._join(batch[0].id)
             prompts.insert(place, seq)
             least = place + 1
-            joins.append(self._join_of(seq))
+            joins.append(self._make_join(seq))
         return joins, prompts
 
-    def _join_of(self, seq: Sequence) -> Join:
+    def _make_join(self, seq: Sequence) -> Join:
         params = seq.request.params
         if params.seed is None:
             params = replace(params, seed=self._rng.getrandbits(63))
-        return Join(seq.slot, seq.allocation.pages, params)
+        prompt = seq.request.tokens
+        join = Join(seq.slot, seq.allocation.pages, params)
+        if params.repetition_penalty != 1:
+            join = replace(join, prompt=prompt)
+        if params.min_tokens and seq.stop_token_ids:
+            stops_from = len(prompt) - 1 + params.min_tokens
+            stop_token_ids = tuple(seq.stop_token_ids)
+            join = replace(join, stop_token_ids=stop_token_ids, stops_from=stops_from)
+        return join
 
     def _take(self, now_s: float) -> Take:
         max_wait_s = 0.0 if self._running else self._capacity.max_wait_s
@@ -320,12 +348,15 @@ class Scheduler:
             tokens=list(request.tokens),
             launched=allocation.cached,
             last=len(request.tokens) + request.params.max_tokens - 1,
+            stop_token_ids=self._stops_of(request.params),
         )
         self._shares.join(request.share, len(allocation.pages))
-        if allocation.cached:
-            self._cached.append((request.id, allocation.cached))
         self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
         return seq
+
+    def _stops_of(self, params: SamplingParams) -> frozenset[int]:
+        stops = frozenset() if params.ignore_eos else self._stop_token_ids
+        return stops.union(params.stop_token_ids) if params.stop_token_ids else stops
 
     def _launch(self, step: Step) -> list[tuple[list[Sequence], Exception]]:
         """
@@ -357,16 +388,16 @@ class Scheduler:
             if chunk.is_last:
                 sampled.append(seq)
                 del self._prompts[seq.request.id]
+                self._queue.release(seq.request.id)
                 if seq.launched < seq.last:
                     self._decoding[seq.request.id] = seq
-        cached = sum(self._by_slot[join.slot].allocation.cached for join in part.joins)
+        joined = [self._by_slot[join.slot] for join in part.joins]
+        cached = [(s.request.id, s.allocation.cached) for s in joined if s.allocation.cached]
         prompt_tokens = part.tokens - len(decoded)
         seqs = decoded + chunked
         self._flight.append(_Launched(running, seqs, sampled, prompt_tokens, cached))
 
-    def _settle(
-        self, ahead: abc.Sequence[_Launched], tokens: list[tuple[int, int]], ended: list[Ended]
-    ) -> abc.Sequence[_Launched]:
+    def _settle(self, ahead: abc.Sequence[_Launched], news: _News) -> abc.Sequence[_Launched]:
         """
         Process the tokens of *ahead*; return the parts of it that were computed.
         """
@@ -378,17 +409,22 @@ class Scheduler:
             except Exception as error:
                 # Steps launched after it may read what it should have written.
                 lost, self._flight = [*ahead[index:], *self._flight], []
-                self._fail([seq for each in lost for seq in each.seqs], error, ended)
+                self._fail([seq for each in lost for seq in each.seqs], error, news.ended)
                 return ahead[:index]
-            for seq, token, is_finite in zip(
-                part.sampled, outcome.tokens, outcome.is_finite, strict=True
+            for index, (seq, token, is_finite) in enumerate(
+                zip(part.sampled, outcome.tokens, outcome.is_finite, strict=True)
             ):
                 if seq.is_gone:
                     if not is_finite:
                         self.allocator.forget(seq.allocation)
-                elif ending := self._take_in(seq, token, is_finite, tokens):
+                    continue
+                before = len(news.tokens)
+                ending = self._take_in(seq, token, is_finite, news.tokens)
+                if len(news.tokens) > before and (found := outcome.logprobs.get(index)):
+                    news.logprobs.append((seq.request.id, found.logprob, found.top))
+                if ending:
                     self._leave(seq)
-                    ended.append((seq.request.id, ending, ""))
+                    news.ended.append((seq.request.id, ending, ""))
         return ahead
 
     def _take_in(
@@ -397,7 +433,7 @@ class Scheduler:
         if not is_finite:
             self.allocator.forget(seq.allocation)
             return FinishReason.NONFINITE
-        if token in self._stop_token_ids:
+        if token in seq.stop_token_ids:
             return FinishReason.STOP
         tokens.append((seq.request.id, token))
         seq.tokens.append(token)
@@ -422,7 +458,8 @@ class Scheduler:
         """
         seq.is_gone = True
         del self._running[seq.request.id], self._by_slot[seq.slot]
-        self._prompts.pop(seq.request.id, None)
+        if self._prompts.pop(seq.request.id, None):
+            self._queue.release(seq.request.id)
         self._decoding.pop(seq.request.id, None)
         self._free_slots.append(seq.slot)
         self._shares.leave(seq.request.share, len(seq.allocation.pages))

@@ -5,11 +5,11 @@ A row is a sequence in the runner's buffers.  Its slot is its index there until 
 hold its keys and values, in order, for its whole budget.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,18 @@ class Join:
         pages: Pages of the KV cache, in the order of the row's tokens; never page 0, which is
             where padding writes.
         params: With a seed.
+        prompt: All its tokens, for a repetition_penalty; else empty.
+        stop_token_ids: Of the model and the request, for min_tokens; else empty.
+        stops_from: Position after which a stop token may be sampled: those before are too early
+            for min_tokens.
     """
 
     slot: int
     pages: Sequence[int]
     params: SamplingParams
+    prompt: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
+    stops_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,17 @@ class Chunk:
 class Step:
     """
     One pass over the weights.  A slot stands in *decodes* or in *chunks*, once.
+
+    Attributes:
+        masks: Pairs of a slot that gets a token, and the tokens that it may get: a bit for each
+            token id, the lowest bit first, in int32 words of this machine's byte order;
+            ceil(vocabulary / 32) of them.
     """
 
     joins: tuple[Join, ...]
     decodes: tuple[Decode, ...]
     chunks: tuple[Chunk, ...]
+    masks: tuple[tuple[int, bytes], ...] = ()
 
     @property
     def sampled(self) -> list[int]:
@@ -78,6 +91,12 @@ class Step:
     def tokens(self) -> int:
         return len(self.decodes) + sum(len(chunk.tokens) for chunk in self.chunks)
 
+    def masks_of(self, slots: Collection[int]) -> tuple[tuple[int, bytes], ...]:
+        """
+        Return the masks of *slots*.
+        """
+        return tuple(mask for mask in self.masks if mask[0] in slots)
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
@@ -86,10 +105,12 @@ class StepOutput:
 
     Attributes:
         is_finite: Whether each token's logits were finite; if not, the token is meaningless.
+        logprobs: Those of rows that asked for them, by index in *tokens*.
     """
 
     tokens: Sequence[int]
     is_finite: Sequence[bool]
+    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
 
 
 class Running(Protocol):

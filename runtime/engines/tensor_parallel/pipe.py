@@ -6,7 +6,6 @@ import marshal
 import socket
 import struct
 import threading
-from dataclasses import astuple
 from typing import Any
 
 from runtime.engines.base.sampling import SamplingParams
@@ -57,14 +56,25 @@ def encode(*message: Any) -> bytes:
 
 
 def encode_step(step: Step) -> bytes:
-    joins = [(j.slot, list(j.pages), astuple(j.params)) for j in step.joins]
+    joins = [_encode_join(join) for join in step.joins]
     chunks = [(c.slot, c.start, list(c.tokens), c.is_last) for c in step.chunks]
-    return encode("step", joins, [(d.slot, d.position) for d in step.decodes], chunks)
+    decodes = [(d.slot, d.position) for d in step.decodes]
+    return encode("step", joins, decodes, chunks, list(step.masks))
 
 
-def decode_step(joins: list[Any], decodes: list[Any], chunks: list[Any]) -> Step:
+def decode_step(joins: list[Any], decodes: list[Any], chunks: list[Any], masks: list[Any]) -> Step:
     return Step(
-        tuple(Join(slot, pages, SamplingParams(*params)) for slot, pages, params in joins),
+        tuple(_decode_join(*join) for join in joins),
         tuple(Decode(*decode) for decode in decodes),
         tuple(Chunk(*chunk) for chunk in chunks),
+        tuple(masks),
     )
+
+
+def _encode_join(join: Join) -> tuple[Any, ...]:
+    more = list(join.prompt), list(join.stop_token_ids), join.stops_from
+    return join.slot, list(join.pages), join.params.as_document(), *more
+
+
+def _decode_join(slot: int, pages: list[int], params: dict[str, Any], *more: Any) -> Join:
+    return Join(slot, pages, SamplingParams.from_document(params), *more)

@@ -43,8 +43,8 @@ class TPWorker:
         """
         while (message := self._pipe.receive()) is not None:
             match message:
-                case ("step", joins, decodes, chunks):
-                    step = decode_step(joins, decodes, chunks)
+                case ("step", *parts):
+                    step = decode_step(*parts)
                     self._ahead.append(self._opened.runner.launch(step))
                     self._collect(AHEAD_STEPS)
                 case ("prepare", model_dir):

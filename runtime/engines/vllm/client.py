@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from runtime.contract.errors import EngineError
@@ -27,6 +28,7 @@ from runtime.engines.vllm.protocol import (
     MODELS,
     STOP,
     Gauges,
+    StreamEvent,
     completion,
     read_context_tokens,
     read_event,
@@ -112,7 +114,7 @@ class VllmClient(Client):
     def _start(self, request: Submit, stream: TokenStream) -> None:
         body = completion(self._child.model_name, request.tokens, request.params)
         self._owes = True
-        run = self._run(request.id, stream, body, request.timeout_s)
+        run = self._run(request, stream, body)
         self._tasks[request.id] = asyncio.create_task(run)
 
     def cancel(self, id: int) -> None:
@@ -134,15 +136,22 @@ class VllmClient(Client):
         assert status is not None, "it died"
         return status
 
-    async def _run(
-        self, id: int, stream: TokenStream, body: dict[str, Any], timeout_s: float
-    ) -> None:
-        def push(token: int) -> None:
-            stream.push(token)
-            self._tokens.append((id, token))
+    async def _run(self, request: Submit, stream: TokenStream, body: dict[str, Any]) -> None:
+        id, most = request.id, request.params.logprobs
+
+        def push(event: StreamEvent) -> None:
+            if most is not None:
+                # vLLM adds the token itself to the likeliest ones.
+                scores = [replace(each, top=each.top[:most]) for each in event.logprobs]
+                if len(scores) != len(event.tokens):
+                    raise ValueError("a token without its log probability")
+                stream.logprobs += scores
+            for token in event.tokens:
+                stream.push(token)
+                self._tokens.append((id, token))
 
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(request.timeout_s):
                 reason, detail = await self._stream(body, push)
         except TimeoutError:
             done, wanted = len(stream.tokens), body["max_tokens"]
@@ -157,7 +166,7 @@ class VllmClient(Client):
         self._finish(id, reason, detail)
 
     async def _stream(
-        self, body: dict[str, Any], push: Callable[[int], None]
+        self, body: dict[str, Any], push: Callable[[StreamEvent], None]
     ) -> tuple[FinishReason, str]:
         async with request(self._child.socket, "POST", COMPLETIONS, body) as response:
             if response.status != 200:
@@ -165,8 +174,7 @@ class VllmClient(Client):
             async with aclosing(response.events()) as events:
                 async for data in events:
                     event = read_event(data)
-                    for token in event.tokens:
-                        push(token)
+                    push(event)
                     if event.error is not None:
                         return FinishReason.ERROR, f"vLLM failed: {event.error}"
                     if event.reason in FINISH_REASONS:
@@ -204,7 +212,7 @@ class VllmClient(Client):
         """
         body = completion(self._child.model_name, [0], SamplingParams(max_tokens=1))
         async with asyncio.timeout(LOOK_S):
-            reason, _ = await self._stream(body, lambda token: None)
+            reason, _ = await self._stream(body, lambda event: None)
         return reason.is_good
 
     async def _is_healthy(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 
 COMPLETIONS, HEALTH, METRICS, MODELS = "/v1/completions", "/health", "/metrics", "/v1/models"
 CORE_DIED = 503  # status of HEALTH once the engine core has ended
@@ -20,6 +20,13 @@ RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 CACHE, STEPS = "vllm:kv_cache_usage_perc", "vllm:iteration_tokens_total_count"
 SAMPLE = re.compile(r"^([\w:]+)(?:\{.*\})? (\S+)$", re.MULTILINE)
 
+# Fields of the same name and meaning, sent where they ask for something.
+_PASSED = (
+    *("seed", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("stop_token_ids", "min_tokens", "ignore_eos", "logprobs"),
+)
+_PLAIN = vars(SamplingParams(max_tokens=1))
+ID_PREFIX = "token_id:"  # what its log probabilities put before an id
 STOP = "stop"  # finish_reason of an answer whose last token is an end token
 DETAIL_CHARS = 300
 
@@ -48,18 +55,20 @@ class StreamEvent:
     Attributes:
         reason: vLLM's finish_reason; None if it is not the last.
         error: vLLM's message for a failed request.
+        logprobs: One for each of *tokens* if the request asks for them.
     """
 
     tokens: Sequence[int] = ()
     reason: str | None = None
     error: str | None = None
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dict[str, Any]:
     """
     Return the body of a request for a stream of token ids.
     """
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "prompt": list(tokens),
         "max_tokens": params.max_tokens,
@@ -68,7 +77,13 @@ def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dic
         "stream": True,
         "return_token_ids": True,
     }
-    return body if params.seed is None else body | {"seed": params.seed}
+    body |= {name: value for name in _PASSED if (value := getattr(params, name)) != _PLAIN[name]}
+    if params.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    if params.logprobs is not None:
+        # Their tokens as ids: texts may be the same for two of them.
+        body["return_tokens_as_token_ids"] = True
+    return body
 
 
 def read_event(data: bytes) -> StreamEvent:
@@ -86,10 +101,27 @@ def read_event(data: bytes) -> StreamEvent:
         tokens, reason = choice["token_ids"], choice["finish_reason"]
         if not all(type(token) is int for token in tokens):
             raise TypeError("token_ids are not numbers")
-    except (LookupError, TypeError) as error:
+        logprobs = _read_logprobs(choice.get("logprobs"))
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     # The stop token is not part of an answer.
-    return StreamEvent(tokens[:-1] if reason == STOP else tokens, reason)
+    answered = tokens[:-1] if reason == STOP else tokens
+    return StreamEvent(answered, reason, logprobs=logprobs[: len(answered)])
+
+
+def _read_logprobs(document: Any) -> Sequence[TokenLogprobs]:
+    if document is None:
+        return ()
+    return [
+        TokenLogprobs(
+            float(logprob),
+            tuple(
+                (int(name.removeprefix(ID_PREFIX)), float(each))
+                for name, each in sorted((top or {}).items(), key=lambda pair: -pair[1])
+            ),
+        )
+        for logprob, top in zip(document["token_logprobs"], document["top_logprobs"], strict=True)
+    ]
 
 
 def read_gauges(text: str) -> Gauges:

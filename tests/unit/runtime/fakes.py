@@ -4,17 +4,22 @@ Strict fakes of the runtime's parts: each fails on a call that no test announced
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from runtime.chat import ChatTemplateError
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.sampling import TokenLogprobs
 from runtime.engines.paged.step import OutOfMemory, StepOutput
+
+SPECIAL = 1  # a token id
 
 
 class CharCodec:
     """
-    A codec with one token for each character.
+    A codec with one token for each character; SPECIAL has no text unless it is asked for.
     """
 
     longest_token_bytes = 4
@@ -26,7 +31,13 @@ class CharCodec:
         return [ord(char) for char in text]
 
     def decode(self, tokens):
-        return "".join(chr(token) for token in tokens)
+        return "".join(chr(token) for token in tokens if token != SPECIAL)
+
+    def verbatim(self):
+        return SimpleNamespace(decode=lambda tokens: "".join(map(chr, tokens)))
+
+    def token_bytes(self, token):
+        return chr(token).encode()
 
     def keeping(self, marks):
         return self
@@ -60,11 +71,14 @@ class Script:
     Attributes:
         text: The generated text, one token for each character.
         ending: Its finish reason; None: it runs until the test ends it.
+        logprobs: Maps a token to its log probabilities.
     """
 
     text: str = ""
     ending: FinishReason | None = FinishReason.STOP
     detail: str = ""
+    logprobs: Callable[[int], TokenLogprobs] | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass
@@ -75,6 +89,7 @@ class FakeEngine:
     Attributes:
         running: Answers whose script has no ending, by id.
         asked: Keyword arguments of each submit, with its prompt as text.
+        shared: prefix_of of each submit.
         cancelled: Ids that were cancelled while they were running.
         busy: Number of other requests in flight.
         shares: Whose request each submit was.
@@ -82,13 +97,14 @@ class FakeEngine:
 
     running: dict[int, TokenStream] = field(default_factory=dict)
     asked: list[dict] = field(default_factory=list)
+    shared: list[int | None] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
     shares: list = field(default_factory=list)
     _scripts: deque[Script] = field(default_factory=deque)
 
-    def will(self, text="", ending=FinishReason.STOP, detail=""):
-        self._scripts.append(Script(text, ending, detail))
+    def will(self, text="", ending=FinishReason.STOP, detail="", **more):
+        self._scripts.append(Script(text, ending, detail, **more))
 
     def done(self):
         assert not self._scripts, f"announced but never requested: {list(self._scripts)}"
@@ -97,12 +113,13 @@ class FakeEngine:
     def in_flight(self):
         return len(self.running) + self.busy
 
-    def submit(self, tokens, params, timeout_s, share=None):
+    def submit(self, tokens, params, timeout_s, share=None, prefix_of=None):
         prompt = CharCodec().decode(tokens)
         assert self._scripts, f"no announced request has the prompt {prompt!r}"
         script, id, answer = self._scripts.popleft(), len(self.asked), TokenStream()
         self.asked.append({"prompt": prompt, "timeout_s": timeout_s, **vars(params)})
         self.shares.append(share)
+        self.shared.append(prefix_of)
         self.running[id] = answer
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer
@@ -112,7 +129,10 @@ class FakeEngine:
             self.cancelled.append(id)
 
     def _play(self, id, answer, script):
+        answer.cached_tokens = script.cached_tokens
         for char in script.text:
+            if script.logprobs is not None:
+                answer.logprobs.append(script.logprobs(ord(char)))
             answer.push(ord(char))
         if script.ending is not None:
             self.end(id, answer, script.ending, script.detail)

@@ -16,7 +16,9 @@ COMPUTE = (
     "runtime.engines.tensor_parallel.tp_worker",
     "runtime.engines.paged.load_engine",
     "runtime.engines.tensor_parallel.sharded",
+    "runtime.engines.paged.processing",
     "runtime.engines.paged.runner",
+    "runtime.engines.paged.transfers",
     "runtime.kernels",
     "runtime.models",
 )

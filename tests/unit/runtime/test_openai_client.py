@@ -2,11 +2,13 @@
 OpenAI's own client against `python -m runtime` with a model of the lab, and the documented calls.
 """
 
+import contextlib
 import json
 import re
 import shlex
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import httpx2
@@ -48,7 +50,17 @@ def runtime(tmp_path_factory):
         )
     ) as runtime:
         runtime.messages_until("READY=1")
+        threading.Thread(target=_drain, args=(runtime.manager,), daemon=True).start()
         yield runtime
+
+
+def _drain(manager):
+    """
+    Read heartbeats: a full socket stops the runtime, ten beats later.
+    """
+    with contextlib.suppress(OSError):  # closed, or silent for a long time
+        while manager.recv(100):
+            pass
 
 
 def make_client(runtime, key=TOKEN, timeout=DEADLINE_S):
@@ -167,6 +179,63 @@ def test_completions(client):
     assert len(prompts) == 2
 
 
+def test_log_probabilities(client):
+    """
+    Whole, streamed and of a completion: the texts of the tokens are the answer.
+    """
+    asked = {"messages": ASKED, "logprobs": True, "top_logprobs": 2} | GREEDY
+    answer = client.chat.completions.create(**asked).choices[0]
+    content = answer.logprobs.content
+    assert "".join(each.token for each in content) == answer.message.content == SAID
+    assert bytes(byte for each in content for byte in each.bytes).decode() == SAID
+    for each in content:
+        assert each.top_logprobs[0].token == each.token
+        assert each.logprob == each.top_logprobs[0].logprob <= 0
+        assert len(each.top_logprobs) == 2
+
+    streamed = []
+    for chunk in client.chat.completions.create(stream=True, **asked):
+        logprobs = chunk.choices[0].logprobs
+        streamed += logprobs.content if logprobs else []
+    assert streamed == content
+
+    asked = {"prompt": "The slipway is", "logprobs": 2} | GREEDY
+    choice = client.completions.create(**asked).choices[0]
+    assert "".join(choice.logprobs.tokens) == choice.text == SAID
+    pairs = zip(choice.logprobs.text_offset, choice.logprobs.tokens, strict=True)
+    assert all(choice.text[at:].startswith(token) for at, token in pairs)
+    assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * len(choice.logprobs.tokens)
+
+
+def test_sampling_fields(client):
+    """
+    A bias against the first token gives another answer; min_tokens goes past its end.
+    """
+    answer = client.completions.create(prompt="The slipway is", logprobs=0, **GREEDY)
+    body = {"prompt": SAID}
+    (first, *_) = client.post("http://runtime/tokenize", body=body, cast_to=object)["tokens"]
+    bias = {"logit_bias": {str(first): -100}}
+    other = client.completions.create(prompt="The slipway is", **bias, **GREEDY)
+    assert other.choices[0].text != answer.choices[0].text == SAID
+    more = {"extra_body": {"min_tokens": 16, "top_k": 3, "repetition_penalty": 1.05}}
+    longer = client.completions.create(prompt="The slipway is", **more, **GREEDY)
+    assert longer.usage.completion_tokens == 16 > answer.usage.completion_tokens
+
+
+def test_several_answers_of_one_prompt_compute_it_once(client):
+    """
+    The usage counts the prompt once, and what of it was in the cache.
+    """
+    prompt = "The slipway is where ships meet the sea. " * 15
+    answer = client.completions.create(model="lab", prompt=prompt, n=4, max_tokens=2, seed=1)
+    usage = answer.usage
+    assert usage.prompt_tokens_details.cached_tokens == 0
+    again = client.completions.create(model="lab", prompt=prompt, n=4, max_tokens=2, seed=1)
+    assert 0 < again.usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
+    assert again.usage.prompt_tokens == usage.prompt_tokens
+    assert [c.text for c in again.choices] == [c.text for c in answer.choices]
+
+
 def test_models(client):
     """
     The list, one by its name, and the context.
@@ -206,7 +275,8 @@ async def test_the_async_client(runtime):
     [
         ({"max_tokens": 4000}, "context_length_exceeded", "messages"),
         ({"temperature": 3}, "invalid_request", "temperature"),
-        ({"presence_penalty": 1.5}, "invalid_request", "presence_penalty"),
+        ({"presence_penalty": 2.5}, "invalid_request", "presence_penalty"),
+        ({"logit_bias": {"4095": 1}}, "unknown_token", "logit_bias"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             "tools_not_supported",

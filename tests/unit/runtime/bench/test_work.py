@@ -69,6 +69,17 @@ def test_every_line_fits_every_shape(line, shape):
     assert shrunk.prompt_tokens[1] + shrunk.new_tokens[1] <= shape.context_tokens
 
 
+@LISTED
+def test_every_second_request_of_some_lines_asks_for_more(line):
+    """
+    The others are greedy, as are all of the other lines.
+    """
+    work = draw(line, vocabulary=50, seed=0, run=0)
+    assert not any(request.sampling for request in work[::2])
+    assert all(request.sampling == line.half for request in work[1::2])
+    assert bool(line.half) == (line.name in ("logprobs-64", "penalties-64", "top-k-64"))
+
+
 def test_the_lines_match_those_of_the_recorded_measurements():
     """
     The table shows these workloads.
@@ -76,6 +87,9 @@ def test_the_lines_match_those_of_the_recorded_measurements():
     assert [line.workload for line in LINES.values()] == [
         "1 x 256 + 256",
         "8 x 256 + 128",
+        "64 x 256 + 128",
+        "64 x 256 + 128",
+        "64 x 256 + 128",
         "64 x 256 + 128",
         "64 x 1024 + 256",
         "256 x 256 + 128",

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.sampling import SamplingParams
 from tests.unit.runtime.serving import assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
@@ -35,14 +36,7 @@ async def test_an_answer_names_its_release(runtime):
     assert response.headers["x-slipway-version"] == "v1.2.0"
     assert response.headers["x-slipway-slot"] == "blue"
     assert runtime.engine.asked == [
-        {
-            "prompt": "where",
-            "max_tokens": 9,
-            "timeout_s": 60.0,
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "seed": 3,
-        }
+        {"prompt": "where", "timeout_s": 60.0, **vars(SamplingParams(9, 0.5, 0.9, 3))}
     ]
     assert runtime.counted("/generate", 200) == 1
 

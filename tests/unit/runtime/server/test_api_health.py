@@ -162,7 +162,7 @@ async def test_the_description_has_every_route(runtime):
     assert names <= document["components"]["schemas"].keys()
     chat = document["components"]["schemas"]["ChatBody"]
     assert chat["additionalProperties"] is False
-    assert chat["properties"]["presence_penalty"]["enum"] == [None, 0]
+    assert chat["properties"]["verbosity"]["enum"] == [None, "medium"]
     response = await runtime.http.get("/docs")
     assert response.headers["content-type"].startswith("text/html")
     assert response.headers["content-security-policy"].startswith("default-src 'none'")

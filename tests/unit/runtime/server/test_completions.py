@@ -169,7 +169,7 @@ async def test_more_answers_than_ever_fit_are_400(runtime):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("best_of", 2), ("logprobs", 0), ("suffix", "x"), ("presence_penalty", 1), ("max_token", 1)],
+    [("best_of", 2), ("top_logprobs", 0), ("suffix", "x"), ("max_token", 1)],
 )
 async def test_what_is_not_supported_is_refused_by_name(runtime, field, value):
     """

@@ -8,21 +8,33 @@ from runtime.engines.base.protocol import (
     Load,
     Loaded,
     LoadFailed,
+    Submit,
     Swap,
     decode_from_engine,
     decode_to_engine,
     encode,
 )
+from runtime.engines.base.sampling import SamplingParams
 from tests.unit.runtime.requests import make_request
 
 LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
+FULL_REPORT = EngineReport(
+    [[1, 42]], [], 1, 0, 2, 7, cached=[[1, 16]], logprobs=[[1, -0.5, [[42, -0.5]]]]
+)
 REPORT = EngineReport(
     [[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7
 )
 
 
 @pytest.mark.parametrize(
-    "message", [LOAD, make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5), Cancel(3), Swap("/m2")]
+    "message",
+    [
+        LOAD,
+        make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5),
+        Cancel(3),
+        Swap("/m2"),
+        Submit(4, [1], SamplingParams(2), 3.0, prefix_of=0),
+    ],
 )
 def test_messages_to_the_engine_round_trip(message):
     """
@@ -35,7 +47,8 @@ def test_messages_to_the_engine_round_trip(message):
 
 
 @pytest.mark.parametrize(
-    "message", [Loaded(256, 700, 10, 0.5), LoadFailed("what\n", "why", "fix", True), REPORT]
+    "message",
+    [Loaded(256, 700, 10, 0.5), LoadFailed("what\n", "why", "fix", True), REPORT, FULL_REPORT],
 )
 def test_messages_from_the_engine_round_trip(message):
     """

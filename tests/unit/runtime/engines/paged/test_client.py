@@ -20,7 +20,7 @@ from runtime.engines.base.protocol import (
     decode_to_engine,
     encode,
 )
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.paged.client import EngineClient, EngineProcess
 from tests.unit.runtime.requests import make_request
 
@@ -43,8 +43,8 @@ class Peer:
     def says(self, *messages):
         self._writer.writelines(encode(message) for message in messages)
 
-    def report(self, tokens=(), ended=()):
-        self.says(EngineReport(tokens, ended, 0, 0, 1, 1))
+    def report(self, tokens=(), ended=(), **more):
+        self.says(EngineReport(tokens, ended, 0, 0, 1, 1, **more))
 
     def hang_up(self):
         self._writer.close()
@@ -203,3 +203,25 @@ async def test_abandoned_requests_are_answered():
         assert client.abandon() == 1
         assert await left.end() is FinishReason.ABANDONED
         assert client.in_flight == 0
+
+
+async def test_log_probabilities_and_cached_tokens_reach_their_request():
+    """
+    They are there when the token is; those of a cancelled request are dropped.
+    """
+    async with connected() as (client, peer):
+        one, first = client.submit([1, 2], SamplingParams(4, logprobs=1), 9.0)
+        two, second = client.submit([1, 2], SamplingParams(4), 9.0, prefix_of=one)
+        three, _ = client.submit([1], SamplingParams(4, logprobs=0), 9.0)
+        assert [(await peer.hears()).prefix_of for _ in range(3)] == [None, one, None]
+        client.cancel(three)
+        peer.report(
+            tokens=[(three, 9), (one, 10), (two, 20)],
+            cached=[(two, 16), (three, 8)],
+            logprobs=[(three, -1.0, []), (one, -0.5, [(10, -0.5)])],
+        )
+        assert await first.more(0) == [10]
+        assert await second.more(0) == [20]
+        assert first.logprobs == [TokenLogprobs(-0.5, ((10, -0.5),))]
+        assert (first.cached_tokens, second.cached_tokens) == (0, 16)
+        assert second.logprobs == []

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,18 @@ def expected_tokens(step):
             for i, token in enumerate(chunk.tokens)
         ]
     return tokens
+
+
+@given(steps.filter(lambda step: step.tokens > 1))
+def test_a_mask_stays_with_the_part_that_samples_its_slot(step):
+    """
+    Each mask once, and none with a part that samples no token of it.
+    """
+    step = replace(step, masks=tuple((slot, bytes([slot])) for slot in step.sampled))
+    first, second = halves(step)
+    assert sorted(first.masks + second.masks) == sorted(step.masks)
+    for half in (first, second):
+        assert [slot for slot, _ in half.masks] == half.sampled
 
 
 @given(steps.filter(lambda step: step.tokens > 1))

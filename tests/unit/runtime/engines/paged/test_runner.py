@@ -14,6 +14,7 @@ from runtime.engines.paged import runner as runner_module
 from runtime.engines.paged.load_engine import fill
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import Chunk, Decode, Step, StepOutput
+from runtime.engines.paged.transfers import whole
 from runtime.models.loader import load_model, read_config
 from tests.unit.runtime.builders import make_model, write_model
 from tests.unit.runtime.engines.paged.playing import (
@@ -411,7 +412,7 @@ def test_the_inputs_of_a_graph_are_aligned_and_hold_the_step(size):
         Step((), (Decode(3, 20),), (Chunk(1, 4, [8] * (size - 1), True),) if size > 1 else ())
     )
     picked = min(size, nobody)
-    numbers = [runner_module._whole(count) for count in (size, size, size, picked, picked)]
+    numbers = [whole(count) for count in (size, size, size, picked, picked)]
     graph = runner_module._Graph(
         size, picked, torch.zeros(sum(numbers), dtype=torch.int32), torch.empty(0), None
     )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,7 +58,22 @@ def make_requests():
     ]
 
 
-def answers(opened):
+def make_asking():
+    """
+    Return requests whose logits are processed, on every rank.
+    """
+    ways = [
+        {"presence_penalty": 2.0, "repetition_penalty": 1.3},
+        {"top_k": 5, "min_p": 0.05, "logit_bias": ((7, 3.0),)},
+        {"logprobs": 3, "frequency_penalty": 1.0},
+    ]
+    return [
+        replace(request, params=replace(request.params, **fields))
+        for request, fields in zip(make_requests(), ways, strict=True)
+    ]
+
+
+def answers(opened, make_requests=make_requests):
     """
     Return a scheduler's answers to a few requests, two greedy and one sampled.
     """
@@ -146,6 +162,14 @@ def test_ranks_give_the_answers_of_one(shared, logits):
     fields = ("pages", "step_tokens", "context_tokens", "parameters", "stop_token_ids")
     for field in fields:
         assert getattr(shared.sharded, field) == getattr(shared.whole, field), field
+
+
+def test_every_rank_processes_the_same_rows(shared):
+    """
+    The newest token of a row is on each rank: one that did not would go on from another.
+    """
+    expected = answers(shared.whole, make_asking)
+    assert answers(shared.sharded, make_asking) == expected != answers(shared.whole)
 
 
 def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):

@@ -14,6 +14,7 @@ STEP = Step(
     (make_join(1, range(4, 6), 0.5, 0.9, 2**63 - 1),),
     (Decode(0, 7),),
     (Chunk(1, 0, (5, 6, 7), is_last=True),),
+    ((0, b"\x01\x00\x00\x00"),),
 )
 
 
@@ -71,6 +72,7 @@ def test_a_worker_launches_the_broadcast_steps_within_its_limit():
     assert (join.slot, list(join.pages)) == (1, [4, 5])
     assert join.params == SamplingParams(1, 0.5, 0.9, 2**63 - 1)
     assert steps[0].decodes == STEP.decodes
+    assert steps[0].masks == STEP.masks
     assert [(c.slot, c.start, list(c.tokens), c.is_last) for c in steps[0].chunks] == [
         (1, 0, [5, 6, 7], True)
     ]

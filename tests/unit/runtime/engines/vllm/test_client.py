@@ -17,7 +17,7 @@ import pytest
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.protocol import FinishReason, Load
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmModel, VllmProcess, vllm_argv, vllm_env
@@ -527,3 +527,22 @@ async def test_a_vllm_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     client = Vllm(start(tmp_path, fate="ignores SIGTERM"))
     await client.load(LOAD)
     assert await client.close() == -signal.SIGKILL
+
+
+async def test_log_probabilities_come_with_their_tokens(client):
+    """
+    As many of the likeliest as were asked for; a token without any is an error.
+    """
+    choice = {"finish_reason": "length", "token_ids": [5], "logprobs": None}
+    scored = choice | {
+        "logprobs": {
+            "token_logprobs": [-2.0],
+            "top_logprobs": [{"token_id:5": -2, "token_id:8": -1}],
+        }
+    }
+    for sent, reason in ((scored, FinishReason.LENGTH), (choice, FinishReason.ERROR)):
+        await client.tell("next", text=f"data: {json.dumps({'choices': [sent]})}\n\n")
+        _, stream = client.ask(max_tokens=1, logprobs=1)
+        assert await stream.end() == reason
+        expected = [TokenLogprobs(-2.0, ((8, -1.0),))] if reason.is_good else []
+        assert stream.logprobs == expected

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.vllm.protocol import (
     Gauges,
     StreamEvent,
@@ -125,6 +125,52 @@ def test_a_seed_is_sent_only_if_there_is_one():
         "return_token_ids": True,
     }
     assert completion("lab", (1, 2), SamplingParams(**options, seed=0)) == plain | {"seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"top_k": 5}, {"top_k": 5}),
+        ({"min_p": 0.1}, {"min_p": 0.1}),
+        ({"presence_penalty": 1.0}, {"presence_penalty": 1.0}),
+        ({"frequency_penalty": -1.0}, {"frequency_penalty": -1.0}),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"logit_bias": ((5, 1.0),)}, {"logit_bias": {"5": 1.0}}),
+        ({"stop_token_ids": (7,)}, {"stop_token_ids": (7,)}),
+        ({"min_tokens": 2}, {"min_tokens": 2}),
+        ({"ignore_eos": True}, {"ignore_eos": True}),
+        ({"logprobs": 0}, {"logprobs": 0, "return_tokens_as_token_ids": True}),
+    ],
+)
+def test_fields_are_passed_on_in_vllms_names(fields, sent):
+    """
+    And none that asks for nothing.
+    """
+    plain = completion("lab", (1, 2), SamplingParams(3))
+    assert completion("lab", (1, 2), SamplingParams(3, **fields)) == plain | sent
+    assert not plain.keys() & sent.keys()
+
+
+def test_log_probabilities_are_read_by_token_id():
+    """
+    The likeliest first; the stop token has none.
+    """
+    choice = {
+        "token_ids": [5, 9],
+        "finish_reason": "stop",
+        "logprobs": {
+            "tokens": ["token_id:5", "token_id:9"],
+            "token_logprobs": [-1.5, -0.1],
+            "top_logprobs": [{"token_id:5": -1.5, "token_id:8": -0.5}, {"token_id:9": -0.1}],
+        },
+    }
+    event = read_event(json.dumps({"choices": [choice]}).encode())
+    assert event.tokens == [5]
+    assert list(event.logprobs) == [TokenLogprobs(-1.5, ((8, -0.5), (5, -1.5)))]
+    for wrong in ([], {"token_logprobs": [None]}, {"token_logprobs": [1], "top_logprobs": []}):
+        broken = choice | {"logprobs": wrong}
+        with pytest.raises(ValueError, match=r"Error|argument"):
+            read_event(json.dumps({"choices": [broken]}).encode())
 
 
 @pytest.mark.parametrize(
