@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.bundle.templates import template_complaint
 from deploy.errors import ModelPathError
 from deploy.host.bundle import golden_form
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
@@ -16,22 +17,28 @@ from deploy.host.trusted_files import Untrusted, open_below, read_below
 from runtime.contract.chat_files import (
     ADDITIONAL_TEMPLATES,
     CHAT_TEMPLATE,
+    DEFAULT,
     GENERATION_CONFIG,
     JSON_MAX_BYTES,
+    MODULES,
     NAME_FORM,
+    POOLING,
     SPECIAL_TOKENS_MAP,
     TEMPLATE_MAX_BYTES,
     TEMPLATES_MAX,
     TOKENIZER_CONFIG,
+    added_tokens,
+    check_default,
     is_template_name,
     named_templates,
+    special_tokens,
 )
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Included if present.
 _OPTIONAL_JSON = (GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG)
-OPTIONAL = (*_OPTIONAL_JSON, CHAT_TEMPLATE, "preprocessor_config.json")
+OPTIONAL = (*_OPTIONAL_JSON, CHAT_TEMPLATE, MODULES, POOLING, "preprocessor_config.json")
 # Bytes that are read of each file; a file of a real model has a tenth of it.
 _JSON_MAX = {
     **dict.fromkeys(_OPTIONAL_JSON, JSON_MAX_BYTES),
@@ -39,7 +46,7 @@ _JSON_MAX = {
     TOKENIZER: 512 << 20,
     INDEX: 128 << 20,
 }
-_REPLACE = "use the file that was published with the model"
+REPLACE = "use the file that was published with the model"
 _GOLDEN_MAX = 16 << 20
 _HEADER_MAX = 100 << 20  # Source: safetensors format, "header size must not exceed 100 MB"
 
@@ -184,19 +191,34 @@ def _check_chat_files(path: Path, optional: Sequence[str], templates: Sequence[s
     Refuse a file that the runtime would refuse at its start.
     """
     documents = {name: _json(path, name) for name in _OPTIONAL_JSON if name in optional}
-    try:
-        named_templates(documents.get(TOKENIZER_CONFIG, {}))
-    except ValueError as error:
-        raise _not_a_model(path, f"{TOKENIZER_CONFIG}: {error}", _REPLACE) from None
-    for name in (*sorted({CHAT_TEMPLATE} & set(optional)), *templates):
+    config = documents.get(TOKENIZER_CONFIG, {})
+    files = [*sorted({CHAT_TEMPLATE} & set(optional)), *templates]
+    for name in files:
         _check_template(path, name)
+    try:
+        named = named_templates(config)
+    except ValueError as error:
+        raise _not_a_model(path, f"{TOKENIZER_CONFIG}: {error}", REPLACE) from None
+    names = [DEFAULT if name == CHAT_TEMPLATE else Path(name).stem for name in files] or [*named]
+    try:
+        check_default(names)
+    except ValueError as error:
+        source = files[0] if files else TOKENIZER_CONFIG
+        raise _not_a_model(path, f"{source}: {error}", REPLACE) from None
+    try:
+        added_tokens(config)
+        special_tokens(config, documents.get(SPECIAL_TOKENS_MAP, {}))
+    except ValueError as error:
+        raise _not_a_model(path, str(error), REPLACE) from None
+    if names and (why := template_complaint(path)):
+        raise _not_a_model(path, why, REPLACE)
 
 
 def _check_template(path: Path, name: str) -> None:
     try:
         read_below(path, name, TEMPLATE_MAX_BYTES).decode()
     except UnicodeDecodeError as error:
-        raise _not_a_model(path, f"{name} is not a template: {error}", _REPLACE) from None
+        raise _not_a_model(path, f"{name} is not a template: {error}", REPLACE) from None
     except OSError as error:
         raise _unreadable(path / name, error) from error
 

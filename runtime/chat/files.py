@@ -2,7 +2,9 @@
 Reads the chat template and the special tokens of a model directory, as transformers does.
 """
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,15 @@ from runtime.contract.chat_files import (
     TEMPLATE_MAX_BYTES,
     TEMPLATES_MAX,
     TOKENIZER_CONFIG,
+    check_default,
     check_template_text,
     is_template_name,
     named_templates,
+    special_tokens,
 )
 from runtime.contract.errors import ModelError
+from runtime.plain_files import read_plain_file
 
-# Source: SPECIAL_TOKENS_ATTRIBUTES of PreTrainedTokenizerBase in transformers 5.24
-_STANDARD = frozenset(
-    ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-)
 _FIX = "use the file that was published with the model"
 
 
@@ -68,11 +69,11 @@ def read_chat_files(directory: Path) -> ChatFiles | None:
         sources = dict.fromkeys(templates, f"{path}: chat_template")
     if not templates:
         return None
-    if DEFAULT not in templates:
-        raise _broken(
-            next(iter(sources.values())), f"no template {DEFAULT!r} among {', '.join(templates)}"
-        )
-    return ChatFiles(templates, sources, _special_tokens(directory, config))
+    try:
+        check_default(templates)
+    except ValueError as error:
+        raise _broken(next(iter(sources.values())), str(error)) from None
+    return ChatFiles(templates, sources, read_special_tokens(directory, config))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -95,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _template_files(directory: Path) -> Iterator[tuple[str, Path]]:
-    if (path := directory / CHAT_TEMPLATE).exists():
+    if os.path.lexists(path := directory / CHAT_TEMPLATE):
         yield DEFAULT, path
     others = sorted((directory / ADDITIONAL_TEMPLATES).glob("*.jinja"))
     if len(others) >= TEMPLATES_MAX:
@@ -119,54 +120,41 @@ def _read_template(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def read_special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """
     Return the special tokens of *config*, or of SPECIAL_TOKENS_MAP where *config* is an old one.
+
+    Raises:
+        ModelError: A token is not of a known form.
     """
-    tokens = {
-        **{key: value for key, value in config.items() if key in _STANDARD},
-        **{
-            key: value
-            for key, value in config.items()
-            if key.endswith("_token") and isinstance(value, str)
-        },
-    }
-    if isinstance(own := config.get("extra_special_tokens"), dict):
-        tokens |= own
-    path = directory / TOKENIZER_CONFIG
-    if "added_tokens_decoder" not in config:
-        older = read_json(directory / SPECIAL_TOKENS_MAP) or {}
-        if named := {key: value for key, value in older.items() if key.endswith("_token")}:
-            tokens |= named
-            path = directory / SPECIAL_TOKENS_MAP
-    texts = {key: _token_text(path, key, value) for key, value in tokens.items()}
-    return {key: text for key, text in texts.items() if text is not None}
+    path = directory / SPECIAL_TOKENS_MAP
+    try:
+        return special_tokens(config, read_json(path) or {})
+    except ValueError as error:
+        raise in_file(directory, error) from None
 
 
-def _token_text(path: Path, key: str, value: object) -> str | None:
-    text = value.get("content") if isinstance(value, dict) else value
-    if text is None and value is None:
-        return None
-    if not isinstance(text, str):
-        raise _broken(path, f"{key}: should be a text, or an object with the text in `content`")
-    return text
+def in_file(directory: Path, error: ValueError) -> ModelError:
+    """
+    Return the error of a file of *directory*, whose name *error* begins with.
+    """
+    name, _, why = str(error).partition(": ")
+    return _broken(directory / name, why)
 
 
 def _read(path: Path, limit: int) -> bytes | None:
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except FileNotFoundError:
-        return None
+        return read_plain_file(path, limit)
     except OSError as error:
+        if error.errno == errno.ENOENT and not path.is_symlink():
+            return None
+        if error.errno == errno.EFBIG:
+            raise _broken(path, f"more than {limit} bytes") from None
         raise ModelError(
             f"{path}: can't be read",
             why=str(error),
             fix="give the runtime's user read access, or copy the model again",
         ) from error
-    if len(data) > limit:
-        raise _broken(path, f"more than {limit} bytes")
-    return data
 
 
 def _broken(where: Path | str, why: str) -> ModelError:

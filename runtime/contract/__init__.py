@@ -24,12 +24,13 @@ ENV_HOST_KEY_FILE = "SLIPWAY_HOST_KEY_FILE"  # /etc/slipway/host_key: SHA-256 of
 # HTTP
 LIVEZ, READYZ, HEALTHZ, METRICS = "/livez", "/readyz", "/healthz", "/metrics"
 GENERATE, CHAT, COMPLETIONS = "/generate", "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 MODELS, TOKENIZE, DETOKENIZE = "/v1/models", "/tokenize", "/detokenize"
 MODEL = "/v1/models/{id}"
 OPENAPI, DOCS = "/openapi.json", "/docs"
 GENERATE_ROUTES = (GENERATE, CHAT, COMPLETIONS)
 # HAProxy forwards these from everywhere.
-PUBLIC_ROUTES = (*GENERATE_ROUTES, MODELS, TOKENIZE, DETOKENIZE, OPENAPI, DOCS)
+PUBLIC_ROUTES = (*GENERATE_ROUTES, EMBEDDINGS, MODELS, TOKENIZE, DETOKENIZE, OPENAPI, DOCS)
 # Of MODEL, as clients write it: OpenAI's escapes the slash of a name.
 MODEL_PATH = r"^/v1/models/[A-Za-z0-9](?:[A-Za-z0-9._+/-]|%2[BbFf]){0,127}$"
 MONITORING_ROUTES = (LIVEZ, READYZ, HEALTHZ, METRICS)  # from `service.monitoring_networks` only

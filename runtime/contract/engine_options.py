@@ -76,6 +76,10 @@ class EngineOptions:
         gpus: GPUs that share the model, each with a part of every weight.
         engine: slipway's own, or `vllm serve`.
         vllm_args: Arguments of `vllm serve` beside those that follow from the other options.
+        pooling: How the vector of a text is made of its tokens' states; model is what the model's
+            own files say.
+        generation_defaults: Whose defaults the sampling fields of OpenAI's routes have: OpenAI's,
+            or those of the model's generation_config.json.
     """
 
     device: Literal["cpu", "cuda"] = option("cpu", fleet_default="cuda")
@@ -95,6 +99,8 @@ class EngineOptions:
     page_tokens: Literal[16, 32, 64] = option(64, since=3)
     step_tokens: int | None = option(None, ge=16, since=3)
     gpus: int = option(1, ge=1, le=8, since=3)
+    generation_defaults: Literal["openai", "model"] = option("openai", since=4)
+    pooling: Literal["model", "mean", "last", "cls"] = option("model", since=4)
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "EngineOptions":

@@ -4,10 +4,15 @@ Reads a decoder's configuration from the `config.json` of any supported family. 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from runtime.contract.errors import ModelError
 from runtime.models.families import find_family
+
+MOST = 2**31 - 1  # of a size; the largest published models have a thousandth of it
+MOST_LAYERS = 10_000
+_FIX = "use the config.json that was saved with these weights, or serve another model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +94,21 @@ class DecoderConfig:
         Raises:
             ModelError: A key is missing, or its value is not supported.
         """
+        try:
+            return cls._from_json(document, where)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ModelError(
+                f"{where}: not the config of a model",
+                why=f"a key has a value of a wrong type: {error}",
+                fix=_FIX,
+            ) from error
+
+    @classmethod
+    def _from_json(cls, document: Mapping[str, Any], where: str) -> "DecoderConfig":
         family = find_family(document, where)
         text = document.get("text_config") or document if family.is_multimodal else document
         rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-        keys = _ConfigKeys({**text, **rope}, where)
+        keys = ConfigKeys({**text, **rope}, where)
         hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
         kv_heads = keys.whole("num_key_value_heads", heads)
         head_dim = keys.whole("head_dim", family.head_dim or hidden // heads)
@@ -115,7 +131,7 @@ class DecoderConfig:
             vocabulary=keys.whole("vocab_size"),
             hidden=hidden,
             intermediate=keys.whole("intermediate_size"),
-            layers=keys.whole("num_hidden_layers"),
+            layers=keys.whole("num_hidden_layers", most=MOST_LAYERS),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -132,21 +148,28 @@ class DecoderConfig:
             has_qk_norms=family.has_qk_norms,
             is_interleaved=family.is_glm,
             is_gate_up_joined=family.is_glm,
-            stop_token_ids=read_stop_token_ids(text) or read_stop_token_ids(document),
+            stop_token_ids=read_stop_token_ids(text, where) or read_stop_token_ids(document, where),
             prefix="model.language_model." if family.is_multimodal else "model.",
             ignored=("model.visual.",) if family.is_multimodal else (),
         )
 
 
-def read_stop_token_ids(document: Mapping[str, Any]) -> frozenset[int]:
+def read_stop_token_ids(document: Mapping[str, Any], where: str) -> frozenset[int]:
     """
     Return the ids of `eos_token_id`, which is a number, a list or absent.
+
+    Raises:
+        ModelError: It is something else.
     """
-    ids = document.get("eos_token_id")
-    return frozenset([ids] if isinstance(ids, int) else ids or ())
+    value = document.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if any(type(id) is not int or id > MOST for id in ids):
+        why = "should be a token id, or a list of token ids"
+        raise ConfigKeys(document, where).error("eos_token_id", why)
+    return frozenset(ids)
 
 
-class _ConfigKeys:
+class ConfigKeys:
     """
     Reads and checks the keys of a config document; null means absent.
     """
@@ -154,17 +177,17 @@ class _ConfigKeys:
     def __init__(self, document: Mapping[str, Any], where: str) -> None:
         self.document, self._where = document, where
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def whole(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
         value = self.number(key, default)
-        if value != int(value):
-            raise self.error(key, "should be a whole number")
+        if value > most or value != int(value):
+            raise self.error(key, f"should be a whole number, {most} at most")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = default if self.document.get(key) is None else self.document[key]
         if value is None:
             raise self.error(key, "this decoder requires it")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
             raise self.error(key, "should be a number above 0")
         return value
 
@@ -177,11 +200,11 @@ class _ConfigKeys:
         return ModelError(
             f"{self._where}: {key}: {'missing' if value is None else repr(value)}",
             why=why,
-            fix="use the config.json that was saved with these weights, or serve another model",
+            fix=_FIX,
         )
 
 
-def _scaling(keys: _ConfigKeys) -> LinearScaling | Llama3Scaling | None:
+def _scaling(keys: ConfigKeys) -> LinearScaling | Llama3Scaling | None:
     kind = keys.document.get("rope_type") or keys.document.get("type") or "default"
     if kind == "default":
         return None

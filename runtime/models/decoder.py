@@ -144,6 +144,14 @@ class Decoder(nn.Module):
             tokens: (t,) int64.
             positions: (t,) int64; for M-RoPE (3, t): time, height and width.
         """
+        return self.logits(self.hidden(tokens, positions, attend, rows))
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor:
+        """
+        Return the last hidden states (n, hidden), normed; the arguments are those of `forward`.
+        """
         ops, eps = self.ops, self.config.norm_eps
         angles = self.angles(positions)
         x = functional.embedding(tokens, self.embedding)
@@ -159,7 +167,7 @@ class Decoder(nn.Module):
             gated = ops.gated(n, layer.gate_up)
             x, n = self._project(x, gated, layer.down, next_norm, layer.mlp_out_norm)
             del gated
-        return self.logits(n)
+        return n
 
     def _project(
         self, x: Tensor, y: Tensor, weight: Tensor | Quantized, gain: Tensor, post: Tensor | None

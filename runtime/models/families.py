@@ -56,7 +56,8 @@ def find_family(document: Mapping[str, Any], where: str) -> Family:
     Raises:
         ModelError: Its architecture is not one of FAMILIES.
     """
-    names = document.get("architectures") or []
+    value = document.get("architectures")
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]

@@ -19,10 +19,12 @@ from runtime.contract.errors import ModelError
 from runtime.kernels.quantize import Quantized, quantize
 from runtime.models.config import DecoderConfig, read_stop_token_ids
 from runtime.models.decoder import Decoder
+from runtime.models.encoder import EncoderConfig, is_encoder
 from runtime.models.parallel_reader import host_bytes, read_in_parallel, wait
 from runtime.models.read_plan import Read, Target, memory_of, plan_reads
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.tensor_files import read_json, unreadable
+from runtime.plain_files import open_plain_file
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -130,9 +132,30 @@ def check_device(device: str) -> None:
         )
 
 
+def read_model_config(path: str | Path) -> DecoderConfig | EncoderConfig:
+    """
+    Return the config of the model in *path*, a decoder or an encoder.
+
+    Raises:
+        ModelError: This runtime does not support the model.
+    """
+    path = Path(path)
+    document = read_json(path / CONFIG)
+    if not is_encoder(document):
+        return read_config(path)
+    try:
+        return EncoderConfig.from_json(document, str(path / CONFIG))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(
+            f"{path / CONFIG}: not the config of a model",
+            why=f"a key has a value of a wrong type: {error}",
+            fix="use the config.json that was saved with these weights",
+        ) from error
+
+
 def read_config(path: str | Path) -> DecoderConfig:
     """
-    Return the config of the model in *path*.
+    Return the config of the decoder in *path*.
 
     The stop tokens of `generation_config.json` take precedence over those of `config.json`.
 
@@ -141,8 +164,9 @@ def read_config(path: str | Path) -> DecoderConfig:
     """
     path = Path(path)
     config = DecoderConfig.from_json(read_json(path / CONFIG), str(path / CONFIG))
-    if (path / GENERATION_CONFIG).exists():
-        stop_token_ids = read_stop_token_ids(read_json(path / GENERATION_CONFIG))
+    file = path / GENERATION_CONFIG
+    if os.path.lexists(file):
+        stop_token_ids = read_stop_token_ids(read_json(file), str(file))
         config = replace(config, stop_token_ids=stop_token_ids or config.stop_token_ids)
     return config
 
@@ -223,9 +247,7 @@ def _fill(memory: Tensor, read: Read) -> Tensor:
     memory = memory[: read.size_bytes]
     view, at, path = memory.numpy().data, 0, read.stored.path
     try:
-        with path.open(
-            "rb", buffering=0
-        ) as file:  # one open per read: the kernel reads ahead for each
+        with open_plain_file(path) as file:  # one open per read: the kernel reads ahead for each
             while at < read.size_bytes:
                 count = os.preadv(file.fileno(), [view[at:]], read.offset + at)
                 if count == 0:

@@ -9,6 +9,7 @@ Source: README of huggingface/safetensors, "Format"; its reader refuses the same
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 
 from runtime.contract.errors import ModelError
+from runtime.plain_files import open_plain_file, read_plain_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER_BYTES = 100_000_000  # as in the reference reader
+MAX_JSON_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,14 @@ def find_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelError: A file is missing, truncated, or not a safetensors file.
     """
-    if (path / INDEX).exists():
+    if os.path.lexists(path / INDEX):
         try:
             names = set(read_json(path / INDEX)["weight_map"].values())
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, TypeError) as error:
             raise unreadable(path / INDEX, "it has no weight_map of names to files") from error
+        if wrong := [name for name in names if not _is_file_name(name)]:
+            why = f"weight_map names {wrong[0]!r}, which is no file of the directory"
+            raise unreadable(path / INDEX, why)
     else:
         names = {WEIGHTS}
     return {name: stored for file in sorted(names) for name, stored in _tensors_of(path / file)}
@@ -65,12 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: The file can't be read, or does not hold a JSON object.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: can't be read", why=str(error), fix="pass a complete model directory"
-        ) from error
+    document = read_json_value(path)
     if not isinstance(document, dict):
         raise ModelError(
             f"{path}: should be a JSON object",
@@ -80,6 +81,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_json_value(path: Path) -> Any:
+    """
+    Return what the JSON in *path* holds.
+
+    Raises:
+        ModelError: The file can't be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_plain_file(path, MAX_JSON_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path}: can't be read", why=str(error), fix="pass a complete model directory"
+        ) from error
+
+
 def unreadable(path: Path, why: str) -> ModelError:
     """
     Return the error for a broken tensor file.
@@ -87,10 +103,14 @@ def unreadable(path: Path, why: str) -> ModelError:
     return ModelError(f"{path}: can't be read", why=why, fix="stage the release again: inv release")
 
 
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\0"}
+
+
 def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_plain_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
                 raise unreadable(path, f"a header of {length} bytes in a file of {size}")
@@ -103,6 +123,8 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 tuple(entry["shape"]),
                 entry["dtype"],
             )
+            if {type(dtype), *map(type, (begin, end, *shape))} != {str, int}:
+                raise unreadable(path, f"{name}: its shape or place is not of whole numbers")
             if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise unreadable(path, f"{name} {list(shape)} has {end - begin} bytes of {dtype}")
             if begin != covered or not begin <= end <= size - start:

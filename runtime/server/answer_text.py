@@ -15,6 +15,7 @@ class AnswerText:
 
     Args:
         decoder: Decodes the tokens.
+        prompt: Its last tokens are the context of the first piece.
         is_scored: Each token comes with its log probabilities.
 
     Attributes:
@@ -22,10 +23,16 @@ class AnswerText:
     """
 
     def __init__(
-        self, codec: Codec, decoder: Decoder, stop: Sequence[str], *, is_scored: bool
+        self,
+        codec: Codec,
+        decoder: Decoder,
+        prompt: Sequence[int],
+        stop: Sequence[str],
+        *,
+        is_scored: bool,
     ) -> None:
         self._codec, self._is_scored = codec, is_scored
-        self._detokenizer = Detokenizer(decoder)
+        self._detokenizer = Detokenizer(decoder, prompt)
         self._scanner = StopScanner(stop)
         self._decoded = self._given = 0  # characters
         self._scores: list[ScoredToken] = []

@@ -24,6 +24,7 @@ from runtime.contract import (
     VERSION_HEADER,
 )
 from runtime.server.admission import Refusal
+from runtime.server.embeddings import add_embeddings
 from runtime.server.errors import BUG, Failed, error_response
 from runtime.server.event_stream import unless_gone
 from runtime.server.generation import AdmittedRequest, GenerationRequest, Generator, TextDelta
@@ -56,6 +57,7 @@ def create_app(serving: Serving) -> App:
     _add_description(app, config.version)
     _add_generate(app, serving)
     add_openai(app, serving)
+    add_embeddings(app, serving)
     app.add_exception_handler(Failed, _on_failed)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -107,6 +109,8 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
         found: dict[str, Any] = {"phase": serving.life.phase, "version": config.version}
         if deep:
             generator = serving.ready_generator(Phase.WARMING)
+            if not generator.generates:
+                return json_response(found | await _embed_check(generator, serving))
             delta = await generator.whole(await generator.admit(serving.check))
             if not delta.tokens:
                 raise Failed(Refusal(500, "no_answer", "the model answered with nothing"))
@@ -116,6 +120,18 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     @app.api_route(METRICS, methods=PROBES)
     async def metrics() -> Response:
         return Response(serving.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _embed_check(generator: Generator, serving: Serving) -> dict[str, Any]:
+    """
+    Return what a deep check of a model that generates nothing found.
+    """
+    embedder, prompt = generator.embedder, serving.check.prompt
+    if embedder is None or not isinstance(prompt, str):
+        raise Failed(Refusal(500, "no_answer", "the model can be asked for nothing"))
+    texts = await embedder.read([prompt])
+    (vector,) = await embedder.embed(texts, None)
+    return {"tokens": len(texts[0].tokens), "dimensions": len(vector) // 4}
 
 
 def _add_description(app: FastAPI, version: str) -> None:

@@ -1,22 +1,30 @@
 """
-`python -m runtime check`: plans a model's memory before it is started.
+`python -m runtime check`: says whether a model can be started, and plans its memory.
+
+It refuses what the start refuses, in the same words.  It reads no weights: a model that computes
+nothing but NaN fails the warm-up of the start alone.
 """
 
 import argparse
 import json
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, MODEL_LINK
+from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, GOLDEN_FILE, MODEL_LINK
 from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.contract.visible_text import visible
+from runtime.memory.encoder_plan import plan_encoder
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.config import DecoderConfig
 from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
 from runtime.server.config import HostConfig, load_config
+
+if TYPE_CHECKING:
+    from runtime.models.encoder import EncoderConfig  # with torch
 
 WEIGHTS, KV = OPTIONS["weights"].choices, OPTIONS["kv"].choices
 
@@ -58,24 +66,43 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
         raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
     gpu = _find_gpu(config, args.gpu_memory)
-    from runtime.models.loader import read_config  # with torch
-    from runtime.models.tensor_files import find_tensors
+    # Slow imports, which a start does not need before it has an engine process.
+    from runtime.engines.paged.check_files import check_files
+    from runtime.server.model_files import open_model_files, tokens_without_rows
+    from runtime.server.warmup import check_prompt
 
-    model_dir = args.model or Path(env.get(ENV_RELEASE_DIR) or ".") / MODEL_LINK
-    model = read_config(model_dir)
-    find_tensors(model_dir)  # raises where a file is missing or cut
+    release_dir = Path(env.get(ENV_RELEASE_DIR) or ".")
+    if args.model is None:
+        check_prompt(release_dir / GOLDEN_FILE)
+    model_dir = args.model or release_dir / MODEL_LINK
+    with closing(open_model_files(model_dir, config.options)) as files:
+        codec = files.codec
+    model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
     answers = {
         (weights, kv): _answer(config.model_copy(update={"weights": weights, "kv": kv}), model, gpu)
         for weights in WEIGHTS
         for kv in KV
     }
-    return MemoryReport(config, model_dir, gpu, answers)
+    warning = tokens_without_rows(codec, model.vocabulary)
+    return MemoryReport(config, model_dir, gpu, answers, [warning] if warning else [])
 
 
-def _answer(config: HostConfig, model: DecoderConfig, gpu: Gpu | None) -> PlanOrFault:
+def _answer(
+    config: HostConfig, model: "DecoderConfig | EncoderConfig", gpu: Gpu | None
+) -> PlanOrFault:
+    total_bytes = None if gpu is None else gpu.total_bytes
     try:
         config.check(Path("configuration"))
-        return plan_memory(config.options, model, None if gpu is None else gpu.total_bytes)
+        if isinstance(model, DecoderConfig):
+            return plan_memory(config.options, model, total_bytes)
+        return plan_encoder(
+            config.options,
+            parameters=model.parameters,
+            hidden=model.hidden,
+            intermediate=model.intermediate,
+            context_tokens=model.context_tokens,
+            total_gpu_bytes=total_bytes,
+        )
     except RuntimeFault as error:
         return error
 

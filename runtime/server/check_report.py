@@ -2,7 +2,7 @@
 The result of `python -m runtime check` as text and as JSON.  Pure.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,12 +34,14 @@ class MemoryReport:
     Attributes:
         gpu: The smallest of the GPUs to use; None for a CPU.
         answers: By weights and kv.
+        warnings: What the start would warn of.
     """
 
     config: HostConfig
     model_dir: Path
     gpu: Gpu | None
     answers: Mapping[tuple[str, str], PlanOrFault]
+    warnings: Sequence[str] = ()
 
     @property
     def answer(self) -> PlanOrFault:
@@ -57,6 +59,7 @@ def as_document(
             {"weights": weights, "kv": kv, "plan": _numbers(answer)}
             for (weights, kv), answer in found.answers.items()
         ]
+        document["warnings"] = list(found.warnings)
         document |= {"gpu": gpu, "plan": _numbers(found.answer), "answers": others}
     return document
 
@@ -71,6 +74,8 @@ def _numbers(answer: PlanOrFault) -> dict[str, int | None] | None:
 def as_text(found: MemoryReport) -> Iterator[str]:
     options, plan, gpu = found.config.options, found.answer, found.gpu
     yield f"model        {found.model_dir}"
+    for warning in found.warnings:
+        yield f"warning      {warning}"
     if gpu is not None:
         each = f"each of {options.gpus}, " if options.gpus > 1 else ""
         yield _row("GPU", gpu.total_bytes, f"{each}memory_fraction {options.memory_fraction}")

@@ -162,7 +162,22 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
     slot = _variable(env, ENV_SLOT)
     socket = None if port is not None else Path(_variable(env, ENV_SOCKET))
     release_dir = Path(env.get(ENV_RELEASE_DIR) or ".")
-    release_file = release_dir / CONFIG_FILE
+    return Settings(
+        config=_release_config(env, release_dir / CONFIG_FILE),
+        slot=slot,
+        release_dir=release_dir,
+        socket=socket,
+        port=port,
+        api_tokens=_api_tokens(env),
+        keys_file=_path(env, ENV_KEYS_FILE),
+        host_key_file=_path(env, ENV_HOST_KEY_FILE),
+    )
+
+
+def _release_config(env: Mapping[str, str], release_file: Path) -> RuntimeConfig:
+    """
+    Return the keys of *release_file* over those of the host's file.
+    """
     found = _read(release_file)
     _validate(RuntimeConfig, found, release_file)
     if host_path := env.get(ENV_HOST_CONFIG):
@@ -172,16 +187,7 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
         found = host | found
     config = _validate(RuntimeConfig, found, release_file)
     config.check(release_file)
-    return Settings(
-        config=config,
-        slot=slot,
-        release_dir=release_dir,
-        socket=socket,
-        port=port,
-        api_tokens=_api_tokens(env),
-        keys_file=_path(env, ENV_KEYS_FILE),
-        host_key_file=_path(env, ENV_HOST_KEY_FILE),
-    )
+    return config
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:
@@ -213,13 +219,15 @@ def load_config(env: Mapping[str, str], files: Sequence[Path] = ()) -> HostConfi
     Read only the configuration: *files*, each overriding the one before, or those that *env* names.
 
     Raises:
-        ConfigError: As `load_settings`; slot, socket and names are not required.
+        ConfigError: As `load_settings`; slot and socket are not required, and names only where
+            *env* has a release.
     """
     if not files:
         release_file = Path(env.get(ENV_RELEASE_DIR) or ".") / CONFIG_FILE
-        is_release = env.get(ENV_RELEASE_DIR) or release_file.exists()
+        if env.get(ENV_RELEASE_DIR) or release_file.exists():
+            return _release_config(env, release_file)
         host_file = env.get(ENV_HOST_CONFIG)
-        files = [*([Path(host_file)] if host_file else []), *([release_file] if is_release else [])]
+        files = [Path(host_file)] if host_file else []
     found: dict[str, Any] = {}
     for path in files:
         layer = _read(path)

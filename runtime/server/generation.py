@@ -27,7 +27,9 @@ from runtime.server.admission import (
 )
 from runtime.server.answer_text import AnswerText
 from runtime.server.caller import Caller, current_caller
+from runtime.server.embedder import Embedder
 from runtime.server.errors import Failed
+from runtime.server.failures import failure
 from runtime.server.prompts import Conversation, Prompt, PromptReader
 from runtime.server.scores import ScoredToken
 from runtime.server.text import Codec, Decoder
@@ -35,24 +37,10 @@ from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 Value = TypeVar("Value")
+ONLY_EMBEDS = "this model generates no text; it makes embeddings: POST /v1/embeddings"
 _NO_ANSWER = SamplingParams(max_tokens=0)
 _NO_LOAD = CurrentLoad(0, 0.0)
 _MARK_TOKENS = 16  # a mark of reasoning and the white space after it have fewer
-
-# A repeated request would use its whole time again, or end another engine.
-NEVER_REPEATED = frozenset({FinishReason.EXPIRED, FinishReason.DIED})
-FAILURES = {
-    FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
-    FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
-    FinishReason.ERROR: (500, "engine_error", "the model failed"),
-    # Not a 500: HAProxy repeats that on the other slot, whose engine the request could end too.
-    FinishReason.DIED: (502, "engine_died", "the engine process ended"),
-    FinishReason.ABANDONED: (
-        503,
-        "shutting_down",
-        "the runtime shut down before the answer was complete",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +182,10 @@ class Generator:
         on_first_token: Called with the seconds from the start of a request.
         template: None for a model without a chat template.
         tool_syntax: How the model writes calls; None for a model that knows no tools.
+        generates: Whether it generates text.
 
     Attributes:
+        embedder: None for a model that makes no embeddings.
         promised: Places of admitted requests that the engine does not have yet.
     """
 
@@ -207,6 +197,7 @@ class Generator:
         on_first_token: Callable[[float], None],
         template: ChatTemplate | None = None,
         tool_syntax: ToolSyntax | None = None,
+        generates: bool = True,
     ) -> None:
         self.tool_syntax = tool_syntax
         marks = special_tokens_of(tool_syntax.parser) if tool_syntax else ()
@@ -214,6 +205,8 @@ class Generator:
         self._with_marks = codec.keeping((THINK, THINK_END, *marks))
         self._engine, self._codec, self._limits = engine, codec, limits
         self._prompts = PromptReader(codec, template, limits.vocabulary)
+        self.generates = generates
+        self.embedder: Embedder | None = None
         self._on_first_token = on_first_token
         self._mean_s = 0.0
         self.promised = 0
@@ -222,6 +215,14 @@ class Generator:
     def load(self) -> CurrentLoad:
         in_flight = self._engine.in_flight + self.promised + self._prompts.given_up
         return CurrentLoad(in_flight, self._mean_s)
+
+    def make_embeddings(self, dimensions: int, shorter_dimensions: Sequence[int]) -> None:
+        """
+        From now on make embeddings too, of *dimensions*.
+        """
+        self.embedder = Embedder(
+            self._engine, self._prompts, self._limits, dimensions, shorter_dimensions
+        )
 
     @property
     def context_tokens(self) -> int:
@@ -287,6 +288,8 @@ class Generator:
         allowed_s = time_allowed_s(min(asked_s, default=None), self._limits)
         excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
         with left_on_failure(places):
+            if not self.generates:
+                raise Failed(Refusal(400, "not_supported", ONLY_EMBEDS, param="model"))
             prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
             self._refuse_long(len(prompt), request)
             most = 0 if request.fills_context else sum(each.max_tokens for each in params)
@@ -430,6 +433,7 @@ class Generator:
         answer = AnswerText(
             self._codec,
             self._decoder_of(request),
+            request.prompt,
             request.stop,
             is_scored=request.params.logprobs is not None,
         )
@@ -501,7 +505,7 @@ class Generator:
 
     def _refuse_long(self, prompt_tokens: int, request: GenerationRequest) -> None:
         most = request.params.max_tokens
-        if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, name=request.name):
+        if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, field=request.field):
             raise Failed(refused)
 
 
@@ -559,17 +563,3 @@ async def _by(
     except TimeoutError:
         late = failure(FinishReason.EXPIRED, "the engine did not answer", excuse)
         raise Failed(late) from None
-
-
-def failure(reason: FinishReason, detail: str, excuse: str | None = None) -> Refusal:
-    """
-    Return the answer to a request that ended in the engine for *reason*.
-    """
-    status, code, message = FAILURES[reason]
-    return Refusal(
-        status,
-        code,
-        f"{message}: {detail}" if detail else message,
-        excuse=excuse,
-        never_repeat=reason in NEVER_REPEATED,
-    )

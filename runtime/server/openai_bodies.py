@@ -308,12 +308,23 @@ class ChatBody(_Sampled):
         return self._sampling(self.most_tokens or 1, choice, logprobs)
 
 
-def _read_prompts(value: object) -> tuple[Prompt, ...]:
-    if isinstance(value, str) or _is_tokens(value):
-        return (_read_prompt(value),)
-    if isinstance(value, list) and 0 < len(value) <= MAX_PROMPTS:
-        return tuple(map(_read_prompt, value))
-    raise PydanticCustomError("prompt", _PROMPTS)
+def prompts_type(most: int) -> Any:
+    """
+    Return the type of one or up to *most* prompts, each a text or a list of token ids.
+    """
+
+    def read(value: object) -> tuple[Prompt, ...]:
+        if isinstance(value, str) or _is_tokens(value):
+            return (_read_prompt(value),)
+        if isinstance(value, list) and 0 < len(value) <= most:
+            return tuple(map(_read_prompt, value))
+        words = f"should be a text, a list of token ids, or a list of at most {most} of either"
+        raise PydanticCustomError("prompt", words)
+
+    schema = (
+        _Text | _Tokens | Annotated[list[_Text | _Tokens], Field(min_length=1, max_length=most)]
+    )
+    return Annotated[tuple[Prompt, ...], PlainValidator(read, json_schema_input_type=schema)]
 
 
 def _read_prompt(value: object) -> Prompt:
@@ -321,25 +332,16 @@ def _read_prompt(value: object) -> Prompt:
         return value
     if isinstance(value, list) and _is_tokens(value):
         return tuple(value)
-    raise PydanticCustomError("prompt", _PROMPTS)
+    raise PydanticCustomError("prompt", _PROMPT)
 
 
 def _is_tokens(value: object) -> bool:
     return isinstance(value, list) and set(map(type, value)) == {int}
 
 
-_PROMPTS = f"should be a text, a list of token ids, or a list of at most {MAX_PROMPTS} of either"
+_PROMPT = "should be a text or a list of token ids, and not empty"
 _Text = Annotated[str, Field(min_length=1)]
 _Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Prompts = Annotated[
-    tuple[Prompt, ...],
-    PlainValidator(
-        _read_prompts,
-        json_schema_input_type=_Text
-        | _Tokens
-        | Annotated[list[_Text | _Tokens], Field(min_length=1, max_length=MAX_PROMPTS)],
-    ),
-]
 
 
 class CompletionBody(_Sampled):
@@ -349,7 +351,7 @@ class CompletionBody(_Sampled):
 
     BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
 
-    prompt: Prompts
+    prompt: prompts_type(MAX_PROMPTS)  # type: ignore[valid-type]
     max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     echo: bool | None = None
     logprobs: Annotated[

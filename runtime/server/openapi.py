@@ -12,6 +12,7 @@ from runtime.contract import (
     CHAT,
     COMPLETIONS,
     DETOKENIZE,
+    EMBEDDINGS,
     GENERATE,
     HEALTHZ,
     LIVEZ,
@@ -22,6 +23,7 @@ from runtime.contract import (
     TOKENIZE,
 )
 from runtime.contract.error_document import error_document
+from runtime.server.embeddings import EmbeddingBody
 from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from runtime.server.schemas import Body, GenerateBody
 
@@ -29,6 +31,7 @@ BODIES: dict[str, tuple[type[Body], str]] = {
     GENERATE: (GenerateBody, "Continue a prompt"),
     CHAT: (ChatBody, "Answer a conversation, as OpenAI does"),
     COMPLETIONS: (CompletionBody, "Continue one or more prompts, as OpenAI does"),
+    EMBEDDINGS: (EmbeddingBody, "Return the vectors of texts, as OpenAI does"),
     TOKENIZE: (TokenizeBody, "Return the token ids of a text or a conversation"),
     DETOKENIZE: (DetokenizeBody, "Return the text of token ids"),
 }

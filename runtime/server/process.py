@@ -12,11 +12,11 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 import uvicorn
 
-from runtime.chat import load_chat_template
 from runtime.contract import EXIT_ENGINE, EXIT_OK
 from runtime.contract.errors import ConfigError, EngineError, RuntimeFault
 from runtime.engines.base.protocol import EngineReport, Load
@@ -32,15 +32,15 @@ from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
+from runtime.server.model_files import open_model_files, tokens_without_rows
 from runtime.server.notify import Notifier, Watchdog
 from runtime.server.serving import Serving
-from runtime.server.text import TokenizerCodec
 from runtime.server.warmup import check_prompt, warm_up
 
 log = logging.getLogger("runtime.server")
 
 BEAT_S = 1.0  # of an idle engine without a watchdog
-ANSWER_S = 5.0  # for answers to reach their clients after the engine has finished
+ANSWER_S = 5.0  # at least, for answers to reach their clients after the engine has finished
 
 
 class _Uvicorn(uvicorn.Server):
@@ -138,18 +138,20 @@ class RuntimeServer:
         started_s = time.monotonic()
         config = self._settings.config
         self._notifier.status(f"loading {config.model_name} {config.version}")
-        codec = TokenizerCodec(self._settings.model_dir)
-        template = load_chat_template(self._settings.model_dir)
-        if template is not None:
-            self._cleanup.callback(template.close)
+        files = open_model_files(self._settings.model_dir, config.options)
+        self._cleanup.callback(files.close)
+        codec = files.codec
         await self._engine.connect()
         loaded = await self._engine.load(
             Load(
                 str(self._settings.model_dir),
                 min((self._notifier.watchdog_s or BEAT_S * 4) / 4, BEAT_S),
                 config.options,
+                sorted(codec.eos_token_ids),
             )
         )
+        if warning := tokens_without_rows(codec, loaded.vocabulary or codec.vocabulary):
+            log.warning("model.tokens_without_rows %s", warning)
         # vLLM does not say how many rows the embedding has.
         vocabulary = loaded.vocabulary or codec.vocabulary
         limits = self._settings.limits(loaded.context_tokens, vocabulary)
@@ -159,9 +161,13 @@ class RuntimeServer:
             codec,
             limits,
             self._metrics.first_token,
-            template,
-            syntax_of(config.tool_parser, template),
+            files.template,
+            syntax_of(config.tool_parser, files.template),
+            loaded.generates,
         )
+        if loaded.dimensions:
+            self._serving.generator.make_embeddings(loaded.dimensions, loaded.shorter_dimensions)
+        self._serving.defaults = files.generation_defaults
         self._serving.since = int(time.time())
         self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")
@@ -218,6 +224,10 @@ class RuntimeServer:
         left = self._engine.abandon()
         self._life.on(LifeEvent.DRAINED)
         took_s = time.monotonic() - started_s
+        # A client that reads slowly has the same time as one whose answer is slow.
+        self._uvicorn.config.timeout_graceful_shutdown = ceil(
+            max(config.drain_timeout_s - took_s, ANSWER_S)
+        )
         log.info("runtime.drain_ended abandoned=%d took_s=%.2f", left, took_s)
         return EXIT_OK
 

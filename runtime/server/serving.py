@@ -4,7 +4,7 @@ What the routes share: the state of the process, how a body comes in and how an 
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from runtime.server.config import Settings
 from runtime.server.errors import Failed
 from runtime.server.event_stream import Document, EventStream, unless_gone
 from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation_defaults import with_defaults
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import Metrics
@@ -49,6 +50,7 @@ class Serving:
         since: When the model was loaded, seconds of the Unix epoch.
         keys: The API keys that are in force.
         own_token: What the warm-up of this process sends.
+        defaults: Of fields that a body leaves out, by field.
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class Serving:
     uploads: UploadBudget = field(default_factory=UploadBudget)
     keys: KeyWatch = field(default_factory=lambda: KeyWatch(None))
     own_token: SecretStr = field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     def ready_generator(self, also: Phase = Phase.READY) -> Generator:
         """
@@ -119,8 +122,9 @@ async def admit(
         received = await upload.receive(request.receive, request.headers)
         # Once the body has come, so that HAProxy passes on the headers of a refusal.
         current_caller().take_request()
-        body = parse(received, kind)
+        body = await parse(received, kind)
         serving.check_model(body.model)
+        body = with_defaults(body, serving.defaults)
         _take_deadline(request, body)
         return await unless_gone(request, admitting(generator, body))
 

@@ -2,20 +2,18 @@
 Text to tokens and back, in the API process: the engine handles token ids only.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-# Before the first use: one text is tokenized by one thread, so a thread for each core only waits.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer
 
 from runtime.contract.errors import ModelError
 from runtime.server.token_bound import bound_of
 from runtime.server.token_bytes import token_bytes
+from runtime.server.tokenizer_files import TOKENIZER, load_tokenizer
 
-TOKENIZER = "tokenizer.json"
+CONTEXT_TOKENS = 8  # of a prompt that an answer's first piece is decoded with
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
@@ -74,22 +72,25 @@ class TokenizerCodec:
     """
     The tokenizer of a model directory.
 
+    Attributes:
+        eos_token_ids: Tokens that end an answer, whatever the model's config says.
+
     Raises:
         ModelError: It has none, or one that can't be read.
     """
 
     def __init__(self, model_dir: Path) -> None:
-        path = model_dir / TOKENIZER
+        loaded = load_tokenizer(model_dir)
+        self._tokenizer, self.eos_token_ids = loaded.tokenizer, loaded.eos_token_ids
         try:
-            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
+            self._bound = bound_of(self._tokenizer)
+            self._prefix = _prefix_of(self._tokenizer)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise ModelError(
-                f"{path}: can't be read", why=str(error), fix="give the directory of a whole model"
+                f"{model_dir / TOKENIZER}: can't be used",
+                why=str(error),
+                fix="use the file that was published with the model",
             ) from error
-        # A prompt that is too long is an error of its request, not cut without a word.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._bound = bound_of(self._tokenizer)
         self._token_bytes: dict[int, bytes] = {}  # of tokens in answers with log probabilities
 
     @property
@@ -98,13 +99,19 @@ class TokenizerCodec:
 
     @property
     def vocabulary(self) -> int:
-        return int(self._tokenizer.get_vocab_size())
+        """
+        The highest token id, plus 1.
+        """
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, *, adds_special: bool = True) -> list[int]:
         # `encode` holds Python's lock for as long as it takes, seconds for a long text: no other
         # request, health check or report of the engine would be answered.  The batch releases it.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
-        return list(encoding.ids)
+        ids, prefix = list(encoding.ids), self._prefix
+        if adds_special and prefix and ids[: 2 * len(prefix)] == prefix * 2:
+            return ids[len(prefix) :]  # the client has written it already: one BOS
+        return ids
 
     def least_tokens(self, text: str, enough: int) -> int:
         return self._bound.least_tokens(text, enough)
@@ -126,6 +133,14 @@ class TokenizerCodec:
     def verbatim(self) -> Decoder:
         return _KeepingDecoder(self._tokenizer, ())
 
+    def tokens_from(self, first: int) -> list[tuple[str, int]]:
+        """
+        Return the tokens with the ids from *first* on, by id.
+        """
+        vocabulary = self._tokenizer.get_vocab()
+        found = [(text, id) for text, id in vocabulary.items() if id >= first]
+        return sorted(found, key=lambda pair: pair[1])
+
 
 class _KeepingDecoder:
     """
@@ -140,19 +155,38 @@ class _KeepingDecoder:
         return str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
 
+def _prefix_of(tokenizer: Tokenizer) -> list[int]:
+    """
+    Return the tokens that the tokenizer puts before a text, such as BOS.
+    """
+    plain, whole = (
+        tokenizer.encode_batch_fast(["0"], add_special_tokens=adds)[0].ids for adds in (False, True)
+    )
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return list(whole[:start])
+    return []
+
+
 class Detokenizer:
     """
     Decodes tokens incrementally; the parts joined are the decoded whole.
 
     Text is held back while it ends within a character.  Tokens are decoded together with those
-    of the part before, because decoders treat the first token of a text differently.
+    of the part before, because decoders treat the first token of a text differently: some drop its
+    space.
+
+    Args:
+        prompt: What the tokens continue.
     """
 
-    def __init__(self, codec: Decoder) -> None:
+    def __init__(self, codec: Decoder, prompt: Sequence[int] = ()) -> None:
         self._codec = codec
-        self._tokens: list[int] = []
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])
+        if codec.decode(self._tokens).endswith(REPLACEMENT):
+            self._tokens = []  # the prompt ends within a character, which is none of the answer
         self._context = 0  # where the piece before begins
-        self._done = 0  # tokens whose text was given out
+        self._done = len(self._tokens)  # tokens whose text was given out
 
     def add(self, tokens: Sequence[int], *, is_last: bool = False) -> str:
         self._tokens += tokens

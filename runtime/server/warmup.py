@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.sampling import SamplingParams
+from runtime.plain_files import open_plain_file
 from runtime.server.config import Settings
 from runtime.server.generation import GenerationRequest
 from runtime.server.openai_bodies import ChatBody
@@ -19,6 +20,7 @@ from runtime.server.prompts import Conversation
 
 PARAMS = SamplingParams(max_tokens=8)
 PROMPT = "warm up"  # for a release without golden prompts
+MAX_LINE_BYTES = 16 << 20
 
 
 def check_prompt(golden: Path) -> GenerationRequest:
@@ -29,10 +31,14 @@ def check_prompt(golden: Path) -> GenerationRequest:
         ConfigError: The file's first line is not a golden prompt.
     """
     try:
-        with golden.open(encoding="utf-8") as lines:
-            line = lines.readline()
+        with open_plain_file(golden) as lines:
+            line = lines.readline(MAX_LINE_BYTES)
     except FileNotFoundError:
-        line = ""
+        line = b""
+    except OSError as error:
+        raise ConfigError(
+            f"{golden}: can't be read", why=str(error), fix="stage the release again: inv release"
+        ) from error
     if not line.strip():
         return GenerationRequest(PROMPT, PARAMS)
     try:

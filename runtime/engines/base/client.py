@@ -7,7 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from runtime.engines.base.in_flight import InFlight, TokenStream
-from runtime.engines.base.protocol import EngineReport, FinishReason, Load, Loaded, Share, Submit
+from runtime.engines.base.protocol import (
+    Embed,
+    EngineReport,
+    FinishReason,
+    Load,
+    Loaded,
+    Share,
+    Submit,
+)
 from runtime.engines.base.sampling import SamplingParams
 
 
@@ -90,6 +98,23 @@ class Client(ABC):
         """
         Send *request* to the engine, whose process has not ended.
         """
+
+    def embed(self, tokens: Sequence[int], timeout_s: float) -> tuple[int, TokenStream]:
+        """
+        Send a text to embed; return its id and a stream that ends with the vector.
+        """
+        id, stream = self._requests.new()
+        if self.died.done():
+            self._requests.finish(id, FinishReason.DIED, self.exit_reason)
+        else:
+            self._start_embedding(Embed(id, tokens, timeout_s))
+        return id, stream
+
+    def _start_embedding(self, request: Embed) -> None:
+        """
+        Send *request* to the engine; of an engine that said that it makes embeddings.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def cancel(self, id: int) -> None:

@@ -27,6 +27,7 @@ class TokenStream:
         self.cached_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
         self.detail = ""
+        self.vector = ""  # of an embedding, in base64
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
 
@@ -100,6 +101,10 @@ class InFlight:
     def push(self, id: int, token: int) -> None:
         if stream := self._open.get(id):
             stream.push(token)
+
+    def embed(self, id: int, vector: str) -> None:
+        if stream := self._open.get(id):
+            stream.vector = vector
 
     def finish(self, id: int, reason: FinishReason, detail: str = "") -> bool:
         """

@@ -41,11 +41,13 @@ class Load:
 
     Attributes:
         beat_s: Seconds between two reports of an idle engine.
+        stop_token_ids: Tokens that end an answer, beside those of the model's config.
     """
 
     model_dir: str
     beat_s: float
     options: EngineOptions
+    stop_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,20 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """
+    One text to embed; ended as any request, with its vector in the same report.
+
+    Attributes:
+        timeout_s: Seconds from now.
+    """
+
+    id: int
+    tokens: Sequence[int]
+    timeout_s: float
+
+
+@dataclass(frozen=True)
 class Cancel:
     id: int
 
@@ -100,10 +116,20 @@ class Swap:
 
 @dataclass(frozen=True)
 class Loaded:
+    """
+    Attributes:
+        dimensions: Of the model's embeddings; 0 if it makes none.
+        shorter_dimensions: What they may be cut to.
+        generates: Whether the model generates text.
+    """
+
     context_tokens: int
     vocabulary: int
     parameters: int
     took_s: float
+    dimensions: int = 0
+    shorter_dimensions: Sequence[int] = ()
+    generates: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,6 +164,7 @@ class EngineReport:
             where there are any.
         logprobs: For each of *tokens* whose request asks for it, in that order: the request's id,
             the token's log probability, and pairs of the likeliest token ids and theirs.
+        vectors: Pairs of request id and embedding: base64 of fp32 values, little-endian.
     """
 
     tokens: Sequence[tuple[int, int]]
@@ -153,6 +180,7 @@ class EngineReport:
     oom_splits: int = 0
     cached: Sequence[tuple[int, int]] = ()
     logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()
+    vectors: Sequence[tuple[int, str]] = ()
 
     @property
     def is_beat(self) -> bool:
@@ -162,19 +190,20 @@ class EngineReport:
         return not (self.tokens or self.ended or self.batch)
 
 
-ToEngine = Load | Submit | Cancel | Swap
+ToEngine = Load | Submit | Embed | Cancel | Swap
 FromEngine = Loaded | LoadFailed | EngineReport
 
 _NAMES: dict[type, str] = {
     Load: "load",
     Submit: "submit",
+    Embed: "embed",
     Cancel: "cancel",
     Swap: "swap",
     Loaded: "loaded",
     LoadFailed: "load_failed",
     EngineReport: "report",
 }
-_RARE = ("prefix_of", "cached", "logprobs")  # left out where they are empty
+_RARE = ("prefix_of", "cached", "logprobs", "vectors")  # left out where they are empty
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 

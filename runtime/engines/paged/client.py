@@ -15,6 +15,7 @@ from runtime.engines.base.client import Client, exit_reason
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import (
     Cancel,
+    Embed,
     EngineReport,
     FinishReason,
     FromEngine,
@@ -112,6 +113,9 @@ class EngineClient(Client):
         stream.cached_tokens = 0
         self._send(request)
 
+    def _start_embedding(self, request: Embed) -> None:
+        self._send(request)
+
     def cancel(self, id: int) -> None:
         if self._requests.forget(id) and not self.died.done():
             self._send(Cancel(id))
@@ -146,6 +150,8 @@ class EngineClient(Client):
         if isinstance(message, EngineReport):
             self.last = message
             self._push(message)
+            for id, vector in message.vectors:
+                self._requests.embed(id, vector)
             for id, reason, detail in message.ended:
                 self._requests.finish(id, FinishReason(reason), detail)
             self._on_report(message)

@@ -5,30 +5,37 @@ From a model directory to an engine that can compute: memory, weights, cache, gr
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
+from runtime.engines.paged.check_files import check_files
+from runtime.engines.paged.embedding import BATCH_TOKENS, embed_with_decoder
+from runtime.engines.paged.load_encoder import load_encoder_engine
 from runtime.engines.paged.runner import PagedRunner
-from runtime.engines.paged.step import Chunk, Decode, LoadedModel, Step
+from runtime.engines.paged.step import Chunk, Decode, Embedding, LoadedModel, Step
 from runtime.kernels.cache import KV_DTYPES
 from runtime.memory.plan import plan_memory, request_tokens, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
+from runtime.models.encoder import EncoderConfig, read_matryoshka
 from runtime.models.loader import (
+    CONFIG,
     build_model,
-    check_device,
     load_weights,
     prepare_torch,
     read_config,
     stage,
 )
 from runtime.models.parallel_reader import give_back_host_memory
+from runtime.models.pooling import read_pooling
 from runtime.models.shard import WHOLE, Shard
+from runtime.models.tensor_files import read_json
 
 log = logging.getLogger("runtime.engine")
 
@@ -101,44 +108,26 @@ def load_engine(load: Load) -> LoadedModel:
     Raises:
         ModelError: This runtime can't serve the directory's model, or it does not fit.
     """
-    config = read_checked_config(load)
-    return make_ready(fill(load, config, load.options.device), load.options)
+    config = check_files(load.model_dir, load.options)
+    if isinstance(config, EncoderConfig):
+        return load_encoder_engine(load, config)
+    model = fill(load, config, load.options.device)
+    loaded = make_ready(model, load.options)
+    return replace(loaded, embedding=_embedding_of(load, model))
 
 
-def read_checked_config(load: Load) -> DecoderConfig:
+def _embedding_of(load: Load, model: Decoder) -> Embedding | None:
     """
-    Return the model's config, which this engine's kernels can compute on the device of *load*.
-
-    Raises:
-        ModelError: It can't.
+    Return how *model* makes embeddings; None where nothing says how to pool its states.
     """
-    device = load.options.device
-    check_device(device)
-    if device == "cuda" and (why := _why_no_kernels()):
-        raise ModelError(
-            f"torch {torch.__version__}: this engine's kernels can't be loaded",
-            why=why,
-            fix="use a row of the matrix with torch 2.10 or later, or set engine: vllm",
-        )
-    config = read_config(load.model_dir)
-    if device == "cuda" and config.head_dim.bit_count() != 1:
-        raise ModelError(
-            f"{load.model_dir}: head_dim is {config.head_dim}",
-            why="the kernels need a power of two",
-            fix="set engine: vllm, or serve it on a CPU",
-        )
-    return config
-
-
-def _why_no_kernels() -> str:
-    """
-    Return the import error of a missing or too old Triton; empty if its kernels load.
-    """
-    try:
-        from runtime.kernels import fused  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return ""
+    directory = Path(load.model_dir)
+    pooling = read_pooling(directory, load.options.pooling)
+    if pooling is None:
+        return None
+    hidden, path = model.config.hidden, directory / CONFIG
+    shorter = read_matryoshka(read_json(path), hidden, str(path))
+    tokens = BATCH_TOKENS[load.options.device]
+    return Embedding(embed_with_decoder(model, pooling), hidden, shorter, tokens)
 
 
 def fill(

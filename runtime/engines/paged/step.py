@@ -11,6 +11,10 @@ from typing import Protocol
 
 from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 
+# From texts as token ids to the fp32 values of their vectors, little-endian; None for one that is
+# not finite.
+EmbedTexts = Callable[[Sequence[Sequence[int]]], list[bytes | None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Join:
@@ -137,6 +141,23 @@ class StepRunner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """
+    How a model makes embeddings.
+
+    Attributes:
+        embed: Computes the vectors of a batch of texts.
+        shorter_dimensions: What a vector may be cut to.
+        batch_tokens: Of one batch, padding included.
+    """
+
+    embed: EmbedTexts
+    dimensions: int
+    shorter_dimensions: tuple[int, ...]
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """
     A model in memory.
@@ -148,6 +169,8 @@ class LoadedModel:
         prepare: Reads the weights of a directory, in a thread, while the old ones serve.  Returns
             the function that puts them in place, to be called while no step runs.  If either
             raises, the old weights are unchanged.
+        embedding: Computes embeddings; None if the model makes none.
+        generates: Whether the model generates text; otherwise *runner* is never asked.
     """
 
     runner: StepRunner
@@ -159,6 +182,8 @@ class LoadedModel:
     parameters: int
     stop_token_ids: frozenset[int]
     prepare: Callable[[str], Callable[[], None]]
+    embedding: Embedding | None = None
+    generates: bool = True
 
 
 class OutOfMemory(Exception):

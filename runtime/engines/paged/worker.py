@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.contract.errors import RuntimeFault
 from runtime.engines.base.protocol import (
     Cancel,
+    Embed,
     EngineReport,
     Load,
     Loaded,
@@ -29,6 +30,7 @@ from runtime.engines.base.protocol import (
     encode,
 )
 from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.embedding_batcher import EmbeddingBatcher
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.engines.paged.step import LoadedModel
 
@@ -102,6 +104,7 @@ class Engine:
         self._open_model = open_model
         self._opened: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
+        self._embedder: EmbeddingBatcher | None = None
         self._swapping: _Swapping | None = None
         self._beat_s = 1.0
         self._beat_at_s = 0.0
@@ -119,6 +122,10 @@ class Engine:
     def _turn(self, scheduler: Scheduler) -> None:
         now_s = time.monotonic()
         report = scheduler.turn(now_s)
+        if self._embedder is not None and len(self._embedder):
+            done = self._embedder.turn(now_s)
+            ended = [*report.ended, *done.ended]
+            report = replace(report, vectors=done.vectors, ended=ended)
         if not report.is_beat or now_s >= self._beat_at_s:
             self._beat_at_s = now_s + self._beat_s
             self._line.send(report)
@@ -126,6 +133,8 @@ class Engine:
     def _wait_s(self) -> float:
         if self._scheduler is None:
             return self._beat_s
+        if self._embedder is not None and len(self._embedder):
+            return 0.0
         now_s = time.monotonic()
         longest_s = max(self._beat_at_s - now_s, 0.0)
         if self._swapping is not None:
@@ -141,9 +150,14 @@ class Engine:
                 case Submit():
                     assert self._scheduler is not None, "a request before a model"
                     self._scheduler.submit(message, time.monotonic())
+                case Embed():
+                    assert self._embedder is not None, "no model that makes embeddings"
+                    self._embedder.submit(message, time.monotonic())
                 case Cancel():
                     assert self._scheduler is not None, "a request before a model"
                     self._scheduler.cancel(message.id)
+                    if self._embedder is not None:
+                        self._embedder.cancel(message.id)
                 case Swap():
                     self._swap(message)
 
@@ -153,7 +167,7 @@ class Engine:
             return
         if self._scheduler is not None:
             self._turn(self._scheduler)  # settles the steps of cancelled requests
-            if not self._scheduler.is_idle:
+            if not self._scheduler.is_idle or self._embedder:
                 why = "requests are running on the current model"
                 self._refuse(load.model_dir, why, "drain first")
                 return
@@ -173,9 +187,13 @@ class Engine:
         self._scheduler = Scheduler(
             opened.runner,
             Capacity(options.max_batch_requests, opened.step_tokens, options.max_wait_s),
-            opened.stop_token_ids,
+            opened.stop_token_ids | frozenset(load.stop_token_ids),
             BlockAllocator(pages, opened.page_tokens),
             random.Random(),  # noqa: S311 - sampling
+        )
+        embedding = opened.embedding
+        self._embedder = (
+            EmbeddingBatcher(embedding.embed, embedding.batch_tokens) if embedding else None
         )
         self._opened = opened
         self._beat_s = load.beat_s
@@ -220,7 +238,18 @@ class Engine:
 
     def _send_loaded(self, opened: LoadedModel, started_s: float) -> None:
         took_s = time.monotonic() - started_s
-        self._line.send(Loaded(opened.context_tokens, opened.vocabulary, opened.parameters, took_s))
+        embedding = opened.embedding
+        self._line.send(
+            Loaded(
+                opened.context_tokens,
+                opened.vocabulary,
+                opened.parameters,
+                took_s,
+                dimensions=embedding.dimensions if embedding else 0,
+                shorter_dimensions=embedding.shorter_dimensions if embedding else (),
+                generates=opened.generates,
+            )
+        )
 
 
 def _load_failed(model_dir: str, error: Exception) -> LoadFailed:

@@ -22,13 +22,14 @@ import torch.distributed as dist
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.base.protocol import encode as encode_load
-from runtime.engines.paged.load_engine import fill, make_ready, read_checked_config
+from runtime.engines.paged.check_files import check_files
+from runtime.engines.paged.load_engine import fill, make_ready
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
 from runtime.engines.tensor_parallel.pipe import encode, encode_step
 from runtime.engines.tensor_parallel.ranks import TPWorkers
 from runtime.models.collectives import ShardGroup
-from runtime.models.loader import build_model, read_config
+from runtime.models.loader import read_config
 from runtime.models.shard import Shard
 
 
@@ -73,11 +74,8 @@ def open_sharded(load: Load) -> LoadedModel:
     """
     As `load_engine.load_engine`, on `gpus` GPUs.
     """
-    options, config = load.options, read_checked_config(load)
-    part = Shard(0, options.gpus)  # raises if the model can't be sharded
-    build_model(
-        config, device="meta", precision=options.precision, weights=options.weights, shard=part
-    )
+    options = load.options
+    check_files(load.model_dir, options)  # also raises if the model can't be sharded
     if options.device == "cuda" and torch.cuda.device_count() < options.gpus:
         raise ModelError(
             f"gpus: {options.gpus}",

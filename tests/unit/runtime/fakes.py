@@ -3,6 +3,8 @@ Strict fakes of the runtime's parts: each fails on a call that no test announced
 """
 
 import asyncio
+import base64
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,6 +123,19 @@ class FakeEngine:
         self.shares.append(share)
         self.shared.append(prefix_of)
         self.running[id] = answer
+        asyncio.get_running_loop().call_soon(self._play, id, answer, script)
+        return id, answer
+
+    def embed(self, tokens, timeout_s):
+        """
+        Answer with the vector (3, 4, number of tokens), or as announced.
+        """
+        script, id, answer = Script(), len(self.asked), TokenStream()
+        if self._scripts:
+            script = self._scripts.popleft()
+        self.asked.append({"tokens": list(tokens), "timeout_s": timeout_s})
+        self.running[id] = answer
+        answer.vector = base64.b64encode(array("f", [3, 4, len(tokens)]).tobytes()).decode()
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer
 

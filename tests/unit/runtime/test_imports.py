@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[3]
 COMPUTE = (
     "runtime.bench",
     "runtime.engines.tensor_parallel.tp_worker",
+    "runtime.engines.paged.check_files",
+    "runtime.engines.paged.embedding",
+    "runtime.engines.paged.load_encoder",
     "runtime.engines.paged.load_engine",
     "runtime.engines.tensor_parallel.sharded",
     "runtime.engines.paged.processing",

@@ -18,7 +18,7 @@ import pytest
 from deploy.lab.models.build import build
 from runtime.engines.base.protocol import FinishReason
 from runtime.server.errors import error_response
-from runtime.server.generation import failure
+from runtime.server.failures import failure
 from tests.unit.runtime.started import DEADLINE_S, Started, closing
 
 PAGE = Path(__file__).parents[3] / "docs/reference/openai.md"
@@ -35,7 +35,7 @@ def runtime(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("openai")
     build("good-v1", folder / "weights")
-    release = "version: v1.0.0\nmodel_name: lab\n"
+    release = "version: v1.0.0\nmodel_name: lab\npooling: mean\n"
     (folder / "blue").mkdir()
     # The warm-up is a chat.
     golden = {"messages": ASKED, "max_tokens": 8, "expected": SAID}
@@ -320,6 +320,17 @@ def test_another_model_is_not_found(client):
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("zai-org/GLM")
+
+
+def test_embeddings_of_a_decoder(client):
+    """
+    Of length 1, in the order of the texts; the client asks for base64 by itself.
+    """
+    answer = client.embeddings.create(model="lab", input=["a sea", "a ship", "a sea"])
+    first, second, third = (each.embedding for each in answer.data)
+    assert sum(value * value for value in first) == pytest.approx(1, abs=1e-5)
+    assert first == third != second
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens > 0
 
 
 def test_a_wrong_key_is_an_authentication_error(runtime):

@@ -176,7 +176,7 @@ def test_on_a_cpu_there_is_no_limit(check):
         (("--gpu-memory", "80GiB"), "device: cuda\nweights: int8\n", ("weights: int8", "fp32")),
         (("--gpu-memory", "80GiB"), CUDA + "engine: vllm\n", ("engine: vllm", "itself")),
         (("--gpu-memory", "80GiB"), CUDA + "gpus: 3\n", ("3 GPUs", "attention heads")),
-        (("--gpu-memory", "80GiB"), CUDA + "weights: int4\n", ("int4", "rows of 32")),
+        (("--gpu-memory", "80GiB"), CUDA + "weights: int4\n", ("4 bits", "rows of 32")),
     ],
 )
 def test_an_error_has_what_why_and_fix(check, flags, config, words):
@@ -197,7 +197,7 @@ def test_an_incomplete_model_is_refused(check, model, tmp_path):
     Without its config.json, with an invalid one, without weights, or with a part of them.
     """
     code, _, err = check("--gpu-memory", "10GiB", model=tmp_path / "gone")
-    assert (code, "config.json: can't be read" in err) == (EXIT_CONFIG, True)
+    assert (code, "tokenizer.json: can't be read" in err) == (EXIT_CONFIG, True)
 
     weights = model / "model.safetensors"
     data = weights.read_bytes()

@@ -56,7 +56,7 @@ def test_bytes_of_a_sentencepiece_token(word, raw):
 
 
 def make_answer(stop=(), *, is_scored=True):
-    return AnswerText(CharCodec(), CharCodec(), stop, is_scored=is_scored)
+    return AnswerText(CharCodec(), CharCodec(), (), stop, is_scored=is_scored)
 
 
 def take(answer, text):

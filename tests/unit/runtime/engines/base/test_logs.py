@@ -128,6 +128,7 @@ def test_only_one_module_configures_the_log():
     """
     printing = {
         "runtime/__main__.py": "hands the streams to `check`",
+        "runtime/chat/__main__.py": "its answer to `inv bundle`, as JSON",
         "runtime/engines/base/logs.py": "configures the log",
     }
     found = {}

@@ -3,6 +3,7 @@ import pytest
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.protocol import (
     Cancel,
+    Embed,
     EngineReport,
     FinishReason,
     Load,
@@ -17,12 +18,18 @@ from runtime.engines.base.protocol import (
 from runtime.engines.base.sampling import SamplingParams
 from tests.unit.runtime.requests import make_request
 
-LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")))
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8, vllm_args=("--x", "1")), [7])
 FULL_REPORT = EngineReport(
     [[1, 42]], [], 1, 0, 2, 7, cached=[[1, 16]], logprobs=[[1, -0.5, [[42, -0.5]]]]
 )
 REPORT = EngineReport(
-    [[1, 42]], [[2, FinishReason.STOP, ""]], running=1, waiting=0, batch=2, steps=7
+    [[1, 42]],
+    [[2, FinishReason.STOP, ""]],
+    running=1,
+    waiting=0,
+    batch=2,
+    steps=7,
+    vectors=[[3, "AACAPw=="]],
 )
 
 
@@ -32,6 +39,7 @@ REPORT = EngineReport(
         LOAD,
         make_request(3, [1, 2], 8, 30.0, 0.7, 0.9, 5),
         Cancel(3),
+        Embed(4, [5], 1.0),
         Swap("/m2"),
         Submit(4, [1], SamplingParams(2), 3.0, prefix_of=0),
     ],
@@ -48,7 +56,12 @@ def test_messages_to_the_engine_round_trip(message):
 
 @pytest.mark.parametrize(
     "message",
-    [Loaded(256, 700, 10, 0.5), LoadFailed("what\n", "why", "fix", True), REPORT, FULL_REPORT],
+    [
+        Loaded(256, 700, 10, 0.5, 3, [2], False),
+        LoadFailed("what\n", "why", "fix", True),
+        REPORT,
+        FULL_REPORT,
+    ],
 )
 def test_messages_from_the_engine_round_trip(message):
     """

@@ -26,7 +26,7 @@ from tests.unit.runtime.requests import make_request
 
 pytestmark = pytest.mark.anyio
 
-LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8))
+LOAD = Load("/m", 1.0, EngineOptions(max_batch_requests=8), [7])
 
 
 class Peer:

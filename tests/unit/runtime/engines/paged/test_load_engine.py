@@ -11,7 +11,7 @@ import torch
 
 from runtime.contract.errors import ModelError
 from runtime.engines.__main__ import open_model
-from runtime.engines.paged import load_engine as opening
+from runtime.engines.paged import check_files
 from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.load_engine import fill, load_engine, open_runner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
@@ -68,7 +68,7 @@ def test_a_gpu_without_triton_is_refused_with_the_import_error(tmp_path, monkeyp
     Before the model is read; a CPU does not need Triton.
     """
     write_model(tmp_path)
-    monkeypatch.setattr(opening, "check_device", lambda device: None)
+    monkeypatch.setattr(check_files, "check_device", lambda device: None)
     monkeypatch.setitem(sys.modules, "runtime.kernels.fused", None)
     with pytest.raises(ModelError, match="this engine's kernels can't be loaded") as raised:
         load_engine(make_load(tmp_path / "nothing", device="cuda"))
@@ -83,7 +83,7 @@ def test_unsupported_head_sizes_are_refused_on_a_gpu(tmp_path, monkeypatch, gpus
     """
     pytest.importorskip("triton")
     write_model(tmp_path, head_dim=24)
-    monkeypatch.setattr(opening, "check_device", lambda device: None)
+    monkeypatch.setattr(check_files, "check_device", lambda device: None)
     with pytest.raises(ModelError, match="head_dim is 24"):
         open_model(make_load(tmp_path, device="cuda", gpus=gpus))
 

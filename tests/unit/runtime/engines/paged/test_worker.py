@@ -122,9 +122,9 @@ class Api:
                 return tokens
 
 
-def make_load(name="/good", beat_s=30.0, **changes):
+def make_load(name="/good", beat_s=30.0, stop_token_ids=(), **changes):
     options = {"max_batch_requests": 2, "max_wait_s": 0.0}
-    return Load(name, beat_s, EngineOptions(**options | changes))
+    return Load(name, beat_s, EngineOptions(**options | changes), stop_token_ids)
 
 
 @contextlib.contextmanager
@@ -156,6 +156,22 @@ def test_an_engine_loads_computes_and_exits_with_its_socket():
         last = api.hears_news()
         assert last.tokens == [[1, 7]]
         assert last.ended == [[1, FinishReason.LENGTH, ""]]
+
+
+def test_the_tokenizer_may_name_the_end_token_alone():
+    """
+    The model's config has none; without the tokenizer's, the answer goes on.
+    """
+    ended = {}
+    for stop_token_ids in ([7], []):
+        with engine() as (api, _):
+            api.says(make_load(stop_token_ids=stop_token_ids))
+            assert isinstance(api.hears_news(), Loaded)
+            api.says(make_request(1, [5], max_tokens=3, timeout_s=9.0))
+            while not (report := api.hears_news()).ended:
+                pass
+            ended[tuple(stop_token_ids)] = report.ended[0][1]
+    assert ended == {(7,): FinishReason.STOP, (): FinishReason.LENGTH}
 
 
 def test_an_idle_engine_sends_heartbeats():
