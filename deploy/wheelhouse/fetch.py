@@ -26,9 +26,9 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
 FETCH_TIMEOUT_S = 3600.0  # a CUDA row is 2.6 GiB: enough for 0.8 MB/s
 
-# Hosts are x86_64 with glibc 2.28 or newer.  pip does not derive older tags from newer ones.
+# Hosts are x86_64 with Debian 12's glibc, 2.36.  pip does not derive older tags from newer ones.
 _PLATFORMS = (
-    *(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)),
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
 )
 

@@ -8,6 +8,7 @@ from random import Random
 
 import torch
 
+from runtime.bench.grammar import bench_grammars
 from runtime.bench.recorder import Recorder
 from runtime.bench.roofline import cost_model
 from runtime.bench.sample import Ceilings, EngineRun, RunSample, make_sample
@@ -40,6 +41,7 @@ class OurEngine:
     def __init__(self, shape: ModelShape, device: str, ceilings: Ceilings) -> None:
         self.version = "this checkout"
         config, precision = shape.config, PRECISION_OF[device]
+        self._vocabulary = config.vocabulary
         options = EngineOptions.from_document(
             {
                 "device": device,
@@ -78,12 +80,14 @@ class OurEngine:
         # A new scheduler for each run: a failed run must not leave state behind.
         options, recorder = self._options, self._recorder
         recorder.clear()
+        has_grammar = any("grammar" in request.sampling for request in work)
         scheduler = Scheduler(
             recorder,
             Capacity(MAX_REQUESTS, step_tokens(options), max_wait_s=0.0),
             frozenset(),
             BlockAllocator(self.pages, options.page_tokens),
             Random(SEED),  # noqa: S311 - sampling
+            bench_grammars(self._vocabulary) if has_grammar else None,
         )
         new_counts = dict.fromkeys(range(len(work)), 0)
         first_s: dict[int, float] = {}

@@ -2,7 +2,7 @@
 Records the steps that the scheduler launches, with their times.  Wraps the runner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runtime.engines.paged.step import Running, Step, StepOutput, StepRunner
@@ -57,6 +57,13 @@ class _RecordedStep:
     recorder: Recorder
     running: Running
     entry: LaunchedStep
+
+    @property
+    def awaits_masks(self) -> bool:
+        return self.running.awaits_masks
+
+    def mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
+        self.running.mask(masks)
 
     def collect(self) -> StepOutput:
         return self.recorder.collect(self.running, self.entry)

@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.bench.sample import RunSample
 from runtime.bench.shapes import ModelShape
-from runtime.bench.system import check_tokens
+from runtime.bench.system import BenchError, check_tokens
 from runtime.bench.work import Line, Work
 
 MAX_REQUESTS = 256
@@ -46,6 +46,8 @@ class VllmPeer:
         return work, ""
 
     def run(self, work: Work) -> RunSample:
+        if any("grammar" in request.sampling for request in work):
+            raise BenchError("no grammars: it has no tokenizer here")
         prompts = [{"prompt_token_ids": request.prompt} for request in work]
         params = [
             self._vllm.SamplingParams(

@@ -8,6 +8,8 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
+from runtime.bench.grammar import ENDLESS
+
 WARM_UP_RUN = -1
 WARM_UP_REQUESTS = 64
 WARM_UP_NEW = 8
@@ -17,6 +19,7 @@ PENALTIES = MappingProxyType(
     {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
 )
 TOP_K = MappingProxyType({"temperature": 1.0, "top_k": 50, "min_p": 0.05})
+SCHEMA = MappingProxyType({"grammar": ENDLESS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ LINES: Mapping[str, Line] = MappingProxyType(
             Line("logprobs-64", 64, (256, 256), (128, 128), LOGPROBS),
             Line("penalties-64", 64, (256, 256), (128, 128), PENALTIES),
             Line("top-k-64", 64, (256, 256), (128, 128), TOP_K),
+            Line("schema-64", 64, (256, 256), (128, 128), SCHEMA),
             Line("batch-64-long", 64, (1024, 1024), (256, 256)),
             Line("batch-256", 256, (256, 256), (128, 128)),
             Line("mix-256", 256, (100, 1024), (256, 256)),

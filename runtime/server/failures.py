@@ -10,6 +10,7 @@ NEVER_REPEATED = frozenset({FinishReason.EXPIRED, FinishReason.DIED})
 FAILURES = {
     FinishReason.EXPIRED: (504, "deadline_exceeded", "the deadline passed"),
     FinishReason.NONFINITE: (500, "engine_nonfinite", "the model's logits are not finite"),
+    FinishReason.GRAMMAR: (400, "grammar_refused", "the grammar of the answer can't be used"),
     FinishReason.ERROR: (500, "engine_error", "the model failed"),
     # Not a 500: HAProxy repeats that on the other slot, whose engine the request could end too.
     FinishReason.DIED: (502, "engine_died", "the engine process ended"),

@@ -30,6 +30,7 @@ from runtime.server.caller import Caller, current_caller
 from runtime.server.embedder import Embedder
 from runtime.server.errors import Failed
 from runtime.server.failures import failure
+from runtime.server.grammars import AskedGrammar, GrammarReader
 from runtime.server.prompts import Conversation, Prompt, PromptReader
 from runtime.server.scores import ScoredToken
 from runtime.server.text import Codec, Decoder
@@ -56,6 +57,7 @@ class GenerationRequest:
         shows_marks: The answer's text has the marks of calls and of reasoning, even if they are
             special tokens.
         skips_special: Special tokens of the answer have no text.
+        grammar: What the answer must match; None for anything.
     """
 
     prompt: Prompt | Conversation
@@ -66,6 +68,7 @@ class GenerationRequest:
     adds_special: bool = True
     shows_marks: bool = False
     skips_special: bool = True
+    grammar: AskedGrammar | None = None
 
     @property
     def field(self) -> str:
@@ -183,6 +186,7 @@ class Generator:
         template: None for a model without a chat template.
         tool_syntax: How the model writes calls; None for a model that knows no tools.
         generates: Whether it generates text.
+        grammars: None for a model without structured output.
 
     Attributes:
         embedder: None for a model that makes no embeddings.
@@ -198,6 +202,7 @@ class Generator:
         template: ChatTemplate | None = None,
         tool_syntax: ToolSyntax | None = None,
         generates: bool = True,
+        grammars: GrammarReader | None = None,
     ) -> None:
         self.tool_syntax = tool_syntax
         marks = special_tokens_of(tool_syntax.parser) if tool_syntax else ()
@@ -207,6 +212,7 @@ class Generator:
         self._prompts = PromptReader(codec, template, limits.vocabulary)
         self.generates = generates
         self.embedder: Embedder | None = None
+        self._grammars = grammars or GrammarReader(None)
         self._on_first_token = on_first_token
         self._mean_s = 0.0
         self.promised = 0
@@ -299,6 +305,10 @@ class Generator:
             params = [replace(each, max_tokens=tokens) for each in params]
         with left_on_failure(places):
             self._check_params(params[0])
+            if request.grammar is not None:
+                reading = self._grammars.read(request.grammar)
+                grammar = await _by(started_s + allowed_s, reading, excuse)
+                params = [replace(each, grammar=grammar) for each in params]
         shared = SharedPrompt() if len(params) > 1 else None
         return [
             AdmittedRequest(

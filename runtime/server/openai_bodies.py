@@ -18,9 +18,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from runtime.engines.base.sampling import MAX_BIASED, MAX_LOGPROBS, SamplingParams
+from runtime.server.grammars import AskedGrammar
 from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
 from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Stops, Strict
+from runtime.server.structured_bodies import OneGrammar, Replaced, ResponseFormat
 from runtime.server.text import is_unicode
 from runtime.server.tool_bodies import Choice, Tools, use_of
 from runtime.tools import Tool, ToolUse
@@ -32,7 +34,7 @@ MAX_CHOICES = 16  # of one prompt
 
 CHAT_BOUNDS = BodyBounds(strings=1 << 15, containers=1 << 13, structure_bytes=1 << 18)
 # Token ids are structure: some 131,072 of them, the longest contexts.
-TOKENS_BOUNDS = BodyBounds(strings=512, containers=256, structure_bytes=1 << 20)
+TOKENS_BOUNDS = BodyBounds(strings=1 << 12, containers=1 << 12, structure_bytes=1 << 20)
 
 Name = Annotated[str, Field(max_length=256)]
 _SEEDS = 2**63
@@ -188,6 +190,23 @@ class _Sampled(Body):
     stop_token_ids: StopTokens | None = None
     skip_special_tokens: bool | None = None
     logit_bias: LogitBias | None = None
+    # Behind the fields that they exclude.
+    response_format: ResponseFormat = None
+    structured_outputs: OneGrammar = None
+    guided_json: Annotated[Any, Replaced("structured_outputs.json")] = None
+    guided_regex: Annotated[Any, Replaced("structured_outputs.regex")] = None
+    guided_choice: Annotated[Any, Replaced("structured_outputs.choice")] = None
+    guided_grammar: Annotated[Any, Replaced("structured_outputs.grammar")] = None
+
+    @property
+    def grammar(self) -> AskedGrammar | None:
+        """
+        What each answer must match.
+        """
+        asked = self.response_format.asked if self.response_format is not None else None
+        if asked is None and self.structured_outputs is not None:
+            asked = self.structured_outputs.asked
+        return asked
 
     @property
     def choices(self) -> int:
@@ -268,7 +287,6 @@ class ChatBody(_Sampled):
     ] = None
     functions: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral("none", "auto")] = None
-    response_format: Annotated[Any, Neutral({"type": "text"})] = None
     modalities: Annotated[Any, Neutral(["text"])] = None
     audio: Annotated[Any, Neutral()] = None
     prediction: Annotated[Any, Neutral()] = None

@@ -86,6 +86,7 @@ async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
         fills_context=body.most_tokens is None,
         shows_marks=not form.is_plain,
         skips_special=body.skips_special,
+        grammar=body.grammar,
     )
     requests = await generator.choices(request, params, generator.places(body.choices))
     if not form.is_plain:
@@ -135,7 +136,11 @@ async def _read_completions(
         first = number * body.choices
         params = [body.params(first + choice) for choice in range(body.choices)]
         request = GenerationRequest(
-            prompt, params[0], tuple(body.stop or ()), skips_special=body.skips_special
+            prompt,
+            params[0],
+            tuple(body.stop or ()),
+            skips_special=body.skips_special,
+            grammar=body.grammar,
         )
         own = places[first : first + body.choices]
         admitted = await generator.choices(request, params, own)

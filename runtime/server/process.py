@@ -28,6 +28,7 @@ from runtime.server.api import create_app
 from runtime.server.config import Settings
 from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
 from runtime.server.generation import Generator
+from runtime.server.grammars import GrammarReader
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
@@ -36,6 +37,7 @@ from runtime.server.model_files import open_model_files, tokens_without_rows
 from runtime.server.notify import Notifier, Watchdog
 from runtime.server.serving import Serving
 from runtime.server.warmup import check_prompt, warm_up
+from runtime.structured.process import GrammarChecker
 
 log = logging.getLogger("runtime.server")
 
@@ -141,6 +143,9 @@ class RuntimeServer:
         files = open_model_files(self._settings.model_dir, config.options)
         self._cleanup.callback(files.close)
         codec = files.codec
+        # It reads the tokenizer while the engine reads the weights.
+        checker = GrammarChecker(self._settings.model_dir / "tokenizer.json")
+        self._cleanup.callback(checker.close)
         await self._engine.connect()
         loaded = await self._engine.load(
             Load(
@@ -164,6 +169,7 @@ class RuntimeServer:
             files.template,
             syntax_of(config.tool_parser, files.template),
             loaded.generates,
+            GrammarReader(checker),
         )
         if loaded.dimensions:
             self._serving.generator.make_embeddings(loaded.dimensions, loaded.shorter_dimensions)

@@ -48,6 +48,7 @@ RANKS = {
     "runtime.engines.base": 5,
     "runtime.chat": 2,
     "runtime.tools": 2,
+    "runtime.structured": 2,
     "runtime.memory": 4,
     "runtime.models": 3,
     "runtime.kernels": 2,

@@ -25,6 +25,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # it reached max_tokens
     EXPIRED = "expired"  # its deadline passed
     NONFINITE = "nonfinite"  # its logits are NaN or infinite; other requests go on
+    GRAMMAR = "grammar"  # its grammar can't be used; the client's request is at fault
     ERROR = "error"  # the model raised
     DIED = "died"  # the engine process ended; set by the client, as is the next
     ABANDONED = "abandoned"  # the drain timeout passed

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from runtime.structured import Grammar
+
 MAX_LOGPROBS = 20  # OpenAI's limit, and vLLM's default
 MAX_BIASED = 256  # tokens with a logit bias: the most keys of an object that the API takes
 
@@ -34,6 +36,7 @@ class SamplingParams:
         ignore_eos: The model's own stop tokens do not end the answer.
         logprobs: Number of likeliest tokens that are returned with each token, all with their log
             probabilities by the model's own logits; None for no log probabilities at all.
+        grammar: What the answer must match; None for anything.
     """
 
     max_tokens: int
@@ -50,6 +53,7 @@ class SamplingParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def has_penalty(self) -> bool:
@@ -78,6 +82,8 @@ class SamplingParams:
             found["logit_bias"] = tuple((token, bias) for token, bias in found["logit_bias"])
         if "stop_token_ids" in found:
             found["stop_token_ids"] = tuple(found["stop_token_ids"])
+        if "grammar" in found:
+            found["grammar"] = Grammar(**found["grammar"])
         return cls(**found)
 
 

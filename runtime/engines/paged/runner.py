@@ -7,7 +7,8 @@ of it too: each attends to all tokens before it, those of the same step included
 launched kernel by kernel.  Only `collect` waits for the device, for the sampled tokens.
 
 What a row asks of its logits beyond temperature and top_p is no part of a graph: `processing` does
-it behind the step, for these rows alone.
+it behind the step, for these rows alone.  A row that awaits a mask is one of them: its step is
+launched without it, and `deferred` samples it when the mask is there.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from runtime.engines.paged.deferred import DeferredStep
 from runtime.engines.paged.processing import Asked, LogitsProcessing, logprobs_of
 from runtime.engines.paged.step import DeviceLost, Join, OutOfMemory, Step, StepOutput
 from runtime.engines.paged.transfers import Transfers, unowned, whole
@@ -50,6 +52,13 @@ class _Running:
     done: "torch.cuda.Event | None"
     asked: Asked | None = None
     scores: Tensor | None = None
+
+    @property
+    def awaits_masks(self) -> bool:
+        return False
+
+    def mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
+        raise AssertionError("no row of this step awaits a mask")
 
     def collect(self) -> StepOutput:
         if self.done is not None:
@@ -118,6 +127,8 @@ class PagedRunner:
         self._processing = LogitsProcessing(
             slots, config.vocabulary, self._temperatures, self._transfers
         )
+        self._awaiting: set[int] = set()  # slots whose tokens await masks
+        self._deferred: DeferredStep | None = None  # the newest, which may wait for its masks
         self._graphs: list[_Graph] = []  # by size
 
     @torch.inference_mode()
@@ -144,16 +155,23 @@ class PagedRunner:
         self._processing.warm_up()
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> _Running:
+    def launch(self, step: Step) -> _Running | DeferredStep:
         newest: Tensor | None = None
         try:
+            if self._deferred is not None:
+                self._deferred.keep()  # no effect once it has its masks
+                self._deferred = None
             if step.joins:
                 self._join(step.joins)
             graph = self._choose(step)
             asked = self._processing.select(step)
             if asked is not None:
                 newest = self._newest.clone()
-            return self._replay(graph, step, asked) if graph else self._launch(step, asked)
+            logits, result = self._replay(graph, step) if graph else self._launch(step)
+            if self._awaiting.isdisjoint(step.sampled):
+                return self._finish(logits, result, asked)
+            self._deferred = DeferredStep(step, logits, result, self._finish_deferred)
+            return self._deferred
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             # A repeated step reads the same tokens, and writes the same values again.
@@ -185,6 +203,8 @@ class PagedRunner:
         ):
             target.index_copy_(0, slots, upload(values, torch.float32))
         self._processing.join(joins)
+        for join in joins:
+            (self._awaiting.add if join.awaits_masks else self._awaiting.discard)(join.slot)
 
     def _graph(self, size: int) -> "_Graph":
         picked = min(size, self._slots)
@@ -209,13 +229,19 @@ class PagedRunner:
         self._sample(logits, targets, sampled, graph.outputs)
         return logits
 
-    def _replay(self, graph: "_Graph", step: Step, asked: Asked | None) -> _Running:
+    def _replay(self, graph: "_Graph", step: Step) -> tuple[Tensor, Tensor]:
+        """
+        Return the logits and the result of *step*: see `LogitsProcessing.run`.
+        """
         graph.inputs.copy_(self._transfers.upload(graph.pad(_flatten(step), self._slots)))
         graph.graph.replay()
         assert graph.logits is not None, "captured"
-        return self._finish(graph.logits, graph.outputs[:, : len(step.sampled)], asked)
+        return graph.logits, graph.outputs[:, : len(step.sampled)]
 
-    def _launch(self, step: Step, asked: Asked | None) -> _Running:
+    def _launch(self, step: Step) -> tuple[Tensor, Tensor]:
+        """
+        As `_replay`, kernel by kernel.
+        """
         flat = _flatten(step)
         tokens, slots, positions = self._transfers.rows(flat.tokens, flat.slots, flat.positions)
         decodes = len(step.decodes)
@@ -230,7 +256,17 @@ class PagedRunner:
         room = torch.empty((2, whole(len(rows))), dtype=torch.int32, device=self._device)
         result = room[:, : len(rows)]
         self._sample(logits, targets, positions.index_select(0, rows), result)
-        return self._finish(logits, result, asked)
+        return logits, result
+
+    @torch.inference_mode()
+    def _finish_deferred(self, step: Step, logits: Tensor, result: Tensor) -> _Running:
+        try:
+            return self._finish(logits, result, self._processing.select(step))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error)) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
 
     def _finish(self, logits: Tensor, result: Tensor, asked: Asked | None) -> _Running:
         """

@@ -20,6 +20,7 @@ from runtime.engines.base.sampling import SamplingParams
 from runtime.engines.paged.batcher import Take
 from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
 from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
+from runtime.engines.paged.grammars import POLL_S, Grammars
 from runtime.engines.paged.oom_splits import StepSize, launch
 from runtime.engines.paged.queue import Queue
 from runtime.engines.paged.step import (
@@ -32,6 +33,8 @@ from runtime.engines.paged.step import (
     Step,
     StepRunner,
 )
+from runtime.structured import GrammarError
+from runtime.structured.answer import AnswerState
 
 Ended = tuple[int, str, str]
 
@@ -61,6 +64,7 @@ class Sequence:
         launched: Leading tokens whose keys and values a launched step computes.
         last: Value of `launched` when its last token is sampled.
         stop_token_ids: Token ids that end its answer.
+        answer: State of its grammar; None without one.
     """
 
     request: Submit
@@ -71,6 +75,7 @@ class Sequence:
     launched: int
     last: int
     stop_token_ids: frozenset[int]
+    answer: AnswerState | None = None
     is_gone: bool = False
 
     @property
@@ -115,6 +120,7 @@ class Scheduler:
     Args:
         stop_token_ids: Token ids that end an answer; they are not part of it.
         rng: Draws a seed for each request without one.
+        grammars: None for an engine without grammars.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Scheduler:
         stop_token_ids: Collection[int],
         allocator: BlockAllocator,
         rng: Random,
+        grammars: Grammars | None = None,
     ) -> None:
         self.allocator = allocator
         self.oom_splits = 0
@@ -134,6 +141,10 @@ class Scheduler:
         self._rng = rng
         self._shares = FairShares(capacity.max_requests)
         self._queue = Queue(allocator, self._shares)
+        if grammars is None:
+            grammars = Grammars(None, "this engine has no grammars")
+        self._grammars = grammars
+        self._answers: dict[int, AnswerState] = {}  # of requests in the queue
         self._refused: list[Ended] = []  # reported by the next turn
         self._running: dict[int, Sequence] = {}
         self._prompts: dict[int, Sequence] = {}  # waiting for a chunk, in arrival order
@@ -147,7 +158,7 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        return self.is_quiet and not self._queue and not self._refused
+        return self.is_quiet and not self._queue and not self._refused and not self._grammars
 
     @property
     def is_quiet(self) -> bool:
@@ -170,11 +181,16 @@ class Scheduler:
         if pages >= self.allocator.pages:
             why = f"it needs {pages} pages of the KV cache, which has {self.allocator.pages - 1}"
             self._refused.append((request.id, FinishReason.ERROR, why))
+        elif request.params.grammar is not None:
+            self._grammars.start(request, now_s)
         else:
-            first = request.prefix_of
-            # After its prompt is computed, the cache has it: nothing is left to wait for.
-            is_held = first is not None and (first in self._prompts or self._queue.has(first))
-            self._queue.push(request, now_s, is_held=is_held)
+            self._push(request, now_s)
+
+    def _push(self, request: Submit, now_s: float) -> None:
+        first = request.prefix_of
+        # After its prompt is computed, the cache has it: nothing is left to wait for.
+        is_held = first is not None and (first in self._prompts or self._queue.has(first))
+        self._queue.push(request, now_s, is_held=is_held)
 
     def cancel(self, id: int) -> None:
         """
@@ -182,6 +198,8 @@ class Scheduler:
         """
         if self._queue.pop(id):
             self._queue.release(id)
+        self._grammars.cancel(id)
+        self._answers.pop(id, None)
         self._refused = [ended for ended in self._refused if ended[0] != id]
         if seq := self._running.get(id):
             self._leave(seq)
@@ -192,6 +210,8 @@ class Scheduler:
         """
         if self._running or self._flight or self._refused:
             return 0.0
+        if self._grammars:
+            return POLL_S
         wake_at_s = self._queue.deadline_s()
         if wake_at_s is None:
             return None
@@ -207,6 +227,7 @@ class Scheduler:
         """
         Expire late requests, launch the next step, report on the one before it.
         """
+        self._queue_compiled()
         news = _News(ended=self._refused)
         self._refused = []
         self._expire(now_s, news.ended)
@@ -217,13 +238,14 @@ class Scheduler:
         # After the earlier step, which may hold the last token of an answer.
         for seqs, error in failures:
             self._fail(seqs, error, news.ended)
+        self._mask(news.ended)
         self._steps += len(settled)
         cached = [pair for part in settled for pair in part.cached]
         report = EngineReport(
             news.tokens,
             news.ended,
             running=len(self._running),
-            waiting=len(self._queue),
+            waiting=len(self._queue) + len(self._grammars),
             batch=len({seq.request.id for part in settled for seq in part.seqs}),
             steps=self._steps,
             prompt_tokens=sum(part.prompt_tokens for part in settled),
@@ -239,9 +261,22 @@ class Scheduler:
             report = replace(report, oom_splits=splits)
         return report
 
+    def _queue_compiled(self) -> None:
+        """
+        Queue the requests whose grammars are compiled.
+        """
+        for done in self._grammars.take_done():
+            id = done.request.id
+            if isinstance(done.outcome, GrammarError):
+                self._refused.append((id, FinishReason.GRAMMAR, str(done.outcome)))
+            else:
+                self._answers[id] = done.outcome
+                self._push(done.request, done.arrived_s)
+
     def _expire(self, now_s: float, ended: list[Ended]) -> None:
         for id in self._queue.expire(now_s):
             self._queue.release(id)
+            self._answers.pop(id, None)
             ended.append((id, FinishReason.EXPIRED, "the request was still queued"))
         for seq in [seq for seq in self._running.values() if seq.deadline_s <= now_s]:
             self._leave(seq)
@@ -323,6 +358,8 @@ class Scheduler:
             params = replace(params, seed=self._rng.getrandbits(63))
         prompt = seq.request.tokens
         join = Join(seq.slot, seq.allocation.pages, params)
+        if seq.answer is not None:
+            join = replace(join, params=replace(params, grammar=None), awaits_masks=True)
         if params.repetition_penalty != 1:
             join = replace(join, prompt=prompt)
         if params.min_tokens and seq.stop_token_ids:
@@ -349,6 +386,7 @@ class Scheduler:
             launched=allocation.cached,
             last=len(request.tokens) + request.params.max_tokens - 1,
             stop_token_ids=self._stops_of(request.params),
+            answer=self._answers.pop(id, None),
         )
         self._shares.join(request.share, len(allocation.pages))
         self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
@@ -438,7 +476,77 @@ class Scheduler:
         tokens.append((seq.request.id, token))
         seq.tokens.append(token)
         self.allocator.register(seq.allocation, seq.tokens, min(seq.launched, len(seq.tokens)))
-        return FinishReason.LENGTH if len(seq.tokens) > seq.last else None
+        if len(seq.tokens) <= seq.last:
+            return None
+        return FinishReason.STOP if self._is_complete(seq) else FinishReason.LENGTH
+
+    def _is_complete(self, seq: Sequence) -> bool:
+        """
+        Return whether the last token that *seq* may have completes what its grammar asks for.
+        """
+        if seq.answer is None:
+            return False
+        try:
+            self._accept(seq, seq.answer)
+        except GrammarError:
+            return False
+        return seq.answer.is_complete
+
+    def _accept(self, seq: Sequence, answer: AnswerState) -> None:
+        answer.accept(seq.tokens[len(seq.request.tokens) + answer.accepted :])
+
+    def _mask(self, ended: list[Ended]) -> None:
+        """
+        Give the steps in flight the masks of their rows: the tokens before them are known now.
+        """
+        for index, part in enumerate(self._flight):
+            if not part.running.awaits_masks:
+                continue
+            try:
+                part.running.mask(self._masks(part.sampled, ended))
+            except DeviceLost:
+                raise
+            except Exception as error:
+                lost, self._flight = self._flight[index:], self._flight[:index]
+                self._fail([seq for each in lost for seq in each.seqs], error, ended)
+                return
+
+    def _masks(
+        self, seqs: abc.Sequence[Sequence], ended: list[Ended]
+    ) -> abc.Sequence[tuple[int, bytes]]:
+        """
+        Return the masks of *seqs* by slot; end those whose answers are complete, or invalid.
+        """
+
+        def end(seq: Sequence, reason: FinishReason, detail: str = "") -> None:
+            self._leave(seq)
+            ended.append((seq.request.id, reason, detail))
+
+        going: list[tuple[Sequence, AnswerState]] = []
+        for seq in seqs:
+            if seq.answer is None or seq.is_gone:
+                continue
+            try:
+                self._accept(seq, seq.answer)
+            except GrammarError as error:
+                end(seq, FinishReason.GRAMMAR, str(error))
+                continue
+            if seq.answer.is_complete:
+                end(seq, FinishReason.STOP)
+            else:
+                going.append((seq, seq.answer))
+        masks = []
+        found = self._grammars.masks([answer for _, answer in going])
+        for (seq, _), mask in zip(going, found, strict=True):
+            if isinstance(mask, GrammarError):
+                end(seq, FinishReason.GRAMMAR, str(mask))
+            elif not mask.is_empty:
+                masks.append((seq.slot, mask.words))
+            elif mask.may_end:  # the model has no stop token
+                end(seq, FinishReason.STOP)
+            else:
+                end(seq, FinishReason.GRAMMAR, "it allows no token of this model")
+        return masks
 
     def _fail(self, seqs: abc.Sequence[Sequence], error: Exception, ended: list[Ended]) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]

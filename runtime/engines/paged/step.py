@@ -24,11 +24,13 @@ class Join:
     Attributes:
         pages: Pages of the KV cache, in the order of the row's tokens; never page 0, which is
             where padding writes.
-        params: With a seed.
+        params: With a seed, and without a grammar.
         prompt: All its tokens, for a repetition_penalty; else empty.
         stop_token_ids: Of the model and the request, for min_tokens; else empty.
         stops_from: Position after which a stop token may be sampled: those before are too early
             for min_tokens.
+        awaits_masks: Whether the row has a grammar: each step that gives it a token waits for
+            `Running.mask`.
     """
 
     slot: int
@@ -37,6 +39,7 @@ class Join:
     prompt: Sequence[int] = ()
     stop_token_ids: Sequence[int] = ()
     stops_from: int = 0
+    awaits_masks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,28 @@ class StepOutput:
 class Running(Protocol):
     """
     A launched step.
+
+    Attributes:
+        awaits_masks: Whether it gives a token to a row that awaits masks: then `mask` must be
+            called, once, before `collect` and the next launch of any of its rows.
     """
+
+    @property
+    def awaits_masks(self) -> bool: ...
+
+    def mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
+        """
+        Sample the tokens of a step that awaits masks; wait for no step.
+
+        The model computes meanwhile: the masks may depend on the tokens of the step before this
+        one.
+
+        Args:
+            masks: See `Step.masks`.  A row without one gets any token.
+
+        Raises:
+            OutOfMemory, DeviceLost: As `StepRunner.launch`.
+        """
 
     def collect(self) -> StepOutput:
         """

@@ -6,6 +6,7 @@ It lives as long as the API process holds the other end of the socket, and no lo
 
 import gc
 import logging
+import os
 import random
 import select
 import socket
@@ -31,6 +32,7 @@ from runtime.engines.base.protocol import (
 )
 from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.embedding_batcher import EmbeddingBatcher
+from runtime.engines.paged.grammars import open_grammars
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.engines.paged.step import LoadedModel
 
@@ -184,12 +186,16 @@ class Engine:
         options, pages = load.options, opened.pages
         if options.max_batch_tokens is not None:
             pages = min(pages, 1 + -(-options.max_batch_tokens // opened.page_tokens))
+        stop_token_ids = opened.stop_token_ids | frozenset(load.stop_token_ids)
         self._scheduler = Scheduler(
             opened.runner,
             Capacity(options.max_batch_requests, opened.step_tokens, options.max_wait_s),
-            opened.stop_token_ids | frozenset(load.stop_token_ids),
+            stop_token_ids,
             BlockAllocator(pages, opened.page_tokens),
             random.Random(),  # noqa: S311 - sampling
+            open_grammars(load.model_dir, opened.vocabulary, stop_token_ids, _mask_threads())
+            if opened.generates
+            else None,
         )
         embedding = opened.embedding
         self._embedder = (
@@ -250,6 +256,13 @@ class Engine:
                 generates=opened.generates,
             )
         )
+
+
+def _mask_threads() -> int:
+    """
+    Return half of the CPUs: the rest serve the API process and this one's loop.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _load_failed(model_dir: str, error: Exception) -> LoadFailed:

@@ -72,7 +72,7 @@ def decode_step(joins: list[Any], decodes: list[Any], chunks: list[Any], masks: 
 
 
 def _encode_join(join: Join) -> tuple[Any, ...]:
-    more = list(join.prompt), list(join.stop_token_ids), join.stops_from
+    more = list(join.prompt), list(join.stop_token_ids), join.stops_from, join.awaits_masks
     return join.slot, list(join.pages), join.params.as_document(), *more
 
 

@@ -12,7 +12,7 @@ needed: GPUs exchange over NVLink, PCIe or shared memory.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.base.protocol import encode as encode_load
 from runtime.engines.paged.check_files import check_files
+from runtime.engines.paged.deferred import DeviceRunning
 from runtime.engines.paged.load_engine import fill, make_ready
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
@@ -45,8 +46,7 @@ class ShardedRunner:
         self._workers.broadcast(encode_step(step))
         # Out of memory is fatal, too: the other ranks are in the middle of the step.
         with self._workers.abort_on_rank_failure():
-            own = self._own.launch(step)
-            return _ShardedRunning(own, own.done, self._workers)
+            return _ShardedRunning(self._own.launch(step), self._workers)
 
     def close(self) -> None:
         self._workers.close()
@@ -58,13 +58,23 @@ class _ShardedRunning:
     See `step.Running`.
     """
 
-    def __init__(self, own: Running, done: torch.cuda.Event | None, workers: TPWorkers) -> None:
-        self._own, self._done, self._workers = own, done, workers
+    def __init__(self, own: DeviceRunning, workers: TPWorkers) -> None:
+        self._own, self._workers = own, workers
+
+    @property
+    def awaits_masks(self) -> bool:
+        return self._own.awaits_masks
+
+    def mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
+        self._workers.broadcast(encode("mask", list(masks)))
+        with self._workers.abort_on_rank_failure():
+            self._own.mask(masks)
 
     def collect(self) -> StepOutput:
         with self._workers.abort_on_rank_failure():
+            done = self._own.done
             # Not `synchronize`: the GPU would wait forever for a lost rank.
-            while self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
+            while done is not None and not done.query():  # type: ignore[no-untyped-call]
                 self._workers.check()
                 time.sleep(0)
             return self._own.collect()

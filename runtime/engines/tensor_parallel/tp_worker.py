@@ -35,6 +35,7 @@ class TPWorker:
     def __init__(self, pipe: Pipe, opened: LoadedModel) -> None:
         self._pipe, self._opened = pipe, opened
         self._ahead: deque[Running] = deque()
+        self._deferred: deque[Running] = deque()  # of these, those that await masks
         self._finish: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -45,8 +46,14 @@ class TPWorker:
             match message:
                 case ("step", *parts):
                     step = decode_step(*parts)
-                    self._ahead.append(self._opened.runner.launch(step))
+                    running = self._opened.runner.launch(step)
+                    self._ahead.append(running)
+                    if running.awaits_masks:
+                        self._deferred.append(running)
                     self._collect(AHEAD_STEPS)
+                case ("mask", masks):
+                    # Rank 0 masks the steps that await it in the order of their launch.
+                    self._deferred.popleft().mask(masks)
                 case ("prepare", model_dir):
                     threading.Thread(target=self._prepare, args=(model_dir,), daemon=True).start()
                 case ("drop",):

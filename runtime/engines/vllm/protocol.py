@@ -80,6 +80,8 @@ def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dic
     body |= {name: value for name in _PASSED if (value := getattr(params, name)) != _PLAIN[name]}
     if params.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    if params.grammar is not None:
+        body["structured_outputs"] = params.grammar.as_vllm()
     if params.logprobs is not None:
         # Their tokens as ids: texts may be the same for two of them.
         body["return_tokens_as_token_ids"] = True

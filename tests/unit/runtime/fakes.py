@@ -15,6 +15,7 @@ from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import TokenLogprobs
 from runtime.engines.paged.step import OutOfMemory, StepOutput
+from runtime.structured import Grammar, GrammarError, GrammarUnavailable
 
 SPECIAL = 1  # a token id
 
@@ -63,6 +64,19 @@ class FakeTemplate:
         if isinstance(content, list):
             return "+".join(part["text"] for part in content)
         return content
+
+
+class FakeChecker:
+    """
+    A checker of grammars that refuses those with `<refuse>`.
+    """
+
+    def check(self, kind, text):
+        if "<refuse>" in text:
+            raise GrammarError("too complex, said the\ncompiler")
+        if "<unavailable>" in text:
+            raise GrammarUnavailable("no tokenizer")
+        return Grammar(kind, text, f"compiled {text}")
 
 
 @dataclass
@@ -196,6 +210,7 @@ class FakeRunner:
         broken: Tokens with non-finite logits.
         spoils: Whether the next step has only non-finite logits.
         has_memory: Whether a step fits into memory.
+        awaiting: Slots of rows that await masks, as of the newest launch.
         launch_raises, collect_raises: Error of the next launch or collect, raised once.
     """
 
@@ -209,6 +224,7 @@ class FakeRunner:
         self.spoils = False
         self.has_memory = lambda step: True
         self.launch_raises = self.collect_raises = None
+        self.awaiting = set()
         self._tenants = {}  # by slot, as of the newest launch
         self._todo = deque()
         self._cells = {}  # (page, offset): tokens up to it, and whether all were finite
@@ -268,6 +284,9 @@ class FakeRunner:
             full = set(tenant.pages[: tenant.position // self.page_tokens])
             unfinished = set(tenant.pages) - full
             assert not tenant.is_live or not read & unfinished, "it reads a page that is not full"
+        self.awaiting.discard(join.slot)
+        if join.awaits_masks:
+            self.awaiting.add(join.slot)
         self._tenants[join.slot] = _Tenant(list(join.pages), shared, shared * self.page_tokens)
 
     def _advance(self, slot, position, count):
@@ -321,12 +340,20 @@ class _FakeRunning:
     def __init__(self, runner, step, spoils):
         self.outcome = None
         self._runner, self._step, self._spoils = runner, step, spoils
+        self.awaits_masks = not runner.awaiting.isdisjoint(step.sampled)
+        self._masks = None if self.awaits_masks else {}
+
+    def mask(self, masks):
+        assert self._masks is None, "it awaits no masks"
+        assert {slot for slot, _ in masks} <= set(self._step.sampled) & self._runner.awaiting
+        self._masks = dict(masks)
 
     def collect(self):
         self._runner._catch_up(self)
         return self.outcome
 
     def compute(self):
+        assert self._masks is not None, "it awaits masks"
         runner, step = self._runner, self._step
         runner._move(step)
         rows = [(d.slot, d.position, [runner._newest[d.slot]], True) for d in step.decodes]
@@ -339,7 +366,12 @@ class _FakeRunning:
                 written[runner._place(slot, len(known))] = (*known, token), is_finite
                 known = (*known, token)
             if is_last:
-                runner._newest[slot] = runner.rule(known)
+                token = runner.rule(known)
+                if mask := self._masks.get(slot):
+                    bits = int.from_bytes(mask, "little")
+                    if not bits >> token & 1:
+                        token = (bits & -bits).bit_length() - 1
+                runner._newest[slot] = token
                 sampled.append((runner._newest[slot], is_finite))
         # At the end: no row reads what another writes in the same step.
         runner._cells |= written

@@ -12,11 +12,12 @@ from runtime.engines.base.sampling import SamplingParams
 from runtime.server.api import create_app
 from runtime.server.config import RuntimeConfig, Settings
 from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.grammars import GrammarReader
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent, Phase
 from runtime.server.metrics import Metrics
 from runtime.server.serving import Serving
-from tests.unit.runtime.fakes import CharCodec, FakeEngine, FakeTemplate
+from tests.unit.runtime.fakes import CharCodec, FakeChecker, FakeEngine, FakeTemplate
 
 CONTEXT = 100
 VOCABULARY = 0x110000
@@ -39,7 +40,9 @@ class Runtime:
         http: A client of the application, without a socket.
     """
 
-    def __init__(self, phase=Phase.READY, tokens=(), template=None, keys=None, **config):
+    def __init__(
+        self, phase=Phase.READY, tokens=(), template=None, keys=None, checker=None, **config
+    ):
         self.engine = FakeEngine()
         self.settings = Settings(
             config=RuntimeConfig(version="v1.2.0", model_name="lab", **config),
@@ -62,6 +65,7 @@ class Runtime:
             self.settings.limits(CONTEXT, VOCABULARY),
             self.metrics.first_token,
             template or FakeTemplate(),
+            grammars=GrammarReader(checker or FakeChecker()),
         )
         self.app = create_app(self.serving)
         self.http = httpx.AsyncClient(

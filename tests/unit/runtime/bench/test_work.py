@@ -77,7 +77,9 @@ def test_every_second_request_of_some_lines_asks_for_more(line):
     work = draw(line, vocabulary=50, seed=0, run=0)
     assert not any(request.sampling for request in work[::2])
     assert all(request.sampling == line.half for request in work[1::2])
-    assert bool(line.half) == (line.name in ("logprobs-64", "penalties-64", "top-k-64"))
+    assert bool(line.half) == (
+        line.name in ("logprobs-64", "penalties-64", "top-k-64", "schema-64")
+    )
 
 
 def test_the_lines_match_those_of_the_recorded_measurements():
@@ -87,6 +89,7 @@ def test_the_lines_match_those_of_the_recorded_measurements():
     assert [line.workload for line in LINES.values()] == [
         "1 x 256 + 256",
         "8 x 256 + 128",
+        "64 x 256 + 128",
         "64 x 256 + 128",
         "64 x 256 + 128",
         "64 x 256 + 128",

@@ -1,6 +1,7 @@
 import contextlib
 import socket
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 from runtime.contract.errors import ModelError
@@ -28,7 +29,11 @@ class RecordingDevice:
 
     def launch(self, step):
         self.events.append(step)
-        return SimpleNamespace(collect=lambda: self.events.append("collect"))
+        return SimpleNamespace(
+            awaits_masks=any(join.awaits_masks for join in step.joins),
+            mask=lambda masks: self.events.append(masks),
+            collect=lambda: self.events.append("collect"),
+        )
 
     def prepare(self, model_dir):
         if model_dir.endswith("/bad"):
@@ -105,3 +110,21 @@ def test_a_worker_reports_why_a_read_failed():
         assert pipe.receive() == ("fault", "RuntimeError: no luck")
         pipe.send(encode_step(STEP))
     assert len(device.events) == 1
+
+
+def test_masks_reach_the_steps_that_await_them():
+    """
+    In the order of their launch, past a step without masks.
+    """
+    awaiting = replace(STEP, joins=(replace(STEP.joins[0], awaits_masks=True),))
+    with open_worker() as (device, pipe):
+        for step in (awaiting, STEP, awaiting):
+            pipe.send(encode_step(step))
+        for word in (b"\x01\x00\x00\x00", b"\x02\x00\x00\x00"):
+            pipe.send(encode("mask", [(1, word)]))
+        pipe.send(encode("prepare", "/bad"))
+        pipe.receive()  # so it has done all before
+    masks = [event for event in device.events if isinstance(event, list)]
+    assert masks == [[(1, b"\x01\x00\x00\x00")], [(1, b"\x02\x00\x00\x00")]]
+    steps = [event for event in device.events if isinstance(event, Step)]
+    assert [step.joins[0].awaits_masks for step in steps] == [True, False, True]

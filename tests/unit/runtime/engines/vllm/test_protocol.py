@@ -13,6 +13,7 @@ from runtime.engines.vllm.protocol import (
     read_gauges,
     refusal,
 )
+from runtime.structured import Grammar, GrammarKind
 
 RECORDED = Path(__file__).parent / "recorded"
 METRICS = (RECORDED / "vllm_metrics.txt").read_text()
@@ -189,3 +190,21 @@ def test_a_refusal_is_one_line(body, words):
     message = refusal(400, body)
     assert message.startswith(words)
     assert len(message) <= 300
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "passed"),
+    [
+        (GrammarKind.JSON, '{"type": "null"}', {"json": {"type": "null"}}),
+        (GrammarKind.REGEX, "[a]", {"regex": "[a]"}),
+        (GrammarKind.CHOICE, '["a", "b"]', {"choice": ["a", "b"]}),
+        (GrammarKind.GRAMMAR, 'start: "a"', {"grammar": 'start: "a"'}),
+    ],
+)
+def test_a_grammar_is_passed_on_in_vllms_names(kind, text, passed):
+    """
+    As the client sent it; without one the field is absent.
+    """
+    params = SamplingParams(4, grammar=Grammar(kind, text, "compiled"))
+    assert completion("lab", [1], params)["structured_outputs"] == passed
+    assert "structured_outputs" not in completion("lab", [1], SamplingParams(4))

@@ -1,0 +1,227 @@
+"""
+Answers that must match a grammar, computed by the runner with a model of random weights.
+"""
+
+import json
+import random
+import re
+import time
+from dataclasses import replace
+
+import pytest
+
+from runtime.engines.base.protocol import FinishReason, Submit
+from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.paged.block_allocator import BlockAllocator
+from runtime.engines.paged.grammars import Grammars, open_grammars
+from runtime.engines.paged.runner import PagedRunner
+from runtime.engines.paged.scheduler import Capacity, Scheduler
+from runtime.structured import Grammar, GrammarError, GrammarKind
+from runtime.structured.answer import AnswerState
+from runtime.structured.compiler import GrammarCompiler, translate
+from tests.unit.runtime.builders import make_model, make_tokenizer
+from tests.unit.runtime.fakes import FakeRunner
+from tests.unit.runtime.structured.schemas import make_schema, why_invalid
+
+PAGE, CONTEXT, SLOTS = 8, 512, 16
+PROMPT = [1, 2, 3]
+STOP = make_tokenizer().token_to_id("~")
+VOCABULARY = make_tokenizer().get_vocab_size() + 5  # of the head: some rows have no token
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    make_tokenizer().save(str(path))
+    return GrammarCompiler(path, VOCABULARY, [STOP])
+
+
+def make_scheduler(compiler, grammars=None):
+    model = make_model(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, std=0.1)
+    pages = 1 + SLOTS * CONTEXT // PAGE
+    runner = PagedRunner(
+        model, slots=SLOTS, pages=pages, page_tokens=PAGE, row_pages=CONTEXT // PAGE
+    )
+    return Scheduler(
+        runner,
+        Capacity(SLOTS, 128, 0.0),
+        [STOP],
+        BlockAllocator(pages, PAGE),
+        random.Random(1),
+        Grammars(compiler) if grammars is None else grammars,
+    )
+
+
+def make_grammar(kind, text):
+    return Grammar(kind, text, translate(kind, text))
+
+
+def make_params(seed, kind=None, text="", **changes):
+    grammar = None if kind is None else make_grammar(kind, text)
+    return SamplingParams(
+        **{"max_tokens": 300, "temperature": 1.0, "seed": seed, "grammar": grammar} | changes
+    )
+
+
+def run(scheduler, params):
+    """
+    Return the text, the finish reason and the detail of an answer for each of *params*.
+    """
+    tokenizer = make_tokenizer()
+    tokens, ended = {}, {}
+    for id, each in enumerate(params):
+        scheduler.submit(Submit(id, PROMPT, each, 1e6), 0.0)
+    for _ in range(100_000):
+        if scheduler.is_idle:
+            break
+        report = scheduler.turn(0.0)
+        for id, token in report.tokens:
+            tokens.setdefault(id, []).append(token)
+        for id, reason, detail in report.ended:
+            assert id not in ended, "ended twice"
+            ended[id] = reason, detail
+        if report.is_beat:
+            time.sleep(0.001)  # a grammar is being compiled
+    assert scheduler.is_idle
+    return [(tokenizer.decode(tokens.get(id, [])), *ended[id]) for id in range(len(params))]
+
+
+def test_finished_answers_match_their_schema(compiler):
+    """
+    200 schemas; the control draws the same answers without masks.
+    """
+    schemas = [make_schema(random.Random(seed)) for seed in range(200)]
+    texts = [json.dumps(schema) for schema in schemas]
+    scheduler = make_scheduler(compiler)
+    answers = run(scheduler, [make_params(n, GrammarKind.JSON, t) for n, t in enumerate(texts)])
+    failed = [answer for answer in answers if answer[1] == FinishReason.ERROR]
+    assert failed == []
+    finished = [
+        (schema, text)
+        for schema, (text, reason, _) in zip(schemas, answers, strict=True)
+        if reason == FinishReason.STOP
+    ]
+    assert len(finished) >= 190
+    assert [why for schema, text in finished if (why := why_invalid(schema, text))] == []
+
+    free = run(make_scheduler(compiler), [make_params(n) for n in range(20)])
+    assert all(
+        why_invalid(schema, text) for schema, (text, _, _) in zip(schemas, free, strict=False)
+    )
+
+
+def test_rows_beside_a_grammar_get_the_tokens_that_they_get_alone(compiler):
+    """
+    Greedy and drawn rows; the control draws with other seeds.
+    """
+
+    def plain(first_seed):
+        return [make_params(first_seed + n, max_tokens=30, temperature=n % 2) for n in range(6)]
+
+    masked = [make_params(n, GrammarKind.REGEX, "[0-9]{20,30}") for n in range(6)]
+    alone = [run(make_scheduler(compiler), [each])[0] for each in plain(0)]
+    pairs = zip(plain(0), masked, strict=True)
+    mixed = run(make_scheduler(compiler), [row for pair in pairs for row in pair])
+    assert mixed[::2] == alone
+    assert all(re.fullmatch("[0-9]{20,30}", text) for text, _, _ in mixed[1::2])
+    assert run(make_scheduler(compiler), plain(9)) != alone
+
+
+def test_an_answer_depends_on_nothing_but_its_request_and_its_grammar(compiler):
+    """
+    The same rows in one batch, and one after the other.
+    """
+    params = [make_params(n, GrammarKind.JSON, '{"type": "integer"}') for n in range(5)]
+    alone = [run(make_scheduler(compiler), [each])[0] for each in params]
+    assert run(make_scheduler(compiler), params) == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_grammar_that_fails_ends_its_own_request(compiler, monkeypatch):
+    """
+    One fails when it is compiled, one with its third token.
+    """
+    accept = AnswerState.accept
+
+    def fail(self, tokens):
+        accept(self, tokens)
+        if "#" in self.compiled and self.accepted == 3:
+            raise GrammarError("too complex")
+
+    monkeypatch.setattr(AnswerState, "accept", fail)
+    good = make_params(1, GrammarKind.REGEX, "[ab]{8}")
+    broken = replace(good, grammar=make_grammar(GrammarKind.REGEX, "("))
+    failing = make_params(1, GrammarKind.REGEX, "[#]{8}")
+    first, second, third, fourth = run(
+        make_scheduler(compiler), [good, broken, failing, make_params(1, max_tokens=8)]
+    )
+    assert first[1] == FinishReason.STOP
+    assert re.fullmatch("[ab]{8}", first[0])
+    assert second[1] == FinishReason.GRAMMAR
+    assert "regex" in second[2]
+    assert third == ("###", FinishReason.GRAMMAR, "too complex")
+    assert fourth[1] == FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("regex", "most", "text", "reason"),
+    [
+        ("ab", 9, "ab", FinishReason.STOP),
+        ("ab", 2, "ab", FinishReason.STOP),
+        ("abc", 2, "ab", FinishReason.LENGTH),
+        ("", 9, "", FinishReason.STOP),
+    ],
+)
+def test_an_answer_stops_when_it_is_complete(compiler, regex, most, text, reason):
+    """
+    Without a stop token of the model too, and at its last token; cut short it has another reason.
+    """
+    params = make_params(1, GrammarKind.REGEX, regex, max_tokens=most)
+    [(found, ended, _)] = run(make_scheduler(compiler), [params])
+    assert (found, ended) == (text, reason)
+
+
+def test_a_model_without_a_tokenizer_refuses_a_grammar_alone(tmp_path):
+    scheduler = make_scheduler(None, open_grammars(str(tmp_path), VOCABULARY, [STOP], 1))
+    cut = make_params(1, max_tokens=8)
+    refused, plain = run(scheduler, [make_params(1, GrammarKind.REGEX, "a"), cut])
+    assert refused[1] == FinishReason.GRAMMAR
+    assert "tokenizer.json" in refused[2]
+    assert plain[1] == FinishReason.LENGTH
+
+
+def test_a_request_is_cancelled_or_expires_while_its_grammar_is_compiled(compiler):
+    scheduler = make_scheduler(compiler)
+    params = make_params(1, GrammarKind.REGEX, "a{9}")
+    scheduler.submit(Submit(1, PROMPT, params, 1e6), 0.0)
+    assert not scheduler.is_idle
+    scheduler.cancel(1)
+    assert scheduler.is_idle
+    scheduler.submit(Submit(2, PROMPT, params, 5.0), 0.0)
+    ended = []
+    while not ended:
+        ended = scheduler.turn(6.0).ended
+    assert [(id, reason) for id, reason, _ in ended] == [(2, FinishReason.EXPIRED)]
+
+
+def test_masks_cost_no_step_and_no_overlap(compiler):
+    """
+    Each step is launched before the one ahead of it is collected, with grammars as without.
+    """
+
+    def steps(grammar):
+        runner = FakeRunner(pages=64)
+        grammars = Grammars(compiler)
+        scheduler = Scheduler(
+            runner, Capacity(8, 64, 0.0), [], BlockAllocator(64, 4), random.Random(1), grammars
+        )
+        rows = [SamplingParams(20, grammar=grammar if n % 2 else None) for n in range(6)]
+        for id, params in enumerate(rows):
+            scheduler.submit(Submit(id, PROMPT, params, 1e6), 0.0)
+        while not all(job.done() for _, _, job in grammars._jobs.values()):
+            time.sleep(0.001)
+        while not scheduler.is_idle:
+            scheduler.turn(0.0)
+        return len(runner.steps), runner.overlaps
+
+    assert steps(make_grammar(GrammarKind.REGEX, "[a-z]{30}")) == steps(None)

@@ -1,0 +1,126 @@
+"""
+Masks: which tokens may come next, and when an answer may end.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from runtime.structured import GrammarError, GrammarKind, GrammarUnavailable
+from runtime.structured.compiler import GrammarCompiler, translate
+from runtime.structured.limits import ParserLimits
+from tests.unit.runtime.builders import make_tokenizer
+from tests.unit.runtime.structured.hostile import HOSTILE
+
+TOKENIZER = make_tokenizer()
+SIZE = TOKENIZER.get_vocab_size()
+STOPS = [TOKENIZER.token_to_id("~"), TOKENIZER.token_to_id("}")]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    TOKENIZER.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiler(path):
+    return GrammarCompiler(path, SIZE + 40, STOPS)
+
+
+def start(compiler, kind, text, accepted=""):
+    state = compiler.compile(translate(kind, text))
+    state.accept(TOKENIZER.encode(accepted).ids)
+    return state
+
+
+def read(compiler, state):
+    """
+    Return the characters that may come, with `<stop>` for the stop tokens.
+    """
+    [mask] = compiler.masks([state])
+    assert len(mask.words) == 4 * -(-(SIZE + 40) // 32)
+    bits = np.unpackbits(np.frombuffer(mask.words, np.uint8), bitorder="little")
+    ids = set(np.flatnonzero(bits).tolist())
+    assert all(id < SIZE for id in ids), "a row of the head without a token"
+    has_stop = set(STOPS) <= ids
+    assert has_stop == mask.may_end
+    assert has_stop or ids.isdisjoint(STOPS)
+    assert mask.is_empty == (not ids)
+    chars = {TOKENIZER.decode([id]) for id in ids - set(STOPS)}
+    return "".join(sorted(chars)) + ("<stop>" if has_stop else "")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "allowed"), [("", "ab"), ("a", "12"), ("a1", "12<stop>"), ("a12", "<stop>")]
+)
+def test_a_mask_has_the_next_tokens_and_stop_tokens_at_an_end(compiler, accepted, allowed):
+    state = start(compiler, GrammarKind.REGEX, "[ab][12]{1,2}", accepted)
+    assert read(compiler, state) == allowed
+    assert state.is_complete == (allowed == "<stop>")
+
+
+def test_a_stop_token_is_no_text(compiler):
+    """
+    Neither the grammar's own "}" nor a token that it names ends an answer that does not match.
+    """
+    assert read(compiler, start(compiler, GrammarKind.REGEX, "a?}")) == "a"
+
+
+def test_choices_are_taken_literally(compiler):
+    choices = json.dumps(["a|b", 'say "no"', "c\\d"])
+    assert read(compiler, start(compiler, GrammarKind.CHOICE, choices)) == "acs"
+    assert read(compiler, start(compiler, GrammarKind.CHOICE, choices, "a")) == "|"
+    assert start(compiler, GrammarKind.CHOICE, choices, 'say "no"').is_complete
+    assert start(compiler, GrammarKind.CHOICE, choices, "c\\d").is_complete
+
+
+def test_one_bad_answer_leaves_the_others(compiler):
+    bad, good, worse = (start(compiler, GrammarKind.REGEX, "ab") for _ in range(3))
+    for each in (bad, worse):
+        with pytest.raises(GrammarError):
+            each.accept(TOKENIZER.encode("x").ids)
+    masks = compiler.masks([bad, good, worse])
+    assert [isinstance(mask, GrammarError) for mask in masks] == [True, False, True]
+    assert read(compiler, good) == "a"
+    assert read(compiler, start(compiler, GrammarKind.REGEX, "ab")) == "a"
+
+
+def test_answers_of_one_grammar_are_apart(compiler):
+    first, second = (start(compiler, GrammarKind.REGEX, "abc") for _ in range(2))
+    first.accept(TOKENIZER.encode("ab").ids)
+    assert (read(compiler, first), read(compiler, second)) == ("c", "a")
+
+
+def test_white_space_ends(compiler):
+    """
+    A model that likes blanks can't fill its answer with them.
+    """
+    blanks = start(compiler, GrammarKind.JSON, '{"type": "object"}', "{" + " " * 40)
+    assert " " not in read(compiler, blanks)
+    one = start(compiler, GrammarKind.JSON, '{"type": "object"}', "{ ")
+    assert " " in read(compiler, one)
+
+
+def test_a_mask_takes_no_more_than_its_limits(path):
+    """
+    Control: with the usual limits the first mask is there.
+    """
+    kind, text = HOSTILE["doubling Lark"]
+    tight = GrammarCompiler(path, SIZE, STOPS, limits=ParserLimits(step_max_items=10))
+    state = tight.compile(translate(kind, text))
+    tight.masks([state])
+    with pytest.raises(GrammarError):
+        state.accept(TOKENIZER.encode("aa").ids)
+    wide = GrammarCompiler(path, SIZE, STOPS)
+    [mask] = wide.masks([wide.compile(translate(GrammarKind.REGEX, "a*"))])
+    assert not mask.is_empty
+
+
+def test_a_head_without_rows_for_all_tokens_is_refused(path, tmp_path):
+    with pytest.raises(GrammarUnavailable, match=f"{SIZE - 1} vs {SIZE}"):
+        GrammarCompiler(path, SIZE - 1)
+    with pytest.raises(GrammarUnavailable, match=r"none\.json"):
+        GrammarCompiler(tmp_path / "none.json", SIZE)
