@@ -47,7 +47,6 @@ UNSUPPORTED = {
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "high",
-    "response_format": {"type": "json_object"},
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -229,11 +228,12 @@ def test_every_unsupported_field_is_tested():
     """
     The list above is that of the body.
     """
-    assert NEUTRAL.keys() == UNSUPPORTED.keys()
+    assert NEUTRAL.keys() == UNSUPPORTED.keys() | {"response_format"}
     known = {"messages", "model", "max_tokens", "max_completion_tokens", "n", "temperature"}
     known |= {"top_p", "seed", "stop", "stream", "stream_options", "chat_template_kwargs"}
     known |= {"add_generation_prompt", "tools", "tool_choice", "separate_reasoning"}
-    known |= {"logprobs", "top_logprobs", "skip_special_tokens"}
+    known |= {"logprobs", "top_logprobs", "skip_special_tokens", "structured_outputs"}
+    known |= {f"guided_{kind}" for kind in ("json", "regex", "choice", "grammar")}
     known |= SAMPLING.keys() | ACCEPTED.keys()
     assert ChatBody.model_fields.keys() == known | NEUTRAL.keys()
 

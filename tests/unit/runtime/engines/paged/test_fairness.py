@@ -31,7 +31,7 @@ class Device:
         assert step.tokens <= STEP_TOKENS
         count = len(step.sampled)
         output = StepOutput([1] * count, [True] * count)
-        return SimpleNamespace(collect=lambda: output)
+        return SimpleNamespace(collect=lambda: output, awaits_masks=False)
 
 
 class Load:
