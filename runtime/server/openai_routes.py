@@ -3,6 +3,7 @@ OpenAI's routes, and vLLM's /tokenize and /detokenize.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from runtime.server.answers import AnswerForm
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
 from runtime.server.generation import GenerationRequest, Generator, Place, left_on_failure
+from runtime.server.grammars import AskedGrammar
 from runtime.server.middleware import outcome_of
 from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from runtime.server.openai_documents import (
@@ -27,7 +29,8 @@ from runtime.server.openai_documents import (
     whole,
 )
 from runtime.server.serving import Serving, admit, json_response, stream
-from runtime.tools import with_observations
+from runtime.structured.grammar import GrammarKind
+from runtime.tools import schema_of, with_observations
 
 MAX_ECHOED = 1 << 20  # characters of prompts that the answers of one request repeat
 
@@ -75,6 +78,7 @@ async def _answer(serving: Serving, request: Request, asked: Asked, format: Form
 async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
     params = [body.params(choice) for choice in range(body.choices)]
     form = _form_of(generator, body)
+    grammar = _calls_grammar(body) if form.is_bound else body.grammar
     conversation = body.conversation
     if generator.tool_syntax is not None and generator.tool_syntax.has_observations:
         messages = with_observations(conversation.messages)
@@ -86,7 +90,7 @@ async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
         fills_context=body.most_tokens is None,
         shows_marks=not form.is_plain,
         skips_special=body.skips_special,
-        grammar=body.grammar,
+        grammar=grammar,
     )
     requests = await generator.choices(request, params, generator.places(body.choices))
     if not form.is_plain:
@@ -116,9 +120,27 @@ def _form_of(generator: Generator, body: ChatBody) -> AnswerForm:
             "its calls is known (service.tool_parser)"
         )
         raise Failed(Refusal(400, "tools_not_supported", message, param="tools"))
-    # A choice of `required` or of a name is up to the model: nothing binds the answer to
-    # `schema_of(use)` yet.  Where the engine does, the form has is_bound.
-    return AnswerForm(use, generator.tool_syntax.parser, separates_reasoning)
+    is_bound = use.choice != "auto"
+    return AnswerForm(use, generator.tool_syntax.parser, separates_reasoning, is_bound=is_bound)
+
+
+def _calls_grammar(body: ChatBody) -> AskedGrammar:
+    """
+    Return the grammar of an answer that has to be calls.
+
+    Raises:
+        Failed: 400: the body asks for another structure too, or a tool is nested too deeply.
+    """
+    if (other := body.grammar) is not None:
+        message = f"{other.field}: not beside a tool_choice that requires calls; send one of them"
+        raise Failed(Refusal(400, "invalid_request", message, param=other.field))
+    assert body.tool_use is not None, "the form is bound"
+    try:
+        schema = schema_of(body.tool_use)
+    except ValueError as error:
+        refusal = Refusal(400, "invalid_request", f"tools: {error}", param="tools")
+        raise Failed(refusal) from None
+    return AskedGrammar("tools", GrammarKind.JSON, json.dumps(schema))
 
 
 async def _ask_completions(generator: Generator, body: CompletionBody) -> Asked:

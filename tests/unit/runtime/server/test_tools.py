@@ -16,6 +16,7 @@ from tests.unit.runtime.serving import Runtime, assert_is_error, events_of
 pytestmark = pytest.mark.anyio
 TAP = {"type": "function", "function": {"name": "tap", "parameters": {"type": "object"}}}
 LOOK = {"type": "function", "function": {"name": "look", "description": "d", "strict": True}}
+REFUSED = {"type": "function", "function": {"name": "a", "parameters": {"title": "<refuse>"}}}
 NAMED = {"type": "function", "function": {"name": "tap"}}
 CALL = '<tool_call>\n{"name": "tap", "arguments": {"x": 1}}\n</tool_call>'
 BROKEN = '<tool_call>\n{"name": "tap", "arguments": {"x": oops}}\n</tool_call>'
@@ -118,23 +119,54 @@ async def test_without_parallel_calls_there_is_one(runtime):
 
 async def test_an_answer_without_a_call_is_a_text(runtime):
     """
-    Also if a call was required: nothing binds the model to it yet.
+    Nothing binds the model to a call that it may choose.
     """
-    for choice in ("auto", "required", NAMED, None):
+    for choice in ("auto", None):
         for message, reason in await ask(runtime, "No.\n", tool_choice=choice):
             assert (message["content"], reason) == ("No.\n", "stop")
             assert not calls_of(message)
 
 
-async def test_a_named_tool_is_the_only_one(runtime):
+@pytest.mark.parametrize(
+    ("choice", "most", "reason"), [("required", None, "tool_calls"), (NAMED, 1, "stop")]
+)
+async def test_a_required_call_binds_the_answer(runtime, choice, most, reason):
     """
-    Its finish reason is stop, as OpenAI's and vLLM's: the model did not choose.
+    To a list of calls; of a named tool to one, whose finish reason is that of OpenAI and vLLM.
     """
-    for message, reason in await ask(runtime, CALL, tool_choice=NAMED):
-        assert (calls_of(message), reason) == ([("tap", '{"x": 1}')], "stop")
-    other = {"type": "function", "function": {"name": "look"}}
-    for message, reason in await ask(runtime, CALL, tool_choice=other):
-        assert (message["content"], reason) == (CALL, "stop")
+    text = '[{"name": "tap", "arguments": {"x": 1}}]'
+    for message, found in await ask(runtime, text, tool_choice=choice):
+        assert (calls_of(message), found) == ([("tap", '{"x": 1}')], reason)
+    for asked in runtime.engine.asked:
+        schema = json.loads(asked["grammar"].text)
+        assert (schema["minItems"], schema.get("maxItems")) == (1, most)
+        assert set(schema["$defs"]) == ({"tap"} if most else {"tap", "look"})
+
+
+async def test_a_call_that_may_be_chosen_binds_nothing(runtime):
+    """
+    The control of the test above.
+    """
+    await ask(runtime, CALL, tool_choice="auto")
+    assert [asked["grammar"] for asked in runtime.engine.asked] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"tools": [REFUSED]}, "tools"),
+    ],
+)
+async def test_a_required_call_can_not_be_bound_twice(runtime, change, param):
+    """
+    Nor to tools whose schemas can't be compiled.
+    """
+    body = {"tools": [TAP], "tool_choice": "required", **change}
+    response = await runtime.chat("hi", **body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
 
 
 async def test_a_call_that_breaks_off_is_content_of_a_whole_answer(runtime):
