@@ -28,7 +28,7 @@ from deploy.inventory.schema import Phase
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.clock import Clock
 from deploy.release.deadlines import CONFIRM_S, RETIRE_S
-from deploy.release.decide import decide
+from deploy.release.decide import decide, is_confirmed
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.evidence import History, pooled, windows
@@ -207,6 +207,8 @@ class Controller:
         """
         Do what follows from *seen*; False where only hosts that did not answer are left.
         """
+        if self.desired.goal is Goal.FORWARD:  # an operator before may have died in between
+            self._is_decided |= any(is_confirmed(self.desired, one) for one in seen.values())
         decision = decide(self.desired, seen, self._done)
         if decision.measure is not None:
             step = Step.JUDGE if decision.measure else Step.BAKE

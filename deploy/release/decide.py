@@ -101,7 +101,7 @@ def _is_done(action: Action, desired: Desired, current: Observed, done: Done) ->
     host = desired.plan.host(action.host)
     to, other = current.slot(host.to_slot), current.slot(host.other_slot)
     serves = to.bundle == desired.plan.bundle and to.weight_pct == 100
-    is_kept = serves and _is_confirmed(desired, current)
+    is_kept = serves and is_confirmed(desired, current)
     runs = to.bundle == desired.plan.bundle and to.unit == "active"
     match action.step:
         case Step.REVIVE:
@@ -149,7 +149,7 @@ def _leaves(desired: Desired, host: HostPlan, current: Observed) -> bool:
     return not is_rollback or current.pending.to_slot == host.other_slot
 
 
-def _is_confirmed(desired: Desired, current: Observed) -> bool:
+def is_confirmed(desired: Desired, current: Observed) -> bool:
     """
     Return whether the host has recorded the release as good and does not go back any more.
     """

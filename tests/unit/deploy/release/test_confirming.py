@@ -111,5 +111,35 @@ def test_an_operator_who_dies_between_confirmations_is_followed_by_another(fleet
     assert all(fleet.good(name) == ["b1", "b2"] for name in NAMES)
 
 
+def test_what_a_host_keeps_is_not_taken_back_because_another_does_not_answer(fleet):
+    """
+    The operator died before the last confirmation: the release goes on without the silent host.
+    """
+    fleet["n3"].calls = _Deadly(fleet["n3"].calls)
+    fleet.release_dying(lambda event: None, _Died)
+    fleet["n3"].calls = []
+    fleet.clock.sleep(60)
+    assert fleet.good("n1") == fleet.good("n2") == ["b1", "b2"]
+    assert fleet.good("n3") == ["b1"]
+    close_public_port(fleet, "n3")
+
+    fleet.bring(fleet.stored().renewed("you@desk"), owner="you", clients=fleet.operator())
+
+    for name in ("n1", "n2"):
+        assert fleet.serves(name) == {"b2": 100}
+        assert fleet.good(name) == ["b1", "b2"]
+
+
+class _Deadly(list):
+    """
+    The calls of a host; the operator dies before it is told to keep the release.
+    """
+
+    def append(self, call):
+        super().append(call)
+        if call[0] == DeadmanConfirm.VERB and call[1].keep:
+            raise _Died
+
+
 class _Died(BaseException):
     pass
