@@ -34,7 +34,7 @@ def template_complaint(model: Path) -> str:
             check=False,
         )
         answer = json.loads(done.stdout)
-        return "" if answer is None else f"{answer['what']}: {answer['why']}"
+        return "" if answer is None else str(answer["complaint"])
     except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelPathError(
             f"model {model}: its chat templates can't be checked",

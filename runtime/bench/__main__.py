@@ -19,6 +19,18 @@ from runtime.bench.work import LINES
 STARTED_S = time.monotonic()
 
 
+def _lines_that_run() -> tuple[str, ...]:
+    """
+    Return all lines; without llguidance and tokenizers, those that have no grammar.
+    """
+    try:
+        import llguidance  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError:
+        return tuple(name for name, line in LINES.items() if "grammar" not in line.half)
+    return tuple(LINES)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="runtime.bench")
     parser.add_argument(
@@ -28,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--shape", choices=tuple(SHAPES), help="default: glm-4-9b on a GPU, tiny on a CPU"
     )
     parser.add_argument(
-        "--lines", type=_names(LINES), default=tuple(LINES), help=f"from {', '.join(LINES)}"
+        "--lines", type=_names(LINES), default=_lines_that_run(), help=f"from {', '.join(LINES)}"
     )
     parser.add_argument("--runs", type=_count, default=3, help="runs of each line (default 3)")
     parser.add_argument("--runs-mix", type=_count, help="runs of each mix (default: --runs)")

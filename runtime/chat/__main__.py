@@ -1,7 +1,7 @@
 """
 `python -m runtime.chat DIR`: says whether the chat templates of a model directory compile.
 
-It prints null, or {"what", "why", "fix"} as JSON.
+It prints null, or {"complaint"} as JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ def main(directory: Path) -> None:
         if template := load_chat_template(directory):
             template.close()
     except ModelError as error:
-        answer = {"what": error.what, "why": error.why, "fix": error.fix}
+        answer = {"complaint": f"{error.what}: {error.why}"}
     sys.stdout.write(json.dumps(answer))
 
 

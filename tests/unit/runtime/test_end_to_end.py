@@ -196,7 +196,7 @@ def test_a_dead_engine_fails_its_requests_and_ends_the_runtime(tmp_path, model):
 
         assert whole.startswith("HTTP/1.1 502 ")
         error = json.loads(whole.partition("\r\n\r\n")[2])["error"]
-        assert (error["code"], error["retry_safe"]) == ("engine_died", True)
+        assert (error["code"], error["retry_safe"]) == ("engine_died", False)
         assert "killed by signal 9" in runtime.messages_until("STOPPING=1")[-1]
         assert runtime.exit_code() == EXIT_ENGINE
 

@@ -214,7 +214,7 @@ def test_a_dead_vllm_fails_its_requests_and_ends_the_runtime(tmp_path, venv, mod
         runtime.messages_until("READY=1")
         runtime.vllm.post("/fake/next", json={"die_after": 2})
         error = runtime.generate().json()["error"]
-        assert (error["code"], error["retry_safe"]) == ("engine_died", True)
+        assert (error["code"], error["retry_safe"]) == ("engine_died", False)
         assert "exit status 3" in runtime.messages_until("STOPPING=1")[-1]
         assert runtime.exit_code() == EXIT_ENGINE
 

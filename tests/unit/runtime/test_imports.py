@@ -15,6 +15,7 @@ COMPUTE = (
     "runtime.bench",
     "runtime.engines.tensor_parallel.tp_worker",
     "runtime.engines.paged.check_files",
+    "runtime.engines.paged.deferred",
     "runtime.engines.paged.embedding",
     "runtime.engines.paged.load_encoder",
     "runtime.engines.paged.load_engine",

@@ -396,4 +396,4 @@ def test_the_page_has_calls():
     """
     One for each route that has a heading.
     """
-    assert len(CALLS) == 4
+    assert len(CALLS) == 6

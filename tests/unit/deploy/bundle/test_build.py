@@ -118,9 +118,11 @@ def test_the_configuration_names_version_and_model(workshop):
 
 def test_a_release_may_set_the_options_of_the_runtime():
     """
-    The runtime defines the list of settings.
+    The runtime defines the list of settings; limits and logs are the host's alone.
     """
-    assert {*OVERRIDES, "version"} == set(RuntimeConfig.model_fields)
+    of_host = {"log_level", "max_body_bytes", "request_log"}
+    assert {*OVERRIDES, "version", *of_host} == set(RuntimeConfig.model_fields)
+    assert not of_host & set(OVERRIDES)
     assert RuntimeConfig.model_fields["version"].default is PydanticUndefined
 
 

@@ -212,6 +212,7 @@ def test_streams_are_chats_and_plain_requests_are_not(is_chat, path, asked):
         lambda n, body: stream({"text": "a"}) if body.get("stream") else answer(),
         20,
         streams=1,
+        stream_pause_s=0.1,  # plain requests come in between
         prompts=["one"],
         is_chat=is_chat,
     )

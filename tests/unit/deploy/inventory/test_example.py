@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from deploy.inventory.document import parse_document
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import Fleet, FleetFile
-from deploy.units import Ratio
+from deploy.units import Ratio, parse_size_bytes
 
 ROOT = Path(__file__).parents[4]
 EXAMPLE = ROOT / "inventories/example.yml"
@@ -96,7 +96,7 @@ def read(field, value):
 
 def range_in_comment(comment):
     if found := re.search(r"from (\S+) to (\S+)", comment):
-        return "..".join(limit.removesuffix("s") for limit in found.groups())
+        return "..".join(_plain(limit) for limit in found.groups())
     if found := re.search(r"at least (\d+)", comment):
         return f"{found[1]}.."
     if re.search(r"more than 0(s|B)", comment):
@@ -104,6 +104,10 @@ def range_in_comment(comment):
     if found := re.search(r"one of (.*)", comment):
         return set(found[1].split())
     return None
+
+
+def _plain(limit):
+    return str(parse_size_bytes(limit)) if limit.endswith("B") else limit.removesuffix("s")
 
 
 def range_in_schema(field: FieldInfo):

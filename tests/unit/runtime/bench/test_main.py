@@ -36,7 +36,7 @@ def run(*argv):
 
 def test_it_needs_no_package_but_torch():
     """
-    All lines run: one document on standard output, progress on standard error.
+    All lines but that with a grammar run: one document on standard output, progress on the other.
     """
     code = BARE.format(argv=["--device=cpu", "--runs=1", "--json", "--peer=vllm"])
     process = subprocess.run(
@@ -48,7 +48,7 @@ def test_it_needs_no_package_but_torch():
     assert document["shape"] == "tiny"
     assert document["systems"]["vllm"] is None
     lines = document["systems"]["slipway"]["lines"]
-    assert list(lines) == list(LINES)
+    assert list(lines) == [name for name in LINES if name != "schema-64"]
     for name, line in lines.items():
         assert line["error"] is None, name
         assert line["tokens_per_s"]["median"] > 0, name
