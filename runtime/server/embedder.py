@@ -113,7 +113,8 @@ class Embedder:
 
         tasks = [asyncio.create_task(one(text)) for text in texts]
         try:
-            return await asyncio.gather(*tasks)
+            with self._engine.hold():
+                return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()

@@ -15,10 +15,11 @@ from pydantic import Field
 
 from runtime.contract import EMBEDDINGS
 from runtime.server.admission import Refusal
+from runtime.server.caller import current_caller
 from runtime.server.embedder import Embedder, TextToEmbed
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import Generator
+from runtime.server.generation import Generator, Place, left_on_failure
 from runtime.server.openai_bodies import prompts_type
 from runtime.server.schemas import Body, BodyBounds
 from runtime.server.serving import Serving, admit
@@ -50,19 +51,19 @@ class _Asked:
     texts: Sequence[TextToEmbed]
     body: EmbeddingBody
     embedder: Embedder
+    place: Place
 
 
 def add_embeddings(app: FastAPI, serving: Serving) -> None:
     @app.post(EMBEDDINGS)
     async def embeddings(request: Request) -> Response:
-        [place] = serving.ready_generator().places(1)
+        asked = await admit(serving, request, EmbeddingBody, _ask)
+        body = asked.body
         try:
-            asked = await admit(serving, request, EmbeddingBody, _ask)
-            body = asked.body
             work = asked.embedder.embed(asked.texts, body.dimensions)
             vectors = await unless_gone(request, work)
         finally:
-            place.leave()
+            asked.place.leave()
         tokens = sum(len(text.tokens) for text in asked.texts)
         name = serving.settings.config.model_name
         is_base64 = body.encoding_format == "base64"
@@ -75,7 +76,12 @@ async def _ask(generator: Generator, body: EmbeddingBody) -> _Asked:
     if embedder is None:
         raise Failed(Refusal(400, "not_supported", NOT_SUPPORTED, param="model"))
     embedder.check_dimensions(body.dimensions)
-    return _Asked(await embedder.read(body.input), body, embedder)
+    [place] = places = generator.places(1)
+    caller = current_caller()
+    with left_on_failure(places):
+        texts = await embedder.read(body.input, caller.deadline_s)
+        caller.take_prompt(sum(len(text.tokens) for text in texts), 0)
+    return _Asked(texts, body, embedder, place)
 
 
 async def _document(vectors: Sequence[bytes], tokens: int, model: str, *, is_base64: bool) -> bytes:

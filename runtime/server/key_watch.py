@@ -54,8 +54,11 @@ class KeyWatch:
         """
         while self._path is not None:
             await asyncio.sleep(POLL_S)
-            if self._is_changed():
-                await asyncio.to_thread(self.look)
+            try:
+                if self._is_changed():
+                    await asyncio.to_thread(self.look)
+            except Exception:  # a watch that ended would keep revoked keys in force
+                log.exception("keys.look_failed")
 
     def look(self) -> None:
         """
@@ -70,6 +73,8 @@ class KeyWatch:
         except FileNotFoundError:
             self.problem = "it is gone" if self.ring is not None else None
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._seen = None  # too many open files, say: the next look reads it
             self.problem = str(error)
             self.ring = self.ring or KeyRing()
         if self._host_key is not None and self.ring is not None:

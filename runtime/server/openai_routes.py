@@ -29,6 +29,7 @@ from runtime.server.openai_documents import (
     whole,
 )
 from runtime.server.serving import Serving, admit, json_response, stream
+from runtime.server.structured_bodies import EXCLUDED
 from runtime.structured.grammar import GrammarKind
 from runtime.tools import schema_of, with_observations
 
@@ -134,6 +135,10 @@ def _calls_grammar(body: ChatBody) -> AskedGrammar:
     if (other := body.grammar) is not None:
         message = f"{other.field}: not beside a tool_choice that requires calls; send one of them"
         raise Failed(Refusal(400, "invalid_request", message, param=other.field))
+    for name in EXCLUDED:
+        if getattr(body, name):
+            message = f"{name}: not beside a tool_choice that requires calls"
+            raise Failed(Refusal(400, "invalid_request", message, param=name))
     assert body.tool_use is not None, "the form is bound"
     try:
         schema = schema_of(body.tool_use)

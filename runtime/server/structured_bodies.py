@@ -27,7 +27,7 @@ from runtime.structured.grammar import MAX_CHARACTERS, MAX_CHOICES
 ANY_OBJECT = '{"type": "object"}'
 RESPONSE_FORMAT, STRUCTURED_OUTPUTS = "response_format", "structured_outputs"
 # Fields that may end an answer where it does not match, or keep it from ending.
-_EXCLUDED = ("min_tokens", "ignore_eos", "stop_token_ids")
+EXCLUDED = ("min_tokens", "ignore_eos", "stop_token_ids")
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
@@ -139,7 +139,7 @@ def _has_one(outputs: StructuredOutputs) -> StructuredOutputs:
 def _alone(value: Any, info: ValidationInfo) -> Any:
     if value is None or value.asked is None:
         return value
-    for name in _EXCLUDED:
+    for name in EXCLUDED:
         if info.data.get(name):
             raise PydanticCustomError("excluded", "not with {field}", {"field": name})
     other = info.data.get(RESPONSE_FORMAT)

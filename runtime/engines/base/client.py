@@ -5,6 +5,7 @@ The API process's end of an engine, whichever it is: token ids in, token ids out
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from runtime.engines.base.in_flight import InFlight, TokenStream
 from runtime.engines.base.protocol import (
@@ -109,6 +110,12 @@ class Client(ABC):
         else:
             self._start_embedding(Embed(id, tokens, timeout_s))
         return id, stream
+
+    def hold(self) -> AbstractContextManager[None]:
+        """
+        Keep `drain` waiting while the parts of one call follow each other.
+        """
+        return self._requests.hold()
 
     def _start_embedding(self, request: Embed) -> None:
         """

@@ -5,7 +5,7 @@ The requests in flight and the tokens that each gets, of any engine, on asyncio.
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import TokenLogprobs
@@ -80,6 +80,7 @@ class InFlight:
     def __init__(self) -> None:
         self._open: dict[int, TokenStream] = {}
         self._last_id = 0
+        self._holds = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -130,9 +131,25 @@ class InFlight:
         Drop *id* without ending its stream, which has no reader; return whether it was in flight.
         """
         was_open = self._open.pop(id, None) is not None
-        if not self._open:
-            self._emptied.set()
+        self._note_empty()
         return was_open
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """
+        Keep `drain` waiting while the parts of one call follow each other.
+        """
+        self._holds += 1
+        self._emptied.clear()
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._note_empty()
+
+    def _note_empty(self) -> None:
+        if not self._open and not self._holds:
+            self._emptied.set()
 
     async def drain(self, timeout_s: float) -> int:
         """

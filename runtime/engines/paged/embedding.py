@@ -3,17 +3,39 @@ Computes the embeddings of a batch of texts, with an encoder or a decoder.
 """
 
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.engines.paged.step import EmbedTexts
+from runtime.engines.paged.step import DeviceLost, EmbedTexts
 from runtime.models.decoder import Decoder, DecoderLayer
 from runtime.models.encoder import Encoder
 from runtime.models.pooling import Pooling
 
 BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # of a batch, padding included
+
+
+def _reporting_lost_device(embed: EmbedTexts) -> EmbedTexts:
+    """
+    Return *embed* with the errors that the worker tells apart.
+
+    Raises:
+        DeviceLost: From the function: this process can't use its device any more.
+    """
+
+    @wraps(embed)
+    def call(texts: Sequence[Sequence[int]]) -> list[bytes | None]:
+        try:
+            return embed(texts)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
+
+    return call
 
 
 def embed_with_encoder(encoder: Encoder, pooling: Pooling) -> EmbedTexts:
@@ -30,7 +52,7 @@ def embed_with_encoder(encoder: Encoder, pooling: Pooling) -> EmbedTexts:
             mask = mask.to(encoder.device)
             return _as_bytes(pooling.pool(encoder(tokens.to(encoder.device), mask), mask))
 
-    return embed
+    return _reporting_lost_device(embed)
 
 
 def embed_with_decoder(model: Decoder, pooling: Pooling) -> EmbedTexts:
@@ -54,7 +76,7 @@ def embed_with_decoder(model: Decoder, pooling: Pooling) -> EmbedTexts:
         with torch.inference_mode():
             return _as_bytes(torch.cat([one(text) for text in texts]))
 
-    return embed
+    return _reporting_lost_device(embed)
 
 
 def _as_bytes(vectors: Tensor) -> list[bytes | None]:

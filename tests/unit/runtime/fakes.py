@@ -4,6 +4,7 @@ Strict fakes of the runtime's parts: each fails on a call that no test announced
 
 import asyncio
 import base64
+import contextlib
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -139,6 +140,9 @@ class FakeEngine:
         self.running[id] = answer
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer
+
+    def hold(self):
+        return contextlib.nullcontext()
 
     def embed(self, tokens, timeout_s):
         """

@@ -147,6 +147,25 @@ async def test_a_full_queue_refuses(embedding):
     assert_is_error(await embed(embedding, "a"), 503, "queue_full", retry_safe=True)
 
 
+async def test_a_place_is_taken_once_the_body_is_there(embedding):
+    """
+    A client that sends nothing keeps nobody out.
+    """
+    places = []
+    generator = embedding.serving.generator
+
+    class Silent(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            places.append(generator.promised)
+            yield b'{"input": "a"}'
+
+    headers = {"content-type": "application/json", "content-length": "14"}
+    answer = await embedding.http.post("/v1/embeddings", content=Silent(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert places == [0]
+    assert generator.promised == 0
+
+
 async def test_the_official_client_reads_both_forms(embedding):
     """
     It asks for base64 by itself.

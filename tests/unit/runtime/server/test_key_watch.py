@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from runtime.server import key_watch
 from runtime.server.key_watch import KeyWatch
 from tests.unit.runtime.server.test_key_file import TOKEN, document
 
@@ -49,6 +50,27 @@ def test_a_file_that_did_not_change_is_not_read(path, monkeypatch):
     replace(path, document())  # the control: another file with the same content
     watch.look()
     assert reads == [path]
+
+
+def test_a_file_that_could_not_be_read_once_is_read_at_the_next_look(path, monkeypatch):
+    """
+    A process without a free file descriptor, say: the key was revoked meanwhile.
+    """
+    replace(path, document())
+    watch = KeyWatch(path)
+    read = key_watch._read
+
+    def fail(path):
+        monkeypatch.setattr("runtime.server.key_watch._read", read)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("runtime.server.key_watch._read", fail)
+    replace(path, document(secrets=[]))
+    watch.look()
+    assert watch.ring.find(TOKEN), "the last good keys"
+
+    watch.look()
+    assert watch.ring.find(TOKEN) is None
 
 
 @pytest.mark.parametrize("broken", [b"{torn", b"", b"[]"])

@@ -157,6 +157,9 @@ async def test_a_call_that_may_be_chosen_binds_nothing(runtime):
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": [REFUSED]}, "tools"),
+        ({"min_tokens": 2}, "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"stop_token_ids": [1]}, "stop_token_ids"),
     ],
 )
 async def test_a_required_call_can_not_be_bound_twice(runtime, change, param):

@@ -70,3 +70,20 @@ async def test_drain_waits_for_the_last_one():
     assert not draining.done()
     answers.finish(two, FinishReason.STOP)
     assert await draining == 0
+
+
+async def test_a_drain_waits_for_the_parts_of_one_call():
+    """
+    All of the first part may end before the next one begins.
+    """
+    answers = InFlight()
+    with answers.hold():
+        id, _ = answers.new()
+        draining = asyncio.create_task(answers.drain(60))
+        answers.finish(id, FinishReason.STOP)
+        await asyncio.sleep(0)
+        assert not draining.done()
+        id, _ = answers.new()
+    assert not draining.done(), "a part still runs"
+    answers.finish(id, FinishReason.STOP)
+    assert await draining == 0
