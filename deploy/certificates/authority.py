@@ -80,11 +80,10 @@ class Authority:
             pair.leaf.verify_directly_issued_by(self.certificate)
         except Exception:
             return False
-        renewed_at = min(
-            pair.leaf.not_valid_after_utc - RENEW_BEFORE,
-            # The last certificates of an authority end with it.
-            self.certificate.not_valid_after_utc,
-        )
+        ends = pair.leaf.not_valid_after_utc
+        # The last certificates of an authority end with it: another one would last no longer.
+        is_last = ends >= self.certificate.not_valid_after_utc
+        renewed_at = ends if is_last else ends - RENEW_BEFORE
         wanted = {_comparable(name) for name in names}
         return now < renewed_at and {_comparable(name) for name in names_of(pair.leaf)} == wanted
 

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from deploy.host import tls
-from deploy.host.files import UNFINISHED, locked, sync_directory, write_atomic
+from deploy.host.files import locked, sync_directory, write_atomic
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.protocol import (
     CERTIFICATE_MAX,
@@ -45,7 +45,7 @@ def install(system: System, call: Call, request: CertificateSet) -> CertificateI
                 f"{layout.certificates} is missing",
                 "inv provision",
             )
-        draft = layout.certificates / f"{UNFINISHED}next.pem"
+        draft = layout.certificates / tls.NEXT_NAME
         try:
             der = _write_checked(draft, request.pem)
             sha256 = hashlib.sha256(der).hexdigest()

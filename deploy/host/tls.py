@@ -9,6 +9,9 @@ import socket
 import ssl
 from pathlib import Path
 
+from deploy.host.files import UNFINISHED
+
+NEXT_NAME = f"{UNFINISHED}next.pem"  # beside the certificate that it will replace
 _BLOCK = re.compile(
     r"-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/=]{1,76}\n)+-----END CERTIFICATE-----\n"
 )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from deploy.certificates.authority import (
+    AUTHORITY_TIME,
     CERTIFICATE,
     HOST_TIME,
     KEY,
@@ -108,6 +109,8 @@ def test_certificates_stay_until_they_have_to_be_renewed(folder):
     before = HOST_TIME - RENEW_BEFORE - DAY
     assert wanted(folder, NOW + before)["n1"].leaf == first["n1"].leaf
     assert wanted(folder, NOW + before + DAY)["n1"].leaf != first["n1"].leaf
+    last = NOW + AUTHORITY_TIME - RENEW_BEFORE  # of the authority, whose end is that of the pair
+    assert wanted(folder, last)["n1"].leaf == wanted(folder, last + DAY)["n1"].leaf
     second = wanted(folder, is_new=True)
     assert second["n1"].leaf != first["n1"].leaf
     assert wanted(folder)["n1"].leaf == second["n1"].leaf

@@ -257,6 +257,26 @@ def test_the_host_asks_its_port_only_with_its_own_certificate(port):
     assert len(port.slot.lines) == 1
 
 
+def test_a_release_is_confirmed_while_the_certificate_is_replaced(port, monkeypatch):
+    """
+    The port shows the next one just before it is the file; for good, if the call dies there.
+    """
+    ask = {"timeout_s": 5.0, "document": {}, "token": "secret"}
+    layout = port.system.layout
+    draft = layout.certificates / tls.NEXT_NAME
+    pem = port.issue()
+    old = layout.certificate.read_text()
+    port.install(pem)
+    layout.certificate.write_text(old)
+    assert port.system.http_public("POST", "/generate", **ask).status is None, "the control"
+
+    draft.write_text(pem)
+    assert port.system.http_public("POST", "/generate", **ask).status == 200
+
+    assert port.install(port.issue()).served
+    assert not draft.exists()
+
+
 def test_the_status_has_the_certificate_that_is_shown(port):
     """
     As DER; without HAProxy it fails, and a host with plain HTTP has none.
