@@ -78,6 +78,8 @@ def write_private(path: Path, data: str | bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())  # a key that others rely on must not be empty after a power cut
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
