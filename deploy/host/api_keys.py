@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+from pathlib import Path
 from typing import Any
 
 from deploy.host.codec import Malformed, decode, encode
@@ -38,6 +39,8 @@ from deploy.host.trusted_files import open_plain
 
 FORMAT = 1  # of the file; raised where a runtime that ignores what is new would let in too many
 _REASON_MAX = 200  # characters
+_SHORT_MAX = 200  # bytes of the host's token or its hash
+_HOST_TOKEN_MIN = 43  # characters of 256 random bits
 
 
 def read(system: System, _call: Call, _request: KeysRead) -> KeysHeld:
@@ -73,14 +76,30 @@ def write(system: System, call: Call, request: KeysWrite) -> KeysWritten:
 def _make_host_token(system: System, group: int) -> None:
     """
     Let the host program send requests of its own: golden prompts, and one to confirm a release.
+
+    Repairs a hash that is lost or is not the token's, and replaces a token that is lost.
     """
     layout = system.layout
-    if layout.host_token.exists() and layout.host_key.exists():
-        return
-    token = secrets.token_urlsafe(32)
+    token = _short_text(layout.host_token)
+    is_new = len(token) < _HOST_TOKEN_MIN
+    if is_new:
+        token = secrets.token_urlsafe(32)
     digest = hashlib.sha256(token.encode()).hexdigest()
-    with_room(system, lambda: write_atomic(layout.host_key, digest.encode(), 0o640, group))
-    with_room(system, lambda: write_atomic(layout.host_token, token.encode(), 0o600))
+    if _short_text(layout.host_key) != digest:
+        with_room(system, lambda: write_atomic(layout.host_key, digest.encode(), 0o640, group))
+    if is_new:
+        with_room(system, lambda: write_atomic(layout.host_token, token.encode(), 0o600))
+
+
+def _short_text(path: Path) -> str:
+    """
+    Return the text of a small file; the empty text where it cannot be read.
+    """
+    try:
+        with os.fdopen(open_plain(path), "rb") as file:
+            return file.read(_SHORT_MAX).decode("ascii").strip()
+    except (OSError, ValueError, HostError):
+        return ""
 
 
 def stored(layout: Layout) -> KeysHeld:

@@ -192,3 +192,21 @@ def test_the_host_program_has_a_token_of_its_own_once_there_are_keys(host):
 
     host.layout.environment.write_text('SLIPWAY_API_TOKENS="one,two"\n')
     assert api_token(host.layout) == "one"
+
+
+@pytest.mark.parametrize("loss", ["host_key", "host_token", "other hash", "torn token"])
+def test_a_lost_half_of_the_host_token_is_repaired(host, loss):
+    stamp = written(host, [key()])
+    layout, before = host.layout, api_token(host.layout)
+    if loss == "other hash":
+        layout.host_key.write_text("f" * 64)
+    elif loss == "torn token":
+        layout.host_token.write_text("")
+    else:
+        getattr(layout, loss).unlink()
+
+    written(host, [key("ann")], 2, stamp)
+    token = api_token(layout)
+    assert layout.host_key.read_text() == hashlib.sha256(token.encode()).hexdigest()
+    assert stat.S_IMODE(layout.host_key.stat().st_mode) == 0o640
+    assert (token == before) == (loss in {"host_key", "other hash"})
