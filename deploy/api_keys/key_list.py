@@ -17,6 +17,7 @@ from deploy.host.codec import encode
 from deploy.host.protocol import KEY_SECRETS_MAX, KEYS_MAX, ApiKey, KeySecret, KeysHeld
 
 WITNESSED_FROM = 3  # hosts
+VERSION_MAX = 2**53  # of `KeysVersion`
 FORGET_REVOKED_S = 400 * 86400  # a host that was away for longer may bring a revoked key back
 
 
@@ -33,7 +34,7 @@ class KeyList:
 
     @classmethod
     def of(cls, held: KeysHeld) -> "KeyList":
-        return cls(held.stamp.version if held.stamp else 0, held.keys)
+        return cls(held.stamp.version, held.keys) if held.stamp else cls(0, ())
 
     def get(self, name: str) -> ApiKey | None:
         return next((key for key in self.keys if key.key_name == name), None)
@@ -64,23 +65,49 @@ def merge(lists: Iterable[KeyList]) -> KeyList:
     keys = tuple(newest[name] for name in sorted(newest))
     version = max((one.version for one in given), default=0)
     at_version = {one.keys for one in given if one.version == version}
-    return KeyList(version if at_version <= {keys} else version + 1, keys)
+    return KeyList(version if at_version <= {keys} else _after(version), keys)
 
 
-def agreed(lists: Iterable[KeyList]) -> KeyList:
+def agreed(votes: Iterable[KeyList], fleet: int) -> KeyList:
     """
-    Return the merged list of what at least two hosts say; of fewer than three, what any says.
+    Return the merged list of what at least two hosts say; in a fleet of fewer than three, any.
 
     So no single host adds a key to the others, or revokes one there.
+
+    Args:
+        votes: Of each host that answered; one of version 0 says that the host has no list.
+        fleet: Hosts of the fleet, also those that did not answer.
     """
-    given = [one for one in lists if one.version]
-    if len(given) < WITNESSED_FROM:
+    given = tuple(votes)
+    if fleet < WITNESSED_FROM:
         return merge(given)
-    hosts = Counter(key for one in given for key in one.keys)
+    if len(given) < 2:
+        return KeyList(0, ())
+    hosts = Counter(key for one in given for key in set(one.keys))
     keys = merge(KeyList(1, tuple(key for key in one.keys if hosts[key] > 1)) for one in given).keys
     version = sorted(one.version for one in given)[-2]
     is_held = KeyList(version, keys) in given
-    return KeyList(version if is_held else version + 1, keys)
+    return KeyList(version if is_held else _after(version), keys)
+
+
+def unwitnessed(own: KeyList, wanted: KeyList) -> tuple[ApiKey, ...]:
+    """
+    Return the keys of *own* that are revoked, newer or unknown beside *wanted*.
+    """
+    known = {key.key_name: key for key in wanted.keys}
+    return tuple(
+        key
+        for key in own.keys
+        if (other := known.get(key.key_name)) is None or _order(key) > _order(other)
+    )
+
+
+def with_states(held: KeyList, states: Iterable[ApiKey]) -> KeyList:
+    """
+    Return *held* with *states* in place of its keys of these names; of the same version.
+    """
+    keys = {key.key_name: key for key in (*held.keys, *states)}
+    return KeyList(held.version, tuple(keys[name] for name in sorted(keys)))
 
 
 def add(held: KeyList, key: ApiKey) -> KeyList:
@@ -136,6 +163,13 @@ def revoke(held: KeyList, name: str, now: int) -> KeyList:
     return _put(held, dataclasses.replace(key, secrets=(), changed_at=now))
 
 
+def settle_as_revoked(held: KeyList, key: ApiKey, now: int) -> KeyList:
+    """
+    Return *held* with *key*, on which hosts do not agree, revoked for ever.
+    """
+    return _put(held, dataclasses.replace(key, secrets=(), changed_at=now))
+
+
 def without_old(held: KeyList, now: int) -> KeyList:
     """
     Return *held* without keys that were revoked long ago; of the same version.
@@ -156,11 +190,19 @@ def _active(held: KeyList, name: str) -> ApiKey:
 
 
 def _put(held: KeyList, key: ApiKey) -> KeyList:
-    version = held.version + 1
+    old = held.get(key.key_name)
+    version = _after(max(held.version, old.changed if old else 0))
     key = dataclasses.replace(key, changed=version)
     others = [other for other in held.keys if other.key_name != key.key_name]
     return KeyList(version, tuple(sorted([*others, key], key=lambda one: one.key_name)))
 
 
-def _order(key: ApiKey) -> tuple[bool, int, str]:
-    return is_revoked(key), key.changed, json.dumps(encode(key), sort_keys=True)
+def _after(version: int) -> int:
+    """
+    Return the next version; the last one has none, so that a forged one stops no change.
+    """
+    return min(version + 1, VERSION_MAX)
+
+
+def _order(key: ApiKey) -> tuple[bool, int, int, str]:
+    return is_revoked(key), key.changed, key.changed_at, json.dumps(encode(key), sort_keys=True)

@@ -65,12 +65,18 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
                 table.notes.append(f"{key.key_name}: an earlier token ends {utc(older.expires_at)}")
     if not lists.merged.active:
         table.notes.append(_none(lists.merged))
-    for host in lists.behind:
-        damage = lists.held[host].damage
-        what = f"its list is damaged: {quoted(damage)}" if damage else "it holds another list"
-        table.notes.append(f"{host}: {what}; inv keys.sync")
+    table.notes += [_note(lists, host) for host in lists.behind]
     table.notes += [f"{host}: {_why(error)}" for host, error in lists.errors.items()]
     return table
+
+
+def _note(lists: HeldLists, host: str) -> str:
+    if (damage := lists.held[host].damage) is not None:
+        return f"{host}: its list is damaged: {quoted(damage)}; inv keys.sync"
+    if keys := lists.disputed.get(host):
+        told = ", ".join(f"{k.key_name} ({'revoked' if is_revoked(k) else 'valid'})" for k in keys)
+        return f"{host}: it alone says {told}; inv keys.revoke NAME or inv keys.rotate NAME"
+    return f"{host}: it holds another list; inv keys.sync"
 
 
 def lists_error(lists: HeldLists) -> FleetDiffers | None:
@@ -83,6 +89,17 @@ def lists_error(lists: HeldLists) -> FleetDiffers | None:
     return FleetDiffers(
         f"{', '.join(hosts)}: not the same API keys as on the other hosts",
         why="they missed a change, or do not answer",
+        fix="inv keys.sync; it names the keys that an operator has to settle",
+    )
+
+
+def not_compared(error: DeployError) -> FleetDiffers:
+    """
+    Return the error of an `inv provision` that was done, but could not bring the API keys.
+    """
+    return FleetDiffers(
+        f"the hosts are provisioned, their API keys are not compared: {error.what}",
+        why=error.why,
         fix="inv keys.sync",
     )
 

@@ -197,10 +197,14 @@ def _of_certificate(current: Observed, now: datetime | None) -> Iterator[Finding
 
 def _most_keys(readable: Mapping[str, Observed]) -> KeysStamp | None:
     """
-    Return the list of API keys that most hosts hold; of two that as many hold, the newer one.
+    Return the list of API keys that most hosts hold, None for none; of two, the newer one.
     """
-    held = Counter(current.keys for current in readable.values() if current.keys)
-    return max(held, key=lambda stamp: (held[stamp], stamp.version, stamp.sha256), default=None)
+    held = Counter(one.keys for one in readable.values() if one.keys_damage is None)
+
+    def order(stamp: KeysStamp | None) -> tuple[int, int, str]:
+        return (held[stamp], stamp.version, stamp.sha256) if stamp else (held[stamp], 0, "")
+
+    return max(held, key=order, default=None)
 
 
 def _of_keys(current: Observed, most: KeysStamp | None) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def test_a_damaged_list_is_replaced(fleet):
 
 def test_a_hostile_host_adds_no_key_to_the_others_and_revokes_none(fleet):
     """
-    It answers with a list of its own; the next command replaces it.
+    Its list stays on it, and is named; a rotation settles it, and a forged version stops nothing.
     """
     good = fleet.add("web")
     layout = fleet.transports["n3"].system.layout
@@ -121,9 +121,18 @@ def test_a_hostile_host_adds_no_key_to_the_others_and_revokes_none(fleet):
         lists = read_lists(fleet.clients)
         assert lists.behind == ("n3",)
         assert lists.merged.keys == (web,)
-        assert sync_keys(fleet.clients).changed == ("n3",)
+        synced = sync_keys(fleet.clients)
+        assert synced.changed == ()
+        assert list(synced.disputed) == ["n3"]
+        assert synced.error.exit_code == 26
+        assert "n3: " in synced.error.what
+        assert read_lists(fleet.clients).merged.keys == (web,)
+    assert hash_of(good.token) in fleet.text("n1")
+    rotated = rotate_key(fleet.clients, "web", 0, None, NOW + 1)  # settles what n3 revoked
+    assert rotated.error is None
     assert len(fleet.texts()) == 1
-    assert hash_of(good.token) in fleet.text("n3")
+    assert hash_of(rotated.token) in fleet.text("n3")
+    web = rotated.key
 
     # The control: what two hosts hold counts.
     for name in ("n3", "n4"):

@@ -63,10 +63,17 @@ def test_the_list_has_no_hash():
 def test_hosts_that_differ_are_named():
     older = KeysHeld(KeysStamp(1, "d" * 64), (GONE,))
     lost = TransportError("n3: no answer", why="cut", fix="ping", host="n3")
-    lists = HeldLists({"n1": HELD, "n2": older}, {"n3": lost})
+    lists = HeldLists({"n1": HELD, "n2": older, "n4": HELD}, {"n3": lost})
     assert key_report.keys_json(lists)["behind"] == ["n2"]
     assert key_report.lists_error(lists).exit_code == 26
     assert "n2, n3" in key_report.lists_error(lists).what
+
+
+def test_what_one_host_alone_says_is_named():
+    none = KeysHeld(None, ())
+    lists = HeldLists({"n1": HELD, "n2": none, "n3": none}, {})
+    notes = key_report.keys_table(lists, NOW).notes
+    assert any("n1: it alone says old (revoked), web (valid)" in note for note in notes)
 
 
 def test_the_token_is_in_the_document_and_in_no_representation():

@@ -218,6 +218,15 @@ def test_a_host_with_other_api_keys_than_most_is_named():
     assert whats(with_keys(n3=None)) == [("n3", "its API keys are not those of most hosts: none")]
 
 
+def test_a_host_that_alone_has_api_keys_is_named():
+    """
+    That a host has none counts as much.
+    """
+    assert whats(with_keys(n1=KEYS) | {n: make_settled(n) for n in NAMES if n != "n1"}) == [
+        ("n1", "its API keys are not those of most hosts: version 3")
+    ]
+
+
 def test_a_damaged_list_of_api_keys_is_named():
     damaged = dataclasses.replace(make_settled("n2"), keys=None, keys_damage="not JSON")
     assert whats(with_keys() | {"n2": damaged}) == [
