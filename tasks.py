@@ -65,30 +65,33 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     with events.provisioning(names, as_json=json) as progress:
         result = run(fleet, check=check, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
-    if result.changes and not check:
-        _sync_keys_of(fleet)
     error = result.error
+    if result.changes and not check:
+        unsynced = _sync_keys_of(fleet)
+        if error is None and unsynced is not None:
+            finish(result.as_json(), report.provision_text(result), unsynced, as_json=json)
     finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
 
 
 def _sync_keys_of(fleet):
     """
-    Bring the API keys to hosts that were installed anew; a failure is told and is no error.
+    Bring the API keys to hosts that were installed anew; return the error where that failed.
     """
-    from deploy.api_keys.commands import sync_keys
+    from deploy.api_keys.commands import sync_keys_if_any
+    from deploy.cli.key_report import not_compared
     from deploy.errors import DeployError
     from deploy.wiring.hosts import connect
 
     try:
         with waiting("the API keys of the hosts"), connect(fleet) as on:
-            spread = sync_keys(on.clients)
+            spread = sync_keys_if_any(on.clients)
     except DeployError as error:
-        print_progress(f"API keys: not compared: {error.what}; inv keys.sync")
-        return
+        return not_compared(error)
+    if spread is None:
+        return None
     if spread.changed:
         print_progress(f"API keys: brought to {', '.join(spread.changed)}")
-    if spread.missed:
-        print_progress(f"API keys: not compared on {', '.join(spread.missed)}; inv keys.sync")
+    return spread.error
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,

@@ -106,6 +106,13 @@ class Hosts:
     ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
         return look(self._chosen, timeout_s=_STATUS_S, within_s=within_s)
 
+    def others(self) -> dict[str, Observed]:
+        """
+        Return what the hosts that were not selected look like, as far as they answer within 2 s.
+        """
+        clients = {name: one for name, one in self.clients.items() if name not in self._chosen}
+        return look(clients, timeout_s=_STATUS_S, within_s=2.0)[0] if clients else {}
+
     @property
     def _chosen(self) -> dict[str, HostClient]:
         return {host.name: self.clients[host.name] for host in self.fleet.hosts}

@@ -15,6 +15,7 @@ from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
 from deploy.errors import DeployError, PreconditionError, UsageError
 from deploy.inventory.schema import Hook
+from deploy.release.api_key_check import check_api_keys
 from deploy.release.controller import Controller, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
@@ -68,7 +69,8 @@ def make_plan(
         allow_older: The bundle may be older than the newest release that a host recorded as good.
 
     Raises:
-        PreconditionError: The bundle is for another row of the matrix than a host stands on.
+        PreconditionError: The bundle is for another row of the matrix than a host stands on; or a
+            host has no API keys, while another host of the fleet has some.
     """
     for host in on.fleet.hosts:
         if host.row != bundle.manifest.row:
@@ -78,17 +80,22 @@ def make_plan(
                 fix=f"inv bundle --hosts {on.fleet.name}, then release that",
                 host=host.name,
             )
-    return plan_release(
+    observed = on.observed()
+    plan = plan_release(
         fleet=on.fleet.name,
         bundle=bundle.digest,
         version=bundle.manifest.version,
         canary_pct=canary_pct,
         policy=on.fleet.release,
-        observed=on.observed(),
+        observed=observed,
         start_s=on.limits.start_s,
         golden_s=on.limits.golden_s,
         allow_older=allow_older,
     )
+    started = [host.host for host in plan.hosts]
+    if any(observed[name].keys is None for name in started):
+        check_api_keys(started, on.others() | observed)
+    return plan
 
 
 def run_release(
