@@ -22,14 +22,17 @@ from deploy.wiring.checkout import ROOT
 
 HERE = Path(__file__).parent
 # Each takes minutes on a quiet machine.  SLIPWAY_LAB_LONG=1 runs them too.
+IS_LONG = bool(os.environ.get("SLIPWAY_LAB_LONG"))
 collect_ignore = (
     []
-    if os.environ.get("SLIPWAY_LAB_LONG")
+    if IS_LONG
     else [
         "test_drill.py",
         "test_interrupted.py",
         "test_bad_canaries.py",
         "test_real_model.py",
+        "test_tls.py",
+        "test_upgrade.py",
     ]
 )
 HOSTS = 4

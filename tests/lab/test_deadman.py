@@ -35,7 +35,7 @@ from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from deploy.wiring import checkout, lab_models
 from deploy.wiring.bundles import make_bundle
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import IS_LONG, bring_up, say
 
 PREFIX = "10.77.81"
 LEASE_S = 6.0
@@ -208,7 +208,7 @@ def test_an_idle_timer_starts_nothing_and_logs_nothing(operator):
     assert operator.inside("systemctl is-active slipway-deadman.service || :") == "inactive\n"
 
 
-@pytest.mark.parametrize("share", [10, 100])
+@pytest.mark.parametrize("share", [10, 100] if IS_LONG else [10])
 def test_a_host_whose_operator_dies_goes_back(operator, load, eventually, share):
     """
     Within the lease and 5 seconds, and no request is lost; not before.
