@@ -133,10 +133,11 @@ class HostStore:
 
     def acquire(self, *, steal: bool, is_way_back: bool) -> int:
         self._is_way_back = is_way_back
+        within_s = self._within_s
         for attempt in range(_ATTEMPTS):
-            seen, errors = look(self._clients, within_s=self._within_s)
+            seen, errors = look(self._clients, within_s=within_s)
             epoch = next_epoch([current.epoch for current in seen.values()], len(self._clients))
-            refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=self._within_s)
+            refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=within_s)
             self.refused = {**errors, **refused}
             granted = len(seen) - len(refused)
             if granted and (is_way_back or 2 * granted > len(self._clients)):
@@ -145,6 +146,9 @@ class HostStore:
                     return epoch
             self._keeper.release_all()
             raced = [e for e in refused.values() if isinstance(e, EpochOld)]
+            if within_s is not None and not granted and _has_silent(self.refused):
+                within_s = None  # no host is that fast: a way back gives each its full time
+                continue
             if not raced or attempt + 1 == _ATTEMPTS:
                 raise self._lost_race(granted)
             self._clock.sleep(random.uniform(0.1, 0.5 * (attempt + 1)))  # noqa: S311
@@ -247,6 +251,10 @@ def _newest(stamps: Mapping[str, StateStamp | None], fleet_size: int) -> tuple[i
     reached = sorted(((s.epoch, s.number) for s in stamps.values() if s), reverse=True)
     majority = fleet_size // 2 + 1
     return reached[majority - 1] if len(reached) >= majority else None
+
+
+def _has_silent(errors: Mapping[str, DeployError]) -> bool:
+    return any(isinstance(error, TransportError) for error in errors.values())
 
 
 def _is_certain(seen: Mapping[str, Observed], fleet_size: int) -> bool:

@@ -84,12 +84,15 @@ class Hosts:
         Return what the hosts that can be read look like, and the errors of the others.
 
         Args:
-            within_s: A host that has not answered by then cannot be read.
+            within_s: A host that has not answered by then cannot be read.  If that is all of them,
+                each gets its full time: the link or the machine is slow.
 
         Raises:
             DeployError: No host could be read; all are named.
         """
         readable, errors = self._read(within_s)
+        if errors and not readable and within_s is not None:
+            readable, errors = self._read()
         if errors and not readable:
             raise _unreadable(errors, readable)
         return readable, errors

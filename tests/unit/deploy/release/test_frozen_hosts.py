@@ -3,14 +3,17 @@ A way back acts on the hosts that answer, however long the others take.
 """
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from deploy.errors import PreconditionError, TransportError
 from deploy.host.protocol import Status
 from deploy.release.desired import Ending, Goal
+from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import look
 from deploy.release.store import HostStore
+from deploy.wiring.hosts import Hosts
 from tests.unit.deploy.release.conftest import NAMES
 
 _RENEWAL = "lease.renew"  # its own timer waits for it, by the clock of the test
@@ -161,3 +164,49 @@ def test_without_the_slow_host_they_would_not_agree(fleet, frozen, monkeypatch):
     except PreconditionError:
         return
     assert read.ending is None
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """
+    No host answers within the limit of a way back; without a limit all do.
+    """
+    asked = []
+
+    def late(clients, *, within_s=None, **options):
+        asked.append(within_s)
+        if within_s is None:
+            return look(clients, **options)
+        errors = {name: TransportError("no answer", why="late", fix="wait") for name in clients}
+        return {}, errors
+
+    monkeypatch.setattr("deploy.release.store.look", late)
+    monkeypatch.setattr("deploy.wiring.hosts.look", late)
+    return asked
+
+
+def test_a_way_back_waits_where_no_host_is_fast(fleet, slow):
+    """
+    A slow link or a busy machine: the leases are taken with the full time of each call.
+    """
+    keeper = LeaseKeeper(fleet.clients, owner="me", release="r1", ttl_s=60, clock=fleet.clock)
+    store = HostStore(fleet.clients, keeper, fleet.clock, within_s=0.3)
+
+    assert store.acquire(steal=False, is_way_back=True) >= 1
+
+    assert keeper.held == set(NAMES)
+    assert slow == [0.3, None]
+
+
+def test_a_rollback_is_planned_where_no_host_is_fast(fleet, slow):
+    """
+    And refused only where none answers in its full time either.
+    """
+    hosts = tuple(SimpleNamespace(name=name) for name in NAMES)
+    on = Hosts(SimpleNamespace(hosts=hosts), fleet.clients, {})
+
+    readable, errors = on.readable(0.3)
+
+    assert readable.keys() == set(NAMES)
+    assert errors == {}
+    assert slow == [0.3, None]
