@@ -28,7 +28,6 @@ class Notifier:
         self._socket = None
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.settimeout(1.0)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Notifier":
@@ -51,11 +50,13 @@ class Notifier:
         self._send(f"STOPPING=1\nSTATUS={_one_line(text)}")
 
     def watchdog(self) -> None:
-        self._send("WATCHDOG=1")
+        # A manager that is busy gets the next one: requests must not wait for it.
+        self._send("WATCHDOG=1", wait_s=0.0)
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, *, wait_s: float = 1.0) -> None:
         if self._socket is None or self._address is None:
             return
+        self._socket.settimeout(wait_s)
         try:
             self._socket.sendto(message.encode(), self._address)
         except OSError:

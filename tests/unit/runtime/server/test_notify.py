@@ -125,3 +125,17 @@ def test_without_the_guard_a_text_is_obeyed(manager, monkeypatch):
     monkeypatch.setattr(notify, "_one_line", lambda text: text)
     Notifier(manager.getsockname()).status(f"loading {INJECTED}")
     assert "EXTEND_TIMEOUT_USEC=999999999" in received(manager)[0].split("\n")
+
+
+@pytest.mark.timeout(30)
+def test_a_heartbeat_never_waits_for_a_busy_manager(manager):
+    """
+    Its queue is full: with a second for each, these would take minutes, and requests with them.
+    """
+    notifier = Notifier(manager.getsockname())
+    for _ in range(300):
+        notifier.watchdog()
+    kept = received(manager)
+    assert 0 < len(kept) < 300, "the control: the queue was full"
+    notifier.watchdog()
+    assert received(manager) == ["WATCHDOG=1"]
