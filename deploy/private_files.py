@@ -16,6 +16,7 @@ from typing import IO
 
 from deploy.errors import DeployError
 from deploy.host.accounts import group_name, user_name
+from deploy.host.files import sync_directory
 
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -81,6 +82,7 @@ def write_private(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # a key that others rely on must not be empty after a power cut
         draft.replace(path)
+        sync_directory(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -248,6 +248,21 @@ def test_an_existing_directory_is_checked_and_not_made(place):
     assert mode_of(place / ".slipway") == 0o700
 
 
+def test_a_file_and_its_name_are_on_the_disk_when_it_is_written(place, monkeypatch):
+    """
+    An authority that clients trust must not be gone, or empty, after a power cut.
+    """
+    synced = []
+
+    def fsync(descriptor):
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append(("directory" if is_directory else "file", (place / "key").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_private(place / "key", "key")
+    assert synced == [("file", False), ("directory", True)]
+
+
 def test_a_full_disk_leaves_the_old_file_and_names_it(place, monkeypatch):
     """
     No half file under the name, and no draft beside it.
