@@ -434,7 +434,8 @@ def certs_show(c, hosts=None, limit=None, json=False):
     """
     Show the certificate of each host's public port.
 
-    Reads hosts; changes nothing.  Exits 26 where one has expired or is missing.
+    Reads hosts; changes nothing.  Exits 26 where one has expired or is missing, where a restart
+    would show another one, or where the port is plain HTTP and the fleet file has TLS.
 
         inv certs.show --hosts gpu
     """
@@ -449,9 +450,10 @@ def certs_show(c, hosts=None, limit=None, json=False):
     with waiting("the certificates of the hosts"), connect(fleet) as on:
         states = on.seen()
     now = datetime.now(UTC)
-    error = fleet_error(certificate_findings(states, now))
+    wants_tls = fleet.service.tls.is_on
+    error = fleet_error(certificate_findings(states, now, wants_tls=wants_tls))
     document = certificate_report.certificates_json(fleet.name, states, now)
-    table = "" if json else certificate_report.certificates_table(states, now)
+    table = "" if json else certificate_report.certificates_table(states, now, wants_tls)
     finish(document, table, error, as_json=json)
 
 

@@ -38,9 +38,14 @@ def certificates_json(
     return {"fleet": fleet, "hosts": hosts}
 
 
-def certificates_table(seen: Mapping[str, Observed | DeployError], now: datetime) -> Grid:
+def certificates_table(
+    seen: Mapping[str, Observed | DeployError], now: datetime, wants_tls: bool = False
+) -> Grid:
     """
     Return the table of `inv certs.show`.
+
+    Args:
+        wants_tls: The fleet file has TLS on the public port.
     """
     table = Grid(("host", "ends", "days left", "names", "issuer", "SHA-256"))
     for name, state in seen.items():
@@ -48,7 +53,8 @@ def certificates_table(seen: Mapping[str, Observed | DeployError], now: datetime
             table.add_row(name, Cell("unreadable", "red"), "-", "-", "-", "-")
             table.notes.append(f"{state.what}: {state.why}")
         elif not state.has_tls:
-            table.add_row(name, "plain HTTP", "-", "-", "-", "-")
+            word = Cell("plain HTTP", "red") if wants_tls else "plain HTTP"
+            table.add_row(name, word, "-", "-", "-", "-")
         elif state.certificate is None:
             table.add_row(name, Cell("none", "red"), "-", "-", "-", "-")
         else:

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from deploy.host import tls
-from deploy.host.files import locked, sync_directory, write_atomic
+from deploy.host.files import leftovers, locked, remove, sync_directory, write_atomic
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.protocol import (
     CERTIFICATE_MAX,
@@ -45,6 +45,7 @@ def install(system: System, call: Call, request: CertificateSet) -> CertificateI
                 f"{layout.certificates} is missing",
                 "inv provision",
             )
+        _settle(system)
         draft = layout.certificates / tls.NEXT_NAME
         try:
             der = _write_checked(draft, request.pem)
@@ -65,8 +66,47 @@ def served(system: System, timeout_s: float) -> bytes | None:
     """
     try:
         return system.served_certificate(timeout_s=timeout_s)
-    except OSError:
+    except (OSError, HostError):
         return None
+
+
+def is_kept(system: System, der: bytes) -> bool:
+    """
+    Return whether a restart of HAProxy shows *der* too, which the public port shows now.
+
+    While the certificate is being replaced that is taken for granted.
+    """
+    layout = system.layout
+    if _first_of(layout.certificate) == der:
+        return True
+    try:
+        with locked(system, layout.certificate_lock, 0):
+            return _first_of(layout.certificate) == der
+    except HostError:
+        return True  # another process replaces it
+    except OSError:
+        return False
+
+
+def _first_of(path: Path) -> bytes | None:
+    try:
+        return tls.first_certificate(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _settle(system: System) -> None:
+    """
+    Finish what a call that was killed has left: its draft becomes the file if the port shows it.
+    """
+    layout = system.layout
+    for path in leftovers(layout.certificates):
+        der = _first_of(path) if path.name == tls.NEXT_NAME else None
+        if der is not None and served(system, SHOWN_TIMEOUT_S) == der:
+            path.replace(layout.certificate)
+        else:
+            remove(path)
+        sync_directory(layout.certificates)
 
 
 def _write_checked(draft: Path, pem: str) -> bytes:

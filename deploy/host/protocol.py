@@ -1013,6 +1013,7 @@ class HostStatus:
             units, as provisioning does.
         certificate: That the public port shows, DER in base64; "": it shows none; None: the port
             is plain HTTP.
+        is_certificate_kept: A restart of HAProxy would show the same one: it is in its file.
         keys: Which list of API keys it holds; None: none, or a damaged one.
         keys_damage: Why its file of API keys is no list.
     """
@@ -1034,6 +1035,7 @@ class HostStatus:
     went_back: Optional[WentBack]
     is_deadman_tested: bool
     certificate: Optional[str] = None
+    is_certificate_kept: bool = True
     keys: Optional[KeysStamp] = None
     keys_damage: Optional[str] = None
 

@@ -17,7 +17,10 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import ssl
 
 # Largest accepted body of an answer, in bytes, by path; another path has the default.
 BODY_LIMITS = {"/metrics": 4 << 20, "/generate": 1 << 20, "/v1/chat/completions": 1 << 20}
@@ -132,24 +135,68 @@ def tcp_request(
     """
 
     def connected(deadline: Deadline) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", port), deadline.left_s())
-        return connection if certificate is None else _verified(connection, certificate)
+        if certificate is None:
+            return socket.create_connection(("127.0.0.1", port), deadline.left_s())
+        return _verified(port, certificate, deadline)
 
     return _exchange(connected, method, target, timeout_s, document, token)
 
 
-def _verified(connection: socket.socket, certificate: Path) -> socket.socket:
+def _verified(port: int, certificate: Path, deadline: Deadline) -> socket.socket:
     from deploy.host import tls
 
-    secured = tls.wrap(connection)
+    before = _certificates(certificate)
+    secured = _secured(port, deadline)
     shown = tls.shown(secured)
-    # HAProxy serves the next one from just before it is the file, also if that call has died.
-    for path in (certificate, certificate.with_name(tls.NEXT_NAME)):
-        with suppress(FileNotFoundError):
-            if shown == tls.first_certificate(path.read_text(encoding="ascii")):
-                return secured
+    # Read again: it may have been replaced since, and the handshake have shown either one.
+    if shown in before or shown in _certificates(certificate):
+        return secured
     secured.close()
     raise OSError(f"the port shows another certificate than {certificate}")
+
+
+def _certificates(path: Path) -> list[bytes]:
+    """
+    Return the certificate in *path* and the one that is about to replace it, in DER.
+
+    HAProxy serves the next one from just before it is the file, also if that call has died.
+    """
+    from deploy.host import tls
+
+    found = []
+    # The next one first: it becomes the file, and never the other way round.
+    for one in (path.with_name(tls.NEXT_NAME), path):
+        with suppress(FileNotFoundError, ValueError):
+            found.append(tls.first_certificate(one.read_text(encoding="ascii")))
+    return found
+
+
+def served_certificate(port: int, timeout_s: float) -> bytes:
+    """
+    Return the certificate, in DER, that *port* of this host shows.
+
+    Args:
+        timeout_s: For connection and handshake together.
+
+    Raises:
+        OSError: The port does not complete a handshake.
+    """
+    from deploy.host import tls
+
+    with _secured(port, Deadline(timeout_s)) as connection:
+        return tls.shown(connection)
+
+
+def _secured(port: int, deadline: Deadline) -> ssl.SSLSocket:
+    from deploy.host import tls
+
+    connection = socket.create_connection(("127.0.0.1", port), deadline.left_s())
+    try:
+        connection.settimeout(deadline.left_s())  # of the whole handshake
+    except BaseException:
+        connection.close()
+        raise
+    return tls.wrap(connection)
 
 
 def _exchange(

@@ -5,8 +5,9 @@ Present state of a host; works on a host where any part is missing.
 from __future__ import annotations
 
 import base64
+from typing import Any
 
-from deploy.host import api_keys, desired
+from deploy.host import api_keys, certificate, desired
 from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
 from deploy.host.good import staged, startable
@@ -22,7 +23,7 @@ from deploy.host.slots.measure import servers_or_none, units_or_none
 from deploy.host.slots.slot import linked_bundle, version_of
 from deploy.host.system import System
 
-_HANDSHAKE_S = 0.5  # to connect, and again for the handshake: a way back asks hosts for 2 s
+_HANDSHAKE_S = 0.3  # a way back waits for the whole status for 2 s, also under a flood of clients
 
 
 def run(system: System, _call: Call, _request: Status) -> HostStatus:
@@ -53,20 +54,26 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         pending=pending.status(system),
         went_back=pending.went_back(system),
         is_deadman_tested=self_test.is_tested(system),
-        certificate=_certificate(system),
         keys=keys.stamp,
         keys_damage=keys.damage,
+        **_certificate(system),  # last: it is the slowest where many clients connect
     )
 
 
-def _certificate(system: System) -> str | None:
+def _certificate(system: System) -> dict[str, Any]:
+    """
+    Return the fields about the certificate of the public port.
+    """
     try:
         der = system.served_certificate(timeout_s=_HANDSHAKE_S)
     except OSError:
-        return ""
+        return {"certificate": ""}
     except HostError:
-        return None  # never provisioned
-    return None if der is None else base64.b64encode(der).decode()
+        return {}  # never provisioned
+    if der is None:
+        return {}
+    is_kept = certificate.is_kept(system, der)
+    return {"certificate": base64.b64encode(der).decode(), "is_certificate_kept": is_kept}
 
 
 def _slot(

@@ -229,6 +229,9 @@ class System:
         """
         Return the certificate, in DER, that the public port shows; None: the port is plain HTTP.
 
+        Args:
+            timeout_s: For connection and handshake together.
+
         Raises:
             OSError: The port completes no handshake.
             HostError: The configuration of the host program names no port.
@@ -236,7 +239,7 @@ class System:
         port = public_port(self.layout)
         if not port.has_tls:
             return None
-        from deploy.host.tls import served_certificate
+        from deploy.host.sockets import served_certificate
 
         return served_certificate(port.number, timeout_s)
 

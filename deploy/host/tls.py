@@ -1,5 +1,5 @@
 """
-TLS with the standard library alone: checks a certificate file, and reads what a port shows.
+TLS with the standard library alone: checks a certificate file, and is a client of the public port.
 """
 
 from __future__ import annotations
@@ -120,20 +120,6 @@ def shown(connection: ssl.SSLSocket) -> bytes:
     Return the certificate of the other side, in DER.
     """
     return connection.getpeercert(binary_form=True) or b""
-
-
-def served_certificate(port: int, timeout_s: float) -> bytes:
-    """
-    Return the certificate, in DER, that *port* of this host shows.
-
-    Args:
-        timeout_s: For the connection, and once more for the handshake.
-
-    Raises:
-        OSError: The port does not complete a handshake.
-    """
-    with wrap(socket.create_connection(("127.0.0.1", port), timeout_s)) as connection:
-        return shown(connection)
 
 
 def _refuse_encrypted() -> str:

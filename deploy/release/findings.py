@@ -44,6 +44,7 @@ def find(
     last_seen: Mapping[str, str] | None = None,
     unavailable: DeployError | None = None,
     now: datetime | None = None,
+    wants_tls: bool = False,
 ) -> tuple[Finding, ...]:
     """
     Return the findings of all hosts, in their order.
@@ -53,6 +54,7 @@ def find(
         last_seen: When each host was last read from this machine, in UTC.
         unavailable: Why the place of the desired state could not be read.
         now: Time at which certificates are judged; None: their ends are not.
+        wants_tls: The fleet file has TLS on the public port.
     """
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
@@ -65,7 +67,7 @@ def find(
             continue
         found += _of_slots(state, is_busy)
         found += _of_host(state, is_busy)
-        found += _of_certificate(state, now)
+        found += _of_certificate(state, now, wants_tls)
         found += _of_keys(state, keys)
         text = (differs or {}).get(name) or _unlike(state, most)
         if text:
@@ -79,17 +81,20 @@ def find(
 
 
 def certificate_findings(
-    seen: Mapping[str, Observed | DeployError], now: datetime
+    seen: Mapping[str, Observed | DeployError], now: datetime, *, wants_tls: bool = False
 ) -> tuple[Finding, ...]:
     """
     Return the findings about certificates alone, and the hosts that cannot be read.
+
+    Args:
+        wants_tls: The fleet file has TLS on the public port.
     """
     found: list[Finding] = []
     for name, state in seen.items():
         if isinstance(state, DeployError):
             found.append(_unreadable(name, state, None))
         else:
-            found += _of_certificate(state, now)
+            found += _of_certificate(state, now, wants_tls)
     return tuple(found)
 
 
@@ -175,18 +180,24 @@ def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
         yield Finding(name, what, _clear(name), is_busy)
 
 
-def _of_certificate(current: Observed, now: datetime | None) -> Iterator[Finding]:
+def _of_certificate(current: Observed, now: datetime | None, wants_tls: bool) -> Iterator[Finding]:
     if not current.has_tls:
+        if wants_tls:
+            what = "its public port is plain HTTP, and the fleet file has TLS"
+            yield Finding(current.host, what, f"inv provision --limit {current.host}")
         return
     if current.certificate is None:
         fix = f"systemctl status haproxy on {current.host}; inv provision --limit {current.host}"
         yield Finding(current.host, "its public port shows no certificate", fix)
         return
+    fix = f"inv certs.renew --limit {current.host}"
+    if not current.is_certificate_kept:
+        what = "its public port shows another certificate than its file: a restart brings that one"
+        yield Finding(current.host, what, fix)
     ends = current.certificate.not_after
     if now is None or ends - now >= EXPIRES_SOON:
         return
     date = f"{ends:%Y-%m-%d %H:%M} UTC"
-    fix = f"inv certs.renew --limit {current.host}"
     if ends <= now:
         yield Finding(current.host, f"its certificate expired at {date}: clients refuse it", fix)
     else:

@@ -107,6 +107,7 @@ class Observed:
         went_back: What it took back by itself.
         has_tls: Its public port speaks TLS.
         certificate: That the port shows; None: none that can be read.
+        is_certificate_kept: A restart of HAProxy would show the same one.
         keys: Which list of API keys it holds.
         keys_damage: Why its file of API keys is no list.
     """
@@ -128,6 +129,7 @@ class Observed:
     is_deadman_tested: bool = True
     has_tls: bool = False
     certificate: "ShownCertificate | None" = None
+    is_certificate_kept: bool = True
     keys: KeysStamp | None = None
     keys_damage: str | None = None
 
@@ -215,6 +217,7 @@ def observed(host: str, status: HostStatus) -> Observed:
         is_deadman_tested=status.is_deadman_tested,
         has_tls=status.certificate is not None,
         certificate=_certificate(status.certificate),
+        is_certificate_kept=status.is_certificate_kept,
         keys=status.keys,
         keys_damage=status.keys_damage,
     )

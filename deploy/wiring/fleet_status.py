@@ -37,6 +37,7 @@ def read(on: Hosts) -> tuple[dict[str, Observed | DeployError], tuple[Finding, .
         last_seen=times,
         unavailable=store.unavailable,
         now=datetime.now(UTC),
+        wants_tls=on.fleet.service.tls.is_on,
     )
     return seen, found
 

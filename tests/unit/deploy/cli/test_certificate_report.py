@@ -2,6 +2,7 @@
 What `inv status` and `inv certs.*` show of certificates.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -79,6 +80,32 @@ def test_a_port_that_shows_none_is_an_error():
     assert [finding.host for finding in findings] == ["n1", "n9"]
     assert fleet_error(findings) is not None
     assert certificate_findings({"n1": make_settled()}, NOW) == ()
+
+
+def test_plain_http_where_the_fleet_file_has_tls_is_an_error():
+    """
+    Tokens would travel in the clear; `inv status` and `inv certs.show` say so.
+    """
+    plain = {"n1": make_settled()}
+    for found in (certificate_findings(plain, NOW, wants_tls=True), find(plain, wants_tls=True)):
+        assert [finding.host for finding in found] == ["n1"]
+        assert "plain HTTP" in found[0].what
+        assert fleet_error(found).exit_code == 26
+    assert find(plain) == ()
+    assert certificate_findings({"n1": with_certificate(days(60))}, NOW, wants_tls=True) == ()
+    cells = [certificate_report.certificates_table(plain, NOW, w).rows[0][1] for w in (True, False)]
+    assert cells == [Cell("plain HTTP", "red"), "plain HTTP"]
+
+
+def test_another_certificate_than_the_file_is_an_error():
+    """
+    A restart of HAProxy would bring the old one back.
+    """
+    state = replace(with_certificate(days(60)), is_certificate_kept=False)
+    (finding,) = certificate_findings({"n1": state}, NOW)
+    assert "than its file" in finding.what
+    assert "inv certs.renew --limit n1" in finding.fix
+    assert fleet_error([finding]) is not None
 
 
 def test_the_documents_have_the_certificate():

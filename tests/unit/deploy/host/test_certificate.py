@@ -3,14 +3,17 @@
 """
 
 import hashlib
+import socket
 import stat
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from deploy.host import certificate, tls
+from deploy.host import certificate, sockets, tls
+from deploy.host.files import UNFINISHED, locked
 from deploy.host.journal import Journal
 from deploy.host.protocol import CERTIFICATE_MAX, CertificateSet, ErrorKind, HostError
 from tests.local_host import short_directory
@@ -275,6 +278,114 @@ def test_a_release_is_confirmed_while_the_certificate_is_replaced(port, monkeypa
 
     assert port.install(port.issue()).served
     assert not draft.exists()
+
+
+@pytest.fixture
+def cut_off(port):
+    """
+    A call that was killed after HAProxy's commit: the port shows its draft, the file is the old.
+    """
+    layout = port.system.layout
+    old, pem = layout.certificate.read_text(), port.issue()
+    port.install(pem)
+    layout.certificate.write_text(old)
+    (layout.certificates / tls.NEXT_NAME).write_text(pem)
+    (layout.certificates / f"{UNFINISHED}{tls.NEXT_NAME}").write_text(pem)
+    return pem
+
+
+def is_kept(port):
+    return certificate.is_kept(port.system, port.system.served_certificate(timeout_s=5.0))
+
+
+def test_a_call_that_was_cut_off_is_finished_by_the_next_one(port, cut_off):
+    """
+    Also by one that is refused: the port goes on to show the certificate that is its file.
+    """
+    with pytest.raises(HostError):
+        port.install("nothing\n")
+    assert state_of(port) == (digest_of(cut_off), {"public.pem": cut_off})
+    assert is_kept(port)
+
+
+def test_a_draft_that_the_port_does_not_show_is_dropped(port, cut_off):
+    """
+    HAProxy was started again, with the file.
+    """
+    old = port.system.layout.certificate.read_text()
+    port.restart()
+    with pytest.raises(HostError):
+        port.install("nothing\n")
+    assert state_of(port) == (digest_of(old), {"public.pem": old})
+
+
+def test_a_certificate_that_a_restart_would_not_show_is_noticed(port, cut_off):
+    """
+    Not while another call replaces it, nor once it is replaced.
+    """
+    assert not is_kept(port)
+    with locked(port.system, port.system.layout.certificate_lock, 5.0):
+        assert is_kept(port)
+    port.install(port.issue())
+    assert is_kept(port)
+    port.system.layout.certificate.unlink()
+    assert not is_kept(port)
+
+
+@pytest.mark.parametrize("moment", ["before the handshake", "after it"])
+def test_a_certificate_that_is_replaced_meanwhile_is_the_hosts_own(port, monkeypatch, moment):
+    """
+    The handshake showed the old one or the new one, and the file is another by now.
+    """
+    handshake = tls.wrap
+
+    def wrap(connection):
+        monkeypatch.setattr(tls, "wrap", handshake)
+        if moment == "before the handshake":
+            port.install(port.issue())
+        secured = handshake(connection)
+        if moment == "after it":
+            port.install(port.issue())
+        return secured
+
+    monkeypatch.setattr(tls, "wrap", wrap)
+    ask = {"timeout_s": 30.0, "document": {}}
+    assert port.system.http_public("POST", "/generate", **ask).status == 200
+    assert tls.wrap is handshake, "it was replaced"
+
+
+def test_a_draft_that_is_no_certificate_does_not_disturb_a_confirmation(port):
+    """
+    A call writes its draft before it checks it.
+    """
+    (port.system.layout.certificates / tls.NEXT_NAME).write_text("nothing")
+    assert port.system.http_public("POST", "/generate", timeout_s=5.0, document={}).status == 200
+
+
+def test_connection_and_handshake_have_one_deadline(port, monkeypatch):
+    """
+    What the connection took is not left for the handshake, which a flood of clients delays.
+    """
+    now_s, left_s = [100.0], []
+    connect, handshake = socket.create_connection, tls.wrap
+
+    def slow(*arguments):
+        now_s[0] += 2.0
+        return connect(*arguments)
+
+    def wrap(connection):
+        left_s.append(connection.gettimeout())
+        return handshake(connection)
+
+    monkeypatch.setattr(sockets, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(socket, "create_connection", slow)
+    monkeypatch.setattr(tls, "wrap", wrap)
+    assert port.system.served_certificate(timeout_s=8.0)
+    assert left_s == [6.0]
+    with pytest.raises(TimeoutError):
+        port.system.served_certificate(timeout_s=2.0)
+    assert port.system.http_public("POST", "/generate", timeout_s=8.0, document={}).status == 200
+    assert left_s == [6.0, 6.0]
 
 
 def test_the_status_has_the_certificate_that_is_shown(port):

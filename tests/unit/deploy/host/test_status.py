@@ -15,6 +15,7 @@ from deploy.host.protocol import (
     SlotStatus,
     TrafficSet,
 )
+from deploy.release.observe import ANSWER_WITHIN_S
 from tests.local_host import BOOT
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
 
@@ -56,6 +57,23 @@ def test_status_works_without_any_state(host):
     shutil.rmtree(host.layout.state)
     assert host.status().slots["blue"].bundle is None
     assert not host.layout.state.exists()
+
+
+def test_status_names_a_certificate_that_a_restart_would_not_show(host, monkeypatch):
+    """
+    The port has another one than its file; a host without TLS has neither.
+    """
+    assert (host.status().certificate, host.status().is_certificate_kept) == (None, True)
+    asked_s = []
+
+    def shown(*, timeout_s):
+        asked_s.append(timeout_s)
+        return b"shown"
+
+    monkeypatch.setattr(host.system, "served_certificate", shown)
+    status = host.status()
+    assert (status.certificate, status.is_certificate_kept) == ("c2hvd24=", False)
+    assert max(asked_s) < ANSWER_WITHIN_S / 4
 
 
 def test_status_shows_what_serves(leased, proxy):
