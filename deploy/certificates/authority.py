@@ -76,16 +76,25 @@ class Authority:
         """
         Return whether *pair* is of this authority, for *names*, and not to be renewed yet.
         """
-        try:
-            pair.leaf.verify_directly_issued_by(self.certificate)
-        except Exception:
-            return False
-        ends = pair.leaf.not_valid_after_utc
-        # The last certificates of an authority end with it: another one would last no longer.
-        is_last = ends >= self.certificate.not_valid_after_utc
-        renewed_at = ends if is_last else ends - RENEW_BEFORE
-        wanted = {_comparable(name) for name in names}
-        return now < renewed_at and {_comparable(name) for name in names_of(pair.leaf)} == wanted
+        return is_current(pair.leaf, self.certificate, names, now)
+
+
+def is_current(
+    leaf: x509.Certificate, authority: x509.Certificate, names: Sequence[str], now: datetime
+) -> bool:
+    """
+    Return whether *authority* issued *leaf*, for *names*, and it is not to be renewed yet.
+    """
+    try:
+        leaf.verify_directly_issued_by(authority)
+    except Exception:
+        return False
+    ends = leaf.not_valid_after_utc
+    # The last certificates of an authority end with it: another one would last no longer.
+    is_last = ends >= authority.not_valid_after_utc
+    renewed_at = ends if is_last else ends - RENEW_BEFORE
+    wanted = {_comparable(name) for name in names}
+    return now < renewed_at and {_comparable(name) for name in names_of(leaf)} == wanted
 
 
 def create_authority(directory: Path, fleet: str, now: datetime) -> Authority:

@@ -43,15 +43,27 @@ def shown_certificate(text: str) -> ShownCertificate | None:
     """
     Return the certificate *text*, DER in base64, which a host sent; None where it cannot be read.
     """
-    if not text or len(text) > _TEXT_MAX:
+    certificate = parse_shown(text)
+    if certificate is None:
         return None
     try:
-        certificate = x509.load_der_x509_certificate(base64.b64decode(text, validate=True))
         return ShownCertificate(
             names=tuple(visible(name) for name in names_of(certificate)[:_NAMES]),
             issuer=visible(certificate.issuer.rfc4514_string()),
             not_after=certificate.not_valid_after_utc,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
         )
+    except Exception:  # the library has many for malformed input
+        return None
+
+
+def parse_shown(text: str) -> x509.Certificate | None:
+    """
+    Return the certificate *text* as a whole, unchecked; None where it cannot be read.
+    """
+    if not text or len(text) > _TEXT_MAX:
+        return None
+    try:
+        return x509.load_der_x509_certificate(base64.b64decode(text, validate=True))
     except Exception:  # the library has many for malformed input
         return None

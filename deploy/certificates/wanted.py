@@ -36,9 +36,9 @@ def wanted_pairs(
     if tls.kind == "files":
         pair = read_files(fleet, tls, now)
         return {host.name: pair for host in fleet.hosts}
+    authority = own_authority(fleet, now)
+    assert authority is not None
     assert tls.authority is not None
-    what = f"{fleet.path.name}: service.tls.authority"
-    authority = load_authority(tls.authority, now, what)
     folder = tls.authority / "issued" / fleet.name
     if is_kept:
         private_directory(folder)
@@ -50,6 +50,20 @@ def wanted_pairs(
         if stored is None and is_kept:
             write_private(path, pairs[host.name].pem.reveal())
     return pairs
+
+
+def own_authority(fleet: Fleet, now: datetime) -> Authority | None:
+    """
+    Return the fleet's own authority; None where the fleet file has no such one.
+
+    Raises:
+        InventoryError: It is missing or cannot be used.
+    """
+    tls = fleet.service.tls
+    if tls.kind != "internal":
+        return None
+    assert tls.authority is not None
+    return load_authority(tls.authority, now, f"{fleet.path.name}: service.tls.authority")
 
 
 def names_for(host: Host, tls: Tls) -> tuple[str, ...]:

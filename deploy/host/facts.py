@@ -6,6 +6,7 @@ Needs nothing on the host but Python: it also runs before the host program is in
 
 from __future__ import annotations
 
+import base64
 import glob
 import hashlib
 import hmac
@@ -50,7 +51,10 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
     return Facts(
         paths={
             **{path: _path(_at(system, path), sha256) for path, sha256 in query.paths.items()},
-            **{path: _secret(_at(system, path), key) for path, key in query.secrets.items()},
+            **{
+                path: _secret(_at(system, path), key, path in query.certificates)
+                for path, key in query.secrets.items()
+            },
         },
         packages=_packages(system, query.packages),
         users={name: _user(name) for name in query.users},
@@ -73,12 +77,21 @@ def _at(system: System, path: str) -> Path:
     return Path(system.layout.root) / path.lstrip("/")
 
 
-def _secret(path: Path, key: str) -> PathFacts | None:
+def _secret(path: Path, key: str, is_certificate: bool) -> PathFacts | None:
     facts = _path(path, "")
     if facts is None or facts.type != "file":
         return facts
     mac = hmac.new(bytes.fromhex(key), path.read_bytes(), hashlib.sha256).hexdigest()
-    return replace(facts, mac=mac)
+    return replace(facts, mac=mac, certificate=_certificate(path) if is_certificate else None)
+
+
+def _certificate(path: Path) -> str | None:
+    from deploy.host import tls
+
+    try:
+        return base64.b64encode(tls.check_file(path)).decode()
+    except (OSError, ValueError):
+        return None
 
 
 def _path(path: Path, sha256: str) -> PathFacts | None:

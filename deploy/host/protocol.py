@@ -1147,6 +1147,7 @@ class PathFacts:
         sha256: None where no hash was asked for, and for a secret.
         mac: HMAC-SHA256 of the content of a secret, under the key of the query.
         text: Content of a file with another hash than the wanted one, where it is no secret.
+        certificate: First one of a file that HAProxy could serve, DER in base64, where asked for.
     """
 
     type: Annotated[str, OneOf(("file", "directory", "link", "other"))]
@@ -1158,6 +1159,7 @@ class PathFacts:
     sha256: Optional[str] = None
     mac: Optional[str] = None
     text: Optional[str] = None
+    certificate: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -1228,6 +1230,7 @@ class FactQuery(Request[Facts]):
         secrets: A random key of this run for each path with secret content.  The host returns the
             HMAC of its content under that key, and no hash and no text.  The query says nothing
             about the wanted content, so a host that lacks the secret cannot test guesses of it.
+        certificates: Those of `secrets` that hold a certificate and its key.
         port: Public port whose listeners are asked for.
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
@@ -1239,6 +1242,7 @@ class FactQuery(Request[Facts]):
 
     paths: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, Digest] = field(default_factory=dict)
+    certificates: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ()

@@ -4,12 +4,33 @@ Resource of the certificate of the public port, which a running HAProxy takes wi
 
 import hashlib
 import hmac
+from datetime import datetime
 from typing import Literal
 
+from cryptography import x509
 from pydantic import Field
 
-from deploy.host.protocol import FactQuery, Facts
+from deploy.certificates.authority import is_current
+from deploy.certificates.pair import names_of
+from deploy.certificates.shown import parse_shown
+from deploy.host import layout
+from deploy.host.files import UNFINISHED
+from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.requirements import Frozen
 from deploy.provision.resource import Difference, Resource, attributes
+
+
+class Issuer(Frozen):
+    """
+    The fleet's own authority.
+
+    Attributes:
+        pem: Its certificate.
+        now: Time at which the certificates that it issued are judged.
+    """
+
+    pem: str
+    now: datetime
 
 
 class Certificate(Resource):
@@ -19,6 +40,7 @@ class Certificate(Resource):
     Attributes:
         pem: The certificate, its signers, the key.
         mac_key: As in `resources.File`: the content is a secret.
+        issuer: Where it is the fleet's own authority, the host keeps another certificate of it.
         ends: Last day of the certificate, such as 2027-02-24.
     """
 
@@ -27,6 +49,7 @@ class Certificate(Resource):
     pem: str = Field(repr=False)
     mac_key: str = Field(repr=False)
     ends: str
+    issuer: Issuer | None = None
 
     @property
     def name(self) -> str:
@@ -39,13 +62,31 @@ class Certificate(Resource):
 
     @property
     def query(self) -> FactQuery:
-        return FactQuery(secrets={self.path: self.mac_key})
+        return FactQuery(
+            secrets={self.path: self.mac_key},
+            certificates=(self.path,) if self.issuer else (),
+            listings=(layout.CERTIFICATES,),
+        )
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
         if found is None:
             return Difference(change=f"create, valid until {self.ends}")
         wrong = attributes(found, "file", "root", "root", "0600")
-        if found.mac != self.mac:
+        if found.mac != self.mac and not self._keeps(found):
             wrong = [f"new certificate, valid until {self.ends}", *wrong]
+        if any(name.startswith(UNFINISHED) for name in facts.listings[layout.CERTIFICATES]):
+            wrong.append("a replacement that was cut off")
         return Difference(change=", ".join(wrong)) if wrong else None
+
+    def _keeps(self, found: PathFacts) -> bool:
+        """
+        Return whether the host's own certificate is as good: another operator issued it.
+        """
+        own = parse_shown(found.certificate or "")
+        if self.issuer is None or own is None:
+            return False
+        authority, wanted = (
+            x509.load_pem_x509_certificate(pem.encode()) for pem in (self.issuer.pem, self.pem)
+        )
+        return is_current(own, authority, names_of(wanted), self.issuer.now)

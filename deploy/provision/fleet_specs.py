@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from deploy.certificates.wanted import wanted_pairs
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from deploy.certificates.wanted import own_authority, wanted_pairs
 from deploy.inventory.schema import Fleet
+from deploy.provision.certificate_resources import Issuer
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.spec import HostSpec, find_uv, read_allowed_signers, resolve_tokens
@@ -39,7 +42,8 @@ def resource_sets(
     rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
-    certificates = wanted_pairs(fleet, datetime.now(UTC), is_kept=not is_check)
+    now = datetime.now(UTC)
+    certificates = wanted_pairs(fleet, now, is_kept=not is_check)
     uv = find_uv()
     locks = {name: ensure_lock(row, progress=progress) for name, row in rows.items()}
     specs = {
@@ -60,7 +64,10 @@ def resource_sets(
     }
     if certificates:
         a_pair = next(iter(certificates.values()))
-        specs = {name: replace(spec, certificate=a_pair) for name, spec in specs.items()}
+        issuer = _issuer(fleet, now)
+        specs = {
+            name: replace(spec, certificate=a_pair, issuer=issuer) for name, spec in specs.items()
+        }
     by_row = {name: plan_resources(spec) for name, spec in specs.items()}
     if certificates:
         return {
@@ -68,3 +75,10 @@ def resource_sets(
             for host in fleet.hosts
         }
     return {host.name: by_row[host.row] for host in fleet.hosts}
+
+
+def _issuer(fleet: Fleet, now: datetime) -> Issuer | None:
+    authority = own_authority(fleet, now)
+    if authority is None:
+        return None
+    return Issuer(pem=authority.certificate.public_bytes(Encoding.PEM).decode(), now=now)

@@ -110,8 +110,8 @@ def activate(spec: HostSpec) -> list[AnyResource]:
         socket=layout.HAPROXY_SOCKET,
         description=f"slipway {_digest(spec)}",
     )
-    # The key leaves the host once no configuration names it.
-    return [service] if spec.service.tls.is_on else [service, Absent(path=layout.CERTIFICATE)]
+    # The key, and one of a replacement that was cut off, leave once no configuration names it.
+    return [service] if spec.service.tls.is_on else [service, Absent(path=layout.CERTIFICATES)]
 
 
 def config(spec: HostSpec) -> str:

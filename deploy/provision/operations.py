@@ -195,9 +195,9 @@ def directory(resource: resources.Directory) -> Commands:
 @operation()
 def remove(path: str) -> Commands:
     """
-    Remove a file.
+    Remove a file, or a directory with all that is in it.
     """
-    yield StringCommand(shlex.join(["rm", "-f", path]))
+    yield StringCommand(shlex.join(["rm", "-rf", "--one-file-system", path]))
 
 
 @operation()

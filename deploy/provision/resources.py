@@ -165,7 +165,7 @@ class File(Resource):
 
 class Absent(PathResource):
     """
-    A file that must not exist.
+    A file, or a directory with all that is in it, that must not exist.
     """
 
     kind: Literal["absent"] = "absent"

@@ -4,7 +4,7 @@ The certificate of the public port; before HAProxy, whose configuration names it
 
 from deploy.certificates.pair import Pair
 from deploy.host import layout
-from deploy.provision.certificate_resources import Certificate
+from deploy.provision.certificate_resources import Certificate, Issuer
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import AnyResource, Directory
@@ -20,7 +20,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:
-    return [_resource(spec.certificate, spec.mac_key)] if spec.certificate else []
+    return [_resource(spec.certificate, spec.mac_key, spec.issuer)] if spec.certificate else []
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
@@ -34,16 +34,19 @@ def with_certificate(resource_set: ResourceSet, pair: Pair) -> ResourceSet:
     Hosts of a row differ in nothing else, and planning takes some milliseconds.
     """
     placed = (
-        _resource(pair, resource.mac_key) if isinstance(resource, Certificate) else resource
+        _resource(pair, resource.mac_key, resource.issuer)
+        if isinstance(resource, Certificate)
+        else resource
         for resource in resource_set.placed
     )
     return resource_set.model_copy(update={"placed": tuple(placed)})
 
 
-def _resource(pair: Pair, mac_key: str) -> Certificate:
+def _resource(pair: Pair, mac_key: str, issuer: Issuer | None) -> Certificate:
     return Certificate(
         path=layout.CERTIFICATE,
         pem=pair.pem.reveal(),
         mac_key=mac_key,
+        issuer=issuer,
         ends=f"{pair.leaf.not_valid_after_utc:%Y-%m-%d}",
     )

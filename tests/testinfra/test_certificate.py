@@ -66,7 +66,7 @@ def test_no_certificate_is_left_where_the_port_is_plain(root, expected):
     """
     if expected["tls"]:
         pytest.skip("the public port has TLS")
-    assert not root.file(layout.CERTIFICATE).exists
+    assert not root.file(layout.CERTIFICATES).exists
 
 
 def test_old_versions_of_tls_are_refused(root, port):

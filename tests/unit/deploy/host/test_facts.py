@@ -2,6 +2,7 @@
 The verb `facts`, on a host under a temporary root.
 """
 
+import base64
 import hashlib
 import hmac
 import os
@@ -9,9 +10,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.host.protocol import FactQuery, LeaseRelease, Listener, UnitFacts, UserFacts
 from deploy.host.system import ProgramResult, System
+from tests.unit.deploy.certificates.builders import NOW, make_authority
 from tests.unit.deploy.host.fakes import TemporaryHost
 
 # systemctl show, systemd 252: a unit that runs, an instance of a stale template, an absent one.
@@ -145,6 +148,27 @@ def test_the_text_of_a_secret_never_leaves_the_host(host):
     assert facts(host, secrets={"/etc": key}).paths["/etc"].mac is None
     assert facts(host, secrets={"/nowhere": key}).paths["/nowhere"] is None
     assert facts(host, paths={path: sha256}).paths[path].text is None
+
+
+def test_a_certificate_leaves_the_host_without_its_key(host):
+    """
+    None for a file that HAProxy could not serve, and where it was not asked for.
+    """
+    path, key = "/etc/slipway/tls/public.pem", "ab" * 32
+    pair = make_authority().issue(("n1",), NOW)
+
+    def found(text, certificates=(path,)):
+        place(host, path, text.encode())
+        return facts(host, secrets={path: key}, certificates=certificates).paths[path]
+
+    pem = pair.pem.reveal()
+    alone = pem[: pem.index("-----BEGIN PRIV")]
+    other = make_authority().issue(("n1",), NOW).pem.reveal()
+    assert base64.b64decode(found(pem).certificate) == pair.leaf.public_bytes(Encoding.DER)
+    assert found(pem, ()).certificate is None
+    for text in ("", "nothing", alone, pem[:-100], alone + other):
+        assert found(text).certificate is None
+    assert facts(host, secrets={"/no": key}, certificates=("/no",)).paths["/no"] is None
 
 
 def test_a_large_text_is_omitted(host):

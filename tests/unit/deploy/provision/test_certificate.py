@@ -2,23 +2,28 @@
 The certificate of the public port among the resources of a host.
 """
 
+import base64
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.certificates.authority import Authority
 from deploy.host import layout
+from deploy.host.files import UNFINISHED
 from deploy.host.protocol import CertificateInstalled, CertificateSet, PathFacts
+from deploy.host.tls import NEXT_NAME
 from deploy.inventory.schema import Tls
 from deploy.provision import operations
-from deploy.provision.certificate_resources import Certificate
+from deploy.provision.certificate_resources import Certificate, Issuer
 from deploy.provision.concerns import plan_resources
 from deploy.provision.differences import fact_query, steps_to
 from deploy.provision.host_program import host_config
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.tls import with_certificate
-from tests.unit.deploy.certificates.builders import NOW, make_authority
+from tests.unit.deploy.certificates.builders import DAY, NOW, make_authority
 from tests.unit.deploy.provision.builders import make_facts, make_spec
 
 TLS = Tls(kind="internal", authority="/ca")
@@ -84,18 +89,90 @@ def test_wider_rights_are_a_change(authority):
     assert changes(resources, facts)[layout.CERTIFICATE].change == "mode 0644 → 0600"
 
 
+def internal_spec(authority):
+    pem = authority.certificate.public_bytes(Encoding.PEM).decode()
+    return replace(spec_with(authority), issuer=Issuer(pem=pem, now=NOW))
+
+
+def facts_with(resources, certificate):
+    """
+    Return the facts of a host with another certificate than the wanted one.
+    """
+    facts = make_facts(resources)
+    own = replace(facts.paths[layout.CERTIFICATE], mac="0" * 64, certificate=certificate)
+    return replace(facts, paths={**facts.paths, layout.CERTIFICATE: own})
+
+
+def test_a_host_keeps_what_another_operator_issued(authority):
+    """
+    Two operators with copies of the authority never replace each other's certificates.
+    """
+    resources, of_files = (
+        plan_resources(spec) for spec in (internal_spec(authority), spec_with(authority))
+    )
+    for on_host, is_kept in (
+        (authority.issue(("n1",), NOW - 59 * DAY), True),
+        (authority.issue(("n1",), NOW - 61 * DAY), False),  # 29 days are left
+        (authority.issue(("n2",), NOW), False),
+        (make_authority().issue(("n1",), NOW), False),
+    ):
+        text = base64.b64encode(on_host.leaf.public_bytes(Encoding.DER)).decode()
+        assert (changes(resources, facts_with(resources, text)) == {}) == is_kept
+        assert layout.CERTIFICATE in changes(of_files, facts_with(of_files, text))
+
+
+@pytest.mark.parametrize("text", [None, "", "not base64", "AAAA", "A" * 100_000])
+def test_a_certificate_that_cannot_be_read_is_replaced(authority, text):
+    """
+    The host, which may be hostile, sent it; None where its file cannot be served.
+    """
+    resources = plan_resources(internal_spec(authority))
+    found = changes(resources, facts_with(resources, text))
+    assert found[layout.CERTIFICATE].change.startswith("new certificate")
+
+
+@pytest.mark.parametrize("name", [NEXT_NAME, f"{UNFINISHED}{NEXT_NAME}"])
+def test_a_replacement_that_was_cut_off_is_a_change(authority, name):
+    """
+    The host program finishes it; the port may show another certificate than the file.
+    """
+    resources = plan_resources(spec_with(authority))
+    facts = make_facts(resources)
+    listings = {**facts.listings, layout.CERTIFICATES: {"public.pem": 1}}
+    assert changes(resources, replace(facts, listings=listings)) == {}
+    listings[layout.CERTIFICATES][name] = 1
+    found = changes(resources, replace(facts, listings=listings))
+    assert found[layout.CERTIFICATE].change == "a replacement that was cut off"
+
+
 def test_without_tls_the_key_leaves_the_host():
     """
-    After HAProxy has loaded a configuration that does not name it.
+    After HAProxy has loaded a configuration that does not name it; with every draft beside it.
     """
     resources = plan_resources(make_spec())
     facts = make_facts(resources)
     assert changes(resources, facts) == {}
-    left = PathFacts(type="file", mode="0600", owner="root", group="root", size=1)
-    facts = replace(facts, paths={**facts.paths, layout.CERTIFICATE: left})
-    assert changes(resources, facts)[layout.CERTIFICATE].change == "remove"
+    left = PathFacts(type="directory", mode="0700", owner="root", group="root", size=1)
+    facts = replace(facts, paths={**facts.paths, layout.CERTIFICATES: left})
+    assert changes(resources, facts)[layout.CERTIFICATES].change == "remove"
     names = [resource.name for resource in resources.running]
-    assert names.index(layout.HAPROXY_UNIT) < names.index(layout.CERTIFICATE)
+    assert names.index(layout.HAPROXY_UNIT) < names.index(layout.CERTIFICATES)
+
+
+def test_a_directory_is_removed_with_all_that_is_in_it(tmp_path):
+    """
+    Links are removed and not followed; what is not there is no error.
+    """
+    folder, other = tmp_path / "tls", tmp_path / "other"
+    folder.mkdir()
+    (folder / NEXT_NAME).write_text("a key")
+    other.write_text("kept")
+    (folder / "link").symlink_to(other)
+    [command] = operations.remove._inner(path=str(folder))
+    for _ in range(2):
+        subprocess.run(["sh", "-c", command.get_raw_value()], check=True)
+        assert not folder.exists()
+    assert other.read_text() == "kept"
 
 
 def test_the_key_is_in_no_diff_and_no_repr(authority):

@@ -1,4 +1,4 @@
-from deploy.certificates.authority import create_authority
+from deploy.certificates.authority import CERTIFICATE, create_authority
 from deploy.host import layout
 from deploy.inventory.schema import Tls
 from deploy.provision import fleet_specs
@@ -51,3 +51,6 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     assert len(set(first.values())) == len(fleet.hosts) > 1
     assert pems() == first
     assert pems(is_check=True) == first
+    sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None)
+    issuers = {find(one, layout.CERTIFICATE).issuer.pem for one in sets.values()}
+    assert issuers == {(folder / CERTIFICATE).read_text()}
