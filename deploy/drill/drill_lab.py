@@ -37,7 +37,9 @@ _FAILED = (LoadOutcome.LOST, LoadOutcome.CUT_STREAM, LoadOutcome.ERROR_STATUS)
 Progress = Callable[[str], None]
 
 
-def fleet_document(config: LabConfig, hosts: tuple[str, ...]) -> dict[str, Any]:
+def fleet_document(
+    config: LabConfig, hosts: tuple[str, ...], *, keep_old: str = "stopped"
+) -> dict[str, Any]:
     """
     Return the fleet file of the drill: short times, and a first wave of one host.
     """
@@ -76,6 +78,7 @@ def fleet_document(config: LabConfig, hosts: tuple[str, ...]) -> dict[str, Any]:
             "drain_timeout": "5s",
             "lease_ttl": f"{LEASE_S:.0f}s",
             "keep": 20,
+            "keep_old": keep_old,
         },
         "signing": {
             "identity": "lab@slipway",
@@ -127,8 +130,7 @@ class DrillLab:
         self.down()
         self.has_small_disks = self._make_disks()
         lab.up(len(self.names), progress=self._progress, config=self.config)
-        document = fleet_document(self.config, self.names)
-        write_private(self.fleet_file, yaml.safe_dump(document))
+        self.write_fleet_file()
         must_run(checkout, self.words("provision", "--yes"), 600.0)
         for version, model in zip(VERSIONS, self._models, strict=True):
             must_run(checkout, self.words("bundle", "--model", str(model), "--version", version))
@@ -146,6 +148,13 @@ class DrillLab:
         self._old_inits.clear()
         lab.down(progress=self._progress, config=self.config)
         self._remove_disks()
+
+    def write_fleet_file(self, keep_old: str = "stopped") -> None:
+        """
+        Write the fleet file; *keep_old* is what becomes of the old slot after a release.
+        """
+        document = fleet_document(self.config, self.names, keep_old=keep_old)
+        write_private(self.fleet_file, yaml.safe_dump(document))
 
     def words(self, *words: str) -> list[str]:
         """

@@ -1,7 +1,8 @@
 """
 Times `inv rollback` on lab hosts: until no host gives the bad version traffic, and in all.
 
-A program inside each host reads HAProxy's weights every 50 ms.
+A program inside each host reads HAProxy's weights every 50 ms.  Only a slot that runs already can
+take the traffic at once: the old slot is kept warm, and in one run it is stopped.
 """
 
 import statistics
@@ -35,6 +36,7 @@ class RollbackTime:
 
     Attributes:
         dead: Host that was down; None: none was.
+        old_slot: The target's slot before: warm or stopped.
         off_s: Seconds from the start of the command's process until the bad version had no weight,
             by host.
         command_s: Seconds until the process ended.
@@ -46,6 +48,7 @@ class RollbackTime:
     command_s: float
     exit_code: int
     lost: int
+    old_slot: str = "warm"
 
     @property
     def worst_off_s(self) -> float:
@@ -66,6 +69,7 @@ class RollbackTimes:
             "runs": [
                 {
                     "dead": run.dead,
+                    "old_slot": run.old_slot,
                     "off_s": {host: round(seconds, 2) for host, seconds in run.off_s.items()},
                     "command_s": round(run.command_s, 2),
                     "exit_code": run.exit_code,
@@ -76,11 +80,18 @@ class RollbackTimes:
         }
 
     def table(self) -> Grid:
-        grid = Grid(("dead host", "bad version off, slowest host", "command", "exit", "lost"))
+        grid = Grid(
+            ("old slot", "dead host", "bad version off, slowest host", "command", "exit", "lost")
+        )
         for run in self.runs:
             off, whole = f"{run.worst_off_s:.2f} s", f"{run.command_s:.2f} s"
-            grid.add_row(run.dead or "-", off, whole, str(run.exit_code), str(run.lost))
-        for label, runs in (("all up", self._with(False)), ("one dead", self._with(True))):
+            dead, ended = run.dead or "-", str(run.exit_code)
+            grid.add_row(run.old_slot, dead, off, whole, ended, str(run.lost))
+        for label, runs in (
+            ("all up", self._with("warm", is_dead=False)),
+            ("one dead", self._with("warm", is_dead=True)),
+            ("all up, old slot stopped", self._with("stopped", is_dead=False)),
+        ):
             if runs:
                 off_s = statistics.median(run.worst_off_s for run in runs)
                 command_s = statistics.median(run.command_s for run in runs)
@@ -90,8 +101,12 @@ class RollbackTimes:
                 )
         return grid
 
-    def _with(self, is_dead: bool) -> list[RollbackTime]:
-        return [run for run in self.runs if (run.dead is not None) is is_dead]
+    def _with(self, old_slot: str, *, is_dead: bool) -> list[RollbackTime]:
+        return [
+            run
+            for run in self.runs
+            if run.old_slot == old_slot and (run.dead is not None) is is_dead
+        ]
 
 
 def off_after(states: Sequence[HostState], bad_slot: str, began_s: float) -> float | None:
@@ -111,7 +126,8 @@ def off_after(states: Sequence[HostState], bad_slot: str, began_s: float) -> flo
 
 def time_rollbacks(*, hosts: int, runs: int, keep: bool, progress: Progress) -> RollbackTimes:
     """
-    Release a second version and roll it back, *runs* times with all hosts and once with one dead.
+    Release a second version and roll it back: *runs* times, once from a stopped slot, and once
+    with a dead host.
 
     Raises:
         DeployError: The lab did not come up, or a command failed.
@@ -122,15 +138,19 @@ def time_rollbacks(*, hosts: int, runs: int, keep: bool, progress: Progress) -> 
         on = DrillLab(LAB_NUMBER, hosts, (models[0], models[1]), Path(folder), progress)
         try:
             on.up(checkout)
-            timed = [_time_one(on, checkout, None, progress) for _ in range(runs)]
-            timed.append(_time_one(on, checkout, on.names[-1], progress))
+            old_slots = ["warm"] * runs + ["stopped"]
+            timed = [_time_one(on, checkout, old_slot, None, progress) for old_slot in old_slots]
+            timed.append(_time_one(on, checkout, "warm", on.names[-1], progress))
         finally:
             if not keep:
                 on.down()
     return RollbackTimes(tuple(timed), hosts)
 
 
-def _time_one(on: DrillLab, checkout: Path, dead: str | None, progress: Progress) -> RollbackTime:
+def _time_one(
+    on: DrillLab, checkout: Path, old_slot: str, dead: str | None, progress: Progress
+) -> RollbackTime:
+    on.write_fleet_file(keep_old=old_slot)
     must_run(checkout, on.words("release", "--version", VERSIONS[1], "--allow-older", "--yes"))
     if dead:
         lab.crash(dead, progress=progress, config=on.config)
@@ -169,9 +189,14 @@ def _time_one(on: DrillLab, checkout: Path, dead: str | None, progress: Progress
         off_s[name] = after_s
     lost = on.lost(began_at, time.time())
     result = RollbackTime(
-        dead, off_s, ended.took_s, ended.code, sum(n for host, n in lost.items() if host != dead)
+        dead,
+        off_s,
+        ended.took_s,
+        ended.code,
+        lost=sum(n for host, n in lost.items() if host != dead),
+        old_slot=old_slot,
     )
-    progress(f"off after {result.worst_off_s:.2f} s, {result.command_s:.2f} s in all")
+    progress(f"{old_slot}: off after {result.worst_off_s:.2f} s, {result.command_s:.2f} s in all")
     if dead:
         lab.start(dead, progress=progress, config=on.config)
     return result

@@ -39,3 +39,14 @@ def test_the_document_has_the_slowest_host():
     assert runs[0].worst_off_s == 0.75
     assert times.as_json()["runs"][0]["off_s"] == {"n1": 0.5, "n2": 0.75}
     assert "median 0.75 s" in times.table().notes[0]
+
+
+def test_a_stopped_slot_is_no_part_of_the_warm_ones_median():
+    runs = (
+        RollbackTime(None, {"n1": 0.5}, 2.0, 0, 0),
+        RollbackTime(None, {"n1": 20.0}, 25.0, 0, 0, old_slot="stopped"),
+        RollbackTime("n4", {"n1": 0.75}, 2.25, 9, 0),
+    )
+    notes = RollbackTimes(runs, 4).table().notes
+    assert [note.split(": median ")[1].split(" until")[0] for note in notes] == [
+        "0.50 s", "0.75 s", "20.00 s"]  # fmt: skip
