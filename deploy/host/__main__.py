@@ -135,7 +135,14 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     if verb in OWN:
         return run_own(System(), verb)
-    line = handle(System(), verb, sys.stdin.read())
+    return answer(verb, sys.stdin.read())
+
+
+def answer(verb: str, text: str) -> int:
+    """
+    Run *verb* with the document *text*, print the answer, and return the exit status.
+    """
+    line = handle(System(), verb, text)
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

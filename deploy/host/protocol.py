@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     from deploy.host.message import dataclass  # the same, loaded faster
 
-SCHEMA = 5  # raised with each change that the other side would misread; 1 had no number
+SCHEMA = 6  # raised with each change that the other side would misread; 1 had no number
 
 Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
 WheelName = Annotated[

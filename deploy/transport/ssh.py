@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import paramiko
 from fabric import Config, Connection
@@ -23,6 +23,10 @@ from deploy.transport.known_hosts import RecordedKeys, Verdict
 from deploy.transport.private_key import check_private_key
 
 _CHUNK = 256 * 1024
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class SshTransport:
@@ -146,15 +150,15 @@ class SshTransport:
     @contextlib.contextmanager
     def _deadline(
         self, transport: paramiko.Transport, timeout_s: float, command: str
-    ) -> Iterator[list[paramiko.Channel]]:
+    ) -> Iterator[list[Closable]]:
         """
-        Bound a command; the caller appends the command's channel to the yielded list.
+        Bound a command; the caller appends what to give up for it, its channel, to the list.
 
         At the deadline the connection is closed, so that the next command opens a new one.  While
         other commands use the connection, only the channel of this one is closed.
         """
         fired = threading.Event()
-        channels: list[paramiko.Channel] = []
+        channels: list[Closable] = []
 
         def give_up() -> None:
             fired.set()

@@ -16,6 +16,7 @@ from deploy.inventory.schema import Fleet
 from deploy.release import host_commands
 from deploy.release.observe import Observed, look, observe
 from deploy.transport.client import HostClient
+from deploy.transport.session import SessionTransport
 from deploy.transport.ssh import SshTransport
 
 _GOLDEN_S = 60.0
@@ -138,10 +139,11 @@ def connect(of: Fleet) -> Iterator[Hosts]:
     """
     everyone = (*of.hosts, *of.others)
     allow_open_files(2 * len(everyone) + _OTHER_FILES)
-    transports = {host.name: SshTransport(host) for host in everyone}
+    sudo = {host.name: host.ssh.user != "root" for host in everyone}
+    transports = {host.name: SessionTransport(host, sudo=sudo[host.name]) for host in everyone}
     clients = {
-        host.name: HostClient(transports[host.name], actor=actor(), sudo=host.ssh.user != "root")
-        for host in everyone
+        name: HostClient(transport, actor=actor(), sudo=sudo[name])
+        for name, transport in transports.items()
     }
     try:
         yield Hosts(of, clients, transports)

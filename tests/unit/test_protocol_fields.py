@@ -26,6 +26,7 @@ OTHER_DOCUMENTS = {
     "deploy/host/records.py": "lines of the journal of the former format",
     "deploy/host/replay.py": "arguments of lines of the journal",
     "deploy/host/slots/slot.py": "manifest.json",
+    "deploy/host/session.py": "heads of calls in a session",
     "deploy/host/system.py": "host.json",
     "deploy/drill/cell_run.py": "documents of the command line",
     "deploy/drill/checkout.py": "documents of the command line",

@@ -250,7 +250,7 @@ def _assert_alike(fleet, possible):
 
 
 def test_without_the_check_of_contradictions_a_host_answers_about_another_slot(monkeypatch):
-    text = '{"ok": true, "schema": 5, "result": {"slot": "blue", "unit": "inactive", '
+    text = '{"ok": true, "schema": 6, "result": {"slot": "blue", "unit": "inactive", '
     text += '"stopped": true, "took_s": 0.1}}'
     with pytest.raises(DeployError, match="not valid"):
         answers.read_answer("n1", SlotStop("green"), text)

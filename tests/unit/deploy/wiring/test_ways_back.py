@@ -55,7 +55,7 @@ def on(fleet, where=HOSTS, limit=NAMES):
         notify=(),
         state=where,
         secrets={"etcd_password": Secret(env="SLIPWAY_ETCD_PASSWORD")},
-        service=SimpleNamespace(start_timeout=LIMITS.start_s),
+        service=SimpleNamespace(start_timeout=LIMITS.start_s, tls=SimpleNamespace(is_on=False)),
     )
     return Hosts(document, fleet.clients, {})
 

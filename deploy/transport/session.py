@@ -1,0 +1,330 @@
+"""
+Calls of a host's program through one session (`deploy.host.session`), opened when needed.
+
+Each call is a process on the host, as without a session; what it saves is the start of a Python
+and of an SSH channel, 0.25 s of the host's processor time a call.  Where a host has no session (an
+older program, none, or a sudo that lets only that program pass) each call is a command of its own.
+"""
+
+import contextlib
+import json
+import queue
+import shlex
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import paramiko
+
+from deploy.host import layout
+from deploy.host.session import GREETING, IDLE_S
+from deploy.inventory.schema import Host
+from deploy.transport.base import OUTPUT_MAX, Completed
+from deploy.transport.conversation import OutputTooLong
+from deploy.transport.ssh import SshTransport
+
+_REST_S = IDLE_S / 2  # a session that was used less lately is opened anew
+_LATE_S = 5.0  # the host ends a call that much after its caller has given it up
+_BEFORE_MAX = 1 << 16  # bytes that a login shell may print before the greeting
+_HEAD_MAX = 4096
+_PART = 1 << 16
+_CODE = (
+    "import sys; sys.path.insert(0, {program!r}); from deploy.host.session import main; "
+    "sys.exit(main())"
+)
+
+
+class NoSession(Exception):
+    """
+    The host does not open sessions; nothing was run.
+    """
+
+
+class Again(Exception):
+    """
+    The session has ended and says that it did not run the call.
+    """
+
+
+class Pending:
+    """
+    A call without its answer.
+    """
+
+    def __init__(self, output_max: int) -> None:
+        self.output_max = output_max
+        self._is_done = threading.Event()
+        self._answer: Answer | Exception = TimeoutError()
+
+    def set(self, answer: "Answer | Exception") -> None:
+        if not self._is_done.is_set():
+            self._answer = answer
+            self._is_done.set()
+
+    def close(self) -> None:
+        """
+        Give the call up: it may still run.
+        """
+        self.set(TimeoutError())
+
+    def wait(self, timeout_s: float) -> "Answer":
+        """
+        Return the answer.
+
+        Raises:
+            NoSession: The host opened none.
+            Again: It was not run.
+            TimeoutError: No answer within *timeout_s*.
+            OutputTooLong: An output is longer than the call allows.
+            paramiko.SSHException, EOFError, OSError: The session ended; it may have run.
+        """
+        self._is_done.wait(timeout_s)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+class Answer(NamedTuple):
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Session:
+    """
+    One session over *channel*, on which nothing has run yet.  Safe to use from several threads.
+
+    What the host sends is bounded by what the calls that wait allow; a session that sends anything
+    else is over, and so are the calls that wait.
+    """
+
+    def __init__(self, channel: paramiko.Channel, command: str) -> None:
+        self._channel = channel
+        self.transport: paramiko.Transport = channel.get_transport()
+        self._lock = threading.Lock()
+        self._pending: dict[int, Pending] = {}  # also what was given up
+        self._number = 0
+        self._end: Exception | None = None
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._buffer = bytearray()
+        self.used_s = time.monotonic()
+        channel.exec_command(command)
+        for work in (self._read, self._write):
+            threading.Thread(target=work, daemon=True).start()
+
+    def begin(self, verb: str, stdin: bytes, *, timeout_s: float, output_max: int) -> Pending:
+        """
+        Send a call of *verb*, which the host ends some seconds after *timeout_s*.
+        """
+        pending = Pending(output_max)
+        with self._lock:
+            if self._end is not None:
+                pending.set(self._end if isinstance(self._end, NoSession) else Again())
+                return pending
+            self._number += 1
+            head = {
+                "id": self._number,
+                "verb": verb,
+                "timeout_s": round(timeout_s + _LATE_S, 3),
+                "size": len(stdin),
+            }
+            self._pending[self._number] = pending
+            self._outgoing.put(json.dumps(head).encode() + b"\n" + stdin)
+            self.used_s = time.monotonic()
+        return pending
+
+    def leave(self) -> None:
+        """
+        Begin no call any more: the host ends the session after those that run.
+        """
+        self._outgoing.put(None)
+
+    # -- threads
+
+    def _write(self) -> None:
+        try:
+            while (part := self._outgoing.get()) is not None:
+                self._channel.sendall(part)
+            self._channel.shutdown_write()
+        except Exception as error:  # paramiko raises here what its reader met: of any class
+            self._over(error)
+
+    def _read(self) -> None:
+        try:
+            self._greet()
+            while True:
+                self._take_answer()
+        except Exception as error:  # raised in the threads that wait
+            self._over(error)
+
+    def _over(self, error: Exception) -> None:
+        with self._lock:
+            is_first = self._end is None
+            self._end = self._end or error
+            pending, self._pending = list(self._pending.values()), {}
+        for one in pending:
+            one.set(error)
+        if is_first:
+            self._outgoing.put(None)
+            with contextlib.suppress(Exception):  # the connection may be lost
+                self._channel.close()
+
+    def _greet(self) -> None:
+        """
+        Skip what the login shell prints.
+
+        Raises:
+            NoSession: The command ended by itself, without a greeting.
+        """
+        before = 0
+        while True:
+            try:
+                line = self._line(_BEFORE_MAX)
+            except EOFError:
+                # A connection that was lost tells no exit status: there a call may have begun.
+                if self._channel.recv_exit_status() == -1:
+                    raise
+                raise NoSession from None
+            if line + b"\n" == GREETING:
+                return
+            before += len(line)
+            if before > _BEFORE_MAX:
+                raise _invalid("no greeting")
+
+    def _take_answer(self) -> None:
+        try:
+            head = json.loads(self._line(_HEAD_MAX))
+        except (ValueError, RecursionError):
+            raise _invalid("a line that is no answer") from None
+        number = head.get("id") if isinstance(head, dict) else None
+        with self._lock:
+            pending = self._pending.pop(number, None) if type(number) is int else None
+        if pending is None:
+            raise _invalid("an answer to no call")
+        if head.get("again") is True:
+            pending.set(Again())
+            return
+        status, sizes = head.get("status"), (head.get("stdout"), head.get("stderr"))
+        if type(status) is not int or not all(type(n) is int and n >= 0 for n in sizes):
+            pending.set(error := _invalid("an answer without its sizes"))
+            raise error
+        if any(size > pending.output_max for size in sizes):
+            pending.set(OutputTooLong(pending.output_max))
+            raise _invalid("an answer that is too long")
+        try:
+            stdout, stderr = (self._bytes(size) for size in sizes)
+        except Exception as error:
+            pending.set(error)
+            raise
+        pending.set(Answer(status, stdout, stderr))
+
+    def _line(self, limit_bytes: int) -> bytes:
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > limit_bytes:
+                raise _invalid("a line without an end")
+            self._fill()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _bytes(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        found = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return found
+
+    def _fill(self) -> None:
+        part = self._channel.recv(_PART)
+        if not part:
+            raise EOFError("the host ended the session")
+        self._buffer += part
+
+
+def _invalid(what: str) -> paramiko.SSHException:
+    return paramiko.SSHException(f"the host sent {what}")
+
+
+class SessionTransport(SshTransport):
+    """
+    An SSH transport whose calls of the host program share a session.
+
+    Args:
+        sudo: The host program runs as root by sudo(8).
+    """
+
+    def __init__(self, host: Host, *, sudo: bool) -> None:
+        super().__init__(host)
+        prefix = ["sudo", "-n"] if sudo else []
+        self._program = (*prefix, *layout.HOST_COMMAND)
+        code = _CODE.format(program=layout.HOST_PROGRAM)
+        self._command = shlex.join([*prefix, *layout.HOST_COMMAND[:-1], "-c", code])
+        self._session: Session | None = None
+        self._session_lock = threading.Lock()
+        self._without: paramiko.Transport | None = None  # connection whose host has no sessions
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        stdin: bytes | None = None,
+        check: bool = True,
+        output_max: int = OUTPUT_MAX,
+    ) -> Completed:
+        if tuple(argv[:-1]) == self._program and not check:
+            began_s = time.monotonic()
+            answer = self._call(argv[-1], stdin or b"", timeout_s, output_max)
+            if answer is not None:
+                stdout, stderr = (part.decode(errors="replace") for part in answer[1:])
+                took_s = time.monotonic() - began_s
+                return Completed(tuple(argv), answer.status, stdout, stderr, took_s)
+        return super().run(
+            argv, timeout_s=timeout_s, stdin=stdin, check=check, output_max=output_max
+        )
+
+    def close(self) -> None:
+        self._session = None
+        super().close()
+
+    def _call(self, verb: str, stdin: bytes, timeout_s: float, output_max: int) -> Answer | None:
+        """
+        Return the answer of a call; None where it was not run, because there is no session.
+        """
+        transport = self._open()
+        with self._deadline(transport, timeout_s, f"{layout.HOST_PROGRAM} {verb}") as give_up_on:
+            for _ in range(2):
+                session = self._session_on(transport, timeout_s)
+                if session is None:
+                    return None
+                pending = session.begin(verb, stdin, timeout_s=timeout_s, output_max=output_max)
+                give_up_on[:] = [pending]
+                try:
+                    return pending.wait(timeout_s)
+                except NoSession:
+                    self._without = transport
+                    return None
+                except Again:
+                    self._leave(session)
+        return None
+
+    def _session_on(self, transport: paramiko.Transport, timeout_s: float) -> Session | None:
+        with self._session_lock:
+            if transport is self._without:
+                return None
+            session = self._session
+            if session is not None and session.transport is transport:
+                if time.monotonic() - session.used_s < _REST_S:
+                    return session
+                session.leave()
+            channel = transport.open_session(timeout=timeout_s)
+            self.commands += 1
+            self._session = Session(channel, self._command)
+            return self._session
+
+    def _leave(self, session: Session) -> None:
+        with self._session_lock:
+            if self._session is session:
+                self._session = None
+        session.leave()
