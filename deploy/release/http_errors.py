@@ -6,13 +6,13 @@ import os
 import socket
 import ssl
 
-import httpx
-
 
 def describe(error: BaseException, timeout_s: float) -> str:
     """
     Return why a request with the limit *timeout_s* failed with *error*, as a part of a sentence.
     """
+    import httpx  # loaded where it is used: it takes 0.1 s, and most commands need none
+
     if isinstance(error, httpx.TimeoutException):
         return f"it did not answer within {timeout_s:g} s"
     cause: BaseException | None = error

@@ -13,9 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from deploy.errors import InventoryError
 from deploy.foreign_text import visible
@@ -24,6 +22,9 @@ from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.release.clock import Clock
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.http_errors import describe
+
+if TYPE_CHECKING:
+    import httpx
 
 REQUEST_S = 5.0  # the longest that one message takes, whatever the server does
 CLOSE_S = 5.0  # the longest wait for the last state of all webhooks
@@ -297,6 +298,8 @@ class _Attempt:
     def _post(self) -> int:
         headers = {"Content-Type": "application/json", "User-Agent": "slipway"}
         headers |= {name: value.reveal() for name, value in self._target.headers}
+        import httpx  # loaded where it is used: it takes 0.1 s, and most fleets have no webhook
+
         with httpx.Client(
             verify=self._tls or ssl.create_default_context(),
             timeout=REQUEST_S,
