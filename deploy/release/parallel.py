@@ -5,15 +5,20 @@ The same work on several hosts at once; an error of one host is that host's alon
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from deploy.errors import DeployError, TransportError
 
 WORKERS = 64  # at once; more connections gain nothing on one operator's machine
+GRACE_S = 0.2  # for hosts that were late before, once all others have answered
 
 
 def on_each(
-    hosts: Iterable[str], work: Callable[[str], None], *, within_s: float | None = None
+    hosts: Iterable[str],
+    work: Callable[[str], None],
+    *,
+    within_s: float | None = None,
+    late: Collection[str] = (),
 ) -> dict[str, DeployError]:
     """
     Run *work* for all *hosts* at once; return the errors by host.
@@ -25,9 +30,11 @@ def on_each(
         within_s: Wait for each host so long, from when its work began; one that has not ended by
             then has a TransportError, what it does later is not waited for, and another host
             begins in its place.
+        late: Hosts that did not answer in time before.  They are asked with the others, and hardly
+            waited for once all others have ended.
     """
     names = list(dict.fromkeys(hosts))
-    crew = _Crew(names, work, within_s)
+    crew = _Crew(names, work, within_s, late)
     crew.run(min(WORKERS, len(names)))
     return {host: crew.errors[host] for host in names if host in crew.errors}
 
@@ -41,9 +48,15 @@ class _Crew:
     """
 
     def __init__(
-        self, names: list[str], work: Callable[[str], None], within_s: float | None
+        self,
+        names: list[str],
+        work: Callable[[str], None],
+        within_s: float | None,
+        late: Collection[str],
     ) -> None:
         self.errors: dict[str, DeployError] = {}
+        self._others = set(names).difference(late)  # that have not ended
+        self._others_ended_s: float | None = None  # None: they have not, or there are none
         self._work, self._within_s = work, within_s
         self._todo, self._unfinished = deque(names), set(names)
         self._began_s: dict[str, float] = {}  # of hosts at work, the earliest first
@@ -113,9 +126,21 @@ class _Crew:
             self._unfinished.discard(host)
             if error is not None:
                 self.errors[host] = error
-            if not self._unfinished:
+            if self._has_ended(host) or not self._unfinished:
                 self._changed.notify()
             return True
+
+    def _has_ended(self, host: str) -> bool:
+        """
+        Return whether *host* was the last of the others.
+        """
+        if host not in self._others:
+            return False
+        self._others.discard(host)
+        if self._others:
+            return False
+        self._others_ended_s = time.monotonic()
+        return True
 
     def _wait(self) -> None:
         while self._unfinished:
@@ -127,16 +152,31 @@ class _Crew:
         """
         if self._within_s is None:
             return None
+        lefts_s = []
         for host, began_s in list(self._began_s.items()):
-            left_s = began_s + self._within_s - time.monotonic()
+            left_s = self._ends_s(host, began_s) - time.monotonic()
             if left_s > 0:
-                return left_s
+                lefts_s.append(left_s)
+                continue
             del self._began_s[host]
             self._unfinished.discard(host)
+            self._has_ended(host)
             self.errors[host] = _late(host, self._within_s)
             if self._todo:
                 self._start_worker(is_needed=not self._began_s)
-        return None if self._unfinished else 0.0
+        if not self._unfinished:
+            return 0.0
+        return min(lefts_s, default=None)
+
+    def _ends_s(self, host: str, began_s: float) -> float:
+        """
+        Return until when to wait for *host*.
+        """
+        assert self._within_s is not None
+        end_s = began_s + self._within_s
+        if self._others_ended_s is not None:  # only hosts that were late before are left
+            end_s = min(end_s, max(began_s, self._others_ended_s) + GRACE_S)
+        return end_s
 
 
 def unexpected(host: str, error: Exception) -> DeployError:

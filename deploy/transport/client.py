@@ -22,6 +22,7 @@ class HostClient:
     Attributes:
         fence: Number of the lease that this controller holds there; None: it holds none.
         release: Release that the journal records the changes under.
+        was_late: It did not answer in time when it was last looked at.
     """
 
     def __init__(self, transport: Transport, *, actor: str, sudo: bool) -> None:
@@ -30,6 +31,7 @@ class HostClient:
         self._argv = [*(["sudo", "-n"] if sudo else []), *layout.HOST_COMMAND]
         self.fence: int | None = None
         self.release: str | None = None
+        self.was_late = False
 
     @property
     def host(self) -> str:

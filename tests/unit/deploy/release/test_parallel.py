@@ -162,3 +162,34 @@ def test_without_any_thread_nothing_is_done(monkeypatch):
     with pytest.raises(RuntimeError):
         on_each(["n1", "n2"], done.append)
     assert done == []
+
+
+def test_a_host_that_was_late_before_is_not_waited_for_beyond_the_others():
+    """
+    It is asked all the same, and counts where it answers with them.
+    """
+    ended, done = threading.Event(), []
+
+    def work(name):
+        if name == "dead":
+            ended.wait(60)
+        done.append(name)
+
+    errors = on_each(["dead", "back", "n1", "n2"], work, within_s=60.0, late=["dead", "back"])
+    ended.set()
+
+    assert set(errors) == {"dead"}
+    assert isinstance(errors["dead"], TransportError)
+    assert sorted(done)[:3] == ["back", "n1", "n2"]
+
+
+def test_hosts_that_were_all_late_before_have_their_whole_time(monkeypatch):
+    monkeypatch.setattr(parallel, "GRACE_S", 0.0)
+    done = []
+
+    def work(name):
+        threading.Event().wait(0.2)
+        done.append(name)
+
+    assert on_each(["n1", "n2"], work, within_s=60.0, late=["n1", "n2"]) == {}
+    assert sorted(done) == ["n1", "n2"]
