@@ -210,3 +210,17 @@ def test_a_rollback_is_planned_where_no_host_is_fast(fleet, slow):
     assert readable.keys() == set(NAMES)
     assert errors == {}
     assert slow == [0.3, None]
+
+
+def test_a_host_that_froze_is_waited_for_once(fleet, frozen):
+    """
+    The next look asks it too, and goes on with the others; once it answers, it has its whole time.
+    """
+    frozen.freeze()
+    assert set(look(fleet.clients, within_s=0.3)[1]) == {"n1"}
+    assert set(look(fleet.clients, within_s=60.0)[1]) == {"n1"}
+    assert frozen.was_thawed  # 20 s were not over
+
+    frozen.thaw()
+    assert look(fleet.clients)[1] == {}
+    assert not fleet.clients["n1"].was_late
