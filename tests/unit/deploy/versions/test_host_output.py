@@ -1,0 +1,62 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploy.versions.catalog import load_catalog
+from deploy.versions.host_output import COMMAND, parse_host
+from deploy.versions.resolution import HostFacts
+
+HOSTS = Path(__file__).with_name("hosts")
+
+
+def parsed(text):
+    return parse_host(load_catalog(), text)
+
+
+@pytest.mark.parametrize(
+    ("file", "driver", "gpus", "system", "modules", "has_nvswitch"),
+    [
+        ("h100_debian12_open", "580.95.05", ["H100"], "debian12", "open", True),
+        ("t4_ubuntu2204_proprietary", "535.161.08", ["T4"], "ubuntu2204", "proprietary", False),
+        ("bare_debian13", None, [], "debian13", None, False),
+    ],
+)
+def test_a_host_says_what_it_has(file, driver, gpus, system, modules, has_nvswitch):
+    """
+    From texts in the formats of /etc/os-release and /proc/driver/nvidia.
+    """
+    facts = parsed((HOSTS / f"{file}.txt").read_text())
+    assert facts.driver == driver
+    assert [gpu.name for gpu in facts.gpus] == gpus
+    assert facts.distribution.name == system
+    assert facts.modules == modules
+    assert facts.has_nvswitch is has_nvswitch
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "==driver\n==modules\n==gpus\n==nvswitch\n",
+        "\x00\udcff ID=debian\nVERSION_ID=\n==gpus\nModel: \x1b[2J\n",
+        "ID=debian\nVERSION_ID=99\n==driver\n580.95.05; rm\n==modules\nx\n==gpus\nModel: MI300\n",
+        "==nvswitch\n==driver\n580\n",
+    ],
+)
+def test_nonsense_is_not_known(text):
+    """
+    No traceback, and no value that the catalog lacks.
+    """
+    assert parsed(text) == HostFacts()
+
+
+def test_the_command_is_understood_by_a_shell_and_its_parser():
+    """
+    On this machine: it ends with 0 whatever is missing, with every section.
+    """
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=20, check=True)
+    assert [f"=={name}" in done.stdout for name in ("driver", "modules", "gpus", "nvswitch")] == [
+        True
+    ] * 4
+    assert isinstance(parsed(done.stdout), HostFacts)
