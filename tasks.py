@@ -669,18 +669,38 @@ def test(c, unit=False, args=""):
     sys.exit(run_checks(is_unit=unit, arguments=args, progress=print_progress))
 
 
-@command(flags={"json": _JSON})
-def matrix(c, json=False):
+@command(flags={"torch": "Version of torch, such as 2.3 or 2.3.1+cu118 (default: any).",
+                "cuda": "CUDA version, such as 12.8; cpu for a build without (default: any CUDA).",
+                "python": "Python of the environment, such as 3.11 (default: the best).",
+                "driver": "NVIDIA driver of the host: 580.95.05, or a branch (default: any).",
+                "gpu": "GPUs of the host: models or compute capabilities, with commas between.",
+                "os": "Distribution of the host, such as debian12 (default: any).",
+                "host": "A host of the fleet to read driver, GPUs and distribution from.",
+                "all": "Show every row that fits, not the best ones alone.",
+                "hosts": _HOSTS, "json": _JSON})  # fmt: skip
+def matrix(c, torch="", cuda="", python="", driver="", gpu="", os="", host="", all=False,
+           hosts=None, json=False):  # fmt: skip
     """
     Show the version matrix.
 
-        inv matrix
+    With flags it shows which rows fit.  Touches no host, except that --host reads one.  Exits 30
+    where no row fits, and names each conflict and the nearest rows.
+
+        inv matrix --torch 2.3 --gpu h100 --driver 535.161.08
     """
-    from deploy.cli import report, tables
+    from deploy.cli import matrix_report, report
     from deploy.versions.matrix import load_matrix
 
     rows = load_matrix()
-    finish(report.matrix_json(rows), tables.matrix_table(rows), None, as_json=json)
+    asked = {"torch": torch, "cuda": cuda, "python": python}
+    known = {"driver": driver, "gpu": gpu, "os": os}
+    if not (all or host or any(asked.values()) or any(known.values())):
+        table = matrix_report.matrix_table(rows)
+        return finish(report.matrix_json(rows), table, None, as_json=json)
+    fleet = fleet_name(hosts, c.get("fleet")) if host else ""
+    answer = matrix_report.answer(asked, known, host=host, fleet=fleet)
+    table = answer.table(is_whole=all)
+    return finish(answer.as_json(), table, answer.error, as_json=json)
 
 
 @command(flags={"hosts": "How many hosts (default 4).", "fresh": "Empty their disks first.",

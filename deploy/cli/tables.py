@@ -1,5 +1,5 @@
 """
-The tables of `inv status`, `history`, `matrix` and `lab.status`; names in them are never cut.
+The tables of `inv status`, `history` and `lab.status`; names in them are never cut.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from deploy.lab.config import LabStatus
 from deploy.release.findings import EXPIRES_SOON, Finding, find
 from deploy.release.history import History
 from deploy.release.observe import Observed
-from deploy.versions.matrix import Matrix
 
 _COLOUR: Mapping[str, Style] = MappingProxyType(
     {
@@ -41,24 +40,6 @@ def lab_table(status: LabStatus) -> Grid | str:
     for host in status.hosts:
         sizes = [f"{size} MiB" for size in (host.memory_mib, host.disk_mib)]
         table.add_row(host.name, host.address, str(host.state), *sizes)
-    return table
-
-
-def matrix_table(matrix: Matrix) -> Grid:
-    """
-    Return the table of `inv matrix`.
-    """
-    table = Grid(("row", "torch", "CUDA", "driver", "Python", "capabilities", "provisioned here"))
-    for row in matrix.rows:
-        table.add_row(
-            row.name,
-            row.version,
-            row.cuda or "-",
-            f">= {row.driver_min}" if row.driver_min else "-",
-            row.python,
-            ", ".join(row.capabilities) or "-",
-            "yes" if row.lock else "not yet",
-        )
     return table
 
 

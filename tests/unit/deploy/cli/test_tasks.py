@@ -7,16 +7,21 @@ What a task prints and its exit code are the interface: they are what is asserte
 import importlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from invoke.context import MockContext
 
 import deploy.cli.command
 from deploy.lab.config import LabConfig
-from deploy.wiring import fleet_status
+from deploy.transport.base import Completed
+from deploy.versions import host_output
+from deploy.wiring import fleet_status, host_facts
 from tests.unit.deploy.inventory.builders import write_fleet
 
+HOST_TEXTS = Path(__file__).parents[1] / "versions" / "hosts"
 ROOT = Path(__file__).parents[4]
 CLOSED = {
     name: {"address": "127.0.0.1", "ssh": {"port": port}}
@@ -60,6 +65,101 @@ def test_matrix_prints_the_rows(run):
     code, out, err = run("matrix", json=True)
     assert {row["name"] for row in json.loads(out)["rows"]} > {"torch-2.13-cpu"}
     assert err == ""
+
+
+def test_matrix_answers_a_question(run):
+    """
+    With the verdict of the driver, the best row first.
+    """
+    code, out, err = run("matrix", torch="2.3", gpu="h100", driver="535.161.08", json=True)
+    answer = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (answer["row"], answer["rows"][0]["verdict"]) == ("torch-2.3-cu121", "ok")
+    assert answer["question"] == {"torch": "2.3", "gpu": "h100", "driver": "535.161.08"}
+    assert answer["rows"][0]["in_fleet_files"]
+
+
+def test_matrix_names_each_conflict_and_the_nearest_rows(run):
+    """
+    Exit code 30; the error has what is in the way and what to give instead.
+    """
+    code, out, err = run("matrix", torch="2.15", gpu="v100", driver="620")
+    assert code == 30
+    assert "torch-2.14-cu126" in out
+    assert "torch and gpu: torch 2.15+cu132 has no code for V100 (7.0)" in err
+    assert "driver and gpu: branch 580 is the last for V100 (7.0)" in err
+    assert "--torch 2.14 and driver 525.60.13 or later, up to branch 580" in err
+
+    code, out, err = run("matrix", torch="2.15", gpu="v100", driver="620", json=True)
+    answer = json.loads(out)
+    assert (code, err, answer["row"]) == (30, "", None)
+    assert {tuple(c["pins"]) for c in answer["conflicts"]} == {("torch", "gpu"), ("driver", "gpu")}
+    assert answer["nearest"][0]["row"]["row"] == "torch-2.14-cu126"
+    assert answer["error"]["exit_code"] == 30
+
+
+class OneAnswer:
+    """
+    The transport of a host that answers the matrix's command, and nothing else.
+    """
+
+    def __init__(self, stdout):
+        self.stdout = stdout
+
+    def run(self, argv, *, timeout_s, check, output_max):
+        assert (argv, check) == (host_output.COMMAND, False)
+        assert timeout_s <= 30
+        assert output_max <= 1 << 20
+        return Completed(argv, 0, self.stdout, "", 0.1)
+
+
+def test_matrix_reads_a_host(run, monkeypatch):
+    """
+    A flag goes before what the host says; a name that the fleet lacks is refused unread.
+    """
+    text = (HOST_TEXTS / "h100_debian12_open.txt").read_text()
+    closed = nullcontext(SimpleNamespace(transports={"n1": OneAnswer(text)}))
+    monkeypatch.setattr(host_facts, "connect", lambda of: closed)
+
+    code, out, _ = run("matrix", host="n1", hosts=run.fleet, json=True)
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["host"] == {"driver": "580.95.05", "gpus": ["H100"], "os": "debian12",
+                              "modules": "open", "nvswitch": True}  # fmt: skip
+    assert answer["rows"][0]["python"] == "3.11"
+    assert answer["rows"][0]["verdict"] == "ok"
+
+    code, out, _ = run("matrix", host="n1", driver="535", hosts=run.fleet, json=True)
+    assert json.loads(out)["host"]["driver"] == "535.309.01"
+
+    code, _, err = run("matrix", host="\x1bnosuch", hosts=run.fleet)
+    assert code == 12
+    assert "--host \\x1bnosuch: not in fleet" in err
+    assert "inv matrix --host n1" in err
+
+
+def test_matrix_refuses_a_value_that_it_does_not_know(run):
+    code, out, err = run("matrix", gpu="\x1b[31mmi300")
+    assert (code, out) == (19, "")
+    assert "--gpu \\x1b[31mmi300: not valid" in err
+    assert "fix: --gpu" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"all": True},
+        {"gpu": "h100", "driver": "470.256.02", "os": "debian13", "python": "3.13"},
+        {"torch": "2.15", "gpu": "v100", "driver": "620"},
+        {"torch": "2.11", "cuda": "13.0", "driver": "535", "gpu": "a100", "os": "ubuntu2404"},
+    ],
+    ids=str,
+)
+def test_the_tables_of_the_matrix_are_readable_at_100_columns(run, flags):
+    _, out, _ = run("matrix", **flags)
+    assert out
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_the_default_fleet_is_that_of_the_configuration(run):
