@@ -818,7 +818,7 @@ def bench_engine(c, device="", shape="", lines="", runs="", runs_mix="", peer=""
                 "json": _JSON})  # fmt: skip
 def bench_rollback(c, hosts="4", runs="3", keep=False, json=False):
     """
-    Time rollbacks on lab hosts: to a warm slot, to a stopped one, and with one host dead.
+    Time rollbacks on lab hosts: warm, stopped, one dead.
 
     Measures inside the hosts when the bad version has no traffic any more.  Needs root.
 
