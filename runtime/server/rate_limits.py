@@ -69,6 +69,9 @@ class Bucket:
         spent = self.per_minute - self._refilled(now_s)
         self.per_minute, self._level = per_minute, per_minute - spent
 
+    def is_full(self, now_s: float) -> bool:
+        return self.full_s(now_s) == 0
+
     def _refilled(self, now_s: float) -> float:
         grown = self._level + max(0.0, now_s - self._at_s) * self.per_minute / 60
         self._level, self._at_s = min(grown, float(self.per_minute)), now_s
@@ -83,6 +86,12 @@ class KeyLimits:
 
     requests: Bucket | None = None
     tokens: Bucket | None = None
+
+    def are_untouched(self, now_s: float) -> bool:
+        """
+        Return whether new ones would be the same.
+        """
+        return all(one is None or one.is_full(now_s) for one in (self.requests, self.tokens))
 
     def headers(self, now_s: float) -> list[tuple[bytes, bytes]]:
         """
@@ -103,21 +112,36 @@ class KeyLimits:
 class RateLimits:
     """
     The limits of all keys, by name.
+
+    Those whose buckets are full again are forgotten once there are many: what a key spent counts
+    until it has flowed in again, however many other keys come and go.
     """
 
     def __init__(self) -> None:
         self._by_name: dict[str, KeyLimits] = {}
+        self._sweep_over = MOST_KEYS
 
     def of(self, key: ServedKey, now_s: float) -> KeyLimits:
         """
         Return the limits of *key*; those that changed since begin with what was spent before.
         """
-        limits = self._by_name.setdefault(key.name, KeyLimits())
-        if len(self._by_name) > MOST_KEYS:  # of keys that were revoked since
-            del self._by_name[next(iter(self._by_name))]
+        limits = self._by_name.get(key.name)
+        if limits is None:
+            if len(self._by_name) >= self._sweep_over:
+                self._sweep(now_s)
+            limits = self._by_name[key.name] = KeyLimits()
         limits.requests = _bucket(limits.requests, key.requests_per_minute, now_s)
         limits.tokens = _bucket(limits.tokens, key.tokens_per_minute, now_s)
         return limits
+
+    def _sweep(self, now_s: float) -> None:
+        self._by_name = {
+            name: limits
+            for name, limits in self._by_name.items()
+            if not limits.are_untouched(now_s)
+        }
+        # Where most are in use, the next one pays after as many again.
+        self._sweep_over = max(MOST_KEYS, 2 * len(self._by_name))
 
 
 def _bucket(held: Bucket | None, per_minute: int | None, now_s: float) -> Bucket | None:

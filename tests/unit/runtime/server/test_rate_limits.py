@@ -99,6 +99,27 @@ def test_durations_are_written_as_openai_does(seconds, text):
 
 def test_keys_that_come_and_go_take_no_memory_without_end():
     limits = RateLimits()
-    for number in range(MOST_KEYS + 50):
+    for number in range(3 * MOST_KEYS):
         limits.of(ServedKey(name=f"k{number}"), 0.0)
-    assert len(limits._by_name) == MOST_KEYS
+    assert len(limits._by_name) <= MOST_KEYS
+
+
+def test_other_keys_never_reset_what_a_key_has_spent():
+    """
+    However many come; a key that is full again is forgotten, which changes nothing.
+    """
+    limits = RateLimits()
+    owing = ServedKey(name="owing", requests_per_minute=60, tokens_per_minute=100)
+    limits.of(owing, 0.0).tokens.settle(-250, 0.0)
+    spent = [ServedKey(name=f"spent{n}", requests_per_minute=60) for n in range(MOST_KEYS)]
+    for key in spent:
+        assert limits.of(key, 0.0).requests.take(60, 0.0)
+    for number in range(2 * MOST_KEYS):
+        limits.of(ServedKey(name=f"k{number}"), 1.0)
+    assert not limits.of(owing, 1.0).tokens.take(1, 1.0)
+    assert {limits.of(key, 1.0).requests.left(1.0) for key in spent} == {1}
+
+    for number in range(3 * MOST_KEYS):
+        limits.of(ServedKey(name=f"later{number}"), 600.0)
+    assert len(limits._by_name) <= 2 * MOST_KEYS
+    assert limits.of(owing, 600.0).tokens.take(100, 600.0)
