@@ -16,7 +16,7 @@ class CheckLimits:
         wait_s: Time after which the checking process is replaced although it used less.
         start_wait_s: The same while it reads the tokenizer.
         memory_bytes: That a check may take beside the tokenizer.
-        kept: Grammars whose result is remembered.
+        kept: Grammars that passed, and refusals, that are remembered.
     """
 
     cpu_s: float = 1.0
@@ -44,5 +44,5 @@ class ParserLimits:
 PROBED_TOKENS = 8  # of an answer, when a grammar is checked
 KEPT_GRAMMARS = 32  # compiled ones that an engine keeps
 
-# First byte of an answer; its text follows.
-READY, CHECKED, REFUSED, LIMIT, UNAVAILABLE = b"R", b"C", b"N", b"L", b"U"
+# First byte of an answer; its text follows.  FAILED says nothing about the grammar.
+READY, CHECKED, REFUSED, LIMIT, FAILED, UNAVAILABLE = b"R", b"C", b"N", b"L", b"F", b"U"

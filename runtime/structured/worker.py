@@ -20,6 +20,7 @@ from runtime.structured.errors import GrammarError, GrammarUnavailable
 from runtime.structured.grammar import GrammarKind
 from runtime.structured.limits import (
     CHECKED,
+    FAILED,
     LIMIT,
     READY,
     REFUSED,
@@ -74,6 +75,8 @@ def _check_in_fork(
         return answer
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         return _answer(LIMIT, f"compiling it takes more than {limits.cpu_s:g} s")
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return _answer(FAILED, "the check was killed from outside, for the host's memory perhaps")
     return _answer(LIMIT, "compiling it takes too much memory, or fails")
 
 

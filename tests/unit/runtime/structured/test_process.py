@@ -4,13 +4,17 @@ The process that checks grammars: what a client sends costs bounded time and mem
 
 import json
 import os
+import signal
+import subprocess
+import time
+from multiprocessing.connection import Connection
 
 import pytest
 
 from runtime.structured import GrammarError, GrammarKind, GrammarUnavailable
-from runtime.structured.grammar import MAX_CHARACTERS
+from runtime.structured.grammar import MAX_CHARACTERS, Grammar
 from runtime.structured.limits import CheckLimits
-from runtime.structured.process import GrammarChecker
+from runtime.structured.process import GrammarChecker, KeptResults
 from tests.unit.runtime.builders import make_tokenizer
 from tests.unit.runtime.structured.hostile import HOSTILE
 
@@ -109,6 +113,150 @@ def test_a_process_that_was_killed_is_replaced(tokenizer):
         checker.check(GrammarKind.REGEX, "a")
     finally:
         checker.close()
+
+
+class Torn:
+    """
+    A pipe of which one call raises, once.
+    """
+
+    def __init__(self, pipe, call, error):
+        self._pipe, self._call, self._error = pipe, call, error
+
+    def __getattr__(self, name):
+        if name != self._call:
+            return getattr(self._pipe, name)
+
+        def fail(*_):
+            raise self._error
+
+        return fail
+
+
+@pytest.mark.parametrize("call", ["send_bytes", "poll", "recv_bytes"])
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken"), OSError(9, "bad"),
+     BlockingIOError(11, "again"), EOFError(), ValueError("too long")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_the_pipe_raises_is_one_error_and_the_process_is_replaced(
+    tokenizer, monkeypatch, call, error
+):
+    """
+    The process still runs, so that nothing but the error says that it can't be used.
+    """
+    checker = start_without_processes(tokenizer, monkeypatch)
+    first = checker._process
+    checker._connection = Torn(checker._connection, call, error)
+    with pytest.raises(GrammarError, match=f"does not answer: {type(error).__name__}"):
+        checker.check(*OBJECT)
+    assert first.is_killed
+    assert checker._process is not first
+    assert checker.check(*OBJECT).compiled == "compiled"
+
+
+def test_an_answer_of_no_known_kind_is_an_error(tokenizer, monkeypatch):
+    checker = start_without_processes(tokenizer, monkeypatch, answers=[b"", b"?x"])
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="does not answer: ValueError"):
+            checker.check(*OBJECT)
+    assert checker.check(*OBJECT).compiled == "compiled"
+
+
+def test_a_process_that_cannot_be_started_is_one_error_until_it_can(tokenizer, monkeypatch):
+    checker = start_without_processes(tokenizer, monkeypatch)
+    popen = subprocess.Popen
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    checker._connection = Torn(checker._connection, "poll", OSError(9, "bad"))
+    with pytest.raises(GrammarError, match="does not answer"):
+        checker.check(*OBJECT)
+    with pytest.raises(GrammarError, match="can't be started: no more processes"):
+        checker.check(*OBJECT)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    assert checker.check(*OBJECT).compiled == "compiled"
+    checker.close()
+
+
+def start_without_processes(tokenizer, monkeypatch, answers=()):
+    """
+    Return a checker whose processes are played: the pipes are real.
+
+    Args:
+        answers: First answer of each process to a grammar; the others have checked it.
+    """
+    answers = list(answers)
+
+    class Process:
+        def __init__(self, argv, pass_fds, **_):
+            self.is_killed = False
+            self._pipe = Connection(os.dup(pass_fds[0]))
+            self._pipe.send_bytes(b"R")
+            self._pipe.send_bytes(answers.pop(0) if answers else b"Ccompiled")
+
+        def wait(self, timeout=None):
+            if not self.is_killed:
+                raise subprocess.TimeoutExpired("worker", timeout)
+
+        def poll(self):
+            return None
+
+        def kill(self):
+            self.is_killed = True
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    return GrammarChecker(tokenizer)
+
+
+def test_a_stopped_process_holds_a_check_no_longer_than_its_limit(tokenizer):
+    """
+    Also where the grammar is longer than the pipe takes.
+    """
+    checker = GrammarChecker(tokenizer, CheckLimits(wait_s=0.2))
+    try:
+        checker.check(*OBJECT)
+        os.kill(checker._process.pid, signal.SIGSTOP)
+        began_s = time.monotonic()
+        with pytest.raises(GrammarError, match="answer"):
+            checker.check(GrammarKind.REGEX, "\u00e9" * (MAX_CHARACTERS - 1))
+        assert time.monotonic() - began_s < 10
+    finally:
+        checker.close()
+
+
+def test_a_refusal_is_remembered_and_a_broken_check_is_not(tokenizer, monkeypatch):
+    checker = start_without_processes(tokenizer, monkeypatch, answers=[b"Nno such thing"])
+    for _ in range(3):
+        with pytest.raises(GrammarError, match="no such thing"):
+            checker.check(*OBJECT)
+    with pytest.raises(GrammarError, match="no such thing"):
+        checker.kept.find(*OBJECT)
+
+    checker = start_without_processes(tokenizer, monkeypatch, answers=[b"Fkilled"])
+    with pytest.raises(GrammarError, match="killed"):
+        checker.check(*OBJECT)
+    assert checker.kept.find(*OBJECT) is None
+
+
+def test_results_are_kept_up_to_a_number_and_refusals_drop_no_grammar():
+    kept = KeptResults(2)
+    grammars = [Grammar(GrammarKind.REGEX, text, "") for text in "abc"]
+    for grammar in grammars[:2]:
+        kept.keep(grammar)
+    for text in "defgh":
+        kept.keep_refusal(GrammarKind.REGEX, text, text)
+    assert kept.find(GrammarKind.REGEX, "a") is grammars[0]
+    kept.keep(grammars[2])
+    found = [kept.find(GrammarKind.REGEX, text) for text in "abcd"]
+    assert found == [grammars[0], None, grammars[2], None]
+    assert kept.find(GrammarKind.CHOICE, "a") is None
+    for text in "gh":
+        with pytest.raises(GrammarError, match=text):
+            kept.find(GrammarKind.REGEX, text)
 
 
 def test_a_tokenizer_that_cannot_be_read_refuses_all(tmp_path):
