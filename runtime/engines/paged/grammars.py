@@ -48,6 +48,9 @@ class Grammars:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def has(self, id: int) -> bool:
+        return id in self._jobs
+
     def start(self, request: Submit, now_s: float) -> None:
         """
         Compile the grammar of *request*, which has one.

@@ -189,16 +189,19 @@ class Scheduler:
     def _push(self, request: Submit, now_s: float) -> None:
         first = request.prefix_of
         # After its prompt is computed, the cache has it: nothing is left to wait for.
-        is_held = first is not None and (first in self._prompts or self._queue.has(first))
+        is_held = first is not None and (
+            first in self._prompts or self._queue.has(first) or self._grammars.has(first)
+        )
         self._queue.push(request, now_s, is_held=is_held)
 
     def cancel(self, id: int) -> None:
         """
         Drop a request; no effect on a finished one.
         """
-        if self._queue.pop(id):
-            self._queue.release(id)
+        was_compiled = self._grammars.has(id)
         self._grammars.cancel(id)
+        if self._queue.pop(id) or was_compiled:
+            self._queue.release(id)
         self._answers.pop(id, None)
         self._refused = [ended for ended in self._refused if ended[0] != id]
         if seq := self._running.get(id):
@@ -269,6 +272,7 @@ class Scheduler:
             id = done.request.id
             if isinstance(done.outcome, GrammarError):
                 self._refused.append((id, FinishReason.GRAMMAR, str(done.outcome)))
+                self._queue.release(id)
             else:
                 self._answers[id] = done.outcome
                 self._push(done.request, done.arrived_s)

@@ -5,6 +5,7 @@ Answers that must match a grammar, computed by the runner with a model of random
 import json
 import random
 import re
+import threading
 import time
 from dataclasses import replace
 
@@ -202,6 +203,89 @@ def test_a_request_is_cancelled_or_expires_while_its_grammar_is_compiled(compile
     while not ended:
         ended = scheduler.turn(6.0).ended
     assert [(id, reason) for id, reason, _ in ended] == [(2, FinishReason.EXPIRED)]
+
+
+class HeldCompiler:
+    """
+    Compiles nothing before the test opens the gate of a grammar.
+    """
+
+    def __init__(self, compiler, *held):
+        self._compiler = compiler
+        self.gates = {text: threading.Event() for text in held}
+
+    def compile(self, compiled):
+        for text, gate in self.gates.items():
+            assert text not in compiled or gate.wait(20)
+        return self._compiler.compile(compiled)
+
+    def masks(self, states):
+        return self._compiler.masks(states)
+
+
+def play_held(compiler, end, *, prefix_of=1):
+    """
+    Return what ended and the number of computed prompt tokens of three answers of one prompt.
+
+    The grammars of the others are compiled before that of the first.
+
+    Args:
+        end: What happens to the first then.
+    """
+    prompt = list(range(1, 41))
+    held = HeldCompiler(compiler, "[ab]{4}")
+    scheduler = make_scheduler(None, Grammars(held))
+    first = make_params(1, GrammarKind.REGEX, "[ab]{4}")
+    if end == "refuse":
+        first = replace(first, grammar=Grammar(GrammarKind.REGEX, "", "broken [ab]{4}"))
+    scheduler.submit(Submit(1, prompt, first, 5.0), 0.0)
+    for id in (2, 3):
+        other = make_params(id, GrammarKind.REGEX, "[cd]{4}")
+        scheduler.submit(Submit(id, prompt, other, 1e6, prefix_of=prefix_of), 0.0)
+    while not all(scheduler._grammars._jobs[id][2].done() for id in (2, 3)):
+        time.sleep(0.001)
+    computed = sum(scheduler.turn(0.0).prompt_tokens for _ in range(3))
+    if end == "cancel":
+        scheduler.cancel(1)
+    for gate in held.gates.values():
+        gate.set()
+    now_s = 6.0 if end == "expire" else 0.0
+    ended = {}
+    while not scheduler.is_idle:
+        report = scheduler.turn(now_s)
+        computed += report.prompt_tokens
+        ended |= {id: reason for id, reason, _ in report.ended}
+        if report.is_beat:
+            time.sleep(0.001)
+    assert scheduler.allocator.used == 0
+    return ended, computed
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "tokens"),
+    [
+        ("go on", FinishReason.STOP, 40 + 8 + 8),
+        ("cancel", None, 40 + 40),
+        ("expire", FinishReason.EXPIRED, 40 + 40),
+        ("refuse", FinishReason.GRAMMAR, 40 + 40),
+    ],
+)
+def test_answers_of_one_prompt_compute_it_once_whichever_grammar_is_compiled_first(
+    compiler, end, reason, tokens
+):
+    """
+    Each other one computes the last page of 8 again.  They wait no longer than the first is there,
+    however that ends; without it both join at once.
+    """
+    ended, computed = play_held(compiler, end)
+    assert ended.pop(1, None) == reason
+    assert ended == {2: FinishReason.STOP, 3: FinishReason.STOP}
+    assert computed == tokens
+
+
+def test_the_control_computes_the_prompt_of_each_request_of_its_own(compiler):
+    _, computed = play_held(compiler, "go on", prefix_of=None)
+    assert computed == 40 + 40 + 8  # two in one step
 
 
 def test_masks_cost_no_step_and_no_overlap(compiler):
