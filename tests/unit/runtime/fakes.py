@@ -4,7 +4,6 @@ Strict fakes of the runtime's parts: each fails on a call that no test announced
 
 import asyncio
 import base64
-import contextlib
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from runtime.chat import ChatTemplateError
-from runtime.engines.base.in_flight import TokenStream
+from runtime.engines.base.in_flight import InFlight, TokenStream
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import TokenLogprobs
 from runtime.engines.paged.step import OutOfMemory, StepOutput
 from runtime.structured import Grammar, GrammarError, GrammarUnavailable
+from runtime.structured.process import KeptResults
 
 SPECIAL = 1  # a token id
 
@@ -69,8 +69,10 @@ class FakeTemplate:
 
 class FakeChecker:
     """
-    A checker of grammars that refuses those with `<refuse>`.
+    A checker of grammars that refuses those with `<refuse>`, and remembers nothing.
     """
+
+    kept = KeptResults(0)
 
     def check(self, kind, text):
         if "<refuse>" in text:
@@ -110,6 +112,7 @@ class FakeEngine:
         cancelled: Ids that were cancelled while they were running.
         busy: Number of other requests in flight.
         shares: Whose request each submit was.
+        holds: What a drain waits for beside the requests of the engine.
     """
 
     running: dict[int, TokenStream] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class FakeEngine:
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
     shares: list = field(default_factory=list)
+    holds: InFlight = field(default_factory=InFlight)
     _scripts: deque[Script] = field(default_factory=deque)
 
     def will(self, text="", ending=FinishReason.STOP, detail="", **more):
@@ -142,7 +146,7 @@ class FakeEngine:
         return id, answer
 
     def hold(self):
-        return contextlib.nullcontext()
+        return self.holds.hold()
 
     def embed(self, tokens, timeout_s):
         """
