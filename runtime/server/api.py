@@ -154,7 +154,7 @@ def _add_generate(app: FastAPI, serving: Serving) -> None:
     @app.post(GENERATE)
     async def generate(request: Request) -> Response:
         admitted, is_stream = await admit(serving, request, GenerateBody, _admit)
-        generator, id = serving.ready_generator(), outcome_of(request.scope).request_id
+        generator, id = serving.serving_generator(), outcome_of(request.scope).request_id
 
         def shape(delta: TextDelta) -> dict[str, Any]:
             found: dict[str, Any] = {"id": id, "version": version, "text": delta.text}

@@ -87,6 +87,16 @@ class Caller:
             self._reserved += wanted
         self.usage.prompt_tokens += tokens
 
+    def refund(self) -> None:
+        """
+        Give back what `take_prompt` took: the request is refused, or its client left, before the
+        engine had it.
+        """
+        if self.limits is not None and (bucket := self.limits.tokens) is not None:
+            bucket.settle(self._reserved, time.monotonic())
+            self._reserved = 0
+        self.usage.prompt_tokens = 0
+
     def hold(self, places: int) -> None:
         """
         Note that the request holds more places, until it ends.
@@ -106,8 +116,7 @@ class Caller:
                 del self.places[self.name]
         if self.limits is not None and (bucket := self.limits.tokens) is not None:
             used = self.usage.prompt_tokens + self.usage.generated_tokens
-            # What was never reserved is a prompt that was refused: it costs nothing.
-            bucket.settle(self._reserved - (used if self._reserved else 0), time.monotonic())
+            bucket.settle(self._reserved - used, time.monotonic())
             self._reserved = 0
 
 

@@ -7,7 +7,7 @@ Every admitted request ends: with its text, or with one Failed.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -82,17 +82,20 @@ class Place:
     """
     A place among the requests that run or wait, from its admission until the engine has it.
 
-    One whose request is given up before that is left when it is forgotten.
+    A drain waits for it.  One whose request is given up before that is left when it is forgotten.
     """
 
     def __init__(self, generator: "Generator") -> None:
         self._generator, self._is_taken = generator, True
         generator.promised += 1
+        self._holding = ExitStack()
+        self._holding.enter_context(generator.hold())
 
     def leave(self) -> None:
         if self._is_taken:
             self._is_taken = False
             self._generator.promised -= 1
+            self._holding.close()
 
     def __del__(self) -> None:
         self.leave()
@@ -230,6 +233,12 @@ class Generator:
             self._engine, self._prompts, self._limits, dimensions, shorter_dimensions
         )
 
+    def hold(self) -> AbstractContextManager[None]:
+        """
+        Keep a drain waiting for a request that is not in the engine yet.
+        """
+        return self._engine.hold()
+
     @property
     def context_tokens(self) -> int:
         return self._limits.context_tokens
@@ -299,12 +308,13 @@ class Generator:
             prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
             self._refuse_long(len(prompt), request)
             most = 0 if request.fills_context else sum(each.max_tokens for each in params)
-            caller.take_prompt(len(prompt), most)
-        if request.fills_context:
-            tokens = self._limits.context_tokens - len(prompt)
-            params = [replace(each, max_tokens=tokens) for each in params]
-        with left_on_failure(places):
+            if request.fills_context:
+                tokens = self._limits.context_tokens - len(prompt)
+                params = [replace(each, max_tokens=tokens) for each in params]
             self._check_params(params[0])
+            # Before the grammar: a key without tokens must not have it checked.  If the request
+            # is refused after all, `serving.admit` gives them back.
+            caller.take_prompt(len(prompt), most)
             if request.grammar is not None:
                 reading = self._grammars.read(request.grammar)
                 grammar = await _by(started_s + allowed_s, reading, excuse)

@@ -70,7 +70,7 @@ def add_openai(app: FastAPI, serving: Serving) -> None:
 
 
 async def _answer(serving: Serving, request: Request, asked: Asked, format: Format) -> Response:
-    generator = serving.ready_generator()
+    generator = serving.serving_generator()
     if asked.is_stream:
         return await stream(request, events(generator, asked, format))
     return json_response(await unless_gone(request, whole(generator, asked, format)))

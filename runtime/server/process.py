@@ -217,7 +217,8 @@ class RuntimeServer:
     async def _drain(self) -> int:
         config = self._settings.config
         self._life.on(LifeEvent.TERMINATED)
-        in_flight = self._engine.in_flight
+        generator = self._serving.generator
+        in_flight = generator.load.in_flight if generator else 0
         self._notifier.stopping(f"draining {in_flight} requests")
         log.info("runtime.drain_started in_flight=%d", in_flight)
         started_s = time.monotonic()

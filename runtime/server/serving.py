@@ -76,6 +76,15 @@ class Serving:
             return self.generator
         raise Failed(Refusal(503, "not_ready", WHY_NOT[phase], retry_after_s=1))
 
+    def serving_generator(self) -> Generator:
+        """
+        Return the generator of a request that was admitted, which a drain waits for.
+
+        Raises:
+            Failed: 503: the drain is over, or the engine is gone.
+        """
+        return self.ready_generator(Phase.DRAINING)
+
     def check_model(self, name: str | None) -> None:
         """
         Raises:
@@ -118,7 +127,7 @@ async def admit(
     """
     generator = serving.ready_generator()
     generator.refuse_if_full()
-    with serving.uploads.upload() as upload:
+    with generator.hold(), serving.uploads.upload() as upload:
         received = await upload.receive(request.receive, request.headers)
         # Once the body has come, so that HAProxy passes on the headers of a refusal.
         current_caller().take_request()
@@ -126,7 +135,11 @@ async def admit(
         serving.check_model(body.model)
         body = with_defaults(body, serving.defaults)
         _take_deadline(request, body)
-        return await unless_gone(request, admitting(generator, body))
+        try:
+            return await unless_gone(request, admitting(generator, body))
+        except BaseException:
+            current_caller().refund()
+            raise
 
 
 def _take_deadline(request: Request, body: Body) -> None:

@@ -98,6 +98,12 @@ class Runtime:
         """
         return self._sample("slipway_http_excused_total", f'route="{route}"', f'reason="{reason}"')
 
+    def used(self, key):
+        """
+        Return the prompt tokens that the metrics count for *key*.
+        """
+        return self._sample("slipway_key_prompt_tokens_total", f'key="{key}"')
+
     def _sample(self, name, *labels):
         lines = self.metrics.render().decode().splitlines()
         labels = (*labels, 'version="v1.2.0"', 'slot="blue"')

@@ -11,8 +11,9 @@ import pytest
 from runtime.engines.base.protocol import FinishReason, Share
 from runtime.server.key_watch import KeyWatch
 from runtime.server.metrics import MAX_KEY_NAMES
+from tests.unit.runtime.server.test_grammars import HeldChecker, settle
 from tests.unit.runtime.server.test_key_file import digest_of
-from tests.unit.runtime.serving import Runtime, assert_is_error
+from tests.unit.runtime.serving import VOCABULARY, Runtime, assert_is_error
 
 pytestmark = pytest.mark.anyio
 WEB, ANN, OLD = "sk-slipway-web", "sk-slipway-ann", "sk-slipway-old"
@@ -158,6 +159,58 @@ async def test_a_request_that_is_refused_for_its_tokens_costs_none(keys):
     for _ in range(5):
         assert (await keys.ask(text=None, max_tokens=96)).status_code == 429
     assert (await keys.ask(max_tokens=70)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("completions", {"logit_bias": {str(VOCABULARY): 1}}, 400),
+        ("completions", {"min_tokens": 9, "max_tokens": 3}, 400),
+        ("completions", {"structured_outputs": {"regex": "<refuse>"}}, 400),
+        ("completions", {"prompt": ["one", "two", [VOCABULARY]]}, 400),
+        ("completions", {"prompt": ["one"] * 30, "max_tokens": 1}, 429),
+        ("completions", {"prompt": "x" * 200}, 400),
+        ("embeddings", {"input": ["a", [VOCABULARY]]}, 400),
+        ("embeddings", {"input": "abc", "dimensions": 7}, 400),
+    ],
+)
+async def test_a_request_that_is_refused_is_not_charged(keys, route, body, status):
+    """
+    Whatever refuses it, and whichever of its prompts; the answer already says so.
+    """
+    keys.runtime.serving.generator.make_embeddings(3, [])
+    keys.set(key("web", WEB, tokens_per_minute=100))
+    headers = {"authorization": f"Bearer {WEB}"}
+    body = ({"prompt": "ask"} if route == "completions" else {}) | body
+    response = await keys.runtime.http.post(f"/v1/{route}", json=body, headers=headers)
+    assert response.status_code == status, response.text
+    assert response.headers["x-ratelimit-remaining-tokens"] == "100"
+    assert (await keys.ask(max_tokens=97)).status_code == 200
+    assert keys.runtime.used("web") == 3
+
+
+async def test_a_key_without_tokens_gets_no_grammar_checked(keys):
+    """
+    Checks cost time: they come after the limits.
+    """
+    keys.set(key("web", WEB, tokens_per_minute=5))
+    body = {"structured_outputs": {"regex": "<refuse>"}, "max_tokens": 6}
+    assert (await keys.ask(text=None, route="/v1/completions", **body)).status_code == 400
+    assert (await keys.ask(max_tokens=2)).status_code == 200
+    assert (await keys.ask(text=None, route="/v1/completions", **body)).status_code == 429
+
+
+async def test_a_client_that_leaves_before_the_engine_has_its_request_is_not_charged(tmp_path):
+    checker = HeldChecker()
+    keys = Keys(tmp_path, checker=checker)
+    keys.set(key("web", WEB, tokens_per_minute=100))
+    body = {"structured_outputs": {"regex": "a"}, "max_tokens": 60}
+    asking = asyncio.create_task(keys.ask(text=None, route="/v1/completions", **body))
+    await settle()
+    asking.cancel()
+    await asyncio.wait([asking])
+    checker.go_on()
+    assert (await keys.ask(max_tokens=97)).status_code == 200
 
 
 async def test_what_a_key_used_is_counted_and_logged(tmp_path, caplog):
