@@ -178,7 +178,9 @@ def _add_generate(app: FastAPI, serving: Serving) -> None:
 
 
 async def _admit(generator: Generator, body: GenerateBody) -> tuple[AdmittedRequest, bool]:
-    asked = GenerationRequest(body.prompt, body.params, tuple(body.stop), body.timeout_s)
+    asked = GenerationRequest(
+        body.prompt, body.params, tuple(body.stop), body.timeout_s, priority=body.priority
+    )
     return await generator.admit(asked), body.stream
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from runtime.contract import CLIENT_DEADLINE
 from runtime.engines.base.client import Client
-from runtime.engines.base.protocol import FinishReason
+from runtime.engines.base.protocol import FinishReason, Share
 from runtime.server.admission import AdmissionLimits, CurrentLoad, Refusal, refuse, time_allowed_s
+from runtime.server.caller import current_caller
 from runtime.server.errors import Failed
 from runtime.server.failures import failure
 from runtime.server.prompts import Prompt, PromptReader
@@ -28,11 +29,15 @@ class TextToEmbed:
     Attributes:
         late_s: When the whole answer is late, on the monotonic clock.
         late_excuse: Excuse of a late answer.
+        share: Whose text it is.
+        priority: See `Submit`.
     """
 
     tokens: Sequence[int]
     late_s: float
     late_excuse: str | None
+    share: Share
+    priority: int
 
 
 class Embedder:
@@ -66,10 +71,10 @@ class Embedder:
             raise Failed(Refusal(400, "invalid_request", message, param="dimensions"))
 
     async def read(
-        self, prompts: Sequence[Prompt], timeout_s: float | None = None
+        self, prompts: Sequence[Prompt], timeout_s: float | None = None, priority: int = 0
     ) -> list[TextToEmbed]:
         """
-        Return *prompts* in tokens.
+        Return *prompts* in tokens, as texts of the present caller.
 
         Raises:
             Failed: One is empty, too long, or has a token that the model lacks; or it is late.
@@ -77,7 +82,7 @@ class Embedder:
         allowed_s = time_allowed_s(timeout_s, self._limits)
         excuse = CLIENT_DEADLINE if allowed_s < self._limits.request_timeout_s else None
         late_s = time.monotonic() + allowed_s
-        texts = []
+        texts, share = [], current_caller().share
         try:
             async with asyncio.timeout(allowed_s):
                 for prompt in prompts:
@@ -89,7 +94,7 @@ class Embedder:
                         check=lambda least: self._refuse_long(max(least, 1)),
                     )
                     self._refuse_long(len(tokens))
-                    texts.append(TextToEmbed(tokens, late_s, excuse))
+                    texts.append(TextToEmbed(tokens, late_s, excuse, share, priority))
                     await asyncio.sleep(0)  # the loop goes on between two texts
         except TimeoutError:
             raise _failed(FinishReason.EXPIRED, excuse) from None
@@ -124,7 +129,7 @@ class Embedder:
         left_s = text.late_s - time.monotonic()
         if left_s <= 0:
             raise _failed(FinishReason.EXPIRED, text.late_excuse)
-        id, stream = self._engine.embed(text.tokens, left_s)
+        id, stream = self._engine.embed(text.tokens, left_s, text.share, text.priority)
         try:
             async with asyncio.timeout(left_s):
                 reason = await stream.end()

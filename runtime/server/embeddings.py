@@ -21,7 +21,7 @@ from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
 from runtime.server.generation import Generator, Place, left_on_failure
 from runtime.server.openai_bodies import prompts_type
-from runtime.server.schemas import Body, BodyBounds
+from runtime.server.schemas import Body, BodyBounds, Priority
 from runtime.server.serving import Serving, admit
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it
@@ -44,6 +44,7 @@ class EmbeddingBody(Body):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1, le=2**31 - 1)
     user: str | None = None
+    priority: Priority | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ async def _ask(generator: Generator, body: EmbeddingBody) -> _Asked:
     [place] = places = generator.places(1)
     caller = current_caller()
     with left_on_failure(places):
-        texts = await embedder.read(body.input, caller.deadline_s)
+        texts = await embedder.read(body.input, caller.deadline_s, body.priority or 0)
         caller.take_prompt(sum(len(text.tokens) for text in texts), 0)
     return _Asked(texts, body, embedder, place)
 

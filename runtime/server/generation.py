@@ -39,6 +39,10 @@ from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 Value = TypeVar("Value")
 ONLY_EMBEDS = "this model generates no text; it makes embeddings: POST /v1/embeddings"
+NO_PRIORITIES = (
+    "priority: not supported by this runtime; leave it out, or send 0 (with engine: vllm it needs "
+    "--scheduling-policy=priority in vllm_args)"
+)
 _NO_ANSWER = SamplingParams(max_tokens=0)
 _NO_LOAD = CurrentLoad(0, 0.0)
 _MARK_TOKENS = 16  # a mark of reasoning and the white space after it have fewer
@@ -58,6 +62,7 @@ class GenerationRequest:
             special tokens.
         skips_special: Special tokens of the answer have no text.
         grammar: What the answer must match; None for anything.
+        priority: See `Submit`.
     """
 
     prompt: Prompt | Conversation
@@ -69,6 +74,7 @@ class GenerationRequest:
     shows_marks: bool = False
     skips_special: bool = True
     grammar: AskedGrammar | None = None
+    priority: int = 0
 
     @property
     def field(self) -> str:
@@ -126,6 +132,7 @@ class AdmittedRequest:
         shows_marks: As of the GenerationRequest.
         caller: Whose request it is.
         shared: None for a prompt with one answer.
+        priority: As of the GenerationRequest.
     """
 
     prompt: Sequence[int]
@@ -139,6 +146,7 @@ class AdmittedRequest:
     caller: Caller = field(default_factory=Caller)
     shared: SharedPrompt | None = None
     skips_special: bool = True
+    priority: int = 0
 
     @property
     def give_up_s(self) -> float:
@@ -305,6 +313,8 @@ class Generator:
         with left_on_failure(places):
             if not self.generates:
                 raise Failed(Refusal(400, "not_supported", ONLY_EMBEDS, param="model"))
+            if request.priority and not self._engine.has_priorities:
+                raise Failed(Refusal(400, "not_supported", NO_PRIORITIES, param="priority"))
             prompt = await self._read_prompt(request, started_s + allowed_s, excuse)
             self._refuse_long(len(prompt), request)
             most = 0 if request.fills_context else sum(each.max_tokens for each in params)
@@ -333,6 +343,7 @@ class Generator:
                 caller,
                 shared,
                 request.skips_special,
+                request.priority,
             )
             for each, place in zip(params, places, strict=True)
         ]
@@ -418,7 +429,12 @@ class Generator:
         shared = request.shared
         prefix_of = shared.first if shared else None
         id, stream = self._engine.submit(
-            request.prompt, request.params, request.allowed_s, request.caller.share, prefix_of
+            request.prompt,
+            request.params,
+            request.allowed_s,
+            request.caller.share,
+            prefix_of,
+            request.priority,
         )
         if shared and shared.first is None:
             shared.first = id

@@ -21,7 +21,7 @@ from runtime.engines.base.sampling import MAX_BIASED, MAX_LOGPROBS, SamplingPara
 from runtime.server.grammars import AskedGrammar
 from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
-from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Stops, Strict
+from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Priority, Stops, Strict
 from runtime.server.structured_bodies import OneGrammar, Replaced, ResponseFormat
 from runtime.server.text import is_unicode
 from runtime.server.tool_bodies import Choice, Tools, use_of
@@ -179,6 +179,7 @@ class _Sampled(Body):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+    priority: Priority | None = None
 
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)

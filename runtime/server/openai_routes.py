@@ -92,6 +92,7 @@ async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
         shows_marks=not form.is_plain,
         skips_special=body.skips_special,
         grammar=grammar,
+        priority=body.priority or 0,
     )
     requests = await generator.choices(request, params, generator.places(body.choices))
     if not form.is_plain:
@@ -168,6 +169,7 @@ async def _read_completions(
             tuple(body.stop or ()),
             skips_special=body.skips_special,
             grammar=body.grammar,
+            priority=body.priority or 0,
         )
         own = places[first : first + body.choices]
         admitted = await generator.choices(request, params, own)

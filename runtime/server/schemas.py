@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from runtime.engines.base.protocol import MAX_PRIORITY
 from runtime.engines.base.sampling import SamplingParams
 
 MAX_STOPS = 8
@@ -64,6 +65,9 @@ Stops = Annotated[
 ]
 
 
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
 class GenerateBody(Body):
     """
     `POST /generate`.
@@ -79,6 +83,7 @@ class GenerateBody(Body):
     stop: Stops = []
     stream: bool = False
     timeout_s: float | None = Field(default=None, gt=0)
+    priority: Priority = 0
 
     @property
     def params(self) -> SamplingParams:

@@ -28,6 +28,7 @@ class Client(ABC):
         last: The newest report; None before the first.
         died: Done once the engine process has ended, whatever the reason.
         exit_reason: How it ended, once it has.
+        has_priorities: Whether it heeds the priority of a request.
 
     Args:
         on_report: Called with each report, beats included.
@@ -37,6 +38,7 @@ class Client(ABC):
         self.last: EngineReport | None = None
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.exit_reason = ""
+        self.has_priorities = True
         self._on_report = on_report
         self._requests = InFlight()
 
@@ -80,18 +82,20 @@ class Client(ABC):
         timeout_s: float,
         share: Share = Share(),  # noqa: B008 - frozen
         prefix_of: int | None = None,
+        priority: int = 0,
     ) -> tuple[int, TokenStream]:
         """
         Send a request; return its id, for `cancel`, and the stream of its tokens.
 
         Args:
-            prefix_of: See `Submit`.
+            prefix_of, priority: See `Submit`.
         """
         id, stream = self._requests.new()
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:
-            self._start(Submit(id, tokens, params, timeout_s, share, prefix_of), stream)
+            request = Submit(id, tokens, params, timeout_s, share, prefix_of, priority)
+            self._start(request, stream)
         return id, stream
 
     @abstractmethod
@@ -100,7 +104,13 @@ class Client(ABC):
         Send *request* to the engine, whose process has not ended.
         """
 
-    def embed(self, tokens: Sequence[int], timeout_s: float) -> tuple[int, TokenStream]:
+    def embed(
+        self,
+        tokens: Sequence[int],
+        timeout_s: float,
+        share: Share = Share(),  # noqa: B008 - frozen
+        priority: int = 0,
+    ) -> tuple[int, TokenStream]:
         """
         Send a text to embed; return its id and a stream that ends with the vector.
         """
@@ -108,7 +118,7 @@ class Client(ABC):
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:
-            self._start_embedding(Embed(id, tokens, timeout_s))
+            self._start_embedding(Embed(id, tokens, timeout_s, share, priority))
         return id, stream
 
     def hold(self) -> AbstractContextManager[None]:

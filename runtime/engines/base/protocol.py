@@ -13,6 +13,8 @@ from typing import Any
 from runtime.contract.engine_options import EngineOptions
 from runtime.engines.base.sampling import SamplingParams
 
+MAX_PRIORITY = 100  # of a request, and its negative
+
 # No slots: `vars` is the cheapest way to a dict, and messages are sent for every token.
 
 
@@ -66,6 +68,13 @@ class Share:
     weight: int = 1
     priority: int = 5
 
+    def level(self, priority: int) -> int:
+        """
+        Return the level of a request of *priority* among those of all keys; the lowest is first.
+        """
+        # Never below the key's own: its client writes the request's.
+        return self.priority + max(priority, 0)
+
 
 @dataclass(frozen=True)
 class Submit:
@@ -75,6 +84,9 @@ class Submit:
         timeout_s: Seconds from now.
         prefix_of: A request with the same prompt.  This one joins once that one's prompt is in the
             cache, or once it has ended; None for a request of its own.
+        priority: Requests of a lower number are computed first: all numbers compare requests of
+            the same key.  Those over 0 put it behind other keys too, as if they were added to the
+            key's; none puts it ahead of its key's.
     """
 
     id: int
@@ -83,6 +95,7 @@ class Submit:
     timeout_s: float
     share: Share = Share()
     prefix_of: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,14 @@ class Embed:
 
     Attributes:
         timeout_s: Seconds from now.
+        priority: As of `Submit`.
     """
 
     id: int
     tokens: Sequence[int]
     timeout_s: float
+    share: Share = Share()
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,8 @@ _NAMES: dict[type, str] = {
     LoadFailed: "load_failed",
     EngineReport: "report",
 }
-_RARE = ("prefix_of", "cached", "logprobs", "vectors")  # left out where they are empty
+# Left out where they are empty.
+_RARE = {"prefix_of": None, "priority": 0, "cached": (), "logprobs": (), "vectors": ()}
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 
@@ -213,8 +230,8 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     Return the line of *message*, newline included.
     """
     document = {"is": _NAMES[type(message)], **vars(message)}
-    for name in _RARE:
-        if document.get(name) in (None, ()):
+    for name, empty in _RARE.items():
+        if document.get(name, empty) == empty:
             document.pop(name, None)
     return json.dumps(document, separators=(",", ":"), default=_document).encode() + b"\n"
 
@@ -242,5 +259,7 @@ def _decode(line: bytes) -> object:
         document["options"] = EngineOptions.from_document(document["options"])
     elif kind is Submit:
         document["params"] = SamplingParams.from_document(document["params"])
+        document["share"] = Share(**document["share"])
+    elif kind is Embed:
         document["share"] = Share(**document["share"])
     return kind(**document)

@@ -4,11 +4,13 @@ Embeddings beside the scheduler: a static batch of texts between two steps.  Wit
 
 import base64
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from runtime.engines.base.protocol import Embed, FinishReason
+from runtime.engines.paged.fairness import PROMPT_COST, FairShares
+from runtime.engines.paged.lines import Entry, Lines
 from runtime.engines.paged.step import DeviceLost, EmbedTexts
 
 log = logging.getLogger("runtime.engine")
@@ -30,49 +32,63 @@ class EmbeddingReport:
 
 class EmbeddingBatcher:
     """
-    The queue of texts, in the order in which they came.
+    The queue of texts, in fair order between keys: with the counters of their other requests.
 
     Args:
         embed: Computes one batch.
         batch_tokens: Of a batch, padding included; a longer text is a batch of its own.
+        shares: Those of the scheduler beside it.
     """
 
-    def __init__(self, embed: EmbedTexts, batch_tokens: int) -> None:
-        self._embed, self._batch_tokens = embed, batch_tokens
-        self._queue: deque[tuple[Embed, float]] = deque()
+    def __init__(self, embed: EmbedTexts, batch_tokens: int, shares: FairShares) -> None:
+        self._embed, self._batch_tokens, self._shares = embed, batch_tokens, shares
+        self._lines: Lines[Embed] = Lines(shares)
+        self._deadlines: list[tuple[float, int]] = []  # a heap; it has ids that have left
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._lines)
 
     def submit(self, request: Embed, now_s: float) -> None:
-        self._queue.append((request, now_s + request.timeout_s))
+        self._shares.arrive(request.share, now_s)
+        tokens = len(request.tokens)
+        self._lines.push(Entry(request.id, request.share, request.priority, tokens, request))
+        heappush(self._deadlines, (now_s + request.timeout_s, request.id))
 
     def cancel(self, id: int) -> None:
-        self._queue = deque(pair for pair in self._queue if pair[0].id != id)
+        if entry := self._lines.pop(id):
+            self._shares.leave_queue(entry.share)
 
     def turn(self, now_s: float) -> EmbeddingReport:
         """
         Compute one batch; what is late by then is not computed.
         """
         report = EmbeddingReport([], [])
-        late = [request.id for request, late_s in self._queue if late_s <= now_s]
-        if late:
-            self._queue = deque(pair for pair in self._queue if pair[1] > now_s)
-            report.ended.extend((id, FinishReason.EXPIRED, "") for id in late)
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, id = heappop(self._deadlines)
+            if id in self._lines:
+                self.cancel(id)
+                report.ended.append((id, FinishReason.EXPIRED, ""))
         batch = self._next_batch()
         if batch:
             self._compute(batch, report)
+        if not self._lines:
+            self._deadlines.clear()
         return report
 
     def _next_batch(self) -> list[Embed]:
-        batch: list[Embed] = []
+        batch: list[Entry[Embed]] = []
         longest = 0
-        while self._queue and len(batch) < MAX_TEXTS:
-            longest = max(longest, len(self._queue[0][0].tokens))
+        for entry in self._lines.in_order(lambda _: True):
+            longest = max(longest, entry.tokens)
             if batch and longest * (len(batch) + 1) > self._batch_tokens:
                 break
-            batch.append(self._queue.popleft()[0])
-        return batch
+            batch.append(entry)
+            if len(batch) == MAX_TEXTS:
+                break
+        for entry in batch:
+            self.cancel(entry.id)
+            self._shares.charge(entry.share, PROMPT_COST * entry.tokens)
+        return [entry.item for entry in batch]
 
     def _compute(self, batch: Sequence[Embed], report: EmbeddingReport) -> None:
         try:

@@ -12,7 +12,7 @@ takes at most 8 times its weight of the rows, and of the pages, that it leaves f
 Pure: the clock is an argument.
 """
 
-from collections.abc import Collection
+from collections import Counter
 
 from runtime.engines.base.protocol import Share
 
@@ -38,6 +38,7 @@ class FairShares:
         self._served: dict[str, float] = {}
         self._last_served = 0.0  # counter of the key that was last to leave the queue
         self._seen_s: dict[str, float] = {}  # last request of each key, the earliest first
+        self._waiting: Counter[str] = Counter()
         self._slots: dict[str, int] = {}
         self._pages: dict[str, int] = {}
 
@@ -48,20 +49,25 @@ class FairShares:
         """
         return len(self._seen_s) > 1
 
-    def arrive(self, share: Share, waiting: Collection[str], now_s: float) -> None:
+    def arrive(self, share: Share, now_s: float) -> None:
         """
-        Note a request of *share*, while requests of the keys *waiting* wait.
+        Note a request of *share*, which waits until `leave_queue`.
         """
         key = share.key
-        self._forget(waiting, now_s)
+        self._forget(now_s)
         if key:
             self._seen_s.pop(key, None)
             self._seen_s[key] = now_s
-        if key not in waiting:
-            least = min((self._served.get(one, 0.0) for one in waiting), default=self._last_served)
-            self._served[key] = max(self._served.get(key, 0.0), least)
+        if key not in self._waiting:
+            served = self._served
+            least = min((served.get(one, 0.0) for one in self._waiting), default=self._last_served)
+            served[key] = max(served.get(key, 0.0), least)
+        self._waiting[key] += 1
 
     def leave_queue(self, share: Share) -> None:
+        self._waiting[share.key] -= 1
+        if not self._waiting[share.key]:
+            del self._waiting[share.key]
         self._last_served = max(self._last_served, self._served.get(share.key, 0.0))
 
     def join(self, share: Share, pages: int) -> None:
@@ -86,12 +92,12 @@ class FairShares:
         if len(self._seen_s) > 1:
             self._served[share.key] = self._served.get(share.key, 0.0) + cost / share.weight
 
-    def rank(self, share: Share) -> Rank:
+    def rank(self, share: Share, priority: int = 0) -> Rank:
         """
-        Return the rank of a key: the lowest is next.
+        Return the rank of a request of a key: the lowest is next.
         """
         served = self._served.get(share.key, 0.0)
-        return share.priority, served, self._slots.get(share.key, 0)
+        return share.level(priority), served, self._slots.get(share.key, 0)
 
     def may_join(self, share: Share, slots: dict[str, int], pages: int, room: int) -> bool:
         """
@@ -111,7 +117,7 @@ class FairShares:
         most = LEFT_FREE * share.weight
         return held + 1 <= most * free and held_pages <= most * (room - pages)
 
-    def _forget(self, waiting: Collection[str], now_s: float) -> None:
+    def _forget(self, now_s: float) -> None:
         """
         Forget the keys whose last request is long ago, and that neither wait nor hold a row.
         """
@@ -119,7 +125,7 @@ class FairShares:
             if seen_s + WINDOW_S > now_s:
                 return
             del self._seen_s[key]
-            if key in self._slots or key in waiting:
+            if key in self._slots or key in self._waiting:
                 self._seen_s[key] = now_s
             else:
                 self._served.pop(key, None)

@@ -1,19 +1,21 @@
 """
 The queue of requests that wait to join the batch.  Pure; its cost does not grow with its length.
 
-Requests of one key wait in the order of their arrival; between keys, the shares decide.
+Requests of one key wait in the order of their priority and arrival; between keys, the shares
+decide.
 """
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import islice
 
-from runtime.engines.base.protocol import Share, Submit
+from runtime.engines.base.protocol import Submit
 from runtime.engines.paged.batcher import BatchPolicy, Pending, Take, take
 from runtime.engines.paged.block_allocator import BlockAllocator
-from runtime.engines.paged.fairness import PROMPT_COST, FairShares
+from runtime.engines.paged.fairness import FairShares
+from runtime.engines.paged.lines import Entry, Lines
 
 
 @dataclass(slots=True, eq=False)
@@ -32,15 +34,14 @@ class Waiting:
 
 class Queue:
     """
-    Requests of each key in the order of their arrival.
+    Requests of each key in the order of their priority and arrival.
 
     Those that share the prompt of a request ahead of them are held until `release`.
     """
 
     def __init__(self, allocator: BlockAllocator, shares: FairShares) -> None:
         self._allocator, self._shares = allocator, shares
-        self._waiting: OrderedDict[int, Waiting] = OrderedDict()
-        self._by_key: dict[str, OrderedDict[int, Waiting]] = {}
+        self._lines: Lines[Waiting] = Lines(shares)
         self._held: dict[int, Waiting] = {}
         self._held_by: dict[int, list[int]] = {}  # ids of held requests by whom they wait for
         self._deadlines: list[
@@ -48,7 +49,20 @@ class Queue:
         ] = []  # a heap; ids that left the queue may remain in it
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._held)
+        return len(self._lines) + len(self._held)
+
+    @property
+    def has_priorities(self) -> bool:
+        """
+        Whether a request that may join has another priority than 0.
+        """
+        return self._lines.has_priorities
+
+    def count(self, key: str) -> int:
+        """
+        Return the number of requests of *key* that may join.
+        """
+        return self._lines.count(key)
 
     def push(self, request: Submit, now_s: float, *, is_held: bool = False) -> None:
         # Whole pages for its whole budget: a running request never waits for a page.
@@ -57,7 +71,7 @@ class Queue:
             * self._allocator.page_tokens
         )
         pending = Pending(request.id, now_s, now_s + request.timeout_s, tokens)
-        self._shares.arrive(request.share, self._by_key, now_s)
+        self._shares.arrive(request.share, now_s)
         waiting = Waiting(request, pending)
         if is_held:
             assert request.prefix_of is not None, request.id
@@ -68,14 +82,10 @@ class Queue:
         heappush(self._deadlines, (pending.deadline_s, request.id))
 
     def pop(self, id: int) -> Waiting | None:
-        waiting = self._waiting.pop(id, None)
-        if waiting is None:
-            return self._held.pop(id, None)
-        share = waiting.request.share
-        del self._by_key[share.key][id]
-        if not self._by_key[share.key]:
-            del self._by_key[share.key]
-        self._shares.leave_queue(share)
+        entry = self._lines.pop(id)
+        waiting = entry.item if entry else self._held.pop(id, None)
+        if waiting is not None:
+            self._shares.leave_queue(waiting.request.share)
         return waiting
 
     def release(self, id: int) -> None:
@@ -87,15 +97,13 @@ class Queue:
                 self._line_up(waiting, in_front=True)
 
     def _line_up(self, waiting: Waiting, *, in_front: bool = False) -> None:
-        id = waiting.request.id
-        of_key = self._by_key.setdefault(waiting.request.share.key, OrderedDict())
-        self._waiting[id] = of_key[id] = waiting
-        if in_front:
-            self._waiting.move_to_end(id, last=False)
-            of_key.move_to_end(id, last=False)
+        request = waiting.request
+        tokens = len(request.tokens)
+        entry = Entry(request.id, request.share, request.priority, tokens, waiting)
+        self._lines.push(entry, in_front=in_front)
 
-    def share(self, id: int) -> Share:
-        return self._waiting[id].request.share
+    def request(self, id: int) -> Submit:
+        return self._lines.get(id).item.request
 
     def expire(self, now_s: float) -> Sequence[int]:
         """
@@ -116,7 +124,7 @@ class Queue:
         return self._deadlines[0][0] if self._deadlines else None
 
     def has(self, id: int) -> bool:
-        return id in self._waiting or id in self._held
+        return id in self._lines or id in self._held
 
     def take(self, now_s: float, rows: int, max_wait_s: float) -> Take:
         """
@@ -137,28 +145,17 @@ class Queue:
         """
         Yield the requests that may join, the next one first.
         """
-        if len(self._by_key) < 2 and not self._shares.is_shared:
-            yield from self._waiting.values()
-            return
-        shares, room = self._shares, self._allocator.room
-        queues = {key: iter(waiting.values()) for key, waiting in self._by_key.items()}
-        heads = {key: next(queue) for key, queue in queues.items()}
-        heap = [(*shares.rank(head.request.share), key) for key, head in heads.items()]
-        heapify(heap)
-        joining: dict[str, int] = {}
-        while heap:
-            priority, served, held, key = heappop(heap)
-            waiting = heads[key]
-            pages = waiting.pending.tokens // self._allocator.page_tokens
-            if not shares.may_join(waiting.request.share, joining, pages, room):
-                continue
-            yield waiting
-            joining[key] = joining.get(key, 0) + 1
-            if (following := next(queues[key], None)) is not None:
-                heads[key] = following
-                # As if its prompt were computed: or one key would take all the rows of a turn.
-                cost = PROMPT_COST * len(waiting.request.tokens) / waiting.request.share.weight
-                heappush(heap, (priority, served + cost, held + 1, key))
+        shares, room, joining = self._shares, self._allocator.room, Counter[str]()
+
+        def may_join(entry: Entry[Waiting]) -> bool:
+            pages = entry.item.pending.tokens // self._allocator.page_tokens
+            if not shares.may_join(entry.share, joining, pages, room):
+                return False
+            joining[entry.share.key] += 1
+            return True
+
+        for entry in self._lines.in_order(may_join):
+            yield entry.item
 
     def block_hashes(self, waiting: Waiting) -> list[bytes]:
         if waiting.block_hashes is None:

@@ -116,6 +116,7 @@ class Scheduler:
     Attributes:
         allocator: Of the pages of the KV cache.
         oom_splits: Number of times that a step ran out of memory and was split.
+        shares: What each key got and holds.
 
     Args:
         stop_token_ids: Token ids that end an answer; they are not part of it.
@@ -139,8 +140,8 @@ class Scheduler:
         self._capacity = capacity
         self._stop_token_ids = frozenset(stop_token_ids)
         self._rng = rng
-        self._shares = FairShares(capacity.max_requests)
-        self._queue = Queue(allocator, self._shares)
+        self.shares = FairShares(capacity.max_requests)
+        self._queue = Queue(allocator, self.shares)
         if grammars is None:
             grammars = Grammars(None, "this engine has no grammars")
         self._grammars = grammars
@@ -299,7 +300,7 @@ class Scheduler:
         decoding = islice(self._decoding.values(), self._size.tokens)
         decodes = tuple(Decode(seq.slot, seq.launched) for seq in decoding)
         room = self._size.tokens - len(decodes)
-        if self._shares.is_shared:
+        if self._is_ordered:
             joins, prompts = self._admit_in_turn(now_s, room)
         else:
             asked = sum(len(seq.tokens) - seq.launched for seq in self._prompts.values())
@@ -313,6 +314,15 @@ class Scheduler:
             chunks.append(Chunk(seq.slot, seq.launched, part, is_last))
             room -= len(part)
         return Step(tuple(joins), decodes, tuple(chunks))
+
+    @property
+    def _is_ordered(self) -> bool:
+        """
+        Whether prompts are computed in another order than that of their arrival.
+        """
+        if self.shares.is_shared or self._queue.has_priorities:
+            return True
+        return any(seq.request.priority for seq in self._prompts.values())
 
     def _admit(self, now_s: float, room: int) -> list[Join]:
         """
@@ -330,24 +340,27 @@ class Scheduler:
 
     def _admit_in_turn(self, now_s: float, room: int) -> tuple[list[Join], list[Sequence]]:
         """
-        Admit queued requests as `_admit` does, ahead of prompts of keys that got more.
+        Admit queued requests as `_admit` does, ahead of prompts of keys that got more, or of
+        a higher priority number.
 
         Returns:
             The joins, and all prompts in the order in which the step computes them.
         """
-        ranks: dict[str, Rank] = {}  # of the beginning of the step
+        ranks: dict[tuple[str, int], Rank] = {}  # of the beginning of the step
 
-        def rank(seq: Sequence) -> Rank:
-            share = seq.request.share
-            return ranks.setdefault(share.key, self._shares.rank(share))
+        def rank(request: Submit) -> tuple[Rank, str, int]:
+            share, priority = request.share, request.priority
+            # Of the same rank, keys are told apart before a client's own numbers are compared.
+            own = ranks.setdefault((share.key, priority), self.shares.rank(share, priority))
+            return own, share.key, priority
 
-        prompts = sorted(self._prompts.values(), key=rank)  # of one key: in arrival order
+        # Of one key and priority: in arrival order.
+        prompts = sorted(self._prompts.values(), key=lambda seq: rank(seq.request))
         joins: list[Join] = []
         least = 0  # what joins must not be pushed out of the step by what joins later
         while not self._is_held and (batch := self._take(now_s).batch):
-            share = self._queue.share(batch[0].id)
-            own = ranks.setdefault(share.key, self._shares.rank(share))
-            place = max(least, sum(rank(seq) <= own for seq in prompts))
+            own = rank(self._queue.request(batch[0].id))
+            place = max(least, sum(rank(seq.request) <= own for seq in prompts))
             if room <= sum(len(seq.tokens) - seq.launched for seq in prompts[:place]):
                 break
             seq = self._join(batch[0].id)
@@ -392,7 +405,7 @@ class Scheduler:
             stop_token_ids=self._stops_of(request.params),
             answer=self._answers.pop(id, None),
         )
-        self._shares.join(request.share, len(allocation.pages))
+        self.shares.join(request.share, len(allocation.pages))
         self._running[request.id] = self._prompts[request.id] = self._by_slot[seq.slot] = seq
         return seq
 
@@ -415,7 +428,7 @@ class Scheduler:
         decoded = [self._by_slot[decode.slot] for decode in part.decodes]
         is_partial = len(decoded) < len(self._decoding)
         for seq in decoded:
-            self._shares.charge(seq.request.share, ANSWER_COST)
+            self.shares.charge(seq.request.share, ANSWER_COST)
             seq.launched += 1
             if is_partial or seq.launched == seq.last:
                 del self._decoding[seq.request.id]
@@ -425,7 +438,7 @@ class Scheduler:
         sampled = decoded.copy()
         for seq, chunk in zip(chunked, part.chunks, strict=True):
             seq.launched += len(chunk.tokens)
-            self._shares.charge(seq.request.share, PROMPT_COST * len(chunk.tokens))
+            self.shares.charge(seq.request.share, PROMPT_COST * len(chunk.tokens))
             self.allocator.register(seq.allocation, seq.tokens, seq.launched)
             if chunk.is_last:
                 sampled.append(seq)
@@ -574,5 +587,5 @@ class Scheduler:
             self._queue.release(seq.request.id)
         self._decoding.pop(seq.request.id, None)
         self._free_slots.append(seq.slot)
-        self._shares.leave(seq.request.share, len(seq.allocation.pages))
+        self.shares.leave(seq.request.share, len(seq.allocation.pages))
         self.allocator.free(seq.allocation)

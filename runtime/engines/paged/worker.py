@@ -199,7 +199,9 @@ class Engine:
         )
         embedding = opened.embedding
         self._embedder = (
-            EmbeddingBatcher(embedding.embed, embedding.batch_tokens) if embedding else None
+            EmbeddingBatcher(embedding.embed, embedding.batch_tokens, self._scheduler.shares)
+            if embedding
+            else None
         )
         self._opened = opened
         self._beat_s = load.beat_s

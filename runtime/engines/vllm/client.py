@@ -30,6 +30,7 @@ from runtime.engines.vllm.protocol import (
     Gauges,
     StreamEvent,
     completion,
+    priority_of,
     read_context_tokens,
     read_event,
     read_gauges,
@@ -41,6 +42,7 @@ log = logging.getLogger("runtime.vllm")
 
 FINISH_REASONS = {STOP: FinishReason.STOP, "length": FinishReason.LENGTH}  # any other is an error
 LOOK_S = 5.0  # for one answer of /health or /metrics
+BY_PRIORITY = "--scheduling-policy=priority"
 RETRY_S = 0.2  # between two checks whether it has started
 CUT_S = 0.5  # from a broken connection to the exit of the process that caused it
 STOP_S = 8.0  # from SIGTERM to SIGKILL
@@ -82,6 +84,7 @@ class VllmClient(Client):
         """
         if self._beating is not None:
             return await self.swap(load.model_dir)
+        self.has_priorities = BY_PRIORITY in load.options.vllm_args
         started_s = time.monotonic()
         while not await self._is_healthy():
             await asyncio.wait((self.died,), timeout=RETRY_S)
@@ -113,6 +116,8 @@ class VllmClient(Client):
 
     def _start(self, request: Submit, stream: TokenStream) -> None:
         body = completion(self._child.model_name, request.tokens, request.params)
+        if self.has_priorities:
+            body["priority"] = priority_of(request)
         self._owes = True
         run = self._run(request, stream, body)
         self._tasks[request.id] = asyncio.create_task(run)

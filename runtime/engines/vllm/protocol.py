@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.engines.base.protocol import MAX_PRIORITY, Submit
 from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 
 COMPLETIONS, HEALTH, METRICS, MODELS = "/v1/completions", "/health", "/metrics", "/v1/models"
@@ -62,6 +63,14 @@ class StreamEvent:
     reason: str | None = None
     error: str | None = None
     logprobs: Sequence[TokenLogprobs] = ()
+
+
+def priority_of(request: Submit) -> int:
+    """
+    Return vLLM's one number: the levels of all keys, and within each the client's own numbers.
+    """
+    own = request.priority
+    return request.share.level(own) * (2 * MAX_PRIORITY + 1) + own
 
 
 def completion(model: str, tokens: Sequence[int], params: SamplingParams) -> dict[str, Any]:

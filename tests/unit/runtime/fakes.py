@@ -111,7 +111,8 @@ class FakeEngine:
         shared: prefix_of of each submit.
         cancelled: Ids that were cancelled while they were running.
         busy: Number of other requests in flight.
-        shares: Whose request each submit was.
+        shares: Whose request each submit or text was.
+        priorities: Of each.
         holds: What a drain waits for beside the requests of the engine.
     """
 
@@ -121,6 +122,8 @@ class FakeEngine:
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
     shares: list = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
+    has_priorities: bool = True
     holds: InFlight = field(default_factory=InFlight)
     _scripts: deque[Script] = field(default_factory=deque)
 
@@ -134,12 +137,13 @@ class FakeEngine:
     def in_flight(self):
         return len(self.running) + self.busy
 
-    def submit(self, tokens, params, timeout_s, share=None, prefix_of=None):
+    def submit(self, tokens, params, timeout_s, share=None, prefix_of=None, priority=0):
         prompt = CharCodec().decode(tokens)
         assert self._scripts, f"no announced request has the prompt {prompt!r}"
         script, id, answer = self._scripts.popleft(), len(self.asked), TokenStream()
         self.asked.append({"prompt": prompt, "timeout_s": timeout_s, **vars(params)})
         self.shares.append(share)
+        self.priorities.append(priority)
         self.shared.append(prefix_of)
         self.running[id] = answer
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
@@ -148,7 +152,7 @@ class FakeEngine:
     def hold(self):
         return self.holds.hold()
 
-    def embed(self, tokens, timeout_s):
+    def embed(self, tokens, timeout_s, share=None, priority=0):
         """
         Answer with the vector (3, 4, number of tokens), or as announced.
         """
@@ -156,6 +160,8 @@ class FakeEngine:
         if self._scripts:
             script = self._scripts.popleft()
         self.asked.append({"tokens": list(tokens), "timeout_s": timeout_s})
+        self.shares.append(share)
+        self.priorities.append(priority)
         self.running[id] = answer
         answer.vector = base64.b64encode(array("f", [3, 4, len(tokens)]).tobytes()).decode()
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)

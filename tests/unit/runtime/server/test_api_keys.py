@@ -255,6 +255,54 @@ async def test_the_engine_is_told_whose_request_it_is(keys):
     assert keys.runtime.engine.shares == [Share("web", 3, 1)]
 
 
+ROUTES = {
+    "/generate": {"prompt": "ask"},
+    "/v1/completions": {"prompt": ["one", "two"], "n": 2},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "ask"}]},
+    "/v1/embeddings": {"input": ["one", "two", "three", "four"]},
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("priority", [None, 0, 7, -100, 100])
+async def test_the_engine_is_told_the_priority_of_a_request(keys, route, priority):
+    """
+    Of each of its prompts, answers and texts, with the key whose it is.
+    """
+    keys.runtime.serving.generator.make_embeddings(3, [])
+    keys.set(key("web", WEB, weight=2))
+    body = ROUTES[route] | ({} if priority is None else {"priority": priority})
+    count = 1 if route in ("/generate", "/v1/chat/completions") else 4
+    for _ in range(count if route != "/v1/embeddings" else 0):
+        keys.runtime.engine.will("abc")
+    headers = {"authorization": f"Bearer {WEB}"}
+    response = await keys.runtime.http.post(route, json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert keys.runtime.engine.priorities == [priority or 0] * count
+    assert keys.runtime.engine.shares == [Share("web", 2)] * count
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("priority", [101, -101, 1.5, "1", True, 10**30])
+async def test_a_priority_out_of_range_is_refused_by_name(keys, route, priority):
+    keys.runtime.serving.generator.make_embeddings(3, [])
+    keys.set(key("web", WEB))
+    headers = {"authorization": f"Bearer {WEB}"}
+    body = ROUTES[route] | {"priority": priority}
+    response = await keys.runtime.http.post(route, json=body, headers=headers)
+    assert response.status_code == (422 if route == "/generate" else 400)
+    assert response.json()["error"]["param"] == "priority"
+
+
+async def test_an_engine_without_priorities_refuses_all_but_0(keys):
+    keys.runtime.engine.has_priorities = False
+    keys.set(key("web", WEB))
+    response = await keys.ask(text=None, priority=1)
+    assert_is_error(response, 400, "not_supported", retry_safe=False)
+    assert response.json()["error"]["param"] == "priority"
+    assert (await keys.ask(priority=0)).status_code == 200
+
+
 async def test_the_warm_up_needs_no_key(keys):
     """
     Nor does it have one that a client could send: its token is of this process alone.

@@ -2,8 +2,9 @@ import base64
 
 import pytest
 
-from runtime.engines.base.protocol import Embed, FinishReason
+from runtime.engines.base.protocol import Embed, FinishReason, Share
 from runtime.engines.paged.embedding_batcher import MAX_TEXTS, EmbeddingBatcher
+from runtime.engines.paged.fairness import FairShares
 from runtime.engines.paged.step import DeviceLost
 
 BAD, LOST, NAN = 66, 67, 68
@@ -29,7 +30,7 @@ class Model:
 
 def make(*texts, batch_tokens=100, timeout_s=10.0):
     model = Model()
-    batcher = EmbeddingBatcher(model, batch_tokens)
+    batcher = EmbeddingBatcher(model, batch_tokens, FairShares(4))
     for id, text in enumerate(texts):
         batcher.submit(Embed(id, text, timeout_s), now_s=0.0)
     return model, batcher
@@ -98,3 +99,75 @@ def test_what_is_late_or_cancelled_is_not_computed():
     report = batcher.turn(10.0)
     assert ends(report) == {0: FinishReason.EXPIRED, 2: FinishReason.STOP}
     assert model.batches == [[2]]
+
+
+FLOOD, POLITE = Share("flood"), Share("polite")
+
+
+def flooded(texts=200, tokens=10):
+    model, shares = Model(), FairShares(4)
+    batcher = EmbeddingBatcher(model, 100, shares)
+    for id in range(texts):
+        batcher.submit(Embed(id, [1] * tokens, 9.0, FLOOD), now_s=0.0)
+    return model, batcher, shares
+
+
+def test_the_texts_of_one_key_do_not_wait_for_the_queue_of_another():
+    """
+    They share the next batch, token by token; the control has one key for all.
+    """
+    _, batcher, _ = flooded()
+    for id in range(1000, 1003):
+        batcher.submit(Embed(id, [2] * 10, 9.0, POLITE), now_s=0.0)
+    assert {1000, 1001, 1002} <= ends(batcher.turn(1.0)).keys()
+
+    _, batcher, _ = flooded()
+    batcher.submit(Embed(1000, [2] * 10, 9.0, FLOOD), now_s=0.0)
+    turns = 0
+    while 1000 not in ends(batcher.turn(1.0)):
+        turns += 1
+    assert turns == 20
+
+
+def test_keys_get_batches_by_their_weights_and_pay_for_their_other_requests():
+    """
+    With the counters that answers have.
+    """
+
+    def taken(shares, batcher, polite):
+        for id in range(1000, 1100):
+            batcher.submit(Embed(id, [2] * 10, 9.0, polite), now_s=0.0)
+        got = [id for _ in range(8) for id in ends(batcher.turn(1.0))]
+        return sum(id >= 1000 for id in got), len(got)
+
+    _, batcher, shares = flooded()
+    assert taken(shares, batcher, POLITE) == (40, 80)
+    _, batcher, shares = flooded()
+    assert taken(shares, batcher, Share("polite", weight=3)) == (60, 80)
+    _, batcher, shares = flooded()
+    shares.arrive(POLITE, 0.0)
+    shares.charge(POLITE, 400)  # of an answer
+    assert taken(shares, batcher, POLITE) == (20, 80)
+    _, batcher, shares = flooded()
+    assert taken(shares, batcher, Share("polite", priority=4)) == (80, 80)
+
+
+def test_texts_of_one_key_go_by_their_priority():
+    model, batcher = make([1] * 60, [2] * 60)
+    batcher.submit(Embed(7, [3] * 50, 9.0, priority=-1), now_s=0.0)
+    batcher.turn(1.0)
+    assert model.batches == [[50]]
+
+
+def test_nothing_is_left_of_texts_that_have_ended():
+    """
+    Computed, cancelled or late.
+    """
+    _, batcher, shares = flooded(texts=20)
+    batcher.cancel(3)
+    batcher.cancel(3)
+    batcher.turn(1.0)
+    batcher.turn(100.0)
+    assert len(batcher) == 0
+    assert batcher._deadlines == []
+    assert shares._waiting == {}

@@ -40,6 +40,7 @@ class Load:
 
     Attributes:
         took: Steps from the arrival to the end of each request, by key.
+        ended: Ids, in the order of their end.
         tokens: Tokens of prompts and answers that each key got, those of answers twice.
     """
 
@@ -51,13 +52,14 @@ class Load:
         self.rng = random.Random(2)
         self.step = self.last_id = 0
         self.of, self.began = {}, {}
-        self.took, self.tokens = {}, {}
+        self.took, self.tokens, self.ended = {}, {}, []
 
-    def send(self, share, prompt=16, answer=32):
+    def send(self, share, prompt=16, answer=32, priority=0):
         self.last_id += 1
         id, base = self.last_id, 1000 * self.last_id
         request = make_request(id, range(base, base + prompt), answer, 1e9)
-        self.scheduler.submit(replace(request, share=share), float(self.step) / 100)
+        request = replace(request, share=share, priority=priority)
+        self.scheduler.submit(request, float(self.step) / 100)
         self.of[id], self.began[id] = share.key, self.step
 
     def turn(self):
@@ -67,10 +69,11 @@ class Load:
             key = self.of[id]
             self.tokens[key] = self.tokens.get(key, 0) + 2
         for id, _, _ in report.ended:
+            self.ended.append(id)
             self.took.setdefault(self.of[id], []).append(self.step - self.began[id])
 
     def waiting(self, key):
-        return len(self.scheduler._queue._by_key.get(key, ()))
+        return self.scheduler._queue.count(key)
 
     def p99(self, key):
         took = sorted(self.took[key])
@@ -161,6 +164,63 @@ def test_a_key_of_a_lower_number_goes_first():
     assert len(load.took.get("batch", ())) < 30
 
 
+@pytest.mark.parametrize("others", [(), (POLITE,)])
+def test_requests_of_one_key_go_by_their_priority(others):
+    """
+    Those of the same number by their arrival.
+    """
+    load = Load(pages=1 + 3)  # room for one at a time
+    for share in others:
+        load.send(share, prompt=4, answer=20)
+    numbers = [0, 5, -3, 0, 5, -3, 100, -100]
+    for number in numbers:
+        load.send(FLOOD, prompt=4, answer=20, priority=number)
+    while not load.scheduler.is_idle:
+        load.turn()
+    ended = [id for id in load.ended if load.of[id] == "flood"]
+    order = sorted(range(len(numbers)), key=lambda n: (numbers[n], n))
+    assert [id - len(others) - 1 for id in ended] == order
+
+
+def test_a_prompt_of_a_lower_number_goes_before_one_that_is_half_computed():
+    load = Load()
+    load.send(FLOOD, prompt=60 * 8, answer=1)
+    load.turn()
+    load.send(FLOOD, prompt=16, answer=1, priority=-1)
+    while not load.ended:
+        load.turn()
+    assert load.ended == [2]
+    assert load.step <= 5
+
+
+def test_a_client_never_puts_its_requests_ahead_of_another_key():
+    """
+    Whatever it writes; it may put them behind.
+    """
+
+    def order(priority):
+        load = Load(device=Device())
+        for _ in range(40):
+            load.send(FLOOD, priority=priority)
+            load.send(POLITE)
+        while not load.scheduler.is_idle:
+            load.turn()
+        first = [load.of[id] for id in load.ended[:40]]
+        return first.count("flood")
+
+    assert 10 <= order(0) <= 22
+    assert order(-100) == order(0)
+    assert order(1) < 10
+
+
+def test_a_client_reaches_no_level_that_its_key_does_not_have():
+    """
+    So an operator who lets one choose gives its key a low number.
+    """
+    assert Share("a", priority=5).level(-100) == 5
+    assert Share("a", priority=0).level(3) == Share("b", priority=3).level(0)
+
+
 def test_one_key_alone_gets_the_whole_batch():
     """
     A place is left free only while another key is in use.
@@ -181,35 +241,38 @@ def test_one_key_alone_gets_the_whole_batch():
 
 def test_a_key_that_was_away_gets_nothing_for_that_time():
     shares = FairShares(4)
-    shares.arrive(FLOOD, {}, 0.0)
-    shares.arrive(POLITE, {"flood": 1}, 0.0)
+    shares.arrive(FLOOD, 0.0)
+    shares.arrive(POLITE, 0.0)
+    shares.leave_queue(POLITE)
     shares.charge(FLOOD, 1000)
-    shares.arrive(POLITE, {"flood": 1}, 1.0)
+    shares.arrive(POLITE, 1.0)
     assert shares.rank(POLITE)[1] == shares.rank(FLOOD)[1] == 1000
 
 
 def test_keys_that_are_long_gone_are_forgotten():
     shares = FairShares(4)
     for number in range(100):
-        shares.arrive(Share(f"k{number}"), {}, 0.0)
+        shares.arrive(Share(f"k{number}"), 0.0)
+        shares.leave_queue(Share(f"k{number}"))
     assert shares.is_shared
-    shares.arrive(FLOOD, {}, WINDOW_S + 1)
+    shares.arrive(FLOOD, WINDOW_S + 1)
     assert not shares.is_shared
     assert len(shares._served) <= 2
+    assert dict(shares._waiting) == {"flood": 1}
 
 
 def test_a_key_that_waits_is_not_forgotten():
     shares = FairShares(4)
-    shares.arrive(POLITE, {}, 0.0)
-    shares.arrive(FLOOD, {"polite": 1}, WINDOW_S + 1)
+    shares.arrive(POLITE, 0.0)
+    shares.arrive(FLOOD, WINDOW_S + 1)
     assert shares.is_shared
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 64])
 def test_a_key_always_has_a_row_and_leaves_one(rows):
     shares = FairShares(rows)
-    shares.arrive(FLOOD, {}, 0.0)
-    shares.arrive(POLITE, {}, 0.0)
+    shares.arrive(FLOOD, 0.0)
+    shares.arrive(POLITE, 0.0)
     held = 0
     while held < rows and shares.may_join(FLOOD, {}, 1, 10_000):
         shares.join(FLOOD, 1)
@@ -228,7 +291,8 @@ def test_any_mix_of_keys_ends_every_request_and_leaves_no_page(data):
     live = deque()
     for _ in range(data.draw(st.integers(1, 40))):
         share = data.draw(st.sampled_from(keys))
-        load.send(share, data.draw(st.integers(1, 70)), data.draw(st.integers(1, 20)))
+        prompt, answer = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 20))
+        load.send(share, prompt, answer, data.draw(st.sampled_from([0, 0, -5, 3])))
         live.append(load.last_id)
         if data.draw(st.booleans()):
             load.turn()
@@ -240,8 +304,10 @@ def test_any_mix_of_keys_ends_every_request_and_leaves_no_page(data):
         turns += 1
         assert turns < 5000
     assert load.scheduler.allocator.used == 0
-    assert load.scheduler._shares._slots == {}
-    assert load.scheduler._queue._by_key == {}
+    assert load.scheduler.shares._slots == {}
+    assert load.scheduler.shares._waiting == {}
+    assert load.scheduler._queue._lines._lines == {}
+    assert not load.scheduler._queue.has_priorities
 
 
 def test_a_client_that_leaves_frees_its_pages_within_a_step():

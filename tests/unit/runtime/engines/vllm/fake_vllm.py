@@ -28,7 +28,7 @@ BODY = {
     "stream": bool,
     "return_token_ids": bool,
 }
-OPTIONAL = {"seed": int, "logprobs": int, "return_tokens_as_token_ids": bool}
+OPTIONAL = {"seed": int, "logprobs": int, "return_tokens_as_token_ids": bool, "priority": int}
 END = 2  # the end token of the model that it plays
 CONTEXT = 100
 
@@ -107,7 +107,7 @@ class Fake:
 
     async def complete(self, body, reader, writer):
         self.bodies.append(body)
-        if wrong := complaint(body, self.args.served_model_name):
+        if wrong := complaint(body, self.args):
             refuse(writer, *wrong)
             return
         script = self.scripts.popleft() if self.scripts else {}
@@ -187,7 +187,7 @@ class Fake:
         writer.write(b"0\r\n\r\n")
 
 
-def complaint(body, model):
+def complaint(body, args):
     for name, kind in (BODY | OPTIONAL).items():
         if name not in body and name in OPTIONAL:
             continue
@@ -195,7 +195,9 @@ def complaint(body, model):
             return 400, f"{name}: {body.get(name)!r} is no {kind.__name__}"
     if unknown := body.keys() - (BODY | OPTIONAL).keys():
         return 400, f"unknown: {sorted(unknown)}"
-    if body["model"] != model:
+    if body.get("priority") and args.scheduling_policy != "priority":
+        return 400, "Got priority but priority scheduling is not enabled."
+    if body["model"] != args.served_model_name:
         return 404, f"The model `{body['model']}` does not exist."
     if not body["stream"] or not body["return_token_ids"]:
         return 400, "only streams of token ids are played"
@@ -245,6 +247,7 @@ def main():
     parser.add_argument("--generation-config", choices=["vllm"], required=True)
     parser.add_argument("--disable-uvicorn-access-log", action="store_true", required=True)
     parser.add_argument("--stream-interval", type=int)
+    parser.add_argument("--scheduling-policy", choices=["fcfs", "priority"], default="fcfs")
     args = parser.parse_args()
     if not args.model.is_dir():
         raise SystemExit(f"no model in {args.model}")

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, EngineError
-from runtime.engines.base.protocol import FinishReason, Load
+from runtime.engines.base.protocol import FinishReason, Load, Share
 from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
@@ -149,6 +150,28 @@ async def client(tmp_path):
     async with loading(tmp_path) as client:
         assert (await client.load(LOAD)).context_tokens == 100
         yield client
+
+
+@pytest.mark.parametrize("policy", ["priority", "fcfs"])
+async def test_priorities_reach_a_vllm_that_schedules_by_them_and_no_other(tmp_path, policy):
+    """
+    One number for both: keys first, then a client's own.
+    """
+    options = {"vllm_args": (f"--scheduling-policy={policy}",)}
+    async with loading(tmp_path, **options) as client:
+        await client.load(replace(LOAD, options=EngineOptions(**options)))
+        assert client.has_priorities == (policy == "priority")
+        order = [(Share("a", priority=1), 100), (Share("b"), -100), (Share("b"), 0)]
+        order += [(Share("b"), 1), (Share("c", priority=9), -100)]
+        order.sort(key=lambda pair: (pair[0].level(pair[1]), pair[1]))
+        for share, priority in order:
+            _, stream = client.submit(
+                (10,), SamplingParams(1), DEADLINE_S, share=share, priority=priority
+            )
+            assert await stream.end() is FinishReason.LENGTH, stream.detail
+        sent = [body.get("priority") for body in (await client.recorded())["bodies"]]
+    assert sent == (sorted(sent) if policy == "priority" else [None] * len(order))
+    assert len(set(sent)) == (len(order) if policy == "priority" else 1)
 
 
 async def test_sampling_parameters_reach_vllm_unchanged(client):
