@@ -27,6 +27,7 @@ HOSTS = ("n1", "n2")
 PREFIX = "10.77.84"
 RATE_RPS = 40
 MODES = {"v3.0.0": "close", "v3.1.0": "hang", "v3.2.0": "silent", "v3.3.0": "promoted"}
+FLEET = "canaries"
 TOKEN = "a-token-that-only-users-know"
 
 
@@ -57,7 +58,8 @@ def fleets(config, tmp_path_factory):
         "service": service,
         "release": {
             "waves": [1, "100%"],
-            "canary": {"duration": "10s", "give_up_after": "60s", "min_requests": 20},
+            # Long enough for a canary, which gets 2 requests a second, to turn bad meanwhile.
+            "canary": {"duration": "20s", "give_up_after": "60s", "min_requests": 20},
             "drain_timeout": "5s",
             "lease_ttl": "30s",
             "gates": {"http_request_error_rate": {"action": "revert"}},
@@ -74,8 +76,10 @@ def fleets(config, tmp_path_factory):
         "secrets": {"token": {"env": "SLIPWAY_LAB_TOKEN"}},
         "service": service | {"api_tokens": ["token"]},
     }
-    paths = folder / "open.yml", folder / "closed.yml"
+    # The name of the file is that of the fleet, which the bundles name.
+    paths = folder / "open" / f"{FLEET}.yml", folder / "closed" / f"{FLEET}.yml"
     for path, content in zip(paths, (document, closed), strict=True):
+        path.parent.mkdir()
         path.write_text(yaml.safe_dump(content))
     return paths
 
@@ -101,7 +105,7 @@ def served(fleets, model, tmp_path_factory):
     inv(fleet, "release", "--version", digests["v1.0.0"], "--yes")
     yield digests
     for digest in digests.values():
-        shutil.rmtree(checkout.store().get(digest, "canaries").directory)
+        shutil.rmtree(checkout.store().get(digest, FLEET).directory)
 
 
 @pytest.fixture
