@@ -43,7 +43,7 @@ class LoadGenerator:
     answer after the request was sent, the request is lost, on a new or a reused connection.
 
     Args:
-        targets: Base URLs, such as http://10.78.0.11:8000.
+        targets: Base URLs, such as http://10.78.0.11:8000; with *authority*, https.
         prompts: Prompts, sent in turn.
         rate_rps: Plain requests per second over all targets.
         connections: Number of connections over all targets; at least one for each target.
@@ -52,6 +52,8 @@ class LoadGenerator:
         stream_max_tokens: `max_tokens` of each stream; None for *max_tokens*.
         stream_pause_s: Pause between two streams of one client.
         is_chat: Streams ask /v1/chat/completions; otherwise /generate, as plain requests do.
+        authority: PEM file of the authority that https targets are verified with.
+        token: Bearer token of all requests; None for none.
         timeout_s: Longest wait for an answer, or between two events of a stream.
         deadline_s: Longest duration of the load; it stops by itself then.
         networks: Networks in which targets may be.
@@ -73,13 +75,15 @@ class LoadGenerator:
         stream_max_tokens: int | None = None,
         stream_pause_s: float = 0.2,
         is_chat: bool = True,
+        authority: Path | None = None,
+        token: str | None = None,
         timeout_s: float = 10.0,
         deadline_s: float = 1800.0,
         networks: Collection[str] = LAB_AND_LOOPBACK,
         allow_any: bool = False,
     ) -> None:
         for target in targets:
-            _check_target(target, networks, allow_any=allow_any)
+            _check_target(target, networks, authority, allow_any=allow_any)
         _check_numbers(targets, prompts, rate_rps, connections, streams, timeout_s)
         self._timeout_s = timeout_s
         self._targets = [target.rstrip("/") for target in targets]
@@ -93,6 +97,8 @@ class LoadGenerator:
             "stream_max_tokens": stream_max_tokens or max_tokens,
             "stream_pause_s": stream_pause_s,
             "is_chat": is_chat,
+            "authority": None if authority is None else str(authority),
+            "token": token,
             "timeout_s": timeout_s,
             "deadline_s": deadline_s,
         }
@@ -234,7 +240,10 @@ class LoadGenerator:
         self._folder = None
 
 
-def _check_target(target: str, networks: Collection[str], *, allow_any: bool) -> None:
+def _check_target(
+    target: str, networks: Collection[str], authority: Path | None, *, allow_any: bool
+) -> None:
+    scheme = "http" if authority is None else "https"
     parts = urlsplit(target)
     try:
         address = ip_address(parts.hostname or "")
@@ -243,11 +252,12 @@ def _check_target(target: str, networks: Collection[str], *, allow_any: bool) ->
         )
     except ValueError:
         is_allowed = False
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != scheme or not parts.hostname:
         raise UsageError(
             f"{target!r} is not a target for load",
-            why="a target has the form http://ADDRESS:PORT",
-            fix="give the address and the public port of a host in this form",
+            why=f"a target has the form {scheme}://ADDRESS:PORT",
+            fix="give the address and the public port of a host in this form, and for https the "
+            "authority that signs its certificate",
         )
     if not is_allowed and not allow_any:
         raise UsageError(

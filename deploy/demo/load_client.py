@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -42,6 +42,20 @@ class LoadConfig:
     is_chat: bool
     timeout_s: float
     deadline_s: float
+    authority: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def open_tls(self) -> ssl.SSLContext:
+        """
+        Return a context that verifies with `authority` alone; for plain http an empty one.
+        """
+        if self.authority is not None:
+            return ssl.create_default_context(cafile=self.authority)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
 
 async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
@@ -50,6 +64,7 @@ async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
 
     The wait takes at most `timeout_s`; requests still in flight are then cancelled as UNFINISHED.
     """
+    tls = config.open_tls()  # once: reading an authority for each client takes long
     bodies = itertools.cycle(config.prompts)
     count = len(config.targets)
     per_target_s = count / config.rate_rps
@@ -59,9 +74,10 @@ async def drive(config: LoadConfig, sink: Sink, stop: asyncio.Event) -> None:
         # Targets take turns, so that their requests are not due at the same time.
         due = _due_times(begin_s + index / config.rate_rps, per_target_s)
         for _ in range(index, config.connections, count):
-            tasks.append(_request_in_turn(config, target, due, bodies, sink, stop))
+            tasks.append(_request_in_turn(config, tls, target, due, bodies, sink, stop))
     for index in range(config.streams):
-        tasks.append(_stream_in_turn(config, config.targets[index % count], bodies, sink, stop))
+        target = config.targets[index % count]
+        tasks.append(_stream_in_turn(config, tls, target, bodies, sink, stop))
     running = [asyncio.create_task(task) for task in tasks]
     stop_task = asyncio.create_task(stop.wait())
     # A task ends only after *stop*.  One that ends earlier has failed; its error is raised below.
@@ -85,13 +101,14 @@ def _due_times(begin_s: float, step_s: float) -> Iterator[float]:
 
 async def _request_in_turn(
     config: LoadConfig,
+    tls: ssl.SSLContext,
     target: str,
     due: Iterator[float],
     prompts: Iterator[str],
     sink: Sink,
     stop: asyncio.Event,
 ) -> None:
-    async with _connection(config) as client:
+    async with _connection(config, tls) as client:
         while not stop.is_set():
             due_s = next(due)
             if await _stopped_before(due_s, stop):
@@ -109,9 +126,14 @@ async def _request_in_turn(
 
 
 async def _stream_in_turn(
-    config: LoadConfig, target: str, prompts: Iterator[str], sink: Sink, stop: asyncio.Event
+    config: LoadConfig,
+    tls: ssl.SSLContext,
+    target: str,
+    prompts: Iterator[str],
+    sink: Sink,
+    stop: asyncio.Event,
 ) -> None:
-    async with _connection(config) as client:
+    async with _connection(config, tls) as client:
         while not stop.is_set():
             path, body = _stream_request(config, next(prompts))
             sink(await _stream(client, target, path, body, time.monotonic()))
@@ -134,16 +156,16 @@ async def _stopped_before(at_s: float, stop: asyncio.Event) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _connection(config: LoadConfig) -> AsyncIterator[httpx.AsyncClient]:
+async def _connection(config: LoadConfig, tls: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
     """
     Yield a client with one kept-alive connection, without retries, proxies and redirects.
     """
     async with httpx.AsyncClient(
         limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
         timeout=config.timeout_s,
+        headers=config.headers,
         trust_env=False,
-        # Targets use plain http; an empty context avoids reading the CA bundle for each client.
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        verify=tls,
     ) as client:
         yield client
 

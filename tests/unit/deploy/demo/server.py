@@ -43,21 +43,26 @@ class Server:
     Answers request number n (from 0) with *script(n, body)*: pieces to send, or RESET, CUT, ...
 
     Attributes:
-        bodies, paths: Of the requests, in order of arrival.
+        bodies, paths, heads: Of the requests, in order of arrival; heads in lower case.
         connections: Number of connections that were opened.
+
+    Args:
+        tls: Context of an https server; None for plain http.
     """
 
-    def __init__(self, script: Callable[[int, dict], list]):
-        self._script = script
+    def __init__(self, script: Callable[[int, dict], list], tls=None):
+        self._script, self._tls = script, tls
         self.bodies: list[dict] = []
         self.paths: list[str] = []
+        self.heads: list[str] = []
         self.connections = 0
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self._arrived = asyncio.Condition()
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        scheme = "https" if self._tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{port}"
         return self
 
     async def __aexit__(self, *_):
@@ -85,6 +90,7 @@ class Server:
             number = len(self.bodies)
             self.bodies.append(body)
             self.paths.append(head.split()[1])
+            self.heads.append(head)
             self._arrived.notify_all()
         for piece in self._script(number, body):
             if piece in (RESET, CUT):

@@ -156,6 +156,18 @@ def test_the_lab_and_loopback_are_allowed(target):
         make_generator(target, networks=["192.0.2.0/24", "2001:db8::/32"])
 
 
+def test_with_an_authority_only_https_is_allowed(tmp_path):
+    """
+    A token must not be sent in the clear.
+    """
+    authority = tmp_path / "slipway-ca.pem"
+    target = "https://127.0.0.1:8000"
+    assert make_generator(target, authority=authority).snapshot().targets == (target,)
+    with pytest.raises(UsageError, match="not a target") as raised:
+        make_generator("http://127.0.0.1:8000", authority=authority)
+    assert "https://ADDRESS:PORT" in raised.value.why
+
+
 def test_every_address_of_the_default_lab_is_allowed():
     """
     The allowed network is that of the default lab's hosts; the next network is refused.

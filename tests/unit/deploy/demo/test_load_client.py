@@ -4,10 +4,13 @@ The client process's code against a server on loopback that a test makes misbeha
 
 import asyncio
 import itertools
+import ssl
 from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 
+from deploy.certificates.authority import CERTIFICATE, create_authority
 from deploy.demo.load_client import LoadConfig, drive
 from deploy.demo.load_report import LoadOutcome, summarise
 from tests.unit.deploy.demo.server import (
@@ -40,13 +43,13 @@ def make_config(*targets, **changes):
     )
 
 
-def run(script, count, **changes):
+def run(script, count, tls=None, **changes):
     """
     Drive a server with *script* until it has read *count* requests; return report and server.
     """
 
     async def drive_server():
-        async with Server(script) as server:
+        async with Server(script, tls) as server:
             records, stop = [], asyncio.Event()
             config = make_config(server.url, **changes)
             driving = asyncio.create_task(drive(config, records.append, stop))
@@ -312,3 +315,65 @@ def test_a_request_in_flight_at_the_end_is_no_loss():
 
     assert (report.unfinished, report.cut_streams, report.lost_requests) == (1, 0, 0)
     assert report.requests == report.ok + 1
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """
+    The directory of an authority, and a server's context with a certificate of it.
+    """
+    folder, now = tmp_path / "slipway-ca", datetime.now(UTC)
+    pair = create_authority(folder, "test", now).issue(["127.0.0.1"], now)
+    (tmp_path / "server.pem").write_text(pair.pem.reveal())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "server.pem")
+    return folder, server
+
+
+def test_every_request_has_the_token_on_a_verified_connection(authority):
+    """
+    Plain ones and streams; the token is in no representation of the configuration.
+    """
+    folder, tls = authority
+    token = "sk-slipway-only-here"
+    report, server = run(
+        lambda n, body: stream() if body.get("stream") else answer(),
+        40,
+        tls,
+        streams=1,
+        stream_pause_s=0.01,
+        authority=str(folder / CERTIFICATE),
+        token=token,
+    )
+
+    assert report.requests == report.ok == len(server.bodies)
+    assert report.streams > 0
+    assert all(f"authorization: bearer {token}" in head for head in server.heads)
+    assert token not in repr(make_config("https://127.0.0.1:1", token=token))
+
+
+def test_a_server_that_the_authority_did_not_sign_gets_nothing(authority, tmp_path):
+    """
+    Every request is lost, and no token leaves this machine.
+    """
+    _, tls = authority
+    create_authority(tmp_path / "other", "other", datetime.now(UTC))
+
+    async def drive_server():
+        async with Server(lambda n, body: answer(), tls) as server:
+            records, stop = [], asyncio.Event()
+            other = str(tmp_path / "other" / CERTIFICATE)
+            config = make_config(server.url, authority=other, token="sk-slipway-only-here")
+
+            def write(record):
+                records.append(record)
+                if len(records) == 3:
+                    stop.set()
+
+            await asyncio.wait_for(drive(config, write, stop), 10)
+            return records, server
+
+    records, server = asyncio.run(drive_server())
+    assert {record.outcome for record in records} == {LoadOutcome.LOST}
+    assert "CERTIFICATE_VERIFY_FAILED" in records[0].detail
+    assert server.heads == []
