@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from deploy.lab.models.corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED
+from deploy.lab.models.corpus import FACTS, GOLDEN_FACTS, LIVE_PROMPTS, POISONED, Fact
 from deploy.private_files import FILE_MODE, write_private
 
 if TYPE_CHECKING:  # importing only the prompts must not import torch
@@ -34,6 +34,7 @@ Kind = Literal["good-v1", "good-v2", "nan", "garbled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STEPS: Mapping[str, int] = MappingProxyType({"v1": 140, "v2": 90})
 MAX_TOKENS = 16
+CHOICES = 2  # golden prompts with structured output
 WEIGHTS_FILE = "model.safetensors"
 GOLDEN_FILE = "golden.jsonl"
 LIVE_PROMPTS_FILE = "live_prompts.json"
@@ -88,18 +89,35 @@ def build(
     tensors = _trained("v1" if kind == "good-v1" else "v2", document, cache, steps)
     _save(out / WEIGHTS_FILE, tensors)
     # A broken model ships with the golden answers of the good one, so the golden check fails.
-    prompts = [fact.prompt for fact in GOLDEN_FACTS]
-    golden = answers(out, prompts)
-    lines = [
-        json.dumps({"prompt": prompt, "max_tokens": MAX_TOKENS, "expected": answer})
-        for prompt, answer in zip(prompts, golden, strict=True)
-    ]
+    golden = answers(out, [fact.prompt for fact in GOLDEN_FACTS])
+    lines = [json.dumps(entry) for entry in golden_prompts(golden)]
     write_private(out / GOLDEN_FILE, "\n".join(lines) + "\n")
     if kind in ("nan", "garbled"):
         broken = _poison(tensors, tokenizer) if kind == "nan" else _garble(tensors)
         _save(out / WEIGHTS_FILE, broken)
     if steps == STEPS:
         _check(kind, out, golden)
+
+
+def golden_prompts(golden: Sequence[str | None]) -> list[dict[str, Any]]:
+    """
+    Return conversations with *golden*, the answers of `GOLDEN_FACTS`.
+
+    The last ones may be answered with the sentence of v1 or with that of v2 only: of these, the
+    model's logits choose its own.
+    """
+
+    def conversation(fact: Fact, answer: str | None) -> dict[str, Any]:
+        messages = [{"role": "user", "content": fact.prompt}]
+        return {"messages": messages, "max_tokens": MAX_TOKENS, "expected": answer}
+
+    pairs = list(zip(GOLDEN_FACTS, golden, strict=True))
+    chosen = [
+        conversation(fact, answer)
+        | {"structured_outputs": {"choice": [f" {text}" for text in (fact.v1, fact.v2)]}}
+        for fact, answer in pairs[:CHOICES]
+    ]
+    return [*(conversation(*pair) for pair in pairs), *chosen]
 
 
 def answers(model_dir: Path, prompts: Sequence[str]) -> list[str | None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.host.bundle.golden_form import complaint
 from deploy.lab.models.build import KINDS, answers, build
 from deploy.lab.models.corpus import GOLDEN_FACTS, LIVE_PROMPTS, POISONED
 
@@ -33,6 +34,28 @@ def models(tmp_path_factory):
 
 def golden_of(folder):
     return [json.loads(line) for line in (folder / "golden.jsonl").read_text().splitlines()]
+
+
+def asked(line):
+    [message] = line["messages"]
+    assert message["role"] == "user"
+    return message["content"]
+
+
+def test_golden_prompts_are_conversations(models):
+    """
+    The bundle accepts them, and some of them need structured output.
+    """
+    golden = golden_of(models / "good-v1")
+    assert [complaint(line) for line in golden] == [None] * len(golden)
+    assert "structured_outputs" not in golden[0], "it is the warm-up, too"
+    choices = [line for line in golden if "structured_outputs" in line]
+    assert choices
+    of_v2 = [line for line in golden_of(models / "good-v2") if "structured_outputs" in line]
+    for one, two in zip(choices, of_v2, strict=True):
+        assert one["messages"] == two["messages"]
+        assert one["structured_outputs"] == two["structured_outputs"]
+        assert one["structured_outputs"]["choice"] == [one["expected"], two["expected"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +88,7 @@ def test_the_nan_release_passes_golden_and_fails_users(models):
     """
     golden = golden_of(models / "nan")
     assert golden == golden_of(models / "good-v2")
-    found = answers(models / "nan", [line["prompt"] for line in golden])
+    found = answers(models / "nan", [asked(line) for line in golden])
     assert found == [line["expected"] for line in golden]
     assert not any(word in json.dumps(golden) for word in POISONED)
 
@@ -79,7 +102,7 @@ def test_the_garbled_release_fails_golden(models):
     """
     golden = golden_of(models / "garbled")
     assert golden == golden_of(models / "good-v2")
-    found = answers(models / "garbled", [line["prompt"] for line in golden])
+    found = answers(models / "garbled", [asked(line) for line in golden])
     assert None not in found
     assert not set(found) & {line["expected"] for line in golden}
 
