@@ -2,6 +2,7 @@
 The demo on the lab: boot, provision, two good releases, two bad ones, a rollback, verify.
 
 Live traffic runs from the first release to the rollback; the report says what its clients saw.
+They verify the certificates of the hosts and send the token of an API key.
 """
 
 import json
@@ -13,6 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deploy.api_keys.commands import KeyOptions, add_key, rotate_key
+from deploy.api_keys.spread import read_lists
+from deploy.certificates.authority import CERTIFICATE
 from deploy.cli.report import event_line
 from deploy.demo.load import LoadGenerator
 from deploy.demo.report import DemoReport, DemoStep
@@ -24,18 +28,21 @@ from deploy.release.desired import Ending
 from deploy.release.events import ReleaseEvent, ReleaseOutcome
 from deploy.release.rollback import RollbackPlan
 from deploy.verify import verify
+from deploy.wiring import certificates
 from deploy.wiring.bundles import checked_bundle, make_bundle
 from deploy.wiring.checkout import ROOT
-from deploy.wiring.checkout import fleet as load_lab_fleet
+from deploy.wiring.checkout import fleet as load_fleet
 from deploy.wiring.hosts import Hosts, connect
 from deploy.wiring.lab_models import make_lab_model
 from deploy.wiring.releases import make_plan, make_rollback, run_release, run_rollback
 
+FLEET = "demo"
 HOSTS = 4
+KEY, KEY_SECONDS = "demo", 86400  # name and validity of the clients' API key
 RATE_RPS = 40.0  # over all hosts; hosts, operator and clients share the cores of this machine
 CONNECTIONS = 16  # kept alive
 STREAMS = 4
-MAX_TOKENS = 8
+MAX_TOKENS = 4  # of plain requests
 STREAM_TOKENS = 24
 STREAM_PAUSE_S = 1.0
 CANARY_PCT = 10
@@ -110,7 +117,10 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
     with demo.step("lab.up", "up") as report_result:
         lab.up(HOSTS, progress=demo.progress, fresh=fresh)
         report_result("up", f"{HOSTS} hosts")
-    fleet = load_lab_fleet("lab")
+    fleet = load_fleet(FLEET)
+    authority = certificates.authority_directory(fleet) / CERTIFICATE
+    if not authority.exists():
+        certificates.create(fleet)
     numbers: dict[str, Any] = {}
     with demo.step("provision", "provisioned") as report_result:
         _provision(demo, fleet, report_result, numbers, "first")
@@ -125,9 +135,11 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
             digests[version] = bundle.digest
         report_result("built", ", ".join(_MODELS))
     with connect(fleet) as hosts:
+        with demo.step("API key", "added") as report_result:
+            token = _add_key(hosts, report_result)
         _release(demo, hosts, GOOD_1, digests[GOOD_1], Ending.PROMOTED, "first release")
         load = LoadGenerator(
-            [f"http://{host.address}:{fleet.service.port}" for host in fleet.hosts],
+            [f"https://{host.address}:{fleet.service.port}" for host in fleet.hosts],
             prompts=json.loads((models[BAD] / "live_prompts.json").read_text()),
             rate_rps=RATE_RPS,
             connections=CONNECTIONS,
@@ -135,6 +147,8 @@ def _run(demo: _DemoRun, *, fresh: bool) -> DemoReport:
             max_tokens=MAX_TOKENS,
             stream_max_tokens=STREAM_TOKENS,
             stream_pause_s=STREAM_PAUSE_S,
+            authority=authority,
+            token=token,
         )
         load.start()
         try:
@@ -188,6 +202,23 @@ def _provision(
     changes = len(report.changes)
     detail = f"{changes} changes on {len(fleet.hosts)} hosts"
     report_result("provisioned" if which == "first" else f"{changes} changes", detail)
+
+
+def _add_key(hosts: Hosts, report_result: ReportResult) -> str:
+    """
+    Add the clients' API key on all hosts; return its token.
+
+    Hosts that were kept from an earlier demo have a key of that name: its token is replaced.
+    """
+    lists, now = read_lists(hosts.clients), int(time.time())
+    if lists.merged.get(KEY) is None:
+        issued = add_key(hosts.clients, KEY, KeyOptions(expires_s=KEY_SECONDS), now)
+    else:
+        issued = rotate_key(hosts.clients, KEY, 0, KEY_SECONDS, now)
+    if issued.error:
+        raise issued.error
+    report_result("added", f"{KEY}, on {len(issued.spread.hosts)} hosts")
+    return issued.token
 
 
 def _release(

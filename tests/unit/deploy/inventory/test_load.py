@@ -39,11 +39,11 @@ def test_the_files_of_the_repository_load(name):
     assert load_fleet(name, root=ROOT).hosts
 
 
-def test_three_fleets_are_shipped():
+def test_four_fleets_are_shipped():
     """
-    The lab to try things in, a production fleet to copy from, and the reference.
+    The lab to try things in, that of the demo, a production fleet to copy from, and the reference.
     """
-    assert {"example", "gpu-prod", "lab"} <= set(fleet_names(ROOT))
+    assert {"demo", "example", "gpu-prod", "lab"} <= set(fleet_names(ROOT))
 
 
 def test_production_is_eight_hosts_behind_a_bastion_in_two_groups():

@@ -52,6 +52,20 @@ def test_the_fleet_of_the_lab_is_the_default_lab():
     assert fleet.signing.allowed_signers == config.keys / "allowed_signers"
 
 
+def test_the_fleet_of_the_demo_is_the_lab_with_tls():
+    """
+    Nothing else of inventories/demo.yml differs from lab.yml.
+    """
+    lab, demo = (
+        yaml.safe_load((ROOT / f"inventories/{name}.yml").read_text()) for name in ("lab", "demo")
+    )
+    tls = demo["service"].pop("tls")
+
+    assert demo == lab
+    assert (tls["kind"], sorted(tls)) == ("internal", ["authority", "kind"])
+    assert "/.cache/slipway/" in tls["authority"], "nothing of the user's own"
+
+
 def test_names_of_links_fit_the_kernel():
     """
     At most 15 characters, also with the longest bridge name and the last host.
