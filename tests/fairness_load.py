@@ -4,12 +4,14 @@ Times the requests of a polite key alone and beside a flood of another one, agai
     python -m tests.fairness_load --url http://127.0.0.1:8000 --polite TOKEN --flood TOKEN
 
 Prints one JSON document: latencies in seconds, and how much the flood moved the 99th percentile.
+The two are measured in turn, --rounds times, so that a slow minute of the machine is in both.
 """
 
 import argparse
 import asyncio
 import json
 import math
+import ssl
 import sys
 import time
 
@@ -64,19 +66,34 @@ def p(times, share):
 
 
 async def measure(args):
+    """
+    Return the document; *args* are those of the command line.
+    """
     limits = httpx.Limits(max_connections=args.workers + 8)
-    async with httpx.AsyncClient(base_url=args.url, timeout=120, limits=limits) as client:
+    tls = ssl.create_default_context(cafile=args.ca)
+    alone, beside, counts = [], [], {}
+    each = math.ceil(args.requests / args.rounds)
+    async with httpx.AsyncClient(
+        base_url=args.url, timeout=120, limits=limits, verify=tls
+    ) as client:
         await polite(client, args.polite, 5, 0)
-        alone = await polite(client, args.polite, args.requests, args.pause)
-        counts: dict[int, int] = {}
-        flooding = asyncio.create_task(flood(client, args.flood, args.workers, counts))
-        await asyncio.sleep(args.warm)
-        beside = await polite(client, args.polite, args.requests, args.pause)
-        flooding.cancel()
-        await asyncio.gather(flooding, return_exceptions=True)
+        for _ in range(args.rounds):
+            alone += await polite(client, args.polite, each, args.pause)
+            flooding = asyncio.create_task(flood(client, args.flood, args.workers, counts))
+            await asyncio.sleep(args.warm)
+            beside += await polite(client, args.polite, each, args.pause)
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
+            await asyncio.sleep(args.warm)  # what it left in flight ends
+    return result(alone, beside, counts) | {"workers": args.workers, "rounds": args.rounds}
+
+
+def result(alone, beside, counts):
+    """
+    Return what the times in seconds of both say.
+    """
     return {
-        "requests": args.requests,
-        "workers": args.workers,
+        "requests": len(beside),
         "alone_s": {"p50": p(alone, 0.5), "p99": p(alone, 0.99)},
         "beside_s": {"p50": p(beside, 0.5), "p99": p(beside, 0.99)},
         "p99_ratio": p(beside, 0.99) / p(alone, 0.99),
@@ -89,12 +106,14 @@ def main():
     parser.add_argument("--url", required=True)
     parser.add_argument("--polite", required=True, help="token of the polite key")
     parser.add_argument("--flood", required=True, help="token of the other key")
+    parser.add_argument("--ca", help="PEM file of the authority of an https URL")
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1, help="of alone, then beside the flood")
     parser.add_argument("--workers", type=int, default=64, help="requests of the flood in flight")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between polite requests")
     parser.add_argument("--warm", type=float, default=2.0, help="seconds of flood before the times")
-    result = asyncio.run(measure(parser.parse_args()))
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    document = asyncio.run(measure(parser.parse_args()))
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ collect_ignore = (
         "test_bad_canaries.py",
         "test_real_model.py",
         "test_slow_clients.py",
-        "test_tls.py",
+        "test_door.py",
         "test_upgrade.py",
     ]
 )
