@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from runtime.contract.errors import RuntimeFault
 from runtime.engines.base.logs import configure_logging
+from runtime.engines.base.slow_imports import without_collections
 from runtime.engines.paged.client import launch
 from runtime.engines.vllm.process import VllmModel, launch_vllm
 from runtime.server import check
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("runtime.failed exit_code=%d\n%s", error.exit_code, error)
         return error.exit_code
     # Only now, while the engine process imports torch: importing FastAPI is slow, too.
-    from runtime.server.process import serve
+    with without_collections():
+        from runtime.server.process import serve
 
     return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))
 

@@ -9,6 +9,7 @@ import socket
 from runtime.engines.base.logs import configure_logging
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load
+from runtime.engines.base.slow_imports import without_collections
 from runtime.engines.paged.step import LoadedModel
 from runtime.engines.paged.worker import Engine, EngineSocket
 
@@ -17,14 +18,24 @@ def open_model(load: Load) -> LoadedModel:
     """
     Read the model of *load* with torch, on one device or on several GPUs.
     """
-    # Imported here: the slow import starts once this process is bound to its parent.
     if load.options.gpus > 1:
-        from runtime.engines.tensor_parallel.sharded import open_sharded
+        with without_collections():
+            from runtime.engines.tensor_parallel.sharded import open_sharded
 
         return open_sharded(load)
-    from runtime.engines.paged.load_engine import load_engine
+    with without_collections():
+        from runtime.engines.paged.load_engine import load_engine
 
     return load_engine(load)
+
+
+def import_torch() -> None:
+    """
+    Begin with the slow import while the API process has its own, ahead of the first `Load`.
+    """
+    # An error is raised again, and reported, when a model is opened.
+    with contextlib.suppress(Exception), without_collections():
+        import runtime.engines.paged.load_engine  # noqa: F401
 
 
 def main() -> int:
@@ -35,6 +46,7 @@ def main() -> int:
     configure_logging()
     if not serve_parent(args.parent):
         return 0
+    import_torch()  # only now that this process ends with its parent
     # Either error means that the API process has ended, and its clients with it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Engine(EngineSocket(socket.socket(fileno=args.fd)), open_model).run()
