@@ -4,6 +4,8 @@ Each kernel's operation in plain torch: the reference in tests, and the implemen
 Shapes: t tokens, b rows, h query heads, g KV heads, d values per head, v vocabulary.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,8 +61,23 @@ def write_cache(
     """
     Store k and v (t, g, d) in the cache, at each token's slot and position (t,).
     """
+    store_at(cache, layer, k, v, *places_of(cache, slots, positions))
+
+
+def places_of(cache: PagedCache, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Return the page of each token (t,), and its place in that page; of all layers the same.
+    """
     size = cache.page_tokens
-    pages, places = cache.table[slots, positions // size].long(), positions % size
+    return cache.table[slots, positions // size].long(), positions % size
+
+
+def store_at(
+    cache: PagedCache, layer: int, k: Tensor, v: Tensor, pages: Tensor, places: Tensor
+) -> None:
+    """
+    Store k and v (t, g, d) at their `places_of`.
+    """
     for store, scales, new in (
         (cache.keys, cache.key_scales, k),
         (cache.values, cache.value_scales, v),
@@ -103,14 +120,16 @@ def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     s, h, d = q.shape
     t, g, _ = keys.shape
-    mask = torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
+    mask = None  # one query, the last position, attends to all
+    if s > 1:
+        mask = torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s).repeat(h // g, 1)
     # Query heads that share a KV head become query rows: keys and values are not repeated.
     grouped = q.view(s, g, h // g, d).permute(1, 2, 0, 3).reshape(g, h // g * s, d)
     y = functional.scaled_dot_product_attention(
         grouped[None],
         keys.transpose(0, 1)[None],
         values.transpose(0, 1)[None],
-        attn_mask=mask.repeat(h // g, 1),
+        attn_mask=mask,
     )
     return y.view(g, h // g, s, d).permute(2, 0, 1, 3).reshape(s, h, d)
 
@@ -121,8 +140,17 @@ def decode_attention(
     """
     Return attention of one query per row (b, h, d) over its slot's cache, up to its own position.
     """
+    return attend_rows(q, cache, layer, zip(slots.tolist(), positions.tolist(), strict=True))
+
+
+def attend_rows(
+    q: Tensor, cache: PagedCache, layer: int, slot_positions: Iterable[tuple[int, int]]
+) -> Tensor:
+    """
+    Do what `decode_attention` does, with slots and positions of the rows in host memory.
+    """
     rows = []
-    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+    for row, (slot, position) in enumerate(slot_positions):
         keys, values = read_cache(cache, layer, slot, position + 1, q.dtype)
         rows.append(attend(q[row : row + 1], keys, values))
     return torch.cat(rows) if rows else q

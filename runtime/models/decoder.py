@@ -70,7 +70,11 @@ class DecoderLayer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q = reference.rms_norm(q, self.q_norm, self.config.norm_eps)
             k = reference.rms_norm(k, self.k_norm, self.config.norm_eps)
-        return reference.rotate(q, angles), reference.rotate(k, angles), v
+            return reference.rotate(q, angles), reference.rotate(k, angles), v
+        # They lie beside each other: one call on a CPU, where calls are what a small step takes.
+        heads = qkv.view(qkv.shape[0], -1, self.config.head_dim)[:, : self.heads + self.kv_heads]
+        turned = reference.rotate(heads, angles)
+        return turned[:, : self.heads], turned[:, self.heads :], v
 
 
 class Decoder(nn.Module):

@@ -64,6 +64,9 @@ class PagedAttend:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._decodes, self._prefill = decodes, prefill
         self._workspace, self._pdl = workspace, pdl
+        # Of the reference, the same in all layers:
+        self._places: tuple[Tensor, Tensor] | None = None
+        self._rows: list[tuple[int, int]] | None = None
 
     def __call__(self, layer: AttentionLayer, qkv: Tensor, angles: Tensor) -> Tensor:
         first, prefill = self._decodes, self._prefill
@@ -82,7 +85,9 @@ class PagedAttend:
         where = self._cache, layer.index
         if self._workspace is None:
             q, k, v = layer.split(qkv, angles)
-            reference.write_cache(*where, k, v, self._slots, self._positions)
+            if self._places is None:
+                self._places = reference.places_of(self._cache, self._slots, self._positions)
+            reference.store_at(*where, k, v, *self._places)
             return q, k, v
         from runtime.kernels import rope
 
@@ -96,7 +101,10 @@ class PagedAttend:
     def _decode(self, layer: int, q: Tensor, out: Tensor) -> None:
         slots, positions = self._slots[: len(q)], self._positions[: len(q)]
         if self._workspace is None:
-            out[:] = reference.decode_attention(q, self._cache, layer, slots, positions)
+            if self._rows is None:
+                self._rows = list(zip(slots.tolist(), positions.tolist(), strict=True))
+            if self._rows:
+                out[:] = reference.attend_rows(q, self._cache, layer, self._rows)
             return
         from runtime.kernels.attention import decode as attention
 
