@@ -28,6 +28,8 @@ OTHER_DOCUMENTS = {
     "deploy/host/slots/slot.py": "manifest.json",
     "deploy/host/session.py": "heads of calls in a session",
     "deploy/host/system.py": "host.json",
+    "deploy/versions/generate.py": "files of a package index",
+    "deploy/versions/package_index.py": "files of a package index",
     "deploy/drill/cell_run.py": "documents of the command line",
     "deploy/drill/checkout.py": "documents of the command line",
     "deploy/drill/host_state.py": "what a host shows inside",

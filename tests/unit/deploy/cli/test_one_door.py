@@ -16,6 +16,7 @@ DOORS = {
     "deploy.cli.confirm": "asks whether standard input and error are a terminal",
     "deploy.cli.boundary": "asks whether standard output is gone",
     "deploy.host.__main__": "a program on hosts: its answer, one line of JSON",
+    "deploy.host.session": "calls in processes of their own, whose output is the answer",
     "deploy.provision.engine": "in the worker, whose standard error its parent reads",
     "deploy.provision.worker": "the protocol with its parent, in lines of JSON",
     "deploy.bench.one_fleet": "one measurement in a process of its own: its figures, as JSON",
