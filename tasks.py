@@ -23,6 +23,7 @@ from deploy.cli.arguments import (
 from deploy.cli.command import command
 from deploy.cli.confirm import confirm, confirm_takeover
 from deploy.cli.progress import waiting
+from deploy.cli.sudo_password import with_sudo_password
 from deploy.cli.terminal import finish, print_progress, print_text
 
 ROOT = Path(__file__).parent
@@ -38,6 +39,7 @@ _CANARY = (
 )
 _STEAL = "Take over from an operator who is at work; asks first, and names the owner."
 _JSON = "Print one JSON document on stdout; progress stays on stderr."
+_DIFFERS = 2  # exit code of a check that finds a difference
 _YES = "Do not ask before hosts are changed; for CI."
 
 
@@ -50,13 +52,15 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     Changes packages, users, directories, HAProxy, the venv and the units of the fleet's hosts.
     Never changes which release serves: that is `inv release`.  A second run changes nothing.
 
+    Exits 2 where --check finds a difference.
+
         inv provision --hosts lab --check
     """
     from deploy.cli import events, report
     from deploy.provision import provision as run
     from deploy.wiring import checkout
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     names = [host.name for host in fleet.hosts]
     if fleet.service.api_tokens and not fleet.service.tls.is_on:
         print_progress("warning: bearer tokens travel in the clear: service.tls.kind is plain")
@@ -71,6 +75,8 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
         if error is None and unsynced is not None:
             finish(result.as_json(), report.provision_text(result), unsynced, as_json=json)
     finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
+    if check and result.changes:
+        sys.exit(_DIFFERS)
 
 
 def _sync_keys_of(fleet):
@@ -95,6 +101,35 @@ def _sync_keys_of(fleet):
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
+                "fingerprint": "Record only keys with these SHA256:... fingerprints, "
+                "comma-separated; for CI, with --yes.",
+                "yes": "Do not ask; needs --fingerprint."})  # fmt: skip
+def trust(c, hosts=None, limit=None, fingerprint="", yes=False, json=False):
+    """
+    Show host keys and record them in known_hosts.
+
+    Asks each server on the way to the hosts, jump hosts included, for its keys; logs in to jump
+    hosts only.  A host with a recorded key is left as it is; one that shows another key is refused.
+
+        inv trust --hosts gpu
+    """
+    from deploy.cli.arguments import fingerprints
+    from deploy.cli.trust_report import keys_text, trust_text
+    from deploy.wiring import checkout
+    from deploy.wiring.trust import trust as run
+
+    expected = fingerprints(fingerprint, yes=yes)
+
+    def ask(shown):
+        print_progress(keys_text(shown))
+        confirm("record these keys, after comparing them with the hosts' consoles?", yes=yes)
+
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    result = run(fleet, fingerprints=expected, ask=ask)
+    finish(result.as_json(), trust_text(result), result.error, as_json=json)
+
+
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON,
                 "junit": "JUnit XML file to write (default reports/verify.xml)."})  # fmt: skip
 def verify(c, hosts=None, limit=None, junit="", json=False):
     """
@@ -109,7 +144,7 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
     from deploy.wiring import checkout
 
     target = output_file("junit", junit) if junit else ROOT / "reports" / "verify.xml"
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with waiting("the assertions") as progress:
         result = run(fleet, junit=target, progress=progress)
     finish(result.as_json(), report.verify_text(result), result.error, as_json=json)
@@ -151,7 +186,7 @@ def plan(c, canary="", version=None, allow_older=False, hosts=None, limit=None, 
     from deploy.wiring import bundles, checkout, releases
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     share_pct = canary_share(canary, fleet)
     bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
     with waiting("the state of the hosts"), connect(fleet) as on:
@@ -182,7 +217,7 @@ def release(c, canary="", version=None, plan=None, resume=False, allow_older=Fal
     from deploy.wiring import bundles, checkout, releases
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     if resume:
         _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
         return
@@ -219,7 +254,7 @@ def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=Fa
     from deploy.wiring.hosts import connect
 
     to = to and release_name("to", to)
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
             todo = releases.make_rollback(on, to)
@@ -267,7 +302,7 @@ def abort(c, steal=False, hosts=None, json=False, yes=False):
     """
     from deploy.wiring import checkout, releases
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     _steer(fleet, "abort", releases.abort, steal=steal, json=json, yes=yes)
 
 
@@ -282,7 +317,7 @@ def pause(c, steal=False, hosts=None, json=False, yes=False):
     """
     from deploy.wiring import checkout, releases
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     _steer(fleet, "pause", releases.pause, steal=steal, json=json, yes=yes)
 
 
@@ -297,7 +332,7 @@ def resume(c, steal=False, hosts=None, json=False, yes=False):
     """
     from deploy.wiring import checkout, releases
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
 
 
@@ -314,7 +349,7 @@ def promote(c, full=False, steal=False, hosts=None, json=False, yes=False):
 
     from deploy.wiring import checkout, releases
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     steer = partial(releases.promote, is_full=full)
     _steer(fleet, "promote", steer, steal=steal, json=json, yes=yes)
 
@@ -340,7 +375,7 @@ def status(c, hosts=None, limit=None, json=False, watch=False):
     from deploy.wiring import checkout, fleet_status
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with connect(fleet) as on:
 
         def read() -> tuple[dict[str, Any], Any, Any]:
@@ -374,7 +409,7 @@ def history(c, hosts=None, limit=None, verify=False, json=False):
     from deploy.wiring import history as journals
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     heads = journals.heads_file(fleet.name)
     with waiting("the journals of the hosts"), connect(fleet) as on:
         result, errors = journals.read_history(on.clients, heads)
@@ -397,7 +432,7 @@ def certs_create(c, hosts=None, yes=False):
     """
     from deploy.wiring import certificates, checkout
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     directory = certificates.authority_directory(fleet)
     confirm(f"make a certificate authority in {directory}?", yes=yes)
     print_text(str(certificates.create(fleet)))
@@ -418,7 +453,7 @@ def certs_renew(c, hosts=None, limit=None, json=False, yes=False):
     from deploy.wiring import certificates, checkout
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     names = [host.name for host in fleet.hosts]
     confirm(f"replace the certificates of {', '.join(names)}?", yes=yes)
     pairs = certificates.new_pairs(fleet)
@@ -446,7 +481,7 @@ def certs_show(c, hosts=None, limit=None, json=False):
     from deploy.wiring import checkout
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")), limit)
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with waiting("the certificates of the hosts"), connect(fleet) as on:
         states = on.seen()
     now = datetime.now(UTC)
@@ -564,7 +599,7 @@ def keys_list(c, hosts=None, json=False):
     from deploy.wiring import checkout
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     with waiting("the API keys of the hosts"), connect(fleet) as on:
         lists = read_lists(on.clients)
     table = "" if json else key_report.keys_table(lists, int(time.time()))
@@ -599,7 +634,7 @@ def _on_all_hosts(c, does, hosts, yes, change):
     from deploy.wiring import checkout
     from deploy.wiring.hosts import connect
 
-    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
+    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     confirm(f"{does} on {', '.join(host.name for host in fleet.hosts)}?", yes=yes)
     with waiting("the API keys of the hosts"), connect(fleet) as on:
         return change(on.clients, int(time.time()))
@@ -890,6 +925,7 @@ ns = Collection(
     drill,
     test,
     matrix,
+    trust,
     provision,
     verify,
     bundle,

@@ -43,6 +43,34 @@ def path_from_caller(text: str) -> Path:
         ) from None
 
 
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+
+
+def fingerprints(text: str, *, yes: bool) -> frozenset[str]:
+    """
+    Return the fingerprints in *text*, as `ssh-keygen -l` prints them, joined by commas.
+
+    Raises:
+        UsageError: One has another form, or *yes* comes without any: keys would be recorded that
+            nobody has compared.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    for part in parts:
+        if not _FINGERPRINT.fullmatch(part):
+            raise UsageError(
+                f"--fingerprint {visible(part)}: not a fingerprint",
+                why="it should be SHA256: and 43 characters",
+                fix="on the host: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+            )
+    if yes and not parts:
+        raise UsageError(
+            "--yes needs --fingerprint",
+            why="a key that nobody compares may be that of another machine",
+            fix="add --fingerprint SHA256:..., from the host's console, or leave --yes out",
+        )
+    return frozenset(parts)
+
+
 def output_file(flag: str, text: str) -> Path:
     """
     Return *text* as the path of a file to write, read from the caller's directory.

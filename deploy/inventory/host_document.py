@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.inventory.names import parse_jump
-from deploy.inventory.schema import Host, Ssh
+from deploy.inventory.names import parse_jumps
+from deploy.inventory.schema import Hop, Host, Ssh
 
 
 def host_document(host: Host) -> dict[str, Any]:
@@ -15,7 +15,8 @@ def host_document(host: Host) -> dict[str, Any]:
     Return the name, address and SSH settings of *host*.
     """
     ssh = host.ssh.model_dump(mode="json")
-    return {"name": host.name, "address": host.address, "ssh": ssh}
+    route = [hop.model_dump(mode="json") for hop in host.route]
+    return {"name": host.name, "address": host.address, "ssh": ssh, "route": route}
 
 
 def host_of(document: Mapping[str, Any]) -> Host:
@@ -24,7 +25,7 @@ def host_of(document: Mapping[str, Any]) -> Host:
     """
     ssh = dict(document["ssh"])
     ssh |= {key: Path(ssh[key]) if ssh[key] else None for key in ("key", "known_hosts")}
-    ssh["jump"] = parse_jump(ssh["jump"]) if ssh["jump"] else None
+    ssh["jump"] = parse_jumps(ssh["jump"]) if ssh["jump"] else None
     # Validated when the fleet file was read; by now durations are plain seconds.
     return Host.model_construct(
         name=document["name"],
@@ -33,4 +34,5 @@ def host_of(document: Mapping[str, Any]) -> Host:
         row="",
         ssh=Ssh.model_construct(**ssh),
         vars={},
+        route=tuple(Hop.model_validate(hop) for hop in document["route"]),
     )

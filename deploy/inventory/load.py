@@ -14,7 +14,7 @@ from deploy.errors import InventoryError
 from deploy.foreign_text import visible
 from deploy.host.names import FLEET
 from deploy.inventory.document import Document, Problem, format_path, parse_document
-from deploy.inventory.names import Jump
+from deploy.inventory.names import JumpChain
 from deploy.inventory.schema import (
     Fleet,
     FleetFile,
@@ -207,6 +207,9 @@ def _mapping(document: Document, key: str) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+_SSH_KEYS = frozenset({"user", "port", "key", "known_hosts", "jump"})
+
+
 def _hosts(file: FleetFile, root: Path) -> Iterator[Host]:
     for name, entry in file.hosts.items():
         groups = _groups_of(file, name)
@@ -221,7 +224,12 @@ def _hosts(file: FleetFile, root: Path) -> Iterator[Host]:
             row=next(row for row in rows if row is not None),
             ssh=_ssh(file.ssh, entry, root),
             vars=variables | entry.vars,
+            open_keys=_SSH_KEYS - file.ssh.model_fields_set - _set_keys(entry),
         )
+
+
+def _set_keys(entry: HostEntry) -> set[str]:
+    return {key for key, value in dict(entry.ssh).items() if value is not None}
 
 
 def _groups_of(file: FleetFile, host: str) -> dict[str, HostGroup]:
@@ -287,7 +295,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
     """
     Yield each host that has the address, SSH port and jump host of an earlier one.
     """
-    first_names: dict[tuple[str, int, Jump | None], str] = {}
+    first_names: dict[tuple[str, int, JumpChain | None], str] = {}
     for host in hosts:
         endpoint = (host.address.lower(), host.ssh.port, host.ssh.jump)
         if (other := first_names.setdefault(endpoint, host.name)) != host.name:

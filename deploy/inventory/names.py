@@ -6,7 +6,7 @@ quoting where it becomes an argument; a generated file quotes it all the same (`
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -39,7 +39,7 @@ VARIABLE = Name(
 )
 SECRET_VARIABLE = Name(
     "environment variable",
-    r"SLIPWAY_[A-Z0-9_]{1,56}",
+    r"SLIPWAY_(?!SUDO_PASSWORD\Z)[A-Z0-9_]{1,56}",
     "an environment variable whose name begins with SLIPWAY_ (capital letters, digits, _)",
 )
 SUITE = Name(
@@ -157,6 +157,39 @@ def parse_jump(text: object) -> Jump:
         return Jump(USER.parse(match["user"]), address, int(port))
     except ValueError:
         raise ValueError(f"should be {_JUMP_MEANING}; USER is {USER.meaning}") from None
+
+
+JUMPS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class JumpChain:
+    """
+    One or more jump hosts, nearest first.
+    """
+
+    jumps: tuple[Jump, ...]
+
+    def __iter__(self) -> Iterator[Jump]:
+        return iter(self.jumps)
+
+    def __str__(self) -> str:
+        return ",".join(str(jump) for jump in self.jumps)
+
+
+def parse_jumps(value: object) -> JumpChain:
+    """
+    Return the chain of jump hosts in *value*: one, or several joined by commas, nearest first.
+
+    Raises:
+        ValueError: One of them has another form, or there are more than JUMPS_MAX.
+    """
+    if isinstance(value, JumpChain):
+        return value
+    parts = value.split(",") if isinstance(value, str) else [value]
+    if len(parts) > JUMPS_MAX:
+        raise ValueError(f"should be a chain of at most {JUMPS_MAX} jump hosts")
+    return JumpChain(tuple(parse_jump(part) for part in parts))
 
 
 def _is_port(text: str) -> bool:
@@ -328,7 +361,7 @@ Suite = Annotated[str, _type(SUITE.parse)]
 Component = Annotated[str, _type(COMPONENT.parse)]
 Keyring = Annotated[str, _type(KEYRING.parse)]
 Text = Annotated[str, _type(parse_text)]
-JumpHost = Annotated[Jump, PlainValidator(parse_jump), PlainSerializer(str)]
+JumpHosts = Annotated[JumpChain, PlainValidator(parse_jumps), PlainSerializer(str)]
 Endpoint = Annotated[str, _type(parse_endpoint)]
 KeyPrefix = Annotated[str, _type(PREFIX.parse)]
 WebhookTarget = Annotated[str, _type(parse_webhook)]

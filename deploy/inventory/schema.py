@@ -33,7 +33,7 @@ from deploy.inventory.names import (
     HeaderName,
     HostName,
     Identity,
-    JumpHost,
+    JumpHosts,
     KeyPrefix,
     Keyring,
     Origin,
@@ -103,7 +103,9 @@ class Ssh(Strict):
     port: Port = 22
     key: FilePath | None = None
     known_hosts: FilePath = Path("~/.ssh/known_hosts").expanduser()
-    jump: JumpHost | None = None
+    jump: JumpHosts | None = None
+    client_config: bool = False  # the operator's ~/.ssh/config says what the file leaves open
+    sudo_password: bool = False  # sudo asks the user for one
     connect_timeout: Deadline = 10.0
     command_timeout: Deadline = 60.0  # for a remote command without a deadline of its own
     keepalive: Deadline = 5.0
@@ -117,7 +119,7 @@ class SshOverride(Strict):
     user: UserName | None = None
     port: Port | None = None
     key: FilePath | None = None
-    jump: JumpHost | None = None
+    jump: JumpHosts | None = None
 
 
 class HostEntry(Strict):
@@ -537,9 +539,32 @@ def _list_at(data: object, path: tuple[str, ...]) -> Sequence[object]:
     return data if isinstance(data, list | tuple) else ()
 
 
+class Hop(Strict):
+    """
+    One SSH connection on the way to a host.
+
+    Attributes:
+        keys: Files of private keys; empty: those of the agent and the usual ones of ~/.ssh.
+        only_keys: Keys of the agent are used only where they are one of `keys`.
+        known_as: Name and port under which known_hosts has its key.
+    """
+
+    user: str
+    address: str
+    port: int
+    keys: tuple[Path, ...]
+    only_keys: bool
+    known_hosts: tuple[Path, ...]
+    known_as: tuple[str, int]
+
+
 class Host(Strict):
     """
     One host with final values: its own, else those of its groups, else the fleet's.
+
+    Attributes:
+        open_keys: Keys of `ssh` that neither the host nor the fleet sets.
+        route: The way to the host by ~/.ssh/config, the host itself last; empty: as `ssh` says.
     """
 
     name: HostName
@@ -548,6 +573,8 @@ class Host(Strict):
     row: str
     ssh: Ssh
     vars: dict[str, str | int | float | bool]
+    open_keys: frozenset[str] = frozenset()
+    route: tuple[Hop, ...] = ()
 
 
 class Fleet(Strict):

@@ -29,8 +29,9 @@ from deploy.errors import CommandFailed, DeployError, TransportError
 from deploy.foreign_text import says
 from deploy.inventory.schema import Host, Ssh
 from deploy.transport.base import OUTPUT_MAX, Completed
-from deploy.transport.conversation import Ended, OutputTooLong, converse
+from deploy.transport.conversation import Ended, OutputTooLong, converse, open_session
 from deploy.transport.ssh import connect
+from deploy.transport.sudo import sudo_password, sudo_refusal, under_sudo
 
 _CHUNK = 256 * 1024
 _KILL_AFTER_S = 5
@@ -59,6 +60,22 @@ class Input:
 
     def __repr__(self) -> str:
         return f"Input({self.size} bytes)"
+
+
+class Prefixed:
+    """
+    The password of sudo, and the standard input of the command behind it; its repr has neither.
+    """
+
+    def __init__(self, before: bytes, content: Input | None) -> None:
+        self._before, self._content = before, content
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._before
+        yield from self._content or ()
+
+    def __repr__(self) -> str:
+        return f"Prefixed({self._content!r})"
 
 
 class BoundedConnector(SSHConnector):
@@ -118,9 +135,15 @@ class BoundedConnector(SSHConnector):
         content = arguments.pop("_stdin", None)
         timeout_s = arguments.pop("_timeout", None) or self.target.ssh.command_timeout
         arguments.pop("_shell_executable", None)
+        password = sudo_password(self.target.ssh) if arguments.get("_sudo") else None
+        if password is not None:
+            arguments.pop("_sudo")
         # Under sudo `timeout` runs as root: only root may end a process of root.
         shell = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} sh"
         line = make_unix_command(command, _shell_executable=shell, **arguments).get_raw_value()
+        if password is not None:
+            argv, before = under_sudo(["sudo", "-n", "-H", "sh", "-c", line], password)
+            line, content = shlex.join(argv), Prefixed(before, content)
         status, stdout, stderr = self.execute(line, content, timeout_s)
         lines = [OutputLine("stdout", text) for text in stdout.splitlines()]
         lines += [OutputLine("stderr", text) for text in stderr.splitlines()]
@@ -130,7 +153,11 @@ class BoundedConnector(SSHConnector):
         return status in good, CommandOutput(lines)
 
     def execute(
-        self, line: str, content: Input | None, timeout_s: float, output_max: int = OUTPUT_MAX
+        self,
+        line: str,
+        content: "Input | Prefixed | None",
+        timeout_s: float,
+        output_max: int = OUTPUT_MAX,
     ) -> tuple[int, str, str]:
         """
         Run the shell command *line*; return its exit status and its two outputs.
@@ -146,7 +173,7 @@ class BoundedConnector(SSHConnector):
         self.commands += 1
         try:
             with gevent.Timeout(timeout_s, TimeoutError()):
-                ended = self._converse(line, content, output_max)
+                ended = self._converse(line, content, timeout_s, output_max)
                 return ended.status, ended.stdout, ended.stderr
         except OutputTooLong as error:
             self.lose(self._unknown(f"the host sent {error} while: {self.doing}"))
@@ -171,8 +198,10 @@ class BoundedConnector(SSHConnector):
         self.lost = self.lost or error
         self.disconnect()
 
-    def _converse(self, line: str, content: Input | None, output_max: int) -> Ended:
-        with self._transport.open_session() as channel:
+    def _converse(
+        self, line: str, content: "Input | Prefixed | None", timeout_s: float, output_max: int
+    ) -> Ended:
+        with open_session(self._transport, timeout_s) as channel:
             return converse(channel, line, content or [], limit_bytes=output_max)
 
     def _watch(self) -> None:
@@ -232,20 +261,23 @@ class ConnectorTransport:
         check: bool = True,
         output_max: int = OUTPUT_MAX,
     ) -> Completed:
-        command = shlex.join(argv)
+        sent, before = under_sudo(argv, sudo_password(self._connector.target.ssh))
+        command = shlex.join(sent)
         bounded = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} {command}"
         started_s = time.monotonic()
         try:
-            content = None if stdin is None else input_of(stdin)
+            content = None if stdin is None and not before else input_of(before + (stdin or b""))
             status, stdout, stderr = self._connector.execute(
                 bounded, content, timeout_s, output_max
             )
         except TimeoutError:
             assert self._connector.lost is not None
             raise self._connector.lost from None
+        if (refusal := sudo_refusal(self._connector.target, argv, status, stderr)) is not None:
+            raise refusal
         if check and status != 0:
             raise CommandFailed(
-                f"{self.host}: `{command[:120]}` failed",
+                f"{self.host}: `{shlex.join(argv)[:120]}` failed",
                 why=f"exit status {status}; {says(self.host, stderr.strip()[-400:])}",
                 fix=f"run it on {self.host} by hand",
                 host=self.host,

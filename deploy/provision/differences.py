@@ -10,7 +10,7 @@ from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Packages
+from deploy.provision.resources import AnyResource, Packages, Venv
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,16 @@ def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:
             return (*steps, ResourceStep(resource, Difference(change=change)))
         steps.append(ResourceStep(resource, Difference(change="create")))
     return tuple(steps)
+
+
+def needs_environment(resource_set: ResourceSet, facts: Facts | None) -> bool:
+    """
+    Return whether the Python environment of a host with *facts* is to be changed.
+    """
+    return any(
+        isinstance(resource, Venv) and (facts is None or resource.difference(facts) is not None)
+        for resource in resource_set.placed
+    )
 
 
 def _differing(resources: Iterable[AnyResource], facts: Facts) -> tuple[ResourceStep, ...]:

@@ -95,7 +95,7 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             is_placed = facts is not None and resource.is_placed(facts)
             upload(name=f"Send {name}", resource=resource, send=not is_placed)
         case resources.Venv():
-            for wheel in resource.missing(facts) if facts else resource.wheels:
+            for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
         case resources.UnitsLoaded():
@@ -261,7 +261,7 @@ def _placing(
 
 
 def _venv_build(resource: resources.Venv) -> VenvBuild:
-    wheels = tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in resource.wheels)
+    wheels = tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in resource.wheels or ())
     return VenvBuild(
         lock=resource.text, digest=resource.digest, python=resource.python, wheels=wheels
     )

@@ -6,6 +6,7 @@ from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, PythonAvailable
 from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile
 from deploy.provision.spec import HostSpec
+from deploy.wheelhouse import Lock
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
@@ -14,10 +15,6 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 def install(spec: HostSpec) -> list[AnyResource]:
     uv, lock = spec.uv, spec.lock
-    wheels = tuple(
-        WheelFile(file=w.file, sha256=w.sha256, size=w.size, source=str(w.path))
-        for w in lock.wheels
-    )
     return [
         Upload(
             path=f"{layout.UV}-{uv.sha256[:16]}",
@@ -27,8 +24,23 @@ def install(spec: HostSpec) -> list[AnyResource]:
             mode="0755",
             link=layout.UV,
         ),
-        Venv(digest=lock.digest, text=lock.text, python=lock.python, wheels=wheels),
+        Venv(
+            digest=lock.digest,
+            text=lock.text,
+            python=lock.python,
+            wheels=wheel_files(lock) if lock.is_fetched else None,
+        ),
     ]
+
+
+def wheel_files(lock: Lock) -> tuple[WheelFile, ...]:
+    """
+    Return the wheels of *lock*, which are on this machine.
+    """
+    return tuple(
+        WheelFile(file=w.file, sha256=w.sha256, size=w.size, source=str(w.path))
+        for w in lock.wheels
+    )
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:

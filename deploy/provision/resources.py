@@ -227,13 +227,16 @@ class WheelFile(Frozen):
 class Venv(Resource):
     """
     The Python environment of a lock.  Missing wheels are sent; the host program builds it.
+
+    Attributes:
+        wheels: None: this machine lacks them.  They are fetched once a host needs them.
     """
 
     kind: Literal["venv"] = "venv"
     digest: str
     text: str = Field(repr=False)
     python: str
-    wheels: tuple[WheelFile, ...]
+    wheels: tuple[WheelFile, ...] | None
 
     @property
     def name(self) -> str:
@@ -259,10 +262,10 @@ class Venv(Resource):
         if facts.paths[self.complete] is not None:
             return ()
         sizes = facts.listings[layout.WHEELHOUSE]
-        return tuple(wheel for wheel in self.wheels if sizes.get(wheel.file) != wheel.size)
+        return tuple(wheel for wheel in self.wheels or () if sizes.get(wheel.file) != wheel.size)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        if facts.paths[self.complete] is not None:
+        if facts.paths[self.complete] is not None or self.wheels is None:
             return None
         # An environment takes four times the size of its wheels, bytecode included.
         sent = sum(wheel.size for wheel in self.missing(facts))
@@ -282,6 +285,9 @@ class Venv(Resource):
             # Older host programs left it readable for all users.
             wrong = attributes(found, "directory", "root", layout.USER, "0750")
             return Difference(change=", ".join(wrong)) if wrong else None
+        if self.wheels is None:
+            count = len(self.text.splitlines())
+            return Difference(change=f"fetch the wheels of {count} packages, send and build them")
         missing = self.missing(facts)
         sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
         return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")

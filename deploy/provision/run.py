@@ -9,7 +9,13 @@ from deploy.bundle.host_program import build_host_program
 from deploy.errors import DeployError, TransportError
 from deploy.host.protocol import Facts
 from deploy.inventory.schema import Fleet, Host
-from deploy.provision.differences import bootstrap_steps, fact_query, refusal_of, steps_to
+from deploy.provision.differences import (
+    bootstrap_steps,
+    fact_query,
+    needs_environment,
+    refusal_of,
+    steps_to,
+)
 from deploy.provision.probe import pack_program
 from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
 from deploy.provision.report_builder import ReportBuilder
@@ -40,32 +46,35 @@ def provision(
 
     Raises:
         InventoryError: A row, secret or file of the fleet is missing; no host was changed.
-        CommandFailed: The wheels could not be fetched; no host was changed.
+        CommandFailed: The wheels that a host needs could not be fetched; no host was changed.
     """
     started_s = time.monotonic()
     builder = ReportBuilder([host.name for host in fleet.hosts], progress)
     survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
     try:
         # Slow to import (templates), so imported while the hosts answer.
-        from deploy.provision.fleet_specs import resource_sets
+        from deploy.provision.fleet_specs import resource_sets, with_wheels
 
         host_program = build_host_program()
-        wanted = resource_sets(
-            fleet, host_program, env, lambda text: progress(_fetching(text)), is_check=check
-        )
+        wanted = resource_sets(fleet, host_program, env, is_check=check)
         packed_program = pack_program()
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources) for name, resources in wanted.items()}
-        differing: set[str] = set()
+        differing: dict[str, Facts | None] = {}
         for name, answer in survey.ask(packed_program, queries, end_s):
             if isinstance(answer, DeployError):
                 builder.add(_failed(name, answer))
             elif _differs_safely(name, wanted[name], answer, check, builder.add):
-                differing.add(name)
+                differing[name] = answer
         builder.add_commands(survey.commands)
     finally:
         survey.close()
     hosts = [host for host in fleet.hosts if host.name in differing]
+    lacking = [host for host in hosts if needs_environment(wanted[host.name], differing[host.name])]
+    if lacking:
+        started_fetch_s = time.monotonic()
+        wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
+        end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
     if hosts:
         _change(hosts, wanted, packed_program, builder, end_s)
     fix = "check the load of the host, then: inv provision"

@@ -13,6 +13,7 @@ from deploy.transport.answers import read_answer
 from deploy.transport.base import Completed, Transport
 
 ResultT = TypeVar("ResultT")
+_ANSWER = '{"ok": '
 
 
 class HostClient:
@@ -60,8 +61,10 @@ class HostClient:
         )
         if completed.returncode != 0:
             raise self._crashed(request.VERB, completed)
+        # The login shell of the host may print before the answer and at its own end.
         lines = completed.stdout.strip().split("\n")
-        return read_answer(self.host, request, lines[-1])
+        answers = [line for line in lines if line.startswith(_ANSWER)]
+        return read_answer(self.host, request, (answers or lines)[-1])
 
     def _crashed(self, verb: str, completed: Completed) -> DeployError:
         if "can't open file" in completed.stderr and layout.HOST_PROGRAM in completed.stderr:

@@ -6,12 +6,16 @@ has sent more than the caller wants: its channel is closed, and what came is thr
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import paramiko
 
 _PART = 64 * 1024
+# Codes of a refused channel: administratively prohibited, and what sshd says at MaxSessions.
+_REFUSED = (1, 2)
+_RETRY_S = 0.05
 
 
 class OutputTooLong(Exception):
@@ -28,6 +32,48 @@ class Ended(NamedTuple):
     stdout: str
     stderr: str
     status: int
+
+
+class SessionRefused(Exception):
+    """
+    The server opens no further session on this connection (MaxSessions); nothing was sent.
+    """
+
+
+def open_session(
+    transport: paramiko.Transport, timeout_s: float, *, is_alone: bool = True
+) -> paramiko.Channel:
+    """
+    Return a new session channel of *transport*.
+
+    sshd frees the session of a command some time after its exit status was sent.  With
+    `MaxSessions 1` it may therefore refuse the next one for a moment.
+
+    Args:
+        is_alone: No other session of this connection is in use: try again until *timeout_s*.
+
+    Raises:
+        SessionRefused: Refused, and others are in use or the time has passed.
+        paramiko.SSHException, EOFError, OSError: The connection was lost.
+    """
+    end_s = time.monotonic() + timeout_s
+    while True:
+        left_s = end_s - time.monotonic()
+        try:
+            return transport.open_session(timeout=max(left_s, _RETRY_S))
+        except paramiko.SSHException as error:
+            # paramiko keeps one exception a connection: where two threads are refused, one of them
+            # gets a plain SSHException.
+            is_refused = getattr(error, "code", _REFUSED[0]) in _REFUSED
+            is_late = end_s - time.monotonic() <= _RETRY_S
+            is_known = isinstance(error, paramiko.ChannelException) or not is_late
+            if not (is_refused and is_known and transport.is_active()):
+                raise
+            if is_late or not is_alone:
+                raise SessionRefused(
+                    f"sshd opens no session: {error} (MaxSessions in sshd_config)"
+                ) from error
+        time.sleep(_RETRY_S)
 
 
 def converse(

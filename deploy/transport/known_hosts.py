@@ -9,8 +9,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -109,9 +110,9 @@ class RecordedKeys(paramiko.MissingHostKeyPolicy):
         label: Name of the host for errors.
     """
 
-    def __init__(self, label: str, address: str, port: int, path: Path) -> None:
-        self._label, self._address, self._port, self._path = label, address, port, path
-        self._known = load(path)
+    def __init__(self, label: str, address: str, port: int, paths: Sequence[Path]) -> None:
+        self._label, self._address, self._port, self._path = label, address, port, paths[0]
+        self._known = KnownHosts(tuple(entry for path in paths for entry in load(path).entries))
 
     @property
     def unwanted(self) -> list[str]:
@@ -144,10 +145,9 @@ class RecordedKeys(paramiko.MissingHostKeyPolicy):
         """
         Return the error of a server for which *verdict* holds; *shown* says what it showed.
         """
-        port = f" -p {self._port}" if self._port != _DEFAULT_PORT else ""
         if verdict is Verdict.UNKNOWN:
             what, why = "no host key is recorded", f"{self._path} has no entry for {self._address}"
-            fix = f"add it after checking it: ssh-keyscan{port} {self._address}"
+            fix = "inv trust shows it, to compare with the host's console, and records it"
         elif verdict is Verdict.REVOKED:
             what, why = "the host key is revoked", f"{shown}, which {self._path} marks as revoked"
             fix = f"give the host a new key, and record that in {self._path}"
@@ -197,6 +197,15 @@ def fingerprint(key: bytes) -> str:
     Return the fingerprint of *key* as `ssh-keygen -l` prints it.
     """
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+
+
+def hashed_name(name: str) -> str:
+    """
+    Return *name* as ssh(1) records it with HashKnownHosts.
+    """
+    salt = secrets.token_bytes(20)
+    mac = hmac.new(salt, name.encode(), "sha1").digest()
+    return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(mac).decode()}"
 
 
 def key_type(key: bytes) -> str | None:

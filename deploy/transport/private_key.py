@@ -1,35 +1,144 @@
 """
-Checks the private key of a connection before anything connects.
+The private keys of a connection, loaded before anything connects.
 """
 
+import base64
+import binascii
+import logging
 import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
+from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
 
 from deploy.errors import TransportError
+from deploy.inventory.schema import Hop
 
 _START = b"-----BEGIN "
+_OPENSSH = (b"-----BEGIN OPENSSH PRIVATE KEY-----", b"-----END OPENSSH PRIVATE KEY-----")
+_MAGIC = b"openssh-key-v1\0"
 _HEAD = 64 << 10  # bytes; no key file is larger
 
 
-def check_private_key(path: Path, label: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Locked:
     """
-    Refuse a file that is no private key: paramiko would blame the host for it.
+    A key whose private half only the agent has: a public key, or one with a passphrase.
+
+    Attributes:
+        public: The public key as SSH sends it; None: the file does not show it.
+        error: What to raise where the agent lacks it.
+    """
+
+    public: bytes | None
+    error: TransportError
+
+
+class Identities(AuthStrategy):
+    """
+    Offers the keys of *hop* to a server, in the order of ssh(1): those of the agent first.
+
+    Raises:
+        TransportError: None of the files is a usable key; names the first.
+    """
+
+    def __init__(self, label: str, hop: Hop) -> None:
+        super().__init__(ssh_config=paramiko.SSHConfig())
+        self._user = hop.user
+        self._keys = identities(label, hop.keys, only_keys=hop.only_keys)
+
+    def get_sources(self) -> Iterator[AuthSource]:
+        for key in self._keys:
+            yield InMemoryPrivateKey(self._user, key)
+
+
+def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> list[paramiko.PKey]:
+    """
+    Return the keys in *paths*; a locked one comes from the SSH agent.
+
+    Args:
+        label: Name of the host, for the error.
+        only_keys: Other keys of the agent are left out.
+
+    Raises:
+        TransportError: There is no key.
+    """
+    plain: list[paramiko.PKey] = []
+    locked: list[bytes] = []
+    errors: list[TransportError] = []
+    in_agent = _agent_keys()
+    for path in paths:
+        try:
+            key = load_private_key(path, label)
+        except TransportError as error:
+            errors.append(error)
+            continue
+        if not isinstance(key, Locked):
+            plain.append(key)
+        elif key.public in in_agent:
+            locked.append(key.public)
+        else:
+            errors.append(key.error)
+    public = {key.asbytes() for key in plain}
+    first = [in_agent[blob] for blob in locked]
+    others = [key for blob, key in in_agent.items() if blob not in {*locked, *public}]
+    keys = [*first, *([] if only_keys else others), *plain]
+    if not keys and errors:
+        raise errors[0]
+    return keys
+
+
+def load_private_key(path: Path, label: str) -> paramiko.PKey | Locked:
+    """
+    Return the private key in *path*.
 
     Args:
         label: Name of the host, for the error.
 
     Raises:
-        TransportError: The file is missing, unreadable, a public key, encrypted or no key at all.
+        TransportError: The file is missing, unreadable, damaged or no key at all.
     """
+    head = _read(path, label)
+    if not head.startswith(_START):
+        words = head.split(b" ", 2)
+        if words[0].startswith((b"ssh-", b"ecdsa-", b"sk-")):
+            private = path.with_suffix("") if path.suffix == ".pub" else "the file without .pub"
+            error = _refused(
+                label,
+                f"{path} is a public key, and the SSH agent does not have its private key",
+                f"set ssh.key to the private key: {private}",
+            )
+            return Locked(_decoded(words[1]) if len(words) > 1 else None, error)
+        raise _refused(
+            label, f"{path} is not a private key", "set ssh.key to the file that ssh-keygen wrote"
+        )
+    try:
+        return paramiko.PKey.from_path(path)
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: of cryptography
+        error = _refused(
+            label,
+            f"{path} has a passphrase, and the SSH agent does not have the key",
+            f"ssh-add {path}",
+        )
+        return Locked(_public_of(head) or _public_beside(path), error)
+    except Exception as error:  # paramiko and cryptography raise many types for damaged keys
+        raise _refused(
+            label,
+            f"{path} cannot be read as a private key: {error or type(error).__name__}",
+            "restore it, or make a new one: ssh-keygen -t ed25519",
+        ) from None
+
+
+def _read(path: Path, label: str) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe could wait for ever
             raise _refused(
                 label, f"{path} is not a regular file", "set ssh.key to the file of a private key"
             )
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            return file.read(_HEAD)
     except FileNotFoundError:
         raise _refused(
             label,
@@ -38,28 +147,56 @@ def check_private_key(path: Path, label: str) -> None:
         ) from None
     except OSError as error:
         raise _refused(label, f"{path}: {error.strerror}", f"make {path} readable") from None
-    if not head.startswith(_START):
-        words = head.split(b" ", 1)[0]
-        if words.startswith((b"ssh-", b"ecdsa-", b"sk-")):
-            private = path.with_suffix("") if path.suffix == ".pub" else "the file without .pub"
-            why, fix = "is a public key", f"set ssh.key to the private key: {private}"
-        else:
-            why, fix = "is not a private key", "set ssh.key to the file that ssh-keygen wrote"
-        raise _refused(label, f"{path} {why}", fix)
+
+
+def _agent_keys() -> dict[bytes, paramiko.PKey]:
+    """
+    Return the keys of the agent by their public half; empty without an agent that answers.
+    """
     try:
-        paramiko.PKey.from_path(path)
-    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: of cryptography
-        raise _refused(
-            label,
-            f"{path} has a passphrase",
-            f"ssh-add {path}, and leave ssh.key out of the fleet file: the agent is used then",
-        ) from None
-    except Exception as error:  # paramiko and cryptography raise many types for damaged keys
-        raise _refused(
-            label,
-            f"{path} cannot be read as a private key: {error or type(error).__name__}",
-            "restore it, or make a new one: ssh-keygen -t ed25519",
-        ) from None
+        return {key.asbytes(): key for key in paramiko.Agent().get_keys()}
+    except Exception as error:  # an agent may answer anything
+        logging.getLogger("paramiko").info("SSH agent: %s", error)
+        return {}
+
+
+def _public_of(text: bytes) -> bytes | None:
+    """
+    Return the public key in a private key file of OpenSSH's own format, which is not encrypted.
+
+    Source: PROTOCOL.key of OpenSSH 9.2.
+    """
+    begin, end = _OPENSSH
+    if not text.startswith(begin) or end not in text:
+        return None
+    data = _decoded(b"".join(text[len(begin) : text.index(end)].split())) or b""
+    if not data.startswith(_MAGIC):
+        return None
+    rest = data[len(_MAGIC) :]
+    for _ in range(3):  # cipher, function of the passphrase, its options
+        _, rest = _string(rest)
+    key, _ = _string(rest[4:])  # after the number of keys
+    return key
+
+
+def _public_beside(path: Path) -> bytes | None:
+    try:
+        words = path.with_name(path.name + ".pub").read_bytes()[:_HEAD].split(b" ", 2)
+    except OSError:
+        return None
+    return _decoded(words[1]) if len(words) > 1 else None
+
+
+def _string(data: bytes) -> tuple[bytes, bytes]:
+    size = int.from_bytes(data[:4], "big")
+    return data[4 : 4 + size], data[4 + size :]
+
+
+def _decoded(text: bytes) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
 
 
 def _refused(label: str, why: str, fix: str) -> TransportError:

@@ -12,7 +12,7 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import paramiko
@@ -22,10 +22,12 @@ from deploy.host.session import GREETING, IDLE_S
 from deploy.inventory.schema import Host
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import OutputTooLong
-from deploy.transport.ssh import SshTransport
+from deploy.transport.ssh import Link, SshTransport
+from deploy.transport.sudo import sudo_password
 
 _REST_S = IDLE_S / 2  # a session that was used less lately is opened anew
 _LATE_S = 5.0  # the host ends a call that much after its caller has given it up
+_SLACK_S = 2.0  # the deadline ends a call; this only where it could not
 _BEFORE_MAX = 1 << 16  # bytes that a login shell may print before the greeting
 _HEAD_MAX = 4096
 _PART = 1 << 16
@@ -99,9 +101,10 @@ class Session:
     else is over, and so are the calls that wait.
     """
 
-    def __init__(self, channel: paramiko.Channel, command: str) -> None:
-        self._channel = channel
-        self.transport: paramiko.Transport = channel.get_transport()
+    def __init__(
+        self, channel: paramiko.Channel, command: str, *, on_end: Callable[[], None]
+    ) -> None:
+        self._channel, self._on_end = channel, on_end
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}  # also what was given up
         self._number = 0
@@ -167,6 +170,7 @@ class Session:
             one.set(error)
         if is_first:
             self._outgoing.put(None)
+            self._on_end()
             with contextlib.suppress(Exception):  # the connection may be lost
                 self._channel.close()
 
@@ -260,9 +264,10 @@ class SessionTransport(SshTransport):
         self._program = (*prefix, *layout.HOST_COMMAND)
         code = _CODE.format(program=layout.HOST_PROGRAM)
         self._command = shlex.join([*prefix, *layout.HOST_COMMAND[:-1], "-c", code])
-        self._session: Session | None = None
+        self._has_sessions = sudo_password(host.ssh) is None  # its input begins with the password
+        self._current: tuple[Link, Session] | None = None
         self._session_lock = threading.Lock()
-        self._without: paramiko.Transport | None = None  # connection whose host has no sessions
+        self._without: Link | None = None  # connection whose host has no sessions
 
     def run(
         self,
@@ -273,7 +278,7 @@ class SessionTransport(SshTransport):
         check: bool = True,
         output_max: int = OUTPUT_MAX,
     ) -> Completed:
-        if tuple(argv[:-1]) == self._program and not check:
+        if self._has_sessions and tuple(argv[:-1]) == self._program and not check:
             began_s = time.monotonic()
             answer = self._call(argv[-1], stdin or b"", timeout_s, output_max)
             if answer is not None:
@@ -285,46 +290,79 @@ class SessionTransport(SshTransport):
         )
 
     def close(self) -> None:
-        self._session = None
+        self._current = None
         super().close()
 
     def _call(self, verb: str, stdin: bytes, timeout_s: float, output_max: int) -> Answer | None:
         """
         Return the answer of a call; None where it was not run, because there is no session.
         """
-        transport = self._open()
-        with self._deadline(transport, timeout_s, f"{layout.HOST_PROGRAM} {verb}") as give_up_on:
-            for _ in range(2):
-                session = self._session_on(transport, timeout_s)
-                if session is None:
-                    return None
-                pending = session.begin(verb, stdin, timeout_s=timeout_s, output_max=output_max)
-                give_up_on[:] = [pending]
-                try:
-                    return pending.wait(timeout_s)
-                except NoSession:
-                    self._without = transport
-                    return None
-                except Again:
-                    self._leave(session)
+        end_s = time.monotonic() + timeout_s
+        name = f"{layout.HOST_PROGRAM} {verb}"
+        for _ in range(2):
+            link = self._join()
+            left_s = max(0.1, end_s - time.monotonic())
+            try:
+                with self._deadline(link, left_s, timeout_s, name) as give_up_on:
+                    session = self._session_on(link, left_s)
+                    if session is None:
+                        return None
+                    left_s = max(0.1, end_s - time.monotonic())
+                    pending = session.begin(verb, stdin, timeout_s=left_s, output_max=output_max)
+                    give_up_on.append(pending)
+                    try:
+                        return pending.wait(left_s + _SLACK_S)
+                    except NoSession:
+                        self._without = link
+                        return None
+                    except Again:
+                        self._leave(session)
+            finally:
+                self._count(link, users=-1)
         return None
 
-    def _session_on(self, transport: paramiko.Transport, timeout_s: float) -> Session | None:
+    def _join(self) -> Link:
+        """
+        Return the connection of the session, or another without one, counted as in use.
+        """
         with self._session_lock:
-            if transport is self._without:
+            if self._current is not None and self._current[0].transport.is_active():
+                self._count(self._current[0], users=1)
+                return self._current[0]
+        link = self._open()
+        self._count(link, sessions=-1)
+        return link
+
+    def _session_on(self, link: Link, timeout_s: float) -> Session | None:
+        """
+        Return the session of *link*, which is begun if there is none; None: there is none to have.
+        """
+        with self._session_lock:
+            if link is self._without:
                 return None
-            session = self._session
-            if session is not None and session.transport is transport:
+            if self._current is not None and self._current[0] is link:
+                session = self._current[1]
                 if time.monotonic() - session.used_s < _REST_S:
                     return session
                 session.leave()
-            channel = transport.open_session(timeout=timeout_s)
-            self.commands += 1
-            self._session = Session(channel, self._command)
-            return self._session
+            self._count(link, sessions=1)
+            try:
+                channel = self._new_channel(link, timeout_s)
+                if channel is None:  # sshd has no room for it
+                    self._count(link, sessions=-1)
+                    return None
+                self.commands += 1
+                session = Session(
+                    channel, self._command, on_end=lambda: self._count(link, sessions=-1)
+                )
+            except BaseException:
+                self._count(link, sessions=-1)
+                raise
+            self._current = (link, session)
+            return session
 
     def _leave(self, session: Session) -> None:
         with self._session_lock:
-            if self._session is session:
-                self._session = None
+            if self._current is not None and self._current[1] is session:
+                self._current = None
         session.leave()

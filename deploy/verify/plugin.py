@@ -7,6 +7,7 @@ reached, or is lost, fails each of its remaining assertions at once.
 
 import json
 import os
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 from deploy.errors import DeployError
 from deploy.inventory.host_document import host_of
 from deploy.transport.ssh import SshTransport
+from deploy.transport.sudo import sudo_password, under_sudo
 from deploy.verify.report import CONNECTION, HOST, LOST
 from deploy.verify.run import ENV_HOSTS
 
@@ -59,13 +61,25 @@ class Connections:
         """
         if (why := self.open(name)) is not None:
             pytest.fail(why, pytrace=False)
+        begin, end = (secrets.token_hex(12) for _ in range(2))
         limit_s = self._hosts[name].ssh.command_timeout
         try:
-            done = self._transports[name].run(["sh", "-c", line], timeout_s=limit_s, check=False)
+            password = self.password(name)
+            done = self._transports[name].run(
+                ["sh", "-c", f"trap 'printf %s {end}' EXIT; printf %s {begin}; {line}"],
+                timeout_s=limit_s,
+                stdin=None if password is None else f"{password}\n".encode(),
+                check=False,
+            )
         except DeployError as error:  # also an output without end
             self.lost[name] = _reason(name, error)
             pytest.fail(self.lost[name], pytrace=False)
-        return done.returncode, done.stdout, done.stderr
+        # Without what the login shell of the host prints before the command and at its own end.
+        _, _, stdout = done.stdout.rpartition(begin)
+        return done.returncode, stdout.partition(end)[0], done.stderr
+
+    def password(self, name: str) -> str | None:
+        return sudo_password(self._hosts[name].ssh)
 
     def close(self) -> None:
         for transport in self._transports.values():
@@ -90,8 +104,9 @@ class TransportBackend(BaseBackend):  # type: ignore[misc]
         return self.result(status, self.encode(line), stdout, stderr)
 
     def get_sudo_command(self, command: str, sudo_user: str | None) -> str:
-        user = f" -u {shlex.quote(sudo_user)}" if sudo_user else ""
-        return f"sudo -n{user} /bin/sh -c {shlex.quote(command)}"
+        user = ["-u", sudo_user] if sudo_user else []
+        argv = ["sudo", "-n", *user, "/bin/sh", "-c", command]
+        return shlex.join(under_sudo(argv, connections().password(self.hostname))[0])
 
 
 _connections: Connections | None = None

@@ -77,6 +77,35 @@ def ensure_lock(
     return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
 
 
+def cached_lock(
+    row: Row, *, cache: Path = DEFAULT_CACHE, requirements: Path = REQUIREMENTS
+) -> Lock | None:
+    """
+    Return the lock of *row*; None: *cache* lacks some of its wheels.  Downloads nothing.
+
+    Raises:
+        InventoryError: The row has no valid lock file.
+    """
+    text = _text_of(row, requirements)
+    digest = digest_of(text)
+    cache = local_path(cache).resolve()
+    wheels = _known(cache / f"{digest}.json", cache, hashes_in(text))
+    if wheels is None:
+        return None
+    return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
+
+
+def unfetched_lock(row: Row, *, requirements: Path = REQUIREMENTS) -> Lock:
+    """
+    Return the lock of *row* without its wheels; downloads nothing.
+
+    Raises:
+        InventoryError: The row has no valid lock file.
+    """
+    text = _text_of(row, requirements)
+    return Lock(digest=digest_of(text), text=text, python=row.python, wheels=(), is_fetched=False)
+
+
 def lock_digest(row: Row, *, requirements: Path = REQUIREMENTS) -> str:
     """
     Return the digest of the lock of *row*; downloads nothing.

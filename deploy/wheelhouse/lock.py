@@ -23,13 +23,15 @@ class Lock:
         digest: SHA-256 of `text`; the name of the environment on every host.
         text: Requirements with hashes, sorted, without comments, options or addresses.
         python: Python version of the environment, such as "3.11".
-        wheels: Exactly the wheels of `text`, sorted by file name.
+        wheels: Exactly the wheels of `text`, sorted by file name; empty where not fetched.
+        is_fetched: The wheels are on this machine.
     """
 
     digest: str
     text: str
     python: str
     wheels: tuple[CachedWheel, ...]
+    is_fetched: bool = True
 
 
 def lock_text(*sources: str) -> str:

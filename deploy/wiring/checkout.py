@@ -7,6 +7,7 @@ from pathlib import Path
 from deploy.bundle.store import BundleStore
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import Fleet
+from deploy.transport.client_config import with_client_config
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import DEFAULT_CACHE, local_path
 
@@ -35,8 +36,8 @@ def fleet(name: str, limit: str | None = None) -> Fleet:
     Return the fleet called *name*, or the hosts of it that *limit* selects.
 
     Raises:
-        InventoryError: The file is missing or wrong.
+        InventoryError: The file is missing or wrong, or ~/.ssh/config is, where it counts.
         UnknownHost: *limit* selects nothing.
     """
     rows = {row.name: row.needs_gpu for row in load_matrix().rows}
-    return load_fleet(name, root=ROOT, limit=limit, known_rows=rows)
+    return with_client_config(load_fleet(name, root=ROOT, limit=limit, known_rows=rows))

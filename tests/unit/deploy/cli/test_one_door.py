@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[4]
 # Modules that write to the standard streams, each for a reason of its own.
 DOORS = {
     "deploy.cli.terminal": "the door",
+    "deploy.cli.sudo_password": "asks whether standard error is a terminal",
     "deploy.cli.streams": "guards the streams",
     "deploy.cli.watch": "asks whether standard output is a terminal",
     "deploy.cli.confirm": "asks whether standard input and error are a terminal",

@@ -16,6 +16,7 @@ from invoke.context import MockContext
 
 import deploy.cli.command
 from deploy.lab.config import LabConfig
+from deploy.provision.report import Change, ProvisionReport
 from deploy.transport.base import Completed
 from deploy.versions import host_output
 from deploy.wiring import fleet_status, host_facts
@@ -160,6 +161,21 @@ def test_the_tables_of_the_matrix_are_readable_at_100_columns(run, flags):
     _, out, _ = run("matrix", **flags)
     assert out
     assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("changes", "expected"), [(True, 2), (False, 0)])
+def test_a_check_that_finds_a_difference_exits_2(run, monkeypatch, changes, expected):
+    """
+    As `diff` and `terraform plan` do, so that CI can tell; it is no error.
+    """
+    import deploy.provision
+
+    change = Change("n1", "file", "create")
+    report = ProvisionReport(check=True, ok=("n1",), changes=(change,) * changes, failed=())
+    monkeypatch.setattr(deploy.provision, "provision", lambda *_, **__: report)
+    code, out, _ = run("provision", hosts=run.fleet, check=True, json=True)
+    assert code == expected
+    assert "error" not in json.loads(out)
 
 
 def test_the_default_fleet_is_that_of_the_configuration(run):

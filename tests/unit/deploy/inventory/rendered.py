@@ -125,8 +125,7 @@ def _connections(fleet):
         sent = host_of(json.loads(json.dumps(host_document(host))))
         yield _differs("document of the host", (sent.address, sent.ssh), (host.address, host.ssh))
         hops = [(host.address, host.ssh.user, host.ssh.port)]
-        if host.ssh.jump is not None:
-            hops.append((host.ssh.jump.address, host.ssh.jump.user, host.ssh.jump.port))
+        hops += [(jump.address, jump.user, jump.port) for jump in host.ssh.jump or ()]
         for address, user, port in hops:
             connection = Connection(address, user=user, port=port, config=Config(lazy=True))
             read = (connection.host, connection.user, connection.port)

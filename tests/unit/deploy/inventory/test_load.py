@@ -6,7 +6,7 @@ import yaml
 
 from deploy.errors import InventoryError
 from deploy.inventory.load import fleet_names, load_fleet
-from deploy.inventory.names import Jump
+from deploy.inventory.names import Jump, JumpChain
 from deploy.inventory.schema import Phase, ReleasePolicy
 from tests.unit.deploy.inventory.builders import fleet_data, make_fleet, write_fleet
 
@@ -76,7 +76,11 @@ def test_a_host_overrides_its_groups_and_a_group_overrides_the_fleet(tmp_path):
     n1, n2 = fleet.hosts
     assert (n1.row, n2.row) == ("own", "of-a")
     assert (n1.vars, n2.vars) == ({"x": 1, "y": 2}, {"x": 1, "y": 1})
-    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == ("ops", 22, Jump("j", "bastion"))
+    assert (n1.ssh.user, n1.ssh.port, n1.ssh.jump) == (
+        "ops",
+        22,
+        JumpChain((Jump("j", "bastion"),)),
+    )
     assert n2.ssh.port == 2022
 
 

@@ -155,8 +155,8 @@ def sinks(tmp_path, monkeypatch):
 def _connections(fleet, monkeypatch):
     made = []
 
-    def record(label, address, settings, gateway):
-        made.append((label, address, settings.user, settings.port, settings.key))
+    def record(label, hop, settings, gateway):
+        made.append((label, hop.address, hop.user, hop.port, hop.keys))
 
     with monkeypatch.context() as patch:
         patch.setattr(ssh, "_opened", record)

@@ -9,7 +9,7 @@ from tests.unit.deploy.provision.builders import find, make_spec
 
 def key_of_a_run(tmp_path):
     fleet = make_fleet(tmp_path)
-    sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None)
+    sets = fleet_specs.resource_sets(fleet, b"program", {})
     [resources] = {id(one): one for one in sets.values()}.values()
     return find(resources, layout.ENVIRONMENT).mac_key
 
@@ -19,7 +19,7 @@ def test_each_run_compares_secrets_under_a_key_of_its_own(tmp_path, monkeypatch)
     32 random bytes: what one run asked and was answered says nothing in another.
     """
     spec = make_spec()
-    monkeypatch.setattr(fleet_specs, "ensure_lock", lambda row, **_: spec.lock)
+    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row: spec.lock)
     monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
     monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
     first, second = key_of_a_run(tmp_path), key_of_a_run(tmp_path)
@@ -32,7 +32,7 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     The same in the next run; `--check` issues and keeps none.
     """
     spec = make_spec()
-    monkeypatch.setattr(fleet_specs, "ensure_lock", lambda row, **_: spec.lock)
+    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row: spec.lock)
     monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
     monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
     folder = tmp_path / "slipway-ca"
@@ -42,7 +42,7 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     fleet = fleet.model_copy(update={"service": service})
 
     def pems(**options):
-        sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None, **options)
+        sets = fleet_specs.resource_sets(fleet, b"program", {}, **options)
         return {name: find(one, layout.CERTIFICATE).pem for name, one in sets.items()}
 
     pems(is_check=True)
@@ -51,6 +51,6 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     assert len(set(first.values())) == len(fleet.hosts) > 1
     assert pems() == first
     assert pems(is_check=True) == first
-    sets = fleet_specs.resource_sets(fleet, b"program", {}, lambda _: None)
+    sets = fleet_specs.resource_sets(fleet, b"program", {})
     issuers = {find(one, layout.CERTIFICATE).issuer.pem for one in sets.values()}
     assert issuers == {(folder / CERTIFICATE).read_text()}

@@ -11,11 +11,12 @@ import sys
 
 import pytest
 
+from deploy.errors import CommandFailed
 from deploy.inventory.schema import Fleet
 from deploy.provision import EventKind, fleet_specs, run, supervise
 from deploy.provision.requirements import PortFree
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import File
+from deploy.provision.resources import File, Venv
 from tests.unit.deploy.transport.loopback import LoopbackSshd
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="files of a test belong to root")
@@ -166,6 +167,46 @@ def test_a_host_that_does_not_answer_fails_at_the_deadline(sshd, provision, tmp_
     [failure] = report.failed
     assert (failure.host, failure.error) == ("n1", "TransportError")
     assert failure.why == "the run's deadline passed, at: looking"
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """
+    Provision with a Python environment whose wheels this machine lacks; count what is fetched.
+    """
+    fetched = []
+
+    def fetch(row, *, progress):
+        fetched.append(row.name)
+        raise CommandFailed("no index", why="no index", fix="none")
+
+    monkeypatch.setattr(fleet_specs, "ensure_lock", fetch)
+    return fetched, Venv(digest="0" * 64, text="a==1 --hash=x\n", python="3.11", wheels=None)
+
+
+def test_a_check_fetches_no_wheels(sshd, provision, environment):
+    """
+    It says that they would be fetched.
+    """
+    fetched, venv = environment
+    report, _ = provision([sshd.host()], [venv], check=True)
+    assert fetched == []
+    assert [c.change for c in report.changes] == [
+        "fetch the wheels of 1 packages, send and build them"
+    ]
+
+
+def test_wheels_are_fetched_once_a_host_needs_them(sshd, provision, environment, tmp_path):
+    """
+    A host that is asked and needs other changes needs none.
+    """
+    fetched, venv = environment
+    report, _ = provision([sshd.host()], [make_file(tmp_path / "file")])
+    assert (report.ok, fetched) == (("n1",), [])
+    with pytest.raises(CommandFailed):
+        provision([sshd.host()], [venv])
+    assert fetched == ["torch-2.13-cpu"]
+    assert len(sshd.commands) > 1
 
 
 def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):

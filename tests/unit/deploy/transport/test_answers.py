@@ -196,7 +196,8 @@ def test_output_is_read_while_input_is_sent(sshd, transport, tmp_path):
     sshd.choose = lambda verb, content: sshd.answers.answer(verb, "endless")
     with pytest.raises(TransportError, match="more than 1 MiB"):
         transport.put(large, "/x", timeout_s=5.0)
-    assert transport._connection.is_connected  # the deadline would have closed it
+    [link] = transport._links
+    assert link.connection.is_connected  # the deadline would have closed it
 
 
 def test_a_client_names_its_host(transport, sshd):
@@ -204,6 +205,16 @@ def test_a_client_names_its_host(transport, sshd):
     with pytest.raises(CommandFailed) as caught:
         HostClient(transport, actor="me", sudo=False).call(Status())
     assert caught.value.host == "evil"
+
+
+def test_what_the_login_shell_prints_is_no_answer(transport, sshd):
+    """
+    `echo hello` in .bashrc, and a trap at its end.
+    """
+    text = result(**STOPPED | {"slot": "green"})
+    sshd.choose = lambda verb, content: Answer(f"hello\n{text}\nbye\n".encode())
+    client = HostClient(transport, actor="me", sudo=False)
+    assert client.call(SlotStop("green")).slot == "green"
 
 
 def test_a_look_at_secrets_has_their_paths_too():

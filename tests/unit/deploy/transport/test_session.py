@@ -153,7 +153,7 @@ def test_a_call_that_is_given_up_takes_no_other_along(sshd, connect, tmp_path):
         target=lambda: found.append(call(transport, "gate", str(tmp_path / "one")))
     )
     other.start()
-    while not transport._in_progress:
+    while not transport._current[0].users:
         pass
     with pytest.raises(TransportError, match="no answer"):
         call(transport, "gate", str(tmp_path / "two"), timeout_s=0.5)
@@ -188,7 +188,7 @@ def test_a_lost_connection_leaves_its_call_unknown(sshd, connect, tmp_path):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not (sshd.commands and transport._session and transport._session._pending):
+    while not (sshd.commands and transport._current and transport._current[1]._pending):
         pass
     sshd.drop()
     waiting.join(20)
@@ -231,7 +231,7 @@ def test_a_session_that_ends_before_its_greeting_is_not_tried_twice(sshd, connec
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not (transport._session and transport._session._pending):
+    while not (transport._current and transport._current[1]._pending):
         pass
     sshd.drop()
     waiting.join(20)

@@ -78,6 +78,25 @@ def test_assertions_run_over_one_login_a_host(sshd, asserted):
     assert len(asserted.lines) == 8
 
 
+class Talkative(LoopbackSshd):
+    """
+    A login shell that prints before each command and at its own end.
+    """
+
+    def run_command(self, channel, command):
+        super().run_command(channel, f"echo hello; trap 'echo bye' EXIT; {command}")
+
+
+def test_what_the_login_shell_prints_is_no_output(tmp_path, asserted):
+    """
+    `echo hello` in .bashrc, and a trap at its end.
+    """
+    with Talkative(tmp_path) as sshd:
+        report = asserted(ASSERTIONS, [sshd.host("n1")])
+    assert report.failed == ()
+    assert report.passed == 4
+
+
 def test_no_ssh_client_is_started(sshd, asserted, tmp_path, monkeypatch):
     """
     Nothing reads an ssh_config, in which a value could name a command.

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.errors import CommandFailed, InventoryError
 from deploy.versions.matrix import Row
-from deploy.wheelhouse import ensure_lock, lock_digest
+from deploy.wheelhouse import cached_lock, ensure_lock, lock_digest, unfetched_lock
 
 ROW = Row(
     name="torch-9.0-cpu",
@@ -71,6 +71,21 @@ def lock_wheel(world, project, version, tags):
 def ensure(world, row=ROW):
     requirements, cache, _ = world
     return ensure_lock(row, cache=cache, progress=lambda _: None, requirements=requirements)
+
+
+def test_nothing_is_fetched_to_know_a_lock(world):
+    """
+    Its digest and text are those of the lock with wheels, which is known once they were fetched.
+    """
+    requirements, cache, _ = world
+    lock = unfetched_lock(ROW, requirements=requirements)
+    assert cached_lock(ROW, cache=cache, requirements=requirements) is None
+    assert not cache.exists()
+    fetched = ensure(world)
+    assert (lock.digest, lock.text, lock.wheels) == (fetched.digest, fetched.text, ())
+    assert fetched.is_fetched
+    assert not lock.is_fetched
+    assert cached_lock(ROW, cache=cache, requirements=requirements) == fetched
 
 
 def test_wheels_are_fetched_once(world):
