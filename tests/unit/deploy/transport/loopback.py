@@ -112,14 +112,17 @@ class LoopbackSshd:
         with contextlib.suppress(OSError):  # closed
             while True:
                 connection, _ = self._listener.accept()
-                # As sshd does: an answer of several packets does not wait for an acknowledgement.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                transport = paramiko.Transport(connection)
-                for key in (self.host_key, *self.more_host_keys):
-                    transport.add_server_key(key)
-                self._transports.append(transport)
-                with contextlib.suppress(paramiko.SSHException, EOFError):
-                    transport.start_server(server=_Server(self))
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        # As sshd does: an answer of several packets does not wait for an acknowledgement.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = paramiko.Transport(connection)
+        for key in (self.host_key, *self.more_host_keys):
+            transport.add_server_key(key)
+        self._transports.append(transport)
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            transport.start_server(server=_Server(self))
 
 
 class _Server(paramiko.ServerInterface):
