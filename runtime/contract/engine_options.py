@@ -65,11 +65,11 @@ class EngineOptions:
         precision: Number format of the weights.
         threads: Torch threads of the engine process.
         max_wait_s: Longest wait of the oldest request for others to share its batch.
-        max_batch_tokens: KV-cache tokens of a batch; None for as many as the device holds, on a CPU
+        max_batch_tokens: KV-cache tokens of a batch; None for as many as the device holds, at most
             max_batch_requests of context_tokens.
         weights: Format of the layers' matrices; full is the precision's.
         kv: Format of keys and values; same is the precision's.
-        memory_fraction: Share of each GPU's whole memory.
+        memory_fraction: Share of each GPU's whole memory, on a CPU of what the unit may use.
         context_tokens: Of a request, its answer included; None for the model's.
         page_tokens: Of a page of the KV cache.
         step_tokens: Most tokens of one step; None for 8192, on a CPU 512.

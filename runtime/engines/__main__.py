@@ -5,6 +5,7 @@ The engine process: `python -m runtime.engines --fd N --parent PID`.
 import argparse
 import contextlib
 import socket
+from functools import partial
 
 from runtime.engines.base.logs import configure_logging
 from runtime.engines.base.pdeathsig import serve_parent
@@ -14,19 +15,22 @@ from runtime.engines.paged.step import LoadedModel
 from runtime.engines.paged.worker import Engine, EngineSocket
 
 
-def open_model(load: Load) -> LoadedModel:
+def open_model(load: Load, first_pid: int | None = None) -> LoadedModel:
     """
     Read the model of *load* with torch, on one device or on several GPUs.
+
+    Args:
+        first_pid: Of the API process, whose memory counts too; None for this one.
     """
     if load.options.gpus > 1:
         with without_collections():
             from runtime.engines.tensor_parallel.sharded import open_sharded
 
-        return open_sharded(load)
+        return open_sharded(load, first_pid)
     with without_collections():
         from runtime.engines.paged.load_engine import load_engine
 
-    return load_engine(load)
+    return load_engine(load, first_pid)
 
 
 def import_torch() -> None:
@@ -49,7 +53,8 @@ def main() -> int:
     import_torch()  # only now that this process ends with its parent
     # Either error means that the API process has ended, and its clients with it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Engine(EngineSocket(socket.socket(fileno=args.fd)), open_model).run()
+        opener = partial(open_model, first_pid=args.parent)
+        Engine(EngineSocket(socket.socket(fileno=args.fd)), opener).run()
     return 0
 
 

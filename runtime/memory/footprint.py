@@ -16,6 +16,7 @@ GROUP = 128  # kernels.quantize.GROUP
 BLOCK_TOKENS = 512  # kernels.attention.chunked.BLOCK_TOKENS
 LONG_TOKENS = 6144  # kernels.attention.chunked.LONG_TOKENS
 GRAPH_TOKENS = 1024  # the last of runner.GRAPH_SIZES; all graphs share the memory of the largest
+SAMPLING_BYTES = 48  # of each logit: what kernels.reference.sample makes of it
 ATTENTION_PROGRAMS = 512  # twice kernels.attention.decode.SHARED_PAIRS
 
 
@@ -79,7 +80,7 @@ def activation_bytes(
         eager += longest * 2 * kv_heads * config.head_dim * (3 * size + 4)
         eager += min(tokens, longest, BLOCK_TOKENS) * longest * (1 + group * (1 + 2 * size))
     if not is_gpu:
-        return eager
+        return eager + min(tokens, slots) * config.vocabulary * SAMPLING_BYTES
     pairs = max(slots, GRAPH_TOKENS) * kv_heads
     padded = max(16, 1 << (group - 1).bit_length())
     parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)

@@ -19,6 +19,12 @@ CONTEXT_BYTES = int(1.2 * GIB)  # CUDA context, modules of cuBLAS, cuDNN and Tri
 WORKSPACE_BYTES = int(0.3 * GIB)  # cuBLAS: 32 MiB for each stream that uses it
 PEER_BYTES = int(0.5 * GIB)  # NCCL's buffers, if several GPUs share a model
 
+# On a CPU all processes of the runtime count: API, engine, chat templates, grammars.  Measured with
+# SmolLM2-135M after requests of all kinds; docs/benchmarks.md has the figures.
+PROCESSES_BYTES = int(0.4 * GIB)  # without a model's vocabulary
+BODIES_BYTES = int(0.25 * GIB)  # of the API process: large bodies, many at once
+TOKEN_BYTES = 3072  # of the vocabulary: in the tokenizer of three processes
+
 Change = dict[str, str | int | float]
 
 
@@ -28,7 +34,8 @@ class MemoryPlan:
     The memory of each GPU by use, in bytes.
 
     Attributes:
-        budget: Bytes that the process may use; None on a CPU, which has no limit.
+        budget: Bytes that the process may use, on a CPU those of all processes of the runtime;
+            None if nothing limits them.
         kv: Size of all *pages*, including page 0, which padding writes to.
         fixed: Memory that does not depend on the model.
         context_tokens: Length of the longest request, its answer included.
@@ -74,24 +81,24 @@ class MemoryPlan:
 
 
 def plan_memory(
-    options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None
+    options: EngineOptions, config: DecoderConfig, total_bytes: int | None, limit: str = ""
 ) -> MemoryPlan:
     """
     Return the plan: the KV cache gets what the other parts leave.
 
     Args:
-        total_gpu_bytes: Total memory of each GPU; None on a CPU.
+        total_bytes: Total memory of each GPU.  On a CPU the memory of the runtime's processes; None
+            if nothing limits it.
+        limit: What sets *total_bytes* on a CPU, for the error.
 
     Raises:
         ConfigError: One request of the longest context does not fit.
         ModelError: The model can't be sharded or quantised with these options.
     """
-    assert (options.device == "cuda") == (total_gpu_bytes is not None), (
-        "total_gpu_bytes is for a GPU only"
-    )
-    plan = _plan(options, config, total_gpu_bytes)
-    if total_gpu_bytes is not None and not plan.fits:
-        raise _too_small(options, config, plan, total_gpu_bytes)
+    assert options.device == "cpu" or total_bytes is not None, "a GPU has a size"
+    plan = _plan(options, config, total_bytes)
+    if total_bytes is not None and not plan.fits:
+        raise _too_small(options, config, plan, total_bytes, limit)
     return plan
 
 
@@ -113,7 +120,24 @@ def step_tokens(options: EngineOptions) -> int:
     return max(options.step_tokens or STEP_TOKENS[options.device], least)
 
 
-def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | None) -> MemoryPlan:
+def fixed_bytes(options: EngineOptions, vocabulary: int) -> int:
+    """
+    Return the memory that depends on the runtime alone, and on a CPU on the *vocabulary*.
+    """
+    if options.device == "cpu":
+        return PROCESSES_BYTES + BODIES_BYTES + TOKEN_BYTES * vocabulary
+    return CONTEXT_BYTES + WORKSPACE_BYTES + (PEER_BYTES if options.gpus > 1 else 0)
+
+
+def budget_words(options: EngineOptions, total_bytes: int, limit: str) -> str:
+    """
+    Return where a budget comes from.
+    """
+    words = f"memory_fraction {options.memory_fraction} of {total_bytes / GIB:.1f} GiB"
+    return f"{words} ({limit})" if limit else words
+
+
+def _plan(options: EngineOptions, config: DecoderConfig, total_bytes: int | None) -> MemoryPlan:
     shard = Shard(0, options.gpus)
     shard.check(config)
     longest = request_tokens(options, config)
@@ -128,13 +152,13 @@ def _plan(options: EngineOptions, config: DecoderConfig, total_gpu_bytes: int | 
         is_gpu=is_gpu,
     )
     plan = MemoryPlan(
-        budget=None if total_gpu_bytes is None else int(total_gpu_bytes * options.memory_fraction),
+        budget=None if total_bytes is None else int(total_bytes * options.memory_fraction),
         weights=weight_bytes(
             config, precision=options.precision, weights=options.weights, shard=shard
         ),
         kv=0,
         activations=activations,
-        fixed=_fixed_bytes(options.gpus) if is_gpu else 0,
+        fixed=fixed_bytes(options, config.vocabulary),
         pages=0,
         page_tokens=options.page_tokens,
         context_tokens=longest,
@@ -154,12 +178,8 @@ def pages_of(tokens: int, page_tokens: int) -> int:
     return -(-tokens // page_tokens)
 
 
-def _fixed_bytes(gpus: int) -> int:
-    return CONTEXT_BYTES + WORKSPACE_BYTES + (PEER_BYTES if gpus > 1 else 0)
-
-
 def _too_small(
-    options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_gpu_bytes: int
+    options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_bytes: int, limit: str
 ) -> ConfigError:
     """
     Return the error for a *plan* with too few pages; its fix names changes that would fit.
@@ -170,7 +190,8 @@ def _too_small(
     )
     others = plan.total - plan.kv
     available, needed = plan.budget - others, page * plan.least_pages
-    fraction = -(-(others + needed + 1) * 100 // total_gpu_bytes) / 100
+    fraction = -(-(others + needed + 1) * 100 // max(total_bytes, 1)) / 100
+    is_gpu = options.device == "cuda"
     cheap: list[Change] = [
         {"precision": "bf16"},
         {"memory_fraction": fraction},
@@ -180,12 +201,13 @@ def _too_small(
         {"step_tokens": 1024},
         {"max_batch_requests": 16},
     ]
-    dear: list[Change] = [{"weights": "int8", "kv": "fp8"}, {"gpus": 2 * options.gpus}]
+    dear: list[Change] = [{"weights": "int8", "kv": "fp8"}]
+    dear += [{"gpus": 2 * options.gpus}] if is_gpu else []
     fitting = [
         [
             " and ".join(f"{key}: {value}" for key, value in change.items())
             for change in changes
-            if _fits_with(options, config, change, total_gpu_bytes)
+            if _fits_with(options, config, change, total_bytes)
         ]
         for changes in (cheap, dear)
     ]
@@ -193,16 +215,23 @@ def _too_small(
     remaining = f"{available / GIB:.2f} remain" if available > 0 else "nothing remains"
     return ConfigError(
         f"memory: one request of {plan.context_tokens} tokens does not fit",
-        why=f"memory_fraction {options.memory_fraction} of {total_gpu_bytes / GIB:.1f} GiB is "
+        why=f"{budget_words(options, total_bytes, limit)} is "
         f"{plan.budget / GIB:.2f} GiB; weights take {plan.weights / GIB:.2f}, activations "
-        f"{plan.activations / GIB:.2f}, CUDA {plan.fixed / GIB:.2f}; its keys and values need "
+        f"{plan.activations / GIB:.2f}, {'CUDA' if is_gpu else 'processes'} "
+        f"{plan.fixed / GIB:.2f}; its keys and values need "
         f"{needed / GIB:.2f}, and {remaining}",
-        fix=f"set {', or '.join(fixes)}" if fixes else "use a GPU with more memory",
+        fix=f"set {', or '.join(fixes)}" if fixes else more_memory(options),
     )
 
 
+def more_memory(options: EngineOptions) -> str:
+    if options.device == "cuda":
+        return "use a GPU with more memory"
+    return "raise memory_max of the fleet file's service, or use a host with more memory"
+
+
 def _fits_with(
-    options: EngineOptions, config: DecoderConfig, change: Change, total_gpu_bytes: int
+    options: EngineOptions, config: DecoderConfig, change: Change, total_bytes: int
 ) -> bool:
     changed = replace(options, **change)  # type: ignore[arg-type]
     if not all(OPTIONS[key].rules.allow(value) for key, value in change.items()):
@@ -210,6 +239,6 @@ def _fits_with(
     if changed.precision == "fp32" and changed.weights != "full":
         return False
     try:
-        return _plan(changed, config, total_gpu_bytes).fits
+        return _plan(changed, config, total_bytes).fits
     except ModelError:  # the model can't be sharded or quantised with these options
         return False

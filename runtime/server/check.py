@@ -17,13 +17,13 @@ from runtime.contract import ENV_RELEASE_DIR, EXIT_OK, GOLDEN_FILE, MODEL_LINK
 from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.contract.visible_text import visible
-from runtime.memory.encoder_plan import plan_encoder
-from runtime.memory.plan import GIB, plan_memory
-from runtime.models.config import DecoderConfig
+from runtime.engines.base.host_memory import HostMemory
+from runtime.memory.plan import GIB
 from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
 from runtime.server.config import HostConfig, load_config
 
 if TYPE_CHECKING:
+    from runtime.models.config import DecoderConfig
     from runtime.models.encoder import EncoderConfig  # with torch
 
 WEIGHTS, KV = OPTIONS["weights"].choices, OPTIONS["kv"].choices
@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", nargs="+", type=Path, default=[], help=words)
     words = "memory of each GPU, such as 80GiB (default: what torch finds here)"
     add("--gpu-memory", metavar="SIZE", help=words)
+    words = "memory of the runtime on a CPU: memory_max of the unit (default: this host's)"
+    add("--memory", metavar="SIZE", help=words)
     add("--json", action="store_true", help="one JSON document in place of the table")
 
 
@@ -65,6 +67,7 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     if config.options.engine != "slipway":
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
         raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
+    host = _find_host_memory(config, args.memory)
     gpu = _find_gpu(config, args.gpu_memory)
     # Slow imports, which a start does not need before it has an engine process.
     from runtime.engines.paged.check_files import check_files
@@ -79,32 +82,44 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         codec = files.codec
     model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
     answers = {
-        (weights, kv): _answer(config.model_copy(update={"weights": weights, "kv": kv}), model, gpu)
+        (weights, kv): _answer(
+            config.model_copy(update={"weights": weights, "kv": kv}), model, gpu, host
+        )
         for weights in WEIGHTS
         for kv in KV
     }
     warning = tokens_without_rows(codec, model.vocabulary)
-    return MemoryReport(config, model_dir, gpu, answers, [warning] if warning else [])
+    return MemoryReport(config, model_dir, gpu, host, answers, [warning] if warning else [])
 
 
 def _answer(
-    config: HostConfig, model: "DecoderConfig | EncoderConfig", gpu: Gpu | None
+    config: HostConfig,
+    model: "DecoderConfig | EncoderConfig",
+    gpu: Gpu | None,
+    host: HostMemory | None,
 ) -> PlanOrFault:
-    total_bytes = None if gpu is None else gpu.total_bytes
+    from runtime.engines.paged.device_memory import plan_for
+
+    memory = gpu or host
     try:
         config.check(Path("configuration"))
-        if isinstance(model, DecoderConfig):
-            return plan_memory(config.options, model, total_bytes)
-        return plan_encoder(
-            config.options,
-            parameters=model.parameters,
-            hidden=model.hidden,
-            intermediate=model.intermediate,
-            context_tokens=model.context_tokens,
-            total_gpu_bytes=total_bytes,
-        )
+        total_bytes = None if memory is None else memory.total_bytes
+        return plan_for(config.options, model, total_bytes, "" if host is None else host.limit)
     except RuntimeFault as error:
         return error
+
+
+def _find_host_memory(config: HostConfig, size: str | None) -> HostMemory | None:
+    if config.options.device != "cpu":
+        if size is None:
+            return None
+        why, fix = "the configuration says device: cuda", "say --gpu-memory"
+        raise ConfigError(f"--memory {size}: of no use", why=why, fix=fix)
+    if size is not None:
+        return HostMemory(_size("--memory", size) // config.options.gpus, "--memory")
+    from runtime.engines.paged.device_memory import host_memory_of
+
+    return host_memory_of(config.options)
 
 
 def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
@@ -114,10 +129,7 @@ def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
         why, fix = "the configuration says device: cpu, or nothing", "say device: cuda in a file"
         raise ConfigError(f"--gpu-memory {size}: there is no GPU", why=why, fix=fix)
     if size is not None:
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])iB", size):
-            return Gpu(int(float(found[1]) * {"M": 2**20, "G": GIB}[found[2]]))
-        why, fix = "it is no number with its unit, MiB or GiB", "say it as 80GiB or 81559MiB"
-        raise ConfigError(f"--gpu-memory {size}: not a size", why=why, fix=fix)
+        return Gpu(_size("--gpu-memory", size))
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -127,3 +139,10 @@ def _find_gpu(config: HostConfig, size: str | None) -> Gpu | None:
         raise ConfigError("--gpu-memory: missing", why=why, fix=fix)
     seen = [torch.cuda.mem_get_info(index) for index in range(gpus)]
     return Gpu(min(total for _, total in seen), min(free for free, _ in seen))
+
+
+def _size(flag: str, size: str) -> int:
+    if found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MG])iB", size):
+        return int(float(found[1]) * {"M": 2**20, "G": GIB}[found[2]])
+    why, fix = "it is no number with its unit, MiB or GiB", "say it as 80GiB or 81559MiB"
+    raise ConfigError(f"{flag} {size}: not a size", why=why, fix=fix)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime.contract.errors import RuntimeFault
+from runtime.engines.base.host_memory import HostMemory
 from runtime.memory.plan import GIB, MemoryPlan, step_tokens
 from runtime.server.config import HostConfig
 
@@ -33,6 +34,7 @@ class MemoryReport:
     """
     Attributes:
         gpu: The smallest of the GPUs to use; None for a CPU.
+        host: What the runtime may use on a CPU; None for a GPU, or without a limit.
         answers: By weights and kv.
         warnings: What the start would warn of.
     """
@@ -40,6 +42,7 @@ class MemoryReport:
     config: HostConfig
     model_dir: Path
     gpu: Gpu | None
+    host: HostMemory | None
     answers: Mapping[tuple[str, str], PlanOrFault]
     warnings: Sequence[str] = ()
 
@@ -60,6 +63,7 @@ def as_document(
             for (weights, kv), answer in found.answers.items()
         ]
         document["warnings"] = list(found.warnings)
+        document["host_memory"] = None if found.host is None else asdict(found.host)
         document |= {"gpu": gpu, "plan": _numbers(found.answer), "answers": others}
     return document
 
@@ -79,13 +83,16 @@ def as_text(found: MemoryReport) -> Iterator[str]:
     if gpu is not None:
         each = f"each of {options.gpus}, " if options.gpus > 1 else ""
         yield _row("GPU", gpu.total_bytes, f"{each}memory_fraction {options.memory_fraction}")
+    if found.host is not None:
+        words = f"memory_fraction {options.memory_fraction}; {found.host.limit}"
+        yield _row("memory", found.host.total_bytes, words)
     if isinstance(plan, MemoryPlan):
         steps = step_tokens(options)
         yield _row("weights", plan.weights, f"{options.precision}, {options.weights}")
         yield _row("KV cache", plan.kv, f"{options.kv}, {plan.pages:,} pages of {plan.page_tokens}")
         about = "" if gpu else "about, "
         yield _row("activations", plan.activations, f"{about}steps of {steps:,} tokens")
-        yield _row("fixed", plan.fixed, "CUDA, cuBLAS" if gpu else "")
+        yield _row("fixed", plan.fixed, "CUDA, cuBLAS" if gpu else "the runtime's processes")
         no_limit = "of host memory, held against no limit"
         of = no_limit if plan.budget is None else f"of {plan.budget / GIB:.2f}"
         yield _row("total", plan.total, of)

@@ -15,12 +15,13 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
 from runtime.engines.paged.check_files import check_files
+from runtime.engines.paged.device_memory import plan_here
 from runtime.engines.paged.embedding import BATCH_TOKENS, embed_with_decoder
 from runtime.engines.paged.load_encoder import load_encoder_engine
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import Chunk, Decode, Embedding, LoadedModel, Step
 from runtime.kernels.cache import KV_DTYPES
-from runtime.memory.plan import plan_memory, request_tokens, step_tokens
+from runtime.memory.plan import MemoryPlan, request_tokens, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from runtime.models.encoder import EncoderConfig, read_matryoshka
@@ -43,7 +44,10 @@ GRAPHS_BYTES = 800 << 20  # reserved for the CUDA graphs, which are captured las
 
 
 def open_runner(
-    model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder,
+    options: EngineOptions,
+    agree: Callable[[int], int] = lambda pages: pages,
+    planned: MemoryPlan | None = None,
 ) -> tuple[PagedRunner, int]:
     """
     Return a runner of *model*, whose weights are loaded, and the pages of its KV cache.
@@ -52,6 +56,7 @@ def open_runner(
 
     Args:
         agree: Maps the pages of this rank to the fewest of all ranks.
+        planned: Plan of the memory; None to make it here.
 
     Raises:
         RuntimeFault: One request of the whole context does not fit.
@@ -68,8 +73,7 @@ def open_runner(
         )
 
     is_gpu = model.device.type == "cuda"
-    total_bytes = torch.cuda.mem_get_info()[1] if is_gpu else None
-    plan = plan_memory(options, model.config, total_bytes)
+    plan = planned or plan_here(options, model.config)
     pages = plan.pages
     if is_gpu:
         _warm(make(2), options, plan.context_tokens)
@@ -101,18 +105,25 @@ def _warm(probe: PagedRunner, options: EngineOptions, context_tokens: int) -> No
     torch.cuda.empty_cache()
 
 
-def load_engine(load: Load) -> LoadedModel:
+def load_engine(load: Load, first_pid: int | None = None) -> LoadedModel:
     """
     Read the model of *load* and prepare it to compute, on one device.
+
+    Its memory is planned before its weights are read: a process that takes more than its cgroup's
+    limit is killed without a word.
+
+    Args:
+        first_pid: See `device_memory.host_memory_of`.
 
     Raises:
         ModelError: This runtime can't serve the directory's model, or it does not fit.
     """
     config = check_files(load.model_dir, load.options)
+    planned = plan_here(load.options, config, first_pid)
     if isinstance(config, EncoderConfig):
         return load_encoder_engine(load, config)
     model = fill(load, config, load.options.device)
-    loaded = make_ready(model, load.options)
+    loaded = make_ready(model, load.options, planned=planned)
     return replace(loaded, embedding=_embedding_of(load, model))
 
 
@@ -152,12 +163,15 @@ def fill(
 
 
 def make_ready(
-    model: Decoder, options: EngineOptions, agree: Callable[[int], int] = lambda pages: pages
+    model: Decoder,
+    options: EngineOptions,
+    agree: Callable[[int], int] = lambda pages: pages,
+    planned: MemoryPlan | None = None,
 ) -> LoadedModel:
     """
     Return *model* with its runner; see `open_runner`.
     """
-    runner, pages = open_runner(model, options, agree)
+    runner, pages = open_runner(model, options, agree, planned)
     config = model.config
     with torch.device("meta"):
         whole = Decoder(config)

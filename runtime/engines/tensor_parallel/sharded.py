@@ -24,6 +24,7 @@ from runtime.engines.base.protocol import Load
 from runtime.engines.base.protocol import encode as encode_load
 from runtime.engines.paged.check_files import check_files
 from runtime.engines.paged.deferred import DeviceRunning
+from runtime.engines.paged.device_memory import plan_here
 from runtime.engines.paged.load_engine import fill, make_ready
 from runtime.engines.paged.runner import PagedRunner
 from runtime.engines.paged.step import LoadedModel, Running, Step, StepOutput
@@ -80,7 +81,7 @@ class _ShardedRunning:
             return self._own.collect()
 
 
-def open_sharded(load: Load) -> LoadedModel:
+def open_sharded(load: Load, first_pid: int | None = None) -> LoadedModel:
     """
     As `load_engine.load_engine`, on `gpus` GPUs.
     """
@@ -102,7 +103,7 @@ def open_sharded(load: Load) -> LoadedModel:
 
     try:
         workers.broadcast(encode("open", encode_load(load)))
-        own = open_rank(load, 0, workers.store, barrier)
+        own = open_rank(load, 0, workers.store, barrier, first_pid)
         workers.gather()
     except BaseException:
         workers.close()
@@ -112,24 +113,29 @@ def open_sharded(load: Load) -> LoadedModel:
     return replace(own, runner=runner, prepare=partial(_prepare, workers, own))
 
 
-def open_rank(load: Load, rank: int, store: str, barrier: Callable[[], None]) -> LoadedModel:
+def open_rank(
+    load: Load, rank: int, store: str, barrier: Callable[[], None], first_pid: int | None = None
+) -> LoadedModel:
     """
     Load the shard of *rank*.
 
     Args:
         barrier: Returns when every rank has its weights.  Before it no rank enters a collective,
             which can't be cancelled.
+        first_pid: See `device_memory.host_memory_of`.
     """
     shard = Shard(rank, load.options.gpus)
     device = torch.device("cpu")
     if load.options.device == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    model = fill(load, read_config(load.model_dir), device, shard)
+    config = read_config(load.model_dir)
+    planned = plan_here(load.options, config, first_pid)  # may raise: before the barrier
+    model = fill(load, config, device, shard)
     barrier()
     group = ShardGroup(shard, device, store)
     model.reduce, model.gather = group.reduce, group.gather
-    return make_ready(model, load.options, group.least)
+    return make_ready(model, load.options, group.least, planned)
 
 
 def _prepare(workers: TPWorkers, own: LoadedModel, model_dir: str) -> Callable[[], None]:

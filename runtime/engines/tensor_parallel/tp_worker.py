@@ -95,7 +95,7 @@ def run_rank(pipe: Pipe, rank: int, store: str) -> None:
             raise BrokenPipeError
 
     try:
-        opened = open_rank(load, rank, store, barrier)
+        opened = open_rank(load, rank, store, barrier, os.getppid())
     except RuntimeFault as error:
         pipe.send(_fault(error))
         pipe.receive()  # until rank 0 has read it, and closes

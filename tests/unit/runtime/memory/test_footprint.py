@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from runtime.contract.errors import ModelError
-from runtime.engines.paged.runner import GRAPH_SIZES
+from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.paged.runner import GRAPH_SIZES, PagedRunner
+from runtime.engines.paged.step import Chunk, Join, Step
 from runtime.kernels.attention import chunked as prefill
 from runtime.kernels.attention.chunked import Prefill, Span
 from runtime.kernels.attention.dispatch import PagedAttend
@@ -19,7 +21,7 @@ from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
 from runtime.models.loader import PRECISIONS
 from runtime.models.shard import WHOLE, Shard
-from tests.unit.runtime.builders import make_config_document
+from tests.unit.runtime.builders import make_config_document, make_model
 from tests.unit.runtime.memory.meter import Meter
 
 SMALL = {
@@ -295,3 +297,28 @@ def test_prompts_in_fp32_take_the_memory_of_the_reference():
     keys = 2 * 2 * 128 * 4 * 3  # of a token: read, put in order, and what both are read from
     difference = whole - activation_bytes(shorter, 8192, "fp32", SLOTS, WHOLE)
     assert difference >= 65_536 * (keys + prefill.BLOCK_TOKENS * (1 + 16 * 9))
+
+
+@pytest.mark.parametrize("vocabulary", [300, 20_000])
+def test_no_step_of_a_cpu_takes_more_than_computed(vocabulary):
+    """
+    A chunk behind a long prefix, and rows that all draw a token.
+    """
+    slots, tokens, page = 4, 128, 64
+    model = make_model(vocab_size=vocabulary, max_position_embeddings=512)
+    runner = PagedRunner(model, slots=slots, pages=40, page_tokens=page, row_pages=8)
+    params = SamplingParams(max_tokens=4, temperature=1.0, seed=1)
+    whole = Join(0, range(1, 9), params)
+    last = Chunk(0, 512 - tokens, [1] * tokens, is_last=True)
+    short = [Join(slot, [1 + slot], params) for slot in range(slots)]
+    drawn = tuple(Chunk(slot, 0, [1] * 8, is_last=True) for slot in range(slots))
+    peaks = []
+    for step in (Step((whole,), (), (last,)), Step(tuple(short), (), drawn)):
+        with Meter() as meter:
+            runner.launch(step).collect()
+        peaks.append(meter.peak)
+
+    computed = activation_bytes(model.config, tokens, "fp32", slots, WHOLE, is_gpu=False)
+    assert max(peaks) <= computed
+    if vocabulary > 300:  # sampling has the peak: no room to hide in
+        assert peaks[1] > 0.6 * computed

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ConfigError, ModelError
 from runtime.memory import plan as memory
+from runtime.memory.encoder_plan import plan_encoder
 from runtime.memory.plan import GIB, plan_memory, step_tokens
 from runtime.models.config import DecoderConfig
 from tests.unit.runtime.builders import make_config_document
@@ -146,7 +147,7 @@ def test_a_budget_of_tokens_is_rounded_up_to_pages():
         assert plan.context_tokens == tokens
 
 
-def test_a_cpu_has_no_memory_limit():
+def test_without_a_limit_a_cpu_holds_what_its_rows_can():
     """
     The cache holds max_batch_requests of the longest context, or max_batch_tokens.
     """
@@ -154,11 +155,79 @@ def test_a_cpu_has_no_memory_limit():
         device="cpu", precision="fp32", max_batch_requests=3, context_tokens=1000
     )
     plan = plan_memory(options, GLM, None)
-    assert (plan.budget, plan.fixed, plan.pages) == (None, 0, 1 + 3 * 16)
+    assert (plan.budget, plan.pages) == (None, 1 + 3 * 16)
     assert plan.requests_of_context == 3  # each takes whole pages
 
     few = plan_memory(replace(options, max_batch_tokens=640), GLM, None)
     assert (few.pages, few.context_tokens) == (11, 640)
+
+
+@given(all_options, sizes)
+def test_a_limited_cpu_is_planned_as_a_gpu_is(options, total_bytes):
+    """
+    A plan fits, or the refusal names changes that fit; never more GPUs.
+    """
+    options = replace(options, device="cpu", gpus=1)
+    plan = try_plan(options, total_bytes)
+    if plan is not None:
+        assert plan.total <= plan.budget <= total_bytes * options.memory_fraction
+        assert plan.requests_of_context >= 1
+        return
+    with pytest.raises(ConfigError) as caught:
+        plan_memory(options, EVEN, total_bytes, "/sys/fs/cgroup/a/memory.max")
+    assert "GiB (/sys/fs/cgroup/a/memory.max) is" in caught.value.why
+    assert "processes" in caught.value.why
+    if not caught.value.fix.startswith("raise memory_max"):
+        for change in changes_of(caught.value.fix):
+            assert plan_memory(replace(options, **change), EVEN, total_bytes).fits
+            assert "gpus" not in change
+
+
+def test_a_small_model_fits_a_unit_of_3_gib():
+    """
+    SmolLM2-135M in fp32 with 32 requests of 8192 tokens: the cache of all of them would take 11 GiB
+    alone.
+    """
+    config = make_glm(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        vocab_size=49_152,
+        num_hidden_layers=30,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        attention_bias=False,
+    )
+    options = make_options(device="cpu", precision="fp32")
+    assert plan_memory(options, config, None).kv > 11 * GIB
+    plan = plan_memory(options, config, 3 * GIB)
+    assert plan.total <= 0.9 * 3 * GIB
+    assert 2 <= plan.requests_of_context <= 4
+    with pytest.raises(ConfigError, match="one request of 8192 tokens does not fit"):
+        plan_memory(options, config, int(1.9 * GIB))
+
+
+def test_an_encoder_is_held_against_the_same_limit():
+    """
+    Weights and the largest batch, beside the runtime's processes.
+    """
+    shape = {"parameters": 22_713_216, "hidden": 384, "intermediate": 1536, "context_tokens": 512}
+    options = make_options(device="cpu", precision="fp32")
+
+    def plan(total_bytes):
+        return plan_encoder(
+            options, **shape, vocabulary=30_522, total_bytes=total_bytes, limit="memory.max"
+        )
+
+    assert plan(None).fits
+    assert plan(2 * GIB).total <= 1.8 * GIB
+    with pytest.raises(ConfigError, match="the encoder does not fit") as caught:
+        plan(GIB // 2)
+    assert "memory_fraction 0.9 of 0.5 GiB (memory.max) is 0.45" in caught.value.why
+    assert "raise memory_max" in caught.value.fix
 
 
 def test_a_step_has_room_for_the_decode_of_every_row_and_more():

@@ -9,6 +9,8 @@ import torch
 
 from runtime.__main__ import main
 from runtime.contract import EXIT_CONFIG, EXIT_OK
+from runtime.engines.base.host_memory import HostMemory
+from runtime.engines.paged import device_memory
 from runtime.memory.plan import GIB, plan_memory
 from runtime.models.loader import read_config
 from runtime.server.config import load_config
@@ -153,17 +155,36 @@ def test_a_gpu_in_use_is_reported_as_full(check, monkeypatch):
     assert "free now        1.00 GiB  too little beside what runs there" in out
 
 
-def test_on_a_cpu_there_is_no_limit(check):
+def test_on_a_cpu_the_memory_of_the_unit_is_the_limit(check, monkeypatch):
     """
-    The table says so, and a size of a GPU contradicts it.
+    As the host says it, or a flag; a size of a GPU contradicts it.
     """
+    limit = HostMemory(2 * GIB, "/sys/fs/cgroup/unit/memory.max")
+    monkeypatch.setattr(device_memory, "read_host_memory", lambda pid: limit)
+    small = "context_tokens: 128\n"
+    code, out, _ = check(config=small)
+    assert code == EXIT_OK
+    assert re.search(r"^memory +2.00 GiB  memory_fraction 0.9; /sys/fs/.*max$", out, re.MULTILINE)
+    assert re.search(r"^total .* of 1.80$", out, re.MULTILINE)
+    assert "GPU" not in out
+    _, out, _ = check("--json", config=small)
+    assert json.loads(out)["host_memory"] == {"total_bytes": 2 * GIB, "limit": limit.limit}
+
+    code, out, err = check("--memory", "512MiB", config=small)
+    assert code == EXIT_CONFIG
+    assert "memory: one request of 128 tokens does not fit" in err
+    assert "memory_fraction 0.9 of 0.5 GiB (--memory) is 0.45 GiB" in err
+    assert "raise memory_max" in err
+
+    monkeypatch.setattr(device_memory, "read_host_memory", lambda pid: None)
     code, out, _ = check(config="max_batch_tokens: 6400\n")
     assert code == EXIT_OK
     assert "held against no limit" in out
-    assert "GPU" not in out
-    code, _, err = check("--gpu-memory", "80GiB", config="threads: 2\n")
-    assert code == EXIT_CONFIG
-    assert "device: cpu" in err
+
+    for flags, config in ((("--gpu-memory", "80GiB"), small), (("--memory", "8GiB"), CUDA)):
+        code, _, err = check(*flags, config=config)
+        assert code == EXIT_CONFIG
+        assert flags[0] in err
 
 
 @pytest.mark.parametrize(
@@ -171,6 +192,7 @@ def test_on_a_cpu_there_is_no_limit(check):
     [
         ((), CUDA, ("--gpu-memory: missing", "torch sees 0", "--gpu-memory 80GiB")),
         (("--gpu-memory", "80"), CUDA, ("--gpu-memory 80: not a size", "80GiB")),
+        (("--memory", "8GB"), "threads: 2\n", ("--memory 8GB: not a size", "MiB or GiB")),
         (("--gpu-memory", "80GB"), CUDA, ("--gpu-memory 80GB: not a size", "GiB")),
         (("--gpu-memory", "80GiB"), CUDA + "kvv: fp8\n", ("host.yml: kvv", "did you mean kv?")),
         (("--gpu-memory", "80GiB"), "device: cuda\nweights: int8\n", ("weights: int8", "fp32")),

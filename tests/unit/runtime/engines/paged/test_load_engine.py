@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
-from runtime.contract.errors import ModelError
+from runtime.contract.errors import ConfigError, ModelError
 from runtime.engines.__main__ import open_model
-from runtime.engines.paged import check_files
+from runtime.engines.base.host_memory import HostMemory
+from runtime.engines.paged import check_files, device_memory
 from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.load_engine import fill, load_engine, open_runner
 from runtime.engines.paged.scheduler import Capacity, Scheduler
@@ -251,3 +252,34 @@ def test_the_cache_has_the_planned_pages(tmp_path, changes):
     write_model(tmp_path)
     load = make_load(tmp_path, **changes)
     assert load_engine(load).pages == plan_memory(load.options, read_config(tmp_path), None).pages
+
+
+def test_a_model_that_does_not_fit_the_unit_is_refused_before_its_weights_are_read(
+    tmp_path, monkeypatch
+):
+    """
+    On a CPU: a process over the limit of its cgroup would be killed while it reads.
+    """
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("reads weights")
+
+    write_model(tmp_path)
+    limit = HostMemory(400 << 20, "/sys/fs/cgroup/unit/memory.max")
+    monkeypatch.setattr(device_memory, "read_host_memory", lambda pid: limit)
+    monkeypatch.setattr("runtime.engines.paged.load_engine.load_weights", refuse)
+    with pytest.raises(ConfigError, match="fit") as caught:
+        open_model(make_load(tmp_path))
+    assert "unit/memory.max" in caught.value.why
+
+
+def test_the_cache_is_what_the_unit_leaves(tmp_path, monkeypatch):
+    """
+    Fewer pages than the rows could hold, and still one request of the whole context.
+    """
+    write_model(tmp_path, max_position_embeddings=8192, num_hidden_layers=8)
+    load = make_load(tmp_path, context_tokens=8192, max_batch_requests=64)
+    limit = HostMemory(1 << 30, "memory.max")
+    monkeypatch.setattr(device_memory, "read_host_memory", lambda pid: limit)
+    plan = plan_memory(load.options, read_config(tmp_path), 1 << 30)
+    assert load_engine(load).pages == plan.pages < 1 + 64 * 8192 // 16
