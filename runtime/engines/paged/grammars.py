@@ -2,8 +2,9 @@
 The grammars of an engine's requests: compiled in threads, before a request joins the queue.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,12 +76,32 @@ class Grammars:
 
     def masks(self, states: Sequence[AnswerState]) -> list[TokenMask | GrammarError]:
         """
-        See `GrammarCompiler.masks`.
+        See `GrammarCompiler.masks`.  Raises nothing: a state that fails gets its error, alone.
+
+        The step of these rows is launched already, on several GPUs by all ranks, and waits for
+        masks: without them the ranks would be out of step.
         """
         if not states:
             return []
-        assert self._compiler is not None, "a state comes from a compiler"
-        return self._compiler.masks(states)
+        try:
+            with _as_grammar_errors():
+                assert self._compiler is not None, "a state comes from a compiler"
+                return self._compiler.masks(states)
+        except GrammarError as error:
+            if len(states) == 1:
+                return [error]
+            return [self.masks([state])[0] for state in states]
+
+    def accept(self, state: AnswerState, tokens: Sequence[int]) -> bool:
+        """
+        Have the grammar of *state* see *tokens*; return `AnswerState.is_complete`.
+
+        Raises:
+            GrammarError: It does not allow them, takes too much, or fails.
+        """
+        with _as_grammar_errors():
+            state.accept(tokens)
+            return state.is_complete
 
     def _compile(self, compiled: str) -> AnswerState:
         if self._compiler is None:
@@ -88,13 +109,29 @@ class Grammars:
         return self._compiler.compile(compiled)
 
 
+@contextmanager
+def _as_grammar_errors() -> Iterator[None]:
+    """
+    Turn any error of the block into GrammarError: whatever a grammar does, it ends its own request
+    alone.
+    """
+    try:
+        yield
+    except GrammarError:
+        raise
+    except BaseException as error:
+        # A panic in Rust is no Exception, and its class can't be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise GrammarError(f"{type(error).__name__}: {error}") from error
+
+
 def _outcome(job: Future[AnswerState]) -> AnswerState | GrammarError:
     try:
-        return job.result()
+        with _as_grammar_errors():
+            return job.result()
     except GrammarError as error:
         return error
-    except Exception as error:  # whatever a grammar does, it ends its own request alone
-        return GrammarError(f"{type(error).__name__}: {error}")
 
 
 def open_grammars(

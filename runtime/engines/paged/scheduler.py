@@ -504,17 +504,22 @@ class Scheduler:
         if seq.answer is None:
             return False
         try:
-            self._accept(seq, seq.answer)
+            return self._accept(seq, seq.answer)
         except GrammarError:
             return False
-        return seq.answer.is_complete
 
-    def _accept(self, seq: Sequence, answer: AnswerState) -> None:
-        answer.accept(seq.tokens[len(seq.request.tokens) + answer.accepted :])
+    def _accept(self, seq: Sequence, answer: AnswerState) -> bool:
+        """
+        Have the grammar of *seq* see its new tokens; return whether its answer is complete.
+        """
+        new = seq.tokens[len(seq.request.tokens) + answer.accepted :]
+        return self._grammars.accept(answer, new)
 
     def _mask(self, ended: list[Ended]) -> None:
         """
         Give the steps in flight the masks of their rows: the tokens before them are known now.
+
+        Each step gets them, whatever grammars do: see `Grammars.masks`.
         """
         for index, part in enumerate(self._flight):
             if not part.running.awaits_masks:
@@ -544,11 +549,11 @@ class Scheduler:
             if seq.answer is None or seq.is_gone:
                 continue
             try:
-                self._accept(seq, seq.answer)
+                is_complete = self._accept(seq, seq.answer)
             except GrammarError as error:
                 end(seq, FinishReason.GRAMMAR, str(error))
                 continue
-            if seq.answer.is_complete:
+            if is_complete:
                 end(seq, FinishReason.STOP)
             else:
                 going.append((seq, seq.answer))

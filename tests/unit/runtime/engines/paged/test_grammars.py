@@ -164,6 +164,41 @@ def test_a_grammar_that_fails_ends_its_own_request(compiler, monkeypatch):
     assert fourth[1] == FinishReason.LENGTH
 
 
+class PanicException(BaseException):
+    """
+    What Python sees of a panic in Rust: no Exception.
+    """
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost"), PanicException("lost")])
+@pytest.mark.parametrize("where", ["compile", "accept", "is_complete", "masks"])
+def test_an_error_of_a_grammar_ends_its_row_and_no_other(compiler, monkeypatch, where, error):
+    """
+    Wherever it is raised, neighbours with grammars get the answers that they get alone.
+    """
+    good = [make_params(n, GrammarKind.REGEX, "[0-9]{20,30}") for n in range(3)]
+    alone = [run(make_scheduler(compiler), [each])[0] for each in good]
+    owner = AnswerState if where in ("accept", "is_complete") else GrammarCompiler
+    real = getattr(owner, where)
+    call = real.fget if isinstance(real, property) else real
+
+    def fail(self, *args):
+        grammars = {
+            "compile": lambda: args[0],
+            "masks": lambda: "".join(state.compiled for state in args[0]),
+        }
+        if "#" in grammars.get(where, lambda: self.compiled)():
+            raise error
+        return call(self, *args)
+
+    monkeypatch.setattr(owner, where, property(fail) if isinstance(real, property) else fail)
+    broken = make_params(9, GrammarKind.REGEX, "[#]{20,30}")
+    answers = run(make_scheduler(compiler), [good[0], broken, *good[1:]])
+    text, reason, detail = answers.pop(1)
+    assert (text, reason, detail) == ("", FinishReason.GRAMMAR, f"{type(error).__name__}: lost")
+    assert answers == alone
+
+
 @pytest.mark.parametrize(
     ("regex", "most", "text", "reason"),
     [

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,11 @@ import torch
 
 from runtime.contract import EXIT_ENGINE
 from runtime.contract.errors import ModelError
-from runtime.engines.base.protocol import Loaded
+from runtime.engines.base.protocol import FinishReason, Loaded
 from runtime.engines.paged import load_engine as opening
 from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.client import launch
+from runtime.engines.paged.grammars import Grammars
 from runtime.engines.paged.load_engine import fill, load_engine
 from runtime.engines.paged.scheduler import Capacity, Scheduler
 from runtime.engines.paged.step import Step
@@ -36,6 +38,8 @@ from runtime.kernels.quantize import dequantize
 from runtime.models import collectives
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
+from runtime.structured import Grammar, GrammarKind
+from runtime.structured.compiler import GrammarCompiler, translate
 from tests.unit.runtime.builders import make_config_document, write_model
 from tests.unit.runtime.engines.paged.test_worker import Api, make_load
 from tests.unit.runtime.requests import make_request
@@ -73,17 +77,22 @@ def make_asking():
     ]
 
 
-def answers(opened, make_requests=make_requests):
-    """
-    Return a scheduler's answers to a few requests, two greedy and one sampled.
-    """
-    scheduler = Scheduler(
+def make_scheduler(opened, grammars=None):
+    return Scheduler(
         opened.runner,
         Capacity(LOAD["max_batch_requests"], opened.step_tokens, 0.0),
         opened.stop_token_ids,
         BlockAllocator(opened.pages, opened.page_tokens),
         random.Random(1),
+        grammars,
     )
+
+
+def answers(opened, make_requests=make_requests):
+    """
+    Return a scheduler's answers to a few requests, two greedy and one sampled.
+    """
+    scheduler = make_scheduler(opened)
     for request in make_requests():
         scheduler.submit(request, 0.0)
     tokens = {request.id: [] for request in make_requests()}
@@ -170,6 +179,46 @@ def test_every_rank_processes_the_same_rows(shared):
     """
     expected = answers(shared.whole, make_asking)
     assert answers(shared.sharded, make_asking) == expected != answers(shared.whole)
+
+
+def test_an_error_of_a_grammar_leaves_the_ranks_in_step(shared, monkeypatch):
+    """
+    Its row ends.  Its neighbours, and those who come next, get the answers of one rank.
+    """
+    real = GrammarCompiler.masks
+
+    def fail(self, states):
+        if any("#" in state.compiled and state.accepted for state in states):
+            raise RuntimeError("lost")
+        return real(self, states)
+
+    monkeypatch.setattr(GrammarCompiler, "masks", fail)
+    patterns = ["[0-9]{8}", "[#]{8}", "[a-f]{8}"]
+    found = []
+    for opened in (shared.whole, shared.sharded):
+        path = Path(shared.model) / "tokenizer.json"
+        grammars = Grammars(GrammarCompiler(path, opened.vocabulary, opened.stop_token_ids))
+        scheduler = make_scheduler(opened, grammars)
+        found.append([answers_to(scheduler, patterns), answers_to(scheduler, patterns[:1])])
+    assert found[0] == found[1]
+    ((first, failed, third), (again,)) = found[1]
+    assert failed == (1, FinishReason.GRAMMAR)
+    assert first == again == third == (8, FinishReason.STOP)
+
+
+def answers_to(scheduler, patterns):
+    """
+    Return the number of tokens and the finish reason of an answer for each regex.
+    """
+    tokens, ended = Counter(), {}
+    for request, pattern in zip(make_requests(), patterns, strict=False):
+        grammar = Grammar(GrammarKind.REGEX, pattern, translate(GrammarKind.REGEX, pattern))
+        scheduler.submit(replace(request, params=replace(request.params, grammar=grammar)), 0.0)
+    while not scheduler.is_idle:
+        report = scheduler.turn(0.0)
+        tokens.update(id for id, _ in report.tokens)
+        ended |= {id: reason for id, reason, _ in report.ended}
+    return [(tokens[id], ended[id]) for id in sorted(ended)]
 
 
 def test_a_sum_that_is_left_out_would_be_noticed(shared, monkeypatch):
