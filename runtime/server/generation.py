@@ -32,7 +32,7 @@ from runtime.server.errors import Failed
 from runtime.server.failures import failure
 from runtime.server.grammars import AskedGrammar, GrammarReader
 from runtime.server.prompts import Conversation, Prompt, PromptReader
-from runtime.server.scores import ScoredToken
+from runtime.server.scores import ScoredToken, score_prompt
 from runtime.server.text import Codec, Decoder
 from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
@@ -165,6 +165,7 @@ class TextDelta:
         tokens: Generated so far.
         cached_tokens: Tokens of the prompt that were found in the cache; None if unknown.
         scores: Of the tokens of this part; None for an answer without log probabilities.
+        prompt_scores: Of the prompt's tokens, with the first part, if they are asked for.
     """
 
     text: str
@@ -173,6 +174,7 @@ class TextDelta:
     finish_reason: str | None = None
     cached_tokens: int | None = None
     scores: Sequence[ScoredToken] | None = None
+    prompt_scores: Sequence[ScoredToken] | None = None
 
 
 @contextmanager
@@ -400,7 +402,7 @@ class Generator:
         scores = None
         if last.scores is not None:
             scores = [each for delta in deltas for each in delta.scores or ()]
-        return replace(last, text=text, scores=scores)
+        return replace(last, text=text, scores=scores, prompt_scores=deltas[0].prompt_scores)
 
     async def all(self, requests: Sequence[AdmittedRequest]) -> list[TextDelta]:
         """
@@ -474,6 +476,7 @@ class Generator:
             is_scored=request.params.logprobs is not None,
         )
         seen = 0
+        prompt_scores: Sequence[ScoredToken] | None = None
 
         def delta(text: str, finish_reason: str | None = None) -> TextDelta:
             return TextDelta(
@@ -483,9 +486,12 @@ class Generator:
                 finish_reason,
                 stream.cached_tokens,
                 answer.take_scores(is_last=finish_reason is not None),
+                prompt_scores,
             )
 
         while tokens := await _by(request.give_up_s, stream.more(seen)):
+            if not seen:
+                prompt_scores = await self._score_prompt(stream, request)
             logprobs = stream.logprobs[seen : seen + len(tokens)]
             seen += len(tokens)
             text = answer.add(tokens, logprobs)
@@ -494,14 +500,25 @@ class Generator:
                 return
             if text:
                 yield delta(text)
+                prompt_scores = None
         assert stream.finish_reason is not None
         if not stream.finish_reason.is_good:
             is_late = stream.finish_reason is FinishReason.EXPIRED
             excuse = request.late_excuse if is_late else None
             raise Failed(failure(stream.finish_reason, stream.detail, excuse))
+        if not seen:
+            prompt_scores = await self._score_prompt(stream, request)
         text = answer.end()
         reason = "stop" if answer.is_stopped else stream.finish_reason.value
         yield delta(text, reason)
+
+    async def _score_prompt(
+        self, stream: TokenStream, request: AdmittedRequest
+    ) -> Sequence[ScoredToken] | None:
+        if request.params.prompt_logprobs is None:
+            return None
+        args = self._codec, self._decoder_of(request), request.prompt, stream.prompt_logprobs
+        return await asyncio.to_thread(score_prompt, *args)
 
     def _decoder_of(self, request: AdmittedRequest) -> Decoder:
         if not request.skips_special:
@@ -526,6 +543,9 @@ class Generator:
         Raises:
             Failed: 400: a token id without a logit, or more min_tokens than max_tokens.
         """
+        if params.prompt_logprobs is not None and not self._engine.scores_prompts:
+            message = "logprobs: not with echo: this engine computes none of a prompt"
+            raise Failed(Refusal(400, "not_supported", message, param="logprobs"))
         named = {
             "logit_bias": [token for token, _ in params.logit_bias],
             "stop_token_ids": params.stop_token_ids,

@@ -5,6 +5,7 @@ Source: OpenAI's API reference and the parameters of its Python client 3.57, rea
 fields that OpenAI does not have are those of vLLM.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -142,10 +143,10 @@ def _with_logprobs(top: int | None, info: ValidationInfo) -> int | None:
     return top
 
 
-def _without_echo(logprobs: int | None, info: ValidationInfo) -> int | None:
-    if logprobs is not None and info.data.get("echo"):
-        raise PydanticCustomError("echo", "not with echo: prompts have no log probabilities here")
-    return logprobs
+def _none_with_echo(max_tokens: int | None, info: ValidationInfo) -> int | None:
+    if max_tokens == 0 and not info.data.get("echo"):
+        raise PydanticCustomError("no_echo", "0 only with echo: true; else at least 1")
+    return max_tokens
 
 
 TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
@@ -371,18 +372,19 @@ class CompletionBody(_Sampled):
     BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
 
     prompt: prompts_type(MAX_PROMPTS)  # type: ignore[valid-type]
-    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     echo: bool | None = None
-    logprobs: Annotated[
-        int | None, Field(ge=0, le=MAX_COMPLETION_LOGPROBS), AfterValidator(_without_echo)
+    max_tokens: Annotated[
+        int | None, Field(ge=0, le=MOST_TOKENS), AfterValidator(_none_with_echo)
     ] = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_COMPLETION_LOGPROBS)
 
     best_of: Annotated[Any, Neutral(1)] = None
     suffix: Annotated[Any, Neutral("")] = None
 
     def params(self, choice: int) -> SamplingParams:
         most = 16 if self.max_tokens is None else self.max_tokens
-        return self._sampling(most, choice, self.logprobs)
+        params = self._sampling(most, choice, self.logprobs)
+        return replace(params, prompt_logprobs=self.logprobs) if self.echo else params
 
 
 class TokenizeBody(Body):

@@ -5,7 +5,7 @@ The answers of OpenAI's routes, whole and as events.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
@@ -171,11 +171,15 @@ class CompletionFormat:
         return choice
 
     def choices(self, index: int, delta: TextDelta, *, is_first: bool) -> list[dict[str, Any]]:
-        prompt = self.prompts[index] if is_first and self.prompts else ""
+        prompt = self.prompts[index] if self.prompts else ""
+        scores = delta.scores
+        if prompt and scores is not None:
+            shifted = [replace(each, offset=len(prompt) + each.offset) for each in scores]
+            scores = [*(delta.prompt_scores or ()), *shifted]
         choice = {
             "index": index,
-            "text": prompt + delta.text,
-            "logprobs": completion_logprobs(delta.scores),
+            "text": (prompt if is_first else "") + delta.text,
+            "logprobs": completion_logprobs(scores),
             "finish_reason": delta.finish_reason,
         }
         return [choice]
@@ -190,7 +194,10 @@ async def whole(generator: Generator, asked: Asked, format: Format) -> Document:
     def choices() -> list[dict[str, Any]]:
         return [format.choice(index, answer) for index, answer in enumerate(answers)]
 
-    is_long = sum(len(answer.text) for answer in answers) > LONG_ANSWER_CHARS
+    is_long = (
+        sum(len(answer.text) + len(answer.prompt_scores or ()) for answer in answers)
+        > LONG_ANSWER_CHARS
+    )
     return format.head(is_event=False) | {
         "choices": await asyncio.to_thread(choices) if is_long else choices(),
         "usage": asked.usage(dict(enumerate(answers))),

@@ -34,6 +34,7 @@ from runtime.structured.grammar import GrammarKind
 from runtime.tools import schema_of, with_observations
 
 MAX_ECHOED = 1 << 20  # characters of prompts that the answers of one request repeat
+MAX_SCORED = 1 << 14  # tokens of these, with log probabilities
 
 
 def add_openai(app: FastAPI, serving: Serving) -> None:
@@ -158,7 +159,7 @@ async def _ask_completions(generator: Generator, body: CompletionBody) -> Asked:
 async def _read_completions(
     generator: Generator, body: CompletionBody, places: Sequence[Place]
 ) -> Asked:
-    requests, prompts, prompt_tokens, echoed = [], [], 0, 0
+    requests, prompts, prompt_tokens, echoed, scored = [], [], 0, 0, 0
     for number, prompt in enumerate(body.prompt):
         # Each draws its own numbers, as if it had been sent alone with another seed.
         first = number * body.choices
@@ -181,6 +182,10 @@ async def _read_completions(
             if echoed > MAX_ECHOED:
                 message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
                 raise Failed(Refusal(400, "invalid_request", message, param="echo"))
+            scored += len(admitted[0].prompt) * body.choices
+            if body.logprobs is not None and scored > MAX_SCORED:
+                message = f"logprobs: with echo, all prompts have more than {MAX_SCORED} tokens"
+                raise Failed(Refusal(400, "invalid_request", message, param="logprobs"))
             prompts += [text] * body.choices
         await asyncio.sleep(0)  # the loop goes on between two prompts
     return Asked(

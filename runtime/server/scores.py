@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.engines.base.sampling import TokenLogprobs
-from runtime.server.text import Codec
+from runtime.server.text import Codec, Decoder, Detokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,11 @@ class ScoredText:
 
     Attributes:
         raw: Its bytes; a part of a character is no text of its own.
+        logprob: None for the first token of a prompt, which follows nothing.
     """
 
     raw: bytes
-    logprob: float
+    logprob: float | None
 
     @property
     def text(self) -> str:
@@ -33,10 +34,10 @@ class ScoredText:
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
     """
-    A token of an answer, and the likeliest ones in its place.
+    A token of an answer or of a prompt, and the likeliest ones in its place.
 
     Attributes:
-        offset: Where its text begins in the answer, in characters.
+        offset: Where its text begins in the answer, or in the prompt, in characters.
     """
 
     chosen: ScoredText
@@ -53,6 +54,24 @@ def score(codec: Codec, token: int, logprobs: TokenLogprobs, offset: int) -> Sco
         [ScoredText(codec.token_bytes(id), logprob) for id, logprob in logprobs.top],
         offset,
     )
+
+
+def score_prompt(
+    codec: Codec, decoder: Decoder, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs]
+) -> list[ScoredToken]:
+    """
+    Return the tokens of a *prompt*.  A long one takes seconds: call it in a thread.
+
+    Args:
+        decoder: Decodes the prompt.
+        logprobs: Of its tokens from the second on.
+    """
+    detokenizer, offset = Detokenizer(decoder), 0
+    found = [ScoredToken(ScoredText(codec.token_bytes(prompt[0]), None), (), 0)]
+    for before, token, each in zip(prompt[:-1], prompt[1:], logprobs, strict=True):
+        offset += len(detokenizer.add((before,)))
+        found.append(score(codec, token, each, offset))
+    return found
 
 
 def chat_logprobs(scores: Sequence[ScoredToken] | None) -> dict[str, Any] | None:
@@ -79,7 +98,9 @@ def completion_logprobs(scores: Sequence[ScoredToken] | None) -> dict[str, Any] 
         "token_logprobs": [each.chosen.logprob for each in scores],
         "top_logprobs": [
             # The chosen token is always there, as OpenAI has it.
-            {one.text: one.logprob for one in (*each.top, each.chosen)}
+            None
+            if each.chosen.logprob is None
+            else {one.text: one.logprob for one in (*each.top, each.chosen)}
             for each in scores
         ],
         "text_offset": [each.offset for each in scores],

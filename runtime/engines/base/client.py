@@ -29,10 +29,13 @@ class Client(ABC):
         died: Done once the engine process has ended, whatever the reason.
         exit_reason: How it ended, once it has.
         has_priorities: Whether it heeds the priority of a request.
+        scores_prompts: Whether it computes log probabilities of a prompt's tokens.
 
     Args:
         on_report: Called with each report, beats included.
     """
+
+    scores_prompts = True
 
     def __init__(self, on_report: Callable[[EngineReport], None]) -> None:
         self.last: EngineReport | None = None

@@ -17,6 +17,8 @@ class TokenStream:
 
     Attributes:
         logprobs: One for each of *tokens* if the request asks for them, added before the token.
+        prompt_logprobs: Of the prompt's tokens from the second on, if the request asks for them,
+            added before the first token and the end.
         cached_tokens: Prompt tokens found in the cache; None where the engine does not say.
     """
 
@@ -24,6 +26,7 @@ class TokenStream:
         self.first_at_s: float | None = None  # time.monotonic of the first token
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.cached_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
         self.detail = ""

@@ -162,6 +162,10 @@ class LoadFailed:
     is_model: bool
 
 
+# A token's log probability, and pairs of the likeliest token ids and theirs.
+Scored = tuple[float, Sequence[tuple[int, float]]]
+
+
 @dataclass(frozen=True)
 class EngineReport:
     """
@@ -181,6 +185,8 @@ class EngineReport:
             where there are any.
         logprobs: For each of *tokens* whose request asks for it, in that order: the request's id,
             the token's log probability, and pairs of the likeliest token ids and theirs.
+        prompt_logprobs: Pairs of a request's id and the log probabilities of its next prompt
+            tokens, in the form of *logprobs*, from its second token on.
         vectors: Pairs of request id and embedding: base64 of fp32 values, little-endian.
     """
 
@@ -198,6 +204,7 @@ class EngineReport:
     cached: Sequence[tuple[int, int]] = ()
     logprobs: Sequence[tuple[int, float, Sequence[tuple[int, float]]]] = ()
     vectors: Sequence[tuple[int, str]] = ()
+    prompt_logprobs: Sequence[tuple[int, Sequence[Scored]]] = ()
 
     @property
     def is_beat(self) -> bool:
@@ -221,7 +228,14 @@ _NAMES: dict[type, str] = {
     EngineReport: "report",
 }
 # Left out where they are empty.
-_RARE = {"prefix_of": None, "priority": 0, "cached": (), "logprobs": (), "vectors": ()}
+_RARE = {
+    "prefix_of": None,
+    "priority": 0,
+    "cached": (),
+    "logprobs": (),
+    "prompt_logprobs": (),
+    "vectors": (),
+}
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 

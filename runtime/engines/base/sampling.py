@@ -20,7 +20,7 @@ class SamplingParams:
     presence_penalty, masks (min_tokens, grammar), temperature, min_p, top_k, top_p.
 
     Attributes:
-        max_tokens: Most tokens of the answer.
+        max_tokens: Most tokens of the answer; 0 to compute the prompt alone.
         temperature: From 0, which is greedy.
         top_p: Share of the probability that is sampled from: over 0, up to 1.
         seed: With the position of a token it fixes the draw of that token; None for any.
@@ -37,6 +37,8 @@ class SamplingParams:
         logprobs: Number of likeliest tokens that are returned with each token, all with their log
             probabilities by the model's own logits; None for no log probabilities at all.
         grammar: What the answer must match; None for anything.
+        prompt_logprobs: As logprobs, for each token of the prompt but the first.  The whole prompt
+            is computed then, whatever the prefix cache has.
     """
 
     max_tokens: int
@@ -54,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def has_penalty(self) -> bool:

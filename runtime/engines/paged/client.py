@@ -166,6 +166,12 @@ class EngineClient(Client):
             if stream := self._requests.get(id):
                 pairs = tuple((token, each) for token, each in top)
                 stream.logprobs.append(TokenLogprobs(logprob, pairs))
+        for id, scores in report.prompt_logprobs:
+            if stream := self._requests.get(id):
+                stream.prompt_logprobs += [
+                    TokenLogprobs(logprob, tuple((token, each) for token, each in top))
+                    for logprob, top in scores
+                ]
         for id, token in report.tokens:
             self._requests.push(id, token)
 

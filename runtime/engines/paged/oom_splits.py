@@ -103,9 +103,11 @@ def _halves(step: Step) -> tuple[Step, Step]:
     else:
         (chunk,) = chunks
         middle = len(chunk.tokens) // 2
-        first = (Chunk(chunk.slot, chunk.start, chunk.tokens[:middle], is_last=False),)
+        targets, top = chunk.targets, chunk.top
+        tokens = chunk.tokens[:middle]
+        first = (Chunk(chunk.slot, chunk.start, tokens, False, targets[:middle], top),)
         start, rest = chunk.start + middle, chunk.tokens[middle:]
-        second = (Chunk(chunk.slot, start, rest, chunk.is_last),)
+        second = (Chunk(chunk.slot, start, rest, chunk.is_last, targets[middle:], top),)
     # A row joins in the part with its first token.
     slots = {chunk.slot for chunk in first}
     joining = tuple(join for join in step.joins if join.slot in slots)

@@ -158,6 +158,8 @@ class Queue:
             yield entry.item
 
     def block_hashes(self, waiting: Waiting) -> list[bytes]:
+        if waiting.request.params.prompt_logprobs is not None:
+            return []  # positions that the cache has give no logits
         if waiting.block_hashes is None:
             waiting.block_hashes = self._allocator.block_hashes(waiting.request.tokens)
         return waiting.block_hashes

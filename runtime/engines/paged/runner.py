@@ -13,12 +13,19 @@ launched without it, and `deferred` samples it when the mask is there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from runtime.engines.paged.deferred import DeferredStep
 from runtime.engines.paged.processing import Asked, LogitsProcessing, logprobs_of
+from runtime.engines.paged.prompt_scores import (
+    ScoredChunks,
+    prompt_logprobs,
+    score_chunks,
+    scored_chunks,
+)
 from runtime.engines.paged.step import DeviceLost, Join, OutOfMemory, Step, StepOutput
 from runtime.engines.paged.transfers import Transfers, unowned, whole
 from runtime.kernels import reference
@@ -36,6 +43,8 @@ GRAPH_SIZES = (
 # Most tokens that a graph's prompt tokens read from the cache, summed.
 GRAPH_READS = 600_000
 
+_Prompts = tuple[ScoredChunks, Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
@@ -46,12 +55,14 @@ class _Running:
         result: (2, n) int32 in host memory: tokens, and whether they are finite.
         done: Recorded behind the copies to *result* and *scores*; None on a CPU.
         asked, scores: For `logprobs_of`; None if no row asked for log probabilities.
+        prompts: For `prompt_logprobs`; None if no chunk asked for them.
     """
 
     result: Tensor
     done: "torch.cuda.Event | None"
     asked: Asked | None = None
     scores: Tensor | None = None
+    prompts: _Prompts | None = None
 
     @property
     def awaits_masks(self) -> bool:
@@ -68,9 +79,12 @@ class _Running:
                 raise DeviceLost(str(error)) from error
         tokens, finite = self.result.tolist()
         is_finite = [bool(flag) for flag in finite]
-        if self.asked is None or self.scores is None:
-            return StepOutput(tokens, is_finite)
-        return StepOutput(tokens, is_finite, logprobs_of(self.asked, self.scores))
+        output = StepOutput(tokens, is_finite)
+        if self.asked is not None and self.scores is not None:
+            output = replace(output, logprobs=logprobs_of(self.asked, self.scores))
+        if self.prompts is not None:
+            output = replace(output, prompt_logprobs=prompt_logprobs(*self.prompts))
+        return output
 
 
 class PagedRunner:
@@ -167,10 +181,15 @@ class PagedRunner:
             asked = self._processing.select(step)
             if asked is not None:
                 newest = self._newest.clone()
-            logits, result = self._replay(graph, step) if graph else self._launch(step)
+            prompts = None
+            if graph:
+                logits, result = self._replay(graph, step)
+            else:
+                logits, result, prompts = self._launch(step)
             if self._awaiting.isdisjoint(step.sampled):
-                return self._finish(logits, result, asked)
-            self._deferred = DeferredStep(step, logits, result, self._finish_deferred)
+                return self._finish(logits, result, asked, prompts)
+            finish = partial(self._finish_deferred, prompts=prompts)
+            self._deferred = DeferredStep(step, logits, result, finish)
             return self._deferred
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -182,6 +201,8 @@ class PagedRunner:
             raise DeviceLost(str(error)) from error
 
     def _choose(self, step: Step) -> "_Graph | None":
+        if any(chunk.targets for chunk in step.chunks):
+            return None
         size = step.tokens
         reads = sum(
             len(chunk.tokens) * (2 * chunk.start + len(chunk.tokens)) // 2 for chunk in step.chunks
@@ -238,9 +259,9 @@ class PagedRunner:
         assert graph.logits is not None, "captured"
         return graph.logits, graph.outputs[:, : len(step.sampled)]
 
-    def _launch(self, step: Step) -> tuple[Tensor, Tensor]:
+    def _launch(self, step: Step) -> tuple[Tensor, Tensor, _Prompts | None]:
         """
-        As `_replay`, kernel by kernel.
+        As `_replay`, kernel by kernel; also return the scores of prompts, if some ask for them.
         """
         flat = _flatten(step)
         tokens, slots, positions = self._transfers.rows(flat.tokens, flat.slots, flat.positions)
@@ -252,23 +273,35 @@ class PagedRunner:
             self.cache, slots, positions, decodes, prefill, self._workspace, pdl=self._pdl
         )
         rows, targets = self._transfers.rows(flat.rows, flat.targets)
-        logits = self._model(tokens, positions, attend, rows)
+        scored = scored_chunks(step, flat.spans)
+        if scored is None:
+            logits, prompts = self._model(tokens, positions, attend, rows), None
+        else:
+            both = torch.cat((rows, self._transfers.upload(scored.rows)))
+            hidden = self._model.hidden(tokens, positions, attend, both)
+            picked, prompt = hidden[: len(rows)], hidden[len(rows) :]
+            prompts = scored, score_chunks(scored, prompt, self._model.logits, self._transfers)
+            logits = self._model.logits(picked)
         room = torch.empty((2, whole(len(rows))), dtype=torch.int32, device=self._device)
         result = room[:, : len(rows)]
         self._sample(logits, targets, positions.index_select(0, rows), result)
-        return logits, result
+        return logits, result, prompts
 
     @torch.inference_mode()
-    def _finish_deferred(self, step: Step, logits: Tensor, result: Tensor) -> _Running:
+    def _finish_deferred(
+        self, step: Step, logits: Tensor, result: Tensor, prompts: _Prompts | None
+    ) -> _Running:
         try:
-            return self._finish(logits, result, self._processing.select(step))
+            return self._finish(logits, result, self._processing.select(step), prompts)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemory(str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
 
-    def _finish(self, logits: Tensor, result: Tensor, asked: Asked | None) -> _Running:
+    def _finish(
+        self, logits: Tensor, result: Tensor, asked: Asked | None, prompts: _Prompts | None
+    ) -> _Running:
         """
         Process the rows that ask for it; start the download.
 
@@ -278,7 +311,7 @@ class PagedRunner:
         scores = None
         if asked is not None:
             scores = self._processing.run(asked, logits, result, self._sample)
-        return self._download(result, asked, scores)
+        return self._download(result, asked, scores, prompts)
 
     def _prefill(self, spans: Sequence[Span]) -> Prefill:
         # The kernel computes products in tf32 at best, so fp32 uses the reference.
@@ -315,14 +348,22 @@ class PagedRunner:
         result[0], result[1] = tokens, finite
         self._newest.index_copy_(0, slots.long(), tokens.int())
 
-    def _download(self, result: Tensor, asked: Asked | None, scores: Tensor | None) -> _Running:
+    def _download(
+        self,
+        result: Tensor,
+        asked: Asked | None,
+        scores: Tensor | None,
+        prompts: _Prompts | None,
+    ) -> _Running:
         host = self._transfers.download(result)
         host_scores = None if scores is None else self._transfers.download(scores)
+        if prompts is not None:
+            prompts = prompts[0], self._transfers.download(prompts[1])
         if self._device.type != "cuda":
-            return _Running(host, None, asked, host_scores)
+            return _Running(host, None, asked, host_scores, prompts)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
-        return _Running(host, done, asked, host_scores)
+        return _Running(host, done, asked, host_scores, prompts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from collections import abc
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import isfinite
 from random import Random
 
-from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
-from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.base.protocol import EngineReport, FinishReason, Scored, Submit
+from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.paged.batcher import Take
 from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
 from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
@@ -88,12 +89,14 @@ class _Launched:
     """
     Attributes:
         sampled: The sequences of its StepOutput, in that order.
+        chunked: The sequences of its chunks, in order.
         cached: Pairs of request id and prompt tokens found in the cache.
     """
 
     running: Running
     seqs: abc.Sequence[Sequence]
     sampled: abc.Sequence[Sequence]
+    chunked: abc.Sequence[Sequence]
     prompt_tokens: int
     cached: abc.Sequence[tuple[int, int]]
 
@@ -106,6 +109,7 @@ class _News:
 
     tokens: list[tuple[int, int]] = field(default_factory=list)
     logprobs: list[tuple[int, float, abc.Sequence[tuple[int, float]]]] = field(default_factory=list)
+    prompt_logprobs: list[tuple[int, abc.Sequence[Scored]]] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
 
 
@@ -258,6 +262,7 @@ class Scheduler:
             pages=self.allocator.pages - 1,
             cached=tuple(cached),
             logprobs=tuple(news.logprobs),
+            prompt_logprobs=tuple(news.prompt_logprobs),
         )
         # Not in a beat: most beats are not sent.
         if (splits := self.oom_splits - self._reported_splits) and not report.is_beat:
@@ -311,7 +316,8 @@ class Scheduler:
                 break
             part = seq.tokens[seq.launched : seq.launched + room]
             is_last = seq.launched + len(part) == len(seq.tokens)
-            chunks.append(Chunk(seq.slot, seq.launched, part, is_last))
+            targets, top = self._targets(seq, len(part))
+            chunks.append(Chunk(seq.slot, seq.launched, part, is_last, targets, top))
             room -= len(part)
         return Step(tuple(joins), decodes, tuple(chunks))
 
@@ -323,6 +329,15 @@ class Scheduler:
         if self.shares.is_shared or self._queue.has_priorities:
             return True
         return any(seq.request.priority for seq in self._prompts.values())
+
+    def _targets(self, seq: Sequence, count: int) -> tuple[abc.Sequence[int], int]:
+        """
+        Return `Chunk.targets` and `Chunk.top` of the next *count* tokens of a prompt.
+        """
+        top = seq.request.params.prompt_logprobs
+        if top is None:
+            return (), 0
+        return seq.tokens[seq.launched + 1 : seq.launched + 1 + count], top
 
     def _admit(self, now_s: float, room: int) -> list[Join]:
         """
@@ -450,7 +465,7 @@ class Scheduler:
         cached = [(s.request.id, s.allocation.cached) for s in joined if s.allocation.cached]
         prompt_tokens = part.tokens - len(decoded)
         seqs = decoded + chunked
-        self._flight.append(_Launched(running, seqs, sampled, prompt_tokens, cached))
+        self._flight.append(_Launched(running, seqs, sampled, chunked, prompt_tokens, cached))
 
     def _settle(self, ahead: abc.Sequence[_Launched], news: _News) -> abc.Sequence[_Launched]:
         """
@@ -466,6 +481,8 @@ class Scheduler:
                 lost, self._flight = [*ahead[index:], *self._flight], []
                 self._fail([seq for each in lost for seq in each.seqs], error, news.ended)
                 return ahead[:index]
+            for index, scores in outcome.prompt_logprobs.items():
+                self._take_in_scores(part.chunked[index], scores, news)
             for index, (seq, token, is_finite) in enumerate(
                 zip(part.sampled, outcome.tokens, outcome.is_finite, strict=True)
             ):
@@ -482,12 +499,30 @@ class Scheduler:
                     news.ended.append((seq.request.id, ending, ""))
         return ahead
 
+    def _take_in_scores(
+        self, seq: Sequence, scores: abc.Sequence[TokenLogprobs], news: _News
+    ) -> None:
+        """
+        Report the log probabilities of some of a prompt's tokens; end *seq* if one is no number.
+        """
+        if seq.is_gone:
+            return
+        if all(isfinite(each.logprob) for each in scores):
+            found = [(each.logprob, each.top) for each in scores]
+            news.prompt_logprobs.append((seq.request.id, found))
+            return
+        self.allocator.forget(seq.allocation)
+        self._leave(seq)
+        news.ended.append((seq.request.id, FinishReason.NONFINITE, ""))
+
     def _take_in(
         self, seq: Sequence, token: int, is_finite: bool, tokens: list[tuple[int, int]]
     ) -> FinishReason | None:
         if not is_finite:
             self.allocator.forget(seq.allocation)
             return FinishReason.NONFINITE
+        if not seq.request.params.max_tokens:
+            return FinishReason.LENGTH
         if token in seq.stop_token_ids:
             return FinishReason.STOP
         tokens.append((seq.request.id, token))

@@ -63,12 +63,17 @@ class Chunk:
     Attributes:
         start: Number of tokens before these; they are in the cache.
         is_last: Whether it ends the prompt: a token is sampled after it.
+        targets: Tokens whose log probabilities are asked for: those that follow each of *tokens*
+            in the prompt; empty for none.
+        top: Number of likeliest tokens that are returned with each of them.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     is_last: bool
+    targets: Sequence[int] = ()
+    top: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +118,13 @@ class StepOutput:
     Attributes:
         is_finite: Whether each token's logits were finite; if not, the token is meaningless.
         logprobs: Those of rows that asked for them, by index in *tokens*.
+        prompt_logprobs: Those of `Chunk.targets`, by index in `Step.chunks`.
     """
 
     tokens: Sequence[int]
     is_finite: Sequence[bool]
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
 
 
 class Running(Protocol):

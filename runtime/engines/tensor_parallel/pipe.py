@@ -57,7 +57,9 @@ def encode(*message: Any) -> bytes:
 
 def encode_step(step: Step) -> bytes:
     joins = [_encode_join(join) for join in step.joins]
-    chunks = [(c.slot, c.start, list(c.tokens), c.is_last) for c in step.chunks]
+    chunks = [
+        (c.slot, c.start, list(c.tokens), c.is_last, list(c.targets), c.top) for c in step.chunks
+    ]
     decodes = [(d.slot, d.position) for d in step.decodes]
     return encode("step", joins, decodes, chunks, list(step.masks))
 

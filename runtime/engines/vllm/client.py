@@ -57,6 +57,8 @@ class VllmClient(Client):
     do: vLLM's API process answers it while an engine core hangs.
     """
 
+    scores_prompts = False
+
     def __init__(self, child: VllmProcess, on_report: Callable[[EngineReport], None]) -> None:
         super().__init__(on_report)
         self._child = child

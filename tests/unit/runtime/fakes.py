@@ -90,7 +90,7 @@ class Script:
     Attributes:
         text: The generated text, one token for each character.
         ending: Its finish reason; None: it runs until the test ends it.
-        logprobs: Maps a token to its log probabilities.
+        logprobs: Maps a token to its log probabilities, also one of the prompt if asked for.
     """
 
     text: str = ""
@@ -121,6 +121,7 @@ class FakeEngine:
     shared: list[int | None] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
+    scores_prompts: bool = True
     shares: list = field(default_factory=list)
     priorities: list[int] = field(default_factory=list)
     has_priorities: bool = True
@@ -146,6 +147,8 @@ class FakeEngine:
         self.priorities.append(priority)
         self.shared.append(prefix_of)
         self.running[id] = answer
+        if params.prompt_logprobs is not None and script.logprobs is not None:
+            answer.prompt_logprobs += map(script.logprobs, tokens[1:])
         asyncio.get_running_loop().call_soon(self._play, id, answer, script)
         return id, answer
 

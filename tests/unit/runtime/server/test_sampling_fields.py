@@ -6,6 +6,7 @@ import pytest
 
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import MAX_BIASED, SamplingParams, TokenLogprobs
+from runtime.server import openai_routes
 from runtime.server.body import MAX_KEYS
 from runtime.server.openai_bodies import MAX_STOP_TOKENS
 from tests.unit.runtime.serving import VOCABULARY, assert_is_error, events_of
@@ -170,12 +171,15 @@ async def test_chat_asks_for_as_many_as_the_client_does(runtime, body, asked):
         ("chat", {"logprobs": 1}, "logprobs"),
         ("completions", {"logprobs": 6}, "logprobs"),
         ("completions", {"logprobs": True}, "logprobs"),
-        ("completions", {"logprobs": 0, "echo": True}, "logprobs"),
+        ("completions", {"logprobs": 6, "echo": True}, "logprobs"),
+        ("completions", {"max_tokens": 0}, "max_tokens"),
+        ("completions", {"max_tokens": 0, "logprobs": 1}, "max_tokens"),
+        ("completions", {"max_tokens": 0, "echo": False}, "max_tokens"),
     ],
 )
 async def test_other_logprobs_are_refused(runtime, route, body, field):
     """
-    Those of a prompt, too.
+    And an answer of no token, which only shows its prompt.
     """
     response = await ask(runtime, route, **body)
     assert_is_error(response, 400, "invalid_request", retry_safe=False)
@@ -194,6 +198,77 @@ async def test_a_completion_has_lists_of_them(runtime):
         "top_logprobs": [{"a": -0.97, "\u00e9": -3.0}, {"b": -0.98, "\u00e9": -3.0}],
         "text_offset": [0, 1],
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("text", "most"), [("ab", 2), ("", 0)])
+@pytest.mark.parametrize("prompt", ["xyz", [ord("x"), ord("y"), ord("z")]])
+async def test_an_echoed_prompt_has_them_too(runtime, prompt, text, most, stream):
+    """
+    Its first token has none; offsets count from the beginning of the prompt.
+    """
+    ending = FinishReason.STOP if text else FinishReason.LENGTH
+    runtime.engine.will(text, ending, logprobs=scores)
+    response = await runtime.complete(prompt, echo=True, logprobs=1, max_tokens=most, stream=stream)
+    assert runtime.engine.asked[0]["prompt_logprobs"] == runtime.engine.asked[0]["logprobs"] == 1
+    assert runtime.engine.asked[0]["max_tokens"] == most
+    documents = [d for _, d in events_of(response)[:-1]] if stream else [response.json()]
+    choices = [choice for document in documents for choice in document["choices"]]
+    merged = {}
+    for choice in choices:
+        for name, values in choice["logprobs"].items():
+            merged[name] = merged.get(name, []) + values
+    assert "".join(choice["text"] for choice in choices) == f"xyz{text}"
+    assert merged["tokens"] == list(f"xyz{text}")
+    assert merged["token_logprobs"][0] is merged["top_logprobs"][0] is None
+    assert merged["token_logprobs"][1:] == [-ord(c) / 100 for c in f"yz{text}"]
+    assert all(c in top for c, top in zip(f"yz{text}", merged["top_logprobs"][1:], strict=True))
+    assert merged["text_offset"] == list(range(3 + len(text)))
+    assert choices[-1]["finish_reason"] == ("stop" if text else "length")
+
+
+async def test_an_evaluation_harness_reads_them_by_position(runtime):
+    """
+    As lm-evaluation-harness does: token ids, several prompts, one more token, which it drops.
+    """
+    for _ in range(2):
+        runtime.engine.will("!", FinishReason.LENGTH, logprobs=scores)
+    context, continuation = [ord(c) for c in "abc"], [ord(c) for c in "de"]
+    body = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    response = await runtime.complete([[*context, *continuation], context], **body)
+    for choice, length in zip(response.json()["choices"], (5, 3), strict=True):
+        assert choice["index"] == (0 if length == 5 else 1)
+        found = choice["logprobs"]
+        assert len(found["token_logprobs"]) == len(found["top_logprobs"]) == length + 1
+    found = response.json()["choices"][0]["logprobs"]
+    assert found["token_logprobs"][len(context) : -1] == [-1.0, -1.01]
+    assert [max(top.values()) for top in found["top_logprobs"][len(context) : -1]] == [-1.0, -1.01]
+
+
+async def test_scored_prompts_are_bounded_together(runtime, monkeypatch):
+    """
+    Their document is made at once.
+    """
+    monkeypatch.setattr(openai_routes, "MAX_SCORED", 5)
+    runtime.engine.will("x", logprobs=scores)
+    assert (await runtime.complete("abcde", echo=True, logprobs=0)).status_code == 200
+    for prompt, more in (("abcdef", {}), (["abc", "def"], {}), ("abc", {"n": 2})):
+        response = await runtime.complete(prompt, echo=True, logprobs=0, **more)
+        assert_is_error(response, 400, "invalid_request", retry_safe=False)
+        assert response.json()["error"]["param"] == "logprobs"
+    assert runtime.serving.generator.promised == 0
+
+
+async def test_an_engine_that_scores_no_prompts_says_so(runtime):
+    """
+    With `engine: vllm`; the control is an answer's own.
+    """
+    runtime.engine.scores_prompts = False
+    response = await runtime.complete(echo=True, logprobs=1)
+    assert_is_error(response, 400, "not_supported", retry_safe=False)
+    assert response.json()["error"]["param"] == "logprobs"
+    runtime.engine.will("x", logprobs=scores)
+    assert (await runtime.complete(logprobs=1)).status_code == 200
 
 
 @pytest.mark.parametrize("route", ["chat", "completions"])

@@ -69,7 +69,7 @@ def make_asking():
     ways = [
         {"presence_penalty": 2.0, "repetition_penalty": 1.3},
         {"top_k": 5, "min_p": 0.05, "logit_bias": ((7, 3.0),)},
-        {"logprobs": 3, "frequency_penalty": 1.0},
+        {"logprobs": 3, "frequency_penalty": 1.0, "prompt_logprobs": 2},
     ]
     return [
         replace(request, params=replace(request.params, **fields))
