@@ -8,7 +8,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import FastAPI, Request, Response
 from pydantic import Field
@@ -21,7 +21,7 @@ from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
 from runtime.server.generation import Generator, Place, left_on_failure
 from runtime.server.openai_bodies import prompts_type
-from runtime.server.schemas import Body, BodyBounds, Priority
+from runtime.server.schemas import WHOLE, Body, BodyBounds, Priority
 from runtime.server.serving import Serving, admit
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it
@@ -42,7 +42,7 @@ class EmbeddingBody(Body):
 
     input: prompts_type(MAX_INPUTS)  # type: ignore[valid-type]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE] | None = None
     user: str | None = None
     priority: Priority | None = None
 

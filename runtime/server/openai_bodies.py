@@ -10,19 +10,31 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
+    ConfigDict,
     Discriminator,
     Field,
     PlainValidator,
     Tag,
     ValidationInfo,
 )
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from runtime.engines.base.sampling import MAX_BIASED, MAX_LOGPROBS, SamplingParams
 from runtime.server.grammars import AskedGrammar
 from runtime.server.neutral import Neutral
 from runtime.server.prompts import Conversation, Prompt
-from runtime.server.schemas import MOST_TOKENS, Body, BodyBounds, Priority, Stops, Strict
+from runtime.server.schemas import (
+    MOST_TOKENS,
+    WHOLE,
+    Body,
+    BodyBounds,
+    Priority,
+    Stops,
+    Strict,
+    whole,
+)
 from runtime.server.structured_bodies import OneGrammar, Replaced, ResponseFormat
 from runtime.server.text import is_unicode
 from runtime.server.tool_bodies import Choice, Tools, use_of
@@ -84,6 +96,21 @@ class ToolCall(Strict):
     index: Any = Field(default=None, exclude=True)
 
 
+# As `_has_content` checks it.
+_OR_CALLS: JsonDict = {
+    "anyOf": [
+        {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+        {
+            "required": ["tool_calls"],
+            "properties": {
+                "role": {"const": "assistant"},
+                "tool_calls": {"type": "array", "minItems": 1},
+            },
+        },
+    ]
+}
+
+
 def _has_content(message: "Message") -> "Message":
     if message.content is None and (message.role != "assistant" or not message.tool_calls):
         raise PydanticCustomError("no_content", "content is missing")
@@ -98,6 +125,8 @@ class Message(Strict):
         audio, function_call, refusal, annotations, parsed: What OpenAI's client sends back of an
             answer.
     """
+
+    model_config = ConfigDict(json_schema_extra=_OR_CALLS)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
@@ -149,7 +178,7 @@ def _none_with_echo(max_tokens: int | None, info: ValidationInfo) -> int | None:
     return max_tokens
 
 
-TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE]
 StopTokens = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)]
 # As OpenAI writes it: token ids are keys, so they are texts.
 LogitBias = Annotated[
@@ -157,7 +186,7 @@ LogitBias = Annotated[
         Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
         Annotated[float, Field(ge=-100, le=100)],
     ],
-    Field(max_length=MAX_BIASED),
+    Field(max_length=MAX_BIASED, json_schema_extra={"additionalProperties": False}),
 ]
 
 
@@ -169,10 +198,10 @@ class _Sampled(Body):
         user, metadata, store, service_tier: Accepted, without an effect.
     """
 
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-_SEEDS, lt=_SEEDS)
+    seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS), WHOLE] | None = None
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: Annotated[StreamOptions | None, AfterValidator(_with_a_stream)] = None
@@ -185,9 +214,9 @@ class _Sampled(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=MAX_REPETITION)
-    top_k: int | None = Field(default=None, ge=-1, le=MOST_TOKENS)
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS), WHOLE] | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
-    min_tokens: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: StopTokens | None = None
     skip_special_tokens: bool | None = None
@@ -273,8 +302,8 @@ class ChatBody(_Sampled):
     messages: Messages
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
     tools: Tools = None
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
@@ -285,7 +314,7 @@ class ChatBody(_Sampled):
 
     logprobs: bool | None = None
     top_logprobs: Annotated[
-        int | None, Field(ge=0, le=MAX_LOGPROBS), AfterValidator(_with_logprobs)
+        Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None, AfterValidator(_with_logprobs)
     ] = None
     functions: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral("none", "auto")] = None
@@ -351,12 +380,21 @@ def _read_prompt(value: object) -> Prompt:
     if isinstance(value, str) and value and is_unicode(value):
         return value
     if isinstance(value, list) and _is_tokens(value):
-        return tuple(value)
+        return tuple(map(int, value))
     raise PydanticCustomError("prompt", _PROMPT)
 
 
 def _is_tokens(value: object) -> bool:
-    return isinstance(value, list) and set(map(type, value)) == {int}
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))  # of each: some 131,072 may be there
+    return kinds == {int} or (
+        kinds in ({float}, {int, float}) and all(isinstance(whole(each), int) for each in value)
+    )
+
+
+def _read_tokens(value: object) -> object:
+    return list(map(int, value)) if isinstance(value, list) and _is_tokens(value) else value
 
 
 _PROMPT = "should be a text or a list of token ids, and not empty"
@@ -374,9 +412,9 @@ class CompletionBody(_Sampled):
     prompt: prompts_type(MAX_PROMPTS)  # type: ignore[valid-type]
     echo: bool | None = None
     max_tokens: Annotated[
-        int | None, Field(ge=0, le=MOST_TOKENS), AfterValidator(_none_with_echo)
+        Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE] | None, AfterValidator(_none_with_echo)
     ] = None
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_COMPLETION_LOGPROBS)
+    logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS), WHOLE] | None = None
 
     best_of: Annotated[Any, Neutral(1)] = None
     suffix: Annotated[Any, Neutral("")] = None
@@ -393,6 +431,14 @@ class TokenizeBody(Body):
     """
 
     BOUNDS: ClassVar[BodyBounds] = CHAT_BOUNDS
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            ]
+        }
+    )
 
     prompt: str | None = None
     messages: Messages | None = None
@@ -418,4 +464,8 @@ class DetokenizeBody(Body):
 
     BOUNDS: ClassVar[BodyBounds] = TOKENS_BOUNDS
 
-    tokens: Annotated[list[int], Field(fail_fast=True)]
+    tokens: Annotated[
+        list[int],
+        Field(fail_fast=True),
+        BeforeValidator(_read_tokens, json_schema_input_type=list[int]),
+    ]

@@ -30,6 +30,16 @@ class BodyBounds:
     structure_bytes: int = 4096
 
 
+def whole(value: object) -> object:
+    """
+    Return a float without a fraction as an int: JSON has one kind of number, and 16.0 is 16.
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)  # behind the bounds: else a schema does not have them
+
+
 class Strict(BaseModel):
     """
     A part of a body.
@@ -56,13 +66,9 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=256)]],
-    Field(max_length=MAX_STOPS, fail_fast=True),
-    BeforeValidator(
-        _one_or_many, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)]
-    ),
-]
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS, fail_fast=True)]
+Stops = Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)]
 
 
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
@@ -76,10 +82,10 @@ class GenerateBody(Body):
     INVALID: ClassVar[int] = 422
 
     prompt: str = Field(min_length=1)
-    max_tokens: int = Field(default=64, ge=1, le=MOST_TOKENS)
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] = 64
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None = None
     stop: Stops = []
     stream: bool = False
     timeout_s: float | None = Field(default=None, gt=0)

@@ -47,6 +47,30 @@ async def test_a_prompt_is_text_or_token_ids_one_or_many(runtime, prompt, texts)
     assert document["usage"]["prompt_tokens"] == document["usage"]["completion_tokens"] == tokens
 
 
+async def test_a_whole_number_may_have_a_point(runtime):
+    """
+    JSON has one kind of number: 16.0 is 16, and 16.5 is refused.
+    """
+    runtime.engine.will("x")
+    whole = {"n": 1.0, "max_tokens": 3.0, "seed": 5.0, "stop_token_ids": [7.0], "top_k": 2.0}
+    response = await runtime.complete([97.0, 98], **whole)
+    assert response.status_code == 200
+    (asked,) = runtime.engine.asked
+    assert (asked["prompt"], asked["max_tokens"], asked["seed"]) == ("ab", 3, 5)
+    assert type(asked["max_tokens"]) is int
+    text = await runtime.http.post("/detokenize", json={"tokens": [97.0, 98]})
+    assert text.json() == {"prompt": "ab"}
+    for name, value in ({"prompt": [97.5]} | dict.fromkeys(whole, 1.5)).items():
+        if name == "stop_token_ids":
+            value = [1.5]
+        response = await runtime.complete(**{name: value})
+        assert_is_error(response, 400, "invalid_request", retry_safe=False)
+        assert response.json()["error"]["param"].startswith(name)
+    for tokens in ([97.5], [True, 97.0], [97.0, "a"]):
+        response = await runtime.http.post("/detokenize", json={"tokens": tokens})
+        assert_is_error(response, 400, "invalid_request", retry_safe=False)
+
+
 async def test_several_answers_follow_their_prompt(runtime):
     """
     With n: 2 the first two choices are of the first prompt; each draws with its own seed.
