@@ -156,7 +156,7 @@ async def test_the_description_has_every_route(runtime):
     And every body with its fields; the page loads nothing.
     """
     document = (await runtime.http.get("/openapi.json")).json()
-    assert set(document["paths"]) | {"/openapi.json", "/docs"} == ROUTES
+    assert document["paths"].keys() == ROUTES
     text = json.dumps(document)
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
     assert names <= document["components"]["schemas"].keys()
