@@ -8,12 +8,23 @@ if not torch.cuda.is_available():
     # test can import one.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from deploy.lab.models.build import build
 from tests.unit.runtime.serving import Runtime
 
 
 @pytest.fixture(scope="session")
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def lab_model(tmp_path_factory):
+    """
+    The directory of the lab's model good-v1, whose training takes seconds.
+    """
+    folder = tmp_path_factory.mktemp("lab") / "good-v1"
+    build("good-v1", folder)
+    return folder
 
 
 @pytest.fixture

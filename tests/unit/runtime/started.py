@@ -47,9 +47,10 @@ class Started:
         folder: Directory of the release, complete except for its links and its config.
         python: Python of the venv.
         env: Variables in addition to those that every runtime gets.
+        port: Where it listens, instead of its socket.
     """
 
-    def __init__(self, folder, *, model, release, name, python=sys.executable, env=None):
+    def __init__(self, folder, *, model, release, name, python=sys.executable, env=None, port=None):
         (folder / "model").symlink_to(model)
         (folder / "config.yml").write_text(release)
         self.socket = folder / name
@@ -58,7 +59,7 @@ class Started:
         self.manager.settimeout(DEADLINE_S)
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            [str(python), "-m", "runtime"],
+            [str(python), "-m", "runtime", *([] if port is None else ["--port", str(port)])],
             cwd=ROOT,
             stderr=self.log,
             env=os.environ
@@ -93,6 +94,18 @@ class Started:
         while not messages[-1].startswith(start):
             messages.append(self.next_message())
         return messages
+
+    def drain(self):
+        """
+        Read heartbeats from now on: a full socket stops the runtime, ten beats later.
+        """
+
+        def read():
+            with contextlib.suppress(OSError):  # closed, or silent for a long time
+                while self.manager.recv(4096):
+                    pass
+
+        threading.Thread(target=read, daemon=True).start()
 
     @property
     def engine_pid(self):

@@ -1,27 +1,18 @@
 """
-OpenAI's own client against `python -m runtime` with a model of the lab, and the documented calls.
+OpenAI's own client against `python -m runtime` with a model of the lab.
 """
 
-import contextlib
 import json
-import re
-import shlex
-import shutil
-import subprocess
-import threading
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
-from deploy.lab.models.build import build
 from runtime.engines.base.protocol import FinishReason
 from runtime.server.errors import error_response
 from runtime.server.failures import failure
 from tests.unit.runtime.started import DEADLINE_S, Started, closing
 
-PAGE = Path(__file__).parents[3] / "docs/reference/openai.md"
 ASKED = [{"role": "user", "content": "The slipway is"}]
 SAID = " where ships meet the sea."
 GREEDY = {"model": "lab", "temperature": 0, "max_tokens": 16}
@@ -29,12 +20,11 @@ TOKEN = "one"
 
 
 @pytest.fixture(scope="module")
-def runtime(tmp_path_factory):
+def runtime(tmp_path_factory, lab_model):
     """
     A ready runtime that wants a token.
     """
     folder = tmp_path_factory.mktemp("openai")
-    build("good-v1", folder / "weights")
     release = "version: v1.0.0\nmodel_name: lab\npooling: mean\n"
     (folder / "blue").mkdir()
     # The warm-up is a chat.
@@ -43,24 +33,15 @@ def runtime(tmp_path_factory):
     with closing(
         Started(
             folder / "blue",
-            model=folder / "weights",
+            model=lab_model,
             release=release,
             name="runtime.sock",
             env={"SLIPWAY_API_TOKENS": TOKEN},
         )
     ) as runtime:
         runtime.messages_until("READY=1")
-        threading.Thread(target=_drain, args=(runtime.manager,), daemon=True).start()
+        runtime.drain()
         yield runtime
-
-
-def _drain(manager):
-    """
-    Read heartbeats: a full socket stops the runtime, ten beats later.
-    """
-    with contextlib.suppress(OSError):  # closed, or silent for a long time
-        while manager.recv(100):
-            pass
 
 
 def make_client(runtime, key=TOKEN, timeout=DEADLINE_S):
@@ -370,30 +351,3 @@ def test_a_timeout_of_the_client(runtime):
         client.chat.completions.create(messages=ASKED, **GREEDY)
     with make_client(runtime) as client:
         assert client.models.retrieve("lab").id == "lab"
-
-
-# The documented calls
-
-CALLS = re.findall(r"^    (curl (?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_documented_call_is_answered(runtime, call):
-    """
-    Exactly as it stands on the page, but for the address and the token.
-    """
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed: apt-get install curl")
-    own = ["--silent", "--unix-socket", str(runtime.socket), "-H", f"authorization: Bearer {TOKEN}"]
-    words = shlex.split(call.replace("\\\n", " ").replace("http://HOST:8000", "http://runtime"))
-    done = subprocess.run([*words, *own], capture_output=True, text=True, check=True, timeout=40)
-    document = json.loads(done.stdout)
-    assert "error" not in document
-    assert document.keys() & {"choices", "tokens", "data"}
-
-
-def test_the_page_has_calls():
-    """
-    One for each route that has a heading.
-    """
-    assert len(CALLS) == 6
