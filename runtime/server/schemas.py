@@ -38,6 +38,7 @@ def whole(value: object) -> object:
 
 
 WHOLE = BeforeValidator(whole)  # behind the bounds: else a schema does not have them
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), WHOLE]
 
 
 class Strict(BaseModel):
@@ -71,7 +72,6 @@ _Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS, fail_fast=True)]
 Stops = Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)]
 
 
-Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 
 
 class GenerateBody(Body):
