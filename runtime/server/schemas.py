@@ -72,8 +72,6 @@ _Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS, fail_fast=True)]
 Stops = Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)]
 
 
-
-
 class GenerateBody(Body):
     """
     `POST /generate`.
