@@ -58,12 +58,15 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     """
     from deploy.cli import events, report
     from deploy.provision import provision as run
-    from deploy.wiring import checkout
+    from deploy.wiring import certificates, checkout
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     names = [host.name for host in fleet.hosts]
     if fleet.service.api_tokens and not fleet.service.tls.is_on:
         print_progress("warning: bearer tokens travel in the clear: service.tls.kind is plain")
+    if lacking := certificates.without_certificate(fleet):
+        what = "this machine has no certificate of the ACME server yet"
+        print_progress(f"warning: {', '.join(lacking)}: {what}: inv certs.renew obtains it")
     if not check:
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
@@ -438,27 +441,36 @@ def certs_create(c, hosts=None, yes=False):
     print_text(str(certificates.create(fleet)))
 
 
-@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES})
-def certs_renew(c, hosts=None, limit=None, json=False, yes=False):
+@command(flags={"hosts": _HOSTS, "limit": _LIMIT, "json": _JSON, "yes": _YES,
+                "force": "With kind acme: obtain a new certificate, also where the present one "
+                         "lasts for more than 30 days."})  # fmt: skip
+def certs_renew(c, hosts=None, limit=None, force=False, json=False, yes=False):
     """
     Replace the certificates of hosts without losing a request.
 
-    With service.tls.kind internal, issues new ones; with files, reads the files again.  Changes no
-    weight and no release; works during one.  Each host proves that new connections show the new
-    certificate, or serves the old one.
+    With service.tls.kind internal, issues new ones; with files, reads the files again; with acme,
+    obtains those that are missing or end within 30 days, and does nothing where there are none.
+    Changes no weight and no release; works during one.  Each host proves that new connections show
+    the new certificate, or serves the old one.
 
         inv certs.renew --hosts gpu
     """
     from deploy.cli import certificate_report
-    from deploy.wiring import certificates, checkout
+    from deploy.wiring import acme, certificates, checkout
     from deploy.wiring.hosts import connect
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     names = [host.name for host in fleet.hosts]
     confirm(f"replace the certificates of {', '.join(names)}?", yes=yes)
-    pairs = certificates.new_pairs(fleet)
-    with waiting("the certificates"), connect(fleet) as on:
-        result = certificates.renew(on, pairs)
+    if fleet.service.tls.kind == "acme":
+        with waiting("the certificates"), connect(fleet) as on:
+            result = acme.renew_from_acme(
+                on, checkout.ROOT, dict(os.environ), print_progress, is_forced=force
+            )
+    else:
+        pairs = certificates.new_pairs(fleet)
+        with waiting("the certificates"), connect(fleet) as on:
+            result = certificates.renew(on, pairs)
     document = certificate_report.renewal_json(fleet.name, result)
     table = "" if json else certificate_report.renewal_table(result)
     finish(document, table, result.error, as_json=json)

@@ -4,6 +4,7 @@ One request of each verb, for tests that ask a host everything.
 
 from deploy.host.protocol import (
     CertificateSet,
+    ChallengeSet,
     DeadmanArm,
     DeadmanConfirm,
     DeadmanDisarm,
@@ -65,4 +66,5 @@ EVERY_REQUEST = (
     TrafficSet({"blue": 100, "green": 0}),
     TrafficDrain("green", 1.0),
     CertificateSet("nothing\n"),
+    ChallengeSet({}, ()),
 )

@@ -114,18 +114,26 @@ def create_authority(directory: Path, fleet: str, now: datetime) -> Authority:
             "service.tls.authority",
         )
     private_directory(directory)
+    made = ephemeral_authority(f"slipway {fleet}", now, AUTHORITY_TIME)
+    pem = made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_private(directory / KEY, pem)
+    write_private(directory / CERTIFICATE, made.certificate.public_bytes(Encoding.PEM))
+    return made
+
+
+def ephemeral_authority(name: str, now: datetime, lasts: timedelta) -> Authority:
+    """
+    Return a new authority called *name* that is in no directory.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    subject = _subject(f"slipway {fleet}")
+    subject = _subject(name)
     certificate = (
-        _builder(subject, subject, key, now, now + AUTHORITY_TIME)
+        _builder(subject, subject, key, now, now + lasts)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA256())
     )
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_private(directory / KEY, pem)
-    write_private(directory / CERTIFICATE, certificate.public_bytes(Encoding.PEM))
     return Authority(certificate, key)
 
 

@@ -47,7 +47,7 @@ def read_files(fleet: Fleet, tls: Tls, now: datetime) -> Pair:
         if len(pair.pem.reveal()) > CERTIFICATE_MAX:
             why = f"with its key it has more than {CERTIFICATE_MAX // 1024} KiB"
             raise CertificateProblem(why, "leave out signers that clients have, such as the root")
-        _check_trust(tls, fleet.hosts)
+        check_trust(tls.certificate, tls.key, tls.authority, _names(tls, fleet.hosts))
     except CertificateProblem as problem:
         _refuse(f"{where}.certificate", tls.certificate, problem)
     return pair
@@ -70,32 +70,38 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _check_trust(tls: Tls, hosts: Iterable[Host]) -> None:
+def _names(tls: Tls, hosts: Iterable[Host]) -> Mapping[str, tuple[str, ...]]:
+    if tls.names:
+        return {name: (name,) for name in tls.names}
+    return {host.name: (host.name, host.address) for host in hosts}
+
+
+def check_trust(
+    certificate: Path, key: Path, authority: Path | None, wanted: Mapping[str, tuple[str, ...]]
+) -> None:
     """
-    Connect to each name in memory, as a client that trusts `tls.authority` or this machine's store.
+    Connect to each name in memory, as a client that trusts *authority* or this machine's store.
+
+    Args:
+        certificate: PEM file of the certificate and its signers.
+        wanted: By label, names of which the client uses one.
 
     Raises:
         CertificateProblem: The client refuses.
     """
-    assert tls.certificate is not None
     try:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_cert_chain(tls.certificate, tls.key, password="")
+        server.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError, OSError) as error:
         reason = getattr(error, "reason", None) or "it changed while it was read"
         raise CertificateProblem(f"OpenSSL refuses it: {reason}", "get another one") from None
     try:
-        client = ssl.create_default_context(cafile=tls.authority)
+        client = ssl.create_default_context(cafile=authority)
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "strerror", None) or "not PEM"
-        why = f"service.tls.authority: {tls.authority}: {reason}"
+        why = f"service.tls.authority: {authority}: {reason}"
         fix = "name the PEM file of the authorities that clients trust"
         raise CertificateProblem(why, fix) from None
-    wanted: Mapping[str, tuple[str, ...]] = (
-        {name: (name,) for name in tls.names}
-        if tls.names
-        else {host.name: (host.name, host.address) for host in hosts}
-    )
     for label, names in wanted.items():
         if not any(_accepts(client, server, name) for name in names):
             raise CertificateProblem(

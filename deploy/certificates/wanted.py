@@ -6,9 +6,17 @@ import contextlib
 from datetime import datetime
 from pathlib import Path
 
+from deploy.certificates import acme
 from deploy.certificates.authority import Authority, load_authority
 from deploy.certificates.operator_files import read_files
-from deploy.certificates.pair import CertificateProblem, Pair, pair_of, parse_chain, parse_key
+from deploy.certificates.pair import (
+    CertificateProblem,
+    Pair,
+    names_of,
+    pair_of,
+    parse_chain,
+    parse_key,
+)
 from deploy.errors import DeployError
 from deploy.inventory.schema import Fleet, Host, Tls
 from deploy.private_files import private_directory, write_private
@@ -23,6 +31,8 @@ def wanted_pairs(
     """
     Return the certificate and key of each selected host, by its name; empty without TLS.
 
+    With kind acme that is what certbot has on this machine, or else a placeholder.
+
     Args:
         is_kept: Certificates that are issued now are written down beside the authority.
         is_new: The internal authority issues new ones, also where the present ones last.
@@ -36,6 +46,8 @@ def wanted_pairs(
     if tls.kind == "files":
         pair = read_files(fleet, tls, now)
         return {host.name: pair for host in fleet.hosts}
+    if tls.kind == "acme":
+        return _of_acme(fleet, now)
     authority = own_authority(fleet, now)
     assert authority is not None
     assert tls.authority is not None
@@ -50,6 +62,18 @@ def wanted_pairs(
         if stored is None and is_kept:
             write_private(path, pairs[host.name].pem.reveal())
     return pairs
+
+
+def _of_acme(fleet: Fleet, now: datetime) -> dict[str, Pair]:
+    pairs: dict[str, Pair] = {}
+    for order in acme.orders(fleet):
+        stored = acme.stored_pair(fleet, order, now)
+        if stored is not None:
+            # After a change of service.tls.names it is the best there is until certs.renew.
+            acme.check_issued(fleet, order, names_of(stored.leaf))
+        pair = stored or acme.placeholder(order.names, now)
+        pairs |= dict.fromkeys(order.hosts, pair)
+    return {host.name: pairs[host.name] for host in fleet.hosts}
 
 
 def own_authority(fleet: Fleet, now: datetime) -> Authority | None:

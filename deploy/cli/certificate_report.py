@@ -75,15 +75,17 @@ def renewal_json(fleet: str, renewal: Renewal) -> dict[str, Any]:
     """
     Return the document of `inv certs.renew --json`.
     """
-    hosts = [
-        {
+    hosts: list[dict[str, Any]] = []
+    for name, pair in _pairs(renewal).items():
+        document: dict[str, Any] = {
             "host": name,
-            "renewed": name not in renewal.errors,
-            "not_after": f"{pair.leaf.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
-            "sha256": _sha256(pair),
+            "renewed": name in renewal.pairs and name not in renewal.errors,
+            "unchanged": name in renewal.kept,
         }
-        for name, pair in renewal.pairs.items()
-    ]
+        if pair is not None:
+            ends = f"{pair.leaf.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+            document |= {"not_after": ends, "sha256": _sha256(pair)}
+        hosts.append(document)
     return {"fleet": fleet, "hosts": hosts}
 
 
@@ -92,16 +94,29 @@ def renewal_table(renewal: Renewal) -> Grid:
     Return the table of `inv certs.renew`.
     """
     table = Grid(("host", "certificate", "ends", "names", "SHA-256"))
-    for name, pair in renewal.pairs.items():
-        has_failed = name in renewal.errors
+    for name, pair in _pairs(renewal).items():
+        if name in renewal.errors:
+            word = Cell("not renewed", "red")
+        else:
+            word = Cell("unchanged" if name in renewal.kept else "renewed", "green")
+        if pair is None:
+            table.add_row(name, word, "-", "-", "-")
+            continue
         table.add_row(
             name,
-            Cell("not renewed", "red") if has_failed else Cell("renewed", "green"),
+            word,
             f"{pair.leaf.not_valid_after_utc:%Y-%m-%d %H:%M}",
             listed(names_of(pair.leaf)),
             _sha256(pair)[:_FINGERPRINT],
         )
     return table
+
+
+def _pairs(renewal: Renewal) -> dict[str, Pair | None]:
+    """
+    Return the certificate of each host; None where there is no new one.
+    """
+    return {**dict.fromkeys(renewal.errors), **renewal.kept, **renewal.pairs}
 
 
 def _sha256(pair: Pair) -> str:

@@ -50,6 +50,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.TrafficSet: "slots.traffic:set_weights",
     protocol.TrafficDrain: "slots.traffic:drain",
     protocol.CertificateSet: "certificate:install",
+    protocol.ChallengeSet: "challenges:answer",
     protocol.GoodRecord: "good:record",
     protocol.GoodRollback: "good:rollback",
     protocol.Retire: "bundle.retention:run",

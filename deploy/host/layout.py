@@ -41,6 +41,7 @@ ALLOWED_SIGNERS = f"{ETC}/allowed_signers"
 HOST_CONFIG = f"{ETC}/host.json"  # settings of the host program
 CERTIFICATES = f"{ETC}/tls"  # 0700 root
 CERTIFICATE = f"{CERTIFICATES}/public.pem"  # 0600 root: of the public port, with its key
+ACME_MAP = f"{ETC}/acme.map"  # of HAProxy: answers to ACME challenges, by path; empty on the disk
 RUN = "/run/slipway"
 TMPFILES = "/etc/tmpfiles.d/slipway.conf"  # the directories below RUN
 HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
@@ -147,6 +148,7 @@ class Layout:
         self.host_config = self._at(HOST_CONFIG)
         self.certificates = self._at(CERTIFICATES)
         self.certificate = self._at(CERTIFICATE)
+        self.acme_map = self._at(ACME_MAP)
         self.certificate_lock = self.state / "certificate.lock"  # held while one is replaced
         self.reserves = [self._at(path) for path in RESERVES]
         self.run = self._at(RUN)

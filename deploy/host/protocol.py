@@ -903,6 +903,44 @@ class CertificateSet(Request[CertificateInstalled]):
     pem: str = field(repr=False)
 
 
+# -- challenges of an ACME server
+
+
+ChallengeToken = Annotated[str, Pattern(r"[A-Za-z0-9_-]{16,128}", "a token of an ACME challenge")]
+KeyAuthorization = Annotated[
+    str, Pattern(r"[A-Za-z0-9_-]{16,128}\.[A-Za-z0-9_-]{43}", "a token, a dot and a thumbprint")
+]
+
+
+@dataclass(frozen=True)
+class ChallengesShown:
+    """
+    Attributes:
+        answered: Challenges that HAProxy answers now.
+    """
+
+    answered: int
+
+
+@dataclass(frozen=True)
+class ChallengeSet(Request[ChallengesShown]):
+    """
+    Let HAProxy answer HTTP-01 challenges of an ACME server, or no longer.
+
+    HAProxy keeps the answers in memory: a restart forgets them.  Nothing in them is secret.
+
+    Attributes:
+        show: What is answered from now on, by the token of the challenge.
+        hide: Tokens that are answered no longer; unknown ones are no error.
+    """
+
+    VERB = "challenge.set"
+    NEEDS_LEASE = False  # it changes no weight and no release
+
+    show: dict[ChallengeToken, KeyAuthorization] = field(default_factory=dict)
+    hide: tuple[ChallengeToken, ...] = ()
+
+
 # -- reading a host
 
 
@@ -1281,6 +1319,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         TrafficSet,
         TrafficDrain,
         CertificateSet,
+        ChallengeSet,
         GoodRecord,
         GoodRollback,
         Retire,

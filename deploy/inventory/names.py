@@ -75,6 +75,7 @@ _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?"
 )
+_MAILBOX = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # an interface: 15 bytes in Linux
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)"
@@ -285,6 +286,49 @@ def parse_endpoint(text: str) -> str:
     return text
 
 
+def parse_directory_url(text: str) -> str:
+    """
+    Return *text*, which is the URL of an ACME server's directory.
+
+    Raises:
+        ValueError: It is not of https, or has credentials.
+    """
+    if not (text.startswith("https://") and _is_url(text, with_path=True)):
+        raise ValueError("should be the URL of an ACME directory: https://HOST/PATH")
+    return text
+
+
+def parse_mailbox(text: str) -> str:
+    """
+    Return *text*, which is an e-mail address.
+
+    Raises:
+        ValueError: It is not.
+    """
+    local, at, domain = text.rpartition("@")
+    if not (at and _MAILBOX.fullmatch(local) and _DNS_NAME.fullmatch(domain)):
+        raise ValueError("should be an e-mail address: NAME@DOMAIN")
+    return text
+
+
+def is_public_name(text: str) -> bool:
+    """
+    Return whether an ACME server may issue a certificate for *text*, an address or DNS name.
+
+    An IP address and a name without a dot have none.
+    """
+    name = text.removesuffix(".")
+    return _is_address(text) and _DNS_NAME.fullmatch(text) is not None and _is_dotted(name)
+
+
+def _is_dotted(name: str) -> bool:
+    try:
+        IPv4Address(name)
+    except ValueError:
+        return "." in name
+    return False
+
+
 def _is_url(text: str, *, with_path: bool) -> bool:
     match = _URL.fullmatch(text) if len(text) <= _URL_MAX else None
     if match is None or (match["path"] is not None and not with_path):
@@ -366,4 +410,7 @@ Endpoint = Annotated[str, _type(parse_endpoint)]
 KeyPrefix = Annotated[str, _type(PREFIX.parse)]
 WebhookTarget = Annotated[str, _type(parse_webhook)]
 HeaderName = Annotated[str, _type(parse_header)]
+DirectoryUrl = Annotated[str, _type(parse_directory_url)]
+Mailbox = Annotated[str, _type(parse_mailbox)]
+HookName = Annotated[str, _type(HOOK.parse)]
 FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

@@ -10,6 +10,7 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field
 
+from deploy.certificates import acme
 from deploy.certificates.authority import is_current
 from deploy.certificates.pair import names_of
 from deploy.certificates.shown import parse_shown
@@ -33,6 +34,17 @@ class Issuer(Frozen):
     now: datetime
 
 
+class AcmeIssuer(Frozen):
+    """
+    An ACME server.
+
+    Attributes:
+        now: Time at which certificates are judged.
+    """
+
+    now: datetime
+
+
 class Certificate(Resource):
     """
     Certificate and key in one file, for root alone; the host program replaces it.
@@ -40,7 +52,8 @@ class Certificate(Resource):
     Attributes:
         pem: The certificate, its signers, the key.
         mac_key: As in `resources.File`: the content is a secret.
-        issuer: Where it is the fleet's own authority, the host keeps another certificate of it.
+        issuer: Where it is the fleet's own authority or an ACME server, the host keeps another
+            certificate that is as good.
         ends: Last day of the certificate, such as 2027-02-24.
     """
 
@@ -49,7 +62,7 @@ class Certificate(Resource):
     pem: str = Field(repr=False)
     mac_key: str = Field(repr=False)
     ends: str
-    issuer: Issuer | None = None
+    issuer: Issuer | AcmeIssuer | None = None
 
     @property
     def name(self) -> str:
@@ -81,12 +94,13 @@ class Certificate(Resource):
 
     def _keeps(self, found: PathFacts) -> bool:
         """
-        Return whether the host's own certificate is as good: another operator issued it.
+        Return whether the host's own certificate is as good: another operator got it.
         """
         own = parse_shown(found.certificate or "")
         if self.issuer is None or own is None:
             return False
-        authority, wanted = (
-            x509.load_pem_x509_certificate(pem.encode()) for pem in (self.issuer.pem, self.pem)
-        )
+        wanted = x509.load_pem_x509_certificate(self.pem.encode())
+        if isinstance(self.issuer, AcmeIssuer):
+            return acme.keeps(own, wanted, self.issuer.now)
+        authority = x509.load_pem_x509_certificate(self.issuer.pem.encode())
         return is_current(own, authority, names_of(wanted), self.issuer.now)

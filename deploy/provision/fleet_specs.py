@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.certificates.wanted import own_authority, wanted_pairs
 from deploy.inventory.schema import Fleet, Host
-from deploy.provision.certificate_resources import Issuer
+from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.provision.concerns import plan_resources
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
@@ -105,7 +105,9 @@ def with_wheels(
     return complete
 
 
-def _issuer(fleet: Fleet, now: datetime) -> Issuer | None:
+def _issuer(fleet: Fleet, now: datetime) -> Issuer | AcmeIssuer | None:
+    if fleet.service.tls.kind == "acme":
+        return AcmeIssuer(now=now)
     authority = own_authority(fleet, now)
     if authority is None:
         return None

@@ -16,6 +16,7 @@ from runtime.contract.error_document import error_document
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
 RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
+_NO_ANSWERS = b"# Answers to ACME challenges, by path; inv certs.renew adds them in memory.\n"
 _NO_DIGEST = "0" * 16  # in the text that the digest is computed of
 _MARGIN_S = 15.0  # added to the drain timeout, before the old worker is killed
 
@@ -76,6 +77,7 @@ _TLS = {
     "source_table": "requests_of_source",
     "total_table": "requests_in_flight",
 }
+CHALLENGE_CONNECTIONS = 64  # at once, beside those of the public port
 _NOBODY = "255.255.255.255"  # never the source of a connection
 
 
@@ -101,7 +103,11 @@ def install(spec: HostSpec) -> list[AnyResource]:
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:
-    return [File(path=CONFIG, content=config(spec).encode(), check="haproxy -q -c -f {}")]
+    answers = File(path=layout.ACME_MAP, content=_NO_ANSWERS)  # HAProxy reads it before it starts
+    return [
+        *([answers] if spec.service.tls.http_challenge_port else []),
+        File(path=CONFIG, content=config(spec).encode(), check="haproxy -q -c -f {}"),
+    ]
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
@@ -110,8 +116,13 @@ def activate(spec: HostSpec) -> list[AnyResource]:
         socket=layout.HAPROXY_SOCKET,
         description=f"slipway {_digest(spec)}",
     )
+    tls = spec.service.tls
     # The key, and one of a replacement that was cut off, leave once no configuration names it.
-    return [service] if spec.service.tls.is_on else [service, Absent(path=layout.CERTIFICATES)]
+    unused = [
+        *([] if tls.is_on else [layout.CERTIFICATES]),
+        *([] if tls.http_challenge_port else [layout.ACME_MAP]),
+    ]
+    return [service, *(Absent(path=path) for path in unused)]
 
 
 def config(spec: HostSpec) -> str:
@@ -126,11 +137,12 @@ def _digest(spec: HostSpec) -> str:
 
 
 def _render(spec: HostSpec, digest: str) -> str:
+    challenge_port = spec.service.tls.http_challenge_port
     return render(
         "haproxy.cfg",
         config_digest=digest,
         group=layout.HAPROXY_USER,
-        maxconn=spec.service.max_connections,
+        maxconn=spec.service.max_connections + (CHALLENGE_CONNECTIONS if challenge_port else 0),
         stats_socket=layout.HAPROXY_SOCKET,
         state_file=layout.HAPROXY_STATE,
         hard_stop_after_s=round(spec.drain_timeout_s + _MARGIN_S),
@@ -139,6 +151,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         kept_headers=_KEPT_HEADERS,
         port=spec.service.port,
         tls=_TLS if spec.service.tls.is_on else None,
+        challenges=_challenges(challenge_port) if challenge_port else None,
         monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),
         trusted_proxies=spec.service.trusted_proxies or (_NOBODY,),
         connections_per_source=spec.service.connections_per_source,
@@ -155,6 +168,10 @@ def _render(spec: HostSpec, digest: str) -> str:
         pairs=[layout.SLOTS, layout.SLOTS[::-1]],
         slots=[{"name": s, "socket": layout.runtime_socket(s)} for s in layout.SLOTS],
     )
+
+
+def _challenges(port: int) -> dict[str, object]:
+    return {"port": port, "connections": CHALLENGE_CONNECTIONS, "map": layout.ACME_MAP}
 
 
 def _errors() -> list[dict[str, object]]:

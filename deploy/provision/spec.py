@@ -17,7 +17,7 @@ from deploy.errors import InventoryError
 from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.provision.allowed_signers import TEXT_MAX, parse_signers
-from deploy.provision.certificate_resources import Issuer
+from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.versions.matrix import Row
 from deploy.wheelhouse import Lock
 
@@ -49,7 +49,8 @@ class HostSpec:
         host_program: The zipapp of `deploy.host`.
         mac_key: Random key of this run, 64 hexadecimal digits, see `resources.File`.
         certificate: Of the public port; None: the port is plain HTTP.
-        issuer: The fleet's own authority; None: the certificate is the operator's.
+        issuer: The fleet's own authority, or an ACME server; None: the certificate is one of the
+            operator's files.
     """
 
     fleet: str
@@ -64,7 +65,7 @@ class HostSpec:
     uv: Binary
     mac_key: str
     certificate: Pair | None = None
-    issuer: Issuer | None = None
+    issuer: Issuer | AcmeIssuer | None = None
 
     @property
     def drain_timeout_s(self) -> float:

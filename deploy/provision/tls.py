@@ -4,7 +4,7 @@ The certificate of the public port; before HAProxy, whose configuration names it
 
 from deploy.certificates.pair import Pair
 from deploy.host import layout
-from deploy.provision.certificate_resources import Certificate, Issuer
+from deploy.provision.certificate_resources import AcmeIssuer, Certificate, Issuer
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import AnyResource, Directory
@@ -42,7 +42,7 @@ def with_certificate(resource_set: ResourceSet, pair: Pair) -> ResourceSet:
     return resource_set.model_copy(update={"placed": tuple(placed)})
 
 
-def _resource(pair: Pair, mac_key: str, issuer: Issuer | None) -> Certificate:
+def _resource(pair: Pair, mac_key: str, issuer: Issuer | AcmeIssuer | None) -> Certificate:
     return Certificate(
         path=layout.CERTIFICATE,
         pem=pair.pem.reveal(),

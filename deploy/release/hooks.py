@@ -27,7 +27,7 @@ FOLDER = "hooks"
 WAY_BACK_S = 30.0  # the longest that the end of a way back waits for its hooks, all together
 _WATCH_S = 0.2
 _KILL_S = 3.0  # the longest wait for a killed hook
-_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TZ")  # of the operator's environment
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TZ")  # of the operator's environment
 _WORDS_MAX = 1000  # characters of a hook's output in an event or an error, its last ones
 
 
@@ -75,7 +75,7 @@ class Hooks:
     ) -> None:
         self._hooks, self._root = tuple(hooks), root
         self._release, self._fleet = release, fleet
-        self._env = {name: env[name] for name in _INHERITED if name in env}
+        self._env = {name: env[name] for name in INHERITED if name in env}
         self._report, self._clock = report, clock
         self._jobs: deque[_Job] = deque()  # in order; the first one runs
         self._changed = threading.Condition()
@@ -248,30 +248,33 @@ class Hooks:
         self._report(ReleaseEvent(self._clock.utc(), name, text))
 
 
-def check_program(root: Path, program: str) -> None:
+def check_program(root: Path, program: str, key: str = "release.hooks") -> None:
     """
     Check that *program*, such as hooks/announce, may be run as a hook.
+
+    Args:
+        key: Of the fleet file, that names it.
 
     Raises:
         PreconditionError: It is missing, no executable file, outside of the directory `hooks`, or
             every user of this machine may change it.
     """
     path = root / program
+
+    def unusable(why: str, fix: str) -> PreconditionError:
+        return PreconditionError(f"{key}: {program} cannot be run", why=why, fix=fix)
+
     try:
         mode = path.stat().st_mode
         is_inside = path.resolve(strict=True).is_relative_to((root / FOLDER).resolve())
     except OSError as error:
-        raise _unusable(program, str(error.strerror), f"write {program}, chmod 755") from None
+        raise unusable(str(error.strerror), f"write {program}, chmod 755") from None
     if not is_inside:
-        raise _unusable(program, f"it is a link out of {FOLDER}/", "put the program itself there")
+        raise unusable(f"it is a link out of {FOLDER}/", "put the program itself there")
     if not stat.S_ISREG(mode) or not os.access(path, os.X_OK):
-        raise _unusable(program, "it is not an executable file", f"chmod 755 {program}")
+        raise unusable("it is not an executable file", f"chmod 755 {program}")
     if mode & stat.S_IWOTH:
-        raise _unusable(program, "every user may change it", f"chmod o-w {program}")
-
-
-def _unusable(program: str, why: str, fix: str) -> PreconditionError:
-    return PreconditionError(f"release.hooks: {program} cannot be run", why=why, fix=fix)
+        raise unusable("every user may change it", f"chmod o-w {program}")
 
 
 def _name(hook: Hook) -> str:

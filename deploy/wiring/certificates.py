@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.certificates import acme
 from deploy.certificates.authority import CERTIFICATE, create_authority
 from deploy.certificates.pair import Pair
 from deploy.certificates.wanted import wanted_pairs
@@ -24,10 +25,12 @@ class Renewal:
     """
     Attributes:
         pairs: What each host was given.
+        kept: Certificates of the hosts that show them already.
         errors: Hosts that serve their old certificate, or of which that is unknown.
     """
 
     pairs: Mapping[str, Pair]
+    kept: Mapping[str, Pair] = field(default_factory=dict)
     errors: Mapping[str, DeployError] = field(default_factory=dict)
 
     @property
@@ -37,11 +40,12 @@ class Renewal:
         """
         if not self.errors:
             return None
-        if len(self.errors) == 1:
-            return next(iter(self.errors.values()))
+        errors = list(dict.fromkeys(self.errors.values()))  # one may concern many hosts
+        if len(errors) == 1:
+            return errors[0]
         return CommandFailed(
             f"{', '.join(self.errors)}: no new certificate",
-            why="; ".join(f"{error.what}: {error.why}" for error in self.errors.values()),
+            why="; ".join(f"{error.what}: {error.why}" for error in errors),
             fix="; ".join(dict.fromkeys(error.fix for error in self.errors.values())),
         )
 
@@ -92,6 +96,21 @@ def new_pairs(fleet: Fleet) -> dict[str, Pair]:
     return wanted_pairs(fleet, datetime.now(UTC), is_kept=True, is_new=True)
 
 
+def without_certificate(fleet: Fleet) -> tuple[str, ...]:
+    """
+    Return the selected hosts for which no ACME server has issued a certificate yet.
+
+    Raises:
+        InventoryError: One of them has no DNS name.
+    """
+    if fleet.service.tls.kind != "acme":
+        return ()
+    now = datetime.now(UTC)
+    lacking = [one for one in acme.orders(fleet) if acme.stored_pair(fleet, one, now) is None]
+    hosts = {host for order in lacking for host in order.hosts}
+    return tuple(host.name for host in fleet.hosts if host.name in hosts)
+
+
 def renew(on: Hosts, pairs: Mapping[str, Pair]) -> Renewal:
     """
     Give each host its pair of *pairs*, all at once.
@@ -108,4 +127,4 @@ def renew(on: Hosts, pairs: Mapping[str, Pair]) -> Renewal:
                 host=host,
             )
 
-    return Renewal(pairs, on_each(pairs, one))
+    return Renewal(pairs, errors=on_each(pairs, one))

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from deploy.bundle.sign import sign_bundle
-from deploy.certificates import operator_files
+from deploy.certificates import acme, certbot, operator_files
 from deploy.certificates.wanted import wanted_pairs
 from deploy.errors import DeployError
 from deploy.inventory.document import format_path
@@ -45,6 +45,8 @@ READ_ENV, READ_FILE = "environment variables that are read", "files of secrets t
 ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 CERTIFICATE = "files of the certificate that are read, and names that it is checked for"
+CERTBOT = "arguments and environment of certbot"
+DNS_HOOK = "arguments of the hook for DNS-01 challenges"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
 # Key, another valid value, the sinks that it reaches.
@@ -63,8 +65,11 @@ SINKS = {
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
     "service.tls.key": ("/slipway/tls.key", {CERTIFICATE}),
-    "service.tls.authority": ("/keys/ca.pem", {CERTIFICATE}),
-    "service.tls.names[0]": ("api2.example.com", {CERTIFICATE}),
+    "service.tls.authority": ("/keys/ca.pem", {CERTIFICATE, CERTBOT}),
+    "service.tls.names[0]": ("api2.example.com", {CERTIFICATE, CERTBOT}),
+    "service.tls.acme.server": ("https://acme2.example.com/dir", {CERTBOT}),
+    "service.tls.acme.email": ("other@example.com", {CERTBOT}),
+    "service.tls.acme.dns_hook": ("hooks/other", {DNS_HOOK}),
     "service.vllm_args[0]": ("--seed=7", {RUNTIME}),
     "service.cors_origins[0]": ("https://b.example.com:8443", {RUNTIME, HAPROXY}),
     "service.monitoring_networks[0]": ("10.9.0.0/16", {HAPROXY}),
@@ -180,6 +185,15 @@ def _sinks(folder, data, monkeypatch):
     found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))
     found[ETCD] = repr(_etcd(fleet, monkeypatch))
     found[CERTIFICATE] = repr(_certificate(fleet, monkeypatch))
+    tls = fleet.service.tls
+    with_acme = tls.model_copy(update={"kind": "acme"})
+    with_acme = fleet.model_copy(
+        update={"service": fleet.service.model_copy(update={"tls": with_acme})}
+    )
+    [order] = acme.orders(with_acme)
+    argv = certbot.arguments(tls, acme.certbot_folder(with_acme), order, "hook")
+    found[CERTBOT] = repr((argv, certbot.environment({}, tls)))
+    found[DNS_HOOK] = repr(tls.acme.dns_hook)
     return found
 
 
@@ -202,8 +216,8 @@ def _certificate(fleet, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(operator_files, "_read", lambda path: record(path) and (chain + end).encode())
         patch.setattr(operator_files, "read_private", record)
-        trust = lambda tls, _: read.append((tls.authority, tls.names))  # noqa: E731
-        patch.setattr(operator_files, "_check_trust", trust)
+        trust = lambda _c, _k, authority, names: read.append((authority, names))  # noqa: E731
+        patch.setattr(operator_files, "check_trust", trust)
         wanted_pairs(fleet, datetime.now(UTC), is_kept=False)
     return read
 

@@ -102,7 +102,7 @@ class PublicPort:
     """
 
     def __init__(self, folder, *, times=None, edit=None, slot=None, status="UP", **service):
-        self.port = _free_port()
+        self.port = free_port()
         (folder / "blue").mkdir(exist_ok=True)
         self.slot = slot or Slot(folder / "blue" / "runtime.sock")
         text = haproxy.config(make_spec(port=self.port, **SERVICE | service))
@@ -232,7 +232,7 @@ def code_of(body):
     return error["code"]
 
 
-def _free_port():
+def free_port():
     # Below the ports that the kernel gives to clients: none of those may take it meanwhile.
     while True:
         port = random.randrange(20_000, 32_000)

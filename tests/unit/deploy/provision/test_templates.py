@@ -44,6 +44,7 @@ MIRRORS = Mirrors(
 )
 
 TLS = Tls(kind="internal", authority="/ca")
+ACME = Tls(kind="acme")
 
 MEMORY = {
     "weights": "int8",
@@ -66,6 +67,7 @@ def texts():
     return {
         "haproxy.cfg": haproxy.config(cpu),
         "haproxy-tls.cfg": haproxy.config(make_spec(tls=TLS)),
+        "haproxy-acme.cfg": haproxy.config(make_spec(tls=ACME)),
         "slipway-runtime@.service": runtime_unit.unit(cpu),
         "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),

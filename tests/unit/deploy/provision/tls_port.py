@@ -46,10 +46,12 @@ class TlsPort(PublicPort):
         paths.boot_id.write_text("boot-1\n")
         paths.certificate.write_text(self.issue())
         paths.certificate.chmod(0o600)
+        paths.acme_map.write_text("")
         edit = changes.pop("edit", None)
 
         def with_path(text):
             text = text.replace(layout.CERTIFICATE, str(paths.certificate))
+            text = text.replace(layout.ACME_MAP, str(paths.acme_map))
             return edit(text) if edit else text
 
         tls = changes.pop("tls", Tls(kind="internal", authority=folder / "slipway-ca"))
