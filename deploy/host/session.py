@@ -39,6 +39,7 @@ KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL, as timeout(1) has it in calls
 _HEADER_MAX = 4096  # bytes of a line of JSON
 _REQUEST_MAX = 64 << 20
 _PART = 1 << 16
+_PIPE_MAX = 1 << 20  # bytes that a pipe may hold
 _BROKEN = 2  # exit status where the caller does not keep to the protocol
 
 Run = Callable[[str, str], int]  # verb and request to exit status; prints the answer
@@ -204,14 +205,16 @@ class Session:
         self._say({"id": number, "status": 1, "stdout": 0, "stderr": len(said)}, said)
 
     def _fork(self, number: int, verb: str, text: str, end_s: float) -> None:
-        stdout, its_stdout = os.pipe()
-        stderr, its_stderr = os.pipe()
+        fds: list[int] = []
         try:
+            fds += os.pipe()
+            fds += os.pipe()
             pid = os.fork()
         except OSError:
-            for fd in (stdout, its_stdout, stderr, its_stderr):
+            for fd in fds:
                 os.close(fd)
             raise
+        stdout, its_stdout, stderr, its_stderr = fds
         if pid == 0:
             self._be_call(its_stdout, its_stderr, verb, text)
         with contextlib.suppress(OSError):  # the child does it too; whoever comes first
@@ -285,9 +288,10 @@ class Session:
                 continue
             one = self._running[pid]
             for fd in one.outputs:
-                # What is in the pipe; a process that the call left behind may hold its other end.
-                while self._collect(fd):
-                    pass
+                # What is in the pipe; a process that the call left behind may write to it for ever.
+                for _ in range(_PIPE_MAX // _PART):
+                    if not self._collect(fd):
+                        break
                 if fd in self._selector.get_map():
                     self._selector.unregister(fd)
                 os.close(fd)

@@ -277,8 +277,10 @@ class Controller:
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
         seen, errors = look(asked, within_s=within_s)
         self._refuse_newer(seen)
+        for name in seen:
+            self._until_s.pop(name, None)
         if errors:
-            self._failed(errors)
+            self._failed(errors, is_hasty=within_s is not None)
         return seen
 
     def _act(self, actions: tuple[Action, ...]) -> None:
@@ -343,9 +345,12 @@ class Controller:
         self._keeper.take(name)
         self._unsure.discard(name)
 
-    def _failed(self, errors: Mapping[str, DeployError]) -> None:
+    def _failed(self, errors: Mapping[str, DeployError], *, is_hasty: bool = False) -> None:
         """
         Decide what the errors of hosts mean for the release.
+
+        Args:
+            is_hasty: They had less than the full time of their calls.
         """
         self._refuse_if_taken_over(errors)
         # A command may still run there, or begin later, because its connection was lost.
@@ -353,7 +358,7 @@ class Controller:
         if self._can_turn:
             self._failed_forward(errors)
         else:
-            self._failed_back(errors)
+            self._failed_back(errors, is_hasty=is_hasty)
 
     def _failed_forward(self, errors: Mapping[str, DeployError]) -> None:
         lost = {n for n, e in {**self._cause, **errors}.items() if _is_lost(e)}
@@ -372,7 +377,7 @@ class Controller:
             return
         self._turn(Goal.BACK, verdicts.first(errors))
 
-    def _failed_back(self, errors: Mapping[str, DeployError]) -> None:
+    def _failed_back(self, errors: Mapping[str, DeployError], *, is_hasty: bool) -> None:
         """
         Try again until the time to live of a lease is over; then the host's own way back has it.
         """
@@ -380,7 +385,7 @@ class Controller:
         for name, error in errors.items():
             until_s = self._until_s.setdefault(name, now_s + self._keeper.ttl_s)
             # One that another operator has taken over is that operator's.
-            if now_s >= until_s or isinstance(error, LeaseHeld):
+            if (now_s >= until_s and not is_hasty) or isinstance(error, LeaseHeld):
                 self._errors[name] = error
                 self._say("host.stuck", f"{error.what} ({error.why})", name)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy.errors import DeployError, PreconditionError, TransportError
+from deploy.errors import DeployError, PreconditionError
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     GoodRelease,
@@ -297,19 +297,21 @@ def look(
     Args:
         timeout_s: Of the call to one host.
         within_s: A host that has not answered by then has an error, and is not waited for.  The
-            next look waits for it only as long as for the others, unless none of them answered.
+            next look waits less for it, by how fast the others answer.
     """
     seen: dict[str, Observed] = {}
 
     def one(host: str) -> None:
-        seen[host] = observed(host, clients[host].call(Status(), timeout_s=timeout_s))
-        clients[host].was_late = False
+        try:
+            seen[host] = observed(host, clients[host].call(Status(), timeout_s=timeout_s))
+        finally:
+            ended.add(host)
 
+    ended: set[str] = set()
     late = [name for name, client in clients.items() if client.was_late]
     errors = on_each(clients, one, within_s=within_s, late=late)
-    for name in clients:
-        if within_s is not None and isinstance(errors.get(name), TransportError):
-            clients[name].was_late = True
+    for name, client in clients.items():
+        client.was_late = name not in ended
     return {host: seen[host] for host in clients if host in seen and host not in errors}, errors
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from deploy.errors import DeployError, TransportError
 
 WORKERS = 64  # at once; more connections gain nothing on one operator's machine
-GRACE_S = 0.2  # for hosts that were late before, once all others have answered
+GRACE_S = 0.2  # at least, for hosts that were late before, once all others have answered
 
 
 def on_each(
@@ -30,8 +30,8 @@ def on_each(
         within_s: Wait for each host so long, from when its work began; one that has not ended by
             then has a TransportError, what it does later is not waited for, and another host
             begins in its place.
-        late: Hosts that did not answer in time before.  They are asked with the others, and hardly
-            waited for once all others have ended.
+        late: Hosts that did not answer in time before.  They are asked with the others, and waited
+            for three times as long as the slowest of those; whole, where none of them succeeds.
     """
     names = list(dict.fromkeys(hosts))
     crew = _Crew(names, work, within_s, late)
@@ -56,7 +56,7 @@ class _Crew:
     ) -> None:
         self.errors: dict[str, DeployError] = {}
         self._others = set(names).difference(late)  # that have not ended
-        self._others_ended_s: float | None = None  # None: they have not, or there are none
+        self._slowest_s: float | None = None  # of the others that succeeded
         self._work, self._within_s = work, within_s
         self._todo, self._unfinished = deque(names), set(names)
         self._began_s: dict[str, float] = {}  # of hosts at work, the earliest first
@@ -120,27 +120,18 @@ class _Crew:
         Note the end of *host*; False where it was given up, and this worker with it.
         """
         with self._changed:
-            if host not in self._began_s:
+            began_s = self._began_s.pop(host, None)
+            if began_s is None:
                 return False
-            del self._began_s[host]
             self._unfinished.discard(host)
             if error is not None:
                 self.errors[host] = error
-            if self._has_ended(host) or not self._unfinished:
+            elif host in self._others:
+                self._slowest_s = max(self._slowest_s or 0.0, time.monotonic() - began_s)
+            self._others.discard(host)
+            if not self._others or not self._unfinished:
                 self._changed.notify()
             return True
-
-    def _has_ended(self, host: str) -> bool:
-        """
-        Return whether *host* was the last of the others.
-        """
-        if host not in self._others:
-            return False
-        self._others.discard(host)
-        if self._others:
-            return False
-        self._others_ended_s = time.monotonic()
-        return True
 
     def _wait(self) -> None:
         while self._unfinished:
@@ -160,7 +151,7 @@ class _Crew:
                 continue
             del self._began_s[host]
             self._unfinished.discard(host)
-            self._has_ended(host)
+            self._others.discard(host)
             self.errors[host] = _late(host, self._within_s)
             if self._todo:
                 self._start_worker(is_needed=not self._began_s)
@@ -173,10 +164,10 @@ class _Crew:
         Return until when to wait for *host*.
         """
         assert self._within_s is not None
-        end_s = began_s + self._within_s
-        if self._others_ended_s is not None:  # only hosts that were late before are left
-            end_s = min(end_s, max(began_s, self._others_ended_s) + GRACE_S)
-        return end_s
+        limit_s = self._within_s
+        if not self._others and self._slowest_s is not None:  # those late before are left
+            limit_s = min(limit_s, max(GRACE_S, 3 * self._slowest_s))
+        return began_s + limit_s
 
 
 def unexpected(host: str, error: Exception) -> DeployError:

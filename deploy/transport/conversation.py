@@ -13,8 +13,9 @@ from typing import NamedTuple
 import paramiko
 
 _PART = 64 * 1024
-# Codes of a refused channel: administratively prohibited, and what sshd says at MaxSessions.
-_REFUSED = (1, 2)
+# Codes of a refused channel: administratively prohibited, what sshd says at MaxSessions, and
+# resource shortage.
+_REFUSED = (1, 2, 4)
 _RETRY_S = 0.05
 
 

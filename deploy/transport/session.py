@@ -30,6 +30,7 @@ _LATE_S = 5.0  # the host ends a call that much after its caller has given it up
 _SLACK_S = 2.0  # the deadline ends a call; this only where it could not
 _BEFORE_MAX = 1 << 16  # bytes that a login shell may print before the greeting
 _HEAD_MAX = 4096
+_SKIPPED_MAX = 64 << 20  # bytes of an answer that came too late
 _PART = 1 << 16
 _CODE = (
     "import sys; sys.path.insert(0, {program!r}); from deploy.host.session import main; "
@@ -63,6 +64,10 @@ class Pending:
         if not self._is_done.is_set():
             self._answer = answer
             self._is_done.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_done.is_set()
 
     def close(self) -> None:
         """
@@ -105,16 +110,26 @@ class Session:
         self, channel: paramiko.Channel, command: str, *, on_end: Callable[[], None]
     ) -> None:
         self._channel, self._on_end = channel, on_end
+        self._is_left = False
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}  # also what was given up
         self._number = 0
         self._end: Exception | None = None
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._buffer = bytearray()
-        self.used_s = time.monotonic()
-        channel.exec_command(command)
-        for work in (self._read, self._write):
-            threading.Thread(target=work, daemon=True).start()
+        self.received_s = time.monotonic()  # when anything came last
+        # One stream: paramiko keeps what nobody reads of the other, whatever its window says.
+        channel.set_combine_stderr(True)
+        try:
+            channel.exec_command(command)
+            for work in (self._read, self._write):
+                threading.Thread(target=work, daemon=True).start()
+        except BaseException as error:
+            self._end = EOFError(f"the session did not begin: {error}")
+            self._outgoing.put(None)
+            with contextlib.suppress(Exception):
+                channel.close()
+            raise
 
     def begin(self, verb: str, stdin: bytes, *, timeout_s: float, output_max: int) -> Pending:
         """
@@ -122,7 +137,7 @@ class Session:
         """
         pending = Pending(output_max)
         with self._lock:
-            if self._end is not None:
+            if self._end is not None or self._is_left:
                 pending.set(self._end if isinstance(self._end, NoSession) else Again())
                 return pending
             self._number += 1
@@ -134,14 +149,15 @@ class Session:
             }
             self._pending[self._number] = pending
             self._outgoing.put(json.dumps(head).encode() + b"\n" + stdin)
-            self.used_s = time.monotonic()
         return pending
 
     def leave(self) -> None:
         """
         Begin no call any more: the host ends the session after those that run.
         """
-        self._outgoing.put(None)
+        with self._lock:
+            self._is_left = True
+            self._outgoing.put(None)
 
     # -- threads
 
@@ -150,8 +166,9 @@ class Session:
             while (part := self._outgoing.get()) is not None:
                 self._channel.sendall(part)
             self._channel.shutdown_write()
-        except Exception as error:  # paramiko raises here what its reader met: of any class
-            self._over(error)
+        except Exception:  # the reader tells why: it has the exit status
+            with contextlib.suppress(Exception):
+                self._channel.close()
 
     def _read(self) -> None:
         try:
@@ -184,16 +201,16 @@ class Session:
         before = 0
         while True:
             try:
-                line = self._line(_BEFORE_MAX)
+                line = self._line(_BEFORE_MAX) + b"\n"
             except EOFError:
                 # A connection that was lost tells no exit status: there a call may have begun.
-                if self._channel.recv_exit_status() == -1:
+                if self._channel.recv_exit_status() in (-1, 0):
                     raise
                 raise NoSession from None
-            if line + b"\n" == GREETING:
+            if line.endswith(GREETING):  # behind what a shell printed without an end of line
                 return
             before += len(line)
-            if before > _BEFORE_MAX:
+            if before > _BEFORE_MAX or line.startswith(b'{"id"'):
                 raise _invalid("no greeting")
 
     def _take_answer(self) -> None:
@@ -213,6 +230,9 @@ class Session:
         if type(status) is not int or not all(type(n) is int and n >= 0 for n in sizes):
             pending.set(error := _invalid("an answer without its sizes"))
             raise error
+        if pending.is_done and sum(sizes) <= _SKIPPED_MAX:
+            self._skip(sum(sizes))
+            return
         if any(size > pending.output_max for size in sizes):
             pending.set(OutputTooLong(pending.output_max))
             raise _invalid("an answer that is too long")
@@ -239,10 +259,21 @@ class Session:
         del self._buffer[:size]
         return found
 
+    def _skip(self, size: int) -> None:
+        """
+        Drop the answer of a call that was given up.
+        """
+        while size > len(self._buffer):
+            size -= len(self._buffer)
+            self._buffer.clear()
+            self._fill()
+        del self._buffer[:size]
+
     def _fill(self) -> None:
         part = self._channel.recv(_PART)
         if not part:
             raise EOFError("the host ended the session")
+        self.received_s = time.monotonic()
         self._buffer += part
 
 
@@ -263,7 +294,8 @@ class SessionTransport(SshTransport):
         prefix = ["sudo", "-n"] if sudo else []
         self._program = (*prefix, *layout.HOST_COMMAND)
         code = _CODE.format(program=layout.HOST_PROGRAM)
-        self._command = shlex.join([*prefix, *layout.HOST_COMMAND[:-1], "-c", code])
+        argv = [*prefix, *layout.HOST_COMMAND[:-1], "-c", code]
+        self._command = f"{shlex.join(argv)} 2>/dev/null"
         self._has_sessions = sudo_password(host.ssh) is None  # its input begins with the password
         self._current: tuple[Link, Session] | None = None
         self._session_lock = threading.Lock()
@@ -297,7 +329,8 @@ class SessionTransport(SshTransport):
         """
         Return the answer of a call; None where it was not run, because there is no session.
         """
-        end_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        end_s = began_s + timeout_s
         name = f"{layout.HOST_PROGRAM} {verb}"
         for _ in range(2):
             link = self._join()
@@ -317,6 +350,10 @@ class SessionTransport(SshTransport):
                         return None
                     except Again:
                         self._leave(session)
+                    except TimeoutError:
+                        if session.received_s < began_s:  # it does not answer any more
+                            self._leave(session)
+                        raise
             finally:
                 self._count(link, users=-1)
         return None
@@ -342,7 +379,7 @@ class SessionTransport(SshTransport):
                 return None
             if self._current is not None and self._current[0] is link:
                 session = self._current[1]
-                if time.monotonic() - session.used_s < _REST_S:
+                if time.monotonic() - session.received_s < _REST_S:
                     return session
                 session.leave()
             self._count(link, sessions=1)
@@ -355,6 +392,9 @@ class SessionTransport(SshTransport):
                 session = Session(
                     channel, self._command, on_end=lambda: self._count(link, sessions=-1)
                 )
+            except RuntimeError:  # no thread can be started
+                self._count(link, sessions=-1)
+                return None
             except BaseException:
                 self._count(link, sessions=-1)
                 raise

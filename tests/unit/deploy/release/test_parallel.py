@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from deploy.errors import TransportError
+from deploy.errors import CommandFailed, TransportError
 from deploy.release import parallel
 from deploy.release.parallel import WORKERS, on_each
 
@@ -193,3 +193,21 @@ def test_hosts_that_were_all_late_before_have_their_whole_time(monkeypatch):
 
     assert on_each(["n1", "n2"], work, within_s=60.0, late=["n1", "n2"]) == {}
     assert sorted(done) == ["n1", "n2"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_hosts_late_before_are_measured_by_those_that_succeed(fails):
+    """
+    One that fails at once says nothing about how long an answer takes.
+    """
+    gate = threading.Event()
+
+    def work(name):
+        if name == "late":
+            gate.wait(0.6)
+        elif fails:
+            raise CommandFailed("no", why="not provisioned", fix="provision")
+
+    errors = on_each(["late", "n1"], work, within_s=60.0, late=["late"])
+    gate.set()
+    assert set(errors) == ({"n1"} if fails else {"late"})
