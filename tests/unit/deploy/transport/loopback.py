@@ -150,7 +150,7 @@ class _Server(paramiko.ServerInterface):
 
 
 def _copy(pipe, send):
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError):
         while data := pipe.read1(65536):
             send(data)
 
