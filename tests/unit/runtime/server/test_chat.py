@@ -232,7 +232,7 @@ def test_every_unsupported_field_is_tested():
     known = {"messages", "model", "max_tokens", "max_completion_tokens", "n", "temperature"}
     known |= {"top_p", "seed", "stop", "stream", "stream_options", "chat_template_kwargs"}
     known |= {"add_generation_prompt", "tools", "tool_choice", "separate_reasoning"}
-    known |= {"logprobs", "top_logprobs", "skip_special_tokens", "structured_outputs"}
+    known |= {"logprobs", "top_logprobs", "skip_special_tokens", "structured_outputs", "priority"}
     known |= {f"guided_{kind}" for kind in ("json", "regex", "choice", "grammar")}
     known |= SAMPLING.keys() | ACCEPTED.keys()
     assert ChatBody.model_fields.keys() == known | NEUTRAL.keys()

@@ -22,6 +22,7 @@ CHANGED = {
     "min_tokens": 4,
     "ignore_eos": True,
     "logprobs": 0,
+    "prompt_logprobs": 2,
     "grammar": Grammar(GrammarKind.REGEX, "[a-z]+", "start: /[a-z]+/"),
 }
 
