@@ -326,6 +326,8 @@ class FakeHaproxy:
                 return "Absolute weight can only be between 0 and 256 inclusive.\n"
             server.own_weight = int(words[3])
             return "\n"
+        if words[1:2] == ["map"]:  # its configuration has none
+            return "Unknown map identifier. Please use #<id> or <file>.\n"
         raise AssertionError(f"unknown command of HAProxy: {command}")
 
     def _named(self, name):

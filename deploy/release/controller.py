@@ -277,8 +277,6 @@ class Controller:
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
         seen, errors = look(asked, within_s=within_s)
         self._refuse_newer(seen)
-        for name in seen:
-            self._until_s.pop(name, None)
         if errors:
             self._failed(errors, is_hasty=within_s is not None)
         return seen

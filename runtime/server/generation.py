@@ -546,6 +546,9 @@ class Generator:
         if params.prompt_logprobs is not None and not self._engine.scores_prompts:
             message = "logprobs: not with echo: this engine computes none of a prompt"
             raise Failed(Refusal(400, "not_supported", message, param="logprobs"))
+        if params.max_tokens == 0 and not self._engine.scores_prompts:
+            message = "max_tokens: at least 1 with this engine"
+            raise Failed(Refusal(400, "not_supported", message, param="max_tokens"))
         named = {
             "logit_bias": [token for token, _ in params.logit_bias],
             "stop_token_ids": params.stop_token_ids,

@@ -422,7 +422,12 @@ class CompletionBody(_Sampled):
     def params(self, choice: int) -> SamplingParams:
         most = 16 if self.max_tokens is None else self.max_tokens
         params = self._sampling(most, choice, self.logprobs)
-        return replace(params, prompt_logprobs=self.logprobs) if self.echo else params
+        if not self.echo or self.logprobs is None:
+            return params
+        # Readers of the prompt's scores ask for one token and drop the last score: it has to be
+        # there, though it be an end token.
+        ignores_eos = params.ignore_eos or most == 1
+        return replace(params, prompt_logprobs=self.logprobs, ignore_eos=ignores_eos)
 
 
 class TokenizeBody(Body):

@@ -173,7 +173,7 @@ class CompletionFormat:
     def choices(self, index: int, delta: TextDelta, *, is_first: bool) -> list[dict[str, Any]]:
         prompt = self.prompts[index] if self.prompts else ""
         scores = delta.scores
-        if prompt and scores is not None:
+        if self.prompts and scores is not None:
             shifted = [replace(each, offset=len(prompt) + each.offset) for each in scores]
             scores = [*(delta.prompt_scores or ()), *shifted]
         choice = {

@@ -82,8 +82,9 @@ CHAT_LOGPROBS = an_object(
 COMPLETION_LOGPROBS = an_object(
     {
         "tokens": list_of(STRING),
-        "token_logprobs": list_of(NUMBER),
-        "top_logprobs": list_of({"type": "object", "additionalProperties": NUMBER}),
+        # null for the first token of an echoed prompt
+        "token_logprobs": list_of(or_null(NUMBER)),
+        "top_logprobs": list_of(or_null({"type": "object", "additionalProperties": NUMBER})),
         "text_offset": list_of(COUNT),
     }
 )

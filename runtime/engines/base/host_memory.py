@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+AVAILABLE = "MemAvailable of the host"  # a limit that passes, unlike those of cgroups
 _KIB = 1024
 
 
@@ -67,7 +68,7 @@ def read_host_memory(pid: int, root: Path = Path("/")) -> HostMemory | None:
     found = []
     available = _numbers(root / "proc/meminfo").get("MemAvailable:")
     if available is not None:
-        found.append(HostMemory(available * _KIB + own, "MemAvailable of the host"))
+        found.append(HostMemory(available * _KIB + own, AVAILABLE))
     for folder, files in _cgroups(root):
         stat = _numbers(folder / "memory.stat")
         usage = _number(folder / files.usage) or 0

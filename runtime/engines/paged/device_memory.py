@@ -9,7 +9,8 @@ import os
 import torch
 
 from runtime.contract.engine_options import EngineOptions
-from runtime.engines.base.host_memory import HostMemory, read_host_memory
+from runtime.contract.errors import ConfigError, EngineError
+from runtime.engines.base.host_memory import AVAILABLE, HostMemory, read_host_memory
 from runtime.memory.encoder_plan import plan_encoder
 from runtime.memory.plan import MemoryPlan, plan_memory
 from runtime.models.config import DecoderConfig
@@ -57,7 +58,25 @@ def plan_for(
 ) -> MemoryPlan:
     """
     Return the plan of a model of any kind; see `plan_memory`.
+
+    Raises:
+        EngineError: It does not fit into what the host has available now: a later start may.
     """
+    try:
+        return _plan_for(options, config, total_bytes, limit)
+    except ConfigError as error:
+        if limit != AVAILABLE:
+            raise
+        fix = f"{error.fix}; or leave it more memory: it is started again"
+        raise EngineError(error.what, why=error.why, fix=fix) from None
+
+
+def _plan_for(
+    options: EngineOptions,
+    config: DecoderConfig | EncoderConfig,
+    total_bytes: int | None,
+    limit: str,
+) -> MemoryPlan:
     if isinstance(config, DecoderConfig):
         return plan_memory(options, config, total_bytes, limit)
     return plan_encoder(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from runtime.contract.errors import RuntimeFault
+from runtime.contract.errors import EngineError, RuntimeFault
 from runtime.engines.base.protocol import (
     Cancel,
     Embed,
@@ -269,7 +269,9 @@ def _mask_threads() -> int:
 
 def _load_failed(model_dir: str, error: Exception) -> LoadFailed:
     if isinstance(error, RuntimeFault):
-        return LoadFailed(error.what, error.why, error.fix, is_model=True)
+        # An engine's error may pass: it is started again.
+        is_model = not isinstance(error, EngineError)
+        return LoadFailed(error.what, error.why, error.fix, is_model=is_model)
     log.exception("engine.load_failed model=%s", model_dir)
     return LoadFailed(
         f"{model_dir}: could not be loaded",

@@ -68,8 +68,10 @@ class StreamEvent:
 def priority_of(request: Submit) -> int:
     """
     Return vLLM's one number: the levels of all keys, and within each the client's own numbers.
+
+    vLLM knows no keys: where there are some, a number under 0 would put a client ahead of others.
     """
-    own = request.priority
+    own = max(request.priority, 0) if request.share.key else request.priority
     return request.share.level(own) * (2 * MAX_PRIORITY + 1) + own
 
 

@@ -336,3 +336,14 @@ async def test_lists_that_come_together_share_the_queue(runtime):
         request.place.leave()
         request.place.leave()  # counts once
     assert generator.load.in_flight == 0
+
+
+def test_the_one_token_beside_echoed_scores_is_always_there():
+    """
+    lm-evaluation-harness asks for one token and drops the last score: without one, an end token
+    would cost it the last token of the text that it scores.
+    """
+    asked = {"prompt": "a", "echo": True, "logprobs": 1, "max_tokens": 1}
+    assert CompletionBody.model_validate(asked).params(0).ignore_eos
+    for change in ({"echo": False}, {"logprobs": None}, {"max_tokens": 2}, {"max_tokens": 0}):
+        assert not CompletionBody.model_validate(asked | change).params(0).ignore_eos
