@@ -86,11 +86,22 @@ class Certificate(Resource):
         if found is None:
             return Difference(change=f"create, valid until {self.ends}")
         wrong = attributes(found, "file", "root", "root", "0600")
-        if found.mac != self.mac and not self._keeps(found):
+        is_kept = self._keeps(found)
+        if is_kept and self._is_worse_than(found):
+            return None  # modes and leftovers are mended from the machine that has the certificate
+        if found.mac != self.mac and not is_kept:
             wrong = [f"new certificate, valid until {self.ends}", *wrong]
         if any(name.startswith(UNFINISHED) for name in facts.listings[layout.CERTIFICATES]):
             wrong.append("a replacement that was cut off")
         return Difference(change=", ".join(wrong)) if wrong else None
+
+    def _is_worse_than(self, found: PathFacts) -> bool:
+        """
+        Return whether a placeholder would replace a certificate that clients accept.
+        """
+        own = parse_shown(found.certificate or "")
+        wanted = x509.load_pem_x509_certificate(self.pem.encode())
+        return own is not None and acme.is_placeholder(wanted) and not acme.is_placeholder(own)
 
     def _keeps(self, found: PathFacts) -> bool:
         """

@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from deploy.inventory.schema import Hop
 _START = b"-----BEGIN "
 _OPENSSH = (b"-----BEGIN OPENSSH PRIVATE KEY-----", b"-----END OPENSSH PRIVATE KEY-----")
 _MAGIC = b"openssh-key-v1\0"
+_AGENT_S = 3.0  # to list its keys
 _HEAD = 64 << 10  # bytes; no key file is larger
 
 
@@ -68,13 +70,16 @@ def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> list[pa
     plain: list[paramiko.PKey] = []
     locked: list[bytes] = []
     errors: list[TransportError] = []
-    in_agent = _agent_keys()
+    loaded: list[paramiko.PKey | Locked] = []
     for path in paths:
         try:
-            key = load_private_key(path, label)
+            loaded.append(load_private_key(path, label))
         except TransportError as error:
             errors.append(error)
-            continue
+    # A plain key file needs no agent.
+    is_asked = not only_keys or any(isinstance(key, Locked) for key in loaded)
+    in_agent = _agent_keys() if is_asked else {}
+    for key in loaded:
         if not isinstance(key, Locked):
             plain.append(key)
         elif key.public in in_agent:
@@ -102,7 +107,7 @@ def load_private_key(path: Path, label: str) -> paramiko.PKey | Locked:
     """
     head = _read(path, label)
     if not head.startswith(_START):
-        words = head.split(b" ", 2)
+        words = head.split(None, 2)
         if words[0].startswith((b"ssh-", b"ecdsa-", b"sk-")):
             private = path.with_suffix("") if path.suffix == ".pub" else "the file without .pub"
             error = _refused(
@@ -151,13 +156,21 @@ def _read(path: Path, label: str) -> bytes:
 
 def _agent_keys() -> dict[bytes, paramiko.PKey]:
     """
-    Return the keys of the agent by their public half; empty without an agent that answers.
+    Return the keys of the agent by their public half; empty without an agent that answers in time.
     """
-    try:
-        return {key.asbytes(): key for key in paramiko.Agent().get_keys()}
-    except Exception as error:  # an agent may answer anything
-        logging.getLogger("paramiko").info("SSH agent: %s", error)
-        return {}
+    found: dict[bytes, paramiko.PKey] = {}
+
+    def ask() -> None:
+        try:
+            found.update({key.asbytes(): key for key in paramiko.Agent().get_keys()})
+        except Exception as error:  # an agent may answer anything
+            logging.getLogger("paramiko").info("SSH agent: %s", error)
+
+    # paramiko waits for it without a limit: one that was forwarded may hang with its connection.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_AGENT_S)
+    return {} if asking.is_alive() else found
 
 
 def _public_of(text: bytes) -> bytes | None:
@@ -181,7 +194,7 @@ def _public_of(text: bytes) -> bytes | None:
 
 def _public_beside(path: Path) -> bytes | None:
     try:
-        words = path.with_name(path.name + ".pub").read_bytes()[:_HEAD].split(b" ", 2)
+        words = path.with_name(path.name + ".pub").read_bytes()[:_HEAD].split(None, 2)
     except OSError:
         return None
     return _decoded(words[1]) if len(words) > 1 else None

@@ -31,6 +31,7 @@ from deploy.certificates.shown import ShownCertificate
 from deploy.errors import CommandFailed, DeployError
 from deploy.foreign_text import says
 from deploy.host.protocol import ChallengeSet
+from deploy.inventory.schema import Fleet
 from deploy.private_files import private_directory
 from deploy.release.hook_process import run_program
 from deploy.release.hooks import INHERITED, check_program
@@ -255,6 +256,7 @@ def obtain(
     else:
         responder = HookResponder(hook, root, env, say)
     folder = private_directory(acme.certbot_folder(fleet))
+    before = _stored(fleet, order)
     log = private_directory(folder / "logs") / "letsencrypt.log"
     with challenge_server(responder) as server:
         result = run_program(
@@ -277,9 +279,25 @@ def obtain(
         kind = AcmeUnavailable if problem.concerns_all else CommandFailed
         raise kind(what, why=f"certbot: {result.problem}; {problem.why}{down}", fix=problem.fix)
     try:
-        return acme.read_pair(acme.live_folder(fleet, order), datetime.now(UTC))
+        pair = acme.read_pair(acme.live_folder(fleet, order), datetime.now(UTC))
     except (OSError, CertificateProblem) as error:
         raise CommandFailed(what, why=f"certbot's files: {error}", fix=f"read {log}") from None
+    if before is not None and before.leaf == pair.leaf:
+        # Its files have whole paths: in another folder it begins a new lineage beside this one.
+        raise CommandFailed(
+            what,
+            why=f"certbot has put it somewhere else than {acme.live_folder(fleet, order)}; was the "
+            "folder moved or restored?",
+            fix=f"rename {folder}, then inv certs.renew",
+        )
+    return pair
+
+
+def _stored(fleet: Fleet, order: CertificateOrder) -> Pair | None:
+    try:
+        return acme.read_pair(acme.live_folder(fleet, order), datetime.now(UTC))
+    except (OSError, CertificateProblem):
+        return None
 
 
 class ChallengeServer:

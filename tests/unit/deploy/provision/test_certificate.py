@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from deploy.certificates import acme
 from deploy.certificates.authority import Authority
 from deploy.host import layout
 from deploy.host.files import UNFINISHED
@@ -17,7 +18,7 @@ from deploy.host.protocol import CertificateInstalled, CertificateSet, PathFacts
 from deploy.host.tls import NEXT_NAME
 from deploy.inventory.schema import Tls
 from deploy.provision import operations
-from deploy.provision.certificate_resources import Certificate, Issuer
+from deploy.provision.certificate_resources import AcmeIssuer, Certificate, Issuer
 from deploy.provision.concerns import plan_resources
 from deploy.provision.differences import fact_query, steps_to
 from deploy.provision.host_program import host_config
@@ -143,6 +144,29 @@ def test_a_replacement_that_was_cut_off_is_a_change(authority, name):
     listings[layout.CERTIFICATES][name] = 1
     found = changes(resources, replace(facts, listings=listings))
     assert found[layout.CERTIFICATE].change == "a replacement that was cut off"
+
+
+@pytest.mark.parametrize("wrong", ["mode", "leftover", "nothing"])
+def test_a_placeholder_is_never_sent_over_a_certificate(authority, wrong):
+    """
+    From a machine without certbot's folder: clients of that host would all fail.
+    """
+    placeholder = acme.placeholder(("n1",), NOW)
+    spec = replace(spec_with(authority), certificate=placeholder, issuer=AcmeIssuer(now=NOW))
+    resources = plan_resources(spec)
+    own = authority.issue(("n1",), NOW).leaf
+    text = base64.b64encode(own.public_bytes(Encoding.DER)).decode()
+    facts = facts_with(resources, text)
+    if wrong == "mode":
+        wider = replace(facts.paths[layout.CERTIFICATE], mode="0644")
+        facts = replace(facts, paths={**facts.paths, layout.CERTIFICATE: wider})
+    if wrong == "leftover":
+        listings = {**facts.listings, layout.CERTIFICATES: {"public.pem": 1, NEXT_NAME: 1}}
+        facts = replace(facts, listings=listings)
+    assert layout.CERTIFICATE not in changes(resources, facts)
+    expired = authority.issue(("n1",), NOW - 400 * DAY).leaf
+    text = base64.b64encode(expired.public_bytes(Encoding.DER)).decode()
+    assert layout.CERTIFICATE in changes(resources, facts_with(resources, text))
 
 
 def test_without_tls_the_key_leaves_the_host():

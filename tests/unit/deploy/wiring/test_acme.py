@@ -166,8 +166,20 @@ def test_all_hosts_answer_a_challenge_and_then_get_the_certificate(site):
     assert (set(again.kept), dict(again.pairs)) == ({"n1", "n2"}, {})
     assert site.verbs() == {"n1": [], "n2": []}
     assert site.calls() == ["gpu"]
+    site.issue((NAME,))
     assert site.renew(is_forced=True).error is None
     assert site.calls() == ["gpu", "gpu"]
+
+
+def test_a_certificate_that_certbot_put_elsewhere_is_no_success(site):
+    """
+    In a folder that was moved it begins a new lineage, and the old files stay as they were.
+    """
+    site.issue((NAME,))
+    assert site.renew().error is None
+    result = site.renew(is_forced=True)
+    assert "somewhere else" in result.error.why
+    assert str(site.folder / "acme") in result.error.fix
 
 
 def test_where_no_host_answers_certbot_is_ended(site):
