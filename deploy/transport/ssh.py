@@ -158,8 +158,7 @@ class SshTransport:
     def close(self) -> None:
         links, self._links = self._links, []
         for link in links:
-            with contextlib.suppress(Exception):  # it may be half open; the socket goes anyway
-                link.connection.close()
+            _close_way(link.connection)
 
     def _open(self) -> Link:
         """
@@ -195,8 +194,7 @@ class SshTransport:
     def _drop(self, link: Link) -> None:
         with contextlib.suppress(ValueError):
             self._links.remove(link)
-        with contextlib.suppress(Exception):
-            link.connection.close()
+        _close_way(link.connection)
 
     @contextlib.contextmanager
     def _channel(self, timeout_s: float, command: str) -> Iterator[paramiko.Channel]:
@@ -340,6 +338,17 @@ def open_hops(host: Host, hops: Sequence[Hop]) -> list[Connection]:
 def _close(gateways: Sequence[Connection]) -> None:
     for gateway in reversed(gateways):
         gateway.close()
+
+
+def _close_way(connection: Connection) -> None:
+    """
+    Close *connection* and those to its jump hosts, which fabric leaves open.
+    """
+    way: Connection | None = connection
+    while way is not None:
+        with contextlib.suppress(Exception):  # it may be half open; the socket goes anyway
+            way.close()
+        way = way.gateway
 
 
 def route_of(host: Host) -> tuple[Hop, ...]:

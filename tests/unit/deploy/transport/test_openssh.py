@@ -182,6 +182,13 @@ def test_a_host_behind_two_jump_hosts(tmp_path, run):
         assert run(host, "sh", "-c", "echo ${SSH_CONNECTION##* }") == f"{c.port}\n"
         for one in (a, b):
             assert "Accepted publickey" in (one.folder / "log").read_text()
+        transport = SshTransport(host)
+        transport.connect()
+        way = [transport._links[0].connection]
+        while way[-1].gateway:
+            way.append(way[-1].gateway)
+        transport.close()
+        assert [connection.is_connected for connection in way] == [False, False, False]
         # The second jump host is not the recorded one: nothing goes past it.
         known.write_text(a.known_hosts.read_text() + c.known_hosts.read_text())
         logins = (c.folder / "log").read_text().count("Accepted")
