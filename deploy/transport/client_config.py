@@ -6,6 +6,7 @@ it may name commands (`Match exec`), which a fleet file must not.
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,8 @@ def _route(
     agent = _first(settings, "identityagent")
     if agent not in ("", "SSH_AUTH_SOCK", os.environ.get("SSH_AUTH_SOCK", "")):
         raise _refused(name, "IdentityAgent", f"{agent}: only the agent of SSH_AUTH_SOCK is used")
+    if _first(settings, "revokedhostkeys") not in ("", "none"):
+        raise _refused(name, "RevokedHostKeys", "revoked keys stand in known_hosts (@revoked)")
     route: list[Hop] = []
     for number, (hop_user, hop_alias, hop_port) in enumerate(chain):
         # Only the first one may have jump hosts of its own.
@@ -106,7 +109,12 @@ def _hop(name: str, settings: Mapping[str, Sequence[str]]) -> Hop:
         parse_address(address)
     except ValueError as error:
         raise _refused(name, "HostName", f"{address} {error}") from None
-    keys = [Path(path).expanduser() for path in settings.get("identityfile", ())]
+    wanted = [_identity(name, path, settings) for path in settings.get("identityfile", ())]
+    keys = tuple(path for path in wanted if path.exists())
+    only_keys = _first(settings, "identitiesonly") == "yes"
+    if only_keys and not keys:
+        shown = ", ".join(map(str, wanted)) or "none is named"
+        raise _refused(name, "IdentitiesOnly", f"no IdentityFile exists: {shown}")
     files = f"{_first(settings, 'userknownhostsfile')} {_first(settings, 'globalknownhostsfile')}"
     known = tuple(Path(path).expanduser() for path in files.split() if path != "none")
     alias = _first(settings, "hostkeyalias")
@@ -114,11 +122,32 @@ def _hop(name: str, settings: Mapping[str, Sequence[str]]) -> Hop:
         user=_first(settings, "user"),
         address=address,
         port=port,
-        keys=tuple(key for key in keys if key.exists()),
-        only_keys=_first(settings, "identitiesonly") == "yes",
+        keys=keys,
+        only_keys=only_keys,
         known_hosts=known or (Path("~/.ssh/known_hosts").expanduser(),),
         known_as=(alias, 22) if alias not in ("", "none") else (address, port),
     )
+
+
+def _identity(name: str, text: str, settings: Mapping[str, Sequence[str]]) -> Path:
+    """
+    Return the path of an IdentityFile; `ssh -G` prints its tokens as they are (ssh_config(5)).
+    """
+    values = {
+        "%": "%",
+        "d": str(Path.home()),
+        "h": _first(settings, "hostname"),
+        "p": _first(settings, "port"),
+        "r": _first(settings, "user"),
+        "u": os.environ.get("LOGNAME") or os.environ.get("USER") or str(os.getuid()),
+    }
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise _refused(name, "IdentityFile", f"{text}: {match[0]} is not expanded here")
+        return values[match[1]]
+
+    return Path(re.sub(r"%(.?)", value, text)).expanduser()
 
 
 def _target(name: str, text: str) -> _Target:

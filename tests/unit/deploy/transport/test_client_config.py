@@ -1,0 +1,56 @@
+"""
+What ~/.ssh/config asks for and slipway cannot do, by the real `ssh -G`.
+"""
+
+import shutil
+
+import pytest
+
+from deploy.errors import InventoryError
+from deploy.transport.client_config import _route
+
+pytestmark = pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
+
+
+@pytest.fixture
+def route(tmp_path, monkeypatch):
+    """
+    Return a function that reads the hops to the host "gpu" from a configuration.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".ssh"
+    folder.mkdir()
+
+    def read(*lines):
+        (folder / "config").write_text("\n".join(lines) + "\n")
+        return _route("n1", None, "gpu", None, None, 0)
+
+    return read
+
+
+def test_the_tokens_of_an_identity_file_are_expanded(route, tmp_path):
+    key = tmp_path / ".ssh" / "gpu.example.com_root_key"
+    key.touch()
+    hop = route("HostName gpu.example.com", "User root", "IdentityFile %d/.ssh/%h_%r_key")[-1]
+    assert hop.keys == (key,)
+
+
+@pytest.mark.parametrize(("lines", "what"), [
+    (["IdentityFile ~/.ssh/%C"], "IdentityFile"),
+    (["IdentityFile ~/.ssh/none", "IdentitiesOnly yes"], "IdentitiesOnly"),
+    (["RevokedHostKeys ~/.ssh/revoked"], "RevokedHostKeys"),
+    (["ProxyCommand nc %h %p"], "ProxyCommand"),
+    (["IdentityAgent /tmp/other"], "IdentityAgent"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_refused_by_name(route, lines, what):
+    """
+    ssh(1) would refuse a revoked key, and offer no other key than the named ones.
+    """
+    with pytest.raises(InventoryError) as caught:
+        route(*lines)
+    assert what in caught.value.what
+    assert "ssh.client_config: false" in caught.value.fix
+
+
+def test_revoked_keys_and_only_named_keys_may_be_off(route):
+    assert route("RevokedHostKeys none", "IdentitiesOnly no")
