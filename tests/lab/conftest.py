@@ -28,7 +28,6 @@ collect_ignore = (
     if IS_LONG
     else [
         "test_acme.py",
-        "test_drill.py",
         "test_interrupted.py",
         "test_bad_canaries.py",
         "test_real_model.py",

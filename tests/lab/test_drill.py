@@ -10,9 +10,10 @@ from deploy.drill.cells import Task, cells_of, spread
 from deploy.drill.faults import Fault
 from deploy.host.layout import BACKEND, HAPROXY_SOCKET
 from deploy.lab import lab
+from tests.lab.conftest import IS_LONG
 
-# Of each command; about 25 s each.
-RELEASE_CELLS, ROLLBACK_CELLS = 4, 2
+# Of each command; about 20 s each.
+RELEASE_CELLS, ROLLBACK_CELLS = (10, 10) if IS_LONG else (3, 1)
 SET_WEIGHT = (
     "import socket, sys; link = socket.socket(socket.AF_UNIX); "
     f"link.connect({HAPROXY_SOCKET!r}); "
@@ -43,7 +44,7 @@ def test_a_split_host_is_seen_as_one(drill, eventually):
     eventually(drill.lab.versions, dict(versions))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("task", "count"), [(Task.RELEASE, RELEASE_CELLS), (Task.ROLLBACK, ROLLBACK_CELLS)]
 )
