@@ -103,8 +103,8 @@ class Session:
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         self._selector.register(self._source, selectors.EVENT_READ)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._send()
         while self._is_open or self._running or (self._unsent and self._has_listener):
-            self._send()
             now_s = time.monotonic()
             if self._running:
                 self._used_s = now_s
@@ -124,6 +124,7 @@ class Session:
                     pass
             except _NotOurs:
                 return _BROKEN
+            self._send()  # before the question whether anything is left to do
         return 0
 
     # -- the connection
