@@ -107,7 +107,7 @@ def load_private_key(path: Path, label: str) -> paramiko.PKey | Locked:
     """
     head = _read(path, label)
     if not head.startswith(_START):
-        words = head.split(None, 2)
+        words = head.split(None, 2) or [b""]
         if words[0].startswith((b"ssh-", b"ecdsa-", b"sk-")):
             private = path.with_suffix("") if path.suffix == ".pub" else "the file without .pub"
             error = _refused(
