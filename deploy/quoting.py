@@ -17,6 +17,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 _YAML_WORD = re.compile(r"[a-z][a-z0-9_]*")
 _YAML_RESERVED = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _PRINTABLE = re.compile(r"[ -~]*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
 class Quoted(str):
@@ -124,6 +125,16 @@ def quote_apt_conf(value: object) -> Quoted:
     return Quoted(f'"{text}"')
 
 
+def quote_apt_conf_name(value: object) -> Quoted:
+    """
+    Return a host name as a part of the name of an option of apt.conf.
+    """
+    text = _text(value, "apt.conf")
+    if not _HOST_NAME.fullmatch(text):
+        raise _refused(text, "a name of apt.conf")
+    return Quoted(text)
+
+
 def quote_deb822(value: object) -> Quoted:
     """
     Return one word of a field in a `.sources` file.  Source: sources.list(5), deb822(5).
@@ -170,6 +181,7 @@ QUOTERS: Mapping[str, Callable[[object], Quoted]] = MappingProxyType(
         "haproxy_words": quote_haproxy_words,
         "haproxy_format": quote_haproxy_format,
         "apt_conf": quote_apt_conf,
+        "apt_conf_name": quote_apt_conf_name,
         "deb822": quote_deb822,
         "yaml": quote_yaml,
     }

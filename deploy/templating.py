@@ -21,7 +21,7 @@ _SYSTEMD = ("systemd", "systemd_instance")
 # The filters in `QUOTERS` of the language of each template.
 TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "90slipway.apt": ("apt_conf",),
+        "90slipway.apt": ("apt_conf", "apt_conf_name"),
         "environment": ("env_file",),
         "haproxy.cfg": ("haproxy", "haproxy_words", "haproxy_format"),
         "runtime.yml": ("yaml",),

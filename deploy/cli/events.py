@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from deploy.cli.progress import Progress
-from deploy.cli.report import event_line, failure_text
+from deploy.cli.report import event_line, failure_text, warning_text
 from deploy.cli.terminal import print_change
 from deploy.foreign_text import visible
 from deploy.inventory.schema import Fleet
@@ -66,6 +66,12 @@ class ProvisionProgress:
             case EventKind.CHANGING:
                 counted = f" [{event.done}/{event.of}]" if event.of else ""
                 progress.wait_for(f"{event.resource}: {event.change}{counted}", hosts)
+            case EventKind.WAITING:
+                progress.wait_for(f"{event.resource}: {event.change}", hosts)
+                progress.write(visible(str(event), limit=_LIMIT))
+            case EventKind.WARNING:
+                about, why, fix = event.resource or "", event.why or "", event.fix or ""
+                progress.write(warning_text(event.host, about, why, fix))
             case EventKind.CHANGED | EventKind.WOULD_CHANGE:
                 progress.write(
                     visible(str(event), limit=_LIMIT), None if self._as_json else print_change

@@ -41,6 +41,14 @@ def failure_text(host: str, why: str, fix: str) -> str:
     return f"{visible(host)}: FAILED: {visible(why, limit=_WHY_LIMIT)}\n  fix: {visible(fix)}"
 
 
+def warning_text(host: str, about: str, why: str, fix: str) -> str:
+    """
+    Return what is wrong on *host* and did not stop the run.
+    """
+    first = f"{visible(host)}: warning: {visible(about)}: {visible(why, limit=_WHY_LIMIT)}"
+    return f"{first}\n  fix: {visible(fix)}"
+
+
 def verify_text(report: VerifyReport) -> str:
     """
     Return the sum of a verification; the error names each assertion that does not hold.

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.host.accounts import group_name, user_name
 from deploy.host.disk import free_bytes
@@ -48,6 +49,7 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         HostError: dpkg-query or systemctl failed.
     """
     os_release = _os_release(system)
+    packages = _packages(system, query.packages)
     return Facts(
         paths={
             **{path: _path(_at(system, path), sha256) for path, sha256 in query.paths.items()},
@@ -56,7 +58,8 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
                 for path, key in query.secrets.items()
             },
         },
-        packages=_packages(system, query.packages),
+        packages={name: package.version for name, package in packages.items()},
+        held=tuple(name for name, package in packages.items() if package.is_held),
         users={name: _user(name) for name in query.users},
         units=_units(system, query.units),
         listings={path: _listing(_at(system, path)) for path in query.listings},
@@ -118,16 +121,21 @@ def _path(path: Path, sha256: str) -> PathFacts | None:
     )
 
 
-def _packages(system: System, names: Sequence[str]) -> dict[str, str | None]:
-    versions: dict[str, str | None] = dict.fromkeys(names)
+class _Package(NamedTuple):
+    version: str | None
+    is_held: bool
+
+
+def _packages(system: System, names: Sequence[str]) -> dict[str, _Package]:
+    packages = dict.fromkeys(names, _Package(None, is_held=False))
     if names and _at(system, "/usr/bin/dpkg-query").exists():
-        columns = "${Package}\t${db:Status-Status}\t${Version}\n"
+        columns = "${Package}\t${db:Status-Status}\t${Version}\t${db:Status-Want}\n"
         # Exits 1 when it does not know one of the names, and prints the others.
         for line in _output(system, ["dpkg-query", "-W", "-f", columns, *names]).splitlines():
-            name, status, version = line.split("\t")
-            if status == "installed":
-                versions[name] = version
-    return versions
+            name, status, version, want = line.split("\t")
+            is_installed = status == "installed"
+            packages[name] = _Package(version if is_installed else None, is_held=want == "hold")
+    return packages
 
 
 def _user(name: str) -> UserFacts | None:

@@ -1233,6 +1233,7 @@ class Facts:
     Attributes:
         paths: None where nothing is there.
         packages: Installed version; None for a package that is not installed.
+        held: Those of them that no upgrade changes.
         listings: Size in bytes of each entry, by directory.
         room: Free bytes of the file system of each path.
         haproxy: Description of the running HAProxy, which names its configuration; None where
@@ -1243,6 +1244,7 @@ class Facts:
 
     paths: dict[str, Optional[PathFacts]]
     packages: dict[str, Optional[str]]
+    held: tuple[str, ...]
     users: dict[str, Optional[UserFacts]]
     units: dict[str, UnitFacts]
     listings: dict[str, dict[str, int]]

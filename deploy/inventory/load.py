@@ -77,7 +77,9 @@ def load_fleet(
         name=path.stem,
         path=path,
         hosts=hosts,
-        mirrors=file.mirrors,
+        mirrors=file.mirrors.model_copy(
+            update={"ca_bundle": _absolute(file.mirrors.ca_bundle, root)}
+        ),
         secrets={key: _with_absolute_file(value, root) for key, value in file.secrets.items()},
         service=_with_absolute_tls(file.service, root),
         release=file.release.policy,

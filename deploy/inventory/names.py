@@ -224,6 +224,20 @@ def parse_proxy(text: str) -> str:
     return text
 
 
+def parse_proxy_exception(text: str) -> str:
+    """
+    Return *text*, which is the name or address of a host, or a domain with a dot in front.
+
+    Raises:
+        ValueError: It is neither; apt knows no networks here.
+    """
+    if not _is_address(text.removeprefix(".")) or "%" in text:
+        raise ValueError(
+            "should be a host or a domain: mirror.example.com, .example.com, 192.0.2.1"
+        )
+    return text
+
+
 def parse_archive(text: str) -> str:
     """
     Return *text*, which is the URL of an apt archive.
@@ -400,6 +414,7 @@ Identity = Annotated[str, _type(shared.IDENTITY.parse)]
 Address = Annotated[str, _type(parse_address)]
 Origin = Annotated[str, _type(parse_origin)]
 ProxyUrl = Annotated[str, _type(parse_proxy)]
+ProxyException = Annotated[str, _type(parse_proxy_exception)]
 ArchiveUrl = Annotated[str, _type(parse_archive)]
 Suite = Annotated[str, _type(SUITE.parse)]
 Component = Annotated[str, _type(COMPONENT.parse)]

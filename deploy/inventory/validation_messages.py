@@ -36,9 +36,9 @@ _SHOULD_BE: Mapping[str, str] = {
 }
 # Remedies for the forms that earlier versions accepted.
 _ONE_LINE_SOURCE = (
-    "should be a list of sources with the keys uris, suites and components, such as [{uris:"
-    " [https://mirror.example.com/debian], suites: [bookworm], components: [main]}], no line of"
-    " sources.list"
+    "should be a list of sources with the keys uris and distribution, or uris, suites and"
+    " components, such as [{uris: [https://mirror.example.com/debian], distribution: debian}],"
+    " no line of sources.list"
 )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
+from deploy.provision.apt_packages import Packages
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Packages, Venv
+from deploy.provision.resources import AnyResource, Venv
 
 
 @dataclass(frozen=True, slots=True)

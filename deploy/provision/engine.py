@@ -20,6 +20,7 @@ from deploy.errors import CommandFailed, DeployError
 from deploy.foreign_text import says
 from deploy.host.protocol import Facts
 from deploy.provision import operations
+from deploy.provision.apt_runner import check_bare
 from deploy.provision.connector import BoundedConnector, ConnectorTransport
 from deploy.provision.differences import (
     ResourceStep,
@@ -122,6 +123,29 @@ def _run_host(
         connector.disconnect()
 
 
+class StepNotes:
+    """
+    Reports what the change of one resource is at.
+    """
+
+    def __init__(self, host: str, resource: str, report: Report) -> None:
+        self._host, self._resource, self._report = host, resource, report
+        self._said = ""
+
+    def wait(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            event = ProvisionEvent(
+                self._host, EventKind.WAITING, resource=self._resource, change=text
+            )
+            self._report(event)
+
+    def warn(self, about: str, why: str, fix: str) -> None:
+        self._report(
+            ProvisionEvent(self._host, EventKind.WARNING, resource=about, why=why, fix=fix)
+        )
+
+
 class HostRun:
     """
     The changes of one connected host.
@@ -150,6 +174,7 @@ class HostRun:
         # Read again: a release may have begun while other hosts were read.
         facts = self._read_facts()
         if facts is None:
+            check_bare(resources, self._client, StepNotes(name, "", self._report))
             self._change(bootstrap_steps(resources), None)
             facts = self._read_facts()
             if facts is None:
@@ -195,7 +220,8 @@ class HostRun:
             self._connector.doing = what
             self._connector.said = ""
             with self._failing_as(what):
-                operations.apply(step.resource, facts, self._client)
+                notes = StepNotes(self._request.name, step.resource.name, self._report)
+                operations.apply(step.resource, facts, self._client, notes)
             took_s = time.monotonic() - started_s
             self._report_step(EventKind.CHANGED, step, number, len(steps), took_s)
 

@@ -16,7 +16,13 @@ from deploy.provision.concerns import plan_resources
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import Venv
-from deploy.provision.spec import HostSpec, find_uv, read_allowed_signers, resolve_tokens
+from deploy.provision.spec import (
+    HostSpec,
+    find_uv,
+    read_allowed_signers,
+    read_mirrors_ca,
+    resolve_tokens,
+)
 from deploy.provision.tls import with_certificate
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import cached_lock, ensure_lock, unfetched_lock
@@ -42,6 +48,7 @@ def resource_sets(
     rows = {name: matrix.row(name) for name in sorted({host.row for host in fleet.hosts})}
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
+    mirrors_ca = read_mirrors_ca(fleet)
     now = datetime.now(UTC)
     certificates = wanted_pairs(fleet, now, is_kept=not is_check)
     uv = find_uv()
@@ -59,6 +66,7 @@ def resource_sets(
             host_program=host_program,
             uv=uv,
             mac_key=secrets.token_hex(32),
+            mirrors_ca=mirrors_ca,
         )
         for name, row in rows.items()
     }

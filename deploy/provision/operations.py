@@ -17,11 +17,13 @@ from pyinfra.api.operation import operation
 from deploy.host import layout
 from deploy.host.protocol import CertificateSet, DeadmanTest, Facts, VenvBuild, Wheel
 from deploy.provision import certificate_resources, deadman_resources, resources, slot_resources
+from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_runner import AptRunner, Notes
+from deploy.provision.apt_sources import AptSources, os_release_of
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
-APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
@@ -32,12 +34,13 @@ _START_MARGIN_S = 15  # for systemd, beyond the start of a slot
 Commands = Generator[StringCommand, None, None]
 
 
-def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> None:
+def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes: Notes) -> None:
     """
     Bring *resource* of pyinfra's current host to its wanted state; operations run at once.
 
     Args:
         client: The host program of that host.
+        notes: What the operator is told meanwhile.
 
     Raises:
         pyinfra.api.exceptions.NestedOperationError: A command failed or was not answered.
@@ -45,26 +48,11 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
     """
     name = f"{resource.name}"
     match resource:
-        case resources.Packages():
-            wanted = resource.missing(facts) if facts else resource.names
-            from pyinfra.operations import apt, server  # slow to import, seldom needed
-
-            # After a dpkg that was interrupted, apt refuses to run until this.  It fails where
-            # another apt holds the lock; apt.packages then waits for that.
-            server.shell(
-                name="Complete an interrupted dpkg",
-                commands=["dpkg --configure -a || true"],
-                _timeout=APT_TIMEOUT_S,
-                _env={"DEBIAN_FRONTEND": "noninteractive"},
-            )
-            apt.packages(
-                name=f"Install {', '.join(wanted)}",
-                packages=list(wanted),
-                update=True,
-                no_recommends=True,
-                _timeout=APT_TIMEOUT_S,
-                _env={"DEBIAN_FRONTEND": "noninteractive"},
-            )
+        case Packages():
+            AptRunner(client, notes).change(resource.transaction(facts))
+        case AptSources():
+            host = os_release_of(facts) if facts else None
+            AptRunner(client, notes).replace_sources(resource, host)
         case resources.User():
             from pyinfra.operations import server
 

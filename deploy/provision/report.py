@@ -3,7 +3,7 @@ Events and report of a provisioning run.  Nouns only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +43,9 @@ class EventKind(StrEnum):
     CONNECTING = "connecting"
     LOOKING = "looking"
     CHANGING = "changing"  # `resource` is about to be changed
+    WAITING = "waiting"  # what the change of `resource` is at, in `change`
     CHANGED = "changed"  # `resource` was changed
+    WARNING = "warning"  # about `resource`: did not stop the change
     WOULD_CHANGE = "would_change"  # --check
     OK = "ok"  # the host has all its resources, by facts read after the changes
     FAILED = "failed"
@@ -80,6 +82,10 @@ class ProvisionEvent:
                 took = f" ({self.took_s:.1f}s)" if self.took_s is not None else ""
                 verb = self.kind.value.replace("_", " ")
                 return f"{self.host}:{counted} {verb} {self.resource}: {self.change}{took}"
+            case EventKind.WAITING:
+                return f"{self.host}: {self.resource}: {self.change}"
+            case EventKind.WARNING:
+                return f"{self.host}: warning: {self.resource}: {self.why}"
             case EventKind.FETCHING:
                 return f"{self.host}: {self.change}"
             case EventKind.FAILED:
@@ -94,6 +100,21 @@ class Change:
     resource: str
     change: str
     diff: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """
+    What is wrong on a host and did not stop the run.
+
+    Attributes:
+        about: What it is about.
+    """
+
+    host: str
+    about: str
+    why: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,7 @@ class ProvisionReport:
         check: Nothing was changed; `changes` are those that a run would make.
         ok: Hosts that have all their resources (of a check: hosts that could be compared).
         failed: The other hosts; changes made before the failure are in `changes`.
+        warnings: What is wrong on hosts and stopped nothing.
         commands: Number of remote commands by host.
         took_s: Duration of the run in seconds.
     """
@@ -126,6 +148,7 @@ class ProvisionReport:
     failed: tuple[Failure, ...]
     commands: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
+    warnings: tuple[Warned, ...] = ()
 
     @property
     def error(self) -> DeployError | None:
@@ -159,6 +182,7 @@ class ProvisionReport:
             "ok": list(self.ok),
             "changes": changes,
             "failed": failed,
+            "warnings": [asdict(warning) for warning in self.warnings],
             "commands": self.commands,
             "took_s": round(self.took_s, 3),
         }

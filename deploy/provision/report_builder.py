@@ -5,7 +5,14 @@ Collects the events of a provisioning run into its report.
 from collections.abc import Callable, Mapping, Sequence
 
 from deploy.errors import DeployError
-from deploy.provision.report import Change, EventKind, Failure, ProvisionEvent, ProvisionReport
+from deploy.provision.report import (
+    Change,
+    EventKind,
+    Failure,
+    ProvisionEvent,
+    ProvisionReport,
+    Warned,
+)
 
 
 class ReportBuilder:
@@ -20,6 +27,7 @@ class ReportBuilder:
         self._ok: list[str] = []
         self._changes: list[Change] = []
         self._failed: list[Failure] = []
+        self._warnings: list[Warned] = []
         self._commands: dict[str, int] = {}
         self._latest: dict[str, str] = {}  # what each host was last reported to be at
 
@@ -34,6 +42,10 @@ class ReportBuilder:
             self._changes.append(
                 Change(event.host, event.resource or "", event.change or "", event.diff)
             )
+        elif event.kind is EventKind.WARNING:
+            warning = Warned(event.host, event.resource or "", event.why or "", event.fix or "")
+            if warning not in self._warnings:
+                self._warnings.append(warning)
         self._progress(event)
 
     def add_commands(self, commands: Mapping[str, int]) -> None:
@@ -61,4 +73,5 @@ class ReportBuilder:
             failed=tuple(sorted(self._failed, key=lambda f: self._hosts.index(f.host))),
             commands=dict(sorted(self._commands.items())),
             took_s=took_s,
+            warnings=tuple(sorted(self._warnings, key=lambda w: self._hosts.index(w.host))),
         )

@@ -14,36 +14,14 @@ from pydantic import Field
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_sources import AptSources
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.units import format_size
-
-
-class Packages(Resource):
-    """
-    Debian packages, any version; installed without recommendations.
-    """
-
-    kind: Literal["packages"] = "packages"
-    names: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return "packages"
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(packages=self.names)
-
-    def missing(self, facts: Facts) -> tuple[str, ...]:
-        return tuple(name for name in self.names if facts.packages[name] is None)
-
-    def difference(self, facts: Facts) -> Difference | None:
-        missing = self.missing(facts)
-        return Difference(change=f"install {', '.join(missing)}") if missing else None
 
 
 class User(Resource):
@@ -366,6 +344,7 @@ class EnabledService(Resource):
 
 AnyResource = Annotated[
     Packages
+    | AptSources
     | User
     | Directory
     | Socket

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uv
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificates
 
 from deploy.certificates.pair import Pair
 from deploy.errors import InventoryError
@@ -23,6 +25,7 @@ from deploy.wheelhouse import Lock
 
 # A bearer token is token68 (RFC 7235); the comma separates them in the environment.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_BUNDLE_MAX = 2**20  # bytes of `mirrors.ca_bundle`
 # PRINCIPALS [OPTIONS] TYPE KEY [COMMENT].  Source: ssh-keygen(1), ALLOWED SIGNERS.
 
 
@@ -51,6 +54,7 @@ class HostSpec:
         certificate: Of the public port; None: the port is plain HTTP.
         issuer: The fleet's own authority, or an ACME server; None: the certificate is one of the
             operator's files.
+        mirrors_ca: Certificates of `mirrors.ca_bundle`, PEM; None: apt trusts what the host trusts.
     """
 
     fleet: str
@@ -66,6 +70,7 @@ class HostSpec:
     mac_key: str
     certificate: Pair | None = None
     issuer: Issuer | AcmeIssuer | None = None
+    mirrors_ca: str | None = None
 
     @property
     def drain_timeout_s(self) -> float:
@@ -121,6 +126,37 @@ def read_allowed_signers(fleet: Fleet) -> str:
     if not text:
         raise InventoryError(f"{what} names no signer", why=f"{path} has no signer", fix=fix)
     return text
+
+
+def read_mirrors_ca(fleet: Fleet) -> str | None:
+    """
+    Return the certificates in `mirrors.ca_bundle`, PEM; None without one.
+
+    All users of a host can read them, so a file with a private key is refused.
+
+    Raises:
+        InventoryError: The file cannot be read, or is something else.
+    """
+    path = fleet.mirrors.ca_bundle
+    if path is None:
+        return None
+    what = f"{fleet.path.name}: mirrors.ca_bundle"
+    fix = "give the PEM file of the authorities that signed the certificates of the mirrors"
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe could wait for ever
+            raise InventoryError(what, why=f"{path}: not a regular file", fix=fix)
+        with path.open("rb") as file:
+            data = file.read(_BUNDLE_MAX + 1)
+    except OSError as error:
+        raise InventoryError(what, why=f"{path}: {error.strerror}", fix=fix) from error
+    if len(data) > _BUNDLE_MAX or b"PRIVATE KEY-----" in data:
+        has = "more than 1 MiB" if len(data) > _BUNDLE_MAX else "a private key"
+        raise InventoryError(what, why=f"{path} has {has}", fix=fix)
+    try:
+        certificates = load_pem_x509_certificates(data)
+    except ValueError as error:
+        raise InventoryError(what, why=f"{path} has no certificate in PEM", fix=fix) from error
+    return "".join(one.public_bytes(Encoding.PEM).decode() for one in certificates)
 
 
 def find_uv() -> Binary:

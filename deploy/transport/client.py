@@ -2,6 +2,7 @@
 Calls the host program of one host: one SSH command a request, typed both ways.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from deploy.errors import CommandFailed, DeployError, PreconditionError
@@ -29,7 +30,8 @@ class HostClient:
     def __init__(self, transport: Transport, *, actor: str, sudo: bool) -> None:
         self._transport = transport
         self._actor = actor
-        self._argv = [*(["sudo", "-n"] if sudo else []), *layout.HOST_COMMAND]
+        self._as_root = ["sudo", "-n"] if sudo else []
+        self._argv = [*self._as_root, *layout.HOST_COMMAND]
         self.fence: int | None = None
         self.release: str | None = None
         self.was_late = False
@@ -41,6 +43,12 @@ class HostClient:
     @property
     def transport(self) -> Transport:
         return self._transport
+
+    def as_root(self, argv: Sequence[str]) -> list[str]:
+        """
+        Return the command that runs *argv* as root on the host.
+        """
+        return [*self._as_root, *argv]
 
     def call(self, request: Request[ResultT], *, timeout_s: float = 15.0) -> ResultT:
         """

@@ -212,10 +212,11 @@ def test_packages_have_their_installed_version(host):
     """
     place(host, "/usr/bin/dpkg-query")
     # dpkg-query exits 1 when one of the names is unknown, and prints the others.
-    output = "haproxy\tinstalled\t2.6.12-1\nsocat\tconfig-files\t1.7.4\n"
+    output = "haproxy\tinstalled\t2.6.12-1\thold\nsocat\tconfig-files\t1.7.4\tdeinstall\n"
     Programs(host, {"dpkg-query": ProgramResult(1, output, "no packages found matching gone\n")})
-    packages = facts(host, packages=("haproxy", "socat", "gone")).packages
-    assert packages == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
+    found = facts(host, packages=("haproxy", "socat", "gone"))
+    assert found.packages == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
+    assert found.held == ("haproxy",)
 
 
 def test_users_come_from_the_name_service(host):

@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from fabric import Config, Connection
@@ -17,10 +18,12 @@ from fabric import Config, Connection
 from deploy.inventory.host_document import host_document, host_of
 from deploy.inventory.schema import Tls
 from deploy.provision import haproxy, runtime_unit
+from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_sources import AptSources
 from deploy.provision.concerns import plan_resources
 from deploy.provision.resources import File
 from deploy.verify.report import CONNECTION
-from tests.unit.deploy.provision.builders import make_spec
+from tests.unit.deploy.provision.builders import DEBIAN, make_spec
 
 UNITS = re.compile(r"^[A-Z][A-Za-z]+=")
 
@@ -29,11 +32,25 @@ def files(fleet):
     """
     Return the text of every file that provisioning writes for *fleet*, by path.
     """
+    resources = _resources(fleet)
+    everything = (*resources.placed, *resources.running)
+    texts = {r.path: r.content.decode() for r in everything if isinstance(r, File)}
+    sources = (r for r in everything if isinstance(r, AptSources) and r.sources)
+    return texts | {r.path: r.text(DEBIAN) for r in sources}
+
+
+def transaction(fleet):
+    """
+    Return the transaction that installs the packages of *fleet* on a bare host.
+    """
+    [packages] = [r for r in _resources(fleet).placed if isinstance(r, Packages)]
+    return packages.transaction(None)
+
+
+def _resources(fleet):
     spec = make_spec(mirrors=fleet.mirrors, tokens=("token",), **dict(fleet.service))
     object.__setattr__(spec, "release", fleet.release)
-    resources = plan_resources(spec)
-    placed = (r for r in (*resources.placed, *resources.running) if isinstance(r, File))
-    return {r.path: r.content.decode() for r in placed}
+    return plan_resources(spec)
 
 
 def misread(fleet, texts):
@@ -52,9 +69,15 @@ def misread(fleet, texts):
 def _apt(fleet, texts):
     conf = texts["/etc/apt/apt.conf.d/90slipway"]
     lines = [line for line in conf.splitlines() if not line.startswith("//")]
-    read = dict(re.fullmatch(r'([A-Za-z:]+) "([^"\\%]*)";', line).groups() for line in lines)
+    read = dict(re.fullmatch(r'([A-Za-z0-9:.-]+) "([^"\\%]*)";', line).groups() for line in lines)
     proxies = {v for k, v in read.items() if k.endswith("::Proxy")}
     yield _differs("apt proxy", proxies, {fleet.mirrors.apt_proxy} - {None})
+    direct = {k.split("::")[3] for k, v in read.items() if v == "DIRECT"}
+    hosts = {
+        *fleet.mirrors.no_proxy,
+        *(urlsplit(u).hostname for s in fleet.mirrors.apt for u in s.uris),
+    }
+    yield _differs("no proxy", direct - hosts, set())
     yield _differs("apt settings", len(lines), len(read))
     sources = texts.get("/etc/apt/sources.list.d/slipway.sources", "")
     stanzas = [s for s in sources.split("\n\n")[1:] if s.strip()]

@@ -24,7 +24,7 @@ from deploy.inventory.host_document import host_document
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import FleetFile
 from deploy.inventory.secrets import SecretValue
-from deploy.provision.spec import read_allowed_signers, resolve_tokens
+from deploy.provision.spec import read_allowed_signers, read_mirrors_ca, resolve_tokens
 from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import run
@@ -45,6 +45,8 @@ READ_ENV, READ_FILE = "environment variables that are read", "files of secrets t
 ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 CERTIFICATE = "files of the certificate that are read, and names that it is checked for"
+TRANSACTION = "arguments of the transaction of packages"
+MIRRORS_CA = "the file of authorities for mirrors that is read"
 CERTBOT = "arguments and environment of certbot"
 DNS_HOOK = "arguments of the hook for DNS-01 challenges"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
@@ -56,11 +58,13 @@ SINKS = {
     "ssh.key": ("/keys/other", {HOSTS, CONNECT}),
     "ssh.known_hosts": ("/keys/known", {HOSTS}),
     "ssh.jump": ("ops@b2.example.com:2200", {HOSTS, CONNECT}),
-    "mirrors.apt[0].uris[0]": ("http://m2.example.com/debian", {APT}),
+    "mirrors.apt[0].uris[0]": ("http://m2.example.com/debian", {APT, CONF}),
     "mirrors.apt[0].suites[0]": ("trixie", {APT}),
     "mirrors.apt[0].components[0]": ("contrib", {APT}),
     "mirrors.apt[0].signed_by": ("/etc/apt/keyrings/m2.gpg", {APT}),
-    "mirrors.apt_proxy": ("http://p2.example.com:1", {CONF}),
+    "mirrors.apt_proxy": ("http://p2.example.com:1", {CONF, TRANSACTION}),
+    "mirrors.no_proxy[0]": (".m2.example.com", {CONF, TRANSACTION}),
+    "mirrors.ca_bundle": ("/keys/mirrors.pem", {MIRRORS_CA}),
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
@@ -180,7 +184,9 @@ def _sinks(folder, data, monkeypatch):
     found[PYTEST] = repr(_argv_of_pytest(fleet, folder, monkeypatch))
     found[SIGN] = repr(_argv_of_sign(fleet, folder, monkeypatch))
     found[READ_ENV], found[READ_FILE] = (repr(read) for read in _secrets_read(fleet, monkeypatch))
-    found[SIGNERS] = _signers_read(fleet, monkeypatch)
+    found[SIGNERS] = _file_read(read_allowed_signers, fleet, monkeypatch)
+    found[MIRRORS_CA] = _file_read(read_mirrors_ca, fleet, monkeypatch)
+    found[TRANSACTION] = repr(rendered.transaction(fleet).arguments)
     found[HOOKS] = repr(_argvs_of_hooks(fleet, folder, monkeypatch))
     found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))
     found[ETCD] = repr(_etcd(fleet, monkeypatch))
@@ -305,17 +311,17 @@ def _secrets_read(fleet, monkeypatch):
     return variables, files
 
 
-def _signers_read(fleet, monkeypatch):
+def _file_read(read, fleet, monkeypatch):
     paths = []
 
-    def no_file(path, **_):
+    def no_file(path, *_, **__):
         paths.append(str(path))
         raise FileNotFoundError(2, "No such file or directory")
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.open", no_file)
         with pytest.raises(DeployError):
-            read_allowed_signers(fleet)
+            read(fleet)
     return repr(paths)
 
 

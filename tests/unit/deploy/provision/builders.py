@@ -10,6 +10,8 @@ from deploy.host import layout
 from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
+from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.concerns import plan_resources
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
@@ -20,7 +22,6 @@ from deploy.provision.resources import (
     Directory,
     EnabledService,
     File,
-    Packages,
     Upload,
     User,
     Venv,
@@ -33,6 +34,7 @@ from deploy.wheelhouse import CachedWheel, Lock
 TOKEN = "s3cret-Token.1"  # of the made-up service
 MAC_KEY = "c" * 64
 PLENTY = 2**40
+DEBIAN = OsRelease(os_id="debian", codename="bookworm")
 
 
 def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service):
@@ -69,6 +71,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
     values = {
         "paths": dict.fromkeys({**query.paths, **query.secrets}),
         "packages": dict.fromkeys(query.packages),
+        "held": (),
         "users": dict.fromkeys(query.users),
         "units": {
             name: UnitFacts(load="loaded", active="inactive", enabled="disabled", stale=False)
@@ -137,7 +140,12 @@ def path_like(resource, **changes):
 def _fulfil(resource, values):
     match resource:
         case Packages():
-            values["packages"] |= dict.fromkeys(resource.names, "1.0-1")
+            values["packages"] |= dict.fromkeys(resource.names, "1.0-1") | resource.versions
+            values["held"] = (*values["held"], *resource.held)
+        case AptSources() if resource.sources:
+            text = resource.text(DEBIAN)
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            values["paths"][resource.path] = path_like(resource, sha256=sha256)
         case User():
             values["users"][resource.user] = UserFacts(
                 group=resource.user, shell=resource.shell, home=resource.home

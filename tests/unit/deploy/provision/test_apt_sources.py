@@ -11,8 +11,9 @@ import pytest
 from deploy.inventory.names import parse_archive, parse_proxy
 from deploy.inventory.schema import AptSource, Mirrors
 from deploy.provision import base
+from deploy.provision.apt_sources import AptSources
 from tests.unit.deploy.inventory.payloads import PAYLOADS
-from tests.unit.deploy.provision.builders import make_spec
+from tests.unit.deploy.provision.builders import DEBIAN
 
 URIS = (
     "https://[2001:db8::1]:8443/debian",
@@ -35,11 +36,10 @@ def accepted(parse):
 
 
 def rendered(mirrors):
-    return {
-        r.path: r.content.decode()
-        for r in base.install(make_spec(mirrors=mirrors))
-        if hasattr(r, "content")
-    }
+    """
+    Return the `.sources` file of a host with Debian 12.
+    """
+    return AptSources(sources=base.archives(mirrors)).text(DEBIAN)
 
 
 def apt_reads(folder, text):
@@ -67,9 +67,7 @@ def test_apt_reads_the_archives_suites_and_components(tmp_path):
     """
     uris = (*URIS, *accepted(parse_archive))
     source = AptSource(uris=uris, suites=("bookworm", "b-sec/updates"), components=("main", "x"))
-    code, out, err = apt_reads(
-        tmp_path, rendered(Mirrors(apt=(source,)))["/etc/apt/sources.list.d/slipway.sources"]
-    )
+    code, out, err = apt_reads(tmp_path, rendered(Mirrors(apt=(source,))))
     assert (code, err) == (0, "")
     releases = {line.split("'")[1] for line in out.splitlines() if "InRelease" in line}
     wanted = {f"{uri.rstrip('/')}/dists/{s}/InRelease" for uri in uris for s in source.suites}

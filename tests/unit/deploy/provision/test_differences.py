@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from deploy.host import layout
 from deploy.host.protocol import Call, FactQuery, LeaseStatus, Listener, UnitFacts
 from deploy.host.rpc import encode_request
+from deploy.provision.apt_packages import Packages
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
@@ -16,7 +17,6 @@ from deploy.provision.differences import (
     steps_to,
 )
 from deploy.provision.requirements import Driver
-from deploy.provision.resources import Packages
 from tests.unit.deploy.provision.builders import MAC_KEY, bare, find, make_facts, make_resources
 
 RESOURCES = make_resources()
@@ -41,7 +41,7 @@ def test_a_bare_host_gets_every_resource():
     Except what only a running slot has, and what must not be there.
     """
     steps = steps_to(RESOURCES, bare(RESOURCES))
-    others = ("socket", "slot_unit", "absent")
+    others = ("socket", "slot_unit", "absent", "apt_sources")
     wanted = (r for r in (*RESOURCES.placed, *RESOURCES.running) if r.kind not in others)
     assert names(steps) == [r.name for r in wanted]
 

@@ -16,14 +16,16 @@ import yaml
 from deploy.host import layout
 from deploy.inventory.schema import AptSource, Mirrors, Tls
 from deploy.provision import base, deadman, haproxy, host_program, runtime_unit
+from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.concerns import plan_resources
+from deploy.provision.distributions import DISTRIBUTIONS
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS
 from runtime.contract.errors import ConfigError
 from runtime.server.config import load_config
 from tests.unit.deploy.certificates.builders import NOW, make_authority
-from tests.unit.deploy.provision.builders import TOKEN, make_spec
+from tests.unit.deploy.provision.builders import DEBIAN, TOKEN, make_spec
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 MIRRORS = Mirrors(
@@ -41,6 +43,8 @@ MIRRORS = Mirrors(
         ),
     ),
     apt_proxy="http://p:1",
+    no_proxy=(".example.com", "10.1.2.3"),
+    ca_bundle="/etc/mirrors.pem",
 )
 
 TLS = Tls(kind="internal", authority="/ca")
@@ -55,6 +59,20 @@ MEMORY = {
     "step_tokens": 4096,
     "gpus": 2,
 }
+
+
+def sources(mirrors, host):
+    return AptSources(sources=base.archives(mirrors)).text(host)
+
+
+def own_suites(distribution):
+    """
+    Return a mirror with the suites of whatever release of *distribution* a host has.
+    """
+    uris = (f"https://mirror.example.com/{distribution}",)
+    main = AptSource(uris=uris, distribution=distribution)
+    security = AptSource(uris=uris, distribution=distribution, archive="security")
+    return Mirrors(apt=(main, security) if distribution == "debian" else (main,))
 
 
 def texts():
@@ -82,7 +100,13 @@ def texts():
         "environment": runtime_unit.environment(cpu),
         "host.json": host_program.host_config(cpu),
         "90slipway.apt": placed["/etc/apt/apt.conf.d/90slipway"],
-        "slipway.sources": placed["/etc/apt/sources.list.d/slipway.sources"],
+        "slipway.sources": sources(MIRRORS, DEBIAN),
+        **{
+            f"slipway-{codename}.sources": sources(
+                own_suites(one.name), OsRelease(os_id=one.name, codename=codename)
+            )
+            for codename, one in DISTRIBUTIONS.items()
+        },
     }
 
 
@@ -401,20 +425,6 @@ def test_the_token_is_in_the_environment_and_nowhere_else():
     Only one file on the host has the secret.
     """
     assert [name for name, text in TEXTS.items() if TOKEN in text] == ["environment"]
-
-
-def test_a_mirror_replaces_the_distributions_sources():
-    """
-    Without a mirror the sources stay.
-    """
-    kept = [r.path for r in base.install(make_spec()) if hasattr(r, "path")]
-    assert kept == ["/etc/apt/apt.conf.d/90slipway"]
-    changed = {
-        r.path: r.kind for r in base.install(make_spec(mirrors=MIRRORS)) if hasattr(r, "path")
-    }
-    assert changed["/etc/apt/sources.list"] == "absent"
-    assert changed["/etc/apt/sources.list.d/slipway.sources"] == "file"
-    assert changed["/etc/apt/sources.list.d/slipway.list"] == "absent"
 
 
 def test_a_gpu_host_has_a_c_compiler_for_triton():

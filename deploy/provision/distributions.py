@@ -1,0 +1,68 @@
+"""
+The distributions that hosts may have, and what the suites of their archives are called.  Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """
+    Attributes:
+        name: As in a fleet file, and `ID` of os-release(5).
+        release: For messages: "Debian 12".
+        codename: `VERSION_CODENAME` of os-release(5), and the first part of its suites.
+        security: Suite of security updates.
+        has_security_archive: That suite is in an archive of its own.
+        components: Those that the installer enables, but for source packages.
+    """
+
+    name: str
+    release: str
+    codename: str
+    security: str
+    has_security_archive: bool
+    components: tuple[str, ...]
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """
+        Suites of the main archive.
+        """
+        own = (self.codename, f"{self.codename}-updates")
+        return own if self.has_security_archive else (*own, self.security)
+
+
+def _debian(release: str, codename: str) -> Distribution:
+    components = ("main", "non-free-firmware")
+    return Distribution("debian", release, codename, f"{codename}-security", True, components)
+
+
+def _ubuntu(release: str, codename: str) -> Distribution:
+    components = ("main", "restricted", "universe", "multiverse")
+    return Distribution("ubuntu", release, codename, f"{codename}-security", False, components)
+
+
+# Source: /etc/apt/sources.list.d of the official cloud images, read 2026-11-26.
+DISTRIBUTIONS: Mapping[str, Distribution] = MappingProxyType(
+    {
+        one.codename: one
+        for one in (
+            _debian("Debian 12", "bookworm"),
+            _debian("Debian 13", "trixie"),
+            _ubuntu("Ubuntu 22.04", "jammy"),
+            _ubuntu("Ubuntu 24.04", "noble"),
+            _ubuntu("Ubuntu 26.04", "resolute"),
+        )
+    }
+)
+
+
+def distribution_of_suite(suite: str) -> Distribution | None:
+    """
+    Return the distribution that *suite* belongs to, such as `bookworm-updates` or
+    `bookworm/updates`; None: unknown.
+    """
+    return DISTRIBUTIONS.get(suite.partition("/")[0].partition("-")[0])
