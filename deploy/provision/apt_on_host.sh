@@ -67,7 +67,8 @@ holder() {
 # Prints what the process is: its command and the unit that it belongs to.
 program() {
     command=$(tr '\0\n' '  ' <"/proc/$1/cmdline" 2>/dev/null | cut -c 1-80)
-    of=$(sed -n 's|.*/\([^/]*\.\(service\|scope\)\).*|\1|p' "/proc/$1/cgroup" 2>/dev/null | head -n 1)
+    of=$(sed -nE 's#.*/([^/]*[.](service|scope))(/.*)?$#\1#p' "/proc/$1/cgroup" 2>/dev/null |
+        head -n 1)
     printf '%s (pid %s%s)' "${command:-a program}" "$1" "${of:+ of $of}" | tr -s ' '
 }
 

@@ -26,13 +26,12 @@ TRANSACTION_S = 1800  # for one transaction, waits included; it goes on beyond t
 _ANSWER_S = 60.0
 _SOURCES_S = 300.0  # for apt to read new sources
 _NEWS = "@apt "
-_PLACED = f"{layout.APT_WORK}/apt.sh"
 
 # Places the script from standard input, and runs it.  The directory is open for apt's own user.
 _PLACE = (
-    f"umask 022; mkdir -p {layout.APT_WORK} && chmod 0711 {layout.APT_WORK} && "
-    f"cat >{_PLACED}.new && mv -f {_PLACED}.new {_PLACED} && "
-    f'exec sh {_PLACED} "" "$@"'
+    'umask 022; work=$1$2; mkdir -p "$work" && chmod 0711 "$work" && '
+    'cat >"$work/apt.sh.new" && mv -f "$work/apt.sh.new" "$work/apt.sh" || exit 1; '
+    'root=$1; shift 2; exec sh "$work/apt.sh" "$root" "$@"'
 )
 
 
@@ -60,10 +59,13 @@ class _News(NamedTuple):
 class AptRunner:
     """
     apt on the host of *client*.
+
+    Args:
+        root: Prefix of every path there; tests pass a temporary directory.
     """
 
-    def __init__(self, client: HostClient, notes: Notes) -> None:
-        self._client, self._notes = client, notes
+    def __init__(self, client: HostClient, notes: Notes, root: str = "") -> None:
+        self._client, self._notes, self._root = client, notes, root
         self._told = 0  # lines of the status that were shown
 
     def change(self, transaction: AptTransaction, wait_s: int = WAIT_S) -> None:
@@ -142,7 +144,8 @@ class AptRunner:
         None: it was killed.
         """
         while time.monotonic() < deadline_s:
-            argv = ["sh", _PLACED, "", "follow", str(self._told)]
+            placed = f"{self._root}{layout.APT_WORK}/apt.sh"
+            argv = ["sh", placed, self._root, "follow", str(self._told)]
             for news in _news(self._call(argv)):
                 match news.kind:
                     case "status":
@@ -177,7 +180,7 @@ class AptRunner:
         return says(self._client.host, hide_passwords(words))
 
     def _run(self, verb: str, *arguments: str) -> Completed:
-        argv = ["sh", "-c", _PLACE, "sh", verb, *arguments]
+        argv = ["sh", "-c", _PLACE, "sh", self._root, layout.APT_WORK, verb, *arguments]
         return self._call(argv, stdin=SCRIPT.read_bytes(), timeout_s=_SOURCES_S)
 
     def _call(

@@ -8,10 +8,11 @@ from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_sources import AptSources
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Venv
+from deploy.provision.resources import Absent, AnyResource, Venv
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,11 @@ def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:
         if isinstance(resource, Packages):
             change = f"install {', '.join(resource.names)}"
             return (*steps, ResourceStep(resource, Difference(change=change)))
-        steps.append(ResourceStep(resource, Difference(change="create")))
+        is_removal = isinstance(resource, Absent) or (
+            isinstance(resource, AptSources) and not resource.sources
+        )
+        if not is_removal:  # compared once the host has Python
+            steps.append(ResourceStep(resource, Difference(change="create")))
     return tuple(steps)
 
 

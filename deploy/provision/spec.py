@@ -140,7 +140,7 @@ def read_mirrors_ca(fleet: Fleet) -> str | None:
     path = fleet.mirrors.ca_bundle
     if path is None:
         return None
-    what = f"{fleet.path.name}: mirrors.ca_bundle"
+    what = f"{fleet.path.name}: mirrors.ca_bundle cannot be used"
     fix = "give the PEM file of the authorities that signed the certificates of the mirrors"
     try:
         if path.exists() and not path.is_file():  # opening a pipe could wait for ever

@@ -17,23 +17,23 @@ TOKEN = "first-Token.1"
 ENV = {"SLIPWAY_TEST_TOKEN": TOKEN}
 
 
-def lab_config():
+def lab_config(name="lab-provision", bridge="slipp", prefix="10.77.79"):
     default = LabConfig.from_env(os.environ)
     return LabConfig(
-        directory=default.directory.with_name("lab-provision"),
+        directory=default.directory.with_name(name),
         bases=default.bases,
-        bridge="slipp",
-        prefix="10.77.79",
+        bridge=bridge,
+        prefix=prefix,
     )
 
 
 class World:
     """
-    Four hosts and their fleet, with the hands that break them.
+    Hosts and their fleet, with the hands that break them.
     """
 
-    def __init__(self, config, root):
-        self.config, self.root = config, root
+    def __init__(self, config, root, hosts=HOSTS):
+        self.config, self.root, self.hosts = config, root, hosts
         (root / "inventories").mkdir()
 
     def fleet(self, limit=None, **changes):
@@ -62,7 +62,7 @@ class World:
                 "key": str(keys / "signing_ed25519"),
                 "allowed_signers": str(keys / "allowed_signers"),
             },
-            "hosts": {name: {"address": self.config.address(name)} for name in HOSTS},
+            "hosts": {name: {"address": self.config.address(name)} for name in self.hosts},
         }
         for section, keys_ in changes.items():
             data[section] = data.get(section, {}) | keys_
@@ -89,7 +89,7 @@ class World:
         """
         Make every host run and answer, whatever a test left.
         """
-        for name in HOSTS:
+        for name in self.hosts:
             with contextlib.suppress(LabError):
                 lab.thaw(name, config=self.config)
                 lab.heal(name, config=self.config)

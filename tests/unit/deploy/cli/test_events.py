@@ -67,6 +67,28 @@ def test_what_changes_is_awaited_until_it_has_changed(capsys):
     assert output.awaited() == ""
 
 
+def test_what_a_change_waits_for_is_shown(capsys):
+    """
+    A lock of apt may be held for minutes.
+    """
+    output = Output()
+    say = ProvisionProgress(output.progress, ["n1"], as_json=False)
+    say(change(EventKind.WAITING, resource="packages", change='n1 says: "waiting, because x"'))
+    assert 'n1: packages: n1 says: "waiting, because x"' in output.err
+    assert "waiting, because x" in output.awaited()
+
+
+def test_a_warning_is_told_with_its_remedy_and_is_no_result(capsys):
+    """
+    It stops nothing.
+    """
+    output = Output()
+    say = ProvisionProgress(output.progress, ["n1"], as_json=False)
+    say(ProvisionEvent("n1", EventKind.WARNING, resource="source x", why="unsigned", fix="do y"))
+    assert "n1: warning: source x: unsigned\n  fix: do y" in "\n".join(output.err)
+    assert capsys.readouterr().out == ""
+
+
 def test_wheels_are_awaited_on_this_machine_until_hosts_are_connected():
     output = Output()
     say = ProvisionProgress(output.progress, [], as_json=False)

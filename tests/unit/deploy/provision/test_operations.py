@@ -242,7 +242,7 @@ def build(answer):
     client = HostClient(transport, actor="provision", sudo=True)
     sizes = {wheel.file: wheel.size for wheel in venv.wheels}
     there = replace(bare(resources), listings={layout.WHEELHOUSE: sizes})
-    operations.apply(venv, there, client)
+    operations.apply(venv, there, client, notes=None)
     return venv, transport.sent
 
 

@@ -1,9 +1,13 @@
 import base64
+from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.errors import InventoryError
-from deploy.provision.spec import read_allowed_signers, resolve_tokens
+from deploy.inventory.schema import Mirrors
+from deploy.provision.spec import read_allowed_signers, read_mirrors_ca, resolve_tokens
+from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory.builders import make_fleet
 
 
@@ -108,3 +112,28 @@ def test_every_form_of_a_signer_is_accepted(tmp_path, line, kind):
     signer = line.format(KEY_TEXTS[kind])
     fleet.signing.allowed_signers.write_text(f"# ours\n\n{signer} words of a comment\n")
     assert read_allowed_signers(fleet) == f"{signer}\n"
+
+
+def test_the_authorities_of_mirrors_are_sent_as_certificates_alone(tmp_path):
+    """
+    All users of a host can read the file: a key, or another file, is refused.
+    """
+    path = tmp_path / "ca.pem"
+    mirrors = Mirrors(ca_bundle=path)
+    fleet = make_fleet(tmp_path).model_copy(update={"mirrors": mirrors})
+    pair = make_authority().issue(["m.example.com"], datetime.now(UTC))
+    certificates = "".join(c.public_bytes(Encoding.PEM).decode() for c in pair.chain)
+    for text, why in (
+        (None, "No such file"),
+        ("", "no certificate"),
+        ("# root:x:0:0\n", "no certificate"),
+        (pair.pem.reveal(), "a private key"),
+        (certificates + "#" * 2**20, "more than 1 MiB"),
+    ):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(InventoryError, match=why):
+            read_mirrors_ca(fleet)
+    path.write_text(f"# of the mirrors\n{certificates}")
+    assert read_mirrors_ca(fleet) == certificates
+    assert read_mirrors_ca(make_fleet(tmp_path)) is None

@@ -1,0 +1,176 @@
+"""
+apt on a booted host with something in its way: a held lock, a lost connection, an interrupted dpkg,
+a broken source.  Only packages and their sources are provisioned here.
+"""
+
+import time
+
+import pytest
+
+from deploy.bundle.host_program import build_host_program
+from deploy.host import layout
+from deploy.lab import lab
+from deploy.provision import EventKind
+from deploy.provision.differences import bootstrap_steps
+from deploy.provision.fleet_specs import resource_sets
+from deploy.provision.probe import pack_program
+from deploy.provision.report_builder import ReportBuilder
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.supervise import run_worker
+from deploy.provision.worker_request import HostRequest, WorkerRequest
+from tests.lab.conftest import bring_up, say
+from tests.lab.provision_fixtures import ENV, World, lab_config
+
+DEADLINE_S = 900.0
+LISTS_LOCK = "/var/lib/apt/lists/lock"
+VENDOR = "/etc/apt/sources.list.d/vendor.list"
+# A repository without a signature, as one whose key was rotated looks to apt.
+UNSIGNED = f"""
+mkdir -p /srv/vendor && cd /srv/vendor && : >Packages && echo 'Origin: vendor' >Release
+echo 'deb file:/srv/vendor ./' >{VENDOR}
+"""
+HOLD = f"""
+systemd-run --quiet --unit=apt-daily-test python3 -c '
+import fcntl, time
+file = open("{LISTS_LOCK}", "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+time.sleep(3600)'
+"""
+# socat is unpacked and not configured, as after a power cut.
+INTERRUPT = """
+cd /tmp && apt-get -q download socat && apt-get -q -y remove socat && dpkg --unpack socat_*.deb
+"""
+# apt begins its transaction, and waits at the first dpkg.
+SLOW = """
+touch /run/hold-dpkg
+echo 'DPkg::Pre-Invoke {"while test -e /run/hold-dpkg; do sleep 1; done";};' \\
+    >/etc/apt/apt.conf.d/99slow
+"""
+STARTS = f"journalctl -b -o cat -u {layout.APT_UNIT} | grep -c '^Started ' || :"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    config = lab_config("lab-apt", bridge="slipa", prefix="10.77.83")
+    lab.down(progress=say, config=config)
+    bring_up(1, config)
+    yield World(config, tmp_path_factory.mktemp("fleet"), hosts=("n1",))
+    lab.down(progress=say, config=config)
+
+
+def change(world, when=lambda _: None, **sections):
+    """
+    Provision the packages and sources of the host; *when* is called with every event.
+    """
+    fleet = world.fleet(**sections)
+    wanted = resource_sets(fleet, build_host_program(), ENV, is_check=True)["n1"]
+    placed = tuple(step.resource for step in bootstrap_steps(wanted))
+    resources = ResourceSet(requirements=(), placed=placed, running=())
+    request = HostRequest.of(fleet.hosts[0], resources)
+    builder = ReportBuilder(["n1"], when)
+    run_worker(
+        WorkerRequest(packed_program=pack_program(), hosts=(request,)),
+        builder,
+        time.monotonic() + DEADLINE_S,
+    )
+    return builder.report(check=False, took_s=0.0)
+
+
+def once(text, then):
+    """
+    Return a callback for events that calls *then* at the first one that waits with *text*.
+    """
+    texts = []
+
+    def when(event):
+        if event.kind is EventKind.WAITING and text in (event.change or "") and not texts:
+            texts.append(event.change)
+            then()
+
+    when.texts = texts
+    return when
+
+
+def starts(world):
+    return int(world.inside("n1", STARTS))
+
+
+def test_a_held_lists_lock_is_waited_for_and_a_broken_source_stops_nothing(world):
+    """
+    The holder is named; a vendor's unsigned source is a warning.
+    """
+    world.inside("n1", HOLD)
+    world.inside("n1", UNSIGNED)
+    release = once(LISTS_LOCK, lambda: world.inside("n1", "systemctl stop apt-daily-test"))
+
+    report = change(world, release)
+
+    assert report.ok == ("n1",), report.failed
+    assert "of apt-daily-test.service" in release.texts[0]
+    [warning] = report.warnings
+    assert (warning.host, VENDOR in warning.about) == ("n1", True)
+    assert "vendor" in warning.why
+    world.inside("n1", "dpkg-query -W -f '${db:Status-Status}' haproxy | grep -qx installed")
+    world.inside("n1", f"rm -r {VENDOR} /srv/vendor")
+
+
+def test_a_transaction_survives_its_connection_and_is_followed(world):
+    """
+    sshd's process dies in the middle; the next run starts no second transaction.
+    """
+    world.inside("n1", "apt-get -q -y purge socat haproxy")
+    before = starts(world)
+    world.inside("n1", SLOW)
+    kill = once("changing packages", lambda: world.inside("n1", "pkill -f '^sshd: root'"))
+    lost = change(world, kill)
+    [failure] = lost.failed
+    assert failure.error == "TransportError"
+    assert world.inside("n1", f"systemctl is-active {layout.APT_UNIT}").strip() == "active"
+
+    followed = once(
+        "transaction of an earlier run",
+        lambda: world.inside("n1", "rm /run/hold-dpkg"),
+    )
+    report = change(world, followed)
+
+    assert report.ok == ("n1",), report.failed
+    assert followed.texts
+    assert starts(world) == before + 1
+    assert change(world).changes == ()
+
+
+def test_an_interrupted_dpkg_is_completed(world):
+    """
+    A package that is unpacked and not configured does not stop the others.
+    """
+    world.inside("n1", INTERRUPT)
+    completed = once("completing an interrupted dpkg", lambda: None)
+    report = change(world, completed)
+    assert report.ok == ("n1",), report.failed
+    assert completed.texts
+    world.inside("n1", 'test -z "$(dpkg --audit)" && dpkg-query -W socat')
+
+
+def test_sources_change_only_when_apt_reads_the_new_ones(world):
+    """
+    A wrong mirror leaves the host's sources; a right one replaces them, and they come back.
+    """
+    old = world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/* 2>/dev/null || :")
+    uri = world.inside(
+        "n1", "apt-get indextargets --format '$(SITE) $(REPO_URI)' | grep -m1 debian"
+    ).split()[-1]
+    source = {"uris": [uri], "suites": ["bookworm"], "components": ["main"]}
+
+    wrong = change(world, mirrors={"apt": [source | {"uris": [f"{uri}nothing/"]}]})
+    assert [failure.error for failure in wrong.failed] == ["CommandFailed"]
+    assert world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/*") == old
+
+    foreign = change(world, mirrors={"apt": [source | {"suites": ["noble"]}]})
+    assert "suite noble is of Ubuntu 24.04" in foreign.failed[0].why
+
+    right = change(world, mirrors={"apt": [source]})
+    assert right.ok == ("n1",), right.failed
+    world.inside("n1", "! test -e /etc/apt/sources.list && apt-get -q update")
+    back = change(world)
+    assert back.ok == ("n1",), back.failed
+    assert world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/*") == old
