@@ -48,7 +48,6 @@ HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
 RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 APT = "/etc/apt"
 APT_SOURCES = f"{APT}/sources.list.d"
-APT_PREFERENCES = f"{APT}/preferences.d"
 APT_WORK = f"{STATE}/apt"  # 0711 root: the transaction of packages that runs, or ran last
 APT_REPLACED = f"{APT_WORK}/replaced"  # copies of the sources that `mirrors.apt` replaced
 APT_UNIT = "slipway-apt.service"  # the transaction while it runs

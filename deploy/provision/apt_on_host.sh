@@ -89,7 +89,10 @@ wait_until_free() {
     told=
     while who=$(holder) || who=$(cloud_init); do
         left=$((wait_max - waited))
-        [ "$left" -gt 0 ] || fail "waited $wait_max s, and still $who"
+        if [ "$left" -le 0 ]; then
+            status "waited $wait_max s, and still $who"
+            end 75
+        fi
         if [ "$who" != "$told" ] || [ $((waited % 30)) -eq 0 ]; then
             status "waiting, because $who; for $left s at most"
             told=$who
@@ -299,6 +302,7 @@ replace() {
     rm -rf "$check/lists"
     for file; do
         [ -e "$root$file" ] || [ -L "$root$file" ] || continue
+        codename >"$work/replaced-on"
         mkdir -p "$(dirname "$kept$file")"
         cp -a "$root$file" "$kept$file.new" && mv -fT "$kept$file.new" "$kept$file" || return 1
     done
@@ -308,15 +312,23 @@ replace() {
     rm -rf "$check"
 }
 
+# Copies of another release than that of the host stay where they are.
 restore() {
     target=$root$1
     shift
+    if [ -e "$work/replaced-on" ] && [ "$(cat "$work/replaced-on")" != "$(codename)" ]; then
+        echo "the copies in ${kept#"$root"} are of $(cat "$work/replaced-on")," \
+            "the host runs $(codename)" >&2
+        return 1
+    fi
     for file; do
         [ -e "$kept$file" ] || [ -L "$kept$file" ] || continue
         cp -a "$kept$file" "$root$file.new" && mv -fT "$root$file.new" "$root$file" || return 1
     done
-    rm -f "$target" && rm -rf "$kept"
+    rm -f "$target" && rm -rf "$kept" "$work/replaced-on"
 }
+
+codename() { sed -n 's/^VERSION_CODENAME=//p' "$root/etc/os-release" | tr -d "\"'"; }
 
 mkdir -p "$work" && chmod 0711 "$work" || exit 1
 case $verb in start | follow | run) umask 077 ;; esac

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import Frozen
 from deploy.provision.resource import Difference, Resource
@@ -17,8 +16,6 @@ from deploy.provision.resource import Difference, Resource
 # Source: Debian policy, 5.6.1 "Source" and 5.6.12 "Version".
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,99}")
 _VERSION = re.compile(r"(?:[0-9]{1,9}:)?[0-9][A-Za-z0-9.+~-]{0,99}")
-_PATTERN = re.compile(r"[a-z0-9*][a-z0-9+.*-]{0,99}")
-_VERSION_PATTERN = re.compile(r"(?:[0-9]{1,9}:)?[0-9][A-Za-z0-9.+~-]{0,99}\*?")
 
 
 def _of(pattern: "re.Pattern[str]", what: str) -> AfterValidator:
@@ -35,8 +32,6 @@ PackageVersion = Annotated[str, _of(_VERSION, "the version of a package")]
 WantedPackage = Annotated[
     str, _of(re.compile(f"{_NAME.pattern}(?:={_VERSION.pattern})?"), "NAME or NAME=VERSION")
 ]
-PackagePattern = Annotated[str, _of(_PATTERN, "names of packages, * for any text")]
-VersionPattern = Annotated[str, _of(_VERSION_PATTERN, "a version, * at its end for any text")]
 
 
 class AptTransaction(Frozen):
@@ -80,7 +75,7 @@ class Packages(Resource):
     Attributes:
         label: Distinguishes the packages of one concern from those of another.
         names: Installed, in any version but for those in `versions`.
-        versions: Exact versions, by name.  `AptPins` keeps apt from others.
+        versions: Exact versions, by name.
         held: Held afterwards, so that no upgrade changes them.  May name packages that are not in
             `names`, such as metapackages of the kernel; those that are not installed are skipped.
         absent: Removed in the same transaction.
@@ -161,47 +156,3 @@ class Packages(Resource):
             return name
         present = facts.packages[name]
         return f"{name} {present} → {self.versions[name]}" if present else self._wanted(name)
-
-
-class Pin(Frozen):
-    """
-    Attributes:
-        packages: Names, `*` for any text.
-        version: The one version that apt installs, `*` at its end for any text; None: with
-            `origin`, any version from there.
-        origin: Host name of an archive, such as `mirror.example.com`.
-        priority: Above 1000 also a downgrade; below 0 never.  Source: apt_preferences(5).
-    """
-
-    packages: tuple[PackagePattern, ...]
-    version: VersionPattern | None = None
-    origin: Annotated[str, _of(re.compile(r"[A-Za-z0-9.-]{1,253}"), "a host name")] | None = None
-    priority: int = 1001
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "Pin":
-        if (self.version is None) == (self.origin is None):
-            raise ValueError("should have one of version and origin")
-        return self
-
-    def text(self) -> str:
-        """
-        Return the stanza of a file of apt's preferences.
-        """
-        what = f"version {self.version}" if self.version else f'origin "{self.origin}"'
-        return f"Package: {' '.join(self.packages)}\nPin: {what}\nPin-Priority: {self.priority}\n"
-
-
-def preferences_path(label: str) -> str:
-    """
-    Return the path of the preferences that `preferences_text` is for.
-    """
-    return f"{layout.APT_PREFERENCES}/slipway-{label}"
-
-
-def preferences_text(pins: tuple[Pin, ...]) -> str:
-    """
-    Return a file of apt's preferences: which versions apt installs at all.
-    """
-    head = "# Written by `inv provision`; edits are lost.\n"
-    return "\n".join((head, *(pin.text() for pin in pins)))

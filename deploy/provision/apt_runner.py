@@ -26,6 +26,7 @@ TRANSACTION_S = 1800  # for one transaction, waits included; it goes on beyond t
 _ANSWER_S = 60.0
 _SOURCES_S = 300.0  # for apt to read new sources
 _NEWS = "@apt "
+_STILL_HELD = 75  # exit status: another program uses apt
 
 # Places the script from standard input, and runs it.  The directory is open for apt's own user.
 _PLACE = (
@@ -93,6 +94,9 @@ class AptRunner:
         if code is None:
             why = "the transaction ended without a result: killed, or the host rebooted"
             raise self._failed("packages", why, "inv provision completes what it left")
+        if code == _STILL_HELD:
+            fix = f"wait for its end, or stop it on the host, then: {self._again}"
+            raise self._failed("packages", self._last, fix)
         if code != 0:
             raise self._failed("packages", self._last or f"exit status {code}", _READ_LOG)
 
@@ -110,7 +114,8 @@ class AptRunner:
         if not sources.sources:
             completed = self._run("restore", sources.path, *sources.replaces)
             if completed.returncode != 0:
-                raise self._failed(sources.name, completed.stderr, "see df and dmesg on the host")
+                fix = f"write the sources of the host's release, remove {sources.path}, then: "
+                raise self._failed(sources.name, completed.stderr, fix + self._again)
             return
         host = host or self.os_release()
         check_fit(self._client.host, sources, host)
@@ -128,6 +133,10 @@ class AptRunner:
         argv = ["cat", "/etc/os-release"]
         completed = self._client.transport.run(argv, timeout_s=_ANSWER_S, check=False)
         return parse_os_release(completed.stdout)
+
+    @property
+    def _again(self) -> str:
+        return f"inv provision --limit {self._client.host}"
 
     def _start(self, arguments: tuple[str, ...]) -> str:
         self._told, self._last = 0, ""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deploy.inventory.schema import AptSource, Mirrors
 from deploy.provision import base
-from deploy.provision.apt_packages import AptTransaction, Packages, Pin, preferences_text
+from deploy.provision.apt_packages import AptTransaction, Packages
 from deploy.provision.apt_sources import AptSources, Archive, OsRelease, parse_os_release
 from deploy.provision.differences import fact_query
 from deploy.provision.resource_set import ResourceSet
@@ -108,25 +108,6 @@ def test_packages_that_contradict_each_other_are_refused(wrong):
     """
     with pytest.raises(ValidationError):
         Packages(**wrong)
-
-
-def test_preferences_keep_apt_from_other_versions():
-    """
-    As apt_preferences(5) has them.
-    """
-    pins = (
-        Pin(packages=("*nvidia*",), version="535.1-*"),
-        Pin(packages=("*",), origin="vendor.example.com", priority=-1),
-    )
-    assert preferences_text(pins).splitlines()[2:] == [
-        "Package: *nvidia*",
-        "Pin: version 535.1-*",
-        "Pin-Priority: 1001",
-        "",
-        "Package: *",
-        'Pin: origin "vendor.example.com"',
-        "Pin-Priority: -1",
-    ]
 
 
 def archive(**changes):
