@@ -70,11 +70,12 @@ class World:
         path.write_text(yaml.safe_dump(data))
         return load_fleet("lab", root=self.root, limit=limit)
 
-    def inside(self, host, script):
+    def inside(self, host, script, timeout_s=30.0):
         """
         Return what *script* prints on *host*, reached without its network.
         """
-        done = lab.inside(host, ["sh", "-c", script], config=self.config)
+        argv = ["sh", "-c", script]
+        done = lab.inside(host, argv, config=self.config, timeout_s=timeout_s)
         assert done.returncode == 0, f"{host}: {script}\n{done.stdout}{done.stderr}"
         return done.stdout
 

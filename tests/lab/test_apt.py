@@ -11,7 +11,7 @@ from deploy.bundle.host_program import build_host_program
 from deploy.host import layout
 from deploy.lab import lab
 from deploy.provision import EventKind
-from deploy.provision.differences import bootstrap_steps
+from deploy.provision.apt_packages import Packages
 from deploy.provision.fleet_specs import resource_sets
 from deploy.provision.probe import pack_program
 from deploy.provision.report_builder import ReportBuilder
@@ -46,6 +46,7 @@ touch /run/hold-dpkg
 echo 'DPkg::Pre-Invoke {"while test -e /run/hold-dpkg; do sleep 1; done";};' \\
     >/etc/apt/apt.conf.d/99slow
 """
+SHOW = "cd /etc/apt && cat sources.list sources.list.d/* 2>/dev/null || :"
 STARTS = f"journalctl -b -o cat -u {layout.APT_UNIT} | grep -c '^Started ' || :"
 
 
@@ -58,14 +59,21 @@ def world(tmp_path_factory):
     lab.down(progress=say, config=config)
 
 
+def on(world, script):
+    """
+    Return what *script* prints on the host; apt takes its time there.
+    """
+    return world.inside("n1", script, timeout_s=300.0)
+
+
 def change(world, when=lambda _: None, **sections):
     """
     Provision the packages and sources of the host; *when* is called with every event.
     """
     fleet = world.fleet(**sections)
     wanted = resource_sets(fleet, build_host_program(), ENV, is_check=True)["n1"]
-    placed = tuple(step.resource for step in bootstrap_steps(wanted))
-    resources = ResourceSet(requirements=(), placed=placed, running=())
+    last = next(n for n, one in enumerate(wanted.placed) if isinstance(one, Packages))
+    resources = ResourceSet(requirements=(), placed=wanted.placed[: last + 1], running=())
     request = HostRequest.of(fleet.hosts[0], resources)
     builder = ReportBuilder(["n1"], when)
     run_worker(
@@ -92,16 +100,16 @@ def once(text, then):
 
 
 def starts(world):
-    return int(world.inside("n1", STARTS))
+    return int(on(world, STARTS))
 
 
 def test_a_held_lists_lock_is_waited_for_and_a_broken_source_stops_nothing(world):
     """
     The holder is named; a vendor's unsigned source is a warning.
     """
-    world.inside("n1", HOLD)
-    world.inside("n1", UNSIGNED)
-    release = once(LISTS_LOCK, lambda: world.inside("n1", "systemctl stop apt-daily-test"))
+    on(world, HOLD)
+    on(world, UNSIGNED)
+    release = once(LISTS_LOCK, lambda: on(world, "systemctl stop apt-daily-test"))
 
     report = change(world, release)
 
@@ -110,26 +118,26 @@ def test_a_held_lists_lock_is_waited_for_and_a_broken_source_stops_nothing(world
     [warning] = report.warnings
     assert (warning.host, VENDOR in warning.about) == ("n1", True)
     assert "vendor" in warning.why
-    world.inside("n1", "dpkg-query -W -f '${db:Status-Status}' haproxy | grep -qx installed")
-    world.inside("n1", f"rm -r {VENDOR} /srv/vendor")
+    on(world, "dpkg-query -W -f '${db:Status-Status}' haproxy | grep -qx installed")
+    on(world, f"rm -r {VENDOR} /srv/vendor")
 
 
 def test_a_transaction_survives_its_connection_and_is_followed(world):
     """
     sshd's process dies in the middle; the next run starts no second transaction.
     """
-    world.inside("n1", "apt-get -q -y purge socat haproxy")
+    on(world, "apt-get -q -y purge socat haproxy")
     before = starts(world)
-    world.inside("n1", SLOW)
-    kill = once("changing packages", lambda: world.inside("n1", "pkill -f '^sshd: root'"))
+    on(world, SLOW)
+    kill = once("changing packages", lambda: on(world, "pkill -f '^sshd: root'"))
     lost = change(world, kill)
     [failure] = lost.failed
     assert failure.error == "TransportError"
-    assert world.inside("n1", f"systemctl is-active {layout.APT_UNIT}").strip() == "active"
+    assert on(world, f"systemctl is-active {layout.APT_UNIT}").strip() == "active"
 
     followed = once(
         "transaction of an earlier run",
-        lambda: world.inside("n1", "rm /run/hold-dpkg"),
+        lambda: on(world, "rm /run/hold-dpkg"),
     )
     report = change(world, followed)
 
@@ -143,34 +151,34 @@ def test_an_interrupted_dpkg_is_completed(world):
     """
     A package that is unpacked and not configured does not stop the others.
     """
-    world.inside("n1", INTERRUPT)
+    on(world, INTERRUPT)
     completed = once("completing an interrupted dpkg", lambda: None)
     report = change(world, completed)
     assert report.ok == ("n1",), report.failed
     assert completed.texts
-    world.inside("n1", 'test -z "$(dpkg --audit)" && dpkg-query -W socat')
+    on(world, 'test -z "$(dpkg --audit)" && dpkg-query -W socat')
 
 
 def test_sources_change_only_when_apt_reads_the_new_ones(world):
     """
     A wrong mirror leaves the host's sources; a right one replaces them, and they come back.
     """
-    old = world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/* 2>/dev/null || :")
-    uri = world.inside(
-        "n1", "apt-get indextargets --format '$(SITE) $(REPO_URI)' | grep -m1 debian"
+    old = on(world, SHOW)
+    uri = on(
+        world, "apt-get indextargets --format '$(SITE) $(REPO_URI)' | grep -m1 debian"
     ).split()[-1]
     source = {"uris": [uri], "suites": ["bookworm"], "components": ["main"]}
 
     wrong = change(world, mirrors={"apt": [source | {"uris": [f"{uri}nothing/"]}]})
     assert [failure.error for failure in wrong.failed] == ["CommandFailed"]
-    assert world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/*") == old
+    assert on(world, SHOW) == old
 
     foreign = change(world, mirrors={"apt": [source | {"suites": ["noble"]}]})
     assert "suite noble is of Ubuntu 24.04" in foreign.failed[0].why
 
     right = change(world, mirrors={"apt": [source]})
     assert right.ok == ("n1",), right.failed
-    world.inside("n1", "! test -e /etc/apt/sources.list && apt-get indextargets | grep -q bookworm")
+    on(world, "! test -e /etc/apt/sources.list && apt-get indextargets | grep -q bookworm")
     back = change(world)
     assert back.ok == ("n1",), back.failed
-    assert world.inside("n1", "cd /etc/apt && cat sources.list sources.list.d/*") == old
+    assert on(world, SHOW) == old

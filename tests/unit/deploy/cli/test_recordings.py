@@ -20,7 +20,7 @@ from deploy.demo.demo import DemoReport
 from deploy.errors import CanaryRejected, ReleasePaused, TransportError
 from deploy.host.protocol import Unfinished
 from deploy.lab.config import HostState, LabHost, LabStatus
-from deploy.provision.report import Change, Failure, ProvisionReport
+from deploy.provision.report import Change, Failure, ProvisionReport, Warned
 from deploy.release.events import Ending, ReleaseEvent, ReleaseOutcome
 from deploy.release.plan import plan_release
 from deploy.verify.report import Finding, VerifyReport
@@ -106,7 +106,9 @@ def printed(capsys, document, error=None):
 def provision_report(*, check=False, failed=()):
     changes = (Change("n1", "packages", "install"), Change("n1", "/etc/x", "create", "+ text"))
     ok = tuple(host for host in HOSTS if host not in {f.host for f in failed})
-    return ProvisionReport(check, ok, () if failed else changes, failed, dict.fromkeys(HOSTS, 1), 2)
+    warning = Warned("n1", "package source", "unsigned", "correct it")
+    commands, changes = dict.fromkeys(HOSTS, 1), () if failed else changes
+    return ProvisionReport(check, ok, changes, failed, commands, 2, (warning,))
 
 
 def provision_failed():
