@@ -139,6 +139,8 @@ class CellRunner:
         The lease of an operator who died in the cell before is waited for.
         """
         give_up_s = time.monotonic() + LEASE_S + CHECK_S
+        if cell.line.step.startswith("stage."):
+            self.lab.unstage(_other(self._one_version() or VERSIONS[1]))
         while True:
             follower, matcher = self.lab.follower(), LineMatcher(cell.line)
             operator = Operator(self.first, self._words(cell.task))

@@ -18,7 +18,8 @@ from deploy.drill.checkout import must_run
 from deploy.drill.host_state import HostState
 from deploy.drill.host_watch import HostWatch
 from deploy.drill.journals import JournalFollower
-from deploy.host.layout import JOURNAL
+from deploy.host.bundle.manifest import MANIFEST
+from deploy.host.layout import JOURNAL, RELEASES, SLOT_LINKS
 from deploy.lab import host as lab_host
 from deploy.lab import lab
 from deploy.lab.config import LabConfig
@@ -182,6 +183,18 @@ class DrillLab:
     def _remove_disks(self) -> None:
         for name in self.names:
             self.config.disk_image(name).unlink(missing_ok=True)
+
+    def unstage(self, version: str) -> None:
+        """
+        Delete the release *version*, which no slot serves, from every host: it is staged anew.
+        """
+        script = (
+            f"for d in {RELEASES}/*; do "
+            f"""grep -q '"version": *"{version}"' "$d/{MANIFEST}" || continue; """
+            f'find {SLOT_LINKS} -lname "$d" -delete; rm -rf "$d"; done'
+        )
+        for name in self.names:
+            lab.inside(name, ["sh", "-c", script], config=self.config)
 
     # -- traffic
 
