@@ -899,6 +899,31 @@ def bench_fleet(c, counts="10,100,1000", latency="5", json=False):
     finish(result.as_json(), result.table(), None, as_json=json)
 
 
+@command(flags={"hosts": "How many hosts (default 4).",
+                "again": "Runs with nothing left to change, after the first (default 3).",
+                "delay": "Milliseconds each way of the slow links; 0: only LAN (default 25).",
+                "tools": "Only these, comma-separated: slipway, pyinfra, mitogen, Ansible.",
+                "json": _JSON})  # fmt: skip
+def bench_provision(c, hosts="4", again="3", delay="25", tools="", json=False):
+    """
+    Time provisioning of bare lab hosts beside its peers.
+
+    Ansible with pipelining, mitogen and plain pyinfra bring the same resources, as whole processes,
+    over LAN and slow links.  Needs root and the package index.
+
+        inv bench.provision --tools slipway,Ansible
+    """
+    from deploy.bench.provision.times import time_provisioning
+    from deploy.bench.provision.tools import tools_named
+
+    with waiting("the lab") as progress:
+        result = time_provisioning(
+            hosts=whole_number("hosts", hosts), again=whole_number("again", again),
+            delay_ms=whole_number("delay", delay), tools=tools_named(tools), progress=progress,
+        )  # fmt: skip
+    finish(result.as_json(), result.table(), None, as_json=json)
+
+
 _keys = Collection("keys")
 _keys.add_task(keys_add, name="add")
 _keys.add_task(keys_list, name="list")
@@ -930,6 +955,7 @@ _certs.add_task(certs_show, name="show")
 _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
 _bench.add_task(bench_fleet, name="fleet")
+_bench.add_task(bench_provision, name="provision")
 _bench.add_task(bench_rollback, name="rollback")
 
 ns = Collection(
