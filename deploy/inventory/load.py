@@ -25,9 +25,8 @@ from deploy.inventory.schema import (
     Service,
     Signing,
     Ssh,
-    dangling_names,
-    secret_references,
 )
+from deploy.inventory.schema.references import dangling_names, secret_references
 from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
 
