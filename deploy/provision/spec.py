@@ -72,6 +72,17 @@ class HostSpec:
         return self.release.drain_timeout
 
 
+def check_inputs(fleet: Fleet, env: Mapping[str, str]) -> None:
+    """
+    Read what the fleet file names on this machine, before any host is asked.
+
+    Raises:
+        InventoryError: As for `resolve_tokens` and `read_allowed_signers`.
+    """
+    resolve_tokens(fleet, env)
+    read_allowed_signers(fleet)
+
+
 def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:
     """
     Return the bearer tokens that the fleet's service accepts.
