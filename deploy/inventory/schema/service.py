@@ -50,6 +50,7 @@ class Service(_EngineKeys):
     """
 
     port: Port = 8000
+    ipv6: bool = True  # the public port listens on IPv6 too
     tls: Tls = Tls()
     memory_max: Annotated[Bytes, Field(ge=256 * 2**20, le=2**50)] = 8 * 2**30  # of one slot
     state_max: FileSystemSize = 2**30  # of one slot, in its memory

@@ -208,6 +208,7 @@ WRONG_VALUES = {
         {"env": "SLIPWAY_A\n"},
     ],
     "service.port": [0, 65536],
+    "service.ipv6": ["yes", 1, "::"],
     "service.memory_max": [8, "8", "8GB", "0B", "1KiB", "255MiB", "1025TiB", "infinity", "50%"],
     "service.state_max": [8, "8GB", "0B", "4KiB", "9GiB"],
     "service.tmp_max": [8, "8GB", "0B", "4KiB", "9GiB"],
