@@ -83,6 +83,7 @@ def load_fleet(
         signing=_with_absolute_paths(file.signing, root),
         hooks=file.release.hooks,
         notify=file.release.notify,
+        storage=file.storage,
         state=file.state.model_copy(
             update={
                 name: _absolute(getattr(file.state, name), root) for name in ("ca", "cert", "key")

@@ -249,6 +249,48 @@ class Ipv6(Requirement):
         )
 
 
+class DataInPlace(Requirement):
+    """
+    No file of *where* would be hidden by the mount, and its data is not bound from elsewhere.
+
+    Attributes:
+        what: The directory that it is bound to.
+    """
+
+    kind: Literal["data_in_place"] = "data_in_place"
+    where: str
+    unit: str
+    unit_file: str
+    what: str
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(units=(self.unit,), listings=(self.where,), paths={self.unit_file: ""})
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        if facts.units[self.unit].active != "active":
+            return self._hidden() if facts.listings[self.where] else None
+        found = facts.paths[self.unit_file]
+        if found is None:
+            return self._refused(f"{self.where} is a mount already, and not one of slipway's")
+        if found.text is None or f"What={self.what}" in found.text.splitlines():
+            return None
+        return self._refused(f"{self.where} is bound to another directory than {self.what}")
+
+    def _hidden(self) -> HostRefusal:
+        return self._refused(
+            f"{self.where} has files already, which a mount from {self.what} would hide"
+        )
+
+    def _refused(self, why: str) -> HostRefusal:
+        return HostRefusal(
+            error="PreconditionError",
+            why=why,
+            fix="move the data as docs/reference/provision.md has it (A larger disk), or set "
+            "storage.root to where it is",
+        )
+
+
 AnyRequirement = Annotated[
     Platform
     | PythonAvailable
@@ -257,7 +299,8 @@ AnyRequirement = Annotated[
     | Driver
     | NoReleaseRunning
     | NotForeign
-    | Ipv6,
+    | Ipv6
+    | DataInPlace,
     Field(discriminator="kind"),
 ]
 

@@ -51,6 +51,7 @@ class HostSpec:
         certificate: Of the public port; None: the port is plain HTTP.
         issuer: The fleet's own authority, or an ACME server; None: the certificate is one of the
             operator's files.
+        storage_root: Directory that slipway's directories are bound to; None: none is.
     """
 
     fleet: str
@@ -66,6 +67,7 @@ class HostSpec:
     mac_key: str
     certificate: Pair | None = None
     issuer: Issuer | AcmeIssuer | None = None
+    storage_root: str | None = None
 
     @property
     def drain_timeout_s(self) -> float:

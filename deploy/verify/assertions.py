@@ -28,6 +28,10 @@ def _needs_driver(expected: Expected) -> bool:
     return bool(expected["needs_driver"])
 
 
+def _has_data_disk(expected: Expected) -> bool:
+    return expected["storage_root"] is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Assertion:
     """
@@ -93,6 +97,7 @@ SUITE = Suite(
         Assertion("test_releases_are_what_was_signed"),
         Assertion("test_the_socket_of_a_slot_is_haproxys"),
         Assertion("test_running_slots_start_at_boot"),
+        Assertion("test_its_directories_lie_on_the_data_disk", 2, _has_data_disk),
         Assertion("test_directories_belong_to_root"),
         Assertion("test_what_is_unverified_and_what_is_configured_is_closed"),
         Assertion("test_the_runtime_can_write_nothing_that_is_shared"),

@@ -113,6 +113,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
             "lock": lock_digest(row),
             "gpu": fleet.service.options.device == "cuda",
             "needs_driver": row.needs_gpu,
+            "storage_root": fleet.storage.root,
             "memory_max": fleet.service.memory_max,
             "tasks_max": fleet.service.tasks_max,
         }

@@ -14,6 +14,7 @@ from deploy.inventory.schema.service import Service
 from deploy.inventory.schema.signing import Signing
 from deploy.inventory.schema.ssh import Hop, Ssh
 from deploy.inventory.schema.state import StateSettings
+from deploy.inventory.schema.storage import Storage
 from deploy.inventory.schema.strict import Strict
 from deploy.inventory.schema.webhooks import Webhook
 
@@ -58,6 +59,7 @@ class Fleet(Strict):
     hooks: tuple[Hook, ...] = ()
     notify: tuple[Webhook, ...] = ()
     state: StateSettings = StateSettings()
+    storage: Storage = Storage()
 
     def without(self, names: Iterable[str]) -> tuple[Host, ...]:
         """

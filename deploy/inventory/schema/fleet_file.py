@@ -16,6 +16,7 @@ from deploy.inventory.schema.service import Service
 from deploy.inventory.schema.signing import Signing
 from deploy.inventory.schema.ssh import Ssh
 from deploy.inventory.schema.state import StateSettings
+from deploy.inventory.schema.storage import Storage
 from deploy.inventory.schema.strict import Strict
 
 
@@ -31,6 +32,7 @@ class FleetFile(Strict):
     service: Service = Service()
     release: ReleaseSection = ReleaseSection()
     state: StateSettings = StateSettings()
+    storage: Storage = Storage()
     signing: Signing
     groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)

@@ -230,6 +230,11 @@ WRONG_VALUES = {
     "signing.identity": ["a b", "a,b", 5],
     "signing.key": [5],
     "signing.allowed_signers": [None],
+    "storage.root": [
+        5, "data", "/", "/data/", "/data/../etc", "/data dir", "/data\nx", "~/data", "/etc/x",
+        "/tmp/x", "/var/tmp/x", "/run", "/opt/slipway", "/opt/slipway/data", "/var/lib/slipway/x",
+        "/-x", "//x",
+    ],
     "release.mode": ["in_place"],
     "release.canary.share_pct": [0, 51, "10%"],
     "release.canary.duration": [60, "0s", "601s"],

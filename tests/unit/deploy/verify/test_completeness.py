@@ -112,15 +112,18 @@ def test_an_assertion_that_is_not_named_would_be_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("tls", "needs_driver", "missing"),
     [
-        (False, False, 5),  # four of TLS, and the driver
-        (True, False, 2),  # that of plain HTTP, and the driver
-        (True, True, 1),
+        (False, False, 6),  # four of TLS, the driver, the data disk
+        (True, False, 3),  # that of plain HTTP, the driver, the data disk
+        (True, True, 2),
     ],
 )
 def test_the_fleet_file_decides_what_is_implied(tls, needs_driver, missing):
     """
     TLS of the port, and a row with a driver.
     """
-    implied = SUITE.implied({"tls": tls, "needs_driver": needs_driver})
+    values = {"tls": tls, "needs_driver": needs_driver, "storage_root": None}
+    implied = SUITE.implied(values)
     assert len(implied) == len(SUITE.assertions) - missing
     assert ("test_the_certificate_lasts" in implied) is tls
+    on_disk = SUITE.implied(values | {"storage_root": "/data"})
+    assert on_disk.items() - implied.items() == {("test_its_directories_lie_on_the_data_disk", 2)}
