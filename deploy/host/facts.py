@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.host.accounts import group_name, user_name
+from deploy.host.conffiles import untouched
 from deploy.host.disk import free_bytes
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
@@ -70,6 +71,7 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         codename=os_release.get("VERSION_CODENAME", ""),
         has_apt=_at(system, "/usr/bin/apt-get").exists(),
         driver=_first_line(_at(system, "/sys/module/nvidia/version")),
+        untouched=untouched(system.layout.root, query.conffiles),
     )
 
 

@@ -1239,6 +1239,7 @@ class Facts:
             none answers.
         pythons: Versions that the host can make an environment with, such as "3.11".
         driver: Version of the loaded NVIDIA kernel module; None without one.
+        untouched: Those of `conffiles` that are as their package installed them.
     """
 
     paths: dict[str, Optional[PathFacts]]
@@ -1256,6 +1257,7 @@ class Facts:
     codename: str
     has_apt: bool
     driver: Optional[str]
+    untouched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1272,6 +1274,7 @@ class FactQuery(Request[Facts]):
         port: Public port whose listeners are asked for.
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
+        conffiles: Configuration files of packages; asked is whether somebody changed them.
     """
 
     VERB = "facts"
@@ -1288,6 +1291,7 @@ class FactQuery(Request[Facts]):
     port: Optional[int] = None
     room: tuple[str, ...] = ()
     haproxy: bool = False
+    conffiles: tuple[str, ...] = ()
 
 
 REQUESTS: dict[str, type[Request[Any]]] = {

@@ -7,7 +7,7 @@ from typing import Literal
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
-from deploy.provision.resource import Difference, PathResource, Resource, attributes
+from deploy.provision.resource import Difference, PathResource, Resource, attributes, masked
 
 
 class EnabledUnits(Resource):
@@ -34,14 +34,7 @@ class EnabledUnits(Resource):
         return FactQuery(units=self.units)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        masked = [unit for unit in self.units if facts.units[unit].load == "masked"]
-        if not masked:
-            return None
-        return HostRefusal(
-            error="PreconditionError",
-            why=f"masked for systemd, so it can never start: {', '.join(masked)}",
-            fix=f"on the host: systemctl unmask {' '.join(masked)}",
-        )
+        return masked(facts, self.units)
 
     def difference(self, facts: Facts) -> Difference | None:
         wrong = []

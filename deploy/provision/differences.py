@@ -42,7 +42,10 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
             if before is None or before == ():
                 merged[field.name] = value
             elif isinstance(value, dict):
-                merged[field.name] = before | value
+                # One part asks for a hash ("" asks for none), another only what the path is.
+                merged[field.name] = before | {
+                    k: v for k, v in value.items() if v or k not in before
+                }
             elif isinstance(value, tuple):
                 merged[field.name] = (*before, *(one for one in value if one not in before))
             elif value:

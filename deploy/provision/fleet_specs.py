@@ -59,6 +59,7 @@ def resource_sets(
             host_program=host_program,
             uv=uv,
             mac_key=secrets.token_hex(32),
+            storage_root=fleet.storage.root,
         )
         for name, row in rows.items()
     }

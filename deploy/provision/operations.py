@@ -16,7 +16,13 @@ from pyinfra.api.operation import operation
 
 from deploy.host import layout
 from deploy.host.protocol import CertificateSet, DeadmanTest, Facts, VenvBuild, Wheel
-from deploy.provision import certificate_resources, deadman_resources, resources, slot_resources
+from deploy.provision import (
+    bind_mount,
+    certificate_resources,
+    deadman_resources,
+    resources,
+    slot_resources,
+)
 from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
@@ -98,6 +104,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
+        case bind_mount.BindMount():
+            enable = shlex.join(["systemctl", "enable", "--quiet", "--now", resource.unit])
+            shell(name=f"Mount {resource.where}", commands=[f"systemctl daemon-reload && {enable}"])
         case resources.UnitsLoaded():
             shell(name="Reload unit files", commands=["systemctl daemon-reload"])
         case slot_resources.SlotUnit():

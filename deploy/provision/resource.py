@@ -65,6 +65,20 @@ class PathResource(Resource):
         return FactQuery(paths={self.path: ""})
 
 
+def masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
+    """
+    Return the refusal of a host on which somebody forbade one of *units* to start.
+    """
+    found = [unit for unit in units if facts.units[unit].load == "masked"]
+    if not found:
+        return None
+    return HostRefusal(
+        error="PreconditionError",
+        why=f"masked for systemd, so it can never start: {', '.join(found)}",
+        fix=f"on the host: systemctl unmask {' '.join(found)}",
+    )
+
+
 def attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
     """
     Return each attribute of a path that differs, with its value and the wanted one.

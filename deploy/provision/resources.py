@@ -14,10 +14,11 @@ from pydantic import Field
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
-from deploy.provision.resource import Difference, PathResource, Resource, attributes
+from deploy.provision.resource import Difference, PathResource, Resource, attributes, masked
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.units import format_size
 
@@ -230,6 +231,7 @@ class Venv(Resource):
 
     Attributes:
         wheels: None: this machine lacks them.  They are fetched once a host needs them.
+        disk: Path whose file system holds it.
     """
 
     kind: Literal["venv"] = "venv"
@@ -237,6 +239,7 @@ class Venv(Resource):
     text: str = Field(repr=False)
     python: str
     wheels: tuple[WheelFile, ...] | None
+    disk: str = layout.OPT
 
     @property
     def name(self) -> str:
@@ -255,7 +258,7 @@ class Venv(Resource):
         return FactQuery(
             paths={self.complete: "", self.path: ""},
             listings=(layout.WHEELHOUSE,),
-            room=(layout.OPT,),
+            room=(self.disk,),
         )
 
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
@@ -270,13 +273,13 @@ class Venv(Resource):
         # An environment takes four times the size of its wheels, bytecode included.
         sent = sum(wheel.size for wheel in self.missing(facts))
         need = sent + 4 * sum(wheel.size for wheel in self.wheels)
-        if facts.room[layout.OPT] >= need:
+        if facts.room[self.disk] >= need:
             return None
         return HostRefusal(
             error="DiskTooSmall",
-            why=f"{layout.OPT} has {format_size(facts.room[layout.OPT])} free, "
+            why=f"{self.disk} has {format_size(facts.room[self.disk])} free, "
             f"the Python environment takes {format_size(need)}",
-            fix=f"free space on the file system of {layout.OPT}",
+            fix=f"free space on the file system of {self.disk}, or set storage.root",
         )
 
     def difference(self, facts: Facts) -> Difference | None:
@@ -310,7 +313,7 @@ class UnitsLoaded(Resource):
         return FactQuery(units=self.units)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        return _masked(facts, self.units)
+        return masked(facts, self.units)
 
     def difference(self, facts: Facts) -> Difference | None:
         stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
@@ -340,7 +343,7 @@ class EnabledService(Resource):
         return FactQuery(units=(self.unit,), paths={self.socket: ""}, haproxy=True)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        return _masked(facts, (self.unit,))
+        return masked(facts, (self.unit,))
 
     def has_lost_socket(self, facts: Facts) -> bool:
         """
@@ -368,6 +371,7 @@ AnyResource = Annotated[
     Packages
     | User
     | Directory
+    | BindMount
     | Socket
     | Reserve
     | File
@@ -382,17 +386,3 @@ AnyResource = Annotated[
     | DeadmanMark,
     Field(discriminator="kind"),
 ]
-
-
-def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
-    """
-    Return the refusal of a host on which somebody forbade one of *units* to start.
-    """
-    masked = [unit for unit in units if facts.units[unit].load == "masked"]
-    if not masked:
-        return None
-    return HostRefusal(
-        error="PreconditionError",
-        why=f"masked for systemd, so it can never start: {', '.join(masked)}",
-        fix=f"on the host: systemctl unmask {' '.join(masked)}",
-    )

@@ -20,6 +20,7 @@ from deploy.provision.probe import pack_program
 from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
+from deploy.provision.spec import check_inputs
 from deploy.provision.survey import Survey, unreadable
 
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
@@ -45,11 +46,12 @@ def provision(
         deadline_s: Longest time that the hosts get, in seconds.
 
     Raises:
-        InventoryError: A row, secret or file of the fleet is missing; no host was changed.
+        InventoryError: A row, secret or file of the fleet is missing; no host was asked.
         CommandFailed: The wheels that a host needs could not be fetched; no host was changed.
     """
     started_s = time.monotonic()
     builder = ReportBuilder([host.name for host in fleet.hosts], progress)
+    check_inputs(fleet, env)
     survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
     try:
         # Slow to import (templates), so imported while the hosts answer.

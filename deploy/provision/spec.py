@@ -51,6 +51,7 @@ class HostSpec:
         certificate: Of the public port; None: the port is plain HTTP.
         issuer: The fleet's own authority, or an ACME server; None: the certificate is one of the
             operator's files.
+        storage_root: Directory that slipway's directories are bound to; None: none is.
     """
 
     fleet: str
@@ -66,10 +67,22 @@ class HostSpec:
     mac_key: str
     certificate: Pair | None = None
     issuer: Issuer | AcmeIssuer | None = None
+    storage_root: str | None = None
 
     @property
     def drain_timeout_s(self) -> float:
         return self.release.drain_timeout
+
+
+def check_inputs(fleet: Fleet, env: Mapping[str, str]) -> None:
+    """
+    Read what the fleet file names on this machine, before any host is asked.
+
+    Raises:
+        InventoryError: As for `resolve_tokens` and `read_allowed_signers`.
+    """
+    resolve_tokens(fleet, env)
+    read_allowed_signers(fleet)
 
 
 def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:

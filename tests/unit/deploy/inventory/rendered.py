@@ -29,7 +29,9 @@ def files(fleet):
     """
     Return the text of every file that provisioning writes for *fleet*, by path.
     """
-    spec = make_spec(mirrors=fleet.mirrors, tokens=("token",), **dict(fleet.service))
+    root = fleet.storage.root
+    settings = {"mirrors": fleet.mirrors, "tokens": ("token",), "storage_root": root}
+    spec = make_spec(**settings, **dict(fleet.service))
     object.__setattr__(spec, "release", fleet.release)
     resources = plan_resources(spec)
     placed = (r for r in (*resources.placed, *resources.running) if isinstance(r, File))

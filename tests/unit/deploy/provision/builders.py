@@ -10,6 +10,7 @@ from deploy.host import layout
 from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
+from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.concerns import plan_resources
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
@@ -35,7 +36,7 @@ MAC_KEY = "c" * 64
 PLENTY = 2**40
 
 
-def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service):
+def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_root=None, **service):
     text = "torch==2.13.0+cpu --hash=sha256:" + "0" * 64 + "\n"
     wheel = CachedWheel(
         "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl")
@@ -54,6 +55,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
         host_program=b"#!a zipapp",
         uv=Binary(Path("/venv/bin/uv"), "2" * 64, 38_000_000),
         mac_key=MAC_KEY,
+        storage_root=storage_root,
     )
 
 
@@ -164,6 +166,10 @@ def _fulfil(resource, values):
             values["haproxy"] = resource.description
             values["paths"][resource.socket] = PathFacts(
                 type="other", mode="0600", owner="root", group="root", size=0
+            )
+        case BindMount():
+            values["units"][resource.unit] = UnitFacts(
+                load="loaded", active="active", enabled="enabled", stale=False
             )
         case SlotUnit():
             values["units"].setdefault(

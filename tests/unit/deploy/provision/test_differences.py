@@ -132,6 +132,14 @@ def test_queries_are_merged_without_duplicates():
     assert merge_queries([]) == FactQuery()
 
 
+def test_a_hash_that_one_part_asks_for_is_asked_for():
+    """
+    Whatever the order of the parts.
+    """
+    parts = [FactQuery(paths={"/a": "1"}), FactQuery(paths={"/a": ""})]
+    assert merge_queries(parts) == merge_queries(reversed(parts)) == parts[0]
+
+
 def test_the_question_about_a_secret_says_nothing_of_it():
     """
     A question has the key of its run and nothing that depends on the secret.
