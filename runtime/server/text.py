@@ -14,6 +14,8 @@ from runtime.server.token_bytes import token_bytes
 from runtime.server.tokenizer_files import TOKENIZER, load_tokenizer
 
 CONTEXT_TOKENS = 8  # of a prompt that an answer's first piece is decoded with
+MAX_PENDING = 8  # tokens whose text is held back because it ends within a character
+UNFINISHED_TOKENS = 3  # of them at most: a character has four bytes, and a token at least one
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
@@ -172,9 +174,9 @@ class Detokenizer:
     """
     Decodes tokens incrementally; the parts joined are the decoded whole.
 
-    Text is held back while it ends within a character.  Tokens are decoded together with those
-    of the part before, because decoders treat the first token of a text differently: some drop its
-    space.
+    Text is held back while it ends within a character, for less than MAX_PENDING tokens: bytes may
+    come that never become one.  Tokens are decoded together with those of the part before, because
+    decoders treat the first token of a text differently: some drop its space.
 
     Args:
         prompt: What the tokens continue.
@@ -193,8 +195,10 @@ class Detokenizer:
         before = self._codec.decode(self._tokens[self._context : self._done])
         text = self._codec.decode(self._tokens[self._context :])
         if text.endswith(REPLACEMENT) and not is_last:
-            return ""
-        self._context, self._done = self._done, len(self._tokens)
+            if end - self._done < MAX_PENDING:
+                return ""
+            end, text = self._settled(text)
+        self._context, self._done = self._done, end
         return text[len(before) :]
 
 
@@ -213,11 +217,23 @@ class StopScanner:
 
     def add(self, text: str, *, is_last: bool = False) -> str:
         """
+        end = len(self._tokens)
         Return what of the text so far can be given out.
         """
         if not self._stops or self.is_stopped:
             return "" if self.is_stopped else text
         self._held += text
+    def _settled(self, text: str) -> tuple[int, str]:
+        """
+        Return the end of the tokens whose text no later one changes, and their part of *text*.
+        """
+        last = len(self._tokens) - UNFINISHED_TOKENS
+        for end in range(last, last - UNFINISHED_TOKENS, -1):
+            settled = self._codec.decode(self._tokens[self._context : end])
+            if text.startswith(settled):  # it does not end within a character
+                return end, settled
+        return len(self._tokens), text
+
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True

@@ -120,6 +120,45 @@ def test_only_a_possible_stop_string_is_held_back():
     assert scanner.add("more") == "\nmore"
     assert not scanner.is_stopped
 
+class Counting:
+    """
+    A decoder that counts the tokens that it was given.
+    """
+
+    def __init__(self, decoder):
+        self._decoder, self.count = decoder, 0
+
+    def decode(self, tokens):
+        self.count += len(tokens)
+        return self._decoder.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    "pattern", [b"\xff", b"\xe2", b"\xe2\x82", b"\xe2\x82\xacaaaa\xff", b"\xf0\x9f"]
+)
+def test_bytes_that_are_no_text_are_decoded_in_linear_time(codec, pattern):
+    """
+    They all end within a character; the text is that of the whole.
+    """
+    of_byte = {codec.token_bytes(id): id for id in range(codec.vocabulary)}
+    tokens = [of_byte[bytes([byte])] for byte in pattern * (2000 // len(pattern))]
+    decoder = Counting(codec)
+    detokenizer = Detokenizer(decoder)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert decoder.count < 40 * len(tokens)
+    assert "".join(pieces) + detokenizer.add((), is_last=True) == codec.decode(tokens)
+    assert any(pieces)
+
+
+@given(bytes_=st.lists(st.sampled_from("\u00e9\u8239\U0001f6a2a".encode()), max_size=40))
+def test_any_bytes_come_out_as_decoded_at_once(codec, bytes_):
+    of_byte = {codec.token_bytes(id): id for id in range(codec.vocabulary)}
+    tokens = [of_byte[bytes([byte])] for byte in bytes_]
+    detokenizer = Detokenizer(codec)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert "".join(pieces) + detokenizer.add((), is_last=True) == codec.decode(tokens)
+
+
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path):
     """
