@@ -27,6 +27,7 @@ from runtime.server.admission import (
 )
 from runtime.server.answer_text import AnswerText
 from runtime.server.caller import Caller, current_caller
+from runtime.server.echo import EchoedPrompt
 from runtime.server.embedder import Embedder
 from runtime.server.errors import Failed
 from runtime.server.failures import failure
@@ -133,6 +134,7 @@ class AdmittedRequest:
         caller: Whose request it is.
         shared: None for a prompt with one answer.
         priority: As of the GenerationRequest.
+        offsets: Where each token of the prompt begins in its text, if they have scores.
     """
 
     prompt: Sequence[int]
@@ -147,6 +149,7 @@ class AdmittedRequest:
     shared: SharedPrompt | None = None
     skips_special: bool = True
     priority: int = 0
+    offsets: Sequence[int] = ()
 
     @property
     def give_up_s(self) -> float:
@@ -376,20 +379,31 @@ class Generator:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """
         Raises:
-            Failed: As `text_of`, or there is no room for it now.
+            Failed: 400: they are too many, or the model has no such tokens.  503: there is no room
+                for it now.
         """
         with self._place():
-            return await self.text_of(tokens)
+            if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field="tokens"):
+                raise Failed(refused)
+            late_s = time.monotonic() + self._limits.request_timeout_s
+            return await _by(late_s, self._prompts.text_of(tokens))
 
-    async def text_of(self, tokens: Sequence[int], field: str = "tokens") -> str:
+    async def echo(self, request: GenerationRequest, *, has_offsets: bool) -> EchoedPrompt:
         """
+        Return the text that an answer of *request*, which was admitted, repeats.
+
         Raises:
-            Failed: 400: they are too many, or the model has no such tokens.
+            Failed: It took too long.
         """
-        if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field=field):
-            raise Failed(refused)
+        assert not isinstance(request.prompt, Conversation)
         late_s = time.monotonic() + self._limits.request_timeout_s
-        return await _by(late_s, self._prompts.text_of(tokens, field))
+        reading = self._prompts.echo(
+            request.prompt,
+            self._codec if request.skips_special else self._verbatim,
+            adds_special=request.adds_special,
+            has_offsets=has_offsets,
+        )
+        return await _by(late_s, reading)
 
     async def whole(self, request: AdmittedRequest) -> TextDelta:
         """
@@ -517,7 +531,7 @@ class Generator:
     ) -> Sequence[ScoredToken] | None:
         if request.params.prompt_logprobs is None:
             return None
-        args = self._codec, self._decoder_of(request), request.prompt, stream.prompt_logprobs
+        args = self._codec, request.prompt, stream.prompt_logprobs, request.offsets
         return await asyncio.to_thread(score_prompt, *args)
 
     def _decoder_of(self, request: AdmittedRequest) -> Decoder:

@@ -174,19 +174,20 @@ async def _read_completions(
         )
         own = places[first : first + body.choices]
         admitted = await generator.choices(request, params, own)
-        requests += admitted
         prompt_tokens += len(admitted[0].prompt)
         if body.echo:
-            text = prompt if isinstance(prompt, str) else await generator.text_of(prompt, "prompt")
-            echoed += len(text) * body.choices
-            if echoed > MAX_ECHOED:
-                message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
-                raise Failed(Refusal(400, "invalid_request", message, param="echo"))
             scored += len(admitted[0].prompt) * body.choices
             if body.logprobs is not None and scored > MAX_SCORED:
                 message = f"logprobs: with echo, all prompts have more than {MAX_SCORED} tokens"
                 raise Failed(Refusal(400, "invalid_request", message, param="logprobs"))
-            prompts += [text] * body.choices
+            repeated = await generator.echo(request, has_offsets=body.logprobs is not None)
+            echoed += len(repeated.text) * body.choices
+            if echoed > MAX_ECHOED:
+                message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
+                raise Failed(Refusal(400, "invalid_request", message, param="echo"))
+            admitted = [replace(each, offsets=repeated.offsets) for each in admitted]
+            prompts += [repeated.text] * body.choices
+        requests += admitted
         await asyncio.sleep(0)  # the loop goes on between two prompts
     return Asked(
         requests,

@@ -49,6 +49,11 @@ class Codec(Decoder, Protocol):
             adds_special: Put the tokenizer's own tokens around, such as BOS.
         """
 
+    def offsets(self, text: str, *, adds_special: bool = True) -> list[int]:
+        """
+        Return where the text of each token that `encode` makes begins in *text*, in characters.
+        """
+
     def least_tokens(self, text: str, enough: int) -> int:
         """
         Return, in milliseconds, a number of tokens that *text* has at least; *enough* at most.
@@ -110,10 +115,26 @@ class TokenizerCodec:
         # `encode` holds Python's lock for as long as it takes, seconds for a long text: no other
         # request, health check or report of the engine would be answered.  The batch releases it.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
-        ids, prefix = list(encoding.ids), self._prefix
-        if adds_special and prefix and ids[: 2 * len(prefix)] == prefix * 2:
-            return ids[len(prefix) :]  # the client has written it already: one BOS
-        return ids
+        ids = list(encoding.ids)
+        return ids[self._doubled(ids) :] if adds_special else ids
+
+    def offsets(self, text: str, *, adds_special: bool = True) -> list[int]:
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=adds_special)
+        found, end = [], 0
+        places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        for (start, stop), is_added in places:
+            # Parts of one character begin where it does.
+            found.append(end if is_added else min(start, end))
+            end = max(end, stop)
+        return found[self._doubled(encoding.ids) :] if adds_special else found
+
+    def _doubled(self, ids: Sequence[int]) -> int:
+        """
+        Return how many of the first *ids* to drop: the client has written BOS already.
+        """
+        prefix = self._prefix
+        is_doubled = bool(prefix) and list(ids[: 2 * len(prefix)]) == prefix * 2
+        return len(prefix) if is_doubled else 0
 
     def least_tokens(self, text: str, enough: int) -> int:
         return self._bound.least_tokens(text, enough)
@@ -194,12 +215,24 @@ class Detokenizer:
         self._tokens += tokens
         before = self._codec.decode(self._tokens[self._context : self._done])
         text = self._codec.decode(self._tokens[self._context :])
+        end = len(self._tokens)
         if text.endswith(REPLACEMENT) and not is_last:
             if end - self._done < MAX_PENDING:
                 return ""
             end, text = self._settled(text)
         self._context, self._done = self._done, end
         return text[len(before) :]
+
+    def _settled(self, text: str) -> tuple[int, str]:
+        """
+        Return the end of the tokens whose text no later one changes, and their part of *text*.
+        """
+        last = len(self._tokens) - UNFINISHED_TOKENS
+        for end in range(last, last - UNFINISHED_TOKENS, -1):
+            settled = self._codec.decode(self._tokens[self._context : end])
+            if text.startswith(settled):  # it does not end within a character
+                return end, settled
+        return len(self._tokens), text
 
 
 class StopScanner:
@@ -217,23 +250,11 @@ class StopScanner:
 
     def add(self, text: str, *, is_last: bool = False) -> str:
         """
-        end = len(self._tokens)
         Return what of the text so far can be given out.
         """
         if not self._stops or self.is_stopped:
             return "" if self.is_stopped else text
         self._held += text
-    def _settled(self, text: str) -> tuple[int, str]:
-        """
-        Return the end of the tokens whose text no later one changes, and their part of *text*.
-        """
-        last = len(self._tokens) - UNFINISHED_TOKENS
-        for end in range(last, last - UNFINISHED_TOKENS, -1):
-            settled = self._codec.decode(self._tokens[self._context : end])
-            if text.startswith(settled):  # it does not end within a character
-                return end, settled
-        return len(self._tokens), text
-
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True

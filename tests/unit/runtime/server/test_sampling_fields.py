@@ -9,6 +9,7 @@ from runtime.engines.base.sampling import MAX_BIASED, SamplingParams, TokenLogpr
 from runtime.server import openai_routes
 from runtime.server.body import MAX_KEYS
 from runtime.server.openai_bodies import MAX_STOP_TOKENS
+from tests.unit.runtime.fakes import SPECIAL
 from tests.unit.runtime.serving import VOCABULARY, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
@@ -225,6 +226,28 @@ async def test_an_echoed_prompt_has_them_too(runtime, prompt, text, most, stream
     assert all(c in top for c, top in zip(f"yz{text}", merged["top_logprobs"][1:], strict=True))
     assert merged["text_offset"] == list(range(3 + len(text)))
     assert choices[-1]["finish_reason"] == ("stop" if text else "length")
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("is_text", [True, False])
+async def test_offsets_of_an_echoed_prompt_are_places_in_the_text(runtime, is_text, skips):
+    """
+    With special tokens in it: a text is repeated as it came, token ids as the answer is decoded.
+    """
+    runtime.engine.will("cd", logprobs=scores)
+    prompt = f"a{chr(SPECIAL)}b"
+    response = await runtime.complete(
+        prompt if is_text else list(map(ord, prompt)),
+        echo=True,
+        logprobs=0,
+        skip_special_tokens=skips,
+    )
+    (choice,) = response.json()["choices"]
+    text, offsets = choice["text"], choice["logprobs"]["text_offset"]
+    assert text == (prompt if is_text or not skips else "ab") + "cd"
+    places = dict(zip(choice["logprobs"]["tokens"], offsets, strict=True))
+    assert all(text[places[char]] == char for char in "abcd")
+    assert offsets == sorted(offsets)
 
 
 async def test_an_evaluation_harness_reads_them_by_position(runtime):
