@@ -18,6 +18,7 @@ from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.contract.visible_text import visible
 from runtime.engines.base.host_memory import HostMemory
+from runtime.engines.base.slow_imports import import_failed
 from runtime.memory.plan import GIB
 from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
 from runtime.server.config import HostConfig, load_config
@@ -67,10 +68,13 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     if config.options.engine != "slipway":
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
         raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
+    # Slow imports, which a start does not need before it has an engine process.
+    try:
+        from runtime.engines.paged.check_files import check_files
+    except Exception as error:
+        raise import_failed(error) from error
     host = _find_host_memory(config, args.memory)
     gpu = _find_gpu(config, args.gpu_memory)
-    # Slow imports, which a start does not need before it has an engine process.
-    from runtime.engines.paged.check_files import check_files
     from runtime.server.model_files import open_model_files, tokens_without_rows
     from runtime.server.warmup import check_prompt
 
