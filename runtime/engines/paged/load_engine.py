@@ -185,6 +185,7 @@ def make_ready(
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
         stop_token_ids=config.stop_token_ids,
         prepare=partial(_prepare, model),
+        is_synchronous=model.device.type == "cpu",
     )
 
 

@@ -6,6 +6,7 @@ Uses the queue, the batcher, the block allocator and the runner.
 Requests join and leave between two steps, so a short request never waits for a long one.
 A step is launched before the one ahead of it is collected, so the device never waits for Python:
 the tokens of a step are known one turn later, and a finished sequence may be computed once more.
+Not on a CPU, where a launch computes: its tokens would wait for a step of other requests.
 """
 
 import traceback
@@ -126,6 +127,7 @@ class Scheduler:
         stop_token_ids: Token ids that end an answer; they are not part of it.
         rng: Draws a seed for each request without one.
         grammars: None for an engine without grammars.
+        is_synchronous: As of the LoadedModel.
     """
 
     def __init__(
@@ -136,11 +138,13 @@ class Scheduler:
         allocator: BlockAllocator,
         rng: Random,
         grammars: Grammars | None = None,
+        *,
+        is_synchronous: bool = False,
     ) -> None:
         self.allocator = allocator
         self.oom_splits = 0
         self._reported_splits = 0
-        self._runner = runner
+        self._runner, self._is_synchronous = runner, is_synchronous
         self._capacity = capacity
         self._stop_token_ids = frozenset(stop_token_ids)
         self._rng = rng
@@ -233,7 +237,8 @@ class Scheduler:
 
     def turn(self, now_s: float) -> EngineReport:
         """
-        Expire late requests, launch the next step, report on the one before it.
+        Expire late requests, launch the next step, report on the one before it; on a CPU on the
+        step itself.
         """
         self._queue_compiled()
         news = _News(ended=self._refused)
@@ -247,6 +252,9 @@ class Scheduler:
         for seqs, error in failures:
             self._fail(seqs, error, news.ended)
         self._mask(news.ended)
+        if self._is_synchronous:  # nothing was ahead
+            ahead, self._flight = self._flight, []
+            settled = self._settle(ahead, news)
         self._steps += len(settled)
         cached = [pair for part in settled for pair in part.cached]
         report = EngineReport(

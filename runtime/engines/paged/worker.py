@@ -196,6 +196,7 @@ class Engine:
             open_grammars(load.model_dir, opened.vocabulary, stop_token_ids, _mask_threads())
             if opened.generates
             else None,
+            is_synchronous=opened.is_synchronous,
         )
         embedding = opened.embedding
         self._embedder = (
