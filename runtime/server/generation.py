@@ -37,6 +37,8 @@ from runtime.server.scores import ScoredToken, score_prompt
 from runtime.server.text import Codec, Decoder
 from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
+DECODED_AT_ONCE = 4096  # tokens of an answer, some milliseconds
+SCORED_AT_ONCE = 128  # the same with log probabilities: each is decoded by itself
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
 Value = TypeVar("Value")
 ONLY_EMBEDS = "this model generates no text; it makes embeddings: POST /v1/embeddings"
@@ -503,7 +505,10 @@ class Generator:
                 prompt_scores,
             )
 
-        while tokens := await _by(request.give_up_s, stream.more(seen)):
+        most = SCORED_AT_ONCE if request.params.logprobs is not None else DECODED_AT_ONCE
+        while tokens := (await _by(request.give_up_s, stream.more(seen)))[:most]:
+            if len(tokens) == most:
+                await asyncio.sleep(0)  # the loop goes on within a long answer
             if not seen:
                 prompt_scores = await self._score_prompt(stream, request)
             logprobs = stream.logprobs[seen : seen + len(tokens)]

@@ -74,7 +74,8 @@ async def _answer(serving: Serving, request: Request, asked: Asked, format: Form
     generator = serving.serving_generator()
     if asked.is_stream:
         return await stream(request, events(generator, asked, format))
-    return json_response(await unless_gone(request, whole(generator, asked, format)))
+    body = await unless_gone(request, whole(generator, asked, format))
+    return Response(body, media_type="application/json")
 
 
 async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:

@@ -2,7 +2,6 @@
 What the routes share: the state of the process, how a body comes in and how an answer goes out.
 """
 
-import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from runtime.server.errors import Failed
 from runtime.server.event_stream import Document, EventStream, unless_gone
 from runtime.server.generation import GenerationRequest, Generator
 from runtime.server.generation_defaults import with_defaults
+from runtime.server.json_pieces import dumps
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import Metrics
@@ -100,11 +100,10 @@ class Serving:
 
 
 def json_response(document: Any, status: int = 200) -> Response:
-    body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, status_code=status, media_type="application/json")
+    return Response(dumps(document), status_code=status, media_type="application/json")
 
 
-async def stream(request: Request, documents: AsyncGenerator[Document, None]) -> Response:
+async def stream(request: Request, documents: AsyncGenerator[Document | bytes, None]) -> Response:
     """
     Answer with *documents* as server-sent events.
 

@@ -2,11 +2,14 @@
 The fields of chat and completions that choose tokens, and log probabilities in their answers.
 """
 
+import asyncio
+from collections import Counter
+
 import pytest
 
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import MAX_BIASED, SamplingParams, TokenLogprobs
-from runtime.server import openai_routes
+from runtime.server import generation, openai_routes
 from runtime.server.body import MAX_KEYS
 from runtime.server.openai_bodies import MAX_STOP_TOKENS
 from tests.unit.runtime.fakes import SPECIAL
@@ -266,6 +269,33 @@ async def test_an_evaluation_harness_reads_them_by_position(runtime):
     found = response.json()["choices"][0]["logprobs"]
     assert found["token_logprobs"][len(context) : -1] == [-1.0, -1.01]
     assert [max(top.values()) for top in found["top_logprobs"][len(context) : -1]] == [-1.0, -1.01]
+
+
+async def test_the_loop_goes_on_within_a_long_answer_with_scores(runtime, monkeypatch):
+    """
+    Each of its tokens is decoded by itself: in a turn of the loop, few of them.
+    """
+    turn, decoded = 0, Counter()
+
+    class Counted(generation.AnswerText):
+        def add(self, tokens, logprobs=()):
+            decoded[turn] += len(tokens)
+            return super().add(tokens, logprobs)
+
+    async def tick():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(generation, "AnswerText", Counted)
+    runtime.engine.will("x" * 5000, logprobs=scores)
+    ticking = asyncio.create_task(tick())
+    response = await runtime.complete(logprobs=1, max_tokens=90)
+    ticking.cancel()
+    assert len(response.json()["choices"][0]["logprobs"]["tokens"]) == 5000
+    assert decoded.total() == 5000
+    assert max(decoded.values()) < 2 * generation.SCORED_AT_ONCE
 
 
 async def test_scored_prompts_are_bounded_together(runtime, monkeypatch):
