@@ -70,7 +70,7 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
     # Slow imports, which a start does not need before it has an engine process.
     try:
-        from runtime.engines.paged.check_files import check_files
+        from runtime.engines.paged.check_files import check_files, makes_embeddings
     except Exception as error:
         raise import_failed(error) from error
     host = _find_host_memory(config, args.memory)
@@ -85,9 +85,14 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     with closing(open_model_files(model_dir, config.options)) as files:
         codec = files.codec
     model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
+    embeds = config.options.gpus == 1 and makes_embeddings(model_dir, config.options)
     answers = {
         (weights, kv): _answer(
-            config.model_copy(update={"weights": weights, "kv": kv}), model, gpu, host
+            config.model_copy(update={"weights": weights, "kv": kv}),
+            model,
+            gpu,
+            host,
+            embeds=embeds,
         )
         for weights in WEIGHTS
         for kv in KV
@@ -101,6 +106,8 @@ def _answer(
     model: "DecoderConfig | EncoderConfig",
     gpu: Gpu | None,
     host: HostMemory | None,
+    *,
+    embeds: bool,
 ) -> PlanOrFault:
     from runtime.engines.paged.device_memory import plan_for
 
@@ -108,7 +115,8 @@ def _answer(
     try:
         config.check(Path("configuration"))
         total_bytes = None if memory is None else memory.total_bytes
-        return plan_for(config.options, model, total_bytes, "" if host is None else host.limit)
+        limit = "" if host is None else host.limit
+        return plan_for(config.options, model, total_bytes, limit, embeds=embeds)
     except RuntimeFault as error:
         return error
 
