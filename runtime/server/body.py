@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ class UploadBudget:
         self.held = 0
         self.max_body_bytes = MAX_BODY_BYTES
         self._uploads: set[Upload] = set()
+        self._reading = asyncio.Lock()
 
     def fit_context(self, context_tokens: int, longest_token_bytes: int | None) -> None:
         """
@@ -78,6 +79,15 @@ class UploadBudget:
         finally:
             self._uploads.remove(upload)
             self.held -= upload.size
+
+    def reading(self, body: bytes | bytearray) -> AbstractAsyncContextManager[object]:
+        """
+        Return a context for the steps of reading *body*: of large ones, one at a time.
+
+        Each step takes the loop some ten milliseconds, and of several bodies all would come in one
+        turn.
+        """
+        return self._reading if len(body) > SMALL_BODY_BYTES else nullcontext()
 
     def end_in(self, seconds: float) -> None:
         """

@@ -80,10 +80,10 @@ class EventStream(Response):
         id = self._outcome.request_id
 
         async def event(document: Document | bytes, *, name: str = "") -> None:
-            is_json = isinstance(document, bytes)
-            data = document if is_json else json.dumps(document).encode()
+            if not isinstance(document, bytes):
+                document = json.dumps(document).encode()
             head = f"event: {name}\n".encode() if name else b""
-            body = head + b"data: " + data + b"\n\n"
+            body = head + b"data: " + document + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         await event(self._first)

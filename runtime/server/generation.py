@@ -37,6 +37,7 @@ from runtime.server.scores import ScoredToken, score_prompt
 from runtime.server.text import Codec, Decoder
 from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
+LONG_SUBMIT_TOKENS = 1024  # of a prompt; sending a whole context to the engine takes 10 ms
 DECODED_AT_ONCE = 4096  # tokens of an answer, some milliseconds
 SCORED_AT_ONCE = 128  # the same with log probabilities: each is decoded by itself
 GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
@@ -427,8 +428,12 @@ class Generator:
         Raises:
             Failed: One of them did; the others are cancelled.
         """
-        tasks = [asyncio.create_task(self.whole(request)) for request in requests]
+        tasks: list[asyncio.Task[TextDelta]] = []
         try:
+            for request in requests:
+                tasks.append(asyncio.create_task(self.whole(request)))
+                if len(request.prompt) > LONG_SUBMIT_TOKENS:
+                    await asyncio.sleep(0)  # one in each turn of the loop
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -613,9 +618,12 @@ async def together(
             end = error
         await queue.put(end)
 
-    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    running = len(tasks)
+    tasks: list[asyncio.Task[None]] = []
     try:
+        for index, stream in enumerate(streams):
+            tasks.append(asyncio.create_task(pump(index, stream)))
+            await asyncio.sleep(0)  # one in each turn of the loop: prompts may be long
+        running = len(tasks)
         while running:
             match await queue.get():
                 case None:

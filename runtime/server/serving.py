@@ -130,7 +130,8 @@ async def admit(
         received = await upload.receive(request.receive, request.headers)
         # Once the body has come, so that HAProxy passes on the headers of a refusal.
         current_caller().take_request()
-        body = await parse(received, kind)
+        async with serving.uploads.reading(received):
+            body = await parse(received, kind)
         serving.check_model(body.model)
         body = with_defaults(body, serving.defaults)
         _take_deadline(request, body)
