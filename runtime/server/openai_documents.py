@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
 from runtime.server.event_stream import Document
-from runtime.server.generation import AdmittedRequest, Generator, TextDelta, together
+from runtime.server.generation import Generator
 from runtime.server.json_pieces import dumps, encode
+from runtime.server.requests import AdmittedRequest, TextDelta
 from runtime.server.scores import ScoredToken, chat_logprobs, completion_logprobs
+from runtime.server.together import together
 
 LONG_ANSWER_CHARS = 20_000  # longer answers become documents in another thread
 SCORE_CHARS = 50  # as many characters are as much work as one token's log probabilities

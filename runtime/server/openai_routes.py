@@ -16,7 +16,7 @@ from runtime.server.admission import Refusal
 from runtime.server.answers import AnswerForm
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import GenerationRequest, Generator, Place, left_on_failure
+from runtime.server.generation import Generator
 from runtime.server.grammars import AskedGrammar
 from runtime.server.middleware import outcome_of
 from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -28,6 +28,7 @@ from runtime.server.openai_documents import (
     events,
     whole,
 )
+from runtime.server.requests import GenerationRequest, Place, left_on_failure
 from runtime.server.serving import Serving, admit, json_response, stream
 from runtime.server.structured_bodies import EXCLUDED
 from runtime.structured.grammar import GrammarKind

@@ -18,13 +18,14 @@ from runtime.server.caller import current_caller
 from runtime.server.config import Settings
 from runtime.server.errors import Failed
 from runtime.server.event_stream import Document, EventStream, unless_gone
-from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation import Generator
 from runtime.server.generation_defaults import with_defaults
 from runtime.server.json_pieces import dumps
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import outcome_of
+from runtime.server.requests import GenerationRequest
 from runtime.server.schemas import Body
 
 Admitted = TypeVar("Admitted")
