@@ -12,19 +12,20 @@ Not on a CPU, where a launch computes: its tokens would wait for a step of other
 import traceback
 from collections import abc
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import isfinite
 from random import Random
 
-from runtime.engines.base.protocol import EngineReport, FinishReason, Scored, Submit
+from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
 from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.paged.batcher import Take
-from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
 from runtime.engines.paged.grammars import POLL_S, Grammars
 from runtime.engines.paged.oom_splits import StepSize, launch
 from runtime.engines.paged.queue import Queue
+from runtime.engines.paged.sequence import Ended, LaunchedStep, News, Sequence
 from runtime.engines.paged.step import (
     Chunk,
     Decode,
@@ -37,8 +38,6 @@ from runtime.engines.paged.step import (
 )
 from runtime.structured import GrammarError
 from runtime.structured.answer import AnswerState
-
-Ended = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,64 +53,6 @@ class Capacity:
     max_requests: int
     step_tokens: int
     max_wait_s: float
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """
-    A request that is being computed.
-
-    Attributes:
-        tokens: The prompt and the known tokens of the answer.
-        launched: Leading tokens whose keys and values a launched step computes.
-        last: Value of `launched` when its last token is sampled.
-        stop_token_ids: Token ids that end its answer.
-        answer: State of its grammar; None without one.
-    """
-
-    request: Submit
-    deadline_s: float
-    slot: int
-    allocation: Allocation
-    tokens: list[int]
-    launched: int
-    last: int
-    stop_token_ids: frozenset[int]
-    answer: AnswerState | None = None
-    is_gone: bool = False
-
-    @property
-    def made(self) -> int:
-        return len(self.tokens) - len(self.request.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """
-    Attributes:
-        sampled: The sequences of its StepOutput, in that order.
-        chunked: The sequences of its chunks, in order.
-        cached: Pairs of request id and prompt tokens found in the cache.
-    """
-
-    running: Running
-    seqs: abc.Sequence[Sequence]
-    sampled: abc.Sequence[Sequence]
-    chunked: abc.Sequence[Sequence]
-    prompt_tokens: int
-    cached: abc.Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    """
-    What a turn learns: the parts of `EngineReport` that name requests.
-    """
-
-    tokens: list[tuple[int, int]] = field(default_factory=list)
-    logprobs: list[tuple[int, float, abc.Sequence[tuple[int, float]]]] = field(default_factory=list)
-    prompt_logprobs: list[tuple[int, abc.Sequence[Scored]]] = field(default_factory=list)
-    ended: list[Ended] = field(default_factory=list)
 
 
 class Scheduler:
@@ -160,7 +101,7 @@ class Scheduler:
         self._decoding: dict[int, Sequence] = {}  # waiting for a decode
         self._by_slot: dict[int, Sequence] = {}
         self._free_slots = list(range(capacity.max_requests - 1, -1, -1))
-        self._flight: list[_Launched] = []  # one turn's step; more where it was split
+        self._flight: list[LaunchedStep] = []  # one turn's step; more where it was split
         self._size = StepSize(capacity.step_tokens)
         self._steps = 0
         self._is_held = False
@@ -241,7 +182,7 @@ class Scheduler:
         step itself.
         """
         self._queue_compiled()
-        news = _News(ended=self._refused)
+        news = News(ended=self._refused)
         self._refused = []
         self._expire(now_s, news.ended)
         step = self._plan(now_s)
@@ -473,9 +414,9 @@ class Scheduler:
         cached = [(s.request.id, s.allocation.cached) for s in joined if s.allocation.cached]
         prompt_tokens = part.tokens - len(decoded)
         seqs = decoded + chunked
-        self._flight.append(_Launched(running, seqs, sampled, chunked, prompt_tokens, cached))
+        self._flight.append(LaunchedStep(running, seqs, sampled, chunked, prompt_tokens, cached))
 
-    def _settle(self, ahead: abc.Sequence[_Launched], news: _News) -> abc.Sequence[_Launched]:
+    def _settle(self, ahead: abc.Sequence[LaunchedStep], news: News) -> abc.Sequence[LaunchedStep]:
         """
         Process the tokens of *ahead*; return the parts of it that were computed.
         """
@@ -508,7 +449,7 @@ class Scheduler:
         return ahead
 
     def _take_in_scores(
-        self, seq: Sequence, scores: abc.Sequence[TokenLogprobs], news: _News
+        self, seq: Sequence, scores: abc.Sequence[TokenLogprobs], news: News
     ) -> None:
         """
         Report the log probabilities of some of a prompt's tokens; end *seq* if one is no number.
