@@ -117,6 +117,13 @@ class Scheduler:
         """
         return not self._running and not self._flight
 
+    @property
+    def step_tokens(self) -> int:
+        """
+        Most tokens of a step.
+        """
+        return self._capacity.step_tokens
+
     def hold(self) -> None:
         """
         Admit no more requests until `resume`: running ones finish, waiting ones may expire.
