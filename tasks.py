@@ -435,7 +435,7 @@ def certs_create(c, hosts=None, yes=False):
     """
     from deploy.wiring import certificates, checkout
 
-    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
     directory = certificates.authority_directory(fleet)
     confirm(f"make a certificate authority in {directory}?", yes=yes)
     print_text(str(certificates.create(fleet)))

@@ -30,7 +30,7 @@ from deploy.transport.conversation import (
 )
 from deploy.transport.known_hosts import RecordedKeys, Verdict
 from deploy.transport.private_key import Identities
-from deploy.transport.sudo import sudo_password, sudo_refusal, under_sudo
+from deploy.transport.sudo import ATTEMPTS, as_sent, sudo_refusal
 
 _CHUNK = 256 * 1024
 
@@ -107,18 +107,21 @@ class SshTransport:
         check: bool = True,
         output_max: int = OUTPUT_MAX,
     ) -> Completed:
-        sent, before = under_sudo(argv, sudo_password(self._host.ssh))
+        sent, before = as_sent(argv, self._host.ssh)
         command = shlex.join(sent)
         # Ends the command on the host too, when this side has given up.
         bounded = f"timeout --kill-after=5 {timeout_s + 5:.0f} {command}"
         started_s = time.monotonic()
         content = before + (stdin or b"")
-        with self._channel(timeout_s, shlex.join(argv)) as channel:
+        with (
+            self._channel(timeout_s, shlex.join(argv)) as channel,
+            ATTEMPTS.attempt(self.host, before),
+        ):
             out, err, status = converse(
                 channel, bounded, [content] if content else [], limit_bytes=output_max
             )
-        if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
-            raise refusal
+            if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
+                raise refusal
         done = Completed(tuple(argv), status, out, err, time.monotonic() - started_s)
         if check and status != 0:
             said = " / ".join((err or out).strip().split("\n")[-8:])
@@ -140,13 +143,17 @@ class SshTransport:
         argv = ["sh", "-c", script]
         if self._host.ssh.user != "root":
             argv = ["sudo", "-n", *argv]
-        sent, before = under_sudo(argv, sudo_password(self._host.ssh))
-        with self._channel(timeout_s, f"put {remote}") as channel, local.open("rb") as file:
+        sent, before = as_sent(argv, self._host.ssh)
+        with (
+            self._channel(timeout_s, f"put {remote}") as channel,
+            ATTEMPTS.attempt(self.host, before),
+            local.open("rb") as file,
+        ):
             bounded = f"timeout {timeout_s + 5:.0f} {shlex.join(sent)}"
             parts = itertools.chain([before], iter(lambda: file.read(_CHUNK), b""))
             _, err, status = converse(channel, bounded, parts, limit_bytes=OUTPUT_MAX)
-        if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
-            raise refusal
+            if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
+                raise refusal
         if status != 0:
             raise CommandFailed(
                 f"{self.host}: could not write {remote}",

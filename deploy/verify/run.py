@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from deploy.inventory.host_document import host_document
 from deploy.inventory.schema import Fleet, Host
 from deploy.private_files import create_output
+from deploy.transport.sudo import PASSWORD_VARIABLE, kept_password
 from deploy.verify.junit import is_whole, make_visible
 from deploy.verify.report import (
     CONNECTION,
@@ -125,6 +126,8 @@ def _pytest(
         *("--numprocesses", str(min(_workers(), len(hosts))), "--dist", "loadscope"),
     ]
     env = pytest_environment(os.environ, folder)
+    if (password := kept_password()) is not None:  # its workers connect, and have no other way
+        env[PASSWORD_VARIABLE] = password
     child = subprocess.Popen(
         argv,
         cwd=_ROOT,
