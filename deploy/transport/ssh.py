@@ -392,8 +392,9 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
     }
     recorded = RecordedKeys(label, *hop.known_as, hop.known_hosts)
     kwargs["disabled_algorithms"] = {"keys": recorded.unwanted}
-    if hop.keys:
-        kwargs["auth_strategy"] = Identities(label, hop)
+    identities = Identities(label, hop) if hop.keys else None
+    if identities is not None:
+        kwargs["auth_strategy"] = identities
     connection = Connection(
         address,
         user=hop.user,
@@ -412,7 +413,7 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
         raise
     except paramiko.AuthenticationException as error:
         if (lost := _lost(error)) is not None:
-            raise _unreachable(label, hop, lost) from error
+            raise _lost_while_offering(label, hop, error, lost) from error
         raise TransportError(
             f"{label}: the host refuses the key",
             why=f"{hop.user}@{address}:{hop.port}: {_words(error)}",
@@ -426,6 +427,9 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
         raise _unreachable(label, hop, error) from error
     except Exception as error:  # a server can make paramiko raise errors of any class
         raise _unreachable(label, hop, error) from error
+    finally:
+        if identities is not None:
+            identities.close()
     transport = connection.client.get_transport()
     assert transport is not None
     transport.set_keepalive(int(max(1, ssh.keepalive)))
@@ -460,6 +464,23 @@ def _lost(error: paramiko.AuthenticationException) -> Exception | None:
     results = [one.result for one in error.result] if isinstance(error, AuthFailure) else []
     others = [one for one in results if not isinstance(one, paramiko.AuthenticationException)]
     return next((one for one in others if isinstance(one, Exception)), None)
+
+
+def _lost_while_offering(
+    label: str, hop: Hop, error: paramiko.AuthenticationException, lost: Exception
+) -> TransportError:
+    results = [one.result for one in error.result] if isinstance(error, AuthFailure) else []
+    refused = sum(isinstance(one, paramiko.AuthenticationException) for one in results)
+    if refused < 2:
+        return _unreachable(label, hop, lost)
+    return TransportError(
+        f"{label}: the host closes the connection after {refused} keys",
+        why=f"{hop.user}@{hop.address}:{hop.port}: it refused each ({_words(lost)}); sshd takes as "
+        "many as MaxAuthTries says, 6 by default",
+        fix="set ssh.key to the one of this host: then no other is offered; or take others out of "
+        "the SSH agent: ssh-add -d",
+        host=label,
+    )
 
 
 def _unreachable(label: str, hop: Hop, error: BaseException) -> TransportError:
