@@ -435,7 +435,7 @@ def certs_create(c, hosts=None, yes=False):
     """
     from deploy.wiring import certificates, checkout
 
-    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
     directory = certificates.authority_directory(fleet)
     confirm(f"make a certificate authority in {directory}?", yes=yes)
     print_text(str(certificates.create(fleet)))
@@ -677,9 +677,13 @@ def demo(c, keep=False, fresh=True, json=False):
                 "commands": "release, rollback or both, comma-separated (default: both).",
                 "limit": "Most cells of each command, spread over lines and faults (default: all).",
                 "labs": "Labs of two hosts side by side (default 4).",
+                "first-lab": "Number of the first lab, 1 to 8; another drill has others "
+                             "(default 1).",
+                "state": "Where the desired state lives: hosts or etcd (default hosts).",
                 "keep": "Leave the labs up afterwards.",
                 "json": _JSON})  # fmt: skip
-def drill(c, faults="", lines="", commands="", limit="0", labs="4", keep=False, json=False):
+def drill(c, faults="", lines="", commands="", limit="0", labs="4", first_lab="1", state="hosts",
+          keep=False, json=False):  # fmt: skip
     """
     Inject every fault at every journal line of a release.
 
@@ -693,7 +697,8 @@ def drill(c, faults="", lines="", commands="", limit="0", labs="4", keep=False, 
 
     options = drill_options(
         faults=faults, lines=lines, tasks=commands, limit=whole_number("limit", limit),
-        labs=whole_number("labs", labs), keep=keep,
+        labs=whole_number("labs", labs), keep=keep, state=state,
+        first_lab=whole_number("first-lab", first_lab),
     )  # fmt: skip
     with waiting("the drill") as progress:
         result = run_drill(options, progress)

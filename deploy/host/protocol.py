@@ -894,6 +894,8 @@ class CertificateSet(Request[CertificateInstalled]):
 
     Attributes:
         pem: The certificate, those that sign it, then the private key, without empty lines.
+        replaces: SHA-256 of the certificate that the host was seen with: where another operator
+            has replaced that one meanwhile, it is refused; None: any.
     """
 
     VERB = "certificate.set"
@@ -901,6 +903,7 @@ class CertificateSet(Request[CertificateInstalled]):
 
     # No pattern: the error of one would quote the key.
     pem: str = field(repr=False)
+    replaces: Digest | None = None
 
 
 # -- challenges of an ACME server

@@ -13,7 +13,7 @@ from pydantic import Field
 from deploy.certificates import acme
 from deploy.certificates.authority import is_current
 from deploy.certificates.pair import names_of
-from deploy.certificates.shown import parse_shown
+from deploy.certificates.shown import parse_shown, shown_certificate
 from deploy.host import layout
 from deploy.host.files import UNFINISHED
 from deploy.host.protocol import FactQuery, Facts, PathFacts
@@ -94,6 +94,14 @@ class Certificate(Resource):
         if any(name.startswith(UNFINISHED) for name in facts.listings[layout.CERTIFICATES]):
             wrong.append("a replacement that was cut off")
         return Difference(change=", ".join(wrong)) if wrong else None
+
+    def replaces(self, facts: Facts | None) -> str | None:
+        """
+        Return the SHA-256 of the certificate that *facts* show; None: none, or it is not known.
+        """
+        found = facts.paths.get(self.path) if facts else None
+        shown = shown_certificate(found.certificate or "") if found else None
+        return shown.sha256 if shown else None
 
     def _is_worse_than(self, found: PathFacts) -> bool:
         """

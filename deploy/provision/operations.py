@@ -94,7 +94,8 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient) -> Non
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case certificate_resources.Certificate():
-            client.call(CertificateSet(pem=resource.pem), timeout_s=CERTIFICATE_TIMEOUT_S)
+            request = CertificateSet(pem=resource.pem, replaces=resource.replaces(facts))
+            client.call(request, timeout_s=CERTIFICATE_TIMEOUT_S)
         case resources.Absent():
             remove(name=f"Remove {name}", path=resource.path)
         case resources.Upload():

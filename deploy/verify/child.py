@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from deploy.transport.sudo import PASSWORD_VARIABLE, kept_password
 from deploy.verify.junit import is_whole
 from deploy.verify.report import CONNECTION
 
@@ -51,10 +52,13 @@ def run_pytest(
         *("-p", _PLUGIN, "--numprocesses", str(min(_workers(), len(hosts)))),
         *("--dist", "loadscope"),
     ]
+    env = pytest_environment(os.environ, folder)
+    if (password := kept_password()) is not None:  # its workers connect, and have no other way
+        env[PASSWORD_VARIABLE] = password
     child = subprocess.Popen(
         argv,
         cwd=_ROOT,
-        env=pytest_environment(os.environ, folder),
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

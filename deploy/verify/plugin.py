@@ -22,7 +22,13 @@ from xdist.scheduler import LoadScopeScheduling
 from deploy.errors import DeployError
 from deploy.inventory.host_document import host_of
 from deploy.transport.ssh import SshTransport
-from deploy.transport.sudo import sudo_password, under_sudo
+from deploy.transport.sudo import (
+    ATTEMPTS,
+    reads_password,
+    sudo_password,
+    sudo_refusal,
+    under_sudo,
+)
 from deploy.verify.child import ENV_HOSTS
 from deploy.verify.report import CONNECTION, HOST, LOST, LOST_FIX
 
@@ -67,13 +73,20 @@ class Connections:
         begin, end = (secrets.token_hex(12) for _ in range(2))
         limit_s = self._hosts[name].ssh.command_timeout
         try:
-            password = self.password(name)
-            done = self._transports[name].run(
-                ["sh", "-c", f"trap 'printf %s {end}' EXIT; printf %s {begin}; {line}"],
-                timeout_s=limit_s,
-                stdin=None if password is None else f"{password}\n".encode(),
-                check=False,
-            )
+            # Any other command would read the password as its own input.
+            password = self.password(name) if reads_password(line) else None
+            content = b"" if password is None else f"{password}\n".encode()
+            with ATTEMPTS.attempt(name, content):
+                done = self._transports[name].run(
+                    ["sh", "-c", f"trap 'printf %s {end}' EXIT; printf %s {begin}; {line}"],
+                    timeout_s=limit_s,
+                    stdin=content or None,
+                    check=False,
+                )
+                sudo = ["sudo", "-n"] if content else []
+                refusal = sudo_refusal(self._hosts[name], sudo, done.returncode, done.stderr)
+                if refusal is not None:
+                    raise refusal
         except DeployError as error:  # also an output without end
             self.lost[name] = _reason(name, error), error.fix
             pytest.fail(self.lost[name][0], pytrace=False)
