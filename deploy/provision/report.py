@@ -128,6 +128,14 @@ class ProvisionReport:
     took_s: float = 0.0
 
     @property
+    def as_pinned(self) -> tuple[str, ...]:
+        """
+        Hosts on which nothing differs now.
+        """
+        differing = {change.host for change in self.changes} if self.check else set()
+        return tuple(host for host in self.ok if host not in differing)
+
+    @property
     def error(self) -> DeployError | None:
         """
         The error to exit with; None: every host is as pinned.

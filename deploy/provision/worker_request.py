@@ -48,9 +48,11 @@ class WorkerRequest(BaseModel):
     """
     Attributes:
         packed_program: The host program, see `probe.pack_program`.
+        deep: As for `run.provision`.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     packed_program: bytes
+    deep: bool = False
     hosts: tuple[HostRequest, ...]
