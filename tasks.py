@@ -44,8 +44,9 @@ _YES = "Do not ask before hosts are changed; for CI."
 
 
 @command(flags={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
+                "deep": "Compare every file of the Python environment by its hash; takes longer.",
                 "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
+def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, yes=False):
     """
     Bring hosts to the pinned state.
 
@@ -70,7 +71,7 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     if not check:
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
-        result = run(fleet, check=check, progress=progress, env=dict(os.environ))
+        result = run(fleet, check=check, deep=deep, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
     error = result.error
     if result.changes and not check:

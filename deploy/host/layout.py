@@ -53,6 +53,7 @@ BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
 # -I: no module of the SSH user, of the environment or of the current directory.
 HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
+SLICE = "slipway.slice"  # of all slots
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 UNITS = "/etc/systemd/system"
 DEADMAN_TIMER = "slipway-deadman.timer"  # runs the check of the host's own way back

@@ -1205,9 +1205,17 @@ class PathFacts:
 
 @dataclass(frozen=True)
 class UserFacts:
+    """
+    Attributes:
+        groups: Groups that it is a member of, beside its own.
+        is_locked: No password opens it.
+    """
+
     group: str
     shell: str
     home: str
+    groups: tuple[str, ...]
+    is_locked: bool
 
 
 @dataclass(frozen=True)
@@ -1216,12 +1224,33 @@ class UnitFacts:
     Attributes:
         load, active, enabled: LoadState, ActiveState, UnitFileState of systemd.
         stale: The unit's file changed after systemd read it.
+        fragment: File that systemd read the unit from; empty for a unit without one.
+        drop_ins: Files that change it.
     """
 
     load: str
     active: str
     enabled: str
     stale: bool
+    fragment: str = ""
+    drop_ins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VenvFacts:
+    """
+    Attributes:
+        is_recorded: Its files were recorded when it was built.
+        altered: First names of files that are not as recorded: changed, missing or added.
+        altered_count: Number of all of them.
+        problem: Why its Python does not run; None where it does, or was not tried because files
+            are altered.
+    """
+
+    is_recorded: bool
+    altered: tuple[str, ...]
+    altered_count: int
+    problem: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -1243,6 +1272,9 @@ class Facts:
         pythons: Versions that the host can make an environment with, such as "3.11".
         driver: Version of the loaded NVIDIA kernel module; None without one.
         untouched: Those of `conffiles` that are as their package installed them.
+        venvs: None where there is none.
+        immutable: Those of the paths, and of the directories that they are in, that the file
+            system protects from every change (chattr +i or +a).
     """
 
     paths: dict[str, Optional[PathFacts]]
@@ -1261,6 +1293,8 @@ class Facts:
     has_apt: bool
     driver: Optional[str]
     untouched: tuple[str, ...] = ()
+    venvs: dict[str, Optional[VenvFacts]] = field(default_factory=dict)
+    immutable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1278,6 +1312,8 @@ class FactQuery(Request[Facts]):
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
         conffiles: Configuration files of packages; asked is whether somebody changed them.
+        venvs: Python environments whose files are compared with what was recorded.
+        deep: Compare each of those files by its hash, not only those with another size or time.
     """
 
     VERB = "facts"
@@ -1295,6 +1331,8 @@ class FactQuery(Request[Facts]):
     room: tuple[str, ...] = ()
     haproxy: bool = False
     conffiles: tuple[str, ...] = ()
+    venvs: tuple[str, ...] = ()
+    deep: bool = False
 
 
 REQUESTS: dict[str, type[Request[Any]]] = {

@@ -6,7 +6,8 @@ from typing import Literal
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
-from deploy.provision.resource import Difference, Resource, masked
+from deploy.provision.resource import Difference, Resource
+from deploy.provision.unit_resources import masked
 
 
 class BindMount(Resource):

@@ -17,8 +17,8 @@ from deploy.certificates.shown import parse_shown, shown_certificate
 from deploy.host import layout
 from deploy.host.files import UNFINISHED
 from deploy.host.protocol import FactQuery, Facts, PathFacts
-from deploy.provision.requirements import Frozen
-from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.requirements import Frozen, HostRefusal
+from deploy.provision.resource import Difference, Resource, attributes, occupied
 
 
 class Issuer(Frozen):
@@ -80,6 +80,9 @@ class Certificate(Resource):
             certificates=(self.path,) if self.issuer else (),
             listings=(layout.CERTIFICATES,),
         )
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "file")
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]

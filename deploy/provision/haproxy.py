@@ -7,9 +7,10 @@ import json
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement, Ipv6, NotForeign, PortFree
-from deploy.provision.resources import Absent, AnyResource, Directory, EnabledService, File
+from deploy.provision.resources import Absent, AnyResource, Directory, File
 from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
+from deploy.provision.unit_resources import EnabledService
 from deploy.templating import render
 from runtime import contract
 from runtime.contract.error_document import error_document

@@ -3,7 +3,7 @@ Requirements that a host must meet before it is changed.  Pure.
 """
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,6 +39,13 @@ class HostRefusal(Frozen):
 
 
 class Requirement(Frozen):
+    """
+    Attributes:
+        is_for_changes: It matters only where something is about to be changed.
+    """
+
+    is_for_changes: ClassVar[bool] = False
+
     @property
     def query(self) -> FactQuery:
         return FactQuery()
@@ -114,6 +121,7 @@ class DiskSpace(Requirement):
     Free space, beside that for the files that are sent.
     """
 
+    is_for_changes: ClassVar[bool] = True
     kind: Literal["room"] = "room"
     path: str
     floor_bytes: int
@@ -177,6 +185,7 @@ class NoReleaseRunning(Requirement):
     No release holds the lease of the host: HAProxy is not reloaded during a release.
     """
 
+    is_for_changes: ClassVar[bool] = True
     kind: Literal["lease"] = "lease"
 
     def refusal(self, facts: Facts) -> HostRefusal | None:

@@ -65,17 +65,30 @@ class PathResource(Resource):
         return FactQuery(paths={self.path: ""})
 
 
-def masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
+def occupied(facts: Facts, path: str, wanted: str) -> HostRefusal | None:
     """
-    Return the refusal of a host on which somebody forbade one of *units* to start.
+    Return the refusal of a host on which something stands where a *wanted* one is placed.
+
+    A file or link in place of a file is replaced; anything else may be of use to somebody.
+
+    Args:
+        wanted: "file" or "directory".
     """
-    found = [unit for unit in units if facts.units[unit].load == "masked"]
-    if not found:
+    found = facts.paths[path]
+    if found is None or found.type == wanted or (wanted == "file" and found.type != "directory"):
         return None
+    if found.type == "link":
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"{path} is a link to {found.target}; slipway needs a directory there",
+            fix=f"on the host, mount that directory in place of the link: rm {path}; "
+            f"mkdir {path}; mount --bind DIRECTORY {path}; the same in /etc/fstab",
+        )
+    what = "a directory" if found.type == "directory" else "no directory"
     return HostRefusal(
         error="PreconditionError",
-        why=f"masked for systemd, so it can never start: {', '.join(found)}",
-        fix=f"on the host: systemctl unmask {' '.join(found)}",
+        why=f"{path} is {what}; slipway places a {wanted} there",
+        fix=f"on the host, move it away: mv {path} {path}.old; then: inv provision",
     )
 
 

@@ -32,6 +32,7 @@ def provision(
     fleet: Fleet,
     *,
     check: bool = False,
+    deep: bool = False,
     progress: Progress,
     env: Mapping[str, str],
     deadline_s: float = DEADLINE_S,
@@ -42,6 +43,7 @@ def provision(
     Failures of single hosts are in the report; the other hosts go on.
 
     Args:
+        deep: Compare every file of the Python environments by its hash.
         env: Environment variables; secrets of the fleet may be among them.
         deadline_s: Longest time that the hosts get, in seconds.
 
@@ -61,7 +63,7 @@ def provision(
         wanted = resource_sets(fleet, host_program, env, is_check=check)
         packed_program = pack_program()
         end_s = time.monotonic() + deadline_s
-        queries = {name: fact_query(resources) for name, resources in wanted.items()}
+        queries = {name: fact_query(resources, deep=deep) for name, resources in wanted.items()}
         differing: dict[str, Facts | None] = {}
         for name, answer in survey.ask(packed_program, queries, end_s):
             if isinstance(answer, DeployError):
@@ -78,7 +80,7 @@ def provision(
         wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
         end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
     if hosts:
-        _change(hosts, wanted, packed_program, builder, end_s)
+        _change(hosts, wanted, packed_program, deep, builder, end_s)
     fix = "check the load of the host, then: inv provision"
     builder.fail_rest("the run's deadline passed", fix, TransportError)
     return builder.report(check, time.monotonic() - started_s)
@@ -108,7 +110,7 @@ def _differs(
     Report how the host compares; return True if it is to be changed.
     """
     steps = bootstrap_steps(resources) if facts is None else steps_to(resources, facts)
-    if steps and facts is not None and (refusal := refusal_of(resources, facts)) is not None:
+    if facts is not None and (refusal := refusal_of(resources, facts)) is not None:
         report(
             ProvisionEvent(
                 name,
@@ -141,6 +143,7 @@ def _change(
     hosts: list[Host],
     wanted: Mapping[str, ResourceSet],
     packed_program: bytes,
+    deep: bool,
     builder: ReportBuilder,
     end_s: float,
 ) -> None:
@@ -148,7 +151,7 @@ def _change(
     from deploy.provision.worker_request import HostRequest, WorkerRequest
 
     requests = [HostRequest.of(host, wanted[host.name]) for host in hosts]
-    request = WorkerRequest(packed_program=packed_program, hosts=tuple(requests))
+    request = WorkerRequest(packed_program=packed_program, deep=deep, hosts=tuple(requests))
     run_worker(request, builder, end_s)
 
 

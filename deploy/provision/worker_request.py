@@ -49,10 +49,12 @@ class WorkerRequest(BaseModel):
     Attributes:
         packed_program: The host program, see `probe.pack_program`.
         sudo_password: None: this process has asked for none.
+        deep: As for `run.provision`.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     packed_program: bytes
     sudo_password: str | None = Field(default=None, repr=False)
+    deep: bool = False
     hosts: tuple[HostRequest, ...]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.host import layout
-from deploy.provision import deadman_resources, resources
+from deploy.provision import deadman_resources, resources, unit_resources, user_resources
 from deploy.provision.resources import AnyResource
 
 # A bare Debian host has no Python, which modules need; Ansible's apt needs its binding besides.
@@ -75,7 +75,7 @@ def _translate(
     match resource:
         case resources.Packages():
             return _packages(resource)
-        case resources.User():
+        case user_resources.User():
             return _user(resource)
         case resources.Directory():
             module = {
@@ -123,7 +123,7 @@ def _translate(
             ]
         case resources.Venv():
             return _venv(resource, folder, files)
-        case resources.EnabledService():
+        case unit_resources.EnabledService():
             return _units((resource.unit,))
         case deadman_resources.EnabledUnits():
             return _units((resource.timer,))
@@ -149,7 +149,7 @@ def _packages(resource: resources.Packages) -> Translated:
     return [_task(resource.name, "apt", module)], [operation]
 
 
-def _user(resource: resources.User) -> Translated:
+def _user(resource: user_resources.User) -> Translated:
     module = {
         "name": resource.user,
         "group": resource.user,

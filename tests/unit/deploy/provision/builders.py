@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.host import layout
-from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
+from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts, VenvFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
 from deploy.provision.bind_mount import BindMount
@@ -19,15 +19,15 @@ from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import (
     Absent,
     Directory,
-    EnabledService,
     File,
     Packages,
     Upload,
-    User,
     Venv,
 )
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.provision.spec import Binary, HostSpec
+from deploy.provision.unit_resources import EnabledService
+from deploy.provision.user_resources import User
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
 
@@ -76,6 +76,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
             name: UnitFacts(load="loaded", active="inactive", enabled="disabled", stale=False)
             for name in query.units
         },
+        "venvs": dict.fromkeys(query.venvs),
         "listings": {folder: {} for folder in query.listings},
         "listeners": (),
         "room": dict.fromkeys(query.room, PLENTY),
@@ -106,6 +107,7 @@ def bare(resource_set: ResourceSet, **changes) -> Facts:
             "paths": dict.fromkeys({**query.paths, **query.secrets}),
             "packages": dict.fromkeys(query.packages),
             "users": dict.fromkeys(query.users),
+            "venvs": dict.fromkeys(query.venvs),
             "units": dict.fromkeys(query.units, unit),
             "listings": {folder: {} for folder in query.listings},
             "room": dict.fromkeys(query.room, PLENTY),
@@ -142,7 +144,11 @@ def _fulfil(resource, values):
             values["packages"] |= dict.fromkeys(resource.names, "1.0-1")
         case User():
             values["users"][resource.user] = UserFacts(
-                group=resource.user, shell=resource.shell, home=resource.home
+                group=resource.user,
+                shell=resource.shell,
+                home=resource.home,
+                groups=(),
+                is_locked=True,
             )
         case Reserve():
             values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
@@ -151,13 +157,16 @@ def _fulfil(resource, values):
         case Certificate():
             values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Upload():
-            values["paths"][resource.path] = path_like(resource, sha256=None)
+            values["paths"][resource.path] = path_like(resource)
             link = {"type": "link", "mode": "0777", "target": resource.path, "sha256": None}
             values["paths"][resource.link] = path_like(resource, **link)
         case Venv():
             values["paths"][resource.complete] = path_like(resource)
             closed = {"type": "directory", "mode": "0750", "group": layout.USER, "sha256": None}
             values["paths"][resource.path] = path_like(resource, **closed)
+            values["venvs"][resource.path] = VenvFacts(
+                is_recorded=True, altered=(), altered_count=0, problem=None
+            )
             values["listings"][layout.WHEELHOUSE] = {w.file: w.size for w in resource.wheels}
         case EnabledService():
             values["units"][resource.unit] = UnitFacts(

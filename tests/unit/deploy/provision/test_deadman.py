@@ -137,6 +137,6 @@ def test_a_test_that_fails_is_an_error_of_the_host():
 
 def test_units_are_loaded_enabled_and_their_timer_runs_by_its_present_file():
     assert operations.enabling_command(UNITS) == (
-        "systemctl daemon-reload && systemctl enable --quiet slipway-deadman.timer "
+        "systemctl enable --quiet slipway-deadman.timer "
         "slipway-deadman-boot.service && systemctl restart slipway-deadman.timer"
     )
