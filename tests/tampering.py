@@ -39,7 +39,7 @@ NO_STATE = {
     "file": {"check", "mac_key"},
     "certificate": {"mac_key", "issuer", "ends"},
     "upload": {"source"},
-    "venv": {"text", "wheels"},
+    "venv": {"text", "wheels", "disk"},
     "slot_unit": {"start_s", "socket"},
 }
 # Fields that a change of another one covers.
@@ -51,6 +51,7 @@ COVERED = {
     "service": {"unit": "active", "description": "description"},
     "slot_unit": {"unit": "inactive"},
     "packages": {"names": "names"},
+    "bind_mount": {"unit": "enabled", "where": "mounted"},
 }
 
 
@@ -171,6 +172,15 @@ def _of_venv(resource, root):
     yield "record", f"rm {path}/.files"
     yield "complete", f"rm {path}/.complete"
     yield "path", f"rm -rf {path}"
+
+
+def _of_bind_mount(resource, root):
+    unit = resource.unit
+    yield "mounted", f"umount --lazy {resource.where}"
+    yield "enabled", f"systemctl disable --quiet {unit}"
+    mask = f"mv /etc/systemd/system/{unit} /root/; systemctl mask --quiet {unit}"
+    back = f"systemctl unmask --quiet {unit}; mv /root/{unit} /etc/systemd/system/"
+    yield Tampering(resource.name, "masked", mask, True, f"{back}; systemctl daemon-reload")
 
 
 def _of_units_read(resource, root):

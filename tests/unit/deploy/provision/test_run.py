@@ -42,6 +42,7 @@ def provision(monkeypatch):
         monkeypatch.setattr(
             fleet_specs, "resource_sets", lambda *_, **__: dict.fromkeys(names, wanted)
         )
+        monkeypatch.setattr(run, "check_inputs", lambda fleet, env: None)
         fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts))
         events = []
         report = run.provision(

@@ -31,6 +31,7 @@ LOCAL = (Absent, Directory, File, Reserve, Socket, Upload)
 KINDS = typing.get_args(typing.get_args(AnyResource)[0])
 RESOURCES = make_resources()
 EVERY = [*RESOURCES.placed, *RESOURCES.running]
+ON_A_DATA_DISK = make_resources(storage_root="/data/slipway").placed
 
 
 class TemporaryTree:
@@ -149,7 +150,7 @@ def test_every_field_is_changed(kind):
     A new kind of resource, or a new field of one, needs its line in tests/tampering.py.
     """
     name = kind.model_fields["kind"].default
-    found = [resource for resource in EVERY if isinstance(resource, kind)]
+    found = [each for each in (*EVERY, *ON_A_DATA_DISK) if isinstance(each, kind)]
     if name == "certificate":  # of hosts with TLS
         return
     assert found, f"no host has a resource of kind {name}"
