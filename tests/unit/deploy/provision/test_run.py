@@ -219,6 +219,7 @@ def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):
         raise LookupError("no secret")
 
     monkeypatch.setattr(fleet_specs, "resource_sets", fail)
+    monkeypatch.setattr(run, "check_inputs", lambda fleet, env: None)
     fleet = Fleet.model_construct(name="lab", hosts=(sshd.host(),))
     with pytest.raises(LookupError):
         run.provision(fleet, progress=lambda _: None, env={})
