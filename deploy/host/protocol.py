@@ -903,7 +903,7 @@ class CertificateSet(Request[CertificateInstalled]):
 
     # No pattern: the error of one would quote the key.
     pem: str = field(repr=False)
-    replaces: Digest | None = None
+    replaces: Optional[Digest] = None
 
 
 # -- challenges of an ACME server

@@ -93,6 +93,8 @@ CHANGED = [
     ({"state": ETCD | {"user": "x"}}, "state", "user and password belong together"),
     ({"signing.identity": "a b"}, "signing.identity", "one word of letters"),
     ({"signing.key": "%d/id"}, "signing.key", "should be a path"),
+    ({"storage.root": "/etc/x"}, "storage.root", "a data disk, such as /data/slipway"),
+    ({"storage.root": "/data/../etc"}, "storage.root", "an absolute path on hosts"),
     ({"hosts.n1.vars": {"x": "a\nb"}}, "hosts.n1.vars.x", "one line of visible text"),
     # Files and variables that it names.
     ({"secrets.t": {"env": "SLIPWAY_NOT_SET"}, "service.api_tokens": ["t"]},
