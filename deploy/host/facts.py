@@ -66,7 +66,6 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
                 for path, key in query.secrets.items()
             },
         },
-        venvs={path: _venv(system, _at(system, path), query.deep) for path in query.venvs},
         immutable=immutable_paths(system.layout.root, (*query.paths, *query.secrets)),
         users={name: read_user(_at(system, "/etc"), name) for name in query.users},
         listings={path: _listing(_at(system, path)) for path in query.listings},
@@ -81,6 +80,7 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         has_apt=_at(system, "/usr/bin/apt-get").exists(),
         driver=_first_line(_at(system, "/sys/module/nvidia/version")),
         untouched=untouched(system.layout.root, query.conffiles),
+        venvs={path: _venv(system, _at(system, path), query.deep) for path in query.venvs},
         packages=packages.result(),
         units=units.result(),
     )

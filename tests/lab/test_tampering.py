@@ -150,11 +150,11 @@ def test_a_deep_look_finds_what_keeps_size_and_times(world):
     module = f"$(find {venv}/lib -name '*.py' -size +1k | sort | head -n 1)"
     world.inside(HOST, f"cp -p {module} /root/module; printf '#' | dd of={module} conv=notrunc")
     script = (
-        "import json,os,sys;sys.path.insert(0,sys.argv[1]);from pathlib import Path;"
-        "from deploy.host import tree;top=Path(sys.argv[2]);old=dict();"
+        "import json,sys;sys.path.insert(0,sys.argv[1]);from pathlib import Path;"
+        "from deploy.host import tree;top=Path(sys.argv[2]);"
         "lines=(top/'.files').read_text().splitlines()[1:];"
-        "old={json.loads(l)[0]:json.loads(l)[3] for l in lines};now=dict(tree._entries(top));"
-        "out=[tree._stamp(now)]+[json.dumps([n,*e,old[n]]) for n,e in sorted(now.items())];"
+        "old={name:sha256 for name,_,sha256 in map(json.loads,lines)};now=tree._entries(top);"
+        "out=[tree._stamp(now)]+[json.dumps([n,e,old[n]]) for n,e in now.items()];"
         "(top/'.files').write_text(chr(10).join(out)+chr(10))"
     )
     world.inside(HOST, f'python3 -I -c "{script}" {layout.HOST_PROGRAM} {venv}')

@@ -95,6 +95,36 @@ def test_only_a_deep_look_reads_files_with_the_same_times(recorded, monkeypatch)
     assert tree.compare(recorded, deep=True).names == ("bin/tool", MODULE)
 
 
+HEADER = "lib/empty/torch.h"
+
+
+@pytest.fixture
+def with_header(recorded):
+    (recorded / HEADER).write_bytes(CONTENT)
+    (recorded / tree.RECORD).write_bytes(tree.describe(recorded))
+    return recorded
+
+
+def test_a_header_is_compared_by_a_deep_look(with_header):
+    """
+    Another look compares it where something else is altered too.
+    """
+    (with_header / HEADER).write_bytes(b"")
+    assert tree.compare(with_header, deep=False).names == ()
+    assert tree.compare(with_header, deep=True).names == (HEADER,)
+    (with_header / MODULE).unlink()
+    assert tree.compare(with_header, deep=False).names == (HEADER, MODULE)
+
+
+@pytest.mark.parametrize(
+    "replace", [lambda path: None, lambda path: path.symlink_to("/etc/passwd")]
+)
+def test_a_header_that_is_gone_or_a_link_is_always_found(with_header, replace):
+    (with_header / HEADER).unlink()
+    replace(with_header / HEADER)
+    assert tree.compare(with_header, deep=False).names == (HEADER,)
+
+
 @pytest.mark.parametrize("text", [None, b"", b"0\nnothing\n", b"0\n[1]\n", b"0\n" + b"[" * 99999])
 def test_a_tree_without_a_good_record_is_not_recorded(recorded, text):
     """
