@@ -44,8 +44,9 @@ _YES = "Do not ask before hosts are changed; for CI."
 
 
 @command(flags={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
+                "deep": "Compare every file of the Python environment by its hash; takes longer.",
                 "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
+def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, yes=False):
     """
     Bring hosts to the pinned state.
 
@@ -70,7 +71,7 @@ def provision(c, hosts=None, check=False, limit=None, json=False, yes=False):
     if not check:
         confirm(f"provision {', '.join(names)}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
-        result = run(fleet, check=check, progress=progress, env=dict(os.environ))
+        result = run(fleet, check=check, deep=deep, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
     error = result.error
     if result.changes and not check:
@@ -435,7 +436,7 @@ def certs_create(c, hosts=None, yes=False):
     """
     from deploy.wiring import certificates, checkout
 
-    fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
+    fleet = checkout.fleet(fleet_name(hosts, c.get("fleet")))
     directory = certificates.authority_directory(fleet)
     confirm(f"make a certificate authority in {directory}?", yes=yes)
     print_text(str(certificates.create(fleet)))
@@ -677,9 +678,13 @@ def demo(c, keep=False, fresh=True, json=False):
                 "commands": "release, rollback or both, comma-separated (default: both).",
                 "limit": "Most cells of each command, spread over lines and faults (default: all).",
                 "labs": "Labs of two hosts side by side (default 4).",
+                "first-lab": "Number of the first lab, 1 to 8; another drill has others "
+                             "(default 1).",
+                "state": "Where the desired state lives: hosts or etcd (default hosts).",
                 "keep": "Leave the labs up afterwards.",
                 "json": _JSON})  # fmt: skip
-def drill(c, faults="", lines="", commands="", limit="0", labs="4", keep=False, json=False):
+def drill(c, faults="", lines="", commands="", limit="0", labs="4", first_lab="1", state="hosts",
+          keep=False, json=False):  # fmt: skip
     """
     Inject every fault at every journal line of a release.
 
@@ -693,7 +698,8 @@ def drill(c, faults="", lines="", commands="", limit="0", labs="4", keep=False, 
 
     options = drill_options(
         faults=faults, lines=lines, tasks=commands, limit=whole_number("limit", limit),
-        labs=whole_number("labs", labs), keep=keep,
+        labs=whole_number("labs", labs), keep=keep, state=state,
+        first_lab=whole_number("first-lab", first_lab),
     )  # fmt: skip
     with waiting("the drill") as progress:
         result = run_drill(options, progress)
@@ -899,6 +905,31 @@ def bench_fleet(c, counts="10,100,1000", latency="5", json=False):
     finish(result.as_json(), result.table(), None, as_json=json)
 
 
+@command(flags={"hosts": "How many hosts (default 4).",
+                "again": "Runs with nothing left to change, after the first (default 3).",
+                "delay": "Milliseconds each way of the slow links; 0: only LAN (default 25).",
+                "tools": "Only these, comma-separated: slipway, pyinfra, mitogen, Ansible.",
+                "json": _JSON})  # fmt: skip
+def bench_provision(c, hosts="4", again="3", delay="25", tools="", json=False):
+    """
+    Time provisioning of bare lab hosts beside its peers.
+
+    Ansible with pipelining, mitogen and plain pyinfra bring the same resources, as whole processes,
+    over LAN and slow links.  Needs root and the package index.
+
+        inv bench.provision --tools slipway,Ansible
+    """
+    from deploy.bench.provision.times import time_provisioning
+    from deploy.bench.provision.tools import tools_named
+
+    with waiting("the lab") as progress:
+        result = time_provisioning(
+            hosts=whole_number("hosts", hosts), again=whole_number("again", again),
+            delay_ms=whole_number("delay", delay), tools=tools_named(tools), progress=progress,
+        )  # fmt: skip
+    finish(result.as_json(), result.table(), None, as_json=json)
+
+
 _keys = Collection("keys")
 _keys.add_task(keys_add, name="add")
 _keys.add_task(keys_list, name="list")
@@ -930,6 +961,7 @@ _certs.add_task(certs_show, name="show")
 _bench = Collection("bench")
 _bench.add_task(bench_engine, name="engine")
 _bench.add_task(bench_fleet, name="fleet")
+_bench.add_task(bench_provision, name="provision")
 _bench.add_task(bench_rollback, name="rollback")
 
 ns = Collection(

@@ -25,6 +25,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "environment": ("env_file",),
         "haproxy.cfg": ("haproxy", "haproxy_words", "haproxy_format"),
         "runtime.yml": ("yaml",),
+        "slipway-data.mount": _SYSTEMD,
         "slipway-deadman-boot.service": _SYSTEMD,
         "slipway-deadman.service": _SYSTEMD,
         "slipway-deadman.timer": _SYSTEMD,

@@ -190,7 +190,7 @@ class HostileAnswers:
         with self._lock:
             self.count["facts"] = self.count.get("facts", 0) + 1
             document = self.forged("facts")
-            for name in ("paths", "packages", "users", "units", "listings", "room"):
+            for name in (*("paths", "packages", "users", "units", "listings", "room", "venvs"),):
                 item = typing.get_args(hints[name])[1]
                 document["result"][name] = {key: self._valid(item) for key in asked[name]}
         return _line(document)

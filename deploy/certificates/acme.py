@@ -203,7 +203,7 @@ def keeps(on_host: x509.Certificate, wanted: x509.Certificate, now: datetime) ->
     Return whether a host keeps *on_host*, although this machine has *wanted* for it.
 
     A placeholder never replaces a certificate that is valid.  A certificate that another machine
-    obtained stays if it is for the same names and lasts as long.
+    obtained stays if it is for the same names and not older.
     """
     is_valid = on_host.not_valid_before_utc <= now < on_host.not_valid_after_utc
     if not is_valid or (is_placeholder(on_host) and not is_placeholder(wanted)):
@@ -211,27 +211,43 @@ def keeps(on_host: x509.Certificate, wanted: x509.Certificate, now: datetime) ->
     if is_placeholder(on_host):
         return set(names_of(wanted)) <= set(names_of(on_host)) and not is_due(on_host, now)
     return is_placeholder(wanted) or is_as_good(
-        names_of(on_host), on_host.issuer, on_host.not_valid_after_utc, wanted
+        names_of(on_host),
+        on_host.issuer,
+        (on_host.not_valid_before_utc, on_host.not_valid_after_utc),
+        wanted,
     )
 
 
 def is_as_good(
-    names: Iterable[str], issuer: x509.Name, ends: datetime, wanted: x509.Certificate
+    names: Iterable[str],
+    issuer: x509.Name,
+    valid: tuple[datetime, datetime],
+    wanted: x509.Certificate,
 ) -> bool:
     """
     Return whether a certificate with these attributes stands in for *wanted*.
 
-    An ACME server signs with several intermediates of one organisation; a test server is another
-    organisation.
+    The one that was issued later does, also where it is for a shorter time: what an operator
+    obtains now has a reason, such as a lost key or another profile of the server.
+
+    Args:
+        valid: When it begins and ends.
     """
-    organisations = [
-        _of_issuer(name, NameOID.ORGANIZATION_NAME) for name in (issuer, wanted.issuer)
-    ]
-    return (
-        set(names_of(wanted)) <= set(names)
-        and organisations[0] == organisations[1]
-        and ends >= wanted.not_valid_after_utc
-    )
+    own = (wanted.not_valid_before_utc, wanted.not_valid_after_utc)
+    return set(names_of(wanted)) <= set(names) and _is_one(issuer, wanted.issuer) and valid >= own
+
+
+def _is_one(issuer: x509.Name, other: x509.Name) -> bool:
+    """
+    Return whether both names are of one ACME server.
+
+    It signs with several intermediates of one organisation; a test server is another organisation.
+    Names without an organisation have to be the same as a whole.
+    """
+    one, two = (_of_issuer(name, NameOID.ORGANIZATION_NAME) for name in (issuer, other))
+    if one and two:
+        return one == two
+    return not one and not two and len(list(issuer)) > 0 and issuer == other
 
 
 def _of_issuer(issuer: x509.Name, kind: x509.ObjectIdentifier) -> list[str | bytes]:

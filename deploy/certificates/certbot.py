@@ -48,13 +48,22 @@ class CertbotProblem:
         """
         Whether a request for another certificate would meet the same problem now.
         """
-        return self.kind is None or self.kind in _OF_SERVER
+        return self.kind in _OF_ACCOUNT
+
+    @property
+    def may_concern_all(self) -> bool:
+        """
+        Whether it is unknown if it would: a limit may be of one name or of the account, and
+        certbot without an answer of the server may have met anything.
+        """
+        return self.kind is None or self.kind in _UNCLEAR
 
 
-_OF_SERVER = frozenset(
-    {"rateLimited", "serverInternal", "externalAccountRequired", "userActionRequired",
-     "accountDoesNotExist", "unsupportedContact", "invalidContact"}
+_OF_ACCOUNT = frozenset(
+    {"externalAccountRequired", "userActionRequired", "accountDoesNotExist", "unsupportedContact",
+     "invalidContact"}
 )  # fmt: skip
+_UNCLEAR = frozenset({"rateLimited", "serverInternal"})
 
 
 def arguments(tls: Tls, folder: Path, order: CertificateOrder, hook: str) -> list[str]:

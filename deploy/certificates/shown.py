@@ -23,12 +23,13 @@ class ShownCertificate:
     Attributes:
         names: DNS names and addresses that it is for, made visible.
         issuer: Name of the authority, made visible.
-        not_after: End of its validity, UTC.
+        not_before, not_after: Begin and end of its validity, UTC.
         sha256: Fingerprint, hexadecimal.
     """
 
     names: tuple[str, ...]
     issuer: str
+    not_before: datetime
     not_after: datetime
     sha256: str
 
@@ -50,6 +51,7 @@ def shown_certificate(text: str) -> ShownCertificate | None:
         return ShownCertificate(
             names=tuple(visible(name) for name in names_of(certificate)[:_NAMES]),
             issuer=visible(certificate.issuer.rfc4514_string()),
+            not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
         )

@@ -28,8 +28,9 @@ def provision_text(report: ProvisionReport) -> str:
     """
     Return the sum of a provisioning run; its changes and failures were printed as they came.
     """
+    total = len(report.ok) + len(report.failed)
     return (
-        f"{len(report.ok)} hosts as pinned, {len(report.failed)} not; {len(report.changes)} "
+        f"{len(report.as_pinned)} of {total} hosts as pinned; {len(report.changes)} "
         f"{'changes to make' if report.check else 'changes'} in {format_duration(report.took_s)}"
     )
 

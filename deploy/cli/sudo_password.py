@@ -1,5 +1,5 @@
 """
-Asks for the password of sudo, once a run.
+Asks for the password of sudo, once a run, and keeps it out of the environment of other programs.
 """
 
 import getpass
@@ -8,20 +8,32 @@ import sys
 
 from deploy.errors import UsageError
 from deploy.inventory.schema import Fleet
-from deploy.transport.sudo import PASSWORD_VARIABLE
+from deploy.transport.sudo import (
+    PASSWORD_VARIABLE,
+    check_password,
+    keep_password,
+    kept_password,
+)
 
 
 def with_sudo_password(fleet: Fleet) -> Fleet:
     """
     Return *fleet*; where its hosts need a password for sudo that is not set, ask for it first.
 
+    The variable is taken out of the environment: hooks and other programs that this process starts
+    do not get it.
+
     Raises:
-        UsageError: No answer (^D), or nobody can answer.
+        UsageError: No answer (^D), nobody can answer, or the variable has more than one line.
     """
+    given = os.environ.pop(PASSWORD_VARIABLE, None)
+    if given:
+        check_password(given)
+        keep_password(given)
     needs = any(
         host.ssh.sudo_password and host.ssh.user != "root" for host in (*fleet.hosts, *fleet.others)
     )
-    if not needs or os.environ.get(PASSWORD_VARIABLE):
+    if not needs or kept_password():
         return fleet
     try:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -33,5 +45,6 @@ def with_sudo_password(fleet: Fleet) -> Fleet:
             why=f"{PASSWORD_VARIABLE} is not set, and nobody is there to ask",
             fix=f"set {PASSWORD_VARIABLE}",
         ) from None
-    os.environ[PASSWORD_VARIABLE] = password  # processes of ours that connect read it there
+    check_password(password)
+    keep_password(password)
     return fleet

@@ -13,7 +13,13 @@ from deploy.drill.drill_lab import LEASE_S, VERSIONS, DrillLab
 from deploy.drill.faults import Fault
 from deploy.drill.inject import FREEZE_S, Injector
 from deploy.drill.lines import Line, LineMatcher, SeenLine, distinct_lines
-from deploy.errors import CommandFailed, LeaseHeld, NothingToRollBackTo, PreconditionError
+from deploy.errors import (
+    CommandFailed,
+    LeaseHeld,
+    NothingToRollBackTo,
+    PreconditionError,
+    UsageError,
+)
 
 WAVE_GAP_S = 1.5  # between the same step in two waves are a start and a canary
 LIMIT_S = LEASE_S + CHECK_S
@@ -133,6 +139,8 @@ class CellRunner:
         The lease of an operator who died in the cell before is waited for.
         """
         give_up_s = time.monotonic() + LEASE_S + CHECK_S
+        if cell.line.step.startswith("stage."):
+            self.lab.unstage(_other(self._one_version() or VERSIONS[1]))
         while True:
             follower, matcher = self.lab.follower(), LineMatcher(cell.line)
             operator = Operator(self.first, self._words(cell.task))
@@ -191,6 +199,9 @@ class CellRunner:
         """
         began_s = time.monotonic()
         ended = run_task(self.second, self._words(task))
+        if task == "resume" and ended.code == UsageError.exit_code:
+            # Nothing had been staged, and the second checkout lacks the bundle: its fix is this.
+            ended = run_task(self.second, self._words(Task.ROLLBACK))
         versions = self.lab.wait_for_one_version(3.0)
         is_one = len(set(versions.values())) == 1 and None not in versions.values()
         code = 0 if ended.code in _NOTHING_LEFT and is_one else ended.code

@@ -2,6 +2,7 @@
 The drill: every line of a release and of a rollback, with every fault, on small labs side by side.
 """
 
+import contextlib
 import queue
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from deploy.drill.cell_run import LIMIT_S, CellRunner
 from deploy.drill.cells import Cell, CellResult, Task, cells_of, spread
 from deploy.drill.checkout import copy_checkout
 from deploy.drill.drill_lab import LEASE_S, MODELS, DrillLab
+from deploy.drill.etcd_server import etcd_server
 from deploy.drill.faults import Fault
 from deploy.drill.lines import Line, select_lines
 from deploy.drill.report import DrillReport
@@ -26,6 +28,7 @@ from deploy.wiring.lab_models import make_lab_model
 Progress = Callable[[str], None]
 Member = TypeVar("Member", Task, Fault)
 MAX_LABS = 8
+STATES = ("hosts", "etcd")
 RECOVERIES = ("rollback", "resume")  # of the other checkout, in turn
 
 
@@ -39,6 +42,8 @@ class DrillOptions:
         lines: Words of which one must be in a line's name; empty: all.
         limit: Most cells of each task; 0: all.
         keep: Leave the labs up afterwards.
+        first_lab: Number of the first lab; the others follow.
+        state: Where the desired state lives: hosts or etcd.
     """
 
     tasks: tuple[Task, ...] = tuple(Task)
@@ -48,22 +53,46 @@ class DrillOptions:
     labs: int = 2
     hosts: int = 2
     keep: bool = False
+    first_lab: int = 1
+    state: str = "hosts"
 
 
 def drill_options(
-    *, faults: str, lines: str, tasks: str, limit: int, labs: int, keep: bool
+    *,
+    faults: str,
+    lines: str,
+    tasks: str,
+    limit: int,
+    labs: int,
+    keep: bool,
+    first_lab: int,
+    state: str,
 ) -> DrillOptions:
     """
     Return the options of a command line, whose lists are comma-separated.
 
     Raises:
-        UsageError: A fault or a command has another name, or a number is out of range.
+        UsageError: A fault, command or state has another name, a number is out of range, or two
+            flags contradict each other.
     """
-    if not 1 <= labs <= MAX_LABS:
+    last_lab = first_lab + labs - 1
+    if labs < 1 or first_lab < 1 or last_lab > MAX_LABS:
         raise UsageError(
-            f"--labs: {labs} is out of range",
-            why=f"1 to {MAX_LABS} labs can run side by side",
-            fix="leave it out for the default",
+            f"--labs {labs} --first-lab {first_lab}: out of range",
+            why=f"labs have the numbers 1 to {MAX_LABS}, and each runs once on a machine",
+            fix="leave both out for the defaults",
+        )
+    if state not in STATES:
+        raise UsageError(
+            f"--state: {state!r} is unknown",
+            why=f"it takes {', '.join(STATES)}",
+            fix="leave it out for hosts",
+        )
+    if keep and state == "etcd":
+        raise UsageError(
+            "--keep and --state etcd contradict each other",
+            why="the drill's etcd ends with the drill, and the kept hosts would have no state",
+            fix="leave one of them out",
         )
     return DrillOptions(
         tasks=tuple(_named("--commands", Task, tasks)) or tuple(Task),
@@ -72,6 +101,8 @@ def drill_options(
         limit=limit,
         labs=labs,
         keep=keep,
+        first_lab=first_lab,
+        state=state,
     )
 
 
@@ -102,12 +133,14 @@ def run_drill(options: DrillOptions, progress: Progress) -> DrillReport:
     """
     began_s = time.monotonic()
     models = [make_lab_model(kind, None, progress) for kind in MODELS]
-    with tempfile.TemporaryDirectory(prefix="slipway-drill-") as folder:
-        work = Path(folder)
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-drill-")))
+        is_etcd = options.state == "etcd"
+        etcd = stack.enter_context(etcd_server(work / "etcd")) if is_etcd else None
         checkouts = [copy_checkout(ROOT, work / name) for name in ("first", "second")]
         labs = [
-            DrillLab(number, options.hosts, (models[0], models[1]), work, progress)
-            for number in range(1, options.labs + 1)
+            DrillLab(number, options.hosts, (models[0], models[1]), work, progress, etcd)
+            for number in range(options.first_lab, options.first_lab + options.labs)
         ]
         try:
             runners = _start(labs, checkouts, progress)
@@ -133,7 +166,11 @@ def run_drill(options: DrillOptions, progress: Progress) -> DrillReport:
         hosts=options.hosts,
         labs=options.labs,
         skipped={str(fault): why for fault, why in skipped.items()},
-        policy={"lease": f"{LEASE_S:.0f} s", "limit": f"{LIMIT_S:.0f} s"},
+        policy={
+            "lease": f"{LEASE_S:.0f} s",
+            "limit": f"{LIMIT_S:.0f} s",
+            "state": options.state,
+        },
     )
 
 

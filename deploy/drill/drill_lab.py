@@ -15,10 +15,12 @@ import yaml
 from deploy.demo.load import LoadGenerator
 from deploy.demo.load_report import LoadOutcome
 from deploy.drill.checkout import must_run
+from deploy.drill.etcd_server import EtcdServer
 from deploy.drill.host_state import HostState
 from deploy.drill.host_watch import HostWatch
 from deploy.drill.journals import JournalFollower
-from deploy.host.layout import JOURNAL
+from deploy.host.bundle.manifest import MANIFEST
+from deploy.host.layout import JOURNAL, RELEASES, SLOT_LINKS
 from deploy.lab import host as lab_host
 from deploy.lab import lab
 from deploy.lab.config import LabConfig
@@ -38,10 +40,17 @@ Progress = Callable[[str], None]
 
 
 def fleet_document(
-    config: LabConfig, hosts: tuple[str, ...], *, keep_old: str = "stopped"
+    config: LabConfig,
+    hosts: tuple[str, ...],
+    *,
+    keep_old: str = "stopped",
+    state: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Return the fleet file of the drill: short times, and a first wave of one host.
+
+    Args:
+        state: Where the desired state lives, as in a fleet file; None: on the hosts.
     """
     keys = config.keys
     return {
@@ -86,6 +95,7 @@ def fleet_document(
             "allowed_signers": str(keys / "allowed_signers"),
         },
         "hosts": {name: {"address": config.address(name)} for name in hosts},
+        **({"state": dict(state)} if state else {}),
     }
 
 
@@ -97,10 +107,17 @@ class DrillLab:
         number: From 1; labs with different numbers run side by side.
         models: Directories of two models, which differ.
         work: Folder for the fleet file.
+        etcd: Where the desired state lives; None: on the hosts.
     """
 
     def __init__(
-        self, number: int, hosts: int, models: tuple[Path, Path], work: Path, progress: Progress
+        self,
+        number: int,
+        hosts: int,
+        models: tuple[Path, Path],
+        work: Path,
+        progress: Progress,
+        etcd: EtcdServer | None = None,
     ) -> None:
         default = LabConfig.from_env(os.environ)
         self.config = LabConfig(
@@ -111,7 +128,8 @@ class DrillLab:
         )
         self.number, self.names = number, self.config.names(hosts)
         self.fleet_file = work / f"drill{number}.yml"
-        self._models, self._progress = models, progress
+        self._models, self._progress, self._etcd = models, progress, etcd
+        self._life = 0  # of these hosts; new ones know nothing of what etcd has of earlier ones
         self.has_small_disks = False
         self._load: LoadGenerator | None = None
         self._prompts: list[str] = json.loads((models[1] / "live_prompts.json").read_text())
@@ -128,6 +146,7 @@ class DrillLab:
             DeployError: A step failed.
         """
         self.down()
+        self._life += 1
         self.has_small_disks = self._make_disks()
         lab.up(len(self.names), progress=self._progress, config=self.config)
         self.write_fleet_file()
@@ -153,7 +172,8 @@ class DrillLab:
         """
         Write the fleet file; *keep_old* is what becomes of the old slot after a release.
         """
-        document = fleet_document(self.config, self.names, keep_old=keep_old)
+        state = self._etcd.document(f"drill/{self._life}") if self._etcd else None
+        document = fleet_document(self.config, self.names, keep_old=keep_old, state=state)
         write_private(self.fleet_file, yaml.safe_dump(document))
 
     def words(self, *words: str) -> list[str]:
@@ -182,6 +202,18 @@ class DrillLab:
     def _remove_disks(self) -> None:
         for name in self.names:
             self.config.disk_image(name).unlink(missing_ok=True)
+
+    def unstage(self, version: str) -> None:
+        """
+        Delete the release *version*, which no slot serves, from every host: it is staged anew.
+        """
+        script = (
+            f"for d in {RELEASES}/*; do "
+            f"""grep -q '"version": *"{version}"' "$d/{MANIFEST}" || continue; """
+            f'find {SLOT_LINKS} -lname "$d" -delete; rm -rf "$d"; done'
+        )
+        for name in self.names:
+            lab.inside(name, ["sh", "-c", script], config=self.config)
 
     # -- traffic
 

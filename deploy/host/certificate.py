@@ -45,6 +45,7 @@ def install(system: System, call: Call, request: CertificateSet) -> CertificateI
                 f"{layout.certificates} is missing",
                 "inv provision",
             )
+        _check_unchanged(system, request.replaces)  # before what a dead call left is finished
         _settle(system)
         draft = layout.certificates / tls.NEXT_NAME
         try:
@@ -107,6 +108,21 @@ def _settle(system: System) -> None:
         else:
             remove(path)
         sync_directory(layout.certificates)
+
+
+def _check_unchanged(system: System, sha256: str | None) -> None:
+    """
+    Check that the certificate of the host is the one with *sha256*; None: any may be there.
+    """
+    der = _first_of(system.layout.certificate)
+    if sha256 is None or der is None or hashlib.sha256(der).hexdigest() == sha256:
+        return
+    raise HostError(
+        ErrorKind.PRECONDITION,
+        "the certificate was replaced meanwhile",
+        "another operator has given the host one since it was looked at",
+        "run it again: it looks at the host anew",
+    )
 
 
 def _write_checked(draft: Path, pem: str) -> bytes:

@@ -11,16 +11,20 @@ import glob
 import hashlib
 import hmac
 import os
-import pwd
 import re
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from deploy.host.accounts import group_name, user_name
+from deploy.host import tree
+from deploy.host.accounts import group_name, read_user, user_name
+from deploy.host.background import Background
+from deploy.host.conffiles import untouched
 from deploy.host.disk import free_bytes
+from deploy.host.immutable import immutable_paths
+from deploy.host.interpreter import python_problem
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
     Call,
@@ -31,12 +35,14 @@ from deploy.host.protocol import (
     Listener,
     PathFacts,
     UnitFacts,
-    UserFacts,
+    VenvFacts,
 )
 from deploy.host.system import System
 from deploy.host.text import one_line
 
 TEXT_MAX_BYTES = 64 * 1024
+ALTERED_MAX = 20  # names of altered files in an answer
+_CHUNK = 1 << 20
 _PROGRAM_TIMEOUT_S = 20.0
 _TYPES = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "link"))
 
@@ -48,8 +54,10 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
     Raises:
         HostError: dpkg-query or systemctl failed.
     """
+    # dpkg and systemd answer while this process looks at files.
+    packages = Background(partial(_packages, system, query.packages))
+    units = Background(partial(_units, system, query.units))
     os_release = _os_release(system)
-    packages = _packages(system, query.packages)
     return Facts(
         paths={
             **{path: _path(_at(system, path), sha256) for path, sha256 in query.paths.items()},
@@ -58,10 +66,8 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
                 for path, key in query.secrets.items()
             },
         },
-        packages={name: package.version for name, package in packages.items()},
-        held=tuple(name for name, package in packages.items() if package.is_held),
-        users={name: _user(name) for name in query.users},
-        units=_units(system, query.units),
+        immutable=immutable_paths(system.layout.root, (*query.paths, *query.secrets)),
+        users={name: read_user(_at(system, "/etc"), name) for name in query.users},
         listings={path: _listing(_at(system, path)) for path in query.listings},
         listeners=_listeners(system, query.port) if query.port else (),
         room={path: free_bytes(system, _at(system, path)) for path in query.room},
@@ -73,6 +79,10 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         codename=os_release.get("VERSION_CODENAME", ""),
         has_apt=_at(system, "/usr/bin/apt-get").exists(),
         driver=_first_line(_at(system, "/sys/module/nvidia/version")),
+        untouched=untouched(system.layout.root, query.conffiles),
+        venvs={path: _venv(system, _at(system, path), query.deep) for path in query.venvs},
+        packages=packages.result(),
+        units=units.result(),
     )
 
 
@@ -105,10 +115,9 @@ def _path(path: Path, sha256: str) -> PathFacts | None:
     type_ = next((name for is_type, name in _TYPES if is_type(status.st_mode)), "other")
     own_sha256 = text = None
     if sha256 and type_ == "file":
-        content = path.read_bytes()
-        own_sha256 = hashlib.sha256(content).hexdigest()
-        if own_sha256 != sha256 and len(content) <= TEXT_MAX_BYTES:
-            text = content.decode("utf-8", "replace")
+        own_sha256 = _sha256(path)
+        if own_sha256 != sha256 and status.st_size <= TEXT_MAX_BYTES:
+            text = path.read_bytes()[: TEXT_MAX_BYTES + 1].decode("utf-8", "replace")
     return PathFacts(
         type=type_,
         mode=f"{stat.S_IMODE(status.st_mode):04o}",
@@ -121,35 +130,44 @@ def _path(path: Path, sha256: str) -> PathFacts | None:
     )
 
 
-class _Package(NamedTuple):
-    version: str | None
-    is_held: bool
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _packages(system: System, names: Sequence[str]) -> dict[str, _Package]:
-    packages = dict.fromkeys(names, _Package(None, is_held=False))
+def _venv(system: System, path: Path, deep: bool) -> VenvFacts | None:
+    if not path.is_dir():
+        return None
+    altered = tree.compare(path, deep=deep)
+    # The link to its Python is followed where it is the one that was made.
+    is_as_built = altered.is_recorded and not altered.names
+    return VenvFacts(
+        is_recorded=altered.is_recorded,
+        altered=altered.names[:ALTERED_MAX],
+        altered_count=len(altered.names),
+        problem=python_problem(system, path / "bin" / "python") if is_as_built else None,
+    )
+
+
+def _packages(system: System, names: Sequence[str]) -> dict[str, str | None]:
+    versions: dict[str, str | None] = dict.fromkeys(names)
     if names and _at(system, "/usr/bin/dpkg-query").exists():
-        columns = "${Package}\t${db:Status-Status}\t${Version}\t${db:Status-Want}\n"
+        columns = "${Package}\t${db:Status-Status}\t${Version}\n"
         # Exits 1 when it does not know one of the names, and prints the others.
         for line in _output(system, ["dpkg-query", "-W", "-f", columns, *names]).splitlines():
-            name, status, version, want = line.split("\t")
-            is_installed = status == "installed"
-            packages[name] = _Package(version if is_installed else None, is_held=want == "hold")
-    return packages
-
-
-def _user(name: str) -> UserFacts | None:
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        return None
-    return UserFacts(group=group_name(entry.pw_gid), shell=entry.pw_shell, home=entry.pw_dir)
+            name, status, version = line.split("\t")
+            if status == "installed":
+                versions[name] = version
+    return versions
 
 
 def _units(system: System, names: Sequence[str]) -> dict[str, UnitFacts]:
     if not names:
         return {}
-    keys = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+    keys = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths"
     units = {}
     for block in _output(system, ["systemctl", "show", "-p", keys, *names]).strip().split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines())
@@ -158,6 +176,8 @@ def _units(system: System, names: Sequence[str]) -> dict[str, UnitFacts]:
             active=values["ActiveState"],
             enabled=values["UnitFileState"],
             stale=values["NeedDaemonReload"] == "yes",
+            fragment=values.get("FragmentPath", ""),
+            drop_ins=tuple(values.get("DropInPaths", "").split()),
         )
     absent = UnitFacts(load="not-found", active="inactive", enabled="", stale=False)
     return {name: units.get(name, absent) for name in names}

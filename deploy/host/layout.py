@@ -48,7 +48,7 @@ HAPROXY_SOCKET = f"{RUN}/haproxy.sock"
 RESERVES = {f"{STATE}/reserve": 4 << 20, f"{ETC}/reserve": 256 << 10}  # bytes, for a full disk
 APT = "/etc/apt"
 APT_SOURCES = f"{APT}/sources.list.d"
-APT_WORK = f"{STATE}/apt"  # 0711 root: the transaction of packages that runs, or ran last
+APT_WORK = "/var/lib/slipway-apt"  # 0711 root: the last transaction; not on the disk of STATE
 APT_REPLACED = f"{APT_WORK}/replaced"  # copies of the sources that `mirrors.apt` replaced
 APT_UNIT = "slipway-apt.service"  # the transaction while it runs
 MIRRORS_CA = f"{APT}/slipway-ca.pem"  # what apt, as its own user, trusts for `mirrors.apt`
@@ -59,6 +59,7 @@ BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
 # -I: no module of the SSH user, of the environment or of the current directory.
 HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
+SLICE = "slipway.slice"  # of all slots
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 UNITS = "/etc/systemd/system"
 DEADMAN_TIMER = "slipway-deadman.timer"  # runs the check of the host's own way back

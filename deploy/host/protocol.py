@@ -894,6 +894,8 @@ class CertificateSet(Request[CertificateInstalled]):
 
     Attributes:
         pem: The certificate, those that sign it, then the private key, without empty lines.
+        replaces: SHA-256 of the certificate that the host was seen with: where another operator
+            has replaced that one meanwhile, it is refused; None: any.
     """
 
     VERB = "certificate.set"
@@ -901,6 +903,7 @@ class CertificateSet(Request[CertificateInstalled]):
 
     # No pattern: the error of one would quote the key.
     pem: str = field(repr=False)
+    replaces: Optional[Digest] = None
 
 
 # -- challenges of an ACME server
@@ -1202,9 +1205,17 @@ class PathFacts:
 
 @dataclass(frozen=True)
 class UserFacts:
+    """
+    Attributes:
+        groups: Groups that it is a member of, beside its own.
+        is_locked: No password opens it.
+    """
+
     group: str
     shell: str
     home: str
+    groups: tuple[str, ...]
+    is_locked: bool
 
 
 @dataclass(frozen=True)
@@ -1213,12 +1224,33 @@ class UnitFacts:
     Attributes:
         load, active, enabled: LoadState, ActiveState, UnitFileState of systemd.
         stale: The unit's file changed after systemd read it.
+        fragment: File that systemd read the unit from; empty for a unit without one.
+        drop_ins: Files that change it.
     """
 
     load: str
     active: str
     enabled: str
     stale: bool
+    fragment: str = ""
+    drop_ins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VenvFacts:
+    """
+    Attributes:
+        is_recorded: Its files were recorded when it was built.
+        altered: First names of files that are not as recorded: changed, missing or added.
+        altered_count: Number of all of them.
+        problem: Why its Python does not run; None where it does, or was not tried because files
+            are altered.
+    """
+
+    is_recorded: bool
+    altered: tuple[str, ...]
+    altered_count: int
+    problem: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -1233,18 +1265,20 @@ class Facts:
     Attributes:
         paths: None where nothing is there.
         packages: Installed version; None for a package that is not installed.
-        held: Those of them that no upgrade changes.
         listings: Size in bytes of each entry, by directory.
         room: Free bytes of the file system of each path.
         haproxy: Description of the running HAProxy, which names its configuration; None where
             none answers.
         pythons: Versions that the host can make an environment with, such as "3.11".
         driver: Version of the loaded NVIDIA kernel module; None without one.
+        untouched: Those of `conffiles` that are as their package installed them.
+        venvs: None where there is none.
+        immutable: Those of the paths, and of the directories that they are in, that the file
+            system protects from every change (chattr +i or +a).
     """
 
     paths: dict[str, Optional[PathFacts]]
     packages: dict[str, Optional[str]]
-    held: tuple[str, ...]
     users: dict[str, Optional[UserFacts]]
     units: dict[str, UnitFacts]
     listings: dict[str, dict[str, int]]
@@ -1258,6 +1292,9 @@ class Facts:
     codename: str
     has_apt: bool
     driver: Optional[str]
+    untouched: tuple[str, ...] = ()
+    venvs: dict[str, Optional[VenvFacts]] = field(default_factory=dict)
+    immutable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1274,6 +1311,9 @@ class FactQuery(Request[Facts]):
         port: Public port whose listeners are asked for.
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
+        conffiles: Configuration files of packages; asked is whether somebody changed them.
+        venvs: Python environments whose files are compared with what was recorded.
+        deep: Compare each of those files by its hash, not only those with another size or time.
     """
 
     VERB = "facts"
@@ -1290,6 +1330,9 @@ class FactQuery(Request[Facts]):
     port: Optional[int] = None
     room: tuple[str, ...] = ()
     haproxy: bool = False
+    conffiles: tuple[str, ...] = ()
+    venvs: tuple[str, ...] = ()
+    deep: bool = False
 
 
 REQUESTS: dict[str, type[Request[Any]]] = {

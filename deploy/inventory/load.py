@@ -25,9 +25,8 @@ from deploy.inventory.schema import (
     Service,
     Signing,
     Ssh,
-    dangling_names,
-    secret_references,
 )
+from deploy.inventory.schema.references import dangling_names, secret_references
 from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
 
@@ -70,7 +69,7 @@ def load_fleet(
     problems += [*_group_conflicts(file, document), *_duplicate_machines(hosts, document)]
     if known_rows is not None:
         problems += _unknown_rows(file, document, known_rows)
-        problems += _rows_without_device(file, hosts, document, known_rows)
+        problems += _contradicting_rows(file, hosts, document, known_rows)
     if problems:
         raise _invalid_file(display_path, problems, document)
     fleet = Fleet(
@@ -86,6 +85,7 @@ def load_fleet(
         signing=_with_absolute_paths(file.signing, root),
         hooks=file.release.hooks,
         notify=file.release.notify,
+        storage=file.storage,
         state=file.state.model_copy(
             update={
                 name: _absolute(getattr(file.state, name), root) for name in ("ca", "cert", "key")
@@ -320,21 +320,27 @@ def _unknown_rows(
             yield Problem(path, text, document.line_of(path))
 
 
-def _rows_without_device(
+def _contradicting_rows(
     file: FleetFile, hosts: Sequence[Host], document: Document, known_rows: Mapping[str, bool]
 ) -> Iterator[Problem]:
     """
-    Yield a problem if the engine shall use GPUs, and the row of a host has none.
+    Yield a problem if the engine's device and the row of a host contradict each other.
     """
-    cpu_hosts = [host for host in hosts if known_rows.get(host.row) is False]
-    if file.service.options.device != "cuda" or not cpu_hosts:
+    device = file.service.options.device
+    others = [host for host in hosts if known_rows.get(host.row) is (device != "cuda")]
+    if not others:
         return
     path = ("service", "device")
     is_default = "" if document.holds(path) else " (the default)"
+    kind, remedy = (
+        ("CPUs", "service.device: cpu, or a row with CUDA")
+        if device == "cuda"
+        else ("GPUs", "service.device: cuda, or a row for CPUs")
+    )
     yield Problem(
         path,
-        f"is cuda{is_default}, but the row of hosts.{cpu_hosts[0].name}, {cpu_hosts[0].row}, is for"
-        " CPUs; set service.device: cpu, or a row with CUDA",
+        f"is {device}{is_default}, but the row of hosts.{others[0].name}, {others[0].row}, is for"
+        f" {kind}; set {remedy}",
         document.line_of(path),
     )
 

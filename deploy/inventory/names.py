@@ -65,6 +65,11 @@ HEADER = Name(
     r"[A-Za-z][A-Za-z0-9-]{0,63}",
     "the name of an HTTP header: letters, digits and dashes, at most 64 long",
 )
+HOST_DIRECTORY = Name(
+    "directory",
+    r"(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){1,8}",
+    "an absolute path on hosts: names of letters, digits, . _ -, such as /data/slipway",
+)
 PREFIX = Name(
     "prefix",
     r"/?[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,7}",
@@ -388,6 +393,26 @@ def expand_path(path: Path) -> Path:
         raise ValueError("should not begin with ~: the user has no home directory") from None
 
 
+# What lies there is the system's, or gone after a boot.
+_NOT_FOR_DATA = frozenset({"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root",
+                           "run", "sbin", "sys", "tmp", "usr"})  # fmt: skip
+_OWN_PLACES = ("/opt/slipway", "/var/lib/slipway")
+
+
+def parse_host_directory(text: str) -> str:
+    """
+    Return *text*, which is a directory for data on hosts.
+
+    Raises:
+        ValueError: It is not, or it belongs to the system or to slipway.
+    """
+    names = HOST_DIRECTORY.parse(text).split("/")[1:]
+    is_below_own = any(f"{text}/".startswith(f"{place}/") for place in _OWN_PLACES)
+    if names[0] in _NOT_FOR_DATA or names[:2] in (["var", "tmp"], ["var", "run"]) or is_below_own:
+        raise ValueError("should be a directory of a data disk, such as /data/slipway")
+    return text
+
+
 def parse_text(text: str) -> str:
     """
     Return *text*, which is one line that prints as it is.
@@ -428,4 +453,5 @@ HeaderName = Annotated[str, _type(parse_header)]
 DirectoryUrl = Annotated[str, _type(parse_directory_url)]
 Mailbox = Annotated[str, _type(parse_mailbox)]
 HookName = Annotated[str, _type(HOOK.parse)]
+HostDirectory = Annotated[str, _type(parse_host_directory)]
 FilePath = Annotated[Path, BeforeValidator(check_path), AfterValidator(expand_path)]

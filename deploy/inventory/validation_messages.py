@@ -4,6 +4,7 @@ Error messages for values that the schema rejects.  Pure.
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -34,6 +35,7 @@ _SHOULD_BE: Mapping[str, str] = {
     "literal_error": "{expected}",
     "enum": "{expected}",
 }
+_ODD_NUMBER = re.compile(r"[+-]?(?:0[xob])?[0-9][0-9A-Fa-f_:.+-]*")
 # Remedies for the forms that earlier versions accepted.
 _ONE_LINE_SOURCE = (
     "should be a list of sources with the keys uris and distribution, or uris, suites and"
@@ -61,7 +63,17 @@ def problems_of(errors: Sequence[ErrorDetails], document: Document) -> Iterator[
             text = "; ".join(dict.fromkeys(texts))
         if text.startswith(prefix):
             text += f", got {_format_value(document.at(path), path)}"
+            if _is_number_of_yaml_1_1(document.at(path), texts):
+                text += "; write numbers in decimal, such as 22, not 0022, 0x16, 2_2 or 22:10"
         yield Problem(path, text, document.line_of(path))
+
+
+def _is_number_of_yaml_1_1(value: object, texts: Sequence[str]) -> bool:
+    """
+    Return whether *value* stands for a number, but not for the same one in every version of YAML.
+    """
+    is_number = any(text.endswith("number") for text in texts)
+    return is_number and isinstance(value, str) and _ODD_NUMBER.fullmatch(value) is not None
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -101,6 +113,8 @@ def _known_keys(path: KeyPath) -> tuple[str, ...]:
             kind = field.annotation if field else None
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
+        elif get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
         else:
             return ()
         if get_origin(kind) in (Union, UnionType):

@@ -17,7 +17,7 @@ export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
 root=$1 verb=$2
 shift 2
-work=$root/var/lib/slipway/apt
+work=$root/var/lib/slipway-apt # before there is /var/lib/slipway, which may be a mount
 kept=$work/replaced
 unit=slipway-apt.service
 wait_max=600 # seconds; for locks and for cloud-init together

@@ -1,5 +1,5 @@
 """
-Debian packages of a host: which, which versions, what is held.  Pure.
+Debian packages of a host, and the transaction that changes them.  Pure.
 
 `apt_runner.py` brings a host there, in one transaction that outlives the connection.
 """
@@ -7,7 +7,7 @@ Debian packages of a host: which, which versions, what is held.  Pure.
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import Frozen
@@ -28,7 +28,6 @@ def _of(pattern: "re.Pattern[str]", what: str) -> AfterValidator:
 
 
 PackageName = Annotated[str, _of(_NAME, "the name of a package")]
-PackageVersion = Annotated[str, _of(_VERSION, "the version of a package")]
 WantedPackage = Annotated[
     str, _of(re.compile(f"{_NAME.pattern}(?:={_VERSION.pattern})?"), "NAME or NAME=VERSION")
 ]
@@ -70,89 +69,35 @@ class AptTransaction(Frozen):
 
 class Packages(Resource):
     """
-    Debian packages, installed without recommendations.  They change in one `AptTransaction`.
+    Debian packages, any version; installed without recommendations, in one `AptTransaction`.
 
     Attributes:
-        label: Distinguishes the packages of one concern from those of another.
-        names: Installed, in any version but for those in `versions`.
-        versions: Exact versions, by name.
-        held: Held afterwards, so that no upgrade changes them.  May name packages that are not in
-            `names`, such as metapackages of the kernel; those that are not installed are skipped.
-        absent: Removed in the same transaction.
         proxy, no_proxy: As for `AptTransaction`.
     """
 
     kind: Literal["packages"] = "packages"
-    label: str = ""
     names: tuple[PackageName, ...]
-    versions: dict[PackageName, PackageVersion] = Field(default_factory=dict)
-    held: tuple[PackageName, ...] = ()
-    absent: tuple[PackageName, ...] = ()
     proxy: str | None = None
     no_proxy: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> "Packages":
-        if unknown := sorted({*self.versions} - {*self.names}):
-            raise ValueError(f"versions of packages that are not installed: {', '.join(unknown)}")
-        if both := sorted({*self.names, *self.held} & {*self.absent}):
-            raise ValueError(f"wanted and absent: {', '.join(both)}")
-        return self
-
     @property
     def name(self) -> str:
-        return f"packages {self.label}".rstrip()
+        return "packages"
 
     @property
     def query(self) -> FactQuery:
-        return FactQuery(packages=(*self.names, *self.held, *self.absent))
+        return FactQuery(packages=self.names)
 
     def missing(self, facts: Facts) -> tuple[str, ...]:
-        """
-        Return the packages that are not installed, or in another version.
-        """
-        return tuple(
-            name
-            for name in self.names
-            if facts.packages[name] is None
-            or facts.packages[name] != self.versions.get(name, facts.packages[name])
-        )
+        return tuple(name for name in self.names if facts.packages[name] is None)
 
     def transaction(self, facts: Facts | None) -> AptTransaction:
         """
         Return the change that a host with *facts* needs; None: a host without Python.
         """
-        changing = self.missing(facts) if facts else self.names
-        installed = {name for name in self.held if facts and facts.packages[name] is not None}
-        is_held = {*facts.held} if facts else set()
-        return AptTransaction(
-            install=tuple(self._wanted(name) for name in changing),
-            remove=tuple(name for name in self.absent if facts and facts.packages[name]),
-            unhold=tuple(name for name in self.held if name in is_held and name in changing),
-            hold=tuple(
-                name
-                for name in self.held
-                if name in changing or (name in installed and name not in is_held)
-            ),
-            proxy=self.proxy,
-            no_proxy=self.no_proxy,
-        )
+        install = self.missing(facts) if facts else self.names
+        return AptTransaction(install=install, proxy=self.proxy, no_proxy=self.no_proxy)
 
     def difference(self, facts: Facts) -> Difference | None:
-        wanted = self.transaction(facts)
-        changes = [self._change(name, facts) for name in self.missing(facts)]
-        parts = [f"install {', '.join(changes)}"] if changes else []
-        if wanted.remove:
-            parts.append(f"remove {', '.join(wanted.remove)}")
-        if holds := [name for name in wanted.hold if name not in facts.held]:
-            parts.append(f"hold {', '.join(holds)}")
-        return Difference(change="; ".join(parts)) if parts else None
-
-    def _wanted(self, name: str) -> str:
-        return f"{name}={self.versions[name]}" if name in self.versions else name
-
-    def _change(self, name: str, facts: Facts) -> str:
-        if name not in self.versions:
-            return name
-        present = facts.packages[name]
-        return f"{name} {present} → {self.versions[name]}" if present else self._wanted(name)
+        missing = self.missing(facts)
+        return Difference(change=f"install {', '.join(missing)}") if missing else None

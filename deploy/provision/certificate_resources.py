@@ -13,12 +13,12 @@ from pydantic import Field
 from deploy.certificates import acme
 from deploy.certificates.authority import is_current
 from deploy.certificates.pair import names_of
-from deploy.certificates.shown import parse_shown
+from deploy.certificates.shown import parse_shown, shown_certificate
 from deploy.host import layout
 from deploy.host.files import UNFINISHED
 from deploy.host.protocol import FactQuery, Facts, PathFacts
-from deploy.provision.requirements import Frozen
-from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.requirements import Frozen, HostRefusal
+from deploy.provision.resource import Difference, Resource, attributes, occupied
 
 
 class Issuer(Frozen):
@@ -81,6 +81,9 @@ class Certificate(Resource):
             listings=(layout.CERTIFICATES,),
         )
 
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "file")
+
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
         if found is None:
@@ -94,6 +97,14 @@ class Certificate(Resource):
         if any(name.startswith(UNFINISHED) for name in facts.listings[layout.CERTIFICATES]):
             wrong.append("a replacement that was cut off")
         return Difference(change=", ".join(wrong)) if wrong else None
+
+    def replaces(self, facts: Facts | None) -> str | None:
+        """
+        Return the SHA-256 of the certificate that *facts* show; None: none, or it is not known.
+        """
+        found = facts.paths.get(self.path) if facts else None
+        shown = shown_certificate(found.certificate or "") if found else None
+        return shown.sha256 if shown else None
 
     def _is_worse_than(self, found: PathFacts) -> bool:
         """

@@ -8,6 +8,7 @@ from typing import Protocol
 from deploy.provision import (
     base,
     cuda,
+    data_disk,
     deadman,
     haproxy,
     host_program,
@@ -41,6 +42,7 @@ class Concern(Protocol):
 ORDER: Sequence[Concern] = (
     base,
     users,
+    data_disk,
     storage,
     nvidia_driver,
     cuda,

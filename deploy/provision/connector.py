@@ -31,7 +31,7 @@ from deploy.inventory.schema import Host, Ssh
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import Ended, OutputTooLong, converse, open_session
 from deploy.transport.ssh import connect
-from deploy.transport.sudo import sudo_password, sudo_refusal, under_sudo
+from deploy.transport.sudo import ATTEMPTS, as_sent, sudo_password, sudo_refusal, under_sudo
 
 _CHUNK = 256 * 1024
 _KILL_AFTER_S = 5
@@ -135,6 +135,7 @@ class BoundedConnector(SSHConnector):
         content = arguments.pop("_stdin", None)
         timeout_s = arguments.pop("_timeout", None) or self.target.ssh.command_timeout
         arguments.pop("_shell_executable", None)
+        before = b""
         password = sudo_password(self.target.ssh) if arguments.get("_sudo") else None
         if password is not None:
             arguments.pop("_sudo")
@@ -144,7 +145,11 @@ class BoundedConnector(SSHConnector):
         if password is not None:
             argv, before = under_sudo(["sudo", "-n", "-H", "sh", "-c", line], password)
             line, content = shlex.join(argv), Prefixed(before, content)
-        status, stdout, stderr = self.execute(line, content, timeout_s)
+        with ATTEMPTS.attempt(self.target.name, before):
+            status, stdout, stderr = self.execute(line, content, timeout_s)
+            sudo = ["sudo", "-n"] if before else []
+            if (refusal := sudo_refusal(self.target, sudo, status, stderr)) is not None:
+                raise refusal
         lines = [OutputLine("stdout", text) for text in stdout.splitlines()]
         lines += [OutputLine("stderr", text) for text in stderr.splitlines()]
         if status not in good:
@@ -261,20 +266,22 @@ class ConnectorTransport:
         check: bool = True,
         output_max: int = OUTPUT_MAX,
     ) -> Completed:
-        sent, before = under_sudo(argv, sudo_password(self._connector.target.ssh))
+        sent, before = as_sent(argv, self._connector.target.ssh)
         command = shlex.join(sent)
         bounded = f"timeout -k {_KILL_AFTER_S} {timeout_s + _KILL_AFTER_S:.0f} {command}"
         started_s = time.monotonic()
         try:
             content = None if stdin is None and not before else input_of(before + (stdin or b""))
-            status, stdout, stderr = self._connector.execute(
-                bounded, content, timeout_s, output_max
-            )
+            with ATTEMPTS.attempt(self.host, before):
+                status, stdout, stderr = self._connector.execute(
+                    bounded, content, timeout_s, output_max
+                )
+                refusal = sudo_refusal(self._connector.target, argv, status, stderr)
+                if refusal is not None:
+                    raise refusal
         except TimeoutError:
             assert self._connector.lost is not None
             raise self._connector.lost from None
-        if (refusal := sudo_refusal(self._connector.target, argv, status, stderr)) is not None:
-            raise refusal
         if check and status != 0:
             raise CommandFailed(
                 f"{self.host}: `{shlex.join(argv)[:120]}` failed",

@@ -7,7 +7,8 @@ from typing import Literal
 
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
-from deploy.provision.resource import Difference, PathResource, Resource, attributes
+from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
+from deploy.provision.unit_resources import loading, masked, unremovable
 
 
 class EnabledUnits(Resource):
@@ -34,20 +35,10 @@ class EnabledUnits(Resource):
         return FactQuery(units=self.units)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        masked = [unit for unit in self.units if facts.units[unit].load == "masked"]
-        if not masked:
-            return None
-        return HostRefusal(
-            error="PreconditionError",
-            why=f"masked for systemd, so it can never start: {', '.join(masked)}",
-            fix=f"on the host: systemctl unmask {' '.join(masked)}",
-        )
+        return masked(facts, self.units) or unremovable(facts, self.units)
 
     def difference(self, facts: Facts) -> Difference | None:
-        wrong = []
-        stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
-        if stale:
-            wrong.append(f"reload {', '.join(stale)}")
+        wrong = loading(facts, self.units)
         disabled = [unit for unit in self.enabled if facts.units[unit].enabled != "enabled"]
         if disabled:
             wrong.append(f"enable {', '.join(disabled)}")
@@ -74,6 +65,9 @@ class DeadmanMark(PathResource):
     @property
     def query(self) -> FactQuery:
         return FactQuery(paths={self.path: self.sha256})
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "file")
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]

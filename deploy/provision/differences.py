@@ -2,8 +2,9 @@
 Compares the facts of a host with its resources, before and after changes.  Pure.
 """
 
+import posixpath
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
@@ -25,12 +26,15 @@ class ResourceStep:
     difference: Difference
 
 
-def fact_query(resource_set: ResourceSet) -> FactQuery:
+def fact_query(resource_set: ResourceSet, *, deep: bool = False) -> FactQuery:
     """
     Return one query for all facts that *resource_set* is compared with.
+
+    Args:
+        deep: Compare every file of the Python environment by its hash.
     """
     parts = (*resource_set.requirements, *resource_set.placed, *resource_set.running)
-    return merge_queries(part.query for part in parts)
+    return replace(merge_queries(part.query for part in parts), deep=deep)
 
 
 def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
@@ -44,7 +48,10 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
             if before is None or before == ():
                 merged[field.name] = value
             elif isinstance(value, dict):
-                merged[field.name] = before | value
+                # One part asks for a hash ("" asks for none), another only what the path is.
+                merged[field.name] = before | {
+                    k: v for k, v in value.items() if v or k not in before
+                }
             elif isinstance(value, tuple):
                 merged[field.name] = (*before, *(one for one in value if one not in before))
             elif value:
@@ -54,12 +61,45 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
 
 def refusal_of(resource_set: ResourceSet, facts: Facts) -> HostRefusal | None:
     """
-    Return why a host with *facts* must not be changed; None if it may be.
+    Return why a host with *facts* cannot be brought to, or kept at, *resource_set*; None if it can.
+
+    Requirements hold on a host where nothing differs too, but for those of changes.
     """
-    for part in (*resource_set.requirements, *resource_set.placed, *resource_set.running):
-        refusal = part.refusal(facts)
+    is_changed = bool(steps_to(resource_set, facts))
+    for requirement in resource_set.requirements:
+        if is_changed or not requirement.is_for_changes:
+            refusal = requirement.refusal(facts)
+            if refusal is not None:
+                return refusal
+    return obstacle_of(resource_set, facts)
+
+
+def obstacle_of(resource_set: ResourceSet, facts: Facts) -> HostRefusal | None:
+    """
+    Return what on a host with *facts* keeps a resource from its state; None if nothing does.
+    """
+    for resource in (*resource_set.placed, *resource_set.running):
+        refusal = resource.refusal(facts)
         if refusal is not None:
             return refusal
+    return _immutable(steps_to(resource_set, facts), facts)
+
+
+def _immutable(steps: Iterable[ResourceStep], facts: Facts) -> HostRefusal | None:
+    """
+    Return the refusal of a host where the file system protects what is to be changed.
+    """
+    for step in steps:
+        query = step.resource.query
+        for path in (*query.paths, *query.secrets):
+            held = [p for p in (path, posixpath.dirname(path)) if p in facts.immutable]
+            if held:
+                return HostRefusal(
+                    error="PreconditionError",
+                    why=f"{step.resource.name}: {step.difference.change}: {held[0]} is protected "
+                    "from every change (chattr +i or +a)",
+                    fix=f"on the host: chattr -i -a {held[0]}; then: inv provision",
+                )
     return None
 
 

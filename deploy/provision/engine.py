@@ -21,20 +21,24 @@ from deploy.foreign_text import says
 from deploy.host.protocol import Facts
 from deploy.provision import operations
 from deploy.provision.apt_runner import check_bare
+from deploy.provision.attempts import Round, reason_to_stop
 from deploy.provision.connector import BoundedConnector, ConnectorTransport
 from deploy.provision.differences import (
     ResourceStep,
     bootstrap_steps,
     fact_query,
     next_steps,
+    obstacle_of,
     refusal_of,
+    steps_to,
 )
 from deploy.provision.probe import read_facts
 from deploy.provision.report import EventKind, ProvisionEvent
+from deploy.provision.requirements import HostRefusal
 from deploy.provision.worker_request import HostRequest, WorkerRequest
 from deploy.transport.client import HostClient
 
-_ROUNDS = 5  # packages, disk, what runs, the assertion, and one to spare
+_ROUNDS = 6  # packages, disk, what runs, the assertion, and two to spare
 _LOGINS_MAX = 8  # sshd drops new logins when it has ten unfinished ones (MaxStartups)
 
 Report = Callable[[ProvisionEvent], None]
@@ -61,7 +65,7 @@ def run(request: WorkerRequest, report: Report, count: Callable[[str, int], None
         count: Called at the end of each host with the number of its remote commands.
     """
     state = _state(request)
-    logins, packed = BoundedSemaphore(_LOGINS_MAX), request.packed_program
+    logins = BoundedSemaphore(_LOGINS_MAX)
     with ctx_state.use(state):
         hosts = {host.name: host for host in state.inventory}
         tasks = [
@@ -70,7 +74,7 @@ def run(request: WorkerRequest, report: Report, count: Callable[[str, int], None
                 state,
                 hosts[one.name],
                 one,
-                packed,
+                request,
                 report,
                 count,
                 logins,
@@ -100,7 +104,7 @@ def _run_host(
     state: State,
     host: PyinfraHost,
     request: HostRequest,
-    packed_program: bytes,
+    worker_request: WorkerRequest,
     report: Report,
     count: Callable[[str, int], None],
     logins: BoundedSemaphore,
@@ -112,7 +116,7 @@ def _run_host(
             report(ProvisionEvent(request.name, EventKind.CONNECTING))
             with logins:
                 host.connect(raise_exceptions=True, show_errors=False)
-            HostRun(connector, request, packed_program, report).run()
+            HostRun(connector, request, worker_request, report).run()
         report(ProvisionEvent(request.name, EventKind.OK))
     except Exception as error:  # the other hosts go on
         if not isinstance(error, DeployError | PyinfraError | ConnectError):
@@ -155,11 +159,11 @@ class HostRun:
         self,
         connector: BoundedConnector,
         request: HostRequest,
-        packed_program: bytes,
+        worker_request: WorkerRequest,
         report: Report,
     ) -> None:
         self._connector, self._request, self._report = connector, request, report
-        self._packed_program = packed_program
+        self._packed_program, self._deep = worker_request.packed_program, worker_request.deep
         self._transport = ConnectorTransport(connector)
         self._client = HostClient(self._transport, actor="provision", sudo=request.sudo)
 
@@ -170,36 +174,52 @@ class HostRun:
         Raises:
             DeployError: It cannot be changed, or differs again after every change.
         """
-        resources, name = self._request.resources, self._request.name
+        resources = self._request.resources
         # Read again: a release may have begun while other hosts were read.
         facts = self._read_facts()
         if facts is None:
-            check_bare(resources, self._client, StepNotes(name, "", self._report))
+            check_bare(resources, self._client, StepNotes(self._request.name, "", self._report))
             self._change(bootstrap_steps(resources), None)
-            facts = self._read_facts()
-            if facts is None:
-                raise HostFailed(
-                    name,
-                    "CommandFailed",
-                    "python3 is installed, but not in the PATH of the SSH user",
-                    "correct PATH of the SSH user on the host",
-                )
-        refusal = refusal_of(resources, facts)
-        if refusal is not None:
-            raise HostFailed(name, refusal.error, refusal.why, refusal.fix)
-        for _ in range(_ROUNDS):
-            steps = next_steps(resources, facts)
-            if not steps:
-                return
+            facts = self._read_facts() or self._restore_python()
+        self._end_if(refusal_of(resources, facts))
+        facts = self._change_until_same(facts)
+        self._end_if(refusal_of(resources, facts))
+
+    def _change_until_same(self, facts: Facts) -> Facts:
+        """
+        Change what differs, round by round; return the facts with which nothing does.
+        """
+        resources = self._request.resources
+        rounds: list[Round] = []
+        while steps := next_steps(resources, facts):
+            differing = steps_to(resources, facts)
+            before = {step.resource.name: step.difference.change for step in differing}
+            self._end_if(obstacle_of(resources, facts) or reason_to_stop(rounds, before, _ROUNDS))
+            rounds.append(Round(frozenset(step.resource.name for step in steps), before))
             self._change(steps, facts)
             facts = self._read_facts() or facts
-        left = ", ".join(step.resource.name for step in next_steps(resources, facts))
-        raise HostFailed(
-            name,
-            "CommandFailed",
-            f"still different after {_ROUNDS} rounds of changes: {left}",
-            "another program on the host reverts the changes: check for a configuration tool",
-        )
+        return facts
+
+    def _end_if(self, refusal: HostRefusal | None) -> None:
+        if refusal is not None:
+            raise HostFailed(self._request.name, refusal.error, refusal.why, refusal.fix)
+
+    def _restore_python(self) -> Facts:
+        """
+        Install a Python again that the host has as a package, and that is not there.
+        """
+        self._connector.doing = "installing python3 again"
+        with self._failing_as("install python3 again"):
+            operations.restore_python()
+        facts = self._read_facts()
+        if facts is None:
+            raise HostFailed(
+                self._request.name,
+                "CommandFailed",
+                "python3 is installed, but not in the PATH of the SSH user",
+                "correct PATH of the SSH user on the host",
+            )
+        return facts
 
     def _read_facts(self) -> Facts | None:
         self._report(ProvisionEvent(self._request.name, EventKind.LOOKING))
@@ -208,7 +228,7 @@ class HostRun:
             self._transport,
             sudo=self._request.sudo,
             packed_program=self._packed_program,
-            query=fact_query(self._request.resources),
+            query=fact_query(self._request.resources, deep=self._deep),
             timeout_s=self._connector.target.ssh.command_timeout,
         )
 

@@ -67,6 +67,7 @@ def resource_sets(
             uv=uv,
             mac_key=secrets.token_hex(32),
             mirrors_ca=mirrors_ca,
+            storage_root=fleet.storage.root,
         )
         for name, row in rows.items()
     }

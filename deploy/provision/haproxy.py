@@ -6,15 +6,17 @@ import hashlib
 import json
 
 from deploy.host import layout
-from deploy.provision.requirements import AnyRequirement, PortFree
-from deploy.provision.resources import Absent, AnyResource, Directory, EnabledService, File
+from deploy.provision.requirements import AnyRequirement, Ipv6, NotForeign, PortFree
+from deploy.provision.resources import Absent, AnyResource, Directory, File
 from deploy.provision.slot_resources import Socket
 from deploy.provision.spec import HostSpec
+from deploy.provision.unit_resources import EnabledService
 from deploy.templating import render
 from runtime import contract
 from runtime.contract.error_document import error_document
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
+HEADER = "# Rendered by `inv provision` from templates/haproxy.cfg.j2"  # of every version
 RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
 _NO_ANSWERS = b"# Answers to ACME challenges, by path; inv certs.renew adds them in memory.\n"
 _NO_DIGEST = "0" * 16  # in the text that the digest is computed of
@@ -82,7 +84,9 @@ _NOBODY = "255.255.255.255"  # never the source of a connection
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
-    return [PortFree(port=spec.service.port)]
+    own = NotForeign(path=CONFIG, header=HEADER)
+    ipv6 = [Ipv6()] if spec.service.ipv6 else []
+    return [PortFree(port=spec.service.port), own, *ipv6]
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
@@ -150,6 +154,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         refusals=_refusals(),
         kept_headers=_KEPT_HEADERS,
         port=spec.service.port,
+        ipv6=spec.service.ipv6,
         tls=_TLS if spec.service.tls.is_on else None,
         challenges=_challenges(challenge_port) if challenge_port else None,
         monitoring_networks=spec.service.monitoring_networks or (_NOBODY,),

@@ -16,7 +16,15 @@ from pyinfra.api.operation import operation
 
 from deploy.host import layout
 from deploy.host.protocol import CertificateSet, DeadmanTest, Facts, VenvBuild, Wheel
-from deploy.provision import certificate_resources, deadman_resources, resources, slot_resources
+from deploy.provision import (
+    bind_mount,
+    certificate_resources,
+    deadman_resources,
+    resources,
+    slot_resources,
+    unit_resources,
+    user_resources,
+)
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_runner import AptRunner, Notes
 from deploy.provision.apt_sources import AptSources, os_release_of
@@ -24,6 +32,7 @@ from deploy.provision.connector import Input, input_of
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
+APT_TIMEOUT_S = 600
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
@@ -53,20 +62,8 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case AptSources():
             host = os_release_of(facts) if facts else None
             AptRunner(client, notes).replace_sources(resource, host)
-        case resources.User():
-            from pyinfra.operations import server
-
-            server.group(name=f"Create group {resource.user}", group=resource.user, system=True)
-            server.user(
-                name=f"Create {name}",
-                user=resource.user,
-                group=resource.user,
-                home=resource.home,
-                shell=resource.shell,
-                system=True,
-                ensure_home=False,
-                create_home=False,
-            )
+        case user_resources.User():
+            shell(name=f"Create {name}", commands=user_commands(resource, facts))
         case resources.Directory():
             directory(name=f"Create {name}", resource=resource)
         case slot_resources.Socket():
@@ -76,7 +73,8 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case resources.File():
             place(name=f"Place {name}", resource=resource)
         case certificate_resources.Certificate():
-            client.call(CertificateSet(pem=resource.pem), timeout_s=CERTIFICATE_TIMEOUT_S)
+            request = CertificateSet(pem=resource.pem, replaces=resource.replaces(facts))
+            client.call(request, timeout_s=CERTIFICATE_TIMEOUT_S)
         case resources.Absent():
             remove(name=f"Remove {name}", path=resource.path)
         case resources.Upload():
@@ -86,31 +84,72 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
-        case resources.UnitsLoaded():
-            shell(name="Reload unit files", commands=["systemctl daemon-reload"])
+        case bind_mount.BindMount():
+            enable = shlex.join(["systemctl", "enable", "--quiet", "--now", resource.unit])
+            shell(name=f"Mount {resource.where}", commands=[f"systemctl daemon-reload && {enable}"])
+        case unit_resources.UnitsLoaded():
+            shell(name="Reload unit files", commands=[loading_command(resource.units, facts)])
         case slot_resources.SlotUnit():
             shell(
                 name=f"Start {name}",
                 commands=[slot_command(resource)],
                 _timeout=resource.start_s + _START_MARGIN_S,
             )
-        case resources.EnabledService():
+        case unit_resources.EnabledService():
             shell(
                 name=f"Enable, start and load {resource.unit}",
                 commands=service_commands(resource, facts),
             )
         case deadman_resources.EnabledUnits():
-            shell(name=f"Enable and start {name}", commands=[enabling_command(resource)])
+            loading = loading_command(resource.units, facts)
+            shell(
+                name=f"Enable and start {name}",
+                commands=[f"{loading} && {enabling_command(resource)}"],
+            )
         case deadman_resources.DeadmanMark():
             client.call(DeadmanTest(), timeout_s=DEADMAN_TIMEOUT_S)
 
 
+def restore_python() -> None:
+    """
+    Unpack the files of the distribution's Python again.
+    """
+    names = "$(dpkg-query -W -f '${Package} ' python3-minimal 'python3.*-minimal')"
+    shell(
+        name="Install python3 again",
+        commands=[f"apt-get -q -y install --reinstall {names}"],
+        _timeout=APT_TIMEOUT_S,
+        _env={"DEBIAN_FRONTEND": "noninteractive"},
+    )
+
+
 def enabling_command(resource: deadman_resources.EnabledUnits) -> str:
     """
-    Return the command that loads and enables units, and runs their timer by its present file.
+    Return the command that enables units, and runs their timer by its present file.
     """
     enable = shlex.join(["systemctl", "enable", "--quiet", *resource.enabled])
-    return f"systemctl daemon-reload && {enable} && systemctl restart {resource.timer}"
+    return f"{enable} && systemctl restart {resource.timer}"
+
+
+def loading_command(units: tuple[str, ...], facts: Facts | None) -> str:
+    """
+    Return the command that loads units from the files that were placed, and from no others.
+    """
+    foreign = unit_resources.foreign_files(facts, units) if facts else ()
+    remove = f"{shlex.join(['rm', '-f', '--', *foreign])} && " if foreign else ""
+    return f"{remove}systemctl daemon-reload"
+
+
+def user_commands(resource: user_resources.User, facts: Facts | None) -> list[str]:
+    """
+    Return the commands that create a user, or change what differs of it.
+    """
+    user, found = resource.user, facts.users[resource.user] if facts else None
+    group = f"getent group {user} >/dev/null || groupadd --system {user}"
+    if found is not None:
+        return [group, shlex.join(["usermod", *resource.usermod_options(found), user])]
+    options = ["--home-dir", resource.home, "--shell", resource.shell, "--no-create-home"]
+    return [group, shlex.join(["useradd", "--system", "--gid", user, *options, user])]
 
 
 def slot_command(resource: slot_resources.SlotUnit) -> str:
@@ -143,7 +182,7 @@ def reserve_command(resource: slot_resources.Reserve) -> str:
     return f"rm -f {path}; {{ {lay}; }} || {{ rm -f {path}; exit 1; }}"
 
 
-def service_commands(resource: resources.EnabledService, facts: Facts | None) -> list[str]:
+def service_commands(resource: unit_resources.EnabledService, facts: Facts | None) -> list[str]:
     """
     Return the commands that start a service, or let it load its configuration.
     """
@@ -151,9 +190,11 @@ def service_commands(resource: resources.EnabledService, facts: Facts | None) ->
     ask = f"echo show info | socat - UNIX-CONNECT:{resource.socket}"
     said = f"{ask} | grep -qxF {shlex.quote(f'description: {resource.description}')}"
     is_lost = facts is not None and resource.has_lost_socket(facts)
+    is_stale = facts is not None and facts.units[unit].stale
     verb = "restart" if is_lost else "reload-or-restart"
     return [
         # systemd refuses to start a unit that failed too often, until its counter is reset.
+        f"{'systemctl daemon-reload && ' if is_stale else ''}"
         f"systemctl enable --quiet {unit} && systemctl reset-failed {unit} && "
         f"systemctl {verb} {unit}",
         # A reload returns before the new worker has taken over the sockets.
@@ -177,7 +218,9 @@ def directory(resource: resources.Directory) -> Commands:
     Create a directory with its owner and mode.
     """
     rights = ["-o", resource.owner, "-g", resource.group, "-m", resource.mode]
-    yield StringCommand(shlex.join(["install", "-d", *rights, resource.path]))
+    make = shlex.join(["install", "-d", *rights, resource.path])
+    # Only a mode of five digits takes set-id bits from a directory.  Source: chmod(1).
+    yield StringCommand(f"{make} && {shlex.join(['chmod', f'0{resource.mode}', resource.path])}")
 
 
 @operation()

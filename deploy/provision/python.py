@@ -29,6 +29,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
             text=lock.text,
             python=lock.python,
             wheels=wheel_files(lock) if lock.is_fetched else None,
+            disk=spec.storage_root or layout.OPT,
         ),
     ]
 

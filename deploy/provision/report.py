@@ -151,6 +151,14 @@ class ProvisionReport:
     warnings: tuple[Warned, ...] = ()
 
     @property
+    def as_pinned(self) -> tuple[str, ...]:
+        """
+        Hosts that have all their resources now; of a check without those that a run would change.
+        """
+        differing = {change.host for change in self.changes} if self.check else set()
+        return tuple(host for host in self.ok if host not in differing)
+
+    @property
     def error(self) -> DeployError | None:
         """
         The error to exit with; None: every host is as pinned.

@@ -2,10 +2,12 @@
 Requirements that a host must meet before it is changed.  Pure.
 """
 
-from typing import Annotated, Literal
+import hashlib
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
 from deploy.units import format_size
 
@@ -15,6 +17,10 @@ _DEBIANS = {"bookworm": "3.11"}
 # Newest branch of the NVIDIA driver in Debian, non-free and backports included.
 # Source: apt-cache on Debian 12, read 2026-11-22.
 _DEBIAN_DRIVERS = {"bookworm": "535"}
+
+
+# A parameter of the kernel's command line; net.ipv6.conf.*.disable_ipv6 does not prevent a bind.
+_IPV6_DISABLED = "/sys/module/ipv6/parameters/disable"
 
 
 class Frozen(BaseModel):
@@ -33,6 +39,13 @@ class HostRefusal(Frozen):
 
 
 class Requirement(Frozen):
+    """
+    Attributes:
+        is_for_changes: It matters only where something is about to be changed.
+    """
+
+    is_for_changes: ClassVar[bool] = False
+
     @property
     def query(self) -> FactQuery:
         return FactQuery()
@@ -108,6 +121,7 @@ class DiskSpace(Requirement):
     Free space, beside that for the files that are sent.
     """
 
+    is_for_changes: ClassVar[bool] = True
     kind: Literal["room"] = "room"
     path: str
     floor_bytes: int
@@ -171,6 +185,7 @@ class NoReleaseRunning(Requirement):
     No release holds the lease of the host: HAProxy is not reloaded during a release.
     """
 
+    is_for_changes: ClassVar[bool] = True
     kind: Literal["lease"] = "lease"
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
@@ -185,8 +200,116 @@ class NoReleaseRunning(Requirement):
         )
 
 
+class NotForeign(Requirement):
+    """
+    A configuration file that slipway replaces is its own, or as its package installed it.
+
+    Attributes:
+        header: First words of each version of it that slipway wrote.
+    """
+
+    kind: Literal["not_foreign"] = "not_foreign"
+    path: str
+    header: str
+
+    @property
+    def query(self) -> FactQuery:
+        # The resource of the file asks for its hash, and so for its text where that differs.
+        return FactQuery(paths={self.path: ""}, conffiles=(self.path,))
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        found = facts.paths[self.path]
+        is_known = (
+            found is None
+            or (found.text is None and found.size <= TEXT_MAX_BYTES)
+            or (found.text or "").startswith(self.header)
+            or self.path in facts.untouched
+        )
+        if is_known:
+            return None
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"{self.path} is another program's or was written by hand, and provisioning would "
+            "replace it",
+            fix=f"if nothing else needs it, on the host: mv {self.path} {self.path}.before-slipway",
+        )
+
+
+class Ipv6(Requirement):
+    """
+    The kernel has IPv6, on which the public port listens too.
+    """
+
+    kind: Literal["ipv6"] = "ipv6"
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(paths={_IPV6_DISABLED: hashlib.sha256(b"0\n").hexdigest()})
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        found = facts.paths[_IPV6_DISABLED]
+        if found is None or found.text != "1\n":
+            return None
+        return HostRefusal(
+            error="PreconditionError",
+            why="the public port listens on IPv6 too, and the kernel has it switched off "
+            "(ipv6.disable=1)",
+            fix="set service.ipv6: false, or remove ipv6.disable=1 from the kernel's command line",
+        )
+
+
+class DataInPlace(Requirement):
+    """
+    No file of *where* would be hidden by the mount, and its data is not bound from elsewhere.
+
+    Attributes:
+        what: The directory that it is bound to.
+    """
+
+    kind: Literal["data_in_place"] = "data_in_place"
+    where: str
+    unit: str
+    unit_file: str
+    what: str
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(units=(self.unit,), listings=(self.where,), paths={self.unit_file: ""})
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        if facts.units[self.unit].active != "active":
+            return self._hidden() if facts.listings[self.where] else None
+        found = facts.paths[self.unit_file]
+        if found is None:
+            return self._refused(f"{self.where} is a mount already, and not one of slipway's")
+        if found.text is None or f"What={self.what}" in found.text.splitlines():
+            return None
+        return self._refused(f"{self.where} is bound to another directory than {self.what}")
+
+    def _hidden(self) -> HostRefusal:
+        return self._refused(
+            f"{self.where} has files already, which a mount from {self.what} would hide"
+        )
+
+    def _refused(self, why: str) -> HostRefusal:
+        return HostRefusal(
+            error="PreconditionError",
+            why=why,
+            fix="move the data as docs/reference/provision.md has it (A larger disk), or set "
+            "storage.root to where it is",
+        )
+
+
 AnyRequirement = Annotated[
-    Platform | PythonAvailable | PortFree | DiskSpace | Driver | NoReleaseRunning,
+    Platform
+    | PythonAvailable
+    | PortFree
+    | DiskSpace
+    | Driver
+    | NoReleaseRunning
+    | NotForeign
+    | Ipv6
+    | DataInPlace,
     Field(discriminator="kind"),
 ]
 

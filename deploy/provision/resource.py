@@ -65,6 +65,33 @@ class PathResource(Resource):
         return FactQuery(paths={self.path: ""})
 
 
+def occupied(facts: Facts, path: str, wanted: str) -> HostRefusal | None:
+    """
+    Return the refusal of a host on which something stands where a *wanted* one is placed.
+
+    A file or link in place of a file is replaced; anything else may be of use to somebody.
+
+    Args:
+        wanted: "file" or "directory".
+    """
+    found = facts.paths[path]
+    if found is None or found.type == wanted or (wanted == "file" and found.type != "directory"):
+        return None
+    if found.type == "link":
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"{path} is a link to {found.target}; slipway needs a directory there",
+            fix=f"on the host, mount that directory in place of the link: rm {path}; "
+            f"mkdir {path}; mount --bind DIRECTORY {path}; the same in /etc/fstab",
+        )
+    what = "a directory" if found.type == "directory" else "no directory"
+    return HostRefusal(
+        error="PreconditionError",
+        why=f"{path} is {what}; slipway places a {wanted} there",
+        fix=f"on the host, move it away: mv {path} {path}.old; then: inv provision",
+    )
+
+
 def attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) -> list[str]:
     """
     Return each attribute of a path that differs, with its value and the wanted one.

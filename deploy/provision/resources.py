@@ -16,42 +16,17 @@ from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
+from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.requirements import Frozen, HostRefusal
-from deploy.provision.resource import Difference, PathResource, Resource, attributes
+from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
+from deploy.provision.unit_resources import EnabledService, UnitsLoaded
+from deploy.provision.user_resources import User
 from deploy.units import format_size
 
-
-class User(Resource):
-    """
-    A system user without login, with a group of the same name.
-    """
-
-    kind: Literal["user"] = "user"
-    user: str
-    home: str = "/nonexistent"
-    shell: str = "/usr/sbin/nologin"
-
-    @property
-    def name(self) -> str:
-        return f"user {self.user}"
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(users=(self.user,))
-
-    def difference(self, facts: Facts) -> Difference | None:
-        found = facts.users[self.user]
-        if found is None:
-            return Difference(change="create")
-        wrong = []
-        if found.group != self.user:
-            wrong.append(f"group {found.group} → {self.user}")
-        if found.shell != self.shell:
-            wrong.append(f"shell {found.shell} → {self.shell}")
-        return Difference(change=", ".join(wrong)) if wrong else None
+_NAMED_MAX = 3  # altered files that a difference names
 
 
 class Directory(PathResource):
@@ -59,6 +34,9 @@ class Directory(PathResource):
     owner: str = "root"
     group: str = "root"
     mode: str = "0755"
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "directory")
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
@@ -112,6 +90,9 @@ class File(Resource):
         if self.mac_key is not None:
             return FactQuery(secrets={self.path: self.mac_key})
         return FactQuery(paths={self.path: self.sha256})
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "file")
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]
@@ -175,20 +156,24 @@ class Upload(Resource):
 
     @property
     def query(self) -> FactQuery:
-        # Only a verified file gets the name with the hash, so comparing the size is enough.
-        return FactQuery(paths={self.path: ""} | ({self.link: ""} if self.link else {}))
+        return FactQuery(paths={self.path: self.sha256} | ({self.link: ""} if self.link else {}))
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        own = occupied(facts, self.path, "file")
+        return own or (occupied(facts, self.link, "file") if self.link else None)
 
     def is_placed(self, facts: Facts) -> bool:
         found = facts.paths[self.path]
-        return (
-            found is not None
-            and (found.type, found.size, found.mode) == ("file", self.size, self.mode)
-            and found.owner == "root"
-        )
+        if found is None or found.sha256 != self.sha256:
+            return False
+        return not attributes(found, "file", "root", "root", self.mode)
 
     def difference(self, facts: Facts) -> Difference | None:
         if not self.is_placed(facts):
-            return Difference(change=f"send {format_size(self.size)}")
+            found = facts.paths[self.path]
+            wrong = attributes(found, "file", "root", "root", self.mode) if found else []
+            why = f": {', '.join(wrong)}" if wrong else ": its content differs" if found else ""
+            return Difference(change=f"send {format_size(self.size)}{why}")
         found = facts.paths[self.link] if self.link else None
         if self.link and (found is None or found.target != self.path):
             return Difference(change=f"link to {self.path}")
@@ -208,6 +193,7 @@ class Venv(Resource):
 
     Attributes:
         wheels: None: this machine lacks them.  They are fetched once a host needs them.
+        disk: Path whose file system holds it.
     """
 
     kind: Literal["venv"] = "venv"
@@ -215,6 +201,7 @@ class Venv(Resource):
     text: str = Field(repr=False)
     python: str
     wheels: tuple[WheelFile, ...] | None
+    disk: str = layout.OPT
 
     @property
     def name(self) -> str:
@@ -232,114 +219,64 @@ class Venv(Resource):
     def query(self) -> FactQuery:
         return FactQuery(
             paths={self.complete: "", self.path: ""},
+            venvs=(self.path,),
             listings=(layout.WHEELHOUSE,),
-            room=(layout.OPT,),
+            room=(self.disk,),
         )
 
+    def damage(self, facts: Facts) -> str | None:
+        """
+        Return why it must be built, or built again; None if it is as it was built.
+        """
+        found, place = facts.venvs[self.path], facts.paths[self.path]
+        if found is None or place is None or facts.paths[self.complete] is None:
+            return "it is not there"
+        if place.type != "directory":
+            return f"{self.path} is no directory"
+        if not found.is_recorded:
+            return "its files were not recorded"
+        if found.altered_count:
+            names = ", ".join(found.altered[:_NAMED_MAX])
+            return f"{found.altered_count} of its files are not as built ({names})"
+        return f"its Python does not run: {found.problem}" if found.problem else None
+
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:
-        if facts.paths[self.complete] is not None:
+        if self.damage(facts) is None:
             return ()
         sizes = facts.listings[layout.WHEELHOUSE]
         return tuple(wheel for wheel in self.wheels or () if sizes.get(wheel.file) != wheel.size)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        if facts.paths[self.complete] is not None or self.wheels is None:
+        if self.damage(facts) is None or self.wheels is None:
             return None
         # An environment takes four times the size of its wheels, bytecode included.
         sent = sum(wheel.size for wheel in self.missing(facts))
         need = sent + 4 * sum(wheel.size for wheel in self.wheels)
-        if facts.room[layout.OPT] >= need:
+        if facts.room[self.disk] >= need:
             return None
         return HostRefusal(
             error="DiskTooSmall",
-            why=f"{layout.OPT} has {format_size(facts.room[layout.OPT])} free, "
+            why=f"{self.disk} has {format_size(facts.room[self.disk])} free, "
             f"the Python environment takes {format_size(need)}",
-            fix=f"free space on the file system of {layout.OPT}",
+            fix=f"free space on the file system of {self.disk}, or set storage.root",
         )
 
     def difference(self, facts: Facts) -> Difference | None:
-        found = facts.paths[self.path]
-        if facts.paths[self.complete] is not None and found is not None:
+        damage, found = self.damage(facts), facts.paths[self.path]
+        if damage is None and found is not None:
             # Older host programs left it readable for all users.
             wrong = attributes(found, "directory", "root", layout.USER, "0750")
             return Difference(change=", ".join(wrong)) if wrong else None
+        why = f"{damage}: " if facts.paths[self.complete] is not None else ""
         if self.wheels is None:
             count = len(self.text.splitlines())
-            return Difference(change=f"fetch the wheels of {count} packages, send and build them")
+            return Difference(
+                change=f"{why}fetch the wheels of {count} packages, send and build them"
+            )
         missing = self.missing(facts)
         sent = f"send {len(missing)} wheels ({format_size(sum(w.size for w in missing))}), "
-        return Difference(change=(sent if missing else "") + f"build {len(self.wheels)} packages")
-
-
-class UnitsLoaded(Resource):
-    """
-    systemd has loaded the current unit files.
-    """
-
-    kind: Literal["units_read"] = "units_read"
-    units: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return "systemd"
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(units=self.units)
-
-    def refusal(self, facts: Facts) -> HostRefusal | None:
-        return _masked(facts, self.units)
-
-    def difference(self, facts: Facts) -> Difference | None:
-        stale = [u for u in self.units if facts.units[u].stale or facts.units[u].load != "loaded"]
-        return Difference(change=f"reload {', '.join(stale)}") if stale else None
-
-
-class EnabledService(Resource):
-    """
-    A service that is enabled, active, and runs with the configuration on the disk.
-
-    Attributes:
-        socket: Its runtime socket.
-        description: Description that the running HAProxy must report.
-    """
-
-    kind: Literal["service"] = "service"
-    unit: str
-    socket: str
-    description: str
-
-    @property
-    def name(self) -> str:
-        return self.unit
-
-    @property
-    def query(self) -> FactQuery:
-        return FactQuery(units=(self.unit,), paths={self.socket: ""}, haproxy=True)
-
-    def refusal(self, facts: Facts) -> HostRefusal | None:
-        return _masked(facts, (self.unit,))
-
-    def has_lost_socket(self, facts: Facts) -> bool:
-        """
-        True if it runs without the path of its socket, which a reload never binds again.
-
-        A service that is only too busy to answer still has the path: it is not restarted.
-        """
-        return facts.units[self.unit].active == "active" and facts.paths[self.socket] is None
-
-    def difference(self, facts: Facts) -> Difference | None:
-        found = facts.units[self.unit]
-        wrong = []
-        if found.enabled != "enabled":
-            wrong.append("enable")
-        if found.active != "active":
-            wrong.append("start")
-        elif self.has_lost_socket(facts):
-            wrong.append(f"restart, because {self.socket} is gone")
-        elif facts.haproxy != self.description:
-            wrong.append("reload")
-        return Difference(change=", ".join(wrong)) if wrong else None
+        build = f"build {len(self.wheels)} packages"
+        return Difference(change=f"{why}{sent if missing else ''}{build}")
 
 
 AnyResource = Annotated[
@@ -347,6 +284,7 @@ AnyResource = Annotated[
     | AptSources
     | User
     | Directory
+    | BindMount
     | Socket
     | Reserve
     | File
@@ -361,17 +299,3 @@ AnyResource = Annotated[
     | DeadmanMark,
     Field(discriminator="kind"),
 ]
-
-
-def _masked(facts: Facts, units: tuple[str, ...]) -> HostRefusal | None:
-    """
-    Return the refusal of a host on which somebody forbade one of *units* to start.
-    """
-    masked = [unit for unit in units if facts.units[unit].load == "masked"]
-    if not masked:
-        return None
-    return HostRefusal(
-        error="PreconditionError",
-        why=f"masked for systemd, so it can never start: {', '.join(masked)}",
-        fix=f"on the host: systemctl unmask {' '.join(masked)}",
-    )

@@ -20,6 +20,7 @@ from deploy.provision.probe import pack_program
 from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
+from deploy.provision.spec import check_inputs
 from deploy.provision.survey import Survey, unreadable
 
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
@@ -31,6 +32,7 @@ def provision(
     fleet: Fleet,
     *,
     check: bool = False,
+    deep: bool = False,
     progress: Progress,
     env: Mapping[str, str],
     deadline_s: float = DEADLINE_S,
@@ -41,15 +43,17 @@ def provision(
     Failures of single hosts are in the report; the other hosts go on.
 
     Args:
+        deep: Compare every file of the Python environments by its hash.
         env: Environment variables; secrets of the fleet may be among them.
         deadline_s: Longest time that the hosts get, in seconds.
 
     Raises:
-        InventoryError: A row, secret or file of the fleet is missing; no host was changed.
+        InventoryError: A row, secret or file of the fleet is missing; no host was asked.
         CommandFailed: The wheels that a host needs could not be fetched; no host was changed.
     """
     started_s = time.monotonic()
     builder = ReportBuilder([host.name for host in fleet.hosts], progress)
+    check_inputs(fleet, env)
     survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
     try:
         # Slow to import (templates), so imported while the hosts answer.
@@ -59,7 +63,7 @@ def provision(
         wanted = resource_sets(fleet, host_program, env, is_check=check)
         packed_program = pack_program()
         end_s = time.monotonic() + deadline_s
-        queries = {name: fact_query(resources) for name, resources in wanted.items()}
+        queries = {name: fact_query(resources, deep=deep) for name, resources in wanted.items()}
         differing: dict[str, Facts | None] = {}
         for name, answer in survey.ask(packed_program, queries, end_s):
             if isinstance(answer, DeployError):
@@ -76,7 +80,7 @@ def provision(
         wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
         end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
     if hosts:
-        _change(hosts, wanted, packed_program, builder, end_s)
+        _change(hosts, wanted, packed_program, deep, builder, end_s)
     fix = "check the load of the host, then: inv provision"
     builder.fail_rest("the run's deadline passed", fix, TransportError)
     return builder.report(check, time.monotonic() - started_s)
@@ -106,7 +110,7 @@ def _differs(
     Report how the host compares; return True if it is to be changed.
     """
     steps = bootstrap_steps(resources) if facts is None else steps_to(resources, facts)
-    if steps and facts is not None and (refusal := refusal_of(resources, facts)) is not None:
+    if facts is not None and (refusal := refusal_of(resources, facts)) is not None:
         report(
             ProvisionEvent(
                 name,
@@ -139,6 +143,7 @@ def _change(
     hosts: list[Host],
     wanted: Mapping[str, ResourceSet],
     packed_program: bytes,
+    deep: bool,
     builder: ReportBuilder,
     end_s: float,
 ) -> None:
@@ -146,7 +151,7 @@ def _change(
     from deploy.provision.worker_request import HostRequest, WorkerRequest
 
     requests = [HostRequest.of(host, wanted[host.name]) for host in hosts]
-    request = WorkerRequest(packed_program=packed_program, hosts=tuple(requests))
+    request = WorkerRequest(packed_program=packed_program, deep=deep, hosts=tuple(requests))
     run_worker(request, builder, end_s)
 
 

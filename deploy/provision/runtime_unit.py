@@ -10,16 +10,17 @@ import posixpath
 from deploy.host import layout
 from deploy.inventory.schema import Service
 from deploy.provision.requirements import AnyRequirement
-from deploy.provision.resources import AnyResource, File, UnitsLoaded
+from deploy.provision.resources import AnyResource, File
 from deploy.provision.slot_resources import SlotUnit
 from deploy.provision.spec import HostSpec
+from deploy.provision.unit_resources import UnitsLoaded
 from deploy.templating import render
 from runtime import contract
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, host_document
 from runtime.contract.tool_parsers import AUTO
 
 UNIT_FILE = f"{layout.UNITS}/slipway-runtime@.service"
-SLICE_FILE = f"{layout.UNITS}/slipway.slice"
+SLICE_FILE = f"{layout.UNITS}/{layout.SLICE}"
 INODES_MAX = 65536  # files and directories in each file system that a slot may write to
 _MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
 
@@ -62,7 +63,7 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 def activate(spec: HostSpec) -> list[AnyResource]:
     units = (name(slot) for name in (layout.unit, layout.slot_mount) for slot in layout.SLOTS)
     return [
-        UnitsLoaded(units=tuple(units)),
+        UnitsLoaded(units=(*units, layout.SLICE)),
         *(
             SlotUnit(
                 unit=layout.unit(slot),

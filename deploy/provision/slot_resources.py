@@ -5,7 +5,8 @@ Resources of the slots: their units, the sockets of earlier ones, the space for 
 from typing import Literal
 
 from deploy.host.protocol import FactQuery, Facts
-from deploy.provision.resource import Difference, PathResource, Resource, attributes
+from deploy.provision.requirements import HostRefusal
+from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
 from deploy.units import format_size
 
 
@@ -57,6 +58,8 @@ class SlotUnit(Resource):
             return None
         if found.active == "failed":
             return Difference(change="start: systemd has given up on it")
+        if found.active == "inactive":
+            return Difference(change="start: it is enabled and does not run")
         if found.active == "active" and facts.paths[self.socket] is None:
             return Difference(change="restart: its socket was removed")
         return None
@@ -69,6 +72,9 @@ class Reserve(PathResource):
 
     kind: Literal["reserve"] = "reserve"
     size: int
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        return occupied(facts, self.path, "file")
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]

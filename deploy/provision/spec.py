@@ -55,6 +55,7 @@ class HostSpec:
         issuer: The fleet's own authority, or an ACME server; None: the certificate is one of the
             operator's files.
         mirrors_ca: Certificates of `mirrors.ca_bundle`, PEM; None: apt trusts what the host trusts.
+        storage_root: Directory that slipway's directories are bound to; None: none is.
     """
 
     fleet: str
@@ -71,10 +72,22 @@ class HostSpec:
     certificate: Pair | None = None
     issuer: Issuer | AcmeIssuer | None = None
     mirrors_ca: str | None = None
+    storage_root: str | None = None
 
     @property
     def drain_timeout_s(self) -> float:
         return self.release.drain_timeout
+
+
+def check_inputs(fleet: Fleet, env: Mapping[str, str]) -> None:
+    """
+    Read what the fleet file names on this machine, before any host is asked.
+
+    Raises:
+        InventoryError: As for `resolve_tokens` and `read_allowed_signers`.
+    """
+    resolve_tokens(fleet, env)
+    read_allowed_signers(fleet)
 
 
 def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:

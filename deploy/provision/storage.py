@@ -13,10 +13,9 @@ FLOOR_BYTES = 512 * 2**20
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
-    return [
-        DiskSpace(path=layout.OPT, floor_bytes=FLOOR_BYTES),
-        DiskSpace(path=layout.STATE, floor_bytes=FLOOR_BYTES),
-    ]
+    root = spec.storage_root
+    paths = (layout.OPT, layout.STATE) if root is None else (root,)
+    return [DiskSpace(path=path, floor_bytes=FLOOR_BYTES) for path in paths]
 
 
 def install(spec: HostSpec) -> list[AnyResource]:

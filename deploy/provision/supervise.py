@@ -17,6 +17,7 @@ from deploy.errors import CommandFailed, TransportError
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.worker_request import WorkerRequest
+from deploy.transport.sudo import kept_password
 
 _ERRORS_MAX = 50  # lines
 _ROOT = Path(__file__).parents[2]
@@ -74,7 +75,9 @@ def supervise(
     try:
         # Its input stays open: the worker stops when this process ends.
         with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(request.model_dump_json() + "\n")
+            # The password for sudo goes through the pipe: not into arguments, nor the environment.
+            sent = request.model_copy(update={"sudo_password": kept_password()})
+            worker.stdin.write(sent.model_dump_json() + "\n")
             worker.stdin.flush()
         for line in worker.stdout:
             if not _take(line, builder):

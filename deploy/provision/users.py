@@ -5,8 +5,9 @@ reads what they run.
 
 from deploy.host import layout
 from deploy.provision.requirements import AnyRequirement
-from deploy.provision.resources import AnyResource, User
+from deploy.provision.resources import AnyResource
 from deploy.provision.spec import HostSpec
+from deploy.provision.user_resources import User
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:

@@ -23,6 +23,7 @@ from gevent.fileobject import FileObject  # noqa: E402
 from deploy.provision.engine import run  # noqa: E402
 from deploy.provision.report import ProvisionEvent  # noqa: E402
 from deploy.provision.worker_request import WorkerRequest  # noqa: E402
+from deploy.transport.sudo import keep_password  # noqa: E402
 
 EXIT_ORPHAN = 3  # the parent has ended; nothing more is changed
 
@@ -38,6 +39,8 @@ def main() -> int:
     logging.getLogger("paramiko").propagate = False
     source = FileObject(sys.stdin.fileno(), "rb", closefd=False)
     request = WorkerRequest.model_validate_json(source.readline())
+    if request.sudo_password is not None:
+        keep_password(request.sudo_password)
     gevent.spawn(_end_with, source)
     run(request, lambda event: _print("event", _plain(event)), _count)
     return 0

@@ -4,7 +4,7 @@ What the parent process sends to the worker, as JSON.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.inventory.host_document import host_document, host_of
 from deploy.inventory.schema import Host
@@ -48,9 +48,13 @@ class WorkerRequest(BaseModel):
     """
     Attributes:
         packed_program: The host program, see `probe.pack_program`.
+        sudo_password: None: this process has asked for none.
+        deep: As for `run.provision`.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     packed_program: bytes
+    sudo_password: str | None = Field(default=None, repr=False)
+    deep: bool = False
     hosts: tuple[HostRequest, ...]

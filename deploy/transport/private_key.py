@@ -38,9 +38,22 @@ class Locked:
     error: TransportError
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedKeys:
+    """
+    Attributes:
+        agent: What signs for some of the keys; None: none of them is the agent's.
+    """
+
+    keys: Sequence[paramiko.PKey]
+    agent: paramiko.Agent | None = None
+
+
 class Identities(AuthStrategy):
     """
     Offers the keys of *hop* to a server, in the order of ssh(1): those of the agent first.
+
+    The caller closes it when the server has answered: the agent would stay connected.
 
     Raises:
         TransportError: None of the files is a usable key; names the first.
@@ -49,14 +62,18 @@ class Identities(AuthStrategy):
     def __init__(self, label: str, hop: Hop) -> None:
         super().__init__(ssh_config=paramiko.SSHConfig())
         self._user = hop.user
-        self._keys = identities(label, hop.keys, only_keys=hop.only_keys)
+        self._loaded = identities(label, hop.keys, only_keys=hop.only_keys)
 
     def get_sources(self) -> Iterator[AuthSource]:
-        for key in self._keys:
+        for key in self._loaded.keys:
             yield InMemoryPrivateKey(self._user, key)
 
+    def close(self) -> None:
+        if self._loaded.agent is not None:
+            self._loaded.agent.close()
 
-def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> list[paramiko.PKey]:
+
+def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> LoadedKeys:
     """
     Return the keys in *paths*; a locked one comes from the SSH agent.
 
@@ -78,7 +95,7 @@ def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> list[pa
             errors.append(error)
     # A plain key file needs no agent.
     is_asked = not only_keys or any(isinstance(key, Locked) for key in loaded)
-    in_agent = _agent_keys() if is_asked else {}
+    in_agent, agent = _agent_keys() if is_asked else ({}, None)
     for key in loaded:
         if not isinstance(key, Locked):
             plain.append(key)
@@ -90,9 +107,12 @@ def identities(label: str, paths: Sequence[Path], *, only_keys: bool) -> list[pa
     first = [in_agent[blob] for blob in locked]
     others = [key for blob, key in in_agent.items() if blob not in {*locked, *public}]
     keys = [*first, *([] if only_keys else others), *plain]
+    if agent is not None and not any(isinstance(key, paramiko.AgentKey) for key in keys):
+        agent.close()
+        agent = None
     if not keys and errors:
         raise errors[0]
-    return keys
+    return LoadedKeys(keys, agent)
 
 
 def load_private_key(path: Path, label: str) -> paramiko.PKey | Locked:
@@ -154,15 +174,19 @@ def _read(path: Path, label: str) -> bytes:
         raise _refused(label, f"{path}: {error.strerror}", f"make {path} readable") from None
 
 
-def _agent_keys() -> dict[bytes, paramiko.PKey]:
+def _agent_keys() -> tuple[dict[bytes, paramiko.PKey], paramiko.Agent | None]:
     """
-    Return the keys of the agent by their public half; empty without an agent that answers in time.
+    Return the keys of the agent by their public half, and the agent, which stays connected.
+
+    Without an agent that answers in time there are none.
     """
     found: dict[bytes, paramiko.PKey] = {}
+    agents: list[paramiko.Agent] = []
 
     def ask() -> None:
         try:
-            found.update({key.asbytes(): key for key in paramiko.Agent().get_keys()})
+            agents.append(paramiko.Agent())
+            found.update({key.asbytes(): key for key in agents[0].get_keys()})
         except Exception as error:  # an agent may answer anything
             logging.getLogger("paramiko").info("SSH agent: %s", error)
 
@@ -170,7 +194,9 @@ def _agent_keys() -> dict[bytes, paramiko.PKey]:
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_AGENT_S)
-    return {} if asking.is_alive() else found
+    if asking.is_alive():
+        return {}, None
+    return found, next(iter(agents), None)
 
 
 def _public_of(text: bytes) -> bytes | None:

@@ -23,7 +23,6 @@ from deploy.inventory.schema import Host
 from deploy.transport.base import OUTPUT_MAX, Completed
 from deploy.transport.conversation import OutputTooLong
 from deploy.transport.ssh import Link, SshTransport
-from deploy.transport.sudo import sudo_password
 
 _REST_S = IDLE_S / 2  # a session that was used less lately is opened anew
 _LATE_S = 5.0  # the host ends a call that much after its caller has given it up
@@ -296,7 +295,8 @@ class SessionTransport(SshTransport):
         code = _CODE.format(program=layout.HOST_PROGRAM)
         argv = [*prefix, *layout.HOST_COMMAND[:-1], "-c", code]
         self._command = f"{shlex.join(argv)} 2>/dev/null"
-        self._has_sessions = sudo_password(host.ssh) is None  # its input begins with the password
+        # Where sudo asks for a password, each call has it before its input.
+        self._has_sessions = not (sudo and host.ssh.sudo_password)
         self._current: tuple[Link, Session] | None = None
         self._session_lock = threading.Lock()
         self._without: Link | None = None  # connection whose host has no sessions

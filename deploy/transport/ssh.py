@@ -30,7 +30,7 @@ from deploy.transport.conversation import (
 )
 from deploy.transport.known_hosts import RecordedKeys, Verdict
 from deploy.transport.private_key import Identities
-from deploy.transport.sudo import sudo_password, sudo_refusal, under_sudo
+from deploy.transport.sudo import ATTEMPTS, as_sent, sudo_refusal
 
 _CHUNK = 256 * 1024
 
@@ -107,18 +107,21 @@ class SshTransport:
         check: bool = True,
         output_max: int = OUTPUT_MAX,
     ) -> Completed:
-        sent, before = under_sudo(argv, sudo_password(self._host.ssh))
+        sent, before = as_sent(argv, self._host.ssh)
         command = shlex.join(sent)
         # Ends the command on the host too, when this side has given up.
         bounded = f"timeout --kill-after=5 {timeout_s + 5:.0f} {command}"
         started_s = time.monotonic()
         content = before + (stdin or b"")
-        with self._channel(timeout_s, shlex.join(argv)) as channel:
+        with (
+            self._channel(timeout_s, shlex.join(argv)) as channel,
+            ATTEMPTS.attempt(self.host, before),
+        ):
             out, err, status = converse(
                 channel, bounded, [content] if content else [], limit_bytes=output_max
             )
-        if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
-            raise refusal
+            if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
+                raise refusal
         done = Completed(tuple(argv), status, out, err, time.monotonic() - started_s)
         if check and status != 0:
             said = " / ".join((err or out).strip().split("\n")[-8:])
@@ -140,13 +143,17 @@ class SshTransport:
         argv = ["sh", "-c", script]
         if self._host.ssh.user != "root":
             argv = ["sudo", "-n", *argv]
-        sent, before = under_sudo(argv, sudo_password(self._host.ssh))
-        with self._channel(timeout_s, f"put {remote}") as channel, local.open("rb") as file:
+        sent, before = as_sent(argv, self._host.ssh)
+        with (
+            self._channel(timeout_s, f"put {remote}") as channel,
+            ATTEMPTS.attempt(self.host, before),
+            local.open("rb") as file,
+        ):
             bounded = f"timeout {timeout_s + 5:.0f} {shlex.join(sent)}"
             parts = itertools.chain([before], iter(lambda: file.read(_CHUNK), b""))
             _, err, status = converse(channel, bounded, parts, limit_bytes=OUTPUT_MAX)
-        if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
-            raise refusal
+            if (refusal := sudo_refusal(self._host, argv, status, err)) is not None:
+                raise refusal
         if status != 0:
             raise CommandFailed(
                 f"{self.host}: could not write {remote}",
@@ -385,8 +392,9 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
     }
     recorded = RecordedKeys(label, *hop.known_as, hop.known_hosts)
     kwargs["disabled_algorithms"] = {"keys": recorded.unwanted}
-    if hop.keys:
-        kwargs["auth_strategy"] = Identities(label, hop)
+    identities = Identities(label, hop) if hop.keys else None
+    if identities is not None:
+        kwargs["auth_strategy"] = identities
     connection = Connection(
         address,
         user=hop.user,
@@ -405,7 +413,7 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
         raise
     except paramiko.AuthenticationException as error:
         if (lost := _lost(error)) is not None:
-            raise _unreachable(label, hop, lost) from error
+            raise _lost_while_offering(label, hop, error, lost) from error
         raise TransportError(
             f"{label}: the host refuses the key",
             why=f"{hop.user}@{address}:{hop.port}: {_words(error)}",
@@ -419,6 +427,9 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
         raise _unreachable(label, hop, error) from error
     except Exception as error:  # a server can make paramiko raise errors of any class
         raise _unreachable(label, hop, error) from error
+    finally:
+        if identities is not None:
+            identities.close()
     transport = connection.client.get_transport()
     assert transport is not None
     transport.set_keepalive(int(max(1, ssh.keepalive)))
@@ -453,6 +464,23 @@ def _lost(error: paramiko.AuthenticationException) -> Exception | None:
     results = [one.result for one in error.result] if isinstance(error, AuthFailure) else []
     others = [one for one in results if not isinstance(one, paramiko.AuthenticationException)]
     return next((one for one in others if isinstance(one, Exception)), None)
+
+
+def _lost_while_offering(
+    label: str, hop: Hop, error: paramiko.AuthenticationException, lost: Exception
+) -> TransportError:
+    results = [one.result for one in error.result] if isinstance(error, AuthFailure) else []
+    refused = sum(isinstance(one, paramiko.AuthenticationException) for one in results)
+    if refused < 2:
+        return _unreachable(label, hop, lost)
+    return TransportError(
+        f"{label}: the host closes the connection after {refused} keys",
+        why=f"{hop.user}@{hop.address}:{hop.port}: it refused each ({_words(lost)}); sshd takes as "
+        "many as MaxAuthTries says, 6 by default",
+        fix="set ssh.key to the one of this host: then no other is offered; or take others out of "
+        "the SSH agent: ssh-add -d",
+        host=label,
+    )
 
 
 def _unreachable(label: str, hop: Hop, error: BaseException) -> TransportError:

@@ -11,6 +11,7 @@ import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,10 +22,18 @@ from xdist.scheduler import LoadScopeScheduling
 from deploy.errors import DeployError
 from deploy.inventory.host_document import host_of
 from deploy.transport.ssh import SshTransport
-from deploy.transport.sudo import sudo_password, under_sudo
-from deploy.verify.report import CONNECTION, HOST, LOST
-from deploy.verify.run import ENV_HOSTS
+from deploy.transport.sudo import (
+    ATTEMPTS,
+    reads_password,
+    sudo_password,
+    sudo_refusal,
+    under_sudo,
+)
+from deploy.verify.child import ENV_HOSTS
+from deploy.verify.report import CONNECTION, HOST, LOST, LOST_FIX
 
+# Packages of plugins.  xdist's own in a worker is a module without a name.
+_PLUGINS = frozenset({"_pytest", "__channelexec__", "deploy", "pytest", "testinfra", "xdist"})
 _BACKEND_PARAMETER = "_testinfra_host"  # as testinfra 10.2 names it
 
 testinfra.backend.BACKENDS[CONNECTION] = f"{__name__}.TransportBackend"
@@ -35,13 +44,13 @@ class Connections:
     The connections of one pytest process.
 
     Attributes:
-        lost: Why a host cannot be asked any more, by its name.
+        lost: Why a host cannot be asked any more, and what to do, by its name.
     """
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]) -> None:
         self._hosts = {document["name"]: host_of(document) for document in documents}
         self._transports: dict[str, SshTransport] = {}
-        self.lost: dict[str, str] = {}
+        self.lost: dict[str, tuple[str, str]] = {}
 
     def open(self, name: str) -> str | None:
         """
@@ -52,8 +61,8 @@ class Connections:
             try:
                 transport.connect()
             except DeployError as error:
-                self.lost[name] = _reason(name, error)
-        return self.lost.get(name)
+                self.lost[name] = _reason(name, error), error.fix
+        return self.lost[name][0] if name in self.lost else None
 
     def run(self, name: str, line: str) -> tuple[int, str, str]:
         """
@@ -64,16 +73,23 @@ class Connections:
         begin, end = (secrets.token_hex(12) for _ in range(2))
         limit_s = self._hosts[name].ssh.command_timeout
         try:
-            password = self.password(name)
-            done = self._transports[name].run(
-                ["sh", "-c", f"trap 'printf %s {end}' EXIT; printf %s {begin}; {line}"],
-                timeout_s=limit_s,
-                stdin=None if password is None else f"{password}\n".encode(),
-                check=False,
-            )
+            # Any other command would read the password as its own input.
+            password = self.password(name) if reads_password(line) else None
+            content = b"" if password is None else f"{password}\n".encode()
+            with ATTEMPTS.attempt(name, content):
+                done = self._transports[name].run(
+                    ["sh", "-c", f"trap 'printf %s {end}' EXIT; printf %s {begin}; {line}"],
+                    timeout_s=limit_s,
+                    stdin=content or None,
+                    check=False,
+                )
+                sudo = ["sudo", "-n"] if content else []
+                refusal = sudo_refusal(self._hosts[name], sudo, done.returncode, done.stderr)
+                if refusal is not None:
+                    raise refusal
         except DeployError as error:  # also an output without end
-            self.lost[name] = _reason(name, error)
-            pytest.fail(self.lost[name], pytrace=False)
+            self.lost[name] = _reason(name, error), error.fix
+            pytest.fail(self.lost[name][0], pytrace=False)
         # Without what the login shell of the host prints before the command and at its own end.
         _, _, stdout = done.stdout.rpartition(begin)
         return done.returncode, stdout.partition(end)[0], done.stderr
@@ -137,6 +153,29 @@ class OneWorkerAHost(LoadScopeScheduling):  # type: ignore[misc]
         return max(own, key=len, default=nodeid)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    refuse_other_plugins(session.config)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    refuse_other_plugins(session.config)  # a conftest.py below the folder comes with its files
+
+
+def refuse_other_plugins(config: pytest.Config) -> None:
+    """
+    Refuse to run beside a plugin that is neither ours nor pytest's: it could skip assertions.
+
+    Raises:
+        UsageError: Such a plugin is loaded.
+    """
+    own = Path(config.getoption("confcutdir")) / "conftest.py"
+    for name, plugin in config.pluginmanager.list_name_plugin():
+        module = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+        is_known = module.partition(".")[0] in _PLUGINS
+        if plugin is not None and not is_known and getattr(plugin, "__file__", "") != str(own):
+            raise pytest.UsageError(f"the pytest plugin {name} is not one of inv verify")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneWorkerAHost:
     return OneWorkerAHost(config, log)
 
@@ -156,8 +195,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     name = _host_of(item)
-    if name is not None and (why := connections().lost.get(name)) is not None:
-        item.user_properties.append((LOST, why))
+    if name is not None and name in connections().lost:
+        item.user_properties += zip((LOST, LOST_FIX), connections().lost[name], strict=True)
 
 
 def pytest_unconfigure() -> None:

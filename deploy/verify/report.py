@@ -14,6 +14,9 @@ from deploy.foreign_text import visible
 CONNECTION = "slipway"  # of our testinfra backend, in the names of test cases
 HOST = "slipway_host"  # property of a case: the name of its host
 LOST = "slipway_lost"  # property of a case whose host did not answer; its value is the reason
+LOST_FIX = "slipway_lost_fix"  # likewise; its value is the remedy
+REACHABLE, RUN = "reachable", "the run"  # findings beside the assertions
+_REMEDIES_MAX = 3
 _BACKEND = re.compile(r"\[(?:\w+://)?([^\]]+)\]$")
 
 
@@ -21,11 +24,15 @@ _BACKEND = re.compile(r"\[(?:\w+://)?([^\]]+)\]$")
 class Finding:
     """
     One assertion that failed on one host.
+
+    Attributes:
+        fix: None: provision the host.
     """
 
     host: str
     test: str
     why: str
+    fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class VerifyReport:
     """
     Attributes:
         passed: Number of assertions that hold, over all hosts.
-        skipped: Number of assertions that do not apply: no release in the slot, no GPU.
+        skipped: Number of assertions that do not apply: no TLS, no GPU.
         junit: Path of the JUnit XML.
         took_s: Duration of the run in seconds.
     """
@@ -57,8 +64,20 @@ class VerifyReport:
         return VerifyFailed(
             f"{len(self.failed)} assertions do not hold on {', '.join(hosts)}",
             why="\n       ".join(lines),
-            fix=f"inv provision --limit {','.join(hosts)}, then inv verify; see {self.junit}",
+            fix=f"{'; '.join(self._remedies())}; see {self.junit}",
         )
+
+    def _remedies(self) -> list[str]:
+        """
+        Return what to do: provision the hosts that differ, reach the others.
+        """
+        hosts = sorted({finding.host for finding in self.failed if finding.fix is None})
+        others = list(dict.fromkeys(f.fix for f in self.failed if f.fix is not None))
+        remedies = [f"inv provision --limit {','.join(hosts)}, then inv verify"] if hosts else []
+        remedies += others[:_REMEDIES_MAX]
+        if more := len(others) - _REMEDIES_MAX:
+            remedies += [f"and {more} remedies more, with the hosts above"] if more > 0 else []
+        return remedies
 
     def as_json(self) -> dict[str, Any]:
         """
@@ -79,13 +98,25 @@ class VerifyReport:
 class Outcome:
     """
     One test case of a JUnit file.
+
+    Attributes:
+        result: passed, skipped or failed.
+        case: Its whole name, with the parameters.
+        lost: Why the host does not answer; None: it does.
+        fix: What to do where it does not answer.
     """
 
     host: str
     test: str
-    result: str  # passed, skipped or failed
+    result: str
     why: str = ""
-    lost: str | None = None  # why the host does not answer; None: it does
+    case: str = ""
+    lost: str | None = None
+    fix: str | None = None
+
+    @property
+    def was_made(self) -> bool:
+        return self.result in ("passed", "failed")
 
 
 def read_junit(text: str) -> tuple[Outcome, ...]:
@@ -115,13 +146,14 @@ def _outcome(case: ElementTree.Element) -> Outcome:
     match = _BACKEND.search(name)
     host, test = (match[1], name[: match.start()]) if match else ("", name)
     # A case with further parameters has them in the brackets too: `test_a[slipway://n1-blue]`.
-    host, lost = _property(case, HOST) or host, _property(case, LOST)
+    host = _property(case, HOST) or host
+    lost, fix = _property(case, LOST), _property(case, LOST_FIX)
     for kind in ("failure", "error"):
         found = case.find(kind)
         if found is not None:
-            return Outcome(host, test, "failed", _reason(found), lost)
-    skipped = case.find("skipped")
-    return Outcome(host, test, "passed" if skipped is None else "skipped", lost=lost)
+            return Outcome(host, test, "failed", _reason(found), name, lost, fix)
+    result = "passed" if case.find("skipped") is None else "skipped"
+    return Outcome(host, test, result, case=name, lost=lost, fix=fix)
 
 
 def _property(case: ElementTree.Element, name: str) -> str | None:

@@ -3,22 +3,22 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from deploy.inventory.host_document import host_document
-from deploy.inventory.schema import Fleet, Host
+from deploy.inventory.schema import Fleet
 from deploy.private_files import create_output
-from deploy.verify.junit import is_whole, make_visible
+from deploy.verify.assertions import SUITE, Suite
+from deploy.verify.child import EXPECTED, HOSTS, run_pytest
+from deploy.verify.completeness import unmade
+from deploy.verify.junit import make_visible
 from deploy.verify.report import (
     CONNECTION,
+    REACHABLE,
     Finding,
     Outcome,
     VerifyReport,
@@ -28,20 +28,18 @@ from deploy.verify.report import (
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import lock_digest
 
-ENV_EXPECTED = "SLIPWAY_EXPECTED"  # the JSON file that tests/testinfra compares hosts with
-ENV_HOSTS = "SLIPWAY_VERIFY_HOSTS"  # the JSON file that the plugin reads the hosts from
-_EXPECTED, _HOSTS = "expected.json", "hosts.json"
-_PLUGIN = "deploy.verify.plugin"
 DEADLINE_S = 300.0
-_OF_PYTEST = ("PYTEST", "PY_COLORS", "FORCE_COLOR", "COV_", "COVERAGE_", "_PYTEST", "PYTHON")
-_ROOT = Path(__file__).parents[2]
-_TESTS = _ROOT / "tests" / "testinfra"
 
 Progress = Callable[[str], None]
 
 
 def verify(
-    fleet: Fleet, *, junit: Path, progress: Progress, deadline_s: float = DEADLINE_S
+    fleet: Fleet,
+    *,
+    junit: Path,
+    progress: Progress,
+    deadline_s: float = DEADLINE_S,
+    suite: Suite = SUITE,
 ) -> VerifyReport:
     """
     Assert that every host of *fleet* is as provisioning leaves it; `report.error` says what isn't.
@@ -49,19 +47,28 @@ def verify(
     Args:
         junit: Where the XML for CI is written.
         deadline_s: Longest time that the assertions take, in seconds.
+        suite: The assertions.
     """
     started_s = time.monotonic()
+    names = [host.name for host in fleet.hosts]
+    expected = expectations(fleet)
     with tempfile.TemporaryDirectory(prefix="slipway-verify-") as name:
-        xml = Path(name) / "junit.xml"
-        _write_documents(fleet, Path(name))
-        why = _pytest(fleet.hosts, Path(name), xml, progress, deadline_s)
+        folder = Path(name)
+        hosts = [host_document(host) for host in fleet.hosts]
+        (folder / HOSTS).write_text(json.dumps(hosts), encoding="utf-8")
+        (folder / EXPECTED).write_text(json.dumps(expected), encoding="utf-8")
+        xml, why = run_pytest(suite.folder, names, folder, progress, deadline_s)
         everything = read_junit(xml.read_text(encoding="utf-8")) if xml.exists() else ()
-        lost = {o.host: o.lost for o in everything if o.lost is not None}
-        outcomes = tuple(o for o in everything if o.lost is None)
-        names = [host.name for host in fleet.hosts]
-        failed = [Finding(name, "reachable", lost[name]) for name in names if name in lost]
-        failed += [Finding(o.host, o.test, o.why) for o in outcomes if o.result == "failed"]
-        failed += unasserted([name for name in names if name not in lost], outcomes, why)
+        lost = {outcome.host: outcome for outcome in everything if outcome.lost is not None}
+        outcomes = tuple(outcome for outcome in everything if outcome.lost is None)
+        failed = _unreachable(names, lost)
+        failed += [
+            Finding(outcome.host, outcome.test, outcome.why)
+            for outcome in outcomes
+            if outcome.result == "failed" and outcome.host in names
+        ]
+        implied = {name: suite.implied(expected[name]) for name in names if name not in lost}
+        failed += unmade(implied, outcomes, why or _broken(names, outcomes))
         _write(junit, xml, failed, outcomes)
     return VerifyReport(
         hosts=tuple(names),
@@ -73,18 +80,20 @@ def verify(
     )
 
 
-def unasserted(hosts: Sequence[str], outcomes: Sequence[Outcome], why: str | None) -> list[Finding]:
-    """
-    Return a finding for each host that was not asserted to the end: silence is not health.
+def _unreachable(names: Sequence[str], lost: dict[str, Outcome]) -> list[Finding]:
+    return [
+        Finding(name, REACHABLE, lost[name].lost or "", fix=lost[name].fix)
+        for name in names
+        if name in lost
+    ]
 
-    Args:
-        why: What ended the run early; None: nothing did.
+
+def _broken(names: Sequence[str], outcomes: Sequence[Outcome]) -> str | None:
     """
-    heard = {outcome.host for outcome in outcomes}
-    if why is None and heard >= set(hosts):
-        return []
-    reason = why or "not one assertion was made"
-    return [Finding(h, "the run", reason) for h in hosts if why is not None or h not in heard]
+    Return the failure of a case of no host, such as a test file that cannot be read.
+    """
+    broken = [o for o in outcomes if o.result == "failed" and o.host not in names]
+    return f"{broken[0].test}: {broken[0].why}" if broken else None
 
 
 def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
@@ -103,91 +112,12 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
             "torch": row.version,
             "lock": lock_digest(row),
             "gpu": fleet.service.options.device == "cuda",
+            "needs_driver": row.needs_gpu,
+            "storage_root": fleet.storage.root,
             "memory_max": fleet.service.memory_max,
             "tasks_max": fleet.service.tasks_max,
         }
     return found
-
-
-def _pytest(
-    hosts: Sequence[Host], folder: Path, xml: Path, progress: Progress, deadline_s: float
-) -> str | None:
-    """
-    Run the tests; return why they could not be run to their end, if they could not.
-    """
-    argv = [
-        *(sys.executable, "-m", "pytest", str(_TESTS)),
-        *("--hosts", ",".join(f"{CONNECTION}://{host.name}" for host in hosts)),
-        *("--junitxml", str(xml), "--rootdir", str(_ROOT), "-c", str(_ROOT / "pyproject.toml")),
-        *("--override-ini", "addopts=", "--import-mode=importlib", "--verbose", "--tb=short"),
-        *("--color=no", "-p", "no:cacheprovider", "-p", "testinfra.plugin", "-p", "xdist.plugin"),
-        *("-p", _PLUGIN, "--override-ini", "timeout=0", "--override-ini", "filterwarnings="),
-        *("--numprocesses", str(min(_workers(), len(hosts))), "--dist", "loadscope"),
-    ]
-    env = pytest_environment(os.environ, folder)
-    child = subprocess.Popen(
-        argv,
-        cwd=_ROOT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert child.stdout is not None
-    timer = threading.Timer(deadline_s, child.kill)
-    timer.start()
-    last: list[str] = []
-    try:
-        for line in child.stdout:
-            last = [*last[-20:], line.rstrip()]
-            if " PASSED " in line:  # the report tells the others, with their reasons
-                progress(line.strip())
-        child.wait()
-    finally:
-        timer.cancel()
-        child.kill()
-        child.wait()
-    if not is_whole(xml):
-        xml.unlink(missing_ok=True)
-    if child.returncode in (0, 1) and xml.exists():  # all passed; some failed
-        return None
-    if child.returncode < 0:
-        return f"the assertions did not end within {deadline_s:.0f} s"
-    return f"pytest ended with status {child.returncode}: {' / '.join(filter(None, last[-3:]))}"
-
-
-def pytest_environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """
-    Return the environment of our pytest: that of the caller without what changes a pytest run.
-
-    PYTEST_ADDOPTS, PYTEST_PLUGINS, COV_CORE_* and their like could skip assertions in silence.
-
-    Args:
-        folder: Has the files of `_write_documents`.
-    """
-    kept = {name: value for name, value in env.items() if not name.startswith(_OF_PYTEST)}
-    # Every worker would import every plugin that is installed: a second of processor time each.
-    ours = {
-        ENV_EXPECTED: str(folder / _EXPECTED),
-        ENV_HOSTS: str(folder / _HOSTS),
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    }
-    return kept | ours | {"PYTHONPATH": str(_ROOT)}
-
-
-def _workers() -> int:
-    # They wait for answers more than they compute.
-    return min(8, 2 * (os.cpu_count() or 1))
-
-
-def _write_documents(fleet: Fleet, folder: Path) -> None:
-    """
-    Write what the workers read: the hosts, and the values to compare them with.
-    """
-    hosts = [host_document(host) for host in fleet.hosts]
-    (folder / _HOSTS).write_text(json.dumps(hosts), encoding="utf-8")
-    (folder / _EXPECTED).write_text(json.dumps(expectations(fleet)), encoding="utf-8")
 
 
 def _write(junit: Path, xml: Path, failed: list[Finding], outcomes: tuple[Outcome, ...]) -> None:

@@ -46,6 +46,7 @@ DNS_HOOK_S = 300.0  # of one record; the hook waits until it is public
 _CHALLENGE_S = 20.0  # of one host
 _LOG_MAX = 1 << 20  # bytes of certbot's log that are read, its last ones
 _REQUEST_MAX = 64 << 10
+_UNCLEAR_MAX = 2  # failures in a row that may concern all names
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ def renew_from_acme(
     """
     Obtain what is missing or due, then give each selected host what it does not show yet.
 
-    A host that an earlier call did not reach gets the certificate of then.
+    A host that an earlier call did not reach gets the certificate of then.  The ACME server is not
+    asked for a certificate that no selected host could be given now.
 
     Args:
         root: The repository.
@@ -194,30 +196,35 @@ def renew_from_acme(
     states = on.seen()
     pairs: dict[str, Pair] = {}
     kept: dict[str, Pair] = {}
+    replaced: dict[str, str] = {}
     errors = {name: state for name, state in states.items() if isinstance(state, DeployError)}
-    stopped: DeployError | None = None
+    failures = _Failures()
     for order in wanted:
         hosts = [host for host in order.hosts if host in states and host not in errors]
+        if not hosts:
+            continue  # each has its error already
         try:
             pair = acme.stored_pair(fleet, order, now)
             if is_forced or acme.needs_new(pair, order, now):
-                if stopped is not None:
-                    raise stopped
+                failures.check()
                 say(f"asks {fleet.service.tls.acme.server} for {', '.join(order.names)}")
                 pair = obtain(on, order, root, env, say)
+                failures.clear()
             assert pair is not None
             acme.check_issued(fleet, order)
         except DeployError as error:
-            stopped = stopped or (error if isinstance(error, AcmeUnavailable) else None)
+            failures.add(error)
             errors |= dict.fromkeys(hosts, error)
             continue
         for host in hosts:
             state = states[host]
             assert not isinstance(state, DeployError)
-            is_shown = state.certificate is not None and state.is_certificate_kept
-            is_current = is_shown and _shows(state.certificate, pair)
+            shown = state.certificate if state.is_certificate_kept else None
+            is_current = _shows(shown, pair, is_exact=is_forced)
             (kept if is_current else pairs)[host] = pair
-    given = renew(on, pairs)
+            if shown is not None:
+                replaced[host] = shown.sha256
+    given = renew(on, pairs, replaced)
     return Renewal(pairs, kept, {**errors, **given.errors})
 
 
@@ -225,6 +232,39 @@ class AcmeUnavailable(CommandFailed):
     """
     The ACME server, or certbot, gives no certificate for any name now.
     """
+
+
+class AcmeUnclear(CommandFailed):
+    """
+    The ACME server, or certbot, gave no certificate for a name, and perhaps gives none for others.
+    """
+
+
+class _Failures:
+    """
+    Decides when the ACME server is asked no more: each request counts there.
+    """
+
+    def __init__(self) -> None:
+        self._stop: DeployError | None = None
+        self._unclear = 0  # in a row
+
+    def check(self) -> None:
+        """
+        Raises:
+            DeployError: Another request would fail too.
+        """
+        if self._stop is not None:
+            raise self._stop
+
+    def clear(self) -> None:
+        self._unclear = 0
+
+    def add(self, error: DeployError) -> None:
+        if isinstance(error, AcmeUnclear):
+            self._unclear += 1
+        if isinstance(error, AcmeUnavailable) or self._unclear >= _UNCLEAR_MAX:
+            self._stop = self._stop or error
 
 
 def obtain(
@@ -277,6 +317,7 @@ def obtain(
         unanswered = getattr(responder, "errors", {})
         down = f"; challenges are not answered by {', '.join(unanswered)}" if unanswered else ""
         kind = AcmeUnavailable if problem.concerns_all else CommandFailed
+        kind = AcmeUnclear if problem.may_concern_all else kind
         raise kind(what, why=f"certbot: {result.problem}; {problem.why}{down}", fix=problem.fix)
     try:
         pair = acme.read_pair(acme.live_folder(fleet, order), datetime.now(UTC))
@@ -384,19 +425,25 @@ def challenge_server(responder: Responder) -> Iterator[ChallengeServer]:
                 responder.hide(server.shown)
 
 
-def _shows(shown: ShownCertificate | None, pair: Pair) -> bool:
+def _shows(shown: ShownCertificate | None, pair: Pair, *, is_exact: bool) -> bool:
     """
     Return whether a host that shows *shown* needs no other: it is *pair*, or one as good.
+
+    Args:
+        is_exact: No other is as good.
     """
     if shown is None:
         return False
     if shown.sha256 == pair.leaf.fingerprint(hashes.SHA256()).hex():
         return True
+    if is_exact:
+        return False
     try:
         issuer = x509.Name.from_rfc4514_string(shown.issuer)
     except ValueError:
         return False
-    return acme.is_as_good(shown.names, issuer, shown.not_after, pair.leaf)
+    valid = (shown.not_before, shown.not_after)
+    return acme.is_as_good(shown.names, issuer, valid, pair.leaf)
 
 
 def _end_of(log: Path) -> str:

@@ -111,13 +111,20 @@ def without_certificate(fleet: Fleet) -> tuple[str, ...]:
     return tuple(host.name for host in fleet.hosts if host.name in hosts)
 
 
-def renew(on: Hosts, pairs: Mapping[str, Pair]) -> Renewal:
+def renew(
+    on: Hosts, pairs: Mapping[str, Pair], replaced: Mapping[str, str] | None = None
+) -> Renewal:
     """
     Give each host its pair of *pairs*, all at once.
+
+    Args:
+        replaced: SHA-256 of the certificates that hosts were seen with: one that another operator
+            has given a host since stays.
     """
+    seen = replaced or {}
 
     def one(host: str) -> None:
-        request = CertificateSet(pem=pairs[host].pem.reveal())
+        request = CertificateSet(pem=pairs[host].pem.reveal(), replaces=seen.get(host))
         if not on.clients[host].call(request, timeout_s=_RENEW_S).served:
             raise CommandFailed(
                 f"{host}: HAProxy does not serve the new certificate yet",

@@ -374,7 +374,14 @@ def _stage_again(on: Hosts, plan: ReleasePlan) -> Stage:
     """
 
     def stage_one(client: HostClient) -> Sent:
-        bundle = checked_bundle(on.fleet, plan.bundle)
+        try:
+            bundle = checked_bundle(on.fleet, plan.bundle)
+        except UsageError as error:
+            raise UsageError(
+                error.what,
+                why=f"{client.host} lacks it, and {error.why}",
+                fix="inv resume in the checkout that built it; or inv rollback ends the release",
+            ) from None
         return _stage_of(bundle, plan)(client)  # type: ignore[return-value]
 
     return stage_one

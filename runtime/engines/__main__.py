@@ -10,18 +10,26 @@ from functools import partial
 from runtime.engines.base.logs import configure_logging
 from runtime.engines.base.pdeathsig import serve_parent
 from runtime.engines.base.protocol import Load
-from runtime.engines.base.slow_imports import without_collections
+from runtime.engines.base.slow_imports import import_failed, without_collections
 from runtime.engines.paged.step import LoadedModel
 from runtime.engines.paged.worker import Engine, EngineSocket
 
 
-def open_model(load: Load, first_pid: int | None = None) -> LoadedModel:
+def open_model(
+    load: Load, first_pid: int | None = None, import_error: Exception | None = None
+) -> LoadedModel:
     """
     Read the model of *load* with torch, on one device or on several GPUs.
 
     Args:
         first_pid: Of the API process, whose memory counts too; None for this one.
+        import_error: What `import_torch` returned.
+
+    Raises:
+        RuntimeFault: It can't be served here.
     """
+    if import_error is not None:
+        raise import_failed(import_error) from import_error
     if load.options.gpus > 1:
         with without_collections():
             from runtime.engines.tensor_parallel.sharded import open_sharded
@@ -33,13 +41,20 @@ def open_model(load: Load, first_pid: int | None = None) -> LoadedModel:
     return load_engine(load, first_pid)
 
 
-def import_torch() -> None:
+def import_torch() -> Exception | None:
     """
     Begin with the slow import while the API process has its own, ahead of the first `Load`.
+
+    Returns:
+        Its error, to be reported when a model is opened: a second import of a package that failed
+        half-way raises another one.
     """
-    # An error is raised again, and reported, when a model is opened.
-    with contextlib.suppress(Exception), without_collections():
-        import runtime.engines.paged.load_engine  # noqa: F401
+    try:
+        with without_collections():
+            import runtime.engines.paged.load_engine  # noqa: F401
+    except Exception as error:
+        return error
+    return None
 
 
 def main() -> int:
@@ -50,10 +65,10 @@ def main() -> int:
     configure_logging()
     if not serve_parent(args.parent):
         return 0
-    import_torch()  # only now that this process ends with its parent
+    error = import_torch()  # only now that this process ends with its parent
     # Either error means that the API process has ended, and its clients with it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        opener = partial(open_model, first_pid=args.parent)
+        opener = partial(open_model, first_pid=args.parent, import_error=error)
         Engine(EngineSocket(socket.socket(fileno=args.fd)), opener).run()
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
-from runtime.models.shard import Shard
+from runtime.models.shard import WHOLE, Shard
 
 PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 GROUP = 128  # kernels.quantize.GROUP
@@ -85,6 +85,29 @@ def activation_bytes(
     padded = max(16, 1 << (group - 1).bit_length())
     parts = max(pairs, ATTENTION_PROGRAMS) * padded * (config.head_dim + 2)
     return eager + step(GRAPH_TOKENS) + 4 * (parts + pairs)  # attention.decode.Workspace
+
+
+def embedding_bytes(config: DecoderConfig, tokens: int, precision: str, weights: str) -> int:
+    """
+    Return the peak size of a text of *tokens* that a decoder embeds, without its weights.
+
+    It is computed at once, without a cache; see `engines.paged.embedding.embed_with_decoder`.
+    """
+    size, hidden = PRECISION_BYTES[precision], config.hidden
+    shapes = _matrices(config, WHOLE)
+    (qkv, _), (_, q), (gate_up, _), (_, inner) = shapes
+    turned = qkv - (qkv - q) // 2  # queries and keys
+    attention = size * (qkv + qkv // 8 + turned + q) + 4 * config.heads
+    if config.has_qk_norms:
+        attention += size * turned  # normed, before they are turned
+    gated = size * (gate_up + 2 * inner)
+    # The product, the next x and n, and on the way y normed.
+    projected = size * (max(q, inner) + (4 if config.has_output_norms else 3) * hidden)
+    pooled = (8 - size) * hidden  # n as fp32, twice; x is freed
+    most = max(attention, gated, projected, pooled)
+    each = 24 + 4 * config.rotary + 2 * size * hidden + most
+    wide = 0 if weights == "full" else max(n * k * size for n, k in shapes)  # linear.widen
+    return tokens * each + wide
 
 
 def _peaks(

@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 
 from runtime.contract.engine_options import OPTIONS, EngineOptions
 from runtime.contract.errors import ConfigError, ModelError
-from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
+from runtime.memory.footprint import (
+    activation_bytes,
+    embedding_bytes,
+    page_bytes,
+    weight_bytes,
+)
 from runtime.models.config import DecoderConfig
 from runtime.models.shard import Shard
 
@@ -24,6 +29,7 @@ PEER_BYTES = int(0.5 * GIB)  # NCCL's buffers, if several GPUs share a model
 PROCESSES_BYTES = int(0.4 * GIB)  # without a model's vocabulary
 BODIES_BYTES = int(0.25 * GIB)  # of the API process: large bodies, many at once
 TOKEN_BYTES = 3072  # of the vocabulary: in the tokenizer of three processes
+RANK_BYTES = int(0.2 * GIB)  # of each process of a model in several: torch and gloo
 
 Change = dict[str, str | int | float]
 
@@ -81,24 +87,30 @@ class MemoryPlan:
 
 
 def plan_memory(
-    options: EngineOptions, config: DecoderConfig, total_bytes: int | None, limit: str = ""
+    options: EngineOptions,
+    config: DecoderConfig,
+    total_bytes: int | None,
+    limit: str = "",
+    *,
+    embeds: bool = False,
 ) -> MemoryPlan:
     """
     Return the plan: the KV cache gets what the other parts leave.
 
     Args:
-        total_bytes: Total memory of each GPU.  On a CPU the memory of the runtime's processes; None
-            if nothing limits it.
+        total_bytes: Total memory of each GPU.  On a CPU the memory of the runtime's processes,
+            divided by the shards; None if nothing limits it.
         limit: What sets *total_bytes* on a CPU, for the error.
+        embeds: Whether the model makes embeddings too.
 
     Raises:
         ConfigError: One request of the longest context does not fit.
         ModelError: The model can't be sharded or quantised with these options.
     """
     assert options.device == "cpu" or total_bytes is not None, "a GPU has a size"
-    plan = _plan(options, config, total_bytes)
+    plan = _plan(options, config, total_bytes, embeds=embeds)
     if total_bytes is not None and not plan.fits:
-        raise _too_small(options, config, plan, total_bytes, limit)
+        raise _too_small(options, config, plan, total_bytes, limit, embeds=embeds)
     return plan
 
 
@@ -123,9 +135,12 @@ def step_tokens(options: EngineOptions) -> int:
 def fixed_bytes(options: EngineOptions, vocabulary: int) -> int:
     """
     Return the memory that depends on the runtime alone, and on a CPU on the *vocabulary*.
+
+    On a CPU it is the part of one shard, as the memory of the host is.
     """
     if options.device == "cpu":
-        return PROCESSES_BYTES + BODIES_BYTES + TOKEN_BYTES * vocabulary
+        whole = PROCESSES_BYTES + BODIES_BYTES + TOKEN_BYTES * vocabulary
+        return -(-(whole + RANK_BYTES * (options.gpus - 1)) // options.gpus)
     return CONTEXT_BYTES + WORKSPACE_BYTES + (PEER_BYTES if options.gpus > 1 else 0)
 
 
@@ -137,7 +152,9 @@ def budget_words(options: EngineOptions, total_bytes: int, limit: str) -> str:
     return f"{words} ({limit})" if limit else words
 
 
-def _plan(options: EngineOptions, config: DecoderConfig, total_bytes: int | None) -> MemoryPlan:
+def _plan(
+    options: EngineOptions, config: DecoderConfig, total_bytes: int | None, *, embeds: bool
+) -> MemoryPlan:
     shard = Shard(0, options.gpus)
     shard.check(config)
     longest = request_tokens(options, config)
@@ -151,6 +168,9 @@ def _plan(options: EngineOptions, config: DecoderConfig, total_bytes: int | None
         options.weights,
         is_gpu=is_gpu,
     )
+    if embeds:
+        text = embedding_bytes(config, longest, options.precision, options.weights)
+        activations = max(activations, text)
     plan = MemoryPlan(
         budget=None if total_bytes is None else int(total_bytes * options.memory_fraction),
         weights=weight_bytes(
@@ -179,7 +199,13 @@ def pages_of(tokens: int, page_tokens: int) -> int:
 
 
 def _too_small(
-    options: EngineOptions, config: DecoderConfig, plan: MemoryPlan, total_bytes: int, limit: str
+    options: EngineOptions,
+    config: DecoderConfig,
+    plan: MemoryPlan,
+    total_bytes: int,
+    limit: str,
+    *,
+    embeds: bool,
 ) -> ConfigError:
     """
     Return the error for a *plan* with too few pages; its fix names changes that would fit.
@@ -207,7 +233,7 @@ def _too_small(
         [
             " and ".join(f"{key}: {value}" for key, value in change.items())
             for change in changes
-            if _fits_with(options, config, change, total_bytes)
+            if _fits_with(options, config, change, total_bytes, embeds=embeds)
         ]
         for changes in (cheap, dear)
     ]
@@ -231,7 +257,12 @@ def more_memory(options: EngineOptions) -> str:
 
 
 def _fits_with(
-    options: EngineOptions, config: DecoderConfig, change: Change, total_bytes: int
+    options: EngineOptions,
+    config: DecoderConfig,
+    change: Change,
+    total_bytes: int,
+    *,
+    embeds: bool,
 ) -> bool:
     changed = replace(options, **change)  # type: ignore[arg-type]
     if not all(OPTIONS[key].rules.allow(value) for key, value in change.items()):
@@ -239,6 +270,6 @@ def _fits_with(
     if changed.precision == "fp32" and changed.weights != "full":
         return False
     try:
-        return _plan(changed, config, total_bytes).fits
+        return _plan(changed, config, total_bytes, embeds=embeds).fits
     except ModelError:  # the model can't be sharded or quantised with these options
         return False

@@ -27,13 +27,14 @@ from runtime.server.admission import Refusal
 from runtime.server.embeddings import add_embeddings
 from runtime.server.errors import BUG, Failed, error_response
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import AdmittedRequest, GenerationRequest, Generator, TextDelta
+from runtime.server.generation import Generator
 from runtime.server.lifecycle import Phase
 from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.middleware import App, Middleware, outcome_of
 from runtime.server.openai_routes import add_openai
 from runtime.server.openapi import POLICY, openapi_document, page
 from runtime.server.rate_limits import KINDS, PARTS
+from runtime.server.requests import AdmittedRequest, GenerationRequest, TextDelta
 from runtime.server.schemas import GenerateBody
 from runtime.server.serving import WHY_NOT, Serving, admit, json_response, stream
 

@@ -4,9 +4,10 @@ Request bodies: received under a deadline, a least rate and a total, then parsed
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from runtime.server.schemas import Body
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Model = TypeVar("Model", bound=Body)
 
+DRAIN_S = 5.0  # for the rest of a body that is on its way when the runtime begins to leave
 GRACE_S = 5.0  # of an upload, before the least rate counts
 LEAST_BYTES_PER_S = 8 << 10
 SMALL_BODY_BYTES = 64 << 10
@@ -35,6 +37,9 @@ MAX_PROBLEMS = 5  # that an error names
 TRIED_TYPE = re.compile(r"str|int|list\[.*|constrained-.*|function-.*")
 
 NOT_AN_OBJECT = "send a JSON object, with content-type: application/json"
+LEAVING = Refusal(
+    503, "shutting_down", "the runtime shut down before the whole request had come", retry_after_s=1
+)
 CLIENT_GONE = Refusal(499, "client_closed_request", "the client went away")
 
 
@@ -50,6 +55,8 @@ class UploadBudget:
     def __init__(self) -> None:
         self.held = 0
         self.max_body_bytes = MAX_BODY_BYTES
+        self._uploads: set[Upload] = set()
+        self._reading = asyncio.Lock()
 
     def fit_context(self, context_tokens: int, longest_token_bytes: int | None) -> None:
         """
@@ -66,10 +73,29 @@ class UploadBudget:
         Yield a new upload; afterwards its bytes no longer count.
         """
         upload = Upload(self)
+        self._uploads.add(upload)
         try:
             yield upload
         finally:
+            self._uploads.remove(upload)
             self.held -= upload.size
+
+    def reading(self, body: bytes | bytearray) -> AbstractAsyncContextManager[object]:
+        """
+        Return a context for the steps of reading *body*: of large ones, one at a time.
+
+        Each step takes the loop some ten milliseconds, and of several bodies all would come in one
+        turn.
+        """
+        return self._reading if len(body) > SMALL_BODY_BYTES else nullcontext()
+
+    def end_in(self, seconds: float) -> None:
+        """
+        Refuse the uploads that are under way and not whole after *seconds*: a drain waits for them.
+        """
+        end_s = asyncio.get_running_loop().time() + seconds
+        for upload in self._uploads:
+            upload.end_by(end_s)
 
 
 class Upload:
@@ -83,6 +109,16 @@ class Upload:
     def __init__(self, budget: UploadBudget) -> None:
         self.size = 0
         self._budget = budget
+        self._end_s = math.inf
+        self._timeout: asyncio.Timeout | None = None  # while it waits
+
+    def end_by(self, end_s: float) -> None:
+        """
+        Refuse it if it is not whole at *end_s* of the loop's clock.
+        """
+        self._end_s = end_s
+        if self._timeout is not None and end_s < (self._timeout.when() or end_s):
+            self._timeout.reschedule(end_s)
 
     async def receive(self, receive: Receive, headers: Mapping[str, str]) -> bytearray:
         """
@@ -90,7 +126,7 @@ class Upload:
 
         Raises:
             Failed: 408 too slow, 413 too large, 415 not JSON as it is, 499 the client left,
-                429 all uploads together are too large.
+                429 all uploads together are too large, 503 the runtime leaves.
         """
         _check_headers(headers)
         if int(headers.get("content-length", 0)) > self._budget.max_body_bytes:
@@ -99,16 +135,21 @@ class Upload:
         started_s = asyncio.get_running_loop().time()
         while True:
             rate_s = GRACE_S + len(body) / LEAST_BYTES_PER_S
-            try:
-                async with asyncio.timeout_at(started_s + min(rate_s, UPLOAD_TIMEOUT_S)):
-                    message = await receive()
-            except TimeoutError:
-                raise Failed(_too_slow()) from None
+            message = await self._next(receive, started_s + min(rate_s, UPLOAD_TIMEOUT_S))
             if message["type"] != "http.request":
                 raise Failed(CLIENT_GONE)
             body += self._count(message.get("body", b""))
             if not message.get("more_body", False):
                 return body
+
+    async def _next(self, receive: Receive, late_s: float) -> MutableMapping[str, Any]:
+        try:
+            async with asyncio.timeout_at(min(late_s, self._end_s)) as self._timeout:
+                return await receive()
+        except TimeoutError:
+            raise Failed(_too_slow() if late_s < self._end_s else LEAVING) from None
+        finally:
+            self._timeout = None
 
     def _count(self, part: bytes) -> bytes:
         budget = self._budget

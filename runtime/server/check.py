@@ -18,6 +18,7 @@ from runtime.contract.engine_options import OPTIONS
 from runtime.contract.errors import ConfigError, RuntimeFault
 from runtime.contract.visible_text import visible
 from runtime.engines.base.host_memory import HostMemory
+from runtime.engines.base.slow_imports import import_failed
 from runtime.memory.plan import GIB
 from runtime.server.check_report import Gpu, MemoryReport, PlanOrFault, as_document, as_text
 from runtime.server.config import HostConfig, load_config
@@ -67,10 +68,13 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     if config.options.engine != "slipway":
         why, fix = "vLLM plans its memory itself", "see the lines of vLLM in the unit's log"
         raise ConfigError(f"engine: {config.options.engine}", why=why, fix=fix)
+    # Slow imports, which a start does not need before it has an engine process.
+    try:
+        from runtime.engines.paged.check_files import check_files, makes_embeddings
+    except Exception as error:
+        raise import_failed(error) from error
     host = _find_host_memory(config, args.memory)
     gpu = _find_gpu(config, args.gpu_memory)
-    # Slow imports, which a start does not need before it has an engine process.
-    from runtime.engines.paged.check_files import check_files
     from runtime.server.model_files import open_model_files, tokens_without_rows
     from runtime.server.warmup import check_prompt
 
@@ -81,9 +85,14 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
     with closing(open_model_files(model_dir, config.options)) as files:
         codec = files.codec
     model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
+    embeds = config.options.gpus == 1 and makes_embeddings(model_dir, config.options)
     answers = {
         (weights, kv): _answer(
-            config.model_copy(update={"weights": weights, "kv": kv}), model, gpu, host
+            config.model_copy(update={"weights": weights, "kv": kv}),
+            model,
+            gpu,
+            host,
+            embeds=embeds,
         )
         for weights in WEIGHTS
         for kv in KV
@@ -97,6 +106,8 @@ def _answer(
     model: "DecoderConfig | EncoderConfig",
     gpu: Gpu | None,
     host: HostMemory | None,
+    *,
+    embeds: bool,
 ) -> PlanOrFault:
     from runtime.engines.paged.device_memory import plan_for
 
@@ -104,7 +115,8 @@ def _answer(
     try:
         config.check(Path("configuration"))
         total_bytes = None if memory is None else memory.total_bytes
-        return plan_for(config.options, model, total_bytes, "" if host is None else host.limit)
+        limit = "" if host is None else host.limit
+        return plan_for(config.options, model, total_bytes, limit, embeds=embeds)
     except RuntimeFault as error:
         return error
 

@@ -19,8 +19,9 @@ from runtime.server.caller import current_caller
 from runtime.server.embedder import Embedder, TextToEmbed
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import Generator, Place, left_on_failure
+from runtime.server.generation import Generator
 from runtime.server.openai_bodies import prompts_type
+from runtime.server.requests import Place, left_on_failure
 from runtime.server.schemas import WHOLE, Body, BodyBounds, Priority
 from runtime.server.serving import Serving, admit
 

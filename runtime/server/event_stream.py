@@ -44,14 +44,16 @@ async def unless_gone(request: Request, result: Awaitable[Value]) -> Value:
 class EventStream(Response):
     """
     Server-sent events: one for each document, then [DONE]; or an error event as the last.
+
+    A document may be JSON already.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        first: Document,
-        rest: AsyncGenerator[Document, None],
+        first: Document | bytes,
+        rest: AsyncGenerator[Document | bytes, None],
         outcome: RequestOutcome,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
@@ -77,16 +79,18 @@ class EventStream(Response):
     async def _send_all(self, send: Any) -> None:
         id = self._outcome.request_id
 
-        async def event(data: bytes, *, name: str = "") -> None:
+        async def event(document: Document | bytes, *, name: str = "") -> None:
+            if not isinstance(document, bytes):
+                document = json.dumps(document).encode()
             head = f"event: {name}\n".encode() if name else b""
-            body = head + b"data: " + data + b"\n\n"
+            body = head + b"data: " + document + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
-        await event(json.dumps(self._first).encode())
+        await event(self._first)
         try:
             async with aclosing(self._rest) as documents:
                 async for document in documents:
-                    await event(json.dumps(document).encode())
+                    await event(document)
         except Failed as failed:
             self._outcome.code = failed.refused.status
             self._outcome.excuse = failed.refused.excuse

@@ -7,8 +7,8 @@ Every admitted request ends: with its text, or with one Failed.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from runtime.chat import ChatTemplate
@@ -26,17 +26,28 @@ from runtime.server.admission import (
     time_allowed_s,
 )
 from runtime.server.answer_text import AnswerText
-from runtime.server.caller import Caller, current_caller
+from runtime.server.caller import current_caller
+from runtime.server.echo import EchoedPrompt
 from runtime.server.embedder import Embedder
 from runtime.server.errors import Failed
 from runtime.server.failures import failure
-from runtime.server.grammars import AskedGrammar, GrammarReader
-from runtime.server.prompts import Conversation, Prompt, PromptReader
+from runtime.server.grammars import GrammarReader
+from runtime.server.prompts import Conversation, PromptReader
+from runtime.server.requests import (
+    AdmittedRequest,
+    GenerationRequest,
+    Place,
+    SharedPrompt,
+    TextDelta,
+    left_on_failure,
+)
 from runtime.server.scores import ScoredToken, score_prompt
 from runtime.server.text import Codec, Decoder
 from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
-GRACE_S = 1.0  # wait for the engine's own EXPIRED after a deadline
+LONG_SUBMIT_TOKENS = 1024  # of a prompt; sending a whole context to the engine takes 10 ms
+DECODED_AT_ONCE = 4096  # tokens of an answer, some milliseconds
+SCORED_AT_ONCE = 128  # the same with log probabilities: each is decoded by itself
 Value = TypeVar("Value")
 ONLY_EMBEDS = "this model generates no text; it makes embeddings: POST /v1/embeddings"
 NO_PRIORITIES = (
@@ -46,148 +57,6 @@ NO_PRIORITIES = (
 _NO_ANSWER = SamplingParams(max_tokens=0)
 _NO_LOAD = CurrentLoad(0, 0.0)
 _MARK_TOKENS = 16  # a mark of reasoning and the white space after it have fewer
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """
-    What a client asks for.
-
-    Attributes:
-        timeout_s: None for the longest that is allowed.
-        fills_context: The answer may take what is left of the context; `params.max_tokens` is the
-            least that must be left.
-        adds_special: Put the tokenizer's own tokens around a text.
-        shows_marks: The answer's text has the marks of calls and of reasoning, even if they are
-            special tokens.
-        skips_special: Special tokens of the answer have no text.
-        grammar: What the answer must match; None for anything.
-        priority: See `Submit`.
-    """
-
-    prompt: Prompt | Conversation
-    params: SamplingParams
-    stop: tuple[str, ...] = ()
-    timeout_s: float | None = None
-    fills_context: bool = False
-    adds_special: bool = True
-    shows_marks: bool = False
-    skips_special: bool = True
-    grammar: AskedGrammar | None = None
-    priority: int = 0
-
-    @property
-    def field(self) -> str:
-        """
-        The field of the body that has the prompt.
-        """
-        return "messages" if isinstance(self.prompt, Conversation) else "prompt"
-
-
-class Place:
-    """
-    A place among the requests that run or wait, from its admission until the engine has it.
-
-    A drain waits for it.  One whose request is given up before that is left when it is forgotten.
-    """
-
-    def __init__(self, generator: "Generator") -> None:
-        self._generator, self._is_taken = generator, True
-        generator.promised += 1
-        self._holding = ExitStack()
-        self._holding.enter_context(generator.hold())
-
-    def leave(self) -> None:
-        if self._is_taken:
-            self._is_taken = False
-            self._generator.promised -= 1
-            self._holding.close()
-
-    def __del__(self) -> None:
-        self.leave()
-
-
-@dataclass(slots=True)
-class SharedPrompt:
-    """
-    What the answers of one prompt share: the first computes it, the others find it in the cache.
-
-    Attributes:
-        first: The engine's id of the first; None until it is submitted.
-    """
-
-    first: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AdmittedRequest:
-    """
-    A request with its prompt in tokens; its text is no longer needed.
-
-    Attributes:
-        started_s: When it came, on the monotonic clock.
-        allowed_s: Time for the whole answer, from then on.
-        place: What it counts as until the engine has it.
-        late_excuse: Excuse of a late answer: the client asked for less time than it may have.
-        shows_marks: As of the GenerationRequest.
-        caller: Whose request it is.
-        shared: None for a prompt with one answer.
-        priority: As of the GenerationRequest.
-    """
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    stop: tuple[str, ...]
-    started_s: float
-    allowed_s: float
-    place: Place
-    late_excuse: str | None = None
-    shows_marks: bool = False
-    caller: Caller = field(default_factory=Caller)
-    shared: SharedPrompt | None = None
-    skips_special: bool = True
-    priority: int = 0
-
-    @property
-    def give_up_s(self) -> float:
-        """
-        When the engine is no longer waited for, on the monotonic clock.
-        """
-        return self.started_s + self.allowed_s + GRACE_S
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """
-    The next part of an answer's text; the last one has a finish_reason.
-
-    Attributes:
-        tokens: Generated so far.
-        cached_tokens: Tokens of the prompt that were found in the cache; None if unknown.
-        scores: Of the tokens of this part; None for an answer without log probabilities.
-        prompt_scores: Of the prompt's tokens, with the first part, if they are asked for.
-    """
-
-    text: str
-    tokens: int
-    prompt_tokens: int
-    finish_reason: str | None = None
-    cached_tokens: int | None = None
-    scores: Sequence[ScoredToken] | None = None
-    prompt_scores: Sequence[ScoredToken] | None = None
-
-
-@contextmanager
-def left_on_failure(places: Sequence[Place]) -> Iterator[None]:
-    """
-    Leave *places* if the block fails or is cancelled.
-    """
-    try:
-        yield
-    except BaseException:
-        for place in places:
-            place.leave()
-        raise
 
 
 class Generator:
@@ -376,20 +245,31 @@ class Generator:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """
         Raises:
-            Failed: As `text_of`, or there is no room for it now.
+            Failed: 400: they are too many, or the model has no such tokens.  503: there is no room
+                for it now.
         """
         with self._place():
-            return await self.text_of(tokens)
+            if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field="tokens"):
+                raise Failed(refused)
+            late_s = time.monotonic() + self._limits.request_timeout_s
+            return await _by(late_s, self._prompts.text_of(tokens))
 
-    async def text_of(self, tokens: Sequence[int], field: str = "tokens") -> str:
+    async def echo(self, request: GenerationRequest, *, has_offsets: bool) -> EchoedPrompt:
         """
+        Return the text that an answer of *request*, which was admitted, repeats.
+
         Raises:
-            Failed: 400: they are too many, or the model has no such tokens.
+            Failed: It took too long.
         """
-        if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field=field):
-            raise Failed(refused)
+        assert not isinstance(request.prompt, Conversation)
         late_s = time.monotonic() + self._limits.request_timeout_s
-        return await _by(late_s, self._prompts.text_of(tokens, field))
+        reading = self._prompts.echo(
+            request.prompt,
+            self._codec if request.skips_special else self._verbatim,
+            adds_special=request.adds_special,
+            has_offsets=has_offsets,
+        )
+        return await _by(late_s, reading)
 
     async def whole(self, request: AdmittedRequest) -> TextDelta:
         """
@@ -411,8 +291,12 @@ class Generator:
         Raises:
             Failed: One of them did; the others are cancelled.
         """
-        tasks = [asyncio.create_task(self.whole(request)) for request in requests]
+        tasks: list[asyncio.Task[TextDelta]] = []
         try:
+            for request in requests:
+                tasks.append(asyncio.create_task(self.whole(request)))
+                if len(request.prompt) > LONG_SUBMIT_TOKENS:
+                    await asyncio.sleep(0)  # one in each turn of the loop
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -489,7 +373,10 @@ class Generator:
                 prompt_scores,
             )
 
-        while tokens := await _by(request.give_up_s, stream.more(seen)):
+        most = SCORED_AT_ONCE if request.params.logprobs is not None else DECODED_AT_ONCE
+        while tokens := (await _by(request.give_up_s, stream.more(seen)))[:most]:
+            if len(tokens) == most:
+                await asyncio.sleep(0)  # the loop goes on within a long answer
             if not seen:
                 prompt_scores = await self._score_prompt(stream, request)
             logprobs = stream.logprobs[seen : seen + len(tokens)]
@@ -517,7 +404,7 @@ class Generator:
     ) -> Sequence[ScoredToken] | None:
         if request.params.prompt_logprobs is None:
             return None
-        args = self._codec, self._decoder_of(request), request.prompt, stream.prompt_logprobs
+        args = self._codec, request.prompt, stream.prompt_logprobs, request.offsets
         return await asyncio.to_thread(score_prompt, *args)
 
     def _decoder_of(self, request: AdmittedRequest) -> Decoder:
@@ -566,49 +453,6 @@ class Generator:
         most = request.params.max_tokens
         if refused := refuse(prompt_tokens, most, _NO_LOAD, self._limits, field=request.field):
             raise Failed(refused)
-
-
-async def together(
-    streams: Sequence[AsyncGenerator[TextDelta, None]],
-) -> AsyncGenerator[tuple[int, TextDelta], None]:
-    """
-    Yield the deltas of all *streams*, with the index of each, as they come.
-
-    Raises:
-        Failed: One of them did; the others are cancelled.
-    """
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as deltas:
-            async for delta in deltas:
-                yield 0, delta
-        return
-    queue: asyncio.Queue[tuple[int, TextDelta] | Exception | None] = asyncio.Queue(maxsize=1)
-
-    async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
-        end: Exception | None = None
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    await queue.put((index, delta))
-        except Exception as error:
-            end = error
-        await queue.put(end)
-
-    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    running = len(tasks)
-    try:
-        while running:
-            match await queue.get():
-                case None:
-                    running -= 1
-                case Exception() as error:
-                    raise error
-                case item:
-                    yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 async def _by(

@@ -3,6 +3,7 @@ What a request wants its answer to match, and the check of it.
 """
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +14,16 @@ from runtime.server.admission import Refusal
 from runtime.server.caller import current_caller
 from runtime.server.check_queue import CheckQueue
 from runtime.server.errors import Failed
-from runtime.structured import Grammar, GrammarError, GrammarKind, GrammarUnavailable
+from runtime.structured import (
+    CheckFailed,
+    Grammar,
+    GrammarError,
+    GrammarKind,
+    GrammarUnavailable,
+)
 from runtime.structured.process import GrammarChecker
+
+log = logging.getLogger("runtime.server")
 
 CHECK_THREADS = 1  # the checker does one at a time
 MAX_WAITING = 16  # checks of one API key, but for the same grammar
@@ -73,7 +82,7 @@ class GrammarReader:
         """
         Raises:
             Failed: 400: it can't be compiled, matches no text, or takes too much.  503: too many
-                checks of the same API key wait.
+                checks of the same API key wait, or the check itself failed.
         """
         if self._checker is None:
             raise _refused("no_structured_output", asked, "this model has no structured output")
@@ -82,6 +91,8 @@ class GrammarReader:
             return grammar or await self._wait(current_caller().name, asked)
         except GrammarError as error:
             raise _refused("grammar_refused", asked, str(error)) from None
+        except CheckFailed as error:
+            raise _not_checked(asked, error) from None
         except GrammarUnavailable as error:
             why = f"this model has no structured output: {error}"
             raise _refused("no_structured_output", asked, why) from None
@@ -133,6 +144,12 @@ class GrammarReader:
             return self._checker.check(asked.kind, asked.text)
         except Exception as error:  # each reader raises it
             return error
+
+
+def _not_checked(asked: AskedGrammar, error: CheckFailed) -> Failed:
+    log.error("grammar.check_failed field=%s why=%s", asked.field, error)
+    message = "the grammar could not be checked; send the request again"
+    return Failed(Refusal(503, "grammar_check_failed", message, retry_after_s=1))
 
 
 def _refused(code: str, asked: AskedGrammar, why: str) -> Failed:

@@ -10,10 +10,14 @@ from typing import Any, Protocol
 
 from runtime.server.answers import PLAIN, AnswerForm, AnswerReader
 from runtime.server.event_stream import Document
-from runtime.server.generation import AdmittedRequest, Generator, TextDelta, together
+from runtime.server.generation import Generator
+from runtime.server.json_pieces import dumps, encode
+from runtime.server.requests import AdmittedRequest, TextDelta
 from runtime.server.scores import ScoredToken, chat_logprobs, completion_logprobs
+from runtime.server.together import together
 
-LONG_ANSWER_CHARS = 20_000  # longer answers are split into calls in another thread
+LONG_ANSWER_CHARS = 20_000  # longer answers become documents in another thread
+SCORE_CHARS = 50  # as many characters are as much work as one token's log probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,30 +189,38 @@ class CompletionFormat:
         return [choice]
 
 
-async def whole(generator: Generator, asked: Asked, format: Format) -> Document:
+async def whole(generator: Generator, asked: Asked, format: Format) -> bytes:
     """
-    Return the document of a whole answer.
+    Return the document of a whole answer, as JSON.
     """
     answers = await generator.all(asked.requests)
 
     def choices() -> list[dict[str, Any]]:
         return [format.choice(index, answer) for index, answer in enumerate(answers)]
 
-    is_long = (
-        sum(len(answer.text) + len(answer.prompt_scores or ()) for answer in answers)
-        > LONG_ANSWER_CHARS
-    )
-    return format.head(is_event=False) | {
+    is_long = sum(map(_weight, answers)) > LONG_ANSWER_CHARS
+    document = format.head(is_event=False) | {
         "choices": await asyncio.to_thread(choices) if is_long else choices(),
         "usage": asked.usage(dict(enumerate(answers))),
     }
+    return await encode(document) if is_long else dumps(document)
+
+
+def _weight(delta: TextDelta) -> int:
+    """
+    Return how much work the document of *delta* is, in characters of a text.
+    """
+    return len(delta.text) + SCORE_CHARS * (
+        len(delta.scores or ()) + len(delta.prompt_scores or ())
+    )
 
 
 async def events(
     generator: Generator, asked: Asked, format: Format
-) -> AsyncGenerator[Document, None]:
+) -> AsyncGenerator[Document | bytes, None]:
     """
-    Yield the documents of a stream; if asked for, the last one has the usage and no choice.
+    Yield the documents of a stream, long ones as JSON; if asked for, the last one has the usage and
+    no choice.
     """
     head = format.head(is_event=True)
     if asked.includes_usage:
@@ -217,8 +229,14 @@ async def events(
     streams = [generator.deltas(request) for request in asked.requests]
     async with aclosing(together(streams)) as deltas:
         async for index, delta in deltas:
-            for choice in format.choices(index, delta, is_first=index not in newest):
-                yield head | {"choices": [choice]}
+            is_first, is_long = index not in newest, _weight(delta) > LONG_ANSWER_CHARS
+            if is_long:
+                found = await asyncio.to_thread(format.choices, index, delta, is_first=is_first)
+            else:
+                found = format.choices(index, delta, is_first=is_first)
+            for choice in found:
+                document = head | {"choices": [choice]}
+                yield await encode(document) if is_long else document
             newest[index] = delta
     if asked.includes_usage:
         yield head | {"choices": [], "usage": asked.usage(newest)}

@@ -16,7 +16,7 @@ from runtime.server.admission import Refusal
 from runtime.server.answers import AnswerForm
 from runtime.server.errors import Failed
 from runtime.server.event_stream import unless_gone
-from runtime.server.generation import GenerationRequest, Generator, Place, left_on_failure
+from runtime.server.generation import Generator
 from runtime.server.grammars import AskedGrammar
 from runtime.server.middleware import outcome_of
 from runtime.server.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -28,6 +28,7 @@ from runtime.server.openai_documents import (
     events,
     whole,
 )
+from runtime.server.requests import GenerationRequest, Place, left_on_failure
 from runtime.server.serving import Serving, admit, json_response, stream
 from runtime.server.structured_bodies import EXCLUDED
 from runtime.structured.grammar import GrammarKind
@@ -74,7 +75,8 @@ async def _answer(serving: Serving, request: Request, asked: Asked, format: Form
     generator = serving.serving_generator()
     if asked.is_stream:
         return await stream(request, events(generator, asked, format))
-    return json_response(await unless_gone(request, whole(generator, asked, format)))
+    body = await unless_gone(request, whole(generator, asked, format))
+    return Response(body, media_type="application/json")
 
 
 async def _ask_chat(generator: Generator, body: ChatBody) -> Asked:
@@ -174,19 +176,20 @@ async def _read_completions(
         )
         own = places[first : first + body.choices]
         admitted = await generator.choices(request, params, own)
-        requests += admitted
         prompt_tokens += len(admitted[0].prompt)
         if body.echo:
-            text = prompt if isinstance(prompt, str) else await generator.text_of(prompt, "prompt")
-            echoed += len(text) * body.choices
-            if echoed > MAX_ECHOED:
-                message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
-                raise Failed(Refusal(400, "invalid_request", message, param="echo"))
             scored += len(admitted[0].prompt) * body.choices
             if body.logprobs is not None and scored > MAX_SCORED:
                 message = f"logprobs: with echo, all prompts have more than {MAX_SCORED} tokens"
                 raise Failed(Refusal(400, "invalid_request", message, param="logprobs"))
-            prompts += [text] * body.choices
+            repeated = await generator.echo(request, has_offsets=body.logprobs is not None)
+            echoed += len(repeated.text) * body.choices
+            if echoed > MAX_ECHOED:
+                message = f"echo: the prompts of all answers have more than {MAX_ECHOED} characters"
+                raise Failed(Refusal(400, "invalid_request", message, param="echo"))
+            admitted = [replace(each, offsets=repeated.offsets) for each in admitted]
+            prompts += [repeated.text] * body.choices
+        requests += admitted
         await asyncio.sleep(0)  # the loop goes on between two prompts
     return Asked(
         requests,

@@ -37,7 +37,7 @@ CODES: dict[int, tuple[str, ...]] = {
     431: ("headers_too_large",),
     500: ("engine_error", "engine_nonfinite", "internal", "no_answer"),
     502: ("engine_died",),
-    503: ("not_ready", "queue_full", "shutting_down"),
+    503: ("grammar_check_failed", "not_ready", "queue_full", "shutting_down"),
     504: ("deadline_exceeded",),
 }
 WORDS = {

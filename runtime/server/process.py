@@ -25,6 +25,7 @@ from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmProcess
 from runtime.server.answers import syntax_of
 from runtime.server.api import create_app
+from runtime.server.body import DRAIN_S
 from runtime.server.config import Settings
 from runtime.server.connection import MAX_HEAD_BYTES, HttpConnection
 from runtime.server.generation import Generator
@@ -221,6 +222,7 @@ class RuntimeServer:
         in_flight = generator.load.in_flight if generator else 0
         self._notifier.stopping(f"draining {in_flight} requests")
         log.info("runtime.drain_started in_flight=%d", in_flight)
+        self._serving.uploads.end_in(DRAIN_S)
         started_s = time.monotonic()
         drained = asyncio.create_task(self._engine.drain(config.drain_timeout_s))
         await asyncio.wait((drained, self._engine.died), return_when=asyncio.FIRST_COMPLETED)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from runtime.chat import ChatTemplate, ChatTemplateError
 from runtime.contract.visible_text import visible
 from runtime.server.admission import Refusal
+from runtime.server.echo import EchoedPrompt, echo_tokens
 from runtime.server.errors import Failed
-from runtime.server.text import Codec, is_unicode
+from runtime.server.text import Codec, Decoder, is_unicode
 
 LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
 # A prompt of 8 MiB takes a thread ten seconds and most of a GiB: few at a time.
@@ -22,7 +23,6 @@ LONG_PROMPT_THREADS = 2
 LONG_TOKENS = 4096  # more are decoded in another thread
 RENDER_THREADS = 2
 TEMPLATE_WORDS = 500  # characters of what a template says when it refuses messages
-Given = TypeVar("Given")
 Value = TypeVar("Value")
 
 Prompt = str | tuple[int, ...]  # a text, or its token ids
@@ -98,21 +98,48 @@ class PromptReader:
             tokens = encode(prompt)
         else:
             check(self._codec.least_tokens(prompt, enough))
-            tokens = await self._threaded(self._long_prompts, encode, prompt)
+            tokens = await self._threaded(self._long_prompts, partial(encode, prompt))
         self._check(tokens, field)
         return tokens
 
-    async def text_of(self, tokens: Sequence[int], field: str) -> str:
+    async def text_of(self, tokens: Sequence[int]) -> str:
         """
-        Return the text of token ids that *field* of the body has.
+        Return the text of token ids, the `tokens` of a body.
 
         Raises:
             Failed: The model has no such token.
         """
-        self._check(tokens, field)
+        self._check(tokens, "tokens")
+        decode = partial(self._codec.decode, tokens)
         if len(tokens) <= LONG_TOKENS:
-            return self._codec.decode(tokens)
-        return await self._threaded(self._long_prompts, self._codec.decode, tokens)
+            return decode()
+        return await self._threaded(self._long_prompts, decode)
+
+    async def echo(
+        self, prompt: Prompt, decoder: Decoder, *, adds_special: bool, has_offsets: bool
+    ) -> EchoedPrompt:
+        """
+        Return the text of a *prompt* that `tokens` has read: what the client has sent, or the text
+        of its token ids.
+
+        Args:
+            decoder: Decodes token ids.
+            adds_special: As for `tokens`.
+            has_offsets: Whether its offsets are needed.
+        """
+
+        def text() -> EchoedPrompt:
+            if isinstance(prompt, str):
+                return EchoedPrompt(prompt, self._codec.offsets(prompt, adds_special=adds_special))
+            if has_offsets:
+                return echo_tokens(decoder, prompt)
+            return EchoedPrompt(decoder.decode(prompt))
+
+        if isinstance(prompt, str) and not has_offsets:
+            return EchoedPrompt(prompt)
+        if len(prompt) <= LONG_TOKENS and not has_offsets:
+            return text()
+        return await self._threaded(self._long_prompts, text)
 
     async def _render(self, conversation: Conversation) -> str:
         if self._template is None:
@@ -120,21 +147,20 @@ class PromptReader:
             raise Failed(Refusal(400, "no_chat_template", message, param="messages"))
         render = partial(
             self._template.render,
+            conversation.messages,
             tools=conversation.tools,
             add_generation_prompt=conversation.adds_generation_prompt,
             kwargs=conversation.kwargs,
         )
         try:
-            return await self._threaded(self._rendering, render, conversation.messages)
+            return await self._threaded(self._rendering, render)
         except ChatTemplateError as error:
             words = visible(str(error), limit=TEMPLATE_WORDS)
             refused = Refusal(400, "chat_template_refused", words, param="messages")
             raise Failed(refused) from None
 
-    async def _threaded(
-        self, pool: ThreadPoolExecutor, work: Callable[[Given], Value], given: Given
-    ) -> Value:
-        job = pool.submit(work, given)
+    async def _threaded(self, pool: ThreadPoolExecutor, work: Callable[[], Value]) -> Value:
+        job = pool.submit(work)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:

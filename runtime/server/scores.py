@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.engines.base.sampling import TokenLogprobs
-from runtime.server.text import Codec, Decoder, Detokenizer
+from runtime.server.text import Codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +57,18 @@ def score(codec: Codec, token: int, logprobs: TokenLogprobs, offset: int) -> Sco
 
 
 def score_prompt(
-    codec: Codec, decoder: Decoder, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    codec: Codec, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], offsets: Sequence[int]
 ) -> list[ScoredToken]:
     """
-    Return the tokens of a *prompt*.  A long one takes seconds: call it in a thread.
+    Return the tokens of a *prompt*.
 
     Args:
-        decoder: Decodes the prompt.
         logprobs: Of its tokens from the second on.
+        offsets: Where each token begins in the text that the answer repeats.
     """
-    detokenizer, offset = Detokenizer(decoder), 0
-    found = [ScoredToken(ScoredText(codec.token_bytes(prompt[0]), None), (), 0)]
-    for before, token, each in zip(prompt[:-1], prompt[1:], logprobs, strict=True):
-        offset += len(detokenizer.add((before,)))
-        found.append(score(codec, token, each, offset))
-    return found
+    first = ScoredToken(ScoredText(codec.token_bytes(prompt[0]), None), (), offsets[0])
+    others = zip(prompt[1:], logprobs, offsets[1:], strict=True)
+    return [first, *(score(codec, *each) for each in others)]
 
 
 def chat_logprobs(scores: Sequence[ScoredToken] | None) -> dict[str, Any] | None:

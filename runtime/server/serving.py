@@ -2,7 +2,6 @@
 What the routes share: the state of the process, how a body comes in and how an answer goes out.
 """
 
-import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,12 +18,14 @@ from runtime.server.caller import current_caller
 from runtime.server.config import Settings
 from runtime.server.errors import Failed
 from runtime.server.event_stream import Document, EventStream, unless_gone
-from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation import Generator
 from runtime.server.generation_defaults import with_defaults
+from runtime.server.json_pieces import dumps
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, Phase
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import outcome_of
+from runtime.server.requests import GenerationRequest
 from runtime.server.schemas import Body
 
 Admitted = TypeVar("Admitted")
@@ -100,11 +101,10 @@ class Serving:
 
 
 def json_response(document: Any, status: int = 200) -> Response:
-    body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, status_code=status, media_type="application/json")
+    return Response(dumps(document), status_code=status, media_type="application/json")
 
 
-async def stream(request: Request, documents: AsyncGenerator[Document, None]) -> Response:
+async def stream(request: Request, documents: AsyncGenerator[Document | bytes, None]) -> Response:
     """
     Answer with *documents* as server-sent events.
 
@@ -131,7 +131,8 @@ async def admit(
         received = await upload.receive(request.receive, request.headers)
         # Once the body has come, so that HAProxy passes on the headers of a refusal.
         current_caller().take_request()
-        body = await parse(received, kind)
+        async with serving.uploads.reading(received):
+            body = await parse(received, kind)
         serving.check_model(body.model)
         body = with_defaults(body, serving.defaults)
         _take_deadline(request, body)

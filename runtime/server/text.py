@@ -14,6 +14,8 @@ from runtime.server.token_bytes import token_bytes
 from runtime.server.tokenizer_files import TOKENIZER, load_tokenizer
 
 CONTEXT_TOKENS = 8  # of a prompt that an answer's first piece is decoded with
+MAX_PENDING = 8  # tokens whose text is held back because it ends within a character
+UNFINISHED_TOKENS = 3  # of them at most: a character has four bytes, and a token at least one
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
@@ -45,6 +47,11 @@ class Codec(Decoder, Protocol):
         """
         Args:
             adds_special: Put the tokenizer's own tokens around, such as BOS.
+        """
+
+    def offsets(self, text: str, *, adds_special: bool = True) -> list[int]:
+        """
+        Return where the text of each token that `encode` makes begins in *text*, in characters.
         """
 
     def least_tokens(self, text: str, enough: int) -> int:
@@ -108,10 +115,26 @@ class TokenizerCodec:
         # `encode` holds Python's lock for as long as it takes, seconds for a long text: no other
         # request, health check or report of the engine would be answered.  The batch releases it.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
-        ids, prefix = list(encoding.ids), self._prefix
-        if adds_special and prefix and ids[: 2 * len(prefix)] == prefix * 2:
-            return ids[len(prefix) :]  # the client has written it already: one BOS
-        return ids
+        ids = list(encoding.ids)
+        return ids[self._doubled(ids) :] if adds_special else ids
+
+    def offsets(self, text: str, *, adds_special: bool = True) -> list[int]:
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=adds_special)
+        found, end = [], 0
+        places = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        for (start, stop), is_added in places:
+            # Parts of one character begin where it does.
+            found.append(end if is_added else min(start, end))
+            end = max(end, stop)
+        return found[self._doubled(encoding.ids) :] if adds_special else found
+
+    def _doubled(self, ids: Sequence[int]) -> int:
+        """
+        Return how many of the first *ids* to drop: the client has written BOS already.
+        """
+        prefix = self._prefix
+        is_doubled = bool(prefix) and list(ids[: 2 * len(prefix)]) == prefix * 2
+        return len(prefix) if is_doubled else 0
 
     def least_tokens(self, text: str, enough: int) -> int:
         return self._bound.least_tokens(text, enough)
@@ -172,9 +195,9 @@ class Detokenizer:
     """
     Decodes tokens incrementally; the parts joined are the decoded whole.
 
-    Text is held back while it ends within a character.  Tokens are decoded together with those
-    of the part before, because decoders treat the first token of a text differently: some drop its
-    space.
+    Text is held back while it ends within a character, for less than MAX_PENDING tokens: bytes may
+    come that never become one.  Tokens are decoded together with those of the part before, because
+    decoders treat the first token of a text differently: some drop its space.
 
     Args:
         prompt: What the tokens continue.
@@ -192,10 +215,24 @@ class Detokenizer:
         self._tokens += tokens
         before = self._codec.decode(self._tokens[self._context : self._done])
         text = self._codec.decode(self._tokens[self._context :])
+        end = len(self._tokens)
         if text.endswith(REPLACEMENT) and not is_last:
-            return ""
-        self._context, self._done = self._done, len(self._tokens)
+            if end - self._done < MAX_PENDING:
+                return ""
+            end, text = self._settled(text)
+        self._context, self._done = self._done, end
         return text[len(before) :]
+
+    def _settled(self, text: str) -> tuple[int, str]:
+        """
+        Return the end of the tokens whose text no later one changes, and their part of *text*.
+        """
+        last = len(self._tokens) - UNFINISHED_TOKENS
+        for end in range(last, last - UNFINISHED_TOKENS, -1):
+            settled = self._codec.decode(self._tokens[self._context : end])
+            if text.startswith(settled):  # it does not end within a character
+                return end, settled
+        return len(self._tokens), text
 
 
 class StopScanner:

@@ -18,6 +18,7 @@ from tokenizers.models import BPE
 _PART_CHARS = 1 << 16  # counted at once
 _NFC_SHRINKS = 3  # NFC makes UTF-8 at most three times shorter
 _MOST_GROUPS = 8
+_BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,14 @@ class TokenBound:
         groups: Bytes with the length of the longest token that has one of them.  A byte of no group
             counts nothing.
         has_nfc: Whether the tokenizer normalizes to NFC before.
+        longest_chars: Characters of the longest token, where characters are counted in place of
+            bytes; 0 elsewhere.
     """
 
     longest: int | None
     groups: tuple[tuple[int, bytes], ...] = ()
     has_nfc: bool = False
+    longest_chars: int = 0
 
     def least_tokens(self, text: str, enough: int) -> int:
         """
@@ -42,6 +46,8 @@ class TokenBound:
         """
         if self.longest is None:
             return 0
+        if self.longest_chars:
+            return min(math.ceil(len(text) / self.longest_chars), enough)
         if self.has_nfc and not unicodedata.is_normalized("NFC", text):
             return min(math.ceil(len(text.encode()) / (_NFC_SHRINKS * self.longest)), enough)
         least = 0.0
@@ -63,7 +69,8 @@ def bound_of(tokenizer: Tokenizer) -> TokenBound:
     """
     Return the bound of *tokenizer*; NO_BOUND for kinds that may drop or join any text.
 
-    Supported: byte-level BPE, without a normalizer or with NFC.
+    Supported: byte-level BPE, without a normalizer or with NFC; and BPE as of SentencePiece, where
+    bytes stand for what is in no token.
     """
     model = tokenizer.model
     normalizer = states(tokenizer.normalizer)
@@ -71,15 +78,21 @@ def bound_of(tokenizer: Tokenizer) -> TokenBound:
     added = tokenizer.get_added_tokens_decoder().values()
     if (
         not isinstance(model, BPE)
-        or any(each["type"] != "NFC" for each in normalizer)
-        or not any(each["type"] == "ByteLevel" for each in splitters)
         or not all(_keeps_text(each) for each in splitters)
         or any(token.lstrip or token.rstrip for token in added)  # they take any white space
     ):
         return NO_BOUND
     added_texts = [token.content for token in added]
-    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-    return _byte_bound(vocabulary.keys(), added_texts, has_nfc=bool(normalizer))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False).keys()
+    if any(each["type"] == "ByteLevel" for each in splitters):
+        if any(each["type"] != "NFC" for each in normalizer):
+            return NO_BOUND
+        return _byte_bound(vocabulary, added_texts, has_nfc=bool(normalizer))
+    if model.byte_fallback and vocabulary >= _BYTE_TOKENS and all(map(_keeps_length, normalizer)):
+        texts = [*vocabulary, *added_texts]
+        longest = max(len(text.encode()) for text in texts)
+        return TokenBound(longest, longest_chars=max(map(len, texts)))
+    return NO_BOUND
 
 
 def _byte_bound(vocabulary: Iterable[str], added: Iterable[str], *, has_nfc: bool) -> TokenBound:
@@ -146,4 +159,14 @@ def _keeps_text(state: dict[str, Any]) -> bool:
     kind = state["type"]
     if kind in ("Split", "Punctuation"):
         return state.get("behavior") != "Removed"
-    return kind in ("ByteLevel", "Digits")
+    return kind in ("ByteLevel", "Digits", "Metaspace")
+
+
+def _keeps_length(state: dict[str, Any]) -> bool:
+    """
+    Return whether a normalizer never makes a text shorter, in characters.
+    """
+    if state["type"] == "Replace":
+        replaced = state["pattern"].get("String")
+        return replaced is not None and len(state["content"]) >= len(replaced)
+    return bool(state["type"] == "Prepend")

@@ -49,6 +49,7 @@ def load_tokenizer(model_dir: Path) -> LoadedTokenizer:
         tokenizer = Tokenizer.from_buffer(read_plain_file(path, MAX_TOKENIZER_BYTES))
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        _keep_spaces_in_offsets(tokenizer)
         tokenizer.encode_batch_fast([""])
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -61,6 +62,17 @@ def load_tokenizer(model_dir: Path) -> LoadedTokenizer:
     _add_tokens(tokenizer, model_dir, config, special)
     eos = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     return LoadedTokenizer(tokenizer, frozenset() if eos is None else frozenset([eos]))
+
+
+def _keep_spaces_in_offsets(tokenizer: Tokenizer) -> None:
+    """
+    Let the offsets of a token cover all of its text: some tokenizers leave out its first space.
+    """
+    processor = tokenizer.post_processor
+    if processor is not None:
+        state = processor.__getstate__()
+        processor.__setstate__(state.replace(b'"trim_offsets":true', b'"trim_offsets":false'))
+        tokenizer.post_processor = processor
 
 
 def _add_tokens(

@@ -14,9 +14,9 @@ from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.sampling import SamplingParams
 from runtime.plain_files import open_plain_file
 from runtime.server.config import Settings
-from runtime.server.generation import GenerationRequest
 from runtime.server.openai_bodies import ChatBody
 from runtime.server.prompts import Conversation
+from runtime.server.requests import GenerationRequest
 
 PARAMS = SamplingParams(max_tokens=8)
 PROMPT = "warm up"  # for a release without golden prompts

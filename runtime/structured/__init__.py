@@ -5,7 +5,7 @@ A grammar of a client is compiled first in a process of its own, with bounds on 
 Knows no HTTP, no torch and no engine.
 """
 
-from runtime.structured.errors import GrammarError, GrammarUnavailable
+from runtime.structured.errors import CheckFailed, GrammarError, GrammarUnavailable
 from runtime.structured.grammar import Grammar, GrammarKind
 
-__all__ = ["Grammar", "GrammarError", "GrammarKind", "GrammarUnavailable"]
+__all__ = ["CheckFailed", "Grammar", "GrammarError", "GrammarKind", "GrammarUnavailable"]

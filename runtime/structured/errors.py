@@ -10,6 +10,12 @@ class GrammarError(Exception):
     """
 
 
+class CheckFailed(Exception):
+    """
+    The process that checks grammars failed.  That says nothing about the grammar.
+    """
+
+
 class GrammarUnavailable(Exception):
     """
     No grammar can be used with this model.

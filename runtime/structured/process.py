@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from runtime.contract import ENV_API_TOKENS
-from runtime.structured.errors import GrammarError, GrammarUnavailable
+from runtime.structured.errors import CheckFailed, GrammarError, GrammarUnavailable
 from runtime.structured.grammar import MAX_CHARACTERS, Grammar, GrammarKind
 from runtime.structured.limits import (
     CHECKED,
@@ -118,6 +118,7 @@ class GrammarChecker:
 
         Raises:
             GrammarError: It can't be compiled, matches no text, or takes too much.
+            CheckFailed: It was not checked: the process failed, or is closed.
             GrammarUnavailable: No grammar can be used with this model.
         """
         if len(text) > MAX_CHARACTERS:
@@ -142,27 +143,28 @@ class GrammarChecker:
         if self._unavailable:
             raise GrammarUnavailable(self._unavailable)
         if self._is_closed:
-            raise GrammarError("the process that checks grammars was closed")
+            raise CheckFailed("the process that checks grammars was closed")
         document = json.dumps({"kind": kind, "text": text}).encode()
         if self._is_down:
             try:
                 self._start()
             except OSError as error:
                 why = f"the process that checks grammars can't be started: {error.strerror}"
-                raise GrammarError(why) from None
+                raise CheckFailed(why) from None
         if not self._is_ready:
             answer, words = self._receive(self._limits.start_wait_s)
             if answer == UNAVAILABLE:
                 self._unavailable = words
                 raise GrammarUnavailable(words)
             if answer != READY:
-                raise GrammarError(words)
+                raise CheckFailed(words)
             self._is_ready = True
         answer, words = self._ask(document)
         if answer == CHECKED:
             return words
-        if answer in (REFUSED, LIMIT):  # the same grammar is refused again
-            self.kept.keep_refusal(kind, text, words)
+        if answer not in (REFUSED, LIMIT):
+            raise CheckFailed(words)
+        self.kept.keep_refusal(kind, text, words)  # the same grammar is refused again
         raise GrammarError(words)
 
     def _start(self) -> None:

@@ -4,6 +4,7 @@ Fixtures of the tests that boot hosts.  They need root and a machine that can ru
 On another machine the tests fail; with SLIPWAY_LAB=skip they are skipped, with the reason.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from deploy.drill.cell_run import CellRunner
 from deploy.drill.checkout import copy_checkout
 from deploy.drill.drill_lab import MODELS, DrillLab
+from deploy.drill.etcd_server import EtcdServer, etcd_server
 from deploy.errors import LabError
 from deploy.lab import lab
 from deploy.lab.config import LabConfig, LabStatus
@@ -128,15 +130,26 @@ def eventually() -> Callable[..., None]:
     return wait
 
 
-@pytest.fixture(scope="session")
-def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CellRunner]:
+@pytest.fixture(scope="session", params=["hosts", "etcd"] if IS_LONG else ["hosts"])
+def drill(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CellRunner]:
     """
     A lab of the drill with two hosts under traffic, and two checkouts that have its key.
+
+    Its desired state lives on the hosts or, with SLIPWAY_LAB_LONG=1, also in an etcd.
     """
     work = tmp_path_factory.mktemp("drill")
+    with contextlib.ExitStack() as stack:
+        is_etcd = request.param == "etcd"
+        etcd = stack.enter_context(etcd_server(work / "etcd")) if is_etcd else None
+        yield from _drill_runner(work, etcd)
+
+
+def _drill_runner(work: Path, etcd: EtcdServer | None) -> Iterator[CellRunner]:
     models = [lab_models.make_lab_model(kind, None, say) for kind in MODELS]
     first, second = (copy_checkout(ROOT, work / name) for name in ("first", "second"))
-    on = DrillLab(DRILL_LAB, 2, (models[0], models[1]), work, say)
+    on = DrillLab(DRILL_LAB, 2, (models[0], models[1]), work, say, etcd)
     try:
         on.up(first)
     except LabError as error:

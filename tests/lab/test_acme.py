@@ -59,6 +59,7 @@ class AcmeHost(TlsPort):
         bind = f"bind :{pebble.http_port}"
         super().__init__(
             folder,
+            ipv6=False,  # two hosts on one machine
             tls=Tls(kind="acme", acme=Acme(http_port=pebble.http_port)),
             edit=lambda text: text.replace(bind, f"bind {self.address}:{pebble.http_port}"),
         )

@@ -80,7 +80,8 @@ class Explorer:
     Forks at each boundary for each possible fault, until *budget* faults have happened.
 
     Args:
-        only: Called with whether a fault has happened, the boundary and the fault: explore it?
+        only: Called with the faults so far, the boundary's number, the boundary and the fault:
+            explore it?
 
     A run ends where its state was reached before with as many faults to come.  Two cuts of power in
     one verb, at one time, that leave the same on disk are one fault: all else is lost.
@@ -112,7 +113,7 @@ class Explorer:
             self._merge("send", point)
         if self.budget > 0:
             for fault in possible(point):
-                if self._only and not self._only(bool(self.points), point, fault):
+                if self._only and not self._only(self.case, self.index, point, fault):
                     continue
                 if self._is_cut_again(fault, point):
                     continue

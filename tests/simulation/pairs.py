@@ -1,7 +1,8 @@
 """
-The pairs of faults that are explored.
+The pairs of faults that are explored: all of a few kinds, and a sample of all kinds.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,12 +24,27 @@ class Pairs:
     is_first: Callable[[object, str], bool]
     is_second: Callable[[object, str], bool]
 
-    def only(self, has_first, point, fault):
-        return (self.is_second if has_first else self.is_first)(point, fault)
+    def only(self, case, index, point, fault):
+        return (self.is_second if case else self.is_first)(point, fault)
 
     @property
     def line(self):
         return f"| {self.scenario} | {self.first} | {self.second} |"
+
+
+class Sample:
+    """
+    One of *every* pairs, of all faults at all boundaries: the same pairs for the same *seed*.
+
+    The first fault is one of the square root of that many, and the second one of as many.
+    """
+
+    def __init__(self, every, seed):
+        self._share, self._seed = every**-0.5, seed
+
+    def only(self, case, index, point, fault):
+        drawn = zlib.crc32(f"{self._seed} {','.join(case)} {index}.{fault}".encode())
+        return drawn < self._share * 2**32
 
 
 PAIRS = (

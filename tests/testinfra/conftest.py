@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# The value of deploy.verify.run, which is slow to import.
+# The value of deploy.verify.child, which is slow to import.
 ENV_EXPECTED = "SLIPWAY_EXPECTED"
 
 

@@ -1,5 +1,5 @@
 """
-The state that a release must leave on any host, at any time; skipped before the first release.
+The state that a release must leave on any host, at any time; before the first release none has any.
 """
 
 import pytest
@@ -21,10 +21,8 @@ def slots(root):
 
 @pytest.fixture(scope="module")
 def released(slots):
-    found = {name: slot for name, slot in slots.items() if slot.bundle is not None}
-    if not found:
-        pytest.skip("nothing was released on this host")
-    return found
+    # Never skipped: to `inv verify` a skipped assertion is one that was not made.
+    return {name: slot for name, slot in slots.items() if slot.bundle is not None}
 
 
 def test_what_gets_traffic_is_ready(slots):

@@ -1,3 +1,5 @@
+import pytest
+
 from deploy.host import layout
 
 PUBLIC = [layout.OPT, layout.BIN, layout.STATE, layout.SLOT_LINKS, layout.RUN]
@@ -10,6 +12,19 @@ def stat(host, *paths):
     """
     shown = host.check_output("stat -c '%%n %%U:%%G %%a' " + " ".join(["%s"] * len(paths)), *paths)
     return dict(line.split(" ", 1) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(("path", "name"), [(layout.OPT, "opt"), (layout.STATE, "lib")])
+def test_its_directories_lie_on_the_data_disk(root, expected, path, name):
+    """
+    Each is the directory of storage.root that it is bound to, also after a reboot.
+    """
+    if expected["storage_root"] is None:
+        pytest.skip("the fleet file has no storage.root")
+    shown = root.check_output("stat -c '%%d %%i' %s %s/%s", path, expected["storage_root"], name)
+    assert len(set(shown.splitlines())) == 1
+    unit = root.check_output("systemd-escape --path --suffix=mount %s", path)
+    assert root.check_output("systemctl is-enabled %s", unit) == "enabled"
 
 
 def test_directories_belong_to_root(root):

@@ -34,7 +34,7 @@ OTHER_DOCUMENTS = {
     "deploy/drill/checkout.py": "documents of the command line",
     "deploy/drill/host_state.py": "what a host shows inside",
     "deploy/drill/journals.py": "lines of the journal",
-    "deploy/inventory/schema.py": "keys of the fleet file",
+    "deploy/inventory/schema/references.py": "keys of the fleet file",
     "deploy/release/desired_text.py": "the desired state, opaque to hosts",
     "deploy/release/store_etcd.py": "documents of etcd",
     "deploy/release/endings.py": "data of journal events, evidence",

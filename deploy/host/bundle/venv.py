@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.host import layout as paths
+from deploy.host import tree
 from deploy.host.bundle.manifest import check_wheels
 from deploy.host.bundle.sandbox import end_all, sandboxed
 from deploy.host.bundle.takeover import (
@@ -26,7 +27,6 @@ from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     TRASH,
     UNFINISHED,
-    discard,
     leftovers,
     locked,
     remove,
@@ -34,6 +34,7 @@ from deploy.host.files import (
     sync_filesystem,
     write_atomic,
 )
+from deploy.host.interpreter import python_problem
 from deploy.host.journaled import journaled
 from deploy.host.protocol import Call, ErrorKind, HostError, VenvBuild, VenvBuilt, Wheel
 from deploy.host.system import System
@@ -65,7 +66,8 @@ _IMPORTS = {
 
 def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
     """
-    Build the environment of a lock from wheels that are in the wheelhouse.
+    Build the environment of a lock from wheels that are in the wheelhouse; one whose files are
+    not as recorded, or whose Python does not run, is built anew.
     """
     if hashlib.sha256(request.lock.encode()).hexdigest() != request.digest:
         raise HostError(
@@ -87,8 +89,17 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
         journaled(system, call, request.VERB, {"digest": request.digest}, needs_lease=False) as op,
         locked(system, system.layout.stage_lock, _INSTALL_S),
     ):
-        result = build(system, request.lock, request.digest, request.python, request.wheels)
+        is_good = is_complete(system, request.digest) and _is_as_built(system, request.digest)
+        result = build(
+            system,
+            request.lock,
+            request.digest,
+            request.python,
+            request.wheels,
+            replaces=not is_good,
+        )
         close_older(system)
+        _close(system, system.layout.venvs / request.digest)
         op.result = result
     return result
 
@@ -108,10 +119,18 @@ def wheels_of(venv: Path) -> set[str]:
 
 
 def build(
-    system: System, text: str, digest: str, python: str, wheels: tuple[Wheel, ...]
+    system: System,
+    text: str,
+    digest: str,
+    python: str,
+    wheels: tuple[Wheel, ...],
+    *,
+    replaces: bool = False,
 ) -> VenvBuilt:
     """
     Build the venv unless it exists; the caller holds the stage lock.
+
+    With *replaces* it is built beside the present one, which slots use until it is exchanged.
 
     The build user unpacks and imports it in the sandbox; then root takes the files over, and runs
     none of them.
@@ -122,7 +141,7 @@ def build(
     """
     began_s = system.steady_s()
     layout = system.layout
-    if is_complete(system, digest):
+    if is_complete(system, digest) and not replaces:
         return VenvBuilt(built=False, took_s=0.0)
     for wheel in wheels:
         path = layout.wheelhouse / wheel.file
@@ -133,8 +152,6 @@ def build(
     for path in leftovers(layout.venvs):
         remove(path)
     final = layout.venvs / digest
-    if final.exists():
-        discard(final)  # of an older host program, killed before it marked it as complete
     with build_area(system, layout.venvs / f"{UNFINISHED}{digest}") as area:
         draft = area / "venv"
         _install(system, area, draft, text, interpreter)
@@ -149,15 +166,41 @@ def build(
             interpreter=interpreter,
         )
         check_interpreter(draft, interpreter)
-        for name in (".lock", COMPLETE):
+        for name in (".lock", COMPLETE, tree.RECORD):
             remove(draft / name)
+        gid = system.account(paths.USER).gid
         names = json.dumps(sorted(wheel.file for wheel in wheels))
-        write_atomic(draft / COMPLETE, names.encode(), FILE_MODE)
-        os.chown(draft / COMPLETE, os.geteuid(), system.account(paths.USER).gid)
+        write_atomic(draft / COMPLETE, names.encode(), FILE_MODE, gid)
+        write_atomic(draft / tree.RECORD, tree.describe(draft), FILE_MODE, gid)
         sync_filesystem(layout.venvs)
-        draft.rename(final)
-        sync_directory(layout.venvs)
+        _exchange(draft, final)
     return VenvBuilt(built=True, took_s=round(system.steady_s() - began_s, 3))
+
+
+def _is_as_built(system: System, digest: str) -> bool:
+    venv = system.layout.venvs / digest
+    altered = tree.compare(venv, deep=True)
+    if not altered.is_recorded or altered.names:
+        return False
+    return python_problem(system, venv / "bin" / "python") is None
+
+
+def _exchange(draft: Path, final: Path) -> None:
+    """
+    Put *draft* in the place of *final*, and delete what was there.
+    """
+    old = final.with_name(f"{TRASH}{final.name}")
+    remove(old)
+    if os.path.lexists(final):
+        final.rename(old)
+    draft.rename(final)
+    sync_directory(final.parent)
+    remove(old)
+
+
+def _close(system: System, venv: Path) -> None:
+    os.chown(venv, os.geteuid(), system.account(paths.USER).gid, follow_symlinks=False)
+    venv.chmod(DIRECTORY_MODE)
 
 
 def find_interpreter(system: System, version: str) -> Path:

@@ -2,6 +2,9 @@
 Reads how much memory of this host a runtime may use: what is available, and its cgroup's limits.
 
 A unit's `MemoryMax=` counts all its processes: API, engine, chat templates, grammars.
+
+The limits of a unit are of one slot.  What is above them is shared by two: during a release each of
+them computes, and the cache that one has planned is not in use yet when the other one starts.
 """
 
 import contextlib
@@ -10,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-AVAILABLE = "MemAvailable of the host"  # a limit that passes, unlike those of cgroups
+SLOTS = 2
+SHARED = "shared by two slots"
+AVAILABLE = f"MemAvailable of the host, {SHARED}"  # a limit that passes, unlike those of cgroups
 _KIB = 1024
 
 
@@ -24,6 +29,29 @@ class HostMemory:
 
     total_bytes: int
     limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """
+    Attributes:
+        left_bytes: What it leaves to this runtime, with what it uses already.
+        is_shared: Whether it leaves that to the other slot too.
+    """
+
+    left_bytes: int
+    name: str
+    is_shared: bool
+
+    def share(self, beside: int) -> HostMemory:
+        """
+        Args:
+            beside: Bytes that the other slot uses: of its own share.
+        """
+        if not self.is_shared:
+            return HostMemory(self.left_bytes, self.name)
+        share = (self.left_bytes + beside) // SLOTS
+        return HostMemory(min(self.left_bytes, share), self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +85,39 @@ def read_host_memory(pid: int, root: Path = Path("/")) -> HostMemory | None:
     """
     Return what the process *pid* and its descendants may use together.
 
-    That is the least of what the host has available and of what each cgroup above this process
-    leaves.  What they use already is theirs, so the answer does not change while they load.
-    None if the kernel says neither.
+    That is the least of what its own cgroup leaves, and of half of what the host has available and
+    of what each cgroup above leaves.  What they use already is theirs, so the answer does not
+    change while they load.  None if the kernel says neither.
 
     Args:
         pid: Of the runtime's first process.
     """
     own = _used_by_tree(pid, root)
-    found = []
+    found, beside = [], 0
     available = _numbers(root / "proc/meminfo").get("MemAvailable:")
     if available is not None:
-        found.append(HostMemory(available * _KIB + own, AVAILABLE))
-    for folder, files in _cgroups(root):
-        stat = _numbers(folder / "memory.stat")
-        usage = _number(folder / files.usage) or 0
-        others = max(usage - sum(stat.get(key, 0) for key in files.cached) - own, 0)
-        for name in files.limits:
-            if (limit := _number(folder / name)) is not None:
-                path = f"/{folder.relative_to(root)}/{name}"
-                found.append(HostMemory(max(limit - others, 0), path))
-    return min(found, key=lambda memory: memory.total_bytes, default=None)
+        found.append(_Limit(available * _KIB + own, AVAILABLE, is_shared=True))
+    for folders, files in _cgroups(root):
+        others = [max(_used(folder, files) - own, 0) for folder in folders]
+        if len(folders) > 1 and "@" in folders[0].name and folders[1].suffix == ".slice":
+            beside = max(beside, others[1])  # the slice of the units of both slots
+        for folder, used in zip(folders, others, strict=True):
+            is_shared = folder != folders[0]
+            for name in files.limits:
+                if (limit := _number(folder / name)) is not None:
+                    path = f"/{folder.relative_to(root)}/{name}"
+                    words = f"{path}, {SHARED}" if is_shared else path
+                    found.append(_Limit(max(limit - used, 0), words, is_shared))
+    shares = [limit.share(beside) for limit in found]
+    return min(shares, key=lambda memory: memory.total_bytes, default=None)
+
+
+def _used(folder: Path, files: _Files) -> int:
+    """
+    Return the bytes that the processes of a cgroup use, without cached files.
+    """
+    stat = _numbers(folder / "memory.stat")
+    return (_number(folder / files.usage) or 0) - sum(stat.get(key, 0) for key in files.cached)
 
 
 def _used_by_tree(pid: int, root: Path) -> int:
@@ -99,9 +139,9 @@ def _used_by_tree(pid: int, root: Path) -> int:
     return used
 
 
-def _cgroups(root: Path) -> Iterator[tuple[Path, _Files]]:
+def _cgroups(root: Path) -> Iterator[tuple[list[Path], _Files]]:
     """
-    Yield the directories of this process's memory cgroups, the innermost first.
+    Yield the directories of this process's memory cgroups, the innermost first, of each version.
     """
     paths = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -122,10 +162,8 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, _Files]]:
         top = root / _unescape(fields[4]).lstrip("/")
         folder = top / _below(paths[kind[0]], _unescape(fields[3]))
         files = V2 if kind[0] == "cgroup2" else V1
-        for each in (folder, *folder.parents):
-            yield each, files
-            if each == top:
-                break
+        above = [each for each in folder.parents if each.is_relative_to(top)]
+        yield [folder, *above], files
 
 
 def _below(path: str, mounted: str) -> PurePosixPath:

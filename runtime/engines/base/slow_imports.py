@@ -1,10 +1,12 @@
 """
-Imports of large packages without garbage collections.
+Imports of large packages: without garbage collections, and with an error that names the cause.
 """
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from runtime.contract.errors import EngineError
 
 
 @contextmanager
@@ -22,3 +24,14 @@ def without_collections() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def import_failed(error: Exception) -> EngineError:
+    """
+    Return the error of an engine whose modules can't be imported.
+    """
+    return EngineError(
+        "torch and the engine's modules can't be imported",
+        why=f"{type(error).__name__}: {error}",
+        fix="build the release's environment again; python -c 'import torch' in it shows the cause",
+    )

@@ -54,6 +54,16 @@ def check_files(
     return config
 
 
+def makes_embeddings(model_dir: str | Path, options: EngineOptions) -> bool:
+    """
+    Return whether a decoder in *model_dir* makes embeddings too: something says how to pool.
+
+    Raises:
+        ModelError: Its files that say it are not valid.
+    """
+    return read_pooling(Path(model_dir), options.pooling) is not None
+
+
 def _check_encoder(model_dir: str | Path, options: EngineOptions) -> None:
     wanted = {"weights": "full", "kv": "same", "gpus": 1}
     wrong = [key for key, value in wanted.items() if getattr(options, key) != value]

@@ -31,23 +31,28 @@ def host_memory_of(options: EngineOptions, first_pid: int | None = None) -> Host
 
 
 def plan_here(
-    options: EngineOptions, config: DecoderConfig | EncoderConfig, first_pid: int | None = None
+    options: EngineOptions,
+    config: DecoderConfig | EncoderConfig,
+    first_pid: int | None = None,
+    *,
+    embeds: bool = False,
 ) -> MemoryPlan:
     """
     Return the plan for the device of this process.
 
     Args:
         first_pid: See `host_memory_of`.
+        embeds: See `plan_memory`.
 
     Raises:
         RuntimeFault: It does not fit.
     """
     if options.device == "cuda":
-        return plan_for(options, config, torch.cuda.mem_get_info()[1])
+        return plan_for(options, config, torch.cuda.mem_get_info()[1], embeds=embeds)
     memory = host_memory_of(options, first_pid)
     if memory is None:
-        return plan_for(options, config, None)
-    return plan_for(options, config, memory.total_bytes, memory.limit)
+        return plan_for(options, config, None, embeds=embeds)
+    return plan_for(options, config, memory.total_bytes, memory.limit, embeds=embeds)
 
 
 def plan_for(
@@ -55,6 +60,8 @@ def plan_for(
     config: DecoderConfig | EncoderConfig,
     total_bytes: int | None,
     limit: str = "",
+    *,
+    embeds: bool = False,
 ) -> MemoryPlan:
     """
     Return the plan of a model of any kind; see `plan_memory`.
@@ -63,7 +70,7 @@ def plan_for(
         EngineError: It does not fit into what the host has available now: a later start may.
     """
     try:
-        return _plan_for(options, config, total_bytes, limit)
+        return _plan_for(options, config, total_bytes, limit, embeds=embeds)
     except ConfigError as error:
         if limit != AVAILABLE:
             raise
@@ -76,9 +83,11 @@ def _plan_for(
     config: DecoderConfig | EncoderConfig,
     total_bytes: int | None,
     limit: str,
+    *,
+    embeds: bool,
 ) -> MemoryPlan:
     if isinstance(config, DecoderConfig):
-        return plan_memory(options, config, total_bytes, limit)
+        return plan_memory(options, config, total_bytes, limit, embeds=embeds)
     return plan_encoder(
         options,
         parameters=config.parameters,

@@ -58,9 +58,13 @@ class EmbeddingBatcher:
         if entry := self._lines.pop(id):
             self._shares.leave_queue(entry.share)
 
-    def turn(self, now_s: float) -> EmbeddingReport:
+    def turn(self, now_s: float, *, most_tokens: int | None = None) -> EmbeddingReport:
         """
         Compute one batch; what is late by then is not computed.
+
+        Args:
+            most_tokens: Of the batch while answers are computed, which wait for it; None for as
+                many as it may have.  A longer text is not parted.
         """
         report = EmbeddingReport([], [])
         while self._deadlines and self._deadlines[0][0] <= now_s:
@@ -68,19 +72,20 @@ class EmbeddingBatcher:
             if id in self._lines:
                 self.cancel(id)
                 report.ended.append((id, FinishReason.EXPIRED, ""))
-        batch = self._next_batch()
+        most = self._batch_tokens
+        batch = self._next_batch(most if most_tokens is None else min(most, most_tokens))
         if batch:
             self._compute(batch, report)
         if not self._lines:
             self._deadlines.clear()
         return report
 
-    def _next_batch(self) -> list[Embed]:
+    def _next_batch(self, most_tokens: int) -> list[Embed]:
         batch: list[Entry[Embed]] = []
         longest = 0
         for entry in self._lines.in_order(lambda _: True):
             longest = max(longest, entry.tokens)
-            if batch and longest * (len(batch) + 1) > self._batch_tokens:
+            if batch and longest * (len(batch) + 1) > most_tokens:
                 break
             batch.append(entry)
             if len(batch) == MAX_TEXTS:

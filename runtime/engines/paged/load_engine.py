@@ -14,7 +14,7 @@ import torch
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
-from runtime.engines.paged.check_files import check_files
+from runtime.engines.paged.check_files import check_files, makes_embeddings
 from runtime.engines.paged.device_memory import plan_here
 from runtime.engines.paged.embedding import BATCH_TOKENS, embed_with_decoder
 from runtime.engines.paged.load_encoder import load_encoder_engine
@@ -119,7 +119,8 @@ def load_engine(load: Load, first_pid: int | None = None) -> LoadedModel:
         ModelError: This runtime can't serve the directory's model, or it does not fit.
     """
     config = check_files(load.model_dir, load.options)
-    planned = plan_here(load.options, config, first_pid)
+    embeds = makes_embeddings(load.model_dir, load.options)
+    planned = plan_here(load.options, config, first_pid, embeds=embeds)
     if isinstance(config, EncoderConfig):
         return load_encoder_engine(load, config)
     model = fill(load, config, load.options.device)
@@ -185,6 +186,7 @@ def make_ready(
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
         stop_token_ids=config.stop_token_ids,
         prepare=partial(_prepare, model),
+        is_synchronous=model.device.type == "cpu",
     )
 
 

@@ -6,24 +6,26 @@ Uses the queue, the batcher, the block allocator and the runner.
 Requests join and leave between two steps, so a short request never waits for a long one.
 A step is launched before the one ahead of it is collected, so the device never waits for Python:
 the tokens of a step are known one turn later, and a finished sequence may be computed once more.
+Not on a CPU, where a launch computes: its tokens would wait for a step of other requests.
 """
 
 import traceback
 from collections import abc
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import isfinite
 from random import Random
 
-from runtime.engines.base.protocol import EngineReport, FinishReason, Scored, Submit
+from runtime.engines.base.protocol import EngineReport, FinishReason, Submit
 from runtime.engines.base.sampling import SamplingParams, TokenLogprobs
 from runtime.engines.paged.batcher import Take
-from runtime.engines.paged.block_allocator import Allocation, BlockAllocator
+from runtime.engines.paged.block_allocator import BlockAllocator
 from runtime.engines.paged.fairness import ANSWER_COST, PROMPT_COST, FairShares, Rank
 from runtime.engines.paged.grammars import POLL_S, Grammars
 from runtime.engines.paged.oom_splits import StepSize, launch
 from runtime.engines.paged.queue import Queue
+from runtime.engines.paged.sequence import Ended, LaunchedStep, News, Sequence
 from runtime.engines.paged.step import (
     Chunk,
     Decode,
@@ -36,8 +38,6 @@ from runtime.engines.paged.step import (
 )
 from runtime.structured import GrammarError
 from runtime.structured.answer import AnswerState
-
-Ended = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,64 +55,6 @@ class Capacity:
     max_wait_s: float
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """
-    A request that is being computed.
-
-    Attributes:
-        tokens: The prompt and the known tokens of the answer.
-        launched: Leading tokens whose keys and values a launched step computes.
-        last: Value of `launched` when its last token is sampled.
-        stop_token_ids: Token ids that end its answer.
-        answer: State of its grammar; None without one.
-    """
-
-    request: Submit
-    deadline_s: float
-    slot: int
-    allocation: Allocation
-    tokens: list[int]
-    launched: int
-    last: int
-    stop_token_ids: frozenset[int]
-    answer: AnswerState | None = None
-    is_gone: bool = False
-
-    @property
-    def made(self) -> int:
-        return len(self.tokens) - len(self.request.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """
-    Attributes:
-        sampled: The sequences of its StepOutput, in that order.
-        chunked: The sequences of its chunks, in order.
-        cached: Pairs of request id and prompt tokens found in the cache.
-    """
-
-    running: Running
-    seqs: abc.Sequence[Sequence]
-    sampled: abc.Sequence[Sequence]
-    chunked: abc.Sequence[Sequence]
-    prompt_tokens: int
-    cached: abc.Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    """
-    What a turn learns: the parts of `EngineReport` that name requests.
-    """
-
-    tokens: list[tuple[int, int]] = field(default_factory=list)
-    logprobs: list[tuple[int, float, abc.Sequence[tuple[int, float]]]] = field(default_factory=list)
-    prompt_logprobs: list[tuple[int, abc.Sequence[Scored]]] = field(default_factory=list)
-    ended: list[Ended] = field(default_factory=list)
-
-
 class Scheduler:
     """
     The queue and the batch of one engine.
@@ -126,6 +68,7 @@ class Scheduler:
         stop_token_ids: Token ids that end an answer; they are not part of it.
         rng: Draws a seed for each request without one.
         grammars: None for an engine without grammars.
+        is_synchronous: As of the LoadedModel.
     """
 
     def __init__(
@@ -136,11 +79,13 @@ class Scheduler:
         allocator: BlockAllocator,
         rng: Random,
         grammars: Grammars | None = None,
+        *,
+        is_synchronous: bool = False,
     ) -> None:
         self.allocator = allocator
         self.oom_splits = 0
         self._reported_splits = 0
-        self._runner = runner
+        self._runner, self._is_synchronous = runner, is_synchronous
         self._capacity = capacity
         self._stop_token_ids = frozenset(stop_token_ids)
         self._rng = rng
@@ -156,7 +101,7 @@ class Scheduler:
         self._decoding: dict[int, Sequence] = {}  # waiting for a decode
         self._by_slot: dict[int, Sequence] = {}
         self._free_slots = list(range(capacity.max_requests - 1, -1, -1))
-        self._flight: list[_Launched] = []  # one turn's step; more where it was split
+        self._flight: list[LaunchedStep] = []  # one turn's step; more where it was split
         self._size = StepSize(capacity.step_tokens)
         self._steps = 0
         self._is_held = False
@@ -171,6 +116,13 @@ class Scheduler:
         True if no step is running, cancelled requests included.
         """
         return not self._running and not self._flight
+
+    @property
+    def step_tokens(self) -> int:
+        """
+        Most tokens of a step.
+        """
+        return self._capacity.step_tokens
 
     def hold(self) -> None:
         """
@@ -233,10 +185,11 @@ class Scheduler:
 
     def turn(self, now_s: float) -> EngineReport:
         """
-        Expire late requests, launch the next step, report on the one before it.
+        Expire late requests, launch the next step, report on the one before it; on a CPU on the
+        step itself.
         """
         self._queue_compiled()
-        news = _News(ended=self._refused)
+        news = News(ended=self._refused)
         self._refused = []
         self._expire(now_s, news.ended)
         step = self._plan(now_s)
@@ -247,6 +200,9 @@ class Scheduler:
         for seqs, error in failures:
             self._fail(seqs, error, news.ended)
         self._mask(news.ended)
+        if self._is_synchronous:  # nothing was ahead
+            ahead, self._flight = self._flight, []
+            settled = self._settle(ahead, news)
         self._steps += len(settled)
         cached = [pair for part in settled for pair in part.cached]
         report = EngineReport(
@@ -465,9 +421,9 @@ class Scheduler:
         cached = [(s.request.id, s.allocation.cached) for s in joined if s.allocation.cached]
         prompt_tokens = part.tokens - len(decoded)
         seqs = decoded + chunked
-        self._flight.append(_Launched(running, seqs, sampled, chunked, prompt_tokens, cached))
+        self._flight.append(LaunchedStep(running, seqs, sampled, chunked, prompt_tokens, cached))
 
-    def _settle(self, ahead: abc.Sequence[_Launched], news: _News) -> abc.Sequence[_Launched]:
+    def _settle(self, ahead: abc.Sequence[LaunchedStep], news: News) -> abc.Sequence[LaunchedStep]:
         """
         Process the tokens of *ahead*; return the parts of it that were computed.
         """
@@ -500,7 +456,7 @@ class Scheduler:
         return ahead
 
     def _take_in_scores(
-        self, seq: Sequence, scores: abc.Sequence[TokenLogprobs], news: _News
+        self, seq: Sequence, scores: abc.Sequence[TokenLogprobs], news: News
     ) -> None:
         """
         Report the log probabilities of some of a prompt's tokens; end *seq* if one is no number.

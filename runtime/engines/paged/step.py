@@ -202,6 +202,7 @@ class LoadedModel:
             raises, the old weights are unchanged.
         embedding: Computes embeddings; None if the model makes none.
         generates: Whether the model generates text; otherwise *runner* is never asked.
+        is_synchronous: Whether a launch returns after the step is computed, as on a CPU.
     """
 
     runner: StepRunner
@@ -215,6 +216,7 @@ class LoadedModel:
     prepare: Callable[[str], Callable[[], None]]
     embedding: Embedding | None = None
     generates: bool = True
+    is_synchronous: bool = False
 
 
 class OutOfMemory(Exception):

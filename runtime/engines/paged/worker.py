@@ -125,7 +125,9 @@ class Engine:
         now_s = time.monotonic()
         report = scheduler.turn(now_s)
         if self._embedder is not None and len(self._embedder):
-            done = self._embedder.turn(now_s)
+            # Beside answers no longer than their own steps.
+            most_tokens = None if scheduler.is_quiet else scheduler.step_tokens
+            done = self._embedder.turn(now_s, most_tokens=most_tokens)
             ended = [*report.ended, *done.ended]
             report = replace(report, vectors=done.vectors, ended=ended)
         if not report.is_beat or now_s >= self._beat_at_s:
@@ -196,6 +198,7 @@ class Engine:
             open_grammars(load.model_dir, opened.vocabulary, stop_token_ids, _mask_threads())
             if opened.generates
             else None,
+            is_synchronous=opened.is_synchronous,
         )
         embedding = opened.embedding
         self._embedder = (

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -27,14 +28,17 @@ from deploy.release.plan import plan_release
 from deploy.release.rollback import plan_rollback
 from deploy.transport import answers
 from deploy.transport.client import HostClient
+from deploy.transport.session import SessionTransport
 from deploy.transport.ssh import SshTransport
 from tests.builders import make_policy
 from tests.every_request import EVERY_REQUEST
 from tests.hostile_host import HostileSshd
+from tests.hostile_session import LINES, HostileSessions
 from tests.local_fleet import DIGESTS, local_fleet
 from tests.unit.deploy.release.test_controller import release
 
 ANSWERS_A_VERB = 200
+IN_SESSIONS = 300  # answers
 OPENED = []
 _watch = threading.local()
 
@@ -67,11 +71,13 @@ def make_hostile(tmp_path):
     """
     running = []
 
-    def make(fleet, name, seed, honest=0.0):
+    def make(fleet, name, seed, honest=0.0, in_sessions=False):
         folder = tmp_path / f"{name}-{len(running)}"
         folder.mkdir()
-        sshd = HostileSshd(folder, fleet.system(name), seed, honest).__enter__()
-        transport = SshTransport(sshd.host(name))
+        kind = HostileSessions if in_sessions else HostileSshd
+        sshd = kind(folder, fleet.system(name), seed, honest).__enter__()
+        host = sshd.host(name)
+        transport = SessionTransport(host, sudo=False) if in_sessions else SshTransport(host)
         running.append((sshd, transport))
         client = HostClient(transport, actor="me@desk", sudo=False)
         fleet.clients[name] = client
@@ -120,6 +126,66 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(make_hostile):
     assert peak_bytes() - before < 160 * 2**20  # with the server, in this process
 
 
+def test_no_answer_in_a_session_is_more_than_an_error_of_its_host(make_hostile):
+    """
+    300 answers in sessions: a result of the right type, or one error that names the host.
+
+    Their frames are garbage, of other calls, too short, too long and without an end.
+    """
+    with local_fleet("n1") as fleet:
+        sshd, client = make_hostile(fleet, "n1", seed=12, honest=0.3, in_sessions=True)
+        client.fence = 1
+        client.transport.connect()
+        results, errors = 0, []
+        before = peak_bytes()
+        with opened_files() as files:
+            for number in range(IN_SESSIONS):
+                request = EVERY_REQUEST[number % len(EVERY_REQUEST)]
+                try:
+                    result = client.call(request, timeout_s=20)
+                except DeployError as error:
+                    errors.append((error.host, str(error)))
+                else:
+                    results += 1
+                    assert type(result).__name__ in request.__orig_bases__[0].__args__[0].__name__
+        assert set(sshd.told) == set(LINES)
+        assert sshd.sessions > 10
+        assert len(errors) > results > 10
+        for host, text in errors:
+            assert host == "n1"
+            assert len(text) < 20_000
+            assert "\x1b" not in text
+            assert "no answer within" not in text  # no frame is waited for until the deadline
+        assert files == []
+        # 64 MiB without an end of line were sent some dozen times.
+        assert peak_bytes() - before < 160 * 2**20
+        client.transport.close()
+        until_s = time.monotonic() + 20
+        while _readers() and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert not _readers()
+
+
+def _readers():
+    """
+    Return the threads that read or write a session.
+    """
+    return [thread for thread in threading.enumerate() if "(_read)" in thread.name or
+            "(_write)" in thread.name]  # fmt: skip
+
+
+def test_an_honest_host_answers_in_one_session(make_hostile):
+    """
+    Negative control: without lies there is no error, and no second session.
+    """
+    with local_fleet("n1") as fleet:
+        sshd, client = make_hostile(fleet, "n1", seed=12, honest=1.0, in_sessions=True)
+        for _ in range(20):
+            assert client.call(Status(), timeout_s=20)
+        assert _readers()
+    assert (sshd.sessions, sshd.answers, sshd.told) == (1, 20, [])
+
+
 def peak_bytes():
     """
     Return the most memory that this process has had, in bytes.
@@ -163,8 +229,10 @@ def test_no_answer_to_a_look_is_more_than_an_error_of_its_host(make_hostile):
     assert {error.host for error in errors} == {"n1"}
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_rollback_of_the_others_ends(make_hostile, seed):
+@pytest.mark.parametrize(
+    ("seed", "in_sessions"), [(s, False) for s in range(40)] + [(s, True) for s in range(8)]
+)
+def test_a_rollback_of_the_others_ends(make_hostile, seed, in_sessions):
     """
     Whatever one of three hosts answers: the others go back together, or none of them was touched.
     """
@@ -172,7 +240,7 @@ def test_a_rollback_of_the_others_ends(make_hostile, seed):
         fleet.serve("b1")
         fleet.serve("b2")
         states = fleet.observed()
-        make_hostile(fleet, "n2", seed, honest=0.7)
+        make_hostile(fleet, "n2", seed, honest=0.7, in_sessions=in_sessions)
         try:
             outcome = fleet.roll_back(plan_rollback(states, None))
         except DeployError as error:

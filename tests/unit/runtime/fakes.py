@@ -34,6 +34,9 @@ class CharCodec:
     def encode(self, text, *, adds_special=True):
         return [ord(char) for char in text]
 
+    def offsets(self, text, *, adds_special=True):
+        return list(range(len(text)))
+
     def decode(self, tokens):
         return "".join(chr(token) for token in tokens if token != SPECIAL)
 

@@ -11,11 +11,12 @@ from pydantic import SecretStr
 from runtime.engines.base.sampling import SamplingParams
 from runtime.server.api import create_app
 from runtime.server.config import RuntimeConfig, Settings
-from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation import Generator
 from runtime.server.grammars import GrammarReader
 from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent, Phase
 from runtime.server.metrics import Metrics
+from runtime.server.requests import GenerationRequest
 from runtime.server.serving import Serving
 from tests.unit.runtime.fakes import CharCodec, FakeChecker, FakeEngine, FakeTemplate
 

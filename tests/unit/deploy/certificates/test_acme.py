@@ -177,8 +177,19 @@ def issued_by(organisation, names=(NAME,), **times):
     """
     Return a certificate of an authority of *organisation*.
     """
-    authority = make_authority()
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)])
+    return _issued([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)], names, times)
+
+
+def of_issuer(common_name, **times):
+    """
+    Return a certificate of an authority without an organisation; None: without any name.
+    """
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+    return _issued(attributes, (NAME,), times)
+
+
+def _issued(attributes, names, times):
+    authority, name = make_authority(), x509.Name(attributes)
     named = SimpleNamespace(certificate=SimpleNamespace(subject=name), key=authority.key)
     leaf, key = make_leaf(named, names=names, **times)
     return pair_of((leaf,), key).leaf
@@ -197,6 +208,15 @@ PLACEHOLDER = acme.placeholder((NAME,), NOW).leaf
         (issued_by("Encrypt", ends=NOW + 50 * DAY), OURS, False),
         (issued_by("Encrypt", ("b.example.com",), ends=NOW + 80 * DAY), OURS, False),
         (issued_by("(STAGING) Encrypt", ends=NOW + 80 * DAY), OURS, False),
+        # Issued later for a shorter time, and earlier for a longer one: a lost key, a new profile.
+        (issued_by("Encrypt", begins=NOW - DAY / 2, ends=NOW + 6 * DAY), OURS, True),
+        (issued_by("Encrypt", begins=NOW - 2 * DAY, ends=NOW + 80 * DAY), OURS, False),
+        # Issuers without an organisation have to be the same.
+        (of_issuer("one CA", ends=NOW + 80 * DAY), of_issuer("another CA"), False),
+        (of_issuer("one CA", ends=NOW + 91 * DAY), of_issuer("one CA"), True),
+        (of_issuer("one CA", ends=NOW + 80 * DAY), OURS, False),
+        (issued_by("Encrypt", ends=NOW + 91 * DAY), of_issuer("one CA"), False),
+        (of_issuer(None, ends=NOW + 91 * DAY), of_issuer(None), False),
         # Nothing valid gives way to a placeholder, also where the names have changed.
         (issued_by("Encrypt", ("b.example.com",), ends=NOW + DAY), PLACEHOLDER, True),
         (issued_by("Encrypt", ends=NOW - DAY, begins=NOW - 9 * DAY), PLACEHOLDER, False),

@@ -19,7 +19,7 @@ LOST = TransportError("n9: no answer", why="timed out", fix="ping it", host="n9"
 
 
 def with_certificate(left, name="n1"):
-    shown = ShownCertificate(("n1", "192.0.2.11"), "CN=slipway gpu", NOW + left, "ab" * 32)
+    shown = ShownCertificate(("n1", "192.0.2.11"), "CN=slipway gpu", NOW, NOW + left, "ab" * 32)
     return make_settled(name, has_tls=True, certificate=shown)
 
 

@@ -21,6 +21,7 @@ DOORS = {
     "deploy.provision.engine": "in the worker, whose standard error its parent reads",
     "deploy.provision.worker": "the protocol with its parent, in lines of JSON",
     "deploy.bench.one_fleet": "one measurement in a process of its own: its figures, as JSON",
+    "deploy.bench.provision.slow_link": "slow links in a process of their own: their ports",
     "deploy.bench.simulated_hosts": "hosts of a benchmark in a process of their own: their counts",
     "deploy.lab.__main__": "the lab's program for tests; its texts are made visible",
     "deploy.versions.generate": "generates the version matrix, as a program of its own",
@@ -30,6 +31,7 @@ DOORS = {
 CHILDREN = {
     "deploy.cli.programs": "the linter, the tests and the bench of this checkout",
     "deploy.bench.one_fleet": "its simulated hosts, which print their own defects alone",
+    "deploy.bench.provision.times": "its slow links, which print their ports alone",
     "deploy.release.hook_guard": "a hook, whose output goes to the pipes of its starter",
     "deploy.lab.__main__": "becomes the ssh client",
     "tasks": "lab.ssh becomes the ssh client: its terminal is the host's",

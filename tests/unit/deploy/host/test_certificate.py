@@ -298,6 +298,21 @@ def is_kept(port):
     return certificate.is_kept(port.system, port.system.served_certificate(timeout_s=5.0))
 
 
+def test_what_another_operator_installed_meanwhile_stays(port):
+    """
+    Whoever looked before it is refused; a look after it is good, and so is none.
+    """
+    seen = digest_of(port.system.layout.certificate.read_text())
+    other, own = port.issue(), port.issue()
+    port.install(other, replaces=seen)
+    before = state_of(port)
+    with pytest.raises(HostError, match="replaced meanwhile"):
+        port.install(own, replaces=seen)
+    assert state_of(port) == before == (digest_of(other), {"public.pem": other})
+    assert port.install(own, replaces=digest_of(other)).served
+    assert port.install(other).served
+
+
 def test_a_call_that_was_cut_off_is_finished_by_the_next_one(port, cut_off):
     """
     Also by one that is refused: the port goes on to show the certificate that is its file.

@@ -24,12 +24,16 @@ LoadState=loaded
 ActiveState=active
 UnitFileState=enabled
 NeedDaemonReload=no
+FragmentPath=/lib/systemd/system/haproxy.service
+DropInPaths=
 
 Id=slipway-runtime@blue.service
 LoadState=loaded
 ActiveState=inactive
 UnitFileState=disabled
 NeedDaemonReload=yes
+FragmentPath=/etc/systemd/system/slipway-runtime@.service
+DropInPaths=/etc/systemd/system/service.d/a.conf /run/systemd/system/x.service.d/b.conf
 
 Id=other.service
 LoadState=not-found
@@ -188,8 +192,24 @@ def test_units_that_systemd_does_not_know_are_not_found(host):
     Programs(host, {"systemctl": ProgramResult(0, UNITS, "")})
     names = ("haproxy.service", "slipway-runtime@blue.service", "other.service", "none.service")
     assert facts(host, units=names).units == {
-        "haproxy.service": UnitFacts("loaded", "active", "enabled", stale=False),
-        "slipway-runtime@blue.service": UnitFacts("loaded", "inactive", "disabled", stale=True),
+        "haproxy.service": UnitFacts(
+            "loaded",
+            "active",
+            "enabled",
+            stale=False,
+            fragment="/lib/systemd/system/haproxy.service",
+        ),
+        "slipway-runtime@blue.service": UnitFacts(
+            "loaded",
+            "inactive",
+            "disabled",
+            stale=True,
+            fragment="/etc/systemd/system/slipway-runtime@.service",
+            drop_ins=(
+                "/etc/systemd/system/service.d/a.conf",
+                "/run/systemd/system/x.service.d/b.conf",
+            ),
+        ),
         "other.service": UnitFacts("not-found", "inactive", "", stale=False),
         "none.service": UnitFacts("not-found", "inactive", "", stale=False),
     }
@@ -212,20 +232,22 @@ def test_packages_have_their_installed_version(host):
     """
     place(host, "/usr/bin/dpkg-query")
     # dpkg-query exits 1 when one of the names is unknown, and prints the others.
-    output = "haproxy\tinstalled\t2.6.12-1\thold\nsocat\tconfig-files\t1.7.4\tdeinstall\n"
+    output = "haproxy\tinstalled\t2.6.12-1\nsocat\tconfig-files\t1.7.4\n"
     Programs(host, {"dpkg-query": ProgramResult(1, output, "no packages found matching gone\n")})
-    found = facts(host, packages=("haproxy", "socat", "gone"))
-    assert found.packages == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
-    assert found.held == ("haproxy",)
+    packages = facts(host, packages=("haproxy", "socat", "gone")).packages
+    assert packages == {"haproxy": "2.6.12-1", "socat": None, "gone": None}
 
 
-def test_users_come_from_the_name_service(host):
+def test_users_come_from_the_files_of_the_host(host):
     """
-    A user has group, shell and home.
+    A user has group, shell, home, other groups and a password or none.
     """
-    root = facts(host, users=("root",)).users["root"]
-    assert isinstance(root, UserFacts)
-    assert (root.group, root.home) == ("root", "/root")
+    place(host, "/etc/passwd", b"ann:x:7:8::/home/ann:/bin/sh\n")
+    place(host, "/etc/group", b"staff:x:8:\n")
+    assert facts(host, users=("ann", "eve")).users == {
+        "ann": UserFacts("staff", "/bin/sh", "/home/ann", groups=(), is_locked=True),
+        "eve": None,
+    }
 
 
 def test_a_listener_is_named(tmp_path):

@@ -48,7 +48,9 @@ def transaction(fleet):
 
 
 def _resources(fleet):
-    spec = make_spec(mirrors=fleet.mirrors, tokens=("token",), **dict(fleet.service))
+    root = fleet.storage.root
+    settings = {"mirrors": fleet.mirrors, "tokens": ("token",), "storage_root": root}
+    spec = make_spec(**settings, **dict(fleet.service))
     object.__setattr__(spec, "release", fleet.release)
     return plan_resources(spec)
 

@@ -171,7 +171,7 @@ def test_every_key_is_explained():
         ("default 22, from 1 to 65535", "default 22, from 1 to 6553", "ssh.port: the comment says"),
         ("keep: 3 # default 3, from 2 to 1000", "keep: 3 # default 3", "release.keep"),
         ("max: 5% # default 5%", "max: 5% # default 4%", "http_request_error_rate.max"),
-        ("memory_max: 8GiB # default 8GiB", "memory_max: 8GiB # default 8MiB", "memory_max"),
+        ("memory_max: 8GiB # default 8GiB", "memory_max: 8GiB # default 4GiB", "memory_max"),
         ("one of pause revert", "one of pause stop", "action"),
         ("one of 16 32 64", "one of 16 32 48", "page_tokens"),
         ("row: torch-2.13-cu130 # required", "row: x", "row: is required"),

@@ -208,9 +208,10 @@ WRONG_VALUES = {
         {"env": "SLIPWAY_A\n"},
     ],
     "service.port": [0, 65536],
-    "service.memory_max": [8, "8", "8GB", "0B"],
-    "service.state_max": [8, "8GB", "0B"],
-    "service.tmp_max": [8, "8GB", "0B"],
+    "service.ipv6": ["yes", 1, "::"],
+    "service.memory_max": [8, "8", "8GB", "0B", "1KiB", "255MiB", "1025TiB", "infinity", "50%"],
+    "service.state_max": [8, "8GB", "0B", "4KiB", "9GiB"],
+    "service.tmp_max": [8, "8GB", "0B", "4KiB", "9GiB"],
     "service.tasks_max": [15],
     "service.engine": ["torch"],
     "service.vllm_args": ["--x", [1], ["--stream-interval", "4"], ["--uds=/x"], ["--seed=x"]],
@@ -221,14 +222,19 @@ WRONG_VALUES = {
     "service.max_wait": [5],
     "service.max_queue_requests": [0],
     "service.request_timeout": ["0s"],
-    "service.start_timeout": ["0s"],
-    "service.watchdog": ["0s"],
+    "service.start_timeout": ["0s", "900ms", "infinity"],
+    "service.watchdog": ["0s", "900ms"],
     "service.cors_origins": ["*", [1]],
     "service.api_tokens": [["nobody"], "t"],
     "service.tool_parser": ["yaml", True],
     "signing.identity": ["a b", "a,b", 5],
     "signing.key": [5],
     "signing.allowed_signers": [None],
+    "storage.root": [
+        5, "data", "/", "/data/", "/data/../etc", "/data dir", "/data\nx", "~/data", "/etc/x",
+        "/tmp/x", "/var/tmp/x", "/run", "/opt/slipway", "/opt/slipway/data", "/var/lib/slipway/x",
+        "/-x", "//x",
+    ],
     "release.mode": ["in_place"],
     "release.canary.share_pct": [0, 51, "10%"],
     "release.canary.duration": [60, "0s", "601s"],
@@ -537,16 +543,16 @@ def test_an_unreadable_file_is_an_error_with_the_systems_reason(tmp_path, monkey
     assert caught.value.why == "Permission denied"
 
 
-@pytest.mark.parametrize("text", ["0022", "22:22", "0x16", "2_2", "1e3", "+22"])
+@pytest.mark.parametrize("text", ["0022", "22:22", "0x16", "0o17", "2_2", "1e3", "+22"])
 def test_a_number_is_decimal(tmp_path, text):
     """
     YAML 1.1 would read 0022 as 18 and 22:22 as 1342.
     """
     written = yaml.safe_dump(fleet_data()) + f"ssh: {{port: {text}}}\n"
 
-    assert f'ssh.port: should be a whole number, got "{text}"' in str(
-        refusal(tmp_path, text=written)
-    )
+    error = str(refusal(tmp_path, text=written))
+
+    assert f'ssh.port: should be a whole number, got "{text}"; write numbers in decimal' in error
 
 
 @pytest.mark.parametrize("text", ["22:10", "0022", "no", "off", "y", "1_000", "1e3", ".inf", "0x1"])
@@ -612,7 +618,34 @@ def test_a_cpu_row_with_the_device_cuda_is_refused(tmp_path, device):
 
     assert "service.device: is cuda" in error
     assert "hosts.n2, torch-2.13-cpu, is for CPUs; set service.device: cpu" in error
-    assert make_fleet(tmp_path, {**changes, "service.device": "cpu"}, known_rows=rows)
+    agreeing = {"row": "torch-2.13-cpu", "service.device": "cpu"}
+    assert make_fleet(tmp_path, agreeing, known_rows=rows)
+
+
+def test_a_cuda_row_with_the_device_cpu_is_refused(tmp_path):
+    """
+    Its hosts would need a driver, and the service would not see the GPU.
+    """
+    rows = {"torch-2.13-cpu": False, "torch-2.3-cu121": True}
+    changes = {"service.device": "cpu", "hosts.n2.row": "torch-2.13-cpu"}
+
+    error = str(refusal(tmp_path, changes, known_rows=rows))
+
+    assert "service.device: is cpu, but the row of hosts.n1, torch-2.3-cu121, is for GPUs" in error
+    assert "set service.device: cuda, or a row for CPUs" in error
+    assert make_fleet(tmp_path, {"service.device": "cuda"}, known_rows=rows)
+
+
+def test_a_default_that_does_not_fit_is_named_as_one(tmp_path):
+    """
+    A limit above memory_max would never be reached.
+    """
+    error = str(refusal(tmp_path, {"service.memory_max": "512MiB"}))
+
+    assert "state_max is 1.0GiB (the default), and counts against memory_max" in error
+    assert "which is 512.0MiB: set state_max to less" in error
+    limits = {"memory_max": "512MiB", "state_max": "64MiB", "tmp_max": "512MiB"}
+    assert make_fleet(tmp_path, {"service": limits})
 
 
 def test_a_line_of_sources_list_is_refused_with_the_structure(tmp_path):

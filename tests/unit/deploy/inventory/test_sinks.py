@@ -27,7 +27,7 @@ from deploy.inventory.secrets import SecretValue
 from deploy.provision.spec import read_allowed_signers, read_mirrors_ca, resolve_tokens
 from deploy.release import hooks, notify
 from deploy.transport import ssh
-from deploy.verify import run
+from deploy.verify import child, run
 from deploy.wiring import state
 from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory import rendered
@@ -37,6 +37,9 @@ from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, m
 APT, CONF = "/etc/apt/sources.list.d/slipway.sources", "/etc/apt/apt.conf.d/90slipway"
 HAPROXY = "/etc/haproxy/haproxy.cfg"
 RUNTIME = "/etc/slipway/runtime.yml"
+OPT_MOUNT, STATE_MOUNT = (
+    f"/etc/systemd/system/{name}-slipway.mount" for name in ("opt", "var-lib")
+)
 TOKENS = "/etc/slipway/environment"
 CONNECT, HOSTS = "arguments of the SSH connection", "hosts.json of verify"
 EXPECTED, PYTEST = "expected.json of verify", "arguments of pytest"
@@ -65,6 +68,7 @@ SINKS = {
     "mirrors.apt_proxy": ("http://p2.example.com:1", {CONF, TRANSACTION}),
     "mirrors.no_proxy[0]": (".m2.example.com", {CONF, TRANSACTION}),
     "mirrors.ca_bundle": ("/keys/mirrors.pem", {MIRRORS_CA}),
+    "storage.root": ("/srv/slipway", {OPT_MOUNT, STATE_MOUNT, EXPECTED}),
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
@@ -263,9 +267,9 @@ def _argv_of_pytest(fleet, folder, monkeypatch):
         raise FileNotFoundError
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.subprocess, "Popen", popen)
+        patch.setattr(child.subprocess, "Popen", popen)
         with pytest.raises(FileNotFoundError):
-            run._pytest(fleet.hosts, folder, folder / "junit.xml", print, 1.0)
+            child.run_pytest(folder, [host.name for host in fleet.hosts], folder, print, 1.0)
     return argvs
 
 

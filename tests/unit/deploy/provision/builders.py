@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.host import layout
-from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts
+from deploy.host.protocol import Facts, PathFacts, UnitFacts, UserFacts, VenvFacts
 from deploy.inventory.schema import Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources, OsRelease
+from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.concerns import plan_resources
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
@@ -20,14 +21,14 @@ from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import (
     Absent,
     Directory,
-    EnabledService,
     File,
     Upload,
-    User,
     Venv,
 )
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.provision.spec import Binary, HostSpec
+from deploy.provision.unit_resources import EnabledService
+from deploy.provision.user_resources import User
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import CachedWheel, Lock
 
@@ -37,7 +38,7 @@ PLENTY = 2**40
 DEBIAN = OsRelease(os_id="debian", codename="bookworm")
 
 
-def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service):
+def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_root=None, **service):
     text = "torch==2.13.0+cpu --hash=sha256:" + "0" * 64 + "\n"
     wheel = CachedWheel(
         "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl")
@@ -56,6 +57,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), **service)
         host_program=b"#!a zipapp",
         uv=Binary(Path("/venv/bin/uv"), "2" * 64, 38_000_000),
         mac_key=MAC_KEY,
+        storage_root=storage_root,
     )
 
 
@@ -71,12 +73,12 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
     values = {
         "paths": dict.fromkeys({**query.paths, **query.secrets}),
         "packages": dict.fromkeys(query.packages),
-        "held": (),
         "users": dict.fromkeys(query.users),
         "units": {
             name: UnitFacts(load="loaded", active="inactive", enabled="disabled", stale=False)
             for name in query.units
         },
+        "venvs": dict.fromkeys(query.venvs),
         "listings": {folder: {} for folder in query.listings},
         "listeners": (),
         "room": dict.fromkeys(query.room, PLENTY),
@@ -107,6 +109,7 @@ def bare(resource_set: ResourceSet, **changes) -> Facts:
             "paths": dict.fromkeys({**query.paths, **query.secrets}),
             "packages": dict.fromkeys(query.packages),
             "users": dict.fromkeys(query.users),
+            "venvs": dict.fromkeys(query.venvs),
             "units": dict.fromkeys(query.units, unit),
             "listings": {folder: {} for folder in query.listings},
             "room": dict.fromkeys(query.room, PLENTY),
@@ -140,15 +143,18 @@ def path_like(resource, **changes):
 def _fulfil(resource, values):
     match resource:
         case Packages():
-            values["packages"] |= dict.fromkeys(resource.names, "1.0-1") | resource.versions
-            values["held"] = (*values["held"], *resource.held)
+            values["packages"] |= dict.fromkeys(resource.names, "1.0-1")
         case AptSources() if resource.sources:
             text = resource.text(DEBIAN)
             sha256 = hashlib.sha256(text.encode()).hexdigest()
             values["paths"][resource.path] = path_like(resource, sha256=sha256)
         case User():
             values["users"][resource.user] = UserFacts(
-                group=resource.user, shell=resource.shell, home=resource.home
+                group=resource.user,
+                shell=resource.shell,
+                home=resource.home,
+                groups=(),
+                is_locked=True,
             )
         case Reserve():
             values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
@@ -157,13 +163,16 @@ def _fulfil(resource, values):
         case Certificate():
             values["paths"][resource.path] = path_like(resource, mode="0600", sha256=None)
         case Upload():
-            values["paths"][resource.path] = path_like(resource, sha256=None)
+            values["paths"][resource.path] = path_like(resource)
             link = {"type": "link", "mode": "0777", "target": resource.path, "sha256": None}
             values["paths"][resource.link] = path_like(resource, **link)
         case Venv():
             values["paths"][resource.complete] = path_like(resource)
             closed = {"type": "directory", "mode": "0750", "group": layout.USER, "sha256": None}
             values["paths"][resource.path] = path_like(resource, **closed)
+            values["venvs"][resource.path] = VenvFacts(
+                is_recorded=True, altered=(), altered_count=0, problem=None
+            )
             values["listings"][layout.WHEELHOUSE] = {w.file: w.size for w in resource.wheels}
         case EnabledService():
             values["units"][resource.unit] = UnitFacts(
@@ -172,6 +181,10 @@ def _fulfil(resource, values):
             values["haproxy"] = resource.description
             values["paths"][resource.socket] = PathFacts(
                 type="other", mode="0600", owner="root", group="root", size=0
+            )
+        case BindMount():
+            values["units"][resource.unit] = UnitFacts(
+                load="loaded", active="active", enabled="enabled", stale=False
             )
         case SlotUnit():
             values["units"].setdefault(

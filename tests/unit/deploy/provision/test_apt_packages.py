@@ -1,5 +1,5 @@
 """
-Packages of a host, their versions and holds, and which sources fit it: decisions alone.
+Packages that a host lacks, and which sources fit it: decisions alone.
 """
 
 from dataclasses import replace
@@ -15,99 +15,37 @@ from deploy.provision.differences import fact_query
 from deploy.provision.resource_set import ResourceSet
 from tests.unit.deploy.provision.builders import DEBIAN, make_facts, path_like
 
-DRIVER = Packages(
-    label="driver",
-    names=("nvidia-driver", "dkms"),
-    versions={"nvidia-driver": "535.1-1"},
-    held=("nvidia-driver", "linux-image-amd64"),
-    absent=("nouveau-firmware",),
-)
-HELD = ("nvidia-driver", "linux-image-amd64")
-PRESENT = {"nvidia-driver": "535.1-1", "dkms": "3", "linux-image-amd64": "6.1"}
 
-
-def facts_of(resource, *, packages=None, held=(), paths=None, os_id="debian", codename="bookworm"):
+def facts_of(resource, *, packages=None, paths=None, os_id="debian", codename="bookworm"):
     resources = ResourceSet(requirements=(), placed=(resource,), running=())
-    good = make_facts(resources, os_id=os_id, codename=codename, held=held)
+    good = make_facts(resources, os_id=os_id, codename=codename)
     query = fact_query(resources)
     known = dict.fromkeys(query.packages) | (packages or {})
     return replace(good, packages=known, paths=dict.fromkeys(query.paths) | (paths or {}))
 
 
-@pytest.mark.parametrize(
-    ("packages", "held", "change", "transaction"),
-    [
-        (PRESENT, HELD, None, AptTransaction()),
-        (
-            PRESENT | {"nvidia-driver": "550.2-1"},
-            HELD,
-            "install nvidia-driver 550.2-1 → 535.1-1",
-            AptTransaction(
-                install=("nvidia-driver=535.1-1",),
-                unhold=("nvidia-driver",),
-                hold=("nvidia-driver",),
-            ),
-        ),
-        (
-            PRESENT | {"dkms": None},
-            HELD,
-            "install dkms",
-            AptTransaction(install=("dkms",)),
-        ),
-        (
-            PRESENT,
-            ("nvidia-driver",),
-            "hold linux-image-amd64",
-            AptTransaction(hold=("linux-image-amd64",)),
-        ),
-        (
-            PRESENT | {"linux-image-amd64": None},
-            ("nvidia-driver",),
-            None,  # what is not installed is not held
-            AptTransaction(),
-        ),
-        (
-            PRESENT | {"nouveau-firmware": "1"},
-            HELD,
-            "remove nouveau-firmware",
-            AptTransaction(remove=("nouveau-firmware",)),
-        ),
-        (
-            {},
-            (),
-            "install nvidia-driver=535.1-1, dkms; hold nvidia-driver",
-            AptTransaction(
-                install=("nvidia-driver=535.1-1", "dkms"),
-                hold=("nvidia-driver",),
-            ),
-        ),
-    ],
-)
-def test_what_differs_is_one_transaction(packages, held, change, transaction):
+def test_packages_that_are_missing_are_one_transaction():
     """
-    Versions, holds and packages that must not be there are compared too.
+    A host without Python gets all of them.
     """
-    facts = facts_of(DRIVER, packages=packages, held=held)
-    difference = DRIVER.difference(facts)
-    assert (difference and difference.change) == change
-    assert DRIVER.transaction(facts) == transaction
+    wanted = Packages(names=("haproxy", "socat"), proxy="http://p:1", no_proxy=("m.example.com",))
+    facts = facts_of(wanted, packages={"socat": "1.7"})
+    assert wanted.difference(facts).change == "install haproxy"
+    assert wanted.transaction(facts).arguments == ("-ihaproxy", "-phttp://p:1", "-nm.example.com")
+    assert wanted.transaction(None).install == ("haproxy", "socat")
+    assert wanted.difference(facts_of(wanted, packages={"socat": "1", "haproxy": "2"})) is None
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"names": ("-o", "haproxy")},
-        {"names": ("haproxy",), "versions": {"socat": "1"}},
-        {"names": ("haproxy",), "versions": {"haproxy": "1 -o"}},
-        {"names": ("haproxy",), "absent": ("haproxy",)},
-    ],
+    [{"install": ("-o",)}, {"install": ("haproxy=1 -o",)}, {"hold": ("a b",)}, {"remove": ("A",)}],
 )
-def test_packages_that_contradict_each_other_are_refused(wrong):
+def test_a_name_is_no_option_of_apt(wrong):
     """
-    No name and no version is an option of apt.
+    Nor is a version.
     """
     with pytest.raises(ValidationError):
-        Packages(**wrong)
+        AptTransaction(**wrong)
 
 
 def archive(**changes):

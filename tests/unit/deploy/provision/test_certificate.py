@@ -3,6 +3,7 @@ The certificate of the public port among the resources of a host.
 """
 
 import base64
+import hashlib
 import json
 import subprocess
 from dataclasses import replace
@@ -132,6 +133,20 @@ def test_a_certificate_that_cannot_be_read_is_replaced(authority, text):
     assert found[layout.CERTIFICATE].change.startswith("new certificate")
 
 
+def test_a_change_says_which_certificate_it_replaces(authority):
+    """
+    So that one which another operator installs between the look and the change stays.
+    """
+    resources = plan_resources(internal_spec(authority))
+    [resource] = [one for one in resources.placed if isinstance(one, Certificate)]
+    leaf = authority.issue(("n1",), NOW).leaf
+    der = leaf.public_bytes(Encoding.DER)
+    facts = facts_with(resources, base64.b64encode(der).decode())
+    assert resource.replaces(facts) == hashlib.sha256(der).hexdigest()
+    for unreadable in (None, facts_with(resources, None), facts_with(resources, "AAAA")):
+        assert resource.replaces(unreadable) is None
+
+
 @pytest.mark.parametrize("name", [NEXT_NAME, f"{UNFINISHED}{NEXT_NAME}"])
 def test_a_replacement_that_was_cut_off_is_a_change(authority, name):
     """
@@ -233,7 +248,7 @@ def test_it_is_sent_to_the_host_program(authority):
 
     spec = spec_with(authority)
     [resource] = [r for r in plan_resources(spec).placed if isinstance(r, Certificate)]
-    operations.apply(resource, None, Client())
+    operations.apply(resource, None, Client(), notes=None)
     assert sent == [CertificateSet(pem=spec.certificate.pem.reveal())]
 
 

@@ -120,7 +120,9 @@ def test_the_units_run_the_host_program_as_the_controller_does():
 
 def apply(resource, answer):
     transport = RecordingTransport(answer)
-    operations.apply(resource, GOOD, HostClient(transport, actor="provision", sudo=False))
+    operations.apply(
+        resource, GOOD, HostClient(transport, actor="provision", sudo=False), notes=None
+    )
     return transport.sent
 
 
@@ -137,6 +139,6 @@ def test_a_test_that_fails_is_an_error_of_the_host():
 
 def test_units_are_loaded_enabled_and_their_timer_runs_by_its_present_file():
     assert operations.enabling_command(UNITS) == (
-        "systemctl daemon-reload && systemctl enable --quiet slipway-deadman.timer "
+        "systemctl enable --quiet slipway-deadman.timer "
         "slipway-deadman-boot.service && systemctl restart slipway-deadman.timer"
     )

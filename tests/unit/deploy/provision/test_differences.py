@@ -132,6 +132,14 @@ def test_queries_are_merged_without_duplicates():
     assert merge_queries([]) == FactQuery()
 
 
+def test_a_hash_that_one_part_asks_for_is_asked_for():
+    """
+    Whatever the order of the parts.
+    """
+    parts = [FactQuery(paths={"/a": "1"}), FactQuery(paths={"/a": ""})]
+    assert merge_queries(parts) == merge_queries(reversed(parts)) == parts[0]
+
+
 def test_the_question_about_a_secret_says_nothing_of_it():
     """
     A question has the key of its run and nothing that depends on the secret.
@@ -202,6 +210,88 @@ def test_an_unfit_host_is_refused(changes, error, word):
     assert refusal.error == error
     assert word in refusal.why
     assert refusal.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"pythons": (), "codename": ""}, "3.11"),
+        ({"listeners": (Listener(program="nginx", pid=7),)}, "nginx"),
+        ({"machine": "aarch64"}, "aarch64"),
+    ],
+)
+def test_requirements_hold_on_a_host_where_nothing_differs(changes, word):
+    """
+    A host that lost what its row needs is not good.
+    """
+    assert refusal_of(RESOURCES, GOOD) is None
+    assert word in refusal_of(RESOURCES, replace(GOOD, **changes)).why
+
+
+def test_a_converged_gpu_host_needs_its_driver():
+    gpu = make_resources(row="torch-2.3-cu121")
+    assert refusal_of(gpu, make_facts(gpu, driver="535.104.05")) is None
+    assert "no NVIDIA driver" in refusal_of(gpu, make_facts(gpu, driver=None)).why
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lease": LeaseStatus("ann", "r7", fence=3, left_s=12.3)},
+        {"room": dict.fromkeys(GOOD.room, 2**20)},
+    ],
+)
+def test_a_host_where_nothing_differs_needs_no_lease_and_no_space(changes):
+    """
+    They are needed for changes: the same host with a difference is refused.
+    """
+    facts = replace(GOOD, **changes)
+    assert refusal_of(RESOURCES, facts) is None
+    gone = replace(facts, paths=facts.paths | {layout.HOST_CONFIG: None})
+    assert refusal_of(RESOURCES, gone) is not None
+
+
+def test_what_is_protected_is_named_before_anything_is_changed():
+    """
+    By its path, or by that of its directory; and only where it would have to be changed.
+    """
+    wrong = replace(GOOD.paths[layout.HOST_CONFIG], mode="0666")
+    for held in (layout.HOST_CONFIG, layout.ETC):
+        protected = replace(GOOD, immutable=(held,))
+        assert refusal_of(RESOURCES, protected) is None
+        facts = replace(protected, paths=GOOD.paths | {layout.HOST_CONFIG: wrong})
+        refusal = refusal_of(RESOURCES, facts)
+        assert f"{held} is protected" in refusal.why
+        assert refusal.fix == f"on the host: chattr -i -a {held}; then: inv provision"
+
+
+@pytest.mark.parametrize(
+    ("path", "type_", "fix"),
+    [
+        (layout.OPT, "link", "mount --bind"),
+        (layout.OPT, "file", f"mv {layout.OPT} {layout.OPT}.old"),
+        (layout.HOST_CONFIG, "directory", f"mv {layout.HOST_CONFIG} {layout.HOST_CONFIG}.old"),
+        (layout.DEADMAN_TESTED, "directory", "mv "),
+        (f"{layout.STATE}/reserve", "directory", "mv "),
+        (layout.UV, "directory", "mv "),
+    ],
+)
+def test_what_stands_in_the_way_is_named_with_its_remedy(path, type_, fix):
+    """
+    It may be of use to somebody, so it is not deleted.
+    """
+    in_the_way = replace(GOOD.paths[path], type=type_, target="/srv/data")
+    facts = replace(GOOD, paths=GOOD.paths | {path: in_the_way})
+    refusal = refusal_of(RESOURCES, facts)
+    assert path in refusal.why
+    assert fix in refusal.fix
+
+
+def test_a_link_in_place_of_a_file_is_replaced():
+    link = replace(GOOD.paths[layout.HOST_CONFIG], type="link", target="/etc/passwd", sha256=None)
+    facts = replace(GOOD, paths=GOOD.paths | {layout.HOST_CONFIG: link})
+    assert refusal_of(RESOURCES, facts) is None
+    assert names(next_steps(RESOURCES, facts)) == [layout.HOST_CONFIG]
 
 
 def test_haproxy_itself_may_hold_the_port():
@@ -286,6 +376,38 @@ def test_only_missing_wheels_are_sent():
     assert venv.difference(there).change == "build 1 packages"
     short = {layout.WHEELHOUSE: {file: size - 1 for file, size in whole.items()}}
     assert venv.missing(replace(there, listings=short)) == venv.wheels
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"altered": ("a", "b", "c", "d"), "altered_count": 9}, "9 of its files are not as built"),
+        ({"is_recorded": False}, "its files were not recorded"),
+        (
+            {"problem": "/usr/bin/python3.11 is gone"},
+            "its Python does not run: /usr/bin/python3.11",
+        ),
+    ],
+)
+def test_an_altered_environment_is_built_again(changes, said):
+    """
+    The change names the cause, and some of the files.
+    """
+    venv = find(RESOURCES, next(r.name for r in RESOURCES.placed if r.name.startswith("venv")))
+    found = replace(GOOD.venvs[venv.path], **changes)
+    facts = replace(GOOD, venvs={venv.path: found})
+    assert said in venv.difference(facts).change
+    assert "build 1 packages" in venv.difference(facts).change
+    assert venv.missing(replace(facts, listings={layout.WHEELHOUSE: {}})) == venv.wheels
+    assert venv.damage(GOOD) is None
+
+
+def test_a_sent_program_is_compared_by_its_hash():
+    uv = find(RESOURCES, layout.UV)
+    found = replace(GOOD.paths[uv.path], sha256="0" * 64)
+    facts = replace(GOOD, paths=GOOD.paths | {uv.path: found})
+    assert uv.difference(facts).change.endswith("its content differs")
+    assert fact_query(RESOURCES).paths[uv.path] == uv.sha256
 
 
 def test_an_environment_that_all_may_read_is_closed_without_sending():

@@ -2,13 +2,15 @@
 The worker's loop for one host, with prepared facts and recorded operations.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from deploy.host import layout
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
-from deploy.provision.worker_request import HostRequest
+from deploy.provision.worker_request import HostRequest, WorkerRequest
 from tests.unit.deploy.provision.builders import bare, make_facts, make_resources
 
 HOST = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=Ssh(), vars={})
@@ -35,7 +37,8 @@ def run(monkeypatch, facts, *, changes, later=()):
     connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
     events = []
     request = HostRequest.of(HOST, RESOURCES)
-    engine.HostRun(connector, request, b"program", events.append).run()
+    worker_request = WorkerRequest(packed_program=b"program", hosts=(request,))
+    engine.HostRun(connector, request, worker_request, events.append).run()
     return [event.kind.value for event in events]
 
 
@@ -93,12 +96,80 @@ def test_a_host_without_python_gets_its_packages_first(monkeypatch):
     assert changed[-1] == "packages"
 
 
-def test_a_host_that_never_agrees_fails_with_its_differences(monkeypatch):
+def test_a_host_that_never_agrees_fails_with_its_difference(monkeypatch):
     """
-    After five rounds, if each change is undone.
+    Once a change had no effect twice; no other program is blamed.
     """
     facts = bare(RESOURCES, driver=DRIVER)
     with pytest.raises(engine.HostFailed, match="n1") as caught:
-        run(monkeypatch, facts, changes=lambda _: None, later=[facts] * 5)
-    assert "5 rounds" in caught.value.why
-    assert "packages" in caught.value.why
+        run(monkeypatch, facts, changes=lambda _: None, later=[facts] * 2)
+    assert "changed twice without effect" in caught.value.why
+    assert "configuration tool" not in caught.value.fix
+
+
+def test_a_host_that_is_changed_back_twice_fails_with_its_cause(monkeypatch):
+    good = make_facts(RESOURCES, driver=DRIVER)
+    [path] = [r.path for r in RESOURCES.placed if r.name == layout.ETC]
+    stopped = good.units | {
+        layout.HAPROXY_UNIT: replace(good.units[layout.HAPROXY_UNIT], active="inactive")
+    }
+    reverted = replace(
+        good,
+        paths=good.paths | {path: replace(good.paths[path], mode="0777")},
+        units=stopped,
+    )
+    fixed = replace(good, units=stopped)
+    later = [fixed, reverted, fixed, reverted]
+    with pytest.raises(engine.HostFailed, match="n1") as caught:
+        run(monkeypatch, reverted, changes=lambda _: None, later=later)
+    assert "mode 0777 → 0750: right after its change and different again, twice" in caught.value.why
+    assert "configuration tool" in caught.value.fix
+
+
+@pytest.mark.parametrize("driver", [None, DRIVER])
+def test_a_host_that_lost_its_driver_meanwhile_is_not_ok(monkeypatch, driver):
+    """
+    Requirements are checked again after the last change.
+    """
+    ended = make_facts(RESOURCES, driver=driver)
+    later = [ended]
+    if driver is None:
+        with pytest.raises(engine.HostFailed) as caught:
+            run(monkeypatch, bare(RESOURCES, driver=DRIVER), changes=lambda _: None, later=later)
+        assert "no NVIDIA driver is loaded" in caught.value.why
+    else:
+        run(monkeypatch, bare(RESOURCES, driver=DRIVER), changes=lambda _: None, later=later)
+
+
+def test_a_python_that_is_gone_is_installed_again(monkeypatch):
+    """
+    apt says that its package is there.
+    """
+    again = []
+    monkeypatch.setattr(engine.operations, "restore_python", lambda: again.append(True))
+    good = make_facts(RESOURCES, driver=DRIVER)
+    run(monkeypatch, None, changes=lambda _: None, later=[None, good])
+    assert again == [True]
+    with pytest.raises(engine.HostFailed) as caught:
+        run(monkeypatch, None, changes=lambda _: None, later=[None, None])
+    assert "PATH" in caught.value.why
+
+
+def test_a_deep_run_looks_deep_after_its_changes_too(monkeypatch):
+    """
+    What only a deep look finds would be OK by another one.
+    """
+    queries = []
+    good = make_facts(RESOURCES, driver=DRIVER)
+
+    def look(*_, query, **__):
+        queries.append(query.deep)
+        return good
+
+    monkeypatch.setattr(engine, "read_facts", look)
+    connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
+    request = HostRequest.of(HOST, RESOURCES)
+    for deep in (True, False):
+        worker_request = WorkerRequest(packed_program=b"", deep=deep, hosts=(request,))
+        engine.HostRun(connector, request, worker_request, lambda _: None).run()
+    assert queries == [True, False]

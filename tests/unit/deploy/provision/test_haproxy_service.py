@@ -17,7 +17,7 @@ import pytest
 
 from deploy.host import layout
 from deploy.provision.operations import service_commands
-from deploy.provision.resources import EnabledService
+from deploy.provision.unit_resources import EnabledService
 from tests.local_host import short_directory
 from tests.unit.deploy.provision.builders import find, make_facts, make_resources
 from tests.unit.deploy.provision.public_port import PROGRAM

@@ -398,3 +398,26 @@ def test_no_networks_mean_nobody(started):
     assert port.get("/metrics", MONITOR)[0] == 404
     assert port.get("/metrics", PROXY, x_forwarded_for=MONITOR)[0] == 404
     assert port.get("/v1/models")[0] == 200
+
+
+def over_ipv6(port):
+    """
+    Return the status of a request to ::1; None if nothing listens there.
+    """
+    try:
+        with socket.create_connection(("::1", port.port), DEADLINE_S) as client:
+            client.sendall(post(b"{}"))
+            return read_answer(client)[0]
+    except ConnectionRefusedError:
+        return None
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
+@pytest.mark.parametrize(("ipv6", "status"), [(True, 200), (False, None)])
+def test_ipv6_is_served_unless_the_fleet_says_otherwise(started, ipv6, status):
+    """
+    On the same port; IPv4 is served either way.
+    """
+    port = started(ipv6=ipv6)
+    assert over_ipv6(port) == status
+    assert port.generate()[0] == 200

@@ -42,6 +42,7 @@ def provision(monkeypatch):
         monkeypatch.setattr(
             fleet_specs, "resource_sets", lambda *_, **__: dict.fromkeys(names, wanted)
         )
+        monkeypatch.setattr(run, "check_inputs", lambda fleet, env: None)
         fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts))
         events = []
         report = run.provision(
@@ -218,6 +219,7 @@ def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):
         raise LookupError("no secret")
 
     monkeypatch.setattr(fleet_specs, "resource_sets", fail)
+    monkeypatch.setattr(run, "check_inputs", lambda fleet, env: None)
     fleet = Fleet.model_construct(name="lab", hosts=(sshd.host(),))
     with pytest.raises(LookupError):
         run.provision(fleet, progress=lambda _: None, env={})

@@ -34,6 +34,14 @@ def test_a_serving_slot_that_systemd_has_given_up_on_is_started():
     assert changes_of(given_up) == [(UNIT, "start: systemd has given up on it")]
 
 
+def test_a_serving_slot_that_was_stopped_by_hand_is_started():
+    """
+    A release disables what it stops.
+    """
+    stopped = facts_with(active="inactive", socket=None)
+    assert changes_of(stopped) == [(UNIT, "start: it is enabled and does not run")]
+
+
 def test_a_slot_whose_socket_was_removed_is_restarted():
     """
     HAProxy could never reach it again.
@@ -48,12 +56,12 @@ def test_a_slot_whose_socket_was_removed_is_restarted():
         {"active": "activating", "socket": None},
         {"active": "failed", "enabled": "disabled", "socket": None},
         {"active": "inactive", "enabled": "disabled", "socket": None},
-        {"active": "inactive", "socket": None},
     ],
 )
 def test_no_other_slot_is_touched(changes):
     """
-    One that runs, starts, or was stopped: provisioning never changes which release serves.
+    One that runs, starts, or that a release has stopped: provisioning never changes which release
+    serves.
     """
     assert changes_of(facts_with(**changes)) == []
 

@@ -10,10 +10,12 @@ import time
 import pytest
 
 from deploy.inventory.schema import Host, Ssh
+from deploy.inventory.secrets import SecretValue
 from deploy.provision import supervise
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.worker_request import HostRequest, WorkerRequest
+from deploy.transport import sudo
 from tests.unit.deploy.provision.builders import make_resources
 
 HOSTS = ["n1", "n2", "n3"]
@@ -200,3 +202,19 @@ def test_what_a_library_prints_is_no_message():
     assert report.ok == ("n1",)
     assert {failure.host for failure in report.failed} == {"n2", "n3"}
     assert "[]" in report.failed[0].why
+
+
+def test_the_password_for_sudo_reaches_the_worker_through_its_input(monkeypatch):
+    """
+    Not by its environment or arguments, and it is not in what prints the request.
+    """
+    monkeypatch.setattr(sudo, "_kept", SecretValue("Horse-7"))
+    script = (
+        "import json, os, sys\n"
+        "line = sys.stdin.readline()\n"
+        "seen = [json.loads(line)['sudo_password'], 'Horse-7' in str([*os.environ.items()])]\n"
+        "print(json.dumps(seen), file=sys.stderr, flush=True)\n"
+    )
+    report, _ = work(script)
+    assert '["Horse-7", false]' in report.failed[0].why
+    assert "Horse-7" not in repr(make_request().model_copy(update={"sudo_password": "Horse-7"}))

@@ -15,7 +15,7 @@ import yaml
 
 from deploy.host import layout
 from deploy.inventory.schema import AptSource, Mirrors, Tls
-from deploy.provision import base, deadman, haproxy, host_program, runtime_unit
+from deploy.provision import base, data_disk, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.concerns import plan_resources
 from deploy.provision.distributions import DISTRIBUTIONS
@@ -91,6 +91,7 @@ def texts():
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
         "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
+        "slipway-data.mount": data_disk.mount(layout.OPT, "/data/slipway/opt"),
         **{path.rpartition("/")[2]: text for path, text in deadman.units().items()},
         "slipway.slice": placed[runtime_unit.SLICE_FILE],
         "slipway.tmpfiles": placed["/etc/tmpfiles.d/slipway.conf"],

@@ -63,8 +63,9 @@ class TlsPort(PublicPort):
     def issue(self, names=NAMES):
         return self.authority.issue(names, NOW).pem.reveal()
 
-    def install(self, pem):
-        return certificate.install(self.system, Call(actor="test"), CertificateSet(pem=pem))
+    def install(self, pem, replaces=None):
+        request = CertificateSet(pem=pem, replaces=replaces)
+        return certificate.install(self.system, Call(actor="test"), request)
 
     def restart(self):
         self._process.kill()

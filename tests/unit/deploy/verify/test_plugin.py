@@ -3,13 +3,15 @@ The assertions of `inv verify` over our own transport, against an SSH server on 
 """
 
 import os
+import re
 import subprocess
 from xml.etree import ElementTree
 
 import pytest
 
 from deploy.inventory.schema import Fleet
-from deploy.verify import run, verify
+from deploy.verify import verify
+from deploy.verify.assertions import Assertion, Suite
 from tests.hostile_host import GARBAGE, HostileSshd
 from tests.hostile_text import CORPUS
 from tests.unit.deploy.inventory.builders import make_fleet
@@ -48,19 +50,21 @@ def sshd(tmp_path):
 
 
 @pytest.fixture
-def asserted(tmp_path, monkeypatch):
+def asserted(tmp_path):
     """
     Return a function that runs assertions on hosts as `inv verify` does.
     """
 
-    def run_them(text, hosts):
+    def run_them(text, hosts, cases=1, conftest=""):
         folder = tmp_path / "assertions"
         folder.mkdir()
+        (folder / "conftest.py").write_text(conftest)
         (folder / "test_it.py").write_text(text)
-        monkeypatch.setattr(run, "_TESTS", folder)
+        tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+        suite = Suite(folder, tuple(Assertion(test, cases) for test in tests))
         fleet = make_fleet(tmp_path, {"row": "torch-2.13-cpu"})
         fleet = Fleet.model_construct(**dict(fleet) | {"hosts": tuple(hosts)})
-        return verify(fleet, junit=tmp_path / "verify.xml", progress=lines.append)
+        return verify(fleet, junit=tmp_path / "verify.xml", progress=lines.append, suite=suite)
 
     lines = []
     run_them.lines = lines
@@ -76,6 +80,51 @@ def test_assertions_run_over_one_login_a_host(sshd, asserted):
     assert report.passed == 8
     assert sshd.logins == 2
     assert len(asserted.lines) == 8
+
+
+UNMADE = """
+import pytest
+
+def test_made(host):
+    assert host.run("true").succeeded
+
+def test_skipped(host):
+    pytest.skip("not today")
+
+@pytest.mark.xfail(reason="known")
+def test_expected_to_fail(host):
+    assert not host.run("true").succeeded
+
+def test_deselected(host):
+    pass
+"""
+DESELECTS = """
+def pytest_collection_modifyitems(items):
+    items[:] = [item for item in items if "deselected" not in item.name]
+"""
+
+
+def test_an_assertion_that_did_not_run_fails_its_host(sshd, asserted, tmp_path):
+    """
+    Skipped, expected to fail, or deselected: green would be a lie.
+    """
+    report = asserted(UNMADE, [sshd.host("n1")], conftest=DESELECTS)
+    [finding] = report.failed
+    assert (finding.host, finding.test) == ("n1", "the run")
+    assert finding.why == (
+        "3 of 4 assertions were not made: test_skipped, test_expected_to_fail, test_deselected"
+    )
+    assert report.passed == 1
+    assert report.error is not None
+
+
+def test_a_file_that_cannot_be_read_names_no_host_but_those_of_the_fleet(sshd, asserted):
+    """
+    Its case has no host; the remedy has none that does not exist.
+    """
+    report = asserted(ASSERTIONS + "\nimport no_such_module\n", [sshd.host("n1")])
+    assert {finding.host for finding in report.failed} == {"n1"}
+    assert "--limit ," not in report.error.fix
 
 
 class Talkative(LoopbackSshd):
@@ -122,6 +171,7 @@ def test_a_host_with_another_key_is_not_asked(sshd, asserted):
     [finding] = report.failed
     assert (finding.host, finding.test) == ("n1", "reachable")
     assert "no host key is recorded" in finding.why
+    assert "inv trust" in report.error.fix
     assert (sshd.logins, sshd.commands) == (0, [])
 
 
@@ -178,7 +228,7 @@ def test_a_host_that_answers_anything_fails_alone(sshd, asserted, tmp_path):
     text += "def test_it(host, number):\n    assert host.check_output('printf x') == 'x'\n"
     (tmp_path / "liar").mkdir()
     with Liar(tmp_path / "liar", None, seed=3) as liar:
-        report = asserted(text, [sshd.host("n1"), liar.host("n2")])
+        report = asserted(text, [sshd.host("n1"), liar.host("n2")], cases=200)
 
     assert liar.answers == 200
     assert {finding.host for finding in report.failed} == {"n2"}

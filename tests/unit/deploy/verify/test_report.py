@@ -28,11 +28,14 @@ def test_every_case_has_its_host_and_reason():
     Failures and errors name the host, the test and the assertion.
     """
     assert read_junit(JUNIT) == (
-        Outcome("n1", "test_a", "passed"),
-        Outcome("n2", "test_b", "failed", "no shell"),
-        Outcome("n2", "test_c", "skipped"),
-        Outcome("n3", "test_d", "failed", 'failed on setup with "RuntimeError: gone"'),
-    )
+        Outcome("n1", "test_a", "passed", case="test_a[slipway://n1]"),
+        Outcome("n2", "test_b", "failed", "no shell", "test_b[slipway://n2]"),
+        Outcome("n2", "test_c", "skipped", case="test_c[slipway://n2-blue]"),
+        Outcome(
+            "n3", "test_d", "failed", 'failed on setup with "RuntimeError: gone"',
+            "test_d[slipway://n3]",
+        ),
+    )  # fmt: skip
 
 
 def test_failures_of_several_hosts_are_one_error():
@@ -43,6 +46,19 @@ def test_failures_of_several_hosts_are_one_error():
     assert isinstance(error, VerifyFailed)
     assert "n2: test_b: no shell" in error.why
     assert "inv provision --limit n1,n2" in error.fix
+
+
+def test_the_remedy_fits_each_host():
+    """
+    Provisioning is for hosts that differ; one that does not answer has the remedy of its error.
+    """
+    lost = [Finding(f"n{n}", "reachable", "gone", fix=f"start n{n}") for n in range(3, 9)]
+    error = make_report(Finding("n1", "test_b", "no shell"), *lost).error
+    assert error.fix == (
+        "inv provision --limit n1, then inv verify; start n3; start n4; start n5; "
+        "and 3 remedies more, with the hosts above; see x.xml"
+    )
+    assert "inv provision" not in make_report(*lost[:1]).error.fix
 
 
 def test_a_report_without_failures_has_no_error():

@@ -44,7 +44,8 @@ for index, word in enumerate(words):
         subprocess.run(value("--manual-auth-hook"), shell=True, env=env, timeout=20)
 (here / "validated").touch()
 log = pathlib.Path(value("--logs-dir")) / "letsencrypt.log"
-log.write_text((here / "log").read_text() if (here / "log").exists() else "")
+said = [here / "log", here / f"log-{{value('--cert-name')}}"]
+log.write_text("".join(path.read_text() for path in said if path.exists()))
 if log.read_text():
     sys.exit("An unexpected error occurred")
 live = pathlib.Path(value("--config-dir")) / "live" / value("--cert-name")
@@ -96,9 +97,14 @@ class Site:
         (issued / "privkey.pem").write_bytes(key_pem(key))
         return leaf
 
-    def refuse(self, kind):
+    def refuse(self, kind, names=()):
+        """
+        Args:
+            names: What certbot calls the certificates that are refused; empty: all.
+        """
         urn = f"urn:ietf:params:acme:error:{kind}"
-        (self.bin / "log").write_text(json.dumps({"type": urn, "detail": "a limit"}))
+        for log in [f"log-{name}" for name in names] or ["log"]:
+            (self.bin / log).write_text(json.dumps({"type": urn, "detail": "a limit"}))
 
     @property
     def fleet(self):
@@ -159,7 +165,7 @@ def test_all_hosts_answer_a_challenge_and_then_get_the_certificate(site):
     for client in site.clients.values():
         leaf = result.pairs["n1"].leaf
         shown = leaf.fingerprint(leaf.signature_hash_algorithm).hex()
-        client.certificate = ShownCertificate((NAME,), "CN=x", leaf.not_valid_after_utc, shown)
+        client.certificate = make_shown(leaf, sha256=shown)
         client.requests.clear()
     again = site.renew()
     assert again.error is None
@@ -214,16 +220,83 @@ def test_a_host_that_was_not_reached_is_given_the_same_one_later(site):
     assert site.calls() == ["gpu"]
 
 
-@pytest.mark.parametrize(("kind", "asked"), [("rateLimited", 1), ("caa", 2)])
+def test_a_limit_of_one_name_keeps_no_other_from_its_certificate(site):
+    """
+    Such as: too many failed validations of this name.
+    """
+    site.names, site.clients = (), {name: Client(name) for name in ("n1", "n2", "n3")}
+    site.issue(tuple(f"{name}.example.com" for name in site.clients))
+    site.refuse("rateLimited", names=("n1", "n3"))
+    result = site.renew()
+    assert set(result.errors) == {"n1", "n3"}
+    assert set(result.pairs) == {"n2"}
+    assert site.calls() == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize("names", [(NAME,), ()])
+def test_hosts_that_are_down_cost_no_certificate(site, names):
+    """
+    Nobody could be given it; where one host is left, it is asked for.
+    """
+    site.names = names
+    for host in ("n1", "n2"):
+        site.clients[host].fails = {"status": lost(host)}
+    result = site.renew()
+    assert (site.calls(), set(result.errors)) == ([], {"n1", "n2"})
+    site.clients["n2"].fails = {}
+    assert set(site.renew().pairs) == {"n2"}
+    assert len(site.calls()) == 1
+
+
+def test_a_forced_renewal_replaces_also_what_lasts_longer(site):
+    """
+    Its key may be lost.  Without --force the certificate that was issued later stays.
+    """
+    own = site.issue((NAME,))
+    longer, _ = make_leaf(site.authority, begins=own.not_valid_before_utc + DAY / 2,
+                          ends=own.not_valid_after_utc + DAY)  # fmt: skip
+    for client in site.clients.values():
+        client.certificate = make_shown(longer)
+    assert set(site.renew().kept) == {"n1", "n2"}
+    site.issue((NAME,))
+    assert set(site.renew(is_forced=True).pairs) == {"n1", "n2"}
+
+
+def test_what_another_operator_gave_a_host_meanwhile_is_not_replaced(site):
+    """
+    The host compares it with the one that it was seen with; one that showed none takes any.
+    """
+    site.issue((NAME,))
+    old, _ = make_leaf(site.authority, begins=datetime.now(UTC) - 70 * DAY,
+                       ends=datetime.now(UTC) + 9 * DAY)  # fmt: skip
+    site.clients["n1"].certificate = make_shown(old, sha256="ab" * 32)
+    assert set(site.renew().pairs) == {"n1", "n2"}
+    sent = {name: client.requests[-1].replaces for name, client in site.clients.items()}
+    assert sent == {"n1": "ab" * 32, "n2": None}
+
+
+def make_shown(leaf, sha256="0" * 64):
+    return ShownCertificate(
+        names=(NAME,),
+        issuer=leaf.issuer.rfc4514_string(),
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        sha256=sha256,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("externalAccountRequired", 1), ("rateLimited", 2), ("caa", 4)]
+)
 def test_a_refusal_for_all_names_ends_the_requests(site, kind, asked):
     """
-    A limit concerns the account; a record of one domain does not.
+    The account concerns all; a limit may be of one name, and of all once the next name meets it.
     """
-    site.names = ()
+    site.names, site.clients = (), {name: Client(name) for name in ("n1", "n2", "n3", "n4")}
     site.refuse(kind)
     result = site.renew()
     assert len(site.calls()) == asked
-    assert set(result.errors) == {"n1", "n2"}
+    assert set(result.errors) == set(site.clients)
     assert kind in result.error.why
     assert all("certificate.set" not in verbs for verbs in site.verbs().values())
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.errors import InventoryError, TransportError
+from deploy.errors import InventoryError, TransportError, UsageError
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending
 from deploy.release.findings import FLEET_NAME
@@ -186,3 +186,24 @@ def test_a_host_that_did_not_answer_is_not_asked_again(fleet):
     verbs = calls(fleet, lambda: releases.make_rollback(on(fleet), None))
 
     assert verbs["n3"].count("status") == 1
+
+
+def test_a_resume_without_the_bundle_names_the_checkout_that_has_it(fleet, monkeypatch):
+    """
+    Nothing had been staged, and this operator did not build the bundle: building another one here
+    would not be the release that was approved.
+    """
+
+    def lacks(fleet, digest):
+        raise UsageError(f"bundle {digest}: not found", why="the store has none", fix="build it")
+
+    monkeypatch.setattr(releases, "checked_bundle", lacks)
+    monkeypatch.setattr(releases, "wheels", lambda: None)
+    plan = SimpleNamespace(bundle="b3", allow_older=False)
+
+    with pytest.raises(UsageError) as caught:
+        releases._stage_again(on(fleet), plan)(fleet.clients["n1"])
+
+    assert caught.value.why == "n1 lacks it, and the store has none"
+    assert "inv resume in the checkout that built it" in caught.value.fix
+    assert "inv rollback" in caught.value.fix

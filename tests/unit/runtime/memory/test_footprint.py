@@ -7,6 +7,7 @@ import torch
 
 from runtime.contract.errors import ModelError
 from runtime.engines.base.sampling import SamplingParams
+from runtime.engines.paged.embedding import embed_with_decoder
 from runtime.engines.paged.runner import GRAPH_SIZES, PagedRunner
 from runtime.engines.paged.step import Chunk, Join, Step
 from runtime.kernels.attention import chunked as prefill
@@ -15,11 +16,17 @@ from runtime.kernels.attention.dispatch import PagedAttend
 from runtime.kernels.cache import KV_DTYPES, make_cache
 from runtime.kernels.quantize import GROUP, Quantized
 from runtime.memory import footprint
-from runtime.memory.footprint import activation_bytes, page_bytes, weight_bytes
+from runtime.memory.footprint import (
+    activation_bytes,
+    embedding_bytes,
+    page_bytes,
+    weight_bytes,
+)
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
 from runtime.models.loader import PRECISIONS
+from runtime.models.pooling import Pooling
 from runtime.models.shard import WHOLE, Shard
 from tests.unit.runtime.builders import make_config_document, make_model
 from tests.unit.runtime.memory.meter import Meter
@@ -322,3 +329,28 @@ def test_no_step_of_a_cpu_takes_more_than_computed(vocabulary):
     assert max(peaks) <= computed
     if vocabulary > 300:  # sampling has the peak: no room to hide in
         assert peaks[1] > 0.6 * computed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_attention_heads": 8},
+        {"intermediate_size": 16},
+        {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "intermediate_size": 16},
+        {"hidden_size": 512, "intermediate_size": 16},
+    ],
+    ids=["mlp", "heads", "attention", "qk-norms", "pooling"],
+)
+def test_no_text_that_a_decoder_embeds_takes_more_than_computed(changes, precision):
+    """
+    It is computed at once, however long; the peak is in the MLP, in attention, or in the pooling.
+    """
+    model = make_model(vocab_size=300, max_position_embeddings=4096, **changes)
+    model = model.to(PRECISIONS[precision])
+    for mode in ("mean", "last"):
+        with Meter() as meter:
+            embed_with_decoder(model, Pooling(mode))([[1] * 2000])
+        computed = embedding_bytes(model.config, 2000, precision, "full")
+        assert 0.7 * computed < meter.peak <= computed

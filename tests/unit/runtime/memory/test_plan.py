@@ -61,6 +61,30 @@ def changes_of(fix):
     return [yaml.safe_load("{" + answer.replace(" and ", ", ") + "}") for answer in answers]
 
 
+def test_the_texts_that_a_decoder_embeds_are_planned():
+    """
+    One of the whole context is computed at once; a step of a CPU has 512 tokens.
+    """
+    options = make_options(device="cpu", context_tokens=32_768)
+    plain, embeds = (plan_memory(options, GLM, None, embeds=value) for value in (False, True))
+    assert embeds.activations > 2 * plain.activations
+    short = replace(options, context_tokens=1024)
+    assert plan_memory(short, GLM, None, embeds=True).activations < embeds.activations / 8
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_the_processes_of_a_cpu_are_paid_once(gpus):
+    """
+    Each shard plans its part of them, in its part of the host: not all of them again.
+    """
+    options, total = make_options(device="cpu"), 64 * GIB
+    whole = plan_memory(options, GLM, total)
+    shard = plan_memory(replace(options, gpus=gpus), GLM, total // gpus)
+    more = gpus * shard.fixed - whole.fixed
+    assert 0 < more < 0.25 * GIB * (gpus - 1)
+    assert gpus * shard.total <= total
+
+
 def try_plan(options, total_bytes):
     try:
         return plan_memory(options, EVEN, total_bytes)

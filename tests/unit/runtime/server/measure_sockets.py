@@ -164,14 +164,12 @@ def measure(path, pid, connections, route, body):
     return *json.loads(output), statuses
 
 
-def write_release(folder):
+def make_tokenizer():
     """
-    Write a release with a small model: a long context, and tokens of many bytes.
+    Return a tokenizer with tokens of many bytes.
     """
-    # Imported here: the process that asks starts without torch.
+    # Imported here: the process that asks starts fast.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from tests.unit.runtime.builders import write_model
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -179,6 +177,16 @@ def write_release(folder):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train([str(ROOT / "docs/reference/runtime.md")], trainer)
+    return tokenizer
+
+
+def write_release(folder):
+    """
+    Write a release with a small model of a long context.
+    """
+    from tests.unit.runtime.builders import write_model  # with torch
+
+    tokenizer = make_tokenizer()
     model = write_model(
         folder / "model",
         vocab_size=tokenizer.get_vocab_size(),

@@ -167,7 +167,7 @@ async def test_an_engine_that_misses_a_deadline_is_not_waited_for(runtime, monke
     """
     A silent engine also leads to one answer: 504, and the request is cancelled.
     """
-    monkeypatch.setattr("runtime.server.generation.GRACE_S", 0.0)
+    monkeypatch.setattr("runtime.server.requests.GRACE_S", 0.0)
     runtime.engine.will("", ending=None)
     runtime.engine.will("a", ending=None)
 

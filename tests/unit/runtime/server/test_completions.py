@@ -4,10 +4,11 @@
 
 import asyncio
 import json
+from collections import Counter
 
 import pytest
 
-from runtime.server import openai_routes
+from runtime.server import generation, openai_routes
 from runtime.server.errors import Failed
 from runtime.server.openai_bodies import MAX_PROMPTS, CompletionBody
 from tests.unit.runtime.serving import CONTEXT, VOCABULARY, assert_is_error, events_of
@@ -303,6 +304,35 @@ async def test_half_a_surrogate_pair_is_refused_by_every_route(runtime):
             response = await runtime.http.post(path, content=body, headers=JSON)
             assert_is_error(response, 400, "invalid_request", retry_safe=False)
             assert response.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_long_prompts_go_to_the_engine_one_after_the_other(runtime, monkeypatch, stream):
+    """
+    Its message of a whole context takes the loop 10 ms: not those of a list in one turn.
+    """
+    turn, sent = 0, Counter()
+    submit = runtime.engine.submit
+
+    async def tick():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def counted(*args):
+        sent[turn] += 1
+        return submit(*args)
+
+    monkeypatch.setattr(runtime.engine, "submit", counted)
+    monkeypatch.setattr(generation, "LONG_SUBMIT_TOKENS", 9)
+    for _ in range(8):
+        runtime.engine.will("x")
+    ticking = asyncio.create_task(tick())
+    await runtime.complete(["a" * 10] * 8, stream=stream)
+    ticking.cancel()
+    assert sent.total() == 8
+    assert max(sent.values()) == 1
 
 
 async def test_echoed_prompts_are_bounded_together(runtime, monkeypatch):

@@ -28,11 +28,16 @@ LONG = "x" * 120  # a name that each event repeats: together more than all buffe
 class StalledClient(threading.Thread):
     """
     Asks for a stream, reads its head, stops reading until the engine has drained, reads the rest.
+
+    Before, it begins to send another request, whose body never comes.
+
+    Attributes:
+        half: The answer to that.
     """
 
     def __init__(self, path, logged):
         super().__init__(daemon=True)
-        self.answer = b""
+        self.answer = self.half = b""
         self.had_waited = False
         self._path, self._logged = path, logged
 
@@ -40,16 +45,22 @@ class StalledClient(threading.Thread):
         body = json.dumps({"prompt": "x", "max_tokens": TOKENS, "stream": True}).encode()
         head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         head += f"x-request-id: {LONG}\r\n".encode()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(DEADLINE_S)
-            client.connect(str(self._path))
+        with self._connected() as half, self._connected() as client:
+            half.sendall(head + b"content-length: 99\r\n\r\n{")
             client.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             self.answer += client.recv(1000)
             os.kill(os.getpid(), signal.SIGTERM)
             until(lambda: any("drain_ended" in line for line in self._logged()), "the drain")
             self.had_waited = b"[DONE]" not in self.answer
+            self.half = half.recv(1 << 16)
             while part := client.recv(1 << 16):
                 self.answer += part
+
+    def _connected(self):
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.settimeout(DEADLINE_S)
+        client.connect(str(self._path))
+        return client
 
 
 ADMITTED = {
@@ -86,32 +97,62 @@ async def test_a_request_that_was_admitted_before_sigterm_is_served(name, stream
     await drained
 
 
-@pytest.mark.anyio
-async def test_a_body_that_is_on_its_way_at_sigterm_is_served():
+class SlowBody:
     """
-    It was let in; a slow one has the time of every upload.
+    A body whose second half comes when it may.
     """
-    rest, sent = asyncio.Event(), []
 
-    async def body():
+    def __init__(self):
+        self.rest, self.is_half_sent = asyncio.Event(), False
+
+    async def parts(self):
         yield b'{"prompt": "x", '
-        sent.append(1)
-        await rest.wait()
+        self.is_half_sent = True
+        await self.rest.wait()
         yield b'"max_tokens": 3}'
 
-    runtime = Runtime()
-    runtime.engine.will("abc")
+
+async def begin_to_send(runtime, body):
+    """
+    Return the task of a request whose first half has come, and of the drain since then.
+    """
     headers = {"content-type": "application/json"}
-    asking = asyncio.create_task(runtime.http.post("/generate", content=body(), headers=headers))
+    post = runtime.http.post("/generate", content=body.parts(), headers=headers)
+    asking = asyncio.create_task(post)
     await settle()
-    assert sent
+    assert body.is_half_sent
     runtime.life.on(LifeEvent.TERMINATED)
     drained = asyncio.create_task(runtime.engine.holds.drain(DEADLINE_S))
     await settle()
     assert not drained.done()
-    rest.set()
+    return asking, drained
+
+
+@pytest.mark.anyio
+async def test_a_body_that_is_on_its_way_at_sigterm_is_served():
+    """
+    It was let in before.
+    """
+    runtime, body = Runtime(), SlowBody()
+    runtime.engine.will("abc")
+    asking, drained = await begin_to_send(runtime, body)
+    runtime.serving.uploads.end_in(DEADLINE_S)
+    body.rest.set()
     assert (await asking).json()["text"] == "abc"
     await drained
+
+
+@pytest.mark.anyio
+async def test_a_slow_body_holds_the_drain_no_longer_than_its_limit():
+    """
+    Far less than an upload may take otherwise; the other slot can answer the request.
+    """
+    runtime, body = Runtime(), SlowBody()
+    asking, drained = await begin_to_send(runtime, body)
+    runtime.serving.uploads.end_in(0.0)
+    assert_is_error(await asking, 503, "shutting_down", retry_safe=True)
+    await drained
+    assert runtime.serving.uploads.held == 0
 
 
 @pytest.mark.anyio
@@ -134,7 +175,8 @@ async def test_a_request_that_comes_to_the_engine_after_the_drain_is_refused():
 
 def test_a_stalled_reader_has_the_drain_time(tmp_path, monkeypatch, caplog):
     """
-    The time that the configuration names, although the engine has drained long before.
+    The time that the configuration names, although the engine has drained long before.  A body
+    that does not come holds the drain no longer than its own limit.
     """
     write_model(tmp_path / "model", **SMALL, max_position_embeddings=TOKENS + 100)
     release = f"version: {LONG}\nmodel_name: tiny\nthreads: 1\ndrain_timeout_s: {DEADLINE_S}\n"
@@ -143,6 +185,7 @@ def test_a_stalled_reader_has_the_drain_time(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("SLIPWAY_SLOT", "green")
     monkeypatch.setenv("SLIPWAY_SOCKET", str(tmp_path / "s"))
     monkeypatch.setattr(process, "ANSWER_S", 0.0)  # nothing else gives it time
+    monkeypatch.setattr(process, "DRAIN_S", 0.0)
     client = StalledClient(tmp_path / "s", lambda: list(caplog.messages))
 
     with in_process(monkeypatch, caplog, client.start) as start:
@@ -150,3 +193,5 @@ def test_a_stalled_reader_has_the_drain_time(tmp_path, monkeypatch, caplog):
     client.join(DEADLINE_S)
     assert client.had_waited
     assert b"data: [DONE]" in client.answer
+    assert b" 503 " in client.half
+    assert b"shutting_down" in client.half

@@ -8,9 +8,10 @@ import threading
 import pytest
 
 from runtime.engines.base.sampling import SamplingParams
-from runtime.server import generation, prompts
+from runtime.server import prompts, requests
 from runtime.server.errors import Failed
-from runtime.server.generation import GenerationRequest, Generator
+from runtime.server.generation import Generator
+from runtime.server.requests import GenerationRequest
 from tests.unit.runtime.fakes import CharCodec, FakeEngine
 from tests.unit.runtime.serving import CONTEXT, Runtime
 
@@ -108,7 +109,7 @@ async def test_tokenizing_counts_to_the_deadline(monkeypatch):
     """
     504, and the load goes down only when the thread is done.
     """
-    monkeypatch.setattr(generation, "GRACE_S", 0.0)
+    monkeypatch.setattr(requests, "GRACE_S", 0.0)
     codec = SlowCodec()
     generator = make_generator(codec)
     late = await refused(generator.admit(make_request(timeout_s=0.05)))

@@ -12,7 +12,7 @@ from runtime.server.caller import CALLER, Caller
 from runtime.server.check_queue import CheckQueue
 from runtime.server.errors import Failed
 from runtime.server.grammars import MAX_WAITING, AskedGrammar, GrammarReader
-from runtime.structured import Grammar, GrammarError, GrammarKind
+from runtime.structured import CheckFailed, Grammar, GrammarError, GrammarKind
 from runtime.structured.process import KeptResults
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.anyio
 
 class HeldChecker:
     """
-    A checker that does nothing until `go_on`; it refuses what begins with "bad".
+    A checker that does nothing until `go_on`; it refuses what begins with "bad", and fails at
+    "dead".
 
     Attributes:
         checked: Texts, in order.
@@ -38,6 +39,8 @@ class HeldChecker:
         self.checked.append(text)
         if text.startswith("bad"):
             raise GrammarError("refused")
+        if text == "dead":
+            raise CheckFailed("the process that checks grammars ended, status -9")
         return Grammar(kind, text, text)
 
 
@@ -136,6 +139,23 @@ async def test_requests_for_the_same_grammar_wait_for_one_check(checker):
     await asyncio.wait(same)
     assert [code_of(task) for task in same[1:]] == [(400, "grammar_refused")] * 4
     assert checker.checked == ["bad"]
+
+
+async def test_a_check_that_failed_does_not_blame_the_grammar(checker):
+    """
+    A later request checks it again.
+    """
+    reader = GrammarReader(checker)
+    checker.go_on()
+    for _ in range(2):
+        asked = read(reader, "web", "dead")
+        await asyncio.wait([asked])
+        with pytest.raises(Failed) as failed:
+            asked.result()
+        refused = failed.value.refused
+        assert (refused.status, refused.code) == (503, "grammar_check_failed")
+        assert (refused.param, refused.retry_after_s) == (None, 1)
+    assert checker.checked == ["dead", "dead"]
 
 
 async def test_a_check_that_nobody_waits_for_is_not_made(checker):

@@ -2,13 +2,17 @@
 The fields of chat and completions that choose tokens, and log probabilities in their answers.
 """
 
+import asyncio
+from collections import Counter
+
 import pytest
 
 from runtime.engines.base.protocol import FinishReason
 from runtime.engines.base.sampling import MAX_BIASED, SamplingParams, TokenLogprobs
-from runtime.server import openai_routes
+from runtime.server import generation, openai_routes
 from runtime.server.body import MAX_KEYS
 from runtime.server.openai_bodies import MAX_STOP_TOKENS
+from tests.unit.runtime.fakes import SPECIAL
 from tests.unit.runtime.serving import VOCABULARY, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
@@ -227,6 +231,28 @@ async def test_an_echoed_prompt_has_them_too(runtime, prompt, text, most, stream
     assert choices[-1]["finish_reason"] == ("stop" if text else "length")
 
 
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("is_text", [True, False])
+async def test_offsets_of_an_echoed_prompt_are_places_in_the_text(runtime, is_text, skips):
+    """
+    With special tokens in it: a text is repeated as it came, token ids as the answer is decoded.
+    """
+    runtime.engine.will("cd", logprobs=scores)
+    prompt = f"a{chr(SPECIAL)}b"
+    response = await runtime.complete(
+        prompt if is_text else list(map(ord, prompt)),
+        echo=True,
+        logprobs=0,
+        skip_special_tokens=skips,
+    )
+    (choice,) = response.json()["choices"]
+    text, offsets = choice["text"], choice["logprobs"]["text_offset"]
+    assert text == (prompt if is_text or not skips else "ab") + "cd"
+    places = dict(zip(choice["logprobs"]["tokens"], offsets, strict=True))
+    assert all(text[places[char]] == char for char in "abcd")
+    assert offsets == sorted(offsets)
+
+
 async def test_an_evaluation_harness_reads_them_by_position(runtime):
     """
     As lm-evaluation-harness does: token ids, several prompts, one more token, which it drops.
@@ -243,6 +269,33 @@ async def test_an_evaluation_harness_reads_them_by_position(runtime):
     found = response.json()["choices"][0]["logprobs"]
     assert found["token_logprobs"][len(context) : -1] == [-1.0, -1.01]
     assert [max(top.values()) for top in found["top_logprobs"][len(context) : -1]] == [-1.0, -1.01]
+
+
+async def test_the_loop_goes_on_within_a_long_answer_with_scores(runtime, monkeypatch):
+    """
+    Each of its tokens is decoded by itself: in a turn of the loop, few of them.
+    """
+    turn, decoded = 0, Counter()
+
+    class Counted(generation.AnswerText):
+        def add(self, tokens, logprobs=()):
+            decoded[turn] += len(tokens)
+            return super().add(tokens, logprobs)
+
+    async def tick():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(generation, "AnswerText", Counted)
+    runtime.engine.will("x" * 5000, logprobs=scores)
+    ticking = asyncio.create_task(tick())
+    response = await runtime.complete(logprobs=1, max_tokens=90)
+    ticking.cancel()
+    assert len(response.json()["choices"][0]["logprobs"]["tokens"]) == 5000
+    assert decoded.total() == 5000
+    assert max(decoded.values()) < 2 * generation.SCORED_AT_ONCE
 
 
 async def test_scored_prompts_are_bounded_together(runtime, monkeypatch):

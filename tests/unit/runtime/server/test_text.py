@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from runtime.contract.errors import ModelError
 from runtime.server.text import Detokenizer, StopScanner, TokenizerCodec
@@ -27,6 +27,47 @@ def codec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tokenizer.save(str(folder / "tokenizer.json"))
     return TokenizerCodec(folder)
+
+
+@pytest.fixture(scope="module")
+def framed(codec, tmp_path_factory):
+    """
+    As *codec*, with <end> around each text, as BOS and EOS.
+    """
+    tokenizer = Tokenizer.from_str(codec._tokenizer.to_str())
+    end = tokenizer.token_to_id("<end>")
+    frame = processors.TemplateProcessing(single="<end> $A <end>", special_tokens=[("<end>", end)])
+    # As Llama's: it takes the space in front of a word out of the offsets.
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), frame])
+    folder = tmp_path_factory.mktemp("framed")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TokenizerCodec(folder)
+
+
+@given(text=st.sampled_from(TEXTS) | st.text(max_size=30), typed=st.sampled_from(["", "<|call|>"]))
+def test_offsets_are_where_tokens_begin_in_the_text(framed, text, typed):
+    """
+    Special tokens that the client wrote have a place of their own; those that the tokenizer adds
+    have no text.  The parts of a character begin where it does.
+    """
+    text = f"{typed}{text}{typed} end"
+    tokens, offsets = framed.encode(text), framed.offsets(text)
+    assert (offsets[0], offsets[-1]) == (0, len(text))
+    begin, raw = 0, text.encode()
+    for token, offset in zip(tokens[1:-1], offsets[1:-1], strict=True):
+        assert offset == len(raw[:begin].decode(errors="ignore"))
+        begin += len(framed.token_bytes(token))
+    assert begin == len(raw)
+    inner = framed.offsets(text, adds_special=False)
+    assert (len(tokens), inner) == (len(offsets), offsets[1:-1])
+
+
+def test_offsets_have_one_bos(framed):
+    """
+    As `encode` has it, of a client that wrote it.
+    """
+    assert framed.offsets("<end>ab") == [0, 5, 6, 7]
+    assert len(framed.encode("<end>ab")) == 4
 
 
 def chunks(items, cuts):
@@ -77,6 +118,45 @@ def test_a_partial_character_is_held_back(codec):
 
     assert [detokenizer.add([token]) for token in tokens[:-1]] == [""] * (len(tokens) - 1)
     assert detokenizer.add(tokens[-1:]) == "\U0001f6a2"
+
+
+class Counting:
+    """
+    A decoder that counts the tokens that it was given.
+    """
+
+    def __init__(self, decoder):
+        self._decoder, self.count = decoder, 0
+
+    def decode(self, tokens):
+        self.count += len(tokens)
+        return self._decoder.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    "pattern", [b"\xff", b"\xe2", b"\xe2\x82", b"\xe2\x82\xacaaaa\xff", b"\xf0\x9f"]
+)
+def test_bytes_that_are_no_text_are_decoded_in_linear_time(codec, pattern):
+    """
+    They all end within a character; the text is that of the whole.
+    """
+    of_byte = {codec.token_bytes(id): id for id in range(codec.vocabulary)}
+    tokens = [of_byte[bytes([byte])] for byte in pattern * (2000 // len(pattern))]
+    decoder = Counting(codec)
+    detokenizer = Detokenizer(decoder)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert decoder.count < 40 * len(tokens)
+    assert "".join(pieces) + detokenizer.add((), is_last=True) == codec.decode(tokens)
+    assert any(pieces)
+
+
+@given(bytes_=st.lists(st.sampled_from("\u00e9\u8239\U0001f6a2a".encode()), max_size=40))
+def test_any_bytes_come_out_as_decoded_at_once(codec, bytes_):
+    of_byte = {codec.token_bytes(id): id for id in range(codec.vocabulary)}
+    tokens = [of_byte[bytes([byte])] for byte in bytes_]
+    detokenizer = Detokenizer(codec)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert "".join(pieces) + detokenizer.add((), is_last=True) == codec.decode(tokens)
 
 
 def test_a_partial_character_at_the_end_is_emitted(codec):

@@ -2,6 +2,8 @@
 The least number of tokens of a text, against real tokenizers.
 """
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +43,34 @@ def make_tokenizer(*, normalizer=None, splitter=None, alphabet=True, added=()):
     return tokenizer
 
 
+def make_sentencepiece(*, has_bytes=True, normalizer=None):
+    """
+    As Llama 2's: spaces are characters of tokens, and bytes stand for what is in none.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    document = json.loads(trained.to_str())["model"]
+    words = [*document["vocab"], "<unk>", *(f"<0x{b:02X}>" for b in range(256 if has_bytes else 9))]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {word: id for id, word in enumerate(words)},
+            [tuple(pair) for pair in document["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizer or normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.add_special_tokens(["<|a very long added token of the sea|>"])
+    return tokenizer
+
+
 TOKENIZERS = {
+    "sentencepiece": make_sentencepiece(),
     "plain": make_tokenizer(),
     "nfc": make_tokenizer(normalizer=normalizers.NFC()),
     "sparse": make_tokenizer(alphabet=False),  # drops what it has no token for
@@ -83,12 +112,13 @@ def test_the_property_would_notice():
     assert short.least_tokens(text, 10**9) > len(TOKENIZERS["plain"].encode(text).ids)
 
 
+@pytest.mark.parametrize("name", ["plain", "sentencepiece"])
 @pytest.mark.parametrize("text", ["a" * 100_000, "船" * 100_000, " " * 100_000])
-def test_a_long_text_is_known_to_be_long(text):
+def test_a_long_text_is_known_to_be_long(name, text):
     """
     The bound is of use: within a factor of the longest token.
     """
-    bound = bound_of(TOKENIZERS["plain"])
+    bound = bound_of(TOKENIZERS[name])
     assert bound.least_tokens(text, 2000) == 2000
     assert bound.least_tokens(text[:100], 2000) <= 300
 
@@ -101,8 +131,14 @@ def test_a_long_text_is_known_to_be_long(text):
         make_tokenizer(splitter=pre_tokenizers.WhitespaceSplit()),
         make_tokenizer(splitter=pre_tokenizers.Split(SPLIT, "removed")),
         make_tokenizer(added=[AddedToken("<mask>", lstrip=True)]),
+        make_sentencepiece(has_bytes=False),  # unknown characters are one token, however many
+        make_sentencepiece(normalizer=normalizers.Replace(Regex(" +"), "\u2581")),
+        make_sentencepiece(normalizer=normalizers.Replace("  ", " ")),
     ],
-    ids=["word level", "normalizer", "white space", "removed", "strips"],
+    ids=[
+        *("word level", "normalizer", "white space", "removed", "strips"),
+        *("no bytes", "joins", "shortens"),
+    ],
 )
 def test_where_text_may_vanish_there_is_no_bound(tokenizer):
     """

@@ -4,6 +4,7 @@ Request bodies and connections, over a real socket and uvicorn.
 
 import asyncio
 import json
+from collections import Counter
 
 import pytest
 
@@ -87,6 +88,33 @@ async def test_a_wide_body_is_refused_before_it_is_built(monkeypatch):
         monkeypatch.setattr(body._Shape, "add", lambda *_: None)
         await answer_of(server, post(wide))
         assert seen == [len(wide)]
+
+
+async def test_large_bodies_are_read_one_after_the_other(server, monkeypatch):
+    """
+    Each step of one takes the loop milliseconds: not those of several in one turn.
+    """
+    turn, parsed, real = 0, Counter(), json.loads
+
+    async def tick():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def loads(text, **more):
+        if "prompt" in text:
+            parsed[turn] += 1
+        return real(text, **more)
+
+    monkeypatch.setattr(body.json, "loads", loads)
+    ticking = asyncio.create_task(tick())
+    large = json.dumps({"prompt": "a " * SMALL_BODY_BYTES}).encode()
+    answers = await asyncio.gather(*(answer_of(server, post(large)) for _ in range(8)))
+    ticking.cancel()
+    assert {status for status, _, _ in answers} == {400}
+    assert parsed.total() == 8
+    assert max(parsed.values()) == 1
 
 
 async def test_white_space_and_escapes_are_allowed(server):

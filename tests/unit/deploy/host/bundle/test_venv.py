@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from deploy.host.bundle import venv as venvs
-from deploy.host.protocol import VenvBuild, Wheel
+from deploy.host.protocol import FactQuery, VenvBuild, VenvFacts, Wheel
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.staged import damage
 
@@ -103,9 +103,9 @@ def test_a_triton_that_cannot_be_imported_is_refused(provisioned, tmp_path):
     assert "triton.language" in error.why
 
 
-def test_an_environment_of_an_older_host_program_is_closed(provisioned, workshop):
+def test_an_environment_of_an_older_host_program_is_built_again(provisioned, workshop):
     """
-    Provisioning calls the verb where the environment is complete and readable by all users.
+    It has no record of its files, and all users may read them.
     """
     lock = workshop.lock
     shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
@@ -114,8 +114,9 @@ def test_an_environment_of_an_older_host_program_is_closed(provisioned, workshop
     for path in [venv, *venv.rglob("*")]:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() else 0o644)
+    (venv / ".files").unlink()
 
-    assert provisioned.call(build_request(lock)).built is False
+    assert provisioned.call(build_request(lock)).built is True
 
     assert venv.stat().st_mode & 0o777 == 0o750
     modes = {p.stat().st_mode & 0o777 for p in venv.rglob("*") if not p.is_symlink()}
@@ -135,6 +136,88 @@ def test_what_a_killed_build_left_is_not_taken_over(provisioned, workshop):
 
     assert provisioned.call(build_request(lock)).built is True
     assert not left.exists()
+
+
+@pytest.fixture
+def built(provisioned, workshop):
+    """
+    A host with the environment of the workshop's lock, its path, and the request to build it.
+    """
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    request = build_request(workshop.lock)
+    assert provisioned.call(request).built is True
+    return provisioned, provisioned.layout.venvs / workshop.lock.digest, request
+
+
+def venv_facts(host, venv, *, deep=False):
+    path = f"/{venv.relative_to(host.layout.root)}"
+    return host.call(FactQuery(venvs=(path,), deep=deep)).venvs[path]
+
+
+GOOD = VenvFacts(is_recorded=True, altered=(), altered_count=0, problem=None)
+
+
+def module_of(venv):
+    [path] = venv.glob("lib/python*/site-packages/tinydep.py")
+    return path
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda venv: module_of(venv).write_text("raise SystemExit\n"),
+        lambda venv: module_of(venv).unlink(),
+        lambda venv: module_of(venv).chmod(0o666),
+        lambda venv: module_of(venv).with_name("sitecustomize.py").touch(),
+        lambda venv: (venv / "pyvenv.cfg").write_text("home = /tmp\n"),
+        lambda venv: (venv / ".files").unlink(),
+        lambda venv: ((venv / "bin/python").unlink(), (venv / "bin/python").symlink_to("/bin/sh")),
+    ],
+)
+def test_an_altered_environment_is_found_and_built_again(built, spoil):
+    """
+    The old one is in its place until the new one is whole.
+    """
+    host, venv, request = built
+    assert venv_facts(host, venv) == venv_facts(host, venv, deep=True) == GOOD
+    spoil(venv)
+    assert venv_facts(host, venv) != GOOD
+
+    assert host.call(request).built is True
+
+    assert venv_facts(host, venv, deep=True) == GOOD
+    assert host.call(request).built is False
+    assert [path.name for path in host.layout.venvs.iterdir()] == [venv.name]
+
+
+def test_an_environment_whose_python_is_gone_is_found(built, monkeypatch):
+    """
+    Every file of it is as it was built: what it leads to is not.
+    """
+    host, venv, _ = built
+    real = venvs.python_problem
+    monkeypatch.setattr("deploy.host.facts.python_problem", lambda system, path: "it is gone")
+    assert venv_facts(host, venv).problem == "it is gone"
+    assert real(host.system, venv / "bin/python") is None
+
+
+def test_a_failed_rebuild_leaves_the_old_environment(built):
+    """
+    Slots run from it.
+    """
+    host, venv, request = built
+    (venv / ".files").unlink()
+    for wheel in host.layout.wheelhouse.iterdir():
+        wheel.unlink()
+    assert host.refusal(request).kind == "BundleTruncated"
+    assert module_of(venv).exists()
+
+
+def test_modes_of_the_top_are_mended_without_a_rebuild(built):
+    host, venv, request = built
+    venv.chmod(0o2770)
+    assert host.call(request).built is False
+    assert venv.stat().st_mode & 0o7777 == 0o750
 
 
 @pytest.mark.parametrize("planted", [".lock", ".complete"])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from runtime.engines.base.host_memory import HostMemory, read_host_memory
+from runtime.engines.base.host_memory import AVAILABLE, HostMemory, read_host_memory
 
 MIB = 2**20
 V2_MOUNT = "35 24 0:31 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -73,11 +73,11 @@ def host(tmp_path):
     return Host(tmp_path)
 
 
-def test_without_a_limit_it_is_what_the_host_has_available(host):
+def test_without_a_limit_it_is_half_of_what_the_host_has_available(host):
     """
     And what the runtime's own processes use already: it is theirs.
     """
-    wanted = HostMemory(16 * 1024 * MIB + OWN, "MemAvailable of the host")
+    wanted = HostMemory((16 * 1024 * MIB + OWN) // 2, AVAILABLE)
     assert host.read() == wanted
     host.v2("/slot.slice/blue", used=OWN)
     assert host.read() == wanted
@@ -109,10 +109,32 @@ def test_a_limit_above_the_unit_counts_too(host, version):
     write("/slot.slice/blue", limit=3 << 30)
     write("/slot.slice", limit=2 << 30, used=OWN + (1 << 30), cached=0)
     found = host.read()
-    assert abs(found.total_bytes - (1 << 30)) <= 2 * MIB
+    assert abs(found.total_bytes - (1 << 29)) <= 2 * MIB
     assert "/slot.slice/memory." in found.limit
     write("", limit=1 << 29)
-    assert host.read().total_bytes == 1 << 29
+    assert host.read().total_bytes == 1 << 28
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("taken", [0.0, 0.1, 0.5, 1.0])
+def test_two_slots_never_plan_more_than_the_host_has(host, version, taken):
+    """
+    The second starts when the first has touched none, a part or all of what it planned, and gets
+    as much.  A limit of its own unit is not divided.
+    """
+    unit = "/slipway.slice/slipway-runtime@blue.service"
+    write = getattr(host, version)
+    total = 16 * 1024 * MIB + OWN  # what both may have
+    write(unit, own=unit, used=OWN)
+    first = host.read().total_bytes
+    used = int(taken * (first - OWN)) // 1024 * 1024
+    host.write("proc/meminfo", f"MemAvailable: {(total - OWN - used) // 1024} kB\n")
+    write("/slipway.slice", own=unit, used=OWN + used)
+    second = host.read().total_bytes
+    assert first + second <= total
+    assert second >= first - MIB * 3
+    write(unit, own=unit, used=OWN, limit=3 << 30)
+    assert host.read().total_bytes == 3 << 30
 
 
 def test_memory_high_is_a_limit(host):

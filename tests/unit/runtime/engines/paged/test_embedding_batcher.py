@@ -67,6 +67,20 @@ def test_a_batch_has_bounds():
     assert model.batches == [[1] * MAX_TEXTS]
 
 
+def test_a_batch_beside_answers_is_no_longer_than_one_of_their_steps():
+    """
+    They wait for it.  A text that is longer is not parted.
+    """
+    texts = [[1] * 20] * 10
+    model, batcher = make(*texts, [1] * 90)
+    batcher.turn(1.0, most_tokens=40)
+    batcher.turn(1.0)
+    batcher.turn(1.0, most_tokens=500)
+    assert model.batches == [[20] * 2, [20] * 5, [20] * 3]
+    batcher.turn(1.0, most_tokens=40)
+    assert model.batches[-1] == [90]
+
+
 def test_a_text_that_fails_ends_alone():
     """
     The others of its batch are computed; the report has no words of the text.

@@ -44,11 +44,15 @@ class Load:
         tokens: Tokens of prompts and answers that each key got, those of answers twice.
     """
 
-    def __init__(self, *, pages=512, step_tokens=STEP_TOKENS, device=None):
+    def __init__(
+        self, *, pages=512, step_tokens=STEP_TOKENS, device=None, rows=ROWS, is_synchronous=False
+    ):
         allocator = BlockAllocator(pages, PAGE_TOKENS)
-        runner = device or FakeRunner(ROWS, pages, PAGE_TOKENS)
-        capacity = Capacity(ROWS, step_tokens, 0.0)
-        self.scheduler = Scheduler(runner, capacity, (), allocator, random.Random(1))
+        runner = device or FakeRunner(rows, pages, PAGE_TOKENS)
+        capacity = Capacity(rows, step_tokens, 0.0)
+        self.scheduler = Scheduler(
+            runner, capacity, (), allocator, random.Random(1), is_synchronous=is_synchronous
+        )
         self.rng = random.Random(2)
         self.step = self.last_id = 0
         self.of, self.began = {}, {}
@@ -83,6 +87,32 @@ class Load:
 POLITE, FLOOD = Share("polite"), Share("flood")
 
 
+def steps_of_a_request(*, is_synchronous, has_flood):
+    """
+    Return how many steps of two rows are computed from the arrival of a request to its end.
+    """
+    steps = []
+
+    class Counted(Device):
+        def launch(self, step):
+            steps.append(step)
+            return super().launch(step)
+
+    load = Load(device=Counted(), rows=2, is_synchronous=is_synchronous)
+    for _ in range(7):
+        if has_flood and load.waiting("flood") < 8:
+            load.send(FLOOD, 16, 32)
+        load.send(Share("other"), 4, 1)  # the keys share
+        load.turn()
+    while len(load.took.get("other", ())) < 7:
+        load.turn()
+    began = len(steps)
+    load.send(POLITE, 16, 16)
+    while "polite" not in load.took:
+        load.turn()
+    return len(steps) - began
+
+
 def polite_p99(*floods, steps=2500):
     """
     Return the 99th percentile of a key that sends one request every 20 steps or so, beside keys
@@ -100,6 +130,16 @@ def polite_p99(*floods, steps=2500):
         load.turn()
     assert len(load.took["polite"]) > 100
     return load.p99("polite")
+
+
+def test_on_a_cpu_a_flood_adds_no_step_to_a_request():
+    """
+    On a GPU, where steps are launched ahead, it adds one that overlaps with the last.
+    """
+    for is_synchronous, more in ((True, 0), (False, 1)):
+        alone = steps_of_a_request(is_synchronous=is_synchronous, has_flood=False)
+        beside = steps_of_a_request(is_synchronous=is_synchronous, has_flood=True)
+        assert (alone, beside) == (16, 16 + more)
 
 
 def test_a_flood_moves_the_p99_of_another_key_by_a_fifth_at_most():

@@ -37,7 +37,7 @@ def compiler(tmp_path_factory):
     return GrammarCompiler(path, VOCABULARY, [STOP])
 
 
-def make_scheduler(compiler, grammars=None):
+def make_scheduler(compiler, grammars=None, *, is_synchronous=False):
     model = make_model(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, std=0.1)
     pages = 1 + SLOTS * CONTEXT // PAGE
     runner = PagedRunner(
@@ -50,6 +50,7 @@ def make_scheduler(compiler, grammars=None):
         BlockAllocator(pages, PAGE),
         random.Random(1),
         Grammars(compiler) if grammars is None else grammars,
+        is_synchronous=is_synchronous,
     )
 
 
@@ -126,6 +127,22 @@ def test_rows_beside_a_grammar_get_the_tokens_that_they_get_alone(compiler):
     assert mixed[::2] == alone
     assert all(re.fullmatch("[0-9]{20,30}", text) for text, _, _ in mixed[1::2])
     assert run(make_scheduler(compiler), plain(9)) != alone
+
+
+def test_steps_that_are_launched_ahead_give_the_answers_of_a_cpu(compiler):
+    """
+    With and without grammars, some of which are complete before their last token.
+    """
+    regexes = ["[0-9]{20,30}", "[a-f]{3}", "(yes|no)"]
+    params = [make_params(n, GrammarKind.REGEX, regex) for n, regex in enumerate(regexes)]
+    params += [make_params(9, max_tokens=20), make_params(8, temperature=0.0, max_tokens=20)]
+    answers = [
+        run(make_scheduler(compiler, is_synchronous=is_synchronous), params)
+        for is_synchronous in (True, False)
+    ]
+    assert answers[0] == answers[1]
+    for regex, (text, reason, _) in zip(regexes, answers[0][:3], strict=True):
+        assert (bool(re.fullmatch(regex, text)), reason) == (True, FinishReason.STOP)
 
 
 def test_an_answer_depends_on_nothing_but_its_request_and_its_grammar(compiler):

@@ -28,11 +28,19 @@ def make_scheduler(
     page_tokens=4,
     rule=count_up,
     stop_token_ids=(END,),
+    is_synchronous=False,
 ):
     runner = FakeRunner(max_requests, pages, page_tokens, rule)
     capacity = Capacity(max_requests, step_tokens, max_wait_s)
     allocator = BlockAllocator(pages, page_tokens)
-    return runner, Scheduler(runner, capacity, stop_token_ids, allocator, random.Random(1))
+    return runner, Scheduler(
+        runner,
+        capacity,
+        stop_token_ids,
+        allocator,
+        random.Random(1),
+        is_synchronous=is_synchronous,
+    )
 
 
 def run(scheduler, now_s=0.0):
@@ -92,6 +100,23 @@ def test_a_step_is_launched_before_the_previous_one_is_collected():
     assert reports[0].is_beat
     assert (len(runner.steps), runner.overlaps) == (3, 2)
     assert runner.steps[1:] == [Step((), (Decode(0, p),), ()) for p in (1, 2)]
+
+
+def test_on_a_cpu_a_step_is_collected_in_its_own_turn():
+    """
+    A launch has computed it.  No row is computed after its end, and no token waits for a turn.
+    """
+    runner, scheduler = make_scheduler(is_synchronous=True)
+    scheduler.submit(make_submit(1, tokens=(5,), max_tokens=3), now_s=0.0)
+    scheduler.submit(make_submit(2, tokens=(END - 1,), max_tokens=9), now_s=0.0)
+
+    reports = [scheduler.turn(0.0) for _ in range(3)]
+
+    assert [report.tokens for report in reports] == [[(1, 6)], [(1, 7)], [(1, 8)]]
+    assert [report.batch for report in reports] == [2, 1, 1]
+    assert [[id for id, _, _ in report.ended] for report in reports] == [[2], [], [1]]
+    assert (len(runner.steps), runner.overlaps) == (3, 0)
+    assert scheduler.is_idle
 
 
 def test_an_ended_row_is_computed_once_more_and_discarded():

@@ -1,6 +1,8 @@
 import contextlib
 import socket
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +10,7 @@ from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import (
     Cancel,
+    Embed,
     EngineReport,
     FinishReason,
     Load,
@@ -17,7 +20,7 @@ from runtime.engines.base.protocol import (
     decode_from_engine,
     encode,
 )
-from runtime.engines.paged.step import LoadedModel
+from runtime.engines.paged.step import Embedding, LoadedModel
 from runtime.engines.paged.worker import Engine, EngineSocket
 from tests.unit.runtime.fakes import FakeRunner
 from tests.unit.runtime.requests import make_request
@@ -328,3 +331,26 @@ def test_max_batch_tokens_limits_the_batch():
         api.says(*(make_request(id, [5], max_tokens=5, timeout_s=9.0) for id in (1, 2)))
         batches = [api.hears_news().batch for _ in range(10)]
         assert batches == [1] * 10
+
+
+def test_texts_to_embed_hold_answers_no_longer_than_a_step():
+    """
+    A batch is as long as a step while an answer is computed, and as long as it may be alone.
+    """
+    batches = []
+
+    def embed(texts):
+        batches.append(len(texts))
+        return [b"" for _ in texts]
+
+    def opened(load):
+        return replace(Models()(load), embedding=Embedding(embed, 1, (), 320))
+
+    engine = Engine(SimpleNamespace(send=lambda report: None), opened)
+    texts = [Embed(id, [1] * 8, 10.0) for id in range(2, 42)]
+    load = Load("/good", 1.0, EngineOptions(max_wait_s=0.0))
+    engine._take_in([load, make_request(1, [1, 2], 2, 10.0), *texts])
+    while len(engine._embedder):
+        engine._turn(engine._scheduler)
+    assert batches[0] == 4  # 32 tokens, as a step has
+    assert max(batches) == 32

@@ -1,0 +1,3 @@
+"""
+Times provisioning of lab hosts beside its peers: Ansible, mitogen and plain pyinfra.
+"""
