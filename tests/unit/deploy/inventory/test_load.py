@@ -196,7 +196,11 @@ WRONG_VALUES = {
         [{"uris": ["http://x"], "suites": ["a"], "components": ["main"], "trusted": "yes"}],
         [{"uris": ["file:///x"], "suites": ["a"], "components": ["main"]}],
         [{"uris": [], "suites": ["a"], "components": ["main"]}],
+        [{"uris": ["http://x"]}],
+        [{"uris": ["http://x"], "distribution": "fedora"}],
+        [{"uris": ["http://x"], "suites": ["a"], "archive": "security"}],
     ],
+    "mirrors.no_proxy": ["10.0.0.0/8", "*", "http://x", "m.example.com", "fe80::1%eth0"],
     "mirrors.apt_proxy": ["p:1", "http://u:p@h:1", "http://h:1/x"],
     "secrets.t": [
         {},
@@ -654,7 +658,7 @@ def test_a_line_of_sources_list_is_refused_with_the_structure(tmp_path):
     """
     error = str(refusal(tmp_path, {"mirrors.apt": "deb [trusted=yes] http://x/ bookworm main"}))
 
-    assert "mirrors.apt: should be a list of sources with the keys uris, suites" in error
+    assert "mirrors.apt: should be a list of sources with the keys uris and distribution" in error
 
 
 @pytest.mark.parametrize("name", ["x\ny.yml", "a b.yml", "x" * 5000 + ".yml", "~nobody/x.yml"])
