@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from deploy.errors import CommandFailed, UsageError
@@ -38,7 +39,7 @@ fi
 """
 # Of sudo and of sudo-rs; their exit status is 1 for every refusal.
 _WRONG = re.compile("incorrect|no password was provided|authentication fail", re.IGNORECASE)
-_VERDICT_S = 5.0  # pam_unix answers after 2 s where the password is wrong
+_VERDICT_S = 2.5  # pam_unix answers after 2 s where the password is wrong
 
 
 def keep_password(text: str) -> None:
@@ -132,9 +133,10 @@ class PasswordAttempts:
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._changed = threading.Condition()
         self._is_accepted = False
         self._wrong: dict[str, CommandFailed] = {}  # by host
+        self._next_s = 0.0  # when the next call begins without a verdict, by the monotonic clock
 
     @contextlib.contextmanager
     def attempt(self, host: str, content: bytes) -> Iterator[None]:
@@ -147,27 +149,28 @@ class PasswordAttempts:
         if not content:
             yield
             return
-        has_turn = self._take_turn()
+        self._wait_for_verdict()
         try:
             self._check(host)
             yield
             # Without an error: sudo ran the command, or refused it for another reason.
             self._is_accepted = self._is_accepted or host not in self._wrong
         finally:
-            if has_turn:
-                self._turn.release()
+            with self._changed:
+                self._next_s = 0.0
+                self._changed.notify_all()
 
-    def _take_turn(self) -> bool:
+    def _wait_for_verdict(self) -> None:
         """
-        Wait for the verdict of the call before; return whether this call is the one to wait for.
+        Wait for the call before; one that does not answer stops nobody.
         """
-        # A host that does not answer delays the others by this much, and stops none.
-        if self._is_accepted or not self._turn.acquire(timeout=_VERDICT_S):
-            return False
-        has_turn = not self._is_accepted
-        if not has_turn:  # it was taken meanwhile: nobody waits any more
-            self._turn.release()
-        return has_turn
+        with self._changed:
+            while not (self._is_accepted or self._wrong):
+                left_s = self._next_s - time.monotonic()
+                if left_s <= 0:
+                    self._next_s = time.monotonic() + _VERDICT_S
+                    return
+                self._changed.wait(left_s)
 
     def record(self, refusal: CommandFailed, stderr: str) -> None:
         """

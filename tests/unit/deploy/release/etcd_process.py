@@ -3,20 +3,18 @@ A real etcd over TLS on this machine, from Debian's package etcd-server.
 """
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from cryptography.x509.oid import NameOID
 
-from deploy.errors import DeployError
+from deploy.drill.etcd_server import find_etcd
+from deploy.errors import DeployError, PreconditionError
 from deploy.release.etcd import EtcdClient, EtcdSettings
 from tests.unit.deploy.release.webhook_server import make_certificate
 
-PACKAGE = "etcd-server"
 # With its users and passwords on, etcd's gateway refuses client certificates with a common name.
 OF_CLIENTS = NameOID.ORGANIZATION_NAME
 
@@ -25,18 +23,10 @@ def etcd_program(folder):
     """
     Return the path of etcd: the installed one, else that of the package, unpacked in *folder*.
     """
-    if installed := shutil.which("etcd"):
-        return installed
-    if not shutil.which("apt-get"):
-        pytest.skip(f"etcd is not installed, and there is no apt to fetch {PACKAGE} with")
-    fetched = subprocess.run(
-        ["apt-get", "download", PACKAGE], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    packages = list(Path(folder).glob("*.deb"))
-    if fetched.returncode or not packages:
-        pytest.skip(f"etcd is not installed: apt-get install {PACKAGE} ({fetched.stderr[-200:]})")
-    subprocess.run(["dpkg-deb", "-x", packages[0], folder], check=True, capture_output=True)
-    return f"{folder}/usr/bin/etcd"
+    try:
+        return find_etcd(folder / "package")
+    except PreconditionError as error:
+        pytest.skip(str(error))
 
 
 class EtcdProcess:

@@ -9,7 +9,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -237,15 +236,14 @@ def test_a_host_that_refuses_what_another_took_is_alone():
         pass
 
 
-def test_once_a_host_took_the_password_the_others_go_on_together():
+def test_once_a_host_took_the_password_the_others_go_on_together(monkeypatch):
     """
     Also those that waited for it: a command may take minutes.
     """
+    monkeypatch.setattr(sudo, "_VERDICT_S", 90.0)
     attempts, together, waiting = sudo.PasswordAttempts(), threading.Barrier(3), []
-    lock = attempts._turn
-    attempts._turn = SimpleNamespace(
-        acquire=lambda timeout: waiting.append(1) or lock.acquire(timeout=60), release=lock.release
-    )
+    wait = attempts._changed.wait
+    attempts._changed.wait = lambda left_s: waiting.append(1) or wait(left_s)
 
     def work(host):
         with attempts.attempt(host, b"x"):
@@ -254,9 +252,25 @@ def test_once_a_host_took_the_password_the_others_go_on_together():
     with ThreadPoolExecutor(3) as pool:
         with attempts.attempt("n1", b"x"):
             others = [pool.submit(work, host) for host in ("n2", "n3", "n4")]
-            while len(waiting) < 4:
+            while len(waiting) < 3:
                 pass
         assert sorted(one.result() for one in others) == [0, 1, 2]
+
+
+def test_a_host_that_does_not_answer_stops_no_other(monkeypatch):
+    """
+    Nor does one that is lost without a verdict.
+    """
+    monkeypatch.setattr(sudo, "_VERDICT_S", 0.01)
+    attempts = sudo.PasswordAttempts()
+    with attempts.attempt("n1", b"x"), attempts.attempt("n2", b"x"):
+        pass
+    monkeypatch.setattr(sudo, "_VERDICT_S", 90.0)
+    attempts = sudo.PasswordAttempts()
+    with pytest.raises(EOFError), attempts.attempt("n1", b"x"):
+        raise EOFError
+    with attempts.attempt("n2", b"x"):
+        pass
 
 
 @pytest.mark.parametrize("text", ["sudo: sorry, you must have a tty to run sudo",
