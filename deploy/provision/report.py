@@ -14,11 +14,13 @@ from deploy.errors import (
     DiskTooSmall,
     HostKeyMismatch,
     LeaseHeld,
+    LeaseLost,
     PortInUse,
     PreconditionError,
     ProvisionFailed,
     TransportError,
 )
+from deploy.host.protocol import Facts
 
 _ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
     {
@@ -28,6 +30,7 @@ _ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
             DiskTooSmall,
             HostKeyMismatch,
             LeaseHeld,
+            LeaseLost,
             PortInUse,
             PreconditionError,
             TransportError,
@@ -48,6 +51,8 @@ class EventKind(StrEnum):
     WARNING = "warning"  # about `resource`: did not stop the change
     WOULD_CHANGE = "would_change"  # --check
     OK = "ok"  # the host has all its resources, by facts read after the changes
+    REBOOTING = "rebooting"  # `change` says how far its reboot is
+    REBOOTED = "rebooted"  # it serves again, and needs no reboot
     FAILED = "failed"
 
 
@@ -62,6 +67,7 @@ class ProvisionEvent:
         diff: Unified diff of a text without secrets.
         done, of: Number of the change and count of changes, as far as known.
         took_s: Duration of the change in seconds.
+        reboot: Of OK: cause and observation of each reason why the host has to be rebooted.
     """
 
     host: str
@@ -74,6 +80,7 @@ class ProvisionEvent:
     took_s: float | None = None
     why: str | None = None
     fix: str | None = None
+    reboot: tuple[tuple[str, str], ...] | None = None
 
     def __str__(self) -> str:
         counted = f" [{self.done}/{self.of}]" if self.of else ""
@@ -86,12 +93,22 @@ class ProvisionEvent:
                 return f"{self.host}: {self.resource}: {self.change}"
             case EventKind.WARNING:
                 return f"{self.host}: warning: {self.resource}: {self.why}"
-            case EventKind.FETCHING:
+            case EventKind.FETCHING | EventKind.REBOOTING:
                 return f"{self.host}: {self.change}"
+            case EventKind.REBOOTED:
+                return f"{self.host}: serves again after {self.took_s or 0:.0f} s"
             case EventKind.FAILED:
                 return f"{self.host}: failed: {self.why}"
             case _:
                 return f"{self.host}: {self.kind.value}"
+
+
+def reboot_pairs(facts: Facts | None) -> tuple[tuple[str, str], ...]:
+    """
+    Return cause and observation of each reason to reboot a host with *facts*.
+    """
+    reasons = facts.reboot_reasons if facts is not None else ()
+    return tuple((reason.cause, reason.observed) for reason in reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +148,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class RebootNeed:
+    """
+    A host that has to be rebooted, or was.
+
+    Attributes:
+        reasons: Cause and observation of each; empty where an earlier run had rebooted it.
+    """
+
+    host: str
+    reasons: tuple[tuple[str, str], ...]
+    rebooted: bool = False
+
+    def __str__(self) -> str:
+        why = "; ".join(f"{cause}: {seen}" for cause, seen in self.reasons)
+        return f"{self.host} needs a reboot: {why}"
+
+
+@dataclass(frozen=True, slots=True)
 class ProvisionReport:
     """
     Attributes:
@@ -140,6 +175,7 @@ class ProvisionReport:
         warnings: What is wrong on hosts and stopped nothing.
         commands: Number of remote commands by host.
         took_s: Duration of the run in seconds.
+        reboots: Hosts that have to be rebooted, and those that were.
     """
 
     check: bool
@@ -149,6 +185,7 @@ class ProvisionReport:
     commands: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
     warnings: tuple[Warned, ...] = ()
+    reboots: tuple[RebootNeed, ...] = ()
 
     @property
     def as_pinned(self) -> tuple[str, ...]:
@@ -193,4 +230,12 @@ class ProvisionReport:
             "warnings": [asdict(warning) for warning in self.warnings],
             "commands": self.commands,
             "took_s": round(self.took_s, 3),
+            "reboots": [
+                {
+                    "host": need.host,
+                    "reasons": [{"cause": cause, "observed": seen} for cause, seen in need.reasons],
+                    "rebooted": need.rebooted,
+                }
+                for need in self.reboots
+            ],
         }

@@ -11,6 +11,7 @@ from deploy.provision.report import (
     Failure,
     ProvisionEvent,
     ProvisionReport,
+    RebootNeed,
     Warned,
 )
 
@@ -28,6 +29,7 @@ class ReportBuilder:
         self._changes: list[Change] = []
         self._failed: list[Failure] = []
         self._warnings: list[Warned] = []
+        self._reboots: list[RebootNeed] = []
         self._commands: dict[str, int] = {}
         self._latest: dict[str, str] = {}  # what each host was last reported to be at
 
@@ -35,6 +37,8 @@ class ReportBuilder:
         self._latest[event.host] = event.resource or event.kind.value
         if event.kind is EventKind.OK:
             self._ok.append(event.host)
+            if event.reboot:
+                self._reboots.append(RebootNeed(event.host, event.reboot))
         elif event.kind is EventKind.FAILED:
             why, fix = event.why or "", event.fix or ""
             self._failed.append(Failure(event.host, why, fix, event.resource or ""))
@@ -74,4 +78,5 @@ class ReportBuilder:
             commands=dict(sorted(self._commands.items())),
             took_s=took_s,
             warnings=tuple(sorted(self._warnings, key=lambda w: self._hosts.index(w.host))),
+            reboots=tuple(sorted(self._reboots, key=lambda n: self._hosts.index(n.host))),
         )
