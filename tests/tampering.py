@@ -162,7 +162,7 @@ def _of_venv(resource, root):
     yield "mode", f"chmod 0755 {path}"
     yield "set-id", f"chmod g+s {path}"
     yield "content", f"echo '# tampered' >>{a_module}"
-    same = "t=$(stat -c @%.9Y $f); printf '#' | dd of=$f conv=notrunc status=none; touch -d $t $f"
+    same = "t=$(stat -c @%.9Y $f); printf '\\001' | dd of=$f conv=notrunc status=none; touch -d $t $f"
     yield "content of the same size and time", f"f={a_module}; {same}"
     yield "mode of a file", f"chmod 0666 {a_module}"
     yield "owner of a file", f"chown {FOREIGN} {a_module}"
