@@ -148,13 +148,14 @@ def test_a_deep_look_finds_what_keeps_size_and_times(world):
     """
     venv = f"$(echo {layout.VENVS}/*)"
     module = f"$(find {venv}/lib -name '*.py' -size +1k | sort | head -n 1)"
-    world.inside(HOST, f"cp -p {module} /root/module; printf '#' | dd of={module} conv=notrunc")
+    world.inside(HOST, f"cp -p {module} /root/module; printf '\\001' | dd of={module} conv=notrunc")
     script = (
         "import json,sys;sys.path.insert(0,sys.argv[1]);from pathlib import Path;"
         "from deploy.host import tree;top=Path(sys.argv[2]);"
         "lines=(top/'.files').read_text().splitlines()[1:];"
         "old={name:sha256 for name,_,sha256 in map(json.loads,lines)};now=tree._entries(top);"
-        "out=[tree._stamp(now)]+[json.dumps([n,e,old[n]]) for n,e in now.items()];"
+        "out=[tree._stamp(tree._entries(top,is_fast=True))];"
+        "out+=[json.dumps([name,entry,old[name]]) for name,entry in now.items()];"
         "(top/'.files').write_text(chr(10).join(out)+chr(10))"
     )
     world.inside(HOST, f'python3 -I -c "{script}" {layout.HOST_PROGRAM} {venv}')
