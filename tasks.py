@@ -45,13 +45,22 @@ _YES = "Do not ask before hosts are changed; for CI."
 
 @command(flags={"hosts": _HOSTS, "check": "Show what would change, and change nothing.",
                 "deep": "Compare every file of the Python environment by its hash; takes longer.",
+                "waves": "Reboot hosts that need it, so many at once: numbers of hosts or "
+                "percentages of the fleet, such as 1,25%; the last one holds for later waves.",
+                "window": "Begin waves in these hours only, such as 02:00-05:00 (local time of "
+                "this machine) or '02:00-05:00 Europe/Berlin'; needs --waves.",
+                "interrupt": "Reboot also a host that still gets requests when its drain ends: "
+                "its users lose service meanwhile; needs --waves.",
                 "limit": _LIMIT, "json": _JSON, "yes": _YES})  # fmt: skip
-def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, yes=False):
+def provision(c, hosts=None, check=False, deep=False, waves="", window="", interrupt=False,
+              limit=None, json=False, yes=False):  # fmt: skip
     """
     Bring hosts to the pinned state.
 
     Changes packages, users, directories, HAProxy, the venv and the units of the fleet's hosts.
     Never changes which release serves: that is `inv release`.  A second run changes nothing.
+    A host that needs a reboot is reported; --waves reboots it, and the same command goes on where
+    it was stopped.
 
     Exits 2 where --check finds a difference.
 
@@ -62,6 +71,11 @@ def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, ye
     from deploy.wiring import certificates, checkout
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
+    policy = None
+    if waves or window or interrupt:
+        from deploy.wiring.reboots import reboot_policy
+
+        policy = reboot_policy(fleet, waves, window, interrupts=interrupt, check=check)
     names = [host.name for host in fleet.hosts]
     if fleet.service.api_tokens and not fleet.service.tls.is_on:
         print_progress("warning: bearer tokens travel in the clear: service.tls.kind is plain")
@@ -69,7 +83,8 @@ def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, ye
         what = "this machine has no certificate of the ACME server yet"
         print_progress(f"warning: {', '.join(lacking)}: {what}: inv certs.renew obtains it")
     if not check:
-        confirm(f"provision {', '.join(names)}?", yes=yes)
+        also = f", and reboot them in waves of {', '.join(policy.waves)}" if policy else ""
+        confirm(f"provision {', '.join(names)}{also}?", yes=yes)
     with events.provisioning(names, as_json=json) as progress:
         result = run(fleet, check=check, deep=deep, progress=progress, env=dict(os.environ))
         progress.print_remaining_failures(result)
@@ -78,9 +93,26 @@ def provision(c, hosts=None, check=False, deep=False, limit=None, json=False, ye
         unsynced = _sync_keys_of(fleet)
         if error is None and unsynced is not None:
             finish(result.as_json(), report.provision_text(result), unsynced, as_json=json)
+    if policy and error is None:
+        result, stopped = _reboot(fleet, policy, result, as_json=json)
+        finish(result.as_json(), report.provision_text(result), stopped, as_json=json)
+        return
     finish(result.as_json(), report.provision_text(result), error, as_json=json, is_printed=True)
     if check and result.changes:
         sys.exit(_DIFFERS)
+
+
+def _reboot(fleet, policy, result, *, as_json):
+    """
+    Reboot the hosts of *fleet* that need it; return the report with that, and why it stopped.
+    """
+    from deploy.cli import events
+    from deploy.wiring.reboots import reboot_in_waves, with_reboots
+
+    names = [host.name for host in fleet.hosts]
+    with events.provisioning(names, as_json=as_json) as progress:
+        outcome = reboot_in_waves(fleet, policy, progress)
+    return with_reboots(result, outcome), outcome.error
 
 
 def _sync_keys_of(fleet):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import Status
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release import host_commands
 from deploy.release.controller import Controller
 from deploy.release.desired import Desired, Ending, Goal
 from deploy.release.events import ReleaseOutcome
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import observed
 from deploy.release.plan import plan_release
 from deploy.release.rollback import rollback_plan

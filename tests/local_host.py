@@ -30,6 +30,8 @@ from deploy.host.layout import (
     BACKEND,
     DEADMAN_BOOT,
     DEADMAN_TIMER,
+    DOOR_BACKEND,
+    DOOR_SERVER,
     HAPROXY_UNIT,
     SLOTS,
     Layout,
@@ -285,6 +287,7 @@ class FakeHaproxy:
     def __init__(self, now_s):
         self.is_running = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
+        self.door = "ready"
 
     @property
     def weights(self):
@@ -296,6 +299,9 @@ class FakeHaproxy:
         """
         self.is_running = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
+        doors = parse_servers_state(state, DOOR_BACKEND) if state else {}
+        is_closed = any(int(row["srv_admin_state"]) & 1 for row in doors.values())
+        self.door = "maint" if is_closed else "ready"
         for slot, row in parse_servers_state(state, BACKEND).items() if state else ():
             flags = int(row["srv_admin_state"])
             server = self.servers[slot]
@@ -313,6 +319,10 @@ class FakeHaproxy:
             return self._stat()
         if words == ["show", "servers", "state"]:
             return self._state()
+        if words[:4] == ["set", "server", f"{DOOR_BACKEND}/{DOOR_SERVER}", "state"]:
+            assert words[4] in ("ready", "maint"), command
+            self.door = words[4]
+            return "\n"
         if words[:2] == ["set", "server"] and words[3] == "state":
             if (server := self._named(words[2])) is None:
                 return "No such server.\n"
@@ -350,6 +360,7 @@ class FakeHaproxy:
             _state_row(number, slot, server.own_weight, server.admin, server.health > 0)
             for number, (slot, server) in enumerate(self.servers.items(), start=1)
         ]
+        rows.append(_state_row(1, DOOR_SERVER, 1, self.door, True, DOOR_BACKEND))
         return "\n".join([version, header, *rows]) + "\n\n"
 
 
@@ -367,10 +378,10 @@ def _stat_row(backend, name, status, numbers):
 
 
 @functools.lru_cache(1024)
-def _state_row(number, slot, own_weight, admin, is_healthy):
+def _state_row(number, slot, own_weight, admin, is_healthy, backend=BACKEND):
     _, header, line = _recorded("just_ready.state.txt")[:3]
     row = dict(zip(header[2:].split(), line.split(), strict=True))
-    row |= {"srv_id": number, "srv_name": slot, "srv_uweight": own_weight}
+    row |= {"srv_id": number, "srv_name": slot, "srv_uweight": own_weight, "be_name": backend}
     row |= {"srv_op_state": 2 if is_healthy and admin != "maint" else 0}
     row |= {"srv_admin_state": {"ready": 4, "drain": 12, "maint": 5}[admin]}
     return " ".join(map(str, row.values()))
@@ -397,6 +408,9 @@ class FakeSystem(System):
         unmounted: Slots whose file system was unmounted, in order.
         log: Lines that the journal of systemd has of every unit.
         real: Programs, or directories of programs, that are really run.
+        at_reboot: Called by `systemctl reboot`, in place of a reboot.
+        kernel_release: Of the running kernel.
+        installed_driver: Version of its NVIDIA module; None: it has none.
         in_sandbox: What the build user's sandbox runs: the program's own command line.
         calls: Every command line.
         before: Called with each command line before it runs.
@@ -421,6 +435,9 @@ class FakeSystem(System):
         self.calls = []
         self.in_sandbox = []
         self.left_running = []
+        self.at_reboot = lambda: None
+        self.kernel_release = "6.1.0-18-amd64"
+        self.installed_driver = None
         self.before = lambda argv: None
         self.free = 1 << 40
         self.boot = BOOT
@@ -499,6 +516,24 @@ class FakeSystem(System):
     def boot_id(self):
         return self.boot
 
+    def kernel(self):
+        return self.kernel_release
+
+    def reboot(self):
+        """
+        Boot anew, as systemd and HAProxy do it: enabled slots run, with the shares of before.
+        """
+        self.boot = f"{int(self.boot[:8]) + 1:08d}{self.boot[8:]}"
+        shutil.rmtree(Path(self.layout.root, "run"))
+        self._make_run()
+        state = self.layout.haproxy_state
+        self.proxy.start(state.read_text() if state.exists() else None, self.clock.steady)
+        for slot in SLOTS:
+            if self.unit_of(slot).enabled:
+                self._make_socket(slot)
+                self.runtimes[slot].restart()
+                self.unit_of(slot).restart()
+
     def free_bytes(self, path):
         assert path.is_relative_to(self.layout.root)
         return self.free
@@ -565,6 +600,8 @@ class FakeSystem(System):
                 return self._systemd_tmpfiles(*argv[1:])
             if argv[0] == "journalctl":
                 return self._journalctl(*argv[1:])
+            if argv[0] == "modinfo":
+                return self._modinfo(*argv[1:])
         if argv[0] == "systemd-run":
             return self._systemd_run(argv[1:], timeout_s)
         if argv[0] in self.real or any(argv[0].startswith(f"{r}/") for r in self.real):
@@ -649,7 +686,17 @@ class FakeSystem(System):
             lines = self.log
         return ProgramResult(0, "".join(f"{line}\n" for line in lines[-last:]), "")
 
+    def _modinfo(self, *words):
+        assert words == ("-F", "version", "nvidia")
+        if self.installed_driver is None:
+            return ProgramResult(1, "", "modinfo: ERROR: Module nvidia not found.\n")
+        return ProgramResult(0, f"{self.installed_driver}\n", "")
+
     def _systemctl(self, verb, *words):
+        if verb == "reboot":
+            assert words == ()
+            self.at_reboot()
+            return ProgramResult(0, "", "")
         names = [word for word in words if not word.startswith("-") and "=" not in word]
         options = {word for word in words if word.startswith("-")}
         if verb == "stop" and names[0] in self.mounts:

@@ -16,8 +16,8 @@ from deploy.api_keys.key_list import (
 )
 from deploy.errors import DeployError, FleetDiffers, TransportError
 from deploy.host.protocol import ApiKey, KeysHeld, KeysRead, KeysWrite, KeysWritten
-from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each
 
 WITHIN_S = 5.0  # for a host to answer one call; then it is left behind, and named
 _ROUNDS = 10  # of operators who change the list at the same time

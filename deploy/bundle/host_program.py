@@ -18,6 +18,8 @@ raise SystemExit(main())
 """
 _PACKAGE = Path(__file__).parents[1] / "host"
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can store
+# For facts and for the lease; the other packages need what only provisioning brings.
+_FED = ("*.py", "deadman/__init__.py", "deadman/pending.py")
 _HEADER_SIZE = 16  # of a .pyc file: magic number, flags, and 8 bytes that the flags explain
 _UNCHECKED = (1).to_bytes(4, "little") + bytes(8)  # flags: hash-based, never compared (PEP 552)
 
@@ -36,13 +38,13 @@ def build_host_program(package: Path = _PACKAGE) -> bytes:
 
 def build_fed_program(package: Path = _PACKAGE) -> bytes:
     """
-    Return a zip of the modules at the top of *package*, for a host program that is not installed.
+    Return a zip of the modules of *package* that a host needs before it is provisioned.
 
     Includes bytecode of this machine's Python version: a host with the same version does not
     compile the modules, any other compiles their sources.
     """
     contents = {"deploy/__init__.py": b""}
-    for path in package.glob("*.py"):
+    for path in (path for pattern in _FED for path in package.glob(pattern)):
         name = _name(package, path)
         contents[name] = path.read_bytes()
         contents[f"{name}c"] = importlib.util.MAGIC_NUMBER + _UNCHECKED + _bytecode(path)

@@ -75,7 +75,10 @@ class ProvisionProgress:
                 progress.end_wait(event.host)
                 self._failed.add(event.host)
                 progress.write(failure_text(event.host, event.why or "", event.fix or ""))
-            case EventKind.OK:
+            case EventKind.REBOOTING:
+                progress.wait_for("its reboot", hosts)
+                progress.write(visible(str(event), limit=_LIMIT))
+            case EventKind.OK | EventKind.REBOOTED:
                 progress.end_wait(event.host)
                 progress.write(visible(str(event), limit=_LIMIT))
 

@@ -28,11 +28,16 @@ def provision_text(report: ProvisionReport) -> str:
     """
     Return the sum of a provisioning run; its changes and failures were printed as they came.
     """
-    total = len(report.ok) + len(report.failed)
-    return (
-        f"{len(report.as_pinned)} of {total} hosts as pinned; {len(report.changes)} "
+    rebooted = sum(need.rebooted for need in report.reboots)
+    hosts = len(report.ok) + len(report.failed)
+    total = (
+        f"{len(report.as_pinned)} of {hosts} hosts as pinned; {len(report.changes)} "
         f"{'changes to make' if report.check else 'changes'} in {format_duration(report.took_s)}"
+        f"{f'; {rebooted} rebooted' if rebooted else ''}"
     )
+    left = [visible(str(need), limit=_WHY_LIMIT) for need in report.reboots if not need.rebooted]
+    hint = ["inv provision --waves 1 reboots them, one after the other"] if left else []
+    return "\n".join([*left, *hint, total])
 
 
 def failure_text(host: str, why: str, fix: str) -> str:
@@ -160,8 +165,10 @@ def status_json(
         good = [{"release": g.release, "version": g.version} for g in found.good]
         used = {} if found.is_reserve_whole else {"reserve": "used"}
         shown = {"certificate": certificate_json(found)} if found.has_tls else {}
-        host = {"host": name, "reachable": True, "slots": slots, "good": good, **used, **shown}
-        hosts.append(host)
+        reasons = [{"cause": r.cause, "observed": r.observed} for r in found.reboot_reasons]
+        reboot = {"reboot": reasons} if reasons else {}
+        host = {"host": name, "reachable": True, "slots": slots, "good": good}
+        hosts.append({**host, **used, **shown, **reboot})
         if found.lease_owner or found.unfinished or found.paused:
             release = release or {
                 "owner": found.lease_owner,

@@ -22,6 +22,7 @@ from deploy.host import tree
 from deploy.host.accounts import group_name, read_user, user_name
 from deploy.host.background import Background
 from deploy.host.conffiles import untouched
+from deploy.host.deadman import pending
 from deploy.host.disk import free_bytes
 from deploy.host.immutable import immutable_paths
 from deploy.host.interpreter import python_problem
@@ -37,6 +38,7 @@ from deploy.host.protocol import (
     UnitFacts,
     VenvFacts,
 )
+from deploy.host.reboot_reasons import reasons
 from deploy.host.system import System
 from deploy.host.text import one_line
 
@@ -73,6 +75,8 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         room={path: free_bytes(system, _at(system, path)) for path in query.room},
         haproxy=_haproxy(system) if query.haproxy else None,
         lease=Leases(system).status(),
+        pending=pending.status(system),
+        reboot_reasons=reasons(system),
         pythons=_pythons(system),
         machine=os.uname().machine,
         os_id=os_release.get("ID", ""),

@@ -61,6 +61,8 @@ DEADMAN_SERVICE = "slipway-deadman.service"
 DEADMAN_BOOT = "slipway-deadman-boot.service"  # before HAProxy and the slots
 DEADMAN_UNITS = (DEADMAN_TIMER, DEADMAN_SERVICE, DEADMAN_BOOT)
 BACKEND = "runtime"  # HAProxy backend; its servers are named like the slots
+DOOR_BACKEND = "door"  # without its one server in maint, balancers may send requests to the host
+DOOR_SERVER = "open"
 TIMELY_BACKEND = "timely"  # likewise; its servers are UP where checks are answered in time
 
 

@@ -44,6 +44,20 @@ class Lease(NamedTuple):
         return max(0.0, self.expires_steady_s - steady_s)
 
 
+def parse_lease(text: str | bytes) -> Lease | None:
+    """
+    Return the lease in *text*; None where it is damaged, or of another format: the journal has the
+    number then.
+    """
+    try:
+        lease = Lease(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_whole = isinstance(lease.fence, int) and isinstance(lease.owner, (str, type(None)))
+    is_whole = is_whole and isinstance(lease.epoch, int)
+    return lease if is_whole and isinstance(lease.expires_steady_s, (int, float)) else None
+
+
 class Leases:
     """
     The lease file.  Callers that change it hold the host's lock.
@@ -178,14 +192,9 @@ class Leases:
 
     def _read(self) -> Lease | None:
         try:
-            lease = Lease(**json.loads(self._path.read_bytes()))
+            return parse_lease(self._path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            return None  # damaged, or of another format: the journal has the number
-        is_whole = isinstance(lease.fence, int) and isinstance(lease.owner, (str, type(None)))
-        is_whole = is_whole and isinstance(lease.epoch, int)
-        return lease if is_whole and isinstance(lease.expires_steady_s, (int, float)) else None
 
     def _write(
         self, fence: int, owner: str | None, release: str | None, ttl_s: float, epoch: int

@@ -5,11 +5,14 @@ The verbs of the lease.
 from __future__ import annotations
 
 from deploy.host import reserve
+from deploy.host.deadman import pending
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
     Call,
+    ErrorKind,
+    HostError,
     LeaseAcquire,
     LeaseGranted,
     LeaseRelease,
@@ -24,7 +27,10 @@ def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
     Take the lease of this host for the release of *call*, with a new highest number.
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
-        lease = Leases(system).take(
+        leases = Leases(system)
+        if request.needs_settled and leases.in_force() is None:
+            _refuse_pending(system)
+        lease = leases.take(
             request.owner, call.release, request.ttl_s, request.epoch, steal=request.steal
         )
         data = {"owner": request.owner, "ttl_s": request.ttl_s, "epoch": lease.epoch}
@@ -52,3 +58,16 @@ def release(system: System, call: Call, request: LeaseRelease) -> LeaseReleased:
         if released:
             append_event(system, call, request.VERB, {})
     return LeaseReleased(released)
+
+
+def _refuse_pending(system: System) -> None:
+    if not system.layout.pending.exists():
+        return
+    way = pending.read(system)
+    name = f"release {way.release}" if way else "a change that cannot be read"
+    raise HostError(
+        ErrorKind.PRECONDITION,
+        f"{name} is not confirmed",
+        "the host is going back by itself, and a lease would stop that",
+        "wait until it has gone back: inv status",
+    )

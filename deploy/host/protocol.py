@@ -142,6 +142,8 @@ class LeaseAcquire(Request[LeaseGranted]):
         epoch: Epoch of the fleet's desired state that the lease is for: newer than every one that
             this host has seen, or its owner's own.  0: the lease changes no desired state.
         steal: Take it also from another owner, whose epoch is older.
+        needs_settled: Refuse while a change of a release is not confirmed.  The lease would keep
+            the host from going back by itself.
     """
 
     VERB = "lease.acquire"
@@ -151,6 +153,7 @@ class LeaseAcquire(Request[LeaseGranted]):
     ttl_s: LeaseTtlS
     epoch: Epoch = 0
     steal: bool = False
+    needs_settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -865,6 +868,85 @@ class TrafficDrain(Request[Drained]):
     timeout_s: TimeoutS = 60.0
 
 
+# -- reboots
+
+
+@dataclass(frozen=True)
+class DoorState:
+    is_open: bool  # as read back
+
+
+@dataclass(frozen=True)
+class DoorSet(Request[DoorState]):
+    """
+    Open or close the door of the host, for balancers in front of it.
+
+    While it is closed, /readyz at the public port answers 503.  Requests that come all the same
+    are served, and their connections end after the answer.  It stays as it is over restarts of
+    HAProxy and boots.
+    """
+
+    VERB = "door.set"
+
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class PublicAnswer:
+    version: str  # that answered
+
+
+@dataclass(frozen=True)
+class PublicAsk(Request[PublicAnswer]):
+    """
+    Send one request through the public port, as users do; *version* must answer it.
+
+    Attributes:
+        slot: Whose golden prompts are asked.
+    """
+
+    VERB = "public.ask"
+    NEEDS_LEASE = False
+
+    slot: SlotName
+    version: str
+
+
+@dataclass(frozen=True)
+class RebootReason:
+    """
+    Why a host has to be rebooted.
+
+    Attributes:
+        cause: Such as packages, kernel or driver.  The list is open: others are shown, and
+            rebooted for, as these are.
+        observed: What the host has, in words.
+    """
+
+    cause: Annotated[str, Pattern(r"[a-z][a-z0-9-]{0,31}", "a lower-case word")]
+    observed: str
+
+
+@dataclass(frozen=True)
+class RebootBegun:
+    is_begun: bool  # False: it was rebooted since
+
+
+@dataclass(frozen=True)
+class Reboot(Request[RebootBegun]):
+    """
+    Reboot the host, whose door is closed and where no change waits to be confirmed.
+
+    Attributes:
+        boot_id: Of the boot to end.  In another one nothing is done, so that a request that is
+            repeated reboots once.
+    """
+
+    VERB = "reboot"
+
+    boot_id: str
+
+
 # -- the certificate of the public port
 
 
@@ -1057,6 +1139,8 @@ class HostStatus:
         is_certificate_kept: A restart of HAProxy would show the same one: it is in its file.
         keys: Which list of API keys it holds; None: none, or a damaged one.
         keys_damage: Why its file of API keys is no list.
+        is_open: Its door is; None: HAProxy does not answer, or has no door.
+        reboot_reasons: Why it has to be rebooted; empty: it has not.
     """
 
     boot_id: str
@@ -1079,6 +1163,8 @@ class HostStatus:
     is_certificate_kept: bool = True
     keys: Optional[KeysStamp] = None
     keys_damage: Optional[str] = None
+    is_open: Optional[bool] = None
+    reboot_reasons: tuple[RebootReason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1275,6 +1361,8 @@ class Facts:
         venvs: None where there is none.
         immutable: Those of the paths, and of the directories that they are in, that the file
             system protects from every change (chattr +i or +a).
+        pending: What the host takes back by itself unless it is confirmed.
+        reboot_reasons: Why it has to be rebooted; empty: it has not.
     """
 
     paths: dict[str, Optional[PathFacts]]
@@ -1295,6 +1383,8 @@ class Facts:
     untouched: tuple[str, ...] = ()
     venvs: dict[str, Optional[VenvFacts]] = field(default_factory=dict)
     immutable: tuple[str, ...] = ()
+    pending: Optional[Pending] = None
+    reboot_reasons: tuple[RebootReason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1363,6 +1453,9 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         Golden,
         TrafficSet,
         TrafficDrain,
+        DoorSet,
+        PublicAsk,
+        Reboot,
         CertificateSet,
         ChallengeSet,
         GoodRecord,

@@ -15,9 +15,10 @@ from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS, unit
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, HostError, HostStatus, SlotStatus, Status
+from deploy.host.reboot_reasons import reasons
 from deploy.host.replay import replay
 from deploy.host.reserve import is_whole
-from deploy.host.slots import runtime_api, systemd
+from deploy.host.slots import door, runtime_api, systemd
 from deploy.host.slots.haproxy import Server
 from deploy.host.slots.measure import servers_or_none, units_or_none
 from deploy.host.slots.slot import linked_bundle, version_of
@@ -56,6 +57,8 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         is_deadman_tested=self_test.is_tested(system),
         keys=keys.stamp,
         keys_damage=keys.damage,
+        is_open=door.is_open(system),
+        reboot_reasons=reasons(system),
         **_certificate(system),  # last: it is the slowest where many clients connect
     )
 

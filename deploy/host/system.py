@@ -155,6 +155,12 @@ class System:
         """
         return self.layout.boot_id.read_text().strip()
 
+    def kernel(self) -> str:
+        """
+        Return the release of the running kernel.
+        """
+        return os.uname().release
+
     def free_bytes(self, path: Path) -> int:
         """
         Return the free space of the file system of *path*, which exists.

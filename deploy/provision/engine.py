@@ -6,6 +6,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -31,8 +32,9 @@ from deploy.provision.differences import (
     refusal_of,
     steps_to,
 )
+from deploy.provision.orders import Orders
 from deploy.provision.probe import read_facts
-from deploy.provision.report import EventKind, ProvisionEvent
+from deploy.provision.report import EventKind, ProvisionEvent, reboot_pairs
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.worker_request import HostRequest, WorkerRequest
 from deploy.transport.client import HostClient
@@ -56,12 +58,15 @@ class HostFailed(DeployError):
         self.error = error
 
 
-def run(request: WorkerRequest, report: Report, count: Callable[[str, int], None]) -> None:
+def run(
+    request: WorkerRequest, report: Report, count: Callable[[str, int], None], orders: Orders
+) -> None:
     """
     Change the hosts of *request*; each one ends with an event that is OK or FAILED.
 
     Args:
         count: Called at the end of each host with the number of its remote commands.
+        orders: What stops the changes.
     """
     state = _state(request)
     logins = BoundedSemaphore(_LOGINS_MAX)
@@ -77,6 +82,7 @@ def run(request: WorkerRequest, report: Report, count: Callable[[str, int], None
                 report,
                 count,
                 logins,
+                orders,
             )
             for one in request.hosts
         ]
@@ -107,16 +113,18 @@ def _run_host(
     report: Report,
     count: Callable[[str, int], None],
     logins: BoundedSemaphore,
+    orders: Orders,
 ) -> None:
     connector = host.connector
     assert isinstance(connector, BoundedConnector)
+    orders.watch(request.name, connector)
     try:
         with ctx_config.use(state.config.copy()), ctx_host.use(host):
             report(ProvisionEvent(request.name, EventKind.CONNECTING))
             with logins:
                 host.connect(raise_exceptions=True, show_errors=False)
-            HostRun(connector, request, worker_request, report).run()
-        report(ProvisionEvent(request.name, EventKind.OK))
+            facts = HostRun(connector, request, worker_request, report, orders).run()
+        report(ProvisionEvent(request.name, EventKind.OK, reboot=reboot_pairs(facts)))
     except Exception as error:  # the other hosts go on
         if not isinstance(error, DeployError | PyinfraError | ConnectError):
             traceback.print_exc()
@@ -137,15 +145,18 @@ class HostRun:
         request: HostRequest,
         worker_request: WorkerRequest,
         report: Report,
+        orders: Orders,
     ) -> None:
         self._connector, self._request, self._report = connector, request, report
+        self._orders = orders
         self._packed_program, self._deep = worker_request.packed_program, worker_request.deep
         self._transport = ConnectorTransport(connector)
         self._client = HostClient(self._transport, actor="provision", sudo=request.sudo)
+        self._client.fence = request.fence
 
-    def run(self) -> None:
+    def run(self) -> Facts:
         """
-        Change the host until it has its resources.
+        Change the host until it has its resources; return its last facts.
 
         Raises:
             DeployError: It cannot be changed, or differs again after every change.
@@ -156,9 +167,10 @@ class HostRun:
         if facts is None:
             self._change(bootstrap_steps(resources), None)
             facts = self._read_facts() or self._restore_python()
-        self._end_if(refusal_of(resources, facts))
+        self._end_if(refusal_of(resources, self._without_own_lease(facts)))
         facts = self._change_until_same(facts)
-        self._end_if(refusal_of(resources, facts))
+        self._end_if(refusal_of(resources, self._without_own_lease(facts)))
+        return facts
 
     def _change_until_same(self, facts: Facts) -> Facts:
         """
@@ -196,6 +208,13 @@ class HostRun:
             )
         return facts
 
+    def _without_own_lease(self, facts: Facts) -> Facts:
+        """
+        Return *facts* as if the lease of this run were none: that of another run refuses the host.
+        """
+        is_own = facts.lease is not None and facts.lease.fence == self._request.fence
+        return replace(facts, lease=None) if is_own else facts
+
     def _read_facts(self) -> Facts | None:
         self._report(ProvisionEvent(self._request.name, EventKind.LOOKING))
         self._connector.doing = "reading facts"
@@ -214,7 +233,7 @@ class HostRun:
             what = f"{step.resource.name}: {step.difference.change}"
             self._connector.doing = what
             self._connector.said = ""
-            with self._failing_as(what):
+            with self._orders.change(), self._failing_as(what):
                 operations.apply(step.resource, facts, self._client)
             took_s = time.monotonic() - started_s
             self._report_step(EventKind.CHANGED, step, number, len(steps), took_s)

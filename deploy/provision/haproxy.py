@@ -170,6 +170,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         backend=layout.BACKEND,
         readyz=contract.READYZ,
         timely_backend=layout.TIMELY_BACKEND,
+        door={"backend": layout.DOOR_BACKEND, "server": layout.DOOR_SERVER},
         pairs=[layout.SLOTS, layout.SLOTS[::-1]],
         slots=[{"name": s, "socket": layout.runtime_socket(s)} for s in layout.SLOTS],
     )

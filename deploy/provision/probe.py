@@ -1,22 +1,25 @@
 """
-Reads the facts of a host in one command: the host program runs from standard input.
+Runs a verb on a host in one command: the host program runs from standard input.
 
 The program is sent with each request (82 KiB, with bytecode).  A bare host, a host with an older
-host program and one that is up to date are thus read by the same code, in the same way.
+host program and one that is up to date thus run the same code, in the same way.
 """
 
 import shlex
 import zlib
+from typing import Any, TypeVar
 
 from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
 from deploy.foreign_text import says
-from deploy.host.protocol import Call, FactQuery, Facts
+from deploy.host.protocol import Call, FactQuery, Facts, Request
 from deploy.host.rpc import encode_request
 from deploy.transport.answers import read_answer
 from deploy.transport.base import Completed, Transport
 
 DEEP_TIMEOUT_S = 300.0  # beyond the time of other facts, for 10 GiB that come from a disk
+ResultT = TypeVar("ResultT")
+
 _NO_PYTHON = 69  # exit status of a host without python3
 _ANSWER = '{"ok": '
 
@@ -35,11 +38,19 @@ from deploy.host.__main__ import main
 sys.exit(main())
 """
 
-# For `sh -c`.  -I and -S: the standard library alone, no modules of the SSH user or of packages.
-PROBE_COMMAND = (
-    f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
-    f"exec python3 -I -S -c {shlex.quote(_LOADER)} {FactQuery.VERB}"
-)
+
+def fed_command(verb: str) -> str:
+    """
+    Return the command, for `sh -c`, that runs *verb* of the program on its standard input.
+    """
+    # -I and -S: the standard library alone, no modules of the SSH user or of packages.
+    return (
+        f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
+        f"exec python3 -I -S -c {shlex.quote(_LOADER)} {verb}"
+    )
+
+
+PROBE_COMMAND = fed_command(FactQuery.VERB)
 
 
 def read_facts(
@@ -55,7 +66,7 @@ def read_facts(
     completed = transport.run(
         [*(["sudo", "-n"] if sudo else []), "sh", "-c", PROBE_COMMAND],
         timeout_s=timeout_s + (DEEP_TIMEOUT_S if query.deep else 0.0),
-        stdin=probe_input(packed_program, query),
+        stdin=fed_input(packed_program, query, Call(actor="provision")),
         check=False,
         output_max=query.ANSWER_MAX,
     )
@@ -64,22 +75,22 @@ def read_facts(
 
 def pack_program() -> bytes:
     """
-    Return the host program as `probe_input` takes it.
+    Return the host program as `fed_input` takes it.
     """
     return zlib.compress(build_fed_program())
 
 
-def probe_input(packed_program: bytes, query: FactQuery) -> bytes:
+def fed_input(packed_program: bytes, request: Request[Any], call: Call) -> bytes:
     """
-    Return the standard input of `PROBE_COMMAND` that asks *query*.
+    Return the standard input of `fed_command` that carries *request*.
     """
-    request = encode_request(query, Call(actor="provision"))
-    return b"%d\n%b%b" % (len(packed_program), packed_program, request)
+    document = encode_request(request, call)
+    return b"%d\n%b%b" % (len(packed_program), packed_program, document)
 
 
-def parse_probe(host: str, query: FactQuery, completed: Completed) -> Facts | None:
+def parse_probe(host: str, request: Request[ResultT], completed: Completed) -> ResultT | None:
     """
-    Return the facts in the output of `PROBE_COMMAND` on *host*; None: the host has no Python.
+    Return the result in the output of `fed_command` on *host*; None: the host has no Python.
 
     Lines that the login shell of the host prints around the answer are ignored.
 
@@ -92,14 +103,15 @@ def parse_probe(host: str, query: FactQuery, completed: Completed) -> Facts | No
     if completed.returncode != 0 or not answers:
         output = completed.stderr.strip() or completed.stdout.strip()
         last = " / ".join(line.strip() for line in output.split("\n")[-4:])
-        raise _unreadable(host, f"exit status {completed.returncode}; {says(host, last)}")
-    return read_answer(host, query, answers[-1])
+        what = f"{request.VERB}: exit status {completed.returncode}"
+        raise _unreadable(host, f"{what}; {says(host, last)}")
+    return read_answer(host, request, answers[-1])
 
 
 def _unreadable(host: str, why: str) -> CommandFailed:
     return CommandFailed(
-        f"{host}: the facts of the host could not be read",
-        why=f"the facts of the host could not be read: {why}",
+        f"{host}: the host could not be asked",
+        why=f"the host could not be asked: {why}",
         fix=f"repair that on the host, then: inv provision --limit {host}",
         host=host,
     )

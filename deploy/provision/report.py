@@ -14,11 +14,13 @@ from deploy.errors import (
     DiskTooSmall,
     HostKeyMismatch,
     LeaseHeld,
+    LeaseLost,
     PortInUse,
     PreconditionError,
     ProvisionFailed,
     TransportError,
 )
+from deploy.host.protocol import Facts
 
 _ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
     {
@@ -28,6 +30,7 @@ _ERRORS: Mapping[str, type[DeployError]] = MappingProxyType(
             DiskTooSmall,
             HostKeyMismatch,
             LeaseHeld,
+            LeaseLost,
             PortInUse,
             PreconditionError,
             TransportError,
@@ -46,6 +49,8 @@ class EventKind(StrEnum):
     CHANGED = "changed"  # `resource` was changed
     WOULD_CHANGE = "would_change"  # --check
     OK = "ok"  # the host has all its resources, by facts read after the changes
+    REBOOTING = "rebooting"  # `change` says how far its reboot is
+    REBOOTED = "rebooted"  # it serves again, and needs no reboot
     FAILED = "failed"
 
 
@@ -60,6 +65,7 @@ class ProvisionEvent:
         diff: Unified diff of a text without secrets.
         done, of: Number of the change and count of changes, as far as known.
         took_s: Duration of the change in seconds.
+        reboot: Of OK: cause and observation of each reason why the host has to be rebooted.
     """
 
     host: str
@@ -72,6 +78,7 @@ class ProvisionEvent:
     took_s: float | None = None
     why: str | None = None
     fix: str | None = None
+    reboot: tuple[tuple[str, str], ...] | None = None
 
     def __str__(self) -> str:
         counted = f" [{self.done}/{self.of}]" if self.of else ""
@@ -80,12 +87,22 @@ class ProvisionEvent:
                 took = f" ({self.took_s:.1f}s)" if self.took_s is not None else ""
                 verb = self.kind.value.replace("_", " ")
                 return f"{self.host}:{counted} {verb} {self.resource}: {self.change}{took}"
-            case EventKind.FETCHING:
+            case EventKind.FETCHING | EventKind.REBOOTING:
                 return f"{self.host}: {self.change}"
+            case EventKind.REBOOTED:
+                return f"{self.host}: serves again after {self.took_s or 0:.0f} s"
             case EventKind.FAILED:
                 return f"{self.host}: failed: {self.why}"
             case _:
                 return f"{self.host}: {self.kind.value}"
+
+
+def reboot_pairs(facts: Facts | None) -> tuple[tuple[str, str], ...]:
+    """
+    Return cause and observation of each reason to reboot a host with *facts*.
+    """
+    reasons = facts.reboot_reasons if facts is not None else ()
+    return tuple((reason.cause, reason.observed) for reason in reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class RebootNeed:
+    """
+    A host that has to be rebooted, or was.
+
+    Attributes:
+        reasons: Cause and observation of each; empty where an earlier run had rebooted it.
+    """
+
+    host: str
+    reasons: tuple[tuple[str, str], ...]
+    rebooted: bool = False
+
+    def __str__(self) -> str:
+        why = "; ".join(f"{cause}: {seen}" for cause, seen in self.reasons)
+        return f"{self.host} needs a reboot: {why}"
+
+
+@dataclass(frozen=True, slots=True)
 class ProvisionReport:
     """
     Attributes:
@@ -118,6 +153,7 @@ class ProvisionReport:
         failed: The other hosts; changes made before the failure are in `changes`.
         commands: Number of remote commands by host.
         took_s: Duration of the run in seconds.
+        reboots: Hosts that have to be rebooted, and those that were.
     """
 
     check: bool
@@ -126,6 +162,7 @@ class ProvisionReport:
     failed: tuple[Failure, ...]
     commands: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
+    reboots: tuple[RebootNeed, ...] = ()
 
     @property
     def as_pinned(self) -> tuple[str, ...]:
@@ -169,4 +206,12 @@ class ProvisionReport:
             "failed": failed,
             "commands": self.commands,
             "took_s": round(self.took_s, 3),
+            "reboots": [
+                {
+                    "host": need.host,
+                    "reasons": [{"cause": cause, "observed": seen} for cause, seen in need.reasons],
+                    "rebooted": need.rebooted,
+                }
+                for need in self.reboots
+            ],
         }

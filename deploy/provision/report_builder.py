@@ -5,7 +5,14 @@ Collects the events of a provisioning run into its report.
 from collections.abc import Callable, Mapping, Sequence
 
 from deploy.errors import DeployError
-from deploy.provision.report import Change, EventKind, Failure, ProvisionEvent, ProvisionReport
+from deploy.provision.report import (
+    Change,
+    EventKind,
+    Failure,
+    ProvisionEvent,
+    ProvisionReport,
+    RebootNeed,
+)
 
 
 class ReportBuilder:
@@ -20,6 +27,7 @@ class ReportBuilder:
         self._ok: list[str] = []
         self._changes: list[Change] = []
         self._failed: list[Failure] = []
+        self._reboots: list[RebootNeed] = []
         self._commands: dict[str, int] = {}
         self._latest: dict[str, str] = {}  # what each host was last reported to be at
 
@@ -27,6 +35,8 @@ class ReportBuilder:
         self._latest[event.host] = event.resource or event.kind.value
         if event.kind is EventKind.OK:
             self._ok.append(event.host)
+            if event.reboot:
+                self._reboots.append(RebootNeed(event.host, event.reboot))
         elif event.kind is EventKind.FAILED:
             why, fix = event.why or "", event.fix or ""
             self._failed.append(Failure(event.host, why, fix, event.resource or ""))
@@ -61,4 +71,5 @@ class ReportBuilder:
             failed=tuple(sorted(self._failed, key=lambda f: self._hosts.index(f.host))),
             commands=dict(sorted(self._commands.items())),
             took_s=took_s,
+            reboots=tuple(sorted(self._reboots, key=lambda n: self._hosts.index(n.host))),
         )

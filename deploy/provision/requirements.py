@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.foreign_text import visible
 from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
 from deploy.units import format_size
@@ -182,22 +183,31 @@ class Driver(Requirement):
 
 class NoReleaseRunning(Requirement):
     """
-    No release holds the lease of the host: HAProxy is not reloaded during a release.
+    Nobody else works on the host: HAProxy is not reloaded during a release, a second provisioning
+    waits for the first, and a lease would keep a host from going back by itself.
     """
 
     is_for_changes: ClassVar[bool] = True
     kind: Literal["lease"] = "lease"
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        lease = facts.lease
-        if lease is None:
-            return None
-        return HostRefusal(
-            error="LeaseHeld",
-            why=f"{lease.owner} holds the lease of the host for {lease.release or 'a release'}; "
-            f"it expires in {lease.left_s:.0f} s",
-            fix="wait for the release to end: inv status",
-        )
+        lease, pending = facts.lease, facts.pending
+        if lease is not None:
+            return HostRefusal(
+                error="LeaseHeld",
+                why=f"{visible(lease.owner)} holds the lease of the host for "
+                f"{visible(lease.release or 'a release')}; it expires in {lease.left_s:.0f} s "
+                "unless it is renewed",
+                fix="wait until that ends: inv status",
+            )
+        if pending is not None:
+            return HostRefusal(
+                error="PreconditionError",
+                why=f"release {visible(pending.release)} is not confirmed on the host: it is going "
+                f"back to {pending.from_slot or 'no slot'} by itself",
+                fix="wait until it has gone back (inv status), then: inv provision",
+            )
+        return None
 
 
 class NotForeign(Requirement):

@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from deploy.bundle.host_program import build_host_program
+from deploy.clock import SystemClock
 from deploy.errors import DeployError, TransportError
 from deploy.host.protocol import Facts
 from deploy.inventory.schema import Fleet, Host
+from deploy.leases.keeper import LeaseClient, LeaseKeeper
+from deploy.leases.owner import owner
+from deploy.leases.signals import signals_interrupt
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
@@ -16,13 +20,23 @@ from deploy.provision.differences import (
     refusal_of,
     steps_to,
 )
+from deploy.provision.lease_clients import PURPOSE, lease_clients
 from deploy.provision.probe import pack_program
-from deploy.provision.report import HERE, EventKind, ProvisionEvent, ProvisionReport
+from deploy.provision.report import (
+    HERE,
+    EventKind,
+    ProvisionEvent,
+    ProvisionReport,
+    reboot_pairs,
+)
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.spec import check_inputs
 from deploy.provision.survey import Survey, unreadable
 
+# Longer than that of a release, for which the host's own way back waits: a renewal may come late
+# from a busy machine, or beside the wheels that are sent over the same link.
+LEASE_S = 120.0
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
 
 Progress = Callable[[ProvisionEvent], None]
@@ -36,6 +50,7 @@ def provision(
     progress: Progress,
     env: Mapping[str, str],
     deadline_s: float = DEADLINE_S,
+    lease_s: float = LEASE_S,
 ) -> ProvisionReport:
     """
     Bring every host of *fleet* to its pinned state, or with *check* report what that would change.
@@ -46,12 +61,14 @@ def provision(
         deep: Compare every file of the Python environments by its hash.
         env: Environment variables; secrets of the fleet may be among them.
         deadline_s: Longest time that the hosts get, in seconds.
+        lease_s: Time to live of the leases; what a killed run keeps others waiting.
 
     Raises:
         InventoryError: A row, secret or file of the fleet is missing; no host was asked.
         CommandFailed: The wheels that a host needs could not be fetched; no host was changed.
+        UsageError: The user of this process has no name, so no lease can be taken.
     """
-    started_s = time.monotonic()
+    started_s, holder = time.monotonic(), owner()
     builder = ReportBuilder([host.name for host in fleet.hosts], progress)
     check_inputs(fleet, env)
     survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
@@ -70,17 +87,18 @@ def provision(
                 builder.add(_failed(name, answer))
             elif _differs_safely(name, wanted[name], answer, check, builder.add):
                 differing[name] = answer
+        hosts = [host for host in fleet.hosts if host.name in differing]
+        lacking = [one for one in hosts if needs_environment(wanted[one.name], differing[one.name])]
+        if lacking:
+            started_fetch_s = time.monotonic()
+            wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
+            end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
+        if hosts:
+            clients = lease_clients(hosts, survey, differing, packed_program)
+            _change(hosts, clients, wanted, packed_program, deep, builder, end_s, holder, lease_s)
         builder.add_commands(survey.commands)
     finally:
         survey.close()
-    hosts = [host for host in fleet.hosts if host.name in differing]
-    lacking = [host for host in hosts if needs_environment(wanted[host.name], differing[host.name])]
-    if lacking:
-        started_fetch_s = time.monotonic()
-        wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
-        end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
-    if hosts:
-        _change(hosts, wanted, packed_program, deep, builder, end_s)
     fix = "check the load of the host, then: inv provision"
     builder.fail_rest("the run's deadline passed", fix, TransportError)
     return builder.report(check, time.monotonic() - started_s)
@@ -135,24 +153,54 @@ def _differs(
                 of=len(steps),
             )
         )
-    report(ProvisionEvent(name, EventKind.OK))
+    report(ProvisionEvent(name, EventKind.OK, reboot=reboot_pairs(facts)))
     return False
 
 
 def _change(
     hosts: list[Host],
+    clients: Mapping[str, LeaseClient],
     wanted: Mapping[str, ResourceSet],
     packed_program: bytes,
     deep: bool,
     builder: ReportBuilder,
     end_s: float,
+    holder: str,
+    lease_s: float,
 ) -> None:
-    from deploy.provision.supervise import run_worker
+    """
+    Change *hosts* under their leases; one that another operator holds is a failed host.
+    """
+    from deploy.provision.supervise import WorkerInput, run_worker
     from deploy.provision.worker_request import HostRequest, WorkerRequest
 
-    requests = [HostRequest.of(host, wanted[host.name]) for host in hosts]
-    request = WorkerRequest(packed_program=packed_program, deep=deep, hosts=tuple(requests))
-    run_worker(request, builder, end_s)
+    orders = WorkerInput()
+    keeper = LeaseKeeper(
+        clients,
+        owner=holder,
+        release=PURPOSE,
+        ttl_s=lease_s,
+        clock=SystemClock(),
+        needs_settled=True,
+        on_loss=orders.stop,
+    )
+    with signals_interrupt():
+        try:
+            refused = keeper.take_all(clients)
+            for name, error in refused.items():
+                builder.add(_failed(name, error))
+            requests = [
+                HostRequest.of(host, wanted[host.name], clients[host.name].fence or 0)
+                for host in hosts
+                if host.name not in refused
+            ]
+            if requests:
+                request = WorkerRequest(
+                    packed_program=packed_program, deep=deep, hosts=tuple(requests)
+                )
+                run_worker(request, builder, end_s, orders)
+        finally:
+            keeper.release_all()
 
 
 def _failed(name: str, error: DeployError) -> ProvisionEvent:

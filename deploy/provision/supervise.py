@@ -13,29 +13,84 @@ from collections import deque
 from pathlib import Path
 from typing import IO
 
-from deploy.errors import CommandFailed, TransportError
+from deploy.errors import CommandFailed, LeaseLost, TransportError
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.report_builder import ReportBuilder
-from deploy.provision.worker_request import WorkerRequest
+from deploy.provision.worker_request import StopOrder, WorkerRequest
 from deploy.transport.sudo import kept_password
 
 _ERRORS_MAX = 50  # lines
+_END_S = 8.0  # for a worker that was told to end; it takes 5 s at most
 _ROOT = Path(__file__).parents[2]
 
 
-def run_worker(request: WorkerRequest, builder: ReportBuilder, end_s: float) -> None:
+class WorkerInput:
+    """
+    The standard input of the worker: its request, then orders to stop with one host.
+
+    Orders come from other threads, also before the worker runs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._early: list[str] = []
+        self._pipe: IO[str] | None = None
+
+    def stop(self, lost: LeaseLost) -> None:
+        """
+        Let nothing more be changed on the host of *lost*.
+        """
+        order = StopOrder(host=lost.host or "", what=lost.what, why=lost.why, fix=lost.fix)
+        with self._lock:
+            self._write(order.model_dump_json() + "\n")
+
+    def begin(self, pipe: IO[str], request: WorkerRequest) -> None:
+        """
+        Send *request*, and what was ordered until now.
+        """
+        with self._lock:
+            self._pipe = pipe
+            self._write(request.model_dump_json() + "\n")
+            for line in self._early:
+                self._write(line)
+
+    def _write(self, line: str) -> None:
+        if self._pipe is None:
+            self._early.append(line)
+            return
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended; closed
+            self._pipe.write(line)
+            self._pipe.flush()
+
+
+def run_worker(
+    request: WorkerRequest, builder: ReportBuilder, end_s: float, orders: WorkerInput
+) -> None:
     """
     Change the hosts of *request*; every one of them ends as OK or failed in *builder*.
+
+    Where this thread is interrupted, changes that have begun end first, if they do so soon.
 
     Args:
         end_s: Deadline on the monotonic clock; the worker is killed then.
     """
     worker = start_worker()
     try:
-        supervise(worker, request, builder, end_s)
+        supervise(worker, request, builder, end_s, orders)
+    except KeyboardInterrupt:
+        _let_end(worker)
+        raise
     finally:
         worker.kill()
         worker.wait()
+
+
+def _let_end(worker: "subprocess.Popen[str]") -> None:
+    assert worker.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        worker.wait(timeout=_END_S)
 
 
 def start_worker() -> "subprocess.Popen[str]":
@@ -55,7 +110,11 @@ def start_worker() -> "subprocess.Popen[str]":
 
 
 def supervise(
-    worker: "subprocess.Popen[str]", request: WorkerRequest, builder: ReportBuilder, end_s: float
+    worker: "subprocess.Popen[str]",
+    request: WorkerRequest,
+    builder: ReportBuilder,
+    end_s: float,
+    orders: WorkerInput,
 ) -> None:
     """
     Send *request* to *worker* and add its events to *builder* until it ends.
@@ -74,11 +133,9 @@ def supervise(
     reader.start()
     try:
         # Its input stays open: the worker stops when this process ends.
-        with contextlib.suppress(BrokenPipeError):
-            # The password for sudo goes through the pipe: not into arguments, nor the environment.
-            sent = request.model_copy(update={"sudo_password": kept_password()})
-            worker.stdin.write(sent.model_dump_json() + "\n")
-            worker.stdin.flush()
+        # The password for sudo goes through the pipe: not into arguments, nor the environment.
+        sent = request.model_copy(update={"sudo_password": kept_password()})
+        orders.begin(worker.stdin, sent)
         for line in worker.stdout:
             if not _take(line, builder):
                 errors.append(line.rstrip())
@@ -108,7 +165,10 @@ def _take(line: str, builder: ReportBuilder) -> bool:
         builder.add_commands({count["host"]: count["commands"]})
         return True
     fields = document["event"]
-    builder.add(ProvisionEvent(**fields | {"kind": EventKind(fields["kind"])}))
+    pairs = fields.get("reboot")
+    reboot = tuple((cause, seen) for cause, seen in pairs) if pairs else None
+    known = {"kind": EventKind(fields["kind"]), "reboot": reboot}
+    builder.add(ProvisionEvent(**fields | known))
     return True
 
 

@@ -71,6 +71,12 @@ class Survey:
                 left -= 1
                 yield result
 
+    def transport(self, name: str) -> SshTransport:
+        """
+        Return the connection to a host that has answered, until `close`.
+        """
+        return self._transports[name]
+
     def close(self) -> None:
         """
         Close all connections; threads that wait for a host end.

@@ -2,6 +2,8 @@
 The process in which pyinfra runs: a request as JSON on standard input, events as JSON lines on
 standard output.
 
+Each later line of its input stops the changes of one host; the end of its input stops all.
+
 A process of its own: gevent replaces half of the standard library for the whole process, and a
 parent can kill a child that hangs.
 """
@@ -21,8 +23,9 @@ import gevent  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 
 from deploy.provision.engine import run  # noqa: E402
+from deploy.provision.orders import Orders  # noqa: E402
 from deploy.provision.report import ProvisionEvent  # noqa: E402
-from deploy.provision.worker_request import WorkerRequest  # noqa: E402
+from deploy.provision.worker_request import StopOrder, WorkerRequest  # noqa: E402
 from deploy.transport.sudo import keep_password  # noqa: E402
 
 EXIT_ORPHAN = 3  # the parent has ended; nothing more is changed
@@ -41,13 +44,18 @@ def main() -> int:
     request = WorkerRequest.model_validate_json(source.readline())
     if request.sudo_password is not None:
         keep_password(request.sudo_password)
-    gevent.spawn(_end_with, source)
-    run(request, lambda event: _print("event", _plain(event)), _count)
+    orders = Orders()
+    gevent.spawn(_obey, source, orders)
+    run(request, lambda event: _print("event", _plain(event)), _count, orders)
     return 0
 
 
-def _end_with(source: Any) -> None:
-    source.read()  # until its end: the parent closed it or has died
+def _obey(source: Any, orders: Orders) -> None:
+    for line in source:
+        orders.stop(StopOrder.model_validate_json(line))
+    # The parent closed it or has died.  What has begun may end, so that no lease is given back
+    # under it.
+    orders.end()
     os._exit(EXIT_ORPHAN)
 
 

@@ -14,16 +14,20 @@ from deploy.provision.resource_set import ResourceSet
 class HostRequest(BaseModel):
     """
     One host to change.
+
+    Attributes:
+        fence: Number of the lease under which it is changed.
     """
 
     model_config = ConfigDict(frozen=True)
 
     document: dict[str, Any]  # of the host
     resources: ResourceSet
+    fence: int
 
     @classmethod
-    def of(cls, host: Host, resources: ResourceSet) -> "HostRequest":
-        return cls(document=host_document(host), resources=resources)
+    def of(cls, host: Host, resources: ResourceSet, fence: int) -> "HostRequest":
+        return cls(document=host_document(host), resources=resources, fence=fence)
 
     @property
     def host(self) -> Host:
@@ -42,6 +46,19 @@ class HostRequest(BaseModel):
         True if the SSH user is not root.
         """
         return self.host.ssh.user != "root"
+
+
+class StopOrder(BaseModel):
+    """
+    A later line: change nothing more on one host, because its lease was lost.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    what: str
+    why: str
+    fix: str
 
 
 class WorkerRequest(BaseModel):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
+from deploy.clock import Clock
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
 from deploy.foreign_text import listed
 from deploy.host.layout import SLOTS
@@ -25,8 +26,8 @@ from deploy.host.protocol import (
     Status,
 )
 from deploy.inventory.schema import Phase
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release import endings, host_commands, verdicts
-from deploy.release.clock import Clock
 from deploy.release.deadlines import CONFIRM_S, RETIRE_S
 from deploy.release.decide import decide, is_confirmed
 from deploy.release.desired import Desired, Ending, Goal, Ruling
@@ -35,7 +36,6 @@ from deploy.release.evidence import History, pooled, windows
 from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
 from deploy.release.hooks import Hooks
 from deploy.release.host_commands import Limits
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import (
     ANSWER_WITHIN_S,
     STATUS_S,
@@ -44,11 +44,11 @@ from deploy.release.observe import (
     look,
     observed,
 )
-from deploy.release.parallel import on_each, unexpected
 from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
 from deploy.release.store import StateStore
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each, unexpected
 from deploy.units import format_size
 
 _PAUSE_S = 1.0  # between two attempts of a way back

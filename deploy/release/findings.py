@@ -167,6 +167,9 @@ def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
     if not current.is_reserve_whole:
         fix = f"free space there, then inv provision --limit {name}"
         yield Finding(name, "the reserve for a full disk was used", fix)
+    if current.is_open is False:
+        what = "its door is closed for a reboot: balancers in front of it send it no requests"
+        yield Finding(name, what, "inv provision --waves 1 goes on with it", is_busy)
     if not current.is_deadman_tested:
         fix = f"inv provision --limit {name} tries it out"
         yield Finding(name, "its own way back was never tested: no release begins there", fix)

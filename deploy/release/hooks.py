@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from deploy.clock import Clock
 from deploy.errors import CommandFailed, DeployError, PreconditionError
 from deploy.foreign_text import says
 from deploy.inventory.schema import Hook, Phase
-from deploy.release.clock import Clock
 from deploy.release.events import ReleaseEvent, Report
 from deploy.release.hook_process import HookResult, run_program
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deploy.clock import Clock
 from deploy.errors import InventoryError
 from deploy.foreign_text import visible
 from deploy.inventory.schema import Fleet
 from deploy.inventory.secrets import SecretValue, resolve_secret
-from deploy.release.clock import Clock
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.http_errors import describe
 

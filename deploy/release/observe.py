@@ -14,6 +14,7 @@ from deploy.host.protocol import (
     KeysStamp,
     LeaseStatus,
     Pending,
+    RebootReason,
     Retired,
     SlotStatus,
     StateStamp,
@@ -21,8 +22,8 @@ from deploy.host.protocol import (
     Unfinished,
     WentBack,
 )
-from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each
 
 if TYPE_CHECKING:
     from deploy.certificates.shown import ShownCertificate
@@ -110,6 +111,8 @@ class Observed:
         is_certificate_kept: A restart of HAProxy would show the same one.
         keys: Which list of API keys it holds.
         keys_damage: Why its file of API keys is no list.
+        is_open: Balancers in front of it may send requests; None: it has no door.
+        reboot_reasons: Why it has to be rebooted.
     """
 
     host: str
@@ -132,6 +135,8 @@ class Observed:
     is_certificate_kept: bool = True
     keys: KeysStamp | None = None
     keys_damage: str | None = None
+    is_open: bool | None = None
+    reboot_reasons: tuple[RebootReason, ...] = ()
 
     @property
     def unfinished_text(self) -> str | None:
@@ -220,6 +225,8 @@ def observed(host: str, status: HostStatus) -> Observed:
         is_certificate_kept=status.is_certificate_kept,
         keys=status.keys,
         keys_damage=status.keys_damage,
+        is_open=status.is_open,
+        reboot_reasons=status.reboot_reasons,
     )
 
 

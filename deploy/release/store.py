@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from deploy.clock import Clock
 from deploy.errors import (
     DeployError,
     EpochOld,
@@ -16,13 +17,12 @@ from deploy.errors import (
     TransportError,
 )
 from deploy.host.protocol import StateRead, StateStamp, StateWrite
-from deploy.release.clock import Clock
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release.desired import Desired
 from deploy.release.desired_text import from_text, to_text
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import ANSWER_WITHIN_S, Observed, look
-from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each
 
 _LEAP = 1000  # epochs that operators may have begun without a majority
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from deploy.clock import Clock, Timer
 from deploy.errors import (
     DeployError,
     EpochOld,
@@ -24,11 +25,10 @@ from deploy.errors import (
     TransportError,
 )
 from deploy.foreign_text import visible
-from deploy.release.clock import Clock, Timer
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release.desired import Desired
 from deploy.release.desired_text import from_text, to_text
 from deploy.release.etcd import EtcdClient, KeyValue
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, look
 from deploy.release.store import HostStore, Known, next_epoch
 from deploy.transport.client import HostClient

@@ -28,6 +28,7 @@ from deploy.host.codec import Malformed
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
     REQUESTS,
+    DoorSet,
     ErrorKind,
     FactQuery,
     Facts,
@@ -39,6 +40,7 @@ from deploy.host.protocol import (
     JournalRead,
     LeaseAcquire,
     Measure,
+    PublicAsk,
     Request,
     Revive,
     SlotStart,
@@ -123,6 +125,7 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
         ): "journalctl -u slipway-runtime@{slot} on {host}; the other slot was not touched",
         (SlotStop.VERB, ErrorKind.COMMAND_FAILED): "wait for its requests, or on {host}: systemctl "
         "kill slipway-runtime@{slot}",
+        (LeaseAcquire.VERB, ErrorKind.PRECONDITION): "wait until {host} has gone back: inv status",
         (
             SlotStop.VERB,
             ErrorKind.PRECONDITION,
@@ -273,6 +276,8 @@ _CHECKS: Mapping[type[Request[Any]], Callable[[Any, Any], str | None]] = Mapping
         SlotStop: lambda request, stopped: _same(request, stopped, "slot"),
         TrafficSet: _weights,
         Golden: _golden,
+        DoorSet: lambda request, state: _same(request, state, "is_open"),
+        PublicAsk: lambda request, answer: _same(request, answer, "version"),
         FactQuery: _facts,
         JournalRead: _page,
     }

@@ -35,8 +35,8 @@ from deploy.inventory.schema import Fleet
 from deploy.private_files import private_directory
 from deploy.release.hook_process import run_program
 from deploy.release.hooks import INHERITED, check_program
-from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each
 from deploy.wiring import acme_hook
 from deploy.wiring.certificates import Renewal, renew
 from deploy.wiring.hosts import Hosts

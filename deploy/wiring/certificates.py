@@ -14,7 +14,7 @@ from deploy.certificates.wanted import wanted_pairs
 from deploy.errors import CommandFailed, DeployError, InventoryError
 from deploy.host.protocol import CertificateSet
 from deploy.inventory.schema import Fleet
-from deploy.release.parallel import on_each
+from deploy.transport.parallel import on_each
 from deploy.wiring.hosts import Hosts
 
 _RENEW_S = 60.0  # of the call to one host

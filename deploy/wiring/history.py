@@ -12,8 +12,8 @@ from deploy.foreign_text import visible
 from deploy.host.protocol import JournalRead
 from deploy.private_files import private_directory, write_private
 from deploy.release.history import Head, History, HostJournal, make_history
-from deploy.release.parallel import on_each
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import on_each
 from deploy.wiring.checkout import ROOT
 
 _LINES_MAX = 250_000  # of one host; its own bounds allow fewer

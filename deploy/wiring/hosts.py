@@ -1,18 +1,15 @@
 """
-Connections to the hosts of a fleet, and the name of who connects.
+Connections to the hosts of a fleet.
 """
 
-import getpass
-import os
 import resource
-import secrets
-import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deploy.errors import DeployError, TransportError, UsageError
+from deploy.errors import DeployError, TransportError
 from deploy.inventory.schema import Fleet
+from deploy.leases.owner import actor
 from deploy.release import host_commands
 from deploy.release.observe import Observed, look, observe
 from deploy.transport.client import HostClient
@@ -22,28 +19,6 @@ from deploy.transport.ssh import SshTransport
 _GOLDEN_S = 60.0
 _STATUS_S = 20.0
 _OTHER_FILES = 256  # beside the connections
-
-
-def actor() -> str:
-    """
-    Return who acts, as journals name them: user@machine.
-
-    Raises:
-        UsageError: The user has no name; ssh(1) would refuse to run as well.
-    """
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # OSError: since Python 3.13
-        raise UsageError(
-            f"user id {os.getuid()} has no name on this machine",
-            why="it has no passwd entry, and neither LOGNAME nor USER is set",
-            fix="export LOGNAME=NAME, or add the user to /etc/passwd: useradd -u ID NAME",
-        ) from None
-
-
-def owner() -> str:
-    # Two runs of one person are two owners.
-    return f"{actor()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ Releases, rollbacks and what steers them, on real hosts.
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from types import FrameType
 
 from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
+from deploy.clock import SystemClock
 from deploy.errors import DeployError, PreconditionError, UsageError
 from deploy.inventory.schema import Hook
+from deploy.leases.owner import actor
+from deploy.leases.signals import signals_interrupt
 from deploy.release.api_key_check import check_api_keys
 from deploy.release.controller import Controller, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
@@ -35,8 +35,7 @@ from deploy.release.rollback import (
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import ROOT, store, wheels
-from deploy.wiring.clock import SystemClock
-from deploy.wiring.hosts import Hosts, actor
+from deploy.wiring.hosts import Hosts
 from deploy.wiring.state import lease_keeper, state_store, stored
 
 Report = Callable[[ReleaseEvent], None]
@@ -317,7 +316,7 @@ def _run(
         stop_traffic=stop_traffic,
     )
     try:
-        with _signals_interrupt():
+        with signals_interrupt():
             outcome = controller.run()
         notifier.ended(outcome)
     finally:
@@ -395,26 +394,3 @@ def _release_only(desired: Desired) -> Desired:
             fix="inv resume or inv rollback finishes it",
         )
     return desired
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """
-    Let SIGTERM and SIGHUP end a release as control-C does: a CI job that is cancelled goes back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)

@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from deploy.clock import Clock, SystemClock
 from deploy.errors import DeployError, PreconditionError
 from deploy.inventory.schema import Fleet
 from deploy.inventory.secrets import resolve_secret
-from deploy.release.clock import Clock
+from deploy.leases.keeper import LeaseKeeper
+from deploy.leases.owner import owner
 from deploy.release.desired import Desired
-from deploy.release.lease import LeaseKeeper
 from deploy.release.store import HostStore, Known, StateStore
-from deploy.wiring.clock import SystemClock
-from deploy.wiring.hosts import Hosts, owner
+from deploy.wiring.hosts import Hosts
 
 if TYPE_CHECKING:
     from deploy.release.etcd import EtcdSettings

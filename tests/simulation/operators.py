@@ -16,7 +16,7 @@ from deploy.host.slots.haproxy import parse_servers_state, parse_stat
 from deploy.release import controller as controller_module
 from deploy.release import store, store_etcd
 from deploy.release.desired_text import from_text
-from deploy.release.parallel import on_each as parallel_on_each
+from deploy.transport.parallel import on_each as parallel_on_each
 from deploy.wiring import releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
@@ -99,7 +99,7 @@ def deterministic(world):
         put(releases, "release_id", lambda version, now: f"{version}-{at_work().name}")
         put(releases, "_stage_of", lambda bundle, plan: _stage)
         put(releases, "_stage_again", lambda on, plan: _stage)
-        put(releases, "_signals_interrupt", _no_signals)
+        put(releases, "signals_interrupt", _no_signals)
         yield
     finally:
         for module, name, old in reversed(replaced):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.host.bundle.golden_form import request_of
 from deploy.host.deadman import pending, self_test
 from deploy.host.deadman.pending import Way
 from deploy.host.files import locked, sync_directory
@@ -23,16 +22,10 @@ from deploy.host.protocol import (
     ErrorKind,
     HostError,
 )
-from deploy.host.slots.golden import read_prompts
 from deploy.host.slots.haproxy import Haproxy
-from deploy.host.slots.runtime_api import MODELS, api_token
+from deploy.host.slots.public_port import ask_public
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
-
-CONFIRM_TIMEOUT_S = 20.0  # for all attempts together
-CONFIRM_ATTEMPTS = 5
-_REQUEST_TIMEOUT_S = 10.0
-_PAUSE_S = 0.2
 
 
 def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
@@ -81,7 +74,7 @@ def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
             return Confirmed(checked=False)
         _refuse_unlike(system, way, call, request)
     if request.ask:
-        _ask_public(system, way.to_slot, request.version)
+        ask_public(system, way.to_slot, request.version)
     if not request.keep:
         return Confirmed(checked=request.ask)
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
@@ -181,46 +174,4 @@ def _not_armed(why: str) -> HostError:
         "the host is not armed for what is to be confirmed",
         why,
         "inv status, then release again",
-    )
-
-
-def _ask_public(system: System, slot: str, version: str) -> None:
-    """
-    Ask the public port until *version* answers with a 2xx.
-
-    Raises:
-        HostError: It does not, in CONFIRM_ATTEMPTS attempts or CONFIRM_TIMEOUT_S.
-    """
-    prompts = read_prompts(system.layout, slot)
-    method, target, document = "GET", MODELS, None
-    if prompts:
-        method = "POST"
-        target, document = request_of(prompts[0] | {"max_tokens": 1})
-    token = api_token(system.layout)
-    until_s = system.steady_s() + CONFIRM_TIMEOUT_S
-    for attempt in range(CONFIRM_ATTEMPTS):
-        left_s = until_s - system.steady_s() - (_PAUSE_S if attempt else 0.0)
-        if left_s <= 0:
-            break
-        if attempt:
-            system.sleep(_PAUSE_S)
-        answer = system.http_public(
-            method,
-            target,
-            timeout_s=min(left_s, _REQUEST_TIMEOUT_S),
-            document=document,
-            token=token,
-        )
-        is_success = answer.status is not None and 200 <= answer.status < 300
-        if is_success and answer.version == version:
-            return
-    if is_success:
-        why = f"it was answered by version {answer.version or 'none'}"
-    else:
-        why = f"it answered {answer.status or 'nothing'}: {answer.body[:300]}"
-    raise HostError(
-        ErrorKind.COMMAND_FAILED,
-        f"version {version} does not answer a request through the public port",
-        f"{method} {target}: {why}",
-        "inv status; the host goes back by itself unless it is confirmed",
     )

@@ -115,16 +115,22 @@ def merge(stat: Mapping[str, str], state: Mapping[str, str]) -> Server:
     `show stat` keeps the weight in drain and in maint, and its status is DOWN for a draining server
     that fails its checks: the administrative state is only in `show servers state`.
     """
-    flags = int(state["srv_admin_state"])
-    admin = MAINT if flags & _FORCED_MAINT else DRAIN if flags & _FORCED_DRAIN else READY
     return Server(
         name=stat["svname"],
-        admin=admin,
+        admin=admin_of(state),
         status=stat["status"],
         own_weight=int(state["srv_uweight"]),
         sessions=int(stat["scur"] or 0) + int(stat["qcur"] or 0),
         counters={ours: int(stat[theirs] or 0) for ours, theirs in _COUNTERS.items()},
     )
+
+
+def admin_of(state: Mapping[str, str]) -> str:
+    """
+    Return the administrative state in a row of `show servers state`.
+    """
+    flags = int(state["srv_admin_state"])
+    return MAINT if flags & _FORCED_MAINT else DRAIN if flags & _FORCED_DRAIN else READY
 
 
 def state_without(text: str, slot: str, serving: str | None, backend: str = BACKEND) -> str:
@@ -178,6 +184,19 @@ class Haproxy:
         if not servers:
             raise _unexpected(f"it has no backend named {backend}")
         return servers
+
+    def states(self, backend: str) -> dict[str, str]:
+        """
+        Return the administrative states of the servers of *backend*, by name; empty: it has none.
+
+        Raises:
+            HostError: HAProxy does not answer.
+        """
+        try:
+            rows = parse_servers_state(self.ask("show servers state"), backend)
+            return {name: admin_of(row) for name, row in rows.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unexpected(f"its answer cannot be read: {error!r}") from None
 
     def set_admin(self, name: str, admin: str, backend: str = BACKEND) -> None:
         """

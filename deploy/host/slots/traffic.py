@@ -65,14 +65,14 @@ def set_weights(system: System, call: Call, request: TrafficSet) -> TrafficWeigh
                 for slot in waking:
                     if before[slot].admin != READY:
                         proxy.set_admin(slot, before[slot].admin)
-                _save(system, proxy)
+                save_state(system, proxy)
             raise refusal
         with op.locked():
             # Weights rise before others fall, so that the sum never drops below both ends.
             for slot in sorted(given, key=lambda s: weights[s] < before[s].weight):
                 _apply(proxy, slot, weights[slot], before[slot])
             after = proxy.servers()
-            _save(system, proxy)
+            save_state(system, proxy)
         got = {slot: after[slot].weight for slot in SLOTS}
         if got != weights:
             raise HostError(
@@ -110,7 +110,7 @@ def drain(system: System, call: Call, request: TrafficDrain) -> Drained:
             _refuse_if_serving(server)
             if server.sessions == 0:
                 proxy.set_admin(slot, MAINT)
-            _save(system, proxy)
+            save_state(system, proxy)
         result = Drained(
             waited_s=round(system.steady_s() - began_s, 3),
             left=server.sessions,
@@ -201,7 +201,10 @@ def _refuse_if_serving(server: Server) -> None:
         )
 
 
-def _save(system: System, proxy: Haproxy) -> None:
+def save_state(system: System, proxy: Haproxy) -> None:
+    """
+    Keep the weights and states of HAProxy for its next start; the caller holds the host's lock.
+    """
     # HAProxy reads the file before it drops its privileges.
     state = proxy.state().encode()
     with_room(system, lambda: write_spare(system.layout.haproxy_state, state, 0o644))

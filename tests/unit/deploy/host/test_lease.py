@@ -7,6 +7,7 @@ from deploy.host.protocol import (
     DeadmanArm,
     DeadmanConfirm,
     DeadmanDisarm,
+    DoorSet,
     Golden,
     GoodRecord,
     GoodRollback,
@@ -16,6 +17,7 @@ from deploy.host.protocol import (
     LeaseGranted,
     LeaseRelease,
     LeaseRenew,
+    Reboot,
     Retire,
     Revive,
     SlotStart,
@@ -40,6 +42,28 @@ def test_a_second_owner_is_refused_with_the_holder_and_its_expiry(host):
     assert error.kind == "LeaseHeld"
     assert "ann@desk:1" in error.what
     assert "20 s" in error.why
+
+
+def test_a_lease_may_wait_for_what_is_not_confirmed(host):
+    """
+    Nobody renews the lease of the change any more, so the host is going back: a lease of whoever
+    only provisions it would stop that.  Without the wish it is granted: a release takes over so.
+    """
+    host.lease(ttl_s=30)
+    host.call(DeadmanArm("green", "blue"))
+    held = host.refusal(LeaseAcquire("bob@desk:2", 30, needs_settled=True))
+    host.clock.pass_s(31)
+    pending = host.refusal(LeaseAcquire("bob@desk:2", 30, needs_settled=True))
+
+    assert (held.kind, pending.kind) == ("LeaseHeld", "PreconditionError")
+    assert "release r1 is not confirmed" in pending.what
+    host.layout.pending.write_text("{")
+    assert host.refusal(LeaseAcquire("bob@desk:2", 30, needs_settled=True)).kind == pending.kind
+    assert host.call(LeaseAcquire("bob@desk:2", 30)).fence
+
+    host.layout.pending.unlink()
+    host.clock.pass_s(31)
+    assert host.call(LeaseAcquire("eve@desk:3", 30, needs_settled=True)).fence
 
 
 def test_numbers_only_grow(host):
@@ -179,6 +203,8 @@ CHANGES = (
     DeadmanConfirm("a" * 64, "v1"),
     DeadmanDisarm(),
     LeaseRenew(30),
+    DoorSet(is_open=False),
+    Reboot("b"),
 )
 
 

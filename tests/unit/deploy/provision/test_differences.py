@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host import layout
-from deploy.host.protocol import Call, FactQuery, LeaseStatus, Listener, UnitFacts
+from deploy.host.protocol import Call, FactQuery, LeaseStatus, Listener, Pending, UnitFacts
 from deploy.host.rpc import encode_request
 from deploy.provision.differences import (
     bootstrap_steps,
@@ -195,6 +195,11 @@ def test_a_secret_is_compared_by_its_mac():
             {"lease": LeaseStatus("ann", "r7", fence=3, left_s=12.3)},
             "LeaseHeld",
             "ann",
+        ),
+        (
+            {"pending": Pending("r7", 3, to_slot="green", from_slot="blue", left_s=0.0)},
+            "PreconditionError",
+            "release r7 is not confirmed on the host: it is going back to blue by itself",
         ),
         ({"pythons": ("3.9",), "codename": "bullseye"}, "PreconditionError", "3.11"),
         ({"machine": "aarch64"}, "PreconditionError", "aarch64"),

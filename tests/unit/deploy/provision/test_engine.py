@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from deploy.host import layout
+from deploy.host.protocol import LeaseStatus
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
+from deploy.provision.orders import Orders
 from deploy.provision.worker_request import HostRequest, WorkerRequest
 from tests.unit.deploy.provision.builders import bare, make_facts, make_resources
 
@@ -36,9 +38,9 @@ def run(monkeypatch, facts, *, changes, later=()):
     monkeypatch.setattr(engine, "read_facts", lambda *_, **__: next(answers))
     connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
     events = []
-    request = HostRequest.of(HOST, RESOURCES)
+    request = HostRequest.of(HOST, RESOURCES, fence=7)
     worker_request = WorkerRequest(packed_program=b"program", hosts=(request,))
-    engine.HostRun(connector, request, worker_request, events.append).run()
+    engine.HostRun(connector, request, worker_request, events.append, Orders()).run()
     return [event.kind.value for event in events]
 
 
@@ -63,6 +65,18 @@ def test_a_host_with_the_driver_would_be_changed(monkeypatch):
     """
     with pytest.raises(Touched):
         run(monkeypatch, bare(RESOURCES, driver=DRIVER), changes=touch)
+
+
+def test_the_own_lease_refuses_no_host(monkeypatch):
+    """
+    That of another run does, also where it was taken after ours.
+    """
+    own, other = (LeaseStatus("ann", "provision", fence=number, left_s=9.0) for number in (7, 8))
+    with pytest.raises(Touched):
+        run(monkeypatch, bare(RESOURCES, driver=DRIVER, lease=own), changes=touch)
+    with pytest.raises(engine.HostFailed) as caught:
+        run(monkeypatch, bare(RESOURCES, driver=DRIVER, lease=other), changes=touch)
+    assert caught.value.error == "LeaseHeld"
 
 
 def test_a_host_is_done_when_its_facts_agree(monkeypatch):
@@ -168,8 +182,8 @@ def test_a_deep_run_looks_deep_after_its_changes_too(monkeypatch):
 
     monkeypatch.setattr(engine, "read_facts", look)
     connector = SimpleNamespace(doing="", said="", lost=None, target=HOST)
-    request = HostRequest.of(HOST, RESOURCES)
+    request = HostRequest.of(HOST, RESOURCES, fence=7)
     for deep in (True, False):
         worker_request = WorkerRequest(packed_program=b"", deep=deep, hosts=(request,))
-        engine.HostRun(connector, request, worker_request, lambda _: None).run()
+        engine.HostRun(connector, request, worker_request, lambda _: None, Orders()).run()
     assert queries == [True, False]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import CommandFailed, PreconditionError
-from deploy.host.protocol import SCHEMA, ErrorKind, FactQuery, HostError
+from deploy.host.protocol import SCHEMA, Call, ErrorKind, FactQuery, HostError
 from deploy.host.rpc import encode_error
-from deploy.provision.probe import PROBE_COMMAND, pack_program, parse_probe, probe_input
+from deploy.provision.probe import PROBE_COMMAND, fed_input, pack_program, parse_probe
 from deploy.transport.base import Completed
 
 PROGRAM = pack_program()
@@ -23,7 +23,7 @@ def probe(query, *, command=PROBE_COMMAND, env=None):
     """
     process = subprocess.run(
         ["/bin/sh", "-c", command],
-        input=probe_input(PROGRAM, query),
+        input=fed_input(PROGRAM, query, Call()),
         env=env,
         capture_output=True,
         check=False,
@@ -106,6 +106,6 @@ def test_the_command_line_holds_no_part_of_the_query():
     """
     Paths and hashes travel on standard input: users of the host see command lines.
     """
-    content = probe_input(PROGRAM, FactQuery(paths={"/etc/slipway/environment": "ab" * 32}))
+    content = fed_input(PROGRAM, FactQuery(paths={"/etc/slipway/environment": "ab" * 32}), Call())
     assert b"ab" * 32 in content
     assert "environment" not in PROBE_COMMAND

@@ -6,9 +6,12 @@ import contextlib
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from deploy.host import layout
+from deploy.host.slots.haproxy import MAINT, READY, Haproxy
 from deploy.provision import haproxy
 from runtime.contract import MONITORING_ROUTES, PUBLIC_ROUTES
 from tests.local_host import short_directory
@@ -102,6 +105,34 @@ def test_monitoring_is_answered_to_its_networks_only(port, route):
     assert port.slot.lines == []
     assert port.get(route, MONITOR)[0] == 200
     assert port.slot.lines == [f"GET {route} HTTP/1.1"]
+
+
+def test_a_closed_door_is_a_503_for_balancers_alone(port):
+    """
+    Users are served as before, and their connections end after the answer, also the open ones.
+    """
+    door = f"{layout.DOOR_BACKEND}/{layout.DOOR_SERVER}"
+    proxy = Haproxy(SimpleNamespace(haproxy=port.ask))
+    assert proxy.states(layout.DOOR_BACKEND) == {layout.DOOR_SERVER: READY}
+    with port.connect() as kept:
+        kept.sendall(post(b"{}"))
+        assert read_answer(kept)[0] == 200
+
+        assert port.ask(f"set server {door} state maint").strip() == ""
+        assert proxy.states(layout.DOOR_BACKEND) == {layout.DOOR_SERVER: MAINT}
+        status, body = port.get("/readyz", MONITOR)
+        assert (status, code_of(body)) == (503, "unavailable")
+        assert port.get("/livez", MONITOR)[0] == port.get("/v1/models")[0] == 200
+        kept.sendall(post(b"{}"))
+        assert read_answer(kept)[0] == 200
+        assert is_closed(kept)
+
+    assert port.ask(f"set server {door} state ready").strip() == ""
+    assert port.get("/readyz", MONITOR)[0] == 200
+    with port.connect() as kept:
+        for _ in range(2):
+            kept.sendall(post(b"{}"))
+            assert read_answer(kept)[0] == 200
 
 
 @pytest.mark.parametrize("target", SPELLINGS + UNROUTED)

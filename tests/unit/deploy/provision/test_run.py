@@ -31,7 +31,7 @@ def sshd(tmp_path):
 
 
 @pytest.fixture
-def provision(monkeypatch):
+def provision(monkeypatch, host_root):
     """
     Return a function that provisions hosts with files; it returns the report and the events.
     """
@@ -203,7 +203,7 @@ def test_wheels_are_fetched_once_a_host_needs_them(sshd, provision, environment,
     """
     fetched, venv = environment
     report, _ = provision([sshd.host()], [make_file(tmp_path / "file")])
-    assert (report.ok, fetched) == (("n1",), [])
+    assert (report.ok, fetched) == (("n1",), []), report.failed
     with pytest.raises(CommandFailed):
         provision([sshd.host()], [venv])
     assert fetched == ["torch-2.13-cpu"]

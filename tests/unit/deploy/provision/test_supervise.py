@@ -29,7 +29,7 @@ def make_request(**ssh):
     ssh = Ssh().model_copy(update=ssh)
     host = Host(name="n1", address="192.0.2.1", groups=(), row="", ssh=ssh, vars={})
     resources = make_resources()
-    request = HostRequest.of(host, resources)
+    request = HostRequest.of(host, resources, fence=1)
     return WorkerRequest(packed_program=b"program", hosts=(request,))
 
 
@@ -47,7 +47,8 @@ def work(script, deadline_s=20.0):
         text=True,
     )
     try:
-        supervise.supervise(worker, make_request(), builder, time.monotonic() + deadline_s)
+        end_s = time.monotonic() + deadline_s
+        supervise.supervise(worker, make_request(), builder, end_s, supervise.WorkerInput())
     finally:
         worker.kill()
         worker.wait()
@@ -163,7 +164,7 @@ def test_the_real_worker_reports_a_host_that_is_lost(tmp_path):
     [host] = request.hosts
     near = host.document | {"address": "127.0.0.1"}
     request = request.model_copy(update={"hosts": (host.model_copy(update={"document": near}),)})
-    supervise.run_worker(request, builder, time.monotonic() + 30)
+    supervise.run_worker(request, builder, time.monotonic() + 30, supervise.WorkerInput())
     [failure] = builder.report(False, 1.0).failed
     assert (failure.host, failure.error) == ("n1", "TransportError")
     assert "127.0.0.1:1" in failure.why

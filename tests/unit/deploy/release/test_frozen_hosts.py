@@ -9,8 +9,8 @@ import pytest
 
 from deploy.errors import PreconditionError, TransportError
 from deploy.host.protocol import Status
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release.desired import Ending, Goal
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import look
 from deploy.release.store import HostStore
 from deploy.wiring.hosts import Hosts

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.leases.keeper import LeaseKeeper
 from deploy.release.desired import Desired, Ending, Goal
-from deploy.release.lease import LeaseKeeper
 from deploy.release.store import HostStore
 from deploy.release.store_etcd import EtcdStore
 from tests.local_host import LOST_BEFORE

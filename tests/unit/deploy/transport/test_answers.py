@@ -22,8 +22,8 @@ from deploy.host.protocol import (
     TrafficSet,
 )
 from deploy.host.rpc import encode_request
+from deploy.leases.keeper import LeaseKeeper
 from deploy.provision import run
-from deploy.release.lease import LeaseKeeper
 from deploy.release.observe import Observed, observe
 from deploy.transport import answers as door
 from deploy.transport import client as host_client

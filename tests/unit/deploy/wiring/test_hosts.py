@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.errors import DeployError, PreconditionError, TransportError, UsageError
-from deploy.wiring.hosts import Hosts, actor
+from deploy.errors import DeployError, PreconditionError, TransportError
+from deploy.wiring.hosts import Hosts
 from tests.local_fleet import local_fleet
 
 
@@ -74,18 +74,3 @@ def older_host_program(system, verb, text):
         '{"ok": false, "error": {"kind": "UsageError", "what": "status: the document can\'t be '
         'read", "why": "unknown key schema", "fix": "send another"}}'
     )
-
-
-@pytest.mark.parametrize("error", [KeyError, OSError])  # OSError: since Python 3.13
-def test_a_user_without_a_name_is_told_what_to_set(monkeypatch, error):
-    """
-    A job for CI whose user has no passwd entry.
-    """
-
-    def no_name():
-        raise error("no username set in the environment")
-
-    monkeypatch.setattr("getpass.getuser", no_name)
-    with pytest.raises(UsageError) as caught:
-        actor()
-    assert "LOGNAME" in caught.value.fix

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from deploy.host.deadman.verbs import CONFIRM_ATTEMPTS
 from deploy.host.deadman.way_back import check
 from deploy.host.layout import DEADMAN_BOOT, DEADMAN_TIMER
 from deploy.host.protocol import (
@@ -12,6 +11,7 @@ from deploy.host.protocol import (
     SlotStop,
     TrafficSet,
 )
+from deploy.host.slots.public_port import ASK_ATTEMPTS
 from deploy.host.sockets import HttpAnswer
 from tests.local_host import BOOT, serve
 from tests.unit.deploy.host.deadman.builders import (
@@ -356,7 +356,7 @@ def test_the_public_port_is_asked_a_bounded_number_of_times(promoted):
 
     refused(promoted, "503", kind="CommandFailed")
 
-    assert len(asked) == CONFIRM_ATTEMPTS
+    assert len(asked) == ASK_ATTEMPTS
     assert all(0 < k["timeout_s"] <= 10 for k in asked)
 
 

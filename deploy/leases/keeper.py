@@ -3,19 +3,44 @@ Holds the leases of an operator: takes, renews and releases them, and reports a 
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from typing import Protocol, TypeVar
 
+from deploy.clock import Clock, Timer
 from deploy.errors import CommandFailed, DeployError, LeaseLost
-from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew
-from deploy.release.clock import Clock, Timer
-from deploy.release.parallel import WORKERS, on_each, unexpected
-from deploy.transport.client import HostClient
+from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew, Request
+from deploy.transport.base import Transport
+from deploy.transport.parallel import WORKERS, on_each, unexpected
 
 # In shares of the time to live.  A renewal starts after 1/3 and may take 1/5.  Each one after it
 # may take twice as long as the one before, up to _MARGIN before the lease ends on the host.
 _PERIOD, _TIMEOUT, _RETRY, _MARGIN = 1 / 3, 1 / 5, 1 / 60, 1 / 20
 _ROUND = 1 / 6  # all renewals that are due have begun within this, also where all hang
+
+
+ResultT = TypeVar("ResultT")
+
+
+class LeaseClient(Protocol):
+    """
+    Calls the verbs of the lease on one host.
+
+    Attributes:
+        fence: Number of the lease that is held there; None: none is.
+        release: What the lease is for.
+    """
+
+    fence: int | None
+    release: str | None
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def transport(self) -> Transport: ...
+
+    def call(self, request: Request[ResultT], *, timeout_s: float = ...) -> ResultT: ...
 
 
 class LeaseKeeper:
@@ -33,19 +58,24 @@ class LeaseKeeper:
     Args:
         ttl_s: Time to live of a lease, in seconds; the longest that a cut or frozen host can
             delay a release.
+        needs_settled: As in lease.acquire.
+        on_loss: Called with each loss, in the thread of the renewals.
     """
 
     def __init__(
         self,
-        clients: Mapping[str, HostClient],
+        clients: Mapping[str, LeaseClient],
         *,
         owner: str,
         release: str,
         ttl_s: float,
         clock: Clock,
+        needs_settled: bool = False,
+        on_loss: Callable[[LeaseLost], None] = lambda _: None,
     ) -> None:
         self._clients = clients
         self._owner, self._release, self._ttl_s, self._clock = owner, release, ttl_s, clock
+        self._needs_settled, self._on_loss = needs_settled, on_loss
         self._timer: Timer | None = None
         self._held: dict[str, int] = {}  # number of each lease that is renewed
         self._renewed_s: dict[str, float] = {}
@@ -114,7 +144,11 @@ class LeaseKeeper:
         sent_s = self._clock.monotonic_s()
         granted = client.call(
             LeaseAcquire(
-                owner=self._owner, ttl_s=self._ttl_s, epoch=self._epoch, steal=self._steal
+                owner=self._owner,
+                ttl_s=self._ttl_s,
+                epoch=self._epoch,
+                steal=self._steal,
+                needs_settled=self._needs_settled,
             ),
             timeout_s=self._ttl_s,
         )
@@ -123,7 +157,7 @@ class LeaseKeeper:
                 return  # it came too late
             self._accept(client, granted.fence, sent_s)
 
-    def _accept(self, client: HostClient, fence: int, sent_s: float) -> None:
+    def _accept(self, client: LeaseClient, fence: int, sent_s: float) -> None:
         host = client.host
         if fence <= (client.fence or 0):
             raise CommandFailed(
@@ -136,6 +170,14 @@ class LeaseKeeper:
         self._lost.pop(host, None)
         self._held[host] = fence
         self._renewed(host, sent_s)
+
+    def forget(self, host: str) -> None:
+        """
+        Renew the lease of *host* no longer; it ends with the boot of the host, or expires.
+        """
+        with self._lock:
+            self._held.pop(host, None)
+            self._attempts.pop(host, None)
 
     def check(self, host: str) -> None:
         """
@@ -244,14 +286,15 @@ class LeaseKeeper:
         end_s = self._renewed_s[host] + self._ttl_s * (1 - _MARGIN)
         return end_s - self._clock.monotonic_s()
 
-    def _lose(self, client: HostClient, fence: int, error: DeployError, sent_s: float) -> None:
+    def _lose(self, client: LeaseClient, fence: int, error: DeployError, sent_s: float) -> None:
         host = client.host
         with self._lock:
             if self._held.get(host) != fence:
                 return  # a newer lease was taken in between
             del self._held[host]
-            self._lost[host] = self._loss(host, error, sent_s)
+            loss = self._lost[host] = self._loss(host, error, sent_s)
         client.transport.close()
+        self._on_loss(loss)
 
     def _loss(self, host: str, error: DeployError, sent_s: float) -> LeaseLost:
         since_s = self._clock.monotonic_s() - self._renewed_s[host]
@@ -261,7 +304,7 @@ class LeaseKeeper:
             why=f"its renewal failed: {error.what}: {error.why}; it lives {self._ttl_s:g} s, was "
             f"last renewed {since_s:.1f} s ago, and this renewal began {late_s:.1f} s late",
             fix=f"inv status shows {host} and who holds it; if nobody took it over, and {host} "
-            "answers: raise release.lease_ttl, or run the release from a machine with less load",
+            "answers: raise release.lease_ttl, or run it from a machine with less load",
             host=host,
         )
 

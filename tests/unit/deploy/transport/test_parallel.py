@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from deploy.errors import CommandFailed, TransportError
-from deploy.release import parallel
-from deploy.release.parallel import WORKERS, on_each
+from deploy.transport import parallel
+from deploy.transport.parallel import WORKERS, on_each
 
 
 def test_workers_are_bounded():

@@ -1,17 +1,51 @@
 """
-The clock of a real release.
+The clock of what takes long: time, waiting, and timers that run beside it.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
-from deploy.release.clock import TimerBody
+TimerBody = Callable[[], float | None]  # returns the seconds to its next run; None ends it
 
 _TIMER_END_S = 10.0  # the longest wait for a renewal in progress
 
 
+class Timer(Protocol):
+    """
+    A body that runs again and again, beside the release.
+    """
+
+    def cancel(self) -> None:
+        """
+        End it; returns when a run in progress has ended, or after a few seconds.
+        """
+
+
+class Clock(Protocol):
+    """
+    The only clock of a release.
+    """
+
+    def monotonic_s(self) -> float: ...
+
+    def utc(self) -> datetime: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def start_timer(self, body: TimerBody, after_s: float) -> Timer:
+        """
+        Run *body* after *after_s*, and then as often as it asks for.
+        """
+
+
 class SystemClock:
+    """
+    The clock of this machine.
+    """
+
     def monotonic_s(self) -> float:
         return time.monotonic()
 

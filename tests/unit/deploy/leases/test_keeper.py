@@ -5,10 +5,10 @@ import pytest
 
 from deploy.errors import LeaseHeld, LeaseLost, TransportError
 from deploy.host.protocol import LeaseAcquire, LeaseRenew
-from deploy.release import lease
-from deploy.release.lease import LeaseKeeper
-from deploy.release.parallel import WORKERS, on_each
+from deploy.leases import keeper as lease
+from deploy.leases.keeper import LeaseKeeper
 from deploy.transport.client import HostClient
+from deploy.transport.parallel import WORKERS, on_each
 from tests.local_host import LOST_BEFORE
 from tests.unit.deploy.release.conftest import NAMES
 
@@ -121,7 +121,7 @@ def test_a_renewal_that_hangs_delays_no_other_host(fleet, monkeypatch):
     """
     n1 does not answer for longer than its lease lives; the other leases are renewed meanwhile.
     """
-    monkeypatch.setattr("tests.unit.deploy.release.test_lease.TTL_S", 0.5)
+    monkeypatch.setattr("tests.unit.deploy.leases.test_keeper.TTL_S", 0.5)
     ended, send = threading.Event(), fleet["n1"].run
 
     def run(argv, **options):

@@ -1,0 +1,3 @@
+"""
+Takes leases of hosts, renews them beside the work, and gives them back.  Changes nothing else.
+"""

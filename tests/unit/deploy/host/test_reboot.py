@@ -1,0 +1,116 @@
+import pytest
+
+from deploy.host.protocol import DeadmanArm, DoorSet, FactQuery, Reboot
+from tests.local_host import serve
+
+BUNDLE = "a" * 64
+
+
+@pytest.fixture
+def kernels(host):
+    boot = host.root / "boot"
+    boot.mkdir()
+
+    def install(*names, link=None):
+        for name in names:
+            (boot / f"vmlinuz-{name}").touch()
+        if link:
+            (host.root / "vmlinuz").symlink_to(f"boot/vmlinuz-{link}")
+
+    return install
+
+
+def causes(host):
+    reasons = host.call(FactQuery()).reboot_reasons
+    assert reasons == host.status().reboot_reasons
+    return {reason.cause: reason.observed for reason in reasons}
+
+
+def test_a_host_that_needs_no_reboot_says_none(host, kernels):
+    kernels(host.system.kernel_release)
+    assert causes(host) == {}
+
+
+def test_packages_that_asked_for_a_reboot_are_named(host):
+    """
+    Each once; the mark alone is enough.
+    """
+    run = host.root / "run"
+    (run / "reboot-required").write_text("*** System restart required ***\n")
+    assert causes(host) == {"packages": "/run/reboot-required is there"}
+    (run / "reboot-required.pkgs").write_text("libc6\ndbus\nlibc6\n")
+    assert causes(host) == {"packages": "dbus, libc6"}
+
+
+def test_another_kernel_than_the_next_boot_starts_is_a_reason(host, kernels):
+    """
+    Versions are compared as numbers, and a link of the distribution counts before them.
+    """
+    host.system.kernel_release = "6.1.0-9-amd64"
+    kernels("6.1.0-9-amd64", "6.1.0-18-amd64")
+    assert causes(host) == {"kernel": "6.1.0-9-amd64 runs, 6.1.0-18-amd64 is installed"}
+    kernels(link="6.1.0-9-amd64")
+    assert causes(host) == {}
+
+
+def test_a_container_boots_no_kernel(host, kernels):
+    kernels("6.1.0-99-amd64")
+    assert "kernel" in causes(host)  # the control
+    (host.root / "run/systemd").mkdir()
+    (host.root / "run/systemd/container").write_text("systemd-nspawn")
+    assert causes(host) == {}
+
+
+@pytest.mark.parametrize(
+    ("installed", "observed"),
+    [
+        ("580.65.06", "570.26 is loaded, 580.65.06 is installed"),
+        ("570.26", None),
+        (None, None),  # no module for this kernel
+    ],
+)
+def test_a_driver_that_is_not_loaded_is_a_reason(host, installed, observed):
+    module = host.root / "sys/module/nvidia"
+    module.mkdir(parents=True)
+    (module / "version").write_text("570.26\n")
+    host.system.installed_driver = installed
+    assert causes(host) == ({"driver": observed} if observed else {})
+
+
+def test_the_door_is_kept_over_a_boot(leased):
+    """
+    Closed it stays closed, and the weights of the slots are what they were.
+    """
+    host = leased
+    serve(host.system, BUNDLE)
+    assert host.status().is_open is True
+    assert host.call(DoorSet(is_open=False)).is_open is False
+    host.system.reboot()
+    assert host.status().is_open is False
+    assert host.system.proxy.weights == {"blue": 100, "green": 0}
+    host.lease(owner="ann@desk:2")
+    assert host.call(DoorSet(is_open=True)).is_open is True
+    host.system.reboot()
+    assert host.status().is_open is True
+
+
+def test_only_a_closed_and_settled_host_is_rebooted(leased):
+    """
+    And once, however often the request comes.
+    """
+    host, reboots = leased, []
+    host.system.at_reboot = lambda: (reboots.append(1), host.system.reboot())
+    boot_id = host.status().boot_id
+    assert "door is open" in host.refusal(Reboot(boot_id)).why
+    host.call(DoorSet(is_open=False))
+    host.call(DeadmanArm("green", "blue"))
+    assert "release r1 is not confirmed" in host.refusal(Reboot(boot_id)).why
+    host.layout.pending.unlink()
+    assert reboots == []
+
+    assert host.call(Reboot(boot_id)).is_begun
+    assert host.refusal(Reboot(boot_id)).kind == "LeaseLost"  # it ended with the boot
+    host.lease(owner="ann@desk:2")
+    assert not host.call(Reboot(boot_id)).is_begun
+    assert reboots == [1]
+    assert Reboot.VERB in {line["step"] for line in host.journal()}
