@@ -140,6 +140,16 @@ def test_a_host_that_does_not_come_back_stops_the_run(world):
     assert world.closed() == set()
 
 
+def test_a_host_that_answers_in_its_old_boot_was_not_rebooted(world):
+    """
+    However long it answers; it stays closed.
+    """
+    world.fleet.system("n1").at_reboot = lambda: None
+    outcome = world.run()
+    assert "n1: was not rebooted" in str(outcome.error)
+    assert (outcome.rebooted, world.closed()) == ((), {"n1"})
+
+
 def test_a_killed_run_is_gone_on_with(world):
     """
     The host that it left closed comes first, whether it was rebooted or not.
