@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deploy.host.protocol import FactQuery, Facts
+from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Packages, Venv
+from deploy.provision.resources import AnyResource, Packages, Upload, Venv
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,11 @@ def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:
 
 def needs_environment(resource_set: ResourceSet, facts: Facts | None) -> bool:
     """
-    Return whether the Python environment of a host with *facts* is to be changed.
+    Return whether the Python environment of a host with *facts*, its Python or uv is to be changed.
     """
     return any(
-        isinstance(resource, Venv) and (facts is None or resource.difference(facts) is not None)
+        isinstance(resource, Venv | Upload | StandalonePython)
+        and (facts is None or resource.difference(facts) is not None)
         for resource in resource_set.placed
     )
 

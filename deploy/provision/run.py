@@ -77,7 +77,7 @@ def provision(
     lacking = [host for host in hosts if needs_environment(wanted[host.name], differing[host.name])]
     if lacking:
         started_fetch_s = time.monotonic()
-        wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
+        wanted = with_wheels(fleet, wanted, lacking, lambda text: progress(_fetching(text)))
         end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
     if hosts:
         _change(hosts, wanted, packed_program, deep, builder, end_s)

@@ -28,6 +28,8 @@ from deploy.provision.spec import read_allowed_signers, resolve_tokens
 from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import child, run
+from deploy.versions.matrix import load_matrix
+from deploy.wheelhouse.interpreter import archive_places, interpreter_of
 from deploy.wiring import state
 from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory import rendered
@@ -49,6 +51,7 @@ ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 CERTIFICATE = "files of the certificate that are read, and names that it is checked for"
 CERTBOT = "arguments and environment of certbot"
+PYTHONS = "archives of standalone Pythons that are read"
 DNS_HOOK = "arguments of the hook for DNS-01 challenges"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
@@ -65,6 +68,11 @@ SINKS = {
     "mirrors.apt[0].signed_by": ("/etc/apt/keyrings/m2.gpg", {APT}),
     "mirrors.apt_proxy": ("http://p2.example.com:1", {CONF}),
     "storage.root": ("/srv/slipway", {OPT_MOUNT, STATE_MOUNT, EXPECTED}),
+    "mirrors.python.folder": ("/srv/other", {PYTHONS}),
+    "mirrors.python.url": ("http://m2.example.com/python", {PYTHONS}),
+    "mirrors.python.archives[0].release": ("3.11.17", {EXPECTED}),
+    "mirrors.python.archives[0].path": ("other.tar.gz", {PYTHONS}),
+    "mirrors.python.archives[0].sha256": ("a" * 64, {EXPECTED}),
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
@@ -197,6 +205,9 @@ def _sinks(folder, data, monkeypatch):
     [order] = acme.orders(with_acme)
     argv = certbot.arguments(tls, acme.certbot_folder(with_acme), order, "hook")
     found[CERTBOT] = repr((argv, certbot.environment({}, tls)))
+    mirror = fleet.mirrors.python
+    pin = interpreter_of(mirror, load_matrix().row(fleet.hosts[0].row))
+    found[PYTHONS] = repr(archive_places(pin, mirror))
     found[DNS_HOOK] = repr(tls.acme.dns_hook)
     return found
 
