@@ -7,7 +7,7 @@ from typing import Literal
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
-from deploy.provision.resource import Difference, Resource
+from deploy.provision.resource import Difference, Resource, attributes
 from deploy.units import format_size
 
 # An archive of 30 MiB unpacks to 110 MiB: python-build-standalone, install_only_stripped.
@@ -55,7 +55,7 @@ class StandalonePython(Resource):
     def difference(self, facts: Facts) -> Difference | None:
         # Only a verified archive gets the name with the hash, whole or not at all.
         found = facts.paths[self.program]
-        if found is not None and found.owner == "root" and found.type in ("file", "link"):
+        if found is not None and not attributes(found, "file", "root", "root", "0755"):
             return None
         if self.source is None:
             return Difference(change="fetch it from mirrors.python, send and unpack it")

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 
 from deploy.host.bundle.sandbox import sandboxed
 from deploy.host.bundle.verify import check_file
-from deploy.host.files import UNFINISHED, leftovers, locked, remove, sync_directory, sync_filesystem
+from deploy.host.files import (
+    UNFINISHED,
+    discard,
+    leftovers,
+    locked,
+    remove,
+    sync_directory,
+    sync_filesystem,
+)
 from deploy.host.journaled import journaled
 from deploy.host.layout import python_upload
 from deploy.host.protocol import Call, ErrorKind, HostError, PythonPlace, PythonPlaced
@@ -50,7 +58,7 @@ def run(system: System, call: Call, request: PythonPlace) -> PythonPlaced:
     ):
         archive = system.layout.incoming / python_upload(request.sha256)
         final = system.layout.pythons / request.sha256
-        is_new = not final.is_dir()
+        is_new = not _is_whole(program(final.parent, final.name, request.python))
         try:
             if is_new:
                 check_file(archive, name=archive.name, sha256=request.sha256, size=request.size)
@@ -77,6 +85,15 @@ def named_in(lock: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+def _is_whole(python: Path) -> bool:
+    try:
+        status = python.lstat()
+    except OSError:
+        return False
+    is_own = (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    return is_own and status.st_mode == stat.S_IFREG | _PROGRAM_MODE
+
+
 def _place(system: System, archive: Path, final: Path, request: PythonPlace) -> None:
     pythons = system.layout.pythons
     pythons.mkdir(parents=True, exist_ok=True)
@@ -88,6 +105,8 @@ def _place(system: System, archive: Path, final: Path, request: PythonPlace) -> 
         unpack(archive, draft)
         _check(system, program(pythons, draft.name, request.python), request.release)
         sync_filesystem(pythons)
+        if final.exists():
+            discard(final)  # its program was changed
         draft.rename(final)
         sync_directory(pythons)
     finally:

@@ -36,7 +36,15 @@ MAC_KEY = "c" * 64
 PLENTY = 2**40
 
 
-def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_root=None, **service):
+def make_spec(
+    *,
+    row="torch-2.13-cpu",
+    mirrors=None,
+    tokens=(TOKEN,),
+    storage_root=None,
+    interpreter=None,
+    **service,
+):
     text = "torch==2.13.0+cpu --hash=sha256:" + "0" * 64 + "\n"
     wheel = CachedWheel(
         "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl"), 700_000_000
@@ -56,6 +64,7 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_ro
         uv=UvProgram(Path("/wheels/uv"), "2" * 64, 38_000_000, "uv==1.0"),
         mac_key=MAC_KEY,
         storage_root=storage_root,
+        interpreter=interpreter,
     )
 
 

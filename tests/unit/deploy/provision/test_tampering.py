@@ -22,6 +22,7 @@ from deploy.provision.differences import fact_query, refusal_of, steps_to
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import Absent, AnyResource, Directory, File, Upload
 from deploy.provision.slot_resources import Reserve, Socket
+from deploy.wheelhouse import InterpreterPin
 from tests.tampering import COVERED, NO_STATE, tampering_of
 from tests.unit.deploy.provision.builders import make_resources
 
@@ -32,6 +33,7 @@ KINDS = typing.get_args(typing.get_args(AnyResource)[0])
 RESOURCES = make_resources()
 EVERY = [*RESOURCES.placed, *RESOURCES.running]
 ON_A_DATA_DISK = make_resources(storage_root="/data/slipway").placed
+WITH_A_PYTHON = make_resources(interpreter=InterpreterPin("3.11", "3.11.9", "a", "c" * 64)).placed
 
 
 class TemporaryTree:
@@ -150,7 +152,7 @@ def test_every_field_is_changed(kind):
     A new kind of resource, or a new field of one, needs its line in tests/tampering.py.
     """
     name = kind.model_fields["kind"].default
-    found = [each for each in (*EVERY, *ON_A_DATA_DISK) if isinstance(each, kind)]
+    found = [each for each in (*EVERY, *ON_A_DATA_DISK, *WITH_A_PYTHON) if isinstance(each, kind)]
     if name == "certificate":  # of hosts with TLS
         return
     assert found, f"no host has a resource of kind {name}"

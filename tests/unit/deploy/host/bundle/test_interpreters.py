@@ -2,6 +2,7 @@
 python.place, with small archives whose Python is a shell script.
 """
 
+import gzip
 import hashlib
 import io
 import os
@@ -33,7 +34,10 @@ GOOD = (
 
 
 def archive(path, *entries):
-    with tarfile.open(path, "w:gz") as file:
+    with (
+        gzip.GzipFile(path, "wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as file,
+    ):
         for member, content in entries:
             file.addfile(member, io.BytesIO(content))
     return path
@@ -73,6 +77,25 @@ def test_a_python_is_unpacked_once_and_named_by_the_hash_of_its_archive(provisio
     runs = [argv for argv in provisioned.system.calls if "python3.11" in " ".join(argv)]
     assert {argv[0] for argv in runs} == {"systemd-run"}
     assert provisioned.call(request).placed is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.chmod(0o777),
+        lambda path: (path.unlink(), path.symlink_to("/bin/true")),
+    ],
+)
+def test_a_python_whose_program_was_changed_is_placed_again(provisioned, change):
+    provisioned.fence = None
+    request = upload(provisioned, *GOOD)
+    provisioned.call(request)
+    python = provisioned.layout.pythons / request.sha256 / "bin/python3.11"
+    change(python)
+    assert provisioned.call(upload(provisioned, *GOOD)).placed is True
+    assert (python.read_bytes(), python.lstat().st_mode & 0o7777) == (PROGRAM, 0o755)
+    assert [path.name for path in python.parents[2].iterdir()] == [request.sha256]
 
 
 @pytest.mark.parametrize(
