@@ -27,6 +27,7 @@ DeployError                1   a task failed; the message says what
 ├── ModelPathError         16  the model path is missing, unreadable or not a model
 ├── ProvisionFailed        21  some hosts are not in the pinned state; the report names them
 ├── VerifyFailed           22  assertions about hosts failed
+├── TorchMismatch          31  a new environment has another torch, or it computes wrong results
 ├── NoRowFits              30  no row of the version matrix fits the question
 └── LabError               23  the lab cannot run on this machine, or a lab host did not come up
 """
@@ -179,6 +180,10 @@ class ProvisionFailed(DeployError):
 
 class VerifyFailed(DeployError):
     exit_code = 22
+
+
+class TorchMismatch(DeployError):
+    exit_code = 31
 
 
 class NoRowFits(DeployError):

@@ -40,6 +40,7 @@ NO_STATE = {
     "certificate": {"mac_key", "issuer", "ends"},
     "upload": {"source"},
     "venv": {"text", "wheels", "disk"},
+    "standalone_python": {"release", "source", "size", "disk"},
     "slot_unit": {"start_s", "socket"},
     "packages": {"proxy", "no_proxy"},
     "apt_sources": {"label"},
@@ -47,7 +48,8 @@ NO_STATE = {
 # Fields that a change of another one covers.
 COVERED = {
     "file": {"content": "content"},
-    "venv": {"digest": "path", "python": "interpreter"},
+    "venv": {"digest": "path", "python": "interpreter", "torch": "content"},
+    "standalone_python": {"python": "program", "sha256": "path"},
     "units_read": {"units": "drop-in"},
     "enabled_units": {"timer": "active", "units": "drop-in"},
     "service": {"unit": "active", "description": "description"},
@@ -187,6 +189,16 @@ def _of_venv(resource, root):
     yield "record", f"rm {path}/.files"
     yield "complete", f"rm {path}/.complete"
     yield "path", f"rm -rf {path}"
+
+
+def _of_standalone_python(resource, root):
+    program = f"{root}{resource.program}"
+    yield "owner", f"chown {FOREIGN} {program}"
+    yield "group", f"chgrp {FOREIGN} {program}"
+    yield "mode", f"chmod 0777 {program}"
+    yield "program", f"rm {program}"
+    yield "program is a link", f"ln -sfn /bin/true {program}"
+    yield "path", f"rm -rf $(dirname $(dirname {program}))"
 
 
 def _of_bind_mount(resource, root):

@@ -30,19 +30,23 @@ def matrix_table(matrix: Matrix) -> Grid:
     """
     Return the table of `inv matrix`: the rows that a fleet file may name.
     """
-    table = Grid(("row", "torch", "CUDA", "driver from", "Python", "capabilities", "lock"))
+    table = Grid(("row", "torch", "CUDA", "driver ≥", "Python", "capabilities", "lock"))
     for row in matrix.rows:
+        if row.name != row.family:
+            continue
+        pythons = [other.python for other in matrix.rows if other.family == row.family]
         table.add_row(
             row.name,
             row.torch,
             row.cuda or "-",
             row.driver_min or "-",
-            row.python,
+            pythons[0] if len(pythons) == 1 else f"{pythons[0]}-{pythons[-1]}",
             " ".join(row.capabilities) or "-",
             "yes" if row.lock else "-",
         )
     catalog = load_catalog()
     table.notes += [
+        "A row is for its first Python; for another: torch-2.13-cpu-py313, and so on.",
         "A row without a lock can be planned with, not provisioned.",
         f"torch {catalog.torch[0].minor} to {catalog.torch[-1].minor}, as of {catalog.date}: "
         "inv matrix --all",
@@ -198,7 +202,8 @@ def _fleet_row(fit: Fit, matrix: Matrix) -> Row | None:
     """
     Return the row by which a fleet file names *fit*, if there is one.
     """
-    return next((row for row in matrix.rows if row.name == fit.name), None)
+    rows = [row for row in matrix.rows if row.family == fit.name]
+    return next((row for row in rows if row.python == fit.python), rows[0] if rows else None)
 
 
 def _fit_json(fit: Fit, matrix: Matrix) -> dict[str, Any]:

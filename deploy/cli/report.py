@@ -101,7 +101,8 @@ def matrix_json(matrix: Matrix) -> dict[str, Any]:
     """
     Return the document of `inv matrix --json`.
     """
-    return {"rows": [row.model_dump(mode="json") for row in matrix.rows]}
+    rows = [row.model_dump(mode="json", exclude={"runtime_lock"}) for row in matrix.rows]
+    return {"rows": rows}
 
 
 def bundle_json(bundle: Bundle, version: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
     protocol.JournalRead: "events:read",
     protocol.StageMissing: "bundle.staging:missing",
     protocol.StageCommit: "bundle.staging:commit",
+    protocol.PythonPlace: "bundle.interpreters:run",
     protocol.VenvBuild: "bundle.venv:run",
     protocol.SlotStart: "slots.slot:start",
     protocol.SlotStop: "slots.slot:stop",

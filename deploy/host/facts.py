@@ -87,6 +87,9 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         venvs={path: _venv(system, _at(system, path), query.deep) for path in query.venvs},
         packages=packages.result(),
         units=units.result(),
+        gpus=_gpus(system),
+        gpu_modules=_gpu_modules(system),
+        nvswitch=any(_at(system, "/proc/driver/nvidia-nvswitch/devices").glob("*")),
     )
 
 
@@ -231,6 +234,23 @@ def _pythons(system: System) -> tuple[str, ...]:
     names = (path.name for path in _at(system, "/usr/bin").glob("python3.*"))
     matches = (re.fullmatch(r"python(3\.\d+)", name) for name in names)
     return tuple(sorted({match[1] for match in matches if match}))
+
+
+def _gpus(system: System) -> tuple[str, ...]:
+    # Not nvidia-smi: it may hang on a broken driver.
+    models = set()
+    for path in _at(system, "/proc/driver/nvidia/gpus").glob("*/information"):
+        model = (_first_line(path) or "").partition("Model:")[2].strip()
+        if model:
+            models.add(model)
+    return tuple(sorted(models))
+
+
+def _gpu_modules(system: System) -> str | None:
+    line = _first_line(_at(system, "/proc/driver/nvidia/version"))
+    if line is None or "NVRM version:" not in line:
+        return None
+    return "open" if "Open Kernel Module" in line else "proprietary"
 
 
 def _os_release(system: System) -> dict[str, str]:

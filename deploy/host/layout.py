@@ -14,6 +14,7 @@ UV = f"{BIN}/uv"
 HOST_PROGRAM = f"{BIN}/slipway-host.pyz"  # deploy/host, run by the host's own python3
 WHEELHOUSE = f"{OPT}/wheelhouse"  # WHEELHOUSE/<wheel file name>, sha256-checked, shared by locks
 VENVS = f"{OPT}/venvs"  # VENVS/<lock digest>
+PYTHONS = f"{OPT}/pythons"  # PYTHONS/<sha256 of the archive>: standalone Pythons
 RELEASES = f"{OPT}/releases"  # RELEASES/<bundle digest>
 STATE = "/var/lib/slipway"
 MODELS = f"{STATE}/models"  # MODELS/<manifest digest>; MODELS/blobs/<sha256>
@@ -79,6 +80,13 @@ def unit(slot: str) -> str:
     return UNIT.format(slot=slot)
 
 
+def python_upload(sha256: str) -> str:
+    """
+    Return the name below INCOMING of the archive of a standalone Python.
+    """
+    return f"python-{sha256}.tar.gz"
+
+
 def slot_user(slot: str) -> str:
     """
     Return the user that runs the runtime of *slot*, and nothing else; its group has the same name.
@@ -125,6 +133,7 @@ class Layout:
         self.host_program = self._at(HOST_PROGRAM)
         self.wheelhouse = self._at(WHEELHOUSE)
         self.venvs = self._at(VENVS)
+        self.pythons = self._at(PYTHONS)
         self.releases = self._at(RELEASES)
         self.state = self._at(STATE)
         self.models = self._at(MODELS)

@@ -31,6 +31,8 @@ WheelName = Annotated[
 ]
 SlotName = Annotated[str, OneOf(SLOTS)]
 Percent = Annotated[int, Range(0, 100)]
+PythonMinor = Annotated[str, Pattern(r"3\.[0-9]{1,2}", "a Python version such as 3.11")]
+PythonRelease = Annotated[str, Pattern(r"3\.[0-9]{1,2}\.[0-9]{1,3}", "a release of Python")]
 TimeoutS = Annotated[float, Range(0.001, 7200)]
 LeaseTtlS = Annotated[float, Range(0.001, 3600)]
 Keep = Annotated[int, Range(1, 1000)]
@@ -57,6 +59,7 @@ class ErrorKind(str, Enum):
     BUNDLE_UNSIGNED = "BundleUnsigned"
     BUNDLE_TAMPERED = "BundleTampered"
     BUNDLE_TRUNCATED = "BundleTruncated"
+    TORCH_MISMATCH = "TorchMismatch"
 
 
 class HostError(Exception):
@@ -655,6 +658,8 @@ class VenvBuild(Request[VenvBuilt]):
         lock: Text of the lock.
         digest: SHA-256 of that text.
         python: Python of the environment, such as "3.11".
+        torch: Version and build of torch that it must have, such as "2.13.0+cu130"; null: not
+            compared.
     """
 
     VERB = "venv.build"
@@ -664,6 +669,38 @@ class VenvBuild(Request[VenvBuilt]):
     digest: Digest
     python: str
     wheels: tuple[Wheel, ...]
+    torch: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class PythonPlaced:
+    """
+    Attributes:
+        placed: False: it was in place already.
+    """
+
+    placed: bool
+
+
+@dataclass(frozen=True)
+class PythonPlace(Request[PythonPlaced]):
+    """
+    Unpack the archive of a standalone Python, which is among the uploads.
+
+    Attributes:
+        python: Its minor version, such as "3.11".
+        release: Such as "3.11.16"; the interpreter has to say the same.
+        sha256: Of the archive.
+        size: Of the archive in bytes.
+    """
+
+    VERB = "python.place"
+    NEEDS_LEASE = False  # it adds immutable content
+
+    python: PythonMinor
+    release: PythonRelease
+    sha256: Digest
+    size: int
 
 
 @dataclass(frozen=True)
@@ -1363,6 +1400,9 @@ class Facts:
             system protects from every change (chattr +i or +a).
         pending: What the host takes back by itself unless it is confirmed.
         reboot_reasons: Why it has to be rebooted; empty: it has not.
+        gpus: Models of the GPUs that the loaded driver has.
+        gpu_modules: Flavour of its kernel modules, "open" or "proprietary"; None: not known.
+        nvswitch: The host has NVSwitches.
     """
 
     paths: dict[str, Optional[PathFacts]]
@@ -1385,6 +1425,9 @@ class Facts:
     immutable: tuple[str, ...] = ()
     pending: Optional[Pending] = None
     reboot_reasons: tuple[RebootReason, ...] = ()
+    gpus: tuple[str, ...] = ()
+    gpu_modules: Optional[str] = None
+    nvswitch: bool = False
 
 
 @dataclass(frozen=True)
@@ -1446,6 +1489,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         JournalRead,
         StageMissing,
         StageCommit,
+        PythonPlace,
         VenvBuild,
         SlotStart,
         SlotStop,

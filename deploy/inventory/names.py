@@ -55,6 +55,15 @@ KEYRING = Name(
     r"(?:/usr/share/keyrings|/etc/apt/keyrings)/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:gpg|asc|pgp)",
     "a keyring on the hosts: /usr/share/keyrings/NAME.gpg or /etc/apt/keyrings/NAME.gpg",
 )
+PYTHON_RELEASE = Name(
+    "Python release", r"3\.[0-9]{1,2}\.[0-9]{1,3}", "a release of Python such as 3.13.15"
+)
+MIRROR_PATH = Name(
+    "file of a mirror",
+    r"(?:[A-Za-z0-9][A-Za-z0-9._+-]{0,99}/){0,4}[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.tar\.gz",
+    "the path of a .tar.gz in the mirror: letters, digits and . _ + -",
+)
+SHA256 = Name("SHA-256", r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")
 HOOK = Name(
     "hook",
     r"hooks/[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
@@ -255,6 +264,18 @@ def parse_archive(text: str) -> str:
     return text
 
 
+def parse_mirror(text: str) -> str:
+    """
+    Return *text*, which is the URL of a mirror of files.
+
+    Raises:
+        ValueError: It is not of http or https, or it has credentials.
+    """
+    if not _is_url(text, with_path=True):
+        raise ValueError("should be the URL of a mirror: https://HOST/PATH, without credentials")
+    return text
+
+
 def parse_webhook(text: str) -> str:
     """
     Return *text*, which is the URL of a webhook or the name of a secret that has it.
@@ -441,6 +462,10 @@ Origin = Annotated[str, _type(parse_origin)]
 ProxyUrl = Annotated[str, _type(parse_proxy)]
 ProxyException = Annotated[str, _type(parse_proxy_exception)]
 ArchiveUrl = Annotated[str, _type(parse_archive)]
+MirrorUrl = Annotated[str, _type(parse_mirror)]
+MirrorPath = Annotated[str, _type(MIRROR_PATH.parse)]
+PythonRelease = Annotated[str, _type(PYTHON_RELEASE.parse)]
+Sha256 = Annotated[str, _type(SHA256.parse)]
 Suite = Annotated[str, _type(SUITE.parse)]
 Component = Annotated[str, _type(COMPONENT.parse)]
 Keyring = Annotated[str, _type(KEYRING.parse)]

@@ -10,10 +10,11 @@ from typing import Any
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
+from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import Absent, AnyResource, Venv
+from deploy.provision.resources import Absent, AnyResource, Upload, Venv
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,11 @@ def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:
 
 def needs_environment(resource_set: ResourceSet, facts: Facts | None) -> bool:
     """
-    Return whether the Python environment of a host with *facts* is to be changed.
+    Return whether the Python environment of a host with *facts*, its Python or uv is to be changed.
     """
     return any(
-        isinstance(resource, Venv) and (facts is None or resource.difference(facts) is not None)
+        isinstance(resource, Venv | Upload | StandalonePython)
+        and (facts is None or resource.difference(facts) is not None)
         for resource in resource_set.placed
     )
 

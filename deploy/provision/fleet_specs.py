@@ -13,19 +13,29 @@ from deploy.certificates.wanted import own_authority, wanted_pairs
 from deploy.inventory.schema import Fleet, Host
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.provision.concerns import plan_resources
+from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import Venv
+from deploy.provision.resources import AnyResource, Venv
 from deploy.provision.spec import (
     HostSpec,
-    find_uv,
     read_allowed_signers,
     read_mirrors_ca,
     resolve_tokens,
 )
 from deploy.provision.tls import with_certificate
-from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import cached_lock, ensure_lock, unfetched_lock
+from deploy.versions.matrix import Row, load_matrix
+from deploy.wheelhouse import (
+    InterpreterPin,
+    Lock,
+    cached_lock,
+    ensure_archive,
+    ensure_lock,
+    ensure_uv,
+    interpreter_of,
+    unfetched_lock,
+    uv_program,
+)
 
 
 def resource_sets(
@@ -51,8 +61,9 @@ def resource_sets(
     mirrors_ca = read_mirrors_ca(fleet)
     now = datetime.now(UTC)
     certificates = wanted_pairs(fleet, now, is_kept=not is_check)
-    uv = find_uv()
-    locks = {name: cached_lock(row) or unfetched_lock(row) for name, row in rows.items()}
+    uv = uv_program()
+    pins = {name: interpreter_of(fleet.mirrors.python, row) for name, row in rows.items()}
+    locks = {name: _lock(row, pins[name]) for name, row in rows.items()}
     specs = {
         name: HostSpec(
             fleet=fleet.name,
@@ -68,6 +79,7 @@ def resource_sets(
             mac_key=secrets.token_hex(32),
             mirrors_ca=mirrors_ca,
             storage_root=fleet.storage.root,
+            interpreter=pins[name],
         )
         for name, row in rows.items()
     }
@@ -87,31 +99,47 @@ def resource_sets(
 
 
 def with_wheels(
-    wanted: Mapping[str, ResourceSet], hosts: Iterable[Host], progress: Callable[[str], None]
+    fleet: Fleet,
+    wanted: Mapping[str, ResourceSet],
+    hosts: Iterable[Host],
+    progress: Callable[[str], None],
 ) -> dict[str, ResourceSet]:
     """
-    Return *wanted* with the wheels of the environments of *hosts*; fetch those that are missing.
+    Return *wanted* with what the environments of *hosts* are made of; fetch what is missing: uv,
+    standalone Pythons, wheels.
 
     Raises:
-        CommandFailed: The wheels could not be fetched.
+        CommandFailed: It could not be fetched.
     """
+    ensure_uv(uv_program())
     matrix, complete = load_matrix(), dict(wanted)
     for host in hosts:
-        placed = wanted[host.name].placed
-        if not any(isinstance(resource, Venv) and resource.wheels is None for resource in placed):
-            continue
-        wheels = wheel_files(ensure_lock(matrix.row(host.row), progress=progress))
-        complete[host.name] = wanted[host.name].model_copy(
-            update={
-                "placed": tuple(
-                    resource.model_copy(update={"wheels": wheels})
-                    if isinstance(resource, Venv)
-                    else resource
-                    for resource in placed
-                )
-            }
+        row = matrix.row(host.row)
+        placed = tuple(
+            _fetched(resource, row, fleet, progress) for resource in wanted[host.name].placed
         )
+        complete[host.name] = wanted[host.name].model_copy(update={"placed": placed})
     return complete
+
+
+def _fetched(
+    resource: AnyResource, row: Row, fleet: Fleet, progress: Callable[[str], None]
+) -> AnyResource:
+    mirror = fleet.mirrors.python
+    pin = interpreter_of(mirror, row)
+    if isinstance(resource, StandalonePython) and pin is not None:
+        path = ensure_archive(pin, mirror)
+        return resource.model_copy(update={"source": str(path), "size": path.stat().st_size})
+    if isinstance(resource, Venv) and resource.wheels is None:
+        line = pin.line if pin else None
+        lock = ensure_lock(row, interpreter=line, progress=progress)
+        return resource.model_copy(update={"wheels": wheel_files(lock)})
+    return resource
+
+
+def _lock(row: Row, pin: InterpreterPin | None) -> Lock:
+    line = pin.line if pin else None
+    return cached_lock(row, interpreter=line) or unfetched_lock(row, interpreter=line)
 
 
 def _issuer(fleet: Fleet, now: datetime) -> Issuer | AcmeIssuer | None:

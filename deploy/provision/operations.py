@@ -15,11 +15,19 @@ from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
 
 from deploy.host import layout
-from deploy.host.protocol import CertificateSet, DeadmanTest, Facts, VenvBuild, Wheel
+from deploy.host.protocol import (
+    CertificateSet,
+    DeadmanTest,
+    Facts,
+    PythonPlace,
+    VenvBuild,
+    Wheel,
+)
 from deploy.provision import (
     bind_mount,
     certificate_resources,
     deadman_resources,
+    interpreter_resource,
     resources,
     slot_resources,
     unit_resources,
@@ -33,6 +41,7 @@ from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
 APT_TIMEOUT_S = 600
+PYTHON_TIMEOUT_S = 300
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
@@ -80,6 +89,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case resources.Upload():
             is_placed = facts is not None and resource.is_placed(facts)
             upload(name=f"Send {name}", resource=resource, send=not is_placed)
+        case interpreter_resource.StandalonePython():
+            upload(name=f"Send {name}", resource=_archive(resource), send=True)
+            client.call(_python_place(resource), timeout_s=PYTHON_TIMEOUT_S)
         case resources.Venv():
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
@@ -294,7 +306,27 @@ def _placing(
 def _venv_build(resource: resources.Venv) -> VenvBuild:
     wheels = tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in resource.wheels or ())
     return VenvBuild(
-        lock=resource.text, digest=resource.digest, python=resource.python, wheels=wheels
+        lock=resource.text,
+        digest=resource.digest,
+        python=resource.python,
+        wheels=wheels,
+        torch=resource.torch,
+    )
+
+
+def _archive(resource: interpreter_resource.StandalonePython) -> resources.Upload:
+    assert resource.source is not None, "it is fetched before a host is changed"
+    return resources.Upload(
+        path=resource.upload, source=resource.source, sha256=resource.sha256, size=resource.size
+    )
+
+
+def _python_place(resource: interpreter_resource.StandalonePython) -> PythonPlace:
+    return PythonPlace(
+        python=resource.python,
+        release=resource.release,
+        sha256=resource.sha256,
+        size=resource.size,
     )
 
 

@@ -1,20 +1,42 @@
 """
-uv, and the Python environment of the row.  Wheels are sent from here: hosts need no package index.
+uv, a standalone Python where the fleet has one, and the Python environment of the row.  All of it
+is sent from here: hosts need no package index.
 """
 
 from deploy.host import layout
-from deploy.provision.requirements import AnyRequirement, PythonAvailable
+from deploy.provision.interpreter_resource import StandalonePython
+from deploy.provision.requirements import AnyRequirement, PythonAvailable, RowFits
 from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile
 from deploy.provision.spec import HostSpec
+from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import Lock
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
-    return [PythonAvailable(version=spec.row.python)]
+    row = spec.row
+    rows = {
+        other.name: other.python
+        for other in load_matrix().rows
+        if (other.torch, other.build) == (row.torch, row.build) and other.lock
+    }
+    return [
+        RowFits(row=row.name, torch=row.minor, cuda=row.cuda or "cpu", python=row.python),
+        PythonAvailable(version=row.python, rows=rows, is_sent=spec.interpreter is not None),
+    ]
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    uv, lock = spec.uv, spec.lock
+    uv, lock, pin = spec.uv, spec.lock, spec.interpreter
+    standalone: list[AnyResource] = []
+    if pin is not None:
+        standalone = [
+            StandalonePython(
+                python=pin.python,
+                release=pin.release,
+                sha256=pin.sha256,
+                disk=spec.storage_root or layout.OPT,
+            )
+        ]
     return [
         Upload(
             path=f"{layout.UV}-{uv.sha256[:16]}",
@@ -24,12 +46,14 @@ def install(spec: HostSpec) -> list[AnyResource]:
             mode="0755",
             link=layout.UV,
         ),
+        *standalone,
         Venv(
             digest=lock.digest,
             text=lock.text,
             python=lock.python,
             wheels=wheel_files(lock) if lock.is_fetched else None,
             disk=spec.storage_root or layout.OPT,
+            torch=spec.row.version,
         ),
     ]
 
@@ -39,7 +63,9 @@ def wheel_files(lock: Lock) -> tuple[WheelFile, ...]:
     Return the wheels of *lock*, which are on this machine.
     """
     return tuple(
-        WheelFile(file=w.file, sha256=w.sha256, size=w.size, source=str(w.path))
+        WheelFile(
+            file=w.file, sha256=w.sha256, size=w.size, source=str(w.path), unpacked=w.unpacked
+        )
         for w in lock.wheels
     )
 

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from deploy.foreign_text import visible
 from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
+from deploy.provision.row_fit import distribution_of, row_conflict
 from deploy.units import format_size
-
-# Version of Debian's package python3.
-_DEBIANS = {"bookworm": "3.11"}
+from deploy.versions.catalog import load_catalog
 
 # Newest branch of the NVIDIA driver in Debian, non-free and backports included.
 # Source: apt-cache on Debian 12, read 2026-11-22.
@@ -60,37 +59,84 @@ class Requirement(Frozen):
 
 class Platform(Requirement):
     """
-    Debian on x86_64.
+    A distribution of the version matrix on x86_64.
     """
 
     kind: Literal["platform"] = "platform"
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        if facts.has_apt and facts.machine == "x86_64":
+        catalog = load_catalog()
+        if facts.machine != "x86_64":
+            lacks = f"processor {visible(facts.machine)}"
+        elif not facts.has_apt:
+            lacks = "no apt-get"
+        elif distribution_of(catalog, facts) is None:
+            lacks = f"release {visible(facts.codename or 'without a codename')}"
+        else:
             return None
-        lacks = "no apt-get" if not facts.has_apt else f"processor {facts.machine}"
+        titles = ", ".join(row.title for row in catalog.distributions)
         return HostRefusal(
             error="PreconditionError",
-            why=f"{facts.os_id or 'unknown system'}: {lacks}",
-            fix="use a host with Debian 12 on x86_64",
+            why=f"{visible(facts.os_id or 'unknown system')}: {lacks}",
+            fix=f"use a host with {titles}, on x86_64",
         )
 
 
 class PythonAvailable(Requirement):
     """
-    The Python version of the row's wheels.  Debian's own is installed with the packages.
+    The Python version of the row's wheels.  That of the distribution is installed with the
+    packages.
+
+    Attributes:
+        rows: Rows with the same torch and their Pythons, which have locks.
+        is_sent: The fleet sends an interpreter of its own.
     """
 
     kind: Literal["python"] = "python"
     version: str
+    rows: dict[str, str]
+    is_sent: bool = False
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        if self.version in facts.pythons or _DEBIANS.get(facts.codename) == self.version:
+        system = distribution_of(load_catalog(), facts)
+        own = {*facts.pythons, *([system.python] if system else [])}
+        if self.is_sent or self.version in own:
+            return None
+        fitting = [name for name, python in self.rows.items() if python in own]
+        other = f"row: {fitting[0]}" if fitting else "a row whose Python it has"
+        has = ", ".join(visible(python) for python in sorted(own)) or "none"
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"the row needs Python {self.version}; the host has {has}",
+            fix=f"use {other} (inv matrix), or have the fleet send an interpreter: mirrors.python "
+            "(docs/reference/provision.md)",
+        )
+
+
+class RowFits(Requirement):
+    """
+    The version matrix allows the row on the host: its GPUs, its driver and its distribution.
+
+    Attributes:
+        row: Name in the fleet file.
+        torch: Minor, such as "2.13".
+        cuda: CUDA minor, or "cpu".
+    """
+
+    kind: Literal["row"] = "row"
+    row: str
+    torch: str
+    cuda: str
+    python: str
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        why = row_conflict(facts, torch=self.torch, cuda=self.cuda, python=self.python)
+        if why is None:
             return None
         return HostRefusal(
             error="PreconditionError",
-            why=f"the row needs Python {self.version}; /usr/bin has {', '.join(facts.pythons)}",
-            fix=f"install python{self.version} on the host, or choose a row with another Python",
+            why=f"row {self.row} does not fit: {why.conflicts}",
+            fix=f"{why.nearest}; all rows: inv matrix",
         )
 
 
@@ -313,6 +359,7 @@ class DataInPlace(Requirement):
 AnyRequirement = Annotated[
     Platform
     | PythonAvailable
+    | RowFits
     | PortFree
     | DiskSpace
     | Driver

@@ -19,6 +19,7 @@ from deploy.provision.apt_sources import AptSources
 from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
+from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
@@ -181,10 +182,17 @@ class Upload(Resource):
 
 
 class WheelFile(Frozen):
+    """
+    Attributes:
+        source: Path on this machine.
+        unpacked: Bytes that its files take on a disk.
+    """
+
     file: str
     sha256: str
     size: int
-    source: str  # on this machine
+    source: str
+    unpacked: int
 
 
 class Venv(Resource):
@@ -194,6 +202,7 @@ class Venv(Resource):
     Attributes:
         wheels: None: this machine lacks them.  They are fetched once a host needs them.
         disk: Path whose file system holds it.
+        torch: Version and build of torch that it has, such as "2.13.0+cu130".
     """
 
     kind: Literal["venv"] = "venv"
@@ -202,6 +211,7 @@ class Venv(Resource):
     python: str
     wheels: tuple[WheelFile, ...] | None
     disk: str = layout.OPT
+    torch: str | None = None
 
     @property
     def name(self) -> str:
@@ -249,9 +259,8 @@ class Venv(Resource):
     def refusal(self, facts: Facts) -> HostRefusal | None:
         if self.damage(facts) is None or self.wheels is None:
             return None
-        # An environment takes four times the size of its wheels, bytecode included.
         sent = sum(wheel.size for wheel in self.missing(facts))
-        need = sent + 4 * sum(wheel.size for wheel in self.wheels)
+        need = sent + sum(wheel.unpacked for wheel in self.wheels)
         if facts.room[self.disk] >= need:
             return None
         return HostRefusal(
@@ -291,6 +300,7 @@ AnyResource = Annotated[
     | Certificate
     | Absent
     | Upload
+    | StandalonePython
     | Venv
     | UnitsLoaded
     | SlotUnit

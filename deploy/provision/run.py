@@ -91,7 +91,7 @@ def provision(
         lacking = [one for one in hosts if needs_environment(wanted[one.name], differing[one.name])]
         if lacking:
             started_fetch_s = time.monotonic()
-            wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
+            wanted = with_wheels(fleet, wanted, lacking, lambda text: progress(_fetching(text)))
             end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
         if hosts:
             clients = lease_clients(hosts, survey, differing, packed_program)

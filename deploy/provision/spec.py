@@ -2,15 +2,10 @@
 The specification of a host: all inputs of its resources in one value.
 """
 
-import base64
-import hashlib
-import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import uv
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificates
 
@@ -20,24 +15,13 @@ from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.provision.allowed_signers import TEXT_MAX, parse_signers
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
-from deploy.versions.matrix import Row
-from deploy.wheelhouse import Lock
+from deploy.versions.matrix import Row, load_matrix
+from deploy.wheelhouse import InterpreterPin, Lock, UvProgram, interpreter_of
 
 # A bearer token is token68 (RFC 7235); the comma separates them in the environment.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _BUNDLE_MAX = 2**20  # bytes of `mirrors.ca_bundle`
 # PRINCIPALS [OPTIONS] TYPE KEY [COMMENT].  Source: ssh-keygen(1), ALLOWED SIGNERS.
-
-
-@dataclass(frozen=True, slots=True)
-class Binary:
-    """
-    A program file that is sent to hosts.
-    """
-
-    path: Path  # on this machine
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +40,7 @@ class HostSpec:
             operator's files.
         mirrors_ca: Certificates of `mirrors.ca_bundle`, PEM; None: apt trusts what the host trusts.
         storage_root: Directory that slipway's directories are bound to; None: none is.
+        interpreter: Standalone Python; None: the distribution's.
     """
 
     fleet: str
@@ -67,12 +52,13 @@ class HostSpec:
     api_tokens: tuple[SecretValue, ...]
     allowed_signers: str
     host_program: bytes
-    uv: Binary
+    uv: UvProgram
     mac_key: str
     certificate: Pair | None = None
     issuer: Issuer | AcmeIssuer | None = None
     mirrors_ca: str | None = None
     storage_root: str | None = None
+    interpreter: InterpreterPin | None = None
 
     @property
     def drain_timeout_s(self) -> float:
@@ -84,10 +70,12 @@ def check_inputs(fleet: Fleet, env: Mapping[str, str]) -> None:
     Read what the fleet file names on this machine, before any host is asked.
 
     Raises:
-        InventoryError: As for `resolve_tokens` and `read_allowed_signers`.
+        InventoryError: As for `resolve_tokens`, `read_allowed_signers` and `interpreter_of`.
     """
     resolve_tokens(fleet, env)
     read_allowed_signers(fleet)
+    for name in sorted({host.row for host in fleet.hosts}):
+        interpreter_of(fleet.mirrors.python, load_matrix().row(name))
 
 
 def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:
@@ -170,27 +158,3 @@ def read_mirrors_ca(fleet: Fleet) -> str | None:
     except ValueError as error:
         raise InventoryError(what, why=f"{path} has no certificate in PEM", fix=fix) from error
     return "".join(one.public_bytes(Encoding.PEM).decode() for one in certificates)
-
-
-def find_uv() -> Binary:
-    """
-    Return the uv of this environment, with the hash that its wheel recorded.
-    """
-    path = Path(uv.find_uv_bin())
-    for file in importlib.metadata.files("uv") or ():
-        recorded = file.hash
-        if recorded is None or recorded.mode != "sha256" or file.name != path.name:
-            continue
-        if Path(str(file.locate())).resolve() == path.resolve():
-            sha256 = base64.urlsafe_b64decode(recorded.value + "=").hex()
-            return Binary(path, sha256, path.stat().st_size)
-    return hash_file(path)
-
-
-def hash_file(path: Path) -> Binary:
-    """
-    Return *path* with the hash of its content.
-    """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Binary(path, sha256, path.stat().st_size)

@@ -22,6 +22,7 @@ from deploy.errors import (
     LeaseLost,
     NothingToRollBackTo,
     PreconditionError,
+    TorchMismatch,
 )
 from deploy.foreign_text import says, visible
 from deploy.host.codec import Malformed
@@ -41,6 +42,7 @@ from deploy.host.protocol import (
     LeaseAcquire,
     Measure,
     PublicAsk,
+    PythonPlace,
     Request,
     Revive,
     SlotStart,
@@ -70,6 +72,7 @@ ERRORS: Mapping[ErrorKind, type[DeployError]] = MappingProxyType(
         ErrorKind.BUNDLE_UNSIGNED: BundleUnsigned,
         ErrorKind.BUNDLE_TAMPERED: BundleTampered,
         ErrorKind.BUNDLE_TRUNCATED: BundleTruncated,
+        ErrorKind.TORCH_MISMATCH: TorchMismatch,
     }
 )
 
@@ -84,6 +87,7 @@ _WHAT: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.BUNDLE_UNSIGNED: "the bundle has no valid signature",
         ErrorKind.BUNDLE_TAMPERED: "a file differs from the signed one",
         ErrorKind.BUNDLE_TRUNCATED: "a file is incomplete",
+        ErrorKind.TORCH_MISMATCH: "the torch of the new environment is not as the row says",
     }
 )
 
@@ -107,6 +111,8 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         "inv provision installs changed signers",
         ErrorKind.BUNDLE_TAMPERED: "nothing was unpacked; build the bundle again: inv bundle",
         ErrorKind.BUNDLE_TRUNCATED: "nothing was unpacked; send it again: inv release",
+        ErrorKind.TORCH_MISMATCH: "nothing uses the environment; compare inv matrix with "
+        "nvidia-smi on {host}, then: inv provision --limit {host}",
     }
 )
 _REFUSED_BUNDLE = (
@@ -135,6 +141,12 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
             ErrorKind.COMMAND_FAILED,
         ): "the lock, the row's torch build and the Python "
         "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
+        (PythonPlace.VERB, ErrorKind.BUNDLE_TAMPERED): "nothing was unpacked; name another archive "
+        "in mirrors.python.archives, then: inv provision --limit {host}",
+        (
+            PythonPlace.VERB,
+            ErrorKind.BUNDLE_TRUNCATED,
+        ): "inv provision --limit {host} sends it again",
         (StageCommit.VERB, ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
         "nvidia-smi there; inv bundle builds it again",
         (Revive.VERB, ErrorKind.PRECONDITION): _MASKED,
@@ -151,6 +163,7 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
     }
 )
 
+_PLACING = frozenset({StageMissing.VERB, StageCommit.VERB, VenvBuild.VERB, PythonPlace.VERB})
 # Kinds that only these verbs can have; a host that claims one elsewhere would choose our exit code.
 _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
     {
@@ -161,10 +174,9 @@ _ONLY_OF: Mapping[ErrorKind, frozenset[str]] = MappingProxyType(
         ),
         ErrorKind.NOTHING_TO_ROLL_BACK_TO: frozenset({GoodRollback.VERB}),
         ErrorKind.BUNDLE_UNSIGNED: frozenset({StageMissing.VERB, StageCommit.VERB}),
-        ErrorKind.BUNDLE_TAMPERED: frozenset({StageMissing.VERB, StageCommit.VERB, VenvBuild.VERB}),
-        ErrorKind.BUNDLE_TRUNCATED: frozenset(
-            {StageMissing.VERB, StageCommit.VERB, VenvBuild.VERB}
-        ),
+        ErrorKind.BUNDLE_TAMPERED: _PLACING,
+        ErrorKind.BUNDLE_TRUNCATED: _PLACING,
+        ErrorKind.TORCH_MISMATCH: frozenset({VenvBuild.VERB}),
     }
 )
 

@@ -26,7 +26,7 @@ from deploy.verify.report import (
     read_junit,
 )
 from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import lock_digest
+from deploy.wheelhouse import interpreter_of, lock_digest
 
 DEADLINE_S = 300.0
 
@@ -104,13 +104,14 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for host in fleet.hosts:
         row = matrix.row(host.row)
+        pin = interpreter_of(fleet.mirrors.python, row)
         found[host.name] = {
             "sudo": host.ssh.user != "root",
             "port": fleet.service.port,
             "tls": fleet.service.tls.is_on,
             "row": row.name,
             "torch": row.version,
-            "lock": lock_digest(row),
+            "lock": lock_digest(row, interpreter=pin.line if pin else None),
             "gpu": fleet.service.options.device == "cuda",
             "needs_driver": row.needs_gpu,
             "storage_root": fleet.storage.root,

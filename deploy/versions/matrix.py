@@ -3,8 +3,10 @@ The rows of `matrix.yml`, typed, and the lookup by name.
 """
 
 import difflib
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -21,6 +23,7 @@ class Row(BaseModel):
         wheel: Version of torch's wheel, where its name has no build tag.
         capabilities: Compute capabilities such as "8.0"; empty on the CPU.
         lock: File under requirements/ that pins torch; None: the row cannot be provisioned yet.
+        runtime_lock: Likewise, of what the runtime needs beside torch.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +38,22 @@ class Row(BaseModel):
     python: str
     capabilities: tuple[str, ...]
     lock: str | None = None
+    runtime_lock: str = "runtime.lock"
     sources: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        """
+        Name without the Python, such as "torch-2.13-cu130".
+        """
+        return f"torch-{self.minor}-{self.build}"
+
+    @property
+    def minor(self) -> str:
+        """
+        Minor of torch, such as "2.13".
+        """
+        return ".".join(self.torch.split(".")[:2])
 
     @property
     def version(self) -> str:
@@ -86,8 +104,24 @@ def load_matrix() -> Matrix:
     """
     text = (resources.files("deploy.versions") / "matrix.yml").read_text(encoding="utf-8")
     found = yaml.safe_load(text)
-    rows = [{"name": name, **keys} for name, keys in found.items()]
+    rows = [row for name, keys in found.items() for row in _rows(name, keys)]
     return Matrix(rows=TypeAdapter(tuple[Row, ...]).validate_python(rows))
+
+
+def _rows(name: str, keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """
+    Yield the row *name*, and one more for each of its further Pythons.
+    """
+    keys = {"name": name, **keys}
+    pythons = keys.pop("more_pythons", ())
+    yield keys
+    for python in pythons:
+        tag = f"-py{python.replace('.', '')}"
+        lock, runtime_lock = (
+            f"{file.removesuffix('.lock')}{tag}.lock" for file in (keys["lock"], "runtime.lock")
+        )
+        own = {"python": python, "lock": lock, "runtime_lock": runtime_lock}
+        yield keys | {"name": name + tag} | own
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -25,7 +25,6 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from deploy.errors import CommandFailed, hide_passwords
 from deploy.versions.catalog import numbers
 
-_DEFAULT = "https://pypi.org/simple"  # pip's own default
 _JSON = "application/vnd.pypi.simple.v1+json"  # PEP 691
 _TIMEOUT_S = 60.0
 _LARGEST_BYTES = 64 << 20
@@ -62,7 +61,7 @@ class Index:
         url, certificates = (
             values.get(key) or values.get(f"global.{key}") for key in ("index-url", "cert")
         )
-        return cls((url or _DEFAULT).rstrip("/"), certificates)
+        return cls((url or _default_url()).rstrip("/"), certificates)
 
     def get(self, url: str, **headers: str) -> bytes:
         """
@@ -93,6 +92,25 @@ class Index:
                 f"{hide_passwords(url)}: not readable", why=str(error), fix=_FIX
             ) from None
         return content
+
+
+def _default_url() -> str:
+    """
+    Return the index that pip takes where its configuration names none.
+
+    Raises:
+        CommandFailed: This version of pip keeps it elsewhere.
+    """
+    try:
+        from pip._internal.models.index import PyPI
+
+        return str(PyPI.simple_url)
+    except (ImportError, AttributeError):
+        raise CommandFailed(
+            "no package index is configured",
+            why="pip's configuration has no index-url, and pip's own default is not known",
+            fix="pip config set global.index-url URL",
+        ) from None
 
 
 def read_torch(index: Index, *, first: str) -> dict[str, Any]:

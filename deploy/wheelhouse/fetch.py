@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, hashes_in, lock
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
+_BLOCK_BYTES = 4096  # of a file system
 FETCH_TIMEOUT_S = 3600.0  # a CUDA row is 2.6 GiB: enough for 0.8 MB/s
 
-# Hosts are x86_64 with Debian 12's glibc, 2.36.  pip does not derive older tags from newer ones.
+# Hosts are x86_64; the oldest glibc of a supported distribution is Ubuntu 22.04's, 2.35.  pip does
+# not derive older tags from newer ones.
 _PLATFORMS = (
-    *(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)),
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(35, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
 )
 
@@ -37,12 +40,16 @@ _PLATFORMS = (
 class _Entry:
     """
     A wheel as the index of its lock lists it.
+
+    Attributes:
+        unpacked: See `CachedWheel`; 0: an older version of slipway wrote the index.
     """
 
     file: str
     sha256: str
     size: int
     mtime_ns: int
+    unpacked: int = 0
 
 
 _INDEX = TypeAdapter(list[_Entry])
@@ -51,6 +58,7 @@ _INDEX = TypeAdapter(list[_Entry])
 def ensure_lock(
     row: Row,
     *,
+    interpreter: str | None = None,
     cache: Path = DEFAULT_CACHE,
     progress: Callable[[str], None],
     requirements: Path = REQUIREMENTS,
@@ -58,11 +66,14 @@ def ensure_lock(
     """
     Return the lock of *row*; download the wheels that *cache* lacks.
 
+    Args:
+        interpreter: Line of the lock that names a standalone Python; None: the host's own.
+
     Raises:
         InventoryError: The row has no valid lock file.
         CommandFailed: pip could not download a wheel, or its hash differs.
     """
-    text = _text_of(row, requirements)
+    text = _text_of(row, requirements, interpreter)
     digest = digest_of(text)
     cache = private_directory(local_path(cache).resolve())
     index = cache / f"{digest}.json"
@@ -78,7 +89,11 @@ def ensure_lock(
 
 
 def cached_lock(
-    row: Row, *, cache: Path = DEFAULT_CACHE, requirements: Path = REQUIREMENTS
+    row: Row,
+    *,
+    interpreter: str | None = None,
+    cache: Path = DEFAULT_CACHE,
+    requirements: Path = REQUIREMENTS,
 ) -> Lock | None:
     """
     Return the lock of *row*; None: *cache* lacks some of its wheels.  Downloads nothing.
@@ -86,7 +101,7 @@ def cached_lock(
     Raises:
         InventoryError: The row has no valid lock file.
     """
-    text = _text_of(row, requirements)
+    text = _text_of(row, requirements, interpreter)
     digest = digest_of(text)
     cache = local_path(cache).resolve()
     wheels = _known(cache / f"{digest}.json", cache, hashes_in(text))
@@ -95,38 +110,45 @@ def cached_lock(
     return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
 
 
-def unfetched_lock(row: Row, *, requirements: Path = REQUIREMENTS) -> Lock:
+def unfetched_lock(
+    row: Row, *, interpreter: str | None = None, requirements: Path = REQUIREMENTS
+) -> Lock:
     """
     Return the lock of *row* without its wheels; downloads nothing.
 
     Raises:
         InventoryError: The row has no valid lock file.
     """
-    text = _text_of(row, requirements)
+    text = _text_of(row, requirements, interpreter)
     return Lock(digest=digest_of(text), text=text, python=row.python, wheels=(), is_fetched=False)
 
 
-def lock_digest(row: Row, *, requirements: Path = REQUIREMENTS) -> str:
+def lock_digest(
+    row: Row, *, interpreter: str | None = None, requirements: Path = REQUIREMENTS
+) -> str:
     """
     Return the digest of the lock of *row*; downloads nothing.
 
     Raises:
         InventoryError: The row has no valid lock file.
     """
-    return digest_of(_text_of(row, requirements))
+    return digest_of(_text_of(row, requirements, interpreter))
 
 
-def _text_of(row: Row, requirements: Path) -> str:
+def _text_of(row: Row, requirements: Path, interpreter: str | None) -> str:
     if row.lock is None:
         raise InventoryError(
             f"row {row.name}: it cannot be provisioned yet",
             why=f"requirements/ has no lock for torch {row.version}",
-            fix="use a row with a lock: `inv matrix` marks them",
+            fix="use a row with a lock (`inv matrix` marks them), or make one: write "
+            f"requirements/torch-{row.build}.in, name the lock in deploy/versions/matrix.yml, then "
+            "python -m deploy.wheelhouse.renew",
         )
     torch = (requirements / row.lock).read_text(encoding="utf-8")
     version = row.wheel or row.version
     try:
-        text = lock_text((requirements / "runtime.lock").read_text(encoding="utf-8"), torch)
+        runtime = (requirements / row.runtime_lock).read_text(encoding="utf-8")
+        text = lock_text(runtime, torch)
         if not any(line.startswith(f"torch=={version} ") for line in text.splitlines()):
             raise ValueError(f"{row.lock} does not pin torch=={version}")
     except ValueError as error:
@@ -139,7 +161,10 @@ def _text_of(row: Row, requirements: Path) -> str:
         # `==` ignores the local version: of 2.13.0 and 2.13.0+cpu in one directory pip takes the
         # latter, whose hash is then refused.
         text = re.sub(r"^torch==", "torch===", text, count=1, flags=re.MULTILINE)
-    return text
+    # Another Python is another environment with another digest, also where the pins are the same.
+    if interpreter is None and row.name != row.family:
+        interpreter = f"# python: {row.python}"
+    return text if interpreter is None else f"{interpreter}\n{text}"
 
 
 def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
@@ -202,7 +227,26 @@ def _refused(why: str) -> CommandFailed:
 def _hash_wheel(path: Path) -> CachedWheel:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return CachedWheel(path.name, sha256, path.stat().st_size, path)
+    return CachedWheel(path.name, sha256, path.stat().st_size, path, unpacked_bytes(path))
+
+
+def unpacked_bytes(wheel: Path) -> int:
+    """
+    Return the bytes that the files of *wheel* take on a disk, from its zip directory.
+
+    Bytecode of a module is as large as its source at most.
+
+    Raises:
+        CommandFailed: It is no zip file.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            files = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _refused(f"{wheel.name} is no wheel: {error}") from None
+    sizes = [file.file_size for file in files]
+    sizes += [file.file_size for file in files if file.filename.endswith(".py")]
+    return sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for size in sizes)
 
 
 def _known(index: Path, cache: Path, hashes: frozenset[str]) -> tuple[CachedWheel, ...] | None:
@@ -230,13 +274,14 @@ def _known(index: Path, cache: Path, hashes: frozenset[str]) -> tuple[CachedWhee
             return None
         if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
             return None
-        wheels.append(CachedWheel(entry.file, entry.sha256, entry.size, path))
+        unpacked = entry.unpacked or unpacked_bytes(path)
+        wheels.append(CachedWheel(entry.file, entry.sha256, entry.size, path, unpacked))
     return tuple(wheels)
 
 
 def _remember(index: Path, wheels: tuple[CachedWheel, ...]) -> None:
     listed = [
-        _Entry(wheel.file, wheel.sha256, wheel.size, wheel.path.stat().st_mtime_ns)
+        _Entry(wheel.file, wheel.sha256, wheel.size, wheel.path.stat().st_mtime_ns, wheel.unpacked)
         for wheel in wheels
     ]
     write_private(index, _INDEX.dump_json(listed, indent=1))

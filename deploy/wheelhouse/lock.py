@@ -10,10 +10,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class CachedWheel:
-    file: str  # file name, with version and Python tags
+    """
+    Attributes:
+        file: Its name, with version and Python tags.
+        size: In bytes.
+        path: On this machine.
+        unpacked: Bytes that its files take on a disk, bytecode of all modules included.
+    """
+
+    file: str
     sha256: str
-    size: int  # bytes
-    path: Path  # on this machine
+    size: int
+    path: Path
+    unpacked: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from deploy.bundle.store import Bundle
 from deploy.errors import UsageError
 from deploy.inventory.schema import Fleet
 from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import ensure_lock
+from deploy.wheelhouse import ensure_lock, interpreter_of
 from deploy.wiring.checkout import ROOT, store
 
 
@@ -27,7 +27,8 @@ def make_bundle(of: Fleet, model: Path, version: str, progress: Callable[[str], 
     """
     check_version(version)  # before wheels are fetched
     row = load_matrix().row(_one_row(of))
-    lock = ensure_lock(row, progress=progress)
+    pin = interpreter_of(of.mirrors.python, row)
+    lock = ensure_lock(row, interpreter=pin.line if pin else None, progress=progress)
     made = build_bundle(
         model=model,
         version=version,

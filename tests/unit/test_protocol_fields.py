@@ -29,6 +29,7 @@ OTHER_DOCUMENTS = {
     "deploy/host/session.py": "heads of calls in a session",
     "deploy/host/system.py": "host.json",
     "deploy/versions/generate.py": "files of a package index",
+    "deploy/versions/matrix.py": "matrix.yml",
     "deploy/versions/package_index.py": "files of a package index",
     "deploy/drill/cell_run.py": "documents of the command line",
     "deploy/drill/checkout.py": "documents of the command line",

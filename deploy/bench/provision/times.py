@@ -126,7 +126,7 @@ class _Bench:
         fleet = load_fleet(str(fleet_file), root=ROOT)
         wanted = resource_sets(fleet, build_host_program(), {})
         host = fleet.hosts[0]
-        wanted = with_wheels({host.name: wanted[host.name]}, [host], self.progress)
+        wanted = with_wheels(fleet, {host.name: wanted[host.name]}, [host], self.progress)
         resources = (*wanted[host.name].placed, *wanted[host.name].running)
         self.resources, self.work = len(resources), peer_work(resources, "files")
 

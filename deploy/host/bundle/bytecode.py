@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from deploy.host import layout as paths
 from deploy.host.bundle import venv
-from deploy.host.bundle.manifest import Manifest
+from deploy.host.bundle.manifest import LOCK_FILE, Manifest
 from deploy.host.bundle.sandbox import end_all, sandboxed
 from deploy.host.files import UNFINISHED
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 from deploy.host.text import one_line
-from deploy.host.trusted_files import read_below
+from deploy.host.trusted_files import LIST_MAX, read_below
 
 _COMPILE_S = 60.0
 _BYTECODE_MAX = 32 << 20  # bytes of one file
@@ -38,7 +38,8 @@ def compile_runtime(system: System, draft: Path, final: Path, manifest: Manifest
         for file in manifest.files
         if file.path.startswith("runtime/") and file.path.endswith(".py")
     ]
-    python = venv.find_interpreter(system, manifest.lock.python)
+    lock = read_below(draft, LOCK_FILE, LIST_MAX).decode()
+    python = venv.find_interpreter(system, manifest.lock.python, lock)
     end_all(system)
     with venv.build_area(system, draft.parent / f"{UNFINISHED}build") as area:
         for source in sources:

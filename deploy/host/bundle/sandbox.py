@@ -26,7 +26,6 @@ PROPERTIES = (
     "KillMode=control-group",
     "KillSignal=SIGKILL",
     "TimeoutStopSec=5",
-    "MemoryMax=4G",
     "MemorySwapMax=0",
     "OOMScoreAdjust=1000",  # where memory ends, the build ends and not a slot
     "TasksMax=4096",  # uv starts threads for each processor
@@ -63,8 +62,6 @@ PROPERTIES = (
     "ProtectSystem=strict",
     "ProtectHome=yes",
     "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "DevicePolicy=closed",
     "ProtectProc=invisible",
     "ProtectClock=yes",
     "ProtectHostname=yes",
@@ -75,7 +72,11 @@ PROPERTIES = (
     f"InaccessiblePaths=-{paths.ETC} -{paths.STATE} -{paths.STATE}-runtime -/var/log -/var/spool",
     # All users may write to them, or they have sockets of the host.
     f"TemporaryFileSystem={paths.OPT}:ro /run:ro /dev/shm",
+    f"BindReadOnlyPaths=-{paths.PYTHONS}",
 )
+# In place of PrivateDevices: the GPUs and the usual ones, as a slot with a GPU sees them.
+_GPUS = ("DevicePolicy=closed", "DeviceAllow=char-nvidia* rw", "MemoryMax=16G")
+_WITHOUT_GPUS = ("PrivateDevices=yes", "DevicePolicy=closed", "MemoryMax=4G")
 ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - its own, which ends with it
     "LC_ALL": "C",
@@ -94,6 +95,7 @@ def sandboxed(
     writable: Sequence[Path],
     readable: Sequence[Path] = (),
     env: Mapping[str, str] | None = None,
+    sees_gpus: bool = False,
 ) -> ProgramResult:
     """
     Run *argv* in the sandbox and return its output; no process of it is left.
@@ -101,11 +103,19 @@ def sandboxed(
     Args:
         writable: Directories of the build user that it sees and may write.
         readable: Files and directories below /opt/slipway that it sees.
+        sees_gpus: It may use the NVIDIA GPUs of the host.
 
     Raises:
         HostError: systemd could not run it, or a process of the build user could not be ended.
     """
-    argv = command(argv, timeout_s=timeout_s, writable=writable, readable=readable, env=env)
+    argv = command(
+        argv,
+        timeout_s=timeout_s,
+        writable=writable,
+        readable=readable,
+        env=env,
+        sees_gpus=sees_gpus,
+    )
     end_all(system)
     try:
         return system.run(argv, timeout_s=timeout_s + _MARGIN_S)
@@ -121,6 +131,7 @@ def command(
     readable: Sequence[Path] = (),
     env: Mapping[str, str] | None = None,
     reads_as: str | None = None,
+    sees_gpus: bool = False,
 ) -> list[str]:
     """
     Return the command line that runs *argv* in the sandbox.
@@ -128,7 +139,9 @@ def command(
     Args:
         reads_as: Run it as a user of its own, which exists as long as it runs, with the rights of
             this group; None: as the build user.
+        sees_gpus: It may use the NVIDIA GPUs of the host.
     """
+    devices = _GPUS if sees_gpus else _WITHOUT_GPUS
     # systemd expands variables in the arguments of a service.
     assert not any("$" in word or "%" in word for word in argv), argv
     return [
@@ -139,7 +152,7 @@ def command(
             else ("--property=DynamicUser=yes", f"--property=SupplementaryGroups={reads_as}")
         ),
         "--working-directory=/",
-        *(f"--property={each}" for each in PROPERTIES),
+        *(f"--property={each}" for each in (*PROPERTIES, *devices)),
         f"--property=RuntimeMaxSec={timeout_s:g}",
         *(f"--property=BindPaths={path}" for path in writable),
         *(f"--property=BindReadOnlyPaths={path}" for path in readable),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deploy.host import layout as paths
 from deploy.host import tree
+from deploy.host.bundle import interpreters
 from deploy.host.bundle.manifest import check_wheels
 from deploy.host.bundle.sandbox import end_all, sandboxed
 from deploy.host.bundle.takeover import (
@@ -23,6 +24,7 @@ from deploy.host.bundle.takeover import (
     is_closed,
     take_over,
 )
+from deploy.host.bundle.torch_check import check_torch
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     TRASH,
@@ -97,6 +99,7 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
             request.python,
             request.wheels,
             replaces=not is_good,
+            torch=request.torch,
         )
         close_older(system)
         _close(system, system.layout.venvs / request.digest)
@@ -126,6 +129,7 @@ def build(
     wheels: tuple[Wheel, ...],
     *,
     replaces: bool = False,
+    torch: str | None = None,
 ) -> VenvBuilt:
     """
     Build the venv unless it exists; the caller holds the stage lock.
@@ -135,9 +139,12 @@ def build(
     The build user unpacks and imports it in the sandbox; then root takes the files over, and runs
     none of them.
 
+    Args:
+        torch: Version and build that the environment must have; None: not compared.
+
     Raises:
-        HostError: A wheel differs from the lock, uv failed, or what was installed is refused;
-            nothing is left.
+        HostError: A wheel differs from the lock, uv failed, what was installed is refused, or it
+            is another torch; nothing is left.
     """
     began_s = system.steady_s()
     layout = system.layout
@@ -146,7 +153,7 @@ def build(
     for wheel in wheels:
         path = layout.wheelhouse / wheel.file
         check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
-    interpreter = find_interpreter(system, python)
+    interpreter = find_interpreter(system, python, text)
     make_directory(system, layout.venvs)
     end_all(system)  # before what it may still write is deleted
     for path in leftovers(layout.venvs):
@@ -156,6 +163,8 @@ def build(
         draft = area / "venv"
         _install(system, area, draft, text, interpreter)
         _import(system, area, draft, wheels)
+        if torch is not None:
+            check_torch(system, area, draft / "bin" / "python", torch)
         # uv's cache has the other names of its files.  What is in the draft is deleted once it is
         # root's: until then the draft itself may be a link.
         remove(area / "cache")
@@ -203,13 +212,25 @@ def _close(system: System, venv: Path) -> None:
     venv.chmod(DIRECTORY_MODE)
 
 
-def find_interpreter(system: System, version: str) -> Path:
+def find_interpreter(system: System, version: str, lock: str) -> Path:
     """
-    Return the host's own Python of *version*.
+    Return the Python of the environment of *lock*: the standalone one that it names, or the host's
+    own of *version*.
 
     Raises:
-        HostError: It has none; none is downloaded.
+        HostError: The host does not have it; none is downloaded.
     """
+    named = interpreters.named_in(lock)
+    if named is not None:
+        standalone = interpreters.program(system.layout.pythons, named[1], named[0])
+        if named[0] == version and standalone.is_file():
+            return standalone.resolve()
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"the venv needs a standalone Python {version}",
+            f"{standalone} is not there",
+            "inv provision places it, with mirrors.python as where the bundle was built",
+        )
     interpreter = system.interpreter(version)
     if interpreter is None:
         raise HostError(

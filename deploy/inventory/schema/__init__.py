@@ -9,7 +9,7 @@ from deploy.inventory.schema.fleet import Fleet, Host
 from deploy.inventory.schema.fleet_file import FleetFile
 from deploy.inventory.schema.hooks import Hook, Phase
 from deploy.inventory.schema.hosts import HostEntry, HostGroup
-from deploy.inventory.schema.mirrors import AptSource, Mirrors
+from deploy.inventory.schema.mirrors import AptSource, Mirrors, PythonArchive, PythonMirror
 from deploy.inventory.schema.release import CanaryPolicy, ErrorRateGate, Gates, ReleasePolicy, Wave
 from deploy.inventory.schema.secret import Secret
 from deploy.inventory.schema.service import Service
@@ -33,6 +33,8 @@ __all__ = [
     "HostEntry",
     "HostGroup",
     "Mirrors",
+    "PythonArchive",
+    "PythonMirror",
     "Phase",
     "ReleasePolicy",
     "Secret",

@@ -11,8 +11,12 @@ from deploy.inventory.names import (
     Component,
     FilePath,
     Keyring,
+    MirrorPath,
+    MirrorUrl,
     ProxyException,
     ProxyUrl,
+    PythonRelease,
+    Sha256,
     Suite,
 )
 from deploy.inventory.schema.strict import Strict
@@ -46,6 +50,50 @@ class AptSource(Strict):
         return self
 
 
+class PythonArchive(Strict):
+    """
+    A standalone Python that replaces the one that slipway pins.
+
+    Attributes:
+        path: File in the mirror.
+    """
+
+    release: PythonRelease
+    path: MirrorPath
+    sha256: Sha256
+
+    @property
+    def python(self) -> str:
+        """
+        Its minor version, such as "3.13".
+        """
+        return self.release.rpartition(".")[0]
+
+
+class PythonMirror(Strict):
+    """
+    Where standalone Pythons come from: a folder of this machine, and a URL for what it lacks.
+    Neither: hosts use the Python of their distribution.
+    """
+
+    folder: FilePath | None = None
+    url: MirrorUrl | None = None
+    archives: tuple[PythonArchive, ...] = ()
+
+    @property
+    def is_on(self) -> bool:
+        return self.folder is not None or self.url is not None
+
+    @model_validator(mode="after")
+    def _archives_of_a_place(self) -> Self:
+        if self.archives and not self.is_on:
+            raise ValueError("archives needs folder or url")
+        pythons = [archive.python for archive in self.archives]
+        if len(set(pythons)) != len(pythons):
+            raise ValueError("archives should have one entry for each Python")
+        return self
+
+
 class Mirrors(Strict):
     """
     Package sources of hosts.  None keeps a host's own configuration.
@@ -60,3 +108,4 @@ class Mirrors(Strict):
     apt_proxy: ProxyUrl | None = None
     no_proxy: tuple[ProxyException, ...] = ()
     ca_bundle: FilePath | None = None
+    python: PythonMirror = PythonMirror()

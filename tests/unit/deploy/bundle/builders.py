@@ -72,14 +72,14 @@ def make_runtime(directory):
     return directory
 
 
-def make_lock(directory, name="tinydep", version="1.0"):
+def make_lock(directory, name="tinydep", version="1.0", code=b"ANSWER = 42\n"):
     """
-    Return the lock of one small wheel in *directory*.
+    Return the lock of one small wheel in *directory*, with one module.
     """
     directory.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     contents = {
-        f"{name}.py": b"ANSWER = 42\n",
+        f"{name}.py": code,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -99,7 +99,7 @@ def make_lock(directory, name="tinydep", version="1.0"):
         digest=hashlib.sha256(text.encode()).hexdigest(),
         text=text,
         python=PYTHON,
-        wheels=(CachedWheel(file, sha256, len(buffer.getvalue()), directory / file),),
+        wheels=(CachedWheel(file, sha256, len(buffer.getvalue()), directory / file, 1 << 20),),
     )
 
 

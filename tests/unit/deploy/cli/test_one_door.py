@@ -25,6 +25,7 @@ DOORS = {
     "deploy.bench.simulated_hosts": "hosts of a benchmark in a process of their own: their counts",
     "deploy.lab.__main__": "the lab's program for tests; its texts are made visible",
     "deploy.versions.generate": "generates the version matrix, as a program of its own",
+    "deploy.wheelhouse.renew": "makes the locks of the rows, as a program of its own",
     "deploy.lab.models.__main__": "trains the lab's models, in a process of its own",
 }
 # Modules whose child processes print to our streams themselves.

@@ -32,6 +32,7 @@ from deploy.host.protocol import (
     StageCommit,
     Status,
     TrafficSet,
+    VenvBuild,
     result_type,
 )
 from deploy.host.rpc import encode_error, encode_request, encode_result, parse_answer, parse_request
@@ -296,6 +297,7 @@ VERB_OF = {
     ErrorKind.BUNDLE_UNSIGNED: StageCommit("a" * 64),
     ErrorKind.BUNDLE_TAMPERED: StageCommit("a" * 64),
     ErrorKind.BUNDLE_TRUNCATED: StageCommit("a" * 64),
+    ErrorKind.TORCH_MISMATCH: VenvBuild("a", "a" * 64, "3.11", ()),
 }
 
 

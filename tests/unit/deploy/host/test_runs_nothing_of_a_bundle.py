@@ -121,6 +121,7 @@ def test_the_host_program_runs_nothing_of_a_bundle(provisioned, bundle, workshop
         *life(provisioned, bundle, workshop),
         "state.write",  # needs an epoch; test_desired.py has it
         *("keys.read", "keys.write"),  # no part of a release; test_api_keys.py has them
+        "python.place",  # of provisioning; bundle/test_interpreters.py has it
         "deadman.test",  # needs the timer; deadman/test_self_test.py has it
         "certificate.set",  # needs a certificate; test_certificate.py has it; it runs no program
         "challenge.set",  # for an ACME server; test_challenges.py has it; it runs no program

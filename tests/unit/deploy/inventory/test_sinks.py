@@ -28,6 +28,8 @@ from deploy.provision.spec import read_allowed_signers, read_mirrors_ca, resolve
 from deploy.release import hooks, notify
 from deploy.transport import ssh
 from deploy.verify import child, run
+from deploy.versions.matrix import load_matrix
+from deploy.wheelhouse.interpreter import archive_places, interpreter_of
 from deploy.wiring import state
 from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory import rendered
@@ -51,6 +53,7 @@ CERTIFICATE = "files of the certificate that are read, and names that it is chec
 TRANSACTION = "arguments of the transaction of packages"
 MIRRORS_CA = "the file of authorities for mirrors that is read"
 CERTBOT = "arguments and environment of certbot"
+PYTHONS = "archives of standalone Pythons that are read"
 DNS_HOOK = "arguments of the hook for DNS-01 challenges"
 NOWHERE = frozenset()  # compared, selected or counted, and never written
 
@@ -69,6 +72,11 @@ SINKS = {
     "mirrors.no_proxy[0]": (".m2.example.com", {CONF, TRANSACTION}),
     "mirrors.ca_bundle": ("/keys/mirrors.pem", {MIRRORS_CA}),
     "storage.root": ("/srv/slipway", {OPT_MOUNT, STATE_MOUNT, EXPECTED}),
+    "mirrors.python.folder": ("/srv/other", {PYTHONS}),
+    "mirrors.python.url": ("http://m2.example.com/python", {PYTHONS}),
+    "mirrors.python.archives[0].release": ("3.11.17", {EXPECTED}),
+    "mirrors.python.archives[0].path": ("other.tar.gz", {PYTHONS}),
+    "mirrors.python.archives[0].sha256": ("a" * 64, {EXPECTED}),
     "secrets.api_token.env": ("SLIPWAY_OTHER", {READ_ENV}),
     "secrets.partner_token.file": ("/slipway/other", {READ_FILE}),
     "service.tls.certificate": ("/keys/tls.pem", {CERTIFICATE}),
@@ -203,6 +211,9 @@ def _sinks(folder, data, monkeypatch):
     [order] = acme.orders(with_acme)
     argv = certbot.arguments(tls, acme.certbot_folder(with_acme), order, "hook")
     found[CERTBOT] = repr((argv, certbot.environment({}, tls)))
+    mirror = fleet.mirrors.python
+    pin = interpreter_of(mirror, load_matrix().row(fleet.hosts[0].row))
+    found[PYTHONS] = repr(archive_places(pin, mirror))
     found[DNS_HOOK] = repr(tls.acme.dns_hook)
     return found
 

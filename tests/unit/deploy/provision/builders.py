@@ -26,11 +26,11 @@ from deploy.provision.resources import (
     Venv,
 )
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
-from deploy.provision.spec import Binary, HostSpec
+from deploy.provision.spec import HostSpec
 from deploy.provision.unit_resources import EnabledService
 from deploy.provision.user_resources import User
 from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import CachedWheel, Lock
+from deploy.wheelhouse import CachedWheel, Lock, UvProgram
 
 TOKEN = "s3cret-Token.1"  # of the made-up service
 MAC_KEY = "c" * 64
@@ -38,10 +38,18 @@ PLENTY = 2**40
 DEBIAN = OsRelease(os_id="debian", codename="bookworm")
 
 
-def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_root=None, **service):
+def make_spec(
+    *,
+    row="torch-2.13-cpu",
+    mirrors=None,
+    tokens=(TOKEN,),
+    storage_root=None,
+    interpreter=None,
+    **service,
+):
     text = "torch==2.13.0+cpu --hash=sha256:" + "0" * 64 + "\n"
     wheel = CachedWheel(
-        "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl")
+        "torch-2.13.0+cpu-cp311.whl", "1" * 64, 190_000_000, Path("/wheels/torch.whl"), 700_000_000
     )
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"device": "cpu", "precision": "fp32", "threads": 2, "memory_max": 2 * 2**30}
@@ -55,9 +63,10 @@ def make_spec(*, row="torch-2.13-cpu", mirrors=None, tokens=(TOKEN,), storage_ro
         api_tokens=tuple(SecretValue(token) for token in tokens),
         allowed_signers='lab@slipway namespaces="slipway-bundle" ssh-ed25519 AAAA\n',
         host_program=b"#!a zipapp",
-        uv=Binary(Path("/venv/bin/uv"), "2" * 64, 38_000_000),
+        uv=UvProgram(Path("/wheels/uv"), "2" * 64, 38_000_000, "uv==1.0"),
         mac_key=MAC_KEY,
         storage_root=storage_root,
+        interpreter=interpreter,
     )
 
 

@@ -201,7 +201,8 @@ def test_a_secret_is_compared_by_its_mac():
             "PreconditionError",
             "release r7 is not confirmed on the host: it is going back to blue by itself",
         ),
-        ({"pythons": ("3.9",), "codename": "bullseye"}, "PreconditionError", "3.11"),
+        ({"pythons": ("3.9",), "codename": "bullseye"}, "PreconditionError", "bullseye"),
+        ({"pythons": ("3.13",), "codename": "trixie"}, "PreconditionError", "3.11"),
         ({"machine": "aarch64"}, "PreconditionError", "aarch64"),
         ({"has_apt": False, "os_id": "fedora"}, "PreconditionError", "fedora"),
     ],
@@ -220,7 +221,7 @@ def test_an_unfit_host_is_refused(changes, error, word):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"pythons": (), "codename": ""}, "3.11"),
+        ({"pythons": ("3.12",), "codename": "noble", "os_id": "ubuntu"}, "3.11"),
         ({"listeners": (Listener(program="nginx", pid=7),)}, "nginx"),
         ({"machine": "aarch64"}, "aarch64"),
     ],

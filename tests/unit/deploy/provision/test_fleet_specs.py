@@ -19,9 +19,9 @@ def test_each_run_compares_secrets_under_a_key_of_its_own(tmp_path, monkeypatch)
     32 random bytes: what one run asked and was answered says nothing in another.
     """
     spec = make_spec()
-    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row: spec.lock)
+    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row, **_: spec.lock)
     monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
-    monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
+    monkeypatch.setattr(fleet_specs, "uv_program", lambda: spec.uv)
     first, second = key_of_a_run(tmp_path), key_of_a_run(tmp_path)
     assert first != second
     assert {len(bytes.fromhex(key)) for key in (first, second)} == {32}
@@ -32,9 +32,9 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     The same in the next run; `--check` issues and keeps none.
     """
     spec = make_spec()
-    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row: spec.lock)
+    monkeypatch.setattr(fleet_specs, "cached_lock", lambda row, **_: spec.lock)
     monkeypatch.setattr(fleet_specs, "read_allowed_signers", lambda fleet: spec.allowed_signers)
-    monkeypatch.setattr(fleet_specs, "find_uv", lambda: spec.uv)
+    monkeypatch.setattr(fleet_specs, "uv_program", lambda: spec.uv)
     folder = tmp_path / "slipway-ca"
     create_authority(folder, "test", NOW)
     fleet = make_fleet(tmp_path)

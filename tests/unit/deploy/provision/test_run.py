@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from deploy.errors import CommandFailed
-from deploy.inventory.schema import Fleet
+from deploy.inventory.schema import Fleet, Mirrors
 from deploy.provision import EventKind, fleet_specs, run, supervise
 from deploy.provision.requirements import PortFree
 from deploy.provision.resource_set import ResourceSet
@@ -43,7 +43,7 @@ def provision(monkeypatch, host_root):
             fleet_specs, "resource_sets", lambda *_, **__: dict.fromkeys(names, wanted)
         )
         monkeypatch.setattr(run, "check_inputs", lambda fleet, env: None)
-        fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts))
+        fleet = Fleet.model_construct(name="lab", hosts=tuple(hosts), mirrors=Mirrors())
         events = []
         report = run.provision(
             fleet, check=check, progress=events.append, env={}, deadline_s=deadline_s
@@ -177,11 +177,13 @@ def environment(monkeypatch):
     """
     fetched = []
 
-    def fetch(row, *, progress):
+    def fetch(row, *, interpreter, progress):
+        assert interpreter is None
         fetched.append(row.name)
         raise CommandFailed("no index", why="no index", fix="none")
 
     monkeypatch.setattr(fleet_specs, "ensure_lock", fetch)
+    monkeypatch.setattr(fleet_specs, "ensure_uv", lambda uv: None)
     return fetched, Venv(digest="0" * 64, text="a==1 --hash=x\n", python="3.11", wheels=None)
 
 

@@ -23,6 +23,7 @@ from deploy.provision.differences import fact_query, refusal_of, steps_to
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import Absent, AnyResource, Directory, File, Upload
 from deploy.provision.slot_resources import Reserve, Socket
+from deploy.wheelhouse import InterpreterPin
 from tests.tampering import COVERED, NO_STATE, tampering_of
 from tests.unit.deploy.provision.builders import make_resources
 
@@ -35,6 +36,7 @@ RESOURCES = make_resources()
 EVERY = [*RESOURCES.placed, *RESOURCES.running]
 ON_A_DATA_DISK = make_resources(storage_root="/data/slipway").placed
 WITH_A_MIRROR = make_resources(mirrors=MIRRORS).placed
+WITH_A_PYTHON = make_resources(interpreter=InterpreterPin("3.11", "3.11.9", "a", "c" * 64)).placed
 
 
 class TemporaryTree:
@@ -153,7 +155,8 @@ def test_every_field_is_changed(kind):
     A new kind of resource, or a new field of one, needs its line in tests/tampering.py.
     """
     name = kind.model_fields["kind"].default
-    found = [each for each in (*EVERY, *ON_A_DATA_DISK, *WITH_A_MIRROR) if isinstance(each, kind)]
+    sets = (*EVERY, *ON_A_DATA_DISK, *WITH_A_MIRROR, *WITH_A_PYTHON)
+    found = [each for each in sets if isinstance(each, kind)]
     if name == "certificate":  # of hosts with TLS
         return
     assert found, f"no host has a resource of kind {name}"

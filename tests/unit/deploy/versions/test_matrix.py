@@ -68,7 +68,8 @@ def test_every_row_says_where_it_comes_from():
     for row in load_matrix().rows:
         assert row.sources, row.name
         short = ".".join(row.torch.split(".")[:2])
-        assert row.name == f"torch-{short}-{row.build}"
+        tag = f"py{row.python.replace('.', '')}"
+        assert row.name in (f"torch-{short}-{row.build}", f"torch-{short}-{row.build}-{tag}")
 
 
 def test_an_unknown_row_names_the_nearest():
@@ -98,3 +99,19 @@ def test_a_row_without_cuda_asks_for_no_driver():
     row = load_matrix().row("torch-2.13-cpu")
     assert not row.needs_gpu
     assert row.allows_driver("1")
+
+
+def test_a_row_for_a_further_python_differs_in_nothing_else():
+    """
+    It has locks of its own.
+    """
+    matrix = load_matrix()
+    for name in ("torch-2.13-cpu", "torch-2.13-cu130"):
+        first = matrix.row(name)
+        family = [row for row in matrix.rows if row.family == first.family]
+        assert [row.python for row in family] == ["3.11", "3.12", "3.13", "3.14"]
+        assert len({row.lock for row in family}) == len({row.runtime_lock for row in family}) == 4
+        own = {"name", "python", "lock", "runtime_lock"}
+        assert {row.model_dump_json(exclude=own) for row in family} == {
+            first.model_dump_json(exclude=own)
+        }

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from pip._internal.models.index import PyPI
 
 from deploy.errors import CommandFailed
 from deploy.versions import package_index
@@ -173,7 +174,7 @@ def test_the_index_is_that_of_pip():
     def configured(*lines):
         return Index.of_pip(lambda *_: "\n".join(lines))
 
-    assert configured() == Index("https://pypi.org/simple")
+    assert configured() == Index(PyPI.simple_url)
     both = ("global.index-url='https://a/simple/'", "global.extra-index-url='https://b/simple'")
     assert configured(*both) == Index("https://a/simple")
     more = (*both, ":env:.index-url='https://c/simple'", "global.cert='/ca.pem'")

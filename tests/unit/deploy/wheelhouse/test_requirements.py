@@ -7,8 +7,9 @@ import re
 import pytest
 
 from deploy.versions.matrix import load_matrix
-from deploy.wheelhouse import lock_digest, lock_text
+from deploy.wheelhouse import lock_digest, lock_text, uv_program
 from deploy.wheelhouse.fetch import REQUIREMENTS
+from deploy.wheelhouse.renew import lock_commands
 
 LOCKED = [row for row in load_matrix().rows if row.lock]
 # What runtime/kernels needs on a GPU: docs/reference/engine.md.
@@ -54,7 +55,7 @@ def test_the_engine_runs_on_every_gpu_row_that_can_be_provisioned(row):
     """
     Its torch and Triton are new enough, and Triton is the one that the kernels are tested with.
     """
-    pinned = pins("runtime.lock", row.lock)
+    pinned = pins(row.runtime_lock, row.lock)
     assert list(too_old_for_the_engine(pinned)) == []
     control = (REQUIREMENTS / "control.lock").read_text(encoding="utf-8")
     assert f"triton=={pinned['triton']} ;" in control
@@ -98,3 +99,35 @@ def test_an_address_would_be_noticed(line):
     Negative control: hosts, options and paths of one machine.
     """
     assert ADDRESS.search(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    lock_commands(load_matrix().rows).items(),
+    ids=lambda value: str(value)[:40],
+)
+def test_a_lock_was_made_by_the_command_that_renews_it(name, command):
+    """
+    uv writes its command into the first lines.
+    """
+    text = (REQUIREMENTS / name).read_text(encoding="utf-8")
+    assert f"#    uv {' '.join(command)}\n" in text
+
+
+def test_the_uv_of_hosts_is_the_one_of_the_control_machine():
+    """
+    The hash of its wheel is one of control.lock; a renewed control.lock needs a renewed uv.lock.
+    """
+    version, option = uv_program().pin.split()
+    control = (REQUIREMENTS / "control.lock").read_text(encoding="utf-8")
+    entry = control[control.index("\nuv==") :].split("# via")[0]
+    assert entry.startswith(f"\n{version} ")
+    assert option in entry
+
+
+def test_torch_and_cuda_are_the_same_on_every_python_of_a_row():
+    rows = [row for row in LOCKED if row.needs_gpu]
+    pinned = [pins(row.lock) for row in rows]
+    assert len({tuple(sorted(one)) for one in pinned}) == 1 < len(rows)
+    names = ("torch", "triton", "cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-nccl-cu13")
+    assert len({tuple(one[name] for name in names) for one in pinned}) == 1

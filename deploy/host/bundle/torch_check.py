@@ -1,0 +1,111 @@
+"""
+Whether the torch of a new environment is the row's, and computes on the GPUs what the CPU does.
+
+Both run in the sandbox, as the build user; the second sees the GPUs of the host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.host.bundle.sandbox import sandboxed
+from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.system import System
+from deploy.host.text import one_line
+
+_TELL = "import torch; print(torch.__version__, torch.version.cuda, sep='\\n')"
+_VERSION_S = 300.0
+_GPU_S = 300.0  # the first use of a GPU may load a driver and compile
+# A sum of 256 products of fp32 differs by about 1e-5 between two orders of summing.
+_COMPARE = """\
+import torch
+torch.backends.cuda.matmul.allow_tf32 = False
+a, b = torch.randn(256, 256), torch.randn(256, 256)
+wanted, count = a @ b, torch.cuda.device_count()
+assert count, "torch sees no GPU"
+for number in range(count):
+    device = f"cuda:{number}"
+    try:
+        found = (a.to(device) @ b.to(device)).cpu()
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        continue
+    worst = (found - wanted).abs().max().item()
+    assert worst < 0.01, f"a product on GPU {number} differs from the CPU's by {worst:.3g}"
+"""
+
+
+def check_torch(system: System, area: Path, python: Path, wanted: str) -> None:
+    """
+    Compare the torch of *python* with the row, and its results on GPUs with the CPU's.
+
+    Args:
+        area: Directory of the build user that *python*, of the environment, is in.
+        wanted: Version with its build, such as "2.13.0+cu130".
+
+    Raises:
+        HostError: Version, build or CUDA version is another, torch sees no GPU, or a result
+            differs.
+    """
+    told = sandboxed(
+        system, [str(python), "-I", "-c", _TELL], timeout_s=_VERSION_S, writable=[area]
+    )
+    if told.returncode != 0:
+        raise _mismatch(one_line(told.stderr) or f"exit status {told.returncode}")
+    check_version(wanted, told.stdout)
+    if not wanted.endswith("+cpu"):
+        _check_gpus(system, area, python)
+
+
+def check_version(wanted: str, output: str) -> None:
+    """
+    Compare the version and the CUDA version in the last two lines of *output* with the row.
+
+    Raises:
+        HostError: The version, the build or the CUDA version is another.
+    """
+    version, cuda = [one_line(line) for line in ["", "", *output.splitlines()][-2:]]
+    build = wanted.partition("+")[2]
+    # cu130 is CUDA 13.0.
+    wanted_cuda = f"{build[2:-1]}.{build[-1]}" if build.startswith("cu") else "None"
+    if version != wanted:
+        raise _mismatch(f"torch is {version or 'without a version'}, not {wanted}")
+    if cuda != wanted_cuda:
+        raise _mismatch(f"torch {version} has CUDA {cuda}, not {wanted_cuda}")
+
+
+def _check_gpus(system: System, area: Path, python: Path) -> None:
+    """
+    Multiply two matrices on each GPU of the host, and compare with the CPU's result.
+
+    A GPU without free memory is not compared: a slot uses it.
+    """
+    if not _has_gpus(system):
+        return
+    result = sandboxed(
+        system,
+        [str(python), "-I", "-c", _COMPARE],
+        timeout_s=_GPU_S,
+        writable=[area],
+        sees_gpus=True,
+    )
+    if result.returncode != 0:
+        last = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
+        raise _mismatch(one_line(last.removeprefix("AssertionError: ")))
+
+
+def _has_gpus(system: System) -> bool:
+    """
+    Return True if the loaded NVIDIA driver has a GPU.
+    """
+    return any(Path(system.layout.root, "proc/driver/nvidia/gpus").glob("*"))
+
+
+def _mismatch(why: str) -> HostError:
+    return HostError(
+        ErrorKind.TORCH_MISMATCH,
+        "the torch of the new environment is not as the row says; nothing uses it",
+        why,
+        "inv matrix, and on the host nvidia-smi; the lock of the row may have another build",
+    )

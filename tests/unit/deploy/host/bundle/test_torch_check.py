@@ -1,0 +1,116 @@
+"""
+The torch of a new environment is the row's, and its GPUs compute: with a made-up torch.
+"""
+
+import shutil
+
+import pytest
+
+from deploy.host.bundle.torch_check import check_version
+from deploy.host.protocol import HostError
+from tests.unit.deploy.bundle.builders import make_lock
+from tests.unit.deploy.host.bundle.test_venv import build_request
+
+# A torch whose GPU is off by ERROR in each element of a product; without memory where it is None.
+TORCH = """
+import sys, types
+
+__version__, __path__ = "9.0+cu130", []
+version = types.SimpleNamespace(cuda="13.0")
+nn = sys.modules["torch.nn"] = types.ModuleType("torch.nn")
+sys.modules["torch.nn.functional"] = types.ModuleType("torch.nn.functional")
+backends = types.SimpleNamespace(cuda=types.SimpleNamespace(matmul=types.SimpleNamespace()))
+cuda = types.SimpleNamespace(device_count=lambda: GPUS)
+
+class Tensor:
+    def __init__(self, value, device="cpu"):
+        self.value, self.device = value, device
+    def to(self, device):
+        if ERROR is None:
+            raise RuntimeError("CUDA error: out of memory")
+        return Tensor(self.value, device)
+    def __matmul__(self, other):
+        return Tensor(self.value * other.value + (0 if self.device == "cpu" else ERROR))
+    def __sub__(self, other):
+        return Tensor(self.value - other.value)
+    def cpu(self):
+        return self
+    def abs(self):
+        return Tensor(abs(self.value))
+    max = cpu
+    def item(self):
+        return self.value
+
+def randn(*shape):
+    return Tensor(2.0)
+"""
+
+
+def built(provisioned, tmp_path, *, error=0.0, gpus=1, torch="9.0+cu130", has_gpu=True):
+    """
+    Return the outcome of building an environment with the made-up torch.
+    """
+    code = f"GPUS, ERROR = {gpus}, {error}\n{TORCH}".encode()
+    lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
+    shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
+    if has_gpu:
+        (provisioned.layout.venvs.parents[2] / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(
+            parents=True
+        )
+    return lock, build_request(lock, torch=torch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"error": 1e-5, "gpus": 2},
+        {"error": None},  # its memory is a slot's
+        {"error": 1.0, "has_gpu": False},
+    ],
+)
+def test_an_environment_that_computes_as_the_cpu_does_is_placed(provisioned, tmp_path, changes):
+    """
+    A host without a GPU is not asked; a GPU without free memory is not compared.
+    """
+    _, request = built(provisioned, tmp_path, **changes)
+    assert provisioned.call(request).built is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"torch": "9.0+cpu"}, "torch is 9.0+cu130, not 9.0+cpu"),
+        ({"torch": "9.1+cu130"}, "torch is 9.0+cu130, not 9.1+cu130"),
+        ({"error": 0.5}, "a product on GPU 0 differs from the CPU's by 0.5"),
+        ({"gpus": 0}, "torch sees no GPU"),
+    ],
+)
+def test_an_environment_with_another_torch_is_a_named_error(provisioned, tmp_path, changes, why):
+    """
+    Nothing of it is left to be used.
+    """
+    lock, request = built(provisioned, tmp_path, **changes)
+    error = provisioned.refusal(request)
+    assert (error.kind, error.why) == ("TorchMismatch", why)
+    assert not (provisioned.layout.venvs / lock.digest).exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "is_good"),
+    [
+        ("2.13.0+cpu", "2.13.0+cpu\nNone\n", True),
+        ("2.13.0+cpu", "a banner\n2.13.0+cpu\nNone\n", True),
+        ("1.13.1+cu117", "1.13.1+cu117\n11.7\n", True),
+        ("2.13.0+cpu", "2.13.0+cpu\n13.0\n", False),
+        ("2.13.0+cu130", "2.13.0+cu130\n13.2\n", False),
+        ("2.13.0+cu130", "2.13.0+cu130\nNone\n", False),
+        ("2.13.0+cu130", "", False),
+    ],
+)
+def test_version_build_and_cuda_are_compared(wanted, said, is_good):
+    if is_good:
+        check_version(wanted, said)
+    else:
+        with pytest.raises(HostError):
+            check_version(wanted, said)
