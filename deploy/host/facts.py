@@ -31,9 +31,11 @@ from deploy.host.protocol import (
     ErrorKind,
     FactQuery,
     Facts,
+    GpuHost,
     HostError,
     Listener,
     PathFacts,
+    Simulation,
     UnitFacts,
     VenvFacts,
 )
@@ -83,7 +85,21 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         venvs={path: _venv(system, _at(system, path), query.deep) for path in query.venvs},
         packages=packages.result(),
         units=units.result(),
+        gpu=_gpu(system) if query.gpu else None,
+        simulation=_simulation(system, query) if query.install else None,
     )
+
+
+def _gpu(system: System) -> GpuHost:
+    from deploy.host.gpu_facts import read_gpu_host
+
+    return read_gpu_host(system)
+
+
+def _simulation(system: System, query: FactQuery) -> Simulation:
+    from deploy.host.apt_simulation import simulate
+
+    return simulate(system, query.install, query.pins)
 
 
 def _at(system: System, path: str) -> Path:

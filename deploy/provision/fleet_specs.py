@@ -13,6 +13,7 @@ from deploy.certificates.wanted import own_authority, wanted_pairs
 from deploy.inventory.schema import Fleet, Host
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.provision.concerns import plan_resources
+from deploy.provision.driver.keyring import read_keyring
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import Venv
@@ -49,6 +50,7 @@ def resource_sets(
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
     mirrors_ca = read_mirrors_ca(fleet)
+    keyring = read_keyring(fleet)
     now = datetime.now(UTC)
     certificates = wanted_pairs(fleet, now, is_kept=not is_check)
     uv = find_uv()
@@ -68,6 +70,9 @@ def resource_sets(
             mac_key=secrets.token_hex(32),
             mirrors_ca=mirrors_ca,
             storage_root=fleet.storage.root,
+            driver=fleet.driver,
+            driver_keyring=keyring,
+            gpu=fleet.gpu,
         )
         for name, row in rows.items()
     }

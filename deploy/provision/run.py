@@ -12,6 +12,8 @@ from deploy.inventory.schema import Fleet, Host
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
+    follow_up,
+    installs_driver,
     needs_environment,
     refusal_of,
     steps_to,
@@ -23,6 +25,7 @@ from deploy.provision.resource_set import ResourceSet
 from deploy.provision.spec import check_inputs
 from deploy.provision.survey import Survey, unreadable
 
+DRIVER_S = 3600.0  # more, where a driver is installed and its modules are built
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
 
 Progress = Callable[[ProvisionEvent], None]
@@ -65,7 +68,12 @@ def provision(
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources, deep=deep) for name, resources in wanted.items()}
         differing: dict[str, Facts | None] = {}
-        for name, answer in survey.ask(packed_program, queries, end_s):
+        for name, answer in survey.ask(
+            packed_program,
+            queries,
+            end_s,
+            lambda name, facts: follow_up(wanted[name], queries[name], facts),
+        ):
             if isinstance(answer, DeployError):
                 builder.add(_failed(name, answer))
             elif _differs_safely(name, wanted[name], answer, check, builder.add):
@@ -79,6 +87,8 @@ def provision(
         started_fetch_s = time.monotonic()
         wanted = with_wheels(wanted, lacking, lambda text: progress(_fetching(text)))
         end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
+    if any(installs_driver(wanted[host.name], differing[host.name]) for host in hosts):
+        end_s += DRIVER_S
     if hosts:
         _change(hosts, wanted, packed_program, deep, builder, end_s)
     fix = "check the load of the host, then: inv provision"
