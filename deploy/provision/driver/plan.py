@@ -7,7 +7,7 @@ import json
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from deploy.host.protocol import DriverPackage, Facts, GpuHost, Kernel
 from deploy.inventory.schema.gpu import DriverSection
@@ -49,6 +49,10 @@ class DriverWish(Frozen):
         keyring: Keys of the repository, binary; empty: the archive of the distribution is used.
         turns_mig_off: The fleet file turns MIG off; else MIG must be off already.
     """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     section: DriverSection
     version: str

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from deploy.host.protocol import UnitFacts
+from deploy.inventory.gpu import GpuSection
 from deploy.provision.apt_sources import os_release_of
 from deploy.provision.driver.commands import build_command, commands_of, transaction_of
+from deploy.provision.driver.gpu_state import GpuUnit
 from deploy.provision.driver.plan import (
     FABRIC_UNIT,
     NOUVEAU,
@@ -19,6 +21,8 @@ from deploy.provision.driver.plan import (
     upstream,
 )
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.worker_request import HostRequest, WorkerRequest
 from tests.unit.deploy.provision.driver.builders import (
     device,
     file_facts,
@@ -293,6 +297,23 @@ def test_what_was_changed_on_a_host_is_found_and_mended(name):
     host._simulate = lambda query: simulated(("libcuda1", "535.400.01-1", "535.309.01-1"))
     rounds(host)
     assert kinds == set(host.done)
+
+
+def test_the_resources_reach_the_worker_as_they_are():
+    """
+    They are sent as JSON; the keys of a repository are bytes that are no text.
+    """
+    keyring = bytes(range(256))
+    wish = make_wish("580.178.04", source="nvidia").model_copy(update={"keyring": keyring})
+    placed = (NvidiaDriver(wish=wish),)
+    running = (LoadedDriver(wish=wish), GpuUnit(section=GpuSection(count=2, mig=False)))
+    sent = ResourceSet(requirements=(), placed=placed, running=running)
+    document = {"name": "n1", "address": "a", "ssh": {}, "route": []}
+    request = WorkerRequest(
+        packed_program=b"", hosts=(HostRequest(document=document, resources=sent),)
+    )
+    read = WorkerRequest.model_validate_json(request.model_dump_json())
+    assert read.hosts[0].resources == sent
 
 
 # -- what no command mends
