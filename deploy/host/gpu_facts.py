@@ -84,7 +84,6 @@ def read_gpu_host(system: System) -> GpuHost:
         gpus=gpus,
         smi_problem=problem,
         fabric=fabric_states(system) if has_switch and gpus else (),
-        boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
     )
 
 
@@ -139,7 +138,6 @@ def _modules(system: System, root: Path, release: str) -> Iterator[KernelModule]
                 module=name,
                 version=values["version"],
                 license=values.get("license", ""),
-                signer=values.get("signer"),
             )
 
 

@@ -1295,15 +1295,11 @@ class PciDevice:
 class KernelModule:
     """
     A kernel module of the NVIDIA driver on the disk, as modinfo(8) describes it.
-
-    Attributes:
-        signer: Who signed it; null: it has no signature.
     """
 
     module: str
     version: str
     license: str
-    signer: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -1404,7 +1400,6 @@ class GpuHost:
     gpus: tuple[GpuState, ...]
     smi_problem: Optional[str]
     fabric: tuple[str, ...]
-    boot_id: str
 
 
 @dataclass(frozen=True)

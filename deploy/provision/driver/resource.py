@@ -181,7 +181,8 @@ def _said(step: AnyStep, facts: Facts) -> str:
         return step.text
     if facts.simulation is None:
         return f"{step.text} (simulated once apt has read its lists)"
-    changes = facts.simulation.changes
+    # Those that were asked for come first: the others follow from them.
+    changes = sorted(facts.simulation.changes, key=lambda one: one.package not in step.packages)
     names = [f"{one.package} {one.after or 'removed'}" for one in changes]
     shown = ", ".join(names[:_SHOWN]) + (
         f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else ""

@@ -89,7 +89,6 @@ def host(tmp_path):
     add_device(tmp_path, "0000:1b:00.0", "2330", "030200")
     write(tmp_path, "usr/bin/dpkg-query")
     write(tmp_path, "proc/sys/kernel/osrelease", f"{RUNNING}\n")
-    write(tmp_path, "proc/sys/kernel/random/boot_id", "a-boot\n")
     for release in (RUNNING, NEXT):
         write(tmp_path, f"lib/modules/{release}/modules.dep")
         write(tmp_path, f"boot/vmlinuz-{release}")

@@ -71,7 +71,6 @@ def module(version="535.309.01", *, is_open=False):
         module="nvidia-current",
         version=version,
         license="Dual MIT/GPL" if is_open else "NVIDIA",
-        signer=None,
     )
 
 
@@ -98,7 +97,6 @@ def make_gpu(**changes):
         "gpus": (),
         "smi_problem": "no driver is loaded",
         "fabric": (),
-        "boot_id": "b",
     }
     return GpuHost(**values | changes)
 

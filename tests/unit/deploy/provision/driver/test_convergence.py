@@ -415,6 +415,7 @@ def test_the_check_shows_what_apt_would_do():
     host._gpu(old_lists=False)
     text = disk.difference(host.look(disk)).change
     assert "nvidia-kernel-dkms 535.309.01-0+deb12u1" in text
+    assert "(8 packages: nvidia-kernel-dkms" in text
     assert disk.plan(host.facts).digest[:12] in text
 
 
