@@ -269,6 +269,15 @@ TAMPERED = {
         ),
         {"install"},
     ),
+    "a library was unpacked and never configured": (
+        lambda host: host._gpu(
+            packages=tuple(
+                replace(one, complete=one.package != "libnvidia-ml1")
+                for one in host.facts.gpu.packages
+            )
+        ),
+        {"install"},
+    ),
     "the persistence daemon was stopped": (
         lambda host: setattr(
             host,
