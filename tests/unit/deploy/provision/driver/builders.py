@@ -127,7 +127,6 @@ def make_facts(codename="bookworm", *, gpu=None, **changes):
     values = {
         "paths": dict.fromkeys(OWN_FILES),
         "packages": {},
-        "held": (),
         "users": {},
         "units": dict.fromkeys(
             (PERSISTENCE_UNIT, FABRIC_UNIT),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.host.protocol import UnitFacts
-from deploy.inventory.gpu import GpuSection
+from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision.apt_sources import os_release_of
 from deploy.provision.driver.commands import build_command, commands_of, transaction_of
 from deploy.provision.driver.gpu_state import GpuUnit
