@@ -740,8 +740,9 @@ def drill(c, faults="", lines="", commands="", limit="0", labs="4", first_lab="1
 
 
 @command(flags={"unit": "Only what needs no hosts: seconds instead of minutes.",
+                "driver": "Only Debian's NVIDIA driver on a lab host, modules built: ten minutes.",
                 "args": "More arguments for pytest, separated by spaces."})  # fmt: skip
-def test(c, unit=False, args=""):
+def test(c, unit=False, driver=False, args=""):
     """
     Test everything that can be tested on this machine.
 
@@ -749,8 +750,10 @@ def test(c, unit=False, args=""):
 
         inv test --unit
     """
-    from deploy.cli.programs import run_checks
+    from deploy.cli.programs import run_checks, run_driver_test
 
+    if driver:
+        sys.exit(run_driver_test(arguments=args, is_unit=unit))
     sys.exit(run_checks(is_unit=unit, arguments=args, progress=print_progress))
 
 

@@ -29,6 +29,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "slipway-deadman-boot.service": _SYSTEMD,
         "slipway-deadman.service": _SYSTEMD,
         "slipway-deadman.timer": _SYSTEMD,
+        "slipway-gpu.service": _SYSTEMD,
         "slipway-runtime@.service": _SYSTEMD,
         "slipway-slot.mount": _SYSTEMD,
         "slipway.slice": _SYSTEMD,

@@ -41,6 +41,27 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
     return 0
 
 
+def run_driver_test(*, arguments: str, is_unit: bool) -> int:
+    """
+    Run the test that installs a driver on a lab host; return its status.
+
+    Raises:
+        UsageError: The other half of the tests was asked for too.
+    """
+    if is_unit:
+        raise UsageError(
+            "test: --unit and --driver contradict each other",
+            why="--unit leaves out what needs hosts, --driver needs one",
+            fix="give one of them",
+        )
+    python = _ROOT / ".venv" / "bin" / "python"
+    argv = [str(python), "-m", "pytest", "-s", "tests/lab/test_driver.py"]
+    environment = {**os.environ, "SLIPWAY_LAB_DRIVER": "1"}
+    return subprocess.run(
+        [*argv, *arguments.split()], cwd=_ROOT, umask=0o022, env=environment, check=False
+    ).returncode
+
+
 def _test_runs(*, is_unit: bool, arguments: list[str]) -> list[list[str]]:
     """
     Return the calls of pytest: one with *arguments*, else the unit tests on all cores first.

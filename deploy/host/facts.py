@@ -32,9 +32,11 @@ from deploy.host.protocol import (
     ErrorKind,
     FactQuery,
     Facts,
+    GpuHost,
     HostError,
     Listener,
     PathFacts,
+    Simulation,
     UnitFacts,
     VenvFacts,
 )
@@ -90,7 +92,21 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         gpus=_gpus(system),
         gpu_modules=_gpu_modules(system),
         nvswitch=any(_at(system, "/proc/driver/nvidia-nvswitch/devices").glob("*")),
+        gpu=_gpu(system) if query.gpu else None,
+        simulation=_simulation(system, query) if query.install else None,
     )
+
+
+def _gpu(system: System) -> GpuHost:
+    from deploy.host.gpu_facts import read_gpu_host
+
+    return read_gpu_host(system)
+
+
+def _simulation(system: System, query: FactQuery) -> Simulation:
+    from deploy.host.apt_simulation import simulate
+
+    return simulate(system, query.install, query.pins)
 
 
 def _at(system: System, path: str) -> Path:

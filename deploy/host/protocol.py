@@ -29,6 +29,21 @@ Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "64 hexadecimal digits")]
 WheelName = Annotated[
     str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl", "the file name of a wheel")
 ]
+PackageName = Annotated[str, Pattern(r"[a-z0-9][a-z0-9.+-]{0,127}", "the name of a Debian package")]
+InstalledName = Annotated[
+    str,
+    Pattern(
+        r"[a-z0-9][a-z0-9.+-]{0,127}(?::[a-z0-9-]{1,32})?",
+        "the name of a Debian package, with its architecture where that is another",
+    ),
+]
+PackageVersion = Annotated[
+    str, Pattern(r"[0-9A-Za-z][0-9A-Za-z.+:~-]{0,149}", "the version of a Debian package")
+]
+KernelRelease = Annotated[
+    str, Pattern(r"[0-9A-Za-z][0-9A-Za-z.+_~-]{0,99}", "the release of a kernel")
+]
+PciId = Annotated[str, Pattern(r"[0-9a-f]{4}", "four hexadecimal digits")]
 SlotName = Annotated[str, OneOf(SLOTS)]
 Percent = Annotated[int, Range(0, 100)]
 PythonMinor = Annotated[str, Pattern(r"3\.[0-9]{1,2}", "a Python version such as 3.11")]
@@ -1383,6 +1398,162 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class PciDevice:
+    """
+    A GPU or an NVSwitch of NVIDIA.
+
+    Attributes:
+        place: Domain, bus, device and function, such as 0000:1b:00.0.
+        device, class_code: Device id and class on the PCI bus, four and six hexadecimal digits.
+        bound: Kernel driver that has the device; null: none.
+    """
+
+    place: str
+    device: PciId
+    class_code: str
+    bound: Optional[str]
+
+
+@dataclass(frozen=True)
+class KernelModule:
+    """
+    A kernel module of the NVIDIA driver on the disk, as modinfo(8) describes it.
+    """
+
+    module: str
+    version: str
+    license: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """
+    A kernel of the host.
+
+    Attributes:
+        bootable: /boot has its image.
+        headers: The headers that a module is built with are there.
+        old_initramfs: Its initramfs is older than the configuration of modules.
+    """
+
+    release: KernelRelease
+    running: bool
+    bootable: bool
+    headers: bool
+    old_initramfs: bool
+    modules: tuple[KernelModule, ...]
+
+
+@dataclass(frozen=True)
+class DriverPackage:
+    """
+    A package of the driver, or of a kernel, that dpkg knows.
+
+    Attributes:
+        origin: Name of its source package.
+        complete: It is installed, and was configured.
+        held: It is on hold.
+    """
+
+    package: PackageName
+    version: PackageVersion
+    origin: str
+    complete: bool
+    held: bool
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """
+    One GPU as nvidia-smi shows it; null: it does not have that setting.
+
+    Attributes:
+        power_w: Power limit in watts.
+        ecc, mig: In force.
+        next_ecc, next_mig: From the next reset or reboot on.
+    """
+
+    bus: str
+    persistence: Optional[bool]
+    power_w: Optional[float]
+    ecc: Optional[bool]
+    next_ecc: Optional[bool]
+    mig: Optional[bool]
+    next_mig: Optional[bool]
+
+
+@dataclass(frozen=True)
+class GpuHost:
+    """
+    What the step of the NVIDIA driver is decided from.
+
+    Attributes:
+        devices: GPUs and NVSwitches on the PCI bus.
+        secure_boot: null: the firmware has no such setting.
+        mok_enrolled: The firmware trusts the key that signs built modules; null: not known.
+        packages: Of the driver and of kernels.
+        leftovers: Files of an installation without packages.
+        repositories: Files below /etc/apt that name a package source of NVIDIA.
+        old_lists: apt's lists are older than a day, or than slipway's package source.
+        boot_free: Free bytes of the file system of /boot.
+        initramfs_size: Size in bytes of the largest initramfs.
+        loaded: Modules that matter to the driver and are loaded.
+        open_module: The loaded module is NVIDIA's open one; null: none is loaded.
+        library: Version of the management library; null: there is none.
+        holders: Processes that have a device of the driver open.
+        gpus: As nvidia-smi lists them.
+        smi_problem: Why nvidia-smi shows no GPU; null: it does.
+        fabric: State of each GPU in the NVLink fabric; empty without an NVSwitch.
+    """
+
+    devices: tuple[PciDevice, ...]
+    kernels: tuple[Kernel, ...]
+    secure_boot: Optional[bool]
+    mok_enrolled: Optional[bool]
+    packages: tuple[DriverPackage, ...]
+    leftovers: tuple[str, ...]
+    repositories: tuple[str, ...]
+    old_lists: bool
+    boot_free: int
+    initramfs_size: int
+    loaded: tuple[str, ...]
+    open_module: Optional[bool]
+    library: Optional[str]
+    holders: tuple[str, ...]
+    gpus: tuple[GpuState, ...]
+    smi_problem: Optional[str]
+    fabric: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AptChange:
+    """
+    What apt would do to one package.
+
+    Attributes:
+        before: Installed version; null: it would be installed anew.
+        after: Version that it would have; null: it would be removed.
+        archive: Where that comes from, as apt prints it.
+    """
+
+    package: InstalledName
+    before: Optional[PackageVersion]
+    after: Optional[PackageVersion]
+    archive: str
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """
+    Attributes:
+        problem: Why apt would not do it; null: it would.
+    """
+
+    changes: tuple[AptChange, ...]
+    problem: Optional[str]
+
+
+@dataclass(frozen=True)
 class Facts:
     """
     Attributes:
@@ -1403,6 +1574,8 @@ class Facts:
         gpus: Models of the GPUs that the loaded driver has.
         gpu_modules: Flavour of its kernel modules, "open" or "proprietary"; None: not known.
         nvswitch: The host has NVSwitches.
+        gpu: None: it was not asked for.
+        simulation: None: it was not asked for.
     """
 
     paths: dict[str, Optional[PathFacts]]
@@ -1428,6 +1601,8 @@ class Facts:
     gpus: tuple[str, ...] = ()
     gpu_modules: Optional[str] = None
     nvswitch: bool = False
+    gpu: Optional[GpuHost] = None
+    simulation: Optional[Simulation] = None
 
 
 @dataclass(frozen=True)
@@ -1447,6 +1622,9 @@ class FactQuery(Request[Facts]):
         conffiles: Configuration files of packages; asked is whether somebody changed them.
         venvs: Python environments whose files are compared with what was recorded.
         deep: Compare each of those files by its hash, not only those with another size or time.
+        gpu: Ask for everything that concerns GPUs and their driver.
+        install: Packages whose installation apt simulates.
+        pins: Text of apt preferences that apply to the simulation, in place of slipway's own.
     """
 
     VERB = "facts"
@@ -1466,6 +1644,9 @@ class FactQuery(Request[Facts]):
     conffiles: tuple[str, ...] = ()
     venvs: tuple[str, ...] = ()
     deep: bool = False
+    gpu: bool = False
+    install: tuple[PackageName, ...] = ()
+    pins: str = ""
 
 
 REQUESTS: dict[str, type[Request[Any]]] = {

@@ -11,6 +11,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ Result = TypeVar("Result")
 
 _HAPROXY_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.02
+_DRIVER_POLL_S = 0.02
 OUTPUT_MAX = 1 << 20  # bytes of each output of a program that are kept
 _DRAIN_S = 1.0  # for the output of a program that has ended
 _PYTHON_PATH = "/usr/bin:/usr/local/bin"  # of interpreters: the distribution's first
@@ -92,6 +94,32 @@ class System:
                 "inv status, and check the load of the host",
             )
         return ProgramResult(returncode, stdout, stderr)
+
+    def ask_driver(self, argv: Sequence[str], *, timeout_s: float) -> ProgramResult | None:
+        """
+        Run *argv*, which calls a device driver; None: it did not end, or is not installed.
+
+        It is then left alone: a process that waits in a driver ends by no signal, and to wait for
+        it would wait as long.  Its output goes to a file in memory, so that it never blocks.
+        """
+        with tempfile.TemporaryFile(dir="/dev/shm") as output:
+            try:
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "LC_ALL": "C"},
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                return None
+            status = self.poll_until(process.poll, timeout_s, _DRIVER_POLL_S)
+            if status is None:
+                process.kill()  # ends it where it does not wait in the driver
+                return None
+            output.seek(0)
+            return ProgramResult(status, output.read(OUTPUT_MAX).decode(errors="replace"), "")
 
     def account(self, name: str) -> Account:
         """

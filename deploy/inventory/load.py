@@ -86,6 +86,8 @@ def load_fleet(
         hooks=file.release.hooks,
         notify=file.release.notify,
         storage=file.storage,
+        driver=file.driver.model_copy(update={"keyring": _absolute(file.driver.keyring, root)}),
+        gpu=file.gpu,
         state=file.state.model_copy(
             update={
                 name: _absolute(getattr(file.state, name), root) for name in ("ca", "cert", "key")

@@ -1,6 +1,6 @@
 """
-CUDA.  Nothing is installed: the wheels of torch contain the CUDA runtime and need only the driver.
-A CUDA toolkit for compiling on the host is not supported yet.
+CUDA.  Nothing is installed here: the wheels of torch contain the CUDA runtime and need only the
+driver.  A toolkit that the fleet file asks for is installed with the driver.
 """
 
 from deploy.provision.requirements import AnyRequirement

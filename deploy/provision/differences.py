@@ -10,6 +10,7 @@ from typing import Any
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
+from deploy.provision.driver.resource import NvidiaDriver
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
@@ -58,6 +59,28 @@ def merge_queries(queries: Iterable[FactQuery]) -> FactQuery:
             elif value:
                 merged[field.name] = value
     return FactQuery(**merged)
+
+
+def follow_up(resource_set: ResourceSet, query: FactQuery, facts: Facts) -> FactQuery | None:
+    """
+    Return the query that repeats *query*, answered by *facts*, and asks for what depends on them.
+
+    None: nothing does.
+    """
+    asked = (r.follow_up(facts) for r in resource_set.placed if isinstance(r, NvidiaDriver))
+    more = [one for one in asked if one is not None]
+    return merge_queries([query, *more]) if more else None
+
+
+def installs_driver(resource_set: ResourceSet, facts: Facts | None) -> bool:
+    """
+    Return whether a host with *facts* gets another driver, which takes long.
+    """
+    return any(
+        isinstance(resource, NvidiaDriver)
+        and (facts is None or resource.difference(facts) is not None)
+        for resource in resource_set.placed
+    )
 
 
 def refusal_of(resource_set: ResourceSet, facts: Facts) -> HostRefusal | None:

@@ -19,7 +19,7 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploy.errors import CommandFailed, DeployError
 from deploy.foreign_text import says
-from deploy.host.protocol import Facts
+from deploy.host.protocol import FactQuery, Facts
 from deploy.provision import operations
 from deploy.provision.apt_runner import check_bare
 from deploy.provision.attempts import Round, reason_to_stop
@@ -28,6 +28,7 @@ from deploy.provision.differences import (
     ResourceStep,
     bootstrap_steps,
     fact_query,
+    follow_up,
     next_steps,
     obstacle_of,
     refusal_of,
@@ -243,11 +244,18 @@ class HostRun:
     def _read_facts(self) -> Facts | None:
         self._report(ProvisionEvent(self._request.name, EventKind.LOOKING))
         self._connector.doing = "reading facts"
+        resources = self._request.resources
+        query = fact_query(resources, deep=self._deep)
+        facts = self._ask(query)
+        more = follow_up(resources, query, facts) if facts is not None else None
+        return facts if more is None else self._ask(more)
+
+    def _ask(self, query: FactQuery) -> Facts | None:
         return read_facts(
             self._transport,
             sudo=self._request.sudo,
             packed_program=self._packed_program,
-            query=fact_query(self._request.resources, deep=self._deep),
+            query=query,
             timeout_s=self._connector.target.ssh.command_timeout,
         )
 

@@ -13,6 +13,7 @@ from deploy.certificates.wanted import own_authority, wanted_pairs
 from deploy.inventory.schema import Fleet, Host
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.provision.concerns import plan_resources
+from deploy.provision.driver.keyring import read_keyring
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
@@ -59,6 +60,7 @@ def resource_sets(
     tokens = resolve_tokens(fleet, env)
     signers = read_allowed_signers(fleet)
     mirrors_ca = read_mirrors_ca(fleet)
+    keyring = read_keyring(fleet)
     now = datetime.now(UTC)
     certificates = wanted_pairs(fleet, now, is_kept=not is_check)
     uv = uv_program()
@@ -80,6 +82,9 @@ def resource_sets(
             mirrors_ca=mirrors_ca,
             storage_root=fleet.storage.root,
             interpreter=pins[name],
+            driver=fleet.driver,
+            driver_keyring=keyring,
+            gpu=fleet.gpu,
         )
         for name, row in rows.items()
     }

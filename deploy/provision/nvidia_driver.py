@@ -1,21 +1,30 @@
 """
-The NVIDIA driver.  Checked, not installed: a host whose driver the row does not allow is refused
-before it is changed.
+The NVIDIA driver and the state of the GPUs.
+
+Without `driver.version` the driver is checked, not installed: a host whose driver the row does not
+allow is refused before it is changed.
 """
 
+from deploy.provision.driver.gpu_state import UNIT_FILE, GpuUnit, unit_text
+from deploy.provision.driver.plan import DriverWish
+from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.requirements import AnyRequirement, Driver
-from deploy.provision.resources import AnyResource
+from deploy.provision.resources import AnyResource, File
 from deploy.provision.spec import HostSpec
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
-    if spec.row.driver_min is None:
+    if spec.row.driver_min is None or spec.driver.version is not None:
         return []
     return [Driver(row=spec.row.name, minimum=spec.row.driver_min)]
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    return []
+    if not spec.row.needs_gpu:
+        return []
+    unit = File(path=UNIT_FILE, content=unit_text(spec.gpu).encode())
+    wish = _wish(spec)
+    return [unit] if wish is None else [unit, NvidiaDriver(wish=wish)]
 
 
 def configure(spec: HostSpec) -> list[AnyResource]:
@@ -23,4 +32,20 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
-    return []
+    if not spec.row.needs_gpu:
+        return []
+    wish, unit = _wish(spec), GpuUnit(section=spec.gpu)
+    return [unit] if wish is None else [LoadedDriver(wish=wish), unit]
+
+
+def _wish(spec: HostSpec) -> DriverWish | None:
+    if spec.driver.version is None or spec.row.driver_min is None:
+        return None
+    return DriverWish(
+        section=spec.driver,
+        version=spec.driver.version,
+        row=spec.row.name,
+        minimum=spec.row.driver_min,
+        keyring=spec.driver_keyring,
+        turns_mig_off=spec.gpu.mig is False,
+    )

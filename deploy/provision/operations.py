@@ -14,6 +14,7 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation
 
+from deploy.errors import PreconditionError
 from deploy.host import layout
 from deploy.host.protocol import (
     CertificateSet,
@@ -37,6 +38,12 @@ from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_runner import AptRunner, Notes
 from deploy.provision.apt_sources import AptSources, os_release_of
 from deploy.provision.connector import Input, input_of
+from deploy.provision.driver.commands import commands_of, transaction_of
+from deploy.provision.driver.gpu_state import UNIT as GPU_UNIT
+from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.plan import PlaceFile, PlaceSource
+from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
+from deploy.provision.requirements import HostRefusal
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
@@ -45,6 +52,10 @@ PYTHON_TIMEOUT_S = 300
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
+GPU_TIMEOUT_S = 150
+DRIVER_TIMEOUT_S = (
+    5400  # of one transaction: modules are built for each kernel, 510 s each on 2 cores
+)
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 _START_MARGIN_S = 15  # for systemd, beyond the start of a slot
@@ -120,6 +131,51 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
             )
         case deadman_resources.DeadmanMark():
             client.call(DeadmanTest(), timeout_s=DEADMAN_TIMEOUT_S)
+        case NvidiaDriver() | LoadedDriver() if facts is not None:
+            apply_driver(resource, facts, AptRunner(client, notes))
+        case GpuUnit() if facts is not None:
+            refuse(resource.problem(facts), resource)
+            shell(name=f"Run {name}", commands=[gpu_command()], _timeout=GPU_TIMEOUT_S)
+
+
+def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRunner) -> None:
+    """
+    Take the steps of a driver that can be taken with *facts*.
+    """
+    if isinstance(resource, LoadedDriver):
+        refuse(resource.problem(facts), resource)
+    for step in resource.next_steps(facts):
+        transaction = transaction_of(step, facts)
+        if transaction is not None:
+            apt.change(transaction)
+        elif isinstance(step, PlaceSource):
+            apt.replace_sources(step.sources, os_release_of(facts))
+        elif isinstance(step, PlaceFile):
+            folder = os.path.dirname(step.path)  # noqa: PTH120 - of the host
+            shell(name=f"Create {folder}", commands=[shlex.join(["mkdir", "-p", folder])])
+            file = resources.File(path=step.path, content=step.content)
+            place(name=f"Place {step.path}", resource=file)
+        elif commands := commands_of(step, facts):
+            shell(name=step.text, commands=list(commands), _timeout=DRIVER_TIMEOUT_S)
+
+
+def refuse(problem: HostRefusal | None, resource: LoadedDriver | GpuUnit) -> None:
+    """
+    Raise what no command mends, as the error of the host.
+    """
+    if problem is not None:
+        raise PreconditionError(resource.name, why=problem.why, fix=problem.fix)
+
+
+def gpu_command() -> str:
+    """
+    Return the command that runs the unit of the GPUs again, with its last log lines on failure.
+    """
+    log = f"journalctl --quiet --no-pager --output cat --lines 5 --unit {GPU_UNIT} >&2"
+    return (
+        f"systemctl daemon-reload && systemctl enable --quiet {GPU_UNIT} && "
+        f"{{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
+    )
 
 
 def restore_python() -> None:

@@ -19,6 +19,8 @@ from deploy.provision.apt_sources import AptSources
 from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
+from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
@@ -306,6 +308,9 @@ AnyResource = Annotated[
     | SlotUnit
     | EnabledService
     | EnabledUnits
-    | DeadmanMark,
+    | DeadmanMark
+    | NvidiaDriver
+    | LoadedDriver
+    | GpuUnit,
     Field(discriminator="kind"),
 ]

@@ -16,6 +16,8 @@ from deploy.leases.signals import signals_interrupt
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
+    follow_up,
+    installs_driver,
     needs_environment,
     refusal_of,
     steps_to,
@@ -37,6 +39,7 @@ from deploy.provision.survey import Survey, unreadable
 # Longer than that of a release, for which the host's own way back waits: a renewal may come late
 # from a busy machine, or beside the wheels that are sent over the same link.
 LEASE_S = 120.0
+DRIVER_S = 3600.0  # more, where a driver is installed and its modules are built
 DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
 
 Progress = Callable[[ProvisionEvent], None]
@@ -82,7 +85,12 @@ def provision(
         end_s = time.monotonic() + deadline_s
         queries = {name: fact_query(resources, deep=deep) for name, resources in wanted.items()}
         differing: dict[str, Facts | None] = {}
-        for name, answer in survey.ask(packed_program, queries, end_s):
+        for name, answer in survey.ask(
+            packed_program,
+            queries,
+            end_s,
+            lambda name, facts: follow_up(wanted[name], queries[name], facts),
+        ):
             if isinstance(answer, DeployError):
                 builder.add(_failed(name, answer))
             elif _differs_safely(name, wanted[name], answer, check, builder.add):
@@ -93,6 +101,8 @@ def provision(
             started_fetch_s = time.monotonic()
             wanted = with_wheels(fleet, wanted, lacking, lambda text: progress(_fetching(text)))
             end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
+        if any(installs_driver(wanted[host.name], differing[host.name]) for host in hosts):
+            end_s += DRIVER_S
         if hosts:
             clients = lease_clients(hosts, survey, differing, packed_program)
             _change(hosts, clients, wanted, packed_program, deep, builder, end_s, holder, lease_s)

@@ -9,6 +9,7 @@ import posixpath
 
 from deploy.host import layout
 from deploy.inventory.schema import Service
+from deploy.provision.driver.gpu_state import UNIT as GPU_UNIT
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resources import AnyResource, File
 from deploy.provision.slot_resources import SlotUnit
@@ -108,6 +109,7 @@ def unit(spec: HostSpec) -> str:
         tokens_count=len(spec.api_tokens),
         exit_config=contract.EXIT_CONFIG,
         gpu=service.options.device == "cuda",
+        gpu_unit=GPU_UNIT,
         vllm=service.options.engine == "vllm",
         gpus=service.options.gpus,
         threads=service.options.threads,

@@ -4,7 +4,7 @@ The specification of a host: all inputs of its resources in one value.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificates
@@ -12,6 +12,7 @@ from cryptography.x509 import load_pem_x509_certificates
 from deploy.certificates.pair import Pair
 from deploy.errors import InventoryError
 from deploy.inventory.schema import Fleet, Mirrors, ReleasePolicy, Service
+from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.provision.allowed_signers import TEXT_MAX, parse_signers
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
@@ -41,6 +42,9 @@ class HostSpec:
         mirrors_ca: Certificates of `mirrors.ca_bundle`, PEM; None: apt trusts what the host trusts.
         storage_root: Directory that slipway's directories are bound to; None: none is.
         interpreter: Standalone Python; None: the distribution's.
+        driver: What the fleet file says of it; without a version it is only checked.
+        driver_keyring: Keys of NVIDIA's repository, binary; empty: it is not used.
+        gpu: State of the GPUs.
     """
 
     fleet: str
@@ -59,6 +63,9 @@ class HostSpec:
     mirrors_ca: str | None = None
     storage_root: str | None = None
     interpreter: InterpreterPin | None = None
+    driver: DriverSection = field(default_factory=DriverSection)
+    driver_keyring: bytes = b""
+    gpu: GpuSection = field(default_factory=GpuSection)
 
     @property
     def drain_timeout_s(self) -> float:

@@ -21,6 +21,8 @@ _CONNECTIONS_MAX = 64
 _LOGINS_MAX = 8  # sshd drops new logins when it has ten unfinished ones (MaxStartups)
 
 Answer = Facts | DeployError | None  # None: the host has no Python
+# Returns what to ask the host in place of its first query; None: its facts are complete.
+FollowUp = Callable[[str, Facts], FactQuery | None]
 
 
 class Survey:
@@ -34,7 +36,7 @@ class Survey:
     def __init__(self, hosts: Sequence[Host], report: Callable[[ProvisionEvent], None]) -> None:
         self._report = report
         self._transports = {host.name: SshTransport(host) for host in hosts}
-        self._queries: Future[tuple[bytes, Mapping[str, FactQuery]]] = Future()
+        self._queries: Future[tuple[bytes, Mapping[str, FactQuery], FollowUp]] = Future()
         self._logins = threading.BoundedSemaphore(_LOGINS_MAX)
         self._todo: queue.SimpleQueue[Host] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[ProvisionEvent | tuple[str, Answer]] = queue.SimpleQueue()
@@ -49,7 +51,11 @@ class Survey:
         return {name: transport.commands for name, transport in self._transports.items()}
 
     def ask(
-        self, packed_program: bytes, queries: Mapping[str, FactQuery], end_s: float
+        self,
+        packed_program: bytes,
+        queries: Mapping[str, FactQuery],
+        end_s: float,
+        follow_up: FollowUp = lambda _name, _facts: None,
     ) -> Iterator[tuple[str, Answer]]:
         """
         Yield the name and the answer of each host, in the order of the answers.
@@ -57,8 +63,9 @@ class Survey:
         Args:
             queries: Query of each host, by name.
             end_s: Deadline on the monotonic clock; hosts without an answer then are not yielded.
+            follow_up: Called with the facts of each host, for a second command.
         """
-        self._queries.set_result((packed_program, queries))
+        self._queries.set_result((packed_program, queries, follow_up))
         left = len(self._transports)
         while left:
             try:
@@ -108,15 +115,21 @@ class Survey:
         self._results.put(ProvisionEvent(host.name, EventKind.CONNECTING))
         with self._logins:
             transport.connect()
-        packed_program, queries = self._queries.result()
+        packed_program, queries, follow_up = self._queries.result()
         self._results.put(ProvisionEvent(host.name, EventKind.LOOKING))
-        return read_facts(
-            transport,
-            sudo=host.ssh.user != "root",
-            packed_program=packed_program,
-            query=queries[host.name],
-            timeout_s=host.ssh.command_timeout,
-        )
+
+        def ask(query: FactQuery) -> Facts | None:
+            return read_facts(
+                transport,
+                sudo=host.ssh.user != "root",
+                packed_program=packed_program,
+                query=query,
+                timeout_s=host.ssh.command_timeout,
+            )
+
+        facts = ask(queries[host.name])
+        more = follow_up(host.name, facts) if facts is not None else None
+        return facts if more is None else ask(more)
 
 
 def unreadable(host: str, error: Exception) -> TransportError:

@@ -276,6 +276,10 @@ def _facts(query: FactQuery, facts: Facts) -> str | None:
     ):
         if set(asked) != set(got):
             return f"{what} other than those asked for"
+    if query.gpu != (facts.gpu is not None):
+        return "GPUs that were not asked for, or none that were"
+    if bool(query.install) != (facts.simulation is not None):
+        return "a simulation that was not asked for, or none that was"
     return None
 
 

@@ -38,6 +38,9 @@ collect_ignore = (
         "test_upgrade.py",
     ]
 )
+# Hundreds of megabytes and ten minutes of two cores: `inv test --driver` alone runs it.
+if not os.environ.get("SLIPWAY_LAB_DRIVER"):
+    collect_ignore.append("test_driver.py")
 HOSTS = 4
 DRILL_LAB = 8  # number of the tests' lab of the drill; `inv drill` has lower ones
 

@@ -20,6 +20,7 @@ OTHER_DOCUMENTS = {
     "deploy/cli/events.py": "events of a release",
     "deploy/demo/report.py": "samples of the load generator",
     "deploy/host/bundle/golden_form.py": "golden.jsonl, and answers of the runtime",
+    "deploy/host/gpu_facts.py": "output of modinfo",
     "deploy/host/api_keys.py": "the stored list of API keys",
     "deploy/host/desired.py": "the stored desired state",
     "deploy/host/good.py": "lines of the journal",

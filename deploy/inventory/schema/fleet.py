@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.inventory.names import Address, HostName
+from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.inventory.schema.hooks import Hook
 from deploy.inventory.schema.mirrors import Mirrors
 from deploy.inventory.schema.release import ReleasePolicy
@@ -60,6 +61,8 @@ class Fleet(Strict):
     notify: tuple[Webhook, ...] = ()
     state: StateSettings = StateSettings()
     storage: Storage = Storage()
+    driver: DriverSection = DriverSection()
+    gpu: GpuSection = GpuSection()
 
     def without(self, names: Iterable[str]) -> tuple[Host, ...]:
         """

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from deploy.inventory.names import HostName, RowName, SecretName
+from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.inventory.schema.hosts import HostEntry, HostGroup
 from deploy.inventory.schema.mirrors import Mirrors
 from deploy.inventory.schema.references import dangling_names, secret_references
@@ -33,6 +34,8 @@ class FleetFile(Strict):
     release: ReleaseSection = ReleaseSection()
     state: StateSettings = StateSettings()
     storage: Storage = Storage()
+    driver: DriverSection = DriverSection()  # of every host whose row needs GPUs
+    gpu: GpuSection = GpuSection()
     signing: Signing
     groups: dict[HostName, HostGroup] = {}
     hosts: dict[HostName, HostEntry] = Field(min_length=1)

@@ -19,12 +19,15 @@ from deploy.inventory.host_document import host_document, host_of
 from deploy.inventory.schema import Tls
 from deploy.provision import haproxy, runtime_unit
 from deploy.provision.apt_packages import Packages
-from deploy.provision.apt_sources import AptSources
+from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.concerns import plan_resources
+from deploy.provision.driver.planner import plan_driver
 from deploy.provision.resources import File
 from deploy.verify.report import CONNECTION
 from tests.unit.deploy.provision.builders import DEBIAN, make_spec
+from tests.unit.deploy.provision.driver.builders import FINGERPRINT, make_facts, make_wish
 
+NOBLE = OsRelease(os_id="ubuntu", codename="noble")
 UNITS = re.compile(r"^[A-Z][A-Za-z]+=")
 
 
@@ -37,6 +40,19 @@ def files(fleet):
     texts = {r.path: r.content.decode() for r in everything if isinstance(r, File)}
     sources = (r for r in everything if isinstance(r, AptSources) and r.sources)
     return texts | {r.path: r.text(DEBIAN) for r in sources}
+
+
+def driver(fleet):
+    """
+    Return the files and the packages of the driver of *fleet* on a host with a GPU.
+    """
+    wish = make_wish(fleet.driver.version, source="nvidia").model_copy(
+        update={"section": fleet.driver.model_copy(update={"fingerprint": FINGERPRINT})}
+    )
+    plan = plan_driver(wish, make_facts("noble"))
+    contents = [getattr(step, "content", b"").decode("latin-1") for step in plan.steps]
+    sources = [step.sources.text(NOBLE) for step in plan.steps if hasattr(step, "sources")]
+    return "\n".join([*contents, *sources, *plan.install.packages])
 
 
 def transaction(fleet):

@@ -24,6 +24,7 @@ from deploy.inventory.host_document import host_document
 from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import FleetFile
 from deploy.inventory.secrets import SecretValue
+from deploy.provision.driver.keyring import read_keyring
 from deploy.provision.spec import read_allowed_signers, read_mirrors_ca, resolve_tokens
 from deploy.release import hooks, notify
 from deploy.transport import ssh
@@ -51,6 +52,8 @@ ETCD = "connections to etcd and keys in it, without the password"
 HOOKS, WEBHOOKS = "arguments of hooks", "requests to webhooks, without secrets"
 CERTIFICATE = "files of the certificate that are read, and names that it is checked for"
 TRANSACTION = "arguments of the transaction of packages"
+DRIVER = "files and packages of the driver"
+DRIVER_KEYS = "the file of NVIDIA's keys that is read"
 MIRRORS_CA = "the file of authorities for mirrors that is read"
 CERTBOT = "arguments and environment of certbot"
 PYTHONS = "archives of standalone Pythons that are read"
@@ -91,6 +94,12 @@ SINKS = {
     "service.monitoring_networks[0]": ("10.9.0.0/16", {HAPROXY}),
     "service.trusted_proxies[0]": ("10.8.0.7/32", {HAPROXY}),
     "service.api_tokens[0]": ("partner_token", {READ_ENV}),
+    "driver.version": ("580.173.02", {DRIVER}),
+    "driver.repository": ("https://m2.example.com/nvidia", {DRIVER}),
+    "driver.keyring": ("/keys/nvidia2.gpg", {DRIVER_KEYS}),
+    "driver.fingerprint": ("F" * 40, NOWHERE),  # compared with that of the keyring
+    "driver.cuda_toolkit": ("12.6", {DRIVER}),
+    "driver.cuda_compat": ("13.1", {DRIVER}),
     "release.waves[0]": ("50%", NOWHERE),
     "release.hooks[0].run[0]": ("hooks/other", {HOOKS}),
     "release.notify[0].webhook": ("https://b.example.com/x", {WEBHOOKS}),
@@ -198,6 +207,8 @@ def _sinks(folder, data, monkeypatch):
     found[READ_ENV], found[READ_FILE] = (repr(read) for read in _secrets_read(fleet, monkeypatch))
     found[SIGNERS] = _file_read(read_allowed_signers, fleet, monkeypatch)
     found[MIRRORS_CA] = _file_read(read_mirrors_ca, fleet, monkeypatch)
+    found[DRIVER_KEYS] = _file_read(read_keyring, fleet, monkeypatch)
+    found[DRIVER] = rendered.driver(fleet)
     found[TRANSACTION] = repr(rendered.transaction(fleet).arguments)
     found[HOOKS] = repr(_argvs_of_hooks(fleet, folder, monkeypatch))
     found[WEBHOOKS] = repr(_webhooks(fleet, monkeypatch))

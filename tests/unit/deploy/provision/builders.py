@@ -17,6 +17,7 @@ from deploy.provision.certificate_resources import Certificate
 from deploy.provision.concerns import plan_resources
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
 from deploy.provision.differences import fact_query
+from deploy.provision.driver.gpu_state import GpuUnit
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import (
     Absent,
@@ -205,6 +206,10 @@ def _fulfil(resource, values):
                 name: UnitFacts(load="loaded", active="active", enabled="enabled", stale=False)
                 for name in resource.units
             }
+        case GpuUnit():
+            values["units"][resource.name] = UnitFacts(
+                load="loaded", active="active", enabled="enabled", stale=False
+            )
         case DeadmanMark():
             values["paths"][resource.path] = path_like(resource)
         case Absent() | Socket():

@@ -15,10 +15,12 @@ import yaml
 
 from deploy.host import layout
 from deploy.inventory.schema import AptSource, Mirrors, Tls
+from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision import base, data_disk, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.concerns import plan_resources
 from deploy.provision.distributions import DISTRIBUTIONS
+from deploy.provision.driver.gpu_state import unit_text
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
 from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS
@@ -45,6 +47,16 @@ MIRRORS = Mirrors(
     apt_proxy="http://p:1",
     no_proxy=(".example.com", "10.1.2.3"),
     ca_bundle="/etc/mirrors.pem",
+)
+
+GPU = GpuSection.model_validate(
+    {
+        "persistence": True,
+        "power_limit_w": 400,
+        "clocks": {"min_mhz": 1200, "max_mhz": 1800},
+        "ecc": True,
+        "mig": False,
+    }
 )
 
 TLS = Tls(kind="internal", authority="/ca")
@@ -90,6 +102,7 @@ def texts():
         "slipway-runtime-gpu@.service": runtime_unit.unit(gpu),
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
+        "slipway-gpu.service": unit_text(GPU),
         "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
         "slipway-data.mount": data_disk.mount(layout.OPT, "/data/slipway/opt"),
         **{path.rpartition("/")[2]: text for path, text in deadman.units().items()},
