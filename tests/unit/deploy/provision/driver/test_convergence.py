@@ -319,7 +319,7 @@ def test_the_resources_reach_the_worker_as_they_are():
     sent = ResourceSet(requirements=(), placed=placed, running=running)
     document = {"name": "n1", "address": "a", "ssh": {}, "route": []}
     request = WorkerRequest(
-        packed_program=b"", hosts=(HostRequest(document=document, resources=sent),)
+        packed_program=b"", hosts=(HostRequest(document=document, resources=sent, fence=1),)
     )
     read = WorkerRequest.model_validate_json(request.model_dump_json())
     assert read.hosts[0].resources == sent
