@@ -32,7 +32,9 @@ from deploy.provision.unit_resources import UnitsLoaded
 from deploy.provision.user_resources import User
 
 ROOT = Path(__file__).parents[4]
-WHEEL = WheelFile(file="a-1-py3-none-any.whl", sha256="0" * 64, size=3, source="/cache/a.whl")
+WHEEL = WheelFile(
+    file="a-1-py3-none-any.whl", sha256="0" * 64, size=3, source="/cache/a.whl", unpacked=9
+)
 WANTED = (
     Packages(names=("haproxy", "socat")),
     User(user="slipway"),
