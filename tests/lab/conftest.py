@@ -33,7 +33,9 @@ collect_ignore = (
         "test_interrupted.py",
         "test_bad_canaries.py",
         "test_real_model.py",
+        "test_reboot_waves.py",
         "test_slow_clients.py",
+        "test_tampering.py",
         "test_door.py",
         "test_upgrade.py",
     ]
