@@ -74,7 +74,7 @@ def change(world, when=lambda _: None, **sections):
     wanted = resource_sets(fleet, build_host_program(), ENV, is_check=True)["n1"]
     last = next(n for n, one in enumerate(wanted.placed) if isinstance(one, Packages))
     resources = ResourceSet(requirements=(), placed=wanted.placed[: last + 1], running=())
-    request = HostRequest.of(fleet.hosts[0], resources)
+    request = HostRequest.of(fleet.hosts[0], resources, 0)
     builder = ReportBuilder(["n1"], when)
     run_worker(
         WorkerRequest(packed_program=pack_program(), hosts=(request,)),

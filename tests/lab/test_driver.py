@@ -131,7 +131,7 @@ class GpuLabHost:
         )
         request = WorkerRequest(
             packed_program=pack_program(),
-            hosts=(HostRequest.of(self.fleet.hosts[0], resources),),
+            hosts=(HostRequest.of(self.fleet.hosts[0], resources, 0),),
         )
         builder = ReportBuilder([HOST], lambda event: say(f"{event.kind.value} {event.change}"))
         started_s = time.monotonic()

@@ -26,6 +26,7 @@ from tests.lab.provision_fixtures import ENV, HOSTS, TOKEN, World, lab_config
 ROOT = Path(__file__).parents[2]
 SILENCE_S = 10.0  # before a host is given up
 SLACK_S = 10.0  # for a machine that is busy
+LEASE_S = 20.0  # of the runs of these tests
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,11 @@ def world(tmp_path_factory):
 @pytest.fixture
 def breaks(world):
     """
-    For tests that break hosts: they run and answer afterwards.
+    For tests that break hosts: they run and answer afterwards, and nobody has them.
     """
     yield
     world.mend()
+    wait_for_leases(world)
 
 
 def run(world, *, check=False, env=ENV, when=None, limit=None, **changes):
@@ -51,8 +53,22 @@ def run(world, *, check=False, env=ENV, when=None, limit=None, **changes):
     Provision; *when* is called with every event.
     """
     return provision(
-        world.fleet(limit, **changes), check=check, progress=when or (lambda _: None), env=env
+        world.fleet(limit, **changes),
+        check=check,
+        progress=when or (lambda _: None),
+        env=env,
+        lease_s=LEASE_S,
     )
+
+
+def wait_for_leases(world):
+    """
+    Wait until no host has a lease: one that was lost in the middle keeps that of the run.
+    """
+    give_up_s = time.monotonic() + 3 * LEASE_S
+    while any(failure.error == "LeaseHeld" for failure in run(world, check=True).failed):
+        assert time.monotonic() < give_up_s
+        time.sleep(1.0)
 
 
 def at(host, word, then):
@@ -485,7 +501,7 @@ def test_an_operator_that_dies_leaves_no_run_behind(world, breaks):
             if event.kind is EventKind.CHANGING:
                 print("changing", flush=True)
         provision(load_fleet("lab", root=Path(sys.argv[1]), limit="n4"), progress=when,
-                  env={{"SLIPWAY_TEST_TOKEN": "{TOKEN}"}})
+                  env={{"SLIPWAY_TEST_TOKEN": "{TOKEN}"}}, lease_s={LEASE_S})
         """
     )
     # The host is stopped in the middle, and the worker is patient: only its parent's end ends it.
@@ -512,6 +528,7 @@ def test_an_operator_that_dies_leaves_no_run_behind(world, breaks):
         threading.Event().wait(0.1)
     assert not any(_is_alive(int(pid)) for pid in workers)
     world.inside("n4", "rm /usr/local/bin/ln; pkill -f [s]leep.60")
+    wait_for_leases(world)
     assert run(world, limit="n4").ok == ("n4",)
 
 
