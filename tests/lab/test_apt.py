@@ -16,7 +16,7 @@ from deploy.provision.fleet_specs import resource_sets
 from deploy.provision.probe import pack_program
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.supervise import run_worker
+from deploy.provision.supervise import WorkerInput, run_worker
 from deploy.provision.worker_request import HostRequest, WorkerRequest
 from tests.lab.conftest import bring_up, say
 from tests.lab.provision_fixtures import ENV, World, lab_config
@@ -80,6 +80,7 @@ def change(world, when=lambda _: None, **sections):
         WorkerRequest(packed_program=pack_program(), hosts=(request,)),
         builder,
         time.monotonic() + DEADLINE_S,
+        WorkerInput(),
     )
     return builder.report(check=False, took_s=0.0)
 

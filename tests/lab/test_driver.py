@@ -28,7 +28,7 @@ from deploy.provision.driver.resource import NvidiaDriver
 from deploy.provision.probe import pack_program
 from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.supervise import run_worker
+from deploy.provision.supervise import WorkerInput, run_worker
 from deploy.provision.worker_request import HostRequest, WorkerRequest
 from tests.lab.conftest import bring_up, say
 
@@ -135,7 +135,7 @@ class GpuLabHost:
         )
         builder = ReportBuilder([HOST], lambda event: say(f"{event.kind.value} {event.change}"))
         started_s = time.monotonic()
-        run_worker(request, builder, started_s + RUN_S)
+        run_worker(request, builder, started_s + RUN_S, WorkerInput())
         return builder.report(False, time.monotonic() - started_s)
 
     def kill_after(self, seconds):
