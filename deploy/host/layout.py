@@ -169,6 +169,11 @@ class Layout:
         self.acme_map = self._at(ACME_MAP)
         self.certificate_lock = self.state / "certificate.lock"  # held while one is replaced
         self.reserves = [self._at(path) for path in RESERVES]
+        self.apt = self._at(APT)
+        self.apt_sources = self._at(APT_SOURCES)
+        self.apt_work = self._at(APT_WORK)
+        self.apt_replaced = self._at(APT_REPLACED)
+        self.mirrors_ca = self._at(MIRRORS_CA)
         self.run = self._at(RUN)
         self.tmpfiles = self._at(TMPFILES)
         self.haproxy_socket = self._at(HAPROXY_SOCKET)

@@ -247,7 +247,10 @@ _FIXED = frozenset(
     }
 )
 _FIXED_OF_KEEPER = frozenset(
-    {"_clients", "_owner", "_release", "_ttl_s", "_clock", "_timer", "_steal", "_lock", "_attempts"}
+    {
+        *("_clients", "_owner", "_release", "_ttl_s", "_clock", "_timer", "_steal", "_lock"),
+        *("_attempts", "_needs_settled", "_on_loss"),
+    }
 )
 
 

@@ -6,7 +6,7 @@ from tests.simulation.scenarios import SCENARIOS
 
 
 def _failures(mutant):
-    def only(_, point, fault):
+    def only(case, index, point, fault):
         return fault in mutant.faults and (point.when, point.verb) in mutant.at
 
     results, _ = explore(SCENARIOS[mutant.scenario], mutant.budget, only)
