@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli.sudo_password import with_sudo_password
+from deploy.cli.sudo_password import take_sudo_password, with_sudo_password
 from deploy.errors import CommandFailed, UsageError
 from deploy.inventory.host_document import host_document
 from deploy.inventory.schema import Fleet
@@ -342,19 +342,15 @@ def test_the_password_comes_from_the_variable_or_is_asked_for_once(sshd, monkeyp
         with_sudo_password(fleet)
 
 
-def test_programs_that_the_command_starts_do_not_get_it(sshd):
-    """
-    Neither hooks nor the worker, nor where no host of the fleet needs it.
-    """
-    host = sshd.host(user="ops", sudo_password=True)
-    with_sudo_password(Fleet.model_construct(name="test", hosts=(host,), others=()))
-    done = subprocess.run(["env"], capture_output=True, text=True, check=True)
-    assert PASSWORD_VARIABLE not in done.stdout
-    assert sudo_password(host.ssh) == PASSWORD
+def test_the_variable_is_taken_out_of_the_environment(sshd):
+    env = {PASSWORD_VARIABLE: PASSWORD, "HOME": "/root"}
+    take_sudo_password(env)
+    assert env == {"HOME": "/root"}
+    assert sudo_password(sshd.host(user="ops", sudo_password=True).ssh, env) == PASSWORD
 
 
-def test_a_password_of_two_lines_is_refused_where_it_is_given(sshd, monkeypatch):
-    monkeypatch.setenv(PASSWORD_VARIABLE, "a\nb")
+def test_a_password_of_two_lines_is_refused_before_a_host_is_asked():
+    take_sudo_password({PASSWORD_VARIABLE: "a\nb"})
     with pytest.raises(UsageError, match=PASSWORD_VARIABLE):
         with_sudo_password(Fleet.model_construct(name="test", hosts=(), others=()))
 
