@@ -222,14 +222,17 @@ def find_interpreter(system: System, version: str, lock: str) -> Path:
     """
     named = interpreters.named_in(lock)
     if named is not None:
-        standalone = interpreters.program(system.layout.pythons, named[1], named[0])
-        if named[0] == version and standalone.is_file():
+        release, archive = named
+        minor = release.rpartition(".")[0]
+        standalone = interpreters.program(system.layout.pythons, archive, minor)
+        if minor == version and standalone.is_file():
             return standalone.resolve()
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"the venv needs a standalone Python {version}",
             f"{standalone} is not there",
-            "inv provision places it, with mirrors.python as where the bundle was built",
+            f"add release {release} with sha256 {archive} to mirrors.python.archives, then: "
+            "inv provision; or make the bundle again with the present one: inv bundle",
         )
     interpreter = system.interpreter(version)
     if interpreter is None:
