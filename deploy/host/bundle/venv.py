@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +154,9 @@ def build(
     for wheel in wheels:
         path = layout.wheelhouse / wheel.file
         check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
+        if not path.stat().st_mode & stat.S_IROTH:  # else the build user could not read it
+            os.chown(path, os.geteuid(), system.account(paths.BUILD_USER).gid)
+            path.chmod(FILE_MODE)
     interpreter = find_interpreter(system, python, text)
     make_directory(system, layout.venvs)
     end_all(system)  # before what it may still write is deleted
