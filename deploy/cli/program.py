@@ -27,6 +27,7 @@ from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
 from deploy.cli.invoke_config import check_config
 from deploy.cli.streams import fill_closed_descriptors, guard_streams
+from deploy.cli.sudo_password import take_sudo_password
 from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
 from deploy.private_files import check_directory, use_private_umask
@@ -49,6 +50,7 @@ class SlipwayProgram(Program):
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
         drop_empty_variables(os.environ)
+        take_sudo_password(os.environ)
         words = sys.argv if argv is None else argv
         with error_boundary(as_json="--json" in words, as_line="--watch" in words):
             self._run(argv)

@@ -3,8 +3,8 @@ Asks for the password of sudo, once a run, and keeps it out of the environment o
 """
 
 import getpass
-import os
 import sys
+from collections.abc import MutableMapping
 
 from deploy.errors import UsageError
 from deploy.inventory.schema import Fleet
@@ -16,24 +16,29 @@ from deploy.transport.sudo import (
 )
 
 
+def take_sudo_password(env: MutableMapping[str, str]) -> None:
+    """
+    Take the variable out of *env*, and keep what it says: no program that is started gets it.
+    """
+    given = env.pop(PASSWORD_VARIABLE, None)
+    if given:
+        keep_password(given)
+
+
 def with_sudo_password(fleet: Fleet) -> Fleet:
     """
-    Return *fleet*; where its hosts need a password for sudo that is not set, ask for it first.
-
-    The variable is taken out of the environment: hooks and other programs that this process starts
-    do not get it.
+    Return *fleet*; where its hosts need a password for sudo that is not kept, ask for it first.
 
     Raises:
         UsageError: No answer (^D), nobody can answer, or the variable has more than one line.
     """
-    given = os.environ.pop(PASSWORD_VARIABLE, None)
-    if given:
-        check_password(given)
-        keep_password(given)
+    if kept := kept_password():
+        check_password(kept)
+        return fleet
     needs = any(
         host.ssh.sudo_password and host.ssh.user != "root" for host in (*fleet.hosts, *fleet.others)
     )
-    if not needs or kept_password():
+    if not needs:
         return fleet
     try:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):

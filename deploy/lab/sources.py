@@ -19,6 +19,7 @@ SUITE = "bookworm"
 COMPONENTS = frozenset({"main", "contrib", "non-free", "non-free-firmware"})
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
+_APT_S = 120.0  # apt may have to read all its lists anew; on a busy machine that takes over 30 s
 _TARGET_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
 # Settings of fetching.  Not the proxy detection, which is a program that hosts do not have.
 _APT_SETTING = re.compile(
@@ -49,8 +50,9 @@ def read(os_release: Mapping[str, str]) -> Sources:
     """
     Read the configuration of apt and pip on this machine.
     """
-    targets = run(["apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"])
-    dump = run(["apt-config", "dump"])
+    words = ["apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"]
+    targets = run(words, timeout_s=_APT_S)
+    dump = run(["apt-config", "dump"], timeout_s=_APT_S)
     texts = [path.read_text() for path in pip_files(os.environ) if path.is_file()]
     entries = debian_entries(targets, os_release.get("VERSION_CODENAME", SUITE))
     settings = apt_settings(dump, os.environ)

@@ -8,7 +8,7 @@ from typing import Literal
 from deploy.foreign_text import visible
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
-from deploy.provision.distributions import DISTRIBUTIONS, Distribution, distribution_of_suite
+from deploy.provision.distributions import Distribution, distribution_of_suite, distributions
 from deploy.provision.requirements import Frozen, HostRefusal
 from deploy.provision.resource import Difference, Resource, attributes
 from deploy.templating import render
@@ -81,7 +81,7 @@ class Archive(Frozen):
             if other is not None and other.codename != host.codename:
                 return f"{where}: suite {suite} is of {other.release}; the host runs {host.text}"
         names_none = self.suites is None or self.components is None
-        if names_none and host.codename not in DISTRIBUTIONS:
+        if names_none and host.codename not in distributions():
             return f"{where} names no suites or no components, and {host.text} is unknown"
         return None
 
@@ -132,7 +132,7 @@ class AptSources(Resource):
         """
         Return the file of a host that `unfit` accepts.
         """
-        own = DISTRIBUTIONS.get(host.codename)
+        own = distributions().get(host.codename)
         return render("slipway.sources", sources=[source.on(own) for source in self.sources])
 
     def unfit(self, host: OsRelease) -> HostRefusal | None:

@@ -1,10 +1,13 @@
 """
-The distributions that hosts may have, and what the suites of their archives are called.  Pure.
+What the suites of the archives are called, of the distributions that hosts may have.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
+
+from deploy.versions.catalog import load_catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Distribution:
         return own if self.has_security_archive else (*own, self.security)
 
 
+# Source of both: /etc/apt/sources.list.d of the official cloud images, read 2026-11-26.
 def _debian(release: str, codename: str) -> Distribution:
     components = ("main", "non-free-firmware")
     return Distribution("debian", release, codename, f"{codename}-security", True, components)
@@ -45,19 +49,19 @@ def _ubuntu(release: str, codename: str) -> Distribution:
     return Distribution("ubuntu", release, codename, f"{codename}-security", False, components)
 
 
-# Source: /etc/apt/sources.list.d of the official cloud images, read 2026-11-26.
-DISTRIBUTIONS: Mapping[str, Distribution] = MappingProxyType(
-    {
-        one.codename: one
-        for one in (
-            _debian("Debian 12", "bookworm"),
-            _debian("Debian 13", "trixie"),
-            _ubuntu("Ubuntu 22.04", "jammy"),
-            _ubuntu("Ubuntu 24.04", "noble"),
-            _ubuntu("Ubuntu 26.04", "resolute"),
-        )
-    }
-)
+@cache
+def distributions() -> Mapping[str, Distribution]:
+    """
+    Return the distributions of the catalog by codename.
+    """
+    return MappingProxyType(
+        {
+            row.codename: (_debian if row.name.startswith("debian") else _ubuntu)(
+                row.title, row.codename
+            )
+            for row in load_catalog().distributions
+        }
+    )
 
 
 def distribution_of_suite(suite: str) -> Distribution | None:
@@ -65,4 +69,4 @@ def distribution_of_suite(suite: str) -> Distribution | None:
     Return the distribution that *suite* belongs to, such as `bookworm-updates` or
     `bookworm/updates`; None: unknown.
     """
-    return DISTRIBUTIONS.get(suite.partition("/")[0].partition("-")[0])
+    return distributions().get(suite.partition("/")[0].partition("-")[0])

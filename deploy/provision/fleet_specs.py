@@ -6,18 +6,19 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.certificates.wanted import own_authority, wanted_pairs
-from deploy.inventory.schema import Fleet, Host
+from deploy.inventory.schema import Fleet, Host, PythonMirror
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
 from deploy.provision.concerns import plan_resources
 from deploy.provision.driver.keyring import read_keyring
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.python import wheel_files
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource, Venv
+from deploy.provision.resources import AnyResource, Venv, WheelFile
 from deploy.provision.spec import (
     HostSpec,
     read_allowed_signers,
@@ -117,28 +118,52 @@ def with_wheels(
         CommandFailed: It could not be fetched.
     """
     ensure_uv(uv_program())
-    matrix, complete = load_matrix(), dict(wanted)
+    complete = dict(wanted)
+    fetches = _Fetches(fleet.mirrors.python, progress)
     for host in hosts:
-        row = matrix.row(host.row)
         placed = tuple(
-            _fetched(resource, row, fleet, progress) for resource in wanted[host.name].placed
+            _fetched(resource, host.row, fetches) for resource in wanted[host.name].placed
         )
         complete[host.name] = wanted[host.name].model_copy(update={"placed": placed})
     return complete
 
 
-def _fetched(
-    resource: AnyResource, row: Row, fleet: Fleet, progress: Callable[[str], None]
-) -> AnyResource:
-    mirror = fleet.mirrors.python
-    pin = interpreter_of(mirror, row)
-    if isinstance(resource, StandalonePython) and pin is not None:
-        path = ensure_archive(pin, mirror)
+class _Fetches:
+    """
+    What a run fetches: each thing once, however many hosts need it.
+    """
+
+    def __init__(self, mirror: PythonMirror, progress: Callable[[str], None]) -> None:
+        self._mirror, self._progress, self._matrix = mirror, progress, load_matrix()
+        self._archives: dict[str, Path | None] = {}  # by row
+        self._wheels: dict[str, tuple[WheelFile, ...]] = {}
+
+    def archive(self, name: str) -> Path | None:
+        """
+        Return the standalone Python of the row *name*; None: the host's own is used.
+        """
+        if name not in self._archives:
+            pin = interpreter_of(self._mirror, self._matrix.row(name))
+            self._archives[name] = ensure_archive(pin, self._mirror) if pin else None
+        return self._archives[name]
+
+    def wheels(self, name: str) -> tuple[WheelFile, ...]:
+        """
+        Return the wheels of the row *name*.
+        """
+        if name not in self._wheels:
+            row = self._matrix.row(name)
+            pin = interpreter_of(self._mirror, row)
+            lock = ensure_lock(row, interpreter=pin.line if pin else None, progress=self._progress)
+            self._wheels[name] = wheel_files(lock)
+        return self._wheels[name]
+
+
+def _fetched(resource: AnyResource, row: str, fetches: _Fetches) -> AnyResource:
+    if isinstance(resource, StandalonePython) and (path := fetches.archive(row)) is not None:
         return resource.model_copy(update={"source": str(path), "size": path.stat().st_size})
     if isinstance(resource, Venv) and resource.wheels is None:
-        line = pin.line if pin else None
-        lock = ensure_lock(row, interpreter=line, progress=progress)
-        return resource.model_copy(update={"wheels": wheel_files(lock)})
+        return resource.model_copy(update={"wheels": fetches.wheels(row)})
     return resource
 
 

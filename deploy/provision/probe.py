@@ -1,7 +1,7 @@
 """
 Runs a verb on a host in one command: the host program runs from standard input.
 
-The program is sent with each request (82 KiB, with bytecode).  A bare host, a host with an older
+The program is sent with each request (248 KiB, with bytecode).  A bare host, a host with an older
 host program and one that is up to date thus run the same code, in the same way.
 """
 

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -80,11 +80,13 @@ def ensure_lock(
     with _locked(cache / ".lock"):
         wheels = _known(index, cache, hashes_in(text))
         if wheels is None:
+            wheels = _from_cache(text, row.python, cache)
+        if wheels is None:
             count = len(text.splitlines())
             progress(f"fetching {count} wheels of {row.name}")
             wheels = _fetch(text, row.python, cache)
-            _remember(index, wheels)
             progress(f"fetched {format_size(sum(w.size for w in wheels))} of wheels")
+        _remember(index, wheels)
     return Lock(digest=digest, text=text, python=row.python, wheels=wheels)
 
 
@@ -167,7 +169,19 @@ def _text_of(row: Row, requirements: Path, interpreter: str | None) -> str:
     return text if interpreter is None else f"{interpreter}\n{text}"
 
 
-def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
+def _from_cache(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...] | None:
+    """
+    Return the wheels of *text* where other rows have fetched them all; None: some are missing.
+    """
+    if not any(cache.glob("*.whl")):
+        return None
+    try:
+        return _fetch(text, python, cache, "--no-index", "--find-links", str(cache))
+    except CommandFailed:
+        return None
+
+
+def _fetch(text: str, python: str, cache: Path, *options: str) -> tuple[CachedWheel, ...]:
     # On the file system of the cache, so that a wheel is moved there atomically.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
         folder = Path(name)
@@ -179,6 +193,7 @@ def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
             *("--only-binary", ":all:", "--require-hashes", "--implementation", "cp"),
             *("--python-version", python, "--abi", abi, "--abi", "abi3", "--abi", "none"),
             *(option for platform in _PLATFORMS for option in ("--platform", platform)),
+            *options,
             *("--dest", str(folder), "--requirement", str(lock)),
         ]
         try:
@@ -190,13 +205,19 @@ def _fetch(text: str, python: str, cache: Path) -> tuple[CachedWheel, ...]:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise _refused(" / ".join(lines[-4:]) or f"pip exited {done.returncode}")
-        wheels = []
-        for path in sorted(folder.glob("*.whl")):
-            target = cache / path.name
-            path.chmod(FILE_MODE)
-            path.replace(target)
-            wheels.append(_hash_wheel(target))
-    return tuple(wheels)
+        return tuple(_keep(path, cache / path.name) for path in sorted(folder.glob("*.whl")))
+
+
+def _keep(path: Path, target: Path) -> CachedWheel:
+    """
+    Move the wheel *path* to *target*, unless that is the same file: indexes of other rows list it
+    with its modification time.
+    """
+    wheel = _hash_wheel(path)
+    if target.is_symlink() or not target.is_file() or _sha256(target) != wheel.sha256:
+        path.chmod(FILE_MODE)
+        path.replace(target)
+    return replace(wheel, path=target)
 
 
 def local_path(path: Path) -> Path:
@@ -225,9 +246,13 @@ def _refused(why: str) -> CommandFailed:
 
 
 def _hash_wheel(path: Path) -> CachedWheel:
+    size, unpacked = path.stat().st_size, unpacked_bytes(path)
+    return CachedWheel(path.name, _sha256(path), size, path, unpacked)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return CachedWheel(path.name, sha256, path.stat().st_size, path, unpacked_bytes(path))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpacked_bytes(wheel: Path) -> int:

@@ -20,6 +20,7 @@ INDEX = f"https://reader:{PASSWORD}@index.invalid/simple"
 
 PYTHON = r"""#!/bin/sh
 printf '%s\n' "python $*" >>"$CALLS"
+[ -z "${SLIPWAY_SUDO_PASSWORD+x}" ] || printf '%s\n' "$SLIPWAY_SUDO_PASSWORD: $*" >>"$HOLDERS"
 case $* in
     *platform.system*) echo "$TAG" ;;
     *realpath*) echo "$0" ;;
@@ -35,6 +36,7 @@ esac
 """
 UV = r"""#!/bin/sh
 printf '%s\n' "uv $*" >>"$CALLS"
+[ -z "${SLIPWAY_SUDO_PASSWORD+x}" ] || printf '%s\n' "$SLIPWAY_SUDO_PASSWORD: uv" >>"$HOLDERS"
 env | grep '^UV_' >>"$ENVIRONMENTS"
 echo "uv: looking in $INDEX"
 exit "$UV_STATUS"
@@ -56,6 +58,7 @@ class Checkout:
             self._program(name, PYTHON)
         self._program("uv", UV)
         self.calls_file, self.environments = folder / "calls", folder / "environments"
+        self.holders = folder / "holders"
         self.log = self.root / ".slipway" / "venv.log"
 
     def _program(self, name, text):
@@ -75,6 +78,7 @@ class Checkout:
                     "FAKES": str(self.fakes),
                     "CALLS": str(self.calls_file),
                     "ENVIRONMENTS": str(self.environments),
+                    "HOLDERS": str(self.holders),
                     "TAG": tag,
                     "INDEX": INDEX,
                     "UV_STATUS": str(uv_status),
@@ -127,6 +131,18 @@ def test_every_package_is_installed_by_hash(checkout, uv_status):
     assert unchecked(checkout.installs) == []
     files = {re.search(r"-r (\S+)", call)[1] for call in checkout.installs}
     assert files == {".venv/uv.lock", "requirements/control.lock", "requirements/torch.lock"}
+
+
+def test_the_command_alone_gets_the_password_for_sudo(checkout):
+    """
+    Neither pip nor uv; without one the variable is absent.
+    """
+    done = checkout.run(uv_status=1, SLIPWAY_SUDO_PASSWORD="it's $a")
+    assert done.returncode == 0, done.stderr
+    assert checkout.holders.read_text() == "it's $a: -m deploy.cli matrix\n"
+    checkout.holders.unlink()
+    checkout.run()
+    assert not checkout.holders.exists()
 
 
 def test_an_unchecked_install_would_be_noticed(checkout):

@@ -42,7 +42,7 @@ _TOP = "python"  # directory that everything in an archive is in
 _DIRECTORY_MODE, _FILE_MODE, _PROGRAM_MODE = 0o755, 0o644, 0o755
 _CHUNK = 1 << 20
 _LOCK_S, _RUN_S = 900.0, 60.0
-_LINE = re.compile(r"# interpreter: (3\.\d{1,2})\.\d{1,3} sha256:([0-9a-f]{64})\n")
+_LINE = re.compile(r"# interpreter: (3\.\d{1,2}\.\d{1,3}) sha256:([0-9a-f]{64})\n")
 # With what an environment needs: some builds lack modules where a library was missing.
 _TELL = "import ctypes, platform, ssl, zlib; print(platform.python_version())"
 
@@ -79,7 +79,7 @@ def program(pythons: Path, sha256: str, python: str) -> Path:
 
 def named_in(lock: str) -> tuple[str, str] | None:
     """
-    Return Python and archive that the environment of *lock* is made with; None: the host's own.
+    Return release and archive of the Python of the environment of *lock*; None: the host's own.
     """
     match = _LINE.match(lock)
     return (match[1], match[2]) if match else None

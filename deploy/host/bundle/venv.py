@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +154,9 @@ def build(
     for wheel in wheels:
         path = layout.wheelhouse / wheel.file
         check_file(path, name=wheel.file, sha256=wheel.sha256, size=wheel.size)
+        if not path.stat().st_mode & stat.S_IROTH:  # else the build user could not read it
+            os.chown(path, os.geteuid(), system.account(paths.BUILD_USER).gid)
+            path.chmod(FILE_MODE)
     interpreter = find_interpreter(system, python, text)
     make_directory(system, layout.venvs)
     end_all(system)  # before what it may still write is deleted
@@ -222,14 +226,17 @@ def find_interpreter(system: System, version: str, lock: str) -> Path:
     """
     named = interpreters.named_in(lock)
     if named is not None:
-        standalone = interpreters.program(system.layout.pythons, named[1], named[0])
-        if named[0] == version and standalone.is_file():
+        release, archive = named
+        minor = release.rpartition(".")[0]
+        standalone = interpreters.program(system.layout.pythons, archive, minor)
+        if minor == version and standalone.is_file():
             return standalone.resolve()
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"the venv needs a standalone Python {version}",
             f"{standalone} is not there",
-            "inv provision places it, with mirrors.python as where the bundle was built",
+            f"add release {release} with sha256 {archive} to mirrors.python.archives, then: "
+            "inv provision; or make the bundle again with the present one: inv bundle",
         )
     interpreter = system.interpreter(version)
     if interpreter is None:

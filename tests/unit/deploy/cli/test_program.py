@@ -3,6 +3,7 @@ The program that ./inv starts, in this process: words in, exit code and output o
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from deploy.cli import program
 from deploy.cli.program import SlipwayProgram
+from deploy.transport import sudo
+from deploy.transport.sudo import PASSWORD_VARIABLE, kept_password
 
 ROOT = Path(__file__).parents[4]
 
@@ -74,6 +77,27 @@ def test_an_empty_variable_is_an_absent_one(inv, monkeypatch):
     assert inv("status", "--limit", "nosuch")[0] == 12  # asked of inventories/lab.yml
     monkeypatch.setenv("INVOKE_FLEET", "nosuch")
     assert inv("status", "--limit", "nosuch")[0] == 2
+
+
+def test_no_program_has_the_password_for_sudo(inv, monkeypatch, tmp_path):
+    """
+    Not even those that run before it is known whether a host needs it: `Match exec` of `ssh -G`.
+    """
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ssh").write_text(f"#!/bin/sh\nenv >{tmp_path}/seen\nexit 1\n")
+    (programs / "ssh").chmod(0o755)
+    text = (ROOT / "inventories" / "lab.yml").read_text()
+    (tmp_path / "x.yml").write_text(text.replace("ssh:\n", "ssh:\n  client_config: true\n", 1))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    monkeypatch.setenv(PASSWORD_VARIABLE, "Horse-7")
+    monkeypatch.setattr(sudo, "_kept", None)
+    code, _, err = inv("status", "--hosts", "./x.yml")
+    assert (code, "ssh" in err) == (2, True)
+    assert f"PATH={programs}:" in (tmp_path / "seen").read_text()
+    assert "Horse-7" not in (tmp_path / "seen").read_text()
+    assert kept_password() == "Horse-7"
 
 
 def test_a_fleet_file_is_read_from_the_callers_directory(inv, monkeypatch, tmp_path):

@@ -1,5 +1,9 @@
+import subprocess
+
 import pytest
 
+from deploy.errors import LabError
+from deploy.lab import sources
 from deploy.lab.sources import apt_settings, debian_entries, pip_config, pip_files
 
 DEBIAN = """\
@@ -146,3 +150,14 @@ def test_the_configuration_files_are_those_of_pip():
         "/home/ada/.config/pip/pip.conf",
         "/srv/pip.conf",
     ]
+
+
+def test_apt_of_a_busy_machine_has_two_minutes(monkeypatch):
+    def never_ends(argv, *, timeout, **_):
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(subprocess, "run", never_ends)
+    with pytest.raises(LabError) as caught:
+        sources.read({})
+    assert "apt-get indextargets" in caught.value.what
+    assert caught.value.why == "it ran for more than 120 s"

@@ -2,6 +2,8 @@ from deploy.certificates.authority import CERTIFICATE, create_authority
 from deploy.host import layout
 from deploy.inventory.schema import Tls
 from deploy.provision import fleet_specs
+from deploy.provision.resource_set import ResourceSet
+from deploy.provision.resources import Venv
 from tests.unit.deploy.certificates.builders import NOW
 from tests.unit.deploy.inventory.builders import make_fleet
 from tests.unit.deploy.provision.builders import find, make_spec
@@ -54,3 +56,22 @@ def test_each_host_has_the_certificate_that_was_issued_for_it(tmp_path, monkeypa
     sets = fleet_specs.resource_sets(fleet, b"program", {})
     issuers = {find(one, layout.CERTIFICATE).issuer.pem for one in sets.values()}
     assert issuers == {(folder / CERTIFICATE).read_text()}
+
+
+def test_hosts_of_one_row_are_fetched_for_once(tmp_path, monkeypatch):
+    spec, fetched = make_spec(), []
+    fleet = make_fleet(tmp_path)
+    venv = Venv(digest=spec.lock.digest, text=spec.lock.text, python="3.11", wheels=None)
+
+    def fetch(row, **_):
+        fetched.append(row.name)
+        return spec.lock
+
+    monkeypatch.setattr(fleet_specs, "ensure_lock", fetch)
+    monkeypatch.setattr(fleet_specs, "ensure_uv", lambda uv: None)
+    one = ResourceSet(requirements=(), placed=(venv,), running=())
+    wanted = {host.name: one for host in fleet.hosts}
+    complete = fleet_specs.with_wheels(fleet, wanted, fleet.hosts, lambda text: None)
+    assert len(fleet.hosts) > 1
+    assert fetched == [fleet.hosts[0].row]
+    assert all(each.placed[0].wheels is not None for each in complete.values())

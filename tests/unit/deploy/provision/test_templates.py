@@ -19,7 +19,7 @@ from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision import base, data_disk, deadman, haproxy, host_program, runtime_unit
 from deploy.provision.apt_sources import AptSources, OsRelease
 from deploy.provision.concerns import plan_resources
-from deploy.provision.distributions import DISTRIBUTIONS
+from deploy.provision.distributions import distributions
 from deploy.provision.driver.gpu_state import unit_text
 from deploy.provision.resources import File
 from deploy.templating import TEMPLATES
@@ -119,7 +119,7 @@ def texts():
             f"slipway-{codename}.sources": sources(
                 own_suites(one.name), OsRelease(os_id=one.name, codename=codename)
             )
-            for codename, one in DISTRIBUTIONS.items()
+            for codename, one in distributions().items()
         },
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli.sudo_password import with_sudo_password
+from deploy.cli.sudo_password import take_sudo_password, with_sudo_password
 from deploy.errors import CommandFailed, UsageError
 from deploy.inventory.host_document import host_document
 from deploy.inventory.schema import Fleet
@@ -37,19 +37,17 @@ while arguments and arguments[0].startswith("-") and arguments[0] != "--":
     flags.add(flag)
 if arguments[:1] == ["--"]:
     arguments.pop(0)
-assert flags <= {{"-n", "-k", "-S", "-p", "-H", "-v", "-l"}}, flags
+assert flags <= {{"-n", "-S", "-p", "-H", "-v"}}, flags
 folder = Path({folder!r})
 rules = (folder / "rules").read_text().split(", ")
 if "requiretty" in rules:
     sys.exit("sudo: sorry, you must have a tty to run sudo")
-if "-l" in flags:
-    asks = rules[0] == "password"
-elif "-v" in flags:
+if "-v" in flags:
     asks = rules[0] != "none"
 else:
     asks = rules[0] == "password" or (rules[0] == "cat without" and arguments[0] != "cat")
 kept = folder / "kept" / str(os.getppid())
-if asks and ("-k" in flags or not kept.exists()):
+if asks and not kept.exists():
     if "-n" in flags:
         sys.exit("sudo: a password is required")
     assert "-S" in flags
@@ -66,9 +64,9 @@ if asks and ("-k" in flags or not kept.exists()):
         print("Sorry, try again.", file=sys.stderr, flush=True)
     else:
         sys.exit("sudo: 3 incorrect password attempts")
-    if "-k" not in flags and "timeout 0" not in rules:
+    if "timeout 0" not in rules:
         kept.touch()
-if not flags & {{"-v", "-l"}}:
+if "-v" not in flags:
     os.execvp(arguments[0], arguments)
 """
 
@@ -128,7 +126,7 @@ def transport(sshd):
     opened.close()
 
 
-@pytest.mark.parametrize("rules", ["password", "none", "cat without", "password, timeout 0"])
+@pytest.mark.parametrize("rules", ["password", "none", "cat without", "none, timeout 0"])
 def test_a_command_gets_its_own_input_and_never_the_password(sshd, transport, rules):
     """
     Also where sudo asks for none, in general or for this command: the host's rules say so.
@@ -160,7 +158,8 @@ def test_a_command_without_sudo_gets_no_password(transport):
     [
         ("password", {"sudo_password": False}, "a password is required", "ssh.sudo_password"),
         ("requiretty", {}, "must have a tty", "!requiretty"),
-        ("cat without, timeout 0", {}, "a rule of this user has NOPASSWD", "timestamp_timeout=1"),
+        ("password, timeout 0", {}, "timestamp_timeout is 0", "ops timestamp_timeout=1"),
+        ("cat without, timeout 0", {}, "timestamp_timeout is 0", "ops timestamp_timeout=1"),
     ],
 )
 def test_a_refusal_of_sudo_has_its_own_remedy(sshd, rules, settings, word, fix):
@@ -343,19 +342,15 @@ def test_the_password_comes_from_the_variable_or_is_asked_for_once(sshd, monkeyp
         with_sudo_password(fleet)
 
 
-def test_programs_that_the_command_starts_do_not_get_it(sshd):
-    """
-    Neither hooks nor the worker, nor where no host of the fleet needs it.
-    """
-    host = sshd.host(user="ops", sudo_password=True)
-    with_sudo_password(Fleet.model_construct(name="test", hosts=(host,), others=()))
-    done = subprocess.run(["env"], capture_output=True, text=True, check=True)
-    assert PASSWORD_VARIABLE not in done.stdout
-    assert sudo_password(host.ssh) == PASSWORD
+def test_the_variable_is_taken_out_of_the_environment(sshd):
+    env = {PASSWORD_VARIABLE: PASSWORD, "HOME": "/root"}
+    take_sudo_password(env)
+    assert env == {"HOME": "/root"}
+    assert sudo_password(sshd.host(user="ops", sudo_password=True).ssh, env) == PASSWORD
 
 
-def test_a_password_of_two_lines_is_refused_where_it_is_given(sshd, monkeypatch):
-    monkeypatch.setenv(PASSWORD_VARIABLE, "a\nb")
+def test_a_password_of_two_lines_is_refused_before_a_host_is_asked():
+    take_sudo_password({PASSWORD_VARIABLE: "a\nb"})
     with pytest.raises(UsageError, match=PASSWORD_VARIABLE):
         with_sudo_password(Fleet.model_construct(name="test", hosts=(), others=()))
 
@@ -379,7 +374,7 @@ def test_the_guard_is_needed(sshd):
     """
     sshd.sudo.rules("none")
     argv, before = under_sudo(["sudo", "-n", "cat"], "secret")
-    script = argv[2].splitlines()[-1]
-    line = ["sh", "-c", f"IFS= read -r p; {script}", *argv[3:]]
+    script = """IFS= read -r p; { printf '%s\\n' "$p"; exec cat; } | sudo -S -p '' "$@\""""
+    line = ["sh", "-c", script, *argv[3:]]
     done = subprocess.run(line, input=before, capture_output=True, check=True)
     assert done.stdout == b"secret\n"

@@ -109,6 +109,34 @@ def test_wheels_are_fetched_once(world):
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (wheel.sha256, wheel.size)
 
 
+def test_a_row_leaves_the_wheels_that_it_shares_as_they_are(world):
+    """
+    The other row needs no new download.
+    """
+    requirements, cache, index = world
+    ensure(world)
+    digest = hashlib.sha256(make_wheel(index, "torch", "9.1+cpu").read_bytes()).hexdigest()
+    (requirements / "newer.lock").write_text(f"torch==9.1+cpu --hash=sha256:{digest}\n")
+    newer = ROW.model_copy(update={"torch": "9.1", "lock": "newer.lock"})
+    assert "small-1.0-py3-none-any.whl" in [wheel.file for wheel in ensure(world, newer).wheels]
+    assert cached_lock(ROW, cache=cache, requirements=requirements) is not None
+
+
+def test_wheels_of_the_cache_need_an_index_of_their_lock_only(world):
+    """
+    Where it is missing they are compared with the lock; pip's index may be gone.
+    """
+    first = ensure(world)
+    index_of(world).unlink()
+    for path in world[2].iterdir():
+        path.unlink()
+    assert ensure(world) == first
+    index_of(world).unlink()
+    first.wheels[0].path.write_bytes(b"rotten")  # negative control
+    with pytest.raises(CommandFailed):
+        ensure(world)
+
+
 def test_a_wheel_that_changed_in_the_cache_is_fetched_again(world):
     """
     What lies in the cache is used only as it was checked.

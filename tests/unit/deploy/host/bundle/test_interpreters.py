@@ -182,9 +182,11 @@ def test_an_environment_uses_the_python_that_its_lock_names(provisioned):
     """
     provisioned.fence = None
     lock = f"# interpreter: 3.11.99 sha256:{'a' * 64}\nsmall==1.0 --hash=sha256:{'b' * 64}\n"
-    assert named_in(lock) == ("3.11", "a" * 64)
+    assert named_in(lock) == ("3.11.99", "a" * 64)
     assert named_in(lock.partition("\n")[2]) is None
     digest = hashlib.sha256(lock.encode()).hexdigest()
     error = provisioned.refusal(VenvBuild(lock, digest, "3.11", ()))
     assert "standalone Python 3.11" in error.what
     assert f"pythons/{'a' * 64}/bin/python3.11 is not there" in error.why
+    wanted = f"release 3.11.99 with sha256 {'a' * 64} to mirrors.python.archives"
+    assert wanted in error.fix

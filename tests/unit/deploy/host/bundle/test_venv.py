@@ -32,6 +32,16 @@ def test_provisioning_builds_a_venv_without_a_lease(provisioned, workshop):
     assert (again.built, again.took_s) == (False, 0.0)
 
 
+def test_a_wheel_that_the_build_user_could_not_read_is_mended(provisioned, workshop):
+    provisioned.fence = None
+    lock = workshop.lock
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    path = provisioned.layout.wheelhouse / lock.wheels[0].file
+    path.chmod(0o600)
+    assert provisioned.call(build_request(lock)).built is True
+    assert path.stat().st_mode & 0o7777 == 0o640
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind"),
     [
