@@ -40,7 +40,7 @@ from deploy.provision.apt_sources import AptSources, os_release_of
 from deploy.provision.connector import Input, input_of
 from deploy.provision.driver.commands import commands_of, transaction_of
 from deploy.provision.driver.gpu_state import UNIT as GPU_UNIT
-from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.gpu_state import GpuUnit, waits_for_driver
 from deploy.provision.driver.plan import PlaceFile, PlaceSource
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.requirements import HostRefusal
@@ -135,7 +135,7 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
             apply_driver(resource, facts, AptRunner(client, notes))
         case GpuUnit() if facts is not None:
             refuse(resource.problem(facts), resource)
-            shell(name=f"Run {name}", commands=[gpu_command()], _timeout=GPU_TIMEOUT_S)
+            shell(name=f"Run {name}", commands=[gpu_command(facts)], _timeout=GPU_TIMEOUT_S)
 
 
 def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRunner) -> None:
@@ -167,15 +167,17 @@ def refuse(problem: HostRefusal | None, resource: LoadedDriver | GpuUnit) -> Non
         raise PreconditionError(resource.name, why=problem.why, fix=problem.fix)
 
 
-def gpu_command() -> str:
+def gpu_command(facts: Facts) -> str:
     """
     Return the command that runs the unit of the GPUs again, with its last log lines on failure.
+
+    Where the driver waits for a reboot it only enables the unit.
     """
+    enable = f"systemctl daemon-reload && systemctl enable --quiet {GPU_UNIT}"
+    if waits_for_driver(facts):
+        return enable
     log = f"journalctl --quiet --no-pager --output cat --lines 5 --unit {GPU_UNIT} >&2"
-    return (
-        f"systemctl daemon-reload && systemctl enable --quiet {GPU_UNIT} && "
-        f"{{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
-    )
+    return f"{enable} && {{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
 
 
 def restore_python() -> None:

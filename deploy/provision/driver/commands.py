@@ -110,8 +110,7 @@ def _load_script(facts: Facts, step: LoadModules) -> str:
         f"[ ! -d /sys/module/{name} ] || rmmod {name} || exit 1; " for name in _MODULES
     )
     load = "modprobe nvidia && modprobe nvidia-uvm && { nvidia-modprobe -c 0 -u || true; }"
-    is_loaded = facts.driver == step.version and gpu_of(facts).open_module == step.is_open
-    return load if is_loaded else f"{stop}{unload}{load}"
+    return load if step.is_loaded(facts) else f"{stop}{unload}{load}"
 
 
 def _start(unit: str) -> str:

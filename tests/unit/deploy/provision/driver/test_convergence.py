@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.host.protocol import UnitFacts
-from deploy.inventory.schema.gpu import GpuSection
+from deploy.host.protocol import RebootReason, UnitFacts
+from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.provision.apt_sources import os_release_of
+from deploy.provision.concerns import plan_resources
 from deploy.provision.driver.commands import build_command, commands_of, transaction_of
 from deploy.provision.driver.gpu_state import GpuUnit
 from deploy.provision.driver.plan import (
@@ -23,6 +24,7 @@ from deploy.provision.driver.plan import (
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.worker_request import HostRequest, WorkerRequest
+from tests.unit.deploy.provision.builders import make_spec
 from tests.unit.deploy.provision.driver.builders import (
     device,
     file_facts,
@@ -354,6 +356,13 @@ def problem(host):
             ),
             "525.147.05 is in use by python (pid 77)",
         ),
+        (
+            lambda h: (
+                setattr(h, "facts", replace(h.facts, driver="535.309.01")),
+                h._gpu(holders=("python (pid 77)",), open_module=True),
+            ),
+            "535.309.01 is in use by python (pid 77)",
+        ),
     ],
 )
 def test_a_reboot_is_named_with_its_reason(change, why):
@@ -365,6 +374,20 @@ def test_a_reboot_is_named_with_its_reason(change, why):
     assert "must be rebooted" in found.why
     assert why in found.why
     assert why in LoadedDriver(wish=host.wish).difference(host.facts).change
+    # The host itself says that it needs a reboot: it ends OK, and --waves takes it.
+    host.facts = replace(host.facts, reboot_reasons=(RebootReason("driver", why),))
+    assert LoadedDriver(wish=host.wish).difference(host.facts) is None
+
+
+def test_gpus_that_do_not_work_keep_nothing_but_the_slots_from_a_host():
+    """
+    The slots come after the driver, which they need.
+    """
+    spec = make_spec(row="torch-2.13-cu130", device="cuda", precision="bf16")
+    spec = replace(spec, driver=DriverSection(version="580.178.04"))
+    kinds = [resource.kind for resource in plan_resources(spec).running]
+    assert kinds[-4:] == ["loaded_driver", "gpu_unit", "slot_unit", "slot_unit"]
+    assert {"service", "enabled_units"} < set(kinds[:-4])
 
 
 def test_daemons_of_the_driver_need_no_reboot():
