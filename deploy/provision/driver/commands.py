@@ -105,7 +105,13 @@ def build_command(releases: tuple[str, ...]) -> str:
 
 
 def _load_script(facts: Facts, step: LoadModules) -> str:
-    stop = f"systemctl stop {' '.join(_DAEMONS)} 2>/dev/null; "
+    # On every way out what ran before runs again, with the old modules if need be.
+    stop = (
+        f"was=; for unit in {' '.join(_DAEMONS)}; do "
+        'systemctl is-active -q "$unit" && was="$was $unit"; done; '
+        "trap '[ -z \"$was\" ] || systemctl start $was' EXIT; trap 'exit 1' HUP INT TERM; "
+        f"systemctl stop {' '.join(_DAEMONS)} 2>/dev/null; "
+    )
     unload = "".join(
         f"[ ! -d /sys/module/{name} ] || rmmod {name} || exit 1; " for name in _MODULES
     )

@@ -2,6 +2,7 @@
 The resources of a driver on a host that behaves: whatever is killed, the next run ends right.
 """
 
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -388,6 +389,39 @@ def test_gpus_that_do_not_work_keep_nothing_but_the_slots_from_a_host():
     kinds = [resource.kind for resource in plan_resources(spec).running]
     assert kinds[-4:] == ["loaded_driver", "gpu_unit", "slot_unit", "slot_unit"]
     assert {"service", "enabled_units"} < set(kinds[:-4])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_daemons_that_ran_run_again_whether_the_modules_were_loaded_or_not(tmp_path, fails):
+    """
+    Also nvidia-dcgm, which no later step starts.
+    """
+    host = installed()
+    facts = replace(host.facts, driver="525.147.05")
+    [load] = [
+        step
+        for step in NvidiaDriver(wish=host.wish).plan(facts).steps
+        if step.kind == "load_modules"
+    ]
+    programs = {
+        "systemctl": 'echo "$@" >>LOG; [ "$1 $3" != "is-active nvidia-fabricmanager" ]',
+        "modprobe": "exit 1" if fails else "exit 0",
+        "nvidia-modprobe": "exit 0",
+        "rmmod": "exit 1",
+    }
+    for name, text in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{text.replace('LOG', str(tmp_path / 'log'))}\n")
+        program.chmod(0o755)
+    [script] = commands_of(load, facts)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", script], env=env, check=False)
+    assert done.returncode == fails
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said[-2:] == [
+        "stop nvidia-persistenced nvidia-fabricmanager nvidia-dcgm",
+        "start nvidia-persistenced nvidia-dcgm",
+    ]
 
 
 def test_daemons_of_the_driver_need_no_reboot():
