@@ -94,7 +94,7 @@ def _driver(system: System) -> RebootReason | None:
     Another NVIDIA driver, or another flavour of its modules, is installed than is loaded.
     """
     loaded = _text(_at(system, "/sys/module/nvidia/version")).strip()
-    installed = installed_driver(system) if loaded else None
+    installed = _installed_driver(system) if loaded else None
     if installed is None:
         return None
     name, version = installed
@@ -110,7 +110,16 @@ def _driver(system: System) -> RebootReason | None:
     )
 
 
-def installed_driver(system: System) -> tuple[str, str] | None:
+def waits_for_driver(system: System) -> bool:
+    """
+    Return whether another version of the NVIDIA driver is installed than is loaded.
+    """
+    loaded = _text(_at(system, "/sys/module/nvidia/version")).strip()
+    installed = _installed_driver(system) if loaded else None
+    return installed is not None and installed[1] != loaded
+
+
+def _installed_driver(system: System) -> tuple[str, str] | None:
     """
     Return name and version of the NVIDIA module that the running kernel would load; None: it has
     none.
