@@ -35,7 +35,7 @@ from deploy.provision import (
     user_resources,
 )
 from deploy.provision.apt_packages import Packages
-from deploy.provision.apt_runner import AptRunner, Notes
+from deploy.provision.apt_runner import DRIVER_TRANSACTION_S, AptRunner, Notes
 from deploy.provision.apt_sources import AptSources, os_release_of
 from deploy.provision.connector import Input, input_of
 from deploy.provision.driver.commands import commands_of, transaction_of
@@ -53,9 +53,6 @@ VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
 GPU_TIMEOUT_S = 150
-DRIVER_TIMEOUT_S = (
-    5400  # of one transaction: modules are built for each kernel, 510 s each on 2 cores
-)
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 _START_MARGIN_S = 15  # for systemd, beyond the start of a slot
@@ -147,7 +144,7 @@ def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRu
     for step in resource.next_steps(facts):
         transaction = transaction_of(step, facts)
         if transaction is not None:
-            apt.change(transaction)
+            apt.change(transaction, limit_s=DRIVER_TRANSACTION_S)
         elif isinstance(step, PlaceSource):
             apt.replace_sources(step.sources, os_release_of(facts))
         elif isinstance(step, PlaceFile):
@@ -156,7 +153,7 @@ def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRu
             file = resources.File(path=step.path, content=step.content)
             place(name=f"Place {step.path}", resource=file)
         elif commands := commands_of(step, facts):
-            shell(name=step.text, commands=list(commands), _timeout=DRIVER_TIMEOUT_S)
+            shell(name=step.text, commands=list(commands), _timeout=DRIVER_TRANSACTION_S)
 
 
 def refuse(problem: HostRefusal | None, resource: LoadedDriver | GpuUnit) -> None:
