@@ -411,6 +411,8 @@ class FakeSystem(System):
         at_reboot: Called by `systemctl reboot`, in place of a reboot.
         kernel_release: Of the running kernel.
         installed_driver: Version of its NVIDIA module; None: it has none.
+        driver_module: Name of that module.
+        driver_license: License of that module.
         in_sandbox: What the build user's sandbox runs: the program's own command line.
         calls: Every command line.
         before: Called with each command line before it runs.
@@ -438,6 +440,7 @@ class FakeSystem(System):
         self.at_reboot = lambda: None
         self.kernel_release = "6.1.0-18-amd64"
         self.installed_driver = None
+        self.driver_module, self.driver_license = "nvidia", "NVIDIA"
         self.before = lambda argv: None
         self.free = 1 << 40
         self.boot = BOOT
@@ -687,10 +690,12 @@ class FakeSystem(System):
         return ProgramResult(0, "".join(f"{line}\n" for line in lines[-last:]), "")
 
     def _modinfo(self, *words):
-        assert words == ("-F", "version", "nvidia")
-        if self.installed_driver is None:
-            return ProgramResult(1, "", "modinfo: ERROR: Module nvidia not found.\n")
-        return ProgramResult(0, f"{self.installed_driver}\n", "")
+        option, field, name = words
+        assert option == "-F"
+        if self.installed_driver is None or name != self.driver_module:
+            return ProgramResult(1, "", f"modinfo: ERROR: Module {name} not found.\n")
+        values = {"version": self.installed_driver, "license": self.driver_license}
+        return ProgramResult(0, f"{values[field]}\n", "")
 
     def _systemctl(self, verb, *words):
         if verb == "reboot":

@@ -24,13 +24,15 @@ _FIELDS = (
 _SWITCH = {"Enabled": True, "Disabled": False}
 
 
-def read_gpus(system: System) -> tuple[tuple[GpuState, ...], str | None]:
+def read_gpus(
+    system: System, timeout_s: float = _TIMEOUT_S
+) -> tuple[tuple[GpuState, ...], str | None]:
     """
     Return the GPUs that nvidia-smi lists, and why it lists none.
     """
-    result = system.ask_driver(_query(",".join(_FIELDS)), timeout_s=_TIMEOUT_S)
+    result = system.ask_driver(_query(",".join(_FIELDS)), timeout_s=timeout_s)
     if result is None:
-        return (), f"nvidia-smi is missing, or did not end within {_TIMEOUT_S:.0f} s"
+        return (), f"nvidia-smi is missing, or did not end within {timeout_s:.0f} s"
     if result.returncode != 0:
         said = one_line(result.stdout or result.stderr)
         return (), f"nvidia-smi: exit status {result.returncode}: {said[:300]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deploy.host.gpu_smi import read_gpus
 from deploy.host.protocol import HostError, RebootReason
 from deploy.host.system import System
 from deploy.host.text import one_line
@@ -14,13 +15,21 @@ from deploy.host.text import one_line
 _TIMEOUT_S = 20.0
 _TEXT_MAX = 4096
 _KERNEL = "vmlinuz-"
+_MODULES = ("nvidia", "nvidia-current", "nvidia-current-open")  # Debian's have other names
+_OTHERS = ("nouveau", "nova_core")  # drivers of the kernel for the same GPUs
+_BLACKLIST = "/etc/modprobe.d/slipway-nouveau.conf"
+_GPU_UNIT = "/etc/systemd/system/slipway-gpu.service"
+_SMI_S = 5.0  # less than a call of `status` has
 
 
 def reasons(system: System) -> tuple[RebootReason, ...]:
     """
     Return why the host has to be rebooted; empty: it has not.
     """
-    found = (_packages(system), _kernel(system), _driver(system))
+    driver = _other_driver(system) or _driver(system)
+    # nvidia-smi does not work before such a reboot.
+    gpus = _gpus(system) if driver is None else None
+    found = (_packages(system), _kernel(system), driver, gpus)
     return tuple(reason for reason in found if reason is not None)
 
 
@@ -68,21 +77,90 @@ def _version(release: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _driver(system: System) -> RebootReason | None:
+def _other_driver(system: System) -> RebootReason | None:
     """
-    Another NVIDIA driver is installed than is loaded.
+    A driver of the kernel has the GPUs, and provisioning has switched it off for the next boot.
     """
-    loaded = _text(_at(system, "/sys/module/nvidia/version")).strip()
+    if not _at(system, _BLACKLIST).exists():
+        return None
+    loaded = [name for name in _OTHERS if _at(system, f"/sys/module/{name}").is_dir()]
     if not loaded:
         return None
+    return RebootReason("driver", f"{' and '.join(loaded)} is loaded, and off from the next boot")
+
+
+def _driver(system: System) -> RebootReason | None:
+    """
+    Another NVIDIA driver, or another flavour of its modules, is installed than is loaded.
+    """
+    loaded = _text(_at(system, "/sys/module/nvidia/version")).strip()
+    installed = _installed_driver(system) if loaded else None
+    if installed is None:
+        return None
+    name, version = installed
+    if version != loaded:
+        return RebootReason("driver", f"{loaded} is loaded, {version} is installed")
+    shown = _text(_at(system, "/proc/driver/nvidia/version"))
+    license_ = _modinfo(system, "license", name)
+    if not shown or not license_ or ("Open Kernel Module" in shown) == ("GPL" in license_):
+        return None
+    flavours = ("proprietary", "open") if "GPL" in license_ else ("open", "proprietary")
+    return RebootReason(
+        "driver", f"{flavours[0]} modules {loaded} are loaded, {flavours[1]} ones are installed"
+    )
+
+
+def waits_for_driver(system: System) -> bool:
+    """
+    Return whether another version of the NVIDIA driver is installed than is loaded.
+    """
+    loaded = _text(_at(system, "/sys/module/nvidia/version")).strip()
+    installed = _installed_driver(system) if loaded else None
+    return installed is not None and installed[1] != loaded
+
+
+def _installed_driver(system: System) -> tuple[str, str] | None:
+    """
+    Return name and version of the NVIDIA module that the running kernel would load; None: it has
+    none.
+    """
+    for name in _MODULES:
+        version = _modinfo(system, "version", name)
+        if version:
+            return name, version
+    return None
+
+
+def _modinfo(system: System, field: str, name: str) -> str:
     try:
-        done = system.run(["modinfo", "-F", "version", "nvidia"], timeout_s=_TIMEOUT_S)
+        done = system.run(["modinfo", "-F", field, name], timeout_s=_TIMEOUT_S)
     except HostError:
+        return ""
+    return one_line(done.stdout) if done.returncode == 0 else ""
+
+
+def _gpus(system: System) -> RebootReason | None:
+    """
+    A setting of a GPU waits for the next boot.  Asked only where the fleet file has such a setting.
+    """
+    unit = _text(_at(system, _GPU_UNIT))
+    asked = [what for what, option in (("ECC", "--ecc-config="), ("MIG", "--multi-instance-gpu="))
+             if option in unit]  # fmt: skip
+    if not asked or not _at(system, "/sys/module/nvidia").is_dir():
         return None
-    installed = one_line(done.stdout)
-    if done.returncode != 0 or not installed or installed == loaded:
+    gpus, _ = read_gpus(system, timeout_s=_SMI_S)
+    waiting = [
+        f"{what} of {gpu.bus}"
+        for gpu in gpus
+        for what, now, following in (
+            ("ECC", gpu.ecc, gpu.next_ecc),
+            ("MIG", gpu.mig, gpu.next_mig),
+        )
+        if what in asked and None not in (now, following) and now != following
+    ]
+    if not waiting:
         return None
-    return RebootReason("driver", f"{loaded} is loaded, {installed} is installed")
+    return RebootReason("gpu", f"changes with the next boot: {', '.join(waiting)}")
 
 
 def _at(system: System, path: str) -> Path:

@@ -23,6 +23,8 @@ from deploy.transport.client import HostClient
 SCRIPT = Path(__file__).with_name("apt_on_host.sh")
 WAIT_S = 600  # for other programs that use apt
 TRANSACTION_S = 1800  # for one transaction, waits included; it goes on beyond that, unwatched
+# For one of a driver: modules are built for each kernel, 510 s each on 2 cores.
+DRIVER_TRANSACTION_S = 5400
 _ANSWER_S = 60.0
 _SOURCES_S = 300.0  # for apt to read new sources
 _NEWS = "@apt "
@@ -69,28 +71,32 @@ class AptRunner:
         self._client, self._notes, self._root = client, notes, root
         self._told = 0  # lines of the status that were shown
 
-    def change(self, transaction: AptTransaction, wait_s: int = WAIT_S) -> None:
+    def change(
+        self, transaction: AptTransaction, wait_s: int = WAIT_S, limit_s: int = TRANSACTION_S
+    ) -> None:
         """
         Do *transaction*, or follow the one that an earlier run of it left.
 
         Args:
             wait_s: Longest wait for other programs that use apt.
+            limit_s: Longest time that it is followed, waits included.
 
         Raises:
-            CommandFailed: apt refuses it, or another program uses apt for longer than *wait_s*.
+            CommandFailed: apt refuses it, it has not ended within *limit_s*, or another program
+                uses apt for longer than *wait_s*.
             TransportError: The host was lost; the transaction goes on there.
         """
-        deadline_s = time.monotonic() + TRANSACTION_S
+        deadline_s = time.monotonic() + limit_s
         arguments = (digest_of(transaction), *transaction.arguments, f"-w{wait_s}")
         state = self._start(arguments)
         while state == "other":
             # What the operator of that run sees as its failure is no failure of this one.
             self._notes.wait("another transaction of packages runs: waiting for its end")
-            self._follow(deadline_s)
+            self._follow(deadline_s, limit_s)
             state = self._start(arguments)
         if state == "resumed":
             self._notes.wait("going on with the transaction of an earlier run")
-        code = self._follow(deadline_s)
+        code = self._follow(deadline_s, limit_s)
         if code is None:
             why = "the transaction ended without a result: killed, or the host rebooted"
             raise self._failed("packages", why, "inv provision completes what it left")
@@ -146,7 +152,7 @@ class AptRunner:
                 return news.text
         raise self._failed("packages", completed.stderr or completed.stdout, _READ_LOG)
 
-    def _follow(self, deadline_s: float) -> int | None:
+    def _follow(self, deadline_s: float, limit_s: int) -> int | None:
         """
         Show what the running transaction is at until its end; return its exit status.
 
@@ -171,7 +177,7 @@ class AptRunner:
                         return None
         raise CommandFailed(
             f"{self._client.host}: the transaction of packages has not ended",
-            why=f"it still runs after {TRANSACTION_S} s, at: {self._quoted(self._last)}",
+            why=f"it still runs after {limit_s} s, at: {self._quoted(self._last)}",
             fix=f"it goes on on the host; {_READ_LOG}; inv provision follows it",
             host=self._client.host,
         )

@@ -19,9 +19,12 @@ from deploy.provision import (
     tls,
     users,
 )
+from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.resource import LoadedDriver
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import AnyResource
+from deploy.provision.slot_resources import SlotUnit
 from deploy.provision.spec import HostSpec
 
 
@@ -65,5 +68,15 @@ def plan_resources(spec: HostSpec) -> ResourceSet:
             *(r for concern in ORDER for r in concern.install(spec)),
             *(r for concern in ORDER for r in concern.configure(spec)),
         ),
-        running=tuple(r for concern in ORDER for r in concern.activate(spec)),
+        running=tuple(sorted((r for c in ORDER for r in c.activate(spec)), key=_turn)),
     )
+
+
+def _turn(resource: AnyResource) -> int:
+    """
+    Return when *resource* is started: what GPUs can keep from its state comes last, and then the
+    slots, which need the GPUs.  A host whose GPUs do not work still gets everything else.
+    """
+    if isinstance(resource, LoadedDriver | GpuUnit):
+        return 1
+    return 2 if isinstance(resource, SlotUnit) else 0

@@ -35,12 +35,12 @@ from deploy.provision import (
     user_resources,
 )
 from deploy.provision.apt_packages import Packages
-from deploy.provision.apt_runner import AptRunner, Notes
+from deploy.provision.apt_runner import DRIVER_TRANSACTION_S, AptRunner, Notes
 from deploy.provision.apt_sources import AptSources, os_release_of
 from deploy.provision.connector import Input, input_of
 from deploy.provision.driver.commands import commands_of, transaction_of
 from deploy.provision.driver.gpu_state import UNIT as GPU_UNIT
-from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.gpu_state import GpuUnit, waits_for_driver
 from deploy.provision.driver.plan import PlaceFile, PlaceSource
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.requirements import HostRefusal
@@ -53,9 +53,6 @@ VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
 GPU_TIMEOUT_S = 150
-DRIVER_TIMEOUT_S = (
-    5400  # of one transaction: modules are built for each kernel, 510 s each on 2 cores
-)
 _SLOWEST_LINK = 2 * 2**20  # bytes per second; a slower upload times out
 _SEND_MIN_S = 30
 _START_MARGIN_S = 15  # for systemd, beyond the start of a slot
@@ -135,7 +132,7 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
             apply_driver(resource, facts, AptRunner(client, notes))
         case GpuUnit() if facts is not None:
             refuse(resource.problem(facts), resource)
-            shell(name=f"Run {name}", commands=[gpu_command()], _timeout=GPU_TIMEOUT_S)
+            shell(name=f"Run {name}", commands=[gpu_command(facts)], _timeout=GPU_TIMEOUT_S)
 
 
 def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRunner) -> None:
@@ -147,7 +144,7 @@ def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRu
     for step in resource.next_steps(facts):
         transaction = transaction_of(step, facts)
         if transaction is not None:
-            apt.change(transaction)
+            apt.change(transaction, limit_s=DRIVER_TRANSACTION_S)
         elif isinstance(step, PlaceSource):
             apt.replace_sources(step.sources, os_release_of(facts))
         elif isinstance(step, PlaceFile):
@@ -156,7 +153,7 @@ def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRu
             file = resources.File(path=step.path, content=step.content)
             place(name=f"Place {step.path}", resource=file)
         elif commands := commands_of(step, facts):
-            shell(name=step.text, commands=list(commands), _timeout=DRIVER_TIMEOUT_S)
+            shell(name=step.text, commands=list(commands), _timeout=DRIVER_TRANSACTION_S)
 
 
 def refuse(problem: HostRefusal | None, resource: LoadedDriver | GpuUnit) -> None:
@@ -167,15 +164,17 @@ def refuse(problem: HostRefusal | None, resource: LoadedDriver | GpuUnit) -> Non
         raise PreconditionError(resource.name, why=problem.why, fix=problem.fix)
 
 
-def gpu_command() -> str:
+def gpu_command(facts: Facts) -> str:
     """
     Return the command that runs the unit of the GPUs again, with its last log lines on failure.
+
+    Where the driver waits for a reboot it only enables the unit.
     """
+    enable = f"systemctl daemon-reload && systemctl enable --quiet {GPU_UNIT}"
+    if waits_for_driver(facts):
+        return enable
     log = f"journalctl --quiet --no-pager --output cat --lines 5 --unit {GPU_UNIT} >&2"
-    return (
-        f"systemctl daemon-reload && systemctl enable --quiet {GPU_UNIT} && "
-        f"{{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
-    )
+    return f"{enable} && {{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
 
 
 def restore_python() -> None:

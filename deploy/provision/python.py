@@ -20,7 +20,13 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
         if (other.torch, other.build) == (row.torch, row.build) and other.lock
     }
     return [
-        RowFits(row=row.name, torch=row.minor, cuda=row.cuda or "cpu", python=row.python),
+        RowFits(
+            row=row.name,
+            torch=row.minor,
+            cuda=row.cuda or "cpu",
+            python=row.python,
+            driver=spec.driver.version if row.needs_gpu else None,
+        ),
         PythonAvailable(version=row.python, rows=rows, is_sent=spec.interpreter is not None),
     ]
 

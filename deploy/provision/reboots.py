@@ -53,6 +53,7 @@ class RebootPolicy:
         window: None: at any time.
         interrupts: Reboot also a host that still gets requests when its drain ends.
         drain_s, start_s: Longest time of a drain, and of the start of a slot.
+        facts_s: Longest time of a host's answer with its facts, as in provisioning.
         back_s: Longest time until a host answers again.
     """
 
@@ -61,6 +62,7 @@ class RebootPolicy:
     interrupts: bool
     drain_s: float
     start_s: float
+    facts_s: float
     back_s: float = BACK_S
 
 
@@ -409,7 +411,7 @@ class Reboots:
         wanted = self._wanted.get(host)
         if wanted is None:
             return
-        facts = self._clients[host].call(fact_query(wanted), timeout_s=_CALL_S)
+        facts = self._clients[host].call(fact_query(wanted), timeout_s=self._policy.facts_s)
         left = [step.resource.name for step in steps_to(wanted, facts)]
         if left:
             raise PreconditionError(

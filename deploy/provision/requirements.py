@@ -121,6 +121,7 @@ class RowFits(Requirement):
         row: Name in the fleet file.
         torch: Minor, such as "2.13".
         cuda: CUDA minor, or "cpu".
+        driver: The version that this run installs; None: the loaded one stays.
     """
 
     kind: Literal["row"] = "row"
@@ -128,9 +129,12 @@ class RowFits(Requirement):
     torch: str
     cuda: str
     python: str
+    driver: str | None = None
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        why = row_conflict(facts, torch=self.torch, cuda=self.cuda, python=self.python)
+        why = row_conflict(
+            facts, torch=self.torch, cuda=self.cuda, python=self.python, driver=self.driver
+        )
         if why is None:
             return None
         return HostRefusal(

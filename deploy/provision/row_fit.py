@@ -57,30 +57,39 @@ def distribution_of(catalog: Catalog, facts: Facts) -> Distribution | None:
     return None
 
 
-def host_facts(catalog: Catalog, facts: Facts) -> HostFacts:
+def host_facts(catalog: Catalog, facts: Facts, driver: str | None = None) -> HostFacts:
     """
     Return *facts* as the resolver takes them; what has no meaning is not known.
+
+    Args:
+        driver: The version that takes the place of the loaded driver, and of its modules.
     """
     models = (model[:_MODEL_MAX] for model in facts.gpus[:_GPUS_MAX])
     gpus = {gpu.name: gpu for model in models if (gpu := find_gpu(catalog, model))}
-    driver = facts.driver
+    modules = _modules(facts.gpu_modules) if driver is None else None
+    driver = driver or facts.driver
     return HostFacts(
         driver=driver if driver and _DRIVER.fullmatch(driver) else None,
         gpus=tuple(gpus.values()),
         distribution=distribution_of(catalog, facts),
-        modules=_modules(facts.gpu_modules),
+        modules=modules,
         has_nvswitch=facts.nvswitch,
     )
 
 
-def row_conflict(facts: Facts, *, torch: str, cuda: str, python: str) -> RowConflict | None:
+def row_conflict(
+    facts: Facts, *, torch: str, cuda: str, python: str, driver: str | None = None
+) -> RowConflict | None:
     """
     Return why a host must not have torch *torch* with *cuda* and *python*; None: it may.
 
     A row that the driver runs with cuda-compat alone is refused too: that is not installed.
+
+    Args:
+        driver: The version that is installed in place of the loaded one; None: that one stays.
     """
     catalog = load_catalog()
-    host = host_facts(catalog, facts)
+    host = host_facts(catalog, facts, driver)
     resolution = _resolve(catalog, Wish(torch, cuda, python), host)
     if not resolution.fits:
         conflicts = "; ".join(conflict.why for conflict in resolution.conflicts)

@@ -13,6 +13,7 @@ from deploy.inventory.schema import Fleet, Host
 from deploy.leases.keeper import LeaseClient, LeaseKeeper
 from deploy.leases.owner import owner
 from deploy.leases.signals import signals_interrupt
+from deploy.provision.apt_runner import DRIVER_TRANSACTION_S, TRANSACTION_S
 from deploy.provision.differences import (
     bootstrap_steps,
     fact_query,
@@ -39,8 +40,10 @@ from deploy.provision.survey import Survey, unreadable
 # Longer than that of a release, for which the host's own way back waits: a renewal may come late
 # from a busy machine, or beside the wheels that are sent over the same link.
 LEASE_S = 120.0
-DRIVER_S = 3600.0  # more, where a driver is installed and its modules are built
-DEADLINE_S = 1200.0  # for all hosts together; a host that has not ended by then has failed
+_SLACK_S = 600.0  # for what comes beside the longest transaction of packages
+# For all hosts together; a host that has not ended by then has failed.
+DEADLINE_S = TRANSACTION_S + _SLACK_S
+DRIVER_S = DRIVER_TRANSACTION_S + _SLACK_S  # more, where a driver is installed
 
 Progress = Callable[[ProvisionEvent], None]
 

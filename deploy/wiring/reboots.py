@@ -51,6 +51,7 @@ def reboot_policy(
         interrupts=interrupts,
         drain_s=fleet.release.drain_timeout,
         start_s=fleet.service.start_timeout,
+        facts_s=max(host.ssh.command_timeout for host in fleet.hosts),
     )
     if policy.window is not None and not policy.window.is_open(SystemClock().utc()):
         raise PreconditionError(

@@ -143,6 +143,7 @@ class World:
             interrupts=False,
             drain_s=60.0,
             start_s=90.0,
+            facts_s=60.0,
             back_s=back_s,
         )
         with connect(self.fleet) as on:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deploy.host.bundle.sandbox import sandboxed
 from deploy.host.protocol import ErrorKind, HostError
+from deploy.host.reboot_reasons import waits_for_driver
 from deploy.host.system import System
 from deploy.host.text import one_line
 
@@ -79,9 +80,10 @@ def _check_gpus(system: System, area: Path, python: Path) -> None:
     """
     Multiply two matrices on each GPU of the host, and compare with the CPU's result.
 
-    A GPU without free memory is not compared: a slot uses it.
+    A GPU without free memory is not compared: a slot uses it.  Nor is one whose driver waits to be
+    loaded: the libraries of another version than the loaded module's do not work with it.
     """
-    if not _has_gpus(system):
+    if not _has_gpus(system) or waits_for_driver(system):
         return
     result = sandboxed(
         system,

@@ -105,13 +105,18 @@ def build_command(releases: tuple[str, ...]) -> str:
 
 
 def _load_script(facts: Facts, step: LoadModules) -> str:
-    stop = f"systemctl stop {' '.join(_DAEMONS)} 2>/dev/null; "
+    # On every way out what ran before runs again, with the old modules if need be.
+    stop = (
+        f"was=; for unit in {' '.join(_DAEMONS)}; do "
+        'systemctl is-active -q "$unit" && was="$was $unit"; done; '
+        "trap '[ -z \"$was\" ] || systemctl start $was' EXIT; trap 'exit 1' HUP INT TERM; "
+        f"systemctl stop {' '.join(_DAEMONS)} 2>/dev/null; "
+    )
     unload = "".join(
         f"[ ! -d /sys/module/{name} ] || rmmod {name} || exit 1; " for name in _MODULES
     )
     load = "modprobe nvidia && modprobe nvidia-uvm && { nvidia-modprobe -c 0 -u || true; }"
-    is_loaded = facts.driver == step.version and gpu_of(facts).open_module == step.is_open
-    return load if is_loaded else f"{stop}{unload}{load}"
+    return load if step.is_loaded(facts) else f"{stop}{unload}{load}"
 
 
 def _start(unit: str) -> str:

@@ -48,6 +48,8 @@ class GpuUnit(Resource):
     """
     The unit that loads nvidia-uvm and sets the GPUs: enabled, run since its last change, and the
     GPUs are as it sets them.
+
+    What takes a reboot is no difference where the host reports that it needs one.
     """
 
     kind: Literal["gpu_unit"] = "gpu_unit"
@@ -79,9 +81,13 @@ class GpuUnit(Resource):
         wrong = []
         if unit.enabled != "enabled":
             wrong.append("enable")
+        if waits_for_driver(facts):
+            return Difference(change="enable") if wrong else None
         if unit.active != "active" or unit.stale:
             wrong.append("run")
-        wrong += self.settings_left(facts) + self.reboot_reasons(facts)
+        wrong += self.settings_left(facts)
+        if not facts.reboot_reasons:
+            wrong += self.reboot_reasons(facts)
         problem = self._count_problem(facts)
         if problem is not None:
             wrong.append(problem)
@@ -115,6 +121,8 @@ class GpuUnit(Resource):
         """
         Return what the unit cannot mend.
         """
+        if waits_for_driver(facts):
+            return None
         count = self._count_problem(facts)
         if count is not None:
             return HostRefusal(
@@ -124,7 +132,7 @@ class GpuUnit(Resource):
                 "back with a reboot at most; else set gpu.count",
             )
         reboots = self.reboot_reasons(facts)
-        if reboots and not self.settings_left(facts):
+        if reboots and not self.settings_left(facts) and not facts.reboot_reasons:
             return HostRefusal(
                 error="PreconditionError",
                 why="; ".join(reboots),
@@ -140,6 +148,13 @@ class GpuUnit(Resource):
             return None
         reason = f": {gpu.smi_problem}" if gpu.smi_problem else ""
         return f"nvidia-smi shows {len(gpu.gpus)} GPUs, gpu.count is {self.section.count}{reason}"
+
+
+def waits_for_driver(facts: Facts) -> bool:
+    """
+    Return whether the driver runs after a reboot alone: until then no GPU can be set.
+    """
+    return any(one.cause == "driver" for one in facts.reboot_reasons)
 
 
 def _settings_left(section: GpuSection, gpu: GpuState) -> list[str]:

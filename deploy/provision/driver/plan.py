@@ -271,12 +271,13 @@ class LoadModules(Step):
         return f"load the modules {self.version}"
 
     def is_done(self, facts: Facts) -> bool:
-        gpu = gpu_of(facts)
-        return (
-            facts.driver == self.version
-            and gpu.open_module == self.is_open
-            and "nvidia_uvm" in gpu.loaded
-        )
+        return self.is_loaded(facts) and "nvidia_uvm" in gpu_of(facts).loaded
+
+    def is_loaded(self, facts: Facts) -> bool:
+        """
+        Return whether the loaded module has the version and the flavour, whatever uses it.
+        """
+        return facts.driver == self.version and gpu_of(facts).open_module == self.is_open
 
 
 class StartUnits(Step):

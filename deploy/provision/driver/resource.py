@@ -107,6 +107,9 @@ class NvidiaDriver(DriverResource):
 class LoadedDriver(DriverResource):
     """
     The kernel modules that are loaded, and the proof that the driver works.
+
+    Where only a reboot loads the modules, and the host reports that it needs one, nothing differs:
+    all of this waits for the reboot.
     """
 
     kind: Literal["loaded_driver"] = "loaded_driver"
@@ -120,9 +123,9 @@ class LoadedDriver(DriverResource):
         if not isinstance(plan, DriverPlan):
             return Difference(change="refused")
         left = plan.left(facts, runs=True)
-        if not left:
-            return None
         reboot = self.reboot_reason(facts)
+        if not left or (reboot is not None and facts.reboot_reasons):
+            return None  # the host is reported as needing a reboot; after it all is compared
         texts = [step.text for step in left]
         if reboot is not None:
             texts.insert(0, f"reboot, because {reboot}")
@@ -148,7 +151,8 @@ class LoadedDriver(DriverResource):
         if set(running) & set(build.missing(gpu)):
             return f"the running kernel {running[0]} has no modules {self.wish.version}"
         users = [one for one in gpu.holders if not one.startswith(_DAEMONS)]
-        if users and facts.driver not in (None, self.wish.version):
+        load = next(step for step in plan.steps if isinstance(step, LoadModules))
+        if users and facts.driver is not None and not load.is_loaded(facts):
             return f"{facts.driver} is in use by {', '.join(users[:4])}"
         return None
 

@@ -1,6 +1,7 @@
 import pytest
 
 from deploy.host.protocol import DeadmanArm, DoorSet, FactQuery, Reboot
+from deploy.host.system import ProgramResult
 from tests.local_host import serve
 
 BUNDLE = "a" * 64
@@ -18,6 +19,12 @@ def kernels(host):
             (host.root / "vmlinuz").symlink_to(f"boot/vmlinuz-{link}")
 
     return install
+
+
+def write(host, path, text):
+    target = host.root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
 
 
 def causes(host):
@@ -61,6 +68,7 @@ def test_a_container_boots_no_kernel(host, kernels):
     assert causes(host) == {}
 
 
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-current", "nvidia-current-open"])
 @pytest.mark.parametrize(
     ("installed", "observed"),
     [
@@ -69,12 +77,55 @@ def test_a_container_boots_no_kernel(host, kernels):
         (None, None),  # no module for this kernel
     ],
 )
-def test_a_driver_that_is_not_loaded_is_a_reason(host, installed, observed):
-    module = host.root / "sys/module/nvidia"
-    module.mkdir(parents=True)
-    (module / "version").write_text("570.26\n")
-    host.system.installed_driver = installed
+def test_a_driver_that_is_not_loaded_is_a_reason(host, name, installed, observed):
+    """
+    Debian gives the module other names.
+    """
+    write(host, "sys/module/nvidia/version", "570.26\n")
+    host.system.installed_driver, host.system.driver_module = installed, name
     assert causes(host) == ({"driver": observed} if observed else {})
+
+
+@pytest.mark.parametrize(
+    ("shown", "license_", "observed"),
+    [
+        ("NVRM: Open Kernel Module", "NVIDIA", "open modules 570.26 are loaded, proprietary ones"),
+        ("NVRM: Kernel Module", "Dual MIT/GPL", "proprietary modules 570.26 are loaded, open ones"),
+        ("NVRM: Open Kernel Module", "Dual MIT/GPL", None),
+        ("NVRM: Kernel Module", "NVIDIA", None),
+    ],
+)
+def test_another_flavour_of_the_modules_is_a_reason(host, shown, license_, observed):
+    write(host, "sys/module/nvidia/version", "570.26\n")
+    write(host, "proc/driver/nvidia/version", f"{shown} 570.26\n")
+    host.system.installed_driver, host.system.driver_license = "570.26", license_
+    assert causes(host) == ({"driver": f"{observed} are installed"} if observed else {})
+
+
+@pytest.mark.parametrize("name", ["nouveau", "nova_core"])
+def test_a_driver_of_the_kernel_that_was_switched_off_is_a_reason(host, name):
+    write(host, f"sys/module/{name}/refcnt", "0\n")
+    assert causes(host) == {}  # a host whose GPUs nobody asked for
+    write(host, "etc/modprobe.d/slipway-nouveau.conf", "blacklist nouveau\n")
+    assert causes(host) == {"driver": f"{name} is loaded, and off from the next boot"}
+
+
+@pytest.mark.parametrize(
+    ("option", "row", "observed"),
+    [
+        ("ecc-config=0", "Enabled, Disabled, Disabled, Disabled", "ECC of 00000000:1B:00.0"),
+        ("multi-instance-gpu=0", "Enabled, Enabled, Enabled, Disabled", "MIG of 00000000:1B:00.0"),
+        ("ecc-config=0", "Disabled, Disabled, [N/A], [N/A]", None),
+        ("power-limit=400", "Enabled, Disabled, Enabled, Disabled", None),  # not of the fleet file
+    ],
+)
+def test_a_setting_of_a_gpu_that_waits_for_a_boot_is_a_reason(host, option, row, observed):
+    write(host, "sys/module/nvidia/version", "570.26\n")
+    write(host, "etc/systemd/system/slipway-gpu.service", f"ExecStart=nvidia-smi --{option}\n")
+    line = f"00000000:1B:00.0, Enabled, 700.00, {row}\n"
+    host.system.ask_driver = lambda argv, *, timeout_s: ProgramResult(0, line, "")
+    wanted = {"gpu": f"changes with the next boot: {observed}"} if observed else {}
+    assert causes(host) == wanted
 
 
 def test_the_door_is_kept_over_a_boot(leased):

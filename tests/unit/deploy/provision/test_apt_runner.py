@@ -6,10 +6,14 @@ import pytest
 
 from deploy.errors import CommandFailed, PreconditionError
 from deploy.host import layout
+from deploy.provision import operations
 from deploy.provision.apt_packages import AptTransaction
-from deploy.provision.apt_runner import digest_of
+from deploy.provision.apt_runner import DRIVER_TRANSACTION_S, TRANSACTION_S, digest_of
 from deploy.provision.apt_sources import AptSources, Archive, OsRelease
+from deploy.provision.driver.resource import NvidiaDriver
+from deploy.provision.run import DEADLINE_S, DRIVER_S
 from tests.unit.deploy.provision.apt_host import AptHost
+from tests.unit.deploy.provision.driver.test_convergence import new_host
 
 HAPROXY = AptTransaction(install=("haproxy",))
 DEBIAN = OsRelease(os_id="debian", codename="bookworm")
@@ -106,6 +110,26 @@ def test_another_transaction_is_waited_for(host):
     host.runner.change(HAPROXY)
     assert host.waits[0].startswith("another transaction of packages runs")
     assert host.starts == 1
+
+
+def test_a_transaction_of_a_driver_is_followed_for_its_own_time(host, monkeypatch):
+    """
+    And the whole run may take longer than its longest transaction.
+    """
+    monkeypatch.setattr(operations, "DRIVER_TRANSACTION_S", 0)
+    gpus = new_host()
+    disk = NvidiaDriver(wish=gpus.wish)
+    while True:
+        facts = gpus.look(disk)
+        step = disk.next_steps(facts)[0]
+        if step.kind == "install":
+            break
+        gpus.take(step, facts)
+    with pytest.raises(CommandFailed) as caught:
+        operations.apply_driver(disk, facts, host.runner)
+    assert "it still runs after 0 s" in caught.value.why
+    assert DEADLINE_S > TRANSACTION_S
+    assert DRIVER_S > DRIVER_TRANSACTION_S > TRANSACTION_S
 
 
 def test_a_transaction_that_was_killed_is_named(host):

@@ -19,6 +19,7 @@ from tests.local_fleet import local_fleet
 from tests.local_host import ANSWER_LOST
 
 NAMES = ("n1", "n2", "n3")
+FACTS_S = 77.0
 
 
 class World:
@@ -59,6 +60,7 @@ class World:
             needs_settled=True,
         )
         options = {"window": None, "interrupts": False, "drain_s": 30.0, "start_s": 60.0}
+        options["facts_s"] = FACTS_S
         return Reboots(
             self.fleet.clients,
             chosen,
@@ -231,7 +233,17 @@ def test_a_host_that_is_not_as_pinned_afterwards_stays_closed(world):
         path.touch()
         path.chmod(int(file.mode, 8))
     wanted = ResourceSet(requirements=(), placed=(file,), running=())
+    limits, transport = [], world.fleet["n1"]
+    run = transport.run
+
+    def recorded(argv, *, timeout_s, **options):
+        limits.append((argv[-1], timeout_s))
+        return run(argv, timeout_s=timeout_s, **options)
+
+    transport.run = recorded
     outcome = world.run(wanted=dict.fromkeys(NAMES, wanted))
+    # As long as provisioning waits for them.
+    assert [limit for verb, limit in limits if verb == "facts"] == [FACTS_S]
     assert "these differ: /etc/pinned" in str(outcome.error)
     assert world.closed() == {"n1"}
     later = world.run(wanted=dict.fromkeys(("n2", "n3"), wanted))

@@ -2,8 +2,12 @@
 Whether a row of the fleet file fits a host: refused before anything is touched, with what would do.
 """
 
+from dataclasses import replace
+
 import pytest
 
+from deploy.inventory.schema.gpu import DriverSection
+from deploy.provision.concerns import plan_resources
 from deploy.provision.differences import refusal_of
 from deploy.provision.requirements import Platform, PythonAvailable
 from deploy.provision.resource_set import ResourceSet
@@ -11,7 +15,8 @@ from deploy.provision.row_fit import row_conflict
 from deploy.units import format_size
 from deploy.versions.catalog import load_catalog
 from deploy.versions.matrix import load_matrix
-from tests.unit.deploy.provision.builders import bare, make_facts, make_resources
+from tests.unit.deploy.provision.builders import bare, make_facts, make_resources, make_spec
+from tests.unit.deploy.provision.driver.builders import make_facts as driver_facts
 
 EMPTY = ResourceSet(requirements=(), placed=(), running=())
 H100 = "NVIDIA H100 80GB HBM3"
@@ -66,6 +71,34 @@ def test_a_row_that_does_not_fit_names_each_conflict_and_the_nearest_rows(row, f
     assert found is not None
     assert why in found.conflicts
     assert nearest in found.nearest
+
+
+@pytest.mark.parametrize(
+    ("version", "modules", "why"),
+    [
+        ("580.178.04", "open", None),
+        ("580.178.04", "proprietary", None),
+        (
+            "535.309.01",
+            "open",
+            "driver 535.309.01 runs CUDA 13.0 with the package cuda-compat alone",
+        ),
+        (None, "open", "NVIDIA driver 470.256.02; row torch-2.13-cu130 needs 580.65.06"),
+    ],
+)
+def test_a_driver_that_the_run_replaces_does_not_refuse_its_host(version, modules, why):
+    """
+    The row is compared with the driver that the run installs, and with the loaded one without it.
+    """
+    spec = make_spec(row="torch-2.13-cu130", device="cuda", precision="bf16")
+    section = DriverSection(version=version) if version else DriverSection()
+    resources = plan_resources(replace(spec, driver=section))
+    asked = driver_facts("noble")
+    facts = bare(resources, driver="470.256.02", gpus=(H100,), gpu_modules=modules, gpu=asked.gpu)
+    facts = replace(facts, os_id="ubuntu", codename="noble", paths=facts.paths | asked.paths)
+    refusal = refusal_of(resources, facts)
+    assert (refusal is None) is (why is None), refusal
+    assert why is None or why in refusal.why
 
 
 def test_a_bare_host_of_another_kind_is_refused_before_it_is_changed():

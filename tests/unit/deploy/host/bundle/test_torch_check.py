@@ -77,6 +77,22 @@ def test_an_environment_that_computes_as_the_cpu_does_is_placed(provisioned, tmp
     assert provisioned.call(request).built is True
 
 
+@pytest.mark.parametrize("loaded", ["570.26", "580.65.06"])
+def test_no_gpu_is_compared_while_another_driver_is_loaded(provisioned, tmp_path, loaded):
+    """
+    A driver and an environment may change in one run: the driver is loaded after both.
+    """
+    _, request = built(provisioned, tmp_path, gpus=0)
+    module = provisioned.root / "sys/module/nvidia"
+    module.mkdir(parents=True)
+    (module / "version").write_text(f"{loaded}\n")
+    provisioned.system.installed_driver = "580.65.06"
+    if loaded == "570.26":
+        assert provisioned.call(request).built is True
+    else:
+        assert provisioned.refusal(request).kind == "TorchMismatch"
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -2,13 +2,15 @@
 The resources of a driver on a host that behaves: whatever is killed, the next run ends right.
 """
 
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from deploy.host.protocol import UnitFacts
-from deploy.inventory.schema.gpu import GpuSection
+from deploy.host.protocol import RebootReason, UnitFacts
+from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.provision.apt_sources import os_release_of
+from deploy.provision.concerns import plan_resources
 from deploy.provision.driver.commands import build_command, commands_of, transaction_of
 from deploy.provision.driver.gpu_state import GpuUnit
 from deploy.provision.driver.plan import (
@@ -23,6 +25,7 @@ from deploy.provision.driver.plan import (
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.worker_request import HostRequest, WorkerRequest
+from tests.unit.deploy.provision.builders import make_spec
 from tests.unit.deploy.provision.driver.builders import (
     device,
     file_facts,
@@ -354,6 +357,13 @@ def problem(host):
             ),
             "525.147.05 is in use by python (pid 77)",
         ),
+        (
+            lambda h: (
+                setattr(h, "facts", replace(h.facts, driver="535.309.01")),
+                h._gpu(holders=("python (pid 77)",), open_module=True),
+            ),
+            "535.309.01 is in use by python (pid 77)",
+        ),
     ],
 )
 def test_a_reboot_is_named_with_its_reason(change, why):
@@ -365,6 +375,53 @@ def test_a_reboot_is_named_with_its_reason(change, why):
     assert "must be rebooted" in found.why
     assert why in found.why
     assert why in LoadedDriver(wish=host.wish).difference(host.facts).change
+    # The host itself says that it needs a reboot: it ends OK, and --waves takes it.
+    host.facts = replace(host.facts, reboot_reasons=(RebootReason("driver", why),))
+    assert LoadedDriver(wish=host.wish).difference(host.facts) is None
+
+
+def test_gpus_that_do_not_work_keep_nothing_but_the_slots_from_a_host():
+    """
+    The slots come after the driver, which they need.
+    """
+    spec = make_spec(row="torch-2.13-cu130", device="cuda", precision="bf16")
+    spec = replace(spec, driver=DriverSection(version="580.178.04"))
+    kinds = [resource.kind for resource in plan_resources(spec).running]
+    assert kinds[-4:] == ["loaded_driver", "gpu_unit", "slot_unit", "slot_unit"]
+    assert {"service", "enabled_units"} < set(kinds[:-4])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_daemons_that_ran_run_again_whether_the_modules_were_loaded_or_not(tmp_path, fails):
+    """
+    Also nvidia-dcgm, which no later step starts.
+    """
+    host = installed()
+    facts = replace(host.facts, driver="525.147.05")
+    [load] = [
+        step
+        for step in NvidiaDriver(wish=host.wish).plan(facts).steps
+        if step.kind == "load_modules"
+    ]
+    programs = {
+        "systemctl": 'echo "$@" >>LOG; [ "$1 $3" != "is-active nvidia-fabricmanager" ]',
+        "modprobe": "exit 1" if fails else "exit 0",
+        "nvidia-modprobe": "exit 0",
+        "rmmod": "exit 1",
+    }
+    for name, text in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{text.replace('LOG', str(tmp_path / 'log'))}\n")
+        program.chmod(0o755)
+    [script] = commands_of(load, facts)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", script], env=env, check=False)
+    assert done.returncode == fails
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said[-2:] == [
+        "stop nvidia-persistenced nvidia-fabricmanager nvidia-dcgm",
+        "start nvidia-persistenced nvidia-dcgm",
+    ]
 
 
 def test_daemons_of_the_driver_need_no_reboot():

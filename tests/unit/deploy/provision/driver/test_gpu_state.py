@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from deploy.host.protocol import UnitFacts
+from deploy.host.protocol import RebootReason, UnitFacts
 from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.provision.driver.gpu_state import UNIT, GpuUnit, unit_text
+from deploy.provision.operations import gpu_command
 from tests.unit.deploy.provision.driver.builders import make_facts, make_gpu_state, with_gpu
 
 RUN = UnitFacts(load="loaded", active="active", enabled="enabled", stale=False)
@@ -92,6 +93,31 @@ def test_a_reboot_is_asked_for_once_nothing_else_is_left():
     found = unit.problem(facts_of(replace(waiting, power_w=400.0)))
     assert "ECC" in found.why
     assert "reboot" in found.fix
+
+
+def test_what_the_host_reports_as_needing_a_reboot_waits_for_it():
+    """
+    The run goes on to its waves.  Other settings are set before.
+    """
+    unit = GpuUnit(section=GpuSection(ecc=False, power_limit_w=400))
+    needs = (RebootReason("gpu", "ECC"),)
+    facts = replace(facts_of(make_gpu_state(next_ecc=False)), reboot_reasons=needs)
+    assert unit.difference(facts).change == "power limit of 00000000:1B:00.0: 700 W → 400 W"
+    set_ = facts_of(make_gpu_state(next_ecc=False, power_w=400.0))
+    assert unit.difference(set_) is not None
+    set_ = replace(set_, reboot_reasons=needs)
+    assert (unit.difference(set_), unit.problem(set_)) == (None, None)
+
+
+def test_no_gpu_is_set_before_the_reboot_that_its_driver_needs():
+    unit = GpuUnit(section=GpuSection(count=1, ecc=False))
+    facts = facts_of(unit=replace(RUN, active="failed", enabled="disabled"))
+    assert "run" in unit.difference(facts).change
+    facts = replace(facts, reboot_reasons=(RebootReason("driver", "nouveau is loaded"),))
+    assert unit.difference(facts).change == "enable"
+    assert unit.problem(facts) is None
+    assert "restart" not in gpu_command(facts)
+    assert unit.difference(replace(facts, units={UNIT: RUN})) is None
 
 
 def test_gpus_are_asked_for_only_where_the_file_says_something_of_them():
