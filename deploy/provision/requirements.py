@@ -3,11 +3,13 @@ Requirements that a host must meet before it is changed.  Pure.
 """
 
 import hashlib
+import os
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.foreign_text import visible
+from deploy.host import layout
 from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.row_fit import distribution_of, row_conflict
@@ -18,6 +20,12 @@ from deploy.versions.catalog import load_catalog
 # Source: apt-cache on Debian 12, read 2026-11-22.
 _DEBIAN_DRIVERS = {"bookworm": "535"}
 
+
+# What the lease of a run leaves on a host without data; the mount takes it along.
+_OF_LEASE = {
+    os.path.basename(path)  # noqa: PTH119 - of the host
+    for path in (layout.LOCK, layout.LEASE, f"{layout.LEASE}.new", layout.JOURNAL)
+} | {".spare-lease.json"}
 
 # A parameter of the kernel's command line; net.ipv6.conf.*.disable_ipv6 does not prevent a bind.
 _IPV6_DISABLED = "/sys/module/ipv6/parameters/disable"
@@ -316,7 +324,7 @@ class Ipv6(Requirement):
 
 class DataInPlace(Requirement):
     """
-    No file of *where* would be hidden by the mount, and its data is not bound from elsewhere.
+    No data of *where* would be hidden by the mount, and it is not bound from elsewhere.
 
     Attributes:
         what: The directory that it is bound to.
@@ -334,13 +342,17 @@ class DataInPlace(Requirement):
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.units[self.unit].active != "active":
-            return self._hidden() if facts.listings[self.where] else None
+            return self._hidden() if self._has_data(facts) else None
         found = facts.paths[self.unit_file]
         if found is None:
             return self._refused(f"{self.where} is a mount already, and not one of slipway's")
         if found.text is None or f"What={self.what}" in found.text.splitlines():
             return None
         return self._refused(f"{self.where} is bound to another directory than {self.what}")
+
+    def _has_data(self, facts: Facts) -> bool:
+        own = _OF_LEASE if self.where == layout.STATE else set()
+        return bool(facts.listings[self.where].keys() - own)
 
     def _hidden(self) -> HostRefusal:
         return self._refused(
