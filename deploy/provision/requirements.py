@@ -3,13 +3,13 @@ Requirements that a host must meet before it is changed.  Pure.
 """
 
 import hashlib
-import os
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.foreign_text import visible
 from deploy.host import layout
+from deploy.host.deadman.pending import STUCK_S
 from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.row_fit import distribution_of, row_conflict
@@ -23,7 +23,7 @@ _DEBIAN_DRIVERS = {"bookworm": "535"}
 
 # What the lease of a run leaves on a host without data; the mount takes it along.
 _OF_LEASE = {
-    os.path.basename(path)  # noqa: PTH119 - of the host
+    path.rpartition("/")[2]
     for path in (layout.LOCK, layout.LEASE, f"{layout.LEASE}.new", layout.JOURNAL)
 } | {".spare-lease.json"}
 
@@ -238,7 +238,8 @@ class Driver(Requirement):
 class NoReleaseRunning(Requirement):
     """
     Nobody else works on the host: HAProxy is not reloaded during a release, a second provisioning
-    waits for the first, and a lease would keep a host from going back by itself.
+    waits for the first, and a lease would keep a host from going back by itself.  One that cannot
+    finish that is provisioned: what is missing there may be what keeps it.
     """
 
     is_for_changes: ClassVar[bool] = True
@@ -254,12 +255,13 @@ class NoReleaseRunning(Requirement):
                 "unless it is renewed",
                 fix="wait until that ends: inv status",
             )
-        if pending is not None:
+        if pending is not None and not pending.is_stuck:
             return HostRefusal(
                 error="PreconditionError",
                 why=f"release {visible(pending.release)} is not confirmed on the host: it is going "
                 f"back to {pending.from_slot or 'no slot'} by itself",
-                fix="wait until it has gone back (inv status), then: inv provision",
+                fix="wait until it has gone back (inv status), then: inv provision; where it is "
+                f"not back after {STUCK_S:.0f} s, it is provisioned all the same",
             )
         return None
 

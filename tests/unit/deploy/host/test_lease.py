@@ -24,6 +24,7 @@ from deploy.host.protocol import (
     SlotStop,
     StageCommit,
     StateWrite,
+    Status,
     TrafficDrain,
     TrafficSet,
 )
@@ -64,6 +65,38 @@ def test_a_lease_may_wait_for_what_is_not_confirmed(host):
     host.layout.pending.unlink()
     host.clock.pass_s(31)
     assert host.call(LeaseAcquire("eve@desk:3", 30, needs_settled=True)).fence
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "is_rebooted", "has_program", "is_granted"),
+    [
+        (31 + 290, False, True, False),
+        (31 + 310, False, True, True),
+        (31, False, False, True),
+        (290, True, True, False),
+        (310, True, True, True),
+    ],
+)
+def test_a_host_that_cannot_go_back_may_be_provisioned(
+    host, passed_s, is_rebooted, has_program, is_granted
+):
+    """
+    What is missing there may be what keeps it from going back.
+    """
+    host.lease(ttl_s=30)
+    host.call(DeadmanArm("green", "blue"))
+    if not has_program:
+        host.layout.host_program.unlink()
+    if is_rebooted:
+        host.system.boot = "another"
+        host.clock.pass_s(-host.system.steady_s())
+    host.clock.pass_s(passed_s)
+    assert host.call(Status()).pending.is_stuck == is_granted
+    wish = LeaseAcquire("bob@desk:2", 30, needs_settled=True)
+    if is_granted:
+        assert host.call(wish).fence
+    else:
+        assert "300 s" in host.refusal(wish).fix
 
 
 def test_numbers_only_grow(host):
