@@ -225,8 +225,8 @@ class Reboots:
             self._reboot(host, status.boot_id)
         else:
             self._say(host, "closed by an earlier run; it needs no reboot any more")
-        self._prove(host)
-        self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+        self._prove(host, status.reboot_reasons)
+        self._open(host)
         self._rebooted.append(host)
         took_s = self._clock.monotonic_s() - began_s
         self._report(ProvisionEvent(host, EventKind.REBOOTED, took_s=took_s))
@@ -241,7 +241,7 @@ class Reboots:
         try:
             self._wait_until_quiet(host)
         except DeployError:
-            self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+            self._open(host)
             raise
 
     def _wait_until_quiet(self, host: str) -> None:
@@ -300,7 +300,7 @@ class Reboots:
         except TransportError:
             pass  # the connection may end before the answer
         except DeployError:
-            self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+            self._open(host)
             raise
         self._keeper.forget(host)  # a lease ends with its boot
         last: DeployError | None = None
@@ -340,25 +340,35 @@ class Reboots:
 
     # -- the proof
 
-    def _prove(self, host: str) -> None:
+    def _prove(self, host: str, before: Sequence[RebootReason]) -> None:
         """
+        Args:
+            before: Why it was rebooted.
+
         Raises:
-            DeployError: The host still needs a reboot, or does not serve as before.
+            DeployError: The host does not serve as before, or still needs a reboot.  Where only
+                reasons of before are left it serves again: closed, it would wait for nothing.
         """
         self._retake(host)
         status = self._until_serving(host)
-        if status.reboot_reasons:
-            raise PreconditionError(
-                f"{host}: still needs a reboot",
-                why=f"after it: {reasons_text(status.reboot_reasons)}",
-                fix=f"find out what it boots; it takes no requests until then, and "
-                f"inv provision --waves 1 --limit {host} goes on",
-                host=host,
-            )
         self._compare(host)
         for slot, one in _serving(status).items():
             self._clients[host].call(PublicAsk(slot, one.version or ""), timeout_s=2 * _CALL_S)
             self._say(host, f"{visible(one.version or slot)} answers through the public port")
+        left = status.reboot_reasons
+        if not left:
+            return
+        is_vain = all(reason in before for reason in left)
+        if is_vain:
+            self._open(host)
+        state = "it serves again" if is_vain else "it takes no requests until then"
+        raise PreconditionError(
+            f"{host}: still needs a reboot",
+            why=f"after it{', as before' if is_vain else ''}: {reasons_text(left)}",
+            fix=f"find out what it boots, such as an older kernel that its boot loader names; "
+            f"{state}, and inv provision --waves 1 --limit {host} reboots it again",
+            host=host,
+        )
 
     def _retake(self, host: str) -> None:
         end_s = self._clock.monotonic_s() + _RETAKE_S
@@ -420,6 +430,9 @@ class Reboots:
             )
 
     # -- small parts
+
+    def _open(self, host: str) -> None:
+        self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
 
     def _status(self, host: str) -> HostStatus:
         return self._clients[host].call(Status(), timeout_s=_CALL_S)

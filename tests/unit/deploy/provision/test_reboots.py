@@ -197,7 +197,7 @@ def test_a_request_in_flight_is_waited_for(world):
 
 def test_a_reason_that_stays_is_no_success(world):
     """
-    The host stays closed, and no other is rebooted.
+    No other host is rebooted; this one serves again, because a closed door would mend nothing.
     """
 
     def reboot_in_vain():
@@ -207,7 +207,41 @@ def test_a_reason_that_stays_is_no_success(world):
     world.fleet.system("n1").at_reboot = reboot_in_vain
     outcome = world.run()
     assert "still needs a reboot" in str(outcome.error)
+    assert "as before" in outcome.error.why
+    assert "it serves again" in outcome.error.fix
+    assert (outcome.rebooted, world.closed(), len(world.reboots)) == ((), set(), 1)
+
+
+def test_a_new_reason_keeps_a_host_closed(world):
+    """
+    Negative control: the next run goes on with it.
+    """
+
+    def reboot_into_another_reason():
+        world.reboot("n1")
+        world.need("n1")
+        world.path("n1", "run/reboot-required.pkgs").write_text("linux-image\n")
+
+    world.fleet.system("n1").at_reboot = reboot_into_another_reason
+    outcome = world.run()
+    assert "still needs a reboot" in str(outcome.error)
     assert (world.closed(), len(world.reboots)) == ({"n1"}, 1)
+
+
+def test_a_host_that_serves_otherwise_stays_closed_also_in_vain(world):
+    """
+    The reason alone opens the door, never before the host is compared and asked.
+    """
+
+    def reboot_in_vain():
+        world.reboot("n1")
+        world.need("n1")
+
+    world.fleet.system("n1").at_reboot = reboot_in_vain
+    file = File(path="/etc/pinned", content=b"", owner="root", group="root")
+    outcome = world.run(wanted={"n1": ResourceSet(requirements=(), placed=(file,), running=())})
+    assert "these differ: /etc/pinned" in str(outcome.error)
+    assert world.closed() == {"n1"}
 
 
 def test_a_host_that_does_not_serve_afterwards_stays_closed(world):
