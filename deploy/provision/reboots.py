@@ -29,6 +29,7 @@ from deploy.host.protocol import (
     Status,
 )
 from deploy.leases.keeper import LeaseKeeper
+from deploy.provision import lease_clients as provisioning
 from deploy.provision.differences import fact_query, steps_to
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.resource_set import ResourceSet
@@ -37,6 +38,7 @@ from deploy.provision.window import Window
 from deploy.transport.client import HostClient
 from deploy.transport.parallel import on_each
 
+PURPOSE = "reboot"  # what the leases say they are held for
 BACK_S = 1800.0  # servers with much memory take many minutes to test it
 QUIET_S = 10.0  # without a request, after which a host counts as drained
 _POLL_S = 2.0
@@ -461,6 +463,8 @@ def _serving(status: HostStatus) -> dict[str, SlotStatus]:
 
 def _refuse_open_release(host: str, status: HostStatus) -> None:
     unfinished = status.unfinished.release if status.unfinished else None
+    if unfinished in (PURPOSE, provisioning.PURPOSE):
+        unfinished = None  # a verb of a run that was killed; it is done again, and no release
     release = status.paused or unfinished or (status.pending.release if status.pending else None)
     if release is not None:
         raise PreconditionError(

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import LeaseHeld, PreconditionError, TransportError
-from deploy.host.protocol import DeadmanArm, DoorSet, JournalAppend, LeaseAcquire, Reboot
+from deploy.host.journal import Journal
+from deploy.host.journaled import intent_of
+from deploy.host.protocol import (
+    Call,
+    DeadmanArm,
+    DoorSet,
+    JournalAppend,
+    LeaseAcquire,
+    Reboot,
+    Status,
+)
 from deploy.leases.keeper import LeaseKeeper
 from deploy.provision.reboots import RebootPolicy, Reboots
 from deploy.provision.resource_set import ResourceSet
@@ -303,6 +313,20 @@ def test_nothing_begins_beside_a_release(world, state):
     kind = LeaseHeld if state == "held" else PreconditionError
     assert isinstance(outcome.error, kind), outcome.error
     assert (world.reboots, world.closed()) == ([], set())
+
+
+@pytest.mark.parametrize("purpose", ["reboot", "provision"])
+def test_an_interrupted_run_is_no_open_release(world, purpose):
+    """
+    Its last verb has no result: the host program was killed while HAProxy was told of the door.
+    """
+    system = world.fleet.system("n3")
+    call = Call(None, purpose, "me")
+    Journal(system).append(intent_of(call, DoorSet.VERB, {"is_open": False}))
+    status = world.fleet.clients["n3"].call(Status())
+    assert status.unfinished.release == purpose
+    outcome = world.run()
+    assert (outcome.rebooted, outcome.error) == (NAMES, None)
 
 
 def test_a_release_that_begins_meanwhile_is_refused(world):
