@@ -182,6 +182,19 @@ def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
     Raises:
         HostError: Another process held it for *timeout_s*.
     """
+    descriptor = _lock(system, path, timeout_s)
+    # While this process waited, a data disk may have been mounted over the file: others hold the
+    # one that is at *path* now.
+    while not _is_at(path, descriptor):
+        os.close(descriptor)
+        descriptor = _lock(system, path, timeout_s)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(system: System, path: Path, timeout_s: float) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -190,14 +203,24 @@ def locked(system: System, path: Path, timeout_s: float) -> Iterator[None]:
             raise
         # After an error of the disk the way back still moves the traffic.
         descriptor = os.open(path, os.O_RDONLY)
+    is_locked = False
     try:
-        if not system.lock(descriptor, timeout_s):
-            raise HostError(
-                ErrorKind.COMMAND_FAILED,
-                f"{path} is locked",
-                f"another process of the host program held it for {timeout_s:.0f} s",
-                "wait for it: pgrep -af slipway-host",
-            )
-        yield
+        is_locked = system.lock(descriptor, timeout_s)
     finally:
-        os.close(descriptor)
+        if not is_locked:
+            os.close(descriptor)
+    if not is_locked:
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{path} is locked",
+            f"another process of the host program held it for {timeout_s:.0f} s",
+            "wait for it: pgrep -af slipway-host",
+        )
+    return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

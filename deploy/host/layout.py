@@ -23,6 +23,7 @@ SLOT_LINKS = f"{STATE}/slots"  # SLOT_LINKS/<slot> -> RELEASES/<bundle digest>
 JOURNAL = f"{STATE}/journal.jsonl"
 JOURNAL_ARCHIVES = f"{STATE}/journal.d"  # files that it was before
 LEASE = f"{STATE}/lease.json"
+LOCK = f"{STATE}/lock"  # held by a verb while it changes the host
 DESIRED = f"{STATE}/desired.json"  # the desired state of the fleet, as the newest operator wrote it
 PENDING = f"{STATE}/pending.json"  # what the host takes back by itself unless it is confirmed
 WENT_BACK = f"{STATE}/went-back.json"  # what it took back by itself
@@ -152,7 +153,7 @@ class Layout:
         self.deadman_fired = self._at(DEADMAN_FIRED)
         self.units = self._at(UNITS)
         self.deadman_units = [self.units / name for name in DEADMAN_UNITS]
-        self.lock = self.state / "lock"  # held by a verb while it changes the host
+        self.lock = self._at(LOCK)
         self.stage_lock = self.state / "stage.lock"  # held while a bundle is verified and placed
         self.haproxy_state = self._at(HAPROXY_STATE)
         self.counter = self._at(COUNTER)

@@ -96,6 +96,15 @@ class Leases:
         replayed = replayed or Journal(self._system).replay()
         return max(last.epoch if last else 0, replayed.epoch)
 
+    def ended_s(self) -> float:
+        """
+        Return the seconds of this boot since the last lease ended; 0 while one is in force.
+        """
+        lease, steady_s = self._read(), self._system.steady_s()
+        if lease is None or lease.boot_id != self._system.boot_id():
+            return steady_s
+        return max(0.0, steady_s - lease.expires_steady_s)
+
     def left_s(self, lease: Lease) -> float:
         return lease.left_s(self._system.steady_s(), self._system.boot_id())
 

@@ -92,10 +92,13 @@ def _refuse_pending(system: System) -> None:
     if not system.layout.pending.exists():
         return
     way = pending.read(system)
+    if way is not None and pending.is_stuck(system, way):
+        return  # what keeps it from going back may be what the caller mends
     name = f"release {way.release}" if way else "a change that cannot be read"
     raise HostError(
         ErrorKind.PRECONDITION,
         f"{name} is not confirmed",
         "the host is going back by itself, and a lease would stop that",
-        "wait until it has gone back: inv status",
+        f"wait until it has gone back: inv status; after {pending.STUCK_S:.0f} s it may be "
+        "provisioned all the same",
     )

@@ -1105,6 +1105,7 @@ class Pending:
 
     Attributes:
         left_s: Seconds until then; 0: it is going back.
+        is_stuck: It should be back since minutes, or has no program to go back with.
     """
 
     release: str
@@ -1112,6 +1113,7 @@ class Pending:
     to_slot: SlotName
     from_slot: Optional[SlotName]
     left_s: float
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True)

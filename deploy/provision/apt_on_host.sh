@@ -5,7 +5,7 @@
 #   sh apt_on_host.sh ROOT follow SEEN                wait for news of it, some seconds at most
 #   sh apt_on_host.sh ROOT run DIGEST ARGUMENT...     do it; run by systemd as slipway-apt.service
 #   sh apt_on_host.sh ROOT replace TEXT TARGET FILE...  sources: TARGET takes the place of FILEs
-#   sh apt_on_host.sh ROOT restore TARGET FILE...       sources: the FILEs come back
+#   sh apt_on_host.sh ROOT restore TARGET FILE...       sources: the FILEs come back, a -FILE goes
 #
 # ROOT is "" on hosts; tests pass a directory.  Arguments of a transaction: -iNAME, -iNAME=VERSION
 # install, -rNAME remove, -uNAME unhold, -hNAME hold, -pURL proxy, -nHOST,HOST no_proxy, -wSECONDS
@@ -324,6 +324,9 @@ restore() {
     for file; do
         [ -e "$kept$file" ] || [ -L "$kept$file" ] || continue
         cp -a "$kept$file" "$root$file.new" && mv -fT "$root$file.new" "$root$file" || return 1
+    done
+    for file; do
+        case $file in -*) rm -f "$root${file#-}" || return 1 ;; esac
     done
     rm -f "$target" && rm -rf "$kept" "$work/replaced-on"
 }

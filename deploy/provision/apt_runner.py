@@ -118,7 +118,8 @@ class AptRunner:
             CommandFailed: apt cannot read the new sources; the old ones are in place.
         """
         if not sources.sources:
-            completed = self._run("restore", sources.path, *sources.replaces)
+            gone = [f"-{path}" for path in sources.obsolete]
+            completed = self._run("restore", sources.path, *sources.replaces, *gone)
             if completed.returncode != 0:
                 fix = f"write the sources of the host's release, remove {sources.path}, then: "
                 raise self._failed(sources.name, completed.stderr, fix + self._again)

@@ -149,14 +149,15 @@ class AptSources(Resource):
         if self.sources:
             return self.unfit(os_release_of(facts))
         copies = self.copies
-        if facts.paths[self.path] is None or any(facts.paths[path] for path in self.replaces):
+        own = [path for path in (self.path, *self.obsolete) if facts.paths[path] is not None]
+        if not own or any(facts.paths[path] for path in self.replaces):
             return None
         if not copies or any(facts.paths[copy] is not None for copy in copies.values()):
             return None
         return HostRefusal(
             error="PreconditionError",
             why=f"mirrors.apt is gone from the fleet file, and no copy of the sources that "
-            f"{self.path} replaced is on the host: an earlier version of slipway kept none",
+            f"{own[0]} replaced is on the host: an earlier version of slipway kept none",
             fix=f"write {copies and next(iter(copies))} on the host, or set mirrors.apt again",
         )
 
@@ -168,7 +169,9 @@ class AptSources(Resource):
             if found is None:
                 return Difference(change=f"remove {', '.join(obsolete)}") if obsolete else None
             back = [path for path, copy in self.copies.items() if facts.paths[copy] is not None]
-            return Difference(change=", ".join([*(f"restore {one}" for one in back), "remove"]))
+            parts = [*(f"restore {one}" for one in back), "remove"]
+            parts += [f"remove {path}" for path in obsolete]
+            return Difference(change=", ".join(parts))
         parts = []
         if found is None:
             parts.append("create")

@@ -96,8 +96,10 @@ def swap_command(expected: str, line: str) -> str:
     """
     lease = layout.LEASE
     return (
-        f"umask 022; mkdir -p {layout.STATE} && exec 9>>{layout.STATE}/lock && "
+        f"umask 022; mkdir -p {layout.STATE} && exec 9>>{layout.LOCK} && "
         f"flock -w {_LOCK_S} 9 || exit 1; "
+        # A data disk that was mounted meanwhile has another lock.
+        f"[ {layout.LOCK} -ef /proc/self/fd/9 ] || exit {_CHANGED}; "
         f'[ "$(cat {lease} 2>/dev/null)" = {shlex.quote(expected)} ] || exit {_CHANGED}; '
         f"umask 027; printf %s {shlex.quote(line)} >{lease}.new && sync {lease}.new && "
         f"mv -fT {lease}.new {lease}"

@@ -36,7 +36,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
             File(path=_unit_file(unit), content=mount(where, what).encode())
             for where, what, unit in mounts
         ),
-        *(BindMount(unit=unit, where=where) for where, _, unit in mounts),
+        *(BindMount(unit=unit, where=where, what=what) for where, what, unit in mounts),
     ]
 
 

@@ -105,8 +105,7 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
         case bind_mount.BindMount():
-            enable = shlex.join(["systemctl", "enable", "--quiet", "--now", resource.unit])
-            shell(name=f"Mount {resource.where}", commands=[f"systemctl daemon-reload && {enable}"])
+            shell(name=f"Mount {resource.where}", commands=[resource.command])
         case unit_resources.UnitsLoaded():
             shell(name="Reload unit files", commands=[loading_command(resource.units, facts)])
         case slot_resources.SlotUnit():

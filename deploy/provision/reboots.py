@@ -29,6 +29,7 @@ from deploy.host.protocol import (
     Status,
 )
 from deploy.leases.keeper import LeaseKeeper
+from deploy.provision import lease_clients as provisioning
 from deploy.provision.differences import fact_query, steps_to
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.resource_set import ResourceSet
@@ -37,6 +38,7 @@ from deploy.provision.window import Window
 from deploy.transport.client import HostClient
 from deploy.transport.parallel import on_each
 
+PURPOSE = "reboot"  # what the leases say they are held for
 BACK_S = 1800.0  # servers with much memory take many minutes to test it
 QUIET_S = 10.0  # without a request, after which a host counts as drained
 _POLL_S = 2.0
@@ -227,8 +229,8 @@ class Reboots:
             self._reboot(host, status.boot_id)
         else:
             self._say(host, "closed by an earlier run; it needs no reboot any more")
-        self._prove(host)
-        self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+        self._prove(host, status.reboot_reasons)
+        self._open(host)
         self._rebooted.append(host)
         took_s = self._clock.monotonic_s() - began_s
         self._report(ProvisionEvent(host, EventKind.REBOOTED, took_s=took_s))
@@ -243,7 +245,7 @@ class Reboots:
         try:
             self._wait_until_quiet(host)
         except DeployError:
-            self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+            self._open(host)
             raise
 
     def _wait_until_quiet(self, host: str) -> None:
@@ -302,7 +304,7 @@ class Reboots:
         except TransportError:
             pass  # the connection may end before the answer
         except DeployError:
-            self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+            self._open(host)
             raise
         self._keeper.forget(host)  # a lease ends with its boot
         last: DeployError | None = None
@@ -342,25 +344,35 @@ class Reboots:
 
     # -- the proof
 
-    def _prove(self, host: str) -> None:
+    def _prove(self, host: str, before: Sequence[RebootReason]) -> None:
         """
+        Args:
+            before: Why it was rebooted.
+
         Raises:
-            DeployError: The host still needs a reboot, or does not serve as before.
+            DeployError: The host does not serve as before, or still needs a reboot.  Where only
+                reasons of before are left it serves again: closed, it would wait for nothing.
         """
         self._retake(host)
         status = self._until_serving(host)
-        if status.reboot_reasons:
-            raise PreconditionError(
-                f"{host}: still needs a reboot",
-                why=f"after it: {reasons_text(status.reboot_reasons)}",
-                fix=f"find out what it boots; it takes no requests until then, and "
-                f"inv provision --waves 1 --limit {host} goes on",
-                host=host,
-            )
         self._compare(host)
         for slot, one in _serving(status).items():
             self._clients[host].call(PublicAsk(slot, one.version or ""), timeout_s=2 * _CALL_S)
             self._say(host, f"{visible(one.version or slot)} answers through the public port")
+        left = status.reboot_reasons
+        if not left:
+            return
+        is_vain = all(reason in before for reason in left)
+        if is_vain:
+            self._open(host)
+        state = "it serves again" if is_vain else "it takes no requests until then"
+        raise PreconditionError(
+            f"{host}: still needs a reboot",
+            why=f"after it{', as before' if is_vain else ''}: {reasons_text(left)}",
+            fix=f"find out what it boots, such as an older kernel that its boot loader names; "
+            f"{state}, and inv provision --waves 1 --limit {host} reboots it again",
+            host=host,
+        )
 
     def _retake(self, host: str) -> None:
         end_s = self._clock.monotonic_s() + _RETAKE_S
@@ -423,6 +435,9 @@ class Reboots:
 
     # -- small parts
 
+    def _open(self, host: str) -> None:
+        self._clients[host].call(DoorSet(is_open=True), timeout_s=_CALL_S)
+
     def _status(self, host: str) -> HostStatus:
         return self._clients[host].call(Status(), timeout_s=_CALL_S)
 
@@ -450,6 +465,8 @@ def _serving(status: HostStatus) -> dict[str, SlotStatus]:
 
 def _refuse_open_release(host: str, status: HostStatus) -> None:
     unfinished = status.unfinished.release if status.unfinished else None
+    if unfinished in (PURPOSE, provisioning.PURPOSE):
+        unfinished = None  # a verb of a run that was killed; it is done again, and no release
     release = status.paused or unfinished or (status.pending.release if status.pending else None)
     if release is not None:
         raise PreconditionError(

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.foreign_text import visible
+from deploy.host import layout
+from deploy.host.deadman.pending import STUCK_S
 from deploy.host.facts import TEXT_MAX_BYTES
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.row_fit import distribution_of, row_conflict
@@ -18,6 +20,12 @@ from deploy.versions.catalog import load_catalog
 # Source: apt-cache on Debian 12, read 2026-11-22.
 _DEBIAN_DRIVERS = {"bookworm": "535"}
 
+
+# What the lease of a run leaves on a host without data; the mount takes it along.
+_OF_LEASE = {
+    path.rpartition("/")[2]
+    for path in (layout.LOCK, layout.LEASE, f"{layout.LEASE}.new", layout.JOURNAL)
+} | {".spare-lease.json"}
 
 # A parameter of the kernel's command line; net.ipv6.conf.*.disable_ipv6 does not prevent a bind.
 _IPV6_DISABLED = "/sys/module/ipv6/parameters/disable"
@@ -234,7 +242,8 @@ class Driver(Requirement):
 class NoReleaseRunning(Requirement):
     """
     Nobody else works on the host: HAProxy is not reloaded during a release, a second provisioning
-    waits for the first, and a lease would keep a host from going back by itself.
+    waits for the first, and a lease would keep a host from going back by itself.  One that cannot
+    finish that is provisioned: what is missing there may be what keeps it.
     """
 
     is_for_changes: ClassVar[bool] = True
@@ -250,12 +259,13 @@ class NoReleaseRunning(Requirement):
                 "unless it is renewed",
                 fix="wait until that ends: inv status",
             )
-        if pending is not None:
+        if pending is not None and not pending.is_stuck:
             return HostRefusal(
                 error="PreconditionError",
                 why=f"release {visible(pending.release)} is not confirmed on the host: it is going "
                 f"back to {pending.from_slot or 'no slot'} by itself",
-                fix="wait until it has gone back (inv status), then: inv provision",
+                fix="wait until it has gone back (inv status), then: inv provision; where it is "
+                f"not back after {STUCK_S:.0f} s, it is provisioned all the same",
             )
         return None
 
@@ -320,7 +330,7 @@ class Ipv6(Requirement):
 
 class DataInPlace(Requirement):
     """
-    No file of *where* would be hidden by the mount, and its data is not bound from elsewhere.
+    No data of *where* would be hidden by the mount, and it is not bound from elsewhere.
 
     Attributes:
         what: The directory that it is bound to.
@@ -338,13 +348,17 @@ class DataInPlace(Requirement):
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.units[self.unit].active != "active":
-            return self._hidden() if facts.listings[self.where] else None
+            return self._hidden() if self._has_data(facts) else None
         found = facts.paths[self.unit_file]
         if found is None:
             return self._refused(f"{self.where} is a mount already, and not one of slipway's")
         if found.text is None or f"What={self.what}" in found.text.splitlines():
             return None
         return self._refused(f"{self.where} is bound to another directory than {self.what}")
+
+    def _has_data(self, facts: Facts) -> bool:
+        own = _OF_LEASE if self.where == layout.STATE else set()
+        return bool(facts.listings[self.where].keys() - own)
 
     def _hidden(self) -> HostRefusal:
         return self._refused(

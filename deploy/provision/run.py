@@ -72,9 +72,10 @@ def provision(
     Raises:
         InventoryError: A row, secret or file of the fleet is missing; no host was asked.
         CommandFailed: The wheels that a host needs could not be fetched; no host was changed.
-        UsageError: The user of this process has no name, so no lease can be taken.
+        UsageError: The user of this process has no name, so no lease can be taken; no host was
+            changed.
     """
-    started_s, holder = time.monotonic(), owner()
+    started_s = time.monotonic()
     builder = ReportBuilder([host.name for host in fleet.hosts], progress)
     check_inputs(fleet, env)
     survey = Survey(fleet.hosts, builder.add)  # connects while the specifications are made
@@ -100,6 +101,7 @@ def provision(
                 differing[name] = answer
         hosts = [host for host in fleet.hosts if host.name in differing]
         lacking = [one for one in hosts if needs_environment(wanted[one.name], differing[one.name])]
+        holder = owner() if hosts else ""  # before anything is fetched
         if lacking:
             started_fetch_s = time.monotonic()
             wanted = with_wheels(fleet, wanted, lacking, lambda text: progress(_fetching(text)))

@@ -14,13 +14,11 @@ from deploy.leases.keeper import LeaseKeeper
 from deploy.leases.owner import owner
 from deploy.leases.signals import signals_interrupt
 from deploy.provision.fleet_specs import resource_sets
-from deploy.provision.reboots import RebootOutcome, RebootPolicy, Reboots
+from deploy.provision.reboots import PURPOSE, RebootOutcome, RebootPolicy, Reboots
 from deploy.provision.report import ProvisionEvent, ProvisionReport, RebootNeed
 from deploy.provision.waves import parse_waves
 from deploy.provision.window import parse_window
 from deploy.wiring.hosts import connect
-
-PURPOSE = "reboot"  # what the leases say they are held for
 
 
 def reboot_policy(

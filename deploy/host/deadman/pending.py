@@ -14,6 +14,7 @@ from deploy.host.protocol import Pending, WentBack
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
 
+STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
 _SIZE_MAX = 1 << 16
 _WHY_LOST = "the host went back by itself; the reason could not be written"
 
@@ -84,6 +85,17 @@ def why_due(system: System, way: Way) -> str | None:
     return None
 
 
+def is_stuck(system: System, way: Way) -> bool:
+    """
+    Return whether *way* was due for longer than it takes, or nothing can go it.
+    """
+    if not system.layout.host_program.is_file():
+        return True
+    if way.boot_id != system.boot_id():
+        return system.steady_s() > STUCK_S
+    return Leases(system).ended_s() > STUCK_S
+
+
 def status(system: System) -> Pending | None:
     """
     Return what is pending, as `status` reports it.
@@ -93,7 +105,8 @@ def status(system: System) -> Pending | None:
         return None
     lease = Leases(system).in_force()
     left_s = Leases(system).left_s(lease) if lease and not why_due(system, way) else 0.0
-    return Pending(way.release, way.epoch, way.to_slot, way.from_slot, left_s)
+    stuck = is_stuck(system, way)
+    return Pending(way.release, way.epoch, way.to_slot, way.from_slot, left_s, stuck)
 
 
 def went_back(system: System) -> WentBack | None:

@@ -2,12 +2,15 @@
 Deleting trees that a hostile wheel may have left, and writing files whole.
 """
 
+import fcntl
 import os
 import shutil
 
 import pytest
 
-from deploy.host.files import discard, remove, write_atomic
+from deploy.host.files import discard, locked, remove, write_atomic
+from deploy.host.layout import Layout
+from deploy.host.system import System
 
 DEPTH = 3000  # beyond the limits of recursion and, with these names, of a path
 
@@ -91,3 +94,28 @@ def test_a_draft_that_is_a_link_is_not_written_through(tmp_path):
     assert other.read_text() == "kept"
     assert (tmp_path / "file").read_bytes() == b"new"
     assert not (tmp_path / "file").is_symlink()
+
+
+class Mounting(System):
+    """
+    A data disk is mounted over the lock file while this process waits for it.
+    """
+
+    def lock(self, descriptor, timeout_s):
+        if not self.layout.lock.with_name("hidden").exists():
+            self.layout.lock.rename(self.layout.lock.with_name("hidden"))
+        return super().lock(descriptor, timeout_s)
+
+
+@pytest.mark.parametrize("kind", [System, Mounting])
+def test_the_lock_that_is_held_is_the_one_at_its_path(tmp_path, kind):
+    """
+    Two processes never hold the lock of one host, each its own file.
+    """
+    system = kind(Layout(str(tmp_path)))
+    with (
+        locked(system, system.layout.lock, 0.1),
+        system.layout.lock.open() as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

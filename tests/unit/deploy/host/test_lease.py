@@ -24,6 +24,7 @@ from deploy.host.protocol import (
     SlotStop,
     StageCommit,
     StateWrite,
+    Status,
     TrafficDrain,
     TrafficSet,
 )
@@ -81,6 +82,38 @@ def test_no_release_begins_while_packages_are_changed(host, top):
     assert "slipway-apt.service runs" in stolen.why
     group.rmdir()
     assert host.call(LeaseAcquire("bob@desk:2", 30, epoch=9, steal=True)).fence > fence
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "is_rebooted", "has_program", "is_granted"),
+    [
+        (31 + 290, False, True, False),
+        (31 + 310, False, True, True),
+        (31, False, False, True),
+        (290, True, True, False),
+        (310, True, True, True),
+    ],
+)
+def test_a_host_that_cannot_go_back_may_be_provisioned(
+    host, passed_s, is_rebooted, has_program, is_granted
+):
+    """
+    What is missing there may be what keeps it from going back.
+    """
+    host.lease(ttl_s=30)
+    host.call(DeadmanArm("green", "blue"))
+    if not has_program:
+        host.layout.host_program.unlink()
+    if is_rebooted:
+        host.system.boot = "another"
+        host.clock.pass_s(-host.system.steady_s())
+    host.clock.pass_s(passed_s)
+    assert host.call(Status()).pending.is_stuck == is_granted
+    wish = LeaseAcquire("bob@desk:2", 30, needs_settled=True)
+    if is_granted:
+        assert host.call(wish).fence
+    else:
+        assert "300 s" in host.refusal(wish).fix
 
 
 def test_numbers_only_grow(host):

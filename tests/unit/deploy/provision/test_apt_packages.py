@@ -108,8 +108,14 @@ def test_sources_are_left_alone_without_mirrors():
     assert none.difference(ours).change == "restore /etc/apt/sources.list, remove"
     assert none.refusal(ours) is None
 
-    lost = facts_of(none, paths={none.path: file})
-    assert "no copy of the sources" in none.refusal(lost).why
+    [one_line] = none.obsolete
+    for path in (none.path, one_line):
+        lost = facts_of(none, paths={path: file})
+        assert f"no copy of the sources that {path} replaced" in none.refusal(lost).why
+
+    both = facts_of(none, paths={old: file, none.path: file, one_line: file})
+    assert none.difference(both).change == f"remove, remove {one_line}"
+    assert none.refusal(both) is None
 
 
 def test_sources_that_came_back_beside_ours_are_replaced_again():

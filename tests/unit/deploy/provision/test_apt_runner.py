@@ -284,6 +284,23 @@ def test_sources_are_replaced_once_apt_has_read_them(host):
     assert host.read("etc/apt/sources.list.d/slipway.sources") is None
 
 
+@pytest.mark.parametrize("has_copies", [False, True])
+def test_an_obsolete_source_goes_without_mirrors_too(host, has_copies):
+    """
+    Also where it was copied when it was replaced: no other source is touched.
+    """
+    obsolete = "etc/apt/sources.list.d/slipway.list"
+    host.place("etc/apt/sources.list", "old\n")
+    host.place(obsolete, "ancient\n")
+    host.place("etc/os-release", "VERSION_CODENAME=bookworm\n")
+    if has_copies:
+        host.runner.replace_sources(SOURCES, DEBIAN)
+        host.place(obsolete, "ancient\n")
+    host.runner.replace_sources(AptSources(sources=()), DEBIAN)
+    assert host.read(obsolete) is None
+    assert host.read("etc/apt/sources.list") == "old\n"
+
+
 def test_sources_that_apt_cannot_read_replace_nothing(host):
     """
     The host keeps what it can install from.

@@ -13,7 +13,7 @@ from deploy.host.layout import Layout
 from deploy.host.lease import Leases
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, LeaseRenew, Status
 from deploy.host.system import System
-from deploy.provision.bare_lease import BareClient
+from deploy.provision.bare_lease import BareClient, swap_command
 from deploy.transport.base import Completed
 
 PATH = "/usr/bin:/bin"
@@ -122,6 +122,18 @@ def test_of_two_at_once_one_gets_it(shell):
     with pytest.raises(LeaseHeld, match="n1"):
         take(ann)
     assert json.loads((shell.root / layout.LEASE.lstrip("/")).read_text())["owner"] == "bob"
+
+
+@pytest.mark.parametrize(("mounted", "status"), [("", 0), ("mv {0} {0}.hidden; touch {0};", 75)])
+def test_a_disk_that_is_mounted_meanwhile_has_another_lock(tmp_path, mounted, status):
+    """
+    The file is read again then, and nothing is written.
+    """
+    state = tmp_path / layout.STATE.lstrip("/")
+    script = swap_command("", "{}").replace(layout.STATE, str(state))
+    script = script.replace("flock", f"{mounted.format(state / 'lock')} flock")
+    assert subprocess.run(["sh", "-c", script], check=False).returncode == status
+    assert (state / "lease.json").exists() == (status == 0)
 
 
 def test_a_file_that_never_rests_is_an_error(shell):

@@ -2,13 +2,19 @@
 slipway's directories on another disk, by bind mounts.
 """
 
+import os
 import subprocess
 from dataclasses import replace
 
 import pytest
 
 from deploy.host import layout
-from deploy.host.protocol import UnitFacts
+from deploy.host.journal import Journal
+from deploy.host.journaled import intent_of
+from deploy.host.layout import Layout
+from deploy.host.lease import Leases
+from deploy.host.protocol import Call, UnitFacts
+from deploy.host.system import System
 from deploy.provision import data_disk
 from deploy.provision.bind_mount import BindMount
 from deploy.provision.differences import refusal_of, steps_to
@@ -126,6 +132,108 @@ def test_an_empty_directory_and_an_edited_unit_are_no_data(facts):
     Negative control.
     """
     assert refusal_of(RESOURCES, facts) is None
+
+
+LEFT_BY_A_LEASE = ["lock", "lease.json", "lease.json.new", ".spare-lease.json", "journal.jsonl"]
+LIB_UNIT = "var-lib-slipway.mount"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [(LEFT_BY_A_LEASE, False), ([*LEFT_BY_A_LEASE, "models"], True), (["journal.d"], True)],
+)
+def test_the_lease_of_a_run_is_no_data(names, is_refused):
+    """
+    Or a host that was refused once could never be provisioned.
+    """
+    facts = bare(RESOURCES)
+    facts = replace(
+        facts, listings=facts.listings | {layout.STATE: dict.fromkeys(names, 1), layout.OPT: {}}
+    )
+    assert (refusal_of(RESOURCES, facts) is not None) == is_refused
+
+
+def test_under_opt_the_same_names_are_data():
+    """
+    Negative control: no lease is there.
+    """
+    assert refusal_of(RESOURCES, with_mount("inactive", ["lock"])) is not None
+
+
+class Disk:
+    """
+    A host whose systemd mounts by a symlink, and says whether the lock was held meanwhile.
+    """
+
+    def __init__(self, root):
+        self.root, self.what = root, root / "data/slipway/lib"
+        self.state = root / layout.STATE.lstrip("/")
+        self.what.mkdir(parents=True)
+        self.state.mkdir(parents=True)
+        boot_id = root / layout.BOOT_ID.lstrip("/")
+        boot_id.parent.mkdir(parents=True)
+        boot_id.write_text("boot")
+        self.system = System(Layout(str(root)))
+        self.leases = Leases(self.system)
+
+    def take(self):
+        fence = self.leases.take("ann@desk:1", "provision", 30.0).fence
+        Journal(self.system).append(intent_of(Call(fence, "provision", "ann"), "lease.acquire", {}))
+        (self.state / "lock").touch()
+        return fence
+
+    def mount(self):
+        systemctl = self.root / "bin/systemctl"
+        systemctl.parent.mkdir(exist_ok=True)
+        systemctl.write_text(
+            f"#!/bin/sh\n[ $1 = enable ] || exit 0\n[ -L {self.state} ] && exit 0\n"
+            f"! flock -n {self.state}/lock true || exit 9\n"
+            f"mv {self.state} {self.state}.hidden && ln -s {self.what} {self.state}\n"
+        )
+        systemctl.chmod(0o755)
+        [resource] = [r for r in RESOURCES.placed if isinstance(r, BindMount)
+                      and r.unit == LIB_UNIT]  # fmt: skip
+        command = resource.command.replace(layout.STATE, str(self.state))
+        env = os.environ | {"PATH": f"{systemctl.parent}:{os.environ['PATH']}"}
+        command = command.replace("/data/slipway/lib", str(self.what))
+        return subprocess.run(["sh", "-c", command], env=env, check=False).returncode
+
+
+def test_the_lease_goes_on_under_the_mount(tmp_path):
+    """
+    Also where the mount is there already.
+    """
+    disk = Disk(tmp_path)
+    fence = disk.take()
+    for _ in range(2):
+        assert disk.mount() == 0
+        assert disk.state.is_symlink()
+        assert disk.leases.renew(disk.leases.check(fence), 30.0).fence == fence
+    assert [record.fence for record in Journal(disk.system).read()[0]] == [fence]
+    disk.leases.release(fence)
+    assert disk.leases.take("bob@desk:2", "provision", 30.0).fence == fence + 1
+
+
+def test_a_journal_on_the_disk_stays(tmp_path):
+    """
+    Of a host whose mount was gone: only the lease of this run is new there.
+    """
+    disk = Disk(tmp_path)
+    (disk.what / "journal.jsonl").write_text("kept")
+    (disk.what / "lease.json").write_text("old")
+    fence = disk.take()
+    assert disk.mount() == 0
+    assert (disk.state / "journal.jsonl").read_text() == "kept"
+    assert disk.leases.in_force().fence == fence
+
+
+def test_without_a_lease_it_is_mounted_too(tmp_path):
+    """
+    Nothing is copied.
+    """
+    disk = Disk(tmp_path)
+    assert disk.mount() == 0
+    assert list(disk.what.iterdir()) == []
 
 
 def test_units_are_named_as_systemd_requires():

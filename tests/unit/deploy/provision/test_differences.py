@@ -186,6 +186,14 @@ def test_a_secret_is_compared_by_its_mac():
         assert (difference and difference.change) == change
 
 
+def test_a_host_that_cannot_go_back_is_not_refused():
+    """
+    Negative control of the refusal below.
+    """
+    stuck = Pending("r7", 3, to_slot="green", from_slot="blue", left_s=0.0, is_stuck=True)
+    assert refusal_of(RESOURCES, bare(RESOURCES, pending=stuck)) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "word"),
     [

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from deploy.errors import UsageError
 from deploy.host.layout import Layout
 from deploy.inventory.schema import Fleet
 from deploy.provision import EventKind, fleet_specs, run, supervise
@@ -87,6 +88,22 @@ def test_a_second_run_is_told_who_and_until_when(operator, host_root, tmp_path):
     assert (report.ok, report.failed) == (("n1",), ())
     assert (lease_of(host_root)["owner"], lease_of(host_root)["fence"]) == (None, 1)
     assert report.commands["n1"] + second[0].commands["n1"] == len(first.sshd.commands)
+
+
+def test_only_a_lease_needs_a_name(operator, host_root, tmp_path, monkeypatch):
+    """
+    A look takes none, so a user without a passwd entry may check; a change is refused untouched.
+    """
+
+    def no_name():
+        raise UsageError("no name", why="no passwd entry", fix="export LOGNAME=NAME")
+
+    monkeypatch.setattr(run, "owner", no_name)
+    assert operator().provision(check=True).changes
+    with pytest.raises(UsageError, match="no name"):
+        operator().provision()
+    assert not (tmp_path / "file").exists()
+    assert lease_of(host_root) is None
 
 
 def test_a_look_takes_no_lease(operator, host_root, tmp_path, monkeypatch):

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import LeaseHeld, PreconditionError, TransportError
-from deploy.host.protocol import DeadmanArm, DoorSet, JournalAppend, LeaseAcquire, Reboot
+from deploy.host.journal import Journal
+from deploy.host.journaled import intent_of
+from deploy.host.protocol import (
+    Call,
+    DeadmanArm,
+    DoorSet,
+    JournalAppend,
+    LeaseAcquire,
+    Reboot,
+    Status,
+)
 from deploy.leases.keeper import LeaseKeeper
 from deploy.provision.reboots import RebootPolicy, Reboots
 from deploy.provision.resource_set import ResourceSet
@@ -199,7 +209,7 @@ def test_a_request_in_flight_is_waited_for(world):
 
 def test_a_reason_that_stays_is_no_success(world):
     """
-    The host stays closed, and no other is rebooted.
+    No other host is rebooted; this one serves again, because a closed door would mend nothing.
     """
 
     def reboot_in_vain():
@@ -209,7 +219,41 @@ def test_a_reason_that_stays_is_no_success(world):
     world.fleet.system("n1").at_reboot = reboot_in_vain
     outcome = world.run()
     assert "still needs a reboot" in str(outcome.error)
+    assert "as before" in outcome.error.why
+    assert "it serves again" in outcome.error.fix
+    assert (outcome.rebooted, world.closed(), len(world.reboots)) == ((), set(), 1)
+
+
+def test_a_new_reason_keeps_a_host_closed(world):
+    """
+    Negative control: the next run goes on with it.
+    """
+
+    def reboot_into_another_reason():
+        world.reboot("n1")
+        world.need("n1")
+        world.path("n1", "run/reboot-required.pkgs").write_text("linux-image\n")
+
+    world.fleet.system("n1").at_reboot = reboot_into_another_reason
+    outcome = world.run()
+    assert "still needs a reboot" in str(outcome.error)
     assert (world.closed(), len(world.reboots)) == ({"n1"}, 1)
+
+
+def test_a_host_that_serves_otherwise_stays_closed_also_in_vain(world):
+    """
+    The reason alone opens the door, never before the host is compared and asked.
+    """
+
+    def reboot_in_vain():
+        world.reboot("n1")
+        world.need("n1")
+
+    world.fleet.system("n1").at_reboot = reboot_in_vain
+    file = File(path="/etc/pinned", content=b"", owner="root", group="root")
+    outcome = world.run(wanted={"n1": ResourceSet(requirements=(), placed=(file,), running=())})
+    assert "these differ: /etc/pinned" in str(outcome.error)
+    assert world.closed() == {"n1"}
 
 
 def test_a_host_that_does_not_serve_afterwards_stays_closed(world):
@@ -281,6 +325,20 @@ def test_nothing_begins_beside_a_release(world, state):
     kind = LeaseHeld if state == "held" else PreconditionError
     assert isinstance(outcome.error, kind), outcome.error
     assert (world.reboots, world.closed()) == ([], set())
+
+
+@pytest.mark.parametrize("purpose", ["reboot", "provision"])
+def test_an_interrupted_run_is_no_open_release(world, purpose):
+    """
+    Its last verb has no result: the host program was killed while HAProxy was told of the door.
+    """
+    system = world.fleet.system("n3")
+    call = Call(None, purpose, "me")
+    Journal(system).append(intent_of(call, DoorSet.VERB, {"is_open": False}))
+    status = world.fleet.clients["n3"].call(Status())
+    assert status.unfinished.release == purpose
+    outcome = world.run()
+    assert (outcome.rebooted, outcome.error) == (NAMES, None)
 
 
 def test_a_release_that_begins_meanwhile_is_refused(world):
