@@ -4,13 +4,10 @@ The verbs of the lease.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from deploy.host import reserve
 from deploy.host.deadman import pending
 from deploy.host.files import locked
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
-from deploy.host.layout import APT_UNIT
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
     Call,
@@ -24,9 +21,6 @@ from deploy.host.protocol import (
 )
 from deploy.host.system import System
 
-# Of one hierarchy, and of those of older kernels' command lines.
-_CONTROL_GROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
-
 
 def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
     """
@@ -34,11 +28,8 @@ def acquire(system: System, call: Call, request: LeaseAcquire) -> LeaseGranted:
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         leases = Leases(system)
-        is_free = leases.in_force() is None
-        if request.needs_settled and is_free:
+        if request.needs_settled and leases.in_force() is None:
             _refuse_pending(system)
-        if not request.needs_settled and (is_free or request.steal):
-            _refuse_packages(system)
         lease = leases.take(
             request.owner, call.release, request.ttl_s, request.epoch, steal=request.steal
         )
@@ -67,25 +58,6 @@ def release(system: System, call: Call, request: LeaseRelease) -> LeaseReleased:
         if released:
             append_event(system, call, request.VERB, {})
     return LeaseReleased(released)
-
-
-def _refuse_packages(system: System) -> None:
-    """
-    Refuse a release while a transaction of packages runs that its operator has lost.
-
-    The unit has a control group exactly while it runs: reading that cannot hang.
-    """
-    root = Path(system.layout.root)
-    groups = [root / f"{top}/system.slice/{APT_UNIT}" for top in _CONTROL_GROUPS]
-    if not any(group.is_dir() for group in groups):
-        return
-    raise HostError(
-        ErrorKind.PRECONDITION,
-        "packages of the host are being changed",
-        f"{APT_UNIT} runs: the transaction of an inv provision that has ended",
-        "wait until it has ended (systemctl status "
-        f"{APT_UNIT} on the host), or inv provision, which follows it",
-    )
 
 
 def _refuse_pending(system: System) -> None:

@@ -161,8 +161,7 @@ class LeaseAcquire(Request[LeaseGranted]):
             this host has seen, or its owner's own.  0: the lease changes no desired state.
         steal: Take it also from another owner, whose epoch is older.
         needs_settled: Refuse while a change of a release is not confirmed.  The lease would keep
-            the host from going back by itself.  Without it, refuse while a transaction of packages
-            runs, which provisioning follows and a release must not begin beside.
+            the host from going back by itself.
     """
 
     VERB = "lease.acquire"

@@ -67,23 +67,6 @@ def test_a_lease_may_wait_for_what_is_not_confirmed(host):
     assert host.call(LeaseAcquire("eve@desk:3", 30, needs_settled=True)).fence
 
 
-@pytest.mark.parametrize("top", ["", "systemd/", "unified/"])
-def test_no_release_begins_while_packages_are_changed(host, top):
-    """
-    The run that began the transaction was lost, and its lease is over.  Provisioning may go on.
-    """
-    group = host.root / f"sys/fs/cgroup/{top}system.slice/slipway-apt.service"
-    group.mkdir(parents=True)
-    refused = host.refusal(LeaseAcquire("bob@desk:2", 30))
-    assert refused.kind == "PreconditionError"
-    assert "slipway-apt.service runs" in refused.why
-    fence = host.call(LeaseAcquire("ann@desk:1", 30, needs_settled=True)).fence
-    stolen = host.refusal(LeaseAcquire("bob@desk:2", 30, epoch=9, steal=True))
-    assert "slipway-apt.service runs" in stolen.why
-    group.rmdir()
-    assert host.call(LeaseAcquire("bob@desk:2", 30, epoch=9, steal=True)).fence > fence
-
-
 @pytest.mark.parametrize(
     ("passed_s", "is_rebooted", "has_program", "is_granted"),
     [
