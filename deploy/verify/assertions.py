@@ -28,6 +28,10 @@ def _needs_driver(expected: Expected) -> bool:
     return bool(expected["needs_driver"])
 
 
+def _pins_driver(expected: Expected) -> bool:
+    return expected["driver_version"] is not None
+
+
 def _has_data_disk(expected: Expected) -> bool:
     return expected["storage_root"] is not None
 
@@ -76,6 +80,7 @@ SUITE = Suite(
         Assertion("test_it_was_tested_with_the_present_program_and_units"),
         Assertion("test_no_test_was_left_half_done", cases=2),
         Assertion("test_the_loaded_driver_is_one_that_the_row_allows", holds_for=_needs_driver),
+        Assertion("test_the_loaded_driver_is_that_of_the_fleet_file", holds_for=_pins_driver),
         Assertion("test_haproxy_runs_and_starts_at_boot"),
         Assertion("test_its_configuration_is_valid"),
         Assertion("test_it_runs_with_the_configuration_on_the_disk"),

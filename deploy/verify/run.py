@@ -114,6 +114,7 @@ def expectations(fleet: Fleet) -> dict[str, dict[str, object]]:
             "lock": lock_digest(row, interpreter=pin.line if pin else None),
             "gpu": fleet.service.options.device == "cuda",
             "needs_driver": row.needs_gpu,
+            "driver_version": fleet.driver.version if row.needs_gpu else None,
             "storage_root": fleet.storage.root,
             "memory_max": fleet.service.memory_max,
             "tasks_max": fleet.service.tasks_max,

@@ -94,7 +94,7 @@ SINKS = {
     "service.monitoring_networks[0]": ("10.9.0.0/16", {HAPROXY}),
     "service.trusted_proxies[0]": ("10.8.0.7/32", {HAPROXY}),
     "service.api_tokens[0]": ("partner_token", {READ_ENV}),
-    "driver.version": ("580.173.02", {DRIVER}),
+    "driver.version": ("580.173.02", {DRIVER, EXPECTED}),
     "driver.repository": ("https://m2.example.com/nvidia", {DRIVER}),
     "driver.keyring": ("/keys/nvidia2.gpg", {DRIVER_KEYS}),
     "driver.fingerprint": ("F" * 40, NOWHERE),  # compared with that of the keyring

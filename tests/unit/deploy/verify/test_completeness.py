@@ -112,9 +112,9 @@ def test_an_assertion_that_is_not_named_would_be_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("tls", "needs_driver", "missing"),
     [
-        (False, False, 6),  # four of TLS, the driver, the data disk
-        (True, False, 3),  # that of plain HTTP, the driver, the data disk
-        (True, True, 2),
+        (False, False, 7),  # four of TLS, the driver, its version, the data disk
+        (True, False, 4),  # that of plain HTTP, the driver, its version, the data disk
+        (True, True, 3),
     ],
 )
 def test_the_fleet_file_decides_what_is_implied(tls, needs_driver, missing):
@@ -122,6 +122,7 @@ def test_the_fleet_file_decides_what_is_implied(tls, needs_driver, missing):
     TLS of the port, and a row with a driver.
     """
     values = {"tls": tls, "needs_driver": needs_driver, "storage_root": None}
+    values["driver_version"] = None
     implied = SUITE.implied(values)
     assert len(implied) == len(SUITE.assertions) - missing
     assert ("test_the_certificate_lasts" in implied) is tls

@@ -6,15 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from deploy.verify.assertions import SUITE
+from deploy.verify.run import expectations
 from tests.testinfra import test_driver
+from tests.unit.deploy.inventory.builders import make_fleet
+
+
+def make_host(version):
+    shown = SimpleNamespace(rc=int(version is None), stdout=f"{version}\n")
+    return SimpleNamespace(run={"cat /sys/module/nvidia/version": shown}.__getitem__)
 
 
 def assert_driver(row, version):
     """
     Run the assertion on a host of *row*; without *version* no driver is loaded.
     """
-    shown = SimpleNamespace(rc=int(version is None), stdout=f"{version}\n")
-    host = SimpleNamespace(run={"cat /sys/module/nvidia/version": shown}.__getitem__)
+    host = make_host(version)
     test_driver.test_the_loaded_driver_is_one_that_the_row_allows(host, {"row": row})
 
 
@@ -41,3 +48,36 @@ def test_a_cpu_row_skips_the_driver_assertion():
     """
     with pytest.raises(pytest.skip.Exception, match="needs no driver"):
         assert_driver("torch-2.13-cpu", None)
+
+
+@pytest.mark.parametrize("version", [None, "580.159.04", "580.178.041", "580.178"])
+def test_another_driver_than_the_fleet_file_pins_would_be_noticed(version):
+    """
+    Also one that the row allows, such as that of a host that was not rebooted.
+    """
+    check = test_driver.test_the_loaded_driver_is_that_of_the_fleet_file
+    pinned = {"driver_version": "580.178.04"}
+    with pytest.raises(AssertionError, match=r"driver\.version is 580\.178\.04"):
+        check(make_host(version), pinned)
+    check(make_host("580.178.04"), pinned)
+    with pytest.raises(pytest.skip.Exception, match="pins no driver"):
+        check(make_host(version), {"driver_version": None})
+
+
+@pytest.mark.parametrize(
+    ("row", "driver", "pinned"),
+    [
+        ("torch-2.13-cu130", {"driver.version": "580.178.04"}, "580.178.04"),
+        ("torch-2.13-cu130", {}, None),
+        ("torch-2.13-cpu", {"driver.version": "580.178.04", "service.device": "cpu"}, None),
+    ],
+)
+def test_a_pinned_driver_implies_its_assertion(tmp_path, row, driver, pinned):
+    """
+    A host of a row without GPUs gets none.
+    """
+    fleet = make_fleet(tmp_path, {"row": row, **driver})
+    name = "test_the_loaded_driver_is_that_of_the_fleet_file"
+    for expected in expectations(fleet).values():
+        assert expected["driver_version"] == pinned
+        assert (name in SUITE.implied(expected)) is (pinned is not None)
