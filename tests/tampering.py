@@ -44,6 +44,7 @@ NO_STATE = {
     "slot_unit": {"start_s", "socket"},
     "packages": {"proxy", "no_proxy"},
     "apt_sources": {"label"},
+    "bind_mount": {"what"},  # where the lease of the run goes; the unit file has it too
 }
 # Fields that a change of another one covers.
 COVERED = {

@@ -3,6 +3,7 @@
 #
 #   sh apt_on_host.sh ROOT start DIGEST ARGUMENT...   begin a transaction, unless one runs
 #   sh apt_on_host.sh ROOT follow SEEN                wait for news of it, some seconds at most
+#   sh apt_on_host.sh ROOT seen DIGEST                its end has reached the controller
 #   sh apt_on_host.sh ROOT run DIGEST ARGUMENT...     do it; run by systemd as slipway-apt.service
 #   sh apt_on_host.sh ROOT replace TEXT TARGET FILE...  sources: TARGET takes the place of FILEs
 #   sh apt_on_host.sh ROOT restore TARGET FILE...       sources: the FILEs come back, a -FILE goes
@@ -243,7 +244,7 @@ start() {
         printf '@apt state resumed\n'
         return
     fi
-    rm -f "$work/result" "$work/result.read" "$work/broken" "$work/log" "$work/step"
+    rm -f "$work/result" "$work/broken" "$work/log" "$work/step"
     : >"$work/status"
     printf '%s\n' "$digest" >"$work/digest"
     systemd-run --quiet --collect --unit="$unit" --description='slipway: change packages' \
@@ -259,7 +260,6 @@ follow() {
             news "$seen"
             [ -e "$work/broken" ] && sed 's/^/@apt broken /' "$work/broken"
             printf '@apt ended %s\n' "$code"
-            mv -f "$work/result" "$work/result.read"
             return
         fi
         case $(systemctl show -p ActiveState --value "$unit") in
@@ -277,6 +277,11 @@ follow() {
     done
     news "$seen"
     printf '@apt log %s\n' "$(tail -n 1 "$work/step" 2>/dev/null | cut -c 1-200)"
+}
+
+# Until then an answer may be lost: `start` of the next run finds the result, and repeats nothing.
+seen() {
+    case $(cat "$work/result" 2>/dev/null) in "$1 "*) rm -f "$work/result" ;; esac
 }
 
 news() { tail -n "+$(($1 + 1))" "$work/status" 2>/dev/null | sed 's/^/@apt status /'; }

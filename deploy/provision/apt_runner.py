@@ -97,6 +97,7 @@ class AptRunner:
         if state == "resumed":
             self._notes.wait("going on with the transaction of an earlier run")
         code = self._follow(deadline_s, limit_s)
+        self._seen(arguments[0])
         if code is None:
             why = "the transaction ended without a result: killed, or the host rebooted"
             raise self._failed("packages", why, "inv provision completes what it left")
@@ -160,9 +161,7 @@ class AptRunner:
         None: it was killed.
         """
         while time.monotonic() < deadline_s:
-            placed = f"{self._root}{layout.APT_WORK}/apt.sh"
-            argv = ["sh", placed, self._root, "follow", str(self._told)]
-            for news in _news(self._call(argv)):
+            for news in _news(self._call(self._placed("follow", str(self._told)))):
                 match news.kind:
                     case "status":
                         self._told += 1
@@ -182,6 +181,15 @@ class AptRunner:
             fix=f"it goes on on the host; {_READ_LOG}; inv provision follows it",
             host=self._client.host,
         )
+
+    def _seen(self, digest: str) -> None:
+        """
+        Let the host forget the result, which another run would take for that of its own.
+        """
+        self._call(self._placed("seen", digest))
+
+    def _placed(self, verb: str, argument: str) -> list[str]:
+        return ["sh", f"{self._root}{layout.APT_WORK}/apt.sh", self._root, verb, argument]
 
     def _warn(self, line: str) -> None:
         path, _, words = line.partition("\t")

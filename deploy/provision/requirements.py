@@ -344,21 +344,43 @@ class DataInPlace(Requirement):
 
     @property
     def query(self) -> FactQuery:
-        return FactQuery(units=(self.unit,), listings=(self.where,), paths={self.unit_file: ""})
+        paths = {self.unit_file: "", self.what: ""}
+        return FactQuery(units=(self.unit,), listings=(self.where,), paths=paths)
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         if facts.units[self.unit].active != "active":
-            return self._hidden() if self._has_data(facts) else None
+            if self._has_data(facts):
+                return self._hidden()
+            return self._disk_is_away() if self._lacks_disk(facts) else None
         found = facts.paths[self.unit_file]
         if found is None:
             return self._refused(f"{self.where} is a mount already, and not one of slipway's")
-        if found.text is None or f"What={self.what}" in found.text.splitlines():
+        if found.text is None or self._binds(found.text):
             return None
         return self._refused(f"{self.where} is bound to another directory than {self.what}")
 
     def _has_data(self, facts: Facts) -> bool:
         own = _OF_LEASE if self.where == layout.STATE else set()
         return bool(facts.listings[self.where].keys() - own)
+
+    def _lacks_disk(self, facts: Facts) -> bool:
+        """
+        Return whether *what* is gone, which was made before the unit was placed.
+        """
+        unit = facts.paths[self.unit_file]
+        is_own = unit is not None and (unit.text is None or self._binds(unit.text))
+        return is_own and facts.paths[self.what] is None
+
+    def _binds(self, unit: str) -> bool:
+        return f"What={self.what}" in unit.splitlines()
+
+    def _disk_is_away(self) -> HostRefusal:
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"{self.where} was bound to {self.what}, which is not there: its disk is not "
+            "mounted, and what is placed now would lie on the disk of the system",
+            fix=f"mount the data disk first (findmnt, /etc/fstab), then {self.what} is there again",
+        )
 
     def _hidden(self) -> HostRefusal:
         return self._refused(

@@ -4,7 +4,7 @@ Changes of packages and sources, by the script that hosts run.
 
 import pytest
 
-from deploy.errors import CommandFailed, PreconditionError
+from deploy.errors import CommandFailed, PreconditionError, TransportError
 from deploy.host import layout
 from deploy.provision import operations
 from deploy.provision.apt_packages import AptTransaction
@@ -97,6 +97,28 @@ def test_a_transaction_that_ended_unseen_counts_once(host):
     assert host.starts == 0
     host.runner.change(HAPROXY)
     assert host.starts == 1
+
+
+def test_a_lost_answer_repeats_no_transaction(host, monkeypatch):
+    """
+    The connection ends while the host says that it is done: the next run takes that result.
+    """
+    run = host.run
+
+    def lossy(argv, **options):
+        done = run(argv, **options)
+        if "@apt ended" in done.stdout:
+            raise TransportError("n1: lost", why="connection reset", fix="again")
+        return done
+
+    monkeypatch.setattr(host, "run", lossy)
+    with pytest.raises(TransportError):
+        host.runner.change(HAPROXY)
+    monkeypatch.undo()
+    host.runner.change(HAPROXY)
+    assert host.starts == 1
+    host.runner.change(HAPROXY)
+    assert host.starts == 2
 
 
 def test_another_transaction_is_waited_for(host):

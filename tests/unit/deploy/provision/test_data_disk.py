@@ -90,13 +90,13 @@ def test_a_mount_that_is_gone_is_made_again(state, change):
     assert [s.difference.change for s in steps_to(RESOURCES, facts)] == [change]
 
 
-def with_mount(active="active", listing=(), unit_file=None):
+def with_mount(active="active", listing=(), unit_file=None, **paths):
     unit = UnitFacts(load="loaded", active=active, enabled="enabled", stale=False)
     return replace(
         GOOD,
         units=GOOD.units | {UNIT: unit},
         listings=GOOD.listings | {layout.OPT: dict.fromkeys(listing, 1)},
-        paths=GOOD.paths | {UNIT_FILE: unit_file},
+        paths=GOOD.paths | {UNIT_FILE: unit_file} | paths,
     )
 
 
@@ -120,10 +120,25 @@ def test_data_is_neither_hidden_nor_moved(facts, why):
     assert "docs/reference/provision.md" in refusal.fix
 
 
+OWN_UNIT = path_like(None, text="# other\nWhat=/data/slipway/opt\n", mode="0644")
+
+
+@pytest.mark.parametrize("unit", [OWN_UNIT, path_like(None, sha256="1", mode="0644")])
+def test_a_data_disk_that_is_away_is_not_replaced_by_the_root_disk(unit):
+    """
+    Its directory was there when the unit was placed.
+    """
+    refusal = refusal_of(RESOURCES, with_mount("inactive", [], unit, **{f"{ROOT}/opt": None}))
+    assert f"bound to {ROOT}/opt, which is not there" in refusal.why
+    assert "mount the data disk first" in refusal.fix
+
+
 @pytest.mark.parametrize(
     "facts",
     [
         with_mount("inactive"),
+        with_mount("inactive", [], OWN_UNIT),
+        with_mount("inactive", [], None, **{f"{ROOT}/opt": None}),
         with_mount(unit_file=path_like(None, text="# other\nWhat=/data/slipway/opt\n")),
     ],
 )
