@@ -11,7 +11,7 @@ from tests.simulation.scenarios import SCENARIOS
 _ON_REQUEST = pytest.mark.skipif(
     not os.environ.get("SLIPWAY_SIMULATION_LONG"), reason="SLIPWAY_SIMULATION_LONG=1 runs it"
 )
-_EVERY = int(os.environ.get("SLIPWAY_SIMULATION_EVERY", "100000"))
+_EVERY = int(os.environ.get("SLIPWAY_SIMULATION_EVERY", "20000"))
 
 
 @pytest.mark.parametrize(
