@@ -30,6 +30,7 @@ collect_ignore = (
     if IS_LONG
     else [
         "test_acme.py",
+        "test_data_disk.py",
         "test_interrupted.py",
         "test_bad_canaries.py",
         "test_real_model.py",
