@@ -24,7 +24,8 @@ from deploy.host.protocol import (
     LeaseRenew,
     Request,
 )
-from deploy.transport.base import Completed, Transport
+from deploy.provision.lease_caller import LeaseCaller
+from deploy.transport.base import Completed
 
 ResultT = TypeVar("ResultT")
 
@@ -106,26 +107,10 @@ def swap_command(expected: str, line: str) -> str:
     )
 
 
-class BareClient:
+class BareClient(LeaseCaller):
     """
     The verbs of the lease, on a host without Python.
-
-    Attributes:
-        fence, release: As in `HostClient`.
     """
-
-    def __init__(self, transport: Transport, *, sudo: bool) -> None:
-        self._transport, self._sudo = transport, sudo
-        self.fence: int | None = None
-        self.release: str | None = None
-
-    @property
-    def host(self) -> str:
-        return self._transport.host
-
-    @property
-    def transport(self) -> Transport:
-        return self._transport
 
     def call(self, request: Request[ResultT], *, timeout_s: float = 15.0) -> ResultT:
         """

@@ -6,35 +6,23 @@ from typing import TypeVar
 
 from deploy.errors import CommandFailed
 from deploy.host.protocol import Call, Request
+from deploy.provision.lease_caller import LeaseCaller
 from deploy.provision.probe import fed_command, fed_input, parse_probe
 from deploy.transport.base import Transport
 
 ResultT = TypeVar("ResultT")
 
 
-class FedClient:
+class FedClient(LeaseCaller):
     """
     The host program of one host, sent with each call.  The host has a Python.
-
-    Attributes:
-        fence, release: As in `HostClient`.
     """
 
     def __init__(
         self, transport: Transport, *, actor: str, sudo: bool, packed_program: bytes
     ) -> None:
-        self._transport, self._actor, self._sudo = transport, actor, sudo
-        self._packed_program = packed_program
-        self.fence: int | None = None
-        self.release: str | None = None
-
-    @property
-    def host(self) -> str:
-        return self._transport.host
-
-    @property
-    def transport(self) -> Transport:
-        return self._transport
+        super().__init__(transport, sudo=sudo)
+        self._actor, self._packed_program = actor, packed_program
 
     def call(self, request: Request[ResultT], *, timeout_s: float = 15.0) -> ResultT:
         """
