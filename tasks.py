@@ -713,7 +713,7 @@ def demo(c, keep=False, fresh=True, json=False):
                 "first-lab": "Number of the first lab, 1 to 8; another drill has others "
                              "(default 1).",
                 "state": "Where the desired state lives: hosts or etcd (default hosts).",
-                "keep": "Leave the labs up afterwards.",
+                "keep": "Leave the labs up afterwards, and say where their fleet files are.",
                 "json": _JSON})  # fmt: skip
 def drill(c, faults="", lines="", commands="", limit="0", labs="4", first_lab="1", state="hosts",
           keep=False, json=False):  # fmt: skip

@@ -156,9 +156,8 @@ def run_drill(options: DrillOptions, progress: Progress) -> DrillReport:
             progress(f"{len(cells)} cells on {len(labs)} labs")
             results = _run_all(runners, cells, progress)
         finally:
-            if not options.keep:
-                for one in labs:
-                    one.down()
+            for one in labs:
+                one.leave_up() if options.keep else one.down()
     order = {cell: position for position, cell in enumerate(cells)}
     return DrillReport(
         results=tuple(sorted(results, key=lambda result: order[result.cell])),

@@ -106,7 +106,7 @@ class DrillLab:
     Args:
         number: From 1; labs with different numbers run side by side.
         models: Directories of two models, which differ.
-        work: Folder for the fleet file.
+        work: Folder for the fleet file, while the drill runs.
         etcd: Where the desired state lives; None: on the hosts.
     """
 
@@ -156,17 +156,34 @@ class DrillLab:
         must_run(checkout, self.words("release", "--version", VERSIONS[0], "--yes"))
         self.start_traffic()
 
+    def leave_up(self) -> None:
+        """
+        End the drill's own work on the hosts, and say where their fleet file is: it is placed in
+        the folder of the lab, which outlives the drill.
+        """
+        self._leave_alone()
+        if not self.fleet_file.exists():
+            return  # they did not come up
+        kept = self.config.directory / self.fleet_file.name
+        write_private(kept, self.fleet_file.read_bytes())
+        self.fleet_file = kept
+        self._progress(f"lab {self.number} is left up: inv status --hosts {kept}")
+
     def down(self) -> None:
         """
         Stop everything, and delete the disks.
         """
+        self._leave_alone()
+        (self.config.directory / self.fleet_file.name).unlink(missing_ok=True)
+        lab.down(progress=self._progress, config=self.config)
+        self._remove_disks()
+
+    def _leave_alone(self) -> None:
         self.stop_traffic()
         for watch in self._watches.values():
             watch.stop()
         self._watches.clear()
         self._old_inits.clear()
-        lab.down(progress=self._progress, config=self.config)
-        self._remove_disks()
 
     def write_fleet_file(self, keep_old: str = "stopped") -> None:
         """

@@ -142,8 +142,7 @@ def time_rollbacks(*, hosts: int, runs: int, keep: bool, progress: Progress) -> 
             timed = [_time_one(on, checkout, old_slot, None, progress) for old_slot in old_slots]
             timed.append(_time_one(on, checkout, "warm", on.names[-1], progress))
         finally:
-            if not keep:
-                on.down()
+            on.leave_up() if keep else on.down()
     return RollbackTimes(tuple(timed), hosts)
 
 
