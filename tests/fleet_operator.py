@@ -16,8 +16,11 @@ from deploy.release.plan import plan_release
 from deploy.release.rollback import (
     implied_leaving,
     implied_target,
+    plan_left_out,
     plan_rollback,
     rollback_plan,
+    unplanned,
+    with_left_out,
 )
 from deploy.release.store import HostStore
 from tests.builders import make_policy
@@ -111,8 +114,7 @@ class FleetOperator:
             with suppress(DeployError):
                 desired = self.stored()
                 to, leaving = implied_target(desired), implied_leaving(desired)
-        in_store = {DIGESTS[b]: b.replace("b", "v") for b in self.in_store}
-        return plan_rollback(readable, to, errors, in_store, leaving=leaving)
+        return plan_rollback(readable, to, errors, self._versions(), leaving=leaving)
 
     def rollback(self, to=None):
         """
@@ -149,7 +151,16 @@ class FleetOperator:
             raise PreconditionError("lab: no release is open", why="-", fix="-")
         passed = tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS)
         renewed = replace(desired, goal=goal, ending=None, rulings=passed, reason="", left_out={})
-        return self.fleet.bring(renewed, stage=self.fleet.stage(NAMES[desired.plan.bundle]))
+        left_out = {}
+        if goal is Goal.FORWARD and unplanned(desired):
+            way = plan_left_out(desired, *self.seen(), self._versions())
+            renewed = with_left_out(renewed, way)
+            left_out = {left.host: left.error for left in way.left_out if left.error}
+        stage = self.fleet.stage(NAMES[desired.plan.bundle])
+        return self.fleet.bring(renewed, stage=stage, left_out=left_out)
+
+    def _versions(self):
+        return {DIGESTS[b]: b.replace("b", "v") for b in self.in_store}
 
     def _id(self):
         return f"r-{next(self._number)}"

@@ -206,6 +206,10 @@ class CellRunner:
         is_one = len(set(versions.values())) == 1 and None not in versions.values()
         code = 0 if ended.code in _NOTHING_LEFT and is_one else ended.code
         why = ended.error_text if code else ""
+        if not is_one:
+            shown = {n: s.text if s else "unknown" for n, s in self.lab.states().items()}
+            plan = (ended.document.get("evidence") or {}).get("hosts")
+            why = f"{why} hosts: {shown}; the command brought: {plan}".strip()
         return Recovery(task, code, time.monotonic() - began_s, versions, why)
 
     def bring_base(self, task: Task) -> str:

@@ -13,7 +13,7 @@ from deploy.inventory.schema import ReleasePolicy
 from deploy.release.desired import Desired
 from deploy.release.observe import Observed
 from deploy.release.plan import HostPlan, Kind, ReleasePlan, host_plan
-from deploy.release.targets import HostTarget, Way, plan_targets
+from deploy.release.targets import HostTarget, Targets, Way, plan_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,61 @@ def plan_rollback(
     if not observed and not unreadable:
         return RollbackPlan(None, (), "no hosts")
     targets = plan_targets(observed, to, unreadable or {}, in_store or {}, leaving=leaving)
-    going = targets.of(Way.GO, Way.STAGE_FIRST)
-    if not going:
+    if not targets.of(Way.GO, Way.STAGE_FIRST):
         for error in targets.errors.values():
             raise error
+    return _way(targets, observed)
+
+
+def plan_left_out(
+    desired: Desired,
+    observed: Mapping[str, Observed],
+    unreadable: Mapping[str, DeployError],
+    in_store: Mapping[str, str],
+) -> RollbackPlan:
+    """
+    Return the way of the hosts that the rollback *desired* was planned without.  Pure.
+
+    Args:
+        observed: All hosts that answer: what most of them have on record counts.
+        unreadable, in_store: As of `plan_rollback`.
+
+    Raises:
+        NothingToRollBackTo: No host has the target on record.
+        DeployError: No host can be read.
+    """
+    targets = plan_targets(observed, desired.plan.bundle, unreadable, in_store)
+    missing = unplanned(desired)
+    hosts = tuple(host for host in targets.hosts if host.host in missing)
+    return _way(replace(targets, hosts=hosts), observed)
+
+
+def unplanned(desired: Desired) -> tuple[str, ...]:
+    """
+    Return the hosts that a rollback was planned without, because they did not answer or could not
+    get its target: it has no actions for them, and whoever resumes it plans them.
+    """
+    return tuple(host for host in desired.left_out if host not in desired.plan.by_name)
+
+
+def with_left_out(desired: Desired, way: RollbackPlan) -> Desired:
+    """
+    Return the rollback *desired* with the hosts of *way* in its plan, and with those left out that
+    *way* leaves out.
+    """
+    plan = desired.plan
+    hosts = (*plan.hosts, *way.hosts)
+    plan = replace(
+        plan,
+        hosts=hosts,
+        waves=(tuple(host.host for host in hosts),),
+        allow_older=plan.allow_older or way.allow_older,
+    )
+    return replace(desired, plan=plan, left_out={left.host: left.why for left in way.left_out})
+
+
+def _way(targets: Targets, observed: Mapping[str, Observed]) -> RollbackPlan:
+    going = targets.of(Way.GO, Way.STAGE_FIRST)
     return RollbackPlan(
         targets.target,
         tuple(_host(observed[host.host], host) for host in going),

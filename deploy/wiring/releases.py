@@ -29,8 +29,11 @@ from deploy.release.rollback import (
     as_now,
     implied_leaving,
     implied_target,
+    plan_left_out,
     plan_rollback,
     rollback_plan,
+    unplanned,
+    with_left_out,
 )
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
@@ -134,10 +137,7 @@ def make_rollback(on: Hosts, to: str | None) -> RollbackPlan:
             known: dict[str, Observed | DeployError] = {**readable, **errors}
             desired = stored(on, ANSWER_WITHIN_S, known=known, is_way_back=True)
             to, leaving = implied_target(desired), implied_leaving(desired)
-    in_store: dict[str, str] = {}
-    with suppress(DeployError):  # a damaged store must not stop a way back
-        in_store = store().versions(on.fleet.name)
-    return plan_rollback(readable, to, errors, in_store, leaving=leaving)
+    return plan_rollback(readable, to, errors, _versions_in_store(on), leaving=leaving)
 
 
 def run_rollback(
@@ -235,12 +235,38 @@ def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     """
     Go on with the open release, or bring hosts that were left out of the last one.
 
+    A rollback also brings the hosts that it was planned without; those that still do not answer
+    are named, and it stays open.
+
     Raises:
         PreconditionError: There is nothing to go on with.
     """
-    desired = last_release(on).renewed(actor())
-    within_s = ANSWER_WITHIN_S if desired.is_way_back else None
-    return _run(on, desired, report, steal=steal, within_s=within_s)
+    last = last_release(on)
+    desired = last.renewed(actor())
+    if desired.plan.kind is not Kind.ROLLBACK:
+        return _run(on, desired, report, steal=steal)
+    errors: dict[str, DeployError] = {}
+    stop_traffic: list[str] = []
+    if unplanned(last):
+        try:
+            readable, unreadable = on.readable(ANSWER_WITHIN_S)
+            way = plan_left_out(last, readable, unreadable, _versions_in_store(on))
+        except DeployError as error:  # the hosts of the plan do not wait for them
+            errors = dict.fromkeys(unplanned(last), error)
+            desired = replace(desired, left_out=last.left_out)
+        else:
+            desired = with_left_out(desired, way)
+            errors = {left.host: left.error for left in way.left_out if left.error}
+            stop_traffic = [left.host for left in way.left_out if left.stop_traffic]
+    return _run(
+        on,
+        desired,
+        report,
+        steal=steal,
+        within_s=ANSWER_WITHIN_S,
+        left_out=errors,
+        stop_traffic=stop_traffic,
+    )
 
 
 def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) -> ReleaseOutcome:
@@ -263,6 +289,16 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
 
 
 # -- parts
+
+
+def _versions_in_store(on: Hosts) -> dict[str, str]:
+    """
+    Return the versions of the operator's bundles by digest; a damaged store stops no way back.
+    """
+    try:
+        return store().versions(on.fleet.name)
+    except DeployError:
+        return {}
 
 
 def _steer(

@@ -43,6 +43,10 @@ def _repeat(world, point, delivery):
     delivery.is_twice = True
 
 
+def _slow(world, point, delivery):
+    delivery.is_slow = True
+
+
 def _power(loses):
     def cut(world, point, delivery):
         host = world.hosts[point.host]
@@ -137,6 +141,7 @@ FAULTS = {
     "lost": _lose,
     "late": _delay,
     "twice": _repeat,
+    "slow": _slow,
     "reboot": _power(None),
     "power_cut": _power("all"),
     "torn_cut": _power("contents"),
@@ -163,7 +168,7 @@ _AT = {
         "day_later", "day_earlier", "full_disk", "no_metrics", "haproxy", "crash_blue",
         "crash_green", "rival_rollback", "rival_abort", "rival_release",
     ),
-    "answer": ("kill", "lost", "twice", "reboot", "power_cut"),
+    "answer": ("kill", "lost", "twice", "slow", "reboot", "power_cut"),
     "before": ("power_cut", "torn_cut", "kill_verb"),
     "after": ("power_cut", "torn_cut", "kill_verb"),
 }  # fmt: skip
@@ -183,6 +188,7 @@ WORDS = {
     "lost": "the connection breaks: before the command ran, or after it",
     "late": "the connection breaks, and the command runs 0.15 s later",
     "twice": "the command runs twice",
+    "slow": "the answer comes 4 s late",
     "reboot": "the host reboots in order",
     "power_cut": "the host loses power, and all unsynced writes",
     "torn_cut": "the host loses power, and the contents of unsynced files, not their names",

@@ -176,13 +176,13 @@ class Invariants:
                 if bundle in refused:
                     raise Violation(f"{host.name}: the refused {bundle[:4]} serves")
 
-    def check_promoted(self, bundle):
+    def check_all_serve(self, bundle):
         """
-        What an operator was told is promoted, every host serves.
+        What a command without an error brings, every host serves.
         """
         for host in self.world.hosts.values():
             if set(host.shares()) != {bundle}:
-                raise Violation(f"{host.name}: promoted, and it serves something else")
+                raise Violation(f"{host.name}: no error named it, and it serves something else")
 
     def check_one_version(self):
         serving = {name: sorted(h.shares()) for name, h in self.world.hosts.items()}

@@ -183,6 +183,16 @@ MUTANTS = (
         also=(("if self._is_way_back or 2 * written > len(self._clients):", "if True:"),),
     ),
     Mutant(
+        "a resumed rollback goes on with the hosts of its plan alone",
+        "deploy.wiring.releases",
+        "    if unplanned(last):\n",
+        "    if False:\n",
+        "the fleet serves several versions",
+        scenario="etcd_rollback",
+        faults=("slow",),
+        at=(("answer", "status"),),
+    ),
+    Mutant(
         "an epoch of etcd is put without a comparison",
         "deploy.release.store_etcd",
         "                    self._epoch_key: now.epoch_revision,\n"

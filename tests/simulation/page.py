@@ -1,7 +1,8 @@
 """
 Writes docs/reference/simulation.md: `python -m tests.simulation.page` runs every single fault.
 
-With `--words` it runs nothing, and takes the tables of outcomes from the page as it is.
+With names of scenarios it runs these alone, and with `--words` none; the tables of outcomes of the
+others stay as they are in the page.
 """
 
 import sys
@@ -15,7 +16,7 @@ from tests.simulation.pairs import PAIRS
 from tests.simulation.scenarios import SCENARIOS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "simulation.md"
-SHOWN = ("release", "rollback", "rejected", "etcd")
+SHOWN = ("release", "rollback", "rejected", "etcd", "etcd_rollback")
 _LETTERS = {
     "promoted": "P",
     "rolled_back": "B",
@@ -43,13 +44,15 @@ at each boundary and at the end:
 - A refused bundle ends without traffic.
 - A host never starts with a change that was not confirmed, and keeps what it confirmed.
 - Once the faults end, each host has its traffic on one slot within lease + 5 s, with no operator.
+- A command that ends without an error has brought every host.
 - One more `inv rollback`, or `inv resume`, brings the whole fleet to one version.
 
 A failure prints its case: `pytest tests/simulation -k test_a_case --case=release:94.lost`.
 
-`inv test` runs every single fault of a release and of a rollback, and the program with each of
-{mutants} guards broken: the invariant of that guard has to fail.  `SLIPWAY_SIMULATION_LONG=1 pytest
-tests/simulation` runs the rest of this page too.
+`inv test` runs every single fault of a release and of a rollback, a late or unreachable host at
+every boundary of a rollback with the state in etcd and of its resumption, and the program with each
+of {mutants} guards broken: the invariant of that guard has to fail.  `SLIPWAY_SIMULATION_LONG=1
+pytest tests/simulation` runs the rest of this page too.
 
 ## What is left out
 
@@ -72,8 +75,9 @@ known state, and a second fault at each of them makes about a million runs.  Exp
 | answer | after its effect, before its answer |
 | sync | before and after each fsync, each change of a unit and each change of HAProxy in a verb |
 
-`check` and `boot` are the host's own way back.  In the scenario `etcd` the desired state is in an
-etcd, and each call of it is a boundary too.
+`check` and `boot` are the host's own way back.  In the scenarios whose names begin with `etcd` the
+desired state is in an etcd, and each call of it is a boundary too.  In `etcd_resume` one operator
+goes on with a rollback that was planned without one host, and lost the other one.
 
 ## Faults
 
@@ -144,22 +148,39 @@ def main():
         "H held, N refused with nothing done, I interrupted, K killed.  In each of these runs all "
         "invariants held.\n"
     )
-    if "--words" in sys.argv:
-        _, _, tables = PAGE.read_text().partition("\n### ")
-        PAGE.write_text("".join(parts) + f"\n### {tables}")
-        return
-    for name in SHOWN:
-        results, boundaries = explore(SCENARIOS[name], 1)
-        if messages := failed(name, results):
-            sys.exit(messages)
-        cases = {result.case.split(",end")[0] for result in results if result.points}
-        merged = sum("as " in result.ending for result in results)
-        parts.append(
-            f"\n### {name}\n\n{len(boundaries)} boundaries, {len(cases)} single faults; in "
-            f"{merged} of {len(results)} runs the world reached a state that another run had "
-            f"reached.\n\n{table(results)}\n"
-        )
-    PAGE.write_text("".join(parts))
+    head_text = "".join(parts)
+    sections = dict(_sections(PAGE.read_text()))
+    names = [] if "--words" in sys.argv else sys.argv[1:] or SHOWN
+    _write(head_text, sections)
+    for name in names:
+        sections[name] = _section(name, *explore(SCENARIOS[name], 1))
+        _write(head_text, sections)
+
+
+def _write(head_text, sections):
+    shown = "".join(f"\n### {name}\n{sections[name]}" for name in SHOWN if name in sections)
+    PAGE.write_text(head_text + shown)
+
+
+def _sections(page):
+    """
+    Yield (scenario, text) of each table of outcomes in *page*.
+    """
+    for section in page.split("\n### ")[1:]:
+        name, _, text = section.partition("\n")
+        yield name, text
+
+
+def _section(name, results, boundaries):
+    if messages := failed(name, results):
+        sys.exit(messages)
+    cases = {result.case.split(",end")[0] for result in results if result.points}
+    merged = sum("as " in result.ending for result in results)
+    return (
+        f"\n{len(boundaries)} boundaries, {len(cases)} single faults; in {merged} of "
+        f"{len(results)} runs the world reached a state that another run had reached.\n\n"
+        f"{table(results)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -72,4 +72,12 @@ PAIRS = (
         lambda point, fault: (point.when, fault) == ("send", "lost"),
         lambda point, fault: (point.when, fault) == ("send", "kill"),
     ),
+    Pairs(
+        "late-then-cut",
+        "etcd_rollback",
+        "slow as a status is answered",
+        "cut_off as a verb is sent",
+        lambda point, fault: (point.when, point.verb, fault) == ("answer", "status", "slow"),
+        lambda point, fault: (point.when, fault) == ("send", "cut_off"),
+    ),
 )

@@ -11,12 +11,14 @@ from tests.simulation.scenarios import SCENARIOS
 _ON_REQUEST = pytest.mark.skipif(
     not os.environ.get("SLIPWAY_SIMULATION_LONG"), reason="SLIPWAY_SIMULATION_LONG=1 runs it"
 )
+_LONG = ("rejected", "etcd", "etcd_rollback")
+_LATE = ("slow", "cut_off")
 _EVERY = int(os.environ.get("SLIPWAY_SIMULATION_EVERY", "20000"))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["release", "rollback", *(pytest.param(n, marks=_ON_REQUEST) for n in ("rejected", "etcd"))],
+    ["release", "rollback", *(pytest.param(n, marks=_ON_REQUEST) for n in _LONG)],
 )
 def test_a_fault_at_any_boundary_leaves_every_host_serving_one_version(name):
     """
@@ -28,6 +30,17 @@ def test_a_fault_at_any_boundary_leaves_every_host_serving_one_version(name):
     text = PAGE.read_text()
     missing = [row for row in boundaries_of(boundaries) if row not in text]
     assert not missing, "python -m tests.simulation.page writes the page anew"
+
+
+@pytest.mark.parametrize("name", ["etcd_rollback", "etcd_resume"])
+def test_a_rollback_without_an_error_has_brought_every_host(name):
+    """
+    Also one that another operator resumes, with a host that is late or cut off at any boundary.
+    """
+    results, _ = explore(SCENARIOS[name], 1, lambda case, index, point, fault: fault in _LATE)
+
+    assert not failed(name, results)
+    assert {fault for result in results for fault in _LATE if fault in result.case} == set(_LATE)
 
 
 @_ON_REQUEST

@@ -22,6 +22,7 @@ from tests.simulation.host import HostDied, SimulatedHost, VerbKilled, Violation
 from tests.simulation.state import answer, digest, error_of, grain, plain
 
 LATENCY_S = 0.02
+SLOW_S = 4.0  # of an answer: longer than a way back waits for a host
 UNREACHABLE_S = 2.0  # until a connection to nobody is given up
 LATE_S = 0.15  # until a command runs whose connection was lost: the operator is at work again
 REQUESTS_PER_S = 40  # of each host
@@ -59,7 +60,7 @@ class Delivery:
     """
 
     def __init__(self):
-        self.is_lost = self.is_late = self.is_twice = False
+        self.is_lost = self.is_late = self.is_twice = self.is_slow = False
 
 
 class Machinery:
@@ -350,7 +351,11 @@ class Transport:
             world.boundary("answer", host.name, verb, operator=operator.name, delivery=delivery)
             if delivery.is_twice and host.is_on:
                 self._late(verb, text)
+            if delivery.is_slow:
+                world.pass_s(min(SLOW_S, max(0.0, until_s - world.now_s)))
             operator.alive()
+            if delivery.is_slow and world.now_s >= until_s:
+                raise self._lost(f"{verb}: no answer in time")
         if line is None or delivery.is_lost or not host.is_on or host.cut_until_s > world.now_s:
             world.pass_s(LATENCY_S)
             operator.alive()

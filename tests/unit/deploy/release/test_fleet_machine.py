@@ -161,8 +161,26 @@ class FleetMachine(RuleBasedStateMachine):
             outcome = self.operator.go_on(goal)
         if outcome is not None and outcome.ending is Ending.PROMOTED:
             self.served.add(bundle)
+        if outcome is not None and outcome.error is None and goal is Goal.FORWARD:
+            # Where nothing serves and the bundle cannot come from anywhere, it is no error.
+            left_out = outcome.evidence.get("left_out", {})
+            for name in HOSTS:
+                serves = self.fleet.serves(name)
+                assert serves == {bundle: 100} or (name in left_out and not serves), name
 
     # -- misfortunes
+
+    @rule(name=a_host)
+    def rolled_back_without(self, name):
+        """
+        A way back while one host does not answer.
+        """
+        self.fleet[name].is_cut = True
+        with suppress(DeployError):
+            self.operator.rollback()
+        self.fleet[name].is_cut = False
+        self.operator.wait()
+        self.broken.add(name)
 
     @rule(name=a_host, verb=st.sampled_from(["slot.start", "traffic.set", "good.rollback"]))
     def rolled_back_in_part(self, name, verb):
@@ -293,6 +311,21 @@ def test_a_host_that_joined_in_the_last_release_prevents_nothing(machine, has_st
     assert serving(machine) == [{"b1": 100}, {"b1": 100}, last]
     assert (outcome.error is None) is has_store
     assert "n3" in way.reason
+
+
+def test_a_host_that_a_way_back_was_planned_without_is_brought_by_a_resumption(machine):
+    """
+    A resumption without an error has brought the whole fleet.
+    """
+    machine.released(is_good=True)
+    machine.released(is_good=True)
+    machine.rolled_back_without("n3")
+    assert serving(machine) == [{"b1": 100}, {"b1": 100}, {"b2": 100}]
+
+    outcome = machine.operator.go_on(Goal.FORWARD)
+
+    assert outcome.error is None
+    assert serving(machine) == [{"b1": 100}] * 3
 
 
 def test_an_empty_host_is_not_said_to_serve(machine):

@@ -6,7 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.errors import InventoryError, TransportError, UsageError
+from deploy.errors import (
+    InventoryError,
+    RollbackFailed,
+    TransportError,
+    UsageError,
+)
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending
 from deploy.release.findings import FLEET_NAME
@@ -207,3 +212,48 @@ def test_a_resume_without_the_bundle_names_the_checkout_that_has_it(fleet, monke
     assert caught.value.why == "n1 lacks it, and the store has none"
     assert "inv resume in the checkout that built it" in caught.value.fix
     assert "inv rollback" in caught.value.fix
+
+
+def half_back(fleet):
+    """
+    Roll back with n3, which does not answer while it is planned, left out.
+    """
+    fleet["n3"].is_cut = True
+    way = releases.make_rollback(on(fleet), None)
+    fleet["n3"].is_cut = False
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {"b2": 100}]
+
+
+def test_a_resumed_rollback_brings_the_hosts_that_it_was_planned_without(fleet):
+    """
+    Without an error every host of the fleet serves the target.
+    """
+    half_back(fleet)
+
+    outcome = releases.resume(on(fleet), lambda event: None)
+
+    assert (outcome.ending, outcome.error) == (Ending.ROLLED_BACK, None)
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+    assert all(current.pending is None for current in fleet.observed().values())
+    assert fleet.stored().left_out == {}
+
+
+def test_a_resumed_rollback_names_the_host_that_still_does_not_answer(fleet):
+    """
+    It stays open, so that the next one brings the host.
+    """
+    half_back(fleet)
+    fleet["n3"].is_cut = True
+
+    outcome = releases.resume(on(fleet), lambda event: None)
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n3" in outcome.error.what
+    fleet["n3"].is_cut = False
+    assert fleet.stored().left_out.keys() == {"n3"}
+    again = releases.resume(on(fleet), lambda event: None)
+    assert again.error is None
+    assert fleet.serves("n3") == {"b1": 100}
