@@ -33,6 +33,7 @@ from deploy.host.layout import (
     DOOR_BACKEND,
     DOOR_SERVER,
     HAPROXY_UNIT,
+    PACKAGE_UNITS,
     SLOTS,
     Layout,
     slot_mount,
@@ -424,7 +425,8 @@ class FakeSystem(System):
     def __init__(self, root, clock=None):
         super().__init__(Layout(str(root)))
         self.clock = clock or FakeClock()
-        self.units = {unit(slot): FakeUnit() for slot in SLOTS}
+        # systemd shows a unit that is not loaded as an inactive one.
+        self.units = {name: FakeUnit() for name in (*map(unit, SLOTS), *PACKAGE_UNITS)}
         for name in (DEADMAN_TIMER, DEADMAN_BOOT, HAPROXY_UNIT):
             self.units[name] = FakeUnit()
             self.units[name].run()

@@ -1195,6 +1195,8 @@ class HostStatus:
         keys_damage: Why its file of API keys is no list.
         is_open: Its door is; None: HAProxy does not answer, or has no door.
         reboot_reasons: Why it has to be rebooted; empty: it has not.
+        package_units: Units that change packages or build a driver's modules now; they go on
+            without the provisioning run that started them.
     """
 
     boot_id: str
@@ -1219,6 +1221,7 @@ class HostStatus:
     keys_damage: Optional[str] = None
     is_open: Optional[bool] = None
     reboot_reasons: tuple[RebootReason, ...] = ()
+    package_units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

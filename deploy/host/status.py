@@ -12,7 +12,7 @@ from deploy.host.deadman import pending, self_test
 from deploy.host.disk import free_bytes
 from deploy.host.good import staged, startable
 from deploy.host.journal import Journal
-from deploy.host.layout import SLOTS, unit
+from deploy.host.layout import PACKAGE_UNITS, SLOTS, unit
 from deploy.host.lease import Leases
 from deploy.host.protocol import Call, HostError, HostStatus, SlotStatus, Status
 from deploy.host.reboot_reasons import reasons
@@ -34,7 +34,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
     layout = system.layout
     records, damaged = Journal(system).read()
     replayed = replay(records)
-    servers, units = servers_or_none(system), units_or_none(system)
+    servers, units = servers_or_none(system), units_or_none(system, PACKAGE_UNITS)
     keys = api_keys.stored(layout)
     return HostStatus(
         boot_id=system.boot_id(),
@@ -59,6 +59,7 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         keys_damage=keys.damage,
         is_open=door.is_open(system),
         reboot_reasons=reasons(system),
+        package_units=tuple(n for n in PACKAGE_UNITS if n in units and not units[n].is_stopped),
         **_certificate(system),  # last: it is the slowest where many clients connect
     )
 

@@ -175,6 +175,10 @@ def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
         yield Finding(name, "its own way back was never tested: no release begins there", fix)
     if current.lease_owner:
         return
+    if current.package_units:
+        units = quoted(", ".join(current.package_units))
+        fix = f"inv provision --limit {name} follows it to its end"
+        yield Finding(name, f"{units} changes its packages: no release begins there", fix)
     if current.paused:
         what = f"paused: {quoted(current.paused)}"
         yield Finding(name, what, "inv resume or inv promote goes on, inv abort drops it", True)

@@ -113,6 +113,7 @@ class Observed:
         keys_damage: Why its file of API keys is no list.
         is_open: Balancers in front of it may send requests; None: it has no door.
         reboot_reasons: Why it has to be rebooted.
+        package_units: Units that change its packages now.
     """
 
     host: str
@@ -137,6 +138,7 @@ class Observed:
     keys_damage: str | None = None
     is_open: bool | None = None
     reboot_reasons: tuple[RebootReason, ...] = ()
+    package_units: tuple[str, ...] = ()
 
     @property
     def unfinished_text(self) -> str | None:
@@ -227,6 +229,7 @@ def observed(host: str, status: HostStatus) -> Observed:
         keys_damage=status.keys_damage,
         is_open=status.is_open,
         reboot_reasons=status.reboot_reasons,
+        package_units=status.package_units,
     )
 
 

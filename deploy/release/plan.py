@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 from deploy.errors import PreconditionError, UsageError
+from deploy.foreign_text import visible
 from deploy.host.codec import encode
 from deploy.inventory.as_file import as_file
 from deploy.inventory.schema import ReleasePolicy, Wave
@@ -356,7 +357,7 @@ def plan_release(
     Raises:
         UsageError: The canary's share lies outside 1 to 50.
         PreconditionError: A host's HAProxy does not answer, so its traffic weights are unknown; or
-            its own way back was never tried out.
+            its own way back was never tried out; or its packages are being changed.
     """
     check_share(canary_pct)
     changed: list[HostPlan] = []
@@ -368,6 +369,7 @@ def plan_release(
             unchanged.append(name)
             continue
         check_way_back(current)
+        check_packages(current)
         changed.append(host_plan(current, kept, spare))
     return ReleasePlan(
         kind=Kind.RELEASE,
@@ -415,6 +417,26 @@ def check_way_back(current: Observed) -> None:
             f"{current.host}: its own way back is not tested",
             why="if this machine died during a release, nobody would take the host back",
             fix=f"inv provision --limit {current.host} installs it and tries it out",
+            host=current.host,
+        )
+
+
+def check_packages(current: Observed) -> None:
+    """
+    Refuse to go forward on a host while packages change there: they go on without the provisioning
+    run that began it, and without its lease.  A way back does not ask.
+
+    Raises:
+        PreconditionError: A unit that changes packages runs.
+    """
+    if current.package_units:
+        units = visible(", ".join(current.package_units))
+        raise PreconditionError(
+            f"{current.host}: its packages are being changed",
+            why=f"{units} runs there, of a provisioning run that is at work or was lost; it may "
+            "change what a release starts and measures",
+            fix=f"inv provision --limit {current.host} follows it to its end; then the command "
+            "again",
             host=current.host,
         )
 

@@ -23,7 +23,7 @@ from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.observe import ANSWER_WITHIN_S, Observed
-from deploy.release.plan import FLEET, Kind, ReleasePlan, plan_release
+from deploy.release.plan import FLEET, Kind, ReleasePlan, check_packages, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
     as_now,
@@ -239,11 +239,13 @@ def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     are named, and it stays open.
 
     Raises:
-        PreconditionError: There is nothing to go on with.
+        PreconditionError: There is nothing to go on with; or the packages of a host of a release
+            are being changed.
     """
     last = last_release(on)
     desired = last.renewed(actor())
     if desired.plan.kind is not Kind.ROLLBACK:
+        _check_packages(on, desired.plan)
         return _run(on, desired, report, steal=steal)
     errors: dict[str, DeployError] = {}
     stop_traffic: list[str] = []
@@ -275,8 +277,12 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
 
     Args:
         is_full: Let all waves pass, and measure nothing more.
+
+    Raises:
+        PreconditionError: No release is open; or the packages of a host are being changed.
     """
     desired = _release_only(open_release(on)).renewed(actor())
+    _check_packages(on, desired.plan)
     while (wave := desired.next_wave) is not None:
         hosts = desired.plan.waves[wave - 1] if wave != FLEET else ()
         reason = f"let through by {actor()}"
@@ -289,6 +295,18 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
 
 
 # -- parts
+
+
+def _check_packages(on: Hosts, plan: ReleasePlan) -> None:
+    """
+    Refuse to go forward while packages of a host of *plan* are being changed.
+
+    A host that does not answer is left to the controller, which knows how many may be away.
+    """
+    readable, _ = on.readable()
+    for host in plan.hosts:
+        if host.host in readable:
+            check_packages(readable[host.host])
 
 
 def _versions_in_store(on: Hosts) -> dict[str, str]:

@@ -6,7 +6,7 @@ A slot is never judged by its own word alone: HAProxy's counters stand beside th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from deploy.host.layout import SLOTS, unit
@@ -103,12 +103,12 @@ def servers_or_none(system: System) -> dict[str, Server]:
         return {}
 
 
-def units_or_none(system: System) -> dict[str, systemd.Unit]:
+def units_or_none(system: System, also: Sequence[str] = ()) -> dict[str, systemd.Unit]:
     """
-    Return the units of the slots by name; empty when systemd does not answer.
+    Return the units of the slots, and *also*, by name; empty when systemd does not answer.
     """
     try:
-        return systemd.show(system, [unit(slot) for slot in SLOTS])
+        return systemd.show(system, [*(unit(slot) for slot in SLOTS), *also])
     except HostError:
         return {}
 

@@ -4,6 +4,7 @@ The shell commands and the changes of packages that the steps of a plan are.  Pu
 
 import shlex
 
+from deploy.host.layout import DRIVER_BUILD_UNIT
 from deploy.host.protocol import Facts
 from deploy.provision.apt_packages import AptTransaction
 from deploy.provision.driver.plan import (
@@ -24,7 +25,7 @@ from deploy.provision.driver.plan import (
 _MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia_peermem", "nvidia")
 # They hold the devices, and start again with the driver.
 _DAEMONS = ("nvidia-persistenced", "nvidia-fabricmanager", "nvidia-dcgm")
-BUILD_UNIT = "slipway-dkms.service"
+BUILD_UNIT = DRIVER_BUILD_UNIT
 _UPDATE_TRIES = 60  # another program may hold the lock of the lists
 _UPDATE_PAUSE_S = 5
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from deploy.host.layout import SLOTS
+from deploy.host.layout import APT_UNIT, DRIVER_BUILD_UNIT, SLOTS
 from deploy.host.protocol import (
     GoodRecord,
     GoodRelease,
@@ -240,3 +240,17 @@ def test_reading_verbs_write_nothing(host):
     host.status(), host.call(Measure())
 
     assert sorted(host.root.rglob("*")) == before
+
+
+def test_status_names_the_units_that_change_packages(host):
+    """
+    A provisioning run that was lost leaves them running, and nobody has the lease.
+    """
+    assert host.status().package_units == ()
+
+    host.system.units[APT_UNIT].run()
+    host.system.units[DRIVER_BUILD_UNIT].run()
+    assert host.status().package_units == (APT_UNIT, DRIVER_BUILD_UNIT)
+
+    host.system.units[APT_UNIT].fail()
+    assert host.status().package_units == (DRIVER_BUILD_UNIT,)

@@ -90,6 +90,11 @@ BACK = WentBack("r-v2", 3, "2026-11-26T05:00:00.000Z", "the lease ended")
             "inv provision --limit n2",
         ),
         (
+            make_settled("n2", package_units=("slipway-apt.service",)),
+            '"slipway-apt.service" changes its packages: no release begins there',
+            "inv provision --limit n2",
+        ),
+        (
             make_settled("n2", unfinished=Unfinished("r-v2", "traffic.set")),
             'ended in the middle: "r-v2 at traffic.set"',
             "inv rollback --limit n2",

@@ -102,6 +102,20 @@ def test_an_unreadable_haproxy_stops_the_plan():
         plan([make_observed("n1", make_serving(weight_pct=None), good=make_settled().good)])
 
 
+def test_a_host_whose_packages_change_stops_the_plan():
+    """
+    The error has host, unit and remedy; a host that is not touched stops nothing.
+    """
+    busy = make_settled("n1", package_units=("slipway-apt.service",))
+
+    with pytest.raises(PreconditionError, match="n1") as refused:
+        plan([busy, make_settled("n2")])
+
+    assert "slipway-apt.service" in refused.value.why
+    assert "inv provision --limit n1" in refused.value.fix
+    assert plan([busy], bundle="b1").is_noop
+
+
 @pytest.mark.parametrize("share", [0, -1, 51, 100])
 def test_a_share_outside_1_to_50_is_refused(share):
     with pytest.raises(UsageError, match=str(share)):

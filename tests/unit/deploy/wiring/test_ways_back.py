@@ -8,10 +8,12 @@ import pytest
 
 from deploy.errors import (
     InventoryError,
+    PreconditionError,
     RollbackFailed,
     TransportError,
     UsageError,
 )
+from deploy.host.layout import APT_UNIT
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending
 from deploy.release.findings import FLEET_NAME
@@ -257,3 +259,38 @@ def test_a_resumed_rollback_names_the_host_that_still_does_not_answer(fleet):
     again = releases.resume(on(fleet), lambda event: None)
     assert again.error is None
     assert fleet.serves("n3") == {"b1": 100}
+
+
+def test_nothing_goes_forward_while_packages_of_a_host_change(fleet):
+    """
+    A provisioning run that was lost goes on there: `resume` and `promote` name host and unit.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    fleet.system("n2").units[APT_UNIT].run()
+    before = [fleet.serves(name) for name in NAMES]
+
+    for steer in (releases.resume, lambda on, report: releases.promote(on, report, is_full=True)):
+        with pytest.raises(PreconditionError, match="n2") as refused:
+            steer(on(fleet), lambda event: None)
+        assert APT_UNIT in refused.value.why
+        assert "inv provision --limit n2" in refused.value.fix
+    assert [fleet.serves(name) for name in NAMES] == before
+
+    fleet.system("n2").units[APT_UNIT].stop()
+    assert releases.resume(on(fleet), lambda event: None).ending is not None
+
+
+def test_a_rollback_does_not_wait_for_packages(fleet):
+    fleet.system("n2").units[APT_UNIT].run()
+
+    way = releases.make_rollback(on(fleet), None)
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert (outcome.ending, outcome.error) == (Ending.ROLLED_BACK, None)
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
