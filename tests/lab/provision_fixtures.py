@@ -3,28 +3,15 @@ A lab of its own for what provisioning does to hosts, and the fleet that describ
 """
 
 import contextlib
-import os
-
-import yaml
 
 from deploy.errors import LabError
 from deploy.inventory.load import load_fleet
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
+from tests.lab.own_lab import fleet_document, write_fleet_file
 
 HOSTS = ("n1", "n2", "n3", "n4")
 TOKEN = "first-Token.1"
 ENV = {"SLIPWAY_TEST_TOKEN": TOKEN}
-
-
-def lab_config(name="lab-provision", bridge="slipp", prefix="10.77.79"):
-    default = LabConfig.from_env(os.environ)
-    return LabConfig(
-        directory=default.directory.with_name(name),
-        bases=default.bases,
-        bridge=bridge,
-        prefix=prefix,
-    )
 
 
 class World:
@@ -40,34 +27,16 @@ class World:
         """
         Return the lab's fleet, but for *changes*: {"service": {...}, "ssh": {...}}.
         """
-        keys = self.config.keys
-        data = {
-            "row": "torch-2.13-cpu",
-            "ssh": {
-                "key": str(keys / "id_ed25519"),
-                "known_hosts": str(keys / "known_hosts"),
-                "connect_timeout": "5s",
-                "command_timeout": "30s",
-                "keepalive": "2s",
-            },
-            "secrets": {"token": {"env": "SLIPWAY_TEST_TOKEN"}},
-            "service": {
-                "device": "cpu",
-                "precision": "fp32",
-                "threads": 1,
-                "api_tokens": ["token"],
-            },
-            "signing": {
-                "identity": "lab@slipway",
-                "key": str(keys / "signing_ed25519"),
-                "allowed_signers": str(keys / "allowed_signers"),
-            },
-            "hosts": {name: {"address": self.config.address(name)} for name in self.hosts},
-        }
+        data = fleet_document(
+            self.config,
+            self.hosts,
+            ssh={"connect_timeout": "5s", "command_timeout": "30s", "keepalive": "2s"},
+            secrets={"token": {"env": "SLIPWAY_TEST_TOKEN"}},
+            service={"api_tokens": ["token"]},
+        )
         for section, keys_ in changes.items():
             data[section] = data.get(section, {}) | keys_
-        path = self.root / "inventories" / "lab.yml"
-        path.write_text(yaml.safe_dump(data))
+        write_fleet_file(self.root / "inventories" / "lab.yml", data)
         return load_fleet("lab", root=self.root, limit=limit)
 
     def inside(self, host, script, timeout_s=30.0):

@@ -9,7 +9,6 @@ import pytest
 
 from deploy.bundle.host_program import build_host_program
 from deploy.host import layout
-from deploy.lab import lab
 from deploy.provision import EventKind
 from deploy.provision.apt_packages import Packages
 from deploy.provision.fleet_specs import resource_sets
@@ -18,8 +17,8 @@ from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.supervise import WorkerInput, run_worker
 from deploy.provision.worker_request import HostRequest, WorkerRequest
-from tests.lab.conftest import bring_up, say
-from tests.lab.provision_fixtures import ENV, World, lab_config
+from tests.lab.own_lab import booted_lab
+from tests.lab.provision_fixtures import ENV, World
 
 DEADLINE_S = 900.0
 LISTS_LOCK = "/var/lib/apt/lists/lock"
@@ -32,6 +31,7 @@ echo 'deb file:/srv/vendor ./' >{VENDOR}
 HOLD = f"""
 systemd-run --quiet --unit=apt-daily-test python3 -c '
 import fcntl, time
+from tests.lab.own_lab import booted_lab
 file = open("{LISTS_LOCK}", "w")
 fcntl.lockf(file, fcntl.LOCK_EX)
 time.sleep(3600)'
@@ -52,11 +52,8 @@ STARTS = f"journalctl -b -o cat -u {layout.APT_UNIT} | grep -c '^Started ' || :"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    config = lab_config("lab-apt", bridge="slipa", prefix="10.77.83")
-    lab.down(progress=say, config=config)
-    bring_up(1, config)
-    yield World(config, tmp_path_factory.mktemp("fleet"), hosts=("n1",))
-    lab.down(progress=say, config=config)
+    with booted_lab("apt", 1) as config:
+        yield World(config, tmp_path_factory.mktemp("fleet"), hosts=("n1",))
 
 
 def on(world, script):

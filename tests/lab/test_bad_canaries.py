@@ -6,7 +6,6 @@ bad_canary.py.  Two hosts: the second one gets the release after the first.
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -14,17 +13,15 @@ import urllib.error
 import urllib.request
 
 import pytest
-import yaml
 
 from deploy.demo.load import LoadGenerator
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.wiring import checkout, lab_models
-from tests.lab.conftest import bring_up, say
-from tests.lab.test_hostile_slot import inv, make_bundle
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab, fleet_document, inv, write_fleet_file
+from tests.lab.test_hostile_slot import make_bundle
 
 HOSTS = ("n1", "n2")
-PREFIX = "10.77.84"
 RATE_RPS = 40
 MODES = {"v3.0.0": "close", "v3.1.0": "hang", "v3.2.0": "silent", "v3.3.0": "promoted"}
 FLEET = "canaries"
@@ -33,16 +30,8 @@ TOKEN = "a-token-that-only-users-know"
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-canaries"),
-        bases=default.bases,
-        bridge="slipg",
-        prefix=PREFIX,
-    )
-    bring_up(len(HOSTS), config)
-    yield config
-    lab.down(progress=say, config=config)
+    with booted_lab("canaries", len(HOSTS)) as config:
+        yield config
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +39,11 @@ def fleets(config, tmp_path_factory):
     """
     The paths of the fleet file, and of the same fleet with a token for its users.
     """
-    keys = config.keys
-    service = {"device": "cpu", "precision": "fp32", "threads": 1, "memory_max": "2GiB"}
-    document = {
-        "row": "torch-2.13-cpu",
-        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-        "service": service,
-        "release": {
+    document = fleet_document(
+        config,
+        HOSTS,
+        service={"memory_max": "2GiB"},
+        release={
             "waves": [1, "100%"],
             # Long enough for a canary, which gets 2 requests a second, to turn bad meanwhile.
             "canary": {"duration": "20s", "give_up_after": "60s", "min_requests": 20},
@@ -64,23 +51,16 @@ def fleets(config, tmp_path_factory):
             "lease_ttl": "30s",
             "gates": {"http_request_error_rate": {"action": "revert"}},
         },
-        "signing": {
-            "identity": "lab@slipway",
-            "key": str(keys / "signing_ed25519"),
-            "allowed_signers": str(keys / "allowed_signers"),
-        },
-        "hosts": {name: {"address": config.address(name)} for name in HOSTS},
-    }
+    )
     folder = tmp_path_factory.mktemp("canaries")
     closed = document | {
         "secrets": {"token": {"env": "SLIPWAY_LAB_TOKEN"}},
-        "service": service | {"api_tokens": ["token"]},
+        "service": document["service"] | {"api_tokens": ["token"]},
     }
     # The name of the file is that of the fleet, which the bundles name.
     paths = folder / "open" / f"{FLEET}.yml", folder / "closed" / f"{FLEET}.yml"
     for path, content in zip(paths, (document, closed), strict=True):
-        path.parent.mkdir()
-        path.write_text(yaml.safe_dump(content))
+        write_fleet_file(path, content)
     return paths
 
 
@@ -120,7 +100,7 @@ def users(config, served, model):
         connections=64,
         max_tokens=4,
         timeout_s=5.0,
-        networks=(f"{PREFIX}.0/24",),
+        networks=(config.subnet,),
     ) as generator:
         yield generator
 

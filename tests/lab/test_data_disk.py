@@ -4,16 +4,14 @@ A host whose HAProxy belongs to somebody else, and slipway's directories on anot
 The tests build on each other in this order.
 """
 
-import os
-
 import pytest
 
 from deploy.host import layout
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.provision import provision
 from deploy.verify import verify
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab
 from tests.lab.provision_fixtures import ENV, World
 
 STORAGE = {"storage": {"root": "/data/slipway"}}
@@ -24,23 +22,10 @@ ASK = (
 )
 
 
-def lab_config():
-    default = LabConfig.from_env(os.environ)
-    return LabConfig(
-        directory=default.directory.with_name("lab-data-disk"),
-        bases=default.bases,
-        bridge="slpdat",
-        prefix="10.77.66",
-    )
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    config = lab_config()
-    lab.down(progress=say, config=config)
-    bring_up(1, config)
-    yield World(config, tmp_path_factory.mktemp("fleet"))
-    lab.down(progress=say, config=config)
+    with booted_lab("data-disk", 1) as config:
+        yield World(config, tmp_path_factory.mktemp("fleet"))
 
 
 def run(world, **changes):

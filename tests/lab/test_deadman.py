@@ -9,7 +9,6 @@ import os
 import time
 
 import pytest
-import yaml
 
 from deploy.bundle.send import stage
 from deploy.demo.load import LoadGenerator
@@ -29,15 +28,14 @@ from deploy.host.protocol import (
 )
 from deploy.inventory.load import load_fleet
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.provision import provision
 from deploy.transport.client import HostClient
 from deploy.transport.ssh import SshTransport
 from deploy.wiring import checkout, lab_models
 from deploy.wiring.bundles import make_bundle
-from tests.lab.conftest import IS_LONG, bring_up, say
+from tests.lab.conftest import IS_LONG, say
+from tests.lab.own_lab import booted_lab, fleet_document, write_fleet_file
 
-PREFIX = "10.77.81"
 LEASE_S = 6.0
 TICK_S = 5.0  # of the timer
 SLACK_S = 3.0  # a busy machine
@@ -45,35 +43,14 @@ SLACK_S = 3.0  # a busy machine
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    made = LabConfig(
-        directory=default.directory.with_name("lab-deadman"),
-        bases=default.bases,
-        bridge="slipd",
-        prefix=PREFIX,
-    )
-    bring_up(1, made)
-    yield made
-    lab.down(progress=say, config=made)
+    with booted_lab("deadman", 1) as config:
+        yield config
 
 
 @pytest.fixture(scope="module")
 def fleet(config, tmp_path_factory):
     root = tmp_path_factory.mktemp("fleet")
-    (root / "inventories").mkdir()
-    keys = config.keys
-    document = {
-        "row": "torch-2.13-cpu",
-        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-        "service": {"device": "cpu", "precision": "fp32", "threads": 1},
-        "signing": {
-            "identity": "lab@slipway",
-            "key": str(keys / "signing_ed25519"),
-            "allowed_signers": str(keys / "allowed_signers"),
-        },
-        "hosts": {"n1": {"address": config.address("n1")}},
-    }
-    (root / "inventories" / "deadman.yml").write_text(yaml.safe_dump(document))
+    write_fleet_file(root / "inventories" / "deadman.yml", fleet_document(config, ("n1",)))
     return load_fleet("deadman", root=root)
 
 
@@ -176,7 +153,7 @@ def load(operator, fleet, models):
         [f"http://{fleet.hosts[0].address}:{fleet.service.port}"],
         prompts=json.loads((models[0] / "live_prompts.json").read_text()),
         rate_rps=20, connections=4, streams=2, max_tokens=8,
-        networks=(f"{PREFIX}.0/24",),
+        networks=(operator.config.subnet,),
     )  # fmt: skip
     generator.start()
     yield generator

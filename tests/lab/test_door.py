@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import socket
 import ssl
@@ -38,11 +37,11 @@ from runtime.contract import (
     KEY_REQUESTS_TOTAL,
 )
 from tests import fairness_load, secret_search
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ("n1", "n2", "n3", "n4")
-PREFIX = "10.77.86"
 RENEWALS = 20
 IN_FORCE_S = 5.0  # from the end of a command of keys to its effect on each host
 SECRET_ROOTS = ["/opt/slipway", "/etc", "/run", "/var/lib/slipway", "/var/log", "/tmp", "/dev/shm"]
@@ -132,7 +131,7 @@ class Door:
             "timeout_s": 30.0,
             "authority": self.trusted,
             "token": self.tokens["load"],
-            "networks": (f"{PREFIX}.0/24",),
+            "networks": (self.config.subnet,),
         }
         return LoadGenerator([self.url(name) for name in HOSTS], **(arguments | changes))
 
@@ -291,16 +290,8 @@ def secrets_on(door, host, secrets):
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-door"),
-        bases=default.bases,
-        bridge="slipo",
-        prefix=PREFIX,
-    )
-    bring_up(len(HOSTS), config)
-    yield config
-    lab.down(progress=say, config=config)
+    with booted_lab("door", len(HOSTS)) as config:
+        yield config
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +313,7 @@ def door(config, tmp_path_factory):
     document["service"] |= {
         "tls": {"kind": "internal", "authority": str(authority)},
         "request_log": True,
-        "monitoring_networks": ["127.0.0.0/8", f"{PREFIX}.0/24"],
+        "monitoring_networks": ["127.0.0.0/8", config.subnet],
         # One row for a flood and one for the other keys: more of them share two busy cores.
         "max_batch_requests": 2,
     }

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import stat
@@ -23,12 +22,10 @@ from deploy.bundle.send import stage
 from deploy.errors import BundleTampered, DeployError
 from deploy.host import layout
 from deploy.host.protocol import LeaseAcquire, LeaseRelease
-from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.provision import provision
 from deploy.wiring.hosts import connect
-from tests.lab.conftest import bring_up, say
 from tests.lab.exec_trace import ExecTrace
+from tests.lab.own_lab import booted_lab
 from tests.lab.provision_fixtures import ENV, World
 from tests.unit.deploy.bundle.builders import Workshop, make_lock
 
@@ -46,20 +43,11 @@ HOST = "n1"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-hostile"),
-        bases=default.bases,
-        bridge="sliph",
-        prefix="10.77.81",
-    )
-    lab.down(progress=say, config=config)
-    bring_up(1, config)
-    world = World(config, tmp_path_factory.mktemp("fleet"))
-    result = provision(world.fleet(HOST), check=False, progress=lambda _: None, env=ENV)
-    assert result.error is None, result.error
-    yield world
-    lab.down(progress=say, config=config)
+    with booted_lab("hostile", 1) as config:
+        world = World(config, tmp_path_factory.mktemp("fleet"))
+        result = provision(world.fleet(HOST), check=False, progress=lambda _: None, env=ENV)
+        assert result.error is None, result.error
+        yield world
 
 
 @pytest.fixture

@@ -6,41 +6,28 @@ What the intruder does is in hostile_runtime.py.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from deploy.demo.load import LoadGenerator
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.wiring import bundles, checkout, lab_models
-from tests.lab.conftest import IS_LONG, bring_up, say
+from tests.lab.conftest import IS_LONG, say
+from tests.lab.own_lab import booted_lab, fleet_document, inv, write_fleet_file
 
 ROOT = Path(__file__).parents[2]
 HOST = "n1"
-PREFIX = "10.77.81"
 DRAIN_S, START_S = 5, 90
 STATE_MIB = TMP_MIB = 48
 
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-hostile"),
-        bases=default.bases,
-        bridge="sliph",
-        prefix=PREFIX,
-    )
-    bring_up(1, config)
-    yield config
-    lab.down(progress=say, config=config)
+    with booted_lab("hostile", 1) as config:
+        yield config
 
 
 @pytest.fixture(scope="module")
@@ -48,55 +35,23 @@ def fleet(config, tmp_path_factory):
     """
     The path of the fleet file.
     """
-    keys = config.keys
-    document = {
-        "row": "torch-2.13-cpu",
-        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-        "service": {
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": 1,
+    document = fleet_document(
+        config,
+        (HOST,),
+        service={
             "memory_max": "2GiB",
             "state_max": f"{STATE_MIB}MiB",
             "tmp_max": f"{TMP_MIB}MiB",
             "start_timeout": f"{START_S}s",
         },
-        "release": {
+        release={
             "canary": {"duration": "2s", "give_up_after": "20s", "min_requests": 1},
             "drain_timeout": f"{DRAIN_S}s",
             "lease_ttl": "15s",
             "gates": {"http_request_error_rate": {"action": "revert"}},
         },
-        "signing": {
-            "identity": "lab@slipway",
-            "key": str(keys / "signing_ed25519"),
-            "allowed_signers": str(keys / "allowed_signers"),
-        },
-        "hosts": {HOST: {"address": config.address(HOST)}},
-    }
-    path = tmp_path_factory.mktemp("hostile") / "hostile.yml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def inv(fleet, *args, wanted=(0,)):
-    """
-    Run a task with --json, which has to end with one of the exit codes *wanted*; return its
-    document and its duration in seconds.
-    """
-    began_s = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *args, "--hosts", str(fleet), "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
     )
-    output = f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert done.returncode in wanted, output
-    assert "Traceback" not in output
-    return json.loads(done.stdout), time.monotonic() - began_s
+    return write_fleet_file(tmp_path_factory.mktemp("hostile") / "hostile.yml", document)
 
 
 def on_host(config, *argv):
@@ -178,7 +133,7 @@ def traffic(config, served, models):
             streams=2,
             max_tokens=8,
             timeout_s=timeout_s,
-            networks=(f"{PREFIX}.0/24",),
+            networks=(config.subnet,),
         )
         started.append(generator)
         generator.start()

@@ -20,8 +20,9 @@ from deploy.host.rpc import encode_request
 from deploy.lab import lab
 from deploy.provision import EventKind, provision
 from deploy.verify import verify
-from tests.lab.conftest import bring_up, say
-from tests.lab.provision_fixtures import ENV, HOSTS, TOKEN, World, lab_config
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab
+from tests.lab.provision_fixtures import ENV, HOSTS, TOKEN, World
 
 ROOT = Path(__file__).parents[2]
 SILENCE_S = 10.0  # before a host is given up
@@ -31,11 +32,8 @@ LEASE_S = 20.0  # of the runs of these tests
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    config = lab_config()
-    lab.down(progress=say, config=config)
-    bring_up(len(HOSTS), config)
-    yield World(config, tmp_path_factory.mktemp("fleet"))
-    lab.down(progress=say, config=config)
+    with booted_lab("provision", len(HOSTS)) as config:
+        yield World(config, tmp_path_factory.mktemp("fleet"))
 
 
 @pytest.fixture

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import openai
 import pytest
-import yaml
 
-from deploy.lab import lab
 from deploy.lab.config import LabConfig
-from tests.lab.conftest import bring_up, say
-from tests.lab.test_hostile_slot import inv, serving
+from tests.lab.own_lab import booted_lab, fleet_document, inv, write_fleet_file
+from tests.lab.test_hostile_slot import serving
 from tests.real_model.convert import NAME
 from tests.real_model.record import MAX_TOKENS, RECORDED, conversations
 
@@ -36,16 +34,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-real"),
-        bases=default.bases,
-        bridge="slipm",
-        prefix="10.77.84",
-    )
-    bring_up(1, config)
-    yield config
-    lab.down(progress=say, config=config)
+    with booted_lab("real", 1) as config:
+        yield config
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +43,10 @@ def fleet(config, tmp_path_factory):
     """
     The path of the fleet file.
     """
-    keys = config.keys
-    document = {
-        "row": "torch-2.13-cpu",
-        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-        "service": {
-            "device": "cpu",
-            "precision": "fp32",
+    document = fleet_document(
+        config,
+        (HOST,),
+        service={
             "threads": 2,
             "memory_max": "3GiB",
             "context_tokens": 2048,
@@ -68,17 +55,9 @@ def fleet(config, tmp_path_factory):
             "tmp_max": "64MiB",
             "start_timeout": "120s",
         },
-        "release": {"lease_ttl": "15s"},
-        "signing": {
-            "identity": "lab@slipway",
-            "key": str(keys / "signing_ed25519"),
-            "allowed_signers": str(keys / "allowed_signers"),
-        },
-        "hosts": {HOST: {"address": config.address(HOST)}},
-    }
-    path = tmp_path_factory.mktemp("real") / "real.yml"
-    path.write_text(yaml.safe_dump(document))
-    return path
+        release={"lease_ttl": "15s"},
+    )
+    return write_fleet_file(tmp_path_factory.mktemp("real") / "real.yml", document)
 
 
 def test_it_answers_as_transformers_does(config, fleet, model):

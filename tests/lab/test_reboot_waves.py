@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from deploy.bundle.send import stage
 from deploy.clock import SystemClock
@@ -22,7 +21,6 @@ from deploy.demo.load import LoadGenerator
 from deploy.host.protocol import LeaseAcquire, LeaseRelease, SlotStart, Status, TrafficSet
 from deploy.inventory.load import load_fleet
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.leases.keeper import LeaseKeeper
 from deploy.leases.owner import owner
 from deploy.provision import EventKind, provision
@@ -30,12 +28,12 @@ from deploy.provision.reboots import RebootPolicy, Reboots
 from deploy.wiring import checkout, lab_models
 from deploy.wiring.bundles import make_bundle
 from deploy.wiring.hosts import connect
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab, fleet_document, write_fleet_file
 from tests.unit.deploy.provision.public_port import PROGRAM, free_port
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("n1", "n2", "n3")
-PREFIX = "10.77.87"
 BALANCER = """\
 defaults
     mode http
@@ -56,16 +54,8 @@ backend fleet
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    made = LabConfig(
-        directory=default.directory.with_name("lab-reboots"),
-        bases=default.bases,
-        bridge="slipr",
-        prefix=PREFIX,
-    )
-    bring_up(len(NAMES), made)
-    yield made
-    lab.down(progress=say, config=made)
+    with booted_lab("reboots", len(NAMES)) as config:
+        yield config
 
 
 class World:
@@ -75,27 +65,13 @@ class World:
 
     def __init__(self, config, root):
         self.config = config
-        (root / "inventories").mkdir()
-        self.file = root / "inventories" / "reboots.yml"
-        keys = config.keys
-        document = {
-            "row": "torch-2.13-cpu",
-            "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-            "service": {
-                "device": "cpu",
-                "precision": "fp32",
-                "threads": 1,
-                "monitoring_networks": ["127.0.0.0/8", f"{PREFIX}.0/24"],
-            },
-            "release": {"lease_ttl": "15s"},
-            "signing": {
-                "identity": "lab@slipway",
-                "key": str(keys / "signing_ed25519"),
-                "allowed_signers": str(keys / "allowed_signers"),
-            },
-            "hosts": {name: {"address": config.address(name)} for name in NAMES},
-        }
-        self.file.write_text(yaml.safe_dump(document))
+        document = fleet_document(
+            config,
+            NAMES,
+            service={"monitoring_networks": ["127.0.0.0/8", config.subnet]},
+            release={"lease_ttl": "15s"},
+        )
+        self.file = write_fleet_file(root / "inventories" / "reboots.yml", document)
         self.fleet = load_fleet("reboots", root=root)
 
     def provision(self):

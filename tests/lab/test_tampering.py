@@ -7,20 +7,18 @@ SLIPWAY_LAB_LONG=1 each change is mended by itself.
 """
 
 import itertools
-import os
 
 import pytest
 
 from deploy.bundle.host_program import build_host_program
 from deploy.host import layout
-from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.provision import provision
 from deploy.provision.differences import fact_query, refusal_of, steps_to
 from deploy.provision.fleet_specs import resource_sets
 from deploy.provision.probe import pack_program, read_facts
 from deploy.transport.ssh import SshTransport
-from tests.lab.conftest import IS_LONG, bring_up, say
+from tests.lab.conftest import IS_LONG, say
+from tests.lab.own_lab import booted_lab
 from tests.lab.provision_fixtures import ENV, World
 from tests.tampering import kept, tampering_of
 
@@ -29,20 +27,11 @@ HOST = "n1"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-tampering"),
-        bases=default.bases,
-        bridge="sliptm",
-        prefix="10.77.76",
-    )
-    lab.down(progress=say, config=config)
-    bring_up(1, config)
-    one = World(config, tmp_path_factory.mktemp("fleet"))
-    report = provision(one.fleet(HOST), progress=lambda _: None, env=ENV)
-    assert report.ok == (HOST,), report.failed
-    yield one
-    lab.down(progress=say, config=config)
+    with booted_lab("tampering", 1) as config:
+        one = World(config, tmp_path_factory.mktemp("fleet"))
+        report = provision(one.fleet(HOST), progress=lambda _: None, env=ENV)
+        assert report.ok == (HOST,), report.failed
+        yield one
 
 
 class Look:

@@ -6,7 +6,6 @@ The earlier release is taken from this repository's history and run as it was.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +14,13 @@ import pytest
 import yaml
 
 from deploy.demo.load import LoadGenerator
-from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.wiring import checkout, lab_models
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab, fleet_document, lab_config, write_fleet_file
 
 ROOT = Path(__file__).parents[2]
 BEFORE = "1c22af696b9e3c0e7d200d43ce31e94103d026eb"
 HOSTS = ("n1", "n2")
-PREFIX = "10.77.80"
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +46,16 @@ def fleet(before):
     """
     A lab of its own with two hosts, and its fleet file for both releases; the path of the file.
     """
-    default = LabConfig.from_env(os.environ)
-    config = LabConfig(
-        directory=default.directory.with_name("lab-upgrade"),
-        bases=default.bases,
-        bridge="slipu",
-        prefix=PREFIX,
-    )
-    bring_up(len(HOSTS), config)
-    keys = config.keys
-    document = {
-        "row": "torch-2.13-cpu",
-        "ssh": {"key": str(keys / "id_ed25519"), "known_hosts": str(keys / "known_hosts")},
-        "service": {"device": "cpu", "precision": "fp32", "threads": 1},
-        "release": {
-            "canary": {"duration": "2s", "give_up_after": "20s", "min_requests": 1},
-            "lease_ttl": "15s",
-        },
-        "signing": {
-            "identity": "lab@slipway",
-            "key": str(keys / "signing_ed25519"),
-            "allowed_signers": str(keys / "allowed_signers"),
-        },
-        "hosts": {name: {"address": config.address(name)} for name in HOSTS},
-    }
-    path = before / "inventories" / "upgrade.yml"
-    path.write_text(yaml.safe_dump(document))
-    yield path
-    lab.down(progress=say, config=config)
+    with booted_lab("upgrade", len(HOSTS)) as config:
+        document = fleet_document(
+            config,
+            HOSTS,
+            release={
+                "canary": {"duration": "2s", "give_up_after": "20s", "min_requests": 1},
+                "lease_ttl": "15s",
+            },
+        )
+        yield write_fleet_file(before / "inventories" / "upgrade.yml", document)
 
 
 def inv(tree, *args, wanted=0):
@@ -141,7 +120,7 @@ def load(fleet, models):
         streams=2,
         max_tokens=8,
         is_chat=False,  # the earlier runtime has no chat
-        networks=(f"{PREFIX}.0/24",),
+        networks=(lab_config("upgrade").subnet,),
     )
     generator.start()
     yield generator
