@@ -18,8 +18,11 @@ from runtime.server.errors import Failed
 from runtime.server.text import Codec, Decoder, is_unicode
 
 LONG_PROMPT_CHARS = 20_000  # longer prompts are tokenized in another thread
-# A prompt of 8 MiB takes a thread ten seconds and most of a GiB: few at a time.
+# A MiB of text takes a thread about a second and 50 to 350 MiB, by its words: few at a time.
 LONG_PROMPT_THREADS = 2
+# A longer text is not tokenized, though it may be of characters that the tokenizer drops.
+CHARS_PER_TOKEN = 16
+FEWEST_CHARS = 1 << 17  # that are tokenized in any context
 LONG_TOKENS = 4096  # more are decoded in another thread
 RENDER_THREADS = 2
 TEMPLATE_WORDS = 500  # characters of what a template says when it refuses messages
@@ -98,6 +101,7 @@ class PromptReader:
             tokens = encode(prompt)
         else:
             check(self._codec.least_tokens(prompt, enough))
+            _check_length(prompt, field, enough - 1)
             tokens = await self._threaded(self._long_prompts, partial(encode, prompt))
         self._check(tokens, field)
         return tokens
@@ -184,3 +188,17 @@ class PromptReader:
         if tokens and (min(tokens) < 0 or (most is not None and max(tokens) >= most)):
             message = f"{field} has a token id that the model does not have"
             raise Failed(Refusal(400, "unknown_token", message, param=field))
+
+
+def _check_length(text: str, field: str, context_tokens: int) -> None:
+    """
+    Raises:
+        Failed: *text* has more characters than are tokenized for such a context.
+    """
+    most = max(FEWEST_CHARS, CHARS_PER_TOKEN * context_tokens)
+    if len(text) > most:
+        message = (
+            f"This model's maximum context length is {context_tokens} tokens. However, the "
+            f"{field} has {len(text)} characters, and at most {most} are read for it."
+        )
+        raise Failed(Refusal(400, "context_length_exceeded", message, param=field))

@@ -74,6 +74,25 @@ async def test_a_prompt_over_the_context_is_not_tokenized(monkeypatch):
     assert codec.texts == [LONG]
 
 
+async def test_a_text_of_very_many_characters_is_not_tokenized(monkeypatch):
+    """
+    White space may be no token at all, and takes memory all the same.
+    """
+    monkeypatch.setattr(prompts, "FEWEST_CHARS", len(LONG))
+    codec = SlowCodec()
+    codec.gate.set()
+    generator = make_generator(codec)
+    with pytest.raises(Failed) as caught:
+        await generator.admit(make_request(f"{LONG} "))
+    refused = caught.value.refused
+    assert (refused.status, refused.code) == (400, "context_length_exceeded")
+    assert refused.message.endswith(
+        "the prompt has 20001 characters, and at most 20000 are read for it."
+    )
+    assert codec.texts == []
+    assert len((await generator.admit(make_request(LONG))).prompt) == 10
+
+
 async def test_the_loop_goes_on_while_a_long_prompt_is_tokenized():
     """
     A short request is admitted meanwhile.
