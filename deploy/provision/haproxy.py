@@ -16,7 +16,7 @@ from runtime import contract
 from runtime.contract.error_document import error_document
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
-HEADER = "# Rendered by `inv provision` from templates/haproxy.cfg.j2"  # of every version
+HEADER = "Rendered by `inv provision` from templates/haproxy.cfg.j2"  # of every version
 RESERVED_CONNECTIONS = 128  # of them for `service.monitoring_networks`
 _NO_ANSWERS = b"# Answers to ACME challenges, by path; inv certs.renew adds them in memory.\n"
 _NO_DIGEST = "0" * 16  # in the text that the digest is computed of

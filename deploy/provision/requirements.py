@@ -275,7 +275,7 @@ class NotForeign(Requirement):
     A configuration file that slipway replaces is its own, or as its package installed it.
 
     Attributes:
-        header: First words of each version of it that slipway wrote.
+        header: Words in the first line of each version of it that slipway wrote.
     """
 
     kind: Literal["not_foreign"] = "not_foreign"
@@ -289,10 +289,11 @@ class NotForeign(Requirement):
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         found = facts.paths[self.path]
+        text = (found.text if found else None) or ""
         is_known = (
             found is None
-            or (found.text is None and found.size <= TEXT_MAX_BYTES)
-            or (found.text or "").startswith(self.header)
+            or (not text.strip() and found.size <= TEXT_MAX_BYTES)  # as it should be, or empty
+            or self.header in text.partition("\n")[0]
             or self.path in facts.untouched
         )
         if is_known:

@@ -35,7 +35,6 @@ def host_with(text=None, untouched=(), **changes):
     [
         pytest.param(host_with("frontend shop\n    bind :443\n"), id="written by hand"),
         pytest.param(host_with("# Managed by another tool\n"), id="another tool"),
-        pytest.param(host_with(""), id="empty"),
         pytest.param(host_with("\n" + haproxy.HEADER), id="our header further down"),
         pytest.param(host_with(None, size=100_000), id="too large to be ours"),
         pytest.param(host_with("x", untouched=("/etc/other",)), id="another file is untouched"),
@@ -55,7 +54,9 @@ def test_a_foreign_configuration_is_refused_before_anything_changes(facts):
     [
         pytest.param(replace(GOOD, paths=GOOD.paths | {haproxy.CONFIG: None}), id="none"),
         pytest.param(GOOD, id="ours"),
-        pytest.param(host_with(haproxy.HEADER + " and more\nmaxconn 1\n"), id="ours, edited"),
+        pytest.param(host_with(f"# {haproxy.HEADER} and more\nmaxconn 1\n"), id="ours, edited"),
+        pytest.param(host_with(f"X {haproxy.HEADER} and more\n"), id="ours, a byte changed"),
+        pytest.param(host_with("\n"), id="empty"),
         pytest.param(host_with("global\n", untouched=(haproxy.CONFIG,)), id="the package's"),
     ],
 )
@@ -70,7 +71,7 @@ def test_the_header_is_that_of_the_file():
     """
     Of the rendered text; a host says whether dpkg knows the file as untouched.
     """
-    assert haproxy.config(make_spec()).startswith(haproxy.HEADER)
+    assert haproxy.config(make_spec()).startswith(f"# {haproxy.HEADER}")
     assert fact_query(RESOURCES).conffiles == (haproxy.CONFIG,)
     assert fact_query(RESOURCES).paths[haproxy.CONFIG] == CONFIG.sha256
 
