@@ -266,3 +266,39 @@ def test_a_link_in_place_of_the_log_is_replaced(checkout, tmp_path):
     assert checkout.run().returncode == 0
     assert target.read_text() == "content"
     assert not checkout.log.is_symlink()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["another checkout's", "dangling"])
+def test_a_link_in_place_of_the_environment_is_refused(checkout, tmp_path, is_there):
+    """
+    Making an environment clears what is there: behind the link, another checkout's one.
+    """
+    other = tmp_path / "other"
+    if is_there:
+        (other / "bin").mkdir(parents=True)
+        shutil.copy(checkout.fakes / "python3", other / "bin" / "python")
+        (other / "slipway-stamp").write_text(f"venv of {tmp_path}/other-checkout, format 1\n")
+    before = sorted(tmp_path.glob("other/**/*"))
+    (checkout.root / ".venv").symlink_to(other)
+
+    done = checkout.run()
+
+    assert done.returncode == 1
+    assert f".venv is not usable\n  why: it is a symbolic link to {other}" in done.stderr
+    assert f"fix: remove the link: rm {checkout.root}/.venv" in done.stderr
+    assert sorted(tmp_path.glob("other/**/*")) == before
+    assert checkout.installs == []
+    assert (checkout.root / ".venv").is_symlink()
+
+
+def test_a_linked_environment_that_this_checkout_made_is_used(checkout, tmp_path):
+    """
+    One on another disk is no other checkout's as long as its stamp fits.
+    """
+    assert checkout.run().returncode == 0
+    (checkout.root / ".venv").rename(tmp_path / "elsewhere")
+    (checkout.root / ".venv").symlink_to(tmp_path / "elsewhere")
+    checkout.calls_file.unlink()
+
+    assert checkout.run().returncode == 0
+    assert checkout.installs == []
