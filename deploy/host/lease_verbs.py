@@ -61,15 +61,13 @@ def release(system: System, call: Call, request: LeaseRelease) -> LeaseReleased:
 
 
 def _refuse_pending(system: System) -> None:
-    if not system.layout.pending.exists():
-        return
+    pending.repair(system)
     way = pending.read(system)
-    if way is not None and pending.is_stuck(system, way):
+    if way is None or pending.is_stuck(system, way):
         return  # what keeps it from going back may be what the caller mends
-    name = f"release {way.release}" if way else "a change that cannot be read"
     raise HostError(
         ErrorKind.PRECONDITION,
-        f"{name} is not confirmed",
+        f"release {way.release} is not confirmed",
         "the host is going back by itself, and a lease would stop that",
         f"wait until it has gone back: inv status; after {pending.STUCK_S:.0f} s it may be "
         "provisioned all the same",

@@ -28,9 +28,10 @@ def run(system: System, call: Call, request: Reboot) -> RebootBegun:
         Leases(system).check(call.fence)
         if system.boot_id() != request.boot_id:
             return RebootBegun(is_begun=False)
-        if system.layout.pending.exists():
-            way = pending.read(system)
-            raise _refused(f"release {way.release if way else '(damaged)'} is not confirmed")
+        pending.repair(system)
+        way = pending.read(system)
+        if way is not None:
+            raise _refused(f"release {way.release} is not confirmed")
         if door.is_open(system):
             raise _refused("its door is open: balancers may send requests")
         why = {reason.cause: reason.observed for reason in reasons(system)}

@@ -19,11 +19,12 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from deploy.host.files import sync_directory
+from deploy.host.files import remove, sync_directory
 from deploy.host.layout import RESERVES, Layout
 from deploy.host.system import System
 
@@ -110,6 +111,7 @@ def write_spare(path: Path, data: bytes, mode: int) -> None:
     """
     # Callers hold the host's lock, so that no two write the same spare file.
     spare = path.with_name(f"{_SPARE}{path.name}")
+    _remove_foreign(spare)
     descriptor = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
     try:
         os.fchmod(descriptor, mode)
@@ -118,9 +120,19 @@ def write_spare(path: Path, data: bytes, mode: int) -> None:
         os.close(descriptor)
     if not _exchange(spare, path):
         spare.replace(path)
+    _remove_foreign(spare)  # it was in the place of the file
     sync_directory(path.parent)
     if not spare.exists():
         _make_spare(spare, mode)
+
+
+def _remove_foreign(spare: Path) -> None:
+    """
+    Remove *spare* if it is a link or a directory: it would be followed, or stop every later write.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(spare.lstat().st_mode):
+            remove(spare)
 
 
 def allocate_ahead(descriptor: int, end: int) -> None:

@@ -5,16 +5,24 @@ The files of the host's own way back: what is pending, what was confirmed, what 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deploy.host.files import remove, sync_directory
+from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS
 from deploy.host.lease import Leases
-from deploy.host.protocol import Pending, WentBack
+from deploy.host.protocol import ErrorKind, HostError, Pending, WentBack
+from deploy.host.records import Event, Result, from_line
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
+from deploy.host.trusted_files import open_plain
 
 STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
+GO_BACK = "deadman.go_back"  # step of the journal: the host went back by itself
+_ARM, _ENDS = "deadman.arm", ("deadman.confirm", "deadman.disarm", GO_BACK)
+_ASIDE = ".damaged"  # after the name of a file that was put aside
 _SIZE_MAX = 1 << 16
 _WHY_LOST = "the host went back by itself; the reason could not be written"
 
@@ -50,6 +58,86 @@ def read(system: System) -> Way | None:
     Return what is pending; None without anything, or where the file is damaged.
     """
     return parse(_document(system.layout.pending))
+
+
+def is_damaged(system: System) -> bool:
+    """
+    Return whether something is in the place of the file that does not say what is pending.
+    """
+    return os.path.lexists(system.layout.pending) and read(system) is None
+
+
+def repair(system: System) -> str:
+    """
+    Write a damaged file anew as the journal has it; return what was done, in words.
+
+    Where the journal is whole and has nothing pending, the damaged one is put aside: each change
+    is in the journal before its first effect.  The caller holds the host's lock.
+
+    Raises:
+        HostError: The journal does not tell either.
+        OSError: The file cannot be replaced.
+    """
+    path = system.layout.pending
+    if not is_damaged(system):
+        return ""
+    way = _journaled(system)
+    if way is not None:
+        write(system, way)
+        return f"{path} was damaged: written again as the journal has it"
+    put_aside(system)
+    return f"{path} was damaged: put aside as {path.name}{_ASIDE}, the journal has nothing pending"
+
+
+def end(system: System, path: Path) -> None:
+    """
+    Give what is pending the name *path*, in one step; the caller holds the host's lock.
+    """
+    if path.is_dir() and not path.is_symlink():  # it would stop the way back for ever
+        remove(path)
+    system.layout.pending.replace(path)
+    sync_directory(system.layout.state)
+
+
+def put_aside(system: System) -> None:
+    """
+    Rename what is in the place of the file; the caller holds the host's lock.
+    """
+    path = system.layout.pending
+    aside = path.with_name(f"{path.name}{_ASIDE}")
+    remove(aside)
+    path.rename(aside)
+
+
+def _journaled(system: System) -> Way | None:
+    """
+    Return what is pending by the journal.
+
+    Raises:
+        HostError: Lines of it are damaged that may say more.
+    """
+    last: Event | Result | None = None
+    is_whole = True
+    for _, line in Journal(system).lines():
+        record = from_line(line)
+        if isinstance(record, (Event, Result)) and record.step in (_ARM, *_ENDS):
+            last, is_whole = record, True
+        elif record is None:
+            is_whole = False
+    way = parse(last.args) if last is not None and last.step == _ARM else None
+    if not is_whole or (way is None and last is not None and last.step == _ARM):
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            f"{system.layout.pending} is damaged",
+            "neither it nor the journal, which has damaged lines too, says what the host is to "
+            "take back",
+            "inv status, then inv rollback; if the host serves what it should, remove the file",
+        )
+    # These files change places before the journal says so.
+    is_over = way is not None and (
+        way.is_same(confirmed(system)) or way.is_same(parse(_document(system.layout.went_back)))
+    )
+    return None if is_over else way
 
 
 def parse(document: Any) -> Way | None:
@@ -133,7 +221,7 @@ def confirmed(system: System) -> Way | None:
 
 def _document(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             return json.loads(file.read(_SIZE_MAX))
     except (OSError, ValueError, RecursionError):
         return None

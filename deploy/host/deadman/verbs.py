@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.host.deadman import pending, self_test
 from deploy.host.deadman.pending import Way
-from deploy.host.files import locked, sync_directory
+from deploy.host.files import locked, remove, sync_directory
 from deploy.host.journaled import LOCK_TIMEOUT_S, append_event
 from deploy.host.lease import Leases
 from deploy.host.protocol import (
@@ -47,7 +47,7 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         leases = Leases(system)
         lease = leases.check(call.fence)
         self_test.refuse_untested(system)
-        held = pending.read(system)
+        held = _held(system)
         from_slot = request.from_slot
         may_turn = held is not None and (held.release == call.release or held.epoch < lease.epoch)
         if held is not None and not (may_turn and _is_turned(system, held, request)):
@@ -68,7 +68,7 @@ def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         Leases(system).check(call.fence)
-        way = pending.read(system)
+        way = _held(system)
         if way is None:
             _refuse_unconfirmed(system, call)
             return Confirmed(checked=False)
@@ -82,9 +82,8 @@ def confirm(system: System, call: Call, request: DeadmanConfirm) -> Confirmed:
         if not way.is_same(pending.read(system)):
             raise _not_armed("what is pending changed while the public port was asked")
         # First this file: a call that is repeated after a crash finds the host still armed.
-        system.layout.went_back.unlink(missing_ok=True)
-        system.layout.pending.replace(system.layout.confirmed)
-        sync_directory(system.layout.state)
+        remove(system.layout.went_back)
+        pending.end(system, system.layout.confirmed)
         data = {"bundle": request.bundle, "version": request.version}
         append_event(system, call, request.VERB, data)
     return Confirmed(checked=request.ask)
@@ -96,7 +95,7 @@ def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:
     """
     with locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         Leases(system).check(call.fence)
-        way = pending.read(system)
+        way = _held(system)
         if way is None:
             return Disarmed(disarmed=False)
         server = Haproxy(system).servers()[way.to_slot]
@@ -111,6 +110,18 @@ def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:
         sync_directory(system.layout.state)
         append_event(system, call, request.VERB, _shown(way))
     return Disarmed(disarmed=True)
+
+
+def _held(system: System) -> Way | None:
+    """
+    Return what is pending; a damaged file, of which the journal tells nothing either, is put aside:
+    the operator who has the lease decides where the host goes.
+    """
+    try:
+        pending.repair(system)
+    except HostError:
+        pending.put_aside(system)
+    return pending.read(system)
 
 
 def _shown(way: Way) -> dict[str, Any]:

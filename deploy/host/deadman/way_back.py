@@ -13,8 +13,7 @@ from contextlib import contextmanager
 
 from deploy.host import files
 from deploy.host.deadman import pending, self_test
-from deploy.host.deadman.pending import Way, why_due
-from deploy.host.files import sync_directory
+from deploy.host.deadman.pending import GO_BACK, Way, why_due
 from deploy.host.journal import Journal, result_of
 from deploy.host.journaled import LOCK_TIMEOUT_S, intent_of
 from deploy.host.layout import HAPROXY_UNIT, SLOTS, unit
@@ -26,7 +25,6 @@ from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server, stat
 from deploy.host.slots.slot import end
 from deploy.host.system import System, utc
 
-STEP = "deadman.go_back"
 ACTOR = "deadman"
 UP_TIMEOUT_S = 4.0  # shorter than the time to the next check, which goes on
 HAPROXY_TIMEOUT_S = 5.0
@@ -51,16 +49,10 @@ def check(system: System) -> str:
         HostError: Something is left to do.
     """
     self_test.answer(system)
+    repaired = _repaired(system)
     way = pending.read(system)
     if way is None:
-        if system.layout.pending.exists():
-            raise HostError(
-                ErrorKind.COMMAND_FAILED,
-                f"{system.layout.pending} is damaged",
-                "it does not say what the host is to take back",
-                "inv status, then inv rollback",
-            )
-        return "nothing is pending"
+        return repaired or "nothing is pending"
     try:
         return _WayBack(system, way).go()
     except HandsOff:
@@ -76,10 +68,13 @@ def boot(system: System) -> str:
     Raises:
         HostError: Something of it failed; the rest was done.
     """
+    failures = Failures()
+    with failures.caught():
+        _repaired(system)
     way = pending.read(system)
     if way is None or way.boot_id == system.boot_id():
+        failures.raise_first()
         return "nothing is pending of an earlier boot"
-    failures = Failures()
     with files.locked(system, system.layout.lock, LOCK_TIMEOUT_S):
         with failures.caught():
             _rewrite_state(system, way)
@@ -95,6 +90,19 @@ def boot(system: System) -> str:
                 systemd.begin_start(system, unit(way.from_slot))
     failures.raise_first()
     return f"release {way.release} was not confirmed: {way.from_slot or 'no slot'} serves"
+
+
+def _repaired(system: System) -> str:
+    """
+    Repair a damaged file; return what was done, in words.
+
+    Raises:
+        HostError: Nothing says what is pending.
+    """
+    if not pending.is_damaged(system):
+        return ""
+    with files.locked(system, system.layout.lock, LOCK_TIMEOUT_S):
+        return pending.repair(system)
 
 
 class Failures:
@@ -231,10 +239,8 @@ class _WayBack:
             raise self._not_up("it has all the weight, and is being started")
 
     def _finish(self) -> None:
-        layout = self._system.layout
         self._note(result_of(self._intent, result={}))
-        layout.pending.replace(layout.went_back)
-        sync_directory(layout.state)
+        pending.end(self._system, self._system.layout.went_back)
 
     def _servers(self) -> dict[str, Server]:
         """
@@ -298,7 +304,7 @@ class _WayBack:
         # The same in each pass: the result may be that of a later one.
         way = self._way
         args = {"to_slot": way.to_slot, "from_slot": way.from_slot, "why": way.why}
-        return intent_of(Call(None, way.release, ACTOR), STEP, args)
+        return intent_of(Call(None, way.release, ACTOR), GO_BACK, args)
 
 
 def _serves(server: Server) -> bool:

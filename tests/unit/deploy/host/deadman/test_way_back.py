@@ -11,7 +11,7 @@ import pytest
 from deploy.host import __main__ as program
 from deploy.host import reserve
 from deploy.host.__main__ import OWN, run_own
-from deploy.host.deadman import way_back
+from deploy.host.deadman import pending, way_back
 from deploy.host.deadman.way_back import check
 from deploy.host.journal import Journal
 from deploy.host.layout import HAPROXY_UNIT
@@ -40,6 +40,27 @@ from tests.unit.deploy.host.deadman.builders import (
 )
 from tests.unit.deploy.host.fakes import TemporaryHost, short_directory
 from tests.unit.deploy.host.test_reserve import disk, fill, lay  # noqa: F401
+
+PLACES = ["", "{torn", "[]", '{"release": 1}', "directory", "link", "dangling link", "pipe"]
+
+
+def put(path, damage):
+    """
+    Put *damage*, a text or the name of something that is no plain file, in the place of *path*.
+    """
+    path.unlink(missing_ok=True)
+    match damage:
+        case "directory":
+            (path / "content").mkdir(parents=True)
+        case "link" | "dangling link":
+            target = path.with_name("elsewhere")
+            if damage == "link":
+                target.write_text("{}")
+            path.symlink_to(target)
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.write_text(damage)
 
 
 def left_to_do(host):
@@ -498,7 +519,7 @@ def test_a_check_that_is_killed_anywhere_is_finished_by_the_next():
             check(host.system)
             assert_back(host)
             steps = [(line["step"], line["phase"]) for line in host.journal()]
-            assert steps.count((way_back.STEP, "intent")) == 1
+            assert steps.count((pending.GO_BACK, "intent")) == 1
             assert host.status().unfinished is None
         kills += 1
     assert kills > 20
@@ -563,7 +584,7 @@ def test_the_journal_has_the_way_back(host):
     operator_dies(host)
     check(host.system)
 
-    intent, result = [line for line in host.journal() if line["step"] == way_back.STEP]
+    intent, result = [line for line in host.journal() if line["step"] == pending.GO_BACK]
 
     assert (intent["phase"], result["phase"], result["ok"]) == ("intent", "result", True)
     assert (intent["release"], intent["actor"], intent["fence"]) == ("r1", way_back.ACTOR, None)
@@ -648,12 +669,98 @@ def test_a_host_is_armed_on_a_full_disk(disk):  # noqa: F811
     assert not reserve.is_whole(host.layout)
 
 
-def test_a_damaged_file_is_named(host):
+@pytest.mark.parametrize("damage", PLACES)
+def test_a_damaged_file_is_written_again_from_the_journal(host, damage):
     """
-    It cannot say what to take back.
+    What the operator armed is there too, on disk before the first effect.
     """
+    armed(host)
+    put(host.layout.pending, damage)
+    operator_dies(host)
+
+    assert "taken back" in check(host.system)
+
+    assert_back(host)
+    assert host.status().went_back.release == "r1"
+
+
+@pytest.mark.parametrize("damage", PLACES)
+def test_a_reboot_with_a_damaged_file_never_starts_with_the_change(host, damage):
+    """
+    A power cut is what damages files.
+    """
+    armed(host, 100)
+    put(host.layout.pending, damage)
+
+    assert "not confirmed" in booted(host)
+
+    assert host.units["green"].active == "inactive"
+    assert "taken back" in check(host.system)
+    assert_back(host)
+
+
+@pytest.mark.parametrize("damage", PLACES)
+def test_a_damaged_file_without_a_change_is_put_aside(host, damage):
+    """
+    A whole journal has nothing pending: the file keeps nothing back, and stops nothing.
+    """
+    put(host.layout.pending, damage)
+
+    assert "put aside as pending.json.damaged" in check(host.system)
+
+    assert check(host.system) == "nothing is pending"
+    take(host)
+    host.call(DeadmanArm("green", "blue"))
+
+
+def test_a_change_that_is_over_is_not_taken_back_from_the_journal(host):
+    """
+    The journal says so, or the files that change places before it does.
+    """
+    armed(host, 0)
+    host.layout.pending.replace(host.layout.confirmed)  # and the line of the journal is missing
     host.layout.pending.write_text("{torn")
-    assert "damaged" in left_to_do(host).what
+
+    assert "put aside" in check(host.system)
+    assert host.units["green"].active == "active"
+
+
+@pytest.mark.parametrize("damage", PLACES)
+def test_a_damaged_file_beside_a_damaged_journal_is_named(host, damage):
+    """
+    The host changes nothing then; its operator may roll back all the same.
+    """
+    armed(host)
+    put(host.layout.pending, damage)
+    with host.layout.journal.open("ab") as journal:
+        journal.write(b"{damaged}\n")
+    operator_dies(host)
+    before = state_of(host)
+
+    problem = left_to_do(host)
+
+    assert (problem.what, problem.fix[:30]) == (
+        f"{host.layout.pending} is damaged", "inv status, then inv rollback;",
+    )  # fmt: skip
+    assert state_of(host) == before
+    take(host)  # a rollback needs nothing settled
+    host.call(DeadmanArm("green", "blue"))
+    assert host.status().pending.to_slot == "green"
+    operator_dies(host)
+    assert "taken back" in check(host.system)
+    assert_back(host)
+
+
+def test_a_directory_where_the_end_is_written_stops_no_way_back(host):
+    """
+    Its content would keep the host pending for ever.
+    """
+    armed(host)
+    (host.layout.went_back / "content").mkdir(parents=True)
+    operator_dies(host)
+
+    assert "taken back" in check(host.system)
+    assert_back(host)
 
 
 # -- boot
@@ -807,6 +914,7 @@ def test_the_units_verbs_are_reached_by_name_alone(host, capsys):
         assert "no verb" in answer["error"]["what"]
         assert run_own(host.system, name) == 0
     host.layout.pending.write_text("{torn")
+    host.layout.journal.write_bytes(b"{damaged}\n")
     capsys.readouterr()
 
     assert run_own(host.system, "deadman.check") == 1
