@@ -9,8 +9,8 @@
 #   sh apt_on_host.sh ROOT restore TARGET FILE...       sources: the FILEs come back, a -FILE goes
 #
 # ROOT is "" on hosts; tests pass a directory.  Arguments of a transaction: -iNAME, -iNAME=VERSION
-# install, -rNAME remove, -uNAME unhold, -hNAME hold, -pURL proxy, -nHOST,HOST no_proxy, -wSECONDS
-# the longest wait for other programs.
+# install, -rNAME remove, -uNAME unhold, -hNAME hold, -xPATTERN unpack installed packages again,
+# -pURL proxy, -nHOST,HOST no_proxy, -wSECONDS the longest wait for other programs.
 # What is for the controller begins with "@apt ".
 set -u
 umask 022
@@ -130,7 +130,7 @@ keep='-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold'
 run() {
     digest=$1
     shift
-    install='' remove='' unhold='' hold='' versions=
+    install='' remove='' unhold='' hold='' versions='' again=
     export DEBIAN_FRONTEND=noninteractive DEBIAN_PRIORITY=critical UCF_FORCE_CONFFOLD=1
     export NEEDRESTART_MODE=l NEEDRESTART_SUSPEND=1 APT_LISTCHANGES_FRONTEND=none
     for argument; do
@@ -141,6 +141,11 @@ run() {
         -r*) remove="$remove $value-" ;;
         -u*) unhold="$unhold $value" ;;
         -h*) hold="$hold $value" ;;
+        -x*)
+            found=$(installed "$value")
+            install="$install $found"
+            again=1
+            ;;
         -p*) export http_proxy="$value" https_proxy="$value" ;;
         -n*) export no_proxy="$value" ;;
         -w*) wait_max=$value ;;
@@ -148,6 +153,10 @@ run() {
     done
     mend
     sources=
+    case $again$install in
+    *[!\ 1]*) ;;
+    1*) fail 'no such package is installed' ;;
+    esac
     if [ -n "$install$remove" ]; then
         status 'reading the package sources'
         apt update || name_broken_sources
@@ -178,12 +187,20 @@ mend() {
     try dpkg --force-confdef --force-confold --configure -a || :
 }
 
+# Prints the names of the installed packages that match.
+installed() {
+    # shellcheck disable=SC2016
+    dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' |
+        tr '\n' ' '
+}
+
 change() {
     [ -n "$install$remove" ] || return 0
     status "changing packages:$install$remove"
     set -- --no-install-recommends
     [ -n "$remove" ] || set -- "$@" --no-remove
     [ -z "$versions" ] || set -- "$@" --allow-downgrades
+    [ -z "$again" ] || set -- "$@" --reinstall
     # shellcheck disable=SC2086
     apt $sources $keep "$@" install $install $remove ||
         fail "apt-get install failed: $(last_words)"

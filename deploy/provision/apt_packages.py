@@ -18,6 +18,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,99}")
 _VERSION = re.compile(r"(?:[0-9]{1,9}:)?[0-9][A-Za-z0-9.+~-]{0,99}")
 
 
+# What has the program python3, as a link and as a file.
+PYTHON_PACKAGES = ("python3-minimal", "python3.*-minimal")
+
+
 def _of(pattern: "re.Pattern[str]", what: str) -> AfterValidator:
     def check(text: str) -> str:
         if pattern.fullmatch(text) is None:
@@ -33,6 +37,11 @@ WantedPackage = Annotated[
 ]
 
 
+PackagePattern = Annotated[
+    str, _of(re.compile(r"[a-z0-9][a-z0-9+.*-]{1,99}"), "a pattern of names of packages")
+]
+
+
 class AptTransaction(Frozen):
     """
     One change of packages, in one unit of systemd: apt does all of it or stops with an error.
@@ -42,6 +51,7 @@ class AptTransaction(Frozen):
         remove: Installed packages that go.  Without any, apt may remove no package at all.
         unhold: Held packages that are changed; they are in `hold` again where they stay held.
         hold: Packages that upgrades leave alone afterwards.
+        again: Installed packages whose files are unpacked again, by dpkg's patterns.
         proxy: For what packages fetch themselves; apt has its own configuration.
         no_proxy: Hosts that are reached without it.
     """
@@ -50,6 +60,7 @@ class AptTransaction(Frozen):
     remove: tuple[PackageName, ...] = ()
     unhold: tuple[PackageName, ...] = ()
     hold: tuple[PackageName, ...] = ()
+    again: tuple[PackagePattern, ...] = ()
     proxy: str | None = None
     no_proxy: tuple[str, ...] = ()
 
@@ -58,7 +69,10 @@ class AptTransaction(Frozen):
         """
         Arguments of `apt_on_host.sh run`.
         """
-        lists = (("i", self.install), ("r", self.remove), ("u", self.unhold), ("h", self.hold))
+        lists = (
+            *(("i", self.install), ("r", self.remove), ("u", self.unhold), ("h", self.hold)),
+            ("x", self.again),
+        )
         words = [f"-{letter}{name}" for letter, names in lists for name in names]
         if self.proxy is not None:
             words.append(f"-p{self.proxy}")
@@ -97,6 +111,13 @@ class Packages(Resource):
         """
         install = self.missing(facts) if facts else self.names
         return AptTransaction(install=install, proxy=self.proxy, no_proxy=self.no_proxy)
+
+    @property
+    def restored_python(self) -> AptTransaction:
+        """
+        Return the change that unpacks the files of the distribution's Python again.
+        """
+        return AptTransaction(again=PYTHON_PACKAGES, proxy=self.proxy, no_proxy=self.no_proxy)
 
     def difference(self, facts: Facts) -> Difference | None:
         missing = self.missing(facts)

@@ -38,7 +38,6 @@ _LOCK_S = 10
 LOOK_COMMAND = (
     f"echo {_MARK}uptime $(cat /proc/uptime); "
     f"echo {_MARK}boot $(cat {layout.BOOT_ID}); "
-    f"[ ! -e {layout.PENDING} ] || echo {_MARK}pending; "
     f"[ ! -e {layout.JOURNAL} ] || echo {_MARK}journal; "
     f"[ ! -e {layout.LEASE} ] || printf '{_MARK}content %s\\n' \"$(cat {layout.LEASE})\""
 )
@@ -52,14 +51,12 @@ class BareHost:
     Attributes:
         steady_s: Seconds since its boot.
         line: Content of the lease file; "": there is none.
-        is_pending: A change of a release is not confirmed.
         has_journal: slipway was installed there before.
     """
 
     steady_s: float
     boot_id: str
     line: str
-    is_pending: bool
     has_journal: bool
 
     @property
@@ -84,9 +81,7 @@ def parse_look(stdout: str) -> BareHost | None:
             said[key] = value
     try:
         steady_s = float(said["uptime"].split()[0])
-        return BareHost(
-            steady_s, said["boot"], said.get("content", ""), "pending" in said, "journal" in said
-        )
+        return BareHost(steady_s, said["boot"], said.get("content", ""), "journal" in said)
     except (KeyError, IndexError, ValueError):
         return None
 
@@ -119,7 +114,7 @@ class BareClient(LeaseCaller):
         Raises:
             LeaseHeld: Another owner holds the lease.
             LeaseLost: The caller's lease is no longer in force.
-            PreconditionError: A change of a release is not confirmed.
+            PreconditionError: The number of the last lease is lost.
             CommandFailed: A command failed.
         """
         end_s = time.monotonic() + timeout_s
@@ -164,13 +159,8 @@ class BareClient(LeaseCaller):
                 fix="wait until it ends",
                 host=self.host,
             )
-        if there.is_pending and request.needs_settled:
-            raise PreconditionError(
-                f"{self.host}: a release is not confirmed",
-                why="the host is to go back, but it has no Python any more to do that",
-                fix="apt-get install python3 on the host; it goes back by itself then",
-                host=self.host,
-            )
+        # A change that is not confirmed is no reason: without Python nothing takes it back, and
+        # provisioning installs that.  Its requirements refuse the rest until the host is back.
         if last is None and there.has_journal:
             raise PreconditionError(
                 f"{self.host}: the lease cannot be taken",

@@ -21,7 +21,8 @@ from deploy.errors import CommandFailed, DeployError
 from deploy.foreign_text import says
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision import operations
-from deploy.provision.apt_runner import check_bare
+from deploy.provision.apt_packages import Packages
+from deploy.provision.apt_runner import AptRunner, check_bare
 from deploy.provision.attempts import Round, reason_to_stop
 from deploy.provision.connector import BoundedConnector, ConnectorTransport
 from deploy.provision.differences import (
@@ -221,9 +222,14 @@ class HostRun:
         """
         Install a Python again that the host has as a package, and that is not there.
         """
-        self._connector.doing = "installing python3 again"
-        with self._failing_as("install python3 again"):
-            operations.restore_python()
+        what = "install python3 again"
+        self._connector.doing = what
+        self._connector.said = ""
+        placed = self._request.resources.placed
+        packages = next(resource for resource in placed if isinstance(resource, Packages))
+        with self._orders.change(), self._failing_as(what):
+            notes = StepNotes(self._request.name, packages.name, self._report)
+            AptRunner(self._client, notes).change(packages.restored_python)
         facts = self._read_facts()
         if facts is None:
             raise HostFailed(

@@ -47,7 +47,6 @@ from deploy.provision.requirements import HostRefusal
 from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
-APT_TIMEOUT_S = 600
 PYTHON_TIMEOUT_S = 300
 VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
@@ -174,19 +173,6 @@ def gpu_command(facts: Facts) -> str:
         return enable
     log = f"journalctl --quiet --no-pager --output cat --lines 5 --unit {GPU_UNIT} >&2"
     return f"{enable} && {{ systemctl restart {GPU_UNIT} || {{ {log}; exit 1; }}; }}"
-
-
-def restore_python() -> None:
-    """
-    Unpack the files of the distribution's Python again.
-    """
-    names = "$(dpkg-query -W -f '${Package} ' python3-minimal 'python3.*-minimal')"
-    shell(
-        name="Install python3 again",
-        commands=[f"apt-get -q -y install --reinstall {names}"],
-        _timeout=APT_TIMEOUT_S,
-        _env={"DEBIAN_FRONTEND": "noninteractive"},
-    )
 
 
 def enabling_command(resource: deadman_resources.EnabledUnits) -> str:

@@ -58,7 +58,7 @@ class AptHost:
             (self.root / path).mkdir(parents=True)
         self.fakes.mkdir()
         self.rules("systemctl show -p ActiveState --value *|0|inactive\\n")
-        for name in ("apt-get", "apt-mark", "dpkg", "systemctl"):
+        for name in ("apt-get", "apt-mark", "dpkg", "dpkg-query", "systemctl"):
             self._program(name, FAKE)
         self._program("systemd-run", SYSTEMD_RUN)
         self._program("sleep", SLEEP)

@@ -7,7 +7,7 @@ import pytest
 from deploy.errors import CommandFailed, PreconditionError, TransportError
 from deploy.host import layout
 from deploy.provision import operations
-from deploy.provision.apt_packages import AptTransaction
+from deploy.provision.apt_packages import AptTransaction, Packages
 from deploy.provision.apt_runner import DRIVER_TRANSACTION_S, TRANSACTION_S, digest_of
 from deploy.provision.apt_sources import AptSources, Archive, OsRelease
 from deploy.provision.driver.resource import NvidiaDriver
@@ -56,6 +56,27 @@ def test_versions_removals_and_holds_are_one_transaction(host):
     assert (unhold, hold) == ("apt-mark unhold new", "apt-mark hold new")
     assert install.endswith("--allow-downgrades install new=1.0-1 any old-")
     assert "--no-remove" not in install
+
+
+def test_packages_are_unpacked_again_in_a_transaction_too(host):
+    """
+    It outlives the connection, and waits for other programs; packages that are gone stay so.
+    """
+    host.rules(
+        "dpkg-query -W -f * python3-minimal|0|installed python3-minimal\\n",
+        r"dpkg-query -W -f * python3.\*-minimal|0|installed python3.11-minimal\nconfig-files "
+        r"python3.9-minimal\n",
+    )
+    host.runner.change(Packages(names=("python3",), proxy="http://p:3128").restored_python)
+    assert host.starts == 1
+    install = host.calls[-1]
+    assert install.endswith("--no-remove --reinstall install python3-minimal python3.11-minimal")
+
+
+def test_a_host_without_the_packages_to_unpack_again_says_so(host):
+    with pytest.raises(CommandFailed, match="no such package is installed"):
+        host.runner.change(Packages(names=("python3",)).restored_python)
+    assert not any(" install " in call for call in host.calls)
 
 
 def test_a_failure_of_apt_is_an_error_with_its_words(host):

@@ -147,21 +147,29 @@ def test_a_file_that_never_rests_is_an_error(shell):
         take(client(shell))
 
 
-@pytest.mark.parametrize(
-    ("name", "word"), [("pending", "not confirmed"), ("journal", "lease cannot be taken")]
-)
-def test_a_host_that_lost_its_python_is_refused(shell, name, word):
+def test_a_host_that_lost_its_python_and_its_lease_file_is_refused(shell):
     """
-    Where a release is not confirmed, or the number of the last lease is not known.
+    The number of the last lease is not known.
     """
-    path = getattr(Layout(str(shell.root)), name)
+    path = Layout(str(shell.root)).journal
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    with pytest.raises(PreconditionError, match=word) as caught:
+    with pytest.raises(PreconditionError, match="lease cannot be taken") as caught:
         take(client(shell))
     assert "apt-get install python3" in caught.value.fix
     path.unlink()
     assert take(client(shell)) == 1
+
+
+def test_a_change_that_nothing_can_take_back_is_no_reason_to_refuse(shell, leases):
+    """
+    Provisioning installs the Python with which the host goes back.
+    """
+    first = take(client(shell))
+    leases.release(first)
+    path = Layout(str(shell.root)).pending
+    path.write_text("{}")
+    assert take(client(shell)) == first + 1
 
 
 def test_no_other_verb_runs_there(shell):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from deploy.host import layout
-from deploy.host.protocol import LeaseStatus
+from deploy.host.protocol import LeaseStatus, Pending
 from deploy.inventory.schema import Host, Ssh
 from deploy.provision import engine
 from deploy.provision.orders import Orders
@@ -160,13 +160,25 @@ def test_a_python_that_is_gone_is_installed_again(monkeypatch):
     apt says that its package is there.
     """
     again = []
-    monkeypatch.setattr(engine.operations, "restore_python", lambda: again.append(True))
+    monkeypatch.setattr(engine.AptRunner, "change", lambda self, change: again.append(change.again))
     good = make_facts(RESOURCES, driver=DRIVER)
     run(monkeypatch, None, changes=lambda _: None, later=[None, good])
-    assert again == [True]
+    assert again == [("python3-minimal", "python3.*-minimal")]
     with pytest.raises(engine.HostFailed) as caught:
         run(monkeypatch, None, changes=lambda _: None, later=[None, None])
     assert "PATH" in caught.value.why
+
+
+def test_an_unconfirmed_change_is_taken_back_once_the_host_has_python_again(monkeypatch):
+    """
+    The run ends there: its lease would keep the host from going back.
+    """
+    pending = Pending("r41", 7, "green", "blue", 0.0, is_stuck=False)
+    later = [replace(bare(RESOURCES, driver=DRIVER), pending=pending)]
+    with pytest.raises(engine.HostFailed) as caught:
+        run(monkeypatch, None, changes=lambda _: None, later=later)
+    assert "release r41 is not confirmed on the host: it is going back to blue" in caught.value.why
+    assert "then: inv provision" in caught.value.fix
 
 
 def test_a_deep_run_looks_deep_after_its_changes_too(monkeypatch):
