@@ -739,8 +739,8 @@ class Retired:
     Attributes:
         kept: Bundles that stay.
         dropped: Releases that were deleted.
-        removed: Names of what was deleted, by kind: releases, venvs, models, blobs, wheels,
-            incoming.
+        removed: Names of what was deleted, by kind: releases, venvs, pythons, models, blobs,
+            wheels, incoming.
     """
 
     kept: tuple[str, ...]

@@ -50,6 +50,7 @@ def run(system: System, call: Call, request: Retire) -> Retired:
             gone = {
                 "releases": _sweep(layout.releases, kept),
                 "venvs": _sweep(layout.venvs, venvs),
+                "pythons": _sweep(layout.pythons, _pythons(layout, venvs)),
                 "models": _sweep(layout.models, models),
                 "blobs": _sweep_blobs(layout.blobs),
                 "wheels": _sweep(layout.wheelhouse, _wheels(layout, venvs)),
@@ -103,6 +104,20 @@ def _wheels(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
     for path in venvs:
         names |= venv.wheels_of(path)
     return {layout.wheelhouse / name for name in names}
+
+
+def _pythons(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
+    """
+    Return the standalone Pythons to which the interpreters of *venvs* lead.
+
+    Provisioning and staging place one and build its environment under one lease, as this has.
+    """
+    top, used = layout.pythons.resolve(), set()
+    for path in venvs:
+        program = (path / "bin" / "python").resolve()
+        if top in program.parents:
+            used.add(layout.pythons / program.relative_to(top).parts[0])
+    return used
 
 
 def _provisioned(layout: Layout) -> set[Path]:

@@ -70,6 +70,26 @@ def test_retiring_keeps_the_provisioned_venv(provisioned, bundle, workshop):
     assert (removed["releases"], removed["venvs"], removed["wheels"]) == ((bundle.digest,), (), ())
 
 
+def test_a_standalone_python_stays_as_long_as_an_environment_uses_it(provisioned, bundle, workshop):
+    """
+    Also that of a slot; one that no kept environment leads to any more is removed.
+    """
+    send(provisioned, bundle, workshop)
+    layout, used, old = provisioned.layout, "a" * 64, "b" * 64
+    for name in (used, old):
+        program = layout.pythons / name / "bin" / "python3.11"
+        program.parent.mkdir(parents=True)
+        program.touch()
+    link = layout.venvs / bundle.manifest.lock.digest / "bin" / "python"
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(layout.pythons / used / "bin" / "python3.11")
+    provisioned.call(SlotStart("green", bundle.digest))
+
+    assert provisioned.call(Retire(keep=1)).removed["pythons"] == (old,)
+    assert [path.name for path in layout.pythons.iterdir()] == [used]
+
+
 def test_leftovers_of_a_killed_verb_are_removed(provisioned, bundle, workshop):
     """
     Partial releases, and uploads that were never committed.
