@@ -85,9 +85,7 @@ def is_current(
     """
     Return whether *authority* issued *leaf*, for *names*, and it is not to be renewed yet.
     """
-    try:
-        leaf.verify_directly_issued_by(authority)
-    except Exception:
+    if not is_issued_by(leaf, authority):
         return False
     ends = leaf.not_valid_after_utc
     # The last certificates of an authority end with it: another one would last no longer.
@@ -95,6 +93,28 @@ def is_current(
     renewed_at = ends if is_last else ends - RENEW_BEFORE
     wanted = {_comparable(name) for name in names}
     return now < renewed_at and {_comparable(name) for name in names_of(leaf)} == wanted
+
+
+def is_issued_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    """
+    Return whether *authority* signed *leaf*.
+    """
+    try:
+        leaf.verify_directly_issued_by(authority)
+    except Exception:  # the library has many for malformed input
+        return False
+    return True
+
+
+def is_of_namesake(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    """
+    Return whether another authority with the name of *authority* issued *leaf*.
+    """
+    try:
+        is_of_name = leaf.issuer == authority.subject
+    except Exception:  # the library has many for malformed input
+        return False
+    return is_of_name and not is_issued_by(leaf, authority)
 
 
 def create_authority(directory: Path, fleet: str, now: datetime) -> Authority:

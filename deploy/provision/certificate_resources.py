@@ -11,7 +11,7 @@ from cryptography import x509
 from pydantic import Field
 
 from deploy.certificates import acme
-from deploy.certificates.authority import is_current
+from deploy.certificates.authority import is_current, is_of_namesake
 from deploy.certificates.pair import names_of
 from deploy.certificates.shown import parse_shown, shown_certificate
 from deploy.host import layout
@@ -82,7 +82,28 @@ class Certificate(Resource):
         )
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        return occupied(facts, self.path, "file")
+        return occupied(facts, self.path, "file") or self._of_another_authority(facts)
+
+    def _of_another_authority(self, facts: Facts) -> HostRefusal | None:
+        """
+        Return why the host keeps its certificate, where another authority of this fleet issued it.
+
+        Two machines that each made one would replace each other's, and clients trust one of them.
+        """
+        found = facts.paths[self.path]
+        own = parse_shown(found.certificate or "") if found else None
+        if own is None or not isinstance(self.issuer, Issuer):
+            return None
+        authority = x509.load_pem_x509_certificate(self.issuer.pem.encode())
+        if not is_of_namesake(own, authority):
+            return None
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"the certificate in {self.path} is of another authority with the name of this "
+            "fleet's: clients may trust that one alone",
+            fix="copy the directory service.tls.authority from the machine that has it; or give "
+            "clients slipway-ca.pem of this one, then: inv certs.renew",
+        )
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.paths[self.path]

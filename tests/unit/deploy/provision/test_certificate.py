@@ -21,7 +21,7 @@ from deploy.inventory.schema import Tls
 from deploy.provision import operations
 from deploy.provision.certificate_resources import AcmeIssuer, Certificate, Issuer
 from deploy.provision.concerns import plan_resources
-from deploy.provision.differences import fact_query, steps_to
+from deploy.provision.differences import fact_query, refusal_of, steps_to
 from deploy.provision.host_program import host_config
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.tls import with_certificate
@@ -116,11 +116,26 @@ def test_a_host_keeps_what_another_operator_issued(authority):
         (authority.issue(("n1",), NOW - 59 * DAY), True),
         (authority.issue(("n1",), NOW - 61 * DAY), False),  # 29 days are left
         (authority.issue(("n2",), NOW), False),
-        (make_authority().issue(("n1",), NOW), False),
+        (make_authority("other").issue(("n1",), NOW), False),
     ):
         text = base64.b64encode(on_host.leaf.public_bytes(Encoding.DER)).decode()
         assert (changes(resources, facts_with(resources, text)) == {}) == is_kept
         assert layout.CERTIFICATE in changes(of_files, facts_with(of_files, text))
+
+
+def test_a_second_authority_of_the_fleet_replaces_no_certificate(authority):
+    """
+    Another operator made one without the key of the first: clients trust that alone.
+    """
+    resources = plan_resources(internal_spec(authority))
+    for of, is_refused in ((make_authority(), True), (make_authority("x"), False)):
+        leaf = of.issue(("n1",), NOW).leaf.public_bytes(Encoding.DER)
+        refusal = refusal_of(resources, facts_with(resources, base64.b64encode(leaf).decode()))
+        assert (refusal is not None) == is_refused
+        if refusal is not None:
+            assert layout.CERTIFICATE in refusal.why
+            assert "service.tls.authority" in refusal.fix
+            assert "inv certs.renew" in refusal.fix
 
 
 @pytest.mark.parametrize("text", [None, "", "not base64", "AAAA", "A" * 100_000])
