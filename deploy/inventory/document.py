@@ -19,6 +19,7 @@ Entries: TypeAlias = dict[str, tuple[yaml.Node, yaml.Node]]
 Data: TypeAlias = "str | int | float | bool | list[Data] | dict[str, Data] | None"
 
 _TAG = "tag:yaml.org,2002:"
+_COLLECTIONS = frozenset({_TAG + "map", _TAG + "seq"})
 _TEXT_TAGS = frozenset({"str", "timestamp", "value"})  # a date is text: no key holds dates
 _MAX_NODES = 100_000  # nested aliases can expand to billions of entries
 _MAX_CHARACTERS = 2**20
@@ -117,9 +118,11 @@ def parse_document(text: str) -> Document:
     """
     if len(text) > _MAX_CHARACTERS:
         return _invalid(f"the file has more than {_MAX_CHARACTERS} characters", None)
-    loader = yaml.SafeLoader(text) if _has_only_yaml_characters(text) else None
-    if loader is None:
-        return _invalid("the file contains characters that YAML does not allow", None)
+    if wrong := yaml.SafeLoader.NON_PRINTABLE.search(text):
+        at = text.count("\n", 0, wrong.start()) + 1
+        words = f"the character U+{ord(wrong[0]):04X}, which YAML does not allow"
+        return _invalid(f"the file contains {words}; remove it", at)
+    loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -131,6 +134,10 @@ def parse_document(text: str) -> Document:
         column = f", column {mark.column + 1}" if mark else ""
         line = mark.line + 1 if mark else None
         return _invalid(f"not YAML: {error.problem or error.context}{column}", line)
+    except (ValueError, OverflowError):
+        # "\UFFFFFFFF" in quotes, and a version of 5,000 digits in a %YAML line: PyYAML lets the
+        # errors of chr() and int() out.
+        return _invalid("not YAML: a number or an escape is out of range", loader.line + 1)
     except _TooManyNodes:
         return _invalid(f"the file expands to more than {_MAX_NODES} entries", None)
     except RecursionError:
@@ -142,10 +149,6 @@ def parse_document(text: str) -> Document:
 
 class _TooManyNodes(Exception):
     pass
-
-
-def _has_only_yaml_characters(text: str) -> bool:
-    return yaml.SafeLoader.NON_PRINTABLE.search(text) is None
 
 
 def _plain_value(text: str) -> Data:
@@ -182,6 +185,8 @@ class _Reader:
             return None
         self._parents.append(node)
         try:
+            if node.tag not in _COLLECTIONS and not isinstance(node, yaml.ScalarNode):
+                self._add_tag_problem(node, path)
             if isinstance(node, yaml.MappingNode):
                 return self._read_mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
@@ -267,9 +272,11 @@ class _Reader:
             return None
         if kind in ("bool", "int", "float"):
             return _plain_value(text)
-        text_of_problem = f"the tag {node.tag!r} is not allowed; remove the tag"
-        self._add_problem(node, path, text_of_problem)
+        self._add_tag_problem(node, path)
         return text
+
+    def _add_tag_problem(self, node: yaml.Node, path: KeyPath) -> None:
+        self._add_problem(node, path, f"the tag {node.tag!r} is not allowed; remove the tag")
 
     def _add_problem(self, node: yaml.Node, path: KeyPath, text: str) -> None:
         self.problems.append(Problem(path, text, node.start_mark.line + 1))

@@ -14,7 +14,7 @@ from deploy.errors import InventoryError
 from deploy.foreign_text import visible
 from deploy.host.names import FLEET
 from deploy.inventory.document import Document, Problem, format_path, parse_document
-from deploy.inventory.names import JumpChain
+from deploy.inventory.names import JumpChain, canonical_address
 from deploy.inventory.schema import (
     Fleet,
     FleetFile,
@@ -301,7 +301,7 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
     """
     first_names: dict[tuple[str, int, JumpChain | None], str] = {}
     for host in hosts:
-        endpoint = (host.address.lower(), host.ssh.port, host.ssh.jump)
+        endpoint = (canonical_address(host.address), host.ssh.port, host.ssh.jump)
         if (other := first_names.setdefault(endpoint, host.name)) != host.name:
             path = ("hosts", host.name, "address")
             text = f"hosts.{other} has the same address {host.address} and SSH port {host.ssh.port}"

@@ -8,7 +8,7 @@ quoting where it becomes an argument; a generated file quotes it all the same (`
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +94,7 @@ _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # an interface: 15 bytes
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)"
                   r"(?::(?P<port>[0-9]+))?(?P<path>/[A-Za-z0-9._~/+-]*)?")  # fmt: skip
+_BROADCAST = IPv4Address("255.255.255.255")
 _URL_MAX, _PATH_MAX, _TEXT_MAX = 300, 1024, 256
 _PATH_SIGNS = frozenset("._-/@+,=: ")
 
@@ -107,7 +108,30 @@ def parse_address(text: str) -> str:
     """
     if not _is_address(text):
         raise ValueError("should be an IP address or a DNS name")
+    if (address := _ip_address(text)) and not _is_of_one_host(address):
+        raise ValueError("should be the IP address of one host, or a DNS name")
     return text
+
+
+def canonical_address(text: str) -> str:
+    """
+    Return the one spelling of an address: 2001:DB8:0::1 and 2001:db8::1 are the same host, and so
+    are 192.0.2.1 and ::ffff:192.0.2.1, and gpu.example.com and GPU.example.com.
+    """
+    address = _ip_address(text)
+    return text.lower().removesuffix(".") if address is None else str(address)
+
+
+def _ip_address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+
+
+def _is_of_one_host(address: IPv4Address | IPv6Address) -> bool:
+    return not (address.is_unspecified or address.is_multicast or address == _BROADCAST)
 
 
 def _is_address(text: str) -> bool:

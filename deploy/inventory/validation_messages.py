@@ -149,5 +149,6 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
     if kind == "tuple_type" and path == ("mirrors", "apt"):
         return _ONE_LINE_SOURCE
     if kind in _SHOULD_BE:
-        return "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")
+        text = "should be " + _SHOULD_BE[kind].format(**context).replace("'", "")
+        return text.replace("False", "false").replace("True", "true")  # as YAML spells them
     return error["msg"]

@@ -452,6 +452,34 @@ def test_one_machine_under_two_names_is_refused(tmp_path):
     assert make_fleet(tmp_path, same | {"hosts.n2.ssh": {"jump": "j@h"}})
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2001:db8::1", "2001:0DB8:0:0:0:0:0:1"),
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("fe80::1%eth0", "FE80:0::1%eth0"),
+        ("gpu.example.com", "GPU.example.com."),
+    ],
+)
+def test_one_machine_in_two_spellings_is_refused(tmp_path, one, other):
+    """
+    Two slots of one machine would count as two hosts of the fleet.
+    """
+    hosts = {"hosts.n1.address": one, "hosts.n2.address": other}
+    assert "hosts.n1 has the same address" in str(refusal(tmp_path, hosts))
+    assert make_fleet(tmp_path, {"hosts.n1.address": "fe80::1%a", "hosts.n2.address": "fe80::1%b"})
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "ff02::1"])
+def test_an_address_of_no_single_host_is_refused(tmp_path, address):
+    """
+    A connection to 0.0.0.0 reaches the machine that runs `inv`.
+    """
+    assert "hosts.n1.address: should be the IP address of one host" in str(
+        refusal(tmp_path, {"hosts.n1.address": address})
+    )
+
+
 def test_rows_are_checked_against_the_matrix(tmp_path):
     """
     Of the fleet, of groups and of hosts; the error suggests the most similar row.
@@ -480,7 +508,15 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
         ("row: 1\n\thosts: 2\n", "column 1"),
         ("row: *nowhere\n", "not YAML: found undefined alias"),
         ("row: 1\n---\nrow: 2\n", "not YAML: but found another document"),
-        ("row: \x00\n", "characters that YAML does not allow"),
+        ("row: \x00\n", "line 1 of"),
+        ("row: 1\nssh: \x7f\n", "the character U+007F, which YAML does not allow"),
+        ('row: x\nssh: {user: "\\UFFFFFFFF"}\n', "an escape is out of range"),
+        ('row: "\\U00110000"\n', "an escape is out of range"),
+        pytest.param(f"%YAML 1.{'9' * 5000}\n---\nrow: 1\n", "a number or", id="version"),
+        ("ssh: !!set {port}\n", "ssh: the tag 'tag:yaml.org,2002:set' is not allowed"),
+        ("hosts: !!omap [n1: 1]\n", "hosts: the tag"),
+        ("groups: {a: {hosts: !!python/tuple [n1]}}\n", "groups.a.hosts: the tag"),
+        ("gpu: {mig: true}\n", "gpu.mig: should be false, got true"),
         ("row: 1\nrow: 2\n", "row: duplicate key, on line 1 and on line 2"),
         ("ssh: {port: 1, port: 2}\n", "ssh.port: duplicate key"),
         ("1: 2\n", "1: the key should be text"),
@@ -607,7 +643,7 @@ def test_another_encoding_is_refused(tmp_path, encoding):
 
     assert make_fleet(tmp_path, text=text.encode("utf-8-sig"))
     refused = str(refusal(tmp_path, text=text.encode(encoding)))
-    assert "UTF-8" in refused or "characters that YAML does not allow" in refused
+    assert "UTF-8" in refused or "which YAML does not allow" in refused
 
 
 @pytest.mark.parametrize("device", [{}, {"service.device": "cuda"}])
