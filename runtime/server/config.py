@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -38,8 +37,10 @@ from runtime.contract.errors import ConfigError
 from runtime.contract.option_fields import options_of, with_engine_options
 from runtime.contract.tool_parsers import ToolParserName
 from runtime.server.admission import AdmissionLimits
+from runtime.server.config_yaml import read_config_file
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_SHOWN = 80  # characters of a wrong value
 
 # Both are sent in a header and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$")]
@@ -178,11 +179,11 @@ def _release_config(env: Mapping[str, str], release_file: Path) -> RuntimeConfig
     """
     Return the keys of *release_file* over those of the host's file.
     """
-    found = _read(release_file)
+    found = read_config_file(release_file)
     _validate(RuntimeConfig, found, release_file)
     if host_path := env.get(ENV_HOST_CONFIG):
         host_file = Path(host_path)
-        host = _read(host_file)
+        host = read_config_file(host_file)
         _validate(HostConfig, host, host_file)
         found = host | found
     config = _validate(RuntimeConfig, found, release_file)
@@ -230,7 +231,7 @@ def load_config(env: Mapping[str, str], files: Sequence[Path] = ()) -> HostConfi
         files = [Path(host_file)] if host_file else []
     found: dict[str, Any] = {}
     for path in files:
-        layer = _read(path)
+        layer = read_config_file(path)
         _validate(_Layer, layer, path)
         found |= layer
     config = _Layer.model_validate(found)
@@ -246,26 +247,6 @@ def _variable(env: Mapping[str, str], name: str) -> str:
         why="the runtime needs it to identify its slot",
         fix=f"start it as slipway-runtime@SLOT.service, or set {name}",
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: can't be read", why=str(error), fix="inv provision, then inv release"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML", why=str(error), fix="correct the file") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise ConfigError(
-            f"{path}: should be a mapping of keys to values",
-            why=f"it holds a {type(found).__name__}",
-            fix="correct the file",
-        )
-    return found
 
 
 def _validate(model: type[Model], found: dict[str, Any], path: Path) -> Model:
@@ -287,4 +268,4 @@ def _complaint(model: type[BaseModel], error: Mapping[str, Any]) -> tuple[str, s
         return key, "unknown key" + (f", did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return key, "missing"
-    return key, f"{error['msg']}, got {error['input']!r}"
+    return key, f"{error['msg']}, got {repr(error['input'])[:MAX_SHOWN]}"

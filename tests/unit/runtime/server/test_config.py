@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from runtime.contract import EXIT_CONFIG
@@ -5,6 +7,7 @@ from runtime.contract.errors import ConfigError
 from runtime.server.config import load_config, load_settings
 
 RELEASE = "version: v1.2.0\nmodel_name: lab\n"
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(8))
 
 
 @pytest.fixture
@@ -83,6 +86,28 @@ def test_tokens_come_from_the_environment_and_are_not_shown(write):
         (RELEASE + "kv: int4\n", None, ("config.yml", "kv", "'int4'")),
         ("- a\n", None, ("config.yml", "list")),
         ("a: [\n", None, ("config.yml", "is not YAML")),
+        (RELEASE + "threads: 0010\n", None, ("config.yml", "threads", "'0010'")),
+        (RELEASE + "threads: 0x2\n", None, ("config.yml", "threads", "'0x2'")),
+        (RELEASE + "threads: 1:30\n", None, ("config.yml", "threads", "'1:30'")),
+        (RELEASE + "threads: 1_0\n", None, ("config.yml", "threads", "'1_0'")),
+        (RELEASE + "request_timeout_s: .inf\n", None, ("config.yml", "request_timeout_s")),
+        (RELEASE + "request_timeout_s: 1.0e+999\n", None, ("config.yml", "request_timeout_s")),
+        (RELEASE + "drain_timeout_s: .nan\n", None, ("config.yml", "drain_timeout_s")),
+        (RELEASE + "request_log: yes\n", None, ("config.yml", "request_log", "'yes'")),
+        (RELEASE + "threads: 2026-13-45\n", None, ("config.yml", "threads", "'2026-13-45'")),
+        (RELEASE + 'x: "\\UFFFFFFFF"\n', None, ("config.yml", "is not YAML")),
+        (RELEASE + "x: \0\n", None, ("config.yml", "is not YAML")),
+        (RELEASE + "threads: 1\nthreads: 2\n", None, ("duplicate key threads, first on line 3",)),
+        (RELEASE + "1: 2\n", None, ("config.yml", "should be text")),
+        (RELEASE + "? {a: b}\n: 2\n", None, ("config.yml", "should be text")),
+        (RELEASE + "x: !!set {a}\n", None, ("config.yml", "the tag")),
+        (RELEASE + "x: !!python/name:os.system x\n", None, ("config.yml", "is not YAML")),
+        (RELEASE + "x: &a [*a]\n", None, ("config.yml", "contains itself")),
+        (RELEASE + "---\na: 1\n", None, ("config.yml", "another document")),
+        pytest.param(RELEASE + f"x: {'[' * 5000}", None, ("config.yml", "is not YAML"), id="deep"),
+        pytest.param(RELEASE + BOMB, None, ("config.yml", "more than 10000 entries"), id="bomb"),
+        pytest.param(f"# {'x' * 2**20}", None, ("config.yml", "more than 1048576"), id="large"),
+        pytest.param(RELEASE + f"kv: {'x' * 9999}\n", None, ("config.yml", "kv"), id="long"),
         (RELEASE, "", None),
     ],
 )
@@ -98,6 +123,44 @@ def test_a_wrong_key_is_named_with_its_file(write, release, host, words):
         load_settings(env)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert caught.value.exit_code == EXIT_CONFIG
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("request_timeout_s: 1.0e-05", "request_timeout_s", 1e-05),  # as yaml.safe_dump writes it
+        ("request_timeout_s: 0.30000000000000004", "request_timeout_s", 0.1 + 0.2),
+        ("request_log: True", "request_log", True),
+        ("cors_origins: &a [x]\nvllm_args: *a", "vllm_args", ("x",)),
+        ("<<: {threads: 2}", "threads", 2),
+    ],
+)
+def test_what_yaml_allows_is_read(write, text, key, value):
+    """
+    Aliases and merged mappings too; a date is text.
+    """
+    release = "version: 2026-01-01\nmodel_name: lab\nengine: vllm\n"
+    text = text.replace("[x]", '["--seed=1"]')
+    value = ("--seed=1",) if value == ("x",) else value
+    config = load_settings(write(release=release + text + "\n")).config
+    assert (config.version, getattr(config, key)) == ("2026-01-01", value)
+
+
+def test_a_configuration_is_a_plain_file_in_utf_8(write, tmp_path):
+    """
+    A pipe would be waited for; a byte order mark is skipped.
+    """
+    env = write()
+    (tmp_path / "config.yml").write_bytes(b"\xef\xbb\xbf" + RELEASE.encode())
+    assert load_settings(env).config.version == "v1.2.0"
+    (tmp_path / "config.yml").write_bytes(RELEASE.encode("utf-16"))
+    with pytest.raises(ConfigError, match="save the file as UTF-8"):
+        load_settings(env)
+    (tmp_path / "config.yml").unlink()
+    os.mkfifo(tmp_path / "config.yml")
+    with pytest.raises(ConfigError, match="not a plain file"):
+        load_settings(env)
 
 
 @pytest.mark.parametrize("name", ["SLIPWAY_SLOT", "SLIPWAY_SOCKET"])
