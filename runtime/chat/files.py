@@ -88,6 +88,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(data)
+        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start]
+        raise _broken(path, f"it has half of a surrogate pair, {half!r}") from None
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -12,6 +12,8 @@ from typing import Any
 
 from runtime.contract.errors import ModelError
 
+MAX_SHOWN = 200  # characters of a wrong value in an error
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -62,7 +64,7 @@ def find_family(document: Mapping[str, Any], where: str) -> Family:
         if name in FAMILIES:
             return FAMILIES[name]
     raise ModelError(
-        f"{where}: architectures: {', '.join(names) or 'missing'}",
+        f"{where}: architectures: {'missing' if value is None else repr(value)[:MAX_SHOWN]}",
         why=f"this runtime serves {', '.join(FAMILIES)}",
         fix="release a model of one of these architectures",
     )

@@ -53,15 +53,21 @@ def find_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     if os.path.lexists(path / INDEX):
         try:
-            names = set(read_json(path / INDEX)["weight_map"].values())
+            files = read_json(path / INDEX)["weight_map"]
+            names = set(files.values())
         except (KeyError, AttributeError, TypeError) as error:
             raise unreadable(path / INDEX, "it has no weight_map of names to files") from error
         if wrong := [name for name in names if not _is_file_name(name)]:
             why = f"weight_map names {wrong[0]!r}, which is no file of the directory"
             raise unreadable(path / INDEX, why)
     else:
-        names = {WEIGHTS}
-    return {name: stored for file in sorted(names) for name, stored in _tensors_of(path / file)}
+        files, names = {}, {WEIGHTS}
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(names):
+        for name, stored in _tensors_of(path / file):
+            if name not in tensors or files.get(name) == file:  # several may have it
+                tensors[name] = stored
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
                 raise unreadable(path, f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode())  # loads() alone guesses UTF-16
         header.pop("__metadata__", None)
         start, covered = 8 + length, 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

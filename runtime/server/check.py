@@ -75,7 +75,7 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         raise import_failed(error) from error
     host = _find_host_memory(config, args.memory)
     gpu = _find_gpu(config, args.gpu_memory)
-    from runtime.server.model_files import open_model_files, tokens_without_rows
+    from runtime.server.model_files import check_tokens, open_model_files
     from runtime.server.warmup import check_prompt
 
     release_dir = Path(env.get(ENV_RELEASE_DIR) or ".")
@@ -97,7 +97,7 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         for weights in WEIGHTS
         for kv in KV
     }
-    warning = tokens_without_rows(codec, model.vocabulary)
+    warning = check_tokens(model_dir, codec, model.vocabulary)
     return MemoryReport(config, model_dir, gpu, host, answers, [warning] if warning else [])
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from runtime.chat import ChatTemplate, load_chat_template
 from runtime.contract.engine_options import EngineOptions
+from runtime.contract.errors import ModelError
 from runtime.server.generation_defaults import read_generation_defaults
 from runtime.server.text import TokenizerCodec
+from runtime.server.tokenizer_files import TOKENIZER
 
 MAX_NAMED_CHARS = 80
 
@@ -46,19 +48,28 @@ def open_model_files(model_dir: Path, options: EngineOptions) -> ModelFiles:
     return ModelFiles(codec, load_chat_template(model_dir), defaults)
 
 
-def tokens_without_rows(codec: TokenizerCodec, vocabulary: int) -> str | None:
+def check_tokens(model_dir: Path, codec: TokenizerCodec, vocabulary: int) -> str | None:
     """
     Return a warning that names the tokens for which the model has no embedding; None if it has all.
 
     Args:
         vocabulary: Rows of the model's embedding.
+
+    Raises:
+        ModelError: The tokenizer puts such a token into every prompt.
     """
+    if missing := [id for id in codec.encode("") if id >= vocabulary]:
+        raise ModelError(
+            f"{model_dir / TOKENIZER}: it puts token {missing[0]} into every prompt",
+            why=f"the embedding has {vocabulary} rows",
+            fix="use the file that was published with the model",
+        )
     tokens = codec.tokens_from(vocabulary)
     if not tokens:
         return None
     first = ", ".join(f"{text[:MAX_NAMED_CHARS]!r} ({id})" for text, id in tokens[:3])
     more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
     return (
-        f"the embedding has {vocabulary} rows, and none for {first}{more} of tokenizer.json: "
+        f"the embedding has {vocabulary} rows, and none for {first}{more} of {TOKENIZER}: "
         "requests with such tokens are refused"
     )

@@ -34,7 +34,7 @@ from runtime.server.key_watch import KeyWatch
 from runtime.server.lifecycle import Life, LifeEvent
 from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
-from runtime.server.model_files import open_model_files, tokens_without_rows
+from runtime.server.model_files import check_tokens, open_model_files
 from runtime.server.notify import Notifier, Watchdog
 from runtime.server.serving import Serving
 from runtime.server.warmup import check_prompt, warm_up
@@ -156,10 +156,10 @@ class RuntimeServer:
                 sorted(codec.eos_token_ids),
             )
         )
-        if warning := tokens_without_rows(codec, loaded.vocabulary or codec.vocabulary):
-            log.warning("model.tokens_without_rows %s", warning)
         # vLLM does not say how many rows the embedding has.
         vocabulary = loaded.vocabulary or codec.vocabulary
+        if warning := check_tokens(self._settings.model_dir, codec, vocabulary):
+            log.warning("model.tokens_without_rows %s", warning)
         limits = self._settings.limits(loaded.context_tokens, vocabulary)
         self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
         self._serving.generator = Generator(

@@ -51,6 +51,8 @@ def load_tokenizer(model_dir: Path) -> LoadedTokenizer:
         tokenizer.no_padding()
         _keep_spaces_in_offsets(tokenizer)
         tokenizer.encode_batch_fast([""])
+        if not tokenizer.get_vocab_size():
+            raise ValueError("its vocabulary is empty")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception

@@ -239,6 +239,43 @@ def config_with_a_strange_rope(folder):
 
 
 @kind
+def config_with_a_rotation_for_each_kind_of_layer(folder):
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1.0}}
+    change_json(folder / "config.json", rope_parameters=rope)
+
+
+@kind
+def config_that_rotates_more_than_a_head(folder):
+    change_json(folder / "config.json", partial_rotary_factor=3.0)
+
+
+@kind
+def config_with_a_number_that_no_float_holds(folder):
+    change_json(folder / "config.json", rope_theta=10**350)
+
+
+@kind
+def config_with_matrices_that_nothing_holds(folder):
+    change_json(folder / "config.json", hidden_size=2**31 - 1, vocab_size=2**31 - 1)
+
+
+@kind
+def config_with_a_flag_in_words(folder):
+    change_json(folder / "config.json", tie_word_embeddings="false")
+
+
+@kind
+def config_with_quantized_weights(folder):
+    change_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+@kind
+def header_in_utf_16(folder):
+    header, data = header_of(folder)
+    write_header(folder, json.dumps(header).encode("utf-16"), data)
+
+
+@kind
 def config_with_strange_stop_tokens(folder):
     change_json(folder / "config.json", eos_token_id={"a": 1})
 
@@ -276,6 +313,32 @@ def tokenizer_of_no_json(folder):
 @kind
 def tokenizer_without_a_model(folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+
+
+@kind
+def tokenizer_without_tokens(folder):
+    document = json.loads((folder / "tokenizer.json").read_text())
+    change_json(folder / "tokenizer.json", model=document["model"] | {"vocab": {}})
+
+
+@kind
+def tokenizer_that_adds_a_token_without_a_row(folder):
+    first = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"[CLS]": {"id": "[CLS]", "ids": [4_000_000], "tokens": ["[CLS]"]}}
+    processor = {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text]}
+    change_json(folder / "tokenizer.json", post_processor=processor | {"special_tokens": special})
+
+
+@kind
+def special_token_of_half_a_pair(folder):
+    change_json(folder / "tokenizer_config.json", eos_token="\ud800")
+
+
+@kind
+def added_token_of_half_a_pair(folder):
+    tokens = {"95": {"content": "\udfff"}}
+    change_json(folder / "tokenizer_config.json", added_tokens_decoder=tokens)
 
 
 @kind

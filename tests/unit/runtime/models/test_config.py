@@ -127,11 +127,43 @@ def test_there_may_be_several_stop_tokens(ids, expected):
         ({"partial_rotary_factor": 0.4}, ("partial_rotary_factor", "3 of", "pairs")),
         ({"rope_parameters": {"rope_type": "yarn"}}, ("rope_type", "yarn", "'llama3'")),
         ({"rope_parameters": {"rope_type": "linear"}}, ("factor", "missing")),
-        ({"rope_scaling": {"type": "dynamic"}}, ("rope_type", "dynamic")),
         ({"hidden_act": "gelu"}, ("hidden_act", "gelu", "silu")),
         ({"mlp_bias": True}, ("mlp_bias", "True")),
         ({"use_sliding_window": True}, ("use_sliding_window", "True")),
-        ({"quantization_config": {"quant_method": "awq"}}, ("quantization_config", "awq")),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            ("quantization_config", "awq", "set weights: int8"),
+        ),
+        ({"architectures": "Glm4ForCausalLM"}, ("architectures: 'Glm4ForCausalLM'",)),
+        ({"architectures": ["x" * 9999]}, ("architectures", "xxx")),
+        ({"tie_word_embeddings": "false"}, ("tie_word_embeddings", "true or false")),
+        ({"attention_bias": "no"}, ("attention_bias", "true or false")),
+        ({"rope_theta": 10**350}, ("rope_theta", "float")),
+        ({"rms_norm_eps": 10**350}, ("rms_norm_eps", "float")),
+        ({"rope_scaling": {"type": "linear", "factor": 10**350}}, ("factor", "float")),
+        ({"rope_scaling": {"type": "dynamic"}}, ("type: 'dynamic'",)),
+        (
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 8,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 1.0,
+                }
+            },
+            ("high_freq_factor: 1.0", "4.0"),
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+            ("rope_parameters", "rotates all layers alike"),
+        ),
+        ({"partial_rotary_factor": 3.0}, ("partial_rotary_factor: 3.0", "only 8 values")),
+        ({"head_dim": 3}, ("head_dim: 3", "1 of a head's 3 values")),
+        ({"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 1}, ("vocab_size", "a matrix would")),
+        (
+            {"num_attention_heads": 2**30, "num_key_value_heads": 1, "head_dim": 2**20},
+            ("num_attention_heads", "a matrix would"),
+        ),
     ],
 )
 def test_an_unsupported_value_is_named(changes, words):
@@ -141,6 +173,30 @@ def test_an_unsupported_value_is_named(changes, words):
     with pytest.raises(ModelError) as caught:
         read(**changes)
     assert all(word in str(caught.value) for word in ("config.json", *words)), str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_vision_model_may_say_above_its_text_that_it_is_quantized():
+    """
+    transformers writes it there.
+    """
+    text = make_config_document(head_dim=128, hidden_size=512)
+    document = {"architectures": ["Glm4vForConditionalGeneration"], "text_config": text}
+    text["rope_scaling"] = {"mrope_section": [16, 24, 24]}
+    DecoderConfig.from_json(document, "config.json")  # negative control
+    with pytest.raises(ModelError, match="quantization_config"):
+        DecoderConfig.from_json(
+            document | {"quantization_config": {"quant_method": "fp8"}}, "config.json"
+        )
+
+
+@pytest.mark.parametrize("section", [[-8, 12, -2], "abc", [1.0, 1.0], [10**12, 2]])
+def test_a_section_of_mrope_is_a_list_of_whole_numbers(section):
+    """
+    That their sum is right is not enough.
+    """
+    with pytest.raises(ModelError, match="mrope_section"):
+        read_as("Glm4vForConditionalGeneration", rope_scaling={"mrope_section": section})
 
 
 def test_a_llama_with_a_bias_is_refused():

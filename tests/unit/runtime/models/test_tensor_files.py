@@ -48,6 +48,17 @@ def test_the_index_lists_the_files_of_a_sharded_model(tmp_path):
     assert {name: stored.path.name for name, stored in find_tensors(tmp_path).items()} == names
 
 
+def test_of_a_tensor_in_two_files_the_index_names_one(tmp_path):
+    """
+    As transformers reads it.
+    """
+    for file in ("1", "2"):
+        save_file(TENSORS, tmp_path / f"{file}.safetensors")
+    names = {"a": "2.safetensors", "b": "1.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert {name: stored.path.name for name, stored in find_tensors(tmp_path).items()} == names
+
+
 def test_unsupported_types_are_listed(tmp_path):
     """
     A file may have tensors that we do not load; only the type is read.
