@@ -7,14 +7,18 @@ setting the wall clock does not move, and with a reboot.
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import NamedTuple
 
 from deploy.host.journal import Journal
-from deploy.host.protocol import ErrorKind, HostError, LeaseStatus
+from deploy.host.protocol import TTL_MAX_S, ErrorKind, HostError, LeaseStatus
 from deploy.host.replay import Replayed
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System
+
+NUMBER_MAX = 2**53  # of what the protocol carries
+_DAMAGED = (errno.EISDIR, errno.ELOOP, errno.EIO)  # what keeps a file from being read for good
 
 
 class Lease(NamedTuple):
@@ -38,10 +42,14 @@ class Lease(NamedTuple):
     def left_s(self, steady_s: float, boot_id: str) -> float:
         """
         Return the seconds until it ends; 0 after that.
+
+        A lease of longer than any that is granted is damaged: it would keep the host from going
+        back by itself for ever.
         """
-        if self.owner is None or boot_id != self.boot_id:
+        left_s = self.expires_steady_s - steady_s
+        if self.owner is None or boot_id != self.boot_id or left_s > TTL_MAX_S:
             return 0.0
-        return max(0.0, self.expires_steady_s - steady_s)
+        return max(0.0, left_s)
 
 
 def parse_lease(text: str | bytes) -> Lease | None:
@@ -53,9 +61,18 @@ def parse_lease(text: str | bytes) -> Lease | None:
         lease = Lease(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
-    is_whole = isinstance(lease.fence, int) and isinstance(lease.owner, (str, type(None)))
-    is_whole = is_whole and isinstance(lease.epoch, int)
-    return lease if is_whole and isinstance(lease.expires_steady_s, (int, float)) else None
+    return lease if _is_lease(lease) else None
+
+
+def _is_lease(lease: Lease) -> bool:
+    numbers = (lease.fence, lease.epoch)
+    times = (lease.expires_at, lease.expires_steady_s)
+    return (
+        all(type(number) is int and 0 <= number <= NUMBER_MAX for number in numbers)
+        and all(text is None or isinstance(text, str) for text in (lease.owner, lease.release))
+        and isinstance(lease.boot_id, str)
+        and all(type(time) in (int, float) and abs(time) <= NUMBER_MAX for time in times)
+    )
 
 
 class Leases:
@@ -204,6 +221,10 @@ class Leases:
             return parse_lease(self._path.read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno in _DAMAGED:  # as a damaged one: the host must be able to go back
+                return None
+            raise
 
     def _write(
         self, fence: int, owner: str | None, release: str | None, ttl_s: float, epoch: int

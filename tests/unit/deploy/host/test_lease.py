@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -122,6 +123,39 @@ def test_numbers_grow_also_when_the_lease_file_is_lost(host):
 
     host.layout.lease.write_text("{torn")
     assert host.lease() > fence + 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fence": -1},
+        {"fence": 10**30},
+        {"fence": True},
+        {"epoch": -1},
+        {"epoch": "1"},
+        {"owner": 5},
+        {"release": 1e308},
+        {"release": []},
+        {"boot_id": None},
+        {"expires_steady_s": float("inf")},
+        {"expires_steady_s": float("nan")},
+        {"expires_steady_s": 1e308},
+        {"expires_steady_s": 10**400},
+        {"expires_at": "soon"},
+    ],
+    ids=str,
+)
+def test_a_damaged_lease_is_none(host, changes):
+    """
+    Every verb answers, and numbers go on growing.
+    """
+    fence = host.lease()
+    lease = json.loads(host.layout.lease.read_text())
+    host.layout.lease.write_text(json.dumps(lease))
+    assert host.status().lease  # negative control
+    host.layout.lease.write_text(json.dumps(lease | changes))
+    assert host.status().lease is None
+    assert host.lease(owner="bob@desk:2") == fence + 1
 
 
 def test_an_owner_may_take_the_lease_again_for_the_same_release(host):

@@ -763,6 +763,33 @@ def test_a_directory_where_the_end_is_written_stops_no_way_back(host):
     assert_back(host)
 
 
+@pytest.mark.parametrize("ends_s", [1e308, float("inf"), 10_000_000.0])
+def test_a_damaged_lease_keeps_no_host(host, ends_s):
+    """
+    One that would never end.
+    """
+    armed(host)
+    lease = json.loads(host.layout.lease.read_text())
+    host.layout.lease.write_text(json.dumps(lease | {"expires_steady_s": ends_s}))
+    check(host.system)
+    assert_back(host)
+
+
+@pytest.mark.parametrize("damage", ["directory", "loop"])
+def test_a_lease_that_cannot_be_read_keeps_no_host(host, damage):
+    """
+    Whatever stands in its place.
+    """
+    armed(host)
+    host.layout.lease.unlink()
+    if damage == "directory":
+        host.layout.lease.mkdir()
+    else:
+        host.layout.lease.symlink_to(host.layout.lease.name)
+    check(host.system)
+    assert_back(host)
+
+
 # -- boot
 
 
