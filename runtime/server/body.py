@@ -186,7 +186,9 @@ async def parse(body: bytearray, kind: type[Model]) -> Model:
         )
     except UnicodeDecodeError:
         raise Failed(Refusal(400, "invalid_json", "the body is not UTF-8")) from None
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise Failed(Refusal(400, "invalid_json", "the body is nested too deeply")) from None
+    except ValueError:
         raise Failed(Refusal(400, "invalid_json", "the body is not JSON")) from None
     await asyncio.sleep(0)
     if not isinstance(document, dict):

@@ -76,3 +76,13 @@ def test_the_loop_goes_on_while_a_body_is_read(monkeypatch, text):
 
     assert asyncio.run(read()).prompt == text
     assert turns > len(raw) >> 14
+
+
+def test_a_body_that_is_nested_too_deeply_is_called_so():
+    """
+    It is JSON.
+    """
+    text = '{"prompt": ' + "[" * 2000 + "]" * 2000 + "}"
+    with pytest.raises(Failed) as caught:
+        asyncio.run(body.parse(bytearray(text.encode()), GenerateBody))
+    assert "nested too deeply" in str(caught.value)
