@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     try:
         settings = load_settings(os.environ, port=args.port)
+        notifier = Notifier.from_env(os.environ)
         config = settings.config
         logging.getLogger().setLevel(config.log_level.upper())
         child = (
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with without_collections():
         from runtime.server.process import serve
 
-    return asyncio.run(serve(settings, child, Notifier.from_env(os.environ)))
+    return asyncio.run(serve(settings, child, notifier))
 
 
 def _vllm_model(settings: Settings) -> VllmModel:

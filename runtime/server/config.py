@@ -40,6 +40,8 @@ from runtime.server.admission import AdmissionLimits
 from runtime.server.config_yaml import read_config_file
 
 Model = TypeVar("Model", bound=BaseModel)
+SLOTS = ("blue", "green")
+MAX_PORT = 65535
 MAX_SHOWN = 80  # characters of a wrong value
 
 # Both are sent in a header and a metric label.
@@ -161,6 +163,15 @@ def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:
         ConfigError: A variable, file or key is missing or wrong; names which.
     """
     slot = _variable(env, ENV_SLOT)
+    if slot not in SLOTS:
+        raise ConfigError(
+            f"environment: {ENV_SLOT}={slot[:MAX_SHOWN]}",
+            why=f"the slots are {' and '.join(SLOTS)}",
+            fix=f"start it as slipway-runtime@SLOT.service, or set {ENV_SLOT}",
+        )
+    if port is not None and not 0 <= port <= MAX_PORT:
+        why = f"a port is a number from 1 to {MAX_PORT}; 0 is any that is free"
+        raise ConfigError(f"--port {port}: not a port", why=why, fix="say it as --port 8000")
     socket = None if port is not None else Path(_variable(env, ENV_SOCKET))
     release_dir = Path(env.get(ENV_RELEASE_DIR) or ".")
     return Settings(
@@ -201,10 +212,16 @@ def _api_tokens(env: Mapping[str, str]) -> tuple[SecretStr, ...]:
 
     Raises:
         ConfigError: There are fewer or more than the unit says: without its secrets the runtime
-            would serve everybody.
+            would serve everybody.  Or they are not UTF-8.
     """
     texts = (token.strip() for token in env.get(ENV_API_TOKENS, "").split(","))
     tokens = tuple(SecretStr(token) for token in texts if token)
+    if any("\udc80" <= character <= "\udcff" for character in env.get(ENV_API_TOKENS, "")):
+        raise ConfigError(
+            f"environment: {ENV_API_TOKENS} is not UTF-8",
+            why="one of its bytes begins no character",
+            fix="correct the secret, then inv provision",
+        )
     count = env.get(ENV_API_TOKENS_COUNT)
     if count is not None and count != str(len(tokens)):
         raise ConfigError(

@@ -5,9 +5,11 @@ Without NOTIFY_SOCKET every call is a no-op, so the runtime also runs by hand.
 """
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 
+from runtime.contract.errors import ConfigError
 from runtime.contract.visible_text import visible
 
 _STATUS_LIMIT = 800  # characters; systemd ignores a message of more than 4,096 bytes
@@ -33,11 +35,20 @@ class Notifier:
     def from_env(cls, env: Mapping[str, str]) -> "Notifier":
         """
         Read systemd's variables; WATCHDOG_PID may name another process.
+
+        Raises:
+            ConfigError: WATCHDOG_USEC is no number of microseconds.
         """
         watchdog_s = None
         if env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-            usec = int(env.get("WATCHDOG_USEC", "0"))
-            watchdog_s = usec / 1e6 if usec > 0 else None
+            usec = env.get("WATCHDOG_USEC") or "0"
+            if not re.fullmatch("[0-9]{1,18}", usec):
+                raise ConfigError(
+                    f"environment: WATCHDOG_USEC={usec[:80]}",
+                    why="should be a number of microseconds, as systemd sets it",
+                    fix="unset it, or start slipway-runtime@SLOT.service",
+                )
+            watchdog_s = int(usec) / 1e6 or None
         return cls(env.get("NOTIFY_SOCKET"), watchdog_s)
 
     def status(self, text: str) -> None:

@@ -172,6 +172,32 @@ def test_a_missing_variable_is_named(write, name):
         load_settings(write(**{name: None}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLIPWAY_SLOT", "\x1b[2J"),
+        ("SLIPWAY_SLOT", "../blue"),
+        ("SLIPWAY_API_TOKENS", "one,\udcff"),
+    ],
+)
+def test_a_wrong_variable_is_named(write, name, value):
+    """
+    Its value would become a header, or could not be compared.
+    """
+    with pytest.raises(ConfigError, match=f"environment: {name}"):
+        load_settings(write(**{name: value}))
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 10**30])
+def test_a_port_is_checked_before_anything_starts(write, port):
+    """
+    The system's own error is an OverflowError.
+    """
+    assert load_settings(write(), port=65535).port == 65535
+    with pytest.raises(ConfigError, match="not a port"):
+        load_settings(write(), port=port)
+
+
 def test_a_missing_file_is_named(write, tmp_path):
     """
     The error of a release without config.yml has its path.

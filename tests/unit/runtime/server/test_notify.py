@@ -81,6 +81,16 @@ def test_heartbeats_are_rate_limited_and_never_invented(manager):
     assert received(manager) == ["WATCHDOG=1"] * 5
 
 
+@pytest.mark.parametrize("usec", ["abc", "-5", "1e6", "\u0663", "9" * 5000])
+def test_a_watchdog_of_no_number_is_named(usec):
+    """
+    Before the engine is started.
+    """
+    assert Notifier.from_env({"WATCHDOG_USEC": ""}).watchdog_s is None
+    with pytest.raises(ConfigError, match="WATCHDOG_USEC"):
+        Notifier.from_env({"WATCHDOG_USEC": usec})
+
+
 def test_without_a_watchdog_nothing_is_fed(manager):
     """
     A unit without WatchdogSec gets no message.
