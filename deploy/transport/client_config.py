@@ -18,6 +18,8 @@ from deploy.inventory.names import parse_address
 from deploy.inventory.schema import Fleet, Hop, Host
 
 _CONFIG = Path("~/.ssh/config")
+# Wider than the fleet file's: directories have users such as ann@example.com and CORP\ann.
+_USER = re.compile(r"[^-\s\"'][^\s\"']{0,127}")
 _TIMEOUT_S = 30.0
 _HOPS_MAX = 8
 _AT_ONCE = 8
@@ -109,6 +111,9 @@ def _hop(name: str, settings: Mapping[str, Sequence[str]]) -> Hop:
         parse_address(address)
     except ValueError as error:
         raise _refused(name, "HostName", f"{address} {error}") from None
+    user = _first(settings, "user")
+    if not _USER.fullmatch(user) or not user.isprintable():
+        raise _refused(name, "User", f"{visible(user, limit=80)!r} is not the name of a user")
     wanted = [_identity(name, path, settings) for path in settings.get("identityfile", ())]
     keys = tuple(path for path in wanted if path.exists())
     only_keys = _first(settings, "identitiesonly") == "yes"
@@ -119,7 +124,7 @@ def _hop(name: str, settings: Mapping[str, Sequence[str]]) -> Hop:
     known = tuple(Path(path).expanduser() for path in files.split() if path != "none")
     alias = _first(settings, "hostkeyalias")
     return Hop(
-        user=_first(settings, "user"),
+        user=user,
         address=address,
         port=port,
         keys=keys,
@@ -186,8 +191,9 @@ def _settings(name: str, user: str | None, alias: str, port: int | None) -> dict
     except subprocess.TimeoutExpired:
         raise _refused(name, "ssh -G", f"no end within {_TIMEOUT_S:.0f} s (Match exec?)") from None
     if done.returncode != 0:
-        last = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise _refused(name, "ssh -G", visible(last[-1]))
+        # The first line names line and keyword of the file; the last one only counts.
+        first = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise _refused(name, "ssh -G", visible(first[0]))
     settings: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         keyword, _, value = line.partition(" ")

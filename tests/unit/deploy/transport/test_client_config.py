@@ -41,6 +41,12 @@ def test_the_tokens_of_an_identity_file_are_expanded(route, tmp_path):
     (["RevokedHostKeys ~/.ssh/revoked"], "RevokedHostKeys"),
     (["ProxyCommand nc %h %p"], "ProxyCommand"),
     (["IdentityAgent /tmp/other"], "IdentityAgent"),
+    (['User "a b"'], "User"),
+    (['User "a\x1b[2J"'], "User"),
+    (["User -oProxyCommand=x"], "User"),
+    ([f"User {'a' * 5000}"], "User"),
+    (["HostName -oProxyCommand=x"], "HostName"),
+    (["Host gpu", "ProxyJump b", "Host b", "ProxyJump gpu"], "ProxyJump"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(route, lines, what):
     """
@@ -50,6 +56,22 @@ def test_what_cannot_be_done_is_refused_by_name(route, lines, what):
         route(*lines)
     assert what in caught.value.what
     assert "ssh.client_config: false" in caught.value.fix
+
+
+@pytest.mark.parametrize("user", ["ann", "ann@example.com", "CORP\\\\ann", "münchen"])
+def test_the_users_of_directories_are_users(route, user):
+    """
+    The fleet file's own rule is narrower.
+    """
+    assert route(f"User {user}")[-1].user == user.replace("\\\\", "\\")
+
+
+def test_the_line_that_ssh_refuses_is_named(route):
+    """
+    Its last line only says how many there are.
+    """
+    with pytest.raises(InventoryError, match="line 2: Bad configuration option: foo"):
+        route("User x", "Foo bar")
 
 
 def test_revoked_keys_and_only_named_keys_may_be_off(route):
