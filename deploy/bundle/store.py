@@ -143,13 +143,20 @@ class BundleStore:
         Return all bundles, newest first.
 
         Raises:
-            BundleTampered: One of them is not what its name says.
+            BundleTampered: One of them is not what its name says, or the store can't be read.
         """
-        if not self._bundles.is_dir():
-            return ()
-        # An entry with another name is no bundle, and its name is not ours to print.
-        directories = [path for path in self._bundles.iterdir() if _DIGEST.fullmatch(path.name)]
-        directories.sort(key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
+        try:
+            if not self._bundles.is_dir():
+                return ()
+            # An entry with another name is no bundle, and its name is not ours to print.
+            directories = [path for path in self._bundles.iterdir() if _DIGEST.fullmatch(path.name)]
+            directories.sort(key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
+        except OSError as error:
+            raise BundleTampered(
+                f"{self._bundles}: the bundles cannot be read",
+                why=error.strerror or str(error),
+                fix=f"give the user who runs this command read permission on {self._bundles}",
+            ) from error
         return tuple(self._open(path) for path in directories)
 
     def newest(self, fleet: str) -> Bundle:
@@ -251,11 +258,17 @@ def _read_manifest(directory: Path) -> bytes:
 
 
 def _holds(directory: Path, manifest: bytes, archive: bytes) -> bool:
-    try:
-        stored = (directory / MANIFEST).read_bytes(), (directory / ARCHIVE).read_bytes()
-    except FileNotFoundError:
-        return False
-    return stored == (manifest, archive)
+    """
+    Return whether *directory* has these files; one that can't be read counts as damaged.
+    """
+    for name, data in ((MANIFEST, manifest), (ARCHIVE, archive)):
+        path = directory / name
+        try:
+            if not path.is_file() or path.read_bytes() != data:  # a pipe would be waited for
+                return False
+        except OSError:
+            return False
+    return True
 
 
 def _take(descriptor: int, draft: Path) -> tuple[str, int]:

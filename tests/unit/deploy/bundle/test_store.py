@@ -169,6 +169,31 @@ def test_building_again_repairs_a_damaged_bundle(workshop):
     assert bundle.blob(weights.sha256).samefile(workshop.model / "model.safetensors")
 
 
+@pytest.mark.parametrize("damage", [os.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_building_again_replaces_what_is_no_file(workshop, damage):
+    """
+    A pipe would be waited for.
+    """
+    bundle = workshop.build()
+    bundle.archive_path.unlink()
+    damage(bundle.archive_path)
+    assert workshop.build().archive_path.is_file()
+
+
+def test_a_store_that_cannot_be_read_is_named(workshop, monkeypatch):
+    """
+    With an error that a rollback goes on after: it needs no store.
+    """
+    workshop.build()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(workshop.root), "iterdir", refuse)
+    with pytest.raises(BundleTampered, match="Permission denied"):
+        workshop.store.versions(FLEET)
+
+
 def test_a_bundle_is_stored_atomically(workshop, monkeypatch):
     """
     A full disk leaves no partial bundle.
