@@ -228,7 +228,8 @@ class Detokenizer:
         Return the end of the tokens whose text no later one changes, and their part of *text*.
         """
         last = len(self._tokens) - UNFINISHED_TOKENS
-        for end in range(last, last - UNFINISHED_TOKENS, -1):
+        # A character of four tokens has three ends within it: the fourth is outside.
+        for end in range(last, last - UNFINISHED_TOKENS - 1, -1):
             settled = self._codec.decode(self._tokens[self._context : end])
             if text.startswith(settled):  # it does not end within a character
                 return end, settled

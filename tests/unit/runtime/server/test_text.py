@@ -94,6 +94,19 @@ def test_the_deltas_together_are_the_text(codec, data, text):
     assert not any(piece.endswith("\ufffd") for piece in pieces)
 
 
+@pytest.mark.parametrize("text", ["\x80\U00010000\u0800", "a\U00010000\U00010000\U00010000"])
+@pytest.mark.parametrize("first", range(9))
+def test_a_character_that_ends_where_much_is_pending_is_whole(codec, text, first):
+    """
+    Two characters of many tokens, with an unfinished one behind, in every division.
+    """
+    tokens = codec.encode(text)
+    for second in range(len(tokens) - first + 1):
+        detokenizer = Detokenizer(codec)
+        pieces = [detokenizer.add(chunk) for chunk in chunks(tokens, [first, second])]
+        assert "".join(pieces) + detokenizer.add((), is_last=True) == text
+
+
 def test_marks_are_kept_though_they_are_special_tokens(codec):
     """
     And no other special token, nor these without being asked for.
