@@ -35,6 +35,7 @@ BY_CODE = {
 BY_WORDS = re.compile(
     r"""
       only\ with\ (stream:\ true|logprobs:\ true|tools)$
+    | max_tokens:\ 0\ only\ with\ echo:\ true;
     | not\ with\ (echo|response_format|min_tokens|ignore_eos|stop_token_ids)
     | names\ none\ of\ the\ tools | two\ tools\ have\ the\ same\ name
     | not\ beside\ a\ tool_choice\ that\ requires\ calls
