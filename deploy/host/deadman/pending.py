@@ -13,7 +13,15 @@ from deploy.host.files import remove, sync_directory
 from deploy.host.journal import Journal
 from deploy.host.layout import SLOTS
 from deploy.host.lease import Leases
-from deploy.host.protocol import ErrorKind, HostError, Pending, WentBack
+from deploy.host.protocol import (
+    DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
+    ErrorKind,
+    HostError,
+    Pending,
+    WentBack,
+)
 from deploy.host.records import Event, Result, from_line
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
@@ -21,7 +29,8 @@ from deploy.host.trusted_files import open_plain
 
 STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
 GO_BACK = "deadman.go_back"  # step of the journal: the host went back by itself
-_ARM, _ENDS = "deadman.arm", ("deadman.confirm", "deadman.disarm", GO_BACK)
+_ARM = DeadmanArm.VERB
+_ENDS = (DeadmanConfirm.VERB, DeadmanDisarm.VERB, GO_BACK)
 _ASIDE = ".damaged"  # after the name of a file that was put aside
 _SIZE_MAX = 1 << 16
 _WHY_LOST = "the host went back by itself; the reason could not be written"
