@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from deploy.cli.test_programs import provide_test_programs
 from deploy.errors import UsageError
 
 _ROOT = Path(__file__).parents[2]
 _MOST_WORKERS = 8
+# Not in the checkout: the tests' sshd runs where the home of root is another one.
+_TEST_PROGRAMS = Path("/var/cache/slipway-tests")
 _REFUSED = 2  # of argparse, which has said which flag
 
 
@@ -19,11 +22,14 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
     """
     Run the linter, the types and the tests; return the status of the first that fails, or 0.
 
+    As root it installs what the tests run, see `provide_test_programs`.
+
     Args:
         is_unit: Leave out the simulation and the tests on lab hosts.
         arguments: More arguments for pytest, separated by spaces.
     """
     folder = _ROOT / ".venv" / "bin"
+    environment = os.environ | provide_test_programs(_TEST_PROGRAMS, progress)
     for argv in (
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
@@ -35,7 +41,9 @@ def run_checks(*, is_unit: bool, arguments: str, progress: Callable[[str], None]
         if argv[0] != "pytest":
             command = [str(folder / argv[0]), *argv[1:]]
         # Tests make files of hosts, so they get the usual umask and not our private one.
-        status = subprocess.run(command, cwd=_ROOT, umask=0o022, check=False).returncode
+        status = subprocess.run(
+            command, cwd=_ROOT, umask=0o022, env=environment, check=False
+        ).returncode
         if status:
             return status
     return 0

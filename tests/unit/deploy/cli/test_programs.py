@@ -1,0 +1,89 @@
+"""
+What `inv test` brings to the machine before it runs pytest; apt is played by scripts.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import test_programs as programs
+
+# Notes its words; `download` leaves a package, which the next script unpacks.
+APT = """#!/bin/sh
+echo "apt-get $*" >>{log}
+case "$1" in
+    {fails}) echo 'E: no route' >&2; exit 100;;
+    download) touch openssh-server_1_amd64.deb;;
+    install) printf '#!/bin/sh\n' >{folder}/haproxy; chmod 755 {folder}/haproxy;;
+esac
+"""
+DPKG = """#!/bin/sh
+mkdir -p $3/usr/lib/x86_64-linux-gnu $3/usr/sbin
+touch $3/usr/lib/x86_64-linux-gnu/libwrap.so.0
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """
+    Return a function that makes a machine of root with apt, whose command *fails* fails.
+    """
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("sh", "touch", "mkdir", "chmod"):
+        (folder / program).symlink_to(f"/bin/{program}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(programs, "_path", lambda: str(folder))
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("SLIPWAY_SSHD", raising=False)
+
+    def make(fails="none"):
+        log = tmp_path / "log"
+        for name, text in (("apt-get", APT), ("dpkg-deb", DPKG)):
+            script = folder / name
+            script.write_text(text.format(log=log, fails=fails, folder=folder))
+            script.chmod(0o755)
+        return log
+
+    return make
+
+
+def provide(tmp_path, said):
+    return programs.provide_test_programs(tmp_path / "programs", said.append)
+
+
+def test_haproxy_is_installed_and_sshd_unpacked(machine, tmp_path):
+    """
+    Once: a second run has both.  sshd is never installed, which would start it.
+    """
+    log, said = machine(), []
+    wrapper = str(tmp_path / "programs" / "sshd")
+    assert provide(tmp_path, said) == {"SLIPWAY_SSHD": wrapper}
+    assert log.read_text().splitlines() == [
+        "apt-get update",
+        "apt-get install --yes --no-install-recommends haproxy",
+        "apt-get download openssh-server libwrap0",
+    ]
+    assert "root/usr/sbin/sshd" in Path(wrapper).read_text()
+    assert os.access(wrapper, os.X_OK)
+    assert len(said) == 2
+    assert provide(tmp_path, said) == {"SLIPWAY_SSHD": wrapper}
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_without_the_package_index_the_tests_run_all_the_same(machine, tmp_path):
+    """
+    Those that need the programs are skipped.
+    """
+    machine(fails="update | download")
+    said = []
+    assert provide(tmp_path, said) == {}
+    assert "apt-get update failed, tests that need it are skipped: ['E: no route']" in said
+
+
+def test_an_ordinary_user_installs_nothing(machine, tmp_path, monkeypatch):
+    log = machine()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert provide(tmp_path, []) == {}
+    assert not log.exists()
