@@ -47,12 +47,11 @@ PROPERTIES = (
     "SystemCallFilter=~@privileged @resources",
     "SystemCallFilter=sched_setaffinity",
     "SystemCallErrorNumber=EPERM",
-    # Network, and sockets of the host: only socketpair(2) makes any.  io_uring would do it without
-    # a system call of its own.
+    # Network, and sockets of the host: nothing reaches any.  io_uring would do it without a system
+    # call of its own.
     "PrivateNetwork=yes",
     "IPAddressDeny=any",
     "RestrictAddressFamilies=AF_UNIX",
-    "SystemCallFilter=~socket connect bind listen",
     "SystemCallFilter=~io_uring_setup io_uring_enter io_uring_register",
     "PrivateIPC=yes",
     "RemoveIPC=yes",
@@ -74,9 +73,21 @@ PROPERTIES = (
     f"TemporaryFileSystem={paths.OPT}:ro /run:ro /dev/shm",
     f"BindReadOnlyPaths=-{paths.PYTHONS}",
 )
-# In place of PrivateDevices: the GPUs and the usual ones, as a slot with a GPU sees them.
-_GPUS = ("DevicePolicy=closed", "DeviceAllow=char-nvidia* rw", "MemoryMax=16G")
-_WITHOUT_GPUS = ("PrivateDevices=yes", "DevicePolicy=closed", "MemoryMax=4G")
+_GPUS = (
+    # In place of PrivateDevices: the GPUs and the usual ones, as a slot with a GPU sees them.
+    "DevicePolicy=closed",
+    "DeviceAllow=char-nvidia* rw",
+    "MemoryMax=16G",
+    # libcuda listens on an abstract socket of its network namespace (@cuda-uvmfd-...), and does not
+    # start where it cannot: error 304.  It connects to none and sends nothing.
+    "SystemCallFilter=~connect sendto sendmsg sendmmsg",
+)
+_WITHOUT_GPUS = (
+    "PrivateDevices=yes",
+    "DevicePolicy=closed",
+    "MemoryMax=4G",
+    "SystemCallFilter=~socket connect bind listen",  # only socketpair(2) makes any
+)
 ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - its own, which ends with it
     "LC_ALL": "C",
