@@ -90,6 +90,7 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         packages=packages.result(),
         units=units.result(),
         gpus=_gpus(system),
+        gpu_count=len(_gpu_folders(system)),
         gpu_modules=_gpu_modules(system),
         nvswitch=any(_at(system, "/proc/driver/nvidia-nvswitch/devices").glob("*")),
         gpu=_gpu(system) if query.gpu else None,
@@ -255,11 +256,15 @@ def _pythons(system: System) -> tuple[str, ...]:
 def _gpus(system: System) -> tuple[str, ...]:
     # Not nvidia-smi: it may hang on a broken driver.
     models = set()
-    for path in _at(system, "/proc/driver/nvidia/gpus").glob("*/information"):
-        model = (_first_line(path) or "").partition("Model:")[2].strip()
+    for folder in _gpu_folders(system):
+        model = (_first_line(folder / "information") or "").partition("Model:")[2].strip()
         if model:
             models.add(model)
     return tuple(sorted(models))
+
+
+def _gpu_folders(system: System) -> tuple[Path, ...]:
+    return tuple(_at(system, "/proc/driver/nvidia/gpus").glob("*"))
 
 
 def _gpu_modules(system: System) -> str | None:

@@ -16,6 +16,8 @@ _FIELDS = (
     "pci.bus_id",
     "persistence_mode",
     "power.limit",
+    "power.min_limit",
+    "power.max_limit",
     "ecc.mode.current",
     "ecc.mode.pending",
     "mig.mode.current",
@@ -58,11 +60,14 @@ def _query(fields: str) -> list[str]:
 
 
 def _gpu(row: list[str]) -> GpuState:
-    bus, persistence, power, ecc, next_ecc, mig, next_mig = (cell.strip() for cell in row)
+    bus, persistence, *watts, ecc, next_ecc, mig, next_mig = (cell.strip() for cell in row)
+    power_w, power_min_w, power_max_w = map(_number, watts)
     return GpuState(
         bus=bus,
         persistence=_SWITCH.get(persistence),
-        power_w=_number(power),
+        power_w=power_w,
+        power_min_w=power_min_w,
+        power_max_w=power_max_w,
         ecc=_SWITCH.get(ecc),
         next_ecc=_SWITCH.get(next_ecc),
         mig=_SWITCH.get(mig),

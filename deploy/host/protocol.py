@@ -1475,6 +1475,7 @@ class GpuState:
 
     Attributes:
         power_w: Power limit in watts.
+        power_min_w, power_max_w: What it may be set to.
         ecc, mig: In force.
         next_ecc, next_mig: From the next reset or reboot on.
     """
@@ -1482,6 +1483,8 @@ class GpuState:
     bus: str
     persistence: Optional[bool]
     power_w: Optional[float]
+    power_min_w: Optional[float]
+    power_max_w: Optional[float]
     ecc: Optional[bool]
     next_ecc: Optional[bool]
     mig: Optional[bool]
@@ -1578,6 +1581,7 @@ class Facts:
         pending: What the host takes back by itself unless it is confirmed.
         reboot_reasons: Why it has to be rebooted; empty: it has not.
         gpus: Models of the GPUs that the loaded driver has.
+        gpu_count: How many it has.
         gpu_modules: Flavour of its kernel modules, "open" or "proprietary"; None: not known.
         nvswitch: The host has NVSwitches.
         gpu: None: it was not asked for.
@@ -1605,6 +1609,7 @@ class Facts:
     pending: Optional[Pending] = None
     reboot_reasons: tuple[RebootReason, ...] = ()
     gpus: tuple[str, ...] = ()
+    gpu_count: int = 0
     gpu_modules: Optional[str] = None
     nvswitch: bool = False
     gpu: Optional[GpuHost] = None

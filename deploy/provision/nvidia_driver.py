@@ -8,15 +8,18 @@ allow is refused before it is changed.
 from deploy.provision.driver.gpu_state import UNIT_FILE, GpuUnit, unit_text
 from deploy.provision.driver.plan import DriverWish
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
-from deploy.provision.requirements import AnyRequirement, Driver
+from deploy.provision.requirements import AnyRequirement, Driver, GpusPresent
 from deploy.provision.resources import AnyResource, File
 from deploy.provision.spec import HostSpec
 
 
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
-    if spec.row.driver_min is None or spec.driver.version is not None:
+    if spec.row.driver_min is None:
         return []
-    return [Driver(row=spec.row.name, minimum=spec.row.driver_min)]
+    gpus = GpusPresent(count=spec.service.options.gpus)
+    if spec.driver.version is not None:
+        return [gpus]
+    return [Driver(row=spec.row.name, minimum=spec.row.driver_min), gpus]
 
 
 def install(spec: HostSpec) -> list[AnyResource]:

@@ -239,6 +239,26 @@ class Driver(Requirement):
         )
 
 
+class GpusPresent(Requirement):
+    """
+    As many GPUs as a slot uses; a driver that is not loaded yet has none to count.
+    """
+
+    kind: Literal["gpus"] = "gpus"
+    count: int
+
+    def refusal(self, facts: Facts) -> HostRefusal | None:
+        if facts.driver is None or facts.gpu_count >= self.count:
+            return None
+        return HostRefusal(
+            error="PreconditionError",
+            why=f"GPUs of the loaded NVIDIA driver: {facts.gpu_count}; service.gpus is "
+            f"{self.count}",
+            fix="where one is missing, nvidia-smi and dmesg on the host; else set service.gpus to "
+            "what every host has",
+        )
+
+
 class NoReleaseRunning(Requirement):
     """
     Nobody else works on the host: HAProxy is not reloaded during a release, a second provisioning
@@ -404,6 +424,7 @@ AnyRequirement = Annotated[
     | PortFree
     | DiskSpace
     | Driver
+    | GpusPresent
     | NoReleaseRunning
     | NotForeign
     | Ipv6

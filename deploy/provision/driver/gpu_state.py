@@ -74,6 +74,22 @@ class GpuUnit(Resource):
                 why=f"masked for systemd, so it can never start: {UNIT}",
                 fix=f"on the host: systemctl unmask {UNIT}",
             )
+        if not self._is_asked or waits_for_driver(facts):
+            return None
+        gpus = gpu_of(facts).gpus  # empty: no driver is loaded yet, or `problem` names what fails
+        return (self._missing(facts) if gpus else None) or self._power_refusal(gpus)
+
+    def _power_refusal(self, gpus: tuple[GpuState, ...]) -> HostRefusal | None:
+        wanted = self.section.power_limit_w
+        for gpu in gpus:
+            least, most = gpu.power_min_w, gpu.power_max_w
+            if wanted is None or least is None or most is None or least <= wanted <= most:
+                continue
+            return HostRefusal(
+                error="PreconditionError",
+                why=f"gpu.power_limit_w is {wanted}; GPU {gpu.bus} takes {least:g} W to {most:g} W",
+                fix="set gpu.power_limit_w to what all GPUs of the fleet take",
+            )
         return None
 
     def difference(self, facts: Facts) -> Difference | None:
@@ -123,14 +139,9 @@ class GpuUnit(Resource):
         """
         if waits_for_driver(facts):
             return None
-        count = self._count_problem(facts)
-        if count is not None:
-            return HostRefusal(
-                error="PreconditionError",
-                why=count,
-                fix="dmesg and nvidia-smi on the host; a GPU that has fallen off the bus comes "
-                "back with a reboot at most; else set gpu.count",
-            )
+        missing = self._missing(facts)
+        if missing is not None:
+            return missing
         reboots = self.reboot_reasons(facts)
         if reboots and not self.settings_left(facts) and not facts.reboot_reasons:
             return HostRefusal(
@@ -140,6 +151,17 @@ class GpuUnit(Resource):
             )
         return None
 
+    def _missing(self, facts: Facts) -> HostRefusal | None:
+        count = self._count_problem(facts)
+        if count is None:
+            return None
+        return HostRefusal(
+            error="PreconditionError",
+            why=count,
+            fix="dmesg and nvidia-smi on the host; a GPU that has fallen off the bus comes "
+            "back with a reboot at most; else set gpu.count",
+        )
+
     def _count_problem(self, facts: Facts) -> str | None:
         if self.section.count is None:
             return None
@@ -147,7 +169,7 @@ class GpuUnit(Resource):
         if len(gpu.gpus) == self.section.count:
             return None
         reason = f": {gpu.smi_problem}" if gpu.smi_problem else ""
-        return f"nvidia-smi shows {len(gpu.gpus)} GPUs, gpu.count is {self.section.count}{reason}"
+        return f"GPUs of nvidia-smi: {len(gpu.gpus)}; gpu.count is {self.section.count}{reason}"
 
 
 def waits_for_driver(facts: Facts) -> bool:

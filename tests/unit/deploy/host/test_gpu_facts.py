@@ -259,11 +259,25 @@ def test_gpus_are_asked_for_where_a_driver_is_loaded(host, tmp_path):
     host.programs.outputs["nvidia-smi"] = ProgramResult(0, table, "")
     found = gpu(host)
     first, second = found.gpus
-    assert (first.bus, first.persistence, first.power_w) == ("00000000:1B:00.0", True, 700.0)
+    assert (first.bus, first.persistence) == ("00000000:1B:00.0", True)
+    assert (first.power_w, first.power_min_w, first.power_max_w) == (700.0, 200.0, 700.0)
     assert (first.ecc, first.mig) == (True, False)
     assert (second.persistence, second.ecc, second.mig) == (False, None, None)
+    assert (second.power_w, second.power_min_w) == (350.0, None)
     assert (found.smi_problem, found.open_module) == (None, False)
     assert found.loaded == ("nvidia", "nvidia_uvm")
+
+
+def test_the_models_and_the_number_of_gpus_come_from_the_driver(host, tmp_path):
+    """
+    Two of one model; the text is that of a host with driver 580.159.04.
+    """
+    assert (host.call(FactQuery()).gpus, host.call(FactQuery()).gpu_count) == ((), 0)
+    text = (RECORDED / "information-h100.txt").read_text()
+    for place in ("0000:00:06.0", "0000:00:07.0"):
+        write(tmp_path, f"proc/driver/nvidia/gpus/{place}/information", text)
+    facts = host.call(FactQuery())
+    assert (facts.gpus, facts.gpu_count) == (("NVIDIA H100 80GB HBM3",), 2)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +288,7 @@ def test_gpus_are_asked_for_where_a_driver_is_loaded(host, tmp_path):
          "exit status 18: Failed to initialize NVML"),
         (ProgramResult(0, "", ""), "another table"),
         (ProgramResult(0, "\x1b[31mhello\n", ""), "another table"),
-        (ProgramResult(0, "a, b, c, d, e, f, g, h\n", ""), "another table"),
+        (ProgramResult(0, "a, b, c, d, e, f, g\n", ""), "another table"),
     ],
 )  # fmt: skip
 def test_an_nvidia_smi_that_fails_is_a_reason_and_no_gpus(host, tmp_path, answer, problem):

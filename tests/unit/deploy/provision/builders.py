@@ -100,6 +100,7 @@ def make_facts(resource_set: ResourceSet, **changes) -> Facts:
         "codename": "bookworm",
         "has_apt": True,
         "driver": None,
+        "gpu_count": 8,
     }
     for resource in (*resource_set.placed, *resource_set.running):
         _fulfil(resource, values)

@@ -249,6 +249,19 @@ def test_a_converged_gpu_host_needs_its_driver():
 
 
 @pytest.mark.parametrize(
+    ("driver", "count", "is_refused"),
+    [("580.95.05", 2, False), ("580.95.05", 1, True), ("580.95.05", 0, True), (None, 0, False)],
+)
+def test_a_gpu_host_has_the_gpus_of_a_slot(driver, count, is_refused):
+    """
+    They are counted once the driver is loaded; without one, that is the refusal.
+    """
+    gpu = make_resources(row="torch-2.13-cu130", device="cuda", gpus=2)
+    refusal = refusal_of(gpu, make_facts(gpu, driver=driver, gpu_count=count))
+    assert (refusal is not None and "service.gpus is 2" in refusal.why) == is_refused
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"lease": LeaseStatus("ann", "r7", fence=3, left_s=12.3)},

@@ -105,6 +105,8 @@ def make_gpu_state(bus="00000000:1B:00.0", **changes):
     values = {
         "persistence": True,
         "power_w": 700.0,
+        "power_min_w": 200.0,
+        "power_max_w": 700.0,
         "ecc": True,
         "next_ecc": True,
         "mig": False,

@@ -80,10 +80,37 @@ def test_a_masked_unit_is_refused():
 def test_another_number_of_gpus_is_named_and_never_mended():
     unit = GpuUnit(section=GpuSection(count=2))
     facts = facts_of(make_gpu_state())
-    assert "1 GPUs, gpu.count is 2" in unit.difference(facts).change
+    assert "GPUs of nvidia-smi: 1; gpu.count is 2" in unit.difference(facts).change
     assert "gpu.count" in unit.problem(facts).fix
     two = facts_of(make_gpu_state(), make_gpu_state())
     assert (unit.difference(two), unit.problem(two)) == (None, None)
+
+
+def test_a_missing_gpu_is_refused_before_the_host_is_changed():
+    """
+    Where nvidia-smi shows none, the driver may be what this run installs.
+    """
+    unit = GpuUnit(section=GpuSection(count=2))
+    assert "gpu.count is 2" in unit.refusal(facts_of(make_gpu_state())).why
+    assert unit.refusal(facts_of()) is None
+    assert unit.refusal(facts_of(make_gpu_state(), make_gpu_state())) is None
+
+
+@pytest.mark.parametrize(
+    ("watts", "is_refused"), [(199, True), (200, False), (700, False), (701, True)]
+)
+def test_a_power_limit_that_the_gpu_does_not_take_is_refused(watts, is_refused):
+    """
+    The unit would fail with it, after all else was changed.
+    """
+    found = GpuUnit(section=GpuSection(power_limit_w=watts)).refusal(facts_of(make_gpu_state()))
+    assert (found is not None) == is_refused
+    if found:
+        assert found.why == (
+            f"gpu.power_limit_w is {watts}; GPU 00000000:1B:00.0 takes 200 W to 700 W"
+        )
+    unknown = facts_of(make_gpu_state(power_min_w=None, power_max_w=None))
+    assert GpuUnit(section=GpuSection(power_limit_w=watts)).refusal(unknown) is None
 
 
 def test_a_reboot_is_asked_for_once_nothing_else_is_left():
