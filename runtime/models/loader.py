@@ -125,9 +125,11 @@ def check_device(device: str) -> None:
         ModelError: torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
+        limit = os.environ.get("CUDA_VISIBLE_DEVICES")
+        named = "" if limit is None else f"; CUDA_VISIBLE_DEVICES is {limit!r}"
         raise ModelError(
             "device: cuda",
-            why="torch sees no GPU",
+            why=f"torch sees no GPU{named}",
             fix="see nvidia-smi on the host, or set device: cpu in its runtime.yml",
         )
 

@@ -19,11 +19,13 @@ _VERSION_S = 300.0
 _GPU_S = 300.0  # the first use of a GPU may load a driver and compile
 # A sum of 256 products of fp32 differs by about 1e-5 between two orders of summing.
 _COMPARE = """\
-import torch
+import os, torch
 torch.backends.cuda.matmul.allow_tf32 = False
 a, b = torch.randn(256, 256), torch.randn(256, 256)
 wanted, count = a @ b, torch.cuda.device_count()
-assert count, "torch sees no GPU"
+limit = os.environ.get("CUDA_VISIBLE_DEVICES")
+named = "" if limit is None else f"; CUDA_VISIBLE_DEVICES is {limit!r} in systemd's environment"
+assert count, f"torch sees no GPU{named}"
 for number in range(count):
     device = f"cuda:{number}"
     try:

@@ -14,7 +14,7 @@ from runtime.kernels.quantize import dequantize, empty_quantized
 from runtime.models import read_plan as reads
 from runtime.models.decoder import Decoder, attend_causal
 from runtime.models.families import FAMILIES
-from runtime.models.loader import load_model, load_weights, read_config, stage
+from runtime.models.loader import check_device, load_model, load_weights, read_config, stage
 from runtime.models.shard import WHOLE, Shard
 from runtime.models.weights import gather, sources
 from tests.unit.runtime.builders import make_config_document, write_model
@@ -397,3 +397,17 @@ def test_a_missing_gpu_is_named(folder):
     """
     with pytest.raises(ModelError, match="device: cuda"):
         load(folder, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(None, "torch sees no GPU"), ("7", "torch sees no GPU; CUDA_VISIBLE_DEVICES is '7'")],
+)
+def test_what_hides_the_gpus_is_named(monkeypatch, value, why):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(ModelError) as caught:
+        check_device("cuda")
+    assert caught.value.why == why

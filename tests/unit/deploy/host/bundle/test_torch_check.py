@@ -46,11 +46,11 @@ def randn(*shape):
 """
 
 
-def built(provisioned, tmp_path, *, error=0.0, gpus=1, torch="9.0+cu130", has_gpu=True):
+def built(provisioned, tmp_path, *, error=0.0, gpus=1, torch="9.0+cu130", has_gpu=True, more=""):
     """
     Return the outcome of building an environment with the made-up torch.
     """
-    code = f"GPUS, ERROR = {gpus}, {error}\n{TORCH}".encode()
+    code = f"GPUS, ERROR = {gpus}, {error}\n{TORCH}{more}".encode()
     lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
     if has_gpu:
@@ -110,6 +110,16 @@ def test_an_environment_with_another_torch_is_a_named_error(provisioned, tmp_pat
     error = provisioned.refusal(request)
     assert (error.kind, error.why) == ("TorchMismatch", why)
     assert not (provisioned.layout.venvs / lock.digest).exists()
+
+
+def test_what_hides_the_gpus_is_named(provisioned, tmp_path):
+    """
+    Such as DefaultEnvironment= in /etc/systemd/system.conf, which reaches the sandbox.
+    """
+    more = "import os\nos.environ['CUDA_VISIBLE_DEVICES'] = '7'\n"
+    _, request = built(provisioned, tmp_path, gpus=0, more=more)
+    why = provisioned.refusal(request).why
+    assert why == "torch sees no GPU; CUDA_VISIBLE_DEVICES is '7' in systemd's environment"
 
 
 @pytest.mark.parametrize(
