@@ -28,6 +28,7 @@ from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.provision.unit_resources import EnabledService, UnitsLoaded
 from deploy.provision.user_resources import User
 from deploy.units import format_size
+from deploy.wheelhouse.lock import pins_in
 
 _NAMED_MAX = 3  # altered files that a difference names
 
@@ -280,7 +281,7 @@ class Venv(Resource):
             return Difference(change=", ".join(wrong)) if wrong else None
         why = f"{damage}: " if facts.paths[self.complete] is not None else ""
         if self.wheels is None:
-            count = len(self.text.splitlines())
+            count = pins_in(self.text)
             return Difference(
                 change=f"{why}fetch the wheels of {count} packages, send and build them"
             )

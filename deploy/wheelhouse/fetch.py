@@ -21,7 +21,7 @@ from deploy.errors import CommandFailed, InventoryError, UsageError
 from deploy.private_files import FILE_MODE, open_private, private_directory, write_private
 from deploy.units import format_size
 from deploy.versions.matrix import Row
-from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, hashes_in, lock_text
+from deploy.wheelhouse.lock import CachedWheel, Lock, digest_of, hashes_in, lock_text, pins_in
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 DEFAULT_CACHE = Path("~/.cache/slipway/wheels")
@@ -82,8 +82,7 @@ def ensure_lock(
         if wheels is None:
             wheels = _from_cache(text, row.python, cache)
         if wheels is None:
-            count = len(text.splitlines())
-            progress(f"fetching {count} wheels of {row.name}")
+            progress(f"fetching {pins_in(text)} wheels of {row.name}")
             wheels = _fetch(text, row.python, cache)
             progress(f"fetched {format_size(sum(w.size for w in wheels))} of wheels")
         _remember(index, wheels)

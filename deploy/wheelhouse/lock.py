@@ -75,6 +75,13 @@ def hashes_in(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
 
 
+def pins_in(text: str) -> int:
+    """
+    Return how many packages the lock *text* pins; a line that names its Python is none.
+    """
+    return sum(not line.startswith("#") for line in text.splitlines())
+
+
 def _requirements(source: str) -> list[tuple[str, str]]:
     joined = source.replace("\\\n", " ")
     found = []

@@ -1,6 +1,6 @@
 import pytest
 
-from deploy.wheelhouse.lock import digest_of, lock_text
+from deploy.wheelhouse.lock import digest_of, lock_text, pins_in
 
 A, B = "a" * 64, "b" * 64
 
@@ -50,3 +50,8 @@ def test_the_digest_is_that_of_the_text():
     sha256 of the bytes, as `sha256sum` prints it.
     """
     assert digest_of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_the_line_of_the_python_is_no_package():
+    text = lock_text(f"a==1 --hash=sha256:{'0' * 64}", f"b==2 --hash=sha256:{'1' * 64}")
+    assert pins_in(text) == pins_in(f"# python: 3.12\n{text}") == 2
