@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_arguments(commands.add_parser("check", help="say what the model takes of memory"))
     args = parser.parse_args(argv)
     if args.command == "check":
+        # Whoever runs it on a host may be root, and provisioning compares every file of the
+        # environment: neither this process nor its children add bytecode to it.
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         return check.run(args, os.environ, sys.stdout, sys.stderr)
     configure_logging()
     try:

@@ -55,6 +55,7 @@ _VENV_S, _INSTALL_S, _IMPORT_S = 60.0, 900.0, 300.0
 # bytecode: the service's user cannot write it.
 _IMPORTS = {
     "fastapi": "fastapi, fastapi.middleware.cors, fastapi.responses",
+    "jinja2": "jinja2, jinja2.ext, jinja2.meta, jinja2.sandbox",
     "numpy": "numpy",
     "prometheus_client": "prometheus_client",
     "pydantic": "pydantic",

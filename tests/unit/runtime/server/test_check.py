@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,9 @@ def check(tmp_path, model, monkeypatch, capsys):
         raise AssertionError("a check starts nothing")
 
     monkeypatch.setattr(subprocess, "Popen", start)
+    # Both are set by a check; they are as before afterwards.
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
     see_gpus(monkeypatch)
     return check
 
@@ -58,6 +62,15 @@ def see_gpus(monkeypatch, *memory):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(memory))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(memory))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: memory[index])
+
+
+def test_it_writes_no_bytecode_into_the_environment(check):
+    """
+    Provisioning compares every file of a host's environment; nor do the processes that it starts.
+    """
+    check("--gpu-memory", "80GiB")
+    assert sys.dont_write_bytecode
+    assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
 
 
 def test_the_table_shows_the_memory_of_each_part(check, model):

@@ -37,6 +37,8 @@ def release(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIPWAY_SLOT", "green")
     monkeypatch.setenv("SLIPWAY_SOCKET", str(tmp_path / "s"))
     monkeypatch.delenv("SLIPWAY_HOST_CONFIG", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
     return write
 
 
