@@ -78,7 +78,6 @@ def read_gpu_host(system: System) -> GpuHost:
         boot_free=_boot_free(system, root),
         initramfs_size=max(_sizes(root.glob("boot/initrd.img-*")), default=0),
         loaded=loaded,
-        open_module=_is_open(root),
         library=_library(root),
         holders=tuple(_holders(root)),
         gpus=gpus,
@@ -226,11 +225,6 @@ def _has_old_lists(system: System, root: Path) -> bool:
 def _boot_free(system: System, root: Path) -> int:
     boot = root / "boot"
     return system.free_bytes(boot if boot.is_dir() else root)
-
-
-def _is_open(root: Path) -> bool | None:
-    text = _text(root / "proc/driver/nvidia/version")
-    return "Open Kernel Module" in text if text else None
 
 
 def _library(root: Path) -> str | None:

@@ -1507,7 +1507,6 @@ class GpuHost:
         boot_free: Free bytes of the file system of /boot.
         initramfs_size: Size in bytes of the largest initramfs.
         loaded: Modules that matter to the driver and are loaded.
-        open_module: The loaded module is NVIDIA's open one; null: none is loaded.
         library: Version of the management library; null: there is none.
         holders: Processes that have a device of the driver open.
         gpus: As nvidia-smi lists them.
@@ -1526,7 +1525,6 @@ class GpuHost:
     boot_free: int
     initramfs_size: int
     loaded: tuple[str, ...]
-    open_module: Optional[bool]
     library: Optional[str]
     holders: tuple[str, ...]
     gpus: tuple[GpuState, ...]

@@ -277,7 +277,8 @@ class LoadModules(Step):
         """
         Return whether the loaded module has the version and the flavour, whatever uses it.
         """
-        return facts.driver == self.version and gpu_of(facts).open_module == self.is_open
+        flavour = "open" if self.is_open else "proprietary"
+        return facts.driver == self.version and facts.gpu_modules == flavour
 
 
 class StartUnits(Step):

@@ -91,7 +91,6 @@ def make_gpu(**changes):
         "boot_free": GIB,
         "initramfs_size": 60 * 2**20,
         "loaded": (),
-        "open_module": None,
         "library": None,
         "holders": (),
         "gpus": (),

@@ -158,10 +158,9 @@ class DriverHost:
         self._gpu(packages=tuple(held))
 
     def _load_modules(self, step, facts):
-        self.facts = replace(self.facts, driver=self.wish.version)
+        self.facts = replace(self.facts, driver=self.wish.version, gpu_modules="proprietary")
         self._gpu(
             loaded=("nvidia", "nvidia_uvm"),
-            open_module=False,
             smi_problem=None,
             gpus=tuple(make_gpu_state() for _ in self.facts.gpu.devices),
         )
@@ -359,8 +358,8 @@ def problem(host):
         ),
         (
             lambda h: (
-                setattr(h, "facts", replace(h.facts, driver="535.309.01")),
-                h._gpu(holders=("python (pid 77)",), open_module=True),
+                setattr(h, "facts", replace(h.facts, driver="535.309.01", gpu_modules="open")),
+                h._gpu(holders=("python (pid 77)",)),
             ),
             "535.309.01 is in use by python (pid 77)",
         ),
