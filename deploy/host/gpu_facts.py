@@ -20,13 +20,13 @@ from deploy.host.protocol import (
     KernelModule,
     PciDevice,
 )
+from deploy.host.reboot_reasons import MODULE_NAMES
 from deploy.host.system import System
 
 _VENDOR = "0x10de"
 _DISPLAY = "03"  # base class of a GPU
 _BRIDGE = "0680"  # class and subclass of an NVSwitch
 _NAMES_MAX = 64  # of devices, files and processes in an answer
-_MODULES = ("nvidia", "nvidia-current", "nvidia-current-open")  # Debian's have other names
 _WATCHED = (
     "nouveau",
     "nova_core",
@@ -44,6 +44,7 @@ _DRIVER_PACKAGE = re.compile(r"nvidia|libnvidia|cuda|libcuda|linux-restricted|fa
 _KERNEL_PACKAGE = re.compile(
     r"linux-(?:image|headers|generic|modules|virtual|aws|gcp|azure|oracle|lowlatency)"
 )
+COLUMNS = "${source:Package}\\t${db:Status-Abbrev}\\t${Package}\\t${Version}\\n"  # of dpkg-query
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", "usr/lib64/libnvidia-ml.so.1",
               "usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.1")  # fmt: skip
 _OWN_SOURCES = ("slipway.sources", "slipway-nvidia.sources")
@@ -130,7 +131,7 @@ def _is_old(root: Path, release: str) -> bool:
 def _modules(system: System, root: Path, release: str) -> Iterator[KernelModule]:
     if not (root / f"lib/modules/{release}/modules.dep").exists():
         return
-    for name in _MODULES:
+    for name in MODULE_NAMES:
         values = _modinfo(system, release, name)
         if "version" in values:
             yield KernelModule(
@@ -171,13 +172,21 @@ def _mok_enrolled(system: System, root: Path) -> bool | None:
 def _packages(system: System, root: Path) -> Iterator[DriverPackage]:
     if not (root / "usr/bin/dpkg-query").exists():
         return
-    columns = "${source:Package}\t${db:Status-Abbrev}\t${Package}\t${Version}\n"
-    result = system.run(["dpkg-query", "-W", "-f", columns], timeout_s=_PROGRAM_TIMEOUT_S)
-    for line in result.stdout.splitlines():
-        columns_of = line.split("\t")
-        if len(columns_of) != 4:
+    result = system.run(["dpkg-query", "-W", "-f", COLUMNS], timeout_s=_PROGRAM_TIMEOUT_S)
+    yield from parse_packages(result.stdout)
+
+
+def parse_packages(output: str) -> Iterator[DriverPackage]:
+    """
+    Yield the packages of drivers and kernels in *output*, of dpkg-query with COLUMNS.
+    """
+    for line in output.splitlines():
+        columns = line.split("\t")
+        if len(columns) != 4:
             continue
-        source, state, package, version = columns_of
+        source, state, package, version = columns
+        if state[1:2] in ("c", "n"):  # removed; of some packages the configuration is left
+            continue
         is_driver = _DRIVER_PACKAGE.match(source) or _DRIVER_PACKAGE.match(package)
         if version and (is_driver or _KERNEL_PACKAGE.match(package)):
             yield DriverPackage(

@@ -15,7 +15,7 @@ from deploy.host.text import one_line
 _TIMEOUT_S = 20.0
 _TEXT_MAX = 4096
 _KERNEL = "vmlinuz-"
-_MODULES = ("nvidia", "nvidia-current", "nvidia-current-open")  # Debian's have other names
+MODULE_NAMES = ("nvidia", "nvidia-current", "nvidia-current-open")  # Debian's have other names
 _OTHERS = ("nouveau", "nova_core")  # drivers of the kernel for the same GPUs
 _BLACKLIST = "/etc/modprobe.d/slipway-nouveau.conf"
 _GPU_UNIT = "/etc/systemd/system/slipway-gpu.service"
@@ -124,7 +124,7 @@ def _installed_driver(system: System) -> tuple[str, str] | None:
     Return name and version of the NVIDIA module that the running kernel would load; None: it has
     none.
     """
-    for name in _MODULES:
+    for name in MODULE_NAMES:
         version = _modinfo(system, "version", name)
         if version:
             return name, version

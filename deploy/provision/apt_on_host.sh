@@ -43,7 +43,9 @@ fail() {
     end 1
 }
 
-last_words() { grep -E '^(E|W|dpkg|Err)[: ]' "$work/step" | tail -n 3 | tr '\n' ' '; }
+last_words() {
+    grep -E '^(E|W|dpkg|Err|Error!)[: ]' "$work/step" | tail -n 3 | tr -d '\r' | tr '\n' ' '
+}
 
 # -- who is in the way
 
@@ -183,6 +185,7 @@ mend() {
     if [ -n "$(ls "$root/var/lib/dpkg/updates" 2>/dev/null)" ] || [ -n "$(dpkg --audit 2>&1)" ]; then
         status 'completing an interrupted dpkg'
     fi
+    mend_dkms
     # What it cannot complete, such as a package that is half unpacked, apt does later.
     try dpkg --force-confdef --force-confold --configure -a || :
 }
@@ -192,6 +195,17 @@ installed() {
     # shellcheck disable=SC2016
     dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' |
         tr '\n' ' '
+}
+
+# Deletes each entry of a driver that DKMS was adding or removing when it was killed.  Without the
+# link to its source DKMS neither removes nor builds it, and the package can never be configured.
+mend_dkms() {
+    for entry in "$root"/var/lib/dkms/nvidia*/[0-9]*; do
+        [ -d "$entry" ] || continue
+        [ -L "$entry/source" ] || [ -d "$entry/source" ] && continue
+        status "removing an unfinished entry of DKMS: ${entry#"$root"}"
+        rm -rf "$entry"
+    done
 }
 
 change() {

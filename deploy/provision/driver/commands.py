@@ -6,6 +6,7 @@ import shlex
 
 from deploy.host.layout import DRIVER_BUILD_UNIT
 from deploy.host.protocol import Facts
+from deploy.host.reboot_reasons import MODULE_NAMES
 from deploy.provision.apt_packages import AptTransaction
 from deploy.provision.driver.plan import (
     BuildModules,
@@ -50,7 +51,7 @@ def commands_of(step: Step, facts: Facts) -> tuple[str, ...]:
         case RebuildInitramfs():
             return ("update-initramfs -u -k all",)
         case BuildModules():
-            return (build_command(step.missing(gpu_of(facts))),)
+            return (build_command(step.version, step.missing(gpu_of(facts))),)
         case Hold():
             return (shlex.join(["apt-mark", "hold", *step.left(gpu_of(facts))]),)
         case LoadModules():
@@ -88,13 +89,14 @@ def transaction_of(step: Step, facts: Facts) -> AptTransaction | None:
     return AptTransaction(install=tuple(install), remove=removed, unhold=changed, hold=tuple(hold))
 
 
-def build_command(releases: tuple[str, ...]) -> str:
+def build_command(version: str, releases: tuple[str, ...]) -> str:
     """
     Return the command that builds modules in a unit of its own, and waits for its end.
 
     A lost connection ends the command alone.  The next run waits for a unit that still runs.
     """
-    script = " && ".join(f"dkms autoinstall -k {shlex.quote(release)}" for release in releases)
+    script = " && ".join(_build_script(shlex.quote(version), shlex.quote(r)) for r in releases)
+    script = script.replace("$", "$$")  # systemd takes one of two
     unit = BUILD_UNIT
     log = f"journalctl -q --no-pager -o cat -n 12 -u {unit} >&2"
     return (
@@ -103,6 +105,26 @@ def build_command(releases: tuple[str, ...]) -> str:
         f"systemd-run -q --wait --collect --unit={unit} /bin/sh -c {shlex.quote(script)} "
         f"|| {{ {log}; exit 1; }}"
     )
+
+
+def _build_script(version: str, release: str) -> str:
+    """
+    Return the script that has DKMS build the modules for one kernel.
+
+    DKMS takes modules for installed that it was killed in installing, or whose files are damaged or
+    gone.  So where the kernel lacks them afterwards, it builds and installs them again.
+    """
+    has_modules = (
+        f"for module in {' '.join(MODULE_NAMES)}; do modinfo -k {release} -F version $module; done "
+        f"2>/dev/null | grep -qxF {version}"
+    )
+    again = (
+        f"for source in /usr/src/nvidia*-{version}; do name=${{source#/usr/src/}}; "
+        f"name=${{name%-{version}}}; "
+        f'dkms build --force -m "$name" -v {version} -k {release} && '
+        f'dkms install --force -m "$name" -v {version} -k {release} || exit 1; done'
+    )
+    return f"dkms autoinstall -k {release} && {{ {{ {has_modules}; }} || {again}; }}"
 
 
 def _load_script(facts: Facts, step: LoadModules) -> str:

@@ -24,6 +24,7 @@ linux-signed-amd64\tii \tlinux-image-amd64\t6.1.192-2
 libnvidia-container\tii \tlibnvidia-container1\t1.17.8-1
 coreutils\tii \tcoreutils\t9.1-1
 nvidia-graphics-drivers\tun \tnvidia-driver\t
+nvidia-graphics-drivers\trc \tnvidia-kernel-support\t525.147.05-4~deb12u1
 a line of something else
 """
 MODINFO = """\

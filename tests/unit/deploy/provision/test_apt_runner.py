@@ -250,6 +250,46 @@ def test_an_interrupted_dpkg_is_completed_first(host):
     assert configured < updated
 
 
+def test_what_dkms_left_half_done_of_a_driver_is_deleted_first(host):
+    """
+    DKMS gives up on an entry without its source, and the package could never be configured.
+    """
+    dkms = "var/lib/dkms"
+    host.place(f"{dkms}/nvidia-current/535.309.01/6.1.0-56-amd64/x86_64/log/make.log", "")
+    whole = host.place(f"{dkms}/nvidia-current-open/550.163.01/build/x", "")
+    whole.parents[1].joinpath("source").symlink_to("/usr/src/gone")
+    other = host.place(f"{dkms}/zfs/2.1.11/x", "")
+    entry = host.root / dkms / "nvidia-current/535.309.01"
+    kernel = entry.with_name("kernel-6.1.0-56-amd64-x86_64")
+    kernel.symlink_to("535.309.01/6.1.0-56-amd64/x86_64")
+
+    host.runner.change(HAPROXY)
+
+    assert not entry.exists()
+    assert kernel.is_symlink()
+    assert whole.exists()
+    assert other.exists()
+    said = "removing an unfinished entry of DKMS: /var/lib/dkms/nvidia-current/535.309.01"
+    assert any(said in text for text in host.waits)
+    assert any("--configure -a" in call for call in host.calls)
+
+
+def test_the_reason_of_dkms_is_shown(host):
+    """
+    dpkg says no more than that a script failed; lines of a terminal end in a carriage return.
+    """
+    lines = (
+        "Error! Bad return status for module build on kernel: 6.1.0-56-amd64\\r\\n"
+        "dpkg: error processing package nvidia-kernel-dkms (--configure):\\r\\n"
+        "E: Sub-process /usr/bin/dpkg returned an error code (1)\\n"
+    )
+    host.rules(f"apt-get * install *|100|{lines}\n")
+    with pytest.raises(CommandFailed) as caught:
+        host.runner.change(HAPROXY)
+    assert "Error! Bad return status for module build on kernel: 6.1.0-56-amd64" in caught.value.why
+    assert "\\r" not in caught.value.why
+
+
 def with_vendor(host, *rules):
     """
     Give the host a source of a vendor for which *rules* hold; no update succeeds as a whole.

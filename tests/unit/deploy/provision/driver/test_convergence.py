@@ -144,7 +144,7 @@ class DriverHost:
 
     def _build_modules(self, step, facts):
         missing = step.missing(facts.gpu)
-        assert commands_of(step, facts) == (build_command(missing),)
+        assert commands_of(step, facts) == (build_command(self.wish.version, missing),)
         kernels = (
             replace(one, modules=(module(self.wish.version),)) if one.release in missing else one
             for one in self.facts.gpu.kernels
@@ -420,6 +420,44 @@ def test_daemons_that_ran_run_again_whether_the_modules_were_loaded_or_not(tmp_p
     assert said[-2:] == [
         "stop nvidia-persistenced nvidia-fabricmanager nvidia-dcgm",
         "start nvidia-persistenced nvidia-dcgm",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "again"),
+    [
+        ({"nvidia-current": "535.309.01"}, False),
+        ({"nvidia-current": "525.147.05"}, True),  # DKMS takes them for installed
+        ({}, True),
+    ],
+)
+def test_modules_that_dkms_takes_for_installed_are_built_again(tmp_path, shown, again):
+    """
+    It was killed while it installed them, or their files are damaged: autoinstall does nothing.
+    """
+    (tmp_path / "src/nvidia-current-535.309.01").mkdir(parents=True)
+    cases = " ".join(f"{name}) echo {version} ;;" for name, version in shown.items())
+    programs = {
+        "systemctl": "exit 1",
+        # As systemd does: of two dollar signs it takes one.
+        "systemd-run": "while [ ${1#-} != $1 ]; do shift; done; shift; shift; "
+        'exec sh -c "$(echo "$1" | sed \'s/[$][$]/$/g\')"',
+        "modinfo": f"case $5 in {cases} *) exit 1 ;; esac",
+        "dkms": f'echo "$@" >>{tmp_path}/log',
+    }
+    for name, text in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    command = build_command("535.309.01", ("6.1.0-56-amd64",))
+    command = command.replace("/usr/src", str(tmp_path / "src"))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", command], env=env, check=False)
+    assert done.returncode == 0
+    module = "--force -m nvidia-current -v 535.309.01 -k 6.1.0-56-amd64"
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "autoinstall -k 6.1.0-56-amd64",
+        *([f"build {module}", f"install {module}"] if again else []),
     ]
 
 
