@@ -173,6 +173,7 @@ def _venv(system: System, path: Path, deep: bool) -> VenvFacts | None:
         altered=altered.names[:ALTERED_MAX],
         altered_count=len(altered.names),
         problem=python_problem(system, path / "bin" / "python") if is_as_built else None,
+        uncompared=(path / tree.UNCOMPARED).is_file(),
     )
 
 

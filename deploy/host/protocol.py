@@ -670,6 +670,8 @@ class VenvBuild(Request[VenvBuilt]):
     """
     Build the environment of a lock from wheels in the wheelhouse.
 
+    For one that is there, the comparison of its torch on the GPUs is made up for where it is due.
+
     Attributes:
         lock: Text of the lock.
         digest: SHA-256 of that text.
@@ -1389,12 +1391,14 @@ class VenvFacts:
         altered_count: Number of all of them.
         problem: Why its Python does not run; None where it does, or was not tried because files
             are altered.
+        uncompared: Its torch has to be compared on the GPUs: none could be used when it was built.
     """
 
     is_recorded: bool
     altered: tuple[str, ...]
     altered_count: int
     problem: Optional[str]
+    uncompared: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from typing import IO, NamedTuple
 # An entry is a text: type and mode, user and group id; of a file its size, and after a slash the
 # times of the last write and of the last change of state in nanoseconds; of a link its target.
 HEADERS = (".h", ".hpp", ".cuh")
-RECORD = ".files"  # in the tree, and no part of it
+# In the tree, and no part of it.
+RECORD = ".files"
+UNCOMPARED = ".uncompared"  # torch of the environment has not computed on the GPUs yet
 _CHUNK = 1 << 20
 _RECORD_MAX = 256 << 20  # bytes
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -93,7 +95,7 @@ def _is_file(entry: str) -> bool:
 
 def _entries(tree: Path, *, is_fast: bool = False) -> dict[str, str]:
     """
-    Return the entry of everything below *tree* by its name, except for the record.
+    Return the entry of everything below *tree* by its name, except for the record and the mark.
 
     Args:
         is_fast: Of headers the entry is empty.
@@ -123,6 +125,7 @@ def _entries(tree: Path, *, is_fast: bool = False) -> dict[str, str]:
         finally:
             os.close(descriptor)
     entries.pop(RECORD, None)
+    entries.pop(UNCOMPARED, None)
     return entries
 
 

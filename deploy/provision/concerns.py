@@ -23,7 +23,7 @@ from deploy.provision.driver.gpu_state import GpuUnit
 from deploy.provision.driver.resource import LoadedDriver
 from deploy.provision.requirements import AnyRequirement
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import AnyResource
+from deploy.provision.resources import AnyResource, ComparedTorch
 from deploy.provision.slot_resources import SlotUnit
 from deploy.provision.spec import HostSpec
 
@@ -79,4 +79,6 @@ def _turn(resource: AnyResource) -> int:
     """
     if isinstance(resource, LoadedDriver | GpuUnit):
         return 1
-    return 2 if isinstance(resource, SlotUnit) else 0
+    if isinstance(resource, ComparedTorch):
+        return 2
+    return 3 if isinstance(resource, SlotUnit) else 0

@@ -103,6 +103,8 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
             client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
+        case resources.ComparedTorch():
+            client.call(_venv_build(resource.venv), timeout_s=VENV_TIMEOUT_S)
         case bind_mount.BindMount():
             shell(name=f"Mount {resource.where}", commands=[resource.command])
         case unit_resources.UnitsLoaded():

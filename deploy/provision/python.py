@@ -6,7 +6,7 @@ is sent from here: hosts need no package index.
 from deploy.host import layout
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import AnyRequirement, PythonAvailable, RowFits
-from deploy.provision.resources import AnyResource, Upload, Venv, WheelFile
+from deploy.provision.resources import AnyResource, ComparedTorch, Upload, Venv, WheelFile
 from deploy.provision.spec import HostSpec
 from deploy.versions.matrix import load_matrix
 from deploy.wheelhouse import Lock
@@ -32,7 +32,7 @@ def requirements(spec: HostSpec) -> list[AnyRequirement]:
 
 
 def install(spec: HostSpec) -> list[AnyResource]:
-    uv, lock, pin = spec.uv, spec.lock, spec.interpreter
+    uv, pin = spec.uv, spec.interpreter
     standalone: list[AnyResource] = []
     if pin is not None:
         standalone = [
@@ -53,15 +53,20 @@ def install(spec: HostSpec) -> list[AnyResource]:
             link=layout.UV,
         ),
         *standalone,
-        Venv(
-            digest=lock.digest,
-            text=lock.text,
-            python=lock.python,
-            wheels=wheel_files(lock) if lock.is_fetched else None,
-            disk=spec.storage_root or layout.OPT,
-            torch=spec.row.version,
-        ),
+        _venv(spec),
     ]
+
+
+def _venv(spec: HostSpec) -> Venv:
+    lock = spec.lock
+    return Venv(
+        digest=lock.digest,
+        text=lock.text,
+        python=lock.python,
+        wheels=wheel_files(lock) if lock.is_fetched else None,
+        disk=spec.storage_root or layout.OPT,
+        torch=spec.row.version,
+    )
 
 
 def wheel_files(lock: Lock) -> tuple[WheelFile, ...]:
@@ -81,4 +86,4 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 
 
 def activate(spec: HostSpec) -> list[AnyResource]:
-    return []
+    return [ComparedTorch(venv=_venv(spec))] if spec.row.needs_gpu else []

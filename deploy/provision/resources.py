@@ -19,7 +19,7 @@ from deploy.provision.apt_sources import AptSources
 from deploy.provision.bind_mount import BindMount
 from deploy.provision.certificate_resources import Certificate
 from deploy.provision.deadman_resources import DeadmanMark, EnabledUnits
-from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.gpu_state import GpuUnit, waits_for_driver
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import Frozen, HostRefusal
@@ -291,6 +291,32 @@ class Venv(Resource):
         return Difference(change=f"{why}{sent if missing else ''}{build}")
 
 
+class ComparedTorch(Resource):
+    """
+    The torch of an environment has computed on the GPUs what the CPU computes.
+
+    An environment is compared when it is built.  Where no GPU could be used then, it is marked, and
+    compared once the driver is loaded.
+    """
+
+    kind: Literal["compared_torch"] = "compared_torch"
+    venv: Venv
+
+    @property
+    def name(self) -> str:
+        return f"torch of {self.venv.name} on the GPUs"
+
+    @property
+    def query(self) -> FactQuery:
+        return FactQuery(venvs=(self.venv.path,))
+
+    def difference(self, facts: Facts) -> Difference | None:
+        found = facts.venvs[self.venv.path]
+        if found is None or not found.uncompared or not facts.gpus or waits_for_driver(facts):
+            return None
+        return Difference(change="compare a product with the CPU's")
+
+
 AnyResource = Annotated[
     Packages
     | AptSources
@@ -305,6 +331,7 @@ AnyResource = Annotated[
     | Upload
     | StandalonePython
     | Venv
+    | ComparedTorch
     | UnitsLoaded
     | SlotUnit
     | EnabledService

@@ -1,22 +1,27 @@
 """
 Whether the torch of a new environment is the row's, and computes on the GPUs what the CPU does.
 
-Both run in the sandbox, as the build user; the second sees the GPUs of the host.
+Both run in the sandbox, as the build user; the second sees the GPUs of the host.  Where no GPU can
+be used yet, the environment is marked, and the second is made up for once one can.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.host.bundle.sandbox import sandboxed
+from deploy.host import layout as paths
+from deploy.host import tree
+from deploy.host.bundle.sandbox import command, sandboxed
+from deploy.host.files import sync_directory
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.reboot_reasons import waits_for_driver
-from deploy.host.system import System
+from deploy.host.system import ProgramResult, System
 from deploy.host.text import one_line
 
 _TELL = "import torch; print(torch.__version__, torch.version.cuda, sep='\\n')"
 _VERSION_S = 300.0
 _GPU_S = 300.0  # the first use of a GPU may load a driver and compile
+_MARGIN_S = 15.0  # for systemd, beyond the time limit of the program
 # A sum of 256 products of fp32 differs by about 1e-5 between two orders of summing.
 _COMPARE = """\
 import os, torch
@@ -39,9 +44,11 @@ for number in range(count):
 """
 
 
-def check_torch(system: System, area: Path, python: Path, wanted: str) -> None:
+def check_torch(system: System, area: Path, python: Path, wanted: str) -> bool:
     """
     Compare the torch of *python* with the row, and its results on GPUs with the CPU's.
+
+    Return True if the results are still to be compared: no GPU can be used now.
 
     Args:
         area: Directory of the build user that *python*, of the environment, is in.
@@ -57,8 +64,44 @@ def check_torch(system: System, area: Path, python: Path, wanted: str) -> None:
     if told.returncode != 0:
         raise _mismatch(one_line(told.stderr) or f"exit status {told.returncode}")
     check_version(wanted, told.stdout)
-    if not wanted.endswith("+cpu"):
-        _check_gpus(system, area, python)
+    if wanted.endswith("+cpu"):
+        return False
+    if not _can_compare(system):
+        return True
+    result = sandboxed(
+        system,
+        [str(python), "-I", "-c", _COMPARE],
+        timeout_s=_GPU_S,
+        writable=[area],
+        sees_gpus=True,
+    )
+    _end_if_different(result)
+    return False
+
+
+def compare_later(system: System, venv: Path) -> None:
+    """
+    Compare the results of *venv*, a complete environment, on GPUs with the CPU's, if they have not
+    been compared and GPUs can be used now.
+
+    It runs as a user of its own: the build user cannot read an environment that is complete.
+
+    Raises:
+        HostError: torch sees no GPU, or a result differs; the next call compares again.
+    """
+    mark = venv / tree.UNCOMPARED
+    if not mark.is_file() or not _can_compare(system):
+        return
+    argv = command(
+        [str(venv / "bin" / "python"), "-I", "-c", _COMPARE],
+        timeout_s=_GPU_S,
+        readable=[venv],
+        reads_as=paths.USER,
+        sees_gpus=True,
+    )
+    _end_if_different(system.run(argv, timeout_s=_GPU_S + _MARGIN_S))
+    mark.unlink()
+    sync_directory(venv)
 
 
 def check_version(wanted: str, output: str) -> None:
@@ -78,22 +121,16 @@ def check_version(wanted: str, output: str) -> None:
         raise _mismatch(f"torch {version} has CUDA {cuda}, not {wanted_cuda}")
 
 
-def _check_gpus(system: System, area: Path, python: Path) -> None:
+def _can_compare(system: System) -> bool:
     """
-    Multiply two matrices on each GPU of the host, and compare with the CPU's result.
+    Return True if the host has GPUs, and their driver is not waiting to be loaded: libraries of
+    another version than the loaded module's do not work with it.
+    """
+    return _has_gpus(system) and not waits_for_driver(system)
 
-    A GPU without free memory is not compared: a slot uses it.  Nor is one whose driver waits to be
-    loaded: the libraries of another version than the loaded module's do not work with it.
-    """
-    if not _has_gpus(system) or waits_for_driver(system):
-        return
-    result = sandboxed(
-        system,
-        [str(python), "-I", "-c", _COMPARE],
-        timeout_s=_GPU_S,
-        writable=[area],
-        sees_gpus=True,
-    )
+
+def _end_if_different(result: ProgramResult) -> None:
+    # A GPU without free memory is not compared: a slot uses it.
     if result.returncode != 0:
         last = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
         raise _mismatch(one_line(last.removeprefix("AssertionError: ")))
@@ -109,7 +146,7 @@ def _has_gpus(system: System) -> bool:
 def _mismatch(why: str) -> HostError:
     return HostError(
         ErrorKind.TORCH_MISMATCH,
-        "the torch of the new environment is not as the row says; nothing uses it",
+        "the torch of the environment is not as the row says; a new one is not used",
         why,
         "inv matrix, and on the host nvidia-smi; the lock of the row may have another build",
     )

@@ -25,7 +25,7 @@ from deploy.host.bundle.takeover import (
     is_closed,
     take_over,
 )
-from deploy.host.bundle.torch_check import check_torch
+from deploy.host.bundle.torch_check import check_torch, compare_later
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
     TRASH,
@@ -105,6 +105,8 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
         )
         close_older(system)
         _close(system, system.layout.venvs / request.digest)
+        if request.torch is not None:
+            compare_later(system, system.layout.venvs / request.digest)
         op.result = result
     return result
 
@@ -168,8 +170,9 @@ def build(
         draft = area / "venv"
         _install(system, area, draft, text, interpreter)
         _import(system, area, draft, wheels)
+        is_uncompared = False
         if torch is not None:
-            check_torch(system, area, draft / "bin" / "python", torch)
+            is_uncompared = check_torch(system, area, draft / "bin" / "python", torch)
         # uv's cache has the other names of its files.  What is in the draft is deleted once it is
         # root's: until then the draft itself may be a link.
         remove(area / "cache")
@@ -180,11 +183,13 @@ def build(
             interpreter=interpreter,
         )
         check_interpreter(draft, interpreter)
-        for name in (".lock", COMPLETE, tree.RECORD):
+        for name in (".lock", COMPLETE, tree.RECORD, tree.UNCOMPARED):
             remove(draft / name)
         gid = system.account(paths.USER).gid
         names = json.dumps(sorted(wheel.file for wheel in wheels))
         write_atomic(draft / COMPLETE, names.encode(), FILE_MODE, gid)
+        if is_uncompared:
+            write_atomic(draft / tree.UNCOMPARED, b"", FILE_MODE, gid)
         write_atomic(draft / tree.RECORD, tree.describe(draft), FILE_MODE, gid)
         sync_filesystem(layout.venvs)
         _exchange(draft, final)

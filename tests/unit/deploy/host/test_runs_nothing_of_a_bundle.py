@@ -62,7 +62,8 @@ def run_as_root(calls, root=""):
     """
     wrong = []
     for argv in calls:
-        if argv[0] == "systemd-run" and f"--uid={layout.BUILD_USER}" in argv:
+        others = {f"--uid={layout.BUILD_USER}", "--property=DynamicUser=yes"}
+        if argv[0] == "systemd-run" and others & set(argv):
             continue
         words = [word.removeprefix(root) for word in argv]
         runs = words if INTERPRETERS.fullmatch(words[0]) else words[:1]

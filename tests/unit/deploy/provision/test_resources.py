@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.host import layout
+from deploy.host.protocol import RebootReason
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import File
 from tests.unit.deploy.provision.builders import (
@@ -143,3 +144,38 @@ def test_a_masked_unit_is_named_with_its_remedy(resource, unit):
     assert unit in refusal.why
     assert refusal.fix == f"on the host: systemctl unmask {unit}"
     assert found.refusal(GOOD) is None
+
+
+GPU_RESOURCES = make_resources(row="torch-2.13-cu130", device="cuda", precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("uncompared", "facts", "differs"),
+    [
+        (True, {"gpus": ("NVIDIA H100 80GB HBM3",)}, True),
+        (False, {"gpus": ("NVIDIA H100 80GB HBM3",)}, False),
+        (True, {}, False),  # no driver is loaded
+        (
+            True,
+            {
+                "gpus": ("NVIDIA H100 80GB HBM3",),
+                "reboot_reasons": (RebootReason("driver", "570.26 is loaded, 580.1 installed"),),
+            },
+            False,
+        ),
+    ],
+)
+def test_torch_is_compared_on_gpus_that_came_after_it(uncompared, facts, differs):
+    """
+    A host without a driver, or with one that waits for a reboot, is as pinned meanwhile.
+    """
+    [resource] = [r for r in GPU_RESOURCES.running if r.kind == "compared_torch"]
+    found = make_facts(GPU_RESOURCES, **facts)
+    path = resource.venv.path
+    venv = replace(found.venvs[path], uncompared=uncompared)
+    found = replace(found, venvs={path: venv})
+    assert (resource.difference(found) is not None) is differs
+
+
+def test_a_row_without_cuda_compares_no_torch_on_gpus():
+    assert "compared_torch" not in {resource.kind for resource in RESOURCES.running}

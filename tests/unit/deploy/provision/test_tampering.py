@@ -40,6 +40,7 @@ WITH_A_PYTHON = make_resources(interpreter=InterpreterPin("3.11", "3.11.9", "a",
 
 # Kinds that no host of these tests has: with TLS, with a GPU.  Their own tests change them.
 SHOWN_ELSEWHERE = {
+    "compared_torch": "test_resources.py",
     "certificate": "test_certificate.py",
     "nvidia_driver": "driver/test_convergence.py",
     "loaded_driver": "driver/test_convergence.py",

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from deploy.host.bundle.torch_check import check_version
-from deploy.host.protocol import HostError
+from deploy.host.protocol import FactQuery, HostError
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.bundle.test_venv import build_request
 
@@ -46,11 +46,22 @@ def randn(*shape):
 """
 
 
-def built(provisioned, tmp_path, *, error=0.0, gpus=1, torch="9.0+cu130", has_gpu=True, more=""):
+def built(
+    provisioned,
+    tmp_path,
+    *,
+    error=0.0,
+    gpus=1,
+    torch="9.0+cu130",
+    cuda="13.0",
+    has_gpu=True,
+    more="",
+):
     """
-    Return the outcome of building an environment with the made-up torch.
+    Return the lock of an environment with the made-up torch, and the request that builds it.
     """
-    code = f"GPUS, ERROR = {gpus}, {error}\n{TORCH}{more}".encode()
+    own = TORCH if cuda else TORCH.replace("9.0+cu130", torch).replace('"13.0"', "None")
+    code = f"GPUS, ERROR = {gpus}, {error}\n{own}{more}".encode()
     lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
     if has_gpu:
@@ -91,6 +102,55 @@ def test_no_gpu_is_compared_while_another_driver_is_loaded(provisioned, tmp_path
         assert provisioned.call(request).built is True
     else:
         assert provisioned.refusal(request).kind == "TorchMismatch"
+
+
+def uncompared(host, venv):
+    path = f"/{venv.relative_to(host.layout.root)}"
+    return host.call(FactQuery(venvs=(path,))).venvs[path].uncompared
+
+
+def show_gpu(host):
+    (host.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+
+
+def test_what_no_gpu_compared_is_compared_once_there_is_one(provisioned, tmp_path):
+    """
+    The driver is loaded after the environment is built; the files stay as they were recorded.
+    """
+    lock, request = built(provisioned, tmp_path, has_gpu=False)
+    venv = provisioned.layout.venvs / lock.digest
+    assert provisioned.call(request).built is True
+    assert uncompared(provisioned, venv) is True
+    assert provisioned.call(request).built is False  # there is still none
+    assert uncompared(provisioned, venv) is True
+
+    show_gpu(provisioned)
+    runs = len(provisioned.system.in_sandbox)
+    assert provisioned.call(request).built is False
+    assert len(provisioned.system.in_sandbox) == runs + 1
+    assert uncompared(provisioned, venv) is False
+    assert provisioned.call(request).built is False
+    assert len(provisioned.system.in_sandbox) == runs + 1
+
+
+def test_a_result_that_differs_later_is_a_named_error(provisioned, tmp_path):
+    """
+    Each run compares again until it agrees.
+    """
+    lock, request = built(provisioned, tmp_path, error=0.5, has_gpu=False)
+    assert provisioned.call(request).built is True
+    show_gpu(provisioned)
+    for _ in range(2):
+        error = provisioned.refusal(request)
+        assert error.kind == "TorchMismatch"
+        assert error.why == "a product on GPU 0 differs from the CPU's by 0.5"
+    assert uncompared(provisioned, provisioned.layout.venvs / lock.digest) is True
+
+
+def test_a_row_without_cuda_has_nothing_to_compare(provisioned, tmp_path):
+    lock, request = built(provisioned, tmp_path, has_gpu=False, torch="9.0+cpu", cuda=None)
+    assert provisioned.call(request).built is True
+    assert uncompared(provisioned, provisioned.layout.venvs / lock.digest) is False
 
 
 @pytest.mark.parametrize(

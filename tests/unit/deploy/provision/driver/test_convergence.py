@@ -386,7 +386,8 @@ def test_gpus_that_do_not_work_keep_nothing_but_the_slots_from_a_host():
     spec = make_spec(row="torch-2.13-cu130", device="cuda", precision="bf16")
     spec = replace(spec, driver=DriverSection(version="580.178.04"))
     kinds = [resource.kind for resource in plan_resources(spec).running]
-    assert kinds[-4:] == ["loaded_driver", "gpu_unit", "slot_unit", "slot_unit"]
+    own = ["loaded_driver", "gpu_unit", "compared_torch", "slot_unit", "slot_unit"]
+    assert kinds[-5:] == own
     assert {"service", "enabled_units"} < set(kinds[:-4])
 
 
