@@ -1,5 +1,8 @@
 import pytest
 
+from deploy.host.gpu_facts import COLUMNS, parse_packages
+from deploy.provision.driver.gpu_state import UNIT
+from deploy.provision.driver.plan import is_driver, is_ours
 from deploy.versions.matrix import load_matrix
 
 
@@ -26,3 +29,26 @@ def test_the_loaded_driver_is_that_of_the_fleet_file(root, expected):
     shown = root.run("cat /sys/module/nvidia/version")
     assert shown.rc == 0, f"no NVIDIA driver is loaded; driver.version is {pinned}"
     assert shown.stdout.strip() == pinned, f"{shown.stdout.strip()}; driver.version is {pinned}"
+
+
+def test_the_packages_of_the_driver_are_complete_and_on_hold(root, expected):
+    """
+    No upgrade changes a driver that the fleet file pins, or the kernel that it was built for.
+    """
+    if expected["driver_version"] is None:
+        pytest.skip("the fleet file pins no driver")
+    shown = root.check_output(f"dpkg-query -W -f '{COLUMNS}'")
+    packages = [one for one in parse_packages(shown) if is_ours(one)]
+    assert any(map(is_driver, packages)), "no package of a driver is installed"
+    assert [one.package for one in packages if not one.complete] == [], "not complete"
+    assert [one.package for one in packages if not one.held] == [], "not on hold"
+
+
+def test_the_state_of_the_gpus_is_set_at_boot(root, expected):
+    """
+    The unit that loads nvidia-uvm and applies the settings of the fleet file has run, and will.
+    """
+    if not load_matrix().row(expected["row"]).needs_gpu:
+        pytest.skip("the row needs no driver")
+    shown = root.run(f"systemctl is-enabled {UNIT}; systemctl is-active {UNIT}")
+    assert shown.stdout.split() == ["enabled", "active"], f"{UNIT}: {shown.stdout.split()}"

@@ -112,9 +112,9 @@ def test_an_assertion_that_is_not_named_would_be_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("tls", "needs_driver", "missing"),
     [
-        (False, False, 7),  # four of TLS, the driver, its version, the data disk
-        (True, False, 4),  # that of plain HTTP, the driver, its version, the data disk
-        (True, True, 3),
+        (False, False, 9),  # four of TLS, four of the driver, the data disk
+        (True, False, 6),  # that of plain HTTP, four of the driver, the data disk
+        (True, True, 4),  # its version and packages are those of the fleet file
     ],
 )
 def test_the_fleet_file_decides_what_is_implied(tls, needs_driver, missing):

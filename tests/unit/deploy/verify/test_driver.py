@@ -77,7 +77,71 @@ def test_a_pinned_driver_implies_its_assertion(tmp_path, row, driver, pinned):
     A host of a row without GPUs gets none.
     """
     fleet = make_fleet(tmp_path, {"row": row, **driver})
-    name = "test_the_loaded_driver_is_that_of_the_fleet_file"
+    names = {
+        "test_the_loaded_driver_is_that_of_the_fleet_file",
+        "test_the_packages_of_the_driver_are_complete_and_on_hold",
+    }
     for expected in expectations(fleet).values():
         assert expected["driver_version"] == pinned
-        assert (name in SUITE.implied(expected)) is (pinned is not None)
+        assert names & set(SUITE.implied(expected)) == (names if pinned is not None else set())
+
+
+PACKAGES = """\
+nvidia-graphics-drivers\thi \tlibcuda1\t535.309.01-0+deb12u1
+nvidia-graphics-drivers\thi \tnvidia-kernel-dkms\t535.309.01-0+deb12u1
+nvidia-graphics-drivers\trc \tnvidia-kernel-support\t525.147.05-4~deb12u1
+linux-signed-amd64\thi \tlinux-image-amd64\t6.1.192-2
+linux-signed-amd64\tii \tlinux-image-6.1.0-56-amd64\t6.1.192-2
+coreutils\tii \tcoreutils\t9.1-1
+"""
+
+
+def assert_packages(shown):
+    host = SimpleNamespace(check_output=lambda command: shown)
+    expected = {"driver_version": "535.309.01"}
+    test_driver.test_the_packages_of_the_driver_are_complete_and_on_hold(host, expected)
+
+
+def test_a_pinned_driver_on_hold_passes():
+    """
+    A removed package counts for nothing, and neither does an image that no metapackage replaces.
+    """
+    assert_packages(PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("hi \tlibcuda1", "ii \tlibcuda1", "not on hold"),
+        ("hi \tlinux-image-amd64", "ii \tlinux-image-amd64", "not on hold"),
+        ("hi \tnvidia-kernel-dkms", "hF \tnvidia-kernel-dkms", "not complete"),
+        ("nvidia-graphics-drivers\thi", "other\thi", "no package of a driver is installed"),
+    ],
+)
+def test_a_package_that_an_upgrade_changes_would_be_noticed(old, new, why):
+    """
+    Negative control: a lost hold, of the kernel too, and an interrupted dpkg.
+    """
+    with pytest.raises(AssertionError, match=why):
+        assert_packages(PACKAGES.replace(old, new))
+
+
+def test_packages_of_a_driver_that_is_not_pinned_are_not_compared():
+    check = test_driver.test_the_packages_of_the_driver_are_complete_and_on_hold
+    with pytest.raises(pytest.skip.Exception, match="pins no driver"):
+        check(SimpleNamespace(), {"driver_version": None})
+
+
+@pytest.mark.parametrize("shown", ["disabled\nactive\n", "enabled\nfailed\n", "masked\ninactive\n"])
+def test_a_unit_of_the_gpus_that_does_not_run_would_be_noticed(shown):
+    """
+    It has run since the boot, and runs at the next one.
+    """
+    check = test_driver.test_the_state_of_the_gpus_is_set_at_boot
+    host = SimpleNamespace(run=lambda command: SimpleNamespace(rc=3, stdout=shown))
+    with pytest.raises(AssertionError, match=r"slipway-gpu\.service"):
+        check(host, {"row": "torch-2.3-cu121"})
+    good = SimpleNamespace(run=lambda command: SimpleNamespace(rc=0, stdout="enabled\nactive\n"))
+    check(good, {"row": "torch-2.3-cu121"})
+    with pytest.raises(pytest.skip.Exception, match="needs no driver"):
+        check(host, {"row": "torch-2.13-cpu"})
