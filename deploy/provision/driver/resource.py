@@ -185,6 +185,8 @@ def _said(step: AnyStep, facts: Facts) -> str:
         return step.text
     if facts.simulation is None:
         return f"{step.text} (simulated once apt has read its lists)"
+    if not facts.simulation.changes:
+        return f"{step.text} (all unpacked: dpkg was interrupted)"
     # Those that were asked for come first: the others follow from them.
     changes = sorted(facts.simulation.changes, key=lambda one: one.package not in step.packages)
     names = [f"{one.package} {one.after or 'removed'}" for one in changes]

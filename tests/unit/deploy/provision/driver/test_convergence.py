@@ -521,6 +521,11 @@ def test_the_check_shows_what_apt_would_do():
     assert "nvidia-kernel-dkms 535.309.01-0+deb12u1" in text
     assert "(8 packages: nvidia-kernel-dkms" in text
     assert disk.plan(host.facts).digest[:12] in text
+    # Killed when all was unpacked: apt's simulation shows no package.
+    install = next(step for step in disk.plan(host.facts).steps if isinstance(step, Install))
+    host.break_off(install, host.look(disk))
+    text = disk.difference(host.look(disk)).change
+    assert "(all unpacked: dpkg was interrupted)" in text
 
 
 @pytest.mark.parametrize(
