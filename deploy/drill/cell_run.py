@@ -25,6 +25,8 @@ WAVE_GAP_S = 1.5  # between the same step in two waves are a start and a canary
 LIMIT_S = LEASE_S + CHECK_S
 # There is no release before, or none that is open: true reasons where nothing is left to do.
 _NOTHING_LEFT = (NothingToRollBackTo.exit_code, PreconditionError.exit_code)
+# Exit codes of a resume that has done nothing, and whose fix may be a rollback.
+_OTHER_WAY = (UsageError.exit_code, PreconditionError.exit_code)
 _POLL_S = 0.002
 _QUIET_S = 1.2  # two looks at every host
 _OPERATOR_S = 120.0  # longest time for a command, faults included
@@ -199,8 +201,9 @@ class CellRunner:
         """
         began_s = time.monotonic()
         ended = run_task(self.second, self._words(task))
-        if task == "resume" and ended.code == UsageError.exit_code:
-            # Nothing had been staged, and the second checkout lacks the bundle: its fix is this.
+        if ended.code in _OTHER_WAY and "inv rollback" in ended.fix:
+            # Nothing had been staged, and the second checkout lacks the bundle; or the rollback of
+            # one host of two is on record nowhere.
             ended = run_task(self.second, self._words(Task.ROLLBACK))
         versions = self.lab.wait_for_one_version(3.0)
         is_one = len(set(versions.values())) == 1 and None not in versions.values()

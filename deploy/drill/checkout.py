@@ -58,6 +58,13 @@ class Ended:
         error = self.document.get("error") or {}
         return f"{error.get('what')}: {error.get('why')}" if error else ""
 
+    @property
+    def fix(self) -> str:
+        """
+        What to do about the error, in the words of the command; empty without an error.
+        """
+        return str((self.document.get("error") or {}).get("fix") or "")
+
 
 class Operator:
     """

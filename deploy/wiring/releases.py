@@ -194,13 +194,31 @@ def open_release(on: Hosts, *, is_way_back: bool = False) -> Desired:
     """
     desired = stored(on, ANSWER_WITHIN_S, is_way_back=is_way_back)
     if desired is None or not desired.is_open:
-        last = f"; the last one, {desired.release}, was {desired.ending}" if desired else ""
-        raise PreconditionError(
-            f"{on.fleet.name}: no release is open",
-            why=f"the fleet has none on record that has not ended{last}",
-            fix="inv status shows what serves; inv history shows what ended",
-        )
+        raise _nothing_open(on, desired)
     return desired
+
+
+def _nothing_open(on: Hosts, last: Desired | None) -> PreconditionError:
+    """
+    Return the error for steering a release where none is open.
+
+    Hosts can differ all the same: a rollback needs no majority to act, but one to be on record.
+    """
+    ended = f"; the last one, {last.release}, was {last.ending}" if last else ""
+    readable, _ = on.readable(ANSWER_WITHIN_S)
+    serving = {
+        name: " and ".join(slot.version or "?" for slot in host.slots if slot.has_traffic)
+        for name, host in readable.items()
+    }
+    fix = "inv status shows what serves; inv history shows what ended"
+    if len(set(serving.values())) > 1:
+        ended += f"; hosts differ: {', '.join(f'{n}: {v or None}' for n, v in serving.items())}"
+        fix = "inv rollback brings every host to one release"
+    return PreconditionError(
+        f"{on.fleet.name}: no release is open",
+        why=f"the fleet has none on record that has not ended{ended}",
+        fix=fix,
+    )
 
 
 def last_release(on: Hosts) -> Desired:

@@ -20,7 +20,8 @@ from deploy.release.findings import FLEET_NAME
 from deploy.wiring import fleet_status, releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
-from tests.local_fleet import LIMITS, local_fleet
+from tests.local_fleet import DIGESTS, LIMITS, local_fleet
+from tests.local_host import serve
 
 NAMES = ("n1", "n2", "n3")
 HOSTS = StateSettings()
@@ -294,3 +295,20 @@ def test_a_rollback_does_not_wait_for_packages(fleet):
 
     assert (outcome.ending, outcome.error) == (Ending.ROLLED_BACK, None)
     assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
+def test_resume_names_hosts_that_differ_though_no_release_is_open(fleet):
+    """
+    As after a rollback of one host of two, which no majority has on record.
+    """
+    with pytest.raises(PreconditionError) as caught:
+        releases.resume(on(fleet), lambda event: None)
+    assert "hosts differ" not in caught.value.why  # negative control
+    assert "inv status" in caught.value.fix
+
+    serve(fleet.system("n2"), DIGESTS["b1"], "v1", "blue")
+
+    with pytest.raises(PreconditionError) as caught:
+        releases.resume(on(fleet), lambda event: None)
+    assert "hosts differ: n1: v2, n2: v1, n3: v2" in caught.value.why
+    assert caught.value.fix == "inv rollback brings every host to one release"
