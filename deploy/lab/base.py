@@ -1,8 +1,9 @@
 """
-The base tree: a minimal Debian 12 server, shared read-only by all hosts.
+The base tree: a minimal server, shared read-only by all hosts.
 
-It is built once for each recipe and kept.  It contains nothing that the toolkit installs, so that
-provisioning a lab host does the same work as on a rented machine.
+It is built once for each recipe and kept; the recipe has the suite of the distribution.
+It contains nothing that the toolkit installs, so that provisioning a lab host does the same work as
+on a rented machine.
 """
 
 import fcntl
@@ -17,7 +18,8 @@ from deploy.lab.commands import follow, run
 from deploy.lab.config import LabConfig
 from deploy.lab.mounts import remove_tree
 from deploy.lab.processes import Process
-from deploy.lab.sources import SUITE, Sources, split_login
+from deploy.lab.sources import Sources, split_login
+from deploy.lab.suites import distribution, title
 from deploy.private_files import write_private
 from deploy.units import format_duration
 
@@ -39,18 +41,18 @@ PACKAGES = (
     "nftables",
     "procps",
 )
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 STAGES = ("retrieving", "extracting", "unpacking", "configuring")
 TIMEOUT_S = 1200.0
+_SCRIPTS = Path("/usr/share/debootstrap/scripts")
 # Raise it when `_finish` changes: trees of another recipe are not used.
 _FORMAT = 1
 
 
-def recipe_digest(architecture: str) -> str:
+def recipe_digest(architecture: str, suite: str) -> str:
     """
     Return the digest of the base's recipe, 12 hex digits. Pure.
     """
-    recipe = "\n".join([str(_FORMAT), SUITE, architecture, *PACKAGES])
+    recipe = "\n".join([str(_FORMAT), suite, architecture, *PACKAGES])
     return hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
@@ -68,7 +70,7 @@ def ensure_base(
     leaves a partial tree under the final name.
     """
     architecture = run(["dpkg", "--print-architecture"]).strip()
-    base = config.bases / f"base-{recipe_digest(architecture)}"
+    base = config.bases / f"base-{recipe_digest(architecture, config.suite)}"
     if base.is_dir():
         return base
     config.bases.mkdir(parents=True, exist_ok=True)
@@ -114,11 +116,15 @@ def _build(
     building = config.bases / f"building-{os.getpid()}"
     building.mkdir()
     started_s = now()
-    progress(f"building the Debian {SUITE} base tree; needed once, takes one or two minutes")
+    progress(f"building the {title(config.suite)} base tree; needed once, takes one or two minutes")
+    archive = distribution(config.suite)
     argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    argv += [f"--keyring={KEYRING}", SUITE, str(building)]
+    argv += [f"--keyring={archive.keyring}", config.suite, str(building)]
     mirror, netrc = split_login(sources.mirror) if sources.mirror else (None, "")
-    argv += [mirror] if mirror else []
+    if (_SCRIPTS / config.suite).exists():
+        argv += [mirror] if mirror else []
+    else:
+        argv += [mirror or "", archive.script]  # "": the default mirror of the script
     env = {"http_proxy": sources.http_proxy} if sources.http_proxy else {}
     with tempfile.TemporaryDirectory(prefix="slipway-") as home:
         if netrc:  # for debootstrap's wget; all users of a machine can read arguments

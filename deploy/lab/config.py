@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from deploy.errors import LabError
+from deploy.lab.suites import DEFAULT_SUITE, SUITES
 
 FIRST_ADDRESS = 11  # n1 is SUBNET.11
 MAX_HOSTS = 32
@@ -64,12 +65,14 @@ class LabConfig:
         bases: Folder of the base trees, which labs share.
         bridge: Name of the bridge: a lower-case letter, then 1 to 5 lower-case letters or digits.
         prefix: First three numbers of the hosts' /24 network, such as 10.78.0.
+        suite: Release of the distribution that new disks have, such as bookworm; one of SUITES.
     """
 
     directory: Path
     bases: Path
     bridge: str = "slip0"
     prefix: str = "10.78.0"
+    suite: str = DEFAULT_SUITE
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]{1,5}", self.bridge):
@@ -87,6 +90,12 @@ class LabConfig:
                 why="it is not three numbers from 0 to 255 with dots between them",
                 fix="set SLIPWAY_LAB_SUBNET to the start of a /24 network, such as 10.78.0",
             )
+        if self.suite not in SUITES:
+            raise LabError(
+                f"SLIPWAY_LAB_SUITE: {self.suite!r} is not a release that lab hosts can run",
+                why=f"the releases are {', '.join(SUITES)}",
+                fix="set SLIPWAY_LAB_SUITE to one of them",
+            )
         if re.search(r"[:,\\\s]", str(self.directory)) or not self.directory.is_absolute():
             raise LabError(
                 f"SLIPWAY_LAB_DIR: {str(self.directory)!r} is not usable as the lab's folder",
@@ -98,7 +107,9 @@ class LabConfig:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
         """
-        Return the lab of SLIPWAY_LAB_DIR, _BASES, _BRIDGE and _SUBNET; without them the default.
+        Return the lab of SLIPWAY_LAB_DIR, _BASES, _BRIDGE, _SUBNET and _SUITE.
+
+        A variable that is not set has its default.
         """
         home = Path(env.get("HOME") or "/root")
         cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "slipway/lab"
@@ -108,6 +119,7 @@ class LabConfig:
             bases=Path(env.get("SLIPWAY_LAB_BASES") or directory),
             bridge=env.get("SLIPWAY_LAB_BRIDGE") or "slip0",
             prefix=env.get("SLIPWAY_LAB_SUBNET") or "10.78.0",
+            suite=env.get("SLIPWAY_LAB_SUITE") or DEFAULT_SUITE,
         )
 
     def as_env(self) -> dict[str, str]:
@@ -119,6 +131,7 @@ class LabConfig:
             "SLIPWAY_LAB_BASES": str(self.bases),
             "SLIPWAY_LAB_BRIDGE": self.bridge,
             "SLIPWAY_LAB_SUBNET": self.prefix,
+            "SLIPWAY_LAB_SUITE": self.suite,
         }
 
     # Files

@@ -274,7 +274,7 @@ def _prepare_shared(
     Args:
         is_idle: No host runs, so the common layer may be replaced.
     """
-    package_sources = sources.read(preflight.os_release())
+    package_sources = sources.read(preflight.os_release(), config.suite)
     base_tree = base.ensure_base(config, package_sources, now=time.monotonic, progress=progress)
     if is_idle:
         # The layers of a mounted overlay must not change.

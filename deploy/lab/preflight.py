@@ -13,10 +13,10 @@ from pathlib import Path
 
 from deploy.errors import LabError
 from deploy.lab import cgroups
-from deploy.lab.base import KEYRING
 from deploy.lab.commands import attempt, environment, run
 from deploy.lab.config import LabConfig
 from deploy.lab.mounts import filesystem_of
+from deploy.lab.suites import distribution
 from deploy.units import format_size
 
 PACKAGE_OF = {
@@ -87,8 +87,9 @@ def read_machine(config: LabConfig) -> MachineFacts:
     missing_packages = {
         package for command, package in PACKAGE_OF.items() if not shutil.which(command, path=path)
     }
-    if not KEYRING.exists():
-        missing_packages.add("debian-archive-keyring")
+    archive = distribution(config.suite)
+    if not archive.keyring.exists():
+        missing_packages.add(archive.keyring_package)
     return MachineFacts(
         system=system,
         is_root=is_root,

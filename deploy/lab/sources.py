@@ -14,9 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from deploy.lab.commands import run
+from deploy.lab.suites import distribution
 
-SUITE = "bookworm"
-COMPONENTS = frozenset({"main", "contrib", "non-free", "non-free-firmware"})
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 _APT_S = 120.0  # apt may have to read all its lists anew; on a busy machine that takes over 30 s
@@ -32,7 +31,7 @@ PIP_KEYS = ("index-url", "extra-index-url", "find-links", "proxy", "trusted-host
 class Sources:
     """
     Attributes:
-        mirror: Base URL of the Debian archive; None for debootstrap's default.
+        mirror: Base URL of the archive; None for debootstrap's default.
         http_proxy: Proxy of debootstrap; None for none.
         apt_sources: Content of the hosts' sources.list; empty to keep the file of debootstrap.
         apt_settings: Content of a file in the hosts' apt.conf.d.
@@ -46,48 +45,53 @@ class Sources:
     pip_config: str
 
 
-def read(os_release: Mapping[str, str]) -> Sources:
+def read(os_release: Mapping[str, str], suite: str) -> Sources:
     """
-    Read the configuration of apt and pip on this machine.
+    Read the configuration of apt and pip on this machine, for hosts of *suite*.
     """
     words = ["apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"]
     targets = run(words, timeout_s=_APT_S)
     dump = run(["apt-config", "dump"], timeout_s=_APT_S)
     texts = [path.read_text() for path in pip_files(os.environ) if path.is_file()]
-    entries = debian_entries(targets, os_release.get("VERSION_CODENAME", SUITE))
+    machine = {os_release.get("ID", ""), *os_release.get("ID_LIKE", "").split()}
+    is_same = distribution(suite).name in machine
+    codename = os_release.get("VERSION_CODENAME", suite)
+    entries = archive_entries(targets, codename, suite) if is_same else ()
     settings = apt_settings(dump, os.environ)
     return Sources(
-        mirror=next((uri for uri, suite, _ in entries if suite == SUITE), None),
+        mirror=next((uri for uri, name, _ in entries if name == suite), None),
         http_proxy=_http_proxy(settings),
-        apt_sources="".join(f"deb {uri} {suite} {part}\n" for uri, suite, part in entries),
+        apt_sources="".join(f"deb {uri} {name} {part}\n" for uri, name, part in entries),
         apt_settings=settings,
         pip_config=pip_config(texts, os.environ),
     )
 
 
-def debian_entries(targets: str, codename: str) -> tuple[tuple[str, str, str], ...]:
+def archive_entries(targets: str, codename: str, suite: str) -> tuple[tuple[str, str, str], ...]:
     """
-    Return (URL, suite, component) of each Debian source, with the suites of the hosts' release.
+    Return (URL, suite, component) of each source of the distribution of *suite*.
 
     Args:
         targets: Output of `apt-get indextargets` in `_TARGET_FORMAT`.  apt leaves a field without a
             value as it is, so the origin of a list that was never fetched reads "$(ORIGIN)".
-        codename: The machine's own release.  If it is another Debian release, its archive has the
-            hosts' release too.
+        codename: The machine's own release.  If it is another one of the same distribution, its
+            archive has the hosts' release too.
+        suite: The hosts' release.
     """
+    wanted = distribution(suite)
     entries = []
     for line in targets.splitlines():
-        uri, suite, component, origin = line.split("|")
-        release, dash, pocket = suite.partition("-")
-        if release not in {codename, SUITE} or pocket not in {"", "updates", "security"}:
+        uri, name, component, origin = line.split("|")
+        release, dash, pocket = name.partition("-")
+        if release not in {codename, suite} or pocket not in {"", "updates", "security"}:
             continue
-        if component not in COMPONENTS or origin not in {"Debian", "$(ORIGIN)", ""}:
+        if component not in wanted.components or origin not in {wanted.origin, "$(ORIGIN)", ""}:
             continue
-        entry = (uri, f"{SUITE}{dash}{pocket}", component)
+        entry = (uri, f"{suite}{dash}{pocket}", component)
         if entry not in entries:
             entries.append(entry)
-    # Without the plain suite it is no Debian archive: Ubuntu's suites have the same form.
-    return tuple(entries) if any(suite == SUITE for _, suite, _ in entries) else ()
+    # Without the plain suite it is not the archive, only something with suites of the same form.
+    return tuple(entries) if any(name == suite for _, name, _ in entries) else ()
 
 
 def apt_settings(dump: str, env: Mapping[str, str]) -> str:

@@ -37,6 +37,7 @@ collect_ignore = (
         "test_reboot_waves.py",
         "test_slow_clients.py",
         "test_tampering.py",
+        "test_trees.py",
         "test_door.py",
         "test_upgrade.py",
     ]

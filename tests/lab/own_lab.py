@@ -16,6 +16,7 @@ import yaml
 
 from deploy.lab import lab
 from deploy.lab.config import LabConfig
+from deploy.lab.suites import DEFAULT_SUITE
 from deploy.wiring.checkout import ROOT
 from tests.lab.conftest import bring_up, say
 
@@ -32,12 +33,13 @@ _LABS = {
     "reboots": ("slipr", "10.77.87"),
     "tampering": ("sliptm", "10.77.76"),
     "data-disk": ("slpdat", "10.77.66"),
+    "trees": ("slpt2", "10.77.121"),
 }
 
 
-def lab_config(name: str) -> LabConfig:
+def lab_config(name: str, suite: str = DEFAULT_SUITE) -> LabConfig:
     """
-    Return the config of the lab *name*; it shares the base tree of the default lab.
+    Return the config of the lab *name*; it shares the base trees of the default lab.
     """
     default = LabConfig.from_env(os.environ)
     bridge, prefix = _LABS[name]
@@ -46,15 +48,16 @@ def lab_config(name: str) -> LabConfig:
         bases=default.bases,
         bridge=bridge,
         prefix=prefix,
+        suite=suite,
     )
 
 
 @contextlib.contextmanager
-def booted_lab(name: str, hosts: int) -> Iterator[LabConfig]:
+def booted_lab(name: str, hosts: int, suite: str = DEFAULT_SUITE) -> Iterator[LabConfig]:
     """
     Boot *hosts* new hosts of the lab *name* and yield its config; afterwards the lab is down.
     """
-    config = lab_config(name)
+    config = lab_config(name, suite)
     lab.down(progress=say, config=config)
     bring_up(hosts, config)
     try:

@@ -23,9 +23,9 @@ class World:
         self.config, self.root, self.hosts = config, root, hosts
         (root / "inventories").mkdir()
 
-    def fleet(self, limit=None, **changes):
+    def fleet(self, limit=None, row=None, **changes):
         """
-        Return the lab's fleet, but for *changes*: {"service": {...}, "ssh": {...}}.
+        Return the lab's fleet, but for *row* and *changes*: {"service": {...}, "ssh": {...}}.
         """
         data = fleet_document(
             self.config,
@@ -34,6 +34,8 @@ class World:
             secrets={"token": {"env": "SLIPWAY_TEST_TOKEN"}},
             service={"api_tokens": ["token"]},
         )
+        if row is not None:
+            data["row"] = row
         for section, keys_ in changes.items():
             data[section] = data.get(section, {}) | keys_
         write_fleet_file(self.root / "inventories" / "lab.yml", data)

@@ -19,7 +19,7 @@ def test_from_env_reads_back_what_as_env_writes():
     """
     All processes with these variables work on the same lab.
     """
-    config = make_config(bridge="other", prefix="10.9.8")
+    config = make_config(bridge="other", prefix="10.9.8", suite="trixie")
 
     assert LabConfig.from_env(config.as_env()) == config
 
@@ -94,6 +94,7 @@ def test_two_labs_share_no_name_in_the_kernel():
         ({"bridge": "x; reboot"}, "SLIPWAY_LAB_BRIDGE"),
         ({"prefix": "10.78"}, "SLIPWAY_LAB_SUBNET"),
         ({"prefix": "10.78.256"}, "SLIPWAY_LAB_SUBNET"),
+        ({"suite": "sid"}, "SLIPWAY_LAB_SUITE"),
         ({"directory": Path("/with space")}, "SLIPWAY_LAB_DIR"),
         ({"directory": Path("/a:b")}, "SLIPWAY_LAB_DIR"),
         ({"directory": Path("relative")}, "SLIPWAY_LAB_DIR"),

@@ -4,20 +4,21 @@ import pytest
 
 from deploy.errors import LabError
 from deploy.lab import sources
-from deploy.lab.sources import apt_settings, debian_entries, pip_config, pip_files
+from deploy.lab.sources import apt_settings, archive_entries, pip_config, pip_files
 
 DEBIAN = """\
 http://mirror.test/debian/|bookworm|main|Debian
 http://mirror.test/debian/|bookworm-updates|main|Debian
 http://mirror.test/security/|bookworm-security|main|Debian
 """
+ENTRIES = archive_entries(DEBIAN, "bookworm", "bookworm")
 
 
 def test_hosts_use_the_machines_own_mirrors():
     """
     Those of the archive, its updates and security.
     """
-    assert debian_entries(DEBIAN, "bookworm") == (
+    assert ENTRIES == (
         ("http://mirror.test/debian/", "bookworm", "main"),
         ("http://mirror.test/debian/", "bookworm-updates", "main"),
         ("http://mirror.test/security/", "bookworm-security", "main"),
@@ -30,7 +31,7 @@ def test_a_mirror_of_another_debian_release_is_used():
     """
     text = DEBIAN.replace("bookworm", "trixie")
 
-    assert debian_entries(text, "trixie") == debian_entries(DEBIAN, "bookworm")
+    assert archive_entries(text, "trixie", "bookworm") == ENTRIES
 
 
 def test_a_source_whose_list_was_never_fetched_is_used():
@@ -39,7 +40,7 @@ def test_a_source_whose_list_was_never_fetched_is_used():
     """
     text = DEBIAN.replace("|Debian", "|$(ORIGIN)")
 
-    assert debian_entries(text, "bookworm") == debian_entries(DEBIAN, "bookworm")
+    assert archive_entries(text, "bookworm", "bookworm") == ENTRIES
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_sources_outside_the_debian_archive_are_ignored(line):
     """
     Hosts do not have their keys.
     """
-    assert debian_entries(DEBIAN + line + "\n", "bookworm") == debian_entries(DEBIAN, "bookworm")
+    assert archive_entries(DEBIAN + line + "\n", "bookworm", "bookworm") == ENTRIES
 
 
 def test_ubuntu_has_no_debian_mirror():
@@ -65,7 +66,44 @@ def test_ubuntu_has_no_debian_mirror():
     """
     text = "http://archive.test/ubuntu/|noble|main|Ubuntu\n"
 
-    assert debian_entries(text, "noble") == ()
+    assert archive_entries(text, "noble", "bookworm") == ()
+
+
+def test_hosts_of_another_release_use_the_same_archive():
+    """
+    A mirror with bookworm has trixie too, with its updates and security.
+    """
+    text = DEBIAN.replace("bookworm", "trixie")
+
+    assert archive_entries(DEBIAN, "bookworm", "trixie") == archive_entries(
+        text, "trixie", "trixie"
+    )
+    assert ("http://mirror.test/security/", "trixie-security", "main") in archive_entries(
+        DEBIAN, "bookworm", "trixie"
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "suite", "mirror"),
+    [
+        ({"ID": "debian", "VERSION_CODENAME": "bookworm"}, "trixie", "http://mirror.test/"),
+        ({"ID": "other", "ID_LIKE": "debian"}, "bookworm", "http://mirror.test/"),
+        ({"ID": "debian", "VERSION_CODENAME": "bookworm"}, "noble", None),
+    ],
+)
+def test_a_mirror_serves_hosts_of_its_own_distribution(monkeypatch, machine, suite, mirror):
+    """
+    For others debootstrap's default is used, also where apt does not know a source's origin.
+    """
+    outputs = {"apt-get": "http://mirror.test/|bookworm|main|$(ORIGIN)\n", "apt-config": ""}
+    monkeypatch.setattr(sources, "run", lambda argv, **_: outputs[argv[0]])
+
+    read = sources.read(machine, suite)
+
+    assert (read.mirror, read.apt_sources) == (
+        mirror,
+        f"deb {mirror} {suite} main\n" if mirror else "",
+    )
 
 
 def test_apt_settings_are_those_of_fetching():
@@ -158,6 +196,6 @@ def test_apt_of_a_busy_machine_has_two_minutes(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", never_ends)
     with pytest.raises(LabError) as caught:
-        sources.read({})
+        sources.read({}, "bookworm")
     assert "apt-get indextargets" in caught.value.what
     assert caught.value.why == "it ran for more than 120 s"
