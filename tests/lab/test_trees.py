@@ -1,5 +1,6 @@
 """
-Hosts of each supported distribution: provisioned twice, then verified.
+Hosts of each supported distribution: one with too little room, one whose network has only a proxy,
+which is then provisioned twice and verified.
 
 SLIPWAY_LAB_TREES names the suites to boot, such as "trixie noble"; without it, Debian 13.
 SLIPWAY_LAB_PYTHON names an archive of a standalone Python 3.11, which the hosts then get.  Without
@@ -9,16 +10,24 @@ it they have the row of their own Python.
 import hashlib
 import os
 import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from deploy.host import layout
 from deploy.lab import suites
 from deploy.provision import provision
 from deploy.verify import verify
 from tests.lab.conftest import say
-from tests.lab.own_lab import booted_lab
+from tests.lab.own_lab import booted_lab, lab_config
 from tests.lab.provision_fixtures import ENV, World
+from tests.lab.test_apt import change
 
 ROWS = {
     "bookworm": "torch-2.13-cpu",
@@ -41,20 +50,87 @@ def python_of(archive):
     return {"python": {"folder": str(archive.parent), "archives": [pin]}}
 
 
+SMALL_DISK = 1040 << 20  # bytes, of which about 1 GiB is free
+PROXY_ONLY = "slipway_test_proxy_only"
+ROUTES = """
+table ip {table} {{
+    chain out {{
+        type filter hook forward priority -10;
+        iifname {bridge} drop
+    }}
+}}
+"""
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """
+    An HTTP proxy for GET, which notes what was asked for.
+    """
+
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        kept = {k: v for k, v in self.headers.items() if k.startswith(("If-", "Range"))}
+        try:
+            answer = urllib.request.urlopen(
+                urllib.request.Request(self.path, headers=kept), timeout=60
+            )
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            self.send_response(answer.status)
+            for name in ("Content-Length", "Last-Modified", "Content-Type"):
+                if value := answer.headers.get(name):
+                    self.send_header(name, value)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            shutil.copyfileobj(answer, self.wfile)
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module", params=TREES)
 def world(request, tmp_path_factory):
+    """
+    n1 is bare; n2 as well, on a disk with 1 GiB.
+    """
     if request.param not in ROWS and PYTHON is None:
         pytest.skip(f"{suites.title(request.param)} needs SLIPWAY_LAB_PYTHON")
-    with booted_lab("trees", 1, suite=request.param) as config:
-        on = World(config, tmp_path_factory.mktemp("fleet"), hosts=("n1",))
-        on.suite = request.param
-        yield on
+    disk = lab_config("trees", request.param).disk_image("n2")
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    with disk.open("wb") as file:
+        file.truncate(SMALL_DISK)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk], check=True)
+    try:
+        with booted_lab("trees", 2, suite=request.param) as config:
+            on = World(config, tmp_path_factory.mktemp("fleet"), hosts=("n1", "n2"))
+            on.suite = request.param
+            yield on
+    finally:
+        disk.unlink()
 
 
-def fleet(world):
+@pytest.fixture
+def proxy(world):
+    """
+    A proxy on the bridge, which alone leads hosts to other networks; its address and requests.
+    """
+    with ThreadingHTTPServer((world.config.gateway, 0), Proxy) as server:
+        server.seen = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rules = ROUTES.format(table=PROXY_ONLY, bridge=world.config.bridge)
+        subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+        try:
+            yield f"http://{world.config.gateway}:{server.server_port}", server.seen
+        finally:
+            subprocess.run(["nft", "delete", "table", "ip", PROXY_ONLY], check=True)
+            server.shutdown()
+
+
+def fleet(world, host="n1"):
     if PYTHON is not None:
-        return world.fleet(mirrors=python_of(Path(PYTHON)))
-    return world.fleet(row=ROWS[world.suite])
+        return world.fleet(host, mirrors=python_of(Path(PYTHON)))
+    return world.fleet(host, row=ROWS[world.suite])
 
 
 def test_the_host_runs_the_suite(world):
@@ -64,6 +140,34 @@ def test_the_host_runs_the_suite(world):
     shown = world.inside("n1", ". /etc/os-release && echo $VERSION_CODENAME")
     assert shown == f"{world.suite}\n"
     say(f"{world.suite}: {world.inside('n1', 'python3 --version && systemctl --version')}")
+
+
+def test_a_host_with_1_gib_is_refused_before_it_is_changed(world):
+    """
+    With the room that it has and the room that is needed.
+    """
+    state = "dpkg-query -W | sha256sum; ls -A /opt /etc/apt/apt.conf.d; cat /etc/passwd"
+    before = world.inside("n2", state)
+    report = provision(fleet(world, "n2"), progress=lambda _: None, env=ENV)
+    [failure] = report.failed
+    say(f"{world.suite}: {failure}")
+    assert (failure.error, report.changes) == ("DiskTooSmall", ())
+    assert re.search(r"has [\d.]+\w+ free, .* takes [\d.]+\w+", failure.why)
+    assert world.inside("n2", state) == before
+    assert world.inside("n2", f"ls -A {layout.OPT} 2>/dev/null || :") == ""
+
+
+def test_packages_come_through_the_only_proxy(world, proxy):
+    """
+    Without it, nothing is reachable.
+    """
+    url, seen = proxy
+    reach = "apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=5 update 2>&1; exit 0"
+    assert "Err:" in world.inside("n1", reach, timeout_s=120.0)
+    report = change(world, mirrors={"apt_proxy": url})
+    assert report.ok == ("n1",), report.failed
+    assert any("haproxy" in path for path in seen)
+    say(f"{world.suite}: {len(seen)} requests through the proxy")
 
 
 def test_the_second_run_changes_nothing(world, tmp_path):

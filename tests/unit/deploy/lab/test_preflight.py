@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy.lab import preflight
 from deploy.lab.cgroups import CgroupV2
 from deploy.lab.config import LabConfig
-from deploy.lab.preflight import MIN_FREE_BYTES, MachineFacts, unmet_requirement
+from deploy.lab.preflight import MIN_FREE_BYTES, MachineFacts, read_machine, unmet_requirement
+from deploy.lab.suites import SUITES, UBUNTU
 
 CONFIG = LabConfig(Path("/lab"), Path("/bases"))
 SUITABLE = MachineFacts(
@@ -32,6 +34,23 @@ def test_missing_packages_are_no_error():
     machine = replace(SUITABLE, missing_packages=("debootstrap",))
 
     assert unmet_requirement(machine, CONFIG) is None
+
+
+def test_the_keys_of_the_suites_archive_are_required(monkeypatch, tmp_path):
+    """
+    A Debian machine has no keys of Ubuntu's archive.
+    """
+    monkeypatch.setattr(preflight.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(preflight.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(preflight, "_namespaces_error", lambda: None)
+    monkeypatch.setattr(preflight.shutil, "which", lambda *_, **__: "/bin/true")
+    monkeypatch.setattr(preflight, "filesystem_of", lambda _: "ext2/ext3")
+    keyless = replace(UBUNTU, keyring=tmp_path / "none.gpg")
+    monkeypatch.setitem(SUITES, "noble", ("Ubuntu 24.04", keyless))
+
+    machine = read_machine(LabConfig(tmp_path, tmp_path, suite="noble"))
+
+    assert machine.missing_packages == ("ubuntu-keyring",)
 
 
 @pytest.mark.parametrize(
