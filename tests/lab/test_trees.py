@@ -163,7 +163,7 @@ def test_packages_come_through_the_only_proxy(world, proxy):
     """
     url, seen = proxy
     reach = "apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=5 update 2>&1; exit 0"
-    assert "Err:" in world.inside("n1", reach, timeout_s=120.0)
+    assert "Failed to fetch" in world.inside("n1", reach, timeout_s=120.0)
     report = change(world, mirrors={"apt_proxy": url})
     assert report.ok == ("n1",), report.failed
     assert any("haproxy" in path for path in seen)
