@@ -11,7 +11,10 @@ SLOTS = ("blue", "green")
 OPT = "/opt/slipway"
 BIN = f"{OPT}/bin"
 UV = f"{BIN}/uv"
-HOST_PROGRAM = f"{BIN}/slipway-host.pyz"  # deploy/host, run by the host's own python3
+HOST_PROGRAM = f"{BIN}/slipway-host.pyz"  # deploy/host, run by PYTHON
+# Of the distribution's package python3, which provisioning installs.  By its path: the PATH of an
+# SSH user may have another python3 first.
+PYTHON = "/usr/bin/python3"
 WHEELHOUSE = f"{OPT}/wheelhouse"  # WHEELHOUSE/<wheel file name>, sha256-checked, shared by locks
 VENVS = f"{OPT}/venvs"  # VENVS/<lock digest>
 PYTHONS = f"{OPT}/pythons"  # PYTHONS/<sha256 of the archive>: standalone Pythons
@@ -61,7 +64,7 @@ USER = "slipway"  # its group reads releases, weights and configuration
 HAPROXY_USER = "haproxy"  # of Debian; the sockets of the slots belong to it
 BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
 # -I: no module of the SSH user, of the environment or of the current directory.
-HOST_COMMAND = ("python3", "-I", HOST_PROGRAM)
+HOST_COMMAND = (PYTHON, "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 SLICE = "slipway.slice"  # of all slots
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration

@@ -19,6 +19,7 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 
 from deploy.errors import CommandFailed, DeployError
 from deploy.foreign_text import says
+from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision import operations
 from deploy.provision.apt_packages import Packages
@@ -235,8 +236,8 @@ class HostRun:
             raise HostFailed(
                 self._request.name,
                 "CommandFailed",
-                "python3 is installed, but not in the PATH of the SSH user",
-                "correct PATH of the SSH user on the host",
+                f"the package python3 is installed, and {layout.PYTHON} does not run",
+                f"on the host: ls -lL {layout.PYTHON}; apt-get install --reinstall python3-minimal",
             )
         return facts
 

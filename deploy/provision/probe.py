@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from deploy.bundle.host_program import build_fed_program
 from deploy.errors import CommandFailed
 from deploy.foreign_text import says
+from deploy.host import layout
 from deploy.host.protocol import Call, FactQuery, Facts, Request
 from deploy.host.rpc import encode_request
 from deploy.transport.answers import read_answer
@@ -20,7 +21,7 @@ from deploy.transport.base import Completed, Transport
 DEEP_TIMEOUT_S = 300.0  # beyond the time of other facts, for 10 GiB that come from a disk
 ResultT = TypeVar("ResultT")
 
-_NO_PYTHON = 69  # exit status of a host without python3
+_NO_PYTHON = 69  # exit status of a host without layout.PYTHON
 _ANSWER = '{"ok": '
 
 # Runs the program from memory; nothing is written to the disk of the host.  A process this short
@@ -45,8 +46,8 @@ def fed_command(verb: str) -> str:
     """
     # -I and -S: the standard library alone, no modules of the SSH user or of packages.
     return (
-        f"command -v python3 >/dev/null || exit {_NO_PYTHON}; "
-        f"exec python3 -I -S -c {shlex.quote(_LOADER)} {verb}"
+        f"[ -x {layout.PYTHON} ] || exit {_NO_PYTHON}; "
+        f"exec {layout.PYTHON} -I -S -c {shlex.quote(_LOADER)} {verb}"
     )
 
 

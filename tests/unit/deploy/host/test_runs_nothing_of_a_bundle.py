@@ -297,7 +297,7 @@ def test_the_controller_starts_the_host_program_isolated():
     """
     No module of the SSH user, of PYTHONPATH or of the current directory runs as root.
     """
-    assert layout.HOST_COMMAND == ("python3", "-I", layout.HOST_PROGRAM)
+    assert layout.HOST_COMMAND == ("/usr/bin/python3", "-I", layout.HOST_PROGRAM)
     for path in [*TESTINFRA.glob("*.py"), *(Path("deploy") / "transport").glob("*.py")]:
         assert "python3 {layout.HOST_PROGRAM}" not in path.read_text()
 

@@ -112,7 +112,7 @@ def test_the_units_run_the_host_program_as_the_controller_does():
     Isolated, and by its full path.
     """
     texts = deadman.units()
-    command = " ".join(("/usr/bin/" + layout.HOST_COMMAND[0], *layout.HOST_COMMAND[1:]))
+    command = " ".join(layout.HOST_COMMAND)
     for name, verb in ((layout.DEADMAN_SERVICE, "check"), (layout.DEADMAN_BOOT, "boot")):
         lines = texts[f"{layout.UNITS}/{name}"].splitlines()
         assert f"ExecStart={command} deadman.{verb}" in lines

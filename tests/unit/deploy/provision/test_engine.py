@@ -166,7 +166,7 @@ def test_a_python_that_is_gone_is_installed_again(monkeypatch):
     assert again == [("python3-minimal", "python3.*-minimal")]
     with pytest.raises(engine.HostFailed) as caught:
         run(monkeypatch, None, changes=lambda _: None, later=[None, None])
-    assert "PATH" in caught.value.why
+    assert layout.PYTHON in caught.value.why
 
 
 def test_an_unconfirmed_change_is_taken_back_once_the_host_has_python_again(monkeypatch):

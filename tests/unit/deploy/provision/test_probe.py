@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import CommandFailed, PreconditionError
+from deploy.host import layout
 from deploy.host.protocol import SCHEMA, Call, ErrorKind, FactQuery, HostError
 from deploy.host.rpc import encode_error
 from deploy.provision.probe import PROBE_COMMAND, fed_input, pack_program, parse_probe
@@ -56,7 +57,21 @@ def test_a_host_without_python_has_no_facts():
     This is an outcome of its own, not an error.
     """
     query = FactQuery()
-    assert parse_probe("n1", query, probe(query, env={"PATH": "/nowhere"})) is None
+    command = PROBE_COMMAND.replace(layout.PYTHON, "/nowhere/python3")
+    assert parse_probe("n1", query, probe(query, command=command)) is None
+
+
+def test_another_python_in_the_path_does_not_run(tmp_path):
+    """
+    The host's own does: the first of the PATH may be older, or of another user.
+    """
+    other = tmp_path / "python3"
+    other.write_text("#!/bin/sh\necho 'SyntaxError: invalid syntax' >&2\nexit 1\n")
+    other.chmod(0o755)
+    query = FactQuery()
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert subprocess.run(["python3"], env=env, capture_output=True, check=False).returncode == 1
+    assert parse_probe("n1", query, probe(query, env=env)).machine
 
 
 def test_what_a_login_shell_prints_is_ignored():
