@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from deploy.errors import HostKeyMismatch, TransportError, UsageError
 from deploy.host.files import sync_directory
 from deploy.inventory.schema import Hop, Host
 from deploy.private_files import private_directory
+from deploy.transport.host_certificates import CertificatesFirst
 from deploy.transport.known_hosts import KnownHosts, Verdict, fingerprint, hashed_name, load
 from deploy.transport.ssh import open_hops, route_of
 
@@ -54,7 +55,7 @@ def first_unknown(host: Host) -> ShownKeys | None:
     """
     Return the keys of the first server on the way to *host* that has no recorded key.
 
-    None: each of them shows a recorded key.
+    None: each of them shows a recorded key, or a certificate of a recorded authority.
 
     Raises:
         HostKeyMismatch: A server shows other keys than the recorded ones, or a revoked one.
@@ -63,6 +64,8 @@ def first_unknown(host: Host) -> ShownKeys | None:
     hops = route_of(host)
     for number, hop in enumerate(hops):
         known = KnownHosts(tuple(e for path in hop.known_hosts for e in load(path).entries))
+        if known.authorities(*hop.known_as) and _is_certified(host, hops[:number], hop, known):
+            continue
         keys = _shown(host, hops[:number], hop)
         verdicts = {known.verdict(*hop.known_as, key) for key in keys}
         if Verdict.REVOKED in verdicts or verdicts == {Verdict.OTHER}:
@@ -138,14 +141,35 @@ def _shown(host: Host, before: tuple[Hop, ...], hop: Hop) -> tuple[bytes, ...]:
     """
     Return one key of each type that the server of *hop* has, reached through the hops *before*.
     """
-    gateways = open_hops(host, before)
-    try:
-        through = gateways[-1].client.get_transport() if gateways else None
-        keys = {_ask(hop, _ALL, through, host.ssh.connect_timeout): None}
+    with _reached(host, before, hop) as through:
+        keys = {_ask(hop, _ALL, through, host.ssh.connect_timeout).asbytes(): None}
         for algorithm in _ALGORITHMS:
             # A server without such a key ends the connection, in one of several ways.
             with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-                keys[_ask(hop, [algorithm], through, host.ssh.connect_timeout)] = None
+                keys[_ask(hop, [algorithm], through, host.ssh.connect_timeout).asbytes()] = None
+    return tuple(keys)
+
+
+def _is_certified(host: Host, before: tuple[Hop, ...], hop: Hop, known: KnownHosts) -> bool:
+    """
+    Return whether the server of *hop* has a certificate of an authority that *known* has for it.
+    """
+    with _reached(host, before, hop) as through:
+        key = _ask(hop, _ALL, through, host.ssh.connect_timeout, CertificatesFirst)
+    return known.certificate_verdict(*hop.known_as, key)[0] is Verdict.KNOWN
+
+
+@contextlib.contextmanager
+def _reached(host: Host, before: tuple[Hop, ...], hop: Hop) -> Iterator[paramiko.Transport | None]:
+    """
+    Yield the connection to the last of the hops *before*, None where there are none.
+
+    Raises:
+        TransportError: What the caller does over it fails.
+    """
+    gateways = open_hops(host, before)
+    try:
+        yield gateways[-1].client.get_transport() if gateways else None
     except Exception as error:  # a server can make paramiko raise errors of any class
         raise TransportError(
             f"{host.name}: its host key cannot be read",
@@ -156,12 +180,15 @@ def _shown(host: Host, before: tuple[Hop, ...], hop: Hop) -> tuple[bytes, ...]:
     finally:
         for gateway in reversed(gateways):
             gateway.close()
-    return tuple(keys)
 
 
 def _ask(
-    hop: Hop, algorithms: Collection[str], through: paramiko.Transport | None, timeout_s: float
-) -> bytes:
+    hop: Hop,
+    algorithms: Collection[str],
+    through: paramiko.Transport | None,
+    timeout_s: float,
+    transport_class: type[paramiko.Transport] = paramiko.Transport,
+) -> paramiko.PKey:
     """
     Return the server's key of one of *algorithms*; does not log in.
     """
@@ -172,12 +199,11 @@ def _ask(
     else:
         sock = through.open_channel("direct-tcpip", address, ("", 0), timeout=timeout_s)
     others = [one for one in _ALL if one not in algorithms]
-    transport = paramiko.Transport(sock, disabled_algorithms={"keys": others})
+    transport = transport_class(sock, disabled_algorithms={"keys": others})
     transport.banner_timeout = timeout_s
     try:
         transport.start_client(timeout=timeout_s)
-        key: bytes = transport.get_remote_server_key().asbytes()
-        return key
+        return transport.get_remote_server_key()
     finally:
         transport.close()
 

@@ -19,11 +19,19 @@ from pathlib import Path
 import paramiko
 
 from deploy.errors import HostKeyMismatch
+from deploy.transport.host_certificates import (
+    CertificatesFirst,
+    InvalidCertificate,
+    certificate_of,
+    check_host,
+    read_certificate,
+)
+from deploy.transport.name_patterns import matches
 
 _FILE_MAX = 64 << 20  # bytes
 _LINE_MAX = 64 << 10  # bytes; a key of 16,384 bits takes 3 KiB
 _DEFAULT_PORT = 22
-_REVOKED = "@revoked"
+_REVOKED, _AUTHORITY = "@revoked", "@cert-authority"
 # Type of the keys of each algorithm that paramiko offers to servers.
 _KINDS = {
     "ssh-ed25519": "ssh-ed25519",
@@ -47,17 +55,23 @@ class Verdict(Enum):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    One line with a plain key.
+    One line with a key.
 
     Attributes:
         hosts: Patterns, separated by commas, or the hash of one name.
         key: The key as SSH sends it; its type is its first field.
+        is_authority: The key is that of a certificate authority, and of no host.
     """
 
     hosts: str
     kind: str
     key: bytes
     is_revoked: bool
+    is_authority: bool = False
+
+    @property
+    def is_of_a_host(self) -> bool:
+        return not (self.is_revoked or self.is_authority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +85,54 @@ class KnownHosts:
         Any recorded key of the host is right.  A revoked key is refused, also if another line
         records it.
         """
-        names = _names(address, port)
-        if any(e.is_revoked and e.key == key and _is_for(e, name)
-               for e in self.entries for name in names):  # fmt: skip
+        if self._is_revoked(address, port, key):
             return Verdict.REVOKED
         recorded = self._recorded(address, port)
         if any(entry.key == key for entry in recorded):
             return Verdict.KNOWN
         return Verdict.OTHER if recorded else Verdict.UNKNOWN
+
+    def certificate_verdict(
+        self, address: str, port: int, shown: paramiko.PKey
+    ) -> tuple[Verdict, str]:
+        """
+        Judge the certificate with which the server at *address* and *port* has shown a key.
+
+        Returns:
+            (KNOWN if an authority of the host vouches for it, REVOKED if its key or its authority
+            is revoked, else UNKNOWN; why it proves nothing, or "").  UNKNOWN: the plain key counts,
+            as for ssh(1).
+        """
+        blob = certificate_of(shown)
+        authorities = self.authorities(address, port)
+        if blob is None:
+            return Verdict.UNKNOWN, "the host shows no certificate" if authorities else ""
+        try:
+            certificate = read_certificate(blob)
+            if certificate.key != shown.asbytes():
+                raise InvalidCertificate("it is for another key")
+            if any(
+                self._is_revoked(address, port, key)
+                for key in (certificate.key, certificate.authority)
+            ):
+                return Verdict.REVOKED, ""
+            if certificate.authority not in authorities:
+                raise InvalidCertificate("it is of another authority")
+            check_host(certificate, address)
+        except InvalidCertificate as error:
+            return Verdict.UNKNOWN, f"its certificate proves nothing: {error}"
+        return Verdict.KNOWN, ""
+
+    def authorities(self, address: str, port: int) -> tuple[bytes, ...]:
+        """
+        Return the keys of the authorities that vouch for a host.
+        """
+        names = _names(address, port)
+        return tuple(
+            entry.key
+            for entry in self.entries
+            if entry.is_authority and any(_is_for(entry, name) for name in names)
+        )
 
     def kinds(self, address: str, port: int) -> tuple[str, ...]:
         """
@@ -95,9 +149,16 @@ class KnownHosts:
     def _recorded(self, address: str, port: int) -> list[Entry]:
         # As OpenSSH: keys of the bare address count where none is recorded with the port.
         for name in _names(address, port):
-            if found := [e for e in self.entries if not e.is_revoked and _is_for(e, name)]:
+            if found := [e for e in self.entries if e.is_of_a_host and _is_for(e, name)]:
                 return found
         return []
+
+    def _is_revoked(self, address: str, port: int, key: bytes) -> bool:
+        names = _names(address, port)
+        return any(
+            entry.is_revoked and entry.key == key and any(_is_for(entry, name) for name in names)
+            for entry in self.entries
+        )
 
 
 class RecordedKeys(paramiko.MissingHostKeyPolicy):
@@ -125,29 +186,45 @@ class RecordedKeys(paramiko.MissingHostKeyPolicy):
         unwanted = [name for name, kind in _KINDS.items() if kind not in kinds]
         return unwanted if len(unwanted) < len(_KINDS) else []
 
+    @property
+    def transport_factory(self) -> type[paramiko.Transport]:
+        """
+        The class of connections: where an authority vouches for the host, it asks for certificates.
+        """
+        has_authority = self._known.authorities(self._address, self._port)
+        return CertificatesFirst if has_authority else paramiko.Transport
+
     def missing_host_key(
         self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
     ) -> None:
         """
-        Return if *key* is recorded.
+        Return if *key* is recorded, or its certificate is of an authority of the host.
 
         Raises:
             HostKeyMismatch: It is not, or it is revoked.
         """
-        verdict = self._known.verdict(self._address, self._port, key.asbytes())
+        verdict, why = self._known.certificate_verdict(self._address, self._port, key)
+        if verdict is Verdict.UNKNOWN:
+            verdict = self._known.verdict(self._address, self._port, key.asbytes())
         if verdict is Verdict.KNOWN:
             return
         client.close()
         shown = f"{self._address} shows {key.get_name()} {fingerprint(key.asbytes())}"
-        raise self.refusal(verdict, shown)
+        raise self.refusal(verdict, shown, why)
 
-    def refusal(self, verdict: Verdict, shown: str) -> HostKeyMismatch:
+    def refusal(self, verdict: Verdict, shown: str, of_certificate: str = "") -> HostKeyMismatch:
         """
         Return the error of a server for which *verdict* holds; *shown* says what it showed.
+
+        Args:
+            of_certificate: Why no certificate proves the host, where an authority could.
         """
         if verdict is Verdict.UNKNOWN:
             what, why = "no host key is recorded", f"{self._path} has no entry for {self._address}"
             fix = "inv trust shows it, to compare with the host's console, and records it"
+            if of_certificate:
+                why = f"{why}, and {of_certificate}"
+                fix = f"give the host a certificate (HostCertificate of sshd), or: {fix}"
         elif verdict is Verdict.REVOKED:
             what, why = "the host key is revoked", f"{shown}, which {self._path} marks as revoked"
             fix = f"give the host a new key, and record that in {self._path}"
@@ -186,8 +263,7 @@ def parse(lines: Iterable[bytes]) -> KnownHosts:
     """
     Return the entries of *lines*.
 
-    Lines that are no entry are skipped, as ssh(1) does.  So are certificate authorities: they
-    vouch for certificates of hosts, and this transport accepts plain keys only.
+    Lines that are no entry are skipped, as ssh(1) does.
     """
     return KnownHosts(tuple(_entries(lines)))
 
@@ -227,7 +303,7 @@ def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
         except UnicodeDecodeError:
             continue
         marker = words.pop(0) if words and words[0].startswith("@") else None
-        if len(words) < 3 or marker not in {None, _REVOKED}:
+        if len(words) < 3 or marker not in {None, _REVOKED, _AUTHORITY}:
             continue
         hosts, kind, text = words[:3]
         try:
@@ -235,7 +311,7 @@ def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
         except (binascii.Error, ValueError):
             continue
         if key_type(key) == kind:
-            yield Entry(hosts, kind, key, is_revoked=marker is not None)
+            yield Entry(hosts, kind, key, marker == _REVOKED, marker == _AUTHORITY)
 
 
 def _names(address: str, port: int) -> tuple[str, ...]:
@@ -252,10 +328,10 @@ def _is_for(entry: Entry, name: str) -> bool:
     is_named = False
     for pattern in entry.hosts.lower().split(","):
         if pattern.startswith("!"):
-            if _matches(pattern[1:], name):
+            if matches(pattern[1:], name):
                 return False
         else:
-            is_named = is_named or _matches(pattern, name)
+            is_named = is_named or matches(pattern, name)
     return is_named
 
 
@@ -271,31 +347,6 @@ def _has_hash(hosts: str, name: str) -> bool:
     except (binascii.Error, ValueError):
         return False
     return hmac.compare_digest(hmac.new(salt, name.encode(), "sha1").digest(), expected)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """
-    Return whether *name* fits *pattern*, in which `*` stands for any text and `?` for a character.
-
-    Takes at most len(pattern) * len(name) steps: with the stars of a hostile pattern a regular
-    expression takes exponentially many.
-    """
-    in_pattern = in_name = 0
-    star: int | None = None  # place of the last star; it stands for the text up to `resume`
-    resume = 0
-    while in_name < len(name):
-        if in_pattern < len(pattern) and pattern[in_pattern] == "*":
-            star, resume = in_pattern, in_name
-            in_pattern += 1
-        elif in_pattern < len(pattern) and pattern[in_pattern] in ("?", name[in_name]):
-            in_pattern += 1
-            in_name += 1
-        elif star is not None:
-            resume += 1
-            in_pattern, in_name = star + 1, resume
-        else:
-            return False
-    return all(character == "*" for character in pattern[in_pattern:])
 
 
 def _unreadable(path: Path, why: str) -> HostKeyMismatch:

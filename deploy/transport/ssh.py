@@ -392,6 +392,7 @@ def _opened(label: str, hop: Hop, ssh: Ssh, gateway: Connection | None) -> Conne
     }
     recorded = RecordedKeys(label, *hop.known_as, hop.known_hosts)
     kwargs["disabled_algorithms"] = {"keys": recorded.unwanted}
+    kwargs["transport_factory"] = recorded.transport_factory
     identities = Identities(label, hop) if hop.keys else None
     if identities is not None:
         kwargs["auth_strategy"] = identities

@@ -122,6 +122,18 @@ def make_key(path, *, passphrase="", kind="ed25519"):
     return path
 
 
+def make_certificate(key, authority, *options):
+    """
+    Sign the public half of *key* by *authority* for hosts; return the certificate's file.
+
+    Args:
+        options: Further arguments of ssh-keygen, such as "-n", "n1,n2".
+    """
+    signed = ["ssh-keygen", "-q", "-s", str(authority), "-I", "test host", "-h", *options]
+    subprocess.run([*signed, f"{key}.pub"], check=True)
+    return key.with_name(f"{key.name}-cert.pub")
+
+
 def _free_port(address):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as listener:
