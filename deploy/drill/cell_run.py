@@ -2,6 +2,7 @@
 Runs one cell: a command, a fault at its line, the wait in which nobody helps, another checkout.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,8 +26,7 @@ WAVE_GAP_S = 1.5  # between the same step in two waves are a start and a canary
 LIMIT_S = LEASE_S + CHECK_S
 # There is no release before, or none that is open: true reasons where nothing is left to do.
 _NOTHING_LEFT = (NothingToRollBackTo.exit_code, PreconditionError.exit_code)
-# Exit codes of a resume that has done nothing, and whose fix may be a rollback.
-_OTHER_WAY = (UsageError.exit_code, PreconditionError.exit_code)
+_ROLLBACK_TO = re.compile(r"inv rollback --to ([A-Za-z0-9][A-Za-z0-9._+-]*)")
 _POLL_S = 0.002
 _QUIET_S = 1.2  # two looks at every host
 _OPERATOR_S = 120.0  # longest time for a command, faults included
@@ -201,10 +201,9 @@ class CellRunner:
         """
         began_s = time.monotonic()
         ended = run_task(self.second, self._words(task))
-        if ended.code in _OTHER_WAY and "inv rollback" in ended.fix:
-            # Nothing had been staged, and the second checkout lacks the bundle; or the rollback of
-            # one host of two is on record nowhere.
-            ended = run_task(self.second, self._words(Task.ROLLBACK))
+        fallback = other_way(ended) if task == "resume" else ()
+        if fallback:
+            ended = run_task(self.second, self.lab.words(*fallback, "--steal", "--yes"))
         versions = self.lab.wait_for_one_version(3.0)
         is_one = len(set(versions.values())) == 1 and None not in versions.values()
         code = 0 if ended.code in _NOTHING_LEFT and is_one else ended.code
@@ -213,7 +212,8 @@ class CellRunner:
             shown = {n: s.text if s else "unknown" for n, s in self.lab.states().items()}
             plan = (ended.document.get("evidence") or {}).get("hosts")
             why = f"{why} hosts: {shown}; the command brought: {plan}".strip()
-        return Recovery(task, code, time.monotonic() - began_s, versions, why)
+        took_s = time.monotonic() - began_s
+        return Recovery(task, code, took_s, versions, why, " ".join(fallback))
 
     def bring_base(self, task: Task) -> str:
         """
@@ -268,6 +268,23 @@ class CellRunner:
 
     def _second_operator(self) -> Operator:
         return Operator(self.second, self._words(Task.ROLLBACK))
+
+
+def other_way(ended: Ended) -> tuple[str, ...]:
+    """
+    Return the rollback that a refused `inv resume` names, for the two reasons that are known.
+
+    The second checkout lacks the bundle, and nothing had been staged; or the rollback of one host
+    of two is on record nowhere.
+    """
+    if ended.code == UsageError.exit_code and "inv rollback ends the release" in ended.fix:
+        return (Task.ROLLBACK,)
+    named = _ROLLBACK_TO.search(ended.fix)
+    text = ended.error_text
+    is_unlike = "no release is open" in text and "hosts differ" in text
+    if ended.code == PreconditionError.exit_code and is_unlike and named:
+        return (Task.ROLLBACK, "--to", named[1])
+    return ()
 
 
 def _other(version: str) -> str:

@@ -37,6 +37,7 @@ class Recovery:
 
     Attributes:
         versions: What each host serves afterwards; None: not one version.
+        fallback: What was done in its place, as its error said; empty: nothing.
     """
 
     task: str
@@ -44,6 +45,11 @@ class Recovery:
     took_s: float
     versions: Mapping[str, str | None]
     error: str = ""
+    fallback: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.task}, then {self.fallback}" if self.fallback else self.task
 
     @property
     def is_good(self) -> bool:
@@ -126,7 +132,7 @@ class CellResult:
             found.append(f"{self.lost_elsewhere} requests lost on hosts that did not die")
         if self.recovery is not None and not self.recovery.is_good:
             found.append(
-                f"{self.recovery.task} of another checkout: exit {self.recovery.exit_code}, "
+                f"{self.recovery.words} of another checkout: exit {self.recovery.exit_code}, "
                 f"{dict(self.recovery.versions)} {self.recovery.error}"
             )
         return found

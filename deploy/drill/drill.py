@@ -244,5 +244,5 @@ def _line(result: CellResult, number: int, count: int) -> str:
     if result.lost_there:
         notes.append(f"{result.lost_there} lost there")
     if result.recovery:
-        notes.append(f"{result.recovery.task} {result.recovery.took_s:.1f} s")
+        notes.append(f"{result.recovery.words} {result.recovery.took_s:.1f} s")
     return f"{text}; {'; '.join(notes)}; cell {result.took_s:.0f} s"

@@ -13,7 +13,8 @@ from deploy.drill.faults import Fault
 
 _LEGEND = (
     "seconds from the fault until every host served one version for good; m: hosts served "
-    "different versions; -N: requests lost on the host that died; RED: see below"
+    "different versions; -N: requests lost on the host that died; f: resume was refused and the "
+    "rollback that it names done; RED: see below"
 )
 
 
@@ -149,4 +150,6 @@ def _text(result: CellResult | None) -> str:
         parts.append("m")
     if result.lost_there:
         parts.append(f"-{result.lost_there}")
+    if result.recovery and result.recovery.fallback:
+        parts.append("f")
     return " ".join(parts)

@@ -87,6 +87,16 @@ class Desired:
         """
         return self.ending in (None, Ending.PAUSED)
 
+    @property
+    def can_resume(self) -> bool:
+        """
+        Return whether `inv resume` goes on with it: it is open, or ended well without some hosts.
+
+        One that was reverted never goes forward again: a gate or an operator refused it.
+        """
+        is_good = self.ending in (Ending.PROMOTED, Ending.ROLLED_BACK)
+        return self.is_open or (is_good and bool(self.left_out))
+
     def renewed(self, actor: str) -> "Desired":
         """
         Return the release as *actor* goes on with it: with the waves that have passed.

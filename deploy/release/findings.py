@@ -45,6 +45,7 @@ def find(
     unavailable: DeployError | None = None,
     now: datetime | None = None,
     wants_tls: bool = False,
+    can_resume: bool = True,
 ) -> tuple[Finding, ...]:
     """
     Return the findings of all hosts, in their order.
@@ -55,6 +56,7 @@ def find(
         unavailable: Why the place of the desired state could not be read.
         now: Time at which certificates are judged; None: their ends are not.
         wants_tls: The fleet file has TLS on the public port.
+        can_resume: `inv resume` would go on with the last release.
     """
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
@@ -66,12 +68,12 @@ def find(
             found.append(_unreadable(name, state, (last_seen or {}).get(name)))
             continue
         found += _of_slots(state, is_busy)
-        found += _of_host(state, is_busy)
+        found += _of_host(state, is_busy, can_resume)
         found += _of_certificate(state, now, wants_tls)
         found += _of_keys(state, keys)
         text = (differs or {}).get(name) or _unlike(state, most)
         if text:
-            fix = "inv resume brings it there, or inv rollback"
+            fix = "inv resume brings it there, or inv rollback" if can_resume else _alone_to(name)
             found.append(Finding(name, text, fix, is_busy))
     if unavailable is not None:
         what = "the desired state in etcd is unknown, and that of the hosts may be older: "
@@ -157,12 +159,13 @@ def _dead(slot: ObservedSlot) -> str:
     return "its unit is stopped" if slot.unit == "inactive" else "systemd has given up on its unit"
 
 
-def _of_host(current: Observed, is_busy: bool) -> Iterator[Finding]:
+def _of_host(current: Observed, is_busy: bool, can_resume: bool) -> Iterator[Finding]:
     name = current.host
     if current.went_back is not None and not is_busy:
         back = current.went_back
         what = f"it went back by itself from {quoted(back.release)} at {quoted(back.at)}"
         fix = "inv resume goes on with the release; inv rollback or inv abort ends it"
+        fix = fix if can_resume else _alone_to(name)
         yield Finding(name, f"{what}: {quoted(back.why)}", fix)
     if not current.is_reserve_whole:
         fix = f"free space there, then inv provision --limit {name}"
@@ -234,6 +237,10 @@ def _of_keys(current: Observed, most: KeysStamp | None) -> Iterator[Finding]:
         version = f"version {current.keys.version}" if current.keys else "none"
         what = f"its API keys are not those of most hosts: {version}"
         yield Finding(current.host, what, fix)
+
+
+def _alone_to(name: str) -> str:
+    return f"inv rollback --limit {name} --to VERSION, with the version that it should serve"
 
 
 def _clear(name: str) -> str:

@@ -38,6 +38,7 @@ def read(on: Hosts) -> tuple[dict[str, Observed | DeployError], tuple[Finding, .
         unavailable=store.unavailable,
         now=datetime.now(UTC),
         wants_tls=on.fleet.service.tls.is_on,
+        can_resume=desired is None or desired.can_resume,
     )
     return seen, found
 

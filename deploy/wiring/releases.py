@@ -12,6 +12,7 @@ from deploy.bundle.send import Sent, stage
 from deploy.bundle.store import Bundle
 from deploy.clock import SystemClock
 from deploy.errors import DeployError, PreconditionError, UsageError
+from deploy.foreign_text import listed, visible
 from deploy.inventory.schema import Hook
 from deploy.leases.owner import actor
 from deploy.leases.signals import signals_interrupt
@@ -23,6 +24,7 @@ from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.observe import ANSWER_WITHIN_S, Observed
+from deploy.release.one_release import differing, remedy
 from deploy.release.plan import FLEET, Kind, ReleasePlan, check_packages, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -204,16 +206,13 @@ def _nothing_open(on: Hosts, last: Desired | None) -> PreconditionError:
 
     Hosts can differ all the same: a rollback needs no majority to act, but one to be on record.
     """
-    ended = f"; the last one, {last.release}, was {last.ending}" if last else ""
-    readable, _ = on.readable(ANSWER_WITHIN_S)
-    serving = {
-        name: " and ".join(slot.version or "?" for slot in host.slots if slot.has_traffic)
-        for name, host in readable.items()
-    }
+    ended = f"; the last one, {visible(last.release)}, was {last.ending}" if last else ""
+    readable, errors = on.readable(ANSWER_WITHIN_S)
     fix = "inv status shows what serves; inv history shows what ended"
-    if len(set(serving.values())) > 1:
-        ended += f"; hosts differ: {', '.join(f'{n}: {v or None}' for n, v in serving.items())}"
-        fix = "inv rollback brings every host to one release"
+    if unlike := differing(readable):
+        ended += f"; hosts differ: {unlike}"
+        ended += f"; {listed(errors)} could not be read" if errors else ""
+        fix = remedy(readable) or fix
     return PreconditionError(
         f"{on.fleet.name}: no release is open",
         why=f"the fleet has none on record that has not ended{ended}",
@@ -226,11 +225,13 @@ def last_release(on: Hosts) -> Desired:
     Return the release that `resume` would go on with, or that the others steer.
 
     Raises:
-        PreconditionError: No release is open, and the last one left no host out.
+        PreconditionError: No release is open, and the last one left no host out or was reverted.
         TransportError: Too few hosts answer.
     """
     desired = stored(on, ANSWER_WITHIN_S)
-    return desired if desired is not None and desired.left_out else open_release(on)
+    if desired is None or not desired.can_resume:
+        raise _nothing_open(on, desired)
+    return desired
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:

@@ -3,9 +3,12 @@ The tables and the document of a drill.
 """
 
 from deploy.cli.grid import draw
-from deploy.drill.cells import Task
+from deploy.drill.cell_run import other_way
+from deploy.drill.cells import Recovery, Task
+from deploy.drill.checkout import Ended
 from deploy.drill.faults import Fault
 from deploy.drill.report import DrillReport
+from deploy.errors import UsageError
 from tests.unit.deploy.drill.builders import make_line, make_result
 
 
@@ -43,6 +46,24 @@ def test_the_table_has_a_row_a_line_and_a_column_a_fault():
         "RED", "not settled", "full disk: not run: no loop devices", "4 cells, 1 red",
     ):  # fmt: skip
         assert part in text
+
+
+def test_a_recovery_that_took_another_way_is_marked():
+    recovery = Recovery("resume", 0, 2.0, {"n1": "v1"}, fallback="rollback --to v1")
+    report = make_report(make_result(settled_s=6.0, recovery=recovery))
+    assert "6.0 f" in draw(report.table(), is_terminal=False, encoding="utf-8")
+    assert report.as_json()["cells"][0]["recovery"]["fallback"] == "rollback --to v1"
+
+
+def test_a_refused_resume_falls_back_for_known_reasons_only():
+    def ended(code, what="", why="", fix=""):
+        return Ended(code, 1.0, {"error": {"what": what, "why": why, "fix": fix}}, "")
+
+    unlike = ("lab: no release is open", "hosts differ", "choose: inv rollback --to v2 moves n2")
+    assert other_way(ended(3, *unlike)) == ("rollback", "--to", "v2")
+    assert other_way(ended(3, "it is paused", *unlike[1:])) == ()
+    assert other_way(ended(UsageError.exit_code, fix="or inv rollback ends the release"))
+    assert other_way(ended(UsageError.exit_code, fix="inv rollback")) == ()
 
 
 def test_the_page_names_the_lines_that_one_stands_for():

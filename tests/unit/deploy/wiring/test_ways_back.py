@@ -2,6 +2,7 @@
 A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from deploy.errors import (
 )
 from deploy.host.layout import APT_UNIT
 from deploy.inventory.schema import Secret, StateSettings
-from deploy.release.desired import Ending
+from deploy.release.desired import Ending, Goal
 from deploy.release.findings import FLEET_NAME
 from deploy.wiring import fleet_status, releases, state
 from deploy.wiring.hosts import Hosts
@@ -310,5 +311,43 @@ def test_resume_names_hosts_that_differ_though_no_release_is_open(fleet):
 
     with pytest.raises(PreconditionError) as caught:
         releases.resume(on(fleet), lambda event: None)
-    assert "hosts differ: n1: v2, n2: v1, n3: v2" in caught.value.why
-    assert caught.value.fix == "inv rollback brings every host to one release"
+    assert 'hosts differ: "v2" on n1, n3; "v1" on n2' in caught.value.why
+    assert caught.value.fix == "inv rollback --to v2 moves n2"
+    way = releases.make_rollback(on(fleet), "v2")
+    releases.run_rollback(on(fleet), way, lambda event: None)
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+def left_behind(fleet):
+    """
+    Leave an open release of b3 behind, which goes on without n3.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    open_one = fleet.stored()
+    return replace(open_one, left_out={"n3": "it did not answer"})
+
+
+@pytest.mark.parametrize("reason", ["the error rate is too high", "aborted by you@desk"])
+def test_a_release_that_was_reverted_is_not_resumed(fleet, reason):
+    """
+    Also where it left a host out: a gate refused it, or an operator.
+    """
+    back = left_behind(fleet).turned(Goal.BACK, reason)
+    assert fleet.bring(back, owner="you", clients=fleet.operator()).ending is Ending.REVERTED
+    assert fleet.stored().left_out, "control: a host was left out"
+
+    with pytest.raises(PreconditionError, match="no release is open"):
+        releases.resume(on(fleet), lambda event: None)
+
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+    serve(fleet.system("n3"), DIGESTS["b1"], "v1", "blue")
+    _, findings = fleet_status.read(on(fleet))
+    fixes = [finding.fix for finding in findings if finding.host == "n3"]
+    assert fixes
+    assert not any("inv resume" in fix for fix in fixes), fixes

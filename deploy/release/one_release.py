@@ -1,0 +1,73 @@
+"""
+Which release would make hosts that differ one fleet again, in words for the operator.  Pure.
+"""
+
+import re
+from collections.abc import Mapping
+
+from deploy.foreign_text import listed, quoted
+from deploy.release.observe import Observed
+from deploy.release.rollback_target import record_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_DIGITS = 12  # of a digest, where a version names no single bundle
+_SHOWN = 3  # releases that one remedy names
+
+
+def differing(observed: Mapping[str, Observed]) -> str:
+    """
+    Return what hosts serve that do not serve the same; empty where all do.
+    """
+    groups: dict[str, list[str]] = {}
+    bundles: dict[str, set[tuple[str | None, ...]]] = {}
+    for name, current in observed.items():
+        slots = [slot for slot in current.slots if slot.has_traffic]
+        text = " and ".join(quoted(slot.version or "-", limit=64) for slot in slots) or "nothing"
+        groups.setdefault(text, []).append(name)
+        bundles.setdefault(text, set()).add(tuple(sorted(slot.bundle or "" for slot in slots)))
+    if len(groups) < 2 and all(len(one) == 1 for one in bundles.values()):
+        return ""
+    return "; ".join(f"{text} on {listed(names)}" for text, names in groups.items())
+
+
+def remedy(observed: Mapping[str, Observed]) -> str:
+    """
+    Return the rollback that makes hosts one that differ, and which of them it moves.
+
+    It goes to what more than half of the hosts serve alone; where no release has that many, the
+    operator chooses.  Empty where no host has what serves on record.
+    """
+    serving: dict[str, list[str]] = {}
+    for name, current in observed.items():
+        slots = [slot for slot in current.slots if slot.has_traffic]
+        if len(slots) == 1 and slots[0].bundle is not None:
+            serving.setdefault(slots[0].bundle, []).append(name)
+    choices = sorted(
+        (bundle for bundle in serving if any(record_of(c, bundle) for c in observed.values())),
+        key=lambda bundle: -len(serving[bundle]),
+    )
+    if not choices:
+        return ""
+    if 2 * len(serving[choices[0]]) > len(observed):
+        choices = choices[:1]
+    ways = []
+    for bundle in choices[:_SHOWN]:
+        moved = [name for name in observed if name not in serving[bundle]]
+        ways.append(f"inv rollback --to {_name(observed, bundle)} moves {listed(moved)}")
+    text = "; or ".join(ways)
+    return text if len(choices) == 1 else f"no release serves on most hosts, choose: {text}"
+
+
+def _name(observed: Mapping[str, Observed], bundle: str) -> str:
+    """
+    Return the version of *bundle*, or digits of its digest where hosts call other ones the same.
+    """
+    named = {
+        (good.version, good.bundle) for current in observed.values() for good in current.good
+    } | {
+        (slot.version, slot.bundle) for current in observed.values() for slot in current.slots
+    }  # fmt: skip
+    versions = {version for version, of in named if of == bundle and version is not None}
+    version = versions.pop() if len(versions) == 1 else ""
+    is_only = {of for said, of in named if said == version} == {bundle}
+    return version if is_only and _NAME.fullmatch(version) else bundle[:_DIGITS]
