@@ -104,7 +104,8 @@ def plan_left_out(
         NothingToRollBackTo: No host has the target on record.
         DeployError: No host can be read.
     """
-    targets = plan_targets(observed, desired.plan.bundle, unreadable, in_store)
+    leaving = _left_by(desired.plan)
+    targets = plan_targets(observed, desired.plan.bundle, unreadable, in_store, leaving=leaving)
     missing = unplanned(desired)
     hosts = tuple(host for host in targets.hosts if host.host in missing)
     return _way(replace(targets, hosts=hosts), observed)
@@ -209,11 +210,26 @@ def implied_target(desired: Desired | None) -> str | None:
 
 def implied_leaving(desired: Desired | None) -> str | None:
     """
-    Return the digest of the bundle of a release that has not ended; None: none is open.
+    Return the digest of the bundle that the fleet leaves by its desired state; None: it says none.
+
+    That of a release that has not ended; of a rollback that has not, what most of its hosts served
+    before.
     """
-    if desired is None or desired.ending is not None or desired.plan.kind is Kind.ROLLBACK:
+    if desired is None or desired.ending is not None:
         return None
-    return desired.plan.bundle
+    plan = desired.plan
+    return _left_by(plan) if plan.kind is Kind.ROLLBACK else plan.bundle
+
+
+def _left_by(rollback: ReleasePlan) -> str | None:
+    """
+    Return the digest of the bundle that most hosts of *rollback* served before it.
+
+    Once they have arrived, what they serve does not tell any more.
+    """
+    before = Counter(host.from_bundle for host in rollback.hosts if host.from_bundle)
+    leaving = before.most_common(1)[0][0] if before else None
+    return leaving if leaving != rollback.bundle else None
 
 
 def as_now(plan: ReleasePlan, now: RollbackPlan) -> dict[str, DeployError]:

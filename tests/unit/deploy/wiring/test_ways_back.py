@@ -2,6 +2,7 @@
 A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
 """
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -261,6 +262,27 @@ def test_a_resumed_rollback_names_the_host_that_still_does_not_answer(fleet):
     again = releases.resume(on(fleet), lambda event: None)
     assert again.error is None
     assert fleet.serves("n3") == {"b1": 100}
+
+
+@pytest.mark.parametrize("again", ["resume", "rollback"])
+def test_a_rollback_that_goes_on_takes_the_traffic_off_a_host_that_stays(fleet, again):
+    """
+    It has no b1, and the others have arrived: what they left is what they served before.
+    """
+    system = fleet.system("n3")
+    system.layout.journal.unlink()
+    shutil.rmtree(system.layout.release(DIGESTS["b1"]))
+    serve(system, DIGESTS["b2"], "v2", "blue")
+    half_back(fleet)
+
+    if again == "resume":
+        outcome = releases.resume(on(fleet), lambda event: None)
+    else:
+        way = releases.make_rollback(on(fleet), None)
+        outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b1": 100}, {}]
 
 
 def test_nothing_goes_forward_while_packages_of_a_host_change(fleet):
