@@ -42,14 +42,10 @@ class Lease(NamedTuple):
     def left_s(self, steady_s: float, boot_id: str) -> float:
         """
         Return the seconds until it ends; 0 after that.
-
-        A lease of longer than any that is granted is damaged: it would keep the host from going
-        back by itself for ever.
         """
-        left_s = self.expires_steady_s - steady_s
-        if self.owner is None or boot_id != self.boot_id or left_s > TTL_MAX_S:
+        if self.owner is None or boot_id != self.boot_id:
             return 0.0
-        return max(0.0, left_s)
+        return max(0.0, self.expires_steady_s - steady_s)
 
 
 def parse_lease(text: str | bytes) -> Lease | None:
@@ -112,6 +108,13 @@ class Leases:
         last = self._read()
         replayed = replayed or Journal(self._system).replay()
         return max(last.epoch if last else 0, replayed.epoch)
+
+    def last_fence(self) -> int:
+        """
+        Return the number of the last lease; 0 where its file is lost or damaged.
+        """
+        lease = self._read()
+        return lease.fence if lease is not None else 0
 
     def ended_s(self) -> float:
         """
@@ -217,14 +220,23 @@ class Leases:
         return f"it expired {late_s:.1f} s ago"
 
     def _read(self) -> Lease | None:
+        """
+        Return the lease in the file; None where it is lost or damaged.
+
+        One of longer than any that is granted is damaged: it would keep the host from going back by
+        itself for ever.
+        """
         try:
-            return parse_lease(self._path.read_bytes())
+            lease = parse_lease(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno in _DAMAGED:  # as a damaged one: the host must be able to go back
                 return None
             raise
+        if lease is None or lease.boot_id != self._system.boot_id():
+            return lease
+        return lease if lease.expires_steady_s - self._system.steady_s() <= TTL_MAX_S else None
 
     def _write(
         self, fence: int, owner: str | None, release: str | None, ttl_s: float, epoch: int

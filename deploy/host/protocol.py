@@ -1199,7 +1199,9 @@ class HostStatus:
         is_open: Its door is; None: HAProxy does not answer, or has no door.
         reboot_reasons: Why it has to be rebooted; empty: it has not.
         package_units: Units that change packages or build a driver's modules now; they go on
-            without the provisioning run that started them.
+            without the provisioning run that started them; None: systemd does not answer.
+        is_pending_damaged: Nothing says what it is to take back by itself, if anything.
+        is_pending_aside: A damaged file of what it is to take back was put aside, and is there.
     """
 
     boot_id: str
@@ -1224,7 +1226,9 @@ class HostStatus:
     keys_damage: Optional[str] = None
     is_open: Optional[bool] = None
     reboot_reasons: tuple[RebootReason, ...] = ()
-    package_units: tuple[str, ...] = ()
+    package_units: Optional[tuple[str, ...]] = ()
+    is_pending_damaged: bool = False
+    is_pending_aside: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Present state of a host; works on a host where any part is missing.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from deploy.host import api_keys, certificate, desired
@@ -59,9 +60,20 @@ def run(system: System, _call: Call, _request: Status) -> HostStatus:
         keys_damage=keys.damage,
         is_open=door.is_open(system),
         reboot_reasons=reasons(system),
-        package_units=tuple(n for n in PACKAGE_UNITS if n in units and not units[n].is_stopped),
+        package_units=_package_units(units),
+        is_pending_damaged=pending.is_damaged(system),
+        is_pending_aside=pending.is_put_aside(system),
         **_certificate(system),  # last: it is the slowest where many clients connect
     )
+
+
+def _package_units(units: Mapping[str, systemd.Unit]) -> tuple[str, ...] | None:
+    """
+    Return the units that change packages now; None where systemd does not say it.
+    """
+    if not all(name in units for name in PACKAGE_UNITS):
+        return None
+    return tuple(name for name in PACKAGE_UNITS if not units[name].is_stopped)
 
 
 def _certificate(system: System) -> dict[str, Any]:

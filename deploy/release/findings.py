@@ -176,9 +176,21 @@ def _of_host(current: Observed, is_busy: bool, can_resume: bool) -> Iterator[Fin
     if not current.is_deadman_tested:
         fix = f"inv provision --limit {name} tries it out"
         yield Finding(name, "its own way back was never tested: no release begins there", fix)
+    if current.is_pending_damaged:
+        what = "it does not know what to take back by itself: pending.json is damaged, and lines of"
+        what += " its journal are damaged or missing"
+        fix = f"inv rollback --limit {name} --to VERSION, with the version that it should serve"
+        yield Finding(name, what, fix)
+    if current.is_pending_aside:
+        what = "a damaged pending.json was put aside: nothing was to be taken back"
+        fix = f"inv history --limit {name} shows when; then on {name}: "
+        yield Finding(name, what, f"{fix}rm -r /var/lib/slipway/pending.json.damaged")
     if current.lease_owner:
         return
-    if current.package_units:
+    if current.package_units is None:
+        what = "systemd does not answer, so whether its packages change is unknown: no release"
+        yield Finding(name, f"{what} begins there", f"on {name}: systemctl is-system-running")
+    elif current.package_units:
         units = quoted(", ".join(current.package_units))
         fix = f"inv provision --limit {name} follows it to its end"
         yield Finding(name, f"{units} changes its packages: no release begins there", fix)

@@ -113,7 +113,9 @@ class Observed:
         keys_damage: Why its file of API keys is no list.
         is_open: Balancers in front of it may send requests; None: it has no door.
         reboot_reasons: Why it has to be rebooted.
-        package_units: Units that change its packages now.
+        package_units: Units that change its packages now; None: systemd does not answer there.
+        is_pending_damaged: Nothing says what it is to take back by itself, if anything.
+        is_pending_aside: A damaged file of what it is to take back was put aside, and is there.
     """
 
     host: str
@@ -138,7 +140,9 @@ class Observed:
     keys_damage: str | None = None
     is_open: bool | None = None
     reboot_reasons: tuple[RebootReason, ...] = ()
-    package_units: tuple[str, ...] = ()
+    package_units: tuple[str, ...] | None = ()
+    is_pending_damaged: bool = False
+    is_pending_aside: bool = False
 
     @property
     def unfinished_text(self) -> str | None:
@@ -230,6 +234,8 @@ def observed(host: str, status: HostStatus) -> Observed:
         is_open=status.is_open,
         reboot_reasons=status.reboot_reasons,
         package_units=status.package_units,
+        is_pending_damaged=status.is_pending_damaged,
+        is_pending_aside=status.is_pending_aside,
     )
 
 

@@ -427,8 +427,16 @@ def check_packages(current: Observed) -> None:
     run that began it, and without its lease.  A way back does not ask.
 
     Raises:
-        PreconditionError: A unit that changes packages runs.
+        PreconditionError: A unit that changes packages runs, or systemd does not say whether.
     """
+    if current.package_units is None:
+        raise PreconditionError(
+            f"{current.host}: systemd does not answer",
+            why="whether packages are being changed there is unknown; that may change what a "
+            "release starts and measures",
+            fix=f"on {current.host}: systemctl is-system-running; then the command again",
+            host=current.host,
+        )
     if current.package_units:
         units = visible(", ".join(current.package_units))
         raise PreconditionError(

@@ -4,6 +4,7 @@ The files of the host's own way back: what is pending, what was confirmed, what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,13 +23,15 @@ from deploy.host.protocol import (
     Pending,
     WentBack,
 )
-from deploy.host.records import Event, Result, from_line
+from deploy.host.records import ZERO, Event, Result, digest_of, from_line
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
 from deploy.host.trusted_files import open_plain
 
 STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
 GO_BACK = "deadman.go_back"  # step of the journal: the host went back by itself
+REPAIR = "deadman.repair"  # event: a damaged file was written again, or put aside
+_ACTOR = "deadman"
 _ARM = DeadmanArm.VERB
 _ENDS = (DeadmanConfirm.VERB, DeadmanDisarm.VERB, GO_BACK)
 _ASIDE = ".damaged"  # after the name of a file that was put aside
@@ -81,7 +84,8 @@ def repair(system: System) -> str:
     Write a damaged file anew as the journal has it; return what was done, in words.
 
     Where the journal is whole and has nothing pending, the damaged one is put aside: each change
-    is in the journal before its first effect.  The caller holds the host's lock.
+    is in the journal before its first effect.  What was done is in the journal too.  The caller
+    holds the host's lock.
 
     Raises:
         HostError: The journal does not tell either.
@@ -93,6 +97,7 @@ def repair(system: System) -> str:
     way = _journaled(system)
     if way is not None:
         write(system, way)
+        _note_repair(system, {"done": "written again", "release": way.release})
         return f"{path} was damaged: written again as the journal has it"
     put_aside(system)
     return f"{path} was damaged: put aside as {path.name}{_ASIDE}, the journal has nothing pending"
@@ -112,10 +117,30 @@ def put_aside(system: System) -> None:
     """
     Rename what is in the place of the file; the caller holds the host's lock.
     """
-    path = system.layout.pending
-    aside = path.with_name(f"{path.name}{_ASIDE}")
+    path, aside = system.layout.pending, _aside(system)
     remove(aside)
     path.rename(aside)
+    _note_repair(system, {"done": "put aside", "as": aside.name})
+
+
+def is_put_aside(system: System) -> bool:
+    """
+    Return whether a damaged file was put aside, and is still there for somebody to look at.
+    """
+    return os.path.lexists(_aside(system))
+
+
+def _aside(system: System) -> Path:
+    path = system.layout.pending
+    return path.with_name(f"{path.name}{_ASIDE}")
+
+
+def _note_repair(system: System, args: dict[str, Any]) -> None:
+    """
+    Write it into the journal, if that can be written: it never stops the way back.
+    """
+    with contextlib.suppress(Exception):
+        Journal(system).append(Event(None, None, _ACTOR, REPAIR, args))
 
 
 def _journaled(system: System) -> Way | None:
@@ -123,23 +148,31 @@ def _journaled(system: System) -> Way | None:
     Return what is pending by the journal.
 
     Raises:
-        HostError: Lines of it are damaged that may say more.
+        HostError: Lines of it that may say more are damaged or missing.
     """
     last: Event | Result | None = None
-    is_whole = True
+    is_whole, seq, digest = True, 0, ZERO
     for _, line in Journal(system).lines():
         record = from_line(line)
-        if isinstance(record, (Event, Result)) and record.step in (_ARM, *_ENDS):
-            last, is_whole = record, True
-        elif record is None:
+        if record is None:
             is_whole = False
+        elif isinstance(record, (Event, Result)) and record.step in (_ARM, *_ENDS):
+            last, is_whole = record, True  # what was before it does not matter
+        elif (record.seq, record.prev) != (seq + 1, digest):
+            is_whole = False
+        if record is not None:
+            seq = record.seq
+        digest = digest_of(line)
+    # An empty journal says nothing; one that lacks its last lines is older than the lease.
+    is_newest = Journal(system).replay().fence >= Leases(system).last_fence()
+    is_whole = is_whole and seq > 0 and is_newest
     way = parse(last.args) if last is not None and last.step == _ARM else None
     if not is_whole or (way is None and last is not None and last.step == _ARM):
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"{system.layout.pending} is damaged",
-            "neither it nor the journal, which has damaged lines too, says what the host is to "
-            "take back",
+            "neither it nor the journal, of which lines are damaged or missing too, says what the "
+            "host is to take back",
             "inv status, then inv rollback; if the host serves what it should, remove the file",
         )
     # These files change places before the journal says so.

@@ -47,7 +47,7 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         leases = Leases(system)
         lease = leases.check(call.fence)
         self_test.refuse_untested(system)
-        held = _held(system)
+        held = _held_or_aside(system)
         from_slot = request.from_slot
         may_turn = held is not None and (held.release == call.release or held.epoch < lease.epoch)
         if held is not None and not (may_turn and _is_turned(system, held, request)):
@@ -57,8 +57,9 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         boot_id = system.boot_id()
         way = Way(call.release or "", lease.epoch, request.to_slot, from_slot, boot_id)
         if way != held:
-            pending.write(system, way)
+            # First the journal: it has each way from which a damaged file is written again.
             append_event(system, call, request.VERB, _shown(way))
+            pending.write(system, way)
         return Armed(leases.left_s(lease))
 
 
@@ -114,14 +115,25 @@ def disarm(system: System, call: Call, request: DeadmanDisarm) -> Disarmed:
 
 def _held(system: System) -> Way | None:
     """
+    Return what is pending.
+
+    Raises:
+        HostError: Its file is damaged, and the journal does not tell either.
+    """
+    pending.repair(system)
+    return pending.read(system)
+
+
+def _held_or_aside(system: System) -> Way | None:
+    """
     Return what is pending; a damaged file, of which the journal tells nothing either, is put aside:
-    the operator who has the lease decides where the host goes.
+    the caller writes a new one at once, and its operator decides where the host goes.
     """
     try:
-        pending.repair(system)
+        return _held(system)
     except HostError:
         pending.put_aside(system)
-    return pending.read(system)
+        return None
 
 
 def _shown(way: Way) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import pytest
 
 from deploy.host.layout import APT_UNIT, DRIVER_BUILD_UNIT, SLOTS
 from deploy.host.protocol import (
+    ErrorKind,
     GoodRecord,
     GoodRelease,
     GoodRollback,
+    HostError,
     JournalAppend,
     LeaseRelease,
     Measure,
@@ -15,6 +17,7 @@ from deploy.host.protocol import (
     SlotStatus,
     TrafficSet,
 )
+from deploy.host.slots import systemd
 from deploy.release.observe import ANSWER_WITHIN_S
 from tests.local_host import BOOT
 from tests.unit.deploy.host.fakes import BUNDLE, OTHER
@@ -254,3 +257,12 @@ def test_status_names_the_units_that_change_packages(host):
 
     host.system.units[APT_UNIT].fail()
     assert host.status().package_units == (DRIVER_BUILD_UNIT,)
+
+
+def test_packages_are_unknown_where_systemd_does_not_answer(host, monkeypatch):
+    def silent(*_):
+        raise HostError(ErrorKind.COMMAND_FAILED, "systemctl failed", "timed out", "-")
+
+    monkeypatch.setattr(systemd, "show", silent)
+
+    assert host.status().package_units is None

@@ -95,6 +95,21 @@ BACK = WentBack("r-v2", 3, "2026-11-26T05:00:00.000Z", "the lease ended")
             "inv provision --limit n2",
         ),
         (
+            make_settled("n2", package_units=None),
+            "systemd does not answer, so whether its packages change is unknown",
+            "on n2: systemctl is-system-running",
+        ),
+        (
+            make_settled("n2", is_pending_damaged=True),
+            "it does not know what to take back by itself: pending.json is damaged",
+            "inv rollback --limit n2",
+        ),
+        (
+            make_settled("n2", is_pending_aside=True),
+            "a damaged pending.json was put aside",
+            "inv history --limit n2",
+        ),
+        (
             make_settled("n2", unfinished=Unfinished("r-v2", "traffic.set")),
             'ended in the middle: "r-v2 at traffic.set"',
             "inv rollback --limit n2",

@@ -116,6 +116,11 @@ def test_a_host_whose_packages_change_stops_the_plan():
     assert plan([busy], bundle="b1").is_noop
 
 
+def test_a_host_whose_packages_are_unknown_stops_the_plan():
+    with pytest.raises(PreconditionError, match="n1: systemd does not answer"):
+        plan([make_settled("n1", package_units=None), make_settled("n2")])
+
+
 @pytest.mark.parametrize("share", [0, -1, 51, 100])
 def test_a_share_outside_1_to_50_is_refused(share):
     with pytest.raises(UsageError, match=str(share)):

@@ -15,8 +15,11 @@ from deploy.host.deadman import pending, way_back
 from deploy.host.deadman.way_back import check
 from deploy.host.journal import Journal
 from deploy.host.layout import HAPROXY_UNIT
+from deploy.host.lease import Leases
 from deploy.host.protocol import (
     DeadmanArm,
+    DeadmanConfirm,
+    DeadmanDisarm,
     HostError,
     JournalAppend,
     LeaseRelease,
@@ -26,7 +29,7 @@ from deploy.host.protocol import (
     TrafficDrain,
     TrafficSet,
 )
-from tests.local_host import FakeClock
+from tests.local_host import FakeClock, serve
 from tests.unit.deploy.host.deadman.builders import (
     EPOCH,
     TTL_S,
@@ -704,13 +707,93 @@ def test_a_damaged_file_without_a_change_is_put_aside(host, damage):
     """
     A whole journal has nothing pending: the file keeps nothing back, and stops nothing.
     """
+    take(host)
+    operator_dies(host)
     put(host.layout.pending, damage)
 
     assert "put aside as pending.json.damaged" in check(host.system)
 
     assert check(host.system) == "nothing is pending"
+    assert host.status().is_pending_aside
+    assert not host.status().is_pending_damaged
+    [repair] = [r for r in Journal(host.system).read()[0] if r.step == pending.REPAIR]
+    assert repair.args == {"done": "put aside", "as": "pending.json.damaged"}
     take(host)
     host.call(DeadmanArm("green", "blue"))
+
+
+def shorten(journal, damage):
+    lines = journal.read_bytes().splitlines(keepends=True)
+    match damage:
+        case "empty":
+            journal.write_bytes(b"")
+        case "lost":
+            journal.unlink()
+        case "without its first lines":
+            number = next(n for n, line in enumerate(lines) if b"deadman.arm" in line)
+            journal.write_bytes(b"".join(lines[number + 1 :]))
+        case "without its last lines":
+            journal.write_bytes(lines[0])
+        case "without the line that armed it":
+            journal.write_bytes(b"".join(line for line in lines if b"deadman.arm" not in line))
+
+
+SHORTENED = [
+    "empty", "lost", "without its first lines", "without its last lines",
+    "without the line that armed it",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", SHORTENED)
+def test_a_journal_that_lacks_lines_says_nothing_of_a_damaged_file(host, damage):
+    """
+    The change is not confirmed: the file is kept, and named.
+    """
+    armed(host)
+    shorten(host.layout.journal, damage)
+    put(host.layout.pending, "{torn")
+    operator_dies(host)
+
+    assert "lines are damaged or missing" in left_to_do(host).why
+
+    assert host.status().is_pending_damaged
+    assert not host.status().is_pending_aside
+
+
+@pytest.mark.parametrize("verb", [DeadmanConfirm(V2, "v2"), DeadmanDisarm()])
+def test_only_arming_puts_a_file_aside_that_nothing_tells(host, verb):
+    """
+    It writes another one at once; after a confirmation nothing would be left to take back.
+    """
+    armed(host, 0)
+    put(host.layout.pending, "{torn")
+    with host.layout.journal.open("ab") as journal:
+        journal.write(b"{damaged}\n")
+
+    assert host.refusal(verb).what == f"{host.layout.pending} is damaged"
+
+    assert host.status().is_pending_damaged
+    host.call(DeadmanArm("green", "blue"))
+    assert host.status().pending.to_slot == "green"
+
+
+def test_the_journal_has_a_way_before_its_file(host, monkeypatch):
+    """
+    A call that dies between the two and is repeated leaves none that the journal does not have.
+    """
+    serve(host.system, V1, "v1", "blue")
+    take(host)
+
+    def dies(*_):
+        raise OSError(errno.EIO, "died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pending, "write", dies)
+        with contextlib.suppress(OSError, HostError):
+            host.call(DeadmanArm("green", "blue"))
+
+    assert b"deadman.arm" in host.layout.journal.read_bytes()
+    assert pending.read(host.system) is None
 
 
 def test_a_change_that_is_over_is_not_taken_back_from_the_journal(host):
@@ -771,6 +854,8 @@ def test_a_damaged_lease_keeps_no_host(host, ends_s):
     armed(host)
     lease = json.loads(host.layout.lease.read_text())
     host.layout.lease.write_text(json.dumps(lease | {"expires_steady_s": ends_s}))
+    assert "this host has no lease" in host.refusal(TrafficSet({"blue": 100, "green": 0})).why
+    assert Leases(host.system).ended_s() == host.system.steady_s()
     check(host.system)
     assert_back(host)
 
