@@ -301,7 +301,8 @@ def _duplicate_machines(hosts: Sequence[Host], document: Document) -> Iterator[P
     """
     first_names: dict[tuple[str, int, JumpChain | None], str] = {}
     for host in hosts:
-        endpoint = (canonical_address(host.address), host.ssh.port, host.ssh.jump)
+        jump = host.ssh.jump.canonical if host.ssh.jump else None
+        endpoint = (canonical_address(host.address), host.ssh.port, jump)
         if (other := first_names.setdefault(endpoint, host.name)) != host.name:
             path = ("hosts", host.name, "address")
             text = f"hosts.{other} has the same address {host.address} and SSH port {host.ssh.port}"

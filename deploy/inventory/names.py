@@ -7,7 +7,7 @@ quoting where it becomes an argument; a generated file quotes it all the same (`
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated
@@ -192,6 +192,7 @@ def parse_jump(text: object) -> Jump:
     is_bracketed_ipv6 = match["ipv6"] is None or ":" in match["ipv6"]
     if not (is_bracketed_ipv6 and _is_address(address) and _is_port(port)):
         raise ValueError(f"should be {_JUMP_MEANING}")
+    parse_address(address)
     try:
         return Jump(USER.parse(match["user"]), address, int(port))
     except ValueError:
@@ -214,6 +215,15 @@ class JumpChain:
 
     def __str__(self) -> str:
         return ",".join(str(jump) for jump in self.jumps)
+
+    @property
+    def canonical(self) -> "JumpChain":
+        """
+        Return the chain with the one spelling of each address, to be compared.
+        """
+        return JumpChain(
+            tuple(replace(jump, address=canonical_address(jump.address)) for jump in self.jumps)
+        )
 
 
 def parse_jumps(value: object) -> JumpChain:

@@ -467,6 +467,10 @@ def test_one_machine_in_two_spellings_is_refused(tmp_path, one, other):
     """
     hosts = {"hosts.n1.address": one, "hosts.n2.address": other}
     assert "hosts.n1 has the same address" in str(refusal(tmp_path, hosts))
+    jumps = [f"j@[{text}]" if ":" in text else f"j@{text}" for text in (one, other)]
+    ways = {f"hosts.n{n}.ssh": {"jump": jump} for n, jump in enumerate(jumps, 1)}
+    same = {"hosts.n1.address": "192.0.2.7", "hosts.n2.address": "192.0.2.7"}
+    assert "hosts.n1 has the same address" in str(refusal(tmp_path, same | ways))
     assert make_fleet(tmp_path, {"hosts.n1.address": "fe80::1%a", "hosts.n2.address": "fe80::1%b"})
 
 

@@ -88,6 +88,12 @@ def test_a_jump_host_is_parsed_once():
         assert str(parse_jump(text)) == text
 
 
+@pytest.mark.parametrize("text", ["j@0.0.0.0", "j@[ff02::1]", "j@255.255.255.255", "j@[::]"])
+def test_a_jump_host_is_one_host(text):
+    with pytest.raises(ValueError, match="one host"):
+        parse_jump(text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["bastion", "ops@", "@bastion", "ops@b:0", "ops@b:65536", "ops@b:022", "ops@b:\u0662",
