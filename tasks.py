@@ -747,6 +747,7 @@ def test(c, unit=False, driver=False, args=""):
     Test everything that can be tested on this machine.
 
     Lint, types, unit tests, the simulation, then the lab tests on real hosts (root, minutes).
+    As root on Debian it installs haproxy, not started, and unpacks an sshd, which tests run.
 
         inv test --unit
     """

@@ -2,10 +2,11 @@
 Programs of other projects that the tests run, brought to this machine where apt can.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LIMIT_S = 600.0
@@ -25,7 +26,8 @@ def provide_test_programs(folder: Path, progress: Callable[[str], None]) -> dict
     if not shutil.which("haproxy", path=_path()):
         progress("installing a package that the tests need on this machine: haproxy")
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "haproxy"]
-        _apt([["apt-get", "update"], install], None, progress)
+        with _services_not_started():
+            _apt([["apt-get", "update"], install], None, progress)
     if shutil.which("sshd", path=_path()) or "SLIPWAY_SSHD" in os.environ:
         return {}
     wrapper = folder / "sshd"
@@ -42,6 +44,23 @@ def provide_test_programs(folder: Path, progress: Callable[[str], None]) -> dict
         )
         wrapper.chmod(0o700)
     return {"SLIPWAY_SSHD": str(wrapper)}
+
+
+@contextlib.contextmanager
+def _services_not_started(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
+    """
+    Keep packages from starting their services, as invoke-rc.d documents it; a policy that the
+    machine has stays.
+    """
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")  # "action forbidden by policy"
+    try:
+        policy.chmod(0o755)
+        yield
+    finally:
+        policy.unlink()
 
 
 def _path() -> str:

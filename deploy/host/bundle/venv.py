@@ -241,8 +241,9 @@ def find_interpreter(system: System, version: str, lock: str) -> Path:
             ErrorKind.COMMAND_FAILED,
             f"the venv needs a standalone Python {version}",
             f"{standalone} is not there",
-            f"add release {release} with sha256 {archive} to mirrors.python.archives, then: "
-            "inv provision; or make the bundle again with the present one: inv bundle",
+            f"let mirrors.python.archives have release {release} with sha256 {archive} for this "
+            "Python, in place of another release of it, then: inv provision; or make the bundle "
+            "again with the present one: inv bundle",
         )
     interpreter = system.interpreter(version)
     if interpreter is None:

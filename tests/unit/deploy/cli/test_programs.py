@@ -15,7 +15,9 @@ echo "apt-get $*" >>{log}
 case "$1" in
     {fails}) echo 'E: no route' >&2; exit 100;;
     download) touch openssh-server_1_amd64.deb;;
-    install) printf '#!/bin/sh\n' >{folder}/haproxy; chmod 755 {folder}/haproxy;;
+    install)
+        cat {folder}/../policy-rc.d >>{log}
+        printf '#!/bin/sh\n' >{folder}/haproxy; chmod 755 {folder}/haproxy;;
 esac
 """
 DPKG = """#!/bin/sh
@@ -31,10 +33,13 @@ def machine(tmp_path, monkeypatch):
     """
     folder = tmp_path / "bin"
     folder.mkdir()
-    for program in ("sh", "touch", "mkdir", "chmod"):
+    for program in ("sh", "touch", "mkdir", "chmod", "cat"):
         (folder / program).symlink_to(f"/bin/{program}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(programs, "_path", lambda: str(folder))
+    policy = tmp_path / "policy-rc.d"
+    real = programs._services_not_started
+    monkeypatch.setattr(programs, "_services_not_started", lambda: real(policy))
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("SLIPWAY_SSHD", raising=False)
 
@@ -63,13 +68,16 @@ def test_haproxy_is_installed_and_sshd_unpacked(machine, tmp_path):
     assert log.read_text().splitlines() == [
         "apt-get update",
         "apt-get install --yes --no-install-recommends haproxy",
+        "#!/bin/sh",
+        "exit 101",  # of the policy: haproxy is not started
         "apt-get download openssh-server libwrap0",
     ]
     assert "root/usr/sbin/sshd" in Path(wrapper).read_text()
     assert os.access(wrapper, os.X_OK)
     assert len(said) == 2
     assert provide(tmp_path, said) == {"SLIPWAY_SSHD": wrapper}
-    assert len(log.read_text().splitlines()) == 3
+    assert len(log.read_text().splitlines()) == 5
+    assert not (tmp_path / "policy-rc.d").exists()
 
 
 def test_without_the_package_index_the_tests_run_all_the_same(machine, tmp_path):

@@ -188,5 +188,5 @@ def test_an_environment_uses_the_python_that_its_lock_names(provisioned):
     error = provisioned.refusal(VenvBuild(lock, digest, "3.11", ()))
     assert "standalone Python 3.11" in error.what
     assert f"pythons/{'a' * 64}/bin/python3.11 is not there" in error.why
-    wanted = f"release 3.11.99 with sha256 {'a' * 64} to mirrors.python.archives"
+    wanted = f"mirrors.python.archives have release 3.11.99 with sha256 {'a' * 64}"
     assert wanted in error.fix
