@@ -40,6 +40,7 @@ collect_ignore = (
         "test_trees.py",
         "test_door.py",
         "test_upgrade.py",
+        "test_ways_in.py",
     ]
 )
 # Hundreds of megabytes and ten minutes of two cores: `inv test --driver` alone runs it.

@@ -32,6 +32,7 @@ _LABS = {
     "door": ("slipo", "10.77.86"),
     "reboots": ("slipr", "10.77.87"),
     "tampering": ("sliptm", "10.77.76"),
+    "ways-in": ("slpt1", "10.77.120"),
     "data-disk": ("slpdat", "10.77.66"),
     "trees": ("slpt2", "10.77.121"),
 }

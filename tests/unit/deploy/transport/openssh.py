@@ -4,6 +4,7 @@ A real sshd on the loopback interface, as root in a mount namespace of its own.
 Skips where this machine has none: `SLIPWAY_SSHD` names one that is not in the PATH of root.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -120,6 +121,31 @@ def make_key(path, *, passphrase="", kind="ed25519"):
     argv = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", str(path)]
     subprocess.run(argv, check=True)
     return path
+
+
+@contextlib.contextmanager
+def ssh_agent(path):
+    """
+    Run an SSH agent with nothing in it, whose socket is *path*; yield the path.
+    """
+    argv = ["ssh-agent", "-D", "-a", str(path)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    while not path.exists():
+        assert process.poll() is None
+    yield path
+    process.kill()
+    process.wait()
+
+
+def add_to_agent(key, passphrase, folder):
+    """
+    Add *key* to the agent of SSH_AUTH_SOCK.
+    """
+    ask = folder / "askpass"
+    ask.write_text(f"#!/bin/sh\necho {passphrase}\n")
+    ask.chmod(0o700)
+    env = os.environ | {"SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"}
+    subprocess.run(["ssh-add", "-q", str(key)], env=env, check=True)
 
 
 def make_certificate(key, authority, *options):

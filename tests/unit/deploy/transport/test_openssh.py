@@ -18,7 +18,7 @@ from deploy.transport.client_config import with_client_config
 from deploy.transport.conversation import SessionRefused, open_session
 from deploy.transport.ssh import SshTransport, connect
 from tests.unit.deploy.inventory.builders import make_fleet
-from tests.unit.deploy.transport.openssh import OpensshServer, make_key
+from tests.unit.deploy.transport.openssh import OpensshServer, add_to_agent, make_key, ssh_agent
 
 _ROOT = Path(__file__).parents[4]
 _WORKER = """
@@ -127,23 +127,9 @@ def agent(tmp_path, monkeypatch):
     """
     An SSH agent with nothing in it.
     """
-    path = tmp_path / "agent"
-    argv = ["ssh-agent", "-D", "-a", str(path)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    while not path.exists():
-        assert process.poll() is None
-    monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
-    yield path
-    process.kill()
-    process.wait()
-
-
-def add_to_agent(key, passphrase, folder):
-    ask = folder / "askpass"
-    ask.write_text(f"#!/bin/sh\necho {passphrase}\n")
-    ask.chmod(0o700)
-    env = os.environ | {"SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"}
-    subprocess.run(["ssh-add", "-q", str(key)], env=env, check=True)
+    with ssh_agent(tmp_path / "agent") as path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+        yield path
 
 
 @pytest.mark.parametrize(("kind", "others"), [("ed25519", 7), ("rsa", 0)])
