@@ -21,8 +21,6 @@ from deploy.host.protocol import (
     DeadmanTest,
     Facts,
     PythonPlace,
-    VenvBuild,
-    Wheel,
 )
 from deploy.provision import (
     bind_mount,
@@ -48,7 +46,6 @@ from deploy.provision.resources import AnyResource
 from deploy.transport.client import HostClient
 
 PYTHON_TIMEOUT_S = 300
-VENV_TIMEOUT_S = 600
 DEADMAN_TIMEOUT_S = 60
 CERTIFICATE_TIMEOUT_S = 60
 GPU_TIMEOUT_S = 150
@@ -102,9 +99,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case resources.Venv():
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
-            client.call(_venv_build(resource), timeout_s=VENV_TIMEOUT_S)
+            client.call(resource.build_request, timeout_s=resources.VENV_TIMEOUT_S)
         case resources.ComparedTorch():
-            client.call(_venv_build(resource.venv), timeout_s=VENV_TIMEOUT_S)
+            client.call(resource.venv.build_request, timeout_s=resources.VENV_TIMEOUT_S)
         case bind_mount.BindMount():
             shell(name=f"Mount {resource.where}", commands=[resource.command])
         case unit_resources.UnitsLoaded():
@@ -343,17 +340,6 @@ def _placing(
         f'mv -fT "$new" {shlex.quote(resource.path)}'
     )
     return StringCommand(script, _stdin=content, _timeout=timeout_s)
-
-
-def _venv_build(resource: resources.Venv) -> VenvBuild:
-    wheels = tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in resource.wheels or ())
-    return VenvBuild(
-        lock=resource.text,
-        digest=resource.digest,
-        python=resource.python,
-        wheels=wheels,
-        torch=resource.torch,
-    )
 
 
 def _archive(resource: interpreter_resource.StandalonePython) -> resources.Upload:

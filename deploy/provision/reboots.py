@@ -30,9 +30,10 @@ from deploy.host.protocol import (
 )
 from deploy.leases.keeper import LeaseKeeper
 from deploy.provision import lease_clients as provisioning
-from deploy.provision.differences import fact_query, steps_to
+from deploy.provision.differences import ResourceStep, fact_query, steps_to
 from deploy.provision.report import EventKind, ProvisionEvent
 from deploy.provision.resource_set import ResourceSet
+from deploy.provision.resources import VENV_TIMEOUT_S, ComparedTorch
 from deploy.provision.waves import next_wave, size_of
 from deploy.provision.window import Window
 from deploy.transport.client import HostClient
@@ -419,12 +420,24 @@ class Reboots:
     def _compare(self, host: str) -> None:
         """
         Refuse a host that is not as pinned after its boot.
+
+        The comparison of torch that waited for the driver of this boot is made up for first.
+
+        Raises:
+            DeployError: Something differs, or torch computes otherwise on a GPU (`TorchMismatch`).
         """
         wanted = self._wanted.get(host)
         if wanted is None:
             return
-        facts = self._clients[host].call(fact_query(wanted), timeout_s=self._policy.facts_s)
-        left = [step.resource.name for step in steps_to(wanted, facts)]
+        steps = self._steps(host, wanted)
+        owed = [s.resource.venv for s in steps if isinstance(s.resource, ComparedTorch)]
+        # An environment that is not as pinned would be built; that is the work of provisioning.
+        if owed and len(owed) == len(steps):
+            self._say(host, "compares torch on the GPUs: this boot has loaded the driver")
+            for venv in owed:
+                self._clients[host].call(venv.build_request, timeout_s=VENV_TIMEOUT_S)
+            steps = self._steps(host, wanted)
+        left = [step.resource.name for step in steps]
         if left:
             raise PreconditionError(
                 f"{host}: not as pinned after its reboot",
@@ -432,6 +445,10 @@ class Reboots:
                 fix=f"inv provision --limit {host}, then the same command goes on",
                 host=host,
             )
+
+    def _steps(self, host: str, wanted: ResourceSet) -> tuple[ResourceStep, ...]:
+        facts = self._clients[host].call(fact_query(wanted), timeout_s=self._policy.facts_s)
+        return steps_to(wanted, facts)
 
     # -- small parts
 

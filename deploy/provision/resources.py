@@ -13,7 +13,7 @@ from pydantic import Field
 
 from deploy.errors import hide_passwords
 from deploy.host import layout
-from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.host.protocol import FactQuery, Facts, PathFacts, VenvBuild, Wheel
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
 from deploy.provision.bind_mount import BindMount
@@ -30,6 +30,7 @@ from deploy.provision.user_resources import User
 from deploy.units import format_size
 from deploy.wheelhouse.lock import pins_in
 
+VENV_TIMEOUT_S = 600  # of `build_request`
 _NAMED_MAX = 3  # altered files that a difference names
 
 
@@ -235,6 +236,20 @@ class Venv(Resource):
             venvs=(self.path,),
             listings=(layout.WHEELHOUSE,),
             room=(self.disk,),
+        )
+
+    @property
+    def build_request(self) -> VenvBuild:
+        """
+        The request that builds it, and compares its torch on the GPUs where that is owed.
+        """
+        wheels = self.wheels or ()
+        return VenvBuild(
+            lock=self.text,
+            digest=self.digest,
+            python=self.python,
+            wheels=tuple(Wheel(file=w.file, sha256=w.sha256, size=w.size) for w in wheels),
+            torch=self.torch,
         )
 
     def damage(self, facts: Facts) -> str | None:

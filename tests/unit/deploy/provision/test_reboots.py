@@ -3,12 +3,13 @@ Reboots in waves, of hosts that run the real host program.
 """
 
 import _thread
+import hashlib
 import time
 from pathlib import Path
 
 import pytest
 
-from deploy.errors import LeaseHeld, PreconditionError, TransportError
+from deploy.errors import CommandFailed, LeaseHeld, PreconditionError, TransportError
 from deploy.host.journal import Journal
 from deploy.host.journaled import intent_of
 from deploy.host.protocol import (
@@ -19,11 +20,14 @@ from deploy.host.protocol import (
     LeaseAcquire,
     Reboot,
     Status,
+    VenvBuild,
+    VenvBuilt,
 )
+from deploy.host.tree import UNCOMPARED
 from deploy.leases.keeper import LeaseKeeper
 from deploy.provision.reboots import RebootPolicy, Reboots
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import File
+from deploy.provision.resources import ComparedTorch, File, Venv
 from deploy.provision.window import parse_window
 from tests.local_fleet import local_fleet
 from tests.local_host import ANSWER_LOST
@@ -292,6 +296,53 @@ def test_a_host_that_is_not_as_pinned_afterwards_stays_closed(world):
     assert world.closed() == {"n1"}
     later = world.run(wanted=dict.fromkeys(("n2", "n3"), wanted))
     assert (later.rebooted, later.error) == (NAMES, None)
+
+
+def mark_environment(world, name):
+    """
+    Give a host a GPU, and an environment whose torch no GPU has compared yet.
+    """
+    lock = "torch==9.0+cu130\n"
+    venv = Venv(
+        digest=hashlib.sha256(lock.encode()).hexdigest(),
+        text=lock,
+        python="3.11",
+        wheels=(),
+        torch="9.0+cu130",
+    )
+    gpu = world.path(name, "proc/driver/nvidia/gpus/0000:01:00.0")
+    gpu.mkdir(parents=True)
+    (gpu / "information").write_text("Model:  NVIDIA H100 80GB HBM3\n")
+    mark = world.path(name, venv.path.lstrip("/")) / UNCOMPARED
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return venv, mark
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_torch_that_waited_for_the_driver_is_compared_before_the_door_is_opened(world, agrees):
+    """
+    A host whose driver and row changed in one run was rebooted for both.
+    """
+    venv, mark = mark_environment(world, "n1")
+    wanted = ResourceSet(requirements=(), placed=(), running=(ComparedTorch(venv=venv),))
+    client, asked = world.fleet.clients["n1"], []
+    call = client.call
+
+    def compared(request, **options):
+        if not isinstance(request, VenvBuild):
+            return call(request, **options)
+        asked.append((request, world.closed()))
+        if not agrees:
+            raise CommandFailed("torch", why="a product differs", fix="nvidia-smi", host="n1")
+        mark.unlink()
+        return VenvBuilt(built=False, took_s=0.0)
+
+    client.call = compared
+    outcome = world.run(chosen=("n1",), wanted={"n1": wanted})
+    assert asked == [(venv.build_request, {"n1"})]
+    assert (outcome.rebooted, outcome.error is None) == (("n1",) if agrees else (), agrees)
+    assert world.closed() == (set() if agrees else {"n1"})
 
 
 def test_the_window_is_judged_before_each_wave(world):
