@@ -93,6 +93,7 @@ def run(system: System, call: Call, query: FactQuery) -> Facts:
         gpu_count=len(_gpu_folders(system)),
         gpu_modules=_gpu_modules(system),
         nvswitch=any(_at(system, "/proc/driver/nvidia-nvswitch/devices").glob("*")),
+        uvm=_at(system, "/sys/module/nvidia_uvm").is_dir(),
         gpu=_gpu(system) if query.gpu else None,
         simulation=_simulation(system, query) if query.install else None,
     )

@@ -1590,6 +1590,7 @@ class Facts:
         gpu_count: How many it has.
         gpu_modules: Flavour of its kernel modules, "open" or "proprietary"; None: not known.
         nvswitch: The host has NVSwitches.
+        uvm: nvidia_uvm is loaded, without which no program uses CUDA.
         gpu: None: it was not asked for.
         simulation: None: it was not asked for.
     """
@@ -1618,6 +1619,7 @@ class Facts:
     gpu_count: int = 0
     gpu_modules: Optional[str] = None
     nvswitch: bool = False
+    uvm: bool = False
     gpu: Optional[GpuHost] = None
     simulation: Optional[Simulation] = None
 

@@ -311,7 +311,7 @@ class ComparedTorch(Resource):
     The torch of an environment has computed on the GPUs what the CPU computes.
 
     An environment is compared when it is built.  Where no GPU could be used then, it is marked, and
-    compared once the driver is loaded.
+    compared once the driver and nvidia_uvm are loaded.
     """
 
     kind: Literal["compared_torch"] = "compared_torch"
@@ -327,8 +327,10 @@ class ComparedTorch(Resource):
 
     def difference(self, facts: Facts) -> Difference | None:
         found = facts.venvs[self.venv.path]
-        if found is None or not found.uncompared or not facts.gpus or waits_for_driver(facts):
+        if found is None or not found.uncompared:
             return None
+        if not facts.gpus or not facts.uvm or waits_for_driver(facts):
+            return None  # no program can use CUDA; nvidia_uvm is loaded by the unit of the GPUs
         return Difference(change="compare a product with the CPU's")
 
 

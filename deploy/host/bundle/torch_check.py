@@ -123,10 +123,13 @@ def check_version(wanted: str, output: str) -> None:
 
 def _can_compare(system: System) -> bool:
     """
-    Return True if the host has GPUs, and their driver is not waiting to be loaded: libraries of
-    another version than the loaded module's do not work with it.
+    Return True if programs can use CUDA: the host has GPUs, and their driver is not waiting to be
+    loaded (libraries of another version than the loaded module's do not work with it).
+
+    The first program of root that uses CUDA loads nvidia_uvm, and the sandbox loads no modules.
     """
-    return _has_gpus(system) and not waits_for_driver(system)
+    has_uvm = Path(system.layout.root, "sys/module/nvidia_uvm").is_dir()
+    return has_uvm and _has_gpus(system) and not waits_for_driver(system)
 
 
 def _end_if_different(result: ProgramResult) -> None:

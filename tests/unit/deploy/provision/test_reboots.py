@@ -313,6 +313,7 @@ def mark_environment(world, name):
     gpu = world.path(name, "proc/driver/nvidia/gpus/0000:01:00.0")
     gpu.mkdir(parents=True)
     (gpu / "information").write_text("Model:  NVIDIA H100 80GB HBM3\n")
+    world.path(name, "sys/module/nvidia_uvm").mkdir(parents=True)
     mark = world.path(name, venv.path.lstrip("/")) / UNCOMPARED
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()

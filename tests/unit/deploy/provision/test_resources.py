@@ -152,13 +152,15 @@ GPU_RESOURCES = make_resources(row="torch-2.13-cu130", device="cuda", precision=
 @pytest.mark.parametrize(
     ("uncompared", "facts", "differs"),
     [
-        (True, {"gpus": ("NVIDIA H100 80GB HBM3",)}, True),
-        (False, {"gpus": ("NVIDIA H100 80GB HBM3",)}, False),
+        (True, {"gpus": ("NVIDIA H100 80GB HBM3",), "uvm": True}, True),
+        (True, {"gpus": ("NVIDIA H100 80GB HBM3",)}, False),  # the unit of the GPUs loads it
+        (False, {"gpus": ("NVIDIA H100 80GB HBM3",), "uvm": True}, False),
         (True, {}, False),  # no driver is loaded
         (
             True,
             {
                 "gpus": ("NVIDIA H100 80GB HBM3",),
+                "uvm": True,
                 "reboot_reasons": (RebootReason("driver", "570.26 is loaded, 580.1 installed"),),
             },
             False,

@@ -65,9 +65,7 @@ def built(
     lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
     if has_gpu:
-        (provisioned.layout.venvs.parents[2] / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(
-            parents=True
-        )
+        show_gpu(provisioned)
     return lock, build_request(lock, torch=torch)
 
 
@@ -110,7 +108,8 @@ def uncompared(host, venv):
 
 
 def show_gpu(host):
-    (host.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    (host.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True, exist_ok=True)
+    (host.root / "sys/module/nvidia_uvm").mkdir(parents=True, exist_ok=True)
 
 
 def test_what_no_gpu_compared_is_compared_once_there_is_one(provisioned, tmp_path):
@@ -131,6 +130,22 @@ def test_what_no_gpu_compared_is_compared_once_there_is_one(provisioned, tmp_pat
     assert uncompared(provisioned, venv) is False
     assert provisioned.call(request).built is False
     assert len(provisioned.system.in_sandbox) == runs + 1
+
+
+def test_nothing_is_compared_before_nvidia_uvm_is_loaded(provisioned, tmp_path):
+    """
+    The sandbox loads no modules; the unit of the GPUs does, after the environment is built.
+    """
+    lock, request = built(provisioned, tmp_path, gpus=0)
+    venv = provisioned.layout.venvs / lock.digest
+    (provisioned.root / "sys/module/nvidia_uvm").rmdir()
+    path = f"/{venv.relative_to(provisioned.layout.root)}"
+    assert provisioned.call(FactQuery()).uvm is False
+    assert provisioned.call(request).built is True
+    assert provisioned.call(FactQuery(venvs=(path,))).venvs[path].uncompared is True
+    show_gpu(provisioned)
+    assert provisioned.call(FactQuery()).uvm is True
+    assert provisioned.refusal(request).why == "torch sees no GPU"
 
 
 def test_a_result_that_differs_later_is_a_named_error(provisioned, tmp_path):
