@@ -43,6 +43,7 @@ from deploy.host.protocol import (
 from deploy.host.reboot_reasons import reasons
 from deploy.host.system import System
 from deploy.host.text import one_line
+from deploy.host.torch_mark import read_mark
 
 TEXT_MAX_BYTES = 64 * 1024
 ALTERED_MAX = 20  # names of altered files in an answer
@@ -166,7 +167,7 @@ def _sha256(path: Path) -> str:
 def _venv(system: System, path: Path, deep: bool) -> VenvFacts | None:
     if not path.is_dir():
         return None
-    altered = tree.compare(path, deep=deep)
+    altered, mark = tree.compare(path, deep=deep), read_mark(path, system.boot_id())
     # The link to its Python is followed where it is the one that was made.
     is_as_built = altered.is_recorded and not altered.names
     return VenvFacts(
@@ -174,7 +175,8 @@ def _venv(system: System, path: Path, deep: bool) -> VenvFacts | None:
         altered=altered.names[:ALTERED_MAX],
         altered_count=len(altered.names),
         problem=python_problem(system, path / "bin" / "python") if is_as_built else None,
-        uncompared=(path / tree.UNCOMPARED).is_file(),
+        uncompared=mark is not None and mark.is_due,
+        full_gpus=mark.full_gpus if mark else (),
     )
 
 

@@ -661,8 +661,15 @@ class StageCommit(Request[Staged]):
 
 @dataclass(frozen=True)
 class VenvBuilt:
-    built: bool  # False: it was there
+    """
+    Attributes:
+        built: False: it was there.
+        full_gpus: Numbers of GPUs on which torch was not compared: they had no free memory.
+    """
+
+    built: bool
     took_s: float
+    full_gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1395,7 +1402,10 @@ class VenvFacts:
         altered_count: Number of all of them.
         problem: Why its Python does not run; None where it does, or was not tried because files
             are altered.
-        uncompared: Its torch has to be compared on the GPUs: none could be used when it was built.
+        uncompared: Its torch has to be compared on the GPUs: none could be used when it was built,
+            or some had no free memory in an earlier boot.
+        full_gpus: Numbers of GPUs on which it was not compared in this boot: they had no free
+            memory.
     """
 
     is_recorded: bool
@@ -1403,6 +1413,7 @@ class VenvFacts:
     altered_count: int
     problem: Optional[str]
     uncompared: bool = False
+    full_gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

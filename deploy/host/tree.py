@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 HEADERS = (".h", ".hpp", ".cuh")
 # In the tree, and no part of it.
 RECORD = ".files"
-UNCOMPARED = ".uncompared"  # torch of the environment has not computed on the GPUs yet
+UNCOMPARED = ".uncompared"  # torch has not computed on all GPUs: `torch_mark`
 _CHUNK = 1 << 20
 _RECORD_MAX = 256 << 20  # bytes
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -74,8 +74,10 @@ def plan_resources(spec: HostSpec) -> ResourceSet:
 
 def _turn(resource: AnyResource) -> int:
     """
-    Return when *resource* is started: what GPUs can keep from its state comes last, and then the
-    slots, which need the GPUs.  A host whose GPUs do not work still gets everything else.
+    Return when *resource* is started in a round: what GPUs can keep from its state comes last, and
+    then the slots, which need the GPUs.  A host whose GPUs do not work still gets everything else.
+
+    A driver or nvidia_uvm that this round loads lets torch be compared in the next one.
     """
     if isinstance(resource, LoadedDriver | GpuUnit):
         return 1

@@ -99,9 +99,9 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case resources.Venv():
             for wheel in resource.missing(facts) if facts else resource.wheels or ():
                 upload(name=f"Send {wheel.file}", resource=_wheel(wheel), send=True)
-            client.call(resource.build_request, timeout_s=resources.VENV_TIMEOUT_S)
+            build_environment(resource, client, notes)
         case resources.ComparedTorch():
-            client.call(resource.venv.build_request, timeout_s=resources.VENV_TIMEOUT_S)
+            build_environment(resource.venv, client, notes)
         case bind_mount.BindMount():
             shell(name=f"Mount {resource.where}", commands=[resource.command])
         case unit_resources.UnitsLoaded():
@@ -130,6 +130,20 @@ def apply(resource: AnyResource, facts: Facts | None, client: HostClient, notes:
         case GpuUnit() if facts is not None:
             refuse(resource.problem(facts), resource)
             shell(name=f"Run {name}", commands=[gpu_command(facts)], _timeout=GPU_TIMEOUT_S)
+
+
+def build_environment(resource: resources.Venv, client: HostClient, notes: Notes) -> None:
+    """
+    Build an environment, or compare its torch; warn of GPUs on which it was not compared.
+    """
+    result = client.call(resource.build_request, timeout_s=resources.VENV_TIMEOUT_S)
+    if result.full_gpus:
+        notes.warn(
+            f"torch of {resource.name}",
+            f"not compared on GPUs without free memory: {', '.join(map(str, result.full_gpus))}",
+            "the first inv provision after the next boot compares it; to do so now, stop what "
+            f"fills them, and on the host: truncate -s 0 {resource.mark}; then: inv provision",
+        )
 
 
 def apply_driver(resource: NvidiaDriver | LoadedDriver, facts: Facts, apt: AptRunner) -> None:

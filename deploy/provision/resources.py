@@ -14,6 +14,7 @@ from pydantic import Field
 from deploy.errors import hide_passwords
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, PathFacts, VenvBuild, Wheel
+from deploy.host.tree import UNCOMPARED
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
 from deploy.provision.bind_mount import BindMount
@@ -239,6 +240,13 @@ class Venv(Resource):
         )
 
     @property
+    def mark(self) -> str:
+        """
+        Path of the file that is there until its torch has computed on all GPUs.
+        """
+        return f"{self.path}/{UNCOMPARED}"
+
+    @property
     def build_request(self) -> VenvBuild:
         """
         The request that builds it, and compares its torch on the GPUs where that is owed.
@@ -311,7 +319,8 @@ class ComparedTorch(Resource):
     The torch of an environment has computed on the GPUs what the CPU computes.
 
     An environment is compared when it is built.  Where no GPU could be used then, it is marked, and
-    compared once the driver and nvidia_uvm are loaded.
+    compared once the driver and nvidia_uvm are loaded.  GPUs without free memory are no difference:
+    a host whose slots fill them is as pinned, and is compared again after its next boot.
     """
 
     kind: Literal["compared_torch"] = "compared_torch"

@@ -7,16 +7,19 @@ be used yet, the environment is marked, and the second is made up for once one c
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from deploy.host import layout as paths
 from deploy.host import tree
 from deploy.host.bundle.sandbox import command, sandboxed
-from deploy.host.files import sync_directory
+from deploy.host.bundle.takeover import FILE_MODE
+from deploy.host.files import sync_directory, write_atomic
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.reboot_reasons import waits_for_driver
 from deploy.host.system import ProgramResult, System
 from deploy.host.text import one_line
+from deploy.host.torch_mark import mark_text, read_mark
 
 _TELL = "import torch; print(torch.__version__, torch.version.cuda, sep='\\n')"
 _VERSION_S = 300.0
@@ -31,6 +34,7 @@ wanted, count = a @ b, torch.cuda.device_count()
 limit = os.environ.get("CUDA_VISIBLE_DEVICES")
 named = "" if limit is None else f"; CUDA_VISIBLE_DEVICES is {limit!r} in systemd's environment"
 assert count, f"torch sees no GPU{named}"
+full = []
 for number in range(count):
     device = f"cuda:{number}"
     try:
@@ -38,17 +42,21 @@ for number in range(count):
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
+        full.append(number)
         continue
     worst = (found - wanted).abs().max().item()
     assert worst < 0.01, f"a product on GPU {number} differs from the CPU's by {worst:.3g}"
+print(f"\\ncompared {count - len(full)}, full:", *full)
 """
+_SAID = re.compile(r"compared \d{1,4}, full:((?: \d{1,4})*)")
 
 
-def check_torch(system: System, area: Path, python: Path, wanted: str) -> bool:
+def check_torch(system: System, area: Path, python: Path, wanted: str) -> bytes | None:
     """
     Compare the torch of *python* with the row, and its results on GPUs with the CPU's.
 
-    Return True if the results are still to be compared: no GPU can be used now.
+    Return the content of the mark that the environment gets; None: all that it can be compared on
+    agrees.
 
     Args:
         area: Directory of the build user that *python*, of the environment, is in.
@@ -65,9 +73,9 @@ def check_torch(system: System, area: Path, python: Path, wanted: str) -> bool:
         raise _mismatch(one_line(told.stderr) or f"exit status {told.returncode}")
     check_version(wanted, told.stdout)
     if wanted.endswith("+cpu"):
-        return False
+        return None
     if not _can_compare(system):
-        return True
+        return b""
     result = sandboxed(
         system,
         [str(python), "-I", "-c", _COMPARE],
@@ -75,23 +83,27 @@ def check_torch(system: System, area: Path, python: Path, wanted: str) -> bool:
         writable=[area],
         sees_gpus=True,
     )
-    _end_if_different(result)
-    return False
+    full = _full_gpus(result)
+    return mark_text(system.boot_id(), full) if full else None
 
 
-def compare_later(system: System, venv: Path) -> None:
+def compare_later(system: System, venv: Path) -> tuple[int, ...]:
     """
-    Compare the results of *venv*, a complete environment, on GPUs with the CPU's, if they have not
-    been compared and GPUs can be used now.
+    Compare the results of *venv*, a complete environment, on GPUs with the CPU's, if that is due
+    and GPUs can be used now.
+
+    Return the GPUs that had no free memory, such as where slots fill it: the mark stays, and is due
+    again in the next boot.
 
     It runs as a user of its own: the build user cannot read an environment that is complete.
 
     Raises:
         HostError: torch sees no GPU, or a result differs; the next call compares again.
     """
-    mark = venv / tree.UNCOMPARED
-    if not mark.is_file() or not _can_compare(system):
-        return
+    boot_id, path = system.boot_id(), venv / tree.UNCOMPARED
+    mark = read_mark(venv, boot_id)
+    if mark is None or not mark.is_due or not _can_compare(system):
+        return mark.full_gpus if mark else ()
     argv = command(
         [str(venv / "bin" / "python"), "-I", "-c", _COMPARE],
         timeout_s=_GPU_S,
@@ -99,9 +111,13 @@ def compare_later(system: System, venv: Path) -> None:
         reads_as=paths.USER,
         sees_gpus=True,
     )
-    _end_if_different(system.run(argv, timeout_s=_GPU_S + _MARGIN_S))
-    mark.unlink()
-    sync_directory(venv)
+    full = _full_gpus(system.run(argv, timeout_s=_GPU_S + _MARGIN_S), is_in_use=True)
+    if full:
+        write_atomic(path, mark_text(boot_id, full), FILE_MODE, system.account(paths.USER).gid)
+    else:
+        path.unlink()
+        sync_directory(venv)
+    return full
 
 
 def check_version(wanted: str, output: str) -> None:
@@ -132,11 +148,23 @@ def _can_compare(system: System) -> bool:
     return has_uvm and _has_gpus(system) and not waits_for_driver(system)
 
 
-def _end_if_different(result: ProgramResult) -> None:
-    # A GPU without free memory is not compared: a slot uses it.
+def _full_gpus(result: ProgramResult, *, is_in_use: bool = False) -> tuple[int, ...]:
+    """
+    Return the GPUs that were not compared, because a slot uses their memory.
+
+    Args:
+        is_in_use: The environment is complete, and releases may use it.
+
+    Raises:
+        HostError: A result differs, or the comparison did not end as it should.
+    """
     if result.returncode != 0:
         last = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
-        raise _mismatch(one_line(last.removeprefix("AssertionError: ")))
+        raise _mismatch(one_line(last.removeprefix("AssertionError: ")), is_in_use=is_in_use)
+    said = [match for match in map(_SAID.fullmatch, result.stdout.splitlines()) if match]
+    if not said:
+        raise _mismatch("the comparison does not say what it compared", is_in_use=is_in_use)
+    return tuple(map(int, said[-1][1].split()))
 
 
 def _has_gpus(system: System) -> bool:
@@ -146,10 +174,11 @@ def _has_gpus(system: System) -> bool:
     return any(Path(system.layout.root, "proc/driver/nvidia/gpus").glob("*"))
 
 
-def _mismatch(why: str) -> HostError:
+def _mismatch(why: str, *, is_in_use: bool = False) -> HostError:
+    state = "it is in place, and releases use it" if is_in_use else "a new one is not used"
     return HostError(
         ErrorKind.TORCH_MISMATCH,
-        "the torch of the environment is not as the row says; a new one is not used",
+        f"the torch of the environment is not as the row says; {state}",
         why,
         "inv matrix, and on the host nvidia-smi; the lock of the row may have another build",
     )

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.host import layout as paths
@@ -106,7 +107,8 @@ def run(system: System, call: Call, request: VenvBuild) -> VenvBuilt:
         close_older(system)
         _close(system, system.layout.venvs / request.digest)
         if request.torch is not None:
-            compare_later(system, system.layout.venvs / request.digest)
+            full_gpus = compare_later(system, system.layout.venvs / request.digest)
+            result = replace(result, full_gpus=full_gpus)
         op.result = result
     return result
 
@@ -170,9 +172,9 @@ def build(
         draft = area / "venv"
         _install(system, area, draft, text, interpreter)
         _import(system, area, draft, wheels)
-        is_uncompared = False
+        mark = None
         if torch is not None:
-            is_uncompared = check_torch(system, area, draft / "bin" / "python", torch)
+            mark = check_torch(system, area, draft / "bin" / "python", torch)
         # uv's cache has the other names of its files.  What is in the draft is deleted once it is
         # root's: until then the draft itself may be a link.
         remove(area / "cache")
@@ -188,8 +190,8 @@ def build(
         gid = system.account(paths.USER).gid
         names = json.dumps(sorted(wheel.file for wheel in wheels))
         write_atomic(draft / COMPLETE, names.encode(), FILE_MODE, gid)
-        if is_uncompared:
-            write_atomic(draft / tree.UNCOMPARED, b"", FILE_MODE, gid)
+        if mark is not None:
+            write_atomic(draft / tree.UNCOMPARED, mark, FILE_MODE, gid)
         write_atomic(draft / tree.RECORD, tree.describe(draft), FILE_MODE, gid)
         sync_filesystem(layout.venvs)
         _exchange(draft, final)

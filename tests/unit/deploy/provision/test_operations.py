@@ -12,6 +12,7 @@ import stat
 import subprocess
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -232,7 +233,7 @@ class RecordingTransport:
         return Completed(tuple(argv), 0, self.answers.pop(0), "", 0.1)
 
 
-def build(answer):
+def build(answer, notes=None):
     """
     Build the environment of a lock whose wheels are all present; *answer* is the host program's.
     """
@@ -242,8 +243,22 @@ def build(answer):
     client = HostClient(transport, actor="provision", sudo=True)
     sizes = {wheel.file: wheel.size for wheel in venv.wheels}
     there = replace(bare(resources), listings={layout.WHEELHOUSE: sizes})
-    operations.apply(venv, there, client, notes=None)
+    operations.apply(venv, there, client, notes=notes)
     return venv, transport.sent
+
+
+def test_gpus_on_which_torch_was_not_compared_are_a_warning():
+    """
+    A host whose slots fill its GPUs is provisioned all the same.
+    """
+    warned = []
+    notes = SimpleNamespace(warn=lambda *texts: warned.append(texts))
+    build(encode_result(VenvBuilt(built=True, took_s=1.0)), notes)
+    assert warned == []
+    venv, _ = build(encode_result(VenvBuilt(built=False, took_s=1.0, full_gpus=(0, 2))), notes)
+    [(about, why, fix)] = warned
+    assert (about, why[-4:]) == (f"torch of {venv.name}", "0, 2")
+    assert f"truncate -s 0 {layout.VENVS}/{venv.digest}/.uncompared" in fix
 
 
 def test_an_environment_is_built_by_the_host_program():

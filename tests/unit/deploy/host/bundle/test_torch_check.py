@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from deploy.host.bundle.torch_check import check_version
+from deploy.host.bundle.torch_check import check_version, compare_later
 from deploy.host.protocol import FactQuery, HostError
+from deploy.host.torch_mark import read_mark
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.bundle.test_venv import build_request
 
@@ -26,7 +27,7 @@ class Tensor:
     def __init__(self, value, device="cpu"):
         self.value, self.device = value, device
     def to(self, device):
-        if ERROR is None:
+        if ERROR is None or device in FULL:
             raise RuntimeError("CUDA error: out of memory")
         return Tensor(self.value, device)
     def __matmul__(self, other):
@@ -55,13 +56,14 @@ def built(
     torch="9.0+cu130",
     cuda="13.0",
     has_gpu=True,
+    full=(),
     more="",
 ):
     """
     Return the lock of an environment with the made-up torch, and the request that builds it.
     """
     own = TORCH if cuda else TORCH.replace("9.0+cu130", torch).replace('"13.0"', "None")
-    code = f"GPUS, ERROR = {gpus}, {error}\n{own}{more}".encode()
+    code = f"GPUS, ERROR, FULL = {gpus}, {error}, {full}\n{own}{more}".encode()
     lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
     if has_gpu:
@@ -159,7 +161,47 @@ def test_a_result_that_differs_later_is_a_named_error(provisioned, tmp_path):
         error = provisioned.refusal(request)
         assert error.kind == "TorchMismatch"
         assert error.why == "a product on GPU 0 differs from the CPU's by 0.5"
+        assert error.what.endswith("it is in place, and releases use it")
     assert uncompared(provisioned, provisioned.layout.venvs / lock.digest) is True
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_gpus_without_memory_are_compared_after_the_next_boot(provisioned, tmp_path, has_gpu):
+    """
+    Slots may fill them for ever: until then nothing is compared, and nothing is due.
+    """
+    lock, request = built(provisioned, tmp_path, gpus=3, full=("cuda:1",), has_gpu=has_gpu)
+    venv = provisioned.layout.venvs / lock.digest
+    first = provisioned.call(request)
+    if not has_gpu:
+        assert (first.full_gpus, uncompared(provisioned, venv)) == ((), True)
+        show_gpu(provisioned)
+        first = provisioned.call(request)
+    runs = len(provisioned.system.in_sandbox)
+    for result in (first, provisioned.call(request)):
+        assert (result.full_gpus, uncompared(provisioned, venv)) == ((1,), False)
+    assert len(provisioned.system.in_sandbox) == runs
+
+    provisioned.system.boot, provisioned.fence = "the-next", None
+    assert uncompared(provisioned, venv) is True
+    assert provisioned.call(request).full_gpus == (1,)
+    assert len(provisioned.system.in_sandbox) == runs + 1
+
+    (venv / ".uncompared").write_text("")  # by an operator, who has freed the memory
+    assert uncompared(provisioned, venv) is True
+    [code] = venv.rglob("torch*.py")
+    code.write_text(code.read_text().replace("'cuda:1',", ""))
+    compare_later(provisioned.system, venv)
+    assert uncompared(provisioned, venv) is False
+    assert not (venv / ".uncompared").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"another-boot 1", b"x", b"boot-0 \xff", b"boot-0 a", b"9" * 5000]
+)
+def test_a_damaged_mark_is_due(tmp_path, text):
+    (tmp_path / ".uncompared").write_bytes(text)
+    assert read_mark(tmp_path, "boot-0") == (True, ())
 
 
 def test_a_row_without_cuda_has_nothing_to_compare(provisioned, tmp_path):
