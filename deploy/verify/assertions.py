@@ -82,6 +82,7 @@ SUITE = Suite(
         Assertion("test_the_loaded_driver_is_one_that_the_row_allows", holds_for=_needs_driver),
         Assertion("test_the_loaded_driver_is_that_of_the_fleet_file", holds_for=_pins_driver),
         Assertion("test_the_packages_of_the_driver_are_complete_and_on_hold", 1, _pins_driver),
+        Assertion("test_torch_was_compared_on_all_gpus", holds_for=_needs_driver),
         Assertion("test_the_state_of_the_gpus_is_set_at_boot", holds_for=_needs_driver),
         Assertion("test_haproxy_runs_and_starts_at_boot"),
         Assertion("test_its_configuration_is_valid"),

@@ -1,6 +1,8 @@
 import pytest
 
+from deploy.host import layout
 from deploy.host.gpu_facts import COLUMNS, parse_packages
+from deploy.host.tree import UNCOMPARED
 from deploy.provision.driver.gpu_state import UNIT
 from deploy.provision.driver.plan import is_driver, is_ours
 from deploy.versions.matrix import load_matrix
@@ -42,6 +44,22 @@ def test_the_packages_of_the_driver_are_complete_and_on_hold(root, expected):
     assert any(map(is_driver, packages)), "no package of a driver is installed"
     assert [one.package for one in packages if not one.complete] == [], "not complete"
     assert [one.package for one in packages if not one.held] == [], "not on hold"
+
+
+def test_torch_was_compared_on_all_gpus(root, expected):
+    """
+    Each GPU computed what the CPU computes, with the torch of the row, once the driver was loaded.
+    """
+    if not load_matrix().row(expected["row"]).needs_gpu:
+        pytest.skip("the row needs no driver")
+    mark = f"{layout.VENVS}/{expected['lock']}/{UNCOMPARED}"
+    shown = root.run(f"[ -e /sys/module/nvidia/version ] && cat {mark}")
+    full = shown.stdout.split()[1:]
+    on = f"GPUs {', '.join(full)}, which had no free memory" if full else "the GPUs"
+    assert shown.rc != 0, (
+        f"torch was not compared on {on}: {mark} is there; stop what fills the GPUs, and on the "
+        f"host: truncate -s 0 {mark}; then: inv provision"
+    )
 
 
 def test_the_state_of_the_gpus_is_set_at_boot(root, expected):

@@ -112,8 +112,8 @@ def test_an_assertion_that_is_not_named_would_be_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("tls", "needs_driver", "missing"),
     [
-        (False, False, 9),  # four of TLS, four of the driver, the data disk
-        (True, False, 6),  # that of plain HTTP, four of the driver, the data disk
+        (False, False, 10),  # four of TLS, five of the driver, the data disk
+        (True, False, 7),  # that of plain HTTP, five of the driver, the data disk
         (True, True, 4),  # its version and packages are those of the fleet file
     ],
 )

@@ -145,3 +145,34 @@ def test_a_unit_of_the_gpus_that_does_not_run_would_be_noticed(shown):
     check(good, {"row": "torch-2.3-cu121"})
     with pytest.raises(pytest.skip.Exception, match="needs no driver"):
         check(host, {"row": "torch-2.13-cpu"})
+
+
+@pytest.mark.parametrize(
+    ("rc", "mark", "why"),
+    [
+        (0, "", "not compared on the GPUs:"),
+        (0, "7a9f-boot 0 2\n", "not compared on GPUs 0, 2, which had no free memory:"),
+        (1, "", None),  # no mark, or no driver is loaded
+    ],
+)
+def test_a_torch_that_was_not_compared_would_be_noticed(rc, mark, why):
+    """
+    Only provisioning reads the mark otherwise.
+    """
+    check = test_driver.test_torch_was_compared_on_all_gpus
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        return SimpleNamespace(rc=rc, stdout=mark)
+
+    expected = {"row": "torch-2.3-cu121", "lock": "d" * 64}
+    if why is None:
+        check(SimpleNamespace(run=run), expected)
+    else:
+        with pytest.raises(AssertionError, match=why):
+            check(SimpleNamespace(run=run), expected)
+    path = f"/opt/slipway/venvs/{'d' * 64}/.uncompared"
+    assert commands == [f"[ -e /sys/module/nvidia/version ] && cat {path}"]
+    with pytest.raises(pytest.skip.Exception, match="needs no driver"):
+        check(SimpleNamespace(run=run), {"row": "torch-2.13-cpu"})
