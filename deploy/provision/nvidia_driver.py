@@ -8,7 +8,7 @@ allow is refused before it is changed.
 from deploy.provision.driver.gpu_state import UNIT_FILE, GpuUnit, unit_text
 from deploy.provision.driver.plan import DriverWish
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
-from deploy.provision.requirements import AnyRequirement, Driver, GpusPresent
+from deploy.provision.requirements import AnyRequirement, Driver, GpusPresent, PinnedDriver
 from deploy.provision.resources import AnyResource, File
 from deploy.provision.spec import HostSpec
 
@@ -16,7 +16,7 @@ from deploy.provision.spec import HostSpec
 def requirements(spec: HostSpec) -> list[AnyRequirement]:
     if spec.row.driver_min is None:
         return []
-    gpus = GpusPresent(count=spec.service.options.gpus)
+    gpus = GpusPresent(count=spec.service.options.gpus, driver=_pinned(spec))
     if spec.driver.version is not None:
         return [gpus]
     return [Driver(row=spec.row.name, minimum=spec.row.driver_min), gpus]
@@ -37,8 +37,14 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 def activate(spec: HostSpec) -> list[AnyResource]:
     if not spec.row.needs_gpu:
         return []
-    wish, unit = _wish(spec), GpuUnit(section=spec.gpu)
+    wish, unit = _wish(spec), GpuUnit(section=spec.gpu, driver=_pinned(spec))
     return [unit] if wish is None else [LoadedDriver(wish=wish), unit]
+
+
+def _pinned(spec: HostSpec) -> PinnedDriver | None:
+    if spec.driver.version is None:
+        return None
+    return PinnedDriver(version=spec.driver.version, modules=spec.driver.modules)
 
 
 def _wish(spec: HostSpec) -> DriverWish | None:

@@ -239,6 +239,33 @@ class Driver(Requirement):
         )
 
 
+class PinnedDriver(Frozen):
+    """
+    The driver of the fleet file, which provisioning installs and loads.
+
+    Attributes:
+        modules: auto: of the flavour that the plan chooses.
+    """
+
+    version: str
+    modules: Literal["auto", "open", "proprietary"] = "auto"
+
+    def is_loaded(self, facts: Facts) -> bool:
+        return facts.driver == self.version and self.modules in ("auto", facts.gpu_modules)
+
+
+def has_final_driver(driver: PinnedDriver | None, facts: Facts) -> bool:
+    """
+    Return whether neither this run nor the next boot changes the loaded driver, which may be what
+    shows fewer GPUs than there are.
+
+    Args:
+        driver: None: the fleet file pins none.
+    """
+    is_waiting = any(reason.cause == "driver" for reason in facts.reboot_reasons)
+    return not is_waiting and (driver is None or driver.is_loaded(facts))
+
+
 class GpusPresent(Requirement):
     """
     As many GPUs as a slot uses; a driver that is not loaded yet has none to count.
@@ -246,9 +273,12 @@ class GpusPresent(Requirement):
 
     kind: Literal["gpus"] = "gpus"
     count: int
+    driver: PinnedDriver | None = None
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
-        if facts.driver is None or facts.gpu_count >= self.count:
+        if facts.driver is None or not has_final_driver(self.driver, facts):
+            return None
+        if facts.gpu_count >= self.count:
             return None
         return HostRefusal(
             error="PreconditionError",

@@ -8,7 +8,7 @@ from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, GpuState
 from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision.driver.plan import gpu_of
-from deploy.provision.requirements import HostRefusal
+from deploy.provision.requirements import HostRefusal, PinnedDriver, has_final_driver
 from deploy.provision.resource import Difference, Resource
 from deploy.templating import render
 
@@ -54,6 +54,7 @@ class GpuUnit(Resource):
 
     kind: Literal["gpu_unit"] = "gpu_unit"
     section: GpuSection
+    driver: PinnedDriver | None = None
 
     @property
     def name(self) -> str:
@@ -153,7 +154,7 @@ class GpuUnit(Resource):
 
     def _missing(self, facts: Facts) -> HostRefusal | None:
         count = self._count_problem(facts)
-        if count is None:
+        if count is None or not has_final_driver(self.driver, facts):
             return None
         return HostRefusal(
             error="PreconditionError",

@@ -5,8 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.host import layout
-from deploy.host.protocol import Call, FactQuery, LeaseStatus, Listener, Pending, UnitFacts
+from deploy.host.protocol import (
+    Call,
+    FactQuery,
+    LeaseStatus,
+    Listener,
+    Pending,
+    RebootReason,
+    UnitFacts,
+)
 from deploy.host.rpc import encode_request
+from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision.apt_packages import Packages
 from deploy.provision.differences import (
     bootstrap_steps,
@@ -16,8 +25,10 @@ from deploy.provision.differences import (
     refusal_of,
     steps_to,
 )
-from deploy.provision.requirements import Driver
+from deploy.provision.driver.gpu_state import UNIT, GpuUnit
+from deploy.provision.requirements import Driver, GpusPresent, PinnedDriver
 from tests.unit.deploy.provision.builders import MAC_KEY, bare, find, make_facts, make_resources
+from tests.unit.deploy.provision.driver.builders import make_gpu, make_gpu_state
 
 RESOURCES = make_resources()
 GOOD = make_facts(RESOURCES)
@@ -259,6 +270,37 @@ def test_a_gpu_host_has_the_gpus_of_a_slot(driver, count, is_refused):
     gpu = make_resources(row="torch-2.13-cu130", device="cuda", gpus=2)
     refusal = refusal_of(gpu, make_facts(gpu, driver=driver, gpu_count=count))
     assert (refusal is not None and "service.gpus is 2" in refusal.why) == is_refused
+
+
+@pytest.mark.parametrize(
+    ("driver", "modules", "waits", "is_refused"),
+    [
+        ("580.95.05", "open", False, True),
+        ("575.57.08", "open", False, False),
+        ("580.95.05", "proprietary", False, False),  # Blackwell has no GPU with them
+        ("580.95.05", "open", True, False),
+    ],
+)
+def test_gpus_that_the_pinned_driver_may_show_are_no_refusal(driver, modules, waits, is_refused):
+    """
+    Another driver than the loaded one is what this run, or the next boot, brings.
+    """
+    pinned = PinnedDriver(version="580.95.05", modules="open")
+    reasons = (RebootReason("driver", "another is installed"),) if waits else ()
+    facts = replace(
+        GOOD,
+        driver=driver,
+        gpu_modules=modules,
+        gpu_count=1,
+        reboot_reasons=reasons,
+        gpu=make_gpu(gpus=(make_gpu_state(),)),
+        units={UNIT: UnitFacts(load="loaded", active="active", enabled="enabled", stale=False)},
+    )
+    for part in (
+        GpusPresent(count=2, driver=pinned),
+        GpuUnit(section=GpuSection(count=2), driver=pinned),
+    ):
+        assert (part.refusal(facts) is not None) is is_refused
 
 
 @pytest.mark.parametrize(
