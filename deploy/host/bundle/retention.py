@@ -110,7 +110,8 @@ def _pythons(layout: Layout, venvs: Iterable[Path]) -> set[Path]:
     """
     Return the standalone Pythons to which the interpreters of *venvs* lead.
 
-    Provisioning and staging place one and build its environment under one lease, as this has.
+    Provisioning places one, and builds its environment, under one lease, as this has.  Staging
+    places none: a release that is staged again once its Python is deleted needs it provisioned.
     """
     top, used = layout.pythons.resolve(), set()
     for path in venvs:
