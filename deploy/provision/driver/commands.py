@@ -51,7 +51,8 @@ def commands_of(step: Step, facts: Facts) -> tuple[str, ...]:
         case RebuildInitramfs():
             return ("update-initramfs -u -k all",)
         case BuildModules():
-            return (build_command(step.version, step.missing(gpu_of(facts))),)
+            missing = step.missing(gpu_of(facts))
+            return (build_command(step.version, missing, is_open=step.is_open),)
         case Hold():
             return (shlex.join(["apt-mark", "hold", *step.left(gpu_of(facts))]),)
         case LoadModules():
@@ -89,13 +90,16 @@ def transaction_of(step: Step, facts: Facts) -> AptTransaction | None:
     return AptTransaction(install=tuple(install), remove=removed, unhold=changed, hold=tuple(hold))
 
 
-def build_command(version: str, releases: tuple[str, ...]) -> str:
+def build_command(version: str, releases: tuple[str, ...], *, is_open: bool) -> str:
     """
     Return the command that builds modules in a unit of its own, and waits for its end.
 
     A lost connection ends the command alone.  The next run waits for a unit that still runs.
     """
-    script = " && ".join(_build_script(shlex.quote(version), shlex.quote(r)) for r in releases)
+    flavour = "open" if is_open else "proprietary"
+    script = " && ".join(
+        _build_script(shlex.quote(version), shlex.quote(release), flavour) for release in releases
+    )
     script = script.replace("$", "$$")  # systemd takes one of two
     unit = BUILD_UNIT
     log = f"journalctl -q --no-pager -o cat -n 12 -u {unit} >&2"
@@ -107,16 +111,20 @@ def build_command(version: str, releases: tuple[str, ...]) -> str:
     )
 
 
-def _build_script(version: str, release: str) -> str:
+def _build_script(version: str, release: str, flavour: str) -> str:
     """
     Return the script that has DKMS build the modules for one kernel.
 
     DKMS takes modules for installed that it was killed in installing, or whose files are damaged or
-    gone.  So where the kernel lacks them afterwards, it builds and installs them again.
+    gone; modules of the other flavour have the same version.  So where the kernel lacks the wanted
+    ones afterwards, it builds and installs them again.
     """
     has_modules = (
-        f"for module in {' '.join(MODULE_NAMES)}; do modinfo -k {release} -F version $module; done "
-        f"2>/dev/null | grep -qxF {version}"
+        f"for module in {' '.join(MODULE_NAMES)}; do "
+        f'[ "$(modinfo -k {release} -F version $module)" = {version} ] || continue; '
+        f'case "$(modinfo -k {release} -F license $module)" in '
+        "*GPL*) echo open ;; *) echo proprietary ;; esac; done "
+        f"2>/dev/null | grep -qx {flavour}"
     )
     again = (
         f"for source in /usr/src/nvidia*-{version}; do name=${{source#/usr/src/}}; "

@@ -144,7 +144,8 @@ class DriverHost:
 
     def _build_modules(self, step, facts):
         missing = step.missing(facts.gpu)
-        assert commands_of(step, facts) == (build_command(self.wish.version, missing),)
+        command = build_command(self.wish.version, missing, is_open=step.is_open)
+        assert commands_of(step, facts) == (command,)
         kernels = (
             replace(one, modules=(module(self.wish.version),)) if one.release in missing else one
             for one in self.facts.gpu.kernels
@@ -425,16 +426,22 @@ def test_daemons_that_ran_run_again_whether_the_modules_were_loaded_or_not(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("shown", "again"),
+    ("shown", "license_", "is_open", "again"),
     [
-        ({"nvidia-current": "535.309.01"}, False),
-        ({"nvidia-current": "525.147.05"}, True),  # DKMS takes them for installed
-        ({}, True),
+        ({"nvidia-current": "535.309.01"}, "NVIDIA", False, False),
+        ({"nvidia-current": "535.309.01"}, "Dual MIT/GPL", True, False),
+        ({"nvidia-current": "535.309.01"}, "Dual MIT/GPL", False, True),  # those of before
+        ({"nvidia-current": "535.309.01"}, "NVIDIA", True, True),
+        ({"nvidia-current": "525.147.05"}, "NVIDIA", False, True),  # DKMS takes them for installed
+        ({}, "NVIDIA", False, True),
     ],
 )
-def test_modules_that_dkms_takes_for_installed_are_built_again(tmp_path, shown, again):
+def test_modules_that_dkms_takes_for_installed_are_built_again(
+    tmp_path, shown, license_, is_open, again
+):
     """
-    It was killed while it installed them, or their files are damaged: autoinstall does nothing.
+    It was killed while it installed them, their files are damaged, or they are of the other
+    flavour: autoinstall does nothing.
     """
     (tmp_path / "src/nvidia-current-535.309.01").mkdir(parents=True)
     cases = " ".join(f"{name}) echo {version} ;;" for name, version in shown.items())
@@ -443,14 +450,15 @@ def test_modules_that_dkms_takes_for_installed_are_built_again(tmp_path, shown, 
         # As systemd does: of two dollar signs it takes one.
         "systemd-run": "while [ ${1#-} != $1 ]; do shift; done; shift; shift; "
         'exec sh -c "$(echo "$1" | sed \'s/[$][$]/$/g\')"',
-        "modinfo": f"case $5 in {cases} *) exit 1 ;; esac",
+        "modinfo": f"[ $4 = version ] || exec echo '{license_}'; "
+        f"case $5 in {cases} *) exit 1 ;; esac",
         "dkms": f'echo "$@" >>{tmp_path}/log',
     }
     for name, text in programs.items():
         program = tmp_path / name
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
-    command = build_command("535.309.01", ("6.1.0-56-amd64",))
+    command = build_command("535.309.01", ("6.1.0-56-amd64",), is_open=is_open)
     command = command.replace("/usr/src", str(tmp_path / "src"))
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     done = subprocess.run(["sh", "-c", command], env=env, check=False)
