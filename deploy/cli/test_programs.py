@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LIMIT_S = 600.0
+_LEFT = "of inv test while apt installs haproxy; delete this file if no inv test runs"
 _SSHD_PACKAGES = ("openssh-server", "libwrap0")
 
 
@@ -27,7 +28,10 @@ def provide_test_programs(folder: Path, progress: Callable[[str], None]) -> dict
         progress("installing a package that the tests need on this machine: haproxy")
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "haproxy"]
         with _services_not_started():
-            _apt([["apt-get", "update"], install], None, progress)
+            is_installed = _apt([["apt-get", "update"], install], None, progress)
+        if is_installed and shutil.which("systemctl", path=_path()):
+            disable = ["systemctl", "disable", "--quiet", "haproxy"]
+            _apt([disable], None, progress, or_else="the next boot starts haproxy")
     if shutil.which("sshd", path=_path()) or "SLIPWAY_SSHD" in os.environ:
         return {}
     wrapper = folder / "sshd"
@@ -55,21 +59,29 @@ def _services_not_started(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Itera
     if policy.exists():
         yield
         return
-    policy.write_text("#!/bin/sh\nexit 101\n")  # "action forbidden by policy"
     try:
+        policy.write_text(f"#!/bin/sh\n# {_LEFT}\nexit 101\n")  # "action forbidden by policy"
         policy.chmod(0o755)
         yield
     finally:
-        policy.unlink()
+        policy.unlink(missing_ok=True)
 
 
 def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def _apt(commands: list[list[str]], folder: Path | None, progress: Callable[[str], None]) -> bool:
+def _apt(
+    commands: list[list[str]],
+    folder: Path | None,
+    progress: Callable[[str], None],
+    or_else: str = "tests that need it are skipped",
+) -> bool:
     """
     Run *commands* in *folder* up to the first that fails; return whether none did.
+
+    Args:
+        or_else: What one that fails leads to.
     """
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": _path()}
     for argv in commands:
@@ -80,6 +92,6 @@ def _apt(commands: list[list[str]], folder: Path | None, progress: Callable[[str
             )  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-            progress(f"{' '.join(argv[:2])} failed, tests that need it are skipped: {said}")
+            progress(f"{' '.join(argv[:2])} failed, {or_else}: {said}")
             return False
     return True

@@ -69,6 +69,7 @@ def test_haproxy_is_installed_and_sshd_unpacked(machine, tmp_path):
         "apt-get update",
         "apt-get install --yes --no-install-recommends haproxy",
         "#!/bin/sh",
+        f"# {programs._LEFT}",
         "exit 101",  # of the policy: haproxy is not started
         "apt-get download openssh-server libwrap0",
     ]
@@ -76,7 +77,7 @@ def test_haproxy_is_installed_and_sshd_unpacked(machine, tmp_path):
     assert os.access(wrapper, os.X_OK)
     assert len(said) == 2
     assert provide(tmp_path, said) == {"SLIPWAY_SSHD": wrapper}
-    assert len(log.read_text().splitlines()) == 5
+    assert len(log.read_text().splitlines()) == 6
     assert not (tmp_path / "policy-rc.d").exists()
 
 
@@ -88,6 +89,32 @@ def test_without_the_package_index_the_tests_run_all_the_same(machine, tmp_path)
     said = []
     assert provide(tmp_path, said) == {}
     assert "apt-get update failed, tests that need it are skipped: ['E: no route']" in said
+
+
+@pytest.mark.parametrize("fails", ["none", "install"])
+@pytest.mark.parametrize("own", [None, "#!/bin/sh\nexit 104\n"])
+def test_a_policy_about_starts_is_as_before_afterwards(machine, tmp_path, fails, own):
+    """
+    Also where apt fails.
+    """
+    policy = tmp_path / "policy-rc.d"
+    if own:
+        policy.write_text(own)
+    machine(fails=fails)
+    provide(tmp_path, [])
+    assert (policy.read_text() if policy.exists() else None) == own
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_haproxy_is_not_started_at_the_next_boot(machine, tmp_path, status):
+    log = machine()
+    script = tmp_path / "bin/systemctl"
+    script.write_text(f'#!/bin/sh\necho "systemctl $*" >>{log}\nexit {status}\n')
+    script.chmod(0o755)
+    said = []
+    provide(tmp_path, said)
+    assert "systemctl disable --quiet haproxy" in log.read_text().splitlines()
+    assert any("the next boot starts haproxy" in line for line in said) == bool(status)
 
 
 def test_an_ordinary_user_installs_nothing(machine, tmp_path, monkeypatch):
