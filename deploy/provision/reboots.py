@@ -435,7 +435,10 @@ class Reboots:
         if owed and len(owed) == len(steps):
             self._say(host, "compares torch on the GPUs: this boot has loaded the driver")
             for venv in owed:
-                self._clients[host].call(venv.build_request, timeout_s=VENV_TIMEOUT_S)
+                result = self._clients[host].call(venv.build_request, timeout_s=VENV_TIMEOUT_S)
+                if result.full_gpus:
+                    full = ", ".join(map(str, result.full_gpus))
+                    self._say(host, f"torch not compared on GPUs without free memory: {full}")
             steps = self._steps(host, wanted)
         left = [step.resource.name for step in steps]
         if left:

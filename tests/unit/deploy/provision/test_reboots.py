@@ -337,11 +337,13 @@ def test_torch_that_waited_for_the_driver_is_compared_before_the_door_is_opened(
         if not agrees:
             raise CommandFailed("torch", why="a product differs", fix="nvidia-smi", host="n1")
         mark.unlink()
-        return VenvBuilt(built=False, took_s=0.0)
+        return VenvBuilt(built=False, took_s=0.0, full_gpus=(1, 3))
 
     client.call = compared
     outcome = world.run(chosen=("n1",), wanted={"n1": wanted})
     assert asked == [(venv.build_request, {"n1"})]
+    full = "torch not compared on GPUs without free memory: 1, 3"  # slots started at this boot
+    assert (full in world.said("n1")) is agrees
     assert (outcome.rebooted, outcome.error is None) == (("n1",) if agrees else (), agrees)
     assert world.closed() == (set() if agrees else {"n1"})
 
