@@ -151,7 +151,7 @@ def test_no_answer_to_a_verb_is_more_than_an_error_of_its_host(client, answers, 
     assert answers.total == DIRECT
     assert len(answers.count) > 15, answers.count
     # None of a wrong command line, another host's key or a verdict: only what such verbs can have.
-    assert exit_codes <= {3, 4, 5, 6, 7, 11, 14, 15, 18, 20, 25}
+    assert exit_codes <= {3, 4, 5, 6, 7, 11, 14, 15, 18, 20, 25, 31}
     assert foreign(opened, tmp_path) == []
 
 

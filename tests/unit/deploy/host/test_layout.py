@@ -9,6 +9,7 @@ def test_every_path_of_the_layout_has_a_constant():
     The host program and the controller's templates use the same paths.
     """
     paths = {name: value for name, value in NAMES.items() if str(value).startswith("/")}
+    assert paths.pop("PYTHON") == layout.HOST_COMMAND[0]  # runs the host program: no file of it
 
     assert len(paths) > 10
     assert {name: str(getattr(Layout(), name.lower())) for name in paths} == paths

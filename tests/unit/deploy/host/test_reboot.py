@@ -122,7 +122,7 @@ def test_a_driver_of_the_kernel_that_was_switched_off_is_a_reason(host, name):
 def test_a_setting_of_a_gpu_that_waits_for_a_boot_is_a_reason(host, option, row, observed):
     write(host, "sys/module/nvidia/version", "570.26\n")
     write(host, "etc/systemd/system/slipway-gpu.service", f"ExecStart=nvidia-smi --{option}\n")
-    line = f"00000000:1B:00.0, Enabled, 700.00, {row}\n"
+    line = f"00000000:1B:00.0, Enabled, 700.00, 200.00, 700.00, {row}\n"
     host.system.ask_driver = lambda argv, *, timeout_s: ProgramResult(0, line, "")
     wanted = {"gpu": f"changes with the next boot: {observed}"} if observed else {}
     assert causes(host) == wanted
