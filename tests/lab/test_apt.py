@@ -31,7 +31,6 @@ echo 'deb file:/srv/vendor ./' >{VENDOR}
 HOLD = f"""
 systemd-run --quiet --unit=apt-daily-test python3 -c '
 import fcntl, time
-from tests.lab.own_lab import booted_lab
 file = open("{LISTS_LOCK}", "w")
 fcntl.lockf(file, fcntl.LOCK_EX)
 time.sleep(3600)'
