@@ -35,7 +35,8 @@ def remedy(observed: Mapping[str, Observed]) -> str:
     Return the rollback that makes hosts one that differ, and which of them it moves.
 
     It goes to what more than half of the hosts serve alone; where no release has that many, the
-    operator chooses.  Empty where no host has what serves on record.
+    operator chooses, and what all hosts have on record comes first: it needs no bundle.  Empty
+    where no host has what serves on record.
     """
     serving: dict[str, list[str]] = {}
     for name, current in observed.items():
@@ -50,9 +51,15 @@ def remedy(observed: Mapping[str, Observed]) -> str:
         return ""
     if 2 * len(serving[choices[0]]) > len(observed):
         choices = choices[:1]
+    moving = {
+        bundle: [name for name in observed if name not in serving[bundle]] for bundle in choices
+    }
+    choices.sort(  # stable
+        key=lambda bundle: not all(record_of(observed[name], bundle) for name in moving[bundle])
+    )
     ways = []
     for bundle in choices[:_SHOWN]:
-        moved = [name for name in observed if name not in serving[bundle]]
+        moved = moving[bundle]
         ways.append(f"inv rollback --to {_name(observed, bundle)} moves {listed(moved)}")
     text = "; or ".join(ways)
     return text if len(choices) == 1 else f"no release serves on most hosts, choose: {text}"

@@ -26,9 +26,12 @@ def test_it_goes_to_what_most_hosts_serve_and_says_who_moves():
 
 
 def test_without_a_majority_the_operator_chooses():
+    """
+    What all have on record comes first: n2 can get v2 only where its bundle is.
+    """
     assert remedy(seen((OLD, NEW), (OLD,))) == (
-        "no release serves on most hosts, choose: inv rollback --to v2 moves n2; or "
-        "inv rollback --to v1 moves n1"
+        "no release serves on most hosts, choose: inv rollback --to v1 moves n1; or "
+        "inv rollback --to v2 moves n2"
     )
 
 
