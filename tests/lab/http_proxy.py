@@ -17,6 +17,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     """
     Attributes:
         asked: Addresses of clients, one for each connection.
+        targets: What they asked for: absolute URLs, or name:port of CONNECT.
     """
 
     allow_reuse_address = True
@@ -26,6 +27,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         super().__init__((address, 0), _Handler)
         self.url = f"http://{address}:{self.server_address[1]}"
         self.asked: list[str] = []
+        self.targets: list[str] = []
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -41,6 +43,7 @@ class _Handler(socketserver.StreamRequestHandler):
         Answer one request; its connection is closed afterwards.
         """
         method, target, version = self.rfile.readline(_HEAD_MAX).decode("latin-1").split()
+        self.server.targets.append(target)
         head = []
         while (line := self.rfile.readline(_HEAD_MAX)) not in (b"\r\n", b"\n", b""):
             if not line.lower().startswith((b"proxy-", b"connection:")):

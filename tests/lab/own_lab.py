@@ -22,6 +22,7 @@ from tests.lab.conftest import bring_up, say
 
 # Bridge and network of each: two modules that run at once do not meet.
 _LABS = {
+    "driver": ("slpdrv", "10.77.65"),
     "provision": ("slipp", "10.77.79"),
     "upgrade": ("slipu", "10.77.80"),
     "hostile": ("sliph", "10.77.81"),

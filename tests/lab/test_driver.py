@@ -27,7 +27,6 @@ import yaml
 from deploy.errors import LabError
 from deploy.inventory.load import load_fleet
 from deploy.lab import lab
-from deploy.lab.config import LabConfig
 from deploy.lab.mounts import unmount_below
 from deploy.provision.apt_packages import Packages
 from deploy.provision.driver.plan import DriverWish
@@ -37,7 +36,8 @@ from deploy.provision.report_builder import ReportBuilder
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.supervise import WorkerInput, run_worker
 from deploy.provision.worker_request import HostRequest, WorkerRequest
-from tests.lab.conftest import bring_up, say
+from tests.lab.conftest import say
+from tests.lab.own_lab import booted_lab
 
 HOST = "n1"
 KILLS = int(os.environ.get("SLIPWAY_DRIVER_KILLS", "0"))
@@ -55,18 +55,9 @@ ARCHIVES = "var/cache/apt/archives"
 
 @pytest.fixture(scope="module")
 def config():
-    default = LabConfig.from_env(os.environ)
-    made = LabConfig(
-        directory=default.directory.with_name("lab-driver"),
-        bases=default.bases,
-        bridge="slpdrv",
-        prefix="10.77.65",
-    )
-    lab.down(progress=say, config=made)
-    bring_up(1, made)
-    yield made
-    lab.down(progress=say, config=made)
-    shutil.rmtree(made.directory / "kept", ignore_errors=True)
+    with booted_lab("driver", 1) as config:
+        yield config
+    shutil.rmtree(config.directory / "kept", ignore_errors=True)
 
 
 class GpuLabHost:

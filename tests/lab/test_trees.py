@@ -10,12 +10,7 @@ it they have the row of their own Python.
 import hashlib
 import os
 import re
-import shutil
 import subprocess
-import threading
-import urllib.error
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,6 +20,7 @@ from deploy.lab import suites
 from deploy.provision import provision
 from deploy.verify import verify
 from tests.lab.conftest import say
+from tests.lab.http_proxy import http_proxy
 from tests.lab.own_lab import booted_lab, lab_config
 from tests.lab.provision_fixtures import ENV, World
 from tests.lab.test_apt import change
@@ -62,33 +58,6 @@ table ip {table} {{
 """
 
 
-class Proxy(BaseHTTPRequestHandler):
-    """
-    An HTTP proxy for GET, which notes what was asked for.
-    """
-
-    def do_GET(self):
-        self.server.seen.append(self.path)
-        kept = {k: v for k, v in self.headers.items() if k.startswith(("If-", "Range"))}
-        try:
-            answer = urllib.request.urlopen(
-                urllib.request.Request(self.path, headers=kept), timeout=60
-            )
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            self.send_response(answer.status)
-            for name in ("Content-Length", "Last-Modified", "Content-Type"):
-                if value := answer.headers.get(name):
-                    self.send_header(name, value)
-            self.send_header("Connection", "close")
-            self.end_headers()
-            shutil.copyfileobj(answer, self.wfile)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module", params=TREES)
 def world(request, tmp_path_factory):
     """
@@ -113,18 +82,15 @@ def world(request, tmp_path_factory):
 @pytest.fixture
 def proxy(world):
     """
-    A proxy on the bridge, which alone leads hosts to other networks; its address and requests.
+    A proxy on the bridge, which alone leads hosts to other networks.
     """
-    with ThreadingHTTPServer((world.config.gateway, 0), Proxy) as server:
-        server.seen = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with http_proxy(world.config.gateway) as server:
         rules = ROUTES.format(table=PROXY_ONLY, bridge=world.config.bridge)
         subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
         try:
-            yield f"http://{world.config.gateway}:{server.server_port}", server.seen
+            yield server
         finally:
             subprocess.run(["nft", "delete", "table", "ip", PROXY_ONLY], check=True)
-            server.shutdown()
 
 
 def fleet(world, host="n1"):
@@ -161,13 +127,12 @@ def test_packages_come_through_the_only_proxy(world, proxy):
     """
     Without it, nothing is reachable.
     """
-    url, seen = proxy
     reach = "apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=5 update 2>&1; exit 0"
     assert "Failed to fetch" in world.inside("n1", reach, timeout_s=120.0)
-    report = change(world, mirrors={"apt_proxy": url})
+    report = change(world, mirrors={"apt_proxy": proxy.url})
     assert report.ok == ("n1",), report.failed
-    assert any("haproxy" in path for path in seen)
-    say(f"{world.suite}: {len(seen)} requests through the proxy")
+    assert any("haproxy" in target for target in proxy.targets)
+    say(f"{world.suite}: {len(proxy.targets)} requests through the proxy")
 
 
 def test_the_second_run_changes_nothing(world, tmp_path):
