@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from deploy.foreign_text import listed, quoted
-from deploy.release.observe import Observed
+from deploy.release.observe import Observed, ObservedSlot
 from deploy.release.rollback_target import record_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -21,7 +21,7 @@ def differing(observed: Mapping[str, Observed]) -> str:
     groups: dict[str, list[str]] = {}
     bundles: dict[str, set[tuple[str | None, ...]]] = {}
     for name, current in observed.items():
-        slots = [slot for slot in current.slots if slot.has_traffic]
+        slots = _serving(current)
         text = " and ".join(quoted(slot.version or "-", limit=64) for slot in slots) or "nothing"
         groups.setdefault(text, []).append(name)
         bundles.setdefault(text, set()).add(tuple(sorted(slot.bundle or "" for slot in slots)))
@@ -40,7 +40,7 @@ def remedy(observed: Mapping[str, Observed]) -> str:
     """
     serving: dict[str, list[str]] = {}
     for name, current in observed.items():
-        slots = [slot for slot in current.slots if slot.has_traffic]
+        slots = _serving(current)
         if len(slots) == 1 and slots[0].bundle is not None:
             serving.setdefault(slots[0].bundle, []).append(name)
     choices = sorted(
@@ -63,6 +63,10 @@ def remedy(observed: Mapping[str, Observed]) -> str:
         ways.append(f"inv rollback --to {_name(observed, bundle)} moves {listed(moved)}")
     text = "; or ".join(ways)
     return text if len(choices) == 1 else f"no release serves on most hosts, choose: {text}"
+
+
+def _serving(current: Observed) -> list[ObservedSlot]:
+    return [slot for slot in current.slots if slot.has_traffic]
 
 
 def _name(observed: Mapping[str, Observed], bundle: str) -> str:
