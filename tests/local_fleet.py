@@ -9,7 +9,7 @@ from deploy.host.layout import SLOTS
 from deploy.host.protocol import Status
 from deploy.leases.keeper import LeaseKeeper
 from deploy.release import host_commands
-from deploy.release.controller import Controller
+from deploy.release.controller import Controller, Recheck
 from deploy.release.desired import Desired, Ending, Goal
 from deploy.release.events import ReleaseOutcome
 from deploy.release.observe import observed
@@ -90,7 +90,7 @@ class LocalFleet:
         policy=None,
         report=None,
         stage=None,
-        recheck=dict,
+        recheck=Recheck,
         plan=None,
         **options,
     ):
@@ -127,7 +127,7 @@ class LocalFleet:
 
         return stage_one
 
-    def roll_back(self, way, report=None, *, policy=None, recheck=dict, **options):
+    def roll_back(self, way, report=None, *, policy=None, recheck=Recheck, **options):
         """
         Do *way* as `inv rollback` does, and return its outcome.
         """

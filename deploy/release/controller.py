@@ -9,7 +9,7 @@ by themselves, and the next operator reads the desired state and goes on.
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from deploy.clock import Clock
@@ -46,7 +46,7 @@ from deploy.release.observe import (
 )
 from deploy.release.phases import Phases
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
-from deploy.release.store import StateStore
+from deploy.release.store import Known, StateStore
 from deploy.transport.client import HostClient
 from deploy.transport.parallel import on_each, unexpected
 from deploy.units import format_size
@@ -76,6 +76,20 @@ class TakenOver(Exception):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """
+    What was found under the leases, before anything is touched.
+
+    Attributes:
+        errors: Of hosts that are no longer as the plan assumed.
+        seen: The hosts as they are, for the first decision; none: they are looked at for it.
+    """
+
+    errors: Mapping[str, DeployError] = field(default_factory=dict)
+    seen: Mapping[str, Observed] = field(default_factory=dict)
+
+
 class Controller:
     """
     Brings a fleet to a desired state, under an epoch that it wins first.
@@ -85,8 +99,10 @@ class Controller:
         clients: All hosts of the fleet.
         stage: Brings the bundle to one host and returns what it sent.
         limits: Time limits of the calls to hosts.
-        recheck: Called under the leases, before anything is touched; returns the errors of hosts
-            that are no longer as the plan assumed, or raises where that ends everything.
+        recheck: Called under the leases, before anything is touched; raises where what it finds
+            ends everything.
+        known: Hosts that were observed just now, or their errors: they are not asked again for
+            their leases.
         steal: Take over from an operator who is at work.
         left_out: Hosts that the plan cannot bring there, for the end.
         hooks: Programs of the operator that run between the phases.
@@ -104,7 +120,8 @@ class Controller:
         limits: Limits,
         clock: Clock,
         report: Report,
-        recheck: Callable[[], Mapping[str, DeployError]] = dict,
+        recheck: Callable[[], Recheck] = Recheck,
+        known: Known | None = None,
         steal: bool = False,
         left_out: Mapping[str, DeployError] | None = None,
         hooks: Hooks | None = None,
@@ -117,7 +134,8 @@ class Controller:
         self._all_clients = clients
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
         self._stage, self._limits, self._clock = stage, limits, clock
-        self._report, self._recheck = report, recheck
+        self._report, self._recheck, self._known = report, recheck, known
+        self._rechecked: Mapping[str, Observed] = {}  # until the first decision
         self._phases = Phases(hooks, self._document)
         self._steal = steal
         self._stop_traffic = stop_traffic
@@ -144,7 +162,9 @@ class Controller:
             DeployError: The hosts could not be leased; nothing was touched.
         """
         try:
-            epoch = self._store.acquire(steal=self._steal, is_way_back=self._began_as_way_back)
+            epoch = self._store.acquire(
+                steal=self._steal, is_way_back=self._began_as_way_back, known=self._known
+            )
             self.desired = replace(self.desired, epoch=epoch, number=0)
             if self._store.unavailable is not None:
                 error = self._store.unavailable
@@ -154,7 +174,9 @@ class Controller:
                 self._leave_out(self._store.refused)
             else:
                 self._refuse_without_leases()
-            self._leave_out(self._recheck())
+            now = self._recheck()
+            self._leave_out(now.errors)
+            self._rechecked = now.seen
             self._phases.begin(self._way_back)
             self._write()
             self._record("release.begin", **endings.begin_data(self.desired))
@@ -275,6 +297,9 @@ class Controller:
         """
         unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
+        rechecked, self._rechecked = self._rechecked, {}
+        if rechecked.keys() >= asked.keys():
+            return {name: rechecked[name] for name in asked}
         seen, errors = look(asked, within_s=within_s)
         self._refuse_newer(seen)
         if errors:

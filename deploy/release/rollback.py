@@ -4,7 +4,7 @@ Back to a release that was recorded as good: no build, no download, no canary.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deploy.errors import DeployError, PreconditionError
 from deploy.host.protocol import GoodRelease
@@ -40,6 +40,8 @@ class RollbackPlan:
         left_out: Hosts that cannot go back to it; the others do not wait for them.
         allow_older: A host has the target not on its own record, where it may be older than what
             that host recorded as good.
+        seen: What it was planned from: the hosts as they were, or the errors of those that could
+            not be read.
     """
 
     target: GoodRelease | None
@@ -47,6 +49,9 @@ class RollbackPlan:
     reason: str
     left_out: tuple[LeftOut, ...] = ()
     allow_older: bool = False
+    seen: Mapping[str, Observed | DeployError] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def is_noop(self) -> bool:
@@ -78,13 +83,14 @@ def plan_rollback(
         UsageError: *to* is empty, or a name of more than one bundle.
         DeployError: No host can be read; or those that can serve the target already.
     """
+    unreadable = unreadable or {}
     if not observed and not unreadable:
         return RollbackPlan(None, (), "no hosts")
-    targets = plan_targets(observed, to, unreadable or {}, in_store or {}, leaving=leaving)
+    targets = plan_targets(observed, to, unreadable, in_store or {}, leaving=leaving)
     if not targets.of(Way.GO, Way.STAGE_FIRST):
         for error in targets.errors.values():
             raise error
-    return _way(targets, observed)
+    return replace(_way(targets, observed), seen={**observed, **unreadable})
 
 
 def plan_left_out(

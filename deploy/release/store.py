@@ -57,13 +57,15 @@ class StateStore(Protocol):
             TransportError: Too few of them answer.
         """
 
-    def acquire(self, *, steal: bool, is_way_back: bool) -> int:
+    def acquire(self, *, steal: bool, is_way_back: bool, known: Known | None = None) -> int:
         """
         Win an epoch, take the leases of the hosts under it, and return it.
 
         Args:
             steal: Also from an operator who holds it.
             is_way_back: Hosts that do not answer are left out, however many they are.
+            known: Hosts that were observed just now, or their errors: they are not asked again.
+                Where another operator has begun since, all are.
 
         Raises:
             LeaseHeld: Another operator holds it; the error names the owner.
@@ -116,10 +118,8 @@ class HostStore:
         self.refused: dict[str, DeployError] = {}
 
     def read(self, known: Known | None = None) -> Desired | None:
-        known = known or {}
-        seen = {name: s for name, s in known.items() if isinstance(s, Observed)}
-        errors = {name: s for name, s in known.items() if isinstance(s, DeployError)}
-        unknown = {name: c for name, c in self._clients.items() if name not in known}
+        seen, errors = sorted_out(known or {})
+        unknown = {name: c for name, c in self._clients.items() if name not in (known or {})}
         if unknown:
             asked, late = look(unknown, within_s=self._within_s)
             seen |= asked
@@ -131,21 +131,25 @@ class HostStore:
             errors |= late
         return agreed(self._clients, {n: seen[n] for n in self._clients if n in seen}, errors)
 
-    def acquire(self, *, steal: bool, is_way_back: bool) -> int:
+    def acquire(self, *, steal: bool, is_way_back: bool, known: Known | None = None) -> int:
         self._is_way_back = is_way_back
         within_s = self._within_s
         for attempt in range(_ATTEMPTS):
-            seen, errors = look(self._clients, within_s=within_s)
+            seen, errors = look_at_unknown(self._clients, known or {}, within_s=within_s)
             epoch = next_epoch([current.epoch for current in seen.values()], len(self._clients))
             refused = self._keeper.take_all(seen, epoch=epoch, steal=steal, within_s=within_s)
             self.refused = {**errors, **refused}
             granted = len(seen) - len(refused)
+            raced = [e for e in refused.values() if isinstance(e, EpochOld)]
+            was_known, known = bool(known), None
+            if raced and was_known:
+                self._keeper.release_all()
+                continue
             if granted and (is_way_back or 2 * granted > len(self._clients)):
                 held = [e for e in refused.values() if isinstance(e, LeaseHeld)]
                 if not is_way_back or 2 * len(held) <= len(self._clients):
                     return epoch
             self._keeper.release_all()
-            raced = [e for e in refused.values() if isinstance(e, EpochOld)]
             if within_s is not None and not granted and _has_silent(self.refused):
                 within_s = None  # no host is that fast: a way back gives each its full time
                 continue
@@ -183,6 +187,27 @@ class HostStore:
         if first is not None and not isinstance(first, TransportError) and granted == 0:
             return first
         return _too_few(granted, len(self._clients), self.refused)
+
+
+def sorted_out(known: Known) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    """
+    Return what is known of hosts, and the errors of the others.
+    """
+    seen = {name: one for name, one in known.items() if isinstance(one, Observed)}
+    return seen, {name: one for name, one in known.items() if isinstance(one, DeployError)}
+
+
+def look_at_unknown(
+    clients: Mapping[str, HostClient], known: Known, *, within_s: float | None
+) -> tuple[dict[str, Observed], dict[str, DeployError]]:
+    """
+    Return what `look` does, with hosts that are *known* not asked again.
+    """
+    asked = {name: client for name, client in clients.items() if name not in known}
+    seen, errors = look(asked, within_s=within_s) if asked else ({}, {})
+    of_known = sorted_out({name: one for name, one in known.items() if name in clients})
+    seen, errors = seen | of_known[0], errors | of_known[1]
+    return {name: seen[name] for name in clients if name in seen}, errors
 
 
 def next_epoch(epochs: Iterable[int], fleet_size: int) -> int:

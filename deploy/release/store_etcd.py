@@ -29,8 +29,8 @@ from deploy.leases.keeper import LeaseKeeper
 from deploy.release.desired import Desired
 from deploy.release.desired_text import from_text, to_text
 from deploy.release.etcd import EtcdClient, KeyValue
-from deploy.release.observe import Observed, look
-from deploy.release.store import HostStore, Known, next_epoch
+from deploy.release.observe import Observed
+from deploy.release.store import HostStore, Known, look_at_unknown, next_epoch
 from deploy.transport.client import HostClient
 
 _ATTEMPTS = 4  # to win an epoch, beside operators that begin in the same moment
@@ -110,8 +110,8 @@ class EtcdStore:
         both = [desired for desired in (stored, on_hosts) if desired is not None]
         return max(both, key=lambda desired: (desired.epoch, desired.number), default=None)
 
-    def acquire(self, *, steal: bool, is_way_back: bool) -> int:
-        seen, errors = look(self._clients, within_s=self._within_s)
+    def acquire(self, *, steal: bool, is_way_back: bool, known: Known | None = None) -> int:
+        seen, errors = look_at_unknown(self._clients, known or {}, within_s=self._within_s)
         try:
             epoch = self._win(seen, steal=steal)
         except _UNAVAILABLE as error:
@@ -119,7 +119,7 @@ class EtcdStore:
                 raise
             self.unavailable = error
             self._is_on_hosts = True
-            epoch = self._on_hosts.acquire(steal=steal, is_way_back=True)
+            epoch = self._on_hosts.acquire(steal=steal, is_way_back=True, known=known)
             self.refused = self._on_hosts.refused
             return epoch
         # Who may change the fleet was decided in etcd: what an earlier operator left is taken over.

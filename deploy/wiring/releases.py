@@ -17,7 +17,7 @@ from deploy.inventory.schema import Hook
 from deploy.leases.owner import actor
 from deploy.leases.signals import signals_interrupt
 from deploy.release.api_key_check import check_api_keys
-from deploy.release.controller import Controller, Stage
+from deploy.release.controller import Controller, Recheck, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
@@ -37,6 +37,7 @@ from deploy.release.rollback import (
     unplanned,
     with_left_out,
 )
+from deploy.release.store import Known
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import ROOT, store, wheels
@@ -117,10 +118,10 @@ def run_release(
         return ReleaseOutcome(release, Ending.NOOP, reason, {}, version=plan.version)
     desired = Desired(release=release, actor=actor(), goal=Goal.FORWARD, plan=plan)
 
-    def recheck() -> Mapping[str, DeployError]:
+    def recheck() -> Recheck:
         now = make_plan(on, bundle, plan.canary_pct, allow_older=plan.allow_older)
         check_digest(now, plan.digest)
-        return {}
+        return Recheck()
 
     return _run(on, desired, report, stage=_stage_of(bundle, plan), recheck=recheck, steal=steal)
 
@@ -171,11 +172,18 @@ def run_rollback(
         plan=plan,
         left_out={left.host: left.why for left in way.left_out},
     )
+
+    def recheck() -> Recheck:
+        now = make_rollback(on, target.bundle)
+        seen = {name: one for name, one in now.seen.items() if isinstance(one, Observed)}
+        return Recheck(as_now(plan, now), seen)
+
     return _run(
         on,
         desired,
         report,
-        recheck=lambda: as_now(plan, make_rollback(on, target.bundle)),
+        recheck=recheck,
+        known=way.seen,
         steal=steal,
         within_s=ANSWER_WITHIN_S,
         left_out={left.host: left.error for left in way.left_out if left.error},
@@ -352,7 +360,8 @@ def _run(
     report: Report,
     *,
     stage: Stage | None = None,
-    recheck: Callable[[], Mapping[str, DeployError]] = dict,
+    recheck: Callable[[], Recheck] = Recheck,
+    known: Known | None = None,
     steal: bool,
     within_s: float | None = None,
     left_out: Mapping[str, DeployError] | None = None,
@@ -383,6 +392,7 @@ def _run(
         clock=clock,
         report=tell,
         recheck=recheck,
+        known=known,
         steal=steal,
         left_out=left_out or {},
         hooks=hooks if on.fleet.hooks else None,

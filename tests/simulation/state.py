@@ -243,7 +243,7 @@ _FIXED = frozenset(
     # Made with the command, or of no consequence beside what is listed in `of_operator`.
     {
         *("_plan", "_rules", "_store", "_keeper", "_all_clients", "_clients", "_stage", "_limits"),
-        *("_clock", "_report", "_recheck", "_phases", "_steal", "_lock"),
+        *("_clock", "_report", "_recheck", "_known", "_phases", "_steal", "_lock"),
     }
 )
 _FIXED_OF_KEEPER = frozenset(
@@ -270,6 +270,7 @@ def of_operator(world, operator):
             "_stop_traffic": sorted(controller._stop_traffic),
             "_began_as_way_back": controller._began_as_way_back,
             "_tries": sorted((str(k), v) for k, v in controller._tries.items()),
+            "_rechecked": plain(controller._rechecked),
             "_done": sorted(map(str, controller._done)),
             "_until_s": sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
             "_changed": sorted(controller._changed),

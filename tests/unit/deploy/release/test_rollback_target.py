@@ -20,6 +20,7 @@ from deploy.errors import (
 )
 from deploy.host.protocol import LeaseAcquire, Unfinished
 from deploy.release import rollback_target
+from deploy.release.controller import Recheck
 from deploy.release.events import Ending
 from deploy.release.rollback import as_now, plan_rollback
 from deploy.release.rollback_target import majority_unfinished
@@ -47,7 +48,7 @@ def fleet():
         yield hosts
 
 
-def rollback(fleet, to=None, observed=None, recheck=dict, report=lambda event: None):
+def rollback(fleet, to=None, observed=None, recheck=Recheck, report=lambda event: None):
     events = []
     plan = plan_rollback(observed or fleet.observed(), to)
     outcome = fleet.roll_back(
@@ -575,9 +576,8 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
 
     def now():
         other = make_settled("n1", good=[(OLD, "v1"), (DIGESTS["b3"], "v3")])
-        return as_now(
-            fleet.controller.desired.plan, plan_rollback({**fleet.observed(), "n1": other}, OLD)
-        )
+        seen = {**fleet.observed(), "n1": other}
+        return Recheck(as_now(fleet.controller.desired.plan, plan_rollback(seen, OLD)))
 
     outcome, _ = rollback(fleet, recheck=now)
 
@@ -589,7 +589,7 @@ def test_a_change_of_most_hosts_stops_the_rollback(fleet):
     def now():
         good = [(OLD, "v1"), (DIGESTS["b3"], "v3")]
         now = plan_rollback({name: make_settled(name, good=good) for name in NAMES}, OLD)
-        return as_now(fleet.controller.desired.plan, now)
+        return Recheck(as_now(fleet.controller.desired.plan, now))
 
     with pytest.raises(PreconditionError, match="not any more"):
         rollback(fleet, recheck=now)
@@ -608,7 +608,9 @@ def test_a_slot_that_changes_its_readiness_does_not_leave_its_host_out(fleet):
     outcome, _ = rollback(
         fleet,
         observed=observed,
-        recheck=lambda: as_now(fleet.controller.desired.plan, plan_rollback(fleet.observed(), OLD)),
+        recheck=lambda: Recheck(
+            as_now(fleet.controller.desired.plan, plan_rollback(fleet.observed(), OLD))
+        ),
     )
 
     assert outcome.error is None

@@ -172,6 +172,41 @@ def test_a_rollback_is_planned_with_one_look_at_each_host(fleet):
     assert sum(map(len, verbs.values())) == len(NAMES) + 1
 
 
+def test_a_rollback_looks_once_under_its_leases(fleet):
+    """
+    The leases are taken by the look of the plan, and what a host has to do is decided by the look
+    under them.  Two more follow: as a slot starts, and at the end.
+    """
+    verbs = calls(
+        fleet,
+        lambda: releases.run_rollback(
+            on(fleet), releases.make_rollback(on(fleet), None), lambda event: None
+        ),
+    )
+
+    before = ["status", "lease.acquire", "status", "state.write", "journal.append"]
+    for asked in verbs.values():
+        assert [verb for verb in asked if verb != "state.read"][:5] == before
+        assert asked.count("status") == 4, asked
+
+
+def test_a_rollback_looks_again_where_another_operator_has_begun_since(fleet):
+    """
+    Its plan is older than the epoch of that operator, whose rollback has ended.
+    """
+    way = releases.make_rollback(on(fleet), None)
+    other = releases.make_rollback(on(fleet), None)
+    assert releases.run_rollback(on(fleet), other, lambda event: None).error is None
+
+    def again():
+        return releases.run_rollback(on(fleet), way, lambda event: None)
+
+    verbs = calls(fleet, again)
+
+    assert all(v.count("lease.acquire") == 2 for v in verbs.values()), verbs
+    assert all(fleet.serves(name) == {"b1": 100} for name in NAMES)
+
+
 def test_the_status_is_one_look_at_each_host(fleet):
     releases.run_rollback(on(fleet), releases.make_rollback(on(fleet), None), lambda event: None)
 
