@@ -6,6 +6,7 @@ nothing but NaN fails the warm-up of the start alone.
 """
 
 import argparse
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -75,30 +76,38 @@ def _look(args: argparse.Namespace, env: Mapping[str, str]) -> MemoryReport:
         raise import_failed(error) from error
     host = _find_host_memory(config, args.memory)
     gpu = _find_gpu(config, args.gpu_memory)
+    from runtime.models.encoder import EncoderConfig
     from runtime.server.model_files import check_tokens, open_model_files
-    from runtime.server.warmup import check_prompt
+    from runtime.server.prompts import PromptReader
+    from runtime.server.warmup import check_prompt, fitted
 
     release_dir = Path(env.get(ENV_RELEASE_DIR) or ".")
-    if args.model is None:
-        check_prompt(release_dir / GOLDEN_FILE)
+    golden = release_dir / GOLDEN_FILE
+    prompt = check_prompt(golden) if args.model is None else None
     model_dir = args.model or release_dir / MODEL_LINK
     with closing(open_model_files(model_dir, config.options)) as files:
-        codec = files.codec
-    model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
-    embeds = config.options.gpus == 1 and makes_embeddings(model_dir, config.options)
-    answers = {
-        (weights, kv): _answer(
-            config.model_copy(update={"weights": weights, "kv": kv}),
-            model,
-            gpu,
-            host,
-            embeds=embeds,
-        )
-        for weights in WEIGHTS
-        for kv in KV
-    }
-    warning = check_tokens(model_dir, codec, model.vocabulary)
-    return MemoryReport(config, model_dir, gpu, host, answers, [warning] if warning else [])
+        model = check_files(model_dir, config.options, is_here=args.gpu_memory is None)
+        embeds = config.options.gpus == 1 and makes_embeddings(model_dir, config.options)
+        answers = {
+            (weights, kv): _answer(
+                config.model_copy(update={"weights": weights, "kv": kv}),
+                model,
+                gpu,
+                host,
+                embeds=embeds,
+            )
+            for weights in WEIGHTS
+            for kv in KV
+        }
+        warning = check_tokens(model_dir, files.codec, model.vocabulary)
+        warnings = [warning] if warning else []
+        found = MemoryReport(config, model_dir, gpu, host, answers, warnings)
+        if prompt is not None and not isinstance(found.answer, RuntimeFault):
+            reader = PromptReader(files.codec, files.template, model.vocabulary)
+            limits = config.limits(model.context_tokens, model.vocabulary)
+            generates = not isinstance(model, EncoderConfig)
+            asyncio.run(fitted(prompt, reader, limits, golden, generates=generates))
+    return found
 
 
 def _answer(

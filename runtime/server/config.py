@@ -82,6 +82,20 @@ class HostConfig(_EngineKeys):
     def options(self) -> EngineOptions:
         return options_of(self)
 
+    def limits(self, context_tokens: int, vocabulary: int | None = None) -> AdmissionLimits:
+        """
+        Return the limits of admission for a model of *context_tokens* and *vocabulary* tokens.
+        """
+        options = self.options
+        asked = (options.context_tokens, options.max_batch_tokens)
+        return AdmissionLimits(
+            context_tokens=min([context_tokens, *(limit for limit in asked if limit)]),
+            max_batch_requests=options.max_batch_requests,
+            max_queue_requests=self.max_queue_requests,
+            request_timeout_s=self.request_timeout_s,
+            vocabulary=vocabulary,
+        )
+
     def check(self, where: Path) -> None:
         """
         Check the keys against each other, once all files are merged.
@@ -139,20 +153,6 @@ class Settings(BaseModel):
     @property
     def golden_file(self) -> Path:
         return self.release_dir / GOLDEN_FILE
-
-    def limits(self, context_tokens: int, vocabulary: int | None = None) -> AdmissionLimits:
-        """
-        Return the limits of admission for a model of *context_tokens* and *vocabulary* tokens.
-        """
-        config, options = self.config, self.config.options
-        asked = (options.context_tokens, options.max_batch_tokens)
-        return AdmissionLimits(
-            context_tokens=min([context_tokens, *(limit for limit in asked if limit)]),
-            max_batch_requests=options.max_batch_requests,
-            max_queue_requests=config.max_queue_requests,
-            request_timeout_s=config.request_timeout_s,
-            vocabulary=vocabulary,
-        )
 
 
 def load_settings(env: Mapping[str, str], port: int | None = None) -> Settings:

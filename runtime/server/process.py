@@ -36,8 +36,9 @@ from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
 from runtime.server.model_files import check_tokens, open_model_files
 from runtime.server.notify import Notifier, Watchdog
+from runtime.server.prompts import PromptReader
 from runtime.server.serving import Serving
-from runtime.server.warmup import check_prompt, warm_up
+from runtime.server.warmup import check_prompt, fitted, warm_up
 from runtime.structured.process import GrammarChecker
 
 log = logging.getLogger("runtime.server")
@@ -160,7 +161,7 @@ class RuntimeServer:
         vocabulary = loaded.vocabulary or codec.vocabulary
         if warning := check_tokens(self._settings.model_dir, codec, vocabulary):
             log.warning("model.tokens_without_rows %s", warning)
-        limits = self._settings.limits(loaded.context_tokens, vocabulary)
+        limits = config.limits(loaded.context_tokens, vocabulary)
         self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
         self._serving.generator = Generator(
             self._engine,
@@ -176,6 +177,13 @@ class RuntimeServer:
             self._serving.generator.make_embeddings(loaded.dimensions, loaded.shorter_dimensions)
         self._serving.defaults = files.generation_defaults
         self._serving.since = int(time.time())
+        self._serving.check = await fitted(
+            self._serving.check,
+            PromptReader(codec, files.template, vocabulary),
+            limits,
+            self._settings.golden_file,
+            generates=loaded.generates,
+        )
         self._life.on(LifeEvent.LOADED)
         self._notifier.status(f"warming up {config.model_name} {config.version}")
         warm_s = time.monotonic()

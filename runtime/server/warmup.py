@@ -4,6 +4,7 @@ The warm-up: one real request through socket, HTTP, tokenizer and engine.
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
 from runtime.engines.base.sampling import SamplingParams
 from runtime.plain_files import open_plain_file
+from runtime.server.admission import AdmissionLimits
 from runtime.server.config import Settings
+from runtime.server.errors import Failed
 from runtime.server.openai_bodies import ChatBody
-from runtime.server.prompts import Conversation
+from runtime.server.prompts import Conversation, PromptReader
 from runtime.server.requests import GenerationRequest
 
-PARAMS = SamplingParams(max_tokens=8)
+# It is asked whether the model computes: also one whose answer is to say nothing.
+PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
 PROMPT = "warm up"  # for a release without golden prompts
 MAX_LINE_BYTES = 16 << 20
 
@@ -52,6 +56,59 @@ def check_prompt(golden: Path) -> GenerationRequest:
             fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line, or "messages"',
         ) from error
     return GenerationRequest(prompt, PARAMS)
+
+
+async def fitted(
+    request: GenerationRequest,
+    prompts: PromptReader,
+    limits: AdmissionLimits,
+    golden: Path,
+    *,
+    generates: bool,
+) -> GenerationRequest:
+    """
+    Return *request*, which is from `check_prompt`, with an answer that the context has room for.
+
+    Args:
+        golden: The file that it was read from.
+        generates: Whether the model generates text; otherwise it makes embeddings alone.
+
+    Raises:
+        ConfigError: The model cannot be asked for it.
+    """
+    context, answer = limits.context_tokens, 1 if generates else 0
+    is_golden = request.prompt != PROMPT
+    where = f"{golden}: line 1" if is_golden else "the warm-up"
+    shorter = ", or begin the golden prompts with a shorter one" if is_golden else ""
+
+    def refuse_long(tokens: int) -> None:
+        if tokens + answer > context:
+            raise ConfigError(
+                f"{where}: the prompt is too long for the model",
+                why=f"it has {tokens} tokens; a request may have {context} with its answer",
+                fix=f"raise context_tokens where the model has more{shorter}",
+            )
+
+    if not generates and not isinstance(request.prompt, str):
+        why, fix = "it makes embeddings alone", 'begin with a line {"prompt": …}'
+        raise ConfigError(f"{where}: the model has no chat", why=why, fix=fix)
+    try:
+        tokens = await prompts.tokens(
+            request.prompt,
+            request.field,
+            adds_special=request.adds_special,
+            enough=context + 1,
+            check=refuse_long,
+        )
+    except Failed as failed:
+        raise ConfigError(
+            f"{where}: the model refuses the prompt",
+            why=failed.refused.message,
+            fix="mend the prompt, or use the files that were published with the model",
+        ) from None
+    refuse_long(len(tokens))
+    room = max(context - len(tokens), answer)
+    return replace(request, params=replace(PARAMS, max_tokens=min(PARAMS.max_tokens, room)))
 
 
 def _conversation(entry: dict[str, Any]) -> Conversation:

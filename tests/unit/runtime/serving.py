@@ -63,7 +63,7 @@ class Runtime:
         self.serving.generator = Generator(
             self.engine,
             CharCodec(),
-            self.settings.limits(CONTEXT, VOCABULARY),
+            self.settings.config.limits(CONTEXT, VOCABULARY),
             self.metrics.first_token,
             template or FakeTemplate(),
             grammars=GrammarReader(checker or FakeChecker()),

@@ -74,7 +74,7 @@ class Asked:
         self.runtime.serving.generator = Generator(
             self.engine,
             CharCodec(),
-            self.runtime.settings.limits(8192, VOCABULARY),
+            self.runtime.settings.config.limits(8192, VOCABULARY),
             self.runtime.metrics.first_token,
             self.template,
             syntax_of("auto", self.template),

@@ -107,7 +107,7 @@ async def measure(codec, connections, route, raw):
     runtime.serving.generator = Generator(
         NoEngine(),
         codec,
-        runtime.settings.limits(CONTEXT, codec.vocabulary),
+        runtime.settings.config.limits(CONTEXT, codec.vocabulary),
         runtime.metrics.first_token,
         FakeTemplate(),
         grammars=GrammarReader(FakeChecker()),

@@ -2,6 +2,7 @@
 `python -m runtime check` answers what the start would: the same exit code, the same words.
 """
 
+import json
 import os
 import signal
 import socket
@@ -11,8 +12,8 @@ import sys
 import pytest
 
 from runtime import __main__ as program
-from runtime.contract import EXIT_CONFIG, EXIT_OK
-from tests.unit.runtime.broken_models import KINDS, write_broken
+from runtime.contract import EXIT_CONFIG, EXIT_OK, GOLDEN_FILE
+from tests.unit.runtime.broken_models import KINDS, change_json, write_broken
 from tests.unit.runtime.builders import write_model
 from tests.unit.runtime.in_process import error_in, in_process
 from tests.unit.runtime.started import DEADLINE_S, ROOT
@@ -66,6 +67,56 @@ def test_check_answers_what_the_start_would(release, start, capsys, name):
     assert code == (EXIT_OK if name == "whole" else EXIT_CONFIG)
     assert (said == "") == (name == "whole")
     assert "Traceback" not in said
+
+
+ASK = {"role": "user", "content": "hi"}
+# The first golden prompt and the changes of the model's config: cannot be asked.
+UNASKABLE = {
+    "as_long_as_the_context": ({"prompt": "a" * 20}, {"max_position_embeddings": 20}),
+    "far_too_long": ({"prompt": "a" * 30_000}, {"max_position_embeddings": 100}),
+    "no_chat_template": ({"messages": [ASK]}, {}),
+    "none_and_a_context_of_one_token": (None, {"max_position_embeddings": 1}),
+    "half_a_surrogate": ({"prompt": "\ud800"}, {}),
+}
+
+
+def write_golden(folder, entry):
+    if entry is not None:
+        (folder / GOLDEN_FILE).write_text(json.dumps(entry | {"expected": "?"}) + "\n")
+
+
+@pytest.mark.parametrize("name", UNASKABLE)
+def test_check_refuses_a_model_that_the_warm_up_cannot_ask(release, start, capsys, name):
+    golden, changes = UNASKABLE[name]
+    folder = release("whole")
+    change_json(folder / "model" / "config.json", **changes)
+    write_golden(folder, golden)
+    code = program.main(["check"])
+    said = capsys.readouterr().err.strip()
+
+    assert (code, said) == start()
+    assert code == EXIT_CONFIG
+    assert ("golden" in said) == (golden is not None)
+
+
+@pytest.mark.parametrize(
+    ("golden", "changes"),
+    [
+        ({"prompt": "a" * 19}, {"max_position_embeddings": 20}),
+        ({"prompt": "hi"}, {"eos_token_id": list(range(95))}),
+    ],
+    ids=["room for one token", "every token ends an answer"],
+)
+def test_a_model_that_can_be_asked_for_one_token_starts(release, start, capsys, golden, changes):
+    """
+    Also one whose answer to the first golden prompt is to say nothing.
+    """
+    folder = release("whole")
+    change_json(folder / "model" / "config.json", **changes)
+    write_golden(folder, golden)
+
+    assert program.main(["check"]) == EXIT_OK
+    assert start() == (EXIT_OK, "")
 
 
 @pytest.mark.parametrize("name", STARTED)

@@ -349,7 +349,7 @@ async def test_lists_that_come_together_share_the_queue(runtime):
     """
     Their places are taken before the first prompt is read: what does not fit is 503 at once.
     """
-    limits = runtime.settings.limits(CONTEXT)
+    limits = runtime.settings.config.limits(CONTEXT)
     most = limits.max_batch_requests + limits.max_queue_requests
     generator = runtime.serving.generator
     n = 4

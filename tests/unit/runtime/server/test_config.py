@@ -220,8 +220,8 @@ def test_the_batch_budget_bounds_one_request(write):
     A request that no batch can hold is refused at once.
     """
     settings = load_settings(write(RELEASE + "max_batch_tokens: 50\n"))
-    assert settings.limits(context_tokens=100).context_tokens == 50
-    assert load_settings(write()).limits(context_tokens=100).context_tokens == 100
+    assert settings.config.limits(context_tokens=100).context_tokens == 50
+    assert load_settings(write()).config.limits(context_tokens=100).context_tokens == 100
 
 
 def test_the_longest_request_is_bounded_by_option_and_model(write):
@@ -229,10 +229,10 @@ def test_the_longest_request_is_bounded_by_option_and_model(write):
     context_tokens is a limit: it does not extend the model's context.
     """
     settings = load_settings(write(RELEASE + "context_tokens: 50\n"))
-    assert settings.limits(context_tokens=100).context_tokens == 50
-    assert settings.limits(context_tokens=20).context_tokens == 20
+    assert settings.config.limits(context_tokens=100).context_tokens == 50
+    assert settings.config.limits(context_tokens=20).context_tokens == 20
     settings = load_settings(write(RELEASE + "context_tokens: 50\nmax_batch_tokens: 40\n"))
-    assert settings.limits(context_tokens=100).context_tokens == 40
+    assert settings.config.limits(context_tokens=100).context_tokens == 40
 
 
 def test_conflicting_keys_are_refused_after_merging(write):

@@ -38,7 +38,7 @@ class SlowCodec(CharCodec):
 
 
 def make_generator(codec):
-    return Generator(FakeEngine(), codec, Runtime().settings.limits(CONTEXT), lambda _: None)
+    return Generator(FakeEngine(), codec, Runtime().settings.config.limits(CONTEXT), lambda _: None)
 
 
 def make_request(prompt=LONG, timeout_s=None):

@@ -73,7 +73,7 @@ async def served():
     waits for a client to read.
     """
     runtime, engine = Runtime(request_timeout_s=600), SteppedEngine()
-    limits = runtime.settings.limits(2 * LONG, VOCABULARY)
+    limits = runtime.settings.config.limits(2 * LONG, VOCABULARY)
     runtime.serving.generator = Generator(engine, CharCodec(), limits, lambda seconds: None)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)

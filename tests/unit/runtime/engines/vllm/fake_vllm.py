@@ -28,7 +28,13 @@ BODY = {
     "stream": bool,
     "return_token_ids": bool,
 }
-OPTIONAL = {"seed": int, "logprobs": int, "return_tokens_as_token_ids": bool, "priority": int}
+OPTIONAL = {
+    "seed": int,
+    "logprobs": int,
+    "return_tokens_as_token_ids": bool,
+    "priority": int,
+    "ignore_eos": bool,
+}
 END = 2  # the end token of the model that it plays
 CONTEXT = 100
 
