@@ -14,6 +14,8 @@ from deploy.errors import UsageError
 _ROOT = Path(__file__).parents[2]
 _MOST_WORKERS = 8
 # Not in the checkout: the tests' sshd runs where the home of root is another one.
+_ALONE = "tests/lab/test_lab_leaves_nothing.py"
+_LABS = "2"
 _TEST_PROGRAMS = Path("/var/cache/slipway-tests")
 _REFUSED = 2  # of argparse, which has said which flag
 
@@ -74,14 +76,19 @@ def _test_runs(*, is_unit: bool, arguments: list[str]) -> list[list[str]]:
     """
     Return the calls of pytest: one with *arguments*, else the unit tests on all cores first.
 
-    The simulation forks on all cores by itself, and lab hosts need them.
+    Then the tests that compare the whole machine before and after a lab, alone; they also install
+    what labs need, and build the tree of their hosts.  Two labs at a time for the others: hosts
+    need the cores, and wait more than they compute.
     """
     others = [] if is_unit else ["tests/simulation", "tests/lab"]
     if arguments:
         return [["pytest", "tests/unit", *others, *arguments]]
     workers = str(min(os.cpu_count() or 1, _MOST_WORKERS))
-    unit = ["pytest", "tests/unit", "-n", workers]
-    return [unit, ["pytest", *others]] if others else [unit]
+    runs = [["pytest", "tests/unit", "-n", workers]]
+    if others:
+        runs.append(["pytest", _ALONE])
+        runs.append(["pytest", *others, f"--ignore={_ALONE}", "-n", _LABS])
+    return runs
 
 
 def run_engine_bench(flags: Mapping[str, str], *, as_json: bool) -> int:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from deploy.lab import lab
 from deploy.lab.config import LabConfig, LabStatus
 from deploy.wiring import lab_models
 from deploy.wiring.checkout import ROOT
+from tests.lab.one_lab_a_worker import OneLabAWorker
 
 HERE = Path(__file__).parent
 # Each takes minutes on a quiet machine.  SLIPWAY_LAB_LONG=1 runs them too.
@@ -54,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.lab)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneLabAWorker:
+    return OneLabAWorker(config, log)
 
 
 def say(text: str) -> None:
