@@ -14,7 +14,7 @@ from deploy.host import layout as paths
 from deploy.host import tree
 from deploy.host.bundle.sandbox import command, sandboxed
 from deploy.host.bundle.takeover import FILE_MODE
-from deploy.host.files import sync_directory, write_atomic
+from deploy.host.files import remove, sync_directory, write_atomic
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.reboot_reasons import waits_for_driver
 from deploy.host.system import ProgramResult, System
@@ -115,7 +115,7 @@ def compare_later(system: System, venv: Path) -> tuple[int, ...]:
     if full:
         write_atomic(path, mark_text(boot_id, full), FILE_MODE, system.account(paths.USER).gid)
     else:
-        path.unlink()
+        remove(path)
         sync_directory(venv)
     return full
 

@@ -26,7 +26,7 @@ from deploy.host.protocol import (
 from deploy.host.records import ZERO, Event, Result, digest_of, from_line
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
-from deploy.host.trusted_files import open_plain
+from deploy.host.trusted_files import read_plain
 
 STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
 GO_BACK = "deadman.go_back"  # step of the journal: the host went back by itself
@@ -263,9 +263,15 @@ def confirmed(system: System) -> Way | None:
 
 def _document(path: Path) -> Any:
     try:
-        with os.fdopen(open_plain(path), "rb") as file:
-            return json.loads(file.read(_SIZE_MAX))
-    except (OSError, ValueError, RecursionError):
+        return _json(read_plain(path, _SIZE_MAX))
+    except OSError:
+        return None
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return None
 
 
