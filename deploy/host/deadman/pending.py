@@ -76,7 +76,13 @@ def is_damaged(system: System) -> bool:
     """
     Return whether something is in the place of the file that does not say what is pending.
     """
-    return os.path.lexists(system.layout.pending) and read(system) is None
+    try:  # one look: the file may be replaced or renamed at any time
+        content = read_plain(system.layout.pending, _SIZE_MAX)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return parse(_json(content)) is None
 
 
 def repair(system: System) -> str:
@@ -111,6 +117,17 @@ def end(system: System, path: Path) -> None:
         remove(path)
     system.layout.pending.replace(path)
     sync_directory(system.layout.state)
+
+
+def forget_end(system: System, way: Way) -> None:
+    """
+    Delete what says that *way* was confirmed or taken back: it is begun again, and a repair would
+    take it for the one that is over.  The caller holds the host's lock.
+    """
+    for path in (system.layout.confirmed, system.layout.went_back):
+        if way.is_same(parse(_document(path))):
+            remove(path)
+            sync_directory(system.layout.state)
 
 
 def put_aside(system: System) -> None:

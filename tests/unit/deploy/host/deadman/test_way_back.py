@@ -931,6 +931,43 @@ def test_a_lease_is_given_where_a_pipe_stands_in_the_place_of_a_reserve(host):
     assert not host.status().is_reserve_whole
 
 
+@pytest.mark.parametrize("end", ["confirmed", "taken back"])
+def test_a_change_that_is_begun_again_is_not_the_one_that_is_over(host, end):
+    """
+    By the same operator under the same epoch: a damaged file was put aside, and the change stayed.
+    """
+    armed(host, 100)
+    if end == "confirmed":
+        host.call(DeadmanConfirm(V2, "v2"))
+    else:
+        operator_dies(host)
+        check(host.system)
+    take(host)
+    host.call(DeadmanArm("green", "blue"))
+    put(host.layout.pending, "{torn")
+    operator_dies(host)
+
+    assert "taken back" in check(host.system)
+    assert_back(host)
+
+
+def test_a_file_that_is_renamed_while_it_is_looked_at_is_not_damaged(host, monkeypatch):
+    """
+    As by a confirmation beside a status, which reads without the lock.
+    """
+    armed(host)
+    plain = pending.read_plain
+
+    def renamed(path, *more):
+        content = plain(path, *more)
+        path.rename(host.layout.confirmed)
+        return content
+
+    monkeypatch.setattr(pending, "read_plain", renamed)
+    assert not pending.is_damaged(host.system)
+    assert not pending.is_damaged(host.system)
+
+
 # -- boot
 
 
