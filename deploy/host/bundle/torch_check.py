@@ -34,13 +34,15 @@ wanted, count = a @ b, torch.cuda.device_count()
 limit = os.environ.get("CUDA_VISIBLE_DEVICES")
 named = "" if limit is None else f"; CUDA_VISIBLE_DEVICES is {limit!r} in systemd's environment"
 assert count, f"torch sees no GPU{named}"
+# cuBLAS has words of its own, where the context fits and its workspace does not.
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 full = []
 for number in range(count):
     device = f"cuda:{number}"
     try:
         found = (a.to(device) @ b.to(device)).cpu()
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not any(said in str(error) for said in NO_MEMORY):
             raise
         full.append(number)
         continue
