@@ -683,7 +683,7 @@ class FakeSystem(System):
         assert words[:5] == ("--quiet", "--no-pager", "--output", "cat", "--lines")
         last, about = int(words[5]), words[6:]
         if about[0] == "--unit":
-            assert about[1] in self.units
+            assert about[1] in self.units or about[1] == SANDBOX_UNIT
             assert about[2] == "--since"
             assert about[3].startswith("@")
             lines = ["Starting it...", *self.log, "Failed to start it."]

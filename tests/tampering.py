@@ -199,7 +199,13 @@ def _of_standalone_python(resource, root):
     yield "mode", f"chmod 0777 {program}"
     yield "program", f"rm {program}"
     yield "program is a link", f"ln -sfn /bin/true {program}"
-    yield "path", f"rm -rf $(dirname $(dirname {program}))"
+    path = f"{root}{resource.path}"
+    a_module = f"$(find {path}/lib -name '*.py' -size +1k | sort | head -n 1)"
+    yield "content", f"echo '# tampered' >>{a_module}"
+    yield "a file is gone", f"rm {a_module}"
+    yield "a file is added", f"touch {path}/lib/tampered.py"
+    yield "record", f"rm {path}/.files"
+    yield "path", f"rm -rf {path}"
 
 
 def _of_bind_mount(resource, root):

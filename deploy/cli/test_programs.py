@@ -4,13 +4,15 @@ Programs of other projects that the tests run, brought to this machine where apt
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LIMIT_S = 600.0
-_LEFT = "of inv test while apt installs haproxy; delete this file if no inv test runs"
+_LEFT = "of inv test while apt installs haproxy; forbids nothing once that process has ended"
+_PROCESS = re.compile(r"/proc/(\d+) ")  # in a policy of ours
 _SSHD_PACKAGES = ("openssh-server", "libwrap0")
 
 
@@ -27,9 +29,13 @@ def provide_test_programs(folder: Path, progress: Callable[[str], None]) -> dict
     if not shutil.which("haproxy", path=_path()):
         progress("installing a package that the tests need on this machine: haproxy")
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "haproxy"]
-        with _services_not_started():
-            is_installed = _apt([["apt-get", "update"], install], None, progress)
-        if is_installed and shutil.which("systemctl", path=_path()):
+        try:
+            with _services_not_started():
+                _apt([["apt-get", "update"], install], None, progress)
+        except OSError as error:
+            progress(f"apt-get install failed, tests that need it are skipped: {error}")
+        has_systemd = shutil.which("systemctl", path=_path())
+        if has_systemd and shutil.which("haproxy", path=_path()):  # also where apt failed later
             disable = ["systemctl", "disable", "--quiet", "haproxy"]
             _apt([disable], None, progress, or_else="the next boot starts haproxy")
     if shutil.which("sshd", path=_path()) or "SLIPWAY_SSHD" in os.environ:
@@ -42,7 +48,11 @@ def provide_test_programs(folder: Path, progress: Callable[[str], None]) -> dict
         download = ["apt-get", "download", *_SSHD_PACKAGES]
         if not _apt([download, ["sh", "-c", unpack]], folder, progress):
             return {}
-        libraries = next((folder / "root").glob("usr/lib/*/libwrap.so.0")).parent
+        found = next((folder / "root").glob("usr/lib/*/libwrap.so.0"), None)
+        if found is None:
+            progress(f"no libwrap.so.0 in {folder}: tests that need sshd are skipped")
+            return {}
+        libraries = found.parent
         wrapper.write_text(
             f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {folder}/root/usr/sbin/sshd "$@"\n'
         )
@@ -55,16 +65,41 @@ def _services_not_started(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Itera
     """
     Keep packages from starting their services, as invoke-rc.d documents it; a policy that the
     machine has stays.
+
+    Ours forbids as long as this process runs: one that a killed run has left forbids nothing, and
+    is deleted by the next run.
+
+    Raises:
+        OSError: It cannot be written.
     """
-    if policy.exists():
+    _delete_left(policy)
+    # 101: "action forbidden by policy".
+    text = f"#!/bin/sh\n# {_LEFT}\n[ ! -e /proc/{os.getpid()} ] || exit 101\n"
+    try:
+        descriptor = os.open(policy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+    except FileExistsError:
         yield
         return
     try:
-        policy.write_text(f"#!/bin/sh\n# {_LEFT}\nexit 101\n")  # "action forbidden by policy"
-        policy.chmod(0o755)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(file.fileno(), 0o755)
+            file.write(text)
         yield
     finally:
-        policy.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if policy.read_text() == text:
+                policy.unlink()
+
+
+def _delete_left(policy: Path) -> None:
+    """
+    Delete a policy of ours whose process has ended.
+    """
+    with contextlib.suppress(OSError, UnicodeError):
+        text = policy.read_text()
+        process = _PROCESS.search(text)
+        if _LEFT in text and process and not Path("/proc", process[1]).exists():
+            policy.unlink()
 
 
 def _path() -> str:

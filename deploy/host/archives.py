@@ -19,9 +19,11 @@ from pathlib import Path
 
 from deploy.host.files import UNFINISHED, sync_directory
 from deploy.host.reserve import AHEAD_BYTES, allocate
+from deploy.host.trusted_files import open_plain, read_plain
 
 ARCHIVES_MAX = 128  # files
 ARCHIVES_BYTES = 32 << 20
+_SIZE_MAX = 256 << 20  # bytes of one that is read
 _NAME = re.compile(r"(\d{12,})(?:-(\d+))?\.jsonl")
 
 
@@ -76,7 +78,7 @@ def newest(journal: Path, archives: Path) -> bytes:
     for _, path in reversed(files(archives)):
         try:
             if not (journal.exists() and path.samefile(journal)):
-                return path.read_bytes()
+                return read_plain(path, _SIZE_MAX)
         except OSError:
             continue  # pruned
     return b""
@@ -89,7 +91,7 @@ def contents(journal: Path, archives: Path, after_seq: int = 0) -> Iterator[byte
     Needs no lock: the journal is opened first, and may meanwhile become one of the kept files.
     """
     try:
-        descriptor = os.open(journal, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_plain(journal)
     except FileNotFoundError:
         descriptor = None
     try:
@@ -101,9 +103,10 @@ def contents(journal: Path, archives: Path, after_seq: int = 0) -> Iterator[byte
             try:
                 if own is not None and os.path.samestat(own, path.stat()):
                     break  # the journal was kept meanwhile: what follows came later
-                yield path.read_bytes()
+                content = read_plain(path, _SIZE_MAX)
             except OSError:
                 continue  # pruned
+            yield content
         if descriptor is not None:
             yield _read(descriptor)
     finally:

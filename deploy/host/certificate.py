@@ -23,6 +23,7 @@ from deploy.host.protocol import (
 )
 from deploy.host.system import System
 from deploy.host.text import one_line
+from deploy.host.trusted_files import read_plain
 
 MODE = 0o600
 SHOWN_TIMEOUT_S = 5.0  # until new connections show the new certificate
@@ -91,7 +92,7 @@ def is_kept(system: System, der: bytes) -> bool:
 
 def _first_of(path: Path) -> bytes | None:
     try:
-        return tls.first_certificate(path.read_text(encoding="ascii"))
+        return tls.first_certificate(read_plain(path).decode("ascii"))
     except (OSError, ValueError):
         return None
 
@@ -165,7 +166,7 @@ def _serve(system: System, pem: str, der: bytes) -> bool:
     _commit(system, path, pem)
     if _is_shown(system, der):
         return True
-    _commit(system, path, path.read_text(encoding="ascii"))
+    _commit(system, path, read_plain(path).decode("ascii"))
     raise _refused("new connections do not show it, so the old one was set again", "")
 
 

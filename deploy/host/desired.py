@@ -25,6 +25,7 @@ from deploy.host.protocol import (
 )
 from deploy.host.reserve import with_room
 from deploy.host.system import System
+from deploy.host.trusted_files import read_plain
 
 
 def write(system: System, call: Call, request: StateWrite) -> StateStamp:
@@ -64,7 +65,7 @@ def stored(layout: Layout) -> StateText:
     """
     nothing = StateText(None, "")
     try:
-        document = json.loads(layout.desired.read_bytes())
+        document = json.loads(read_plain(layout.desired))
         epoch, number, text = document["epoch"], document["number"], document["text"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return nothing

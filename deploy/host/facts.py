@@ -169,12 +169,13 @@ def _venv(system: System, path: Path, deep: bool) -> VenvFacts | None:
         return None
     altered, mark = tree.compare(path, deep=deep), read_mark(path, system.boot_id())
     # The link to its Python is followed where it is the one that was made.
-    is_as_built = altered.is_recorded and not altered.names
+    python = path / "bin" / "python"
+    is_as_built = altered.is_recorded and not altered.names and os.path.lexists(python)
     return VenvFacts(
         is_recorded=altered.is_recorded,
         altered=altered.names[:ALTERED_MAX],
         altered_count=len(altered.names),
-        problem=python_problem(system, path / "bin" / "python") if is_as_built else None,
+        problem=python_problem(system, python) if is_as_built else None,
         uncompared=mark is not None and mark.is_due,
         full_gpus=mark.full_gpus if mark else (),
     )

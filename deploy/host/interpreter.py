@@ -28,7 +28,8 @@ def python_problem(system: System, python: Path) -> str | None:
         return None  # it runs this program
     try:
         # Not by its link: what the environment configures is not loaded.
-        result = system.run([target, "-I", "-S", "-c", "pass"], timeout_s=_TIMEOUT_S)
+        # -B: root would write bytecode into a tree that is compared with its archive.
+        result = system.run([target, "-I", "-S", "-B", "-c", "pass"], timeout_s=_TIMEOUT_S)
     except (HostError, OSError) as error:
         return f"{target} does not run: {one_line(str(error))}"
     if result.returncode == 0:

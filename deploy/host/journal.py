@@ -30,12 +30,14 @@ from deploy.host.records import (
 )
 from deploy.host.replay import Replayed, carried, replay
 from deploy.host.system import System, utc
+from deploy.host.trusted_files import Untrusted, open_regular, read_plain
 
 ROTATE_BYTES = 64 << 10  # of lines after the checkpoint, about 180
 ROTATE_FREE_BYTES = 16 << 20  # free space below which the file is not changed for a new one
 _ACTOR = "slipway-host"  # writes checkpoints
 _TEXT_MAX = 1000  # characters of a release, actor or step
 _WINDOW = 1 << 16
+_SIZE_MAX = 256 << 20  # bytes of a file; it is changed for a new one long before
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -70,10 +72,13 @@ class Journal:
 
         An unfinished last line is ignored: the host died while it was written.
         """
+        found: list[Record | None]
         try:
-            found = _parsed(self._path.read_bytes())
+            found = _parsed(read_plain(self._path, _SIZE_MAX))
         except FileNotFoundError:
             found = []
+        except Untrusted:
+            found = [None]  # a directory or a pipe is in its place
         if not found or found[0] is None:
             # The checkpoint is damaged, or the file is lost: the one before has a state.
             found = _parsed(archives.newest(self._path, self._archives)) + found
@@ -124,7 +129,7 @@ class Journal:
 
     def _open(self) -> tuple[int, _Tail]:
         descriptor = reserve.with_room(
-            self._system, lambda: os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._system, lambda: open_regular(self._path, os.O_RDWR | os.O_CREAT, 0o640)
         )
         try:
             end = _drop_torn_line(descriptor)

@@ -16,9 +16,9 @@ from deploy.host.protocol import TTL_MAX_S, ErrorKind, HostError, LeaseStatus
 from deploy.host.replay import Replayed
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System
+from deploy.host.trusted_files import Untrusted, read_plain
 
 NUMBER_MAX = 2**53  # of what the protocol carries
-_DAMAGED = (errno.EISDIR, errno.ELOOP, errno.EIO)  # what keeps a file from being read for good
 
 
 class Lease(NamedTuple):
@@ -227,11 +227,11 @@ class Leases:
         itself for ever.
         """
         try:
-            lease = parse_lease(self._path.read_bytes())
-        except FileNotFoundError:
-            return None
+            lease = parse_lease(read_plain(self._path))
+        except (FileNotFoundError, Untrusted):
+            return None  # a pipe or a directory is as a damaged one: the host must go back
         except OSError as error:
-            if error.errno in _DAMAGED:  # as a damaged one: the host must be able to go back
+            if error.errno == errno.EIO:  # likewise: it cannot be read for good
                 return None
             raise
         if lease is None or lease.boot_id != self._system.boot_id():

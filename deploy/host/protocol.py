@@ -1650,7 +1650,8 @@ class FactQuery(Request[Facts]):
         room: Paths whose free bytes are asked for.
         haproxy: Ask the running HAProxy for its description.
         conffiles: Configuration files of packages; asked is whether somebody changed them.
-        venvs: Python environments whose files are compared with what was recorded.
+        venvs: Python environments, and standalone Pythons, whose files are compared with what was
+            recorded.
         deep: Compare each of those files by its hash, not only those with another size or time.
         gpu: Ask for everything that concerns GPUs and their driver.
         install: Packages whose installation apt simulates.

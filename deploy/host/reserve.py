@@ -27,6 +27,7 @@ from typing import TypeVar
 from deploy.host.files import remove, sync_directory
 from deploy.host.layout import RESERVES, Layout
 from deploy.host.system import System
+from deploy.host.trusted_files import open_regular
 
 Result = TypeVar("Result")
 
@@ -92,7 +93,7 @@ def lay_again(system: System) -> None:
         if _size(path) >= size or system.free_bytes(path.parent) < RELAY_FREE_BYTES:
             continue
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
         except OSError:
             continue
         try:

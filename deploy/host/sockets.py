@@ -19,6 +19,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deploy.host.trusted_files import read_plain
+
 if TYPE_CHECKING:
     import ssl
 
@@ -167,7 +169,7 @@ def _certificates(path: Path) -> list[bytes]:
     # The next one first: it becomes the file, and never the other way round.
     for one in (path.with_name(tls.NEXT_NAME), path):
         with suppress(FileNotFoundError, ValueError):
-            found.append(tls.first_certificate(one.read_text(encoding="ascii")))
+            found.append(tls.first_certificate(read_plain(one).decode("ascii")))
     return found
 
 

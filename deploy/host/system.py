@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from deploy.host.layout import Layout
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.text import one_line
+from deploy.host.trusted_files import read_plain
 
 if TYPE_CHECKING:
     from deploy.host.sockets import HttpAnswer
@@ -371,7 +372,7 @@ def public_port(layout: Layout) -> PublicPort:
         HostError: It is not written down.
     """
     try:
-        settings = json.loads(layout.host_config.read_bytes())
+        settings = json.loads(read_plain(layout.host_config))
         port, has_tls = settings["port"], settings.get("tls", False)
         if not (isinstance(port, int) and 0 < port < 1 << 16):
             raise ValueError(f"port is {port!r}")

@@ -10,6 +10,7 @@ import ssl
 from pathlib import Path
 
 from deploy.host.files import UNFINISHED
+from deploy.host.trusted_files import read_plain
 
 NEXT_NAME = f"{UNFINISHED}next.pem"  # beside the certificate that it will replace
 _BLOCK = re.compile(
@@ -51,7 +52,7 @@ def check_file(path: Path) -> bytes:
     Raises:
         ValueError: The file cannot be served; the text says why.
     """
-    der = first_certificate(path.read_text(encoding="ascii", errors="replace"))
+    der = first_certificate(read_plain(path).decode("ascii", "replace"))
     try:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # Without a function OpenSSL asks the terminal for the password of an encrypted key.

@@ -7,6 +7,7 @@ no free memory then.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def read_mark(venv: Path, boot_id: str) -> TorchMark | None:
     """
     Return the mark of *venv*; None: it has none.  One that cannot be read is due.
     """
-    if not (venv / UNCOMPARED).is_file():
+    if not os.path.lexists(venv / UNCOMPARED):
         return None
     try:
         boot, *numbers = read_below(venv, UNCOMPARED, _MAX).decode().split()

@@ -17,6 +17,7 @@ from pathlib import Path
 MANIFEST_MAX = 16 << 20
 SIGNATURE_MAX = 64 << 10
 LIST_MAX = 16 << 20  # bytes of a list of files or prompts
+STATE_FILE_MAX = 16 << 20  # far beyond every file in which the host program keeps its state
 _CHUNK = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -71,10 +72,24 @@ def open_plain(path: Path) -> int:
     """
     Return a descriptor of the plain file *path*, for reading; a link as last component is refused.
     """
+    return open_regular(path, os.O_RDONLY)
+
+
+def open_regular(path: Path, flags: int, mode: int = 0o600) -> int:
+    """
+    Return a descriptor of the plain file *path*, opened with *flags*; it waits for no pipe.
+
+    Args:
+        mode: Of a file that is made.
+
+    Raises:
+        Untrusted: It is a link or no file.
+        OSError: It cannot be opened.
+    """
     try:
-        return _plain(os.open(path, _FLAGS), str(path))
+        return _plain(os.open(path, flags | _FLAGS, mode), str(path))
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise Untrusted(error.errno, "it is a link or no file", str(path)) from None
         raise
 
@@ -87,18 +102,18 @@ def read_below(root: Path, relative: str, max_bytes: int) -> bytes:
         Untrusted: As for `open_below`, or it has more than *max_bytes*.
         OSError: As for `open_below`.
     """
-    descriptor = open_below(root, relative)
-    try:
-        content = bytearray()
-        while chunk := os.read(descriptor, _CHUNK):
-            content += chunk
-            if len(content) > max_bytes:
-                raise Untrusted(
-                    errno.EFBIG, f"it has more than {max_bytes} bytes", f"{root}/{relative}"
-                )
-        return bytes(content)
-    finally:
-        os.close(descriptor)
+    return _read(open_below(root, relative), f"{root}/{relative}", max_bytes)
+
+
+def read_plain(path: Path, max_bytes: int = STATE_FILE_MAX) -> bytes:
+    """
+    Return the content of the plain file *path*; a link as last component is refused.
+
+    Raises:
+        Untrusted: It is a link or no file, or it has more than *max_bytes*.
+        OSError: It is missing, or cannot be read.
+    """
+    return _read(open_plain(path), str(path), max_bytes)
 
 
 def _openat2(directory: int, relative: str) -> int | None:
@@ -139,6 +154,21 @@ def _walk(directory: int, parts: tuple[str, ...]) -> int:
         return os.open(parts[-1], _FLAGS, dir_fd=held)
     finally:
         os.close(held)
+
+
+def _read(descriptor: int, name: str, max_bytes: int) -> bytes:
+    """
+    Return the content of *descriptor*, which is closed.
+    """
+    try:
+        content = bytearray()
+        while chunk := os.read(descriptor, _CHUNK):
+            content += chunk
+            if len(content) > max_bytes:
+                raise Untrusted(errno.EFBIG, f"it has more than {max_bytes} bytes", name)
+        return bytes(content)
+    finally:
+        os.close(descriptor)
 
 
 def _plain(descriptor: int, name: str) -> int:

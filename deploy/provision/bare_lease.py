@@ -39,7 +39,8 @@ LOOK_COMMAND = (
     f"echo {_MARK}uptime $(cat /proc/uptime); "
     f"echo {_MARK}boot $(cat {layout.BOOT_ID}); "
     f"[ ! -e {layout.JOURNAL} ] || echo {_MARK}journal; "
-    f"[ ! -e {layout.LEASE} ] || printf '{_MARK}content %s\\n' \"$(cat {layout.LEASE})\""
+    # A pipe would be waited for.
+    f"[ ! -f {layout.LEASE} ] || printf '{_MARK}content %s\\n' \"$(cat {layout.LEASE})\""
 )
 
 
@@ -96,7 +97,7 @@ def swap_command(expected: str, line: str) -> str:
         f"flock -w {_LOCK_S} 9 || exit 1; "
         # A data disk that was mounted meanwhile has another lock.
         f"[ {layout.LOCK} -ef /proc/self/fd/9 ] || exit {_CHANGED}; "
-        f'[ "$(cat {lease} 2>/dev/null)" = {shlex.quote(expected)} ] || exit {_CHANGED}; '
+        f'[ "$([ ! -f {lease} ] || cat {lease})" = {shlex.quote(expected)} ] || exit {_CHANGED}; '
         f"umask 027; printf %s {shlex.quote(line)} >{lease}.new && sync {lease}.new && "
         f"mv -fT {lease}.new {lease}"
     )

@@ -77,7 +77,8 @@ def _turn(resource: AnyResource) -> int:
     Return when *resource* is started in a round: what GPUs can keep from its state comes last, and
     then the slots, which need the GPUs.  A host whose GPUs do not work still gets everything else.
 
-    A driver or nvidia_uvm that this round loads lets torch be compared in the next one.
+    A driver or nvidia_uvm that this round loads lets torch be compared in the next one, in which
+    the slots that wait for it start too: `next_steps`.
     """
     if isinstance(resource, LoadedDriver | GpuUnit):
         return 1

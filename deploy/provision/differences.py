@@ -10,12 +10,14 @@ from typing import Any
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.apt_packages import Packages
 from deploy.provision.apt_sources import AptSources
-from deploy.provision.driver.resource import NvidiaDriver
+from deploy.provision.driver.gpu_state import GpuUnit
+from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import Absent, AnyResource, Upload, Venv
+from deploy.provision.resources import Absent, AnyResource, ComparedTorch, Upload, Venv
+from deploy.provision.slot_resources import SlotUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,17 @@ def next_steps(resource_set: ResourceSet, facts: Facts) -> tuple[ResourceStep, .
     Return the changes of the next round: the disk first, then what runs from it.
 
     Services are compared with facts that were read after the disk was right.  So the next run
-    completes one that ended between a new file and the reload.
+    completes one that ended between a new file and the reload.  Slots wait a round for the driver
+    where torch is to be compared with it: they may fill the GPUs.
     """
-    return _differing(resource_set.placed, facts) or _differing(resource_set.running, facts)
+    steps = _differing(resource_set.placed, facts) or _differing(resource_set.running, facts)
+    is_owed = any(
+        isinstance(resource, ComparedTorch) and resource.is_owed(facts)
+        for resource in resource_set.running
+    )
+    if not is_owed or not any(isinstance(s.resource, LoadedDriver | GpuUnit) for s in steps):
+        return steps
+    return tuple(step for step in steps if not isinstance(step.resource, SlotUnit))
 
 
 def bootstrap_steps(resource_set: ResourceSet) -> tuple[ResourceStep, ...]:

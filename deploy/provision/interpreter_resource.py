@@ -12,6 +12,7 @@ from deploy.units import format_size
 
 # An archive of 30 MiB unpacks to 110 MiB: python-build-standalone, install_only_stripped.
 _UNPACKED_TIMES = 5
+_NAMED_MAX = 3  # altered files
 
 
 class StandalonePython(Resource):
@@ -38,8 +39,12 @@ class StandalonePython(Resource):
         return f"Python {self.release}"
 
     @property
+    def path(self) -> str:
+        return f"{layout.PYTHONS}/{self.sha256}"
+
+    @property
     def program(self) -> str:
-        return f"{layout.PYTHONS}/{self.sha256}/bin/python{self.python}"
+        return f"{self.path}/bin/python{self.python}"
 
     @property
     def upload(self) -> str:
@@ -50,16 +55,34 @@ class StandalonePython(Resource):
 
     @property
     def query(self) -> FactQuery:
-        return FactQuery(paths={self.program: ""}, room=(self.disk,))
+        return FactQuery(paths={self.program: ""}, venvs=(self.path,), room=(self.disk,))
+
+    def damage(self, facts: Facts) -> str | None:
+        """
+        Return why it must be placed, or placed again; None if it is as in its archive.
+        """
+        # Only a verified archive gets the name with the hash, whole or not at all.
+        program, tree = facts.paths[self.program], facts.venvs[self.path]
+        if program is None or tree is None:
+            return "it is not there"
+        wrong = attributes(program, "file", "root", "root", "0755")
+        if wrong:
+            return f"its program: {', '.join(wrong)}"
+        if not tree.is_recorded:
+            return "its files were not recorded"
+        if tree.altered_count:
+            names = ", ".join(tree.altered[:_NAMED_MAX])
+            return f"{tree.altered_count} of its files are not as in its archive ({names})"
+        return None
 
     def difference(self, facts: Facts) -> Difference | None:
-        # Only a verified archive gets the name with the hash, whole or not at all.
-        found = facts.paths[self.program]
-        if found is not None and not attributes(found, "file", "root", "root", "0755"):
+        damage = self.damage(facts)
+        if damage is None:
             return None
+        why = f"{damage}: " if facts.venvs[self.path] is not None else ""
         if self.source is None:
-            return Difference(change="fetch it from mirrors.python, send and unpack it")
-        return Difference(change=f"send {format_size(self.size)} and unpack it")
+            return Difference(change=f"{why}fetch it from mirrors.python, send and unpack it")
+        return Difference(change=f"{why}send {format_size(self.size)} and unpack it")
 
     def refusal(self, facts: Facts) -> HostRefusal | None:
         if self.source is None or self.difference(facts) is None:

@@ -335,12 +335,18 @@ class ComparedTorch(Resource):
         return FactQuery(venvs=(self.venv.path,))
 
     def difference(self, facts: Facts) -> Difference | None:
-        found = facts.venvs[self.venv.path]
-        if found is None or not found.uncompared:
+        if not self.is_owed(facts):
             return None
         if not facts.gpus or not facts.uvm or waits_for_driver(facts):
             return None  # no program can use CUDA; nvidia_uvm is loaded by the unit of the GPUs
         return Difference(change="compare a product with the CPU's")
+
+    def is_owed(self, facts: Facts) -> bool:
+        """
+        Return whether it is to be compared, as soon as programs can use CUDA.
+        """
+        found = facts.venvs[self.venv.path]
+        return found is not None and found.uncompared
 
 
 AnyResource = Annotated[

@@ -92,8 +92,9 @@ def row_conflict(
     host = host_facts(catalog, facts, driver)
     resolution = _resolve(catalog, Wish(torch, cuda, python), host)
     if not resolution.fits:
-        conflicts = "; ".join(conflict.why for conflict in resolution.conflicts)
-        return RowConflict(conflicts, _nearest(resolution) + _provisionable(catalog, host))
+        return RowConflict(
+            _reasons(resolution), _nearest(resolution) + _provisionable(catalog, host)
+        )
     [fit] = resolution.fits
     if fit.verdict is not DriverVerdict.OK_COMPAT:
         return None
@@ -107,6 +108,17 @@ def row_conflict(
 def _resolve(catalog: Catalog, wish: Wish, host: HostFacts) -> Resolution:
     # The day only matters to warnings, which are not shown here.
     return resolve(catalog, load_policy(), wish, host, today=date.fromisoformat(catalog.date))
+
+
+def _reasons(resolution: Resolution) -> str:
+    """
+    Return the reasons of all conflicts, each once: several may have the same.
+    """
+    said: dict[str, None] = {}
+    for conflict in resolution.conflicts:
+        if not said.keys() >= set(conflict.reasons):
+            said.update(dict.fromkeys((*conflict.reasons, *filter(None, [conflict.more]))))
+    return "; ".join(said)
 
 
 def _nearest(resolution: Resolution) -> str:

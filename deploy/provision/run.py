@@ -106,6 +106,11 @@ def provision(
             started_fetch_s = time.monotonic()
             wanted = with_wheels(fleet, wanted, lacking, lambda text: progress(_fetching(text)))
             end_s += time.monotonic() - started_fetch_s  # the deadline is one of the hosts
+            # The room that an environment takes is known now; a lease would leave a file there.
+            hosts = [
+                one for one in hosts
+                if not _is_refused(one.name, wanted[one.name], differing[one.name], builder.add)
+            ]  # fmt: skip
         if any(installs_driver(wanted[host.name], differing[host.name]) for host in hosts):
             end_s += DRIVER_S
         if hosts:
@@ -143,16 +148,7 @@ def _differs(
     Report how the host compares; return True if it is to be changed.
     """
     steps = bootstrap_steps(resources) if facts is None else steps_to(resources, facts)
-    if facts is not None and (refusal := refusal_of(resources, facts)) is not None:
-        report(
-            ProvisionEvent(
-                name,
-                EventKind.FAILED,
-                why=refusal.why,
-                fix=refusal.fix,
-                resource=refusal.error,
-            )
-        )
+    if _is_refused(name, resources, facts, report):
         return False
     if steps and not check:
         return True
@@ -170,6 +166,21 @@ def _differs(
         )
     report(ProvisionEvent(name, EventKind.OK, reboot=reboot_pairs(facts)))
     return False
+
+
+def _is_refused(name: str, resources: ResourceSet, facts: Facts | None, report: Progress) -> bool:
+    """
+    Report why the host must not be changed; return False if it may be.
+    """
+    refusal = refusal_of(resources, facts) if facts is not None else None
+    if refusal is None:
+        return False
+    report(
+        ProvisionEvent(
+            name, EventKind.FAILED, why=refusal.why, fix=refusal.fix, resource=refusal.error
+        )
+    )
+    return True
 
 
 def _change(

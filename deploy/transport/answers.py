@@ -120,6 +120,10 @@ _REFUSED_BUNDLE = (
     "inv release --allow-older, or inv rollback to what was good; else inv status, then: "
     "inv provision --limit {host}"
 )
+_NO_MEMORY = (
+    "where memory ended, free -m and journalctl -k on {host}, and the command again once memory is "
+    "free; else: "
+)
 _MASKED = (
     "where the unit is masked, on {host}: systemctl unmask UNIT; else: inv provision --limit {host}"
 )
@@ -139,7 +143,7 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
         (
             VenvBuild.VERB,
             ErrorKind.COMMAND_FAILED,
-        ): "the lock, the row's torch build and the Python "
+        ): _NO_MEMORY + "the lock, the row's torch build and the Python "
         "of {host} must fit: inv matrix, and nvidia-smi there; then: inv provision --limit {host}",
         (PythonPlace.VERB, ErrorKind.BUNDLE_TAMPERED): "nothing was unpacked; name another archive "
         "in mirrors.python.archives, then: inv provision --limit {host}",
@@ -147,8 +151,8 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
             PythonPlace.VERB,
             ErrorKind.BUNDLE_TRUNCATED,
         ): "inv provision --limit {host} sends it again",
-        (StageCommit.VERB, ErrorKind.COMMAND_FAILED): "the bundle must fit {host}: inv matrix, and "
-        "nvidia-smi there; inv bundle builds it again",
+        (StageCommit.VERB, ErrorKind.COMMAND_FAILED): _NO_MEMORY + "the bundle must fit {host}: "
+        "inv matrix, and nvidia-smi there; inv bundle builds it again",
         (Revive.VERB, ErrorKind.PRECONDITION): _MASKED,
         (Revive.VERB, ErrorKind.COMMAND_FAILED): "journalctl -u haproxy -u 'slipway-runtime@*' on "
         "{host}, then: inv provision --limit {host}",

@@ -123,10 +123,19 @@ class Fit:
 class Conflict:
     """
     Pins that no row meets together; without any one of them a row would.
+
+    Attributes:
+        reasons: Why, each a clause of its own; other conflicts may share some.
+        more: How many reasons are not named, in words; "": none.
     """
 
     pins: tuple[str, ...]
-    why: str
+    reasons: tuple[str, ...]
+    more: str = ""
+
+    @property
+    def why(self) -> str:
+        return "; ".join((*self.reasons, *([self.more] if self.more else [])))
 
 
 @dataclass(frozen=True, slots=True)

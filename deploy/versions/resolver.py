@@ -80,7 +80,7 @@ class _Resolver:
             return any(not any(own <= pins for own in kind) for kind in kinds)
 
         conflicts = tuple(
-            Conflict(_ordered(some), self._why(obstacles, some))
+            Conflict(_ordered(some), *self._why(obstacles, some))
             for some in _smallest(pins, lambda some: not can_fit(some))
         )
         changes = list(_smallest(pins, lambda some: can_fit(pins - some)))
@@ -190,9 +190,9 @@ class _Resolver:
         if age > _STALE_DAYS:
             yield f"the data is {age} days old; renew it with {self.catalog.renew}"
 
-    def _why(self, obstacles: _Obstacles, pins: frozenset[str]) -> str:
+    def _why(self, obstacles: _Obstacles, pins: frozenset[str]) -> tuple[tuple[str, ...], str]:
         """
-        Return why no row meets *pins* together.
+        Return why no row meets *pins* together, and how many reasons are not named.
         """
         own = pins & _IDENTITY
         named = [found for _, found in obstacles if not any(o.pins <= own for o in found)]
@@ -207,25 +207,23 @@ class _Resolver:
                         reasons.append(obstacle.why)
                     break
         more = len(reasons) - _REASONS
-        text = "; ".join(reasons[:_REASONS])
-        return f"{text}; and {more} more builds" if more > 0 else text
+        return tuple(reasons[:_REASONS]), f"and {more} more builds" if more > 0 else ""
 
-    def _identity_why(self, pins: frozenset[str]) -> str:
+    def _identity_why(self, pins: frozenset[str]) -> tuple[tuple[str, ...], str]:
         wish, torch = self.wish, self.catalog.torch
         rows = [release for release in torch if "torch" not in pins or wish.torch == release.minor]
         if "cuda" in pins and "torch" in pins and "python" not in pins:
             builds = ", ".join(b.build for b in rows[0].builds) if rows else ""
-            return f"torch {wish.torch} has the builds {builds}"
+            return (f"torch {wish.torch} has the builds {builds}",), ""
         if "cuda" in pins:
             having = [r for r in rows if any((b.cuda or "cpu") == wish.cuda for b in r.builds)]
             if not having:
                 every = {b.cuda for release in torch for b in release.builds if b.cuda}
-                return f"torch has builds for CUDA {', '.join(sorted(every, key=numbers))}"
+                return (f"torch has builds for CUDA {', '.join(sorted(every, key=numbers))}",), ""
             rows = having
         wheels = [f"torch {row.minor} has wheels for Python {_span(row.pythons)}" for row in rows]
         more = len(wheels) - _REASONS
-        text = "; ".join(wheels[::-1][:_REASONS])
-        return f"{text}; and {more} more" if more > 0 else text
+        return tuple(wheels[::-1][:_REASONS]), f"and {more} more" if more > 0 else ""
 
     def _nearest(
         self, obstacles: _Obstacles, pins: frozenset[str], changes: Sequence[frozenset[str]]

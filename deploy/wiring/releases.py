@@ -13,18 +13,20 @@ from deploy.bundle.store import Bundle
 from deploy.clock import SystemClock
 from deploy.errors import DeployError, PreconditionError, UsageError
 from deploy.foreign_text import listed, visible
+from deploy.host.protocol import StateRead
 from deploy.inventory.schema import Hook
 from deploy.leases.owner import actor
 from deploy.leases.signals import signals_interrupt
 from deploy.release.api_key_check import check_api_keys
 from deploy.release.controller import Controller, Recheck, Stage
 from deploy.release.desired import Desired, Ending, Goal, Ruling
+from deploy.release.desired_text import from_text
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.observe import ANSWER_WITHIN_S, Observed
-from deploy.release.one_release import differing, remedy
+from deploy.release.one_release import differing, moved_since, remedy
 from deploy.release.plan import FLEET, Kind, ReleasePlan, check_packages, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -208,19 +210,23 @@ def open_release(on: Hosts, *, is_way_back: bool = False) -> Desired:
     return desired
 
 
-def _nothing_open(on: Hosts, last: Desired | None) -> PreconditionError:
+def _nothing_open(on: Hosts, last: Desired | None, since: str = "") -> PreconditionError:
     """
     Return the error for steering a release where none is open.
 
     Hosts can differ all the same: a rollback needs no majority to act, but one to be on record.
+
+    Args:
+        since: What happened after *last*.
     """
     ended = f"; the last one, {visible(last.release)}, was {last.ending}" if last else ""
+    ended += f"; {since}" if since else ""
     readable, errors = on.readable(ANSWER_WITHIN_S)
     fix = "inv status shows what serves; inv history shows what ended"
     if unlike := differing(readable):
         ended += f"; hosts differ: {unlike}"
         ended += f"; {listed(errors)} could not be read" if errors else ""
-        fix = remedy(readable) or fix
+        fix = remedy(readable, last, len(errors)) or fix
     return PreconditionError(
         f"{on.fleet.name}: no release is open",
         why=f"the fleet has none on record that has not ended{ended}",
@@ -233,13 +239,36 @@ def last_release(on: Hosts) -> Desired:
     Return the release that `resume` would go on with, or that the others steer.
 
     Raises:
-        PreconditionError: No release is open, and the last one left no host out or was reverted.
+        PreconditionError: No release is open, and the last one left no host out, or was reverted,
+            or a host was taken back since.
         TransportError: Too few hosts answer.
     """
     desired = stored(on, ANSWER_WITHIN_S)
     if desired is None or not desired.can_resume:
         raise _nothing_open(on, desired)
+    if not desired.is_open and (back := _taken_back_since(on, desired)):
+        raise _nothing_open(on, desired, back)
     return desired
+
+
+def _taken_back_since(on: Hosts, last: Desired) -> str:
+    """
+    Return which hosts were taken back after *last* had ended; empty: none.
+
+    That needs no majority, so that the hosts that were away then have *last* on record.  To go on
+    with it would bring what the operator has left.
+    """
+    readable, _ = on.readable(ANSWER_WITHIN_S)
+    for name in sorted(moved_since(readable, last)):
+        try:
+            text = on.clients[name].call(StateRead())
+            stamp = text.stamp
+            newer = from_text(text.text, stamp.epoch, stamp.number) if stamp else None
+        except DeployError:
+            continue
+        if newer is not None and newer.is_way_back and newer.release != last.release:
+            return f"{name} was taken back since, by {visible(newer.release)}"
+    return ""
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:

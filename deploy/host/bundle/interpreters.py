@@ -15,16 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from deploy.host import tree
 from deploy.host.bundle.sandbox import sandboxed
 from deploy.host.bundle.verify import check_file
 from deploy.host.files import (
+    TRASH,
     UNFINISHED,
-    discard,
     leftovers,
     locked,
     remove,
     sync_directory,
     sync_filesystem,
+    write_atomic,
 )
 from deploy.host.journaled import journaled
 from deploy.host.layout import python_upload
@@ -58,7 +60,8 @@ def run(system: System, call: Call, request: PythonPlace) -> PythonPlaced:
     ):
         archive = system.layout.incoming / python_upload(request.sha256)
         final = system.layout.pythons / request.sha256
-        is_new = not _is_whole(program(final.parent, final.name, request.python))
+        python = program(final.parent, final.name, request.python)
+        is_new = not (_is_whole(python) and _is_as_placed(final))
         try:
             if is_new:
                 check_file(archive, name=archive.name, sha256=request.sha256, size=request.size)
@@ -94,6 +97,17 @@ def _is_whole(python: Path) -> bool:
     return is_own and status.st_mode == stat.S_IFREG | _PROGRAM_MODE
 
 
+def _is_as_placed(final: Path) -> bool:
+    """
+    Return whether each file is as it came out of the archive, by its hash.
+    """
+    try:
+        altered = tree.compare(final, deep=True)
+    except OSError:
+        return False
+    return altered.is_recorded and not altered.names
+
+
 def _place(system: System, archive: Path, final: Path, request: PythonPlace) -> None:
     pythons = system.layout.pythons
     pythons.mkdir(parents=True, exist_ok=True)
@@ -104,11 +118,15 @@ def _place(system: System, archive: Path, final: Path, request: PythonPlace) -> 
     try:
         unpack(archive, draft)
         _check(system, program(pythons, draft.name, request.python), request.release)
+        remove(draft / tree.RECORD)
+        write_atomic(draft / tree.RECORD, tree.describe(draft), _FILE_MODE)
         sync_filesystem(pythons)
-        if final.exists():
-            discard(final)  # its program was changed
-        draft.rename(final)
+        old = pythons / f"{TRASH}{final.name}"
+        if os.path.lexists(final):  # files of it were changed
+            final.rename(old)
+        draft.rename(final)  # at once: slots may import from it
         sync_directory(pythons)
+        remove(old)
     finally:
         remove(draft)
 

@@ -18,6 +18,7 @@ from deploy.host.system import ProgramResult, System
 
 UNIT = "slipway-build.service"
 _STOP_S = 20.0
+_JOURNAL_S = 10.0
 _MARGIN_S = 15.0  # for systemd, beyond the time limit of the program
 
 # Source: systemd.exec(5), systemd.resource-control(5), systemd.kill(5).
@@ -117,8 +118,10 @@ def sandboxed(
         sees_gpus: It may use the NVIDIA GPUs of the host.
 
     Raises:
-        HostError: systemd could not run it, or a process of the build user could not be ended.
+        HostError: systemd could not run it, a process of the build user could not be ended, or
+            memory ended before the program did.
     """
+    program = argv[0]
     argv = command(
         argv,
         timeout_s=timeout_s,
@@ -128,10 +131,20 @@ def sandboxed(
         sees_gpus=sees_gpus,
     )
     end_all(system)
+    began_s = system.wall_s()
     try:
-        return system.run(argv, timeout_s=timeout_s + _MARGIN_S)
+        result = system.run(argv, timeout_s=timeout_s + _MARGIN_S)
     finally:
         end_all(system)
+    if result.returncode != 0 and _memory_ended(system, began_s):
+        raise HostError(
+            ErrorKind.COMMAND_FAILED,
+            "memory ended while a bundle or an environment was built",
+            f"the kernel has killed {program} in {UNIT} (oom-kill), which may take "
+            f"{'16' if sees_gpus else '4'} GiB",
+            "free -m and journalctl -k on the host; run it again where memory is free",
+        )
+    return result
 
 
 def command(
@@ -171,6 +184,25 @@ def command(
         "--",
         *argv,
     ]
+
+
+def _memory_ended(system: System, began_s: float) -> bool:
+    """
+    Return whether systemd says that the kernel has killed what was run since *began_s*.
+
+    The program itself says nothing of it, or what it was at, and systemd-run the exit status of any
+    failure.
+    """
+    argv = [
+        "journalctl", "--quiet", "--no-pager", "--output", "cat", "--lines", "50",
+        "--unit", UNIT, "--since", f"@{int(began_s)}",
+    ]  # fmt: skip
+    try:
+        said = system.run(argv, timeout_s=_JOURNAL_S).stdout
+    except HostError:
+        return False
+    # Source: systemd, src/core/service.c: "Failed with result 'oom-kill'."
+    return "'oom-kill'" in said
 
 
 def end_all(system: System) -> None:

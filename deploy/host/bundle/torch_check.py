@@ -14,7 +14,7 @@ from deploy.host import layout as paths
 from deploy.host import tree
 from deploy.host.bundle.sandbox import command, sandboxed
 from deploy.host.bundle.takeover import FILE_MODE
-from deploy.host.files import sync_directory, write_atomic
+from deploy.host.files import remove, sync_directory, write_atomic
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.reboot_reasons import waits_for_driver
 from deploy.host.system import ProgramResult, System
@@ -34,13 +34,15 @@ wanted, count = a @ b, torch.cuda.device_count()
 limit = os.environ.get("CUDA_VISIBLE_DEVICES")
 named = "" if limit is None else f"; CUDA_VISIBLE_DEVICES is {limit!r} in systemd's environment"
 assert count, f"torch sees no GPU{named}"
+# cuBLAS has words of its own, where the context fits and its workspace does not.
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 full = []
 for number in range(count):
     device = f"cuda:{number}"
     try:
         found = (a.to(device) @ b.to(device)).cpu()
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not any(said in str(error) for said in NO_MEMORY):
             raise
         full.append(number)
         continue
@@ -115,7 +117,7 @@ def compare_later(system: System, venv: Path) -> tuple[int, ...]:
     if full:
         write_atomic(path, mark_text(boot_id, full), FILE_MODE, system.account(paths.USER).gid)
     else:
-        path.unlink()
+        remove(path)
         sync_directory(venv)
     return full
 

@@ -26,7 +26,7 @@ from deploy.host.protocol import (
 from deploy.host.records import ZERO, Event, Result, digest_of, from_line
 from deploy.host.reserve import with_room, write_spare
 from deploy.host.system import System, utc
-from deploy.host.trusted_files import open_plain
+from deploy.host.trusted_files import read_plain
 
 STUCK_S = 300.0  # a way back takes seconds, one with a slot that loads slowly a few minutes
 GO_BACK = "deadman.go_back"  # step of the journal: the host went back by itself
@@ -76,7 +76,13 @@ def is_damaged(system: System) -> bool:
     """
     Return whether something is in the place of the file that does not say what is pending.
     """
-    return os.path.lexists(system.layout.pending) and read(system) is None
+    try:  # one look: the file may be replaced or renamed at any time
+        content = read_plain(system.layout.pending, _SIZE_MAX)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return parse(_json(content)) is None
 
 
 def repair(system: System) -> str:
@@ -111,6 +117,17 @@ def end(system: System, path: Path) -> None:
         remove(path)
     system.layout.pending.replace(path)
     sync_directory(system.layout.state)
+
+
+def forget_end(system: System, way: Way) -> None:
+    """
+    Delete what says that *way* was confirmed or taken back: it is begun again, and a repair would
+    take it for the one that is over.  The caller holds the host's lock.
+    """
+    for path in (system.layout.confirmed, system.layout.went_back):
+        if way.is_same(parse(_document(path))):
+            remove(path)
+            sync_directory(system.layout.state)
 
 
 def put_aside(system: System) -> None:
@@ -263,9 +280,15 @@ def confirmed(system: System) -> Way | None:
 
 def _document(path: Path) -> Any:
     try:
-        with os.fdopen(open_plain(path), "rb") as file:
-            return json.loads(file.read(_SIZE_MAX))
-    except (OSError, ValueError, RecursionError):
+        return _json(read_plain(path, _SIZE_MAX))
+    except OSError:
+        return None
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return None
 
 

@@ -23,6 +23,7 @@ from deploy.host.protocol import Call, DeadmanTest, DeadmanTested, ErrorKind, Ho
 from deploy.host.reserve import with_room
 from deploy.host.slots import systemd
 from deploy.host.system import System
+from deploy.host.trusted_files import read_plain
 
 PATHS = (HOST_PROGRAM, *(f"{UNITS}/{name}" for name in DEADMAN_UNITS))
 ANSWER_TIMEOUT_S = 20.0  # the timer comes every 5 s
@@ -50,7 +51,7 @@ def is_tested(system: System) -> bool:
     Return whether the test has passed with the program and the units that are installed now.
     """
     try:
-        return system.layout.deadman_tested.read_bytes() == _present_mark(system.layout)
+        return read_plain(system.layout.deadman_tested) == _present_mark(system.layout)
     except OSError:
         return False
 
@@ -91,8 +92,8 @@ def run(system: System, _call: Call, request: DeadmanTest) -> DeadmanTested:
 
     def answered() -> dict[str, Any] | None:
         try:
-            document = json.loads(layout.deadman_fired.read_bytes())
-        except (OSError, ValueError):
+            document = json.loads(read_plain(layout.deadman_fired))
+        except (OSError, ValueError, RecursionError):
             return None
         return document if isinstance(document, dict) else None
 
@@ -122,7 +123,7 @@ def answer(system: System) -> None:
         return
     with locked(system, layout.lock, LOCK_TIMEOUT_S):
         try:
-            question = json.loads(layout.deadman_test.read_bytes())
+            question = json.loads(read_plain(layout.deadman_test))
             document = {"question": question, "mark": _present_mark(layout).decode()}
             data = json.dumps(document).encode()
             with_room(system, lambda: write_atomic(layout.deadman_fired, data, 0o600))
@@ -133,7 +134,7 @@ def answer(system: System) -> None:
 
 def _present_mark(layout: Layout) -> bytes:
     paths = (layout.host_program, *layout.deadman_units)
-    return mark_of({path: file.read_bytes() for path, file in zip(PATHS, paths)})
+    return mark_of({path: read_plain(file) for path, file in zip(PATHS, paths)})
 
 
 def _refuse_off(system: System) -> None:

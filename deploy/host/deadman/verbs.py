@@ -57,6 +57,7 @@ def arm(system: System, call: Call, request: DeadmanArm) -> Armed:
         boot_id = system.boot_id()
         way = Way(call.release or "", lease.epoch, request.to_slot, from_slot, boot_id)
         if way != held:
+            pending.forget_end(system, way)
             # First the journal: it has each way from which a damaged file is written again.
             append_event(system, call, request.VERB, _shown(way))
             pending.write(system, way)

@@ -24,6 +24,7 @@ from deploy.host.slots import systemd
 from deploy.host.slots.haproxy import DRAIN, MAINT, READY, Haproxy, Server, state_without
 from deploy.host.slots.slot import end
 from deploy.host.system import System, utc
+from deploy.host.trusted_files import Untrusted, read_plain
 
 ACTOR = "deadman"
 UP_TIMEOUT_S = 4.0  # shorter than the time to the next check, which goes on
@@ -316,8 +317,14 @@ def _rewrite_state(system: System, way: Way) -> None:
     Change what HAProxy reads at its start, so that it starts without the change.
     """
     path = system.layout.haproxy_state
-    if path.exists():
-        _write_state(system, state_without(path.read_text(), way.to_slot, way.from_slot))
+    try:
+        text = read_plain(path).decode()
+    except FileNotFoundError:
+        return
+    except Untrusted:
+        files.remove(path)  # HAProxy would wait for a pipe
+        return
+    _write_state(system, state_without(text, way.to_slot, way.from_slot))
 
 
 def _write_state(system: System, text: str) -> None:

@@ -46,6 +46,6 @@ def api_token(layout: Layout) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text() if path.is_file() else ""  # a pipe would be waited for
     except OSError:
         return ""

@@ -3,6 +3,7 @@ What `inv test` brings to the machine before it runs pytest; apt is played by sc
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_haproxy_is_installed_and_sshd_unpacked(machine, tmp_path):
         "apt-get install --yes --no-install-recommends haproxy",
         "#!/bin/sh",
         f"# {programs._LEFT}",
-        "exit 101",  # of the policy: haproxy is not started
+        f"[ ! -e /proc/{os.getpid()} ] || exit 101",  # of the policy: haproxy is not started
         "apt-get download openssh-server libwrap0",
     ]
     assert "root/usr/sbin/sshd" in Path(wrapper).read_text()
@@ -103,6 +104,57 @@ def test_a_policy_about_starts_is_as_before_afterwards(machine, tmp_path, fails,
     machine(fails=fails)
     provide(tmp_path, [])
     assert (policy.read_text() if policy.exists() else None) == own
+
+
+def policy_of(process):
+    return f"#!/bin/sh\n# {programs._LEFT}\n[ ! -e /proc/{process} ] || exit 101\n"
+
+
+def test_a_policy_that_a_killed_run_has_left_forbids_nothing_and_is_deleted(machine, tmp_path):
+    """
+    It kept every package of the machine from starting its service, for ever.
+    """
+    ended = subprocess.run(["/bin/sh", "-c", "echo $$"], capture_output=True, check=True, text=True)
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text(policy_of(ended.stdout.strip()))
+    assert subprocess.run(["/bin/sh", policy], check=False).returncode == 0
+    log = machine()
+
+    provide(tmp_path, [])
+
+    assert f"[ ! -e /proc/{os.getpid()} ] || exit 101" in log.read_text().splitlines()
+    assert not policy.exists()
+    policy.write_text(policy_of(os.getpid()))  # of another inv test, which runs
+    assert subprocess.run(["/bin/sh", policy], check=False).returncode == 101
+    (tmp_path / "bin/haproxy").unlink()
+    provide(tmp_path, [])
+    assert policy.read_text() == policy_of(os.getpid())
+
+
+def test_where_the_policy_cannot_be_written_nothing_is_installed(machine, tmp_path, monkeypatch):
+    """
+    As on a read-only /usr: the tests that need the programs are skipped.
+    """
+    log, said = machine(), []
+    real = os.open
+
+    def refuses(path, *more, **named):
+        if Path(path).name == "policy-rc.d":
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuses)
+    provide(tmp_path, said)
+    assert any("Read-only file system" in line for line in said)
+    assert not any("install" in line for line in log.read_text().splitlines())
+
+
+def test_packages_without_the_library_of_sshd_are_no_traceback(machine, tmp_path):
+    machine()
+    (tmp_path / "bin/dpkg-deb").write_text("#!/bin/sh\n")
+    said = []
+    assert provide(tmp_path, said) == {}
+    assert "no libwrap.so.0" in said[-1]
 
 
 @pytest.mark.parametrize("status", [0, 1])

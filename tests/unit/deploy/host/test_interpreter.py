@@ -37,7 +37,7 @@ def test_another_python_is_run(python):
     """
     Without the modules of any environment.
     """
-    link = python('#!/bin/sh\ntest "$*" = "-I -S -c pass"\n')
+    link = python('#!/bin/sh\ntest "$*" = "-I -S -B -c pass"\n')
     assert python_problem(System(), link) is None
 
 

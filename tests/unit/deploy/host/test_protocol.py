@@ -334,6 +334,14 @@ def test_a_host_cannot_choose_the_exit_code_with_a_kind_of_another_verb(kind):
     assert type(error) is errors.CommandFailed
 
 
+@pytest.mark.parametrize(
+    "request_", [VenvBuild("a", "a" * 64, "3.11", ()), StageCommit("a" * 64)], ids=["venv", "stage"]
+)
+def test_a_build_that_failed_blames_the_lock_only_where_memory_was_there(request_):
+    error = refused(request_, HostError(ErrorKind.COMMAND_FAILED, "memory ended", "why", "fix"))
+    assert error.fix.startswith("where memory ended, free -m and journalctl -k on n1")
+
+
 # -- releases of slipway
 
 # Recorded from the release before the protocol had a number: controller and host program.

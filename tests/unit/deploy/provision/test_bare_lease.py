@@ -3,6 +3,7 @@ The lease of a host without Python: real commands on this machine, under a root 
 """
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -159,6 +160,18 @@ def test_a_host_that_lost_its_python_and_its_lease_file_is_refused(shell):
     assert "apt-get install python3" in caught.value.fix
     path.unlink()
     assert take(client(shell)) == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_lease_is_replaced(shell, leases):
+    """
+    cat would wait for a writer until the deadline of the call.
+    """
+    path = shell.root / layout.LEASE.lstrip("/")
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert take(client(shell)) == 1
+    assert leases.last_fence() == 1
 
 
 def test_a_change_that_nothing_can_take_back_is_no_reason_to_refuse(shell, leases):

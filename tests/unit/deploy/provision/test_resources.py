@@ -5,6 +5,7 @@ import pytest
 
 from deploy.host import layout
 from deploy.host.protocol import RebootReason
+from deploy.provision.differences import next_steps
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import File
 from tests.unit.deploy.provision.builders import (
@@ -177,6 +178,31 @@ def test_torch_is_compared_on_gpus_that_came_after_it(uncompared, facts, differs
     venv = replace(found.venvs[path], uncompared=uncompared)
     found = replace(found, venvs={path: venv})
     assert (resource.difference(found) is not None) is differs
+
+
+@pytest.mark.parametrize("uncompared", [True, False])
+def test_slots_start_in_the_round_in_which_torch_is_compared(uncompared):
+    """
+    Started in the round before, which loads the driver and nvidia_uvm, they could fill the GPUs.
+    """
+    found = make_facts(GPU_RESOURCES, gpus=("NVIDIA H100 80GB HBM3",))
+    [compared] = [r for r in GPU_RESOURCES.running if r.kind == "compared_torch"]
+    path, unit = compared.venv.path, "slipway-runtime@blue.service"
+    stopped = replace(found.units[unit], enabled="enabled", active="inactive")
+    gpu_unit = replace(found.units["slipway-gpu.service"], active="inactive")
+    found = replace(
+        found,
+        venvs={path: replace(found.venvs[path], uncompared=uncompared)},
+        units=found.units | {unit: stopped, "slipway-gpu.service": gpu_unit},
+    )
+
+    def kinds(facts):
+        return [step.resource.kind for step in next_steps(GPU_RESOURCES, facts)]
+
+    assert kinds(found) == (["gpu_unit"] if uncompared else ["gpu_unit", "slot_unit"])
+    gpu_unit = replace(gpu_unit, active="active")
+    loaded = replace(found, uvm=True, units=found.units | {"slipway-gpu.service": gpu_unit})
+    assert kinds(loaded) == (["compared_torch"] if uncompared else []) + ["slot_unit"]
 
 
 def test_a_row_without_cuda_compares_no_torch_on_gpus():

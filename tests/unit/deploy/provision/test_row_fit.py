@@ -73,6 +73,16 @@ def test_a_row_that_does_not_fit_names_each_conflict_and_the_nearest_rows(row, f
     assert nearest in found.nearest
 
 
+@pytest.mark.parametrize("row", ["torch-2.13-cu130", "torch-2.3-cu121"])
+def test_a_reason_of_several_conflicts_is_named_once(row):
+    """
+    Here torch with the driver, and CUDA with the driver.
+    """
+    clauses = conflict(row, gpus=("Tesla K80", H100), driver="450.80.02").conflicts.split("; ")
+    named = [clause for clause in clauses if not clause.startswith(("and ", "the driver is"))]
+    assert len(named) == len(set(named)) > 1
+
+
 @pytest.mark.parametrize(
     ("version", "modules", "why"),
     [

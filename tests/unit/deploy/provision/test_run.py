@@ -16,7 +16,7 @@ from deploy.inventory.schema import Fleet, Mirrors
 from deploy.provision import EventKind, fleet_specs, run, supervise
 from deploy.provision.requirements import PortFree
 from deploy.provision.resource_set import ResourceSet
-from deploy.provision.resources import File, Venv
+from deploy.provision.resources import File, Venv, WheelFile
 from tests.unit.deploy.transport.loopback import LoopbackSshd
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="files of a test belong to root")
@@ -210,6 +210,24 @@ def test_wheels_are_fetched_once_a_host_needs_them(sshd, provision, environment,
         provision([sshd.host()], [venv])
     assert fetched == ["torch-2.13-cpu"]
     assert len(sshd.commands) > 1
+
+
+def test_a_host_without_room_for_what_was_fetched_gets_no_lease(
+    sshd, provision, environment, monkeypatch, host_root
+):
+    """
+    How much room it takes is known once the wheels are here; the lease left /var/lib/slipway.
+    """
+    _, venv = environment
+    huge = WheelFile(file="a.whl", sha256="0" * 64, size=1, source="/a.whl", unpacked=1 << 60)
+    monkeypatch.setattr(fleet_specs._Fetches, "wheels", lambda self, row: (huge,))
+    monkeypatch.delattr(supervise, "start_worker")
+
+    report, _ = provision([sshd.host()], [venv])
+
+    [failure] = report.failed
+    assert failure.error == "DiskTooSmall"
+    assert (len(sshd.commands), list(host_root.rglob("lease.json"))) == (1, [])
 
 
 def test_an_error_of_the_fleet_ends_the_run(sshd, monkeypatch):

@@ -408,3 +408,36 @@ def test_a_release_that_was_reverted_is_not_resumed(fleet, reason):
     fixes = [finding.fix for finding in findings if finding.host == "n3"]
     assert fixes
     assert not any("inv resume" in fix for fix in fixes), fixes
+
+
+@pytest.mark.parametrize("is_taken_back", [True, False])
+def test_a_release_that_left_a_host_out_is_not_resumed_once_a_host_was_taken_back(
+    fleet, is_taken_back
+):
+    """
+    The rollback is on record on n1 alone: the others were away, and have the release on record.
+    """
+    policy = make_policy(max_unavailable=1, failure_budget=1)
+    plan = fleet.plan("b3", policy)
+    fleet.place("b3", "n3")
+    fleet["n3"].is_cut = True
+    assert fleet.release("b3", plan=plan, policy=policy).ending is Ending.PROMOTED
+    if is_taken_back:
+        fleet["n2"].is_cut = True
+        way = releases.make_rollback(on(fleet), "v2")
+        releases.run_rollback(on(fleet), way, lambda event: None)
+        assert fleet.serves("n1") == {"b2": 100}
+    fleet["n2"].is_cut = fleet["n3"].is_cut = False
+    fleet.clock.sleep(60.0)
+    assert fleet.stored().can_resume, "control"
+
+    if not is_taken_back:
+        assert releases.resume(on(fleet), lambda event: None).error is None
+        assert [fleet.serves(name) for name in NAMES] == [{"b3": 100}] * 3
+        return
+    with pytest.raises(PreconditionError, match="no release is open") as caught:
+        releases.resume(on(fleet), lambda event: None)
+
+    assert "n1 was taken back since, by " in caught.value.why
+    assert caught.value.fix == "inv rollback --to v2 moves n2"
+    assert fleet.serves("n1") == {"b2": 100}

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.host.bundle.interpreters import named_in, unpack
 from deploy.host.layout import python_upload
-from deploy.host.protocol import HostError, PythonPlace, VenvBuild
+from deploy.host.protocol import FactQuery, HostError, PythonPlace, VenvBuild
 
 PROGRAM = b"#!/bin/sh\necho 3.11.99\n"
 
@@ -96,6 +96,51 @@ def test_a_python_whose_program_was_changed_is_placed_again(provisioned, change)
     assert provisioned.call(upload(provisioned, *GOOD)).placed is True
     assert (python.read_bytes(), python.lstat().st_mode & 0o7777) == (PROGRAM, 0o755)
     assert [path.name for path in python.parents[2].iterdir()] == [request.sha256]
+
+
+def facts_of(host, sha256, *, deep=False):
+    path = f"/opt/slipway/pythons/{sha256}"
+    return host.call(FactQuery(venvs=(path,), deep=deep)).venvs[path]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: (tree / "share/a/b").write_bytes(b"test"),
+        lambda tree: (tree / "share/c").unlink(),
+        lambda tree: (tree / "share/d").write_bytes(b""),
+        lambda tree: (tree / "share/a/b").chmod(0o777),
+        lambda tree: (tree / "bin/python3").unlink(),
+        lambda tree: (tree / ".files").unlink(),
+    ],
+)
+def test_a_python_with_another_file_than_its_archive_is_found_and_placed_again(provisioned, change):
+    """
+    Root and the slots run what is in it; the program alone was looked at.
+    """
+    provisioned.fence = None
+    request = upload(provisioned, *GOOD)
+    provisioned.call(request)
+    tree = provisioned.layout.pythons / request.sha256
+    found = facts_of(provisioned, request.sha256)
+    assert (found.is_recorded, found.altered, found.problem) == (True, (), None)
+
+    change(tree)
+
+    found = facts_of(provisioned, request.sha256)
+    assert found.altered_count == 1 or not found.is_recorded
+    assert provisioned.call(upload(provisioned, *GOOD)).placed is True
+    assert facts_of(provisioned, request.sha256, deep=True).altered_count == 0
+    assert (tree / "share/a/b").read_bytes() == b"text"
+    assert [path.name for path in tree.parent.iterdir()] == [request.sha256]
+    assert provisioned.call(upload(provisioned, *GOOD)).placed is False
+
+
+def test_an_archive_cannot_bring_its_own_record(provisioned):
+    provisioned.fence = None
+    request = upload(provisioned, *GOOD, entry("python/.files", b"x"))
+    provisioned.call(request)
+    assert facts_of(provisioned, request.sha256).is_recorded
 
 
 @pytest.mark.parametrize(

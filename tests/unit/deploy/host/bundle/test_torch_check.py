@@ -28,7 +28,7 @@ class Tensor:
         self.value, self.device = value, device
     def to(self, device):
         if ERROR is None or device in FULL:
-            raise RuntimeError("CUDA error: out of memory")
+            raise RuntimeError(SAYS)
         return Tensor(self.value, device)
     def __matmul__(self, other):
         return Tensor(self.value * other.value + (0 if self.device == "cpu" else ERROR))
@@ -57,13 +57,14 @@ def built(
     cuda="13.0",
     has_gpu=True,
     full=(),
+    says="CUDA error: out of memory",
     more="",
 ):
     """
     Return the lock of an environment with the made-up torch, and the request that builds it.
     """
     own = TORCH if cuda else TORCH.replace("9.0+cu130", torch).replace('"13.0"', "None")
-    code = f"GPUS, ERROR, FULL = {gpus}, {error}, {full}\n{own}{more}".encode()
+    code = f"GPUS, ERROR, FULL, SAYS = {gpus}, {error}, {full}, {says!r}\n{own}{more}".encode()
     lock = make_lock(tmp_path / "wheels", name="torch", version="9.0", code=code)
     shutil.copytree(tmp_path / "wheels", provisioned.layout.wheelhouse)
     if has_gpu:
@@ -194,6 +195,37 @@ def test_gpus_without_memory_are_compared_after_the_next_boot(provisioned, tmp_p
     compare_later(provisioned.system, venv)
     assert uncompared(provisioned, venv) is False
     assert not (venv / ".uncompared").exists()
+
+
+@pytest.mark.parametrize(
+    ("says", "is_full"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA out of memory. Tried to allocate 32.00 MiB.", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`", False),
+    ],
+)
+def test_a_gpu_without_memory_is_no_mismatch_in_whatever_words(
+    provisioned, tmp_path, says, is_full
+):
+    """
+    As torch 2.11 says it on an H100 with 420, 620 and 560 MiB free.
+    """
+    _, request = built(provisioned, tmp_path, full=("cuda:0",), says=says)
+    if is_full:
+        assert provisioned.call(request).built is True
+    else:
+        assert provisioned.refusal(request).why.startswith("RuntimeError: CUDA error: CUBLAS")
+
+
+@pytest.mark.parametrize("kind", ["directory", "dangling link"])
+def test_a_mark_that_is_no_file_is_due(tmp_path, kind):
+    if kind == "directory":
+        (tmp_path / ".uncompared").mkdir()
+    else:
+        (tmp_path / ".uncompared").symlink_to("nowhere")
+    assert read_mark(tmp_path, "boot-0") == (True, ())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.host.bundle import venv as venvs
 from deploy.host.protocol import FactQuery, VenvBuild, VenvFacts, Wheel
+from deploy.host.system import ProgramResult
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.staged import damage
 
@@ -273,3 +274,27 @@ def test_a_planted_mark_of_completion_does_not_count(provisioned, workshop, monk
 
     venv = provisioned.layout.venvs / lock.digest
     assert venvs.wheels_of(venv) == {wheel.file for wheel in lock.wheels}
+
+
+@pytest.mark.parametrize("is_memory", [True, False])
+def test_a_build_that_the_kernel_killed_does_not_blame_the_lock(
+    provisioned, workshop, monkeypatch, is_memory
+):
+    """
+    uv has said what it was at, and nothing of its end; systemd has.
+    """
+    lock, system = workshop.lock, provisioned.system
+    shutil.copytree(workshop.wheels, provisioned.layout.wheelhouse)
+    system.log = ["Failed with result 'oom-kill'." if is_memory else "Failed."]
+    said = ProgramResult(1, "", "Resolved 20 packages in 9ms")
+    monkeypatch.setattr(system, "_systemd_run", lambda words, timeout_s: said)
+
+    error = provisioned.refusal(build_request(lock))
+
+    if is_memory:
+        assert "memory ended" in error.what
+        assert "4 GiB" in error.why
+        assert "lock" not in error.fix
+    else:
+        assert (error.why, "lock" in error.fix) == ("Resolved 20 packages in 9ms", True)
+    assert not (provisioned.layout.venvs / lock.digest).exists()

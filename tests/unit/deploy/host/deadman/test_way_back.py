@@ -22,6 +22,7 @@ from deploy.host.protocol import (
     DeadmanDisarm,
     HostError,
     JournalAppend,
+    LeaseAcquire,
     LeaseRelease,
     LeaseRenew,
     SlotStart,
@@ -873,6 +874,98 @@ def test_a_lease_that_cannot_be_read_keeps_no_host(host, damage):
         host.layout.lease.symlink_to(host.layout.lease.name)
     check(host.system)
     assert_back(host)
+
+
+READ = [
+    "lease", "journal", "went_back", "confirmed", "deadman_test", "deadman_tested", "desired",
+    "host_config", "haproxy_state",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("damage", ["directory", "pipe"])
+@pytest.mark.parametrize("name", READ)
+def test_what_stands_in_the_place_of_a_file_stops_no_way_back(host, name, damage):
+    """
+    Who reads a pipe that nobody writes to waits for ever.
+    """
+    armed(host)
+    path = getattr(host.layout, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path, damage)
+    operator_dies(host)
+
+    assert "taken back" in check(host.system)
+
+    if name == "journal":
+        assert host.status().journal_damaged
+        assert host.refusal(LeaseAcquire("ann@desk:1", TTL_S)).kind == "CommandFailed"
+    else:
+        assert_back(host)
+        take(host, EPOCH + 1)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [*READ, "pending"])
+def test_a_boot_waits_for_no_pipe(host, name):
+    armed(host, 100)
+    path = getattr(host.layout, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path, "pipe")
+
+    assert "not confirmed" in booted(host)
+
+    assert host.units["green"].active == "inactive"
+    assert "taken back" in check(host.system)
+
+
+@pytest.mark.timeout(20)
+def test_a_lease_is_given_where_a_pipe_stands_in_the_place_of_a_reserve(host):
+    host.layout.host_config.parent.mkdir(parents=True, exist_ok=True)
+    host.layout.host_config.write_text("{}")
+    for path in host.layout.reserves:
+        put(path, "pipe")
+
+    take(host)
+
+    assert not host.status().is_reserve_whole
+
+
+@pytest.mark.parametrize("end", ["confirmed", "taken back"])
+def test_a_change_that_is_begun_again_is_not_the_one_that_is_over(host, end):
+    """
+    By the same operator under the same epoch: a damaged file was put aside, and the change stayed.
+    """
+    armed(host, 100)
+    if end == "confirmed":
+        host.call(DeadmanConfirm(V2, "v2"))
+    else:
+        operator_dies(host)
+        check(host.system)
+    take(host)
+    host.call(DeadmanArm("green", "blue"))
+    put(host.layout.pending, "{torn")
+    operator_dies(host)
+
+    assert "taken back" in check(host.system)
+    assert_back(host)
+
+
+def test_a_file_that_is_renamed_while_it_is_looked_at_is_not_damaged(host, monkeypatch):
+    """
+    As by a confirmation beside a status, which reads without the lock.
+    """
+    armed(host)
+    plain = pending.read_plain
+
+    def renamed(path, *more):
+        content = plain(path, *more)
+        path.rename(host.layout.confirmed)
+        return content
+
+    monkeypatch.setattr(pending, "read_plain", renamed)
+    assert not pending.is_damaged(host.system)
+    assert not pending.is_damaged(host.system)
 
 
 # -- boot
