@@ -232,7 +232,7 @@ class CellRunner:
             self.injector.prepare()
             version = self._one_version()
         if task is Task.ROLLBACK and version is not None and not self._can_go_back():
-            must_run(self.first, self._words(Task.RELEASE))
+            must_run(self.first, self._words(Task.RELEASE), held_s=LEASE_S + CHECK_S)
             version = self._one_version()
         if version is None:
             states = {n: s.text if s else "unknown" for n, s in self.lab.states().items()}

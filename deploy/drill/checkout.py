@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.errors import CommandFailed
+from deploy.errors import CommandFailed, LeaseHeld
 
 _PARTS = ("deploy", "runtime", "templates", "inventories", "requirements", "tests/testinfra")
 _FILES = ("tasks.py", "invoke.yaml", "pyproject.toml")
@@ -141,14 +141,24 @@ def run_task(checkout: Path, words: Sequence[str], timeout_s: float = 300.0) -> 
     return Operator(checkout, words).wait(timeout_s)
 
 
-def must_run(checkout: Path, words: Sequence[str], timeout_s: float = 300.0) -> Ended:
+def must_run(
+    checkout: Path, words: Sequence[str], timeout_s: float = 300.0, *, held_s: float = 0.0
+) -> Ended:
     """
     Run a task that the drill itself needs.
+
+    Args:
+        held_s: How long the lease of an operator who died may be in force: until then the task is
+            tried again.
 
     Raises:
         CommandFailed: It failed.
     """
+    give_up_s = time.monotonic() + held_s
     ended = run_task(checkout, words, timeout_s)
+    while ended.code == LeaseHeld.exit_code and time.monotonic() < give_up_s:
+        time.sleep(1.0)
+        ended = run_task(checkout, words, timeout_s)
     if ended.code:
         raise CommandFailed(
             f"inv {' '.join(words)}: exit {ended.code}",
