@@ -125,7 +125,7 @@ def in_parallel(port, count):
     done = port.curl(*argv, *["--output", "/dev/null", "URL"] * count)
     port.slot.pause_s = 0.0
     versions, answers = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
-    assert set(versions) == {"2"}
+    assert set(versions) == {"2"}, done.stderr
     return sorted(answers)
 
 
