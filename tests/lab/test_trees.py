@@ -33,6 +33,8 @@ ROWS = {
 }
 TREES = os.environ.get("SLIPWAY_LAB_TREES", "trixie").split()
 PYTHON = os.environ.get("SLIPWAY_LAB_PYTHON")
+# The first test also makes the base tree; the last one sends and builds an environment.
+pytestmark = pytest.mark.timeout(1800)
 
 
 def python_of(archive):
