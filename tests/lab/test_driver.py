@@ -49,6 +49,7 @@ BRANCH = "535"
 NON_FREE = "contrib non-free non-free-firmware"
 MEMO = Path(__file__).with_name("compiler_memo.sh")
 COMPILER = "/usr/bin/gcc-12"
+pytestmark = pytest.mark.timeout(RUN_S + 1800.0)  # the first test also boots the host
 COMPILED = "var/cache/compiled"
 ARCHIVES = "var/cache/apt/archives"
 
@@ -275,6 +276,7 @@ def test_an_upgrade_of_the_host_leaves_the_driver_alone(installed):
 
 
 @pytest.mark.skipif(not KILLS, reason="SLIPWAY_DRIVER_KILLS is not set")
+@pytest.mark.timeout(1800.0 + 900.0 * KILLS)
 def test_whatever_is_killed_the_driver_is_installed_in_the_end(installed):
     """
     The next run completes what a kill left, and so does the one after a kill of that.

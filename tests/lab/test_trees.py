@@ -23,7 +23,6 @@ from tests.lab.conftest import say
 from tests.lab.http_proxy import http_proxy
 from tests.lab.own_lab import booted_lab, lab_config
 from tests.lab.provision_fixtures import ENV, World
-from tests.lab.test_apt import change
 
 ROWS = {
     "bookworm": "torch-2.13-cpu",
@@ -33,6 +32,8 @@ ROWS = {
 }
 TREES = os.environ.get("SLIPWAY_LAB_TREES", "trixie").split()
 PYTHON = os.environ.get("SLIPWAY_LAB_PYTHON")
+# The first test also makes the base tree; the last one sends and builds an environment.
+pytestmark = pytest.mark.timeout(1800)
 
 
 def python_of(archive):
@@ -93,10 +94,13 @@ def proxy(world):
             subprocess.run(["nft", "delete", "table", "ip", PROXY_ONLY], check=True)
 
 
-def fleet(world, host="n1"):
+def fleet(world, host="n1", **mirrors):
+    """
+    Return the fleet of *host* with its row, its Python and the keys of *mirrors*.
+    """
     if PYTHON is not None:
-        return world.fleet(host, mirrors=python_of(Path(PYTHON)))
-    return world.fleet(host, row=ROWS[world.suite])
+        return world.fleet(host, mirrors=mirrors | python_of(Path(PYTHON)))
+    return world.fleet(host, row=ROWS[world.suite], mirrors=mirrors)
 
 
 def test_the_host_runs_the_suite(world):
@@ -123,26 +127,21 @@ def test_a_host_with_1_gib_is_refused_before_it_is_changed(world):
     assert world.inside("n2", f"ls -A {layout.OPT} 2>/dev/null || :") == ""
 
 
-def test_packages_come_through_the_only_proxy(world, proxy):
+def test_a_bare_host_converges_through_the_only_proxy(world, proxy, tmp_path):
     """
-    Without it, nothing is reachable.
+    Without the proxy nothing is reachable.  The second run changes nothing; the assertions hold.
     """
     reach = "apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=5 update 2>&1; exit 0"
     assert "Failed to fetch" in world.inside("n1", reach, timeout_s=120.0)
-    report = change(world, mirrors={"apt_proxy": proxy.url})
-    assert report.ok == ("n1",), report.failed
-    assert any("haproxy" in target for target in proxy.targets)
-    say(f"{world.suite}: {len(proxy.targets)} requests through the proxy")
-
-
-def test_the_second_run_changes_nothing(world, tmp_path):
-    """
-    The first makes a bare host as pinned; the assertions hold.
-    """
-    first = provision(fleet(world), progress=lambda event: say(str(event)), env=ENV)
+    on = fleet(world, apt_proxy=proxy.url)
+    first = provision(on, progress=lambda event: say(str(event)), env=ENV)
     assert first.failed == ()
-    say(f"{world.suite}: {len(first.changes)} changes")
-    second = provision(fleet(world), progress=lambda _: None, env=ENV)
+    assert any("haproxy" in target for target in proxy.targets)
+    requests = f"{len(proxy.targets)} requests through the proxy"
+    say(f"{world.suite}: {len(first.changes)} changes in {first.took_s:.0f} s, {requests}")
+    second = provision(on, progress=lambda _: None, env=ENV)
     assert (second.changes, second.failed, second.commands) == ((), (), {"n1": 1})
-    report = verify(fleet(world), junit=tmp_path / "junit.xml", progress=say)
+    say(f"{world.suite}: second run, 0 changes in {second.took_s:.1f} s")
+    report = verify(on, junit=tmp_path / "junit.xml", progress=say)
     assert report.failed == ()
+    say(f"{world.suite}: {report.passed} assertions hold")
