@@ -18,6 +18,7 @@ ROOT = Path("/sys/fs/cgroup")
 V1_HIERARCHIES = (
     "systemd", "memory", "pids", "freezer", "cpu", "cpuacct", "blkio", "devices", "unified",
 )  # fmt: skip
+FIRST_WITHOUT_V1 = 258  # version of systemd
 
 
 class CgroupLayout(Protocol):
@@ -34,6 +35,11 @@ class CgroupLayout(Protocol):
     def boot_prefix(self, config: LabConfig, host: str) -> list[str]:
         """
         Create the cgroup for one boot of *host*; return the argv prefix that starts nspawn in it.
+        """
+
+    def nspawn_variables(self, systemd: int) -> dict[str, str]:
+        """
+        Return environment variables of nspawn for a host with version *systemd* of systemd. Pure.
         """
 
     def set_frozen(self, config: LabConfig, host: str, frozen: bool) -> None: ...
@@ -81,6 +87,11 @@ class CgroupV1:
 
     def boot_prefix(self, config: LabConfig, host: str) -> list[str]:
         return []  # a child starts in the cgroup of its parent
+
+    def nspawn_variables(self, systemd: int) -> dict[str, str]:
+        # Systemd 258 and later boot with v2 alone.  The host then sees only the v2 hierarchy, which
+        # has no controllers here: its limits have no effect.
+        return {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"} if systemd >= FIRST_WITHOUT_V1 else {}
 
     def set_frozen(self, config: LabConfig, host: str, frozen: bool) -> None:
         state = self.freezer / config.tag / host / "freezer.state"
@@ -132,6 +143,9 @@ class CgroupV2:
         _remove_tree(boot)
         boot.mkdir(exist_ok=True)
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(boot / "cgroup.procs")]
+
+    def nspawn_variables(self, systemd: int) -> dict[str, str]:
+        return {}
 
     def set_frozen(self, config: LabConfig, host: str, frozen: bool) -> None:
         freeze = self._folder(config, host) / "cgroup.freeze"

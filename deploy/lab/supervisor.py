@@ -8,6 +8,7 @@ killed, the host dies with it: a host without a supervisor would not survive a r
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -45,6 +46,19 @@ def nspawn_argv(config: LabConfig, host: str) -> list[str]:
     ]
 
 
+def systemd_version(tree: Path) -> int:
+    """
+    Return the version of systemd that *tree* has, from its shared library's name; 0 if it has none.
+    """
+    names = (
+        path.name
+        for folder in ("systemd", "*/systemd")
+        for path in (tree / "usr/lib").glob(f"{folder}/libsystemd-shared-*.so")
+    )
+    numbers = (re.match(r"libsystemd-shared-(\d+)", name) for name in names)
+    return max((int(number[1]) for number in numbers if number), default=0)
+
+
 def main(argv: list[str]) -> int:
     """
     Run one host until it powers off or fails; return the last exit status of nspawn.
@@ -73,7 +87,7 @@ def main(argv: list[str]) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment(layout.nspawn_variables(systemd_version(config.root(host)))),
                 check=False,
             )
             console.write(f"--- {_now()} nspawn ended with {nspawn.returncode}\n")

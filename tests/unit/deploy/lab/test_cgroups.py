@@ -48,6 +48,19 @@ def test_v2_needs_its_controllers(tmp_path):
     assert detect(tmp_path) is None
 
 
+@pytest.mark.parametrize(("systemd", "is_v2"), [(0, False), (257, False), (258, True), (259, True)])
+def test_a_systemd_without_v1_gets_v2_on_a_machine_with_v1(tmp_path, systemd, is_v2):
+    """
+    It would refuse to boot.
+    """
+    make_v1(tmp_path)
+
+    variables = detect(tmp_path).nspawn_variables(systemd)
+
+    assert variables == ({"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"} if is_v2 else {})
+    assert CgroupV2(tmp_path).nspawn_variables(systemd) == {}
+
+
 def make_host_v1(root):
     make_v1(root)
     for name in ("freezer", "memory"):

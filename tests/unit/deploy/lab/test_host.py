@@ -6,7 +6,7 @@ import pytest
 from deploy.lab import host, processes
 from deploy.lab.config import LabConfig
 from deploy.lab.processes import Process
-from deploy.lab.supervisor import nspawn_argv
+from deploy.lab.supervisor import nspawn_argv, systemd_version
 
 BOOTING, INIT = Process(20, 1, ("systemd-nspawn",)), Process(31, 20, ("systemd",))
 
@@ -76,6 +76,26 @@ def test_a_machine_name_has_the_names_of_the_bridge_and_the_host(config):
     assert "--machine=slip0-n1" in argv
     assert config.link("n1") == "vb-slip0-n1"
     assert argv[:3] == ["setpriv", "--pdeathsig", "KILL"]
+
+
+@pytest.mark.parametrize(
+    ("library", "version"),
+    [
+        ("systemd/libsystemd-shared-259.so", 259),
+        ("x86_64-linux-gnu/systemd/libsystemd-shared-257.so", 257),
+        ("x86_64-linux-gnu/systemd/libsystemd-shared-259.5-0ubuntu3.so", 259),
+        ("x86_64-linux-gnu/libsystemd.so.0", 0),
+    ],
+)
+def test_the_version_of_systemd_is_in_the_name_of_its_library(tmp_path, library, version):
+    """
+    A tree without systemd has version 0.
+    """
+    path = tmp_path / "usr/lib" / library
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+    assert systemd_version(tmp_path) == version
 
 
 @pytest.mark.parametrize(
