@@ -37,6 +37,69 @@ def program(tmp_path_factory):
     return path
 
 
+# One process a verb, forked before the code of any verb is imported.  Started one by one, each
+# would compile again what all of them import.
+_FORKED = """
+import contextlib, io, json, os, runpy, sys, traceback
+program, text, *verbs = sys.argv[1:]
+sys.path.insert(0, program)
+from deploy.host.__main__ import handler_of
+from deploy.host.protocol import REQUESTS
+
+def handler(verb):
+    print(sys.modules[handler_of(REQUESTS[verb]).__module__].__file__)
+
+def refusal(verb):
+    sys.argv, sys.stdin = [program, verb], io.StringIO(text)
+    runpy.run_path(program, run_name="__main__")
+
+def child(work, verb, out):
+    code = 1
+    try:
+        os.dup2(out, 1)
+        work(verb)
+        code = 0
+    except SystemExit as ending:
+        code = ending.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+
+printed = {}
+for verb in verbs:
+    printed[verb] = {}
+    for work in (handler, refusal):
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            child(work, verb, writing)
+        os.close(writing)
+        with open(reading) as file:
+            answer = file.read()
+        printed[verb][work.__name__] = [os.waitstatus_to_exitcode(os.wait()[1]), answer]
+print(json.dumps(printed))
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(program):
+    """
+    Exit status and output by verb: "handler" prints the file that its code is from, "refusal" the
+    answer to an unknown argument.
+    """
+    document = {"schema": SCHEMA, "args": {"no_such_argument": 1}}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _FORKED, str(program), json.dumps(document), *REQUESTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=program.parent,
+    )
+    return json.loads(done.stdout)
+
+
 def test_it_runs_without_a_checkout(program, tmp_path):
     """
     One file, without installed packages, in any directory; an error is an answer with exit code 0.
@@ -48,16 +111,16 @@ def test_it_runs_without_a_checkout(program, tmp_path):
 
 
 @pytest.mark.parametrize("verb", sorted(REQUESTS))
-def test_every_verb_refuses_an_unknown_argument(program, tmp_path, verb):
+def test_every_verb_refuses_an_unknown_argument(printed, verb):
     """
     Through the zipapp in a process of its own: the verb is known, and its request is checked.
     """
-    document = {"schema": SCHEMA, "args": {"no_such_argument": 1}}
+    status, answer = printed[verb]["refusal"]
 
-    answer = run(program, verb, stdin=json.dumps(document), cwd=tmp_path)
-
-    assert answer["error"]["kind"] == "UsageError"
-    assert "no_such_argument" in answer["error"]["why"]
+    assert status == 0
+    error = json.loads(answer)["error"]
+    assert error["kind"] == "UsageError"
+    assert "no_such_argument" in error["why"]
 
 
 def test_an_unknown_verb_is_refused_with_another_error(program, tmp_path):
@@ -72,26 +135,14 @@ def test_an_unknown_verb_is_refused_with_another_error(program, tmp_path):
 
 
 @pytest.mark.parametrize("verb", [request.VERB for request in HANDLERS])
-def test_every_handler_is_in_it(program, tmp_path, verb):
+def test_every_handler_is_in_it(program, printed, verb):
     """
     The zipapp can import the code of each verb, without the checkout.
     """
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from deploy.host.__main__ import handler_of\n"
-        "from deploy.host.protocol import REQUESTS\n"
-        "handler = handler_of(REQUESTS[sys.argv[2]])\n"
-        "print(sys.modules[handler.__module__].__file__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(program), verb],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
+    status, file = printed[verb]["handler"]
 
-    assert done.stdout.startswith(f"{program}/deploy/host/")
+    assert status == 0
+    assert file.startswith(f"{program}/deploy/host/")
 
 
 def test_it_is_the_same_bytes_each_time(tmp_path):
