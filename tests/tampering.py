@@ -171,9 +171,13 @@ def _of_socket(resource, root):
     yield "owner", f"{bind}; chmod 0600 {path}; chown {FOREIGN} {path}"
 
 
+def _a_module(path):
+    return f"$(find {path}/lib -name '*.py' -size +1k | sort | head -n 1)"
+
+
 def _of_venv(resource, root):
     path = f"{root}{resource.path}"
-    a_module = f"$(find {path}/lib -name '*.py' -size +1k | sort | head -n 1)"
+    a_module = _a_module(path)
     yield "owner", f"chown {FOREIGN} {path}"
     yield "group", f"chgrp {FOREIGN} {path}"
     yield "mode", f"chmod 0755 {path}"
@@ -200,7 +204,7 @@ def _of_standalone_python(resource, root):
     yield "program", f"rm {program}"
     yield "program is a link", f"ln -sfn /bin/true {program}"
     path = f"{root}{resource.path}"
-    a_module = f"$(find {path}/lib -name '*.py' -size +1k | sort | head -n 1)"
+    a_module = _a_module(path)
     yield "content", f"echo '# tampered' >>{a_module}"
     yield "a file is gone", f"rm {a_module}"
     yield "a file is added", f"touch {path}/lib/tampered.py"

@@ -13,9 +13,9 @@ from deploy.errors import UsageError
 
 _ROOT = Path(__file__).parents[2]
 _MOST_WORKERS = 8
-# Not in the checkout: the tests' sshd runs where the home of root is another one.
 _ALONE = "tests/lab/test_lab_leaves_nothing.py"
 _LABS = "2"
+# Not in the checkout: the tests' sshd runs where the home of root is another one.
 _TEST_PROGRAMS = Path("/var/cache/slipway-tests")
 _REFUSED = 2  # of argparse, which has said which flag
 

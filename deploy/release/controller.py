@@ -298,9 +298,11 @@ class Controller:
         unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
         rechecked, self._rechecked = self._rechecked, {}
+        errors: Mapping[str, DeployError] = {}
         if rechecked.keys() >= asked.keys():
-            return {name: rechecked[name] for name in asked}
-        seen, errors = look(asked, within_s=within_s)
+            seen = {name: rechecked[name] for name in asked}
+        else:
+            seen, errors = look(asked, within_s=within_s)
         self._refuse_newer(seen)
         if errors:
             self._failed(errors, is_hasty=within_s is not None)

@@ -3,13 +3,13 @@ Which release would make hosts that differ one fleet again, in words for the ope
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 
 from deploy.foreign_text import listed, quoted
 from deploy.release.desired import Desired, Ending
 from deploy.release.observe import Observed, ObservedSlot
 from deploy.release.plan import Kind
+from deploy.release.rollback import served_before
 from deploy.release.rollback_target import record_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -101,8 +101,7 @@ def _taken_back(last: Desired | None) -> tuple[str | None, str | None]:
     if last is None or last.ending not in (Ending.REVERTED, Ending.ROLLED_BACK):
         return None, None
     plan = last.plan
-    before = Counter(host.from_bundle for host in plan.hosts if host.from_bundle).most_common(1)
-    served = before[0][0] if before else None
+    served = served_before(plan)
     if served == plan.bundle:
         return None, served
     return (served, plan.bundle) if plan.kind is Kind.ROLLBACK else (plan.bundle, served)

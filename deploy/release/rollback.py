@@ -233,9 +233,16 @@ def _left_by(rollback: ReleasePlan) -> str | None:
 
     Once they have arrived, what they serve does not tell any more.
     """
-    before = Counter(host.from_bundle for host in rollback.hosts if host.from_bundle)
-    leaving = before.most_common(1)[0][0] if before else None
+    leaving = served_before(rollback)
     return leaving if leaving != rollback.bundle else None
+
+
+def served_before(plan: ReleasePlan) -> str | None:
+    """
+    Return the digest of the bundle that most hosts of *plan* served before it; None: none did.
+    """
+    before = Counter(host.from_bundle for host in plan.hosts if host.from_bundle)
+    return before.most_common(1)[0][0] if before else None
 
 
 def as_now(plan: ReleasePlan, now: RollbackPlan) -> dict[str, DeployError]:

@@ -118,17 +118,17 @@ class HostStore:
         self.refused: dict[str, DeployError] = {}
 
     def read(self, known: Known | None = None) -> Desired | None:
-        seen, errors = sorted_out(known or {})
-        unknown = {name: c for name, c in self._clients.items() if name not in (known or {})}
-        if unknown:
-            asked, late = look(unknown, within_s=self._within_s)
+        known = known or {}
+        seen, errors = look_at_unknown(self._clients, known, within_s=self._within_s)
+        slow = {
+            name: self._clients[name]
+            for name, error in errors.items()
+            if name not in known and isinstance(error, TransportError)
+        }
+        if slow and self._within_s is not None and not _is_certain(seen, len(self._clients)):
+            asked, answers = look(slow)
             seen |= asked
-            slow = {n: unknown[n] for n, error in late.items() if isinstance(error, TransportError)}
-            if slow and self._within_s is not None and not _is_certain(seen, len(self._clients)):
-                asked, answers = look(slow)
-                seen |= asked
-                late = {n: answers.get(n, e) for n, e in late.items() if n not in asked}
-            errors |= late
+            errors = {n: answers.get(n, e) for n, e in errors.items() if n not in asked}
         return agreed(self._clients, {n: seen[n] for n in self._clients if n in seen}, errors)
 
     def acquire(self, *, steal: bool, is_way_back: bool, known: Known | None = None) -> int:

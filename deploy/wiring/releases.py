@@ -39,7 +39,7 @@ from deploy.release.rollback import (
     unplanned,
     with_left_out,
 )
-from deploy.release.store import Known
+from deploy.release.store import Known, sorted_out
 from deploy.transport.client import HostClient
 from deploy.wiring.bundles import checked_bundle
 from deploy.wiring.checkout import ROOT, store, wheels
@@ -177,7 +177,7 @@ def run_rollback(
 
     def recheck() -> Recheck:
         now = make_rollback(on, target.bundle)
-        seen = {name: one for name, one in now.seen.items() if isinstance(one, Observed)}
+        seen, _ = sorted_out(now.seen)
         return Recheck(as_now(plan, now), seen)
 
     return _run(

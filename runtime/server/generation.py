@@ -72,6 +72,7 @@ class Generator:
 
     Attributes:
         embedder: None for a model that makes no embeddings.
+        prompts: Reads the prompts of all its requests.
         promised: Places of admitted requests that the engine does not have yet.
     """
 
@@ -91,7 +92,7 @@ class Generator:
         self._verbatim = codec.verbatim()
         self._with_marks = codec.keeping((THINK, THINK_END, *marks))
         self._engine, self._codec, self._limits = engine, codec, limits
-        self._prompts = PromptReader(codec, template, limits.vocabulary)
+        self.prompts = PromptReader(codec, template, limits.vocabulary)
         self.generates = generates
         self.embedder: Embedder | None = None
         self._grammars = grammars or GrammarReader(None)
@@ -101,7 +102,7 @@ class Generator:
 
     @property
     def load(self) -> CurrentLoad:
-        in_flight = self._engine.in_flight + self.promised + self._prompts.given_up
+        in_flight = self._engine.in_flight + self.promised + self.prompts.given_up
         return CurrentLoad(in_flight, self._mean_s)
 
     def make_embeddings(self, dimensions: int, shorter_dimensions: Sequence[int]) -> None:
@@ -109,7 +110,7 @@ class Generator:
         From now on make embeddings too, of *dimensions*.
         """
         self.embedder = Embedder(
-            self._engine, self._prompts, self._limits, dimensions, shorter_dimensions
+            self._engine, self.prompts, self._limits, dimensions, shorter_dimensions
         )
 
     def hold(self) -> AbstractContextManager[None]:
@@ -252,7 +253,7 @@ class Generator:
             if refused := refuse(max(len(tokens), 1), 0, _NO_LOAD, self._limits, field="tokens"):
                 raise Failed(refused)
             late_s = time.monotonic() + self._limits.request_timeout_s
-            return await _by(late_s, self._prompts.text_of(tokens))
+            return await _by(late_s, self.prompts.text_of(tokens))
 
     async def echo(self, request: GenerationRequest, *, has_offsets: bool) -> EchoedPrompt:
         """
@@ -263,7 +264,7 @@ class Generator:
         """
         assert not isinstance(request.prompt, Conversation)
         late_s = time.monotonic() + self._limits.request_timeout_s
-        reading = self._prompts.echo(
+        reading = self.prompts.echo(
             request.prompt,
             self._codec if request.skips_special else self._verbatim,
             adds_special=request.adds_special,
@@ -415,7 +416,7 @@ class Generator:
     async def _read_prompt(
         self, request: GenerationRequest, late_s: float, excuse: str | None = None
     ) -> Sequence[int]:
-        reading = self._prompts.tokens(
+        reading = self.prompts.tokens(
             request.prompt,
             request.field,
             adds_special=request.adds_special,

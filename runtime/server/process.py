@@ -36,7 +36,6 @@ from runtime.server.metrics import Metrics
 from runtime.server.middleware import App
 from runtime.server.model_files import check_tokens, open_model_files
 from runtime.server.notify import Notifier, Watchdog
-from runtime.server.prompts import PromptReader
 from runtime.server.serving import Serving
 from runtime.server.warmup import check_prompt, fitted, warm_up
 from runtime.structured.process import GrammarChecker
@@ -163,7 +162,7 @@ class RuntimeServer:
             log.warning("model.tokens_without_rows %s", warning)
         limits = config.limits(loaded.context_tokens, vocabulary)
         self._serving.uploads.fit_context(limits.context_tokens, codec.longest_token_bytes)
-        self._serving.generator = Generator(
+        self._serving.generator = generator = Generator(
             self._engine,
             codec,
             limits,
@@ -174,12 +173,12 @@ class RuntimeServer:
             GrammarReader(checker),
         )
         if loaded.dimensions:
-            self._serving.generator.make_embeddings(loaded.dimensions, loaded.shorter_dimensions)
+            generator.make_embeddings(loaded.dimensions, loaded.shorter_dimensions)
         self._serving.defaults = files.generation_defaults
         self._serving.since = int(time.time())
         self._serving.check = await fitted(
             self._serving.check,
-            PromptReader(codec, files.template, vocabulary),
+            generator.prompts,
             limits,
             self._settings.golden_file,
             generates=loaded.generates,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deploy.errors import (
     LeaseHeld,
+    LeaseLost,
     NothingToRollBackTo,
     PreconditionError,
     RollbackFailed,
@@ -583,6 +584,18 @@ def test_a_host_that_changes_under_the_leases_is_left_and_named(fleet):
 
     assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}, {"b1": 100}, {"b1": 100}]
     assert "n1" in outcome.error.what
+
+
+def test_the_look_under_the_leases_shows_an_operator_who_has_begun_since(fleet):
+    def now():
+        seen = fleet.observed()
+        for name in ("n1", "n2"):  # one alone does not end a release
+            seen[name] = dataclasses.replace(seen[name], epoch=seen[name].epoch + 1)
+        return Recheck({}, seen)
+
+    with pytest.raises(LeaseLost):
+        rollback(fleet, recheck=now)
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
 def test_a_change_of_most_hosts_stops_the_rollback(fleet):

@@ -165,7 +165,7 @@ async def test_a_text_with_such_a_token_is_refused_too(runtime):
     """
     A tokenizer may have more tokens than the model's embedding has rows.
     """
-    runtime.serving.generator._prompts._vocabulary = 0x80
+    runtime.serving.generator.prompts._vocabulary = 0x80
     assert_is_error(await runtime.complete("a\x80"), 400, "unknown_token", retry_safe=False)
 
 
