@@ -290,7 +290,7 @@ async def test_a_model_without_a_template_says_so(runtime):
     """
     400: another request of this form will not succeed either.
     """
-    runtime.serving.generator._prompts._template = None
+    runtime.serving.generator.prompts._template = None
     response = await runtime.chat("hi")
     assert_is_error(response, 400, "no_chat_template", retry_safe=False)
     assert response.json()["error"]["param"] == "messages"

@@ -387,7 +387,7 @@ async def test_calls_of_a_conversation_reach_the_template(runtime):
     answer = {"role": "assistant", "content": None, "tool_calls": [call], "parsed": None}
     messages = ["hi", answer, {"role": "tool", "tool_call_id": "c", "content": "21"}]
     seen = []
-    template = runtime.serving.generator._prompts._template
+    template = runtime.serving.generator.prompts._template
     render = template.render
 
     def spy(messages, **kwargs):
