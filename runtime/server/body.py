@@ -236,7 +236,7 @@ class _Shape:
 
     def __init__(self, kind: type[Body]) -> None:
         self._kind = kind
-        self._quotes = self._structure_bytes = self._containers = 0
+        self._quotes = self._structure_bytes = self._containers = self._escapes = 0
         self._held = b""  # a backslash, whose other half comes next
 
     def add(self, part: bytes) -> None:
@@ -251,6 +251,7 @@ class _Shape:
         self._held = part[len(part) - slashes % 2 :]
         part = part[: len(part) - slashes % 2]
         plain = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        self._escapes += (len(part) - len(plain)) // 2 + plain.count(b"\\")
         pieces = plain.split(b'"', 2 * bounds.strings)
         structure = b"".join(pieces[self._quotes % 2 :: 2])
         self._quotes += len(pieces) - 1
@@ -260,8 +261,9 @@ class _Shape:
             self._quotes >= 2 * bounds.strings
             or self._structure_bytes > bounds.structure_bytes
             or self._containers > bounds.containers
+            or self._escapes > bounds.escapes
         ):
-            words = "the body has more than a request may have, or too much white space"
+            words = "the body has more than a request may have, or too much white space or escapes"
             raise _invalid(self._kind, words)
 
 

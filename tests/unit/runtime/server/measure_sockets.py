@@ -78,6 +78,7 @@ CASES = {
     "escaped quotes": (1, prompt('\\"')),
     "escaped backslashes": (1, prompt("\\\\")),
     "escaped newlines": (1, prompt("a\\n")),
+    "fewer escaped newlines": (1, prompt("a\\n" * 100 + "a" * 210)),  # as many as a body may have
     "CJK": (1, prompt("船")),
     "escaped CJK": (1, prompt("\\u8239")),
     "one word": (1, prompt("a")),

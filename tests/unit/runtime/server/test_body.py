@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.contract import MAX_BODY_BYTES
 from runtime.server import body
 from runtime.server.errors import Failed
 from runtime.server.schemas import Body, BodyBounds, GenerateBody
 
-BOUNDS = BodyBounds(strings=2, containers=3, structure_bytes=12)
+BOUNDS = BodyBounds(strings=2, containers=3, structure_bytes=12, escapes=5)
 
 
 class Small(Body):
@@ -35,10 +36,12 @@ def counted(text):
     pieces = plain.split(b'"')
     structure = b"".join(pieces[::2])
     containers = structure.count(b"[") + structure.count(b"{")
+    escapes = len(re.findall(rb"\\.", text))
     return (
         len(pieces) > 2 * BOUNDS.strings
         or len(structure) > BOUNDS.structure_bytes
         or containers > BOUNDS.containers
+        or escapes > BOUNDS.escapes
     )
 
 
@@ -86,3 +89,15 @@ def test_a_body_that_is_nested_too_deeply_is_called_so():
     with pytest.raises(Failed) as caught:
         asyncio.run(body.parse(bytearray(text.encode()), GenerateBody))
     assert "nested too deeply" in str(caught.value)
+
+
+def test_escapes_are_bounded(monkeypatch):
+    """
+    Each takes the parser twice as long as a character; \\u0061 in the whole body is allowed.
+    """
+    assert MAX_BODY_BYTES // len("\\u0061") < BodyBounds().escapes
+    monkeypatch.setattr(GenerateBody, "BOUNDS", BodyBounds(escapes=6))
+    text = b'{"prompt": "\\n\\t\\u0061\\\\\\"\\/%b"}'
+    assert asyncio.run(body.parse(bytearray(text % b""), GenerateBody)).prompt == '\n\ta\\"/'
+    with pytest.raises(Failed, match="escapes"):
+        asyncio.run(body.parse(bytearray(text % b"\\n"), GenerateBody))
