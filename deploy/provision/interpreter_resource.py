@@ -7,12 +7,11 @@ from typing import Literal
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
 from deploy.provision.requirements import HostRefusal
-from deploy.provision.resource import Difference, Resource, attributes
+from deploy.provision.resource import Difference, Resource, altered_files, attributes
 from deploy.units import format_size
 
 # An archive of 30 MiB unpacks to 110 MiB: python-build-standalone, install_only_stripped.
 _UNPACKED_TIMES = 5
-_NAMED_MAX = 3  # altered files
 
 
 class StandalonePython(Resource):
@@ -68,12 +67,7 @@ class StandalonePython(Resource):
         wrong = attributes(program, "file", "root", "root", "0755")
         if wrong:
             return f"its program: {', '.join(wrong)}"
-        if not tree.is_recorded:
-            return "its files were not recorded"
-        if tree.altered_count:
-            names = ", ".join(tree.altered[:_NAMED_MAX])
-            return f"{tree.altered_count} of its files are not as in its archive ({names})"
-        return None
+        return altered_files(tree)
 
     def difference(self, facts: Facts) -> Difference | None:
         damage = self.damage(facts)

@@ -4,8 +4,10 @@ What every resource of a host has: a name, a query for its facts, and its differ
 
 from pydantic import ConfigDict
 
-from deploy.host.protocol import FactQuery, Facts, PathFacts
+from deploy.host.protocol import FactQuery, Facts, PathFacts, VenvFacts
 from deploy.provision.requirements import Frozen, HostRefusal
+
+_NAMED_MAX = 3  # altered files
 
 
 class Difference(Frozen):
@@ -104,3 +106,15 @@ def attributes(found: PathFacts, type_: str, owner: str, group: str, mode: str) 
     if found.mode != mode:
         wrong.append(f"mode {found.mode} → {mode}")
     return wrong
+
+
+def altered_files(tree: VenvFacts) -> str | None:
+    """
+    Return in what the files of *tree* are not as they were recorded; None if all are.
+    """
+    if not tree.is_recorded:
+        return "its files were not recorded"
+    if not tree.altered_count:
+        return None
+    names = ", ".join(tree.altered[:_NAMED_MAX])
+    return f"{tree.altered_count} of its files are not as recorded ({names})"

@@ -24,7 +24,14 @@ from deploy.provision.driver.gpu_state import GpuUnit, waits_for_driver
 from deploy.provision.driver.resource import LoadedDriver, NvidiaDriver
 from deploy.provision.interpreter_resource import StandalonePython
 from deploy.provision.requirements import Frozen, HostRefusal
-from deploy.provision.resource import Difference, PathResource, Resource, attributes, occupied
+from deploy.provision.resource import (
+    Difference,
+    PathResource,
+    Resource,
+    altered_files,
+    attributes,
+    occupied,
+)
 from deploy.provision.slot_resources import Reserve, SlotUnit, Socket
 from deploy.provision.unit_resources import EnabledService, UnitsLoaded
 from deploy.provision.user_resources import User
@@ -32,7 +39,6 @@ from deploy.units import format_size
 from deploy.wheelhouse.lock import pins_in
 
 VENV_TIMEOUT_S = 600  # of `build_request`
-_NAMED_MAX = 3  # altered files that a difference names
 
 
 class Directory(PathResource):
@@ -269,11 +275,8 @@ class Venv(Resource):
             return "it is not there"
         if place.type != "directory":
             return f"{self.path} is no directory"
-        if not found.is_recorded:
-            return "its files were not recorded"
-        if found.altered_count:
-            names = ", ".join(found.altered[:_NAMED_MAX])
-            return f"{found.altered_count} of its files are not as built ({names})"
+        if altered := altered_files(found):
+            return altered
         return f"its Python does not run: {found.problem}" if found.problem else None
 
     def missing(self, facts: Facts) -> tuple[WheelFile, ...]:

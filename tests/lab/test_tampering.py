@@ -157,7 +157,7 @@ def test_a_deep_look_finds_what_keeps_size_and_times(world):
     report = provision(fleet, check=True, progress=lambda _: None, env=ENV)
     assert report.changes == ()
     report = provision(fleet, check=True, deep=True, progress=lambda _: None, env=ENV)
-    assert "1 of its files are not as built" in report.changes[0].change
+    assert "1 of its files are not as recorded" in report.changes[0].change
     report = provision(fleet, deep=True, progress=lambda _: None, env=ENV)
     assert report.ok == (HOST,), report.failed
     assert provision(fleet, deep=True, progress=lambda _: None, env=ENV).changes == ()

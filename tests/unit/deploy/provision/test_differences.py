@@ -450,7 +450,10 @@ def test_only_missing_wheels_are_sent():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"altered": ("a", "b", "c", "d"), "altered_count": 9}, "9 of its files are not as built"),
+        (
+            {"altered": ("a", "b", "c", "d"), "altered_count": 9},
+            "9 of its files are not as recorded",
+        ),
         ({"is_recorded": False}, "its files were not recorded"),
         (
             {"problem": "/usr/bin/python3.11 is gone"},

@@ -47,8 +47,7 @@ def test_one_whose_files_are_as_recorded_is_as_pinned():
         ),
         (
             replace(AS_PLACED, altered=("lib/a.py", "lib/b.py"), altered_count=2),
-            "2 of its files are not as in its archive (lib/a.py, lib/b.py): send 30.0MiB and "
-            "unpack it",
+            "2 of its files are not as recorded (lib/a.py, lib/b.py): send 30.0MiB and unpack it",
         ),
     ],
 )
