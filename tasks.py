@@ -544,9 +544,10 @@ def certs_show(c, hosts=None, limit=None, json=False):
                 "tpm": "Most tokens a minute, of each slot (default: no limit).",
                 "weight": "Share of the engine beside other keys, 1 to 100 (default 1).",
                 "priority": "Keys with a lower number are computed first, 0 to 9 (default 5).",
+                "concurrency": "Most of its answers that a slot computes at once (default: all).",
                 "hosts": _HOSTS, "json": _JSON, "yes": _YES})  # fmt: skip
-def keys_add(c, name, expires="", models="", rpm="", tpm="", weight="1", priority="5", hosts=None,
-             json=False, yes=False):  # fmt: skip
+def keys_add(c, name, expires="", models="", rpm="", tpm="", weight="1", priority="5",
+             concurrency="", hosts=None, json=False, yes=False):  # fmt: skip
     """
     Add an API key on all hosts; print its token, once.
 
@@ -559,7 +560,13 @@ def keys_add(c, name, expires="", models="", rpm="", tpm="", weight="1", priorit
     from deploy.cli.key_flags import key_name, key_options
 
     options = key_options(
-        expires=expires, models=models, rpm=rpm, tpm=tpm, weight=weight, priority=priority
+        expires=expires,
+        models=models,
+        rpm=rpm,
+        tpm=tpm,
+        weight=weight,
+        priority=priority,
+        concurrency=concurrency,
     )
     name = key_name(name)
     _issue(c, f"add the API key {name}", hosts, json, yes,

@@ -31,6 +31,7 @@ class KeyOptions:
     tokens_per_minute: int | None = None
     weight: int = 1
     priority: int = 5
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def add_key(
         options.tokens_per_minute,
         options.weight,
         options.priority,
+        options.concurrency,
     )
     edit = _edit(lambda held: key_list.add(held, key), now)
     lists = _for_issue(read_lists(clients), clients)

@@ -7,7 +7,7 @@ from deploy.cli.arguments import whole_number
 from deploy.errors import UsageError
 from deploy.foreign_text import visible
 from deploy.host.names import KEY, MODEL_NAME, Name
-from deploy.host.protocol import KEY_MODELS_MAX
+from deploy.host.protocol import KEY_CONCURRENCY_MAX, KEY_MODELS_MAX
 from deploy.units import parse_duration_s
 
 _PER_MINUTE_MAX = 10**9 - 1
@@ -24,7 +24,14 @@ def key_name(text: str) -> str:
 
 
 def key_options(
-    *, expires: str, models: str, rpm: str, tpm: str, weight: str, priority: str
+    *,
+    expires: str,
+    models: str,
+    rpm: str,
+    tpm: str,
+    weight: str,
+    priority: str,
+    concurrency: str,
 ) -> KeyOptions:
     """
     Return what a new key may do.
@@ -43,6 +50,9 @@ def key_options(
         tokens_per_minute=_number("tpm", tpm, 1, _PER_MINUTE_MAX) if tpm else None,
         weight=_number("weight", weight, 1, 100),
         priority=_number("priority", priority, 0, 9),
+        concurrency=(
+            _number("concurrency", concurrency, 1, KEY_CONCURRENCY_MAX) if concurrency else None
+        ),
     )
 
 

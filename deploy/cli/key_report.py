@@ -39,6 +39,7 @@ def key_json(key: ApiKey) -> dict[str, Any]:
         "tokens_per_minute": key.tokens_per_minute,
         "weight": key.weight,
         "priority": key.priority,
+        "concurrency": key.concurrency,
     }
 
 
@@ -46,8 +47,8 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
     """
     Return the table of `inv keys.list`.
     """
-    columns = ("key", "created", "expires", "models", "rpm", "tpm", "weight", "priority")
-    table = Grid(columns)
+    limits = ("rpm", "tpm", "weight", "priority", "concurrency")
+    table = Grid(("key", "created", "expires", "models", *limits))
     for key in lists.merged.active:
         newest = key.secrets[0]
         table.add_row(
@@ -59,6 +60,7 @@ def keys_table(lists: HeldLists, now: int) -> Grid:
             str(key.tokens_per_minute or "-"),
             str(key.weight),
             str(key.priority),
+            str(key.concurrency or "-"),
         )
         for older in key.secrets[1:]:
             if older.expires_at is not None and older.expires_at > now:

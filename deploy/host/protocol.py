@@ -266,6 +266,7 @@ KEYS_MAX = 1000  # of one list, revoked ones included
 KEYS_BYTES_MAX = 1 << 20  # of the file of a list
 KEY_SECRETS_MAX = 4  # tokens of one key that are accepted at once
 KEY_MODELS_MAX = 16
+KEY_CONCURRENCY_MAX = 10**6
 
 EpochS = Annotated[int, Range(0, 2**40)]  # seconds since 1970
 PerMinute = Annotated[int, Range(1, 10**9)]
@@ -300,6 +301,7 @@ class ApiKey:
         models: Names of the models that it may use; empty: all.
         weight: Share of the engine, compared with the other keys of its priority.
         priority: Requests of keys with a lower number are computed first.
+        concurrency: Most of its answers that a slot computes at once; None: no limit.
     """
 
     key_name: KeyName
@@ -311,6 +313,7 @@ class ApiKey:
     tokens_per_minute: Optional[PerMinute] = None
     weight: Annotated[int, Range(1, 100)] = 1
     priority: Annotated[int, Range(0, 9)] = 5
+    concurrency: Optional[Annotated[int, Range(1, KEY_CONCURRENCY_MAX)]] = None
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Caller:
     def share(self) -> Share:
         if self.key is None:
             return Share(self.name)
-        return Share(self.name, self.key.weight, self.key.priority)
+        key = self.key
+        return Share(self.name, key.weight, key.priority, key.concurrency)
 
     def may_use(self, model: str) -> bool:
         return self.key is None or not self.key.models or model in self.key.models

@@ -49,6 +49,7 @@ class ServedKey(_Loose):
         models: Names of models; empty: all.
         weight: Share of the engine, compared with keys of the same priority.
         priority: Keys with a lower number are computed first.
+        concurrency: Most of its answers that are computed at once; None: no limit.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -58,6 +59,7 @@ class ServedKey(_Loose):
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10**9)
     weight: int = Field(default=1, ge=1, le=100)
     priority: int = Field(default=5, ge=0, le=9)
+    concurrency: int | None = Field(default=None, ge=1, le=10**6)
 
 
 class _Document(_Loose):

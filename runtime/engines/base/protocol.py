@@ -62,11 +62,13 @@ class Share:
         key: Name of the key; "" for all requests without one.
         weight: Its share of the engine, compared with keys of the same priority.
         priority: Keys with a lower number are computed first.
+        concurrency: Most rows of the batch that the key holds; None: no limit.
     """
 
     key: str = ""
     weight: int = 1
     priority: int = 5
+    concurrency: int | None = None
 
     def level(self, priority: int) -> int:
         """

@@ -101,7 +101,8 @@ class FairShares:
 
     def may_join(self, share: Share, slots: dict[str, int], pages: int, room: int) -> bool:
         """
-        Return whether a request of *share* leaves enough to the other keys.
+        Return whether a request of *share* leaves enough to the other keys, and its key has no
+        more rows than it may.
 
         Args:
             slots: Rows that requests of each key take ahead of it.
@@ -110,6 +111,8 @@ class FairShares:
         """
         key = share.key
         held = self._slots.get(key, 0) + slots.get(key, 0)
+        if share.concurrency is not None and held >= share.concurrency:
+            return False
         if not held or not self.is_shared:
             return True
         free = self._free_slots - sum(slots.values()) - 1

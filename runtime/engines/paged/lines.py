@@ -94,12 +94,15 @@ class Lines(Generic[Item]):
 
         Args:
             may_take: Called with each before it is yielded; after False its key has no more.
-                Not where one key alone is in use.
+                Not where one key alone is in use, without a limit of its rows.
         """
         shares = self._shares
         if len(self._lines) < 2 and not shares.is_shared:  # the usual case costs no heap
             for key in self._lines:
-                yield from self._line(key)
+                for entry in self._line(key):
+                    if entry.share.concurrency is not None and not may_take(entry):
+                        return
+                    yield entry
             return
         lines = {key: self._line(key) for key in self._lines}
         heads = {key: next(line) for key, line in lines.items()}

@@ -14,7 +14,8 @@ from deploy.errors import TransportError, UsageError
 from deploy.host.protocol import ApiKey, KeySecret, KeysHeld, KeysStamp
 
 NOW = 1_790_000_000
-FLAGS = {"expires": "", "models": "", "rpm": "", "tpm": "", "weight": "1", "priority": "5"}
+FLAGS = {"expires": "", "models": "", "rpm": "", "tpm": ""}
+FLAGS |= {"weight": "1", "priority": "5", "concurrency": ""}
 WEB = ApiKey(
     "web", 2, NOW, (KeySecret("b" * 64, NOW), KeySecret("a" * 64, NOW - 9, NOW + 60)), ("glm",), 60
 )
@@ -24,9 +25,9 @@ HELD = KeysHeld(KeysStamp(2, "c" * 64), (GONE, WEB))
 
 def test_flags_become_options():
     options = key_flags.key_options(
-        **FLAGS | {"expires": "30d", "models": "glm, qwen", "rpm": "60"}
+        **FLAGS | {"expires": "30d", "models": "glm, qwen", "rpm": "60", "concurrency": "4"}
     )
-    assert options == KeyOptions(30 * 86400, ("glm", "qwen"), 60)
+    assert options == KeyOptions(30 * 86400, ("glm", "qwen"), 60, concurrency=4)
     assert key_flags.key_options(**FLAGS) == KeyOptions()
 
 
@@ -40,6 +41,7 @@ def test_flags_become_options():
         ("tpm", "-1"),
         ("weight", "101"),
         ("priority", "10"),
+        ("concurrency", "0"),
         ("models", "a b"),
         ("models", ",".join(f"m{n}" for n in range(17))),
     ],

@@ -40,7 +40,10 @@ def test_a_list_is_read_as_it_was_written(host):
     """
     `status` has its stamp, and the file is for the group of the runtime alone.
     """
-    keys = (key("batch", priority=9), key("web", requests_per_minute=60, models=("glm",)))
+    keys = (
+        key("batch", priority=9, concurrency=2),
+        key("web", requests_per_minute=60, models=("glm",)),
+    )
     stamp = written(host, keys)
 
     held = host.call(KeysRead())
@@ -124,6 +127,7 @@ def test_a_list_that_is_none_is_refused(host, keys, problem):
         ("key_name", "web\nx"),
         ("weight", 0),
         ("priority", 10),
+        ("concurrency", 0),
         ("requests_per_minute", 0),
         ("secrets", [{"sha256": "A" * 64, "created_at": 1}]),
         ("models", ["glm 4"]),

@@ -250,9 +250,9 @@ async def test_the_label_of_the_metrics_is_bounded(keys):
 
 
 async def test_the_engine_is_told_whose_request_it_is(keys):
-    keys.set(key("web", WEB, weight=3, priority=1))
+    keys.set(key("web", WEB, weight=3, priority=1, concurrency=2))
     await keys.ask()
-    assert keys.runtime.engine.shares == [Share("web", 3, 1)]
+    assert keys.runtime.engine.shares == [Share("web", 3, 1, 2)]
 
 
 ROUTES = {

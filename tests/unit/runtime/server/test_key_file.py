@@ -28,13 +28,14 @@ def test_what_the_host_program_writes_is_what_the_runtime_reads():
     Every field, in the very bytes.
     """
     secret = KeySecret(digest_of(TOKEN), 5, 99)
-    key = ApiKey("web", 2, 5, (secret,), ("glm/4",), 60, 9000, 7, 2)
+    key = ApiKey("web", 2, 5, (secret,), ("glm/4",), 60, 9000, 7, 2, 3)
     ring = parse_keys(file_of(2, (ApiKey("old", 1, 5, ()), key)))
 
     found, hashed = ring.find(TOKEN)
     assert (ring.version, len(ring)) == (2, 1)
     assert (found.name, found.models, found.weight, found.priority) == ("web", ("glm/4",), 7, 2)
     assert (found.requests_per_minute, found.tokens_per_minute) == (60, 9000)
+    assert found.concurrency == 3
     assert hashed.expires_at == 99
 
 
@@ -64,6 +65,7 @@ def test_other_tokens_are_found_nowhere(token):
         document(weight=0),
         document(weight="1"),
         document(priority=10),
+        document(concurrency=0),
         document(requests_per_minute=0),
         document(secrets=[{"sha256": "A" * 64}]),
         document(secrets=[{"sha256": digest_of(TOKEN), "expires_at": "soon"}]),

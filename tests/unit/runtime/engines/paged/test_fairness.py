@@ -279,6 +279,27 @@ def test_one_key_alone_gets_the_whole_batch():
     assert 0 < held < ROWS
 
 
+@pytest.mark.parametrize("has_other", [False, True])
+def test_a_key_holds_no_more_rows_than_it_may(has_other):
+    """
+    Alone and beside another key; what waits joins as its own answers end.
+    """
+    load, limited = Load(), replace(FLOOD, concurrency=3)
+    for number in range(40):
+        load.send(limited, prompt=1, answer=8)
+        if has_other and number < 8:
+            load.send(POLITE, prompt=1, answer=8)
+    most = 0
+    while not load.scheduler.is_idle:
+        load.turn()
+        running = load.scheduler._running.values()
+        most = max(most, sum(seq.request.share == limited for seq in running))
+    assert most == 3
+    assert len(load.took["flood"]) == 40
+    if has_other:
+        assert max(load.took["polite"]) < min(20, max(load.took["flood"]))
+
+
 def test_a_key_that_was_away_gets_nothing_for_that_time():
     shares = FairShares(4)
     shares.arrive(FLOOD, 0.0)
@@ -328,6 +349,7 @@ def test_any_mix_of_keys_ends_every_request_and_leaves_no_page(data):
     """
     load = Load(pages=data.draw(st.integers(20, 60)), step_tokens=data.draw(st.integers(17, 40)))
     keys = [Share("", 1), Share("a", 1, 5), Share("b", 3, 5), Share("c", 1, 2)]
+    keys.append(Share("d", 2, 5, data.draw(st.integers(1, 3))))
     live = deque()
     for _ in range(data.draw(st.integers(1, 40))):
         share = data.draw(st.sampled_from(keys))
@@ -336,6 +358,7 @@ def test_any_mix_of_keys_ends_every_request_and_leaves_no_page(data):
         live.append(load.last_id)
         if data.draw(st.booleans()):
             load.turn()
+        assert load.scheduler.shares._slots.get("d", 0) <= keys[-1].concurrency
         if data.draw(st.integers(0, 5)) == 0:
             load.scheduler.cancel(live.popleft())
     turns = 0
@@ -343,6 +366,7 @@ def test_any_mix_of_keys_ends_every_request_and_leaves_no_page(data):
         load.turn()
         turns += 1
         assert turns < 5000
+        assert load.scheduler.shares._slots.get("d", 0) <= keys[-1].concurrency
     assert load.scheduler.allocator.used == 0
     assert load.scheduler.shares._slots == {}
     assert load.scheduler.shares._waiting == {}
