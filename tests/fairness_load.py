@@ -69,21 +69,26 @@ async def measure(args):
     """
     Return the document; *args* are those of the command line.
     """
-    limits = httpx.Limits(max_connections=args.workers + 8)
     tls = ssl.create_default_context(cafile=args.ca)
+
+    def client():
+        limits = httpx.Limits(max_connections=args.workers)
+        return httpx.AsyncClient(base_url=args.url, timeout=120, limits=limits, verify=tls)
+
     alone, beside, counts = [], [], {}
     each = math.ceil(args.requests / args.rounds)
-    async with httpx.AsyncClient(
-        base_url=args.url, timeout=120, limits=limits, verify=tls
-    ) as client:
-        await polite(client, args.polite, 5, 0)
+    async with client() as own:
+        await polite(own, args.polite, 5, 0)
         for _ in range(args.rounds):
-            alone += await polite(client, args.polite, each, args.pause)
-            flooding = asyncio.create_task(flood(client, args.flood, args.workers, counts))
-            await asyncio.sleep(args.warm)
-            beside += await polite(client, args.polite, each, args.pause)
-            flooding.cancel()
-            await asyncio.gather(flooding, return_exceptions=True)
+            alone += await polite(own, args.polite, each, args.pause)
+            # Of its own: in a shared pool the polite key waits for connections, also for those
+            # that an earlier flood left behind.
+            async with client() as others:
+                flooding = asyncio.create_task(flood(others, args.flood, args.workers, counts))
+                await asyncio.sleep(args.warm)
+                beside += await polite(own, args.polite, each, args.pause)
+                flooding.cancel()
+                await asyncio.gather(flooding, return_exceptions=True)
             await asyncio.sleep(args.warm)  # what it left in flight ends
     return result(alone, beside, counts) | {"workers": args.workers, "rounds": args.rounds}
 
