@@ -57,8 +57,14 @@ MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limit
 
 
 class TextPart(Strict):
+    """
+    Attributes:
+        prompt_cache_breakpoint: Accepted, without an effect: every prefix is cached.
+    """
+
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = Field(default=None, exclude=True)
 
 
 # The tags are no part of a field's path: `body.TRIED_TYPE`.
@@ -309,6 +315,7 @@ class ChatBody(_Sampled):
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
 
@@ -321,6 +328,7 @@ class ChatBody(_Sampled):
     modalities: Annotated[Any, Neutral(["text"])] = None
     audio: Annotated[Any, Neutral()] = None
     prediction: Annotated[Any, Neutral()] = None
+    moderation: Annotated[Any, Neutral()] = None
     include_reasoning: Annotated[Any, Neutral(True)] = None
     reasoning_effort: Annotated[Any, Neutral("none")] = None
     verbosity: Annotated[Any, Neutral("medium")] = None

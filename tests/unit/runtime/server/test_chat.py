@@ -4,10 +4,21 @@
 
 import json
 
+import openai.types.chat as chat_types
 import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
 
 from runtime.engines.base.protocol import FinishReason
-from runtime.server.openai_bodies import MAX_MESSAGES, ChatBody
+from runtime.server.embeddings import EmbeddingBody
+from runtime.server.openai_bodies import (
+    MAX_MESSAGES,
+    ChatBody,
+    CompletionBody,
+    Message,
+    StreamOptions,
+    TextPart,
+)
 from tests.unit.runtime.server.test_sampling_fields import SAMPLING
 from tests.unit.runtime.serving import CONTEXT, assert_is_error, events_of
 
@@ -22,6 +33,7 @@ NEUTRAL = {
     "functions": [],
     "include_reasoning": True,
     "modalities": ["text"],
+    "moderation": None,
     "prediction": None,
     "reasoning_effort": None,
     "response_format": {"type": "text"},
@@ -32,6 +44,7 @@ ACCEPTED = {
     "metadata": {"run": "7"},
     "parallel_tool_calls": True,
     "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
     "prompt_cache_retention": "24h",
     "safety_identifier": "s",
     "service_tier": "auto",
@@ -45,6 +58,7 @@ UNSUPPORTED = {
     "functions": [{"name": "f"}],
     "include_reasoning": False,
     "modalities": ["text", "audio"],
+    "moderation": {"model": "omni-moderation-latest"},
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "high",
     "verbosity": "low",
@@ -210,6 +224,37 @@ async def test_neutral_values_are_accepted(runtime):
     runtime.engine.will("a")
     response = await runtime.chat("hi", **dict.fromkeys(optional))
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "body"),
+    [
+        (chat_create_params.CompletionCreateParamsStreaming, ChatBody),
+        (completion_create_params.CompletionCreateParamsStreaming, CompletionBody),
+        (embedding_create_params.EmbeddingCreateParams, EmbeddingBody),
+        (chat_types.ChatCompletionStreamOptionsParam, StreamOptions),
+        (chat_types.ChatCompletionContentPartTextParam, TextPart),
+        (chat_types.ChatCompletionUserMessageParam, Message),
+        (chat_types.ChatCompletionAssistantMessageParam, Message),
+        (chat_types.ChatCompletionToolMessageParam, Message),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_every_field_of_openais_client_is_known(typed, body):
+    """
+    A field that is not supported has a value that asks for nothing.
+    """
+    assert typed.__required_keys__ | typed.__optional_keys__ <= body.model_fields.keys()
+
+
+def test_a_cache_breakpoint_of_a_part_does_not_reach_the_template():
+    """
+    Templates that write a part as JSON would write it into the prompt.
+    """
+    part = {"type": "text", "text": "hi"}
+    marked = part | {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    message = {"role": "user", "content": [marked]}
+    assert Message.model_validate(message).as_document() == {"role": "user", "content": [part]}
 
 
 @pytest.mark.parametrize("field", sorted(UNSUPPORTED))
