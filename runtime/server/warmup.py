@@ -106,6 +106,12 @@ async def fitted(
             why=failed.refused.message,
             fix="mend the prompt, or use the files that were published with the model",
         ) from None
+    if not tokens:
+        raise ConfigError(
+            f"{where}: the prompt has no tokens",
+            why="the tokenizer, or the chat template, drops all of its text",
+            fix="mend the prompt, or use the files that were published with the model",
+        )
     refuse_long(len(tokens))
     room = max(context - len(tokens), answer)
     return replace(request, params=replace(PARAMS, max_tokens=min(PARAMS.max_tokens, room)))

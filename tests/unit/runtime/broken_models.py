@@ -331,6 +331,12 @@ def tokenizer_that_adds_a_token_without_a_row(folder):
 
 
 @kind
+def tokenizer_that_drops_every_text(folder):
+    normalizer = {"type": "Replace", "pattern": {"Regex": ".*"}, "content": ""}
+    change_json(folder / "tokenizer.json", normalizer=normalizer)
+
+
+@kind
 def special_token_of_half_a_pair(folder):
     change_json(folder / "tokenizer_config.json", eos_token="\ud800")
 
