@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from runtime.contract.errors import ModelError
-from runtime.server.text import Detokenizer, TokenizerCodec
+from runtime.server.text import MAX_CONTEXT_TOKENS, Detokenizer, TokenizerCodec
 from tests.unit.runtime.builders import make_tokenizer
+from tests.unit.runtime.server.test_text import Counting
 
 BOS = "<s>"
 
@@ -109,6 +110,30 @@ def test_the_first_space_of_an_answer_is_kept(tmp_path):
     detokenizer = Detokenizer(codec, prompt)
     pieces = [detokenizer.add([token]) for token in answer]
     assert "".join(pieces) + detokenizer.add((), is_last=True) == " is calm"
+
+
+@pytest.mark.parametrize("skipped", [1, 2, MAX_CONTEXT_TOKENS // 2])
+def test_a_space_after_a_skipped_token_is_kept(tmp_path, skipped):
+    """
+    A special token has no text, so the word behind it is not the first of the answer.
+    """
+    codec = write(tmp_path, make_metaspace())
+    the, sea = codec.encode("the sea", adds_special=False)
+    answer = [the, *[codec.encode(BOS, adds_special=False)[0]] * skipped, sea]
+    detokenizer = Detokenizer(codec)
+    pieces = [detokenizer.add([token]) for token in answer]
+    assert "".join(pieces) == codec.decode(answer) == "the sea"
+
+
+def test_tokens_without_text_are_decoded_in_linear_time(tmp_path):
+    """
+    However many a model generates.
+    """
+    codec = write(tmp_path, make_metaspace())
+    decoder = Counting(codec)
+    detokenizer = Detokenizer(decoder)
+    assert all(detokenizer.add([0]) == "" for _ in range(2000))
+    assert decoder.count < 2000 * 3 * MAX_CONTEXT_TOKENS
 
 
 def test_a_prompt_that_ends_within_a_character_adds_nothing(tmp_path):
