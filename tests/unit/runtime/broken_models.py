@@ -370,6 +370,11 @@ def special_token_of_the_wrong_form(folder):
 
 
 @kind
+def extra_special_tokens_of_the_wrong_form(folder):
+    change_json(folder / "tokenizer_config.json", additional_special_tokens=["<a>", 5])
+
+
+@kind
 def added_tokens_of_the_wrong_form(folder):
     change_json(folder / "tokenizer_config.json", added_tokens_decoder={"1": "a"})
 

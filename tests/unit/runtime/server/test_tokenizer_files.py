@@ -53,6 +53,10 @@ def make_metaspace():
             },
             "eos_token": "<b>",
         },
+        {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<a>"},
+        {"extra_special_tokens": ["[PAD]", "<b>"], "eos_token": "</s>"},
+        {"additional_special_tokens": ["<b>", "</s>"], "extra_special_tokens": None},
+        {"extra_special_tokens": {"image_token": "<b>"}, "eos_token": "</s>"},
     ],
 )
 def test_the_tokens_of_the_config_are_those_of_transformers(tmp_path, config):
@@ -68,6 +72,16 @@ def test_the_tokens_of_the_config_are_those_of_transformers(tmp_path, config):
         ids = codec.encode(text)
         assert ids == theirs.encode(text)
         assert codec.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_the_tokens_of_an_old_map_are_those_of_transformers(tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": ["<a>", "<b>"], "pad_token": "[PAD]"})
+    )
+    codec = write(tmp_path, make_tokenizer(), eos_token="</s>")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert codec.encode("<a><b></s>[PAD]") == theirs.encode("<a><b></s>[PAD]")
+    assert len(codec.encode("<a><b></s>[PAD]")) == 4  # negative control
 
 
 def test_the_end_token_of_the_config_is_known(tmp_path):
