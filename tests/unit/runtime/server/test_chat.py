@@ -3,12 +3,14 @@
 """
 
 import json
+from contextlib import closing
 
 import openai.types.chat as chat_types
 import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
+from runtime.chat import load_chat_template
 from runtime.engines.base.protocol import FinishReason
 from runtime.server.embeddings import EmbeddingBody
 from runtime.server.openai_bodies import (
@@ -19,8 +21,9 @@ from runtime.server.openai_bodies import (
     StreamOptions,
     TextPart,
 )
+from runtime.server.prompts import Conversation
 from tests.unit.runtime.server.test_sampling_fields import SAMPLING
-from tests.unit.runtime.serving import CONTEXT, assert_is_error, events_of
+from tests.unit.runtime.serving import CONTEXT, Runtime, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
 PROMPT = "user=hi|>"
@@ -408,6 +411,28 @@ async def test_half_a_character_in_a_variable_of_the_template_is_400(runtime, ha
     as_json = {"content-type": "application/json"}
     response = await runtime.http.post("/v1/chat/completions", content=raw, headers=as_json)
     assert_is_error(response, 400, "invalid_request", retry_safe=False)
+    assert response.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_half_a_character_in_a_tool_is_named():
+    tool = {"type": "function", "function": {"name": "f", "description": "\ud800"}}
+    messages = ({"role": "user", "content": "x"},)
+    assert Conversation(messages, tools=(tool,)).find_surrogate() == "tools"
+    assert Conversation(messages, kwargs={"\ud800": 1}).find_surrogate() == "chat_template_kwargs"
+    assert Conversation(messages).find_surrogate() == "messages"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+async def test_a_variable_of_the_template_that_is_a_field_is_named(tmp_path, name):
+    """
+    The template would get one of the two.
+    """
+    (tmp_path / "chat_template.jinja").write_text("x")
+    with closing(load_chat_template(tmp_path)) as template:
+        runtime = Runtime(template=template)
+        response = await runtime.chat("hi", chat_template_kwargs={name: []})
+    assert_is_error(response, 400, "chat_template_refused", retry_safe=False)
+    assert response.json()["error"]["param"] == f"chat_template_kwargs.{name}"
 
 
 async def test_a_long_conversation_is_accepted(runtime):
