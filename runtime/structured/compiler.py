@@ -5,6 +5,7 @@ The model's stop tokens are allowed where the answer matches its grammar, and no
 """
 
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -81,9 +82,12 @@ class GrammarCompiler:
         threads: int = 1,
         limits: ParserLimits | None = None,
     ) -> None:
+        # config.json may name tokens that the model does not have: they are never generated.
+        most = sys.maxsize if vocabulary is None else vocabulary
+        ends = sorted(token for token in stop_token_ids if 0 <= token < most)
         try:
             text = tokenizer.read_text(encoding="utf-8")
-            self._tokenizer = _read(text, vocabulary, sorted(stop_token_ids))
+            self._tokenizer = _read(text, vocabulary, ends)
         except (OSError, ValueError) as error:
             raise GrammarUnavailable(f"{tokenizer.name}: {error}") from None
         size = self._tokenizer.vocab_size

@@ -119,6 +119,21 @@ def test_a_mask_takes_no_more_than_its_limits(path):
     assert not mask.is_empty
 
 
+@pytest.mark.parametrize("others", [[SIZE + 40], [-1], [-1, 2**31 - 1, 10**30]])
+@pytest.mark.parametrize("stops", [STOPS, []])
+def test_stop_tokens_that_the_model_does_not_have_are_left_out(path, stops, others):
+    """
+    config.json of published models names some.
+    """
+    compiler, plain = (GrammarCompiler(path, SIZE + 40, ids) for ids in (stops + others, stops))
+    masks = [
+        each.masks([start(each, GrammarKind.CHOICE, '["a"]', accepted)])
+        for each in (compiler, plain)
+        for accepted in ("", "a")
+    ]
+    assert masks[:2] == masks[2:]
+
+
 def test_a_head_without_rows_for_all_tokens_is_refused(path, tmp_path):
     with pytest.raises(GrammarUnavailable, match=f"{SIZE - 1} vs {SIZE}"):
         GrammarCompiler(path, SIZE - 1)
