@@ -52,7 +52,7 @@ TOKENS_BOUNDS = BodyBounds(strings=1 << 12, containers=1 << 12, structure_bytes=
 Name = Annotated[str, Field(max_length=256)]
 _SEEDS = 2**63
 MAX_STOP_TOKENS = 64  # of one request
-MAX_REPETITION = 100.0
+LEAST_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limit
 
 
@@ -219,7 +219,7 @@ class _Sampled(Body):
 
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=MAX_REPETITION)
+    repetition_penalty: float | None = Field(default=None, ge=LEAST_REPETITION, le=MAX_REPETITION)
     top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS), WHOLE] | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE] | None = None

@@ -36,7 +36,7 @@ SAMPLING = {
 WRONG = {
     "frequency_penalty": [-2.1, 2.1, "1", True],
     "presence_penalty": [-2.1, 2.1, "1"],
-    "repetition_penalty": [0, -1, 100.1],
+    "repetition_penalty": [0, -1, 1e-45, 100.1],
     "top_k": [-2, 1.5, 2**31],
     "min_p": [-0.1, 1.1],
     "min_tokens": [-1, 10],
@@ -68,6 +68,20 @@ async def test_a_field_reaches_the_engine(runtime, route, field):
         response = await ask(runtime, route, max_tokens=9, **{field: value})
         assert response.status_code == 200, response.text
         assert runtime.engine.asked[-1][field] == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1e-45, 0), (9e-6, 0), (1e-5, 1e-5), (0.1, 0.1)])
+async def test_a_tiny_temperature_is_greedy(runtime, value, expected):
+    """
+    A logit divided by 1e-45 is infinite, and the token that is drawn then is any.
+    """
+    for send in (runtime.chat, runtime.complete):
+        runtime.engine.will("a")
+        await send("hi", temperature=value)
+        assert runtime.engine.asked[-1]["temperature"] == expected
+    runtime.engine.will("a")
+    await runtime.generate(temperature=value)
+    assert runtime.engine.asked[-1]["temperature"] == expected
 
 
 @pytest.mark.parametrize("route", ["chat", "completions"])
