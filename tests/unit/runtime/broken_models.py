@@ -434,6 +434,13 @@ def pooling_of_an_unknown_kind(folder):
 
 
 @kind
+def embeddings_of_more_dimensions_than_there_are(folder):
+    (folder / "1_Pooling").mkdir()
+    change_json(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=True)
+    change_json(folder / "config.json", matryoshka_dimensions=[8, 17])
+
+
+@kind
 def encoder_with_the_weights_of_a_decoder(folder):
     change_json(folder / "config.json", architectures=["BertModel"])
 
