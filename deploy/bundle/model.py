@@ -29,6 +29,7 @@ from runtime.contract.chat_files import (
     TOKENIZER_CONFIG,
     added_tokens,
     check_default,
+    extra_special_tokens,
     is_template_name,
     named_templates,
     special_tokens,
@@ -207,7 +208,9 @@ def _check_chat_files(path: Path, optional: Sequence[str], templates: Sequence[s
         raise _not_a_model(path, f"{source}: {error}", REPLACE) from None
     try:
         added_tokens(config)
-        special_tokens(config, documents.get(SPECIAL_TOKENS_MAP, {}))
+        older = documents.get(SPECIAL_TOKENS_MAP, {})
+        special_tokens(config, older)
+        extra_special_tokens(config, older)
     except ValueError as error:
         raise _not_a_model(path, str(error), REPLACE) from None
     if names and (why := template_complaint(path)):

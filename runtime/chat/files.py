@@ -22,6 +22,7 @@ from runtime.contract.chat_files import (
     TOKENIZER_CONFIG,
     check_default,
     check_template_text,
+    extra_special_tokens,
     is_template_name,
     named_templates,
     special_tokens,
@@ -134,6 +135,19 @@ def read_special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str,
     path = directory / SPECIAL_TOKENS_MAP
     try:
         return special_tokens(config, read_json(path) or {})
+    except ValueError as error:
+        raise in_file(directory, error) from None
+
+
+def read_extra_special_tokens(directory: Path, config: Mapping[str, Any]) -> list[str]:
+    """
+    Return the special tokens without a name, from the same files.
+
+    Raises:
+        ModelError: A token is not of a known form.
+    """
+    try:
+        return extra_special_tokens(config, read_json(directory / SPECIAL_TOKENS_MAP) or {})
     except ValueError as error:
         raise in_file(directory, error) from None
 

@@ -74,7 +74,8 @@ class ChatTemplate:
         """
         for name in _RESERVED:
             if name in kwargs:
-                raise ChatTemplateError(f"chat_template_kwargs.{name}: has a field of its own")
+                field = f"chat_template_kwargs.{name}"
+                raise ChatTemplateError(f"{field}: has a field of its own", field)
         variables = {
             "documents": None,
             **self.special_tokens,

@@ -23,9 +23,10 @@ DEFAULT, TOOL_USE = "default", "tool_use"
 NAME_FORM = "up to 64 letters, digits, '.', '_' and '-'"
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Source: SPECIAL_TOKENS_ATTRIBUTES of PreTrainedTokenizerBase in transformers 5.24
-_STANDARD = frozenset(
-    ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_STANDARD = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
 )
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the second is the older name
 _TOKEN_ID = re.compile(r"[0-9]{1,9}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -77,7 +78,7 @@ def check_default(names: Collection[str]) -> None:
 
 def special_tokens(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
     """
-    Return the text of each special token by name, such as `eos_token`.
+    Return the text of each special token by name, such as `eos_token`, the standard ones first.
 
     Args:
         config: TOKENIZER_CONFIG; its tokens count, unless it is an old one.
@@ -101,8 +102,36 @@ def special_tokens(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[
     if named and "added_tokens_decoder" not in config:
         tokens |= named
         file = SPECIAL_TOKENS_MAP
+    tokens = {key: tokens[key] for key in _STANDARD if key in tokens} | tokens
     texts = {key: _token_text(file, key, value) for key, value in tokens.items()}
     return {key: text for key, text in texts.items() if text is not None}
+
+
+def extra_special_tokens(config: Mapping[str, Any], older: Mapping[str, Any]) -> list[str]:
+    """
+    Return the texts of the special tokens that have no name.
+
+    Args:
+        config, older: As for `special_tokens`.
+
+    Raises:
+        ValueError: They are not of a known form; names file and key.
+    """
+    documents = [(TOKENIZER_CONFIG, config)]
+    if "added_tokens_decoder" not in config:
+        documents.append((SPECIAL_TOKENS_MAP, older))
+    texts: list[str] = []
+    for file, document in documents:
+        key = next((key for key in _EXTRA if document.get(key)), _EXTRA[0])
+        value = document.get(key) or []
+        if isinstance(value, dict):
+            continue  # those have names
+        if not isinstance(value, list):
+            raise ValueError(f"{file}: {key}: should be a list of tokens")
+        for index, token in enumerate(value):
+            text = _token_text(file, f"{key}[{index}]", token)
+            texts += [] if text is None else [text]
+    return texts
 
 
 def _token_text(file: str, key: str, value: object) -> str | None:

@@ -1,7 +1,8 @@
 """
 How a text's vector is made of its hidden states, as sentence-transformers' files say it.
 
-Source: `Pooling` and `Normalize` of sentence-transformers 5.1, and the files that they save.
+Source: `Pooling` and `Normalize` of sentence-transformers 5.1 and 6.2, and the files that they
+save: 6.2 writes `pooling_mode`, 5.1 a flag for each mode.
 """
 
 import os
@@ -24,6 +25,7 @@ _MODES: Mapping[str, Mode] = {
     "pooling_mode_lasttoken": "last",
     "pooling_mode_cls_token": "cls",
 }
+_NAMED_MODES: Mapping[str, Mode] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,22 @@ def read_pooling(model_dir: Path, wanted: str) -> Pooling | None:
 
 
 def _mode(document: Mapping[str, Any], path: Path) -> Mode:
-    asked = [key for key, value in document.items() if key.startswith("pooling_mode_") and value]
-    if len(asked) != 1 or asked[0] not in _MODES:
+    known, named = _MODES, document.get("pooling_mode")
+    if named is None:
+        asked = [
+            key for key, value in document.items() if key.startswith("pooling_mode_") and value
+        ]
+    else:
+        known = _NAMED_MODES
+        asked = [str(mode)[:80] for mode in (named if isinstance(named, list) else [named])]
+    if len(asked) != 1 or asked[0] not in known:
+        key = "" if named is None else "pooling_mode: "
         raise ModelError(
-            f"{path}: {', '.join(asked) or 'no mode'}",
-            why=f"this runtime pools with one of {', '.join(_MODES)}",
+            f"{path}: {key}{', '.join(asked) or 'no mode'}",
+            why=f"this runtime pools with one of {', '.join(known)}",
             fix="set pooling: mean, last or cls in the configuration, or serve another model",
         )
-    return _MODES[asked[0]]
+    return known[asked[0]]
 
 
 def _normalizes(path: Path) -> bool:

@@ -18,6 +18,9 @@ from runtime.models.weights import ParameterSource, TensorSlice, sources
 
 READ_BYTES = 16 * 2**20  # of one read: the buffers of all threads fit in the last-level cache
 
+HEAD = "lm_head.weight"
+PREFIX = "model."  # of all other tensors
+
 Target = Tensor | Quantized
 
 
@@ -85,7 +88,7 @@ def plan_reads(
         ModelError: The files are broken, or don't match *config* or *parameters*.
     """
     shard.check(config)
-    stored, expected = find_tensors(path), sources(config, shard)
+    stored, expected = _with_prefix(find_tensors(path)), sources(config, shard)
     _check_files(stored, expected, config, path)
     _check_parameters(parameters, expected, path)
     reads = [
@@ -95,6 +98,16 @@ def plan_reads(
         for read in _reads(stored[piece.name], piece, parameters[name], rows.start)
     ]
     return sorted(reads, key=lambda read: (read.stored.path, read.offset))
+
+
+def _with_prefix(stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """
+    Return *stored* by the names of a model with a head: published embedding models were saved
+    without one, and without the prefix.
+    """
+    if any(name.startswith(PREFIX) for name in stored):
+        return stored
+    return {name if name == HEAD else PREFIX + name: tensor for name, tensor in stored.items()}
 
 
 def _reads(stored: StoredTensor, piece: TensorSlice, target: Target, at: int) -> Iterator[Read]:
@@ -173,5 +186,5 @@ def _is_harmless(name: str, config: DecoderConfig) -> bool:
     return (
         name.startswith(config.ignored)
         or name.endswith("rotary_emb.inv_freq")
-        or (config.is_tied and name == "lm_head.weight")
+        or (config.is_tied and name == HEAD)
     )

@@ -19,6 +19,7 @@ class AnswerText:
         is_scored: Each token comes with its log probabilities.
 
     Attributes:
+        tokens: Number of its tokens so far; the last one ends the stop string that was found.
         is_stopped: Whether a stop string was found; nothing comes after it.
     """
 
@@ -31,7 +32,8 @@ class AnswerText:
         *,
         is_scored: bool,
     ) -> None:
-        self._codec, self._is_scored = codec, is_scored
+        self.tokens = 0
+        self._codec, self._is_scored, self._has_stops = codec, is_scored, bool(stop)
         self._detokenizer = Detokenizer(decoder, prompt)
         self._scanner = StopScanner(stop)
         self._decoded = self._given = 0  # characters
@@ -45,12 +47,17 @@ class AnswerText:
         """
         Return what of the text so far can be given out.
         """
-        if not self._is_scored:
+        if not self._is_scored and not self._has_stops:
+            self.tokens += len(tokens)
             return self._scan(self._detokenizer.add(tokens))
         text = ""
-        # One by one: each token's text has a place of its own.
-        for token, each in zip(tokens, logprobs, strict=True):
-            self._scores.append(score(self._codec, token, each, self._decoded))
+        # One by one: each token's text has a place of its own, and may end a stop string.
+        for index, token in enumerate(tokens):
+            if self.is_stopped:
+                break
+            self.tokens += 1
+            if self._is_scored:
+                self._scores.append(score(self._codec, token, logprobs[index], self._decoded))
             text += self._scan(self._detokenizer.add((token,)))
         return text
 

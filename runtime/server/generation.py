@@ -47,7 +47,7 @@ from runtime.tools import THINK, THINK_END, ToolSyntax, special_tokens_of
 
 LONG_SUBMIT_TOKENS = 1024  # of a prompt; sending a whole context to the engine takes 10 ms
 DECODED_AT_ONCE = 4096  # tokens of an answer, some milliseconds
-SCORED_AT_ONCE = 128  # the same with log probabilities: each is decoded by itself
+DECODED_ALONE = 128  # the same with log probabilities or stop texts: each is decoded by itself
 Value = TypeVar("Value")
 ONLY_EMBEDS = "this model generates no text; it makes embeddings: POST /v1/embeddings"
 NO_PRIORITIES = (
@@ -366,7 +366,7 @@ class Generator:
         def delta(text: str, finish_reason: str | None = None) -> TextDelta:
             return TextDelta(
                 text,
-                seen,
+                answer.tokens,
                 len(request.prompt),
                 finish_reason,
                 stream.cached_tokens,
@@ -374,7 +374,8 @@ class Generator:
                 prompt_scores,
             )
 
-        most = SCORED_AT_ONCE if request.params.logprobs is not None else DECODED_AT_ONCE
+        is_alone = request.params.logprobs is not None or request.stop
+        most = DECODED_ALONE if is_alone else DECODED_AT_ONCE
         while tokens := (await _by(request.give_up_s, stream.more(seen)))[:most]:
             if len(tokens) == most:
                 await asyncio.sleep(0)  # the loop goes on within a long answer

@@ -52,13 +52,19 @@ TOKENS_BOUNDS = BodyBounds(strings=1 << 12, containers=1 << 12, structure_bytes=
 Name = Annotated[str, Field(max_length=256)]
 _SEEDS = 2**63
 MAX_STOP_TOKENS = 64  # of one request
-MAX_REPETITION = 100.0
+LEAST_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limit
 
 
 class TextPart(Strict):
+    """
+    Attributes:
+        prompt_cache_breakpoint: Accepted, without an effect: every prefix is cached.
+    """
+
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = Field(default=None, exclude=True)
 
 
 # The tags are no part of a field's path: `body.TRIED_TYPE`.
@@ -213,7 +219,7 @@ class _Sampled(Body):
 
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=MAX_REPETITION)
+    repetition_penalty: float | None = Field(default=None, ge=LEAST_REPETITION, le=MAX_REPETITION)
     top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS), WHOLE] | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS), WHOLE] | None = None
@@ -309,6 +315,7 @@ class ChatBody(_Sampled):
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
 
@@ -321,6 +328,7 @@ class ChatBody(_Sampled):
     modalities: Annotated[Any, Neutral(["text"])] = None
     audio: Annotated[Any, Neutral()] = None
     prediction: Annotated[Any, Neutral()] = None
+    moderation: Annotated[Any, Neutral()] = None
     include_reasoning: Annotated[Any, Neutral(True)] = None
     reasoning_effort: Annotated[Any, Neutral("none")] = None
     verbosity: Annotated[Any, Neutral("medium")] = None

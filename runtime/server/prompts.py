@@ -3,6 +3,7 @@ From what a client sends as a prompt to token ids: chat template, tokenizer, che
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -47,6 +48,14 @@ class Conversation:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] | None = None
 
+    def find_surrogate(self) -> str:
+        """
+        Return the field with one half of a surrogate pair; call it if the prompt has one.
+        """
+        others = {"tools": self.tools, "chat_template_kwargs": self.kwargs}
+        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in others.items()}
+        return next((name for name, text in texts.items() if not is_unicode(text)), "messages")
+
 
 class PromptReader:
     """
@@ -87,13 +96,15 @@ class PromptReader:
         Raises:
             Failed: It cannot be read, the model has no such token, or *check* raised.
         """
+        conversation = None
         if isinstance(prompt, Conversation):
-            prompt = await self._render(prompt)
+            conversation, prompt = prompt, await self._render(prompt)
             adds_special = False  # the template writes them
         if not isinstance(prompt, str):
             self._check(prompt, field)
             return prompt
         if not is_unicode(prompt):
+            field = field if conversation is None else conversation.find_surrogate()
             message = f"{field} has one half of a surrogate pair"
             raise Failed(Refusal(400, "invalid_request", message, param=field))
         encode = partial(self._codec.encode, adds_special=adds_special)
@@ -160,7 +171,7 @@ class PromptReader:
             return await self._threaded(self._rendering, render)
         except ChatTemplateError as error:
             words = visible(str(error), limit=TEMPLATE_WORDS)
-            refused = Refusal(400, "chat_template_refused", words, param="messages")
+            refused = Refusal(400, "chat_template_refused", words, param=error.field)
             raise Failed(refused) from None
 
     async def _threaded(self, pool: ThreadPoolExecutor, work: Callable[[], Value]) -> Value:

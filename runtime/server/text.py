@@ -14,6 +14,7 @@ from runtime.server.token_bytes import token_bytes
 from runtime.server.tokenizer_files import TOKENIZER, load_tokenizer
 
 CONTEXT_TOKENS = 8  # of a prompt that an answer's first piece is decoded with
+MAX_CONTEXT_TOKENS = 64  # that a piece is decoded with, if tokens without text come before it
 MAX_PENDING = 8  # tokens whose text is held back because it ends within a character
 UNFINISHED_TOKENS = 3  # of them at most: a character has four bytes, and a token at least one
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
@@ -197,7 +198,8 @@ class Detokenizer:
 
     Text is held back while it ends within a character, for less than MAX_PENDING tokens: bytes may
     come that never become one.  Tokens are decoded together with those of the part before, because
-    decoders treat the first token of a text differently: some drop its space.
+    decoders treat the first token of a text differently: some drop its space.  Tokens without text,
+    such as special ones, are no such part.
 
     Args:
         prompt: What the tokens continue.
@@ -220,7 +222,9 @@ class Detokenizer:
             if end - self._done < MAX_PENDING:
                 return ""
             end, text = self._settled(text)
-        self._context, self._done = self._done, end
+        if len(text) > len(before) or end - self._context > MAX_CONTEXT_TOKENS:
+            self._context = self._done
+        self._done = end
         return text[len(before) :]
 
     def _settled(self, text: str) -> tuple[int, str]:

@@ -14,7 +14,12 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import AddedToken, Tokenizer
 
-from runtime.chat.files import in_file, read_json, read_special_tokens
+from runtime.chat.files import (
+    in_file,
+    read_extra_special_tokens,
+    read_json,
+    read_special_tokens,
+)
 from runtime.contract.chat_files import TOKEN_FLAGS, TOKENIZER_CONFIG, added_tokens
 from runtime.contract.errors import ModelError
 from runtime.plain_files import read_plain_file
@@ -89,7 +94,8 @@ def _add_tokens(
         if repr(token) not in there:
             _add(tokenizer, token)
     texts = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for text in dict.fromkeys(special.values()):
+    extra = read_extra_special_tokens(model_dir, config)
+    for text in dict.fromkeys([*special.values(), *extra]):
         if text and text not in texts:
             _add(tokenizer, AddedToken(text, special=True, normalized=False))
     for id, document in listed.items():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from runtime.contract import HEALTHZ
 from runtime.contract.errors import ConfigError, EngineError
@@ -47,12 +47,11 @@ def check_prompt(golden: Path) -> GenerationRequest:
         return GenerationRequest(PROMPT, PARAMS)
     try:
         entry = json.loads(line)
-        prompt = _conversation(entry) if "messages" in entry else entry["prompt"]
-        assert isinstance(prompt, str | Conversation)
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        prompt = _prompt(entry)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{golden}: line 1: is not a golden prompt",
-            why=f"{type(error).__name__}: {error}",
+            why=str(error),
             fix='write {"prompt": …, "max_tokens": …, "expected": …} on each line, or "messages"',
         ) from error
     return GenerationRequest(prompt, PARAMS)
@@ -106,18 +105,35 @@ async def fitted(
             why=failed.refused.message,
             fix="mend the prompt, or use the files that were published with the model",
         ) from None
+    if not tokens:
+        raise ConfigError(
+            f"{where}: the prompt has no tokens",
+            why="the tokenizer, or the chat template, drops all of its text",
+            fix="mend the prompt, or use the files that were published with the model",
+        )
     refuse_long(len(tokens))
     room = max(context - len(tokens), answer)
     return replace(request, params=replace(PARAMS, max_tokens=min(PARAMS.max_tokens, room)))
 
 
-def _conversation(entry: dict[str, Any]) -> Conversation:
+def _prompt(entry: Any) -> str | Conversation:
     """
     Raises:
-        ValueError: *entry* is no request for a chat.
+        ValueError: *entry* has no prompt; names the field.
     """
+    if not isinstance(entry, dict):
+        raise ValueError("not a JSON object")
+    if "messages" not in entry:
+        if not isinstance(prompt := entry.get("prompt"), str):
+            raise ValueError("prompt: should be a text")
+        return prompt
     asked = {key: entry[key] for key in ChatBody.model_fields if key in entry}
-    return ChatBody.model_validate(asked).conversation
+    try:
+        return ChatBody.model_validate(asked).conversation
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        words = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        raise ValueError("; ".join(words)) from None
 
 
 async def warm_up(settings: Settings, token: SecretStr) -> None:

@@ -5,6 +5,7 @@ The model's stop tokens are allowed where the answer matches its grammar, and no
 """
 
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -81,14 +82,19 @@ class GrammarCompiler:
         threads: int = 1,
         limits: ParserLimits | None = None,
     ) -> None:
+        # config.json may name tokens that the model does not have: they are never generated.
+        most = sys.maxsize if vocabulary is None else vocabulary
+        ends = sorted(token for token in stop_token_ids if 0 <= token < most)
         try:
             text = tokenizer.read_text(encoding="utf-8")
-            self._tokenizer = _read(text, vocabulary, sorted(stop_token_ids))
+            self._tokenizer = _read(text, vocabulary, ends)
         except (OSError, ValueError) as error:
             raise GrammarUnavailable(f"{tokenizer.name}: {error}") from None
         size = self._tokenizer.vocab_size
-        self._stops = _bits(stop_token_ids, size)
-        self._ends = _bits(self._tokenizer.eos_tokens, size)
+        self._rows = size if vocabulary is None else vocabulary
+        self._stops = _bits(ends, size)
+        # End tokens of llguidance, and tokens of the file for which the model has no row.
+        self._never = _bits([*self._tokenizer.eos_tokens, *range(self._rows, size)], size)
         self._executor = llguidance.LLExecutor(threads)
         self._limits = llguidance.LLParserLimits(
             **asdict(limits or ParserLimits()), verbose_errors=False
@@ -130,7 +136,7 @@ class GrammarCompiler:
             words.shape[1] * words.itemsize,
             len(states),
         )
-        words &= ~self._ends
+        words &= ~self._never
         found: list[TokenMask | GrammarError] = []
         for own, state in zip(words, states, strict=True):
             if state.matcher.is_error():
@@ -140,7 +146,8 @@ class GrammarCompiler:
             # Whatever the grammar says: an answer that does not match never ends.
             may_end = state.matcher.is_accepting()
             own[:] = own | self._stops if may_end else own & ~self._stops
-            found.append(TokenMask(own.tobytes(), may_end, not own.any()))
+            mask = own[: -(-self._rows // WORD_BITS)]
+            found.append(TokenMask(mask.tobytes(), may_end, not mask.any()))
         return found
 
     def _forget(self, state: AnswerState) -> None:
@@ -151,7 +158,14 @@ class GrammarCompiler:
 
 def _read(text: str, vocabulary: int | None, stop_token_ids: list[int]) -> llguidance.LLTokenizer:
     ends = stop_token_ids or [_a_token_without_text(text)]
-    return llguidance.LLTokenizer(text, n_vocab=vocabulary, eos_token=ends)
+    try:
+        return llguidance.LLTokenizer(text, n_vocab=vocabulary, eos_token=ends)
+    except ValueError:
+        # The file may have more tokens than the model has rows.
+        whole = llguidance.LLTokenizer(text, eos_token=ends)
+        if vocabulary is None or whole.vocab_size <= vocabulary:
+            raise
+        return whole
 
 
 def _a_token_without_text(text: str) -> int:

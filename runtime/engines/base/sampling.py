@@ -9,6 +9,8 @@ from typing import Any, Self
 from runtime.structured import Grammar
 
 MAX_LOGPROBS = 20  # OpenAI's limit, and vLLM's default
+# Lower ones are greedy, as in vLLM: a logit that is divided by one can be more than a float holds.
+LEAST_TEMPERATURE = 1e-5
 MAX_BIASED = 256  # tokens with a logit bias: the most keys of an object that the API takes
 
 
@@ -21,7 +23,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: Most tokens of the answer; 0 to compute the prompt alone.
-        temperature: From 0, which is greedy.
+        temperature: From 0, which is greedy, as anything under LEAST_TEMPERATURE is.
         top_p: Share of the probability that is sampled from: over 0, up to 1.
         seed: With the position of a token it fixes the draw of that token; None for any.
         top_k: Number of likeliest tokens that are sampled from; 0 for all.
@@ -57,6 +59,10 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: Grammar | None = None
     prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
     @property
     def has_penalty(self) -> bool:

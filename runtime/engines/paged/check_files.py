@@ -11,11 +11,12 @@ import torch
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.models.config import DecoderConfig
-from runtime.models.encoder import EncoderConfig, find_encoder_tensors
-from runtime.models.loader import build_model, check_device, read_model_config
+from runtime.models.encoder import EncoderConfig, find_encoder_tensors, read_matryoshka
+from runtime.models.loader import CONFIG, build_model, check_device, read_model_config
 from runtime.models.pooling import read_pooling
 from runtime.models.read_plan import plan_reads
 from runtime.models.shard import Shard
+from runtime.models.tensor_files import read_json
 
 
 def check_files(
@@ -35,7 +36,7 @@ def check_files(
     if is_here:
         _check_device(options.device)
     config = read_model_config(model_dir)
-    read_pooling(Path(model_dir), options.pooling)
+    pooling = read_pooling(Path(model_dir), options.pooling)
     if isinstance(config, EncoderConfig):
         _check_encoder(model_dir, options)
         find_encoder_tensors(Path(model_dir), config)
@@ -46,6 +47,8 @@ def check_files(
             why="the kernels need a power of two",
             fix="set engine: vllm, or serve it on a CPU",
         )
+    if pooling is not None:
+        read_shorter_dimensions(model_dir, config)
     shard = Shard(0, options.gpus)
     model = build_model(
         config, device="meta", precision=options.precision, weights=options.weights, shard=shard
@@ -62,6 +65,17 @@ def makes_embeddings(model_dir: str | Path, options: EngineOptions) -> bool:
         ModelError: Its files that say it are not valid.
     """
     return read_pooling(Path(model_dir), options.pooling) is not None
+
+
+def read_shorter_dimensions(model_dir: str | Path, config: DecoderConfig) -> tuple[int, ...]:
+    """
+    Return the dimensions that the vectors of a decoder in *model_dir* may be cut to.
+
+    Raises:
+        ModelError: Its config.json names others than it can have.
+    """
+    path = Path(model_dir, CONFIG)
+    return read_matryoshka(read_json(path), config.hidden, str(path))
 
 
 def _check_encoder(model_dir: str | Path, options: EngineOptions) -> None:

@@ -14,7 +14,11 @@ import torch
 from runtime.contract.engine_options import EngineOptions
 from runtime.contract.errors import ModelError
 from runtime.engines.base.protocol import Load
-from runtime.engines.paged.check_files import check_files, makes_embeddings
+from runtime.engines.paged.check_files import (
+    check_files,
+    makes_embeddings,
+    read_shorter_dimensions,
+)
 from runtime.engines.paged.device_memory import plan_here
 from runtime.engines.paged.embedding import BATCH_TOKENS, embed_with_decoder
 from runtime.engines.paged.load_encoder import load_encoder_engine
@@ -24,9 +28,8 @@ from runtime.kernels.cache import KV_DTYPES
 from runtime.memory.plan import MemoryPlan, request_tokens, step_tokens
 from runtime.models.config import DecoderConfig
 from runtime.models.decoder import Decoder
-from runtime.models.encoder import EncoderConfig, read_matryoshka
+from runtime.models.encoder import EncoderConfig
 from runtime.models.loader import (
-    CONFIG,
     build_model,
     load_weights,
     prepare_torch,
@@ -36,7 +39,6 @@ from runtime.models.loader import (
 from runtime.models.parallel_reader import give_back_host_memory
 from runtime.models.pooling import read_pooling
 from runtime.models.shard import WHOLE, Shard
-from runtime.models.tensor_files import read_json
 
 log = logging.getLogger("runtime.engine")
 
@@ -136,10 +138,9 @@ def _embedding_of(load: Load, model: Decoder) -> Embedding | None:
     pooling = read_pooling(directory, load.options.pooling)
     if pooling is None:
         return None
-    hidden, path = model.config.hidden, directory / CONFIG
-    shorter = read_matryoshka(read_json(path), hidden, str(path))
+    shorter = read_shorter_dimensions(directory, model.config)
     tokens = BATCH_TOKENS[load.options.device]
-    return Embedding(embed_with_decoder(model, pooling), hidden, shorter, tokens)
+    return Embedding(embed_with_decoder(model, pooling), model.config.hidden, shorter, tokens)
 
 
 def fill(

@@ -331,6 +331,12 @@ def tokenizer_that_adds_a_token_without_a_row(folder):
 
 
 @kind
+def tokenizer_that_drops_every_text(folder):
+    normalizer = {"type": "Replace", "pattern": {"Regex": ".*"}, "content": ""}
+    change_json(folder / "tokenizer.json", normalizer=normalizer)
+
+
+@kind
 def special_token_of_half_a_pair(folder):
     change_json(folder / "tokenizer_config.json", eos_token="\ud800")
 
@@ -361,6 +367,11 @@ def tokenizer_config_of_no_json(folder):
 @kind
 def special_token_of_the_wrong_form(folder):
     change_json(folder / "tokenizer_config.json", eos_token=5)
+
+
+@kind
+def extra_special_tokens_of_the_wrong_form(folder):
+    change_json(folder / "tokenizer_config.json", additional_special_tokens=["<a>", 5])
 
 
 @kind
@@ -420,6 +431,13 @@ def pooling_of_no_json(folder):
 def pooling_of_an_unknown_kind(folder):
     (folder / "1_Pooling").mkdir()
     change_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
+
+
+@kind
+def embeddings_of_more_dimensions_than_there_are(folder):
+    (folder / "1_Pooling").mkdir()
+    change_json(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=True)
+    change_json(folder / "config.json", matryoshka_dimensions=[8, 17])
 
 
 @kind

@@ -79,6 +79,7 @@ def test_a_model_has_what_its_chat_needs(tmp_path):
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": {}}}', "'a' is not a token id"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "added_tokens_decoder"),
         ("special_tokens_map.json", b'{"bos_token": ["x"]}', "special_tokens_map.json: bos_token"),
+        ("tokenizer_config.json", b'{"extra_special_tokens": [5]}', "extra_special_tokens[0]"),
         ("additional_chat_templates/tool_use.jinja", b"x", "no template 'default' among tool_use"),
         ("chat_template.jinja", b"a\n{% for %}", "line 2"),
         ("chat_template.jinja", b"{{ messages | strange }}", "No filter named 'strange'"),

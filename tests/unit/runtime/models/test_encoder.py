@@ -159,11 +159,28 @@ def test_the_files_of_the_model_say_how_it_pools(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("named", "mode"),
+    [("mean", "mean"), ("lasttoken", "last"), ("cls", "cls"), (["mean"], "mean")],
+)
+def test_the_pooling_of_newer_files_has_a_name(tmp_path, named, mode):
+    """
+    As sentence-transformers 6.2 saves it.
+    """
+    saved = {"embedding_dimension": 16, "pooling_mode": named, "include_prompt": True}
+    write_pooling(tmp_path, **saved)
+    assert read_pooling(tmp_path, "model") == Pooling(mode)
+
+
+@pytest.mark.parametrize(
     ("modules", "document", "words"),
     [
         (None, {}, "no mode"),
         (None, {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         (None, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "mean"),
+        (None, {"pooling_mode": "weightedmean"}, "pooling_mode: weightedmean"),
+        (None, {"pooling_mode": ["mean", "cls"]}, "mean, cls"),
+        (None, {"pooling_mode": []}, "no mode"),
+        (None, {"pooling_mode": {"a": 1}}, "pooling_mode"),
         (["Transformer", "Dense"], {"pooling_mode_mean_tokens": True}, "Dense"),
     ],
 )

@@ -374,6 +374,26 @@ def test_a_tied_model_may_repeat_its_embedding(tmp_path):
     assert load(folder)[0].head is None
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_model_that_was_saved_without_its_head_has_no_prefix(tmp_path, is_tied):
+    """
+    As Qwen3-Embedding is published.
+    """
+    folder = write_family(tmp_path / "model", "Qwen3ForCausalLM", tie_word_embeddings=is_tied)
+    model, _ = load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    flat = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(flat, folder / "model.safetensors")
+    again, _ = load(folder)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+    flat.pop("norm.weight")
+    save_file(flat, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is missing"):
+        load(folder)
+
+
 def test_vision_tensors_are_ignored(tmp_path):
     """
     In a vision model's file; in another family they are refused.

@@ -3,13 +3,27 @@
 """
 
 import json
+from contextlib import closing
 
+import openai.types.chat as chat_types
 import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
 
+from runtime.chat import load_chat_template
 from runtime.engines.base.protocol import FinishReason
-from runtime.server.openai_bodies import MAX_MESSAGES, ChatBody
+from runtime.server.embeddings import EmbeddingBody
+from runtime.server.openai_bodies import (
+    MAX_MESSAGES,
+    ChatBody,
+    CompletionBody,
+    Message,
+    StreamOptions,
+    TextPart,
+)
+from runtime.server.prompts import Conversation
 from tests.unit.runtime.server.test_sampling_fields import SAMPLING
-from tests.unit.runtime.serving import CONTEXT, assert_is_error, events_of
+from tests.unit.runtime.serving import CONTEXT, Runtime, assert_is_error, events_of
 
 pytestmark = pytest.mark.anyio
 PROMPT = "user=hi|>"
@@ -22,6 +36,7 @@ NEUTRAL = {
     "functions": [],
     "include_reasoning": True,
     "modalities": ["text"],
+    "moderation": None,
     "prediction": None,
     "reasoning_effort": None,
     "response_format": {"type": "text"},
@@ -32,6 +47,7 @@ ACCEPTED = {
     "metadata": {"run": "7"},
     "parallel_tool_calls": True,
     "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
     "prompt_cache_retention": "24h",
     "safety_identifier": "s",
     "service_tier": "auto",
@@ -45,6 +61,7 @@ UNSUPPORTED = {
     "functions": [{"name": "f"}],
     "include_reasoning": False,
     "modalities": ["text", "audio"],
+    "moderation": {"model": "omni-moderation-latest"},
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "high",
     "verbosity": "low",
@@ -212,6 +229,37 @@ async def test_neutral_values_are_accepted(runtime):
     assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize(
+    ("typed", "body"),
+    [
+        (chat_create_params.CompletionCreateParamsStreaming, ChatBody),
+        (completion_create_params.CompletionCreateParamsStreaming, CompletionBody),
+        (embedding_create_params.EmbeddingCreateParams, EmbeddingBody),
+        (chat_types.ChatCompletionStreamOptionsParam, StreamOptions),
+        (chat_types.ChatCompletionContentPartTextParam, TextPart),
+        (chat_types.ChatCompletionUserMessageParam, Message),
+        (chat_types.ChatCompletionAssistantMessageParam, Message),
+        (chat_types.ChatCompletionToolMessageParam, Message),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_every_field_of_openais_client_is_known(typed, body):
+    """
+    A field that is not supported has a value that asks for nothing.
+    """
+    assert typed.__required_keys__ | typed.__optional_keys__ <= body.model_fields.keys()
+
+
+def test_a_cache_breakpoint_of_a_part_does_not_reach_the_template():
+    """
+    Templates that write a part as JSON would write it into the prompt.
+    """
+    part = {"type": "text", "text": "hi"}
+    marked = part | {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    message = {"role": "user", "content": [marked]}
+    assert Message.model_validate(message).as_document() == {"role": "user", "content": [part]}
+
+
 @pytest.mark.parametrize("field", sorted(UNSUPPORTED))
 async def test_other_values_are_refused_by_name(runtime, field):
     """
@@ -363,6 +411,28 @@ async def test_half_a_character_in_a_variable_of_the_template_is_400(runtime, ha
     as_json = {"content-type": "application/json"}
     response = await runtime.http.post("/v1/chat/completions", content=raw, headers=as_json)
     assert_is_error(response, 400, "invalid_request", retry_safe=False)
+    assert response.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_half_a_character_in_a_tool_is_named():
+    tool = {"type": "function", "function": {"name": "f", "description": "\ud800"}}
+    messages = ({"role": "user", "content": "x"},)
+    assert Conversation(messages, tools=(tool,)).find_surrogate() == "tools"
+    assert Conversation(messages, kwargs={"\ud800": 1}).find_surrogate() == "chat_template_kwargs"
+    assert Conversation(messages).find_surrogate() == "messages"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+async def test_a_variable_of_the_template_that_is_a_field_is_named(tmp_path, name):
+    """
+    The template would get one of the two.
+    """
+    (tmp_path / "chat_template.jinja").write_text("x")
+    with closing(load_chat_template(tmp_path)) as template:
+        runtime = Runtime(template=template)
+        response = await runtime.chat("hi", chat_template_kwargs={name: []})
+    assert_is_error(response, 400, "chat_template_refused", retry_safe=False)
+    assert response.json()["error"]["param"] == f"chat_template_kwargs.{name}"
 
 
 async def test_a_long_conversation_is_accepted(runtime):

@@ -77,6 +77,7 @@ UNASKABLE = {
     "no_chat_template": ({"messages": [ASK]}, {}),
     "none_and_a_context_of_one_token": (None, {"max_position_embeddings": 1}),
     "half_a_surrogate": ({"prompt": "\ud800"}, {}),
+    "no_token_for_any_character": ({"prompt": "日本"}, {}),
 }
 
 

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from runtime.contract.errors import ModelError
-from runtime.server.text import Detokenizer, TokenizerCodec
+from runtime.server.text import MAX_CONTEXT_TOKENS, Detokenizer, TokenizerCodec
 from tests.unit.runtime.builders import make_tokenizer
+from tests.unit.runtime.server.test_text import Counting
 
 BOS = "<s>"
 
@@ -52,6 +53,10 @@ def make_metaspace():
             },
             "eos_token": "<b>",
         },
+        {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<a>"},
+        {"extra_special_tokens": ["[PAD]", "<b>"], "eos_token": "</s>"},
+        {"additional_special_tokens": ["<b>", "</s>"], "extra_special_tokens": None},
+        {"extra_special_tokens": {"image_token": "<b>"}, "eos_token": "</s>"},
     ],
 )
 def test_the_tokens_of_the_config_are_those_of_transformers(tmp_path, config):
@@ -67,6 +72,16 @@ def test_the_tokens_of_the_config_are_those_of_transformers(tmp_path, config):
         ids = codec.encode(text)
         assert ids == theirs.encode(text)
         assert codec.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_the_tokens_of_an_old_map_are_those_of_transformers(tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": ["<a>", "<b>"], "pad_token": "[PAD]"})
+    )
+    codec = write(tmp_path, make_tokenizer(), eos_token="</s>")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert codec.encode("<a><b></s>[PAD]") == theirs.encode("<a><b></s>[PAD]")
+    assert len(codec.encode("<a><b></s>[PAD]")) == 4  # negative control
 
 
 def test_the_end_token_of_the_config_is_known(tmp_path):
@@ -109,6 +124,30 @@ def test_the_first_space_of_an_answer_is_kept(tmp_path):
     detokenizer = Detokenizer(codec, prompt)
     pieces = [detokenizer.add([token]) for token in answer]
     assert "".join(pieces) + detokenizer.add((), is_last=True) == " is calm"
+
+
+@pytest.mark.parametrize("skipped", [1, 2, MAX_CONTEXT_TOKENS // 2])
+def test_a_space_after_a_skipped_token_is_kept(tmp_path, skipped):
+    """
+    A special token has no text, so the word behind it is not the first of the answer.
+    """
+    codec = write(tmp_path, make_metaspace())
+    the, sea = codec.encode("the sea", adds_special=False)
+    answer = [the, *[codec.encode(BOS, adds_special=False)[0]] * skipped, sea]
+    detokenizer = Detokenizer(codec)
+    pieces = [detokenizer.add([token]) for token in answer]
+    assert "".join(pieces) == codec.decode(answer) == "the sea"
+
+
+def test_tokens_without_text_are_decoded_in_linear_time(tmp_path):
+    """
+    However many a model generates.
+    """
+    codec = write(tmp_path, make_metaspace())
+    decoder = Counting(codec)
+    detokenizer = Detokenizer(decoder)
+    assert all(detokenizer.add([0]) == "" for _ in range(2000))
+    assert decoder.count < 2000 * 3 * MAX_CONTEXT_TOKENS
 
 
 def test_a_prompt_that_ends_within_a_character_adds_nothing(tmp_path):

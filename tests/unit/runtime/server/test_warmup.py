@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -38,22 +39,26 @@ def test_a_release_without_golden_prompts_has_a_default_warm_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "why"),
     [
-        "{",
-        "[]",
-        '{"messages": []}',
-        '{"messages": [{"role": "king"}]}',
-        '{"max_tokens": 3}',
-        '{"prompt": 5}',
-        '"prompt"',
+        ("{", "Expecting property name"),
+        ("[]", "not a JSON object"),
+        ('{"messages": []}', "messages: List should have at least 1 item"),
+        ('{"messages": [{"role": "king"}]}', r"messages\.0\.role: Input should be 'system'"),
+        ('{"messages": [{"role": "user", "content": "x"}], "tools": 5}', "tools: Input should be"),
+        ('{"max_tokens": 3}', "prompt: should be a text"),
+        ('{"prompt": 5}', "prompt: should be a text"),
+        ('"prompt"', "not a JSON object"),
+        ("[" * 100_000, "recursion"),
     ],
 )
-def test_an_invalid_golden_prompt_is_named(tmp_path, line):
+def test_an_invalid_golden_prompt_is_named(tmp_path, line, why):
     """
-    The error has the file and the line.
+    The error has the file, the line and the field.
     """
     golden = tmp_path / "golden.jsonl"
     golden.write_text(line + "\n")
-    with pytest.raises(ConfigError, match=r"golden\.jsonl: line 1"):
+    with pytest.raises(ConfigError, match=r"golden\.jsonl: line 1") as caught:
         check_prompt(golden)
+    assert re.search(why, caught.value.why)
+    assert "\n" not in caught.value.why

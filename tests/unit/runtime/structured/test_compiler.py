@@ -119,8 +119,43 @@ def test_a_mask_takes_no_more_than_its_limits(path):
     assert not mask.is_empty
 
 
-def test_a_head_without_rows_for_all_tokens_is_refused(path, tmp_path):
-    with pytest.raises(GrammarUnavailable, match=f"{SIZE - 1} vs {SIZE}"):
-        GrammarCompiler(path, SIZE - 1)
+@pytest.mark.parametrize("others", [[SIZE + 40], [-1], [-1, 2**31 - 1, 10**30]])
+@pytest.mark.parametrize("stops", [STOPS, []])
+def test_stop_tokens_that_the_model_does_not_have_are_left_out(path, stops, others):
+    """
+    config.json of published models names some.
+    """
+    compiler, plain = (GrammarCompiler(path, SIZE + 40, ids) for ids in (stops + others, stops))
+    masks = [
+        each.masks([start(each, GrammarKind.CHOICE, '["a"]', accepted)])
+        for each in (compiler, plain)
+        for accepted in ("", "a")
+    ]
+    assert masks[:2] == masks[2:]
+
+
+@pytest.mark.parametrize("stops", [[], [STOPS[1]]])
+@pytest.mark.parametrize("rows", [SIZE - 1, 64, 65, 96 - 32])
+def test_a_token_without_a_row_is_never_allowed(path, rows, stops):
+    """
+    As with a special token that a fine-tune added to tokenizer.json alone.
+    """
+    compiler, plain = (GrammarCompiler(path, size, stops) for size in (rows, SIZE))
+    for accepted in ("", "a"):
+        masks = [
+            each.masks([start(each, GrammarKind.REGEX, ".*", accepted)])[0]
+            for each in (compiler, plain)
+        ]
+        bits = [np.unpackbits(np.frombuffer(m.words, np.uint8), bitorder="little") for m in masks]
+        kept, wanted = (set(np.flatnonzero(each).tolist()) for each in bits)
+        assert len(masks[0].words) == 4 * -(-rows // 32)
+        assert kept == {id for id in wanted if id < rows}
+        assert masks[0].may_end
+        assert not masks[0].is_empty
+    [mask] = compiler.masks([start(compiler, GrammarKind.CHOICE, '["~"]')])
+    assert mask.is_empty == (TOKENIZER.token_to_id("~") >= rows)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(GrammarUnavailable, match=r"none\.json"):
         GrammarCompiler(tmp_path / "none.json", SIZE)
