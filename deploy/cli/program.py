@@ -11,7 +11,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import invoke
 from invoke._version import __version__
 from invoke.exceptions import Exit, ParseError
+from invoke.parser.context import ParserContext
 from invoke.program import Program
 from invoke.util import enable_logging
 from invoke.vendor import yaml
@@ -76,6 +77,7 @@ class SlipwayProgram(Program):
 
     def parse_tasks(self) -> None:
         super().parse_tasks()
+        refuse_empty_flags(self.tasks)
         if self.args.debug.value:  # also where it stands after the task
             enable_logging()
 
@@ -84,6 +86,28 @@ class SlipwayProgram(Program):
             self.args.config._value = str(path_from_caller(self.args.config.value))
         super().update_config(merge)
         check_config(self.config)
+
+
+def refuse_empty_flags(tasks: Iterable[ParserContext]) -> None:
+    """
+    Refuse flags that are given without text, such as `--to "$VERSION"` of a script where VERSION is
+    not set: taken as absent, the command would do something else than was meant.
+
+    Raises:
+        UsageError: One is.
+    """
+    for task in tasks:
+        for argument in task.args.values():
+            if argument.name == "limit":
+                continue  # empty, it is a selection without a host: `inventory.select` refuses it
+            if isinstance(argument.raw_value, str) and not argument.raw_value.strip():
+                flag = f"--{argument.names[0].replace('_', '-')}"
+                raise UsageError(
+                    f"{flag}: is empty",
+                    why=f"{flag} of inv {task.name} is given, and has no value; a variable of the "
+                    "shell that is not set looks like this",
+                    fix=f"give {flag} a value, or leave it out: inv --help {task.name}",
+                )
 
 
 def check_private_folders() -> None:

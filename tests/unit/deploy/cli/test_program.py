@@ -44,6 +44,33 @@ def test_a_usage_error_has_the_code_of_the_page(inv, words):
     assert "Traceback" not in err
 
 
+EMPTY = [
+    ("rollback", "--to", "", "--yes"),
+    ("rollback", "--to= ", "--yes"),
+    ("release", "--plan", "", "--yes"),
+    ("release", "--version", ""),
+    ("provision", "--hosts", ""),
+    ("provision", "--waves", "1", "--window", "", "--yes"),
+    ("keys.add", "web", "--expires", ""),
+    ("keys.add", ""),
+    ("bundle", "--model", "", "--version", "v1"),
+    ("verify", "--junit", ""),
+    ("matrix", "--torch", ""),
+    ("matrix", "--torch", "2.3", "--gpu", "\t"),
+]
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_flag_is_refused_and_never_taken_as_absent(inv, words):
+    """
+    `--to "$VERSION"` without VERSION would go back to another release than was meant.
+    """
+    code, out, err = inv(*words)
+    assert (code, out) == (19, "")
+    assert ": is empty" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("words", [("status", "--nosuch"), ("nosuch",), ("plan", "--canary", "99")])
 def test_with_json_a_usage_error_is_one_document(inv, words):
     code, out, err = inv(*words, "--json")
