@@ -110,6 +110,12 @@ def _fleet_path(name: str, root: Path) -> Path:
     if name.endswith(".yml"):
         return _named_file(name, root, names)
     path = root / _FOLDER / f"{name}.yml"
+    if name.endswith(".yaml"):
+        raise InventoryError(
+            f"{visible(name, limit=_NAME_MAX)}: not a fleet file",
+            why="the name of a fleet file ends in .yml",
+            fix="rename the file",
+        )
     if name not in names:
         similar = difflib.get_close_matches(name[:_NAME_MAX], names, n=1)
         raise InventoryError(
