@@ -204,6 +204,65 @@ def test_a_configuration_file_of_invoke_is_checked(inv, tmp_path, text, word):
     assert word in err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", "{bad", ["x.json: not JSON"]),
+        ("x.json", "5", ["not a table of keys"]),
+        ("x.toml", "x = 1", ["another format", ".yaml, .yml, .json, .py"]),
+        ("x", "fleet: lab", ["another format"]),
+        ("x.py", "1/0", ["x.py: it cannot be run", "ZeroDivisionError"]),
+        ("x.py", "raise SystemExit(3)", ["x.py: it cannot be run"]),
+        ("x.py", "import os", ["x.py: it cannot be run", "is a module"]),
+        ("x.yaml", b"\xff", ["x.yaml: not YAML"]),
+        ("x.yaml", "fleet: {a: 1}", ["x.yaml: fleet is not a value"]),
+        ("x.yaml", "run:", ["run has NoneType where keys belong"]),
+        ("x.yaml", "run: {echo: {a: 1}}", ["run.echo is not a value"]),
+        ("x.yaml", None, ["does not exist, or is no regular file"]),
+        ("x.yaml", "pipe", ["does not exist, or is no regular file"]),
+        ("x.yaml", "folder", ["does not exist, or is no regular file"]),
+    ],
+)
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_a_configuration_file_that_cannot_be_used_is_named(
+    inv, monkeypatch, tmp_path, name, text, words, given
+):
+    """
+    A name that is mistyped would leave the default fleet in place; a pipe would be waited for.
+    """
+    path = tmp_path / name
+    if text == "pipe":
+        os.mkfifo(path)
+    elif text == "folder":
+        path.mkdir()
+    elif text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    if given == "variable":
+        monkeypatch.setenv("INVOKE_RUNTIME_CONFIG", name)
+    flag = ("--config", name) if given == "flag" else ()
+    code, out, err = inv(*flag, "matrix")
+    assert (code, out) == (19, "")
+    assert str(path) in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("text", ["{bad", "pipe"])
+def test_a_configuration_file_of_the_user_that_cannot_be_used_is_named(
+    inv, monkeypatch, tmp_path, text
+):
+    path = tmp_path / ".invoke.json"
+    if text == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, err = inv("matrix")
+    assert (code, out) == (19, "")
+    assert str(path) in err
+
+
 def test_the_configuration_of_the_repository_is_valid(inv, tmp_path):
     """
     Negative control: its own keys, and those of invoke.
