@@ -179,7 +179,7 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
     from deploy.verify import verify as run
     from deploy.wiring import checkout
 
-    target = output_file("junit", junit) if junit else ROOT / "reports" / "verify.xml"
+    target = output_file("junit", junit or str(ROOT / "reports" / "verify.xml"))
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with waiting("the assertions") as progress:
         result = run(fleet, junit=target, progress=progress)
