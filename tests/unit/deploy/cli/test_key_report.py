@@ -41,6 +41,10 @@ def test_flags_become_options():
         ("weight", "101"),
         ("priority", "10"),
         ("models", "a b"),
+        ("models", ","),
+        ("models", "glm,"),
+        ("expires", "0d"),
+        ("expires", "999ms"),
         ("models", ",".join(f"m{n}" for n in range(17))),
     ],
 )
