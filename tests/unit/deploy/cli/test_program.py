@@ -71,6 +71,20 @@ def test_an_empty_flag_is_refused_and_never_taken_as_absent(inv, words):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [("--plan", "3f9c21"), ("--version", "v1"), ("--canary", "10"), ("--allow-older",)],
+    ids=" ".join,
+)
+def test_a_release_that_goes_on_takes_no_flags_of_a_new_one(inv, flags):
+    """
+    The digest of an approved plan would be left out without a word.
+    """
+    code, out, err = inv("release", "--resume", *flags, "--yes")
+    assert (code, out) == (19, "")
+    assert f"{flags[0]}: not with --resume" in err
+
+
 @pytest.mark.parametrize("words", [("status", "--nosuch"), ("nosuch",), ("plan", "--canary", "99")])
 def test_with_json_a_usage_error_is_one_document(inv, words):
     code, out, err = inv(*words, "--json")
