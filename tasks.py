@@ -25,6 +25,7 @@ from deploy.cli.confirm import confirm, confirm_takeover
 from deploy.cli.progress import waiting
 from deploy.cli.sudo_password import with_sudo_password
 from deploy.cli.terminal import finish, print_progress, print_text
+from deploy.errors import UsageError
 
 ROOT = Path(__file__).parent
 
@@ -179,7 +180,7 @@ def verify(c, hosts=None, limit=None, junit="", json=False):
     from deploy.verify import verify as run
     from deploy.wiring import checkout
 
-    target = output_file("junit", junit) if junit else ROOT / "reports" / "verify.xml"
+    target = output_file("junit", junit or str(ROOT / "reports" / "verify.xml"))
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with waiting("the assertions") as progress:
         result = run(fleet, junit=target, progress=progress)
@@ -253,6 +254,11 @@ def release(c, canary="", version=None, plan=None, resume=False, allow_older=Fal
     from deploy.wiring import bundles, checkout, releases
     from deploy.wiring.hosts import connect
 
+    beside = {"canary": canary, "version": version, "plan": plan, "allow-older": allow_older}
+    if resume and (flags := [f"--{flag}" for flag, value in beside.items() if value]):
+        raise UsageError(f"{', '.join(flags)}: not with --resume",
+                         why="the open release goes on with its own bundle, share and plan",
+                         fix="inv release --resume, or inv abort first")  # fmt: skip
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     if resume:
         _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
@@ -590,7 +596,7 @@ def keys_rotate(c, name, overlap="0s", expires="", hosts=None, json=False, yes=F
     from deploy.cli.key_flags import duration, key_name
 
     name, overlap_s = key_name(name), duration("overlap", overlap)
-    expires_s = duration("expires", expires) if expires else None
+    expires_s = duration("expires", expires, least_s=1) if expires else None
     _issue(c, f"rotate the API key {name}", hosts, json, yes,
            lambda clients, now: rotate_key(clients, name, overlap_s, expires_s, now))  # fmt: skip
 

@@ -32,6 +32,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "slipway-gpu.service": _SYSTEMD,
         "slipway-runtime@.service": _SYSTEMD,
         "slipway-slot.mount": _SYSTEMD,
+        "slipway-torch.service": _SYSTEMD,
         "slipway.slice": _SYSTEMD,
         "slipway.sources": ("deb822",),
         "slipway.tmpfiles": ("tmpfiles",),

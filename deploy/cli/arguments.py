@@ -4,6 +4,7 @@ What flags and environment variables mean: paths, numbers, the fleet.
 
 import os
 import re
+import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,16 +77,50 @@ def output_file(flag: str, text: str) -> Path:
     Return *text* as the path of a file to write, read from the caller's directory.
 
     Raises:
-        UsageError: It names a folder; checked before the work begins.
+        UsageError: It names a folder, or cannot be written; checked before the work begins.
     """
     path = path_from_caller(text)
-    if text.endswith("/") or path.is_dir():
+    shown = visible(text, limit=200)
+    try:
+        why = _unwritable(path)
+        is_folder = text.endswith("/") or path.is_dir()
+    except (OSError, ValueError) as error:  # too long, a file in the place of a folder, NUL
+        why, is_folder = getattr(error, "strerror", None) or str(error), False
+    if is_folder:
         raise UsageError(
-            f"--{flag} {text}: is a folder",
-            why=f"{path} should be a file",
-            fix=f"name a file in it: --{flag} {text.rstrip('/')}/{flag}.xml",
+            f"--{flag} {shown}: is a folder",
+            why=f"{visible(str(path), limit=400)} should be a file",
+            fix=f"name a file in it: --{flag} {shown.rstrip('/')}/{flag}.xml",
+        )
+    if why is not None:
+        raise UsageError(
+            f"--{flag} {shown}: cannot be written",
+            why=why,
+            fix=f"name a file in a folder that you may write to, such as --{flag} {flag}.xml",
         )
     return path
+
+
+def _unwritable(path: Path) -> str | None:
+    """
+    Return why a file at *path* cannot be written, or could be waited for without end; None: it can.
+
+    Folders above it are made where they are missing.
+    """
+    shown = visible(str(path), limit=400)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"{shown} is a link to nothing"
+        above = next(p for p in path.parents if os.path.lexists(p))
+        if not above.is_dir():
+            return f"{visible(str(above), limit=400)} is no folder"
+        can_write = os.access(above, os.W_OK | os.X_OK)
+        return None if can_write else f"you may not write to {visible(str(above), limit=400)}"
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
+        return f"{shown} is no regular file"
+    return None if os.access(path, os.W_OK) else f"you may not write to {shown}"
 
 
 def fleet_name(flag: str | None, configured: str | None) -> str:

@@ -39,12 +39,13 @@ def key_options(
     Raises:
         UsageError: A flag has another form, or is out of range.
     """
-    names = tuple(name.strip() for name in models.split(",") if name.strip())
+    # An empty name is refused, not left out: `--models "$A"` without A would allow all of them.
+    names = tuple(name.strip() for name in models.split(",")) if models else ()
     if len(names) > KEY_MODELS_MAX:
         why = f"at most {KEY_MODELS_MAX} models are kept for a key"
         raise UsageError("--models: too many", why=why, fix="leave --models out to allow all")
     return KeyOptions(
-        expires_s=duration("expires", expires) if expires else None,
+        expires_s=duration("expires", expires, least_s=1) if expires else None,
         models=tuple(_name(MODEL_NAME, "models", name) for name in names),
         requests_per_minute=_number("rpm", rpm, 1, _PER_MINUTE_MAX) if rpm else None,
         tokens_per_minute=_number("tpm", tpm, 1, _PER_MINUTE_MAX) if tpm else None,
@@ -56,15 +57,18 @@ def key_options(
     )
 
 
-def duration(flag: str, text: str) -> int:
+def duration(flag: str, text: str, *, least_s: int = 0) -> int:
     """
     Return *text*, such as 30d, in whole seconds.
 
     Raises:
-        UsageError: It is no duration.
+        UsageError: It is no duration, or shorter than *least_s*.
     """
     try:
-        return int(parse_duration_s(text))
+        seconds = int(parse_duration_s(text))
+        if seconds < least_s:
+            raise ValueError(f"should be at least {least_s}s, got {text!r}")
+        return seconds
     except ValueError as error:
         raise UsageError(
             f"--{flag} {visible(text, limit=80)}: not valid", why=str(error), fix=f"--{flag} 30d"

@@ -2,8 +2,8 @@
 What `inv matrix` prints: the rows of fleet files, and the answer to a question.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -84,10 +84,24 @@ def answer(
             facts.distribution or own.distribution,
             own.modules,
             own.has_nvswitch,
+            unknown={flag: text for flag, text in own.unknown.items() if not known[flag]},
         )
     question = {**asked, **known, "host": host}
     resolution = resolve(catalog, load_policy(), wish, facts, today=datetime.now(UTC).date())
+    resolution = replace(resolution, warnings=(*_unknown(facts), *resolution.warnings))
     return Answer({k: v for k, v in question.items() if v}, facts, resolution, load_matrix())
+
+
+def _unknown(facts: HostFacts) -> Iterator[str]:
+    """
+    Say what of a host the answer leaves open, because the matrix does not have it.
+    """
+    fixes = {
+        "gpu": "--gpu takes its compute capability (nvidia-smi --query-gpu=compute_cap)",
+        "os": "no row was tried on it",
+    }
+    for flag, text in facts.unknown.items():
+        yield f"not in the matrix, and not looked at: {visible(text, limit=200)}; {fixes[flag]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 import invoke
 from invoke._version import __version__
 from invoke.exceptions import Exit, ParseError
+from invoke.parser.context import ParserContext
 from invoke.program import Program
 from invoke.util import enable_logging
-from invoke.vendor import yaml
 
 from deploy.cli.arguments import drop_empty_variables, path_from_caller
 from deploy.cli.boundary import error_boundary
-from deploy.cli.invoke_config import check_config
+from deploy.cli.invoke_config import CheckedConfig, check_config, check_config_file
 from deploy.cli.streams import fill_closed_descriptors, guard_streams
 from deploy.cli.sudo_password import take_sudo_password
 from deploy.cli.terminal import close_output
@@ -33,6 +33,7 @@ from deploy.errors import UsageError
 from deploy.private_files import check_directory, use_private_umask
 
 _PRIVATE = (Path(__file__).parents[2] / ".slipway", Path("~/.cache/slipway"))
+_CONFIG_FILE = "INVOKE_RUNTIME_CONFIG"
 _ARGUMENT = re.compile(r"<Argument: ([\w-]+)[^>]*>")  # how invoke prints a flag
 
 
@@ -69,6 +70,9 @@ class SlipwayProgram(Program):
         except Exit as ending:  # --help, --list, --version are done
             sys.exit(ending.code)
 
+    def create_config(self) -> None:
+        self.config = CheckedConfig()
+
     def parse_core(self, argv: list[str] | None) -> None:
         super().parse_core(argv)
         # invoke turns the caching of bytecode off; compiling takes longer than most commands.
@@ -76,14 +80,40 @@ class SlipwayProgram(Program):
 
     def parse_tasks(self) -> None:
         super().parse_tasks()
+        refuse_empty_flags(self.tasks)
         if self.args.debug.value:  # also where it stands after the task
             enable_logging()
 
     def update_config(self, merge: bool = True) -> None:
-        if self.args.config.value:
-            self.args.config._value = str(path_from_caller(self.args.config.value))
+        named = self.args.config.value or os.environ.get(_CONFIG_FILE)
+        if named:
+            path = path_from_caller(named)
+            check_config_file(path)
+            self.args.config._value = str(path)
         super().update_config(merge)
         check_config(self.config)
+
+
+def refuse_empty_flags(tasks: Iterable[ParserContext]) -> None:
+    """
+    Refuse flags that are given without text, such as `--to "$VERSION"` of a script where VERSION is
+    not set: taken as absent, the command would do something else than was meant.
+
+    Raises:
+        UsageError: One is.
+    """
+    for task in tasks:
+        for argument in task.args.values():
+            if argument.name == "limit":
+                continue  # empty, it is a selection without a host: `inventory.select` refuses it
+            if isinstance(argument.raw_value, str) and not argument.raw_value.strip():
+                flag = f"--{argument.names[0].replace('_', '-')}"
+                raise UsageError(
+                    f"{flag}: is empty",
+                    why=f"{flag} of inv {task.name} is given, and has no value; a variable of the "
+                    "shell that is not set looks like this",
+                    fix=f"give {flag} a value, or leave it out: inv --help {task.name}",
+                )
 
 
 def check_private_folders() -> None:
@@ -118,10 +148,6 @@ def _usage_errors() -> Iterator[None]:
         if not error.message:
             raise
         raise UsageError(error.message, why="invoke could not go on", fix="inv --list") from error
-    except yaml.YAMLError as error:
-        raise UsageError(
-            "a configuration file of invoke is not YAML", why=str(error), fix="correct that line"
-        ) from error
     except (ValueError, AttributeError) as error:  # of --list-depth x and --list-format x
         if not _is_of_invoke(error):
             raise

@@ -65,6 +65,7 @@ HANDLERS: dict[type[Request[Any]], str] = {
 OWN = {
     "deadman.check": "deadman.way_back:check",
     "deadman.boot": "deadman.way_back:boot",
+    "torch.compare": "bundle.torch_check:before_slots",
 }
 
 

@@ -67,6 +67,7 @@ BUILD_USER = "slipway-build"  # runs what comes in bundles, in a sandbox
 HOST_COMMAND = (PYTHON, "-I", HOST_PROGRAM)
 UNIT = "slipway-runtime@{slot}.service"
 SLICE = "slipway.slice"  # of all slots
+TORCH_UNIT = "slipway-torch.service"  # compares torch on the GPUs before slots start
 HAPROXY_UNIT = "haproxy.service"  # of Debian; slipway writes its configuration
 UNITS = "/etc/systemd/system"
 DEADMAN_TIMER = "slipway-deadman.timer"  # runs the check of the host's own way back

@@ -266,6 +266,13 @@ class _Reader:
         if _SURROGATE.search(text):
             self._add_problem(node, path, "has half of a surrogate pair, which is no character")
             return _SURROGATE.sub("?", text)
+        resolved = self._loader.resolve(  # type: ignore[no-untyped-call]
+            yaml.ScalarNode, text, (True, False)
+        )
+        # A tag that is written out and changes the value: `!!null 2222` would be no port at all.
+        if kind != "str" and node.tag != resolved:
+            self._add_tag_problem(node, path)
+            return text
         if kind in _TEXT_TAGS:
             return text
         if kind == "null":

@@ -26,6 +26,7 @@ from deploy.inventory.schema import (
     Signing,
     Ssh,
 )
+from deploy.inventory.schema.gpu import GpuSection
 from deploy.inventory.schema.references import dangling_names, secret_references
 from deploy.inventory.select import select_hosts
 from deploy.inventory.validation_messages import nearest, problems_of
@@ -67,6 +68,7 @@ def load_fleet(
         raise _invalid_file(display_path, problems, document)
     hosts = tuple(_hosts(file, root))
     problems += [*_group_conflicts(file, document), *_duplicate_machines(hosts, document)]
+    problems += _contradicting_gpus(file, document)
     if known_rows is not None:
         problems += _unknown_rows(file, document, known_rows)
         problems += _contradicting_rows(file, hosts, document, known_rows)
@@ -110,6 +112,12 @@ def _fleet_path(name: str, root: Path) -> Path:
     if name.endswith(".yml"):
         return _named_file(name, root, names)
     path = root / _FOLDER / f"{name}.yml"
+    if name.endswith(".yaml"):
+        raise InventoryError(
+            f"{visible(name, limit=_NAME_MAX)}: not a fleet file",
+            why="the name of a fleet file ends in .yml",
+            fix="rename the file",
+        )
     if name not in names:
         similar = difflib.get_close_matches(name[:_NAME_MAX], names, n=1)
         raise InventoryError(
@@ -346,6 +354,25 @@ def _contradicting_rows(
         f" {kind}; set {remedy}",
         document.line_of(path),
     )
+
+
+def _contradicting_gpus(file: FleetFile, document: Document) -> Iterator[Problem]:
+    """
+    Yield a problem for each setting of GPUs that the engine's own contradict.
+    """
+    options = file.service.options
+    if options.device == "cpu":
+        for name, is_set in (
+            ("gpu", file.gpu != GpuSection()),
+            ("driver", file.driver.version is not None),
+        ):
+            if is_set:
+                text = "has no effect: service.device is cpu; remove it"
+                yield Problem((name,), text, document.line_of((name,)))
+    elif file.gpu.count is not None and file.gpu.count < options.gpus:
+        path = ("gpu", "count")
+        text = f"is {file.gpu.count}, but service.gpus is {options.gpus}"
+        yield Problem(path, text, document.line_of(path))
 
 
 def _invalid_file(

@@ -110,6 +110,8 @@ def parse_address(text: str) -> str:
         raise ValueError("should be an IP address or a DNS name")
     if (address := _ip_address(text)) and not _is_of_one_host(address):
         raise ValueError("should be the IP address of one host, or a DNS name")
+    if isinstance(address, IPv6Address) and address.is_link_local and address.scope_id is None:
+        raise ValueError(f"should name the interface of a link-local address: {text}%eth0")
     return text
 
 

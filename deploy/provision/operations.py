@@ -141,7 +141,7 @@ def build_environment(resource: resources.Venv, client: HostClient, notes: Notes
         notes.warn(
             f"torch of {resource.name}",
             f"not compared on GPUs without free memory: {', '.join(map(str, result.full_gpus))}",
-            "the first inv provision after the next boot compares it; to do so now, on the host: "
+            "the next boot compares it before slots start; to do so now, on the host: "
             f"systemctl stop 'slipway-runtime@*'; truncate -s 0 {resource.mark}; then inv "
             "provision compares it and starts the slots again",
         )

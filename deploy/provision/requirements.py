@@ -152,6 +152,10 @@ class RowFits(Requirement):
         )
 
 
+# The way to the host: sshd, or systemd where it listens for it.
+_NOT_TO_STOP = ("sshd", "dropbear", "systemd")
+
+
 class PortFree(Requirement):
     """
     No program but HAProxy listens on the public port.
@@ -167,10 +171,13 @@ class PortFree(Requirement):
     def refusal(self, facts: Facts) -> HostRefusal | None:
         for listener in facts.listeners:
             if listener.program != "haproxy":
+                stop = f"stop {listener.program} on the host, or "
+                if listener.program in _NOT_TO_STOP:
+                    stop = ""
                 return HostRefusal(
                     error="PortInUse",
                     why=f"{listener.program} (pid {listener.pid}) listens on port {self.port}",
-                    fix=f"stop {listener.program} on the host, or set service.port to another",
+                    fix=f"{stop}set service.port to another",
                 )
         return None
 

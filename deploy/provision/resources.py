@@ -323,7 +323,8 @@ class ComparedTorch(Resource):
 
     An environment is compared when it is built.  Where no GPU could be used then, it is marked, and
     compared once the driver and nvidia_uvm are loaded.  GPUs without free memory are no difference:
-    a host whose slots fill them is as pinned, and is compared again after its next boot.
+    a host whose slots fill them is as pinned, and is compared again in its next boot, before slots
+    start.
     """
 
     kind: Literal["compared_torch"] = "compared_torch"

@@ -88,9 +88,20 @@ def row_conflict(
     Args:
         driver: The version that is installed in place of the loaded one; None: that one stays.
     """
+    host = host_facts(load_catalog(), facts, driver)
+    return _conflict(Wish(torch, cuda, python), host)
+
+
+def pin_conflict(*, torch: str, cuda: str, python: str, driver: str) -> RowConflict | None:
+    """
+    Return why no host may have *driver* with that row; None: some may.
+    """
+    return _conflict(Wish(torch, cuda, python), HostFacts(driver=driver))
+
+
+def _conflict(wish: Wish, host: HostFacts) -> RowConflict | None:
     catalog = load_catalog()
-    host = host_facts(catalog, facts, driver)
-    resolution = _resolve(catalog, Wish(torch, cuda, python), host)
+    resolution = _resolve(catalog, wish, host)
     if not resolution.fits:
         return RowConflict(
             _reasons(resolution), _nearest(resolution) + _provisionable(catalog, host)
@@ -99,7 +110,7 @@ def row_conflict(
     if fit.verdict is not DriverVerdict.OK_COMPAT:
         return None
     return RowConflict(
-        f"driver {host.driver} runs CUDA {cuda} with the package cuda-compat alone, which "
+        f"driver {host.driver} runs CUDA {wish.cuda} with the package cuda-compat alone, which "
         "provisioning does not install",
         f"update the driver to {fit.driver_min} or later" + _provisionable(catalog, host),
     )

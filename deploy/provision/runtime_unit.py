@@ -8,6 +8,7 @@ should run and does not is started again.
 import posixpath
 
 from deploy.host import layout
+from deploy.host.tree import UNCOMPARED
 from deploy.inventory.schema import Service
 from deploy.provision.driver.gpu_state import UNIT as GPU_UNIT
 from deploy.provision.requirements import AnyRequirement
@@ -21,6 +22,7 @@ from runtime.contract.engine_options import OLDEST_VERSION, OPTIONS, host_docume
 from runtime.contract.tool_parsers import AUTO
 
 UNIT_FILE = f"{layout.UNITS}/slipway-runtime@.service"
+TORCH_FILE = f"{layout.UNITS}/{layout.TORCH_UNIT}"
 SLICE_FILE = f"{layout.UNITS}/{layout.SLICE}"
 INODES_MAX = 65536  # files and directories in each file system that a slot may write to
 _MARGIN_S = 15.0  # added to the drain timeout, before systemd kills the runtime
@@ -41,6 +43,7 @@ def install(spec: HostSpec) -> list[AnyResource]:
             )
             for slot in layout.SLOTS
         ),
+        *(File(path=TORCH_FILE, content=torch_unit().encode()) for _ in _torch_units(spec)),
     ]
 
 
@@ -64,7 +67,7 @@ def configure(spec: HostSpec) -> list[AnyResource]:
 def activate(spec: HostSpec) -> list[AnyResource]:
     units = (name(slot) for name in (layout.unit, layout.slot_mount) for slot in layout.SLOTS)
     return [
-        UnitsLoaded(units=(*units, layout.SLICE)),
+        UnitsLoaded(units=(*units, layout.SLICE, *_torch_units(spec))),
         *(
             SlotUnit(
                 unit=layout.unit(slot),
@@ -74,6 +77,25 @@ def activate(spec: HostSpec) -> list[AnyResource]:
             for slot in layout.SLOTS
         ),
     ]
+
+
+def _torch_units(spec: HostSpec) -> tuple[str, ...]:
+    return (layout.TORCH_UNIT,) if spec.service.options.device == "cuda" else ()
+
+
+def torch_unit() -> str:
+    """
+    Return the text of the unit that compares torch on the GPUs before slots start.
+    """
+    return render(
+        layout.TORCH_UNIT,
+        mark=UNCOMPARED,
+        gpu_unit=GPU_UNIT,
+        slots=[layout.unit(slot) for slot in layout.SLOTS],
+        venvs=layout.VENVS,
+        python=layout.PYTHON,
+        program=layout.HOST_PROGRAM,
+    )
 
 
 def unit(spec: HostSpec) -> str:
@@ -110,6 +132,7 @@ def unit(spec: HostSpec) -> str:
         exit_config=contract.EXIT_CONFIG,
         gpu=service.options.device == "cuda",
         gpu_unit=GPU_UNIT,
+        torch_unit=layout.TORCH_UNIT,
         vllm=service.options.engine == "vllm",
         gpus=service.options.gpus,
         threads=service.options.threads,

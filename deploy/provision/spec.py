@@ -16,6 +16,7 @@ from deploy.inventory.schema.gpu import DriverSection, GpuSection
 from deploy.inventory.secrets import SecretValue, resolve_secret
 from deploy.provision.allowed_signers import TEXT_MAX, parse_signers
 from deploy.provision.certificate_resources import AcmeIssuer, Issuer
+from deploy.provision.row_fit import pin_conflict
 from deploy.versions.matrix import Row, load_matrix
 from deploy.wheelhouse import InterpreterPin, Lock, UvProgram, interpreter_of
 
@@ -77,12 +78,31 @@ def check_inputs(fleet: Fleet, env: Mapping[str, str]) -> None:
     Read what the fleet file names on this machine, before any host is asked.
 
     Raises:
-        InventoryError: As for `resolve_tokens`, `read_allowed_signers` and `interpreter_of`.
+        InventoryError: As for `resolve_tokens`, `read_allowed_signers` and `interpreter_of`; or no
+            host may have the driver of the fleet file with one of its rows.
     """
+    rows = [load_matrix().row(name) for name in sorted({host.row for host in fleet.hosts})]
+    for row in rows:
+        _refuse_pinned_driver(fleet, row)
     resolve_tokens(fleet, env)
     read_allowed_signers(fleet)
-    for name in sorted({host.row for host in fleet.hosts}):
-        interpreter_of(fleet.mirrors.python, load_matrix().row(name))
+    for row in rows:
+        interpreter_of(fleet.mirrors.python, row)
+
+
+def _refuse_pinned_driver(fleet: Fleet, row: Row) -> None:
+    driver = fleet.driver.version
+    if driver is None or not row.needs_gpu:
+        return
+    conflict = pin_conflict(
+        torch=row.minor, cuda=row.cuda or "cpu", python=row.python, driver=driver
+    )
+    if conflict is not None:
+        raise InventoryError(
+            f"{fleet.path.name}: driver.version {driver} and row {row.name} contradict each other",
+            why=conflict.conflicts,
+            fix=f"{conflict.nearest}; all rows: inv matrix --driver {driver}",
+        )
 
 
 def resolve_tokens(fleet: Fleet, env: Mapping[str, str]) -> tuple[SecretValue, ...]:

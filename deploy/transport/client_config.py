@@ -20,6 +20,8 @@ from deploy.inventory.schema import Fleet, Hop, Host
 _CONFIG = Path("~/.ssh/config")
 # Wider than the fleet file's: directories have users such as ann@example.com and CORP\ann.
 _USER = re.compile(r"[^-\s\"'][^\s\"']{0,127}")
+# A name of the file alone, such as bastion_prod; the address that it stands for is checked.
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _TIMEOUT_S = 30.0
 _HOPS_MAX = 8
 _AT_ONCE = 8
@@ -162,7 +164,8 @@ def _target(name: str, text: str) -> _Target:
         host, port = rest, ""
     host = host.removeprefix("[").removesuffix("]")
     try:
-        parse_address(host)
+        if not _ALIAS.fullmatch(host):
+            parse_address(host)
         return (user if at else None), host, (int(port) if port else None)
     except ValueError:
         raise _refused(name, "ProxyJump", f"{text} is not [USER@]HOST[:PORT]") from None

@@ -298,10 +298,8 @@ def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
     for line in lines:
         if len(line) > _LINE_MAX or line.lstrip().startswith(b"#"):
             continue
-        try:
-            words = line.decode("ascii").split()
-        except UnicodeDecodeError:
-            continue
+        # A comment may have any bytes: a key or its revocation counts all the same.
+        words = [word.decode("ascii", errors="replace") for word in line.split(maxsplit=4)]
         marker = words.pop(0) if words and words[0].startswith("@") else None
         if len(words) < 3 or marker not in {None, _REVOKED, _AUTHORITY}:
             continue

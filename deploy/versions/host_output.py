@@ -5,6 +5,7 @@ Only files are read: nvidia-smi may hang on a broken driver, and needs one to be
 """
 
 import re
+from collections.abc import Sequence
 
 from deploy.versions.catalog import Catalog, Modules
 from deploy.versions.question import find_gpu
@@ -32,18 +33,24 @@ def parse_host(catalog: Catalog, output: str) -> HostFacts:
     keys = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', system, re.MULTILINE))
     name = keys.get("ID", "") + keys.get("VERSION_ID", "").replace(".", "")
     version = re.fullmatch(r"[0-9]{3}\.[0-9]{1,3}(\.[0-9]{1,3})?", driver.strip())
+    distribution = next((row for row in catalog.distributions if row.name == name), None)
+    models = re.findall(r"^Model:\s*(.+)$", gpus, re.MULTILINE)
+    unknown = {"gpu": ", ".join(dict.fromkeys(m for m in models if not find_gpu(catalog, m)))}
+    if distribution is None:
+        unknown["os"] = name
     return HostFacts(
         driver=version[0] if version else None,
-        gpus=_gpus(catalog, gpus),
-        distribution=next((row for row in catalog.distributions if row.name == name), None),
+        gpus=_gpus(catalog, models),
+        distribution=distribution,
         modules=_modules(modules),
         has_nvswitch=bool(switches.strip()),
+        unknown={flag: text for flag, text in unknown.items() if text},
     )
 
 
-def _gpus(catalog: Catalog, text: str) -> tuple[Gpu, ...]:
+def _gpus(catalog: Catalog, models: Sequence[str]) -> tuple[Gpu, ...]:
     found = {}
-    for model in re.findall(r"^Model:\s*(.+)$", text, re.MULTILINE):
+    for model in models:
         gpu = find_gpu(catalog, model)
         if gpu is not None:
             found[gpu.name] = gpu

@@ -13,7 +13,10 @@ from deploy.versions.resolution import Gpu, HostFacts, Wish
 _LIMIT = 80  # characters of a refused value
 # What vendors write around the name of a model: "NVIDIA H100 80GB HBM3", "a100-sxm4-40gb".
 _MAKER = re.compile(r"^(?:nvidia|tesla|geforce|quadro)+")
-_VARIANT = re.compile(r"(?:sxm[0-9]?|pcie|nvl|hbm[0-9][a-z]?|[0-9]+gb|ti|super|server|edition)*")
+_VARIANT = re.compile(
+    r"(?:sxm[0-9]?|pcie|nvl|hbm[0-9][a-z]?|[0-9]+gb|ti|super|blackwell|server|maxq|workstation|edition"
+    r"|laptopgpu)*"
+)
 
 
 def parse_wish(catalog: Catalog, *, torch: str, cuda: str, python: str) -> Wish:
@@ -163,16 +166,33 @@ def _gpu(catalog: Catalog, text: str) -> Gpu:
     if gpu is None:
         names = [row.gpu for row in catalog.gpus]
         capabilities = sorted({row.capability for row in catalog.gpus}, key=numbers)
-        near = _near(_plain(text), [name.lower() for name in names], "h100")
+        near = _same_model(text, names)
         raise _refused(
             "gpu",
             text,
             f"the matrix has {', '.join(names)}, and the compute capabilities "
             f"{', '.join(capabilities)}",
-            f"--gpu {near}, or its compute capability: "
-            "nvidia-smi --query-gpu=compute_cap --format=csv",
+            (f"--gpu {near}, or " if near else "--gpu with ")
+            + "its compute capability: nvidia-smi --query-gpu=compute_cap --format=csv",
         )
     return gpu
+
+
+def _same_model(text: str, names: list[str]) -> str | None:
+    """
+    Return the GPU of *names* whose name is in *text*, or has *text* in it.
+
+    One that is only spelt alike (A30 for "3.5", V100 for "T1000") may be of another generation.
+    """
+    name = _plain(text)
+    for known in sorted(names, key=len, reverse=True):
+        own = _plain(known)
+        is_in = re.search(rf"{own}(?![0-9])", name) or re.search(
+            rf"(?<![0-9]){re.escape(name)}(?![0-9])", own
+        )
+        if len(name) > 2 and is_in:
+            return known.lower()
+    return None
 
 
 def _plain(name: str) -> str:

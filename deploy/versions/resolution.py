@@ -2,7 +2,8 @@
 Questions to the version matrix and their answers, as values.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from deploy.versions.catalog import Distribution, GpuModel, Modules, TorchBuild, TorchRelease
@@ -74,6 +75,7 @@ class HostFacts:
         gpus: One of each kind.
         modules: Flavour of the NVIDIA kernel modules.
         fabric_manager: Version of the fabric manager; only looked at on a host with NVSwitch.
+        unknown: What the host says and the catalog lacks, by the flag that can be given for it.
     """
 
     driver: str | None = None
@@ -82,6 +84,7 @@ class HostFacts:
     modules: Modules | None = None
     has_nvswitch: bool = False
     fabric_manager: str | None = None
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

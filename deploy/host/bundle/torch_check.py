@@ -14,16 +14,18 @@ from deploy.host import layout as paths
 from deploy.host import tree
 from deploy.host.bundle.sandbox import command, sandboxed
 from deploy.host.bundle.takeover import FILE_MODE
-from deploy.host.files import remove, sync_directory, write_atomic
+from deploy.host.files import locked, remove, sync_directory, write_atomic
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.reboot_reasons import waits_for_driver
 from deploy.host.system import ProgramResult, System
 from deploy.host.text import one_line
-from deploy.host.torch_mark import mark_text, read_mark
+from deploy.host.torch_mark import differed_text, mark_text, read_mark
 
 _TELL = "import torch; print(torch.__version__, torch.version.cuda, sep='\\n')"
 _VERSION_S = 300.0
 _GPU_S = 300.0  # the first use of a GPU may load a driver and compile
+_START_S = 120.0  # while slots wait; the unit TORCH_UNIT ends after twice as long
+_LOCK_S = 10.0
 _MARGIN_S = 15.0  # for systemd, beyond the time limit of the program
 # A sum of 256 products of fp32 differs by about 1e-5 between two orders of summing.
 _COMPARE = """\
@@ -89,7 +91,38 @@ def check_torch(system: System, area: Path, python: Path, wanted: str) -> bytes 
     return mark_text(system.boot_id(), full) if full else None
 
 
-def compare_later(system: System, venv: Path) -> tuple[int, ...]:
+def before_slots(system: System) -> str:
+    """
+    Compare each marked environment once a boot, before the first slot starts and fills the GPUs.
+
+    Where a result differs the mark says so: slots that fill the GPUs afterwards hide it from no
+    run.  The slots start in any case.
+
+    Raises:
+        HostError: torch sees no GPU, or a result differs; all environments were tried.
+    """
+    boot_id, problem = system.boot_id(), None
+    done = []
+    with locked(system, system.layout.stage_lock, _LOCK_S):
+        for venv in sorted(system.layout.venvs.glob("[0-9a-f]*")):
+            mark = read_mark(venv, boot_id)
+            if mark is None or not mark.is_due or mark.has_differed or not _can_compare(system):
+                continue
+            try:
+                full = compare_later(system, venv, timeout_s=_START_S)
+            except HostError as error:
+                problem = problem or error
+                if error.kind is ErrorKind.TORCH_MISMATCH:
+                    _write_mark(system, venv, differed_text(boot_id))
+                continue
+            left = f", GPUs without free memory: {' '.join(map(str, full))}" if full else ""
+            done.append(f"{venv.name[:12]} compared{left}")
+    if problem is not None:
+        raise problem
+    return "; ".join(done) or "nothing to compare"
+
+
+def compare_later(system: System, venv: Path, timeout_s: float = _GPU_S) -> tuple[int, ...]:
     """
     Compare the results of *venv*, a complete environment, on GPUs with the CPU's, if that is due
     and GPUs can be used now.
@@ -102,24 +135,34 @@ def compare_later(system: System, venv: Path) -> tuple[int, ...]:
     Raises:
         HostError: torch sees no GPU, or a result differs; the next call compares again.
     """
-    boot_id, path = system.boot_id(), venv / tree.UNCOMPARED
+    boot_id = system.boot_id()
     mark = read_mark(venv, boot_id)
     if mark is None or not mark.is_due or not _can_compare(system):
         return mark.full_gpus if mark else ()
     argv = command(
         [str(venv / "bin" / "python"), "-I", "-c", _COMPARE],
-        timeout_s=_GPU_S,
+        timeout_s=timeout_s,
         readable=[venv],
         reads_as=paths.USER,
         sees_gpus=True,
     )
-    full = _full_gpus(system.run(argv, timeout_s=_GPU_S + _MARGIN_S), is_in_use=True)
+    full = _full_gpus(system.run(argv, timeout_s=timeout_s + _MARGIN_S), is_in_use=True)
+    if full and mark.has_differed:
+        raise _mismatch(
+            "a result differed before the slots of this boot started, and fill GPUs now "
+            f"{', '.join(map(str, full))}: journalctl -b -u {paths.TORCH_UNIT}",
+            is_in_use=True,
+        )
     if full:
-        write_atomic(path, mark_text(boot_id, full), FILE_MODE, system.account(paths.USER).gid)
+        _write_mark(system, venv, mark_text(boot_id, full))
     else:
-        remove(path)
+        remove(venv / tree.UNCOMPARED)
         sync_directory(venv)
     return full
+
+
+def _write_mark(system: System, venv: Path, content: bytes) -> None:
+    write_atomic(venv / tree.UNCOMPARED, content, FILE_MODE, system.account(paths.USER).gid)
 
 
 def check_version(wanted: str, output: str) -> None:

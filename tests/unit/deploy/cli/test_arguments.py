@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from deploy.cli import arguments
@@ -68,6 +70,44 @@ def test_an_output_file_is_no_folder(caller):
     for text in ("reports", "new/"):
         with pytest.raises(UsageError, match="is a folder"):
             output_file("junit", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("pipe.xml", "is no regular file"),  # a writer would wait for a reader
+        ("link.xml", "is a link to nothing"),
+        ("file/x.xml", "Not a directory"),
+        ("n" * 300, "File name too long"),
+        ("a\0b", "null"),
+        ("loop/x.xml", "symbolic links"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(caller, text, why):
+    """
+    The results of a whole fleet would be lost at the end.
+    """
+    os.mkfifo(caller / "pipe.xml")
+    (caller / "link.xml").symlink_to("nowhere/x.xml")
+    (caller / "loop").symlink_to("loop")
+    (caller / "file").write_text("")
+    with pytest.raises(UsageError) as caught:
+        output_file("junit", text)
+    assert why in caught.value.why
+    assert "cannot be written" in caught.value.what
+
+
+@pytest.mark.parametrize("text", ["x.xml", "new/deep/x.xml", "old.xml"])
+def test_an_output_is_refused_where_the_user_may_not_write(caller, monkeypatch, text):
+    (caller / "old.xml").write_text("")
+    assert output_file("junit", text) == caller / text
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UsageError, match="cannot be written"):
+        output_file("junit", text)
+
+
+def test_an_output_may_be_a_device(caller):
+    assert output_file("junit", "/dev/null").as_posix() == "/dev/null"
 
 
 def test_a_number_is_whole():

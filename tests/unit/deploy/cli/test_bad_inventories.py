@@ -16,6 +16,7 @@ from tests.unit.deploy.inventory.builders import fleet_data
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, with_value
 
 BASE = {"row": "torch-2.13-cpu", "service.device": "cpu", "service.precision": "fp32"}
+GPU = {"row": "torch-2.13-cu130", "service.device": "cuda", "service.precision": "bf16"}
 DECIMAL = "write numbers in decimal"
 HOST = "hosts.n1.address"
 ONE_APT = {"uris": ["http://h/d"], "suites": ["bookworm"], "components": ["main"]}
@@ -98,6 +99,12 @@ CHANGED = [
     ({"storage.root": "/etc/x"}, "storage.root", "a data disk, such as /data/slipway"),
     ({"storage.root": "/data/../etc"}, "storage.root", "an absolute path on hosts"),
     ({"hosts.n1.vars": {"x": "a\nb"}}, "hosts.n1.vars.x", "one line of visible text"),
+    # GPUs and drivers that contradict the row and the engine.
+    ({"gpu.count": 1}, "gpu", "has no effect: service.device is cpu"),
+    ({"driver.version": "580.95.05"}, "driver", "has no effect: service.device is cpu"),
+    (GPU | {"service.gpus": 8, "gpu.count": 4}, "gpu.count", "service.gpus is 8"),
+    (GPU | {"driver.version": "470.57.02"}, "driver.version", "driver: 580.65.06 or later"),
+    (GPU | {"driver.version": "550.54.15"}, "driver.version", "to 580.65.06 or later"),
     # Files and variables that it names.
     ({"secrets.t": {"env": "SLIPWAY_NOT_SET"}, "service.api_tokens": ["t"]},
      "secrets.t", "SLIPWAY_NOT_SET"),

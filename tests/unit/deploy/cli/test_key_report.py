@@ -43,6 +43,10 @@ def test_flags_become_options():
         ("priority", "10"),
         ("concurrency", "0"),
         ("models", "a b"),
+        ("models", ","),
+        ("models", "glm,"),
+        ("expires", "0d"),
+        ("expires", "999ms"),
         ("models", ",".join(f"m{n}" for n in range(17))),
     ],
 )

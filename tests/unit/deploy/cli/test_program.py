@@ -44,6 +44,47 @@ def test_a_usage_error_has_the_code_of_the_page(inv, words):
     assert "Traceback" not in err
 
 
+EMPTY = [
+    ("rollback", "--to", "", "--yes"),
+    ("rollback", "--to= ", "--yes"),
+    ("release", "--plan", "", "--yes"),
+    ("release", "--version", ""),
+    ("provision", "--hosts", ""),
+    ("provision", "--waves", "1", "--window", "", "--yes"),
+    ("keys.add", "web", "--expires", ""),
+    ("keys.add", ""),
+    ("bundle", "--model", "", "--version", "v1"),
+    ("verify", "--junit", ""),
+    ("matrix", "--torch", ""),
+    ("matrix", "--torch", "2.3", "--gpu", "\t"),
+]
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_flag_is_refused_and_never_taken_as_absent(inv, words):
+    """
+    `--to "$VERSION"` without VERSION would go back to another release than was meant.
+    """
+    code, out, err = inv(*words)
+    assert (code, out) == (19, "")
+    assert ": is empty" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--plan", "3f9c21"), ("--version", "v1"), ("--canary", "10"), ("--allow-older",)],
+    ids=" ".join,
+)
+def test_a_release_that_goes_on_takes_no_flags_of_a_new_one(inv, flags):
+    """
+    The digest of an approved plan would be left out without a word.
+    """
+    code, out, err = inv("release", "--resume", *flags, "--yes")
+    assert (code, out) == (19, "")
+    assert f"{flags[0]}: not with --resume" in err
+
+
 @pytest.mark.parametrize("words", [("status", "--nosuch"), ("nosuch",), ("plan", "--canary", "99")])
 def test_with_json_a_usage_error_is_one_document(inv, words):
     code, out, err = inv(*words, "--json")
@@ -175,6 +216,65 @@ def test_a_configuration_file_of_invoke_is_checked(inv, tmp_path, text, word):
     code, out, err = inv("--config", str(path), "matrix")
     assert (code, out) == (19, "")
     assert word in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", "{bad", ["x.json: not JSON"]),
+        ("x.json", "5", ["not a table of keys"]),
+        ("x.toml", "x = 1", ["another format", ".yaml, .yml, .json, .py"]),
+        ("x", "fleet: lab", ["another format"]),
+        ("x.py", "1/0", ["x.py: it cannot be run", "ZeroDivisionError"]),
+        ("x.py", "raise SystemExit(3)", ["x.py: it cannot be run"]),
+        ("x.py", "import os", ["x.py: it cannot be run", "is a module"]),
+        ("x.yaml", b"\xff", ["x.yaml: not YAML"]),
+        ("x.yaml", "fleet: {a: 1}", ["x.yaml: fleet is not a value"]),
+        ("x.yaml", "run:", ["run has NoneType where keys belong"]),
+        ("x.yaml", "run: {echo: {a: 1}}", ["run.echo is not a value"]),
+        ("x.yaml", None, ["does not exist, or is no regular file"]),
+        ("x.yaml", "pipe", ["does not exist, or is no regular file"]),
+        ("x.yaml", "folder", ["does not exist, or is no regular file"]),
+    ],
+)
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_a_configuration_file_that_cannot_be_used_is_named(
+    inv, monkeypatch, tmp_path, name, text, words, given
+):
+    """
+    A name that is mistyped would leave the default fleet in place; a pipe would be waited for.
+    """
+    path = tmp_path / name
+    if text == "pipe":
+        os.mkfifo(path)
+    elif text == "folder":
+        path.mkdir()
+    elif text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setenv("SLIPWAY_CWD", str(tmp_path))
+    if given == "variable":
+        monkeypatch.setenv("INVOKE_RUNTIME_CONFIG", name)
+    flag = ("--config", name) if given == "flag" else ()
+    code, out, err = inv(*flag, "matrix")
+    assert (code, out) == (19, "")
+    assert str(path) in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("text", ["{bad", "pipe"])
+def test_a_configuration_file_of_the_user_that_cannot_be_used_is_named(
+    inv, monkeypatch, tmp_path, text
+):
+    path = tmp_path / ".invoke.json"
+    if text == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, err = inv("matrix")
+    assert (code, out) == (19, "")
+    assert str(path) in err
 
 
 def test_the_configuration_of_the_repository_is_valid(inv, tmp_path):

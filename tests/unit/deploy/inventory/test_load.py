@@ -525,6 +525,9 @@ def test_rows_are_checked_against_the_matrix(tmp_path):
         ("ssh: {port: 1, port: 2}\n", "ssh.port: duplicate key"),
         ("1: 2\n", "1: the key should be text"),
         ("row: !secret x\n", "row: the tag '!secret' is not allowed"),
+        ("ssh: {port: !!null 2222}\n", "ssh.port: the tag 'tag:yaml.org,2002:null' is not allowed"),
+        ("ssh: {port: !!float 22}\n", "ssh.port: the tag"),
+        ("ssh: {client_config: !!bool maybe}\n", "ssh.client_config: the tag"),
         ("row: !!python/name:os.system x\n", "is not allowed"),
         ("hosts: &a {n1: *a}\n", "hosts.n1: contains itself"),
         pytest.param("row: " + "[" * 3000, "nested too deeply", id="deep"),
@@ -712,6 +715,15 @@ def test_a_strange_path_of_a_fleet_file_is_one_error(tmp_path, name):
         load_fleet(name, root=tmp_path)
     assert "\n" not in caught.value.what
     assert len(caught.value.what) < 400
+
+
+def test_a_file_that_ends_in_yaml_is_named(tmp_path):
+    with pytest.raises(InventoryError) as caught:
+        load_fleet(str(tmp_path / "x.yaml"), root=tmp_path)
+    assert (caught.value.why, caught.value.fix) == (
+        "the name of a fleet file ends in .yml",
+        "rename the file",
+    )
 
 
 def test_a_pipe_is_no_fleet_file(tmp_path):

@@ -205,6 +205,15 @@ def test_a_host_that_cannot_go_back_is_not_refused():
     assert refusal_of(RESOURCES, bare(RESOURCES, pending=stuck)) is None
 
 
+@pytest.mark.parametrize("program", ["sshd", "systemd"])
+def test_no_remedy_stops_the_way_to_the_host(program):
+    """
+    Where `service.port` is the port of SSH.
+    """
+    refusal = refusal_of(RESOURCES, bare(RESOURCES, listeners=(Listener(program=program, pid=7),)))
+    assert (refusal.error, refusal.fix) == ("PortInUse", "set service.port to another")
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "word"),
     [

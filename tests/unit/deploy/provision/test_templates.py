@@ -103,6 +103,7 @@ def texts():
         "slipway-runtime-gpus@.service": runtime_unit.unit(gpus),
         "slipway-runtime-vllm@.service": runtime_unit.unit(vllm),
         "slipway-gpu.service": unit_text(GPU),
+        "slipway-torch.service": runtime_unit.torch_unit(),
         "slipway-slot.mount": runtime_unit.mount(cpu, "blue"),
         "slipway-data.mount": data_disk.mount(layout.OPT, "/data/slipway/opt"),
         **{path.rpartition("/")[2]: text for path, text in deadman.units().items()},
@@ -214,6 +215,33 @@ def systemd_reads(tmp_path, text, name="slipway-runtime@blue.service"):
     done = run(need("systemd-analyze"), "verify", "--man=no", str(folder / name))
     # It also complains of this machine's own units.
     return [line for line in done.stderr.splitlines() if "slipway" in line]
+
+
+def test_systemd_accepts_the_comparison_of_torch(tmp_path):
+    folder = tmp_path / "etc" / "systemd" / "system"
+    folder.mkdir(parents=True)
+    text = re.sub(
+        r"^ExecStart=\S+", "ExecStart=/bin/sh", TEXTS["slipway-torch.service"], flags=re.M
+    )
+    (folder / "slipway-torch.service").write_text(text)
+    path = str(folder / "slipway-torch.service")
+    done = run(need("systemd-analyze"), "verify", "--man=no", path)
+    assert [line for line in done.stderr.splitlines() if "slipway" in line] == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpus", "vllm"])
+def test_slots_with_gpus_start_after_the_comparison_of_torch(name):
+    """
+    They start too where it fails: they want it, and do not require it.
+    """
+    text = TEXTS[f"slipway-runtime-{name}@.service"]
+    for key in ("Wants", "After"):
+        assert re.search(rf"^{key}=.*\b{layout.TORCH_UNIT}$", text, re.MULTILINE), key
+    assert (
+        "ConditionPathExistsGlob=/opt/slipway/venvs/*/.uncompared"
+        in (TEXTS["slipway-torch.service"])
+    )
+    assert layout.TORCH_UNIT not in TEXTS["slipway-runtime@.service"]
 
 
 UNITS = sorted(name for name in TEXTS if name.endswith("@.service"))

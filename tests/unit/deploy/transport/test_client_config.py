@@ -66,6 +66,20 @@ def test_the_users_of_directories_are_users(route, user):
     assert route(f"User {user}")[-1].user == user.replace("\\\\", "\\")
 
 
+def test_a_jump_host_may_be_an_alias_that_is_no_dns_name(route):
+    hops = route("Host gpu", "HostName 192.0.2.9", "ProxyJump ops@bastion_prod:2222",
+                 "Host bastion_prod", "HostName 192.0.2.8")  # fmt: skip
+    found = [(hop.user, hop.address, hop.port) for hop in hops]
+    assert found[0] == ("ops", "192.0.2.8", 2222)
+    assert found[1][1] == "192.0.2.9"
+
+
+def test_an_alias_without_an_address_is_refused(route):
+    with pytest.raises(InventoryError) as caught:
+        route("Host gpu", "ProxyJump bastion_prod")
+    assert "HostName" in caught.value.what
+
+
 def test_the_line_that_ssh_refuses_is_named(route):
     """
     Its last line only says how many there are.

@@ -52,6 +52,19 @@ def test_a_revoked_key_is_refused_also_where_it_is_recorded():
     assert verdict([line("n1", KEYS[1], "@revoked")], KEYS[0]) is Verdict.UNKNOWN
 
 
+@pytest.mark.parametrize("comment", ["ops@b\u00fcro".encode(), b"\xff\xfe", b"\x1b[2J"])
+def test_a_comment_may_have_any_bytes(comment):
+    """
+    As for ssh(1): a revocation with such a comment is none that is skipped.
+    """
+    recorded = line("n1", KEYS[0])
+    assert verdict([recorded + comment], KEYS[0]) is Verdict.KNOWN
+    revoked = line("*", KEYS[0], "@revoked") + b" " + comment
+    assert verdict([recorded, revoked], KEYS[0]) is Verdict.REVOKED
+    named = "b\u00fcro,".encode() + recorded
+    assert verdict([named], KEYS[0]) is Verdict.KNOWN
+
+
 def test_a_certificate_authority_is_no_key_of_a_host():
     """
     It vouches for certificates; its own key, shown by a server, proves nothing.

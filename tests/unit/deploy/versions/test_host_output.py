@@ -1,8 +1,10 @@
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deploy.cli.matrix_report import answer
 from deploy.versions.catalog import load_catalog
 from deploy.versions.host_output import COMMAND, parse_host
 from deploy.versions.resolution import HostFacts
@@ -52,7 +54,27 @@ def test_nonsense_is_not_known(text):
     """
     No traceback, and no value that the catalog lacks.
     """
-    assert parsed(text) == HostFacts()
+    assert replace(parsed(text), unknown={}) == HostFacts()
+
+
+def test_what_the_catalog_lacks_of_a_host_is_named_in_the_answer(monkeypatch):
+    """
+    Left out in silence, every row would seem to fit its GPU.  What a flag says instead is known.
+    """
+    facts = parsed(
+        "ID=debian\nVERSION_ID=99\n==driver\n==modules\n==gpus\n"
+        "Model: NVIDIA X1\nModel: NVIDIA \x1b[2J\n"
+    )
+    assert facts.unknown == {"gpu": "NVIDIA X1, NVIDIA \x1b[2J", "os": "debian99"}
+    monkeypatch.setattr("deploy.wiring.host_facts.read_host", lambda *_: facts)
+    asked = {"torch": "2.13", "cuda": "", "python": ""}
+    for gpu, count in (("", 2), ("9.0", 1)):
+        known = {"driver": "", "gpu": gpu, "os": ""}
+        found = answer(asked, known, host="n1", fleet="lab")
+        texts = [t for t in found.resolution.warnings if t.startswith("not in the matrix")]
+        assert len(texts) == count
+        assert "\x1b" not in "".join(texts)
+        assert texts[0] in found.table().notes
 
 
 def test_the_command_is_understood_by_a_shell_and_its_parser():

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
+from deploy.host.__main__ import run_own
 from deploy.host.bundle.torch_check import check_version, compare_later
 from deploy.host.protocol import FactQuery, HostError
-from deploy.host.torch_mark import read_mark
+from deploy.host.torch_mark import TorchMark, read_mark
 from tests.unit.deploy.bundle.builders import make_lock
 from tests.unit.deploy.host.bundle.test_venv import build_request
 
@@ -197,6 +198,70 @@ def test_gpus_without_memory_are_compared_after_the_next_boot(provisioned, tmp_p
     assert not (venv / ".uncompared").exists()
 
 
+def before_slots(host, capsys):
+    status = run_own(host.system, "torch.compare")
+    return status, capsys.readouterr().out
+
+
+def test_a_boot_compares_before_its_slots_fill_the_gpus(provisioned, tmp_path, capsys):
+    """
+    The unit that slots want finds the mark, compares, and removes it; then it has nothing to do.
+    """
+    lock, request = built(provisioned, tmp_path, has_gpu=False)
+    venv = provisioned.layout.venvs / lock.digest
+    provisioned.call(request)
+    assert before_slots(provisioned, capsys) == (0, "nothing to compare\n")  # no driver yet
+    assert (venv / ".uncompared").exists()
+    show_gpu(provisioned)
+    runs = len(provisioned.system.in_sandbox)
+    assert before_slots(provisioned, capsys) == (0, f"{lock.digest[:12]} compared\n")
+    assert not (venv / ".uncompared").exists()
+    assert before_slots(provisioned, capsys) == (0, "nothing to compare\n")
+    assert len(provisioned.system.in_sandbox) == runs + 1
+
+
+def test_gpus_that_another_slot_fills_delay_one_start_a_boot(provisioned, tmp_path, capsys):
+    lock, request = built(provisioned, tmp_path, full=("cuda:0",), has_gpu=False)
+    provisioned.call(request)
+    show_gpu(provisioned)
+    said = f"{lock.digest[:12]} compared, GPUs without free memory: 0\n"
+    assert before_slots(provisioned, capsys) == (0, said)
+    assert before_slots(provisioned, capsys) == (0, "nothing to compare\n")
+    assert provisioned.call(request).full_gpus == (0,)
+
+
+def test_what_differed_before_the_slots_is_not_hidden_by_full_gpus(provisioned, tmp_path, capsys):
+    """
+    The slots start all the same; no run takes the host until a comparison in this or a later boot
+    agrees.
+    """
+    lock, request = built(provisioned, tmp_path, error=0.5, has_gpu=False)
+    venv = provisioned.layout.venvs / lock.digest
+    provisioned.call(request)
+    show_gpu(provisioned)
+    status, said = before_slots(provisioned, capsys)
+    assert (status, said.endswith("a product on GPU 0 differs from the CPU's by 0.5\n")) == (
+        1,
+        True,
+    )
+    assert before_slots(provisioned, capsys) == (0, "nothing to compare\n")  # once a boot
+
+    [code] = venv.rglob("torch*.py")
+    text = code.read_text()
+    code.write_text(text.replace("FULL, SAYS = 1, 0.5, ()", "FULL, SAYS = 1, 0.5, ('cuda:0',)"))
+    assert uncompared(provisioned, venv) is True
+    with pytest.raises(HostError) as error:
+        compare_later(provisioned.system, venv)
+    assert error.value.kind == "TorchMismatch"
+    assert "before the slots of this boot started" in error.value.why
+    assert uncompared(provisioned, venv) is True
+
+    provisioned.system.boot = "the-next"
+    code.write_text(text.replace("0.5", "0.0"))
+    assert before_slots(provisioned, capsys)[0] == 0
+    assert not (venv / ".uncompared").exists()
+
+
 @pytest.mark.parametrize(
     ("says", "is_full"),
     [
@@ -225,15 +290,16 @@ def test_a_mark_that_is_no_file_is_due(tmp_path, kind):
         (tmp_path / ".uncompared").mkdir()
     else:
         (tmp_path / ".uncompared").symlink_to("nowhere")
-    assert read_mark(tmp_path, "boot-0") == (True, ())
+    assert read_mark(tmp_path, "boot-0") == TorchMark(is_due=True)
 
 
 @pytest.mark.parametrize(
-    "text", [b"another-boot 1", b"x", b"boot-0 \xff", b"boot-0 a", b"9" * 5000]
+    "text",
+    [b"another-boot 1", b"x", b"boot-0 \xff", b"boot-0 a", b"another-boot differed", b"9" * 5000],
 )
 def test_a_damaged_mark_is_due(tmp_path, text):
     (tmp_path / ".uncompared").write_bytes(text)
-    assert read_mark(tmp_path, "boot-0") == (True, ())
+    assert read_mark(tmp_path, "boot-0") == TorchMark(is_due=True)
 
 
 def test_a_row_without_cuda_has_nothing_to_compare(provisioned, tmp_path):
