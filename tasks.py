@@ -255,7 +255,8 @@ def release(c, canary="", version=None, plan=None, resume=False, allow_older=Fal
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     if resume:
-        _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+        find = releases.last_release
+        _steer(fleet, "resume", releases.resume, find=find, steal=steal, json=json, yes=yes)
         return
     share_pct = canary_share(canary, fleet)
     bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
@@ -304,9 +305,9 @@ def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=Fa
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
-def _steer(fleet, does, steer, *, steal, json, yes):
+def _steer(fleet, does, steer, *, find, steal, json, yes):
     """
-    Go on with the open release of *fleet* in another way: *does* names it, *steer* does it.
+    Go on with the release of *fleet* that *find* returns: *does* names how, *steer* does it.
     """
     from deploy.cli import events, report
     from deploy.wiring import releases
@@ -314,7 +315,7 @@ def _steer(fleet, does, steer, *, steal, json, yes):
 
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
-            release = releases.last_release(on).release
+            release = find(on).release
         confirm_takeover(on.holders() if steal else (), f"{does} {release}?", yes=yes)
         names = [host.name for host in fleet.hosts]
         with events.releasing(fleet, names, as_json=json) as progress:
@@ -336,10 +337,13 @@ def abort(c, steal=False, hosts=None, json=False, yes=False):
 
         inv abort --steal
     """
+    from functools import partial
+
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "abort", releases.abort, steal=steal, json=json, yes=yes)
+    find = partial(releases.open_release, is_way_back=True)
+    _steer(fleet, "abort", releases.abort, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags=_STEERING)
@@ -351,10 +355,13 @@ def pause(c, steal=False, hosts=None, json=False, yes=False):
 
         inv pause --steal
     """
+    from functools import partial
+
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "pause", releases.pause, steal=steal, json=json, yes=yes)
+    find = partial(releases.open_release, is_way_back=True)
+    _steer(fleet, "pause", releases.pause, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags=_STEERING)
@@ -369,7 +376,8 @@ def resume(c, steal=False, hosts=None, json=False, yes=False):
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+    find = releases.last_release
+    _steer(fleet, "resume", releases.resume, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags={"full": "Let all waves pass, and measure nothing more.", **_STEERING})
@@ -387,7 +395,8 @@ def promote(c, full=False, steal=False, hosts=None, json=False, yes=False):
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     steer = partial(releases.promote, is_full=full)
-    _steer(fleet, "promote", steer, steal=steal, json=json, yes=yes)
+    find = releases.open_release
+    _steer(fleet, "promote", steer, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,

@@ -2,11 +2,17 @@
 A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
 """
 
+import importlib
+import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from invoke.config import Config
+from invoke.context import MockContext
 
 from deploy.errors import (
     InventoryError,
@@ -19,7 +25,7 @@ from deploy.host.layout import APT_UNIT
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending, Goal
 from deploy.release.findings import FLEET_NAME
-from deploy.wiring import fleet_status, releases, state
+from deploy.wiring import checkout, fleet_status, hosts, releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
@@ -119,6 +125,32 @@ def test_an_abort_needs_no_etcd(fleet, where):
     assert (outcome.ending, outcome.error) == (Ending.REVERTED, None)
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
     assert [event.name for event in events].count("state.unavailable") == 1
+
+
+@pytest.mark.parametrize("task", ["abort", "pause"])
+def test_the_tasks_that_take_back_need_no_etcd(fleet, monkeypatch, capsys, task):
+    """
+    As they are typed: also what they show before they ask.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4]))
+    tasks = importlib.import_module("tasks")
+    known = on(fleet, NO_PASSWORD)
+    monkeypatch.setattr(checkout, "fleet", lambda *_: known.fleet)
+    monkeypatch.setattr(tasks, "with_sudo_password", lambda of: of)
+    monkeypatch.setattr(hosts, "connect", lambda of: nullcontext(known))
+
+    getattr(tasks, task)(MockContext(Config({"fleet": "lab"})), json=True, yes=True)
+
+    ending = {"abort": "reverted", "pause": "paused"}[task]
+    assert json.loads(capsys.readouterr().out)["outcome"] == ending
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
 @pytest.mark.parametrize(
