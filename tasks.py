@@ -310,7 +310,6 @@ def _steer(fleet, does, steer, *, find, steal, json, yes):
     Go on with the release of *fleet* that *find* returns: *does* names how, *steer* does it.
     """
     from deploy.cli import events, report
-    from deploy.wiring import releases
     from deploy.wiring.hosts import connect
 
     with connect(fleet) as on:

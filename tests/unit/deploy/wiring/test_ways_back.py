@@ -473,3 +473,126 @@ def test_a_release_that_left_a_host_out_is_not_resumed_once_a_host_was_taken_bac
     assert "n1 was taken back since, by " in caught.value.why
     assert caught.value.fix == "inv rollback --to v2 moves n2"
     assert fleet.serves("n1") == {"b2": 100}
+
+
+@pytest.fixture
+def interrupted(fleet):
+    """
+    A release of b3 whose operator died in the canary; all hosts have it on record as going forward.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    return fleet
+
+
+def alone(fleet, monkeypatch, work):
+    """
+    Do *work* with n2 and n3 away from the moment when the leases are taken.
+    """
+    run = releases._run
+
+    def cut(*args, **options):
+        fleet["n2"].is_cut = fleet["n3"].is_cut = True
+        try:
+            return run(*args, **options)
+        finally:
+            fleet["n2"].is_cut = fleet["n3"].is_cut = False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(releases, "_run", cut)
+        return work()
+
+
+FORWARD = {
+    "resume": lambda on: releases.resume(on, lambda event: None),
+    "promote": lambda on: releases.promote(on, lambda event: None, is_full=True),
+}
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_an_abort_that_reached_a_minority_is_not_undone(interrupted, monkeypatch, forward):
+    """
+    The others have the release on record as it was; `inv abort` takes them back too.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.abort(on(fleet), lambda event: None))
+    assert fleet.serves("n1") == {"b2": 100}
+    assert fleet.stored().goal is Goal.FORWARD, "control: most hosts know of no abort"
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        FORWARD[forward](on(fleet))
+
+    assert "n1 was taken back since" in caught.value.why
+    assert "aborted by" in caught.value.why
+    assert caught.value.fix.startswith("inv abort ")
+    assert fleet.serves("n1") == {"b2": 100}
+    assert releases.abort(on(fleet), lambda event: None).error is None
+    assert fleet.stored().ending is Ending.REVERTED
+    assert [fleet.running(name) for name in NAMES] == [{"b2"}] * 3
+
+
+def test_a_pause_that_reached_a_minority_is_resumed(interrupted, monkeypatch):
+    """
+    Negative control of the test above: that is what a pause is for.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.pause(on(fleet), lambda event: None))
+
+    assert releases.resume(on(fleet), lambda event: None).ending is Ending.PROMOTED
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_a_release_that_a_gate_refused_is_not_gone_on_with(fleet, forward):
+    """
+    Its operator died on the way back.  The waves have passed: nothing would measure it again.
+    """
+    fleet.stable, fleet.errors_when_promoted_per_s = "b2", 4
+
+    def report(event):
+        if event.name == "action.started" and event.text == "take_back":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    stored = fleet.stored()
+    assert (stored.goal, stored.ending) == (Goal.BACK, None), "control"
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        FORWARD[forward](on(fleet))
+
+    assert "requests to the new slot failed" in caught.value.why
+    assert releases.abort(on(fleet), lambda event: None).error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+@pytest.mark.parametrize("other", ["abort", "release"])
+@pytest.mark.parametrize("forward", FORWARD)
+def test_what_another_operator_does_before_the_leases_are_taken_is_not_undone(
+    interrupted, monkeypatch, forward, other
+):
+    """
+    Between the look at what is open and the leases.
+    """
+    fleet = interrupted
+    run = releases._run
+
+    def beaten(*args, **options):
+        monkeypatch.setattr(releases, "_run", run)
+        if other == "abort":
+            releases.abort(on(fleet), lambda event: None)
+        else:
+            assert fleet.release("b4").ending is Ending.PROMOTED
+        return run(*args, **options)
+
+    monkeypatch.setattr(releases, "_run", beaten)
+
+    with pytest.raises(PreconditionError):
+        FORWARD[forward](on(fleet))
+
+    serves = {"b2": 100} if other == "abort" else {"b4": 100}
+    assert [fleet.serves(name) for name in NAMES] == [serves] * 3
