@@ -82,7 +82,7 @@ class Recheck:
     What was found under the leases, before anything is touched.
 
     Attributes:
-        errors: Of hosts that are no longer as the plan assumed.
+        errors: Of hosts that are no longer as the plan assumed, also where it has nothing to do.
         seen: The hosts as they are, for the first decision; none: they are looked at for it.
     """
 
@@ -171,7 +171,8 @@ class Controller:
                 self._say("state.unavailable", f"{error.what}: {error.why}; {error.fix}")
             self._say("lease.acquired", f"epoch {epoch}, leases of {listed(self._held)}")
             if self._began_as_way_back:
-                self._leave_out(self._store.refused)
+                refused = self._store.refused
+                self._leave_out({n: e for n, e in refused.items() if n in self._clients})
             else:
                 self._refuse_without_leases()
             now = self._recheck()
@@ -338,9 +339,11 @@ class Controller:
         Go on without some hosts: on a way back none waits for another.
         """
         for name, error in errors.items():
-            if name in self._clients:
-                self._errors[name] = error
-                self._say("host.failed", f"{error.what} ({error.why})", name)
+            self._errors[name] = error
+            self._say("host.failed", f"{error.what} ({error.why})", name)
+        # One that the plan has nothing to do on is brought by whoever goes on with it.
+        unplanned = {name: one for name, one in errors.items() if name not in self._clients}
+        self.desired = self.desired.without(endings.reasons(unplanned))
 
     def _refuse_without_leases(self) -> None:
         """

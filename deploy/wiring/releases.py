@@ -179,7 +179,7 @@ def run_rollback(
     def recheck() -> Recheck:
         now = make_rollback(on, target.bundle)
         seen, _ = sorted_out(now.seen)
-        return Recheck(as_now(plan, now), seen)
+        return Recheck(as_now(plan, now, desired.left_out), seen)
 
     return _run(
         on,

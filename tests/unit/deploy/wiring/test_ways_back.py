@@ -546,6 +546,19 @@ def test_a_pause_that_reached_a_minority_is_resumed(interrupted, monkeypatch):
     assert releases.resume(on(fleet), lambda event: None).ending is Ending.PROMOTED
 
 
+def test_a_rollback_that_reached_a_minority_is_not_undone(interrupted, monkeypatch):
+    fleet = interrupted
+    way = releases.make_rollback(on(fleet), "v1")
+    alone(fleet, monkeypatch, lambda: releases.run_rollback(on(fleet), way, lambda event: None))
+    assert fleet.serves("n1") == {"b1": 100}
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        releases.resume(on(fleet), lambda event: None)
+
+    assert caught.value.fix.startswith(f"inv rollback --to {DIGESTS['b1'][:12]} ")
+    assert fleet.serves("n1") == {"b1": 100}
+
+
 @pytest.mark.parametrize("forward", FORWARD)
 def test_a_release_that_a_gate_refused_is_not_gone_on_with(fleet, forward):
     """
@@ -596,3 +609,59 @@ def test_what_another_operator_does_before_the_leases_are_taken_is_not_undone(
 
     serves = {"b2": 100} if other == "abort" else {"b4": 100}
     assert [fleet.serves(name) for name in NAMES] == [serves] * 3
+
+
+def test_hosts_that_are_lost_before_the_leases_do_not_keep_the_others_from_going_back(
+    fleet, monkeypatch
+):
+    """
+    Most of them were there when the rollback was planned.
+    """
+    way = releases.make_rollback(on(fleet), None)
+
+    outcome = alone(
+        fleet, monkeypatch, lambda: releases.run_rollback(on(fleet), way, lambda event: None)
+    )
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n2, n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_host_that_served_the_target_when_a_rollback_was_planned_has_to_serve_it(fleet, is_lost):
+    """
+    The plan does nothing there.  Where it changed before the leases were taken, or does not answer,
+    it is named, and a resumption brings it.
+    """
+    only = on(fleet, limit=("n3",))
+    releases.run_rollback(only, releases.make_rollback(only, None), lambda event: None)
+    way = releases.make_rollback(on(fleet), "v1")
+    assert [host.host for host in way.hosts] == ["n1", "n2"], "control"
+    if is_lost:
+        fleet["n3"].is_cut = True
+    else:
+        serve(fleet.system("n3"), DIGESTS["b2"], "v2", "blue")
+
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES[:2]] == [{"b1": 100}] * 2
+    fleet["n3"].is_cut = False
+    assert releases.resume(on(fleet), lambda event: None).error is None
+    assert fleet.serves("n3") == {"b1": 100}
+
+
+def test_what_serves_may_end_before_the_leases_are_taken(fleet):
+    """
+    A release that dies while the operator looks at the plan does not keep its hosts.
+    """
+    way = releases.make_rollback(on(fleet), None)
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").fail()
+
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
