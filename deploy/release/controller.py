@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from deploy.clock import Clock
-from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.errors import CommandFailed, DeployError, LeaseHeld, LeaseLost, TransportError
 from deploy.foreign_text import listed
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
@@ -29,7 +29,7 @@ from deploy.inventory.schema import Phase
 from deploy.leases.keeper import LeaseKeeper
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.deadlines import CONFIRM_S, RETIRE_S
-from deploy.release.decide import decide, is_confirmed
+from deploy.release.decide import decide, good_before, is_confirmed
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.evidence import History, pooled, windows
@@ -584,6 +584,7 @@ class Controller:
         """
         current = self._now(host.host)
         if not _serves_as_before(current, host):
+            self._start_before(current, host, client)
             self._move_back(host, client)
         slot = current.slot(host.to_slot)
         if slot.bundle == self._plan.bundle or not slot.is_stopped:
@@ -593,18 +594,40 @@ class Controller:
             client.call(DeadmanDisarm())
         self._say("host.reverted", f"{host.from_version or 'nothing'} serves", host.host)
 
+    def _start_before(self, current: Observed, host: HostPlan, client: HostClient) -> None:
+        """
+        Start what served before where it was stopped since: the release had retired it.
+
+        Raises:
+            CommandFailed: It does not start, and was ready before.
+        """
+        if host.from_slot is None or host.from_bundle is None:
+            return
+        if not current.slot(host.from_slot).is_stopped:
+            return
+        try:
+            # The release was recorded as good, and may be newer.
+            host_commands.start(
+                client, host.from_slot, host.from_bundle, self._limits, allow_older=True
+            )
+        except CommandFailed:
+            if host.from_ready:
+                raise
+
     def _forget_good(self, current: Observed, client: HostClient) -> None:
         """
         Take a release that is taken back out of the record: no rollback may lead to it.
         """
-        earlier = [good for good in current.good if good.release != self.desired.release]
-        if earlier and current.good[-1].release == self.desired.release:
-            client.call(GoodRollback(to_release=earlier[-1].release))
+        earlier = good_before(self.desired, current)
+        if earlier is not None:
+            client.call(GoodRollback(to_release=earlier.release))
 
     def _do_hold(self, host: HostPlan, client: HostClient) -> None:
         current = self._now(host.host)
         if not _serves_as_before(current, host):
+            self._start_before(current, host, client)
             self._shifted(host, self._move_back(host, client))
+        self._forget_good(current, client)
         if current.pending is not None:
             client.call(DeadmanDisarm())
 

@@ -12,6 +12,7 @@ from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.rollback import implied_target, plan_rollback
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS
+from tests.local_host import LOST_BEFORE
 from tests.unit.deploy.release.conftest import NAMES
 
 
@@ -97,6 +98,60 @@ def test_a_release_of_a_dead_operator_is_aborted_by_another(fleet, event):
         assert fleet.serves(name) == {"b1": 100}
         assert fleet.running(name) == {"b1"}
         assert fleet.observed()[name].pending is None
+
+
+@pytest.mark.parametrize("goal", [Goal.BACK, Goal.HELD])
+@pytest.mark.parametrize("event", ["host.confirmed", "slot.retired"])
+def test_a_release_that_hosts_have_confirmed_is_taken_back_all_the_same(fleet, event, goal):
+    """
+    Where the old slot was stopped it starts again first.  The release is not on record as good any
+    more: no rollback leads to it, and no later release takes it for what serves.
+    """
+    die_at(fleet, event)
+    wait_for_leases(fleet)
+    assert fleet.good("n1") == ["b1", "b2"], "control"
+
+    outcome = bring(fleet, open_desired(fleet, goal, reason="taken back by you@desk"))
+
+    assert outcome.error is None
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.good(name) == ["b1"]
+        assert fleet.observed_one(name).kept.bundle == DIGESTS["b1"]
+        assert fleet.running(name) == ({"b1"} if goal is Goal.BACK else {"b1", "b2"})
+
+
+@pytest.mark.parametrize("goal", [Goal.BACK, Goal.HELD])
+def test_a_record_that_was_not_forgotten_at_once_is_forgotten_then(fleet, goal):
+    """
+    The host has stopped the slot, and its record fails once.
+    """
+    die_at(fleet, "host.confirmed")
+    wait_for_leases(fleet)
+    fleet["n1"].fail("good.rollback", LOST_BEFORE)
+
+    outcome = bring(fleet, open_desired(fleet, goal))
+
+    assert outcome.error is None
+    assert fleet.good("n1") == ["b1"]
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_a_slot_that_was_not_ready_before_prevents_no_way_back(fleet, was_ready):
+    """
+    It was retired, and does not start again.  One that was ready keeps the users on the new slot.
+    """
+    for name in NAMES:
+        fleet.system(name).runtimes["blue"].is_ready = was_ready
+    die_at(fleet, "slot.retired")
+    wait_for_leases(fleet)
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").starts = "exit"
+
+    outcome = bring(fleet, open_desired(fleet, Goal.BACK))
+
+    assert (outcome.error is None) is not was_ready
+    assert fleet.serves("n1") == ({"b2": 100} if was_ready else {"b1": 100})
 
 
 def test_a_held_release_keeps_the_new_slots_warm_and_goes_on(fleet):
