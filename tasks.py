@@ -456,7 +456,7 @@ def history(c, hosts=None, limit=None, verify=False, json=False):
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     heads = journals.heads_file(fleet.name)
     with waiting("the journals of the hosts"), connect(fleet) as on:
-        result, errors = journals.read_history(on.clients, heads)
+        result, errors = journals.read_history(on.selected, heads)
     error = journals.audit_error(result, heads) if verify else None
     unread = next(iter(errors.values()), None) if verify or not result.heads else None
     document = report.history_json(result, errors)

@@ -25,7 +25,7 @@ from deploy.host.layout import APT_UNIT
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending, Goal
 from deploy.release.findings import FLEET_NAME
-from deploy.wiring import checkout, fleet_status, hosts, releases, state
+from deploy.wiring import checkout, fleet_status, history, hosts, releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
@@ -127,6 +127,19 @@ def test_an_abort_needs_no_etcd(fleet, where):
     assert [event.name for event in events].count("state.unavailable") == 1
 
 
+def run_task(monkeypatch, capsys, known, name, **flags):
+    """
+    Run a task of the command line on the hosts *known*; return its document.
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4]))
+    tasks = importlib.import_module("tasks")
+    monkeypatch.setattr(checkout, "fleet", lambda *_: known.fleet)
+    monkeypatch.setattr(tasks, "with_sudo_password", lambda of: of)
+    monkeypatch.setattr(hosts, "connect", lambda of: nullcontext(known))
+    getattr(tasks, name)(MockContext(Config({"fleet": "lab"})), json=True, **flags)
+    return json.loads(capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("task", ["abort", "pause"])
 def test_the_tasks_that_take_back_need_no_etcd(fleet, monkeypatch, capsys, task):
     """
@@ -139,17 +152,9 @@ def test_the_tasks_that_take_back_need_no_etcd(fleet, monkeypatch, capsys, task)
 
     fleet.release_dying(report, Killed, "b3")
     fleet.clock.sleep(20.0)
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[4]))
-    tasks = importlib.import_module("tasks")
-    known = on(fleet, NO_PASSWORD)
-    monkeypatch.setattr(checkout, "fleet", lambda *_: known.fleet)
-    monkeypatch.setattr(tasks, "with_sudo_password", lambda of: of)
-    monkeypatch.setattr(hosts, "connect", lambda of: nullcontext(known))
+    document = run_task(monkeypatch, capsys, on(fleet, NO_PASSWORD), task, yes=True)
 
-    getattr(tasks, task)(MockContext(Config({"fleet": "lab"})), json=True, yes=True)
-
-    ending = {"abort": "reverted", "pause": "paused"}[task]
-    assert json.loads(capsys.readouterr().out)["outcome"] == ending
+    assert document["outcome"] == {"abort": "reverted", "pause": "paused"}[task]
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
@@ -255,6 +260,22 @@ def test_hosts_beyond_the_limit_are_looked_at_for_the_state_alone(fleet):
     verbs = calls(fleet, lambda: fleet_status.read(on(fleet, limit=("n1",))))
 
     assert {name: v.count("status") for name, v in verbs.items()} == dict.fromkeys(NAMES, 1)
+
+
+@pytest.mark.parametrize("limit", [("n1",), NAMES])
+def test_the_history_is_that_of_the_limit(fleet, monkeypatch, capsys, tmp_path, limit):
+    """
+    With --verify a host beyond it that does not answer is no error.
+    """
+    monkeypatch.setattr(history, "heads_file", lambda fleet: tmp_path / "heads" / "lab.json")
+    beyond = [name for name in NAMES if name not in limit]
+    for name in beyond:
+        fleet[name].is_cut = True
+
+    known = on(fleet, limit=limit)
+    document = run_task(monkeypatch, capsys, known, "history", verify=True, limit=",".join(limit))
+
+    assert tuple(document["heads"]) == limit
 
 
 def test_a_host_that_did_not_answer_is_not_asked_again(fleet):
