@@ -100,6 +100,13 @@ class Desired:
         is_good = self.ending in (Ending.PROMOTED, Ending.ROLLED_BACK)
         return self.is_open or (is_good and bool(self.left_out))
 
+    @property
+    def can_abort(self) -> bool:
+        """
+        Return whether `inv abort` takes it back: it is open, and no way back by itself.
+        """
+        return self.is_open and self.plan.kind is Kind.RELEASE
+
     def renewed(self, actor: str) -> "Desired":
         """
         Return the release as *actor* goes on with it: with the waves that have passed.
