@@ -145,6 +145,7 @@ class Controller:
         self._until_s: dict[str, float] = {}  # when to give up a host that does not go back
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
+        self._behind: set[str] = set()  # hosts that failed and are left out, to be taken back
         self._is_decided = False  # a host was told to keep the release: no way back any more
         self._is_over = False  # nothing more can be done
         self._errors = dict(left_out or {})  # of hosts that could not be brought there
@@ -296,7 +297,8 @@ class Controller:
         """
         Return what the hosts of the plan look like; one that does not answer in time is lost.
         """
-        unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
+        left_out = {*self.desired.left_out} - self._behind
+        unasked = {*self._errors, *(() if self.desired.is_way_back else left_out)}
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
         rechecked, self._rechecked = self._rechecked, {}
         errors: Mapping[str, DeployError] = {}
@@ -389,6 +391,13 @@ class Controller:
             self._failed_back(errors, is_hasty=is_hasty)
 
     def _failed_forward(self, errors: Mapping[str, DeployError]) -> None:
+        for name in self._behind & errors.keys():
+            # It goes back by itself when its lease is over.
+            self._behind.discard(name)
+            self._keeper.forget(name)
+        errors = {n: e for n, e in errors.items() if n not in self.desired.left_out}
+        if not errors:
+            return
         lost = {n for n, e in {**self._cause, **errors}.items() if _is_lost(e)}
         failed = {n for n in {**self._cause, **errors} if n not in lost}
         self._cause.update(errors)
@@ -400,6 +409,7 @@ class Controller:
             reasons = endings.reasons(errors)
             for name, reason in reasons.items():
                 self._say("host.left_out", reason, name)
+            self._behind |= errors.keys() & failed & self._keeper.held
             self.desired = self.desired.without(reasons)
             self._write()
             return

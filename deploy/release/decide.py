@@ -78,7 +78,7 @@ def _forward(desired: Desired, observed: Mapping[str, Observed], done: Done) -> 
     for stage in plan.stages:
         first = stage[0]
         if first.step in (Step.JUDGE, Step.BAKE):
-            if not desired.passed(first.wave):
+            if not desired.passed(first.wave) and _has_measured(desired, first.wave, observed):
                 return Decision(measure=first.wave)
             continue
         actions = tuple(
@@ -93,6 +93,17 @@ def _forward(desired: Desired, observed: Mapping[str, Observed], done: Done) -> 
             return Decision(actions)
     is_rollback = plan.kind is Kind.ROLLBACK
     return Decision(ending=Ending.ROLLED_BACK if is_rollback else Ending.PROMOTED)
+
+
+def _has_measured(desired: Desired, wave: int, observed: Mapping[str, Observed]) -> bool:
+    """
+    Return whether a host is left that *wave* is judged by.
+
+    Where all of them were lost, the next wave has a canary and a verdict of its own.
+    """
+    names = desired.plan.waves[wave - 1] if wave != FLEET else desired.plan.by_name
+    left = [name for name in names if name in observed and name not in desired.left_out]
+    return any(wave == FLEET or desired.plan.host(name).has_stable for name in left)
 
 
 def _is_done(action: Action, desired: Desired, current: Observed, done: Done) -> bool:

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 
 from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, TransportError
+from deploy.host.deadman import way_back
 from deploy.host.protocol import StateRead, Status
 from deploy.release.desired import Desired, Ending, Goal, Ruling
+from deploy.release.plan import FLEET
 from deploy.release.rollback import implied_target, plan_rollback
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS
-from tests.local_host import LOST_BEFORE
+from tests.local_host import LOST_BEFORE, REFUSED
 from tests.unit.deploy.release.conftest import NAMES
 
 
@@ -249,6 +251,52 @@ def test_a_lost_host_within_the_budget_does_not_end_the_release(fleet):
     again = open_desired(fleet, Goal.FORWARD, left_out={}, ending=None)
     assert bring(fleet, again, stage=fleet.stage("b2")).error is None
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+@pytest.mark.parametrize("later", [(), range(3, 20)], ids=["goes back", "fails again"])
+def test_a_host_that_failed_within_the_budget_is_taken_back_beside_the_release(fleet, later):
+    """
+    At once: nobody measures its canary any more.  Where that fails too its lease is renewed no
+    longer, so that the host goes back by itself, also while the release goes on.
+    """
+    for call in (2, *later):  # the first gives the canary its share
+        fleet["n1"].fail("traffic.set", REFUSED, call=call)
+    went_on, ended = [], []
+
+    def report(event):
+        if event.host == "n2" and event.name == "slot.started":
+            went_on.append(fleet.serves("n1"))
+        if event.name == "host.confirmed":
+            ended.append(fleet.lease_owner("n1"))
+
+    policy = make_policy(
+        failure_budget=1, lease_ttl="15s", canary={"duration": "30s", "give_up_after": "60s"}
+    )
+    outcome = fleet.release(report=report, policy=policy)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert list(outcome.evidence["left_out"]) == ["n1"]
+    assert went_on == [{"b1": 90, "b2": 10} if later else {"b1": 100}]
+    assert (ended[0] is None) is bool(later)
+    way_back.check(fleet.system("n1"))
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
+
+
+def test_a_wave_whose_hosts_are_lost_within_the_budget_is_not_waited_for(fleet):
+    """
+    There is nothing to measure on it.  The next wave has a canary and a verdict of its own.
+    """
+    fleet["n1"].fail("slot.start", LOST_BEFORE, call=None)
+
+    outcome = fleet.release(policy=make_policy(max_unavailable=1))
+
+    assert fleet.controller._plan.waves[0] == ("n1",), "control"
+    assert outcome.ending is Ending.PROMOTED
+    assert [(ruling.wave, ruling.hosts) for ruling in fleet.stored().rulings] == [
+        (2, ("n2", "n3")),
+        (FLEET, ("n2", "n3")),
+    ]
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
 
 
 def test_without_a_budget_a_lost_host_ends_the_release(fleet):
