@@ -460,7 +460,7 @@ class Controller:
     def _interrupted(self) -> None:
         if self._plan.kind is Kind.ROLLBACK:
             raise endings.interrupted_rollback(self.desired.release)
-        if self.desired.goal is Goal.BACK:
+        if self.desired.goal is Goal.BACK or self._began_as_way_back:
             raise endings.interrupted_way_back(self.desired.release)
         if self._is_decided:
             self._errors["all hosts"] = verdicts.interruption()

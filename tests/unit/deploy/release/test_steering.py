@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, TransportError
+from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, RollbackFailed, TransportError
 from deploy.host.deadman import way_back
 from deploy.host.protocol import StateRead, Status
 from deploy.release.desired import Desired, Ending, Goal, Ruling
@@ -169,6 +169,27 @@ def test_a_held_release_keeps_the_new_slots_warm_and_goes_on(fleet):
     outcome = bring(fleet, open_desired(fleet, Goal.FORWARD, ending=None), stage=fleet.stage("b2"))
     assert outcome.ending is Ending.PROMOTED
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_pause_that_is_interrupted_drops_nothing(fleet, count):
+    """
+    ^C ends the command.  The hosts go back by themselves, and the release can be gone on with.
+    """
+    die_at(fleet, "canary.measured")
+    wait_for_leases(fleet)
+    left = [count]
+
+    def interrupt(event):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises((RollbackFailed, KeyboardInterrupt)):
+        bring(fleet, open_desired(fleet, Goal.HELD, reason="paused by you@desk"), report=interrupt)
+
+    assert fleet.stored().goal is not Goal.BACK
+    assert fleet.stored().can_resume
 
 
 def test_an_operator_lets_a_canary_without_traffic_pass(fleet):
