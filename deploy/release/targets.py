@@ -142,9 +142,7 @@ class _Planner:
         # What a few hosts call by that name is no reason to start it on the others.
         self._is_agreed = 2 * len(records) > with_record
         bundle = target.bundle
-        self._is_named = to is not None and (
-            to == in_store.get(bundle) or is_digest_of(to, bundle)
-        )
+        self._is_named = to is not None and (to == in_store.get(bundle) or is_digest_of(to, bundle))
 
     def host(self, current: Observed) -> HostTarget:
         bundle = self._target.bundle

@@ -235,23 +235,27 @@ def _nothing_open(on: Hosts, last: Desired | None, since: str = "") -> Precondit
     )
 
 
-def last_release(on: Hosts) -> Desired:
+def last_release(on: Hosts, within_s: float | None = ANSWER_WITHIN_S) -> Desired:
     """
     Return the release that `resume` would go on with.
+
+    Args:
+        within_s: A host that has not answered by then is not waited for; None: each has the full
+            time of its call.
 
     Raises:
         PreconditionError: No release is open, and the last one left no host out, or was reverted;
             or it was taken back, or a host was since.
         TransportError: Too few hosts answer.
     """
-    desired = stored(on, ANSWER_WITHIN_S)
+    desired = stored(on, within_s)
     if desired is None or not (desired.is_open or desired.can_resume):
         raise _nothing_open(on, desired)
-    _refuse_taken_back(on, desired)
+    _refuse_taken_back(on, desired, within_s)
     return desired
 
 
-def _refuse_taken_back(on: Hosts, last: Desired) -> None:
+def _refuse_taken_back(on: Hosts, last: Desired, within_s: float | None = ANSWER_WITHIN_S) -> None:
     """
     Refuse to go forward with what a gate or an operator has taken back, on however few hosts.
 
@@ -263,7 +267,7 @@ def _refuse_taken_back(on: Hosts, last: Desired) -> None:
     """
     if last.is_open and last.goal is Goal.BACK:
         raise _goes_back(last, visible(last.reason), "inv abort")
-    readable, _ = on.readable(ANSWER_WITHIN_S)
+    readable, _ = on.readable(within_s)
     for name, current in sorted(readable.items()):
         stamp = current.state
         if stamp is None or (stamp.epoch, stamp.number) <= (last.epoch, last.number):
@@ -404,7 +408,7 @@ def _recheck_of(on: Hosts, last: Desired) -> Callable[[], Recheck]:
     """
 
     def recheck() -> Recheck:
-        now = last_release(on)
+        now = last_release(on, None)  # a slow host may be the one that was taken back
         if now.release != last.release:
             raise PreconditionError(
                 f"{visible(last.release)}: it is not the last release any more",

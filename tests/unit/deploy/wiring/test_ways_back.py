@@ -557,6 +557,30 @@ def test_an_abort_that_reached_a_minority_is_not_undone(interrupted, monkeypatch
     assert [fleet.running(name) for name in NAMES] == [{"b2"}] * 3
 
 
+@pytest.mark.parametrize("forward", FORWARD)
+def test_an_abort_on_a_host_that_answers_late_is_not_undone(interrupted, monkeypatch, forward):
+    """
+    Under the leases every host has the full time of its call.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.abort(on(fleet), lambda event: None))
+    look = hosts.look
+
+    def late(clients, *, within_s=None, **options):
+        seen, errors = look(clients, **options)
+        if within_s is not None:
+            errors["n1"] = TransportError("n1: no answer", why="late", fix="wait", host="n1")
+            seen.pop("n1", None)
+        return seen, errors
+
+    monkeypatch.setattr(hosts, "look", late)
+
+    with pytest.raises(PreconditionError, match="does not go forward again"):
+        FORWARD[forward](on(fleet))
+
+    assert fleet.serves("n1") == {"b2": 100}
+
+
 def test_a_pause_that_reached_a_minority_is_resumed(interrupted, monkeypatch):
     """
     Negative control of the test above: that is what a pause is for.
