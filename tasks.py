@@ -261,7 +261,8 @@ def release(c, canary="", version=None, plan=None, resume=False, allow_older=Fal
                          fix="inv release --resume, or inv abort first")  # fmt: skip
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     if resume:
-        _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+        find = releases.last_release
+        _steer(fleet, "resume", releases.resume, find=find, steal=steal, json=json, yes=yes)
         return
     share_pct = canary_share(canary, fleet)
     bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
@@ -310,17 +311,16 @@ def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=Fa
     finish(outcome.as_json(), text, outcome.error, as_json=json, printed=progress.printed)
 
 
-def _steer(fleet, does, steer, *, steal, json, yes):
+def _steer(fleet, does, steer, *, find, steal, json, yes):
     """
-    Go on with the open release of *fleet* in another way: *does* names it, *steer* does it.
+    Go on with the release of *fleet* that *find* returns: *does* names how, *steer* does it.
     """
     from deploy.cli import events, report
-    from deploy.wiring import releases
     from deploy.wiring.hosts import connect
 
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
-            release = releases.last_release(on).release
+            release = find(on).release
         confirm_takeover(on.holders() if steal else (), f"{does} {release}?", yes=yes)
         names = [host.name for host in fleet.hosts]
         with events.releasing(fleet, names, as_json=json) as progress:
@@ -342,10 +342,13 @@ def abort(c, steal=False, hosts=None, json=False, yes=False):
 
         inv abort --steal
     """
+    from functools import partial
+
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "abort", releases.abort, steal=steal, json=json, yes=yes)
+    find = partial(releases.open_release, is_way_back=True)
+    _steer(fleet, "abort", releases.abort, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags=_STEERING)
@@ -357,10 +360,13 @@ def pause(c, steal=False, hosts=None, json=False, yes=False):
 
         inv pause --steal
     """
+    from functools import partial
+
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "pause", releases.pause, steal=steal, json=json, yes=yes)
+    find = partial(releases.open_release, is_way_back=True)
+    _steer(fleet, "pause", releases.pause, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags=_STEERING)
@@ -375,7 +381,8 @@ def resume(c, steal=False, hosts=None, json=False, yes=False):
     from deploy.wiring import checkout, releases
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
-    _steer(fleet, "resume", releases.resume, steal=steal, json=json, yes=yes)
+    find = releases.last_release
+    _steer(fleet, "resume", releases.resume, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags={"full": "Let all waves pass, and measure nothing more.", **_STEERING})
@@ -393,7 +400,8 @@ def promote(c, full=False, steal=False, hosts=None, json=False, yes=False):
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet"))))
     steer = partial(releases.promote, is_full=full)
-    _steer(fleet, "promote", steer, steal=steal, json=json, yes=yes)
+    find = releases.open_release
+    _steer(fleet, "promote", steer, find=find, steal=steal, json=json, yes=yes)
 
 
 @command(flags={"hosts": _HOSTS, "limit": _LIMIT,
@@ -454,7 +462,7 @@ def history(c, hosts=None, limit=None, verify=False, json=False):
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     heads = journals.heads_file(fleet.name)
     with waiting("the journals of the hosts"), connect(fleet) as on:
-        result, errors = journals.read_history(on.clients, heads)
+        result, errors = journals.read_history(on.selected, heads)
     error = journals.audit_error(result, heads) if verify else None
     unread = next(iter(errors.values()), None) if verify or not result.heads else None
     document = report.history_json(result, errors)

@@ -147,7 +147,7 @@ class FleetOperator:
             DeployError: None is open, or the hosts do not agree on it.
         """
         desired = self.stored()
-        if desired is None or not desired.can_resume:
+        if desired is None or not (desired.is_open if goal is Goal.BACK else desired.can_resume):
             raise PreconditionError("lab: no release is open", why="-", fix="-")
         passed = tuple(ruling for ruling in desired.rulings if ruling.verdict == Verdict.PASS)
         renewed = replace(desired, goal=goal, ending=None, rulings=passed, reason="", left_out={})

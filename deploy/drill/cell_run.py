@@ -27,6 +27,7 @@ LIMIT_S = LEASE_S + CHECK_S
 # There is no release before, or none that is open: true reasons where nothing is left to do.
 _NOTHING_LEFT = (NothingToRollBackTo.exit_code, PreconditionError.exit_code)
 _ROLLBACK_TO = re.compile(r"inv rollback --to ([A-Za-z0-9][A-Za-z0-9._+-]*)")
+_ABORT = "abort"
 _POLL_S = 0.002
 _QUIET_S = 1.2  # two looks at every host
 _OPERATOR_S = 120.0  # longest time for a command, faults included
@@ -272,10 +273,10 @@ class CellRunner:
 
 def other_way(ended: Ended) -> tuple[str, ...]:
     """
-    Return the rollback that a refused `inv resume` names, for the two reasons that are known.
+    Return the way back that a refused `inv resume` names, for the reasons that are known.
 
     The second checkout lacks the bundle, and nothing had been staged; or the rollback of one host
-    of two is on record nowhere.
+    of two is on record nowhere; or the release was taken back, on some hosts at least.
     """
     if ended.code == UsageError.exit_code and "inv rollback ends the release" in ended.fix:
         return (Task.ROLLBACK,)
@@ -284,6 +285,8 @@ def other_way(ended: Ended) -> tuple[str, ...]:
     is_unlike = "no release is open" in text and "hosts differ" in text
     if ended.code == PreconditionError.exit_code and is_unlike and named:
         return (Task.ROLLBACK, "--to", named[1])
+    if ended.code == PreconditionError.exit_code and "it was taken back" in text:
+        return (Task.ROLLBACK, "--to", named[1]) if named else (_ABORT,)
     return ()
 
 

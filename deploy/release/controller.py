@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from deploy.clock import Clock
-from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.errors import CommandFailed, DeployError, LeaseHeld, LeaseLost, TransportError
 from deploy.foreign_text import listed
 from deploy.host.layout import SLOTS
 from deploy.host.protocol import (
@@ -29,7 +29,7 @@ from deploy.inventory.schema import Phase
 from deploy.leases.keeper import LeaseKeeper
 from deploy.release import endings, host_commands, verdicts
 from deploy.release.deadlines import CONFIRM_S, RETIRE_S
-from deploy.release.decide import decide, is_confirmed
+from deploy.release.decide import decide, good_before, is_confirmed
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
 from deploy.release.evidence import History, pooled, windows
@@ -82,7 +82,7 @@ class Recheck:
     What was found under the leases, before anything is touched.
 
     Attributes:
-        errors: Of hosts that are no longer as the plan assumed.
+        errors: Of hosts that are no longer as the plan assumed, also where it has nothing to do.
         seen: The hosts as they are, for the first decision; none: they are looked at for it.
     """
 
@@ -145,6 +145,7 @@ class Controller:
         self._until_s: dict[str, float] = {}  # when to give up a host that does not go back
         self._changed: set[str] = set()  # hosts that this operator has changed
         self._unsure: set[str] = set()  # hosts whose lease is taken again before the next change
+        self._behind: set[str] = set()  # hosts that failed and are left out, to be taken back
         self._is_decided = False  # a host was told to keep the release: no way back any more
         self._is_over = False  # nothing more can be done
         self._errors = dict(left_out or {})  # of hosts that could not be brought there
@@ -171,7 +172,8 @@ class Controller:
                 self._say("state.unavailable", f"{error.what}: {error.why}; {error.fix}")
             self._say("lease.acquired", f"epoch {epoch}, leases of {listed(self._held)}")
             if self._began_as_way_back:
-                self._leave_out(self._store.refused)
+                refused = self._store.refused
+                self._leave_out({n: e for n, e in refused.items() if n in self._clients})
             else:
                 self._refuse_without_leases()
             now = self._recheck()
@@ -295,7 +297,8 @@ class Controller:
         """
         Return what the hosts of the plan look like; one that does not answer in time is lost.
         """
-        unasked = {*self._errors, *(() if self.desired.is_way_back else self.desired.left_out)}
+        left_out = {*self.desired.left_out} - self._behind
+        unasked = {*self._errors, *(() if self.desired.is_way_back else left_out)}
         asked = {n: c for n, c in self._clients.items() if n not in unasked}
         rechecked, self._rechecked = self._rechecked, {}
         errors: Mapping[str, DeployError] = {}
@@ -338,9 +341,11 @@ class Controller:
         Go on without some hosts: on a way back none waits for another.
         """
         for name, error in errors.items():
-            if name in self._clients:
-                self._errors[name] = error
-                self._say("host.failed", f"{error.what} ({error.why})", name)
+            self._errors[name] = error
+            self._say("host.failed", f"{error.what} ({error.why})", name)
+        # One that the plan has nothing to do on is brought by whoever goes on with it.
+        unplanned = {name: one for name, one in errors.items() if name not in self._clients}
+        self.desired = self.desired.without(endings.reasons(unplanned))
 
     def _refuse_without_leases(self) -> None:
         """
@@ -386,6 +391,13 @@ class Controller:
             self._failed_back(errors, is_hasty=is_hasty)
 
     def _failed_forward(self, errors: Mapping[str, DeployError]) -> None:
+        for name in self._behind & errors.keys():
+            # It goes back by itself when its lease is over.
+            self._behind.discard(name)
+            self._keeper.forget(name)
+        errors = {n: e for n, e in errors.items() if n not in self.desired.left_out}
+        if not errors:
+            return
         lost = {n for n, e in {**self._cause, **errors}.items() if _is_lost(e)}
         failed = {n for n in {**self._cause, **errors} if n not in lost}
         self._cause.update(errors)
@@ -397,6 +409,7 @@ class Controller:
             reasons = endings.reasons(errors)
             for name, reason in reasons.items():
                 self._say("host.left_out", reason, name)
+            self._behind |= errors.keys() & failed & self._keeper.held
             self.desired = self.desired.without(reasons)
             self._write()
             return
@@ -447,7 +460,7 @@ class Controller:
     def _interrupted(self) -> None:
         if self._plan.kind is Kind.ROLLBACK:
             raise endings.interrupted_rollback(self.desired.release)
-        if self.desired.goal is Goal.BACK:
+        if self.desired.goal is Goal.BACK or self._began_as_way_back:
             raise endings.interrupted_way_back(self.desired.release)
         if self._is_decided:
             self._errors["all hosts"] = verdicts.interruption()
@@ -581,6 +594,7 @@ class Controller:
         """
         current = self._now(host.host)
         if not _serves_as_before(current, host):
+            self._start_before(current, host, client)
             self._move_back(host, client)
         slot = current.slot(host.to_slot)
         if slot.bundle == self._plan.bundle or not slot.is_stopped:
@@ -590,18 +604,40 @@ class Controller:
             client.call(DeadmanDisarm())
         self._say("host.reverted", f"{host.from_version or 'nothing'} serves", host.host)
 
+    def _start_before(self, current: Observed, host: HostPlan, client: HostClient) -> None:
+        """
+        Start what served before where it was stopped since: the release had retired it.
+
+        Raises:
+            CommandFailed: It does not start, and was ready before.
+        """
+        if host.from_slot is None or host.from_bundle is None:
+            return
+        if not current.slot(host.from_slot).is_stopped:
+            return
+        try:
+            # The release was recorded as good, and may be newer.
+            host_commands.start(
+                client, host.from_slot, host.from_bundle, self._limits, allow_older=True
+            )
+        except CommandFailed:
+            if host.from_ready:
+                raise
+
     def _forget_good(self, current: Observed, client: HostClient) -> None:
         """
         Take a release that is taken back out of the record: no rollback may lead to it.
         """
-        earlier = [good for good in current.good if good.release != self.desired.release]
-        if earlier and current.good[-1].release == self.desired.release:
-            client.call(GoodRollback(to_release=earlier[-1].release))
+        earlier = good_before(self.desired, current)
+        if earlier is not None:
+            client.call(GoodRollback(to_release=earlier.release))
 
     def _do_hold(self, host: HostPlan, client: HostClient) -> None:
         current = self._now(host.host)
         if not _serves_as_before(current, host):
+            self._start_before(current, host, client)
             self._shifted(host, self._move_back(host, client))
+        self._forget_good(current, client)
         if current.pending is not None:
             client.call(DeadmanDisarm())
 

@@ -66,8 +66,11 @@ class Deadlines:
 
     @property
     def hold(self) -> float:
-        return CALL_S + SHIFT_S + CALL_S
+        """
+        What served before starts again, where it was stopped.
+        """
+        return CALL_S + self.start + SHIFT_S + 2 * CALL_S
 
     @property
     def take_back(self) -> float:
-        return self.hold + self.stop + CALL_S
+        return self.hold + self.stop

@@ -8,6 +8,7 @@ can go on with what another one began.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from deploy.host.protocol import GoodRelease
 from deploy.release.desired import Desired, Ending, Goal
 from deploy.release.observe import Observed, needs_reviving
 from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
@@ -77,7 +78,7 @@ def _forward(desired: Desired, observed: Mapping[str, Observed], done: Done) -> 
     for stage in plan.stages:
         first = stage[0]
         if first.step in (Step.JUDGE, Step.BAKE):
-            if not desired.passed(first.wave):
+            if not desired.passed(first.wave) and _has_measured(desired, first.wave, observed):
                 return Decision(measure=first.wave)
             continue
         actions = tuple(
@@ -92,6 +93,17 @@ def _forward(desired: Desired, observed: Mapping[str, Observed], done: Done) -> 
             return Decision(actions)
     is_rollback = plan.kind is Kind.ROLLBACK
     return Decision(ending=Ending.ROLLED_BACK if is_rollback else Ending.PROMOTED)
+
+
+def _has_measured(desired: Desired, wave: int, observed: Mapping[str, Observed]) -> bool:
+    """
+    Return whether a host is left that *wave* is judged by.
+
+    Where all of them were lost, the next wave has a canary and a verdict of its own.
+    """
+    names = desired.plan.waves[wave - 1] if wave != FLEET else desired.plan.by_name
+    left = [name for name in names if name in observed and name not in desired.left_out]
+    return any(wave == FLEET or desired.plan.host(name).has_stable for name in left)
 
 
 def _is_done(action: Action, desired: Desired, current: Observed, done: Done) -> bool:
@@ -203,7 +215,7 @@ def _is_back(desired: Desired, host: HostPlan, current: Observed) -> bool:
     Return whether a host serves what it did before; also one that was never touched.
     """
     to = current.slot(host.to_slot)
-    if _is_ours(desired, current):
+    if _is_ours(desired, current) or good_before(desired, current) is not None:
         return False
     if to.bundle != desired.plan.bundle or host.from_bundle == desired.plan.bundle:
         return True
@@ -212,9 +224,21 @@ def _is_back(desired: Desired, host: HostPlan, current: Observed) -> bool:
 
 def _is_held(desired: Desired, host: HostPlan, current: Observed) -> bool:
     to = current.slot(host.to_slot)
-    if _is_ours(desired, current):
+    if _is_ours(desired, current) or good_before(desired, current) is not None:
         return False
     return to.bundle != desired.plan.bundle or not to.has_traffic
+
+
+def good_before(desired: Desired, current: Observed) -> GoodRelease | None:
+    """
+    Return the good release that is the last one again, once a host has forgotten *desired*.
+
+    None where the last one is another already, or there is no earlier one.
+    """
+    if not current.good or current.good[-1].release != desired.release:
+        return None
+    earlier = [good for good in current.good if good.release != desired.release]
+    return earlier[-1] if earlier else None
 
 
 def _is_ours(desired: Desired, current: Observed) -> bool:

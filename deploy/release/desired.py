@@ -92,10 +92,20 @@ class Desired:
         """
         Return whether `inv resume` goes on with it: it is open, or ended well without some hosts.
 
-        One that was reverted never goes forward again: a gate or an operator refused it.
+        One that goes back or was reverted never goes forward again: a gate or an operator refused
+        it.
         """
+        if self.goal is Goal.BACK:
+            return False
         is_good = self.ending in (Ending.PROMOTED, Ending.ROLLED_BACK)
         return self.is_open or (is_good and bool(self.left_out))
+
+    @property
+    def can_abort(self) -> bool:
+        """
+        Return whether `inv abort` takes it back: it is open, and no way back by itself.
+        """
+        return self.is_open and self.plan.kind is Kind.RELEASE
 
     def renewed(self, actor: str) -> "Desired":
         """

@@ -12,6 +12,7 @@ from deploy.foreign_text import quoted
 from deploy.host.layout import unit
 from deploy.host.protocol import KeysStamp
 from deploy.release.observe import Observed, ObservedSlot
+from deploy.release.one_release import differing
 
 FLEET_NAME = "the fleet"  # as the host of a finding
 EXPIRES_SOON = timedelta(days=14)  # before the end of a certificate
@@ -46,6 +47,7 @@ def find(
     now: datetime | None = None,
     wants_tls: bool = False,
     can_resume: bool = True,
+    can_abort: bool = True,
 ) -> tuple[Finding, ...]:
     """
     Return the findings of all hosts, in their order.
@@ -57,24 +59,31 @@ def find(
         now: Time at which certificates are judged; None: their ends are not.
         wants_tls: The fleet file has TLS on the public port.
         can_resume: `inv resume` would go on with the last release.
+        can_abort: `inv abort` would take it back.
     """
     readable = {name: state for name, state in seen.items() if isinstance(state, Observed)}
     is_busy = any(current.lease_owner for current in readable.values())
     most = _most_served(readable)
     keys = _most_keys(readable)
+    enders = _enders(can_resume, can_abort)
     found: list[Finding] = []
+    is_unlike = False
     for name, state in seen.items():
         if isinstance(state, DeployError):
             found.append(_unreadable(name, state, (last_seen or {}).get(name)))
             continue
-        found += _of_slots(state, is_busy)
-        found += _of_host(state, is_busy, can_resume)
+        found += _of_slots(state, is_busy, enders)
+        found += _of_host(state, is_busy, enders, can_resume)
         found += _of_certificate(state, now, wants_tls)
         found += _of_keys(state, keys)
         text = (differs or {}).get(name) or _unlike(state, most)
         if text:
             fix = "inv resume brings it there, or inv rollback" if can_resume else _alone_to(name)
             found.append(Finding(name, text, fix, is_busy))
+            is_unlike = True
+    if not is_unlike and (text := _without_majority(readable)):
+        fix = "inv rollback --to VERSION, with the one that all hosts should serve"
+        found.append(Finding(FLEET_NAME, text, fix, is_busy))
     if unavailable is not None:
         what = "the desired state in etcd is unknown, and that of the hosts may be older: "
         what += f"{unavailable.what}: {unavailable.why}"
@@ -125,7 +134,7 @@ def _unreadable(name: str, error: DeployError, last_seen: str | None) -> Finding
     return Finding(name, what, error.fix)
 
 
-def _of_slots(current: Observed, is_busy: bool) -> Iterator[Finding]:
+def _of_slots(current: Observed, is_busy: bool, enders: str) -> Iterator[Finding]:
     name = current.host
     provision = f"inv provision --limit {name}"
     if not current.has_weights:
@@ -148,7 +157,7 @@ def _of_slots(current: Observed, is_busy: bool) -> Iterator[Finding]:
         shares = " and ".join(f"{quoted(s.version or '-')} {s.weight_pct} %" for s in serving)
         what = f"its traffic is split, {shares}"
         what += "" if is_busy else ", and no release is in progress"
-        yield Finding(name, what, _clear(name), is_busy)
+        yield Finding(name, what, _clear(name, enders), is_busy)
     if current.good and current.has_weights and not serving:
         yield Finding(name, "no slot has traffic", f"inv rollback --limit {name} --to VERSION")
 
@@ -159,7 +168,7 @@ def _dead(slot: ObservedSlot) -> str:
     return "its unit is stopped" if slot.unit == "inactive" else "systemd has given up on its unit"
 
 
-def _of_host(current: Observed, is_busy: bool, can_resume: bool) -> Iterator[Finding]:
+def _of_host(current: Observed, is_busy: bool, enders: str, can_resume: bool) -> Iterator[Finding]:
     name = current.host
     if current.went_back is not None and not is_busy:
         back = current.went_back
@@ -196,10 +205,14 @@ def _of_host(current: Observed, is_busy: bool, can_resume: bool) -> Iterator[Fin
         yield Finding(name, f"{units} changes its packages: no release begins there", fix)
     if current.paused:
         what = f"paused: {quoted(current.paused)}"
-        yield Finding(name, what, "inv resume or inv promote goes on, inv abort drops it", True)
+        if can_resume:
+            fix = "inv resume or inv promote goes on, inv abort drops it"
+        else:  # another release or a rollback came since, on other hosts
+            fix = _clear(name, enders)
+        yield Finding(name, what, fix, can_resume)
     elif current.unfinished:
         what = f"ended in the middle: {quoted(current.unfinished_text or '')}"
-        yield Finding(name, what, _clear(name), is_busy)
+        yield Finding(name, what, _clear(name, enders), is_busy)
 
 
 def _of_certificate(current: Observed, now: datetime | None, wants_tls: bool) -> Iterator[Finding]:
@@ -255,8 +268,16 @@ def _alone_to(name: str) -> str:
     return f"inv rollback --limit {name} --to VERSION, with the version that it should serve"
 
 
-def _clear(name: str) -> str:
-    return f"inv resume, inv abort or inv rollback ends it; alone: inv rollback --limit {name}"
+def _enders(can_resume: bool, can_abort: bool) -> str:
+    """
+    Return the commands that end what is in the middle.
+    """
+    commands = ["inv resume"] * can_resume + ["inv abort"] * can_abort
+    return " or ".join([*filter(None, [", ".join(commands)]), "inv rollback"])
+
+
+def _clear(name: str, enders: str) -> str:
+    return f"{enders} ends it; alone: inv rollback --limit {name}"
 
 
 def _most_served(readable: Mapping[str, Observed]) -> str | None:
@@ -268,6 +289,16 @@ def _most_served(readable: Mapping[str, Observed]) -> str | None:
         return None
     bundle, hosts = alone.most_common(1)[0]
     return bundle if 2 * hosts > alone.total() else None
+
+
+def _without_majority(readable: Mapping[str, Observed]) -> str | None:
+    """
+    Return what the hosts serve where they differ, and no release has more than half of them.
+    """
+    serving = {name: current for name, current in readable.items() if _alone(current)}
+    if _most_served(serving) is not None or not (text := differing(serving)):
+        return None
+    return f"its hosts serve different releases, none of them on most hosts: {text}"
 
 
 def _alone(current: Observed) -> str | None:

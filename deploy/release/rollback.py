@@ -3,10 +3,10 @@ Back to a release that was recorded as good: no build, no download, no canary.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from deploy.errors import DeployError, PreconditionError
+from deploy.errors import DeployError, PreconditionError, TransportError
 from deploy.host.protocol import GoodRelease
 from deploy.inventory.as_file import as_file
 from deploy.inventory.schema import ReleasePolicy
@@ -245,33 +245,56 @@ def served_before(plan: ReleasePlan) -> str | None:
     return before.most_common(1)[0][0] if before else None
 
 
-def as_now(plan: ReleasePlan, now: RollbackPlan) -> dict[str, DeployError]:
+def as_now(
+    plan: ReleasePlan, now: RollbackPlan, left_out: Collection[str] = ()
+) -> dict[str, DeployError]:
     """
     Return an error for each host that is no longer as *plan* assumed.
 
-    Slots may start, stop and become ready between the two.  What serves may not change.
+    Slots may start, stop and become ready between the two, and what serves may end.  Nothing else
+    may serve.  A host that the plan does not touch, because it served the target, still has to.
+
+    Args:
+        left_out: Hosts that *plan* was made without.
 
     Raises:
-        PreconditionError: More than half of the hosts have an error.
+        PreconditionError: More than half of the hosts of *plan* have changed.
     """
     parts = {host.host: host for host in now.hosts}
-    left_out = {left.host: left for left in now.left_out}
+    without = {left.host: left for left in now.left_out}
     errors: dict[str, DeployError] = {}
     for host in plan.hosts:
-        part, left = parts.get(host.host), left_out.get(host.host)
+        part, left = parts.get(host.host), without.get(host.host)
         if part is None and left is None:
             continue  # it is there already
-        if part is None or part.from_version != host.from_version:
-            errors[host.host] = PreconditionError(
-                f"{host.host}: it is not any more as the rollback assumed",
-                why=left.why if left else f"it does not serve {host.from_version} any more",
-                fix="inv rollback again",
-                host=host.host,
-            )
-    if 2 * len(errors) > len(plan.hosts):
+        if part is None or part.from_version not in (None, host.from_version):
+            why = f"it does not serve {host.from_version} any more"
+            errors[host.host] = _changed(host.host, left, why)
+    # Those that do not answer are no reason to leave the others.
+    changed = [one for one in errors.values() if not isinstance(one, TransportError)]
+    if 2 * len(changed) > len(plan.hosts):
         raise PreconditionError(
             "the hosts are not any more as the rollback assumed",
             why=f"the way back is now: {now.reason}",
             fix="inv rollback again",
         )
+    for name in sorted({*parts, *without} - {*plan.by_name, *left_out}):
+        left = without.get(name)
+        if left is None or left.error is not None:
+            why = f"it does not serve {plan.version} alone any more"
+            errors[name] = _changed(name, left, why)
     return errors
+
+
+def _changed(host: str, left: LeftOut | None, why: str) -> DeployError:
+    """
+    Return the error of a host that is left out now, or else is not as assumed, which *why* says.
+    """
+    if left is not None and isinstance(left.error, TransportError):
+        return left.error
+    return PreconditionError(
+        f"{host}: it is not any more as the rollback assumed",
+        why=left.why if left else why,
+        fix="inv rollback again",
+        host=host,
+    )

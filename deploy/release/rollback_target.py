@@ -109,6 +109,13 @@ def most_common(records: Mapping[str, GoodRelease]) -> GoodRelease:
     return Counter(records.values()).most_common(1)[0][0]
 
 
+def is_digest_of(to: str, bundle: str) -> bool:
+    """
+    Return whether *to* names *bundle* by 8 or more hex digits of its digest.
+    """
+    return bool(_DIGITS.fullmatch(to)) and bundle.startswith(to)
+
+
 def on_record(current: Observed) -> str:
     """
     Return the good releases of a host as text, newest first.
@@ -163,7 +170,7 @@ def _matches(current: Observed, to: str) -> list[str]:
             case _NamedBy.VERSION:
                 return good.version == to
             case _NamedBy.DIGEST:
-                return bool(_DIGITS.fullmatch(to)) and good.bundle.startswith(to)
+                return is_digest_of(to, good.bundle)
 
     for by in _NamedBy:
         bundles = list(dict.fromkeys(good.bundle for good in current.good if named(good, by)))

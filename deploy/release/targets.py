@@ -15,6 +15,7 @@ from deploy.host.protocol import GoodRelease
 from deploy.release.observe import Observed, needs_reviving
 from deploy.release.rollback_target import (
     choose_bundle,
+    is_digest_of,
     is_settled,
     most_common,
     on_record,
@@ -141,7 +142,7 @@ class _Planner:
         # What a few hosts call by that name is no reason to start it on the others.
         self._is_agreed = 2 * len(records) > with_record
         bundle = target.bundle
-        self._is_named = to is not None and (to == in_store.get(bundle) or bundle.startswith(to))
+        self._is_named = to is not None and (to == in_store.get(bundle) or is_digest_of(to, bundle))
 
     def host(self, current: Observed) -> HostTarget:
         bundle = self._target.bundle

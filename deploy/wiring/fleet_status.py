@@ -39,6 +39,7 @@ def read(on: Hosts) -> tuple[dict[str, Observed | DeployError], tuple[Finding, .
         now=datetime.now(UTC),
         wants_tls=on.fleet.service.tls.is_on,
         can_resume=desired is None or desired.can_resume,
+        can_abort=desired is None or desired.can_abort,
     )
     return seen, found
 

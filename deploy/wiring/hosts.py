@@ -39,7 +39,7 @@ class Hosts:
         """
         Return what every selected host looks like, or why it could not be read.
         """
-        return observe(self._chosen.values(), timeout_s=_STATUS_S)
+        return observe(self.selected.values(), timeout_s=_STATUS_S)
 
     def observed(self) -> dict[str, Observed]:
         """
@@ -83,17 +83,20 @@ class Hosts:
     def _read(
         self, within_s: float | None = None
     ) -> tuple[dict[str, Observed], dict[str, DeployError]]:
-        return look(self._chosen, timeout_s=_STATUS_S, within_s=within_s)
+        return look(self.selected, timeout_s=_STATUS_S, within_s=within_s)
 
     def others(self) -> dict[str, Observed]:
         """
         Return what the hosts that were not selected look like, as far as they answer within 2 s.
         """
-        clients = {name: one for name, one in self.clients.items() if name not in self._chosen}
+        clients = {name: one for name, one in self.clients.items() if name not in self.selected}
         return look(clients, timeout_s=_STATUS_S, within_s=2.0)[0] if clients else {}
 
     @property
-    def _chosen(self) -> dict[str, HostClient]:
+    def selected(self) -> dict[str, HostClient]:
+        """
+        Return the clients of the hosts that the command is for.
+        """
         return {host.name: self.clients[host.name] for host in self.fleet.hosts}
 
     @property

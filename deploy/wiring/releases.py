@@ -26,7 +26,7 @@ from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.observe import ANSWER_WITHIN_S, Observed
-from deploy.release.one_release import differing, moved_since, remedy
+from deploy.release.one_release import differing, remedy
 from deploy.release.plan import FLEET, Kind, ReleasePlan, check_packages, plan_release
 from deploy.release.rollback import (
     RollbackPlan,
@@ -49,6 +49,7 @@ from deploy.wiring.state import lease_keeper, state_store, stored
 Report = Callable[[ReleaseEvent], None]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_digest(plan: ReleasePlan, digest: str | None) -> None:
@@ -178,7 +179,7 @@ def run_rollback(
     def recheck() -> Recheck:
         now = make_rollback(on, target.bundle)
         seen, _ = sorted_out(now.seen)
-        return Recheck(as_now(plan, now), seen)
+        return Recheck(as_now(plan, now, desired.left_out), seen)
 
     return _run(
         on,
@@ -234,41 +235,85 @@ def _nothing_open(on: Hosts, last: Desired | None, since: str = "") -> Precondit
     )
 
 
-def last_release(on: Hosts) -> Desired:
+def last_release(on: Hosts, within_s: float | None = ANSWER_WITHIN_S) -> Desired:
     """
-    Return the release that `resume` would go on with, or that the others steer.
+    Return the release that `resume` would go on with.
+
+    Args:
+        within_s: A host that has not answered by then is not waited for; None: each has the full
+            time of its call.
 
     Raises:
-        PreconditionError: No release is open, and the last one left no host out, or was reverted,
-            or a host was taken back since.
+        PreconditionError: No release is open, and the last one left no host out, or was reverted;
+            or it was taken back, or a host was since.
         TransportError: Too few hosts answer.
     """
-    desired = stored(on, ANSWER_WITHIN_S)
-    if desired is None or not desired.can_resume:
+    desired = stored(on, within_s)
+    if desired is None or not (desired.is_open or desired.can_resume):
         raise _nothing_open(on, desired)
-    if not desired.is_open and (back := _taken_back_since(on, desired)):
-        raise _nothing_open(on, desired, back)
+    _refuse_taken_back(on, desired, within_s)
     return desired
 
 
-def _taken_back_since(on: Hosts, last: Desired) -> str:
+def _refuse_taken_back(on: Hosts, last: Desired, within_s: float | None = ANSWER_WITHIN_S) -> None:
     """
-    Return which hosts were taken back after *last* had ended; empty: none.
+    Refuse to go forward with what a gate or an operator has taken back, on however few hosts.
 
-    That needs no majority, so that the hosts that were away then have *last* on record.  To go on
-    with it would bring what the operator has left.
+    A way back needs no majority: the hosts that were away then have *last* on record as it was.  To
+    go on with it would bring what the operator has left.
+
+    Raises:
+        PreconditionError: *last* goes back, or a host was taken back after it.
     """
-    readable, _ = on.readable(ANSWER_WITHIN_S)
-    for name in sorted(moved_since(readable, last)):
+    if last.is_open and last.goal is Goal.BACK:
+        raise _goes_back(last, visible(last.reason), "inv abort")
+    readable, _ = on.readable(within_s)
+    for name, current in sorted(readable.items()):
+        stamp = current.state
+        if stamp is None or (stamp.epoch, stamp.number) <= (last.epoch, last.number):
+            continue
         try:
             text = on.clients[name].call(StateRead())
             stamp = text.stamp
             newer = from_text(text.text, stamp.epoch, stamp.number) if stamp else None
         except DeployError:
             continue
-        if newer is not None and newer.is_way_back and newer.release != last.release:
-            return f"{name} was taken back since, by {visible(newer.release)}"
-    return ""
+        if newer is None or not _takes_back(newer, last):
+            continue
+        since = f"{name} was taken back since, by {visible(newer.release)}"
+        if not last.is_open:
+            raise _nothing_open(on, last, since)
+        is_rollback = newer.plan.kind is Kind.ROLLBACK
+        way = f"inv rollback{_to(newer.plan.bundle)}" if is_rollback else "inv abort"
+        reason = f": {visible(newer.reason)}" if newer.reason else ""
+        raise _goes_back(last, f"{since}{reason}", way)
+
+
+def _takes_back(newer: Desired, last: Desired) -> bool:
+    """
+    Return whether *newer* leaves what *last* goes to; a pause of *last* waits to be resumed.
+    """
+    if newer.release == last.release:
+        return newer.goal is Goal.BACK
+    both = {newer.plan.kind, last.plan.kind}
+    return newer.is_way_back and not (
+        both == {Kind.ROLLBACK} and newer.plan.bundle == last.plan.bundle
+    )
+
+
+def _to(bundle: str) -> str:
+    """
+    Return the flag that names *bundle*; one host says it, and only a digest is passed on.
+    """
+    return f" --to {bundle[:12]}" if _DIGEST.fullmatch(bundle) else ""
+
+
+def _goes_back(last: Desired, why: str, way: str) -> PreconditionError:
+    return PreconditionError(
+        f"{visible(last.release)}: it was taken back, and does not go forward again",
+        why=why,
+        fix=f"{way} takes the other hosts back too; then inv release begins anew",
+    )
 
 
 def abort(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
@@ -302,7 +347,7 @@ def resume(on: Hosts, report: Report, *, steal: bool = False) -> ReleaseOutcome:
     desired = last.renewed(actor())
     if desired.plan.kind is not Kind.ROLLBACK:
         _check_packages(on, desired.plan)
-        return _run(on, desired, report, steal=steal)
+        return _run(on, desired, report, recheck=_recheck_of(on, last), steal=steal)
     errors: dict[str, DeployError] = {}
     stop_traffic: list[str] = []
     if unplanned(last):
@@ -335,9 +380,12 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
         is_full: Let all waves pass, and measure nothing more.
 
     Raises:
-        PreconditionError: No release is open; or the packages of a host are being changed.
+        PreconditionError: No release is open, or it was taken back; or the packages of a host are
+            being changed.
     """
-    desired = _release_only(open_release(on)).renewed(actor())
+    last = _release_only(open_release(on))
+    _refuse_taken_back(on, last)
+    desired = last.renewed(actor())
     _check_packages(on, desired.plan)
     while (wave := desired.next_wave) is not None:
         hosts = desired.plan.waves[wave - 1] if wave != FLEET else ()
@@ -347,10 +395,29 @@ def promote(on: Hosts, report: Report, *, is_full: bool, steal: bool = False) ->
         )
         if not is_full:
             break
-    return _run(on, desired, report, steal=steal)
+    return _run(on, desired, report, recheck=_recheck_of(on, last), steal=steal)
 
 
 # -- parts
+
+
+def _recheck_of(on: Hosts, last: Desired) -> Callable[[], Recheck]:
+    """
+    Return what refuses, under the leases, to go forward with *last* where another operator has
+    ended it or begun another release since it was read.
+    """
+
+    def recheck() -> Recheck:
+        now = last_release(on, None)  # a slow host may be the one that was taken back
+        if now.release != last.release:
+            raise PreconditionError(
+                f"{visible(last.release)}: it is not the last release any more",
+                why=f"{visible(now.release)} began since",
+                fix="inv status, then the command again",
+            )
+        return Recheck()
+
+    return recheck
 
 
 def _check_packages(on: Hosts, plan: ReleasePlan) -> None:

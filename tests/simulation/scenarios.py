@@ -198,7 +198,13 @@ def _play(scenario, explorer, world, invariants):
             fresh = Command(world, "ida").rollback(to="v1")
     else:
         fresh.resume()
-        if isinstance(fresh.error, PreconditionError) and "no release is open" in fresh.error.what:
+        is_refused = isinstance(fresh.error, PreconditionError)
+        if is_refused and "was taken back" in fresh.error.what:
+            # A gate, a loss or another operator: the operator goes on with the way back.
+            _, named, rest = fresh.error.fix.partition("inv rollback --to ")
+            again = Command(world, "ida")
+            fresh = again.rollback(to=rest.split()[0]) if named else again.abort()
+        elif is_refused and "no release is open" in fresh.error.what:
             if "hosts differ" not in fresh.error.why:
                 return f"{command.ending}: {_words(alone)}"
             # The rollback of one host of two is on record nowhere: the operator does as it says.

@@ -275,6 +275,7 @@ def of_operator(world, operator):
             "_until_s": sorted((h, grain(s - now_s)) for h, s in controller._until_s.items()),
             "_changed": sorted(controller._changed),
             "_unsure": sorted(controller._unsure),
+            "_behind": sorted(controller._behind),
             "_is_decided": controller._is_decided,
             "_is_over": controller._is_over,
             "_errors": sorted((h, error_of(e)) for h, e in controller._errors.items()),

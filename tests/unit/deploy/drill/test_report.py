@@ -62,6 +62,15 @@ def test_a_refused_resume_falls_back_for_known_reasons_only():
     unlike = ("lab: no release is open", "hosts differ", "choose: inv rollback --to v2 moves n2")
     assert other_way(ended(3, *unlike)) == ("rollback", "--to", "v2")
     assert other_way(ended(3, "it is paused", *unlike[1:])) == ()
+    taken_back = ("r: it was taken back, and does not go forward again", "aborted by me")
+    assert other_way(ended(3, *taken_back, "inv abort takes the other hosts back too")) == (
+        "abort",
+    )
+    assert other_way(ended(3, *taken_back, "inv rollback --to 0123abc takes")) == (
+        "rollback",
+        "--to",
+        "0123abc",
+    )
     assert other_way(ended(UsageError.exit_code, fix="or inv rollback ends the release"))
     assert other_way(ended(UsageError.exit_code, fix="inv rollback")) == ()
 

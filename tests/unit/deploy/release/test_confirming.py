@@ -44,7 +44,7 @@ def test_no_host_keeps_a_release_that_one_host_does_not_answer_with(fleet):
 
 def test_within_the_budget_the_others_keep_it(fleet):
     """
-    The host that does not answer is left out; it is still armed, and goes back by itself.
+    The host that does not answer is left out, and taken back before they are told to.
     """
     close_public_port(fleet, "n3")
 
@@ -52,7 +52,8 @@ def test_within_the_budget_the_others_keep_it(fleet):
 
     assert outcome.ending is Ending.PROMOTED
     assert confirmations(fleet) == ["n1", "n2"]
-    assert [fleet.observed()[name].pending is None for name in NAMES] == [True, True, False]
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}, {"b2": 100}, {"b1": 100}]
+    assert all(current.pending is None for current in fleet.observed().values())
 
 
 def test_every_host_has_answered_before_one_is_told_to_keep_it(fleet):

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.errors import FleetDiffers, PreconditionError, TransportError
 from deploy.host.protocol import KeysStamp, Unfinished, WentBack
-from deploy.release.findings import find, fleet_error
+from deploy.release.findings import FLEET_NAME, find, fleet_error
 from deploy.release.observe import needs_reviving
 from tests.builders import make_observed, make_serving, make_settled, make_slot
 
@@ -188,11 +188,38 @@ def test_what_differs_from_the_desired_state_is_a_finding():
 
 def test_no_single_host_makes_the_others_differ():
     """
-    What most hosts serve is right; in a fleet without a majority nothing is said of any.
+    What most hosts serve is right; without a majority it is the fleet that is not as it should be.
     """
     odd = make_settled("n1", good=[("b9", "v9")])
     assert [finding.host for finding in find(fleet(n1=odd))] == ["n1"]
-    assert find({"n1": odd, "n2": make_settled("n2")}) == ()
+    (finding,) = find({"n1": odd, "n2": make_settled("n2")})
+    assert finding.host == FLEET_NAME
+    assert finding.what.endswith('"v9" on n1; "v1" on n2')
+    assert fleet_error([finding]).exit_code == 26
+    busy = dataclasses.replace(odd, lease_owner="ann@desk")
+    assert fleet_error(find({"n1": busy, "n2": make_settled("n2")})) is None
+
+
+@pytest.mark.parametrize(
+    ("can_resume", "can_abort", "fix"),
+    [
+        (True, True, "inv resume, inv abort or inv rollback ends it"),
+        (False, True, "inv abort or inv rollback ends it"),
+        (False, False, "inv rollback ends it"),
+    ],
+)
+def test_only_commands_that_would_work_are_named(can_resume, can_abort, fix):
+    """
+    A pause that nothing can go on with waits for nobody: it is an error.
+    """
+    paused = make_settled("n2", paused="r-v2")
+    for current in (SPLIT, paused):
+        findings = find(fleet(n2=current), can_resume=can_resume, can_abort=can_abort)
+        if current is paused and can_resume:
+            assert fleet_error(findings) is None
+            continue
+        assert findings[0].fix == f"{fix}; alone: inv rollback --limit n2"
+        assert fleet_error(findings) is not None
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,19 @@ def test_a_few_hosts_bring_their_record_to_no_other():
     assert planned(named) == dict.fromkeys(NAMES, "evil")
 
 
+def test_a_version_of_few_hosts_is_not_named_by_the_digits_that_it_is_spelled_with():
+    """
+    The digest begins with the version, which has fewer than 8 digits: the operator named no digest.
+    """
+    evil = DIGESTS["b3"]
+    observed = {name: make_settled(name, good=[("b2", "v2")]) for name in ("n2", "n3")}
+    observed["n1"] = make_settled("n1", good=[(evil, "3"), ("b2", "v2")])
+
+    assert planned(plan_rollback(observed, "3", {}, {evil: "v3"})) == {"n1": evil}
+    by_digest = plan_rollback(observed, evil[:8], {}, {evil: "v3"})
+    assert planned(by_digest) == dict.fromkeys(NAMES, evil), "control"
+
+
 def test_a_release_id_comes_before_a_version():
     """
     Of a release that is named like the version of another one.

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, TransportError
+from deploy.errors import CommandFailed, LeaseHeld, LeaseLost, RollbackFailed, TransportError
+from deploy.host.deadman import way_back
 from deploy.host.protocol import StateRead, Status
 from deploy.release.desired import Desired, Ending, Goal, Ruling
+from deploy.release.plan import FLEET
 from deploy.release.rollback import implied_target, plan_rollback
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS
+from tests.local_host import LOST_BEFORE, REFUSED
 from tests.unit.deploy.release.conftest import NAMES
 
 
@@ -99,6 +102,60 @@ def test_a_release_of_a_dead_operator_is_aborted_by_another(fleet, event):
         assert fleet.observed()[name].pending is None
 
 
+@pytest.mark.parametrize("goal", [Goal.BACK, Goal.HELD])
+@pytest.mark.parametrize("event", ["host.confirmed", "slot.retired"])
+def test_a_release_that_hosts_have_confirmed_is_taken_back_all_the_same(fleet, event, goal):
+    """
+    Where the old slot was stopped it starts again first.  The release is not on record as good any
+    more: no rollback leads to it, and no later release takes it for what serves.
+    """
+    die_at(fleet, event)
+    wait_for_leases(fleet)
+    assert fleet.good("n1") == ["b1", "b2"], "control"
+
+    outcome = bring(fleet, open_desired(fleet, goal, reason="taken back by you@desk"))
+
+    assert outcome.error is None
+    for name in NAMES:
+        assert fleet.serves(name) == {"b1": 100}
+        assert fleet.good(name) == ["b1"]
+        assert fleet.observed_one(name).kept.bundle == DIGESTS["b1"]
+        assert fleet.running(name) == ({"b1"} if goal is Goal.BACK else {"b1", "b2"})
+
+
+@pytest.mark.parametrize("goal", [Goal.BACK, Goal.HELD])
+def test_a_record_that_was_not_forgotten_at_once_is_forgotten_then(fleet, goal):
+    """
+    The host has stopped the slot, and its record fails once.
+    """
+    die_at(fleet, "host.confirmed")
+    wait_for_leases(fleet)
+    fleet["n1"].fail("good.rollback", LOST_BEFORE)
+
+    outcome = bring(fleet, open_desired(fleet, goal))
+
+    assert outcome.error is None
+    assert fleet.good("n1") == ["b1"]
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_a_slot_that_was_not_ready_before_prevents_no_way_back(fleet, was_ready):
+    """
+    It was retired, and does not start again.  One that was ready keeps the users on the new slot.
+    """
+    for name in NAMES:
+        fleet.system(name).runtimes["blue"].is_ready = was_ready
+    die_at(fleet, "slot.retired")
+    wait_for_leases(fleet)
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").starts = "exit"
+
+    outcome = bring(fleet, open_desired(fleet, Goal.BACK))
+
+    assert (outcome.error is None) is not was_ready
+    assert fleet.serves("n1") == ({"b2": 100} if was_ready else {"b1": 100})
+
+
 def test_a_held_release_keeps_the_new_slots_warm_and_goes_on(fleet):
     die_at(fleet, "canary.passed")
     wait_for_leases(fleet)
@@ -112,6 +169,27 @@ def test_a_held_release_keeps_the_new_slots_warm_and_goes_on(fleet):
     outcome = bring(fleet, open_desired(fleet, Goal.FORWARD, ending=None), stage=fleet.stage("b2"))
     assert outcome.ending is Ending.PROMOTED
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_pause_that_is_interrupted_drops_nothing(fleet, count):
+    """
+    ^C ends the command.  The hosts go back by themselves, and the release can be gone on with.
+    """
+    die_at(fleet, "canary.measured")
+    wait_for_leases(fleet)
+    left = [count]
+
+    def interrupt(event):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises((RollbackFailed, KeyboardInterrupt)):
+        bring(fleet, open_desired(fleet, Goal.HELD, reason="paused by you@desk"), report=interrupt)
+
+    assert fleet.stored().goal is not Goal.BACK
+    assert fleet.stored().can_resume
 
 
 def test_an_operator_lets_a_canary_without_traffic_pass(fleet):
@@ -194,6 +272,52 @@ def test_a_lost_host_within_the_budget_does_not_end_the_release(fleet):
     again = open_desired(fleet, Goal.FORWARD, left_out={}, ending=None)
     assert bring(fleet, again, stage=fleet.stage("b2")).error is None
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
+
+
+@pytest.mark.parametrize("later", [(), range(3, 20)], ids=["goes back", "fails again"])
+def test_a_host_that_failed_within_the_budget_is_taken_back_beside_the_release(fleet, later):
+    """
+    At once: nobody measures its canary any more.  Where that fails too its lease is renewed no
+    longer, so that the host goes back by itself, also while the release goes on.
+    """
+    for call in (2, *later):  # the first gives the canary its share
+        fleet["n1"].fail("traffic.set", REFUSED, call=call)
+    went_on, ended = [], []
+
+    def report(event):
+        if event.host == "n2" and event.name == "slot.started":
+            went_on.append(fleet.serves("n1"))
+        if event.name == "host.confirmed":
+            ended.append(fleet.lease_owner("n1"))
+
+    policy = make_policy(
+        failure_budget=1, lease_ttl="15s", canary={"duration": "30s", "give_up_after": "60s"}
+    )
+    outcome = fleet.release(report=report, policy=policy)
+
+    assert outcome.ending is Ending.PROMOTED
+    assert list(outcome.evidence["left_out"]) == ["n1"]
+    assert went_on == [{"b1": 90, "b2": 10} if later else {"b1": 100}]
+    assert (ended[0] is None) is bool(later)
+    way_back.check(fleet.system("n1"))
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
+
+
+def test_a_wave_whose_hosts_are_lost_within_the_budget_is_not_waited_for(fleet):
+    """
+    There is nothing to measure on it.  The next wave has a canary and a verdict of its own.
+    """
+    fleet["n1"].fail("slot.start", LOST_BEFORE, call=None)
+
+    outcome = fleet.release(policy=make_policy(max_unavailable=1))
+
+    assert fleet.controller._plan.waves[0] == ("n1",), "control"
+    assert outcome.ending is Ending.PROMOTED
+    assert [(ruling.wave, ruling.hosts) for ruling in fleet.stored().rulings] == [
+        (2, ("n2", "n3")),
+        (FLEET, ("n2", "n3")),
+    ]
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
 
 
 def test_without_a_budget_a_lost_host_ends_the_release(fleet):

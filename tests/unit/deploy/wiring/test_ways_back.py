@@ -2,11 +2,17 @@
 A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
 """
 
+import importlib
+import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from invoke.config import Config
+from invoke.context import MockContext
 
 from deploy.errors import (
     InventoryError,
@@ -19,7 +25,7 @@ from deploy.host.layout import APT_UNIT
 from deploy.inventory.schema import Secret, StateSettings
 from deploy.release.desired import Ending, Goal
 from deploy.release.findings import FLEET_NAME
-from deploy.wiring import fleet_status, releases, state
+from deploy.wiring import checkout, fleet_status, history, hosts, releases, state
 from deploy.wiring.hosts import Hosts
 from tests.builders import make_policy
 from tests.local_fleet import DIGESTS, LIMITS, local_fleet
@@ -119,6 +125,37 @@ def test_an_abort_needs_no_etcd(fleet, where):
     assert (outcome.ending, outcome.error) == (Ending.REVERTED, None)
     assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
     assert [event.name for event in events].count("state.unavailable") == 1
+
+
+def run_task(monkeypatch, capsys, known, name, **flags):
+    """
+    Run a task of the command line on the hosts *known*; return its document.
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4]))
+    tasks = importlib.import_module("tasks")
+    monkeypatch.setattr(checkout, "fleet", lambda *_: known.fleet)
+    monkeypatch.setattr(tasks, "with_sudo_password", lambda of: of)
+    monkeypatch.setattr(hosts, "connect", lambda of: nullcontext(known))
+    getattr(tasks, name)(MockContext(Config({"fleet": "lab"})), json=True, **flags)
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("task", ["abort", "pause"])
+def test_the_tasks_that_take_back_need_no_etcd(fleet, monkeypatch, capsys, task):
+    """
+    As they are typed: also what they show before they ask.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    document = run_task(monkeypatch, capsys, on(fleet, NO_PASSWORD), task, yes=True)
+
+    assert document["outcome"] == {"abort": "reverted", "pause": "paused"}[task]
+    assert all(fleet.serves(name) == {"b2": 100} for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +260,22 @@ def test_hosts_beyond_the_limit_are_looked_at_for_the_state_alone(fleet):
     verbs = calls(fleet, lambda: fleet_status.read(on(fleet, limit=("n1",))))
 
     assert {name: v.count("status") for name, v in verbs.items()} == dict.fromkeys(NAMES, 1)
+
+
+@pytest.mark.parametrize("limit", [("n1",), NAMES])
+def test_the_history_is_that_of_the_limit(fleet, monkeypatch, capsys, tmp_path, limit):
+    """
+    With --verify a host beyond it that does not answer is no error.
+    """
+    monkeypatch.setattr(history, "heads_file", lambda fleet: tmp_path / "heads" / "lab.json")
+    beyond = [name for name in NAMES if name not in limit]
+    for name in beyond:
+        fleet[name].is_cut = True
+
+    known = on(fleet, limit=limit)
+    document = run_task(monkeypatch, capsys, known, "history", verify=True, limit=",".join(limit))
+
+    assert tuple(document["heads"]) == limit
 
 
 def test_a_host_that_did_not_answer_is_not_asked_again(fleet):
@@ -441,3 +494,219 @@ def test_a_release_that_left_a_host_out_is_not_resumed_once_a_host_was_taken_bac
     assert "n1 was taken back since, by " in caught.value.why
     assert caught.value.fix == "inv rollback --to v2 moves n2"
     assert fleet.serves("n1") == {"b2": 100}
+
+
+@pytest.fixture
+def interrupted(fleet):
+    """
+    A release of b3 whose operator died in the canary; all hosts have it on record as going forward.
+    """
+
+    def report(event):
+        if event.name == "canary.measured":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    return fleet
+
+
+def alone(fleet, monkeypatch, work):
+    """
+    Do *work* with n2 and n3 away from the moment when the leases are taken.
+    """
+    run = releases._run
+
+    def cut(*args, **options):
+        fleet["n2"].is_cut = fleet["n3"].is_cut = True
+        try:
+            return run(*args, **options)
+        finally:
+            fleet["n2"].is_cut = fleet["n3"].is_cut = False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(releases, "_run", cut)
+        return work()
+
+
+FORWARD = {
+    "resume": lambda on: releases.resume(on, lambda event: None),
+    "promote": lambda on: releases.promote(on, lambda event: None, is_full=True),
+}
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_an_abort_that_reached_a_minority_is_not_undone(interrupted, monkeypatch, forward):
+    """
+    The others have the release on record as it was; `inv abort` takes them back too.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.abort(on(fleet), lambda event: None))
+    assert fleet.serves("n1") == {"b2": 100}
+    assert fleet.stored().goal is Goal.FORWARD, "control: most hosts know of no abort"
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        FORWARD[forward](on(fleet))
+
+    assert "n1 was taken back since" in caught.value.why
+    assert "aborted by" in caught.value.why
+    assert caught.value.fix.startswith("inv abort ")
+    assert fleet.serves("n1") == {"b2": 100}
+    assert releases.abort(on(fleet), lambda event: None).error is None
+    assert fleet.stored().ending is Ending.REVERTED
+    assert [fleet.running(name) for name in NAMES] == [{"b2"}] * 3
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_an_abort_on_a_host_that_answers_late_is_not_undone(interrupted, monkeypatch, forward):
+    """
+    Under the leases every host has the full time of its call.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.abort(on(fleet), lambda event: None))
+    look = hosts.look
+
+    def late(clients, *, within_s=None, **options):
+        seen, errors = look(clients, **options)
+        if within_s is not None:
+            errors["n1"] = TransportError("n1: no answer", why="late", fix="wait", host="n1")
+            seen.pop("n1", None)
+        return seen, errors
+
+    monkeypatch.setattr(hosts, "look", late)
+
+    with pytest.raises(PreconditionError, match="does not go forward again"):
+        FORWARD[forward](on(fleet))
+
+    assert fleet.serves("n1") == {"b2": 100}
+
+
+def test_a_pause_that_reached_a_minority_is_resumed(interrupted, monkeypatch):
+    """
+    Negative control of the test above: that is what a pause is for.
+    """
+    fleet = interrupted
+    alone(fleet, monkeypatch, lambda: releases.pause(on(fleet), lambda event: None))
+
+    assert releases.resume(on(fleet), lambda event: None).ending is Ending.PROMOTED
+
+
+def test_a_rollback_that_reached_a_minority_is_not_undone(interrupted, monkeypatch):
+    fleet = interrupted
+    way = releases.make_rollback(on(fleet), "v1")
+    alone(fleet, monkeypatch, lambda: releases.run_rollback(on(fleet), way, lambda event: None))
+    assert fleet.serves("n1") == {"b1": 100}
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        releases.resume(on(fleet), lambda event: None)
+
+    assert caught.value.fix.startswith(f"inv rollback --to {DIGESTS['b1'][:12]} ")
+    assert fleet.serves("n1") == {"b1": 100}
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_a_release_that_a_gate_refused_is_not_gone_on_with(fleet, forward):
+    """
+    Its operator died on the way back.  The waves have passed: nothing would measure it again.
+    """
+    fleet.stable, fleet.errors_when_promoted_per_s = "b2", 4
+
+    def report(event):
+        if event.name == "action.started" and event.text == "take_back":
+            raise Killed
+
+    fleet.release_dying(report, Killed, "b3")
+    fleet.clock.sleep(20.0)
+    stored = fleet.stored()
+    assert (stored.goal, stored.ending) == (Goal.BACK, None), "control"
+
+    with pytest.raises(PreconditionError, match="does not go forward again") as caught:
+        FORWARD[forward](on(fleet))
+
+    assert "requests to the new slot failed" in caught.value.why
+    assert releases.abort(on(fleet), lambda event: None).error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b2": 100}] * 3
+
+
+@pytest.mark.parametrize("other", ["abort", "release"])
+@pytest.mark.parametrize("forward", FORWARD)
+def test_what_another_operator_does_before_the_leases_are_taken_is_not_undone(
+    interrupted, monkeypatch, forward, other
+):
+    """
+    Between the look at what is open and the leases.
+    """
+    fleet = interrupted
+    run = releases._run
+
+    def beaten(*args, **options):
+        monkeypatch.setattr(releases, "_run", run)
+        if other == "abort":
+            releases.abort(on(fleet), lambda event: None)
+        else:
+            assert fleet.release("b4").ending is Ending.PROMOTED
+        return run(*args, **options)
+
+    monkeypatch.setattr(releases, "_run", beaten)
+
+    with pytest.raises(PreconditionError):
+        FORWARD[forward](on(fleet))
+
+    serves = {"b2": 100} if other == "abort" else {"b4": 100}
+    assert [fleet.serves(name) for name in NAMES] == [serves] * 3
+
+
+def test_hosts_that_are_lost_before_the_leases_do_not_keep_the_others_from_going_back(
+    fleet, monkeypatch
+):
+    """
+    Most of them were there when the rollback was planned.
+    """
+    way = releases.make_rollback(on(fleet), None)
+
+    outcome = alone(
+        fleet, monkeypatch, lambda: releases.run_rollback(on(fleet), way, lambda event: None)
+    )
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n2, n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}, {"b2": 100}, {"b2": 100}]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_host_that_served_the_target_when_a_rollback_was_planned_has_to_serve_it(fleet, is_lost):
+    """
+    The plan does nothing there.  Where it changed before the leases were taken, or does not answer,
+    it is named, and a resumption brings it.
+    """
+    only = on(fleet, limit=("n3",))
+    releases.run_rollback(only, releases.make_rollback(only, None), lambda event: None)
+    way = releases.make_rollback(on(fleet), "v1")
+    assert [host.host for host in way.hosts] == ["n1", "n2"], "control"
+    if is_lost:
+        fleet["n3"].is_cut = True
+    else:
+        serve(fleet.system("n3"), DIGESTS["b2"], "v2", "blue")
+
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert isinstance(outcome.error, RollbackFailed)
+    assert "n3" in outcome.error.what
+    assert [fleet.serves(name) for name in NAMES[:2]] == [{"b1": 100}] * 2
+    fleet["n3"].is_cut = False
+    assert releases.resume(on(fleet), lambda event: None).error is None
+    assert fleet.serves("n3") == {"b1": 100}
+
+
+def test_what_serves_may_end_before_the_leases_are_taken(fleet):
+    """
+    A release that dies while the operator looks at the plan does not keep its hosts.
+    """
+    way = releases.make_rollback(on(fleet), None)
+    for name in NAMES:
+        fleet.system(name).unit_of("blue").fail()
+
+    outcome = releases.run_rollback(on(fleet), way, lambda event: None)
+
+    assert outcome.error is None
+    assert [fleet.serves(name) for name in NAMES] == [{"b1": 100}] * 3
