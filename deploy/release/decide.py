@@ -58,13 +58,6 @@ def is_converged(desired: Desired, host: HostPlan, current: Observed) -> bool:
     return _is_back(desired, host, current)
 
 
-def is_touched(desired: Desired, host: HostPlan, current: Observed) -> bool:
-    """
-    Return whether the release has changed anything on a host that is still to see.
-    """
-    return not _is_back(desired, host, current)
-
-
 # -- forward
 
 
