@@ -210,21 +210,25 @@ def test_a_hook_has_a_deadline(start, monkeypatch, script):
     Also where it ignores SIGTERM, forks, prints without end or stops itself.
     """
     monkeypatch.setattr(hook_process, "_TERM_S", 0.3)
-    on = start(("before", "promote", f"echo $$ >pid; {script}"), timeout=0.5)
+    on = start(("before", "promote", f"{TELL}; {script}"), timeout=0.5)
     began_s = time.monotonic()
     with pytest.raises(CommandFailed) as failed:
         on.before(Phase.PROMOTE, {"much": "x" * (1 << 20)})
     assert time.monotonic() - began_s < 3
     assert "did not end within 0.5 s" in failed.value.why
-    pid = int((on._root / "pid").read_text())
-    wait_for(lambda: not group_members(pid), "a child is left", 2.0)
-    assert not is_alive(pid)
+    wait_for(lambda: not group_members(on._root), "a child is left", 2.0)
+    assert not is_alive(int((on._root / "pid").read_text()))
 
 
-def group_members(group):
+# The guard leads the group of a hook.
+TELL = 'cut -d" " -f5 /proc/$$/stat >group; echo $$ >pid'
+
+
+def group_members(folder):
     """
-    Return the living processes of the process group *group*.
+    Return the living processes of the hook's process group, which TELL wrote to *folder*.
     """
+    group = int((folder / "group").read_text())
     members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -271,7 +275,7 @@ def test_the_end_of_a_long_output_is_kept(start):
     assert len(failed.value.why) < 3000
 
 
-STUBBORN = "trap '' TERM HUP INT; echo $$ >pid; (trap '' TERM; yes) & while :; do sleep 0.1; done"
+STUBBORN = f"trap '' TERM HUP INT; {TELL}; (trap '' TERM; yes) & while :; do sleep 0.1; done"
 
 
 def test_a_way_back_waits_for_no_hook(start, tmp_path):
@@ -295,11 +299,12 @@ def test_a_way_back_waits_for_no_hook(start, tmp_path):
     thread = threading.Thread(target=forward)
     thread.start()
     wait_for((tmp_path / "pid").exists, "the hook did not start")
+    assert group_members(tmp_path), "negative control"
     on.after(Phase.START, PLAN)
     assert took_s(on.going_back) < 0.1
     thread.join(3.0)
     assert len(raised) == 1  # the phase does not begin
-    wait_for(lambda: not group_members(int((tmp_path / "pid").read_text())), "still runs", 2.0)
+    wait_for(lambda: not group_members(tmp_path), "still runs", 2.0)
     assert took_s(lambda: on.before(Phase.RETIRE, PLAN)) < 0.1
     on.close()
     assert not (tmp_path / "late").exists()
@@ -317,7 +322,7 @@ def test_hooks_after_a_way_back_have_a_bounded_time(start, tmp_path, monkeypatch
     assert took_s(lambda: on.after(phase, PLAN)) < 0.1
     assert 0.5 < took_s(on.close) < 3
     assert json.loads((tmp_path / "in").read_text())["phase"] == str(phase)
-    assert not group_members(int((tmp_path / "pid").read_text()))
+    wait_for(lambda: not group_members(tmp_path), "the hook still runs", 2.0)
     assert names(on).count("hook.skipped") == 2
 
 
@@ -348,8 +353,7 @@ def test_what_is_watched_ends_the_wait(start, tmp_path):
 
     with pytest.raises(LeaseLost):
         on.before(Phase.PROMOTE, PLAN, watch=watch)
-    pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not group_members(pid), "the hook still runs", 3.0)
+    wait_for(lambda: not group_members(tmp_path), "the hook still runs", 3.0)
 
 
 def test_an_interruption_ends_the_hook(start, tmp_path):
@@ -357,16 +361,17 @@ def test_an_interruption_ends_the_hook(start, tmp_path):
     Ctrl-C goes to this process alone: hooks have a session of their own.
     """
     on = start(("before", "promote", STUBBORN), timeout=1000.0)
+    waits = threading.Event()
 
     def interrupt():
+        waits.wait(10.0)
         wait_for((tmp_path / "pid").exists, "the hook did not start")
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        on.before(Phase.PROMOTE, PLAN)
-    pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not group_members(pid), "the hook still runs", 3.0)
+        on.before(Phase.PROMOTE, PLAN, watch=waits.set)
+    wait_for(lambda: not group_members(tmp_path), "the hook still runs", 3.0)
 
 
 def test_an_error_of_ours_does_not_hold_up_a_phase(start, monkeypatch):
