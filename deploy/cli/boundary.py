@@ -76,7 +76,7 @@ def _report_interruption(*, as_json: bool, as_line: bool) -> NoReturn:
     if as_json:
         error = Interrupted(
             "interrupted",
-            why="^C or SIGINT came before the task had ended",
+            why="^C, SIGTERM or SIGHUP came before the task had ended",
             fix="inv status shows what the hosts serve; then run it again",
         )
         fail(error, as_json=True, as_line=as_line)

@@ -30,6 +30,7 @@ from deploy.cli.streams import fill_closed_descriptors, guard_streams
 from deploy.cli.sudo_password import take_sudo_password
 from deploy.cli.terminal import close_output
 from deploy.errors import UsageError
+from deploy.leases.signals import signals_interrupt
 from deploy.private_files import check_directory, use_private_umask
 
 _PRIVATE = (Path(__file__).parents[2] / ".slipway", Path("~/.cache/slipway"))
@@ -53,7 +54,10 @@ class SlipwayProgram(Program):
         drop_empty_variables(os.environ)
         take_sudo_password(os.environ)
         words = sys.argv if argv is None else argv
-        with error_boundary(as_json="--json" in words, as_line="--watch" in words):
+        with (
+            error_boundary(as_json="--json" in words, as_line="--watch" in words),
+            signals_interrupt(),  # a lab that is booted is stopped again
+        ):
             self._run(argv)
 
     def _run(self, argv: list[str] | None) -> None:

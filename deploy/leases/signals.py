@@ -1,5 +1,5 @@
 """
-Lets a run that holds leases end in order when it is told to end.
+Lets a run that holds leases, or booted hosts, end in order when it is told to end.
 """
 
 import signal
@@ -15,6 +15,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def signals_interrupt() -> Iterator[None]:
     """
     Let SIGTERM and SIGHUP end a run as control-C does: also that of a cancelled CI job.
+
+    One that the caller ignores, as nohup does SIGHUP, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -23,7 +25,8 @@ def signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -210,6 +210,32 @@ def test_an_interruption_is_one_error(flags):
         assert (out, err) == (b"", b"interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_a_session_or_job_is_an_interruption(number):
+    """
+    So that a task stops what it has booted.
+    """
+    process = start(["status"], code=INTERRUPTED_IN_A_TASK)
+    assert process.stderr.readline() == b"here\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == (b"", b"interrupted\n")
+    assert process.returncode == 130
+
+
+def test_the_end_of_a_session_stays_ignored():
+    """
+    As under nohup: the task outlives the terminal.
+    """
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    code = ignoring + INTERRUPTED_IN_A_TASK.replace("sleep(60)", "sleep(2)")
+    process = start(["status"], code=code)
+    assert process.stderr.readline() == b"here\n"
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert b"interrupted" not in err
+    assert process.returncode not in {130, -signal.SIGHUP}
+
+
 @pytest.mark.parametrize("broken", [gone, full])
 def test_an_interruption_keeps_its_code_where_stdout_takes_nothing(broken):
     with broken() as stdout:
