@@ -96,7 +96,7 @@ def ended(
             f"{release}: paused",
             why=reason,
             fix="the old release has all the traffic and the new one is warm: look at it, then "
-            "inv rollback to drop it or inv release to try again",
+            "inv resume to measure it again, inv promote to let it pass, or inv abort to drop it",
         )
     if verdict is not None and verdict.gate != _OPERATOR:
         return CanaryRejected(
