@@ -89,7 +89,8 @@ def ended(
         return RollbackFailed(
             f"{release}: could not go back on {hosts}",
             why=f"{reason}; then {first(failed)}",
-            fix="when the host answers again: inv status, then inv rollback",
+            fix="when the host answers again: inv status, then inv rollback; "
+            "docs/runbooks/stuck.md has each step",
         )
     if is_held:
         return ReleasePaused(
