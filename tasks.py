@@ -1001,8 +1001,8 @@ _lab.add_task(lab_status, name="status")
 _lab.add_task(lab_ssh, name="ssh")
 _lab.add_task(lab_model, name="model")
 for _name, _does in {
-    "cut": "Take a lab host's link down.",
-    "heal": "Bring a lab host's link up again.",
+    "cut": "Drop all frames to and from a lab host.",
+    "heal": "End a cut of a lab host.",
     "crash": "Kill a lab host as a power loss would.",
     "start": "Boot a crashed lab host with its disk kept.",
     "freeze": "Freeze every process of a lab host.",

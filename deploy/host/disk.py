@@ -59,7 +59,7 @@ def too_small(path: Path | str, why: str) -> HostError:
         ErrorKind.DISK_TOO_SMALL,
         f"the bundle does not fit on the disk of {path}",
         why,
-        "free space there (inv status shows how much), or lower release.keep",
+        "free space there: docs/runbooks/on-call.md says what may be deleted",
     )
 
 

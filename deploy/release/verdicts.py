@@ -89,14 +89,15 @@ def ended(
         return RollbackFailed(
             f"{release}: could not go back on {hosts}",
             why=f"{reason}; then {first(failed)}",
-            fix="when the host answers again: inv status, then inv rollback",
+            fix="when the host answers again: inv status, then inv rollback; "
+            "docs/runbooks/stuck.md has each step",
         )
     if is_held:
         return ReleasePaused(
             f"{release}: paused",
             why=reason,
             fix="the old release has all the traffic and the new one is warm: look at it, then "
-            "inv rollback to drop it or inv release to try again",
+            "inv resume to measure it again, inv promote to let it pass, or inv abort to drop it",
         )
     if verdict is not None and verdict.gate != _OPERATOR:
         return CanaryRejected(

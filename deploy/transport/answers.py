@@ -97,16 +97,16 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.USAGE: "inv provision --limit {host} installs the host program of this release",
         ErrorKind.SCHEMA: "inv provision installs the host program of this release",
         ErrorKind.PRECONDITION: "inv status, then: inv provision --limit {host}",
-        ErrorKind.DISK_TOO_SMALL: "free space on {host} (inv status shows how much it has), or "
-        "lower release.keep",
+        ErrorKind.DISK_TOO_SMALL: "free space on {host} (df -h /opt/slipway /var/lib/slipway "
+        "there); docs/runbooks/on-call.md says what may be deleted",
         ErrorKind.COMMAND_FAILED: "look at the host: inv status, systemctl status haproxy "
         "'slipway-runtime@*' on {host}; then: inv provision --limit {host}",
         ErrorKind.LEASE_HELD: "wait until it ends or expires: inv status shows the owner; for a "
         "lease that nobody renews, that is its time to live at most",
         ErrorKind.LEASE_LOST: "inv status; nothing more was changed on {host} under this lease",
         ErrorKind.EPOCH_OLD: "inv status shows who; then the command again",
-        ErrorKind.NOTHING_TO_ROLL_BACK_TO: "inv status lists the good releases of each host; name "
-        "one of them: inv rollback --to",
+        ErrorKind.NOTHING_TO_ROLL_BACK_TO: "inv status --json lists the good releases of each "
+        "host; name one of them: inv rollback --to",
         ErrorKind.BUNDLE_UNSIGNED: "sign it with a key of the fleet's allowed_signers: inv bundle; "
         "inv provision installs changed signers",
         ErrorKind.BUNDLE_TAMPERED: "nothing was unpacked; build the bundle again: inv bundle",

@@ -130,7 +130,7 @@ def check_device(device: str) -> None:
         raise ModelError(
             "device: cuda",
             why=f"torch sees no GPU{named}",
-            fix="see nvidia-smi on the host, or set device: cpu in its runtime.yml",
+            fix="see nvidia-smi on the host, or set device: cpu (service.device of the fleet file)",
         )
 
 

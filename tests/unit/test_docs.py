@@ -19,6 +19,9 @@ PAGES = sorted(
 TOPS = ("deploy", "runtime", "tests", "docs", "inventories", "templates", "requirements", ".ci")
 PATH = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(re.escape(top) for top in TOPS)})/[\w./*-]*[\w*/]")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(([^)#:\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+BLOCK = re.compile(r"```.*?```", re.DOTALL)
 TASK = re.compile(r"(?:\./inv|(?<![\w.-])inv(?:oke)?) ([a-z][a-z_-]*(?:\.[a-z_-]+)?)")
 TEST = re.compile(r"`(test_\w+)`")
 IN_CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
@@ -35,6 +38,25 @@ def missing_paths(text, folder):
     for link in LINK.findall(text):
         if not (folder / link).exists():
             yield link
+
+
+def anchors(text):
+    """
+    Return the anchors of the headings of *text*, as GitHub and GitLab make them.
+    """
+    headings = HEADING.findall(BLOCK.sub("", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def missing_headings(text, folder):
+    """
+    Yield the links of *text* to a heading that its page lacks.
+    """
+    for link, anchor in ANCHOR.findall(text):
+        page = folder / link
+        there = text if not link else page.read_text() if page.is_file() else ""
+        if anchor not in anchors(there):
+            yield f"{link}#{anchor}"
 
 
 def task_names(module):
@@ -67,6 +89,23 @@ def test_every_path_and_link_of_a_page_exists(page):
     A page that names a file that is gone is worse than none.
     """
     assert list(missing_paths(page.read_text(), page.parent)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_heading_leads_to_one(page):
+    """
+    At night a runbook's link has to open the right section.
+    """
+    assert list(missing_headings(page.read_text(), page.parent)) == []
+
+
+def test_a_link_to_no_heading_would_be_noticed():
+    """
+    Negative control: of this page and of another one; a comment in a code block is no heading.
+    """
+    text = "## By exit `code`\n```sh\n# Gone\n```\n[a](#by-exit-code) [b](#gone)"
+    text += " [c](docs/README.md#reference) [d](docs/README.md#gone)"
+    assert list(missing_headings(text, ROOT)) == ["#gone", "docs/README.md#gone"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

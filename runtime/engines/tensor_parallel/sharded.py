@@ -91,7 +91,7 @@ def open_sharded(load: Load, first_pid: int | None = None) -> LoadedModel:
         raise ModelError(
             f"gpus: {options.gpus}",
             why=f"torch sees {torch.cuda.device_count()}",
-            fix="lower gpus in the host's runtime.yml; nvidia-smi there lists what it has",
+            fix="lower gpus (service.gpus of the fleet file); nvidia-smi there lists what it has",
         )
     if dist.is_initialized():
         raise RuntimeError("this process has already started ranks: swap their weights, or restart")
