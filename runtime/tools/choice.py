@@ -24,14 +24,6 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """
-        The schemas of its arguments by their names.
-        """
-        properties = self.parameters.get("properties")
-        return properties if isinstance(properties, dict) else {}
-
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
