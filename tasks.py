@@ -587,10 +587,10 @@ def keys_rotate(c, name, overlap="0s", expires="", hosts=None, json=False, yes=F
         inv keys.rotate web --overlap 1h
     """
     from deploy.api_keys.commands import rotate_key
-    from deploy.cli.key_flags import duration, key_name
+    from deploy.cli.key_flags import duration, key_name, lifetime
 
     name, overlap_s = key_name(name), duration("overlap", overlap)
-    expires_s = duration("expires", expires) if expires else None
+    expires_s = lifetime(expires)
     _issue(c, f"rotate the API key {name}", hosts, json, yes,
            lambda clients, now: rotate_key(clients, name, overlap_s, expires_s, now))  # fmt: skip
 

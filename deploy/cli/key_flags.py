@@ -39,12 +39,13 @@ def key_options(
     Raises:
         UsageError: A flag has another form, or is out of range.
     """
-    names = tuple(name.strip() for name in models.split(",") if name.strip())
+    # An empty name is refused: `--models ","` must not allow all models.
+    names = tuple(name.strip() for name in models.split(",")) if models else ()
     if len(names) > KEY_MODELS_MAX:
         why = f"at most {KEY_MODELS_MAX} models are kept for a key"
         raise UsageError("--models: too many", why=why, fix="leave --models out to allow all")
     return KeyOptions(
-        expires_s=duration("expires", expires) if expires else None,
+        expires_s=lifetime(expires),
         models=tuple(_name(MODEL_NAME, "models", name) for name in names),
         requests_per_minute=_number("rpm", rpm, 1, _PER_MINUTE_MAX) if rpm else None,
         tokens_per_minute=_number("tpm", tpm, 1, _PER_MINUTE_MAX) if tpm else None,
@@ -54,6 +55,20 @@ def key_options(
             _number("concurrency", concurrency, 1, KEY_CONCURRENCY_MAX) if concurrency else None
         ),
     )
+
+
+def lifetime(text: str) -> int | None:
+    """
+    Return --expires in whole seconds; None: for ever.
+
+    Raises:
+        UsageError: It is no duration, or so short that the token would never be accepted.
+    """
+    seconds = duration("expires", text) if text else None
+    if seconds == 0:
+        why = "it is less than a second: the token would never be accepted"
+        raise UsageError(f"--expires {text}: too short", why=why, fix="--expires 30d")
+    return seconds
 
 
 def duration(flag: str, text: str) -> int:

@@ -36,6 +36,11 @@ def test_flags_become_options():
     [
         ("expires", "30"),
         ("expires", "9999d"),
+        ("expires", "0s"),
+        ("expires", "999ms"),
+        ("models", ","),
+        ("models", " "),
+        ("models", "glm,,qwen"),
         ("rpm", "0"),
         ("rpm", "many"),
         ("tpm", "-1"),
