@@ -14,6 +14,7 @@ from types import MappingProxyType
 # Characters without a meaning in any of the targets: no quote, no white space, no `$`, `%`, `\`,
 # `;` or `#`.
 _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
+_IPV6_HOST = re.compile(r"(?<=://)\[([0-9a-f:.]+)\]")  # of a URL: its brackets open nothing
 _YAML_WORD = re.compile(r"[a-z][a-z0-9_]*")
 _YAML_RESERVED = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _PRINTABLE = re.compile(r"[ -~]*")
@@ -84,7 +85,7 @@ def quote_haproxy(value: object) -> Quoted:
     Some words are log formats, where `%` starts a variable, so it is refused.
     """
     text = _text(value, "HAProxy")
-    if not _PLAIN.fullmatch(text):
+    if not _PLAIN.fullmatch(_IPV6_HOST.sub(r"\1", text)):
         raise _refused(text, "one word of haproxy.cfg")
     return Quoted(text)
 
@@ -142,8 +143,7 @@ def quote_deb822(value: object) -> Quoted:
     An option in brackets, such as `[trusted=yes]`, is refused.
     """
     text = _text(value, "deb822")
-    # The brackets of an IPv6 address are part of a URI, never the start of a word.
-    if not _PLAIN.fullmatch(re.sub(r"(?<=://)\[([0-9a-f:.]+)\]", r"\1", text.replace("~", "-"))):
+    if not _PLAIN.fullmatch(_IPV6_HOST.sub(r"\1", text.replace("~", "-"))):
         raise _refused(text, "one word of a deb822 field")
     return Quoted(text)
 

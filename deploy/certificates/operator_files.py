@@ -2,6 +2,7 @@
 The certificate and key that the operator has: read and checked before a host is reached.
 """
 
+import errno
 import os
 import ssl
 import stat
@@ -96,6 +97,8 @@ def check_trust(
         reason = getattr(error, "reason", None) or "it changed while it was read"
         raise CertificateProblem(f"OpenSSL refuses it: {reason}", "get another one") from None
     try:
+        if authority is not None and authority.exists() and not authority.is_file():
+            raise OSError(errno.EINVAL, "a folder, a pipe or a device")  # OpenSSL would wait
         client = ssl.create_default_context(cafile=authority)
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "strerror", None) or "not PEM"

@@ -80,6 +80,7 @@ _TLS = {
     "total_table": "requests_in_flight",
 }
 CHALLENGE_CONNECTIONS = 64  # at once, beside those of the public port
+_WORDS_OF_LINE = 32  # of a fleet's list; HAProxy reads 64 words of a line, and refuses a longer one
 _NOBODY = "255.255.255.255"  # never the source of a connection
 
 
@@ -166,6 +167,7 @@ def _render(spec: HostSpec, digest: str) -> str:
         public_routes=contract.PUBLIC_ROUTES,
         model_path=contract.MODEL_PATH,
         cors_origins=spec.service.cors_origins,
+        words_of_line=_WORDS_OF_LINE,
         monitoring_routes=contract.MONITORING_ROUTES,
         backend=layout.BACKEND,
         readyz=contract.READYZ,

@@ -62,6 +62,14 @@ class Caller:
         key = self.key
         return Share(self.name, key.weight, key.priority, key.concurrency)
 
+    @property
+    def is_over_concurrency(self) -> bool:
+        """
+        Whether the key has more answers in flight than it may have computed at once.
+        """
+        most = None if self.key is None else self.key.concurrency
+        return most is not None and self.places[self.name] > most
+
     def may_use(self, model: str) -> bool:
         return self.key is None or not self.key.models or model in self.key.models
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from runtime.chat import ChatTemplate
-from runtime.contract import CLIENT_DEADLINE
+from runtime.contract import CLIENT_DEADLINE, QUEUE_FULL
 from runtime.engines.base.client import Client
 from runtime.engines.base.in_flight import TokenStream
 from runtime.engines.base.protocol import FinishReason
@@ -394,6 +394,9 @@ class Generator:
         if not stream.finish_reason.is_good:
             is_late = stream.finish_reason is FinishReason.EXPIRED
             excuse = request.late_excuse if is_late else None
+            waited = self._engine.limits_keys and request.caller.is_over_concurrency
+            if is_late and not seen and waited:
+                excuse = excuse or QUEUE_FULL  # for others of its key
             raise Failed(failure(stream.finish_reason, stream.detail, excuse))
         if not seen:
             prompt_scores = await self._score_prompt(stream, request)

@@ -21,8 +21,8 @@ from runtime.structured.answer import AnswerState, TokenMask
 from runtime.structured.errors import GrammarError, GrammarUnavailable
 from runtime.structured.grammar import GrammarKind
 from runtime.structured.limits import KEPT_GRAMMARS, ParserLimits
+from runtime.structured.schema import readable
 
-OPTIONS = "x-guidance"  # key of a schema with llguidance's options
 # Bounded: a model may write white space for ever.
 WHITE_SPACE = r"[ \t\n\r]{1,40}"
 WORD_BITS = 32
@@ -39,11 +39,8 @@ def translate(kind: GrammarKind, text: str) -> str:
     try:
         match kind:
             case GrammarKind.JSON:
-                schema = json.loads(text)
-                if isinstance(schema, dict) and OPTIONS in schema:
-                    raise GrammarError(f"the schema has the key {OPTIONS}, which is not supported")
                 return matcher.grammar_from_json_schema(
-                    text, overrides={"lenient": False, "whitespace_pattern": WHITE_SPACE}
+                    readable(text), overrides={"lenient": False, "whitespace_pattern": WHITE_SPACE}
                 )
             case GrammarKind.REGEX:
                 return matcher.grammar_from_regex(text)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from runtime.structured.schema import readable
+
 MAX_CHARACTERS = 64 << 10  # of a grammar's text
 MAX_CHOICES = 1024
 
@@ -41,5 +43,7 @@ class Grammar:
         """
         Return it as vLLM's `structured_outputs`.
         """
-        is_text = self.kind in (GrammarKind.REGEX, GrammarKind.GRAMMAR)
-        return {self.kind.value: self.text if is_text else json.loads(self.text)}
+        if self.kind in (GrammarKind.REGEX, GrammarKind.GRAMMAR):
+            return {self.kind.value: self.text}
+        text = readable(self.text) if self.kind == GrammarKind.JSON else self.text
+        return {self.kind.value: json.loads(text)}

@@ -2,12 +2,14 @@
 The tools that a request offers, and which of them the model may call.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from runtime.json_schema import TooDeep, mapped
+
 MAX_SCHEMA_DEPTH = 64
-_VALUES = ("const", "default", "enum", "examples")  # hold values, which are no schemas
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,6 @@ class Tool:
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """
-        The schemas of its arguments by their names.
-        """
-        properties = self.parameters.get("properties")
-        return properties if isinstance(properties, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ def schema_of(use: ToolUse) -> dict[str, Any] | None:
     Such an answer is a list of `{"name", "arguments"}`, which the parser `json` reads.
 
     Raises:
-        ValueError: The parameters of a tool are nested too deeply; names the tool.
+        ValueError: The parameters of a tool are nested too deeply or are no object; names the tool.
     """
     if use.choice == "auto":
         return None
@@ -70,11 +64,13 @@ def schema_of(use: ToolUse) -> dict[str, Any] | None:
     for tool in use.callable_tools:
         pointer = f"#/$defs/{tool.name}"
         try:
-            definitions[tool.name] = _moved(dict(tool.parameters) or {"type": "object"}, pointer)
-        except _TooDeep:
+            definitions[tool.name] = _of_object(_moved(tool.parameters, pointer))
+        except TooDeep:
             raise ValueError(
                 f"parameters of {tool.name}: more than {MAX_SCHEMA_DEPTH} levels"
             ) from None
+        except ValueError as error:
+            raise ValueError(f"parameters of {tool.name}: {error}") from None
         calls.append(
             {
                 "type": "object",
@@ -93,26 +89,33 @@ def schema_of(use: ToolUse) -> dict[str, Any] | None:
     }
 
 
-class _TooDeep(Exception):
-    pass
-
-
-def _moved(schema: Any, pointer: str, level: int = 0) -> Any:
+def _moved(schema: Mapping[str, Any], pointer: str) -> dict[str, Any]:
     """
     Return *schema* as it stands at *pointer* of another one: its references follow it.
+
+    Raises:
+        TooDeep: It is nested too deeply.
     """
-    if level > MAX_SCHEMA_DEPTH:
-        raise _TooDeep
-    if isinstance(schema, list):
-        return [_moved(each, pointer, level + 1) for each in schema]
-    if not isinstance(schema, dict):
+
+    def change(schema: dict[str, Any]) -> dict[str, Any]:
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and re.match("#(/|$)", reference):  # else of an anchor
+            schema["$ref"] = pointer + reference[1:]
         return schema
-    moved = {}
-    for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
-            moved[key] = pointer + value[1:]
-        elif key in _VALUES:
-            moved[key] = value
-        else:
-            moved[key] = _moved(value, pointer, level + 1)
+
+    moved: dict[str, Any] = mapped(dict(schema), change, MAX_SCHEMA_DEPTH)
+    moved.pop("$id", None)  # references would be read from it on
     return moved
+
+
+def _of_object(schema: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return *schema* for objects alone: arguments of another type are no call.
+
+    Raises:
+        ValueError: It allows none.
+    """
+    types = schema.get("type", "object")
+    if "object" not in (types if isinstance(types, list) else [types]):
+        raise ValueError("should have the type object")
+    return schema | {"type": "object"}

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from runtime.tools.argument_types import json_text, types_of
+from runtime.tools.argument_types import ArgumentTypes, json_text
 from runtime.tools.base import SPACE, CallParser, undecided
 from runtime.tools.choice import Tool
 from runtime.tools.events import ArgumentsDelta, CallEnded, CallStarted, Markup
@@ -41,7 +41,7 @@ class GlmParser(CallParser):
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         super().__init__()
-        self._schemas = {tool.name: tool.arguments for tool in tools}
+        self._arguments = {tool.name: ArgumentTypes(tool.parameters) for tool in tools}
         self._state: Callable[[], bool] = self._line
         self._name = ""
         self._keys: set[str] = set()
@@ -60,13 +60,13 @@ class GlmParser(CallParser):
         """
         self._skip_space()
         head = _LINE.match(self._text)
-        if head and head[1] in self._schemas:
+        if head and head[1] in self._arguments:
             self._start(head[1], head.end())
             self._scanner, self._state = JsonScanner(), self._object
             return True
         if not self._is_last:
             so_far = _LINE_SO_FAR.fullmatch(self._text)
-            if so_far and any(name.startswith(so_far[1]) for name in self._schemas):
+            if so_far and any(name.startswith(so_far[1]) for name in self._arguments):
                 return False
         self._state = self._outside
         return True
@@ -87,7 +87,7 @@ class GlmParser(CallParser):
         OPEN is the beginning of the text.
         """
         head = _NAME.match(self._text, len(OPEN))
-        if head and head[1] in self._schemas:
+        if head and head[1] in self._arguments:
             self._start(head[1], head.end())
             self._keys.clear()
             self._state = self._between
@@ -147,7 +147,7 @@ class GlmParser(CallParser):
         key = self._text[len(KEY) : end].strip(SPACE)
         if key in self._keys:
             return self._broke_off()
-        self._types = types_of(self._schemas[self._name].get(key))
+        self._types = self._arguments[self._name].of(key)
         text = f"{', ' if self._keys else '{'}{_quoted(key)}: {self._quote}"
         self._keys.add(key)
         self._delta(text, self._take(end + len(KEY_END) + skipped + len(VALUE)))

@@ -55,6 +55,7 @@ RANKS = {
     "runtime.models": 3,
     "runtime.kernels": 2,
     "runtime.contract": 1,
+    "runtime.json_schema": 1,
     "runtime.plain_files": 1,
 }
 SHARED = "runtime.contract"  # all that others than the runtime may import of it

@@ -30,12 +30,14 @@ class Client(ABC):
         exit_reason: How it ended, once it has.
         has_priorities: Whether it heeds the priority of a request.
         scores_prompts: Whether it computes log probabilities of a prompt's tokens.
+        limits_keys: Whether it heeds the `concurrency` of a key.
 
     Args:
         on_report: Called with each report, beats included.
     """
 
     scores_prompts = True
+    limits_keys = True
 
     def __init__(self, on_report: Callable[[EngineReport], None]) -> None:
         self.last: EngineReport | None = None

@@ -58,6 +58,7 @@ class VllmClient(Client):
     """
 
     scores_prompts = False
+    limits_keys = False
 
     def __init__(self, child: VllmProcess, on_report: Callable[[EngineReport], None]) -> None:
         super().__init__(on_report)

@@ -188,3 +188,4 @@ def test_no_pipe_is_waited_for(files):
     """
     os.mkfifo(files.folder / "pipe")
     assert "a pipe" in files.refusal(certificate=files.folder / "pipe").why
+    assert "a pipe" in files.refusal(authority=files.folder / "pipe").why

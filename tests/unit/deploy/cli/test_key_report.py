@@ -36,6 +36,11 @@ def test_flags_become_options():
     [
         ("expires", "30"),
         ("expires", "9999d"),
+        ("expires", "0s"),
+        ("expires", "999ms"),
+        ("models", ","),
+        ("models", " "),
+        ("models", "glm,,qwen"),
         ("rpm", "0"),
         ("rpm", "many"),
         ("tpm", "-1"),
@@ -43,10 +48,8 @@ def test_flags_become_options():
         ("priority", "10"),
         ("concurrency", "0"),
         ("models", "a b"),
-        ("models", ","),
         ("models", "glm,"),
         ("expires", "0d"),
-        ("expires", "999ms"),
         ("models", ",".join(f"m{n}" for n in range(17))),
     ],
 )

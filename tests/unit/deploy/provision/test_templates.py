@@ -196,6 +196,28 @@ def test_haproxy_accepts_it_with_tls(haproxy_reads, tmp_path):
     assert all("server state file" in line for line in warnings), warnings
 
 
+@pytest.mark.parametrize("key", ["monitoring_networks", "trusted_proxies", "cors_origins"])
+def test_haproxy_accepts_a_long_list(haproxy_reads, key):
+    """
+    A line of its configuration has at most 64 words.
+    """
+    form = "https://app-{}.example.com" if key == "cors_origins" else "10.0.{}.0/24"
+    values = tuple(form.format(number) for number in range(150))
+    text = haproxy.config(make_spec(**{key: values}))
+    done = haproxy_reads(text)
+    assert done.returncode == 0, done.stderr
+    assert all(text.count(value) == 1 for value in values)
+
+
+def test_haproxy_accepts_an_origin_at_an_ipv6_address(haproxy_reads):
+    """
+    Its brackets are part of the word.
+    """
+    origins = ("https://[2001:db8::1]:3000", "http://[::1]")
+    done = haproxy_reads(haproxy.config(make_spec(cors_origins=origins)))
+    assert done.returncode == 0, done.stderr
+
+
 def test_haproxy_would_notice(haproxy_reads):
     """
     Negative control: a misspelt keyword is refused.

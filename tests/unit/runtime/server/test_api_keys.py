@@ -399,3 +399,33 @@ async def test_a_flood_of_one_key_leaves_places_to_the_others(tmp_path):
         engine.end(id, answer, FinishReason.STOP)
     assert [(await task).status_code for task in flood] == [200] * 8
     assert (await keys.ask(WEB)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "limits", "excused"),
+    [(None, True, 0), (2, True, 0), (1, True, 1), (1, False, 0)],
+)
+async def test_a_request_that_waits_for_its_own_key_is_the_clients_doing(
+    keys, concurrency, limits, excused
+):
+    """
+    If it is late before its first token: a key that floods beyond its --concurrency must not stop
+    a release by its own 504s.  An engine that does not heed it has no such excuse.
+    """
+    keys.set(key("web", WEB, concurrency=concurrency))
+    engine = keys.runtime.engine
+    engine.limits_keys = limits
+    engine.will("abc", ending=None)
+    running = asyncio.create_task(keys.ask(text=None))
+    await settle()
+    engine.will(ending=FinishReason.EXPIRED)
+    late = await keys.ask(text=None)
+    assert_is_error(late, 504, "deadline_exceeded", retry_safe=False)
+    assert keys.runtime.excused("queue_full") == excused
+
+    engine.will("a", FinishReason.EXPIRED)
+    await keys.ask(text=None)
+    assert keys.runtime.excused("queue_full") == excused, "its first token is there"
+    [(id, answer)] = engine.running.items()
+    engine.end(id, answer, FinishReason.STOP)
+    assert (await running).status_code == 200

@@ -51,6 +51,57 @@ def test_references_of_a_tool_lead_to_its_own_schema():
     assert moved["$defs"] == parameters["$defs"]
 
 
+def test_a_name_of_the_client_is_no_keyword():
+    """
+    Properties and definitions may be called default or enum: they are schemas as any other.
+    """
+    names = ("default", "enum", "const", "examples", "$ref")
+    parameters = {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/enum"} for name in names},
+        "$defs": {"enum": {"items": {"$ref": "#/$defs/enum"}}},
+    }
+    moved = schema_of(ToolUse((Tool("f", parameters),), "required"))["$defs"]["f"]
+    assert moved["properties"] == {name: {"$ref": "#/$defs/f/$defs/enum"} for name in names}
+    assert moved["$defs"] == {"enum": {"items": {"$ref": "#/$defs/f/$defs/enum"}}}
+
+
+def test_a_reference_does_not_leave_its_tool():
+    """
+    An $id of the parameters would lead it out of the schema that they became part of; the name of
+    an anchor leads to it from everywhere.
+    """
+    parameters = {
+        "$id": "https://example.com/f.json",
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#b"}},
+        "$defs": {"a": {}, "b": {"$anchor": "b"}},
+    }
+    moved = schema_of(ToolUse((Tool("f", parameters),), "required"))["$defs"]["f"]
+    assert "$id" not in moved
+    assert moved["properties"] == {"a": {"$ref": "#/$defs/f/$defs/a"}, "b": {"$ref": "#b"}}
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"properties": {}}, {"type": ["object", "null"]}, {"$ref": "#/$defs/a"}]
+)
+def test_arguments_are_an_object(parameters):
+    """
+    Also where the parameters do not say so: anything else is read as no call.
+    """
+    schema = schema_of(ToolUse((Tool("f", parameters),), "required"))
+    assert schema["$defs"]["f"]["type"] == "object"
+
+
+@pytest.mark.parametrize("type", ["string", ["array", "null"], []])
+def test_parameters_without_an_object_are_named(type):
+    """
+    No answer would be a call.
+    """
+    with pytest.raises(ValueError, match="parameters of f: should have the type object"):
+        schema_of(ToolUse((Tool("f", {"type": type}),), "required"))
+
+
 def test_what_the_schema_describes_is_read_by_the_plain_parser():
     """
     So a bound answer has its calls.

@@ -4,6 +4,7 @@ The forms in which models write calls.
 
 import pytest
 
+from runtime.tools import Tool
 from runtime.tools.call_object import MAX_HELD
 from tests.unit.runtime.tools.forms import call, joined, parse, raw_of, said
 
@@ -215,6 +216,35 @@ def test_a_call_that_breaks_off_is_said_to_have(name, text, arguments):
         assert ("end 0", False) in seen
         assert dict(seen).get("arguments 0", "") == arguments
         assert raw_of(events) == text
+
+
+UNIT = {"$ref": "#/$defs/a~1b"}
+LOOP = {"anyOf": [{"$ref": "#/$defs/loop"}] * 30}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "argument"),
+    [
+        (UNIT, "1", '"1"'),
+        ({"allOf": [{"description": "Unit."}, UNIT]}, "1", '"1"'),
+        ({"anyOf": [UNIT, {"type": "null"}]}, "true", '"true"'),
+        ({"anyOf": [UNIT, {"type": "null"}]}, "null", "null"),
+        ({"$ref": "#/$defs/count"}, "1", "1"),
+        ({"$ref": "#/$defs/none"}, "1", "1"),
+        ({"$ref": "other.json"}, "1", "1"),
+        ({"$ref": "#/$defs/loop"}, "1", "1"),
+    ],
+)
+def test_a_value_of_glm_has_the_type_that_a_reference_leads_to(schema, value, argument):
+    """
+    As pydantic writes an enum: the schema of the argument is elsewhere in the parameters.  One that
+    leads nowhere, or back to itself, says nothing.
+    """
+    definitions = {"a/b": {"enum": ["1", "2"]}, "count": {"type": "integer"}, "loop": LOOP}
+    tool = Tool("f", {"properties": {"x": schema}, "$defs": definitions})
+    text = f"<tool_call>f<arg_key>x</arg_key><arg_value>{value}</arg_value></tool_call>"
+    seen = joined(parse("glm", text, tools=(tool,)))
+    assert seen == call(0, "f", f'{{"x": {argument}}}')
 
 
 def test_a_call_of_glm_that_was_cut_is_not_taken_for_whole():
