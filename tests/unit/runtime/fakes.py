@@ -125,6 +125,7 @@ class FakeEngine:
     cancelled: list[int] = field(default_factory=list)
     busy: int = 0
     scores_prompts: bool = True
+    limits_keys: bool = True
     shares: list = field(default_factory=list)
     priorities: list[int] = field(default_factory=list)
     has_priorities: bool = True
