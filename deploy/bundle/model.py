@@ -13,6 +13,7 @@ from deploy.bundle.templates import template_complaint
 from deploy.errors import ModelPathError
 from deploy.host.bundle import golden_form
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
+from deploy.host.text import lines_of
 from deploy.host.trusted_files import Untrusted, open_below, read_below
 from runtime.contract.chat_files import (
     ADDITIONAL_TEMPLATES,
@@ -121,7 +122,7 @@ def check_golden(path: Path) -> int:
         "place of the prompt, with answers that the model gave at temperature 0"
     )
     try:
-        lines = read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8").splitlines()
+        lines = lines_of(read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8"))
     except FileNotFoundError:
         raise _not_a_model(
             path, f"{GOLDEN_FILE} is missing: no release could be checked", fix

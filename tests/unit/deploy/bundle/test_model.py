@@ -203,6 +203,18 @@ def test_conversations_are_golden_prompts_too(tmp_path):
     assert check_golden(model) == 3
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_golden_prompt(tmp_path, end):
+    """
+    JSON leaves NEL, U+2028 and U+2029 in a text as they are: models answer with them.
+    """
+    model = make_model(tmp_path / "m")
+    line = json.dumps(GOLDEN | {"expected": "a\u0085b\u2028c\u2029d"}, ensure_ascii=False)
+    (model / "golden.jsonl").write_bytes(f"{line}{end}{line}".encode())
+
+    assert check_golden(model) == 2
+
+
 def write(name, text):
     return lambda model: (model / name).write_text(text)
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from deploy.host.protocol import Golden, GoldenFailure, GoldenResult, SlotStart
@@ -37,6 +39,22 @@ def test_another_answer_is_a_failure(golden, runtimes):
 
     assert (result.total, result.passed) == (2, 1)
     assert result.failures == (GoldenFailure(line=2, expected="falls", got="rises"),)
+
+
+def test_only_a_line_feed_ends_a_line(leased, runtimes):
+    """
+    JSON leaves NEL, U+2028 and U+2029 in a text as they are.
+    """
+    text = "a\u0085b\u2028c\u2029d"
+    leased.stage(BUNDLE, golden=({"prompt": text, "max_tokens": 4, "expected": text},))
+    path = leased.layout.release(BUNDLE) / "golden.jsonl"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()), ensure_ascii=False) + "\r\n", newline=""
+    )
+    leased.call(SlotStart("green", BUNDLE))
+    runtimes["green"].answers = {text: text}
+
+    assert leased.call(Golden("green")) == GoldenResult(total=1, passed=1, failures=())
 
 
 CALL = {"name": "tap", "arguments": {"x": 1, "y": [True]}}
