@@ -160,12 +160,13 @@ def test_a_silent_slot_is_a_failure(golden, runtimes):
     assert "without an answer" in golden.call(Golden("green")).failures[0].got
 
 
-def test_the_api_token_of_the_host_is_sent(golden, runtimes):
+@pytest.mark.parametrize("comment", [b"secrets", "clés".encode("latin-1")])
+def test_the_api_token_of_the_host_is_sent(golden, runtimes, comment):
     """
-    So the check works in a fleet that requires a token.
+    So the check works in a fleet that requires a token; a comment may be in another encoding.
     """
     golden.layout.etc.mkdir(parents=True, exist_ok=True)
-    golden.layout.environment.write_text('# secrets\nSLIPWAY_API_TOKENS="t0ken,other"\n')
+    golden.layout.environment.write_bytes(b'# %b\nSLIPWAY_API_TOKENS="t0ken,other"\n' % comment)
 
     golden.call(Golden("green"))
 
