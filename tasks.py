@@ -225,7 +225,7 @@ def plan(c, canary="", version=None, allow_older=False, hosts=None, limit=None, 
 
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     share_pct = canary_share(canary, fleet)
-    bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
+    bundle = bundles.checked_bundle(fleet, release_name("version", version))
     with waiting("the state of the hosts"), connect(fleet) as on:
         result = releases.make_plan(on, bundle, share_pct, allow_older=allow_older)
     finish(report.plan_json(result), report.plan_text(result), None, as_json=json)
@@ -265,7 +265,7 @@ def release(c, canary="", version=None, plan=None, resume=False, allow_older=Fal
         _steer(fleet, "resume", releases.resume, find=find, steal=steal, json=json, yes=yes)
         return
     share_pct = canary_share(canary, fleet)
-    bundle = bundles.checked_bundle(fleet, version and release_name("version", version))
+    bundle = bundles.checked_bundle(fleet, release_name("version", version))
     with connect(fleet) as on:
         with waiting("the state of the hosts"):
             todo = releases.make_plan(on, bundle, share_pct, allow_older=allow_older)
@@ -296,7 +296,7 @@ def rollback(c, to=None, steal=False, hosts=None, limit=None, json=False, yes=Fa
     from deploy.wiring import checkout, releases
     from deploy.wiring.hosts import connect
 
-    to = to and release_name("to", to)
+    to = release_name("to", to)
     fleet = with_sudo_password(checkout.fleet(fleet_name(hosts, c.get("fleet")), limit))
     with connect(fleet) as on:
         with waiting("the state of the hosts"):

@@ -12,6 +12,7 @@ from deploy.host.bundle.manifest import MANIFEST, SIGNATURE
 from deploy.host.bundle.verify import check_file, read_signed_manifest, tampered
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
+from deploy.host.trusted_files import MANIFEST_MAX, read_below
 from deploy.transport.answers import ERRORS
 
 
@@ -27,7 +28,8 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
     """
     signers = allowed_signers.expanduser()
     try:
-        if hashlib.sha256(bundle.manifest_path.read_bytes()).hexdigest() != bundle.digest:
+        manifest_bytes = read_below(bundle.directory, MANIFEST, MANIFEST_MAX)
+        if hashlib.sha256(manifest_bytes).hexdigest() != bundle.digest:
             raise tampered(f"bundle {bundle.digest[:12]}", "its manifest is that of another bundle")
         manifest = read_signed_manifest(
             System(),
@@ -47,6 +49,9 @@ def check_bundle(bundle: Bundle, *, allowed_signers: Path) -> str:
             )
     except HostError as error:
         raise _named_for(bundle, error) from None
+    except OSError as error:  # such as a link in the store, or a file of another user
+        unreadable = tampered(f"{error.filename}", f"it cannot be read: {error.strerror}")
+        raise _named_for(bundle, unreadable) from error
     return manifest.identity
 
 

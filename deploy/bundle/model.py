@@ -5,7 +5,7 @@ Checks a model directory and lists its files, before anything is copied.
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from deploy.bundle.templates import template_complaint
 from deploy.errors import ModelPathError
 from deploy.host.bundle import golden_form
 from deploy.host.bundle.manifest import GOLDEN_FILE, is_safe_path
+from deploy.host.text import lines_of
 from deploy.host.trusted_files import Untrusted, open_below, read_below
 from runtime.contract.chat_files import (
     ADDITIONAL_TEMPLATES,
@@ -122,7 +123,7 @@ def check_golden(path: Path) -> int:
         "place of the prompt, with answers that the model gave at temperature 0"
     )
     try:
-        lines = read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8").splitlines()
+        lines = lines_of(read_below(path, GOLDEN_FILE, _GOLDEN_MAX).decode("utf-8"))
     except FileNotFoundError:
         raise _not_a_model(
             path, f"{GOLDEN_FILE} is missing: no release could be checked", fix
@@ -142,9 +143,17 @@ def check_golden(path: Path) -> int:
 
 def _golden_complaint(line: str) -> str | None:
     try:
-        return golden_form.complaint(json.loads(line))
+        entry = json.loads(line, parse_constant=_refuse_constant)
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "it has half of a surrogate pair, which is no text"
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
+    return golden_form.complaint(entry)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _reach(path: Path) -> None:
@@ -166,6 +175,8 @@ def _reach(path: Path) -> None:
             raise _not_a_model(path, f"{part.parent} is a file, not a directory") from None
         except PermissionError:
             raise _forbidden(path, f"{part.parent} cannot be entered") from None
+        except OSError as error:  # a link that leads to itself, a name that is too long
+            raise _unreadable(path, error) from error
     if not whole.is_dir():
         raise _not_a_model(path, "it is a file, not a directory")
     try:
@@ -260,7 +271,7 @@ def _tensors(path: Path, name: str) -> set[str]:
     Return the names of the tensors in the safetensors file *name*, which must be complete.
 
     Source: the safetensors format: 8 bytes little-endian size of the header, the header as JSON,
-    then the data; data_offsets count from the end of the header.
+    then the data, without gaps; data_offsets count from the end of the header.
     """
     file_path = path / name
     try:
@@ -280,24 +291,39 @@ def _tensors(path: Path, name: str) -> set[str]:
     if len(header) < header_size:
         raise _cut_off(path, name, size, 8 + header_size)
     try:
-        document = json.loads(header)
+        document = json.loads(header.decode())  # loads() alone guesses UTF-16
         entries = {key: value for key, value in document.items() if key != "__metadata__"}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (
-        *(ValueError, AttributeError, KeyError, TypeError),
-        *(IndexError, OverflowError, RecursionError),
-    ):
+        places = sorted(_place(entry) for entry in entries.values())
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise _not_a_model(path, f"{name} has no safetensors header") from None
     if not entries:
         raise _not_a_model(path, f"{name} holds no tensor")
-    if size < 8 + header_size + end:
-        raise _cut_off(path, name, size, 8 + header_size + end)
+    covered = 0
+    for begin, end in places:
+        if begin != covered or end < begin:
+            why = f"{name}: a tensor lies at {begin} to {end}, after {covered} bytes of others"
+            raise _not_a_model(path, why, REPLACE)
+        covered = end
+    whole = 8 + header_size + covered
+    if size < whole:
+        raise _cut_off(path, name, size, whole)
+    if size > whole:
+        raise _not_a_model(path, f"{name}: {size - whole} bytes belong to no tensor", REPLACE)
     return set(entries)
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[int, int]:
+    begin, end = entry["data_offsets"]
+    if (type(begin), type(end)) != (int, int):
+        raise TypeError(f"data_offsets: {begin!r}, {end!r}")
+    return begin, end
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(read_below(path, name, _JSON_MAX[name]))
+        data = read_below(path, name, _JSON_MAX[name])
+        # loads() guesses UTF-16 and UTF-8 with BOM, which the runtime reads in some files alone.
+        document = json.loads(data if name in _OPTIONAL_JSON else data.decode())
     except FileNotFoundError:
         raise _not_a_model(path, f"{name} is missing") from None
     except OSError as error:

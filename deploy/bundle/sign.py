@@ -10,6 +10,10 @@ from deploy.bundle.store import Bundle
 from deploy.errors import PreconditionError
 from deploy.host.bundle.manifest import MANIFEST, NAMESPACE
 
+_WITH_AGENT = (
+    "run it on a terminal, which asks for the passphrase; or load the key with ssh-add {key}, and "
+    "let signing.key name {key}.pub"
+)
 _SIGN_S = 60.0  # an SSH agent may ask its owner
 
 
@@ -51,7 +55,7 @@ def sign_bundle(bundle: Bundle, *, key: Path) -> Bundle:
             raise PreconditionError(
                 f"bundle {bundle.version}: signing with {key} failed",
                 why=" / ".join(message.splitlines()) or "ssh-keygen wrote no signature",
-                fix=fix,
+                fix=_WITH_AGENT.format(key=key) if "passphrase" in message else fix,
             )
         signature.chmod(0o600)
         signature.replace(bundle.signature_path)

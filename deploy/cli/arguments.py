@@ -148,13 +148,18 @@ def fleet_name(flag: str | None, configured: str | None) -> str:
     return str(path_from_caller(name)) if is_from_caller and name.endswith(".yml") else name
 
 
-def release_name(flag: str, text: str) -> str:
+def release_name(flag: str, text: str | None) -> str | None:
     """
     Return *text*, the name of a release or bundle: a version, a release id or a digest.
 
+    None means that the flag was not given.  An empty text is refused: a script whose variable is
+    not set would release, or go back to, something else than it names.
+
     Raises:
-        UsageError: It has other characters; checked before a host is asked.
+        UsageError: It is empty or has other characters; checked before a host is asked.
     """
+    if text is None:
+        return None
     from deploy.host.names import RELEASE
 
     try:

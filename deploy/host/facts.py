@@ -281,7 +281,7 @@ def _gpu_modules(system: System) -> str | None:
 
 def _os_release(system: System) -> dict[str, str]:
     try:
-        lines = _at(system, "/etc/os-release").read_text().splitlines()
+        lines = _at(system, "/etc/os-release").read_text("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return {}
     parts = (line.partition("=") for line in lines)
@@ -290,7 +290,7 @@ def _os_release(system: System) -> dict[str, str]:
 
 def _first_line(path: Path) -> str | None:
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8", errors="replace") as file:  # a name may be any bytes
             return file.readline().strip() or None
     except OSError:
         return None

@@ -155,11 +155,12 @@ class System:
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 try:
-                    status = Path(entry.path, "status").read_text()
+                    status = Path(entry.path, "status").read_bytes()
                 except OSError:
                     continue  # it has ended
-                ids = next(line for line in status.splitlines() if line.startswith("Uid:"))
-                if str(uid) in ids.split()[1:]:
+                # Its name, in the first line, may be any bytes except for a line feed.
+                ids = next(line for line in status.split(b"\n") if line.startswith(b"Uid:"))
+                if b"%d" % uid in ids.split()[1:]:
                     running.append(int(entry.name))
         return running
 

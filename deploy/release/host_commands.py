@@ -8,6 +8,7 @@ from typing import Any
 
 from deploy.errors import CommandFailed
 from deploy.host.protocol import (
+    TIMEOUT_MAX_S,
     Golden,
     GoldenResult,
     JournalAppend,
@@ -137,7 +138,7 @@ def stop(client: HostClient, slot: str, limits: Limits) -> None:
     """
     drain = TrafficDrain(slot=slot, timeout_s=limits.drain_s)
     client.call(drain, timeout_s=limits.drain_s + MARGIN_S)
-    stop_s = limits.drain_s + MARGIN_S
+    stop_s = min(limits.drain_s + MARGIN_S, TIMEOUT_MAX_S)
     client.call(SlotStop(slot=slot, timeout_s=stop_s), timeout_s=stop_s + MARGIN_S)
 
 

@@ -66,7 +66,8 @@ def read_journal(client: HostClient) -> HostJournal:
         size += sum(map(len, page.lines))
         if page.is_end:
             return HostJournal.of(lines)
-        if len(lines) > _LINES_MAX or size > _BYTES_MAX:
+        has_gone_on = bool(page.lines) and page.last_seq > after_seq
+        if not has_gone_on or len(lines) > _LINES_MAX or size > _BYTES_MAX:
             raise CommandFailed(
                 f"{client.host}: its journal has no end",
                 why=f"after {len(lines)} lines and {size} bytes it has more",

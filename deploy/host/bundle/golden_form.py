@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 GENERATE, CHAT = "/generate", "/v1/chat/completions"
 PROMPT_KEYS = {"prompt": str, "max_tokens": int, "expected": str}
 CHAT_KEYS = {"messages": list, "max_tokens": int, "expected": (str, list)}
+TOKENS_MAX = 2**31 - 1  # as the runtime has it
 # Passed on as they are; the runtime checks them.
 CHAT_OPTIONS = (
     "tools",
@@ -53,6 +54,8 @@ def complaint(entry: object) -> str | None:
         return f"{unknown[0][:40]!r} is no key of it; it may have {', '.join(sorted(known))}"
     if found := _wrong_type(entry, wanted):
         return found
+    if not 1 <= entry["max_tokens"] <= TOKENS_MAX:
+        return f"max_tokens should be from 1 to {TOKENS_MAX}"
     if is_chat and not (entry["messages"] and all(isinstance(m, dict) for m in entry["messages"])):
         return "messages should be a list of one or more objects"
     if isinstance(entry["expected"], list):

@@ -162,12 +162,25 @@ def unpack(archive: Path, target: Path) -> None:
             tarfile.open(fileobj=file, mode="r|gz") as members,
         ):
             for member in members:
-                count, size = count + 1, size + max(0, member.size)
+                count, size = count + 1, size + _size_of(member, target)
                 if count > ENTRIES_MAX or size > UNPACKED_MAX:
                     raise _refused("it has too many files, or too large ones")
                 _unpack_one(members, member, target)
-    except (tarfile.TarError, EOFError, zlib.error, FileExistsError, UnicodeError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, FileExistsError, ValueError) as error:
         raise _refused(one_line(str(error)) or type(error).__name__) from None
+
+
+def _size_of(member: tarfile.TarInfo, target: Path) -> int:
+    """
+    Return the bytes that *member* takes in *target*; a second name is a copy.
+    """
+    if not member.islnk():
+        return max(0, member.size)
+    name = _inside(member.linkname)
+    try:
+        return (target / name).lstat().st_size if name is not None else 0
+    except OSError:
+        return 0  # refused by `_copy_of`
 
 
 def _unpack_one(members: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

@@ -21,6 +21,7 @@ from deploy.host.protocol import Call, ErrorKind, Golden, GoldenFailure, GoldenR
 from deploy.host.slots import runtime_api
 from deploy.host.slots.slot import linked_bundle
 from deploy.host.system import System
+from deploy.host.text import lines_of
 from deploy.host.trusted_files import LIST_MAX, read_below
 
 _MAX_FAILURES = 10  # returned in full
@@ -85,8 +86,7 @@ def read_prompts(layout: Layout, slot: str) -> list[dict[str, Any]]:
         if bundle is None:
             raise ValueError("the slot leads to no release")
         text = read_below(layout.release(bundle), GOLDEN_FILE, LIST_MAX).decode()
-        lines = text.splitlines()
-        prompts = [json.loads(line) for line in lines if line.strip()]
+        prompts = [json.loads(line) for line in lines_of(text) if line.strip()]
         for prompt in prompts:
             if (why := complaint(prompt)) is not None:
                 raise ValueError(f"a line is no golden prompt: {why}")

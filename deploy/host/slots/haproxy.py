@@ -14,7 +14,7 @@ from typing import NamedTuple
 from deploy.host.layout import BACKEND, TIMELY_BACKEND
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
-from deploy.host.text import one_line
+from deploy.host.text import lines_of, one_line
 
 READY, DRAIN, MAINT = "ready", "drain", "maint"
 UP, LATE = "UP", "LATE"
@@ -77,8 +77,10 @@ _COUNTERS = {
 def parse_stat(text: str) -> list[dict[str, str]]:
     """
     Return the rows of `show stat`, each by column.
+
+    `last_chk` has text of a slot: the reason phrase with which it refused its check.
     """
-    return list(csv.DictReader(text.lstrip("# ").splitlines()))
+    return list(csv.DictReader(lines_of(text.lstrip("# "))))
 
 
 def servers_of(rows: Iterable[dict[str, str]], backend: str) -> dict[str, dict[str, str]]:
@@ -100,7 +102,7 @@ def parse_servers_state(text: str, backend: str) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: The answer is not of version 1 of its format.
     """
-    lines = text.strip().splitlines()
+    lines = lines_of(text.strip())
     if len(lines) < 2 or lines[0].strip() != "1" or not lines[1].startswith("# "):
         raise ValueError(f"not a server state of version 1: {one_line(text)[:200]!r}")
     columns = lines[1][2:].split()
@@ -151,7 +153,7 @@ def state_without(text: str, slot: str, serving: str | None, backend: str = BACK
         # A server that was in maint is "stopped"; its first check tells whether it is UP.
         rows[serving] |= {"srv_admin_state": str(flags), "srv_uweight": "100"}
         rows[serving] |= {"srv_op_state": _RUNNING}
-    head = text.strip().splitlines()[:2]
+    head = lines_of(text.strip())[:2]
     return "\n".join([*head, *(" ".join(row.values()) for row in rows.values())]) + "\n\n"
 
 

@@ -46,6 +46,7 @@ def api_token(layout: Layout) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text() if path.is_file() else ""  # a pipe would be waited for
+        # A pipe would be waited for; a comment may be in another encoding.
+        return path.read_text("utf-8", "replace") if path.is_file() else ""
     except OSError:
         return ""

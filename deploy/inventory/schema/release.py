@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from deploy.host.protocol import TIMEOUT_MAX_S, TTL_MAX_S
 from deploy.inventory.schema.hooks import Hook
 from deploy.inventory.schema.strict import Deadline, Strict
 from deploy.inventory.schema.webhooks import Webhook
-from deploy.units import Ratio
+from deploy.units import Ratio, Seconds
 
 
 def _wave(value: object) -> object:
@@ -83,8 +84,9 @@ class ReleasePolicy(Strict):
     max_unavailable: int = Field(default=0, ge=0, le=100_000)  # hosts that may be lost
     failure_budget: int = Field(default=0, ge=0, le=100_000)  # hosts that may fail
     keep_old: Literal["stopped", "warm"] = "stopped"  # the old slot, after a release
-    drain_timeout: Deadline = 60.0  # longest wait for requests in flight
-    lease_ttl: Deadline = 30.0
+    # Longest wait for requests in flight, on a host.
+    drain_timeout: Annotated[Seconds, Field(ge=0.001, le=TIMEOUT_MAX_S)] = 60.0
+    lease_ttl: Annotated[Seconds, Field(ge=1, le=TTL_MAX_S)] = 30.0
     keep: int = Field(default=3, ge=2, le=1000)  # good releases kept on a host
 
 
@@ -98,6 +100,21 @@ class ReleaseSection(ReleasePolicy):
 
     hooks: tuple[Hook, ...] = ()
     notify: tuple[Webhook, ...] = ()
+
+    # Not a rule of the policy: a release whose plan has such waves, from an earlier version, has to
+    # be steered.
+    @model_validator(mode="after")
+    def _has_hosts_in_each_wave(self) -> Self:
+        most: dict[type, int] = {}
+        for wave in self.waves:
+            count = int(wave[:-1]) if isinstance(wave, str) else wave
+            if count <= most.get(type(wave), 0):
+                raise ValueError(
+                    f"waves: {wave} adds no host: each is how many hosts have the release after it,"
+                    " those of earlier waves included"
+                )
+            most[type(wave)] = count
+        return self
 
     @property
     def policy(self) -> ReleasePolicy:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from deploy.host.protocol import TIMEOUT_MAX_S
 from deploy.inventory.names import Origin, SecretName
 from deploy.inventory.schema.strict import Deadline, Port, Strict
 from deploy.inventory.schema.tls import Tls
@@ -63,7 +64,7 @@ class Service(_EngineKeys):
     max_body: Annotated[Bytes, Field(ge=64 * 2**10, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES
     max_queue_requests: int = Field(default=256, ge=1, le=1_000_000)
     request_timeout: Deadline = 60.0
-    start_timeout: WholeSeconds = 300.0  # from start to READY=1
+    start_timeout: Annotated[WholeSeconds, Field(le=TIMEOUT_MAX_S)] = 300.0  # from start to READY=1
     watchdog: WholeSeconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     request_log: bool = False

@@ -2,7 +2,9 @@
 Signatures and hashes are checked before any connection.
 """
 
+import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -126,3 +128,41 @@ def test_missing_allowed_signers_are_named(bundle, tmp_path):
     """
     with pytest.raises(PreconditionError, match="no allowed signers"):
         check_bundle(bundle, allowed_signers=tmp_path / "nobody")
+
+
+@pytest.mark.parametrize(
+    ("which", "replace"),
+    [
+        (weights, lambda path: path.symlink_to(path.name)),
+        (lambda bundle: bundle.archive_path, lambda path: path.symlink_to(path.name)),
+        (lambda bundle: bundle.manifest_path, lambda path: path.mkdir()),
+        (lambda bundle: bundle.manifest_path, os.mkfifo),
+    ],
+)
+def test_a_file_of_the_store_that_cannot_be_read_is_named(bundle, keys, which, replace):
+    """
+    It is an error of the bundle, with the command that builds it again; a pipe is not waited for.
+    """
+    path = which(bundle)
+    path.unlink()
+    replace(path)
+
+    with pytest.raises(BundleTampered, match=path.name) as caught:
+        check_bundle(bundle, allowed_signers=keys[1])
+    assert "inv bundle" in caught.value.fix
+
+
+def test_a_key_with_a_passphrase_is_one_error_with_its_remedy(workshop, keys, tmp_path):
+    """
+    Without a terminal nobody is asked; the agent signs with the public key as signing.key.
+    """
+    key = tmp_path / "locked"
+    shutil.copy(keys[0], key)
+    shutil.copy(f"{keys[0]}.pub", f"{key}.pub")
+    argv = ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+
+    with pytest.raises(PreconditionError) as caught:
+        sign_bundle(workshop.build(), key=key)
+    assert f"ssh-add {key}" in caught.value.fix
+    assert f"{key}.pub" in caught.value.fix

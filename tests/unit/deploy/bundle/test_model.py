@@ -1,6 +1,7 @@
 import ctypes
 import json
 import os
+import struct
 from contextlib import contextmanager
 
 import pytest
@@ -204,6 +205,39 @@ def test_conversations_are_golden_prompts_too(tmp_path):
     assert check_golden(model) == 3
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_golden_prompt(tmp_path, end):
+    """
+    JSON leaves NEL, U+2028 and U+2029 in a text as they are: models answer with them.
+    """
+    model = make_model(tmp_path / "m")
+    line = json.dumps(GOLDEN | {"expected": "a\u0085b\u2028c\u2029d"}, ensure_ascii=False)
+    (model / "golden.jsonl").write_bytes(f"{line}{end}{line}".encode())
+
+    assert check_golden(model) == 2
+
+
+def encode(name, encoding):
+    return lambda model: (model / name).write_bytes((model / name).read_text().encode(encoding))
+
+
+def grow(name):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes() + b"\0")
+
+
+def place(*places):
+    """
+    Write weights whose tensors lie at *places*, each begin and end, in 64 bytes.
+    """
+    entries = {
+        f"w{number}": {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        for number, (begin, end) in enumerate(places)
+    }
+    header = json.dumps(entries).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(64)
+    return lambda model: (model / "model.safetensors").write_bytes(data)
+
+
 def write(name, text):
     return lambda model: (model / name).write_text(text)
 
@@ -226,6 +260,12 @@ def cut(name, size):
         (write("model.safetensors", ""), "no safetensors header"),
         (cut("model.safetensors", 40), "cut off: it has 40 of"),
         (cut("model.safetensors", -1), "is cut off"),
+        (grow("model.safetensors"), "1 bytes belong to no tensor"),
+        (place((0, 32), (40, 64)), "a tensor lies at 40 to 64, after 32 bytes"),
+        (place((0, 64), (32, 64)), "a tensor lies at 32 to 64, after 64 bytes"),
+        (place((0, 64), (64, 8)), "a tensor lies at 64 to 8"),
+        (encode("config.json", "utf-8-sig"), "config.json is not JSON"),
+        (encode("tokenizer.json", "utf-16"), "tokenizer.json is not JSON"),
         (without("golden.jsonl"), "golden.jsonl is missing"),
         (write("golden.jsonl", ""), "golden.jsonl is empty"),
         (write("golden.jsonl", "{}\n"), "golden.jsonl, line 1"),
@@ -233,6 +273,11 @@ def cut(name, size):
         (write("golden.jsonl", golden(prompt=5)), "line 1: prompt is 5"),
         (write("golden.jsonl", golden(tools=[])), "'tools' is no key"),
         (write("golden.jsonl", golden(max_tokens=True)), "max_tokens is True"),
+        (write("golden.jsonl", golden(max_tokens=0)), "max_tokens should be from 1"),
+        (write("golden.jsonl", golden(max_tokens=10**30)), "max_tokens should be from 1"),
+        (write("golden.jsonl", chat(max_tokens=-1)), "max_tokens should be from 1"),
+        (write("golden.jsonl", golden(prompt="\ud83d")), "half of a surrogate pair"),
+        (write("golden.jsonl", chat(messages=[{"x": float("nan")}])), "NaN is no number"),
         (write("golden.jsonl", golden(expected=[])), "expected is []"),
         (write("golden.jsonl", chat(messages=[])), "messages should be a list"),
         (write("golden.jsonl", chat(messages=["x"])), "messages should be a list"),
@@ -290,3 +335,13 @@ def test_a_file_is_not_a_model(tmp_path):
 
     assert "is a file" in refusal(weights).why
     assert "is a file" in refusal(weights / "x").why
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300])
+def test_a_path_that_cannot_be_looked_up_is_one_error(tmp_path, name):
+    """
+    A link that leads to itself, and a name that no file system takes.
+    """
+    (tmp_path / "loop").symlink_to("loop")
+
+    assert name in refusal(tmp_path / name).what

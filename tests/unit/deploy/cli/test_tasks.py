@@ -311,3 +311,16 @@ def test_a_task_that_breaks_ends_without_a_traceback(capsys, monkeypatch, tmp_pa
         assert "Traceback" not in err
         text = json.loads(out)["error"]["what"] if as_json else err
         assert "reports" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "flag"), [("plan", "version"), ("release", "version"), ("rollback", "to")]
+)
+def test_a_release_that_is_named_by_nothing_is_refused(run, task, flag):
+    """
+    `inv release --version "$TAG"` with no TAG would release the newest bundle.
+    """
+    code, _, err = run(task, hosts=run.fleet, **{flag: ""})
+
+    assert code == 19
+    assert f"--{flag} : not valid" in err

@@ -93,6 +93,7 @@ class SocketRuntime:
     def __init__(self, path, name):
         self.name = name
         self.is_ready = True
+        self.reason = None  # the reason phrase of its readiness check; None: the standard one
         self.metrics = ""
         self.answers = {}  # prompt, or text of the last message, to text or message
         self.fails_with = None
@@ -114,7 +115,7 @@ class SocketRuntime:
 
             def do_GET(self):
                 if self.path == "/readyz":
-                    return self._answer(200 if runtime.is_ready else 503, b"")
+                    return self._answer(200 if runtime.is_ready else 503, b"", runtime.reason)
                 if self.path == "/metrics" and runtime.metrics is not None:
                     return self._answer(200, runtime.metrics.encode())
                 return self._answer(404, b"")
@@ -136,8 +137,8 @@ class SocketRuntime:
                     )
                 return self._answer(200, json.dumps({"text": answer}).encode())
 
-            def _answer(self, status, body):
-                self.send_response(status)
+            def _answer(self, status, body, reason=None):
+                self.send_response(status, reason)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

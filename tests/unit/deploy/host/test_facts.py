@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,6 +266,27 @@ def test_a_listener_is_named(tmp_path):
     assert facts(call, port=port).listeners == ()
 
 
+def test_a_listener_may_have_a_name_that_is_not_utf_8(tmp_path):
+    """
+    A process gives itself any name.
+    """
+    script = (
+        "import ctypes, socket, sys\n"
+        "ctypes.CDLL(None).prctl(15, b'odd\\xff', 0, 0, 0)\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    call = TemporaryHost(tmp_path)
+    call.system = System()
+    argv = [sys.executable, "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as odd:
+        listeners = facts(call, port=int(odd.stdout.readline())).listeners
+        odd.stdin.close()
+
+    assert listeners == (Listener("odd\ufffd", odd.pid),)
+
+
 @pytest.mark.parametrize(
     ("info", "description"),
     [
@@ -306,7 +329,7 @@ def test_the_distribution_and_its_pythons_are_named(host):
     for name in ("python3", "python3.11", "python3.11-config", "python3.9", "python2.7"):
         place(host, f"/usr/bin/{name}")
     place(host, "/usr/bin/apt-get")
-    place(host, "/etc/os-release", b'ID=debian\nVERSION_CODENAME="bookworm"\n')
+    place(host, "/etc/os-release", b'NAME=\xe9\nID=debian\nVERSION_CODENAME="bookworm"\n')
     place(host, "/sys/module/nvidia/version", b"535.104.05\n")
     result = facts(host)
     assert (result.pythons, result.os_id, result.codename) == (

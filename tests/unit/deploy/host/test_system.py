@@ -3,6 +3,7 @@ Programs that the host program runs: bounded in time and output.
 """
 
 import os
+import subprocess
 import sys
 import threading
 
@@ -100,6 +101,21 @@ def test_the_processes_of_a_user_are_found():
     """
     assert os.getpid() in System().processes_of(os.geteuid())
     assert System().processes_of(4_000_000_000) == []
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"x\x0bUid:\t9 9 9"], ids=["not UTF-8", "an id"])
+def test_the_name_of_a_process_hides_none(name):
+    """
+    It is bytes of the process's own choice, in the file that has its user.
+    """
+    script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)"
+    wait = "print('named', flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", f"{script}; {wait}", name.hex()]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as named:
+        assert named.stdout.readline() == b"named\n"
+
+        assert named.pid in System().processes_of(os.geteuid())
+        named.stdin.close()
 
 
 def test_an_interpreter_is_the_hosts_own(tmp_path, monkeypatch):

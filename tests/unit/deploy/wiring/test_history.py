@@ -2,6 +2,7 @@
 `inv history` over real host programs: journals page by page, and the record of what was seen.
 """
 
+import itertools
 import json
 import stat
 
@@ -123,13 +124,20 @@ def test_a_damaged_record_is_an_error_and_is_kept(fleet, heads, text):
     assert heads.read_text() == text
 
 
-def test_a_journal_without_end_is_the_failure_of_its_host(fleet, monkeypatch):
+@pytest.mark.parametrize(("lines", "more"), [(("x",), 1), ((), 1), (("x",), 0), ((), 0)])
+def test_a_journal_without_end_is_the_failure_of_its_host(fleet, monkeypatch, lines, more):
+    """
+    Also one whose pages are empty, or are the same page again.
+    """
     monkeypatch.setattr(wiring, "_LINES_MAX", 100)
+    asked = itertools.count()
     client = fleet.clients["n1"]
     monkeypatch.setattr(
         client,
         "call",
-        lambda request, **_: JournalPage(("x",), request.after_seq + 1, is_end=False),
+        lambda request, **_: JournalPage(
+            lines, request.after_seq + more, is_end=next(asked) > 1000
+        ),
     )
 
     with pytest.raises(CommandFailed, match="no end"):

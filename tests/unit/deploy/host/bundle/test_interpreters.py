@@ -10,6 +10,7 @@ import tarfile
 
 import pytest
 
+from deploy.host.bundle import interpreters
 from deploy.host.bundle.interpreters import named_in, unpack
 from deploy.host.layout import python_upload
 from deploy.host.protocol import FactQuery, HostError, PythonPlace, VenvBuild
@@ -20,6 +21,15 @@ PROGRAM = b"#!/bin/sh\necho 3.11.99\n"
 def entry(name, content=b"", kind=tarfile.REGTYPE, mode=0o644, to=""):
     member = tarfile.TarInfo(name)
     member.type, member.mode, member.size, member.linkname = kind, mode, len(content), to
+    return member, content
+
+
+def pax(**headers):
+    """
+    Return an entry with extended headers, whose values may be anything.
+    """
+    member, content = entry("python/x", b"x")
+    member.pax_headers = headers
     return member, content
 
 
@@ -163,6 +173,8 @@ def test_an_archive_cannot_bring_its_own_record(provisioned):
         entry("python/lib/d/through", b"x"),
         entry("python/bin/python3.11", b"again"),
         entry("python/bin/python3/x", b"x"),
+        pax(path="python/a\0b"),
+        pax(**{"GNU.sparse.map": "a,b", "GNU.sparse.size": "1"}),
     ],
     ids=lambda bad: f"{bad[0].name}-{bad[0].linkname}",
 )
@@ -176,6 +188,19 @@ def test_an_archive_with_anything_that_leads_out_of_it_is_refused(provisioned, t
     assert error.kind == "BundleTampered"
     assert list(provisioned.layout.pythons.iterdir()) == []
     assert list(provisioned.layout.incoming.iterdir()) == []
+
+
+def test_second_names_count_against_the_size_that_is_unpacked(provisioned, monkeypatch):
+    """
+    Each is a file of its own: a small archive of them would fill the disk.
+    """
+    monkeypatch.setattr(interpreters, "UNPACKED_MAX", 10_000)
+    provisioned.fence = None
+    links = [entry(f"python/n{n}", kind=tarfile.LNKTYPE, to="python/share/big") for n in range(10)]
+    request = upload(provisioned, *GOOD, entry("python/share/big", bytes(5_000)), *links)
+
+    assert "too large" in provisioned.refusal(request).why
+    assert list(provisioned.layout.pythons.iterdir()) == []
 
 
 @pytest.mark.parametrize(

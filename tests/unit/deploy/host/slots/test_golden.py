@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from deploy.host.protocol import Golden, GoldenFailure, GoldenResult, SlotStart
@@ -37,6 +39,22 @@ def test_another_answer_is_a_failure(golden, runtimes):
 
     assert (result.total, result.passed) == (2, 1)
     assert result.failures == (GoldenFailure(line=2, expected="falls", got="rises"),)
+
+
+def test_only_a_line_feed_ends_a_line(leased, runtimes):
+    """
+    JSON leaves NEL, U+2028 and U+2029 in a text as they are.
+    """
+    text = "a\u0085b\u2028c\u2029d"
+    leased.stage(BUNDLE, golden=({"prompt": text, "max_tokens": 4, "expected": text},))
+    path = leased.layout.release(BUNDLE) / "golden.jsonl"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()), ensure_ascii=False) + "\r\n", newline=""
+    )
+    leased.call(SlotStart("green", BUNDLE))
+    runtimes["green"].answers = {text: text}
+
+    assert leased.call(Golden("green")) == GoldenResult(total=1, passed=1, failures=())
 
 
 CALL = {"name": "tap", "arguments": {"x": 1, "y": [True]}}
@@ -142,12 +160,13 @@ def test_a_silent_slot_is_a_failure(golden, runtimes):
     assert "without an answer" in golden.call(Golden("green")).failures[0].got
 
 
-def test_the_api_token_of_the_host_is_sent(golden, runtimes):
+@pytest.mark.parametrize("comment", [b"secrets", "clés".encode("latin-1")])
+def test_the_api_token_of_the_host_is_sent(golden, runtimes, comment):
     """
-    So the check works in a fleet that requires a token.
+    So the check works in a fleet that requires a token; a comment may be in another encoding.
     """
     golden.layout.etc.mkdir(parents=True, exist_ok=True)
-    golden.layout.environment.write_text('# secrets\nSLIPWAY_API_TOKENS="t0ken,other"\n')
+    golden.layout.environment.write_bytes(b'# %b\nSLIPWAY_API_TOKENS="t0ken,other"\n' % comment)
 
     golden.call(Golden("green"))
 

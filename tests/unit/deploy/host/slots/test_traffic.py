@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from deploy.host.layout import SLOTS
+from deploy.host.layout import BACKEND, SLOTS
 from deploy.host.protocol import DeadmanArm, TrafficDrain, TrafficSet
 from deploy.host.slots import traffic
 from deploy.host.sockets import HttpAnswer
@@ -115,6 +115,25 @@ def test_rolling_back_to_a_slot_that_is_down_is_refused(leased, proxy, runtimes)
     error = leased.refusal(TrafficSet({"blue": 100, "green": 0}))
     assert "blue is not UP" in error.what
     assert proxy.share(5) == {"green": 5}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("line_end", ["\x0b", "\x0c", "\xc2\x85", "\xe2\x80\xa8", '",\x0b'])
+def test_a_canary_whose_reason_phrase_has_a_line_end_is_taken_back(
+    leased, proxy, runtimes, line_end
+):
+    """
+    HAProxy shows the reason phrase of a failed check in `show stat`: it is not a row of a server.
+    """
+    serve(leased, blue=90, green=10)
+    runtimes["green"].reason = f"no{line_end}{BACKEND}"
+    runtimes["green"].is_ready = False
+    until_down(leased, proxy, "green")
+
+    leased.call(TrafficSet({"blue": 100, "green": 0}))
+
+    assert set(proxy.control.servers()) == {"blue", "green"}
+    assert proxy.share(5) == {"blue": 5}
 
 
 @pytest.mark.parametrize("share", [10, 100])
