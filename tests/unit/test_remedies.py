@@ -38,7 +38,7 @@ NO_TASK = re.compile(r"\./inv makes\b|\binvoke (?:does|could|is|has)\b")
 FIX = re.compile(r"(?<![a-z])fix(?:es)?(?![a-z])", re.IGNORECASE)
 # Flags of other programs that a remedy names: certbot, mokutil, NVIDIA's installer, apt-get,
 # unshare, mount.
-FOREIGN = {"--eab-kid", "--import", "--uninstall", "--purge", "--fork", "--bind"}
+FOREIGN = {"--eab-kid", "--import", "--uninstall", "--purge", "--fork", "--bind", "--query-gpu"}
 
 
 def text_of(node):

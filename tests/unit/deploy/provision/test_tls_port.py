@@ -122,9 +122,13 @@ def in_parallel(port, count):
     port.slot.pause_s = 2.0
     argv = ["--http2", "--parallel", "--parallel-max", str(count), "--data", "{}"]
     argv += ["--write-out", "%{http_version} %{http_code}\n", "--max-time", "30"]
-    done = port.curl(*argv, *["--output", "/dev/null", "URL"] * count)
+    for _ in range(5):
+        done = port.curl(*argv, *["--output", "/dev/null", "URL"] * count)
+        versions, answers = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+        if "0" not in versions:
+            break
+        # curl 7.88 loses an answer that comes before it has sent the body, as a refusal may.
     port.slot.pause_s = 0.0
-    versions, answers = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
     assert set(versions) == {"2"}, done.stderr
     return sorted(answers)
 
