@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from runtime.server.schemas import problems_of
+
 MAX_FILE_BYTES = 1 << 20
 MAX_KEYS = 1000
 MAX_TOKEN_BYTES = 512  # of a token that a client sends; none of ours is longer
@@ -111,9 +113,7 @@ def parse_keys(content: bytes) -> KeyRing:
     try:
         document = _Document.model_validate(json.loads(content))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        places = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:_SHOWN]]
-        raise ValueError("; ".join(places)) from None
+        raise ValueError("; ".join(problems_of(error)[:_SHOWN])) from None
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     hashes = [digest for digest, _ in _hashes(document.keys)]

@@ -5,7 +5,7 @@ What every request body has: its bounds before it is parsed.  Unknown keys are e
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from runtime.engines.base.protocol import MAX_PRIORITY
 from runtime.engines.base.sampling import SamplingParams
@@ -31,6 +31,14 @@ class BodyBounds:
     containers: int = 4096
     structure_bytes: int = 4096
     escapes: int = 3 << 19
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """
+    Return each problem behind its place; none has a value of the document.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found]
 
 
 def whole(value: object) -> object:

@@ -20,6 +20,7 @@ from runtime.server.errors import Failed
 from runtime.server.openai_bodies import ChatBody
 from runtime.server.prompts import Conversation, PromptReader
 from runtime.server.requests import GenerationRequest
+from runtime.server.schemas import problems_of
 
 # It is asked whether the model computes: also one whose answer is to say nothing.
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -131,9 +132,7 @@ def _prompt(entry: Any) -> str | Conversation:
     try:
         return ChatBody.model_validate(asked).conversation
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        words = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
-        raise ValueError("; ".join(words)) from None
+        raise ValueError("; ".join(problems_of(error))) from None
 
 
 async def warm_up(settings: Settings, token: SecretStr) -> None:
