@@ -208,8 +208,8 @@ class Reboots:
             errors.update(on_each(wave, self._one))
             has_ended.set()
 
-        threading.Thread(target=work, daemon=True).start()
         try:
+            threading.Thread(target=work, daemon=True).start()
             while not has_ended.wait(0.5):
                 pass
         except BaseException:

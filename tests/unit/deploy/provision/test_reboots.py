@@ -4,6 +4,7 @@ Reboots in waves, of hosts that run the real host program.
 
 import _thread
 import hashlib
+import threading
 import time
 from pathlib import Path
 
@@ -413,10 +414,22 @@ def test_a_release_that_begins_meanwhile_is_refused(world):
     assert "me holds the lease" in errors[0].why
 
 
-def test_control_c_opens_a_host_that_drains(world, monkeypatch):
+class _SlowToStart(threading.Thread):
     """
-    It is not rebooted, and its lease is given back.
+    Runs for half a second before its caller goes on, as on a busy machine.
     """
+
+    def start(self):
+        super().start()
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("thread", [threading.Thread, _SlowToStart])
+def test_control_c_opens_a_host_that_drains(world, monkeypatch, thread):
+    """
+    It is not rebooted, and its lease is given back, also where its wave has just begun.
+    """
+    monkeypatch.setattr(threading, "Thread", thread)
     clock, sleep, interrupts = world.fleet.clock, world.fleet.clock.sleep, []
 
     def interrupted(seconds):
