@@ -101,8 +101,8 @@ class ReleaseSection(ReleasePolicy):
     hooks: tuple[Hook, ...] = ()
     notify: tuple[Webhook, ...] = ()
 
-    # Not a rule of the policy: a release whose plan has such waves, from an earlier version, has to
-    # be steered.
+    # Not rules of the policy: a release whose plan has such waves or such an interval, from an
+    # earlier version, has to be steered.
     @model_validator(mode="after")
     def _has_hosts_in_each_wave(self) -> Self:
         most: dict[type, int] = {}
@@ -114,6 +114,15 @@ class ReleaseSection(ReleasePolicy):
                     " those of earlier waves included"
                 )
             most[type(wave)] = count
+        return self
+
+    @model_validator(mode="after")
+    def _measures_while_it_waits(self) -> Self:
+        if self.canary.interval > self.canary.duration:
+            raise ValueError(
+                "canary.interval should not be longer than canary.duration: a bad canary would"
+                " serve until its first measurement"
+            )
         return self
 
     @property

@@ -85,6 +85,7 @@ CHANGED = [
     ({"release.waves": [0]}, "release.waves[0]", "a number of hosts or a percentage"),
     ({"release.canary.share_pct": 51}, "release.canary.share_pct", "at most 50"),
     ({"release.canary.give_up_after": "1s"}, "release.canary", "not be shorter than duration"),
+    ({"release.canary.interval": "61s"}, "release", "not be longer than canary.duration"),
     ({"release.gates.http_request_error_rate.max": 0.05},
      "release.gates.http_request_error_rate.max", "a percentage, such as 5%"),
     ({"release.hooks": [{"when": "before", "phase": "abort", "run": ["hooks/x"]}]},
