@@ -10,64 +10,32 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from deploy.clock import Clock
-from deploy.errors import CommandFailed, DeployError, LeaseHeld, LeaseLost, TransportError
+from deploy.errors import DeployError, LeaseHeld, LeaseLost, TransportError
 from deploy.foreign_text import listed
 from deploy.host.layout import SLOTS
-from deploy.host.protocol import (
-    DeadmanArm,
-    DeadmanConfirm,
-    DeadmanDisarm,
-    GoodRecord,
-    GoodRollback,
-    Retire,
-    Status,
-)
 from deploy.inventory.schema import Phase
 from deploy.leases.keeper import LeaseKeeper
 from deploy.release import endings, host_commands, verdicts
-from deploy.release.deadlines import CONFIRM_S, RETIRE_S
-from deploy.release.decide import decide, good_before, is_confirmed
+from deploy.release.decide import decide, is_confirmed
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, Report
-from deploy.release.evidence import History, pooled, windows
-from deploy.release.gates import Judgement, Verdict, judge, judge_promoted
+from deploy.release.gates import Judgement, Verdict
 from deploy.release.hooks import Hooks
+from deploy.release.host_actions import HostActions, Stage
 from deploy.release.host_commands import Limits
-from deploy.release.observe import (
-    ANSWER_WITHIN_S,
-    STATUS_S,
-    Observed,
-    dropped_text,
-    look,
-    observed,
-)
+from deploy.release.observe import ANSWER_WITHIN_S, Observed, look
 from deploy.release.phases import Phases
-from deploy.release.plan import FLEET, Action, HostPlan, Kind, Step
+from deploy.release.plan import Action, HostPlan, Kind, Step
 from deploy.release.store import Known, StateStore
+from deploy.release.wave_measurement import WaveMeasurement
 from deploy.transport.client import HostClient
 from deploy.transport.parallel import on_each, unexpected
-from deploy.units import format_size
 
 _PAUSE_S = 1.0  # between two attempts of a way back
 _REPEATS = 3  # of an action that a host says it did, and does not show
-
-
-class SentFiles(Protocol):
-    """
-    What staging one host sent.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def size(self) -> int: ...  # bytes
-
-
-Stage = Callable[[HostClient], SentFiles]
 
 
 class TakenOver(Exception):
@@ -133,10 +101,11 @@ class Controller:
         self._store, self._keeper = store, keeper
         self._all_clients = clients
         self._clients = {h.host: clients[h.host] for h in self._plan.hosts if h.host in clients}
-        self._stage, self._limits, self._clock = stage, limits, clock
+        self._clock = clock
         self._report, self._recheck, self._known = report, recheck, known
         self._rechecked: Mapping[str, Observed] = {}  # until the first decision
         self._phases = Phases(hooks, self._document)
+        self._actions = HostActions(desired, stage, limits, self._say)
         self._steal = steal
         self._stop_traffic = stop_traffic
         self._began_as_way_back = desired.is_way_back
@@ -481,8 +450,6 @@ class Controller:
         self._tries.clear()
         self._write()
 
-    # -- actions
-
     def _do(self, action: Action, host: HostPlan, client: HostClient) -> None:
         key = (action.step, host.host)
         if self._tries.get(key, 0) >= _REPEATS:
@@ -490,164 +457,10 @@ class Controller:
         if action.step is not Step.STAGE:
             self._changed.add(host.host)
         with self._saying_what_runs(action.step, host.host, action.deadline_s):
-            _ACTIONS[action.step](self, host, client)
+            self._actions.do(action.step, host, client)
         self._tries[key] = self._tries.get(key, 0) + 1
         if action.step in _DONE_ONCE:
             self._done.add(key)
-
-    def _do_revive(self, host: HostPlan, client: HostClient) -> None:
-        to = self._now(host.host).slot(host.to_slot)
-        # A target that runs keeps its slot; what else has to start again is not waited for.
-        is_warm = to.bundle == self._plan.bundle and to.unit == "active"
-        done = host_commands.revive(client, (host.to_slot,) if is_warm else (), self._limits)
-        self._say("host.revived", ", ".join(done) or "nothing had to be brought back", host.host)
-
-    def _do_stage(self, host: HostPlan, client: HostClient) -> None:
-        sent = self._stage(client)
-        files = len(sent.names)
-        text = (
-            f"{files} files sent, {format_size(sent.size)}" if files else "had everything already"
-        )
-        self._say("host.staged", text, host.host, {"files": files, "bytes": sent.size})
-
-    def _do_arm(self, host: HostPlan, client: HostClient) -> None:
-        # Of a rollback the way back leads to where the rollback leads.
-        leaves, keeps = host.to_slot, host.from_slot
-        if self._plan.kind is Kind.ROLLBACK:
-            leaves, keeps = host.other_slot, host.to_slot
-        client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
-
-    def _do_arm_back(self, host: HostPlan, client: HostClient) -> None:
-        """
-        Arm the way back to what serves, while the target of a rollback starts.
-
-        `_do_arm` turns it.  What is pending of an interrupted release leads to one version too.
-        """
-        pending = self._now(host.host).pending
-        leaves, keeps = host.to_slot, host.from_slot
-        if pending is not None:
-            leaves, keeps = pending.to_slot, pending.from_slot
-        client.call(DeadmanArm(to_slot=leaves, from_slot=keeps))
-
-    def _do_clear(self, host: HostPlan, client: HostClient) -> None:
-        stable = host.other_slot if host.from_slot is not None else None
-        host_commands.clear(client, host.to_slot, stable, self._limits, is_ready=host.from_ready)
-        self._say("slot.cleared", f"{host.to_slot}: left over from before", host.host)
-
-    def _do_start(self, host: HostPlan, client: HostClient) -> None:
-        host_commands.start(
-            client,
-            host.to_slot,
-            self._plan.bundle,
-            self._limits,
-            allow_older=self._plan.allow_older,
-        )
-        if self._plan.kind is Kind.ROLLBACK:
-            self._say("slot.started", f"{host.to_slot}: {self._plan.version} is warm", host.host)
-
-    def _do_golden(self, host: HostPlan, client: HostClient) -> None:
-        result = host_commands.golden(client, host.to_slot, self._limits)
-        text = f"{host.to_slot}: {self._plan.version} is warm, {result.passed} golden answers"
-        self._say("slot.started", text, host.host)
-
-    def _do_canary(self, host: HostPlan, client: HostClient) -> None:
-        share = self._plan.canary_pct
-        weights = {host.other_slot: 100 - share, host.to_slot: share}
-        self._shifted(host, host_commands.shift(client, weights))
-
-    def _do_promote(self, host: HostPlan, client: HostClient) -> None:
-        weights = {host.to_slot: 100, host.other_slot: 0}
-        self._shifted(host, host_commands.shift(client, weights))
-
-    def _do_check(self, host: HostPlan, client: HostClient) -> None:
-        plan = self._plan
-        # Over a new connection: what is confirmed has to be reachable from outside.
-        client.transport.close()
-        client.call(DeadmanConfirm(plan.bundle, plan.version, keep=False), timeout_s=CONFIRM_S)
-
-    def _do_confirm(self, host: HostPlan, client: HostClient) -> None:
-        plan = self._plan
-        if host.to_release is not None:
-            # The host is where its own way back leads.
-            client.call(DeadmanDisarm())
-            client.call(GoodRollback(host.to_release, plan.bundle, plan.version))
-            return
-        # It was asked a moment ago, in `_do_check`: from the first host that keeps the release to
-        # the last one, as little time as possible passes.
-        client.call(DeadmanConfirm(plan.bundle, plan.version, ask=False), timeout_s=CONFIRM_S)
-        client.call(GoodRecord(plan.bundle, plan.version, host.to_slot))
-        self._say("host.confirmed", f"{plan.version} answers, and is recorded as good", host.host)
-
-    def _do_retire(self, host: HostPlan, client: HostClient) -> None:
-        is_kept_warm = self._plan.kind is Kind.RELEASE and self._rules.keep_old == "warm"
-        if host.stop_other and not is_kept_warm:
-            host_commands.stop(client, host.other_slot, self._limits)
-            self._say("slot.retired", f"{host.other_slot}: {host.from_version}", host.host)
-        if self._plan.kind is Kind.RELEASE:
-            retired = client.call(Retire(keep=self._limits.keep), timeout_s=RETIRE_S)
-            if dropped := dropped_text(retired):
-                self._say("bundle.dropped", dropped, host.host)
-
-    def _do_take_back(self, host: HostPlan, client: HostClient) -> None:
-        """
-        Do only what is missing, so that nothing stands in the way that is not needed.
-        """
-        current = self._now(host.host)
-        if not _serves_as_before(current, host):
-            self._start_before(current, host, client)
-            self._move_back(host, client)
-        slot = current.slot(host.to_slot)
-        if slot.bundle == self._plan.bundle or not slot.is_stopped:
-            host_commands.stop(client, host.to_slot, self._limits)
-        self._forget_good(current, client)
-        if current.pending is not None:
-            client.call(DeadmanDisarm())
-        self._say("host.reverted", f"{host.from_version or 'nothing'} serves", host.host)
-
-    def _start_before(self, current: Observed, host: HostPlan, client: HostClient) -> None:
-        """
-        Start what served before where it was stopped since: the release had retired it.
-
-        Raises:
-            CommandFailed: It does not start, and was ready before.
-        """
-        if host.from_slot is None or host.from_bundle is None:
-            return
-        if not current.slot(host.from_slot).is_stopped:
-            return
-        try:
-            # The release was recorded as good, and may be newer.
-            host_commands.start(
-                client, host.from_slot, host.from_bundle, self._limits, allow_older=True
-            )
-        except CommandFailed:
-            if host.from_ready:
-                raise
-
-    def _forget_good(self, current: Observed, client: HostClient) -> None:
-        """
-        Take a release that is taken back out of the record: no rollback may lead to it.
-        """
-        earlier = good_before(self.desired, current)
-        if earlier is not None:
-            client.call(GoodRollback(to_release=earlier.release))
-
-    def _do_hold(self, host: HostPlan, client: HostClient) -> None:
-        current = self._now(host.host)
-        if not _serves_as_before(current, host):
-            self._start_before(current, host, client)
-            self._shifted(host, self._move_back(host, client))
-        self._forget_good(current, client)
-        if current.pending is not None:
-            client.call(DeadmanDisarm())
-
-    def _move_back(self, host: HostPlan, client: HostClient) -> dict[str, int]:
-        return host_commands.move_traffic(
-            client, host.to_slot, host.from_slot, is_ready=host.from_ready
-        )
-
-    def _now(self, name: str) -> Observed:
-        return observed(name, self._clients[name].call(Status(), timeout_s=STATUS_S))
 
     # -- measuring
 
@@ -658,100 +471,51 @@ class Controller:
         Hosts that have been promoted are measured beside the canary of a later wave.
         """
         names = [n for n in self._clients if n not in self.desired.left_out]
-        canaries = self._plan.waves[wave - 1] if wave else ()
-        of_wave = [n for n in canaries if n in names and self._plan.host(n).has_stable]
-        promoted = [n for n in names if wave == FLEET or self._plan.wave_of(n) < wave]
-        histories: dict[str, History] = {name: History() for name in (*of_wave, *promoted)}
-        stable: dict[str, History] = {name: History() for name in of_wave}
+        measurement = WaveMeasurement(self.desired, names, wave)
         began_s = self._clock.monotonic_s()
         last_gate = ""
         while True:
-            if not self._read(histories, stable):
+            if not self._read(measurement):
                 return  # a host failed: the release goes on without it, or back
             elapsed_s = self._clock.monotonic_s() - began_s
-            judgement = self._judge(histories, stable, promoted, elapsed_s)
+            judgement = measurement.judge(elapsed_s)
             if judgement.gate != last_gate:
                 self._say("canary.measured", judgement.reason, data={"wave": wave})
                 last_gate = judgement.gate
             if judgement.verdict is not Verdict.WAIT:
                 break
             self._clock.sleep(self._rules.canary.interval)
-        self._rule(wave, tuple(of_wave or promoted), judgement, histories, elapsed_s)
+        self._rule(judgement, measurement.ruling(judgement, elapsed_s))
 
-    def _judge(
-        self,
-        histories: Mapping[str, History],
-        stable: Mapping[str, History],
-        promoted: list[str],
-        elapsed_s: float,
-    ) -> Judgement:
-        gates, canary = self._rules.gates, self._rules.canary
-        within_s = gates.runtime_restarts.within
-        if promoted:
-            by_host = windows({name: histories[name] for name in promoted}, within_s)
-            judgement = judge_promoted(by_host, elapsed_s, canary, gates)
-            if judgement.verdict in (Verdict.REVERT, Verdict.PAUSE) or not stable:
-                return judgement
-        of_wave = {name: histories[name] for name in stable}
-        by_host = windows(of_wave, within_s, stable=stable)
-        return judge(by_host, elapsed_s, canary, gates, share_pct=self._plan.canary_pct)
+    def _read(self, measurement: WaveMeasurement) -> bool:
+        """
+        Add a reading of each host to *measurement*; False where one could not be read.
+        """
 
-    def _rule(
-        self,
-        wave: int,
-        hosts: tuple[str, ...],
-        judgement: Judgement,
-        histories: Mapping[str, History],
-        elapsed_s: float,
-    ) -> None:
+        def one(name: str) -> None:
+            with self._reporting(name):
+                self._keeper.check(name)
+                now_s = self._clock.monotonic_s()
+                measurement.add(name, host_commands.measure(self._clients[name], now_s))
+
+        errors = on_each(measurement.hosts, one)
+        if errors:
+            self._failed(errors)
+        return not errors
+
+    def _rule(self, judgement: Judgement, ruling: Ruling) -> None:
         """
         Put the verdict on record, and on a refusal turn round.
         """
-        within_s = self._rules.gates.runtime_restarts.within
-        window = pooled(windows({n: histories[n] for n in hosts}, within_s).values())
-        self.desired = self.desired.ruled(
-            Ruling(
-                wave=wave,
-                hosts=hosts,
-                verdict=str(judgement.verdict),
-                gate=judgement.gate,
-                reason=judgement.reason,
-                requests=window.requests,
-                errors=window.errors,
-                restarts=window.restarts,
-                measured_s=round(elapsed_s, 1),
-            )
-        )
-        self._say(f"canary.{_PAST[judgement.verdict]}", judgement.reason, data={"wave": wave})
+        self.desired = self.desired.ruled(ruling)
+        past, wave = _PAST[judgement.verdict], ruling.wave
+        self._say(f"canary.{past}", judgement.reason, data={"wave": wave})
         if judgement.verdict is Verdict.PASS:
             self._write()
             return
         self._judgement = judgement
         goal = Goal.HELD if judgement.verdict is Verdict.PAUSE else Goal.BACK
         self._turn(goal, judgement.reason)
-
-    def _read(self, histories: Mapping[str, History], stable: Mapping[str, History]) -> bool:
-        """
-        Add a reading of each host to *histories*; False where one could not be read.
-
-        Args:
-            stable: Of the slots beside the canaries, of the same moments.
-        """
-
-        def one(name: str) -> None:
-            with self._reporting(name):
-                self._keeper.check(name)
-                host = self._plan.host(name)
-                now_s = self._clock.monotonic_s()
-                readings = host_commands.measure(self._clients[name], now_s)
-                histories[name].append(readings[host.to_slot])
-                if name in stable:
-                    stable[name].append(readings[host.other_slot])
-
-        errors = on_each(histories, one)
-        if errors:
-            self._failed(errors)
-        return not errors
 
     # -- the end
 
@@ -870,12 +634,6 @@ class Controller:
         finally:
             self._say("action.ended", step, host, {"step": str(step)})
 
-    def _shifted(self, host: HostPlan, weights: Mapping[str, int]) -> None:
-        versions = {host.other_slot: host.from_version, host.to_slot: self._plan.version}
-        shares = {str(versions[slot]): pct for slot, pct in weights.items() if versions.get(slot)}
-        text = ", ".join(f"{version} {pct} %" for version, pct in shares.items())
-        self._say("traffic.shifted", text, host.host, {"weights": shares})
-
     def _say(
         self, name: str, text: str, host: str | None = None, data: Mapping[str, Any] | None = None
     ) -> None:
@@ -885,28 +643,6 @@ class Controller:
 
 _PAST = {Verdict.PASS: "passed", Verdict.PAUSE: "paused", Verdict.REVERT: "rejected"}
 _DONE_ONCE = frozenset({Step.STAGE, Step.START, Step.GOLDEN, Step.CHECK, Step.RETIRE})
-_ACTIONS: Mapping[Step, Callable[[Controller, HostPlan, HostClient], None]] = {
-    Step.REVIVE: Controller._do_revive,
-    Step.STAGE: Controller._do_stage,
-    Step.ARM_BACK: Controller._do_arm_back,
-    Step.ARM: Controller._do_arm,
-    Step.CLEAR: Controller._do_clear,
-    Step.START: Controller._do_start,
-    Step.GOLDEN: Controller._do_golden,
-    Step.CANARY: Controller._do_canary,
-    Step.PROMOTE: Controller._do_promote,
-    Step.CHECK: Controller._do_check,
-    Step.CONFIRM: Controller._do_confirm,
-    Step.RETIRE: Controller._do_retire,
-    Step.TAKE_BACK: Controller._do_take_back,
-    Step.HOLD: Controller._do_hold,
-}
-
-
-def _serves_as_before(current: Observed, host: HostPlan) -> bool:
-    if current.slot(host.to_slot).weight_pct != 0:
-        return False
-    return host.from_slot is None or current.slot(host.from_slot).weight_pct == 100
 
 
 def _is_lost(error: DeployError) -> bool:

@@ -208,7 +208,7 @@ def _is_back(desired: Desired, host: HostPlan, current: Observed) -> bool:
     Return whether a host serves what it did before; also one that was never touched.
     """
     to = current.slot(host.to_slot)
-    if _is_ours(desired, current) or good_before(desired, current) is not None:
+    if _is_ours(desired, current) or good_before(desired.release, current) is not None:
         return False
     if to.bundle != desired.plan.bundle or host.from_bundle == desired.plan.bundle:
         return True
@@ -217,20 +217,20 @@ def _is_back(desired: Desired, host: HostPlan, current: Observed) -> bool:
 
 def _is_held(desired: Desired, host: HostPlan, current: Observed) -> bool:
     to = current.slot(host.to_slot)
-    if _is_ours(desired, current) or good_before(desired, current) is not None:
+    if _is_ours(desired, current) or good_before(desired.release, current) is not None:
         return False
     return to.bundle != desired.plan.bundle or not to.has_traffic
 
 
-def good_before(desired: Desired, current: Observed) -> GoodRelease | None:
+def good_before(release: str, current: Observed) -> GoodRelease | None:
     """
-    Return the good release that is the last one again, once a host has forgotten *desired*.
+    Return the good release that is the last one again, once a host has forgotten *release*.
 
     None where the last one is another already, or there is no earlier one.
     """
-    if not current.good or current.good[-1].release != desired.release:
+    if not current.good or current.good[-1].release != release:
         return None
-    earlier = [good for good in current.good if good.release != desired.release]
+    earlier = [good for good in current.good if good.release != release]
     return earlier[-1] if earlier else None
 
 

@@ -18,12 +18,13 @@ from deploy.inventory.schema import Hook
 from deploy.leases.owner import actor
 from deploy.leases.signals import signals_interrupt
 from deploy.release.api_key_check import check_api_keys
-from deploy.release.controller import Controller, Recheck, Stage
+from deploy.release.controller import Controller, Recheck
 from deploy.release.desired import Desired, Ending, Goal, Ruling
 from deploy.release.desired_text import from_text
 from deploy.release.events import ReleaseEvent, ReleaseOutcome, release_id
 from deploy.release.gates import Verdict
 from deploy.release.hooks import Hooks
+from deploy.release.host_actions import Stage
 from deploy.release.notify import Notifier, resolve_webhooks
 from deploy.release.observe import ANSWER_WITHIN_S, Observed
 from deploy.release.one_release import differing, remedy

@@ -242,9 +242,12 @@ _NEVER_S = 1e6  # a renewal that has not ended has no next one
 _FIXED = frozenset(
     # Made with the command, or of no consequence beside what is listed in `of_operator`.
     {
-        *("_plan", "_rules", "_store", "_keeper", "_all_clients", "_clients", "_stage", "_limits"),
+        *("_plan", "_rules", "_store", "_keeper", "_all_clients", "_clients", "_actions"),
         *("_clock", "_report", "_recheck", "_known", "_phases", "_steal", "_lock"),
     }
+)
+_FIXED_OF_ACTIONS = frozenset(
+    {"_plan", "_release", "_rules", "_send_bundle", "_limits", "_say"},
 )
 _FIXED_OF_KEEPER = frozenset(
     {
@@ -259,7 +262,7 @@ def of_operator(world, operator):
     Return what an operator knows.
 
     Raises:
-        AssertionError: The controller or the keeper has a new attribute: list it here.
+        AssertionError: One of them has a new attribute: list it here.
     """
     controller, keeper = operator.controller, operator.keeper
     now_s = world.now_s
@@ -293,6 +296,7 @@ def of_operator(world, operator):
             "_epoch": keeper._epoch,
         }
         assert of_controller.keys() | _FIXED == vars(controller).keys(), "see of_operator"
+        assert vars(controller._actions).keys() == _FIXED_OF_ACTIONS, "see of_operator"
         assert of_keeper.keys() | _FIXED_OF_KEEPER == vars(keeper).keys(), "see of_operator"
         phase = str(controller._phases._now)
         known = (*of_controller.values(), *of_keeper.values(), phase)
