@@ -653,8 +653,9 @@ class FakeSystem(System):
         return super().run(["env", "-i", *env, *argv], timeout_s=timeout_s)
 
     def _is_ready(self, slot):
-        has_socket = self.layout.runtime_socket(slot).exists()
-        return has_socket and self._runs(slot) and self.runtimes[slot].is_ready
+        if not self._runs(slot) or not self.runtimes[slot].is_ready:
+            return False
+        return self.layout.runtime_socket(slot).exists()
 
     def _runs(self, slot):
         return unit(slot) in self.units and self.unit_of(slot).active == "active"

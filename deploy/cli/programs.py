@@ -84,7 +84,8 @@ def _test_runs(*, is_unit: bool, arguments: list[str]) -> list[list[str]]:
     if arguments:
         return [["pytest", "tests/unit", *others, *arguments]]
     workers = str(min(os.cpu_count() or 1, _MOST_WORKERS))
-    runs = [["pytest", "tests/unit", "-n", workers]]
+    # Neighbours run in one process, and share the fixtures of their module.
+    runs = [["pytest", "tests/unit", "-n", workers, "--dist", "worksteal"]]
     if others:
         runs.append(["pytest", _ALONE])
         runs.append(["pytest", *others, f"--ignore={_ALONE}", "-n", _LABS])

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 Message = TypeVar("Message")
 _UNIONS = (typing.Union, getattr(types, "UnionType", None))  # the second since Python 3.10
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # JSON values as they are
+
 WHOLE_MAX = 2**63 - 1
 
 
@@ -60,6 +62,8 @@ def encode(value: Any) -> Any:
     """
     Return *value* as plain JSON values.
     """
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -109,6 +113,10 @@ def _decoder(kind: Any) -> Callable[[Any, str], Any]:
         return _tuple(_decoder(arguments[0]))
     if origin is dict:
         return _dict(_decoder(arguments[0]), _decoder(arguments[1]))
+    if kind is str:
+        return _text
+    if kind is int:
+        return _whole_number
     return lambda value, where: _scalar(kind, value, where)
 
 
@@ -132,6 +140,19 @@ def _dict(
     return decode_dict
 
 
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _malformed("text", value, where)
+    return value if value.isascii() else value.encode(errors="replace").decode()
+
+
+def _whole_number(value: Any, where: str) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not 0 <= value <= WHOLE_MAX:
+        raise _malformed("a whole number, 0 or more", value, where)
+    return int(value)
+
+
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     if issubclass(kind, enum.Enum):
         try:
@@ -140,18 +161,12 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
             raise _malformed(" or ".join(str(m.value) for m in kind), value, where) from None
     if kind is bool:
         _expect(isinstance(value, bool), "true or false", value, where)
-    elif kind is int:
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        _expect(is_whole and 0 <= value <= WHOLE_MAX, "a whole number, 0 or more", value, where)
     elif kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         # Comparisons, unlike conversions, take a whole number of any size.
         is_finite = is_number and abs(value) <= sys.float_info.max
         _expect(is_finite, "a finite number", value, where)
         return float(value)
-    elif kind is str:
-        _expect(isinstance(value, str), "text", value, where)
-        return value.encode(errors="replace").decode()
     else:
         raise TypeError(f"{where}: no message may hold a {kind!r}")
     return value

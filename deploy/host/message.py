@@ -37,17 +37,19 @@ def dataclass(*, frozen: bool) -> Callable[[type], type]:
 def _init(self: Any, *args: Any, **kwargs: Any) -> None:
     kind: Any = type(self)
     fields = _fields(kind)
-    if len(args) > len(fields):
-        raise TypeError(f"{kind.__name__}: {len(args)} arguments for {len(fields)} fields")
-    values = dict(zip(fields, args))
+    values = self.__dict__
+    if args:
+        if len(args) > len(fields):
+            raise TypeError(f"{kind.__name__}: {len(args)} arguments for {len(fields)} fields")
+        values.update(zip(fields, args))
     for name, value in kwargs.items():
         if name not in fields or name in values:
             raise TypeError(f"{kind.__name__}: unknown or repeated argument {name!r}")
         values[name] = value
-    for name, field in fields.items():
-        if name not in values:
-            values[name] = _default(self, field)
-    self.__dict__.update(values)
+    if len(values) < len(fields):
+        for name, field in fields.items():
+            if name not in values:
+                values[name] = _default(self, field)
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
 from deploy.host.codec import Malformed, Range, decode, encode
@@ -176,6 +177,7 @@ def to_line(record: Record) -> bytes:
     return json.dumps({"phase": _PHASES[type(record)], **encode(record)}, sort_keys=True).encode()
 
 
+@lru_cache(maxsize=1024)  # a call reads the newest lines several times
 def from_line(line: bytes) -> Record | None:
     """
     Return the record of *line*; None if it is damaged.

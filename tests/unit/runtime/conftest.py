@@ -7,6 +7,9 @@ if not torch.cuda.is_available():
     # Kernels run in Triton's interpreter.  It is asked for when a kernel is defined, so before any
     # test can import one.
     os.environ["TRITON_INTERPRET"] = "1"
+    from tests.unit.runtime.interpreted_kernels import patch_language_once
+
+    patch_language_once()
 
 from deploy.lab.models.build import build
 from tests.unit.runtime.serving import Runtime

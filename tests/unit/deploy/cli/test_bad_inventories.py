@@ -7,12 +7,11 @@ import socket
 import time
 
 import pytest
-import yaml
 
 from deploy.inventory.document import format_path
 from deploy.provision import run
 from deploy.provision.survey import Survey
-from tests.unit.deploy.inventory.builders import fleet_data
+from tests.unit.deploy.inventory.builders import fleet_data, yaml_text
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, with_value
 
 BASE = {"row": "torch-2.13-cpu", "service.device": "cpu", "service.precision": "fp32"}
@@ -183,7 +182,7 @@ def refused(inv, tmp_path, connections):
 
 
 def as_yaml(changes):
-    return yaml.safe_dump(fleet_data(BASE | changes), sort_keys=False)
+    return yaml_text(fleet_data(BASE | changes))
 
 
 @pytest.mark.parametrize(("changes", "key", "remedy"), CHANGED)
@@ -209,7 +208,7 @@ def test_a_mapping_in_the_place_of_a_value_is_refused(refused, path):
     """
     Every key of the schema; the error names it.
     """
-    told = refused(yaml.safe_dump(with_value(EXAMPLE, path, {"x": {}}), sort_keys=False))
+    told = refused(yaml_text(with_value(EXAMPLE, path, {"x": {}})))
     assert "bad.yml" in told
     assert format_path(path) in told
 

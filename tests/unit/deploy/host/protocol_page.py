@@ -5,6 +5,7 @@ Generates the tables of docs/reference/protocol.md from deploy/host/protocol.py.
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -25,6 +26,7 @@ _PLAIN = {
 }
 
 
+@functools.cache  # `inspect` parses the whole module for the source of one class
 def sentences(kind):
     """
     Return the description of *kind* and those of its fields, from docstring and comments.

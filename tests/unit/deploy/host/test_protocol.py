@@ -3,6 +3,7 @@ Requests, results and errors round-trip, and nothing else is accepted.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import typing
@@ -51,6 +52,7 @@ JSON = st.recursive(
 # -- values of every type, from the types
 
 
+@functools.cache  # building and validating one takes longer than drawing from it
 def values(kind, limits=()):
     """
     Return a strategy for values of the annotation *kind*.

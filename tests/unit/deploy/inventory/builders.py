@@ -33,11 +33,21 @@ def fleet_data(changes=None):
     return data
 
 
+def yaml_text(data):
+    """
+    Return *data* as YAML, its keys in their order.
+    """
+    try:
+        return yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False)
+    except UnicodeEncodeError:  # half of a surrogate pair, which libyaml cannot write
+        return yaml.safe_dump(data, sort_keys=False)
+
+
 def write_fleet(root, changes=None, *, text=None, name="test"):
     folder = root / "inventories"
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.yml"
-    text = yaml.safe_dump(fleet_data(changes), sort_keys=False) if text is None else text
+    text = yaml_text(fleet_data(changes)) if text is None else text
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
 

@@ -110,7 +110,7 @@ def _apt(fleet, texts):
 
 
 def _runtime(fleet, texts):
-    document = yaml.safe_load(texts["/etc/slipway/runtime.yml"])
+    document = _yaml(texts["/etc/slipway/runtime.yml"])
     service = fleet.service
     yield _differs("origins", document["cors_origins"], list(service.cors_origins))
     yield _differs("timeout", document["request_timeout_s"], service.request_timeout)
@@ -118,6 +118,11 @@ def _runtime(fleet, texts):
     if service.options.engine == "vllm":
         args = document.get("vllm_args", [])
         yield _differs("vllm_args", args, list(service.options.vllm_args))
+
+
+@functools.lru_cache
+def _yaml(text):
+    return yaml.safe_load(text)
 
 
 def _shape(fleet, texts):
@@ -168,15 +173,22 @@ def _connections(fleet):
         hops = [(host.address, host.ssh.user, host.ssh.port)]
         hops += [(jump.address, jump.user, jump.port) for jump in host.ssh.jump or ()]
         for address, user, port in hops:
-            connection = Connection(address, user=user, port=port, config=Config(lazy=True))
-            read = (connection.host, connection.user, connection.port)
-            yield _differs("connection", read, (address, user, port))
+            yield _differs("connection", _connected(address, user, port), (address, user, port))
     signing = fleet.signing
     paths = [signing.key, signing.allowed_signers, *(h.ssh.known_hosts for h in fleet.hosts)]
     paths += [secret.file for secret in fleet.secrets.values() if secret.file is not None]
     for path in paths:
         if not Path(path).is_absolute() or not str(path).isprintable():
             yield f"{path} is not absolute, or has an invisible character"
+
+
+@functools.lru_cache
+def _connected(address, user, port):
+    """
+    Return address, user and port as the library that connects reads them.
+    """
+    connection = Connection(address, user=user, port=port, config=Config(lazy=True))
+    return connection.host, connection.user, connection.port
 
 
 def _differs(what, read, wanted):

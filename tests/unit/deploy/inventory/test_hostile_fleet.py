@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from deploy import templating
 from deploy.errors import InventoryError, hide_passwords
@@ -16,7 +15,7 @@ from deploy.inventory.load import load_fleet
 from deploy.inventory.schema import AptSource, Fleet, Mirrors
 from deploy.quoting import Quoted
 from tests.unit.deploy.inventory import rendered
-from tests.unit.deploy.inventory.builders import make_fleet, write_fleet
+from tests.unit.deploy.inventory.builders import make_fleet, write_fleet, yaml_text
 from tests.unit.deploy.inventory.payloads import PAYLOADS
 from tests.unit.deploy.inventory.schema_walk import (
     EXAMPLE,
@@ -46,7 +45,7 @@ def refusal_or_fleet(root, data):
     """
     Return the error of loading *data*, or the fleet; every effect on the world is a failure.
     """
-    write_fleet(root, text=yaml.safe_dump(data, sort_keys=False))
+    write_fleet(root, text=yaml_text(data))
     with traced() as events:
         outcome = attempt(root)
     assert effects(events) == []
@@ -172,7 +171,7 @@ def test_a_hostile_text_in_the_file_itself_is_refused_or_inert(root, number):
     The payload unquoted, where YAML reads it: as a value, a key and a whole file.
     """
     payload = PAYLOADS[number]
-    text = yaml.safe_dump(minimal(("ssh",)), sort_keys=False)
+    text = yaml_text(minimal(("ssh",)))
     for hostile in (
         text.replace("user: root", f"user: {payload}"),
         text.replace("user: root", f"user: '{payload}'"),

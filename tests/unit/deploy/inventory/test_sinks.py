@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from deploy.bundle.sign import sign_bundle
 from deploy.certificates import acme, certbot, operator_files
@@ -34,7 +33,7 @@ from deploy.wheelhouse.interpreter import archive_places, interpreter_of
 from deploy.wiring import state
 from tests.unit.deploy.certificates.builders import make_authority
 from tests.unit.deploy.inventory import rendered
-from tests.unit.deploy.inventory.builders import write_fleet
+from tests.unit.deploy.inventory.builders import write_fleet, yaml_text
 from tests.unit.deploy.inventory.schema_walk import EXAMPLE, concrete, leaves, mappings, with_value
 
 APT, CONF = "/etc/apt/sources.list.d/slipway.sources", "/etc/apt/apt.conf.d/90slipway"
@@ -196,7 +195,7 @@ def _connections(fleet, monkeypatch):
 
 
 def _sinks(folder, data, monkeypatch):
-    write_fleet(folder, text=yaml.safe_dump(data, sort_keys=False))
+    write_fleet(folder, text=yaml_text(data))
     fleet = load_fleet("test", root=folder)
     found = dict(rendered.files(fleet))
     found[CONNECT] = repr(_connections(fleet, monkeypatch))

@@ -197,7 +197,7 @@ def post(body, target="/generate", **headers):
 
 def read_answer(client):
     """
-    Return status and body of the next answer of *client*; (0, b"") if it closes without one.
+    Return status and body of the next answer of *client*; 0 and what came if it closes before.
     """
     received = b""
     while b"\r\n\r\n" not in received:
@@ -208,7 +208,10 @@ def read_answer(client):
     head, _, body = received.partition(b"\r\n\r\n")
     length = re.search(rb"(?i)content-length: (\d+)", head)
     while length is not None and len(body) < int(length[1]):
-        body += client.recv(65536)
+        part = client.recv(65536)
+        if not part:
+            return 0, body
+        body += part
     return int(head.split()[1]), body
 
 

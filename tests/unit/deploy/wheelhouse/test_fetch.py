@@ -4,6 +4,7 @@ With the real pip, against a folder of hand-made wheels: nothing leaves the mach
 
 import hashlib
 import json
+import shutil
 import subprocess
 import zipfile
 
@@ -39,12 +40,11 @@ def make_wheel(folder, project, version, tags="py3-none-any"):
     return path
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
+def make_world(folder, monkeypatch):
     """
-    An index with torch and one more, locks for both, an empty cache.
+    Return an empty cache, an index with torch and one more, and locks for both.
     """
-    index, requirements, cache = (tmp_path / name for name in ("index", "requirements", "cache"))
+    index, requirements, cache = (folder / name for name in ("index", "requirements", "cache"))
     index.mkdir()
     requirements.mkdir()
     for project, version, lock in (("torch", "9.0+cpu", "torch"), ("small", "1.0", "runtime")):
@@ -55,6 +55,35 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     return requirements, cache, index
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """
+    An index with torch and one more, locks for both, an empty cache.
+    """
+    return make_world(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def full_cache(tmp_path_factory):
+    """
+    The cache of a world after a first fetch.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = make_world(tmp_path_factory.mktemp("fetched"), monkeypatch)
+        ensure(world)
+    return world[1]
+
+
+@pytest.fixture
+def fetched(world, full_cache):
+    """
+    A world whose wheels are in the cache.
+    """
+    shutil.copytree(full_cache, world[1])
+    assert cached_lock(ROW, cache=world[1], requirements=world[0]) is not None
+    return world
 
 
 def lock_wheel(world, project, version, tags):
@@ -109,41 +138,41 @@ def test_wheels_are_fetched_once(world):
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (wheel.sha256, wheel.size)
 
 
-def test_a_row_leaves_the_wheels_that_it_shares_as_they_are(world):
+def test_a_row_leaves_the_wheels_that_it_shares_as_they_are(fetched):
     """
     The other row needs no new download.
     """
-    requirements, cache, index = world
-    ensure(world)
+    requirements, cache, index = fetched
+    ensure(fetched)
     digest = hashlib.sha256(make_wheel(index, "torch", "9.1+cpu").read_bytes()).hexdigest()
     (requirements / "newer.lock").write_text(f"torch==9.1+cpu --hash=sha256:{digest}\n")
     newer = ROW.model_copy(update={"torch": "9.1", "lock": "newer.lock"})
-    assert "small-1.0-py3-none-any.whl" in [wheel.file for wheel in ensure(world, newer).wheels]
+    assert "small-1.0-py3-none-any.whl" in [wheel.file for wheel in ensure(fetched, newer).wheels]
     assert cached_lock(ROW, cache=cache, requirements=requirements) is not None
 
 
-def test_wheels_of_the_cache_need_an_index_of_their_lock_only(world):
+def test_wheels_of_the_cache_need_an_index_of_their_lock_only(fetched):
     """
     Where it is missing they are compared with the lock; pip's index may be gone.
     """
-    first = ensure(world)
-    index_of(world).unlink()
-    for path in world[2].iterdir():
+    first = ensure(fetched)
+    index_of(fetched).unlink()
+    for path in fetched[2].iterdir():
         path.unlink()
-    assert ensure(world) == first
-    index_of(world).unlink()
+    assert ensure(fetched) == first
+    index_of(fetched).unlink()
     first.wheels[0].path.write_bytes(b"rotten")  # negative control
     with pytest.raises(CommandFailed):
-        ensure(world)
+        ensure(fetched)
 
 
-def test_a_wheel_that_changed_in_the_cache_is_fetched_again(world):
+def test_a_wheel_that_changed_in_the_cache_is_fetched_again(fetched):
     """
     What lies in the cache is used only as it was checked.
     """
-    wheel = ensure(world).wheels[0]
+    wheel = ensure(fetched).wheels[0]
     wheel.path.write_bytes(b"rotten")
-    assert hashlib.sha256(ensure(world).wheels[0].path.read_bytes()).hexdigest() == wheel.sha256
+    assert hashlib.sha256(ensure(fetched).wheels[0].path.read_bytes()).hexdigest() == wheel.sha256
 
 
 def test_another_content_under_the_same_name_is_refused(world):
@@ -256,32 +285,32 @@ def index_of(world):
         {"file": None},
     ],
 )
-def test_an_index_of_the_cache_names_only_wheels_of_its_lock(world, change):
+def test_an_index_of_the_cache_names_only_wheels_of_its_lock(fetched, change):
     """
     An index that names another file or hash is not used: the wheels are fetched again.
     """
-    first = ensure(world)
-    entries = json.loads(index_of(world).read_text())
-    (world[1].parent / "outside.whl").write_bytes(first.wheels[0].path.read_bytes())
-    index_of(world).write_text(json.dumps([entries[0] | change, *entries[1:]]))
-    assert ensure(world) == first
+    first = ensure(fetched)
+    entries = json.loads(index_of(fetched).read_text())
+    (fetched[1].parent / "outside.whl").write_bytes(first.wheels[0].path.read_bytes())
+    index_of(fetched).write_text(json.dumps([entries[0] | change, *entries[1:]]))
+    assert ensure(fetched) == first
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, '[{"file": 1}]', "\udcff"])
-def test_an_index_of_the_cache_that_is_damaged_is_made_again(world, text):
-    first = ensure(world)
-    index_of(world).write_bytes(text.encode(errors="surrogateescape"))
-    assert ensure(world) == first
+def test_an_index_of_the_cache_that_is_damaged_is_made_again(fetched, text):
+    first = ensure(fetched)
+    index_of(fetched).write_bytes(text.encode(errors="surrogateescape"))
+    assert ensure(fetched) == first
 
 
-def test_a_link_in_the_cache_is_no_wheel(world, tmp_path):
+def test_a_link_in_the_cache_is_no_wheel(fetched, tmp_path):
     """
     A link is replaced by the file that was checked.
     """
-    wheel = ensure(world).wheels[0].path
+    wheel = ensure(fetched).wheels[0].path
     wheel.rename(tmp_path / "elsewhere")
     wheel.symlink_to(tmp_path / "elsewhere")
-    assert not ensure(world).wheels[0].path.is_symlink()
+    assert not ensure(fetched).wheels[0].path.is_symlink()
 
 
 def test_a_password_of_an_index_is_in_no_error(world, monkeypatch):
@@ -332,10 +361,10 @@ def test_the_room_that_a_wheel_takes_is_that_of_its_files(tmp_path):
         unpacked_bytes(path)
 
 
-def test_an_index_of_an_older_version_needs_no_new_download(world):
-    first = ensure(world)
-    index = world[1] / f"{first.digest}.json"
+def test_an_index_of_an_older_version_needs_no_new_download(fetched):
+    first = ensure(fetched)
+    index = fetched[1] / f"{first.digest}.json"
     entries = json.loads(index.read_text())
     assert all(entry.pop("unpacked") > 0 for entry in entries)
     index.write_text(json.dumps(entries))
-    assert cached_lock(ROW, cache=world[1], requirements=world[0]) == first
+    assert cached_lock(ROW, cache=fetched[1], requirements=fetched[0]) == first
