@@ -98,7 +98,7 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.SCHEMA: "inv provision installs the host program of this release",
         ErrorKind.PRECONDITION: "inv status, then: inv provision --limit {host}",
         ErrorKind.DISK_TOO_SMALL: "free space on {host} (df -h /opt/slipway /var/lib/slipway "
-        "there); docs/runbooks/on-call.md says what may be deleted",
+        "there; where no inode is left, df -i); docs/runbooks/on-call.md says what may be deleted",
         ErrorKind.COMMAND_FAILED: "look at the host: inv status, systemctl status haproxy "
         "'slipway-runtime@*' on {host}; then: inv provision --limit {host}",
         ErrorKind.LEASE_HELD: "wait until it ends or expires: inv status shows the owner; for a "

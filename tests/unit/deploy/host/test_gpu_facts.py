@@ -218,6 +218,23 @@ def test_repositories_of_nvidia_are_named_but_not_our_own(host, tmp_path):
     assert gpu(host).repositories == ("/etc/apt/sources.list.d/cuda-debian12-x86_64.list",)
 
 
+def test_a_repository_that_apt_does_not_read_contradicts_nothing(host, tmp_path):
+    """
+    What an upgrade of the distribution renames or switches off; another entry of the file counts.
+    """
+    folder = tmp_path / "etc/apt/sources.list.d"
+    folder.mkdir(parents=True)
+    uri = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"
+    for name in ("cuda.list.save", "cuda.list.distUpgrade", "cuda.sources.disabled"):
+        (folder / name).write_text(f"deb {uri} /\n")
+    off = f"Types: deb\nenabled: no\nURIs: {uri}\nSuites: /\n"
+    (folder / "off.sources").write_text(off)
+    assert gpu(host).repositories == ()
+    on = f"Types: deb\nURIs:\n {uri}\nSuites: /\n"
+    (folder / "both.sources").write_text(f"{off}\n{on}")
+    assert gpu(host).repositories == ("/etc/apt/sources.list.d/both.sources",)
+
+
 def test_lists_are_old_after_a_day_or_a_new_source(host, tmp_path):
     assert gpu(host).old_lists
     lists = tmp_path / "var/lib/apt/lists"
