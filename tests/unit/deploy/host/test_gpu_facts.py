@@ -4,6 +4,7 @@ The facts of GPUs and their driver, on a host under a temporary root with record
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -425,3 +426,22 @@ def test_the_output_of_a_program_that_ends_is_returned():
     result = System().ask_driver(talks, timeout_s=60.0)
     assert (result.returncode, len(result.stdout)) == (3, 300_001)
     assert System().ask_driver(["/no/such/program"], timeout_s=1.0) is None
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o644])
+def test_a_damaged_nvidia_smi_ends_no_verb(tmp_path, mode):
+    """
+    `status`, which each way back begins with, asks it too.
+    """
+    program = tmp_path / "nvidia-smi"
+    program.write_bytes(b"\x7fELF, and no more")
+    program.chmod(mode)
+    assert System().ask_driver([str(program)], timeout_s=1.0) is None
+
+
+def test_a_program_of_the_driver_needs_no_file_system(monkeypatch):
+    """
+    Any process may fill /dev/shm and /tmp.
+    """
+    monkeypatch.setattr(tempfile, "TemporaryFile", pytest.fail)
+    assert System().ask_driver(["/bin/echo", "x"], timeout_s=10.0).stdout == "x\n"
