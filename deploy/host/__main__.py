@@ -128,10 +128,14 @@ def _host_error(error: OSError) -> HostError:
             f"{error}; the host program ran as user {os.geteuid()}",
             "the SSH user of the fleet file must be root, or a user with sudo -n",
         )
+    why = str(error)
+    if error.errno in (errno.EROFS, errno.EIO):
+        # The remedy that the caller knows for the verb mends no disk.
+        why += "; first mend the disk: journalctl -k on the host (its own way back still works)"
     return HostError(
         ErrorKind.COMMAND_FAILED,
         f"{where}: the operating system refused an operation",
-        str(error),
+        why,
         "inv provision; if that fails too, df and dmesg on the host",
     )
 

@@ -136,6 +136,18 @@ def test_a_disk_without_inodes_is_named(host, monkeypatch, inodes, is_named):
     assert ("no inode is" in error.why) is is_named
 
 
+@pytest.mark.parametrize(
+    ("number", "is_the_disk"), [(errno.EROFS, True), (errno.EIO, True), (errno.EBUSY, False)]
+)
+def test_a_disk_that_failed_is_named_before_any_other_remedy(number, is_the_disk):
+    """
+    Provisioning, the remedy of most verbs, cannot write either.
+    """
+    error = main_module._host_error(OSError(number, os.strerror(number), "/var/lib/slipway/x"))
+
+    assert ("journalctl -k" in error.why) is is_the_disk
+
+
 def test_one_line_keeps_the_last_non_empty_lines():
     """
     A traceback is reduced to its end.
