@@ -467,7 +467,8 @@ def history(c, hosts=None, limit=None, verify=False, json=False):
     unread = next(iter(errors.values()), None) if verify or not result.heads else None
     document = report.history_json(result, errors)
     table = "" if json else tables.history_table(result, errors)
-    finish(document, table, error or unread, as_json=json)
+    unkept = journals.keep_heads(result, heads)
+    finish(document, table, error or unread or unkept, as_json=json)
 
 
 @command(flags={"hosts": _HOSTS, "yes": _YES})

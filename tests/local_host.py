@@ -282,11 +282,12 @@ class FakeHaproxy:
 
     Attributes:
         is_running: False: nothing answers on the socket.
+        has_socket: False: the file of its socket was removed, and comes back with a restart alone.
         servers: By slot.
     """
 
     def __init__(self, now_s):
-        self.is_running = True
+        self.is_running = self.has_socket = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
         self.door = "ready"
 
@@ -298,7 +299,7 @@ class FakeHaproxy:
         """
         Start with what the state file has, as HAProxy does: the text *state*, or None.
         """
-        self.is_running = True
+        self.is_running = self.has_socket = True
         self.servers = {slot: FakeServer(now_s) for slot in SLOTS}
         doors = parse_servers_state(state, DOOR_BACKEND) if state else {}
         is_closed = any(int(row["srv_admin_state"]) & 1 for row in doors.values())
@@ -313,6 +314,8 @@ class FakeHaproxy:
     def ask(self, command, now_s, is_ready):
         if not self.is_running:
             raise ConnectionRefusedError(111, "Connection refused")
+        if not self.has_socket:
+            raise FileNotFoundError(2, "No such file or directory")
         for slot, server in self.servers.items():
             server.check(now_s, is_ready(slot))
         words = command.split()
@@ -326,19 +329,19 @@ class FakeHaproxy:
             return "\n"
         if words[:2] == ["set", "server"] and words[3] == "state":
             if (server := self._named(words[2])) is None:
-                return "No such server.\n"
+                return "No such server.\n\n"
             assert words[4] in ("ready", "drain", "maint"), command
             server.set_admin(words[4], now_s)
             return "\n"
         if words[:2] == ["set", "weight"]:
             if (server := self._named(words[2])) is None:
-                return "No such server.\n"
+                return "No such server.\n\n"
             if not 0 <= int(words[3]) <= 256:
-                return "Absolute weight can only be between 0 and 256 inclusive.\n"
+                return "Absolute weight can only be between 0 and 256 inclusive.\n\n"
             server.own_weight = int(words[3])
             return "\n"
         if words[1:2] == ["map"]:  # its configuration has none
-            return "Unknown map identifier. Please use #<id> or <file>.\n"
+            return "Unknown map identifier. Please use #<id> or <file>.\n\n"
         raise AssertionError(f"unknown command of HAProxy: {command}")
 
     def _named(self, name):

@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from deploy.host import protocol
+from deploy.host.files import nearest_existing
 from deploy.host.protocol import Call, ErrorKind, HostError, Request
 from deploy.host.rpc import encode_error, encode_result, parse_request
 from deploy.host.system import System
@@ -116,8 +118,8 @@ def _host_error(error: OSError) -> HostError:
         return HostError(
             ErrorKind.DISK_TOO_SMALL,
             f"the disk of {where} is full",
-            str(error),
-            "free space there, then run it again",
+            f"{error}; bytes are free, and no inode is" if _lacks_inodes(error) else str(error),
+            "free space there (df -h, df -i), then run it again",
         )
     if isinstance(error, PermissionError):
         return HostError(
@@ -126,12 +128,27 @@ def _host_error(error: OSError) -> HostError:
             f"{error}; the host program ran as user {os.geteuid()}",
             "the SSH user of the fleet file must be root, or a user with sudo -n",
         )
+    why = str(error)
+    if error.errno in (errno.EROFS, errno.EIO):
+        # The remedy that the caller knows for the verb mends no disk.
+        why += "; first mend the disk: journalctl -k on the host (its own way back still works)"
     return HostError(
         ErrorKind.COMMAND_FAILED,
         f"{where}: the operating system refused an operation",
-        str(error),
+        why,
         "inv provision; if that fails too, df and dmesg on the host",
     )
+
+
+def _lacks_inodes(error: OSError) -> bool:
+    """
+    Return whether the file system of *error* has space left, and no file can be made there.
+    """
+    if not isinstance(error.filename, str):
+        return False
+    statistics = os.statvfs(nearest_existing(Path(error.filename)))
+    # Some file systems have as many inodes as they need, and count none.
+    return bool(statistics.f_bavail and statistics.f_files and not statistics.f_favail)
 
 
 def main() -> int:

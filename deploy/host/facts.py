@@ -13,7 +13,7 @@ import hmac
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -186,7 +186,8 @@ def _packages(system: System, names: Sequence[str]) -> dict[str, str | None]:
     if names and _at(system, "/usr/bin/dpkg-query").exists():
         columns = "${Package}\t${db:Status-Status}\t${Version}\n"
         # Exits 1 when it does not know one of the names, and prints the others.
-        for line in _output(system, ["dpkg-query", "-W", "-f", columns, *names]).splitlines():
+        found = _output(system, ["dpkg-query", "-W", "-f", columns, *names], accepted=(0, 1))
+        for line in found.splitlines():
             name, status, version = line.split("\t")
             if status == "installed":
                 versions[name] = version
@@ -198,16 +199,25 @@ def _units(system: System, names: Sequence[str]) -> dict[str, UnitFacts]:
         return {}
     keys = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths"
     units = {}
-    for block in _output(system, ["systemctl", "show", "-p", keys, *names]).strip().split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines())
-        units[values["Id"]] = UnitFacts(
-            load=values["LoadState"],
-            active=values["ActiveState"],
-            enabled=values["UnitFileState"],
-            stale=values["NeedDaemonReload"] == "yes",
-            fragment=values.get("FragmentPath", ""),
-            drop_ins=tuple(values.get("DropInPaths", "").split()),
-        )
+    text = _output(system, ["systemctl", "show", "-p", keys, *names])
+    for block in text.strip().split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        try:
+            units[values["Id"]] = UnitFacts(
+                load=values["LoadState"],
+                active=values["ActiveState"],
+                enabled=values["UnitFileState"],
+                stale=values["NeedDaemonReload"] == "yes",
+                fragment=values.get("FragmentPath", ""),
+                drop_ins=tuple(values.get("DropInPaths", "").split()),
+            )
+        except KeyError as missing:
+            raise HostError(
+                ErrorKind.COMMAND_FAILED,
+                "the output of systemctl show cannot be read",
+                f"it lacks {missing}: {one_line(block)[:200] or 'it is empty'}",
+                "run it on the host: systemctl show",
+            ) from None
     absent = UnitFacts(load="not-found", active="inactive", enabled="", stale=False)
     return {name: units.get(name, absent) for name in names}
 
@@ -296,9 +306,9 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
-def _output(system: System, argv: list[str]) -> str:
+def _output(system: System, argv: list[str], accepted: Collection[int] = (0,)) -> str:
     result = system.run(argv, timeout_s=_PROGRAM_TIMEOUT_S)
-    if result.returncode > 1:
+    if result.returncode not in accepted:
         raise HostError(
             ErrorKind.COMMAND_FAILED,
             f"{argv[0]} failed",

@@ -48,6 +48,11 @@ COLUMNS = "${source:Package}\\t${db:Status-Abbrev}\\t${Package}\\t${Version}\\n"
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", "usr/lib64/libnvidia-ml.so.1",
               "usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.1")  # fmt: skip
 _OWN_SOURCES = ("slipway.sources", "slipway-nvidia.sources")
+_READ_BY_APT = re.compile(
+    r"[A-Za-z0-9_.-]+\.(?:list|sources)"
+)  # apt.conf(5): no .save, .distUpgrade
+# Source: sources.list(5), Enabled, and apt's StringToBool.
+_SWITCHED_OFF = re.compile(r"(?im)^Enabled:\s*(?:no|false|without|off|disable|0)\s*$")
 _OWN_KEYRING = "usr/share/keyrings/slipway-nvidia.gpg"
 _DAY_S = 24 * 3600.0
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -210,11 +215,12 @@ def _leftovers(root: Path) -> Iterator[str]:
 def _repositories(root: Path) -> Iterator[str]:
     apt = root / "etc/apt"
     for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))][:_NAMES_MAX]:
-        if path.name in _OWN_SOURCES or not path.is_file():
+        if path.name in _OWN_SOURCES or not _READ_BY_APT.fullmatch(path.name):
             continue
-        lines = path.read_text("utf-8", "replace").splitlines()
+        lines = _text(path).splitlines() if path.is_file() else []
         text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-        if re.search(r"nvidia|/cuda/", text):
+        entries = text.split("\n\n") if path.suffix == ".sources" else [text]
+        if any(re.search(r"nvidia|/cuda/", e) for e in entries if not _SWITCHED_OFF.search(e)):
             yield f"/{path.relative_to(root)}"
 
 

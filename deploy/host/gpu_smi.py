@@ -34,7 +34,7 @@ def read_gpus(
     """
     result = system.ask_driver(_query(",".join(_FIELDS)), timeout_s=timeout_s)
     if result is None:
-        return (), f"nvidia-smi is missing, or did not end within {timeout_s:.0f} s"
+        return (), f"nvidia-smi cannot be run, or did not end within {timeout_s:.0f} s"
     if result.returncode != 0:
         said = one_line(result.stdout or result.stderr)
         return (), f"nvidia-smi: exit status {result.returncode}: {said[:300]}"

@@ -230,18 +230,22 @@ def _exchange(
 
 def send_line(path: Path, line: str, timeout_s: float) -> str:
     """
-    Send *line* to the socket at *path* and return everything that it answers.
+    Send *line* to HAProxy's runtime socket at *path* and return everything that it answers.
 
     Raises:
-        OSError: The socket is missing, refuses, does not answer within *timeout_s*, or answers
-            more than HAPROXY_LIMIT bytes.
+        OSError: The socket is missing, refuses, does not answer within *timeout_s*, answers more
+            than HAPROXY_LIMIT bytes, or closes in the middle of its answer.
     """
     deadline = Deadline(timeout_s)
     with connect(path, deadline) as connection:
         connection.settimeout(deadline.left_s())
         connection.sendall(line.encode() + b"\n")
         with io.BufferedReader(_Bounded(connection, deadline, HAPROXY_LIMIT), _CHUNK) as reader:
-            return reader.read().decode(errors="replace")
+            answer = reader.read().decode(errors="replace")
+    # Source: HAProxy 2.6 management guide, 9.3: an empty line ends each answer.
+    if answer != "\n" and not answer.endswith("\n\n"):
+        raise ConnectionError(f"{path} closed before the end of its answer")
+    return answer
 
 
 def connect(path: Path, deadline: Deadline) -> socket.socket:

@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,12 +97,13 @@ class System:
 
     def ask_driver(self, argv: Sequence[str], *, timeout_s: float) -> ProgramResult | None:
         """
-        Run *argv*, which calls a device driver; None: it did not end, or is not installed.
+        Run *argv*, which calls a device driver; None: it did not end, or cannot be run.
 
         It is then left alone: a process that waits in a driver ends by no signal, and to wait for
-        it would wait as long.  Its output goes to a file in memory, so that it never blocks.
+        it would wait as long.  Its output goes to memory, so that it never blocks; /dev/shm may be
+        full.
         """
-        with tempfile.TemporaryFile(dir="/dev/shm") as output:
+        with os.fdopen(os.memfd_create("output"), "w+b") as output:
             try:
                 process = subprocess.Popen(
                     list(argv),
@@ -113,7 +113,7 @@ class System:
                     env={**os.environ, "LC_ALL": "C"},
                     start_new_session=True,
                 )
-            except FileNotFoundError:
+            except OSError:  # not installed, or damaged
                 return None
             status = self.poll_until(process.poll, timeout_s, _DRIVER_POLL_S)
             if status is None:

@@ -265,6 +265,7 @@ start() {
     read -r running <"$work/digest" 2>/dev/null || running=
     case $(systemctl show -p ActiveState --value "$unit") in
     inactive | failed) ;;
+    '') return 1 ;; # it has told standard error why
     *)
         [ "$running" = "$digest" ] && state=resumed || state=other
         printf '@apt state %s\n' "$state"
@@ -325,7 +326,12 @@ replace() {
     check=$work/check
     rm -rf "$check"
     mkdir -p "$check/lists/partial"
-    printf '%s' "$text" >"$check/new.sources"
+    # A full disk leaves less of it, which apt would read all the same.
+    if ! printf '%s' "$text" >"$check/new.sources"; then
+        echo "the new sources cannot be written below $work: $(df -P "$work" | tail -n 1)" >&2
+        rm -rf "$check"
+        return 1
+    fi
     # Lists of its own: the host keeps those that it has, and no lock is in the way.
     if ! apt-get -q -o "Dir::Etc::sourcelist=$check/new.sources" -o Dir::Etc::sourceparts=/dev/null \
         -o "Dir::State::lists=$check/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \

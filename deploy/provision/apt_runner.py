@@ -152,7 +152,8 @@ class AptRunner:
         for news in _news(completed):
             if news.kind == "state":
                 return news.text
-        raise self._failed("packages", completed.stderr or completed.stdout, _READ_LOG)
+        fix = f"nothing was changed; systemctl status on the host, then: {self._again}"
+        raise self._failed("packages", completed.stderr or completed.stdout, fix)
 
     def _follow(self, deadline_s: float, limit_s: int) -> int | None:
         """

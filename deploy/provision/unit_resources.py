@@ -13,6 +13,7 @@ from typing import Literal
 
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts
+from deploy.host.slots import systemd
 from deploy.provision.requirements import HostRefusal
 from deploy.provision.resource import Difference, Resource
 
@@ -122,7 +123,7 @@ def masked(facts: Facts, units: Iterable[str]) -> HostRefusal | None:
     return HostRefusal(
         error="PreconditionError",
         why=f"masked for systemd, so it can never start: {', '.join(names)}",
-        fix=f"on the host: systemctl unmask {' '.join(names)}",
+        fix=f"on the host: {systemd.unmask_command(*names)}",
     )
 
 

@@ -11,6 +11,7 @@ from deploy.errors import DeployError, FleetDiffers, TransportError
 from deploy.foreign_text import quoted
 from deploy.host.layout import unit
 from deploy.host.protocol import KeysStamp
+from deploy.host.slots import systemd
 from deploy.release.observe import Observed, ObservedSlot
 from deploy.release.one_release import differing
 
@@ -141,7 +142,7 @@ def _of_slots(current: Observed, is_busy: bool, enders: str) -> Iterator[Finding
         what = "HAProxy does not answer, so the shares of its traffic are unknown"
         yield Finding(name, what, f"{provision} or inv rollback starts it again")
     for slot in current.slots:
-        unmask = f"on the host: systemctl unmask {unit(slot.slot)}"
+        unmask = f"on the host: {systemd.unmask_command(unit(slot.slot))}"
         if slot in current.dead_slots:
             what = f"slot {slot.slot} has {slot.weight_pct} % of the traffic, and {_dead(slot)}"
             fix = f"{provision} starts it again; inv rollback leaves its release"

@@ -98,7 +98,7 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.SCHEMA: "inv provision installs the host program of this release",
         ErrorKind.PRECONDITION: "inv status, then: inv provision --limit {host}",
         ErrorKind.DISK_TOO_SMALL: "free space on {host} (df -h /opt/slipway /var/lib/slipway "
-        "there); docs/runbooks/on-call.md says what may be deleted",
+        "there; where no inode is left, df -i); docs/runbooks/on-call.md says what may be deleted",
         ErrorKind.COMMAND_FAILED: "look at the host: inv status, systemctl status haproxy "
         "'slipway-runtime@*' on {host}; then: inv provision --limit {host}",
         ErrorKind.LEASE_HELD: "wait until it ends or expires: inv status shows the owner; for a "
@@ -125,7 +125,8 @@ _NO_MEMORY = (
     "free; else: "
 )
 _MASKED = (
-    "where the unit is masked, on {host}: systemctl unmask UNIT; else: inv provision --limit {host}"
+    "where the unit is masked, on {host}: systemctl unmask UNIT, and again with --runtime; else: "
+    "inv provision --limit {host}"
 )
 _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
     {
@@ -159,7 +160,7 @@ _REMEDIES_OF_VERBS: Mapping[tuple[str, ErrorKind], str] = MappingProxyType(
         (StageMissing.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
         (StageCommit.VERB, ErrorKind.PRECONDITION): _REFUSED_BUNDLE,
         (SlotStart.VERB, ErrorKind.PRECONDITION): "where slipway-runtime@{slot} is masked, on "
-        "{host}: systemctl unmask it; " + _REFUSED_BUNDLE,
+        "{host}: systemctl unmask it, and again with --runtime; " + _REFUSED_BUNDLE,
         (TrafficSet.VERB, ErrorKind.COMMAND_FAILED): "inv status; journalctl -u haproxy -u "
         "'slipway-runtime@*' on {host}",
         (TrafficSet.VERB, ErrorKind.PRECONDITION): "inv status; journalctl -u 'slipway-runtime@*' "

@@ -34,10 +34,11 @@ def read_history(
     """
     Return what the journals of all hosts say that answer, and the errors of the others.
 
-    The last line of each journal that is whole is kept in *heads*; that of a broken one stays.
+    Args:
+        heads: File of the last lines that were seen earlier.
 
     Raises:
-        DeployError: *heads* is damaged, or not a private file.
+        DeployError: *heads* is damaged.
     """
     seen = _load(heads)
     journals: dict[str, HostJournal] = {}
@@ -46,9 +47,28 @@ def read_history(
         journals[host] = read_journal(clients[host])
 
     errors = on_each(clients, read)
-    history = make_history({host: journals[host] for host in clients if host in journals}, seen)
-    _save(heads, {**seen, **history.heads})
-    return history, errors
+    return make_history({h: journals[h] for h in clients if h in journals}, seen), errors
+
+
+def keep_heads(history: History, heads: Path) -> DeployError | None:
+    """
+    Keep the last line of each journal that is whole in *heads*; that of a broken one stays.
+
+    Returns:
+        Why it cannot be kept; what was read is shown all the same.
+    """
+    try:
+        _save(heads, {**_load(heads), **history.heads})
+    except DeployError as error:
+        return error
+    except OSError as error:
+        return DeployError(
+            f"{heads}: the last lines that were seen cannot be kept",
+            why=error.strerror or str(error),
+            fix="free space there, or use a checkout that you may write to: the next --verify "
+            "would not notice that these lines are gone",
+        )
+    return None
 
 
 def read_journal(client: HostClient) -> HostJournal:

@@ -16,7 +16,7 @@ from deploy.host.deadman import pending, self_test
 from deploy.host.deadman.pending import GO_BACK, Way, why_due
 from deploy.host.journal import Journal, result_of
 from deploy.host.journaled import LOCK_TIMEOUT_S, intent_of
-from deploy.host.layout import HAPROXY_UNIT, SLOTS, unit
+from deploy.host.layout import HAPROXY_UNIT, unit
 from deploy.host.protocol import Call, ErrorKind, HostError
 from deploy.host.records import Intent, Result
 from deploy.host.reserve import with_room, write_spare
@@ -245,7 +245,7 @@ class _WayBack:
 
     def _servers(self) -> dict[str, Server]:
         """
-        Return HAProxy's servers; where it does not answer, start it first.
+        Return HAProxy's servers; where it does not answer, start it first, or restart it.
         """
 
         def servers() -> dict[str, Server] | None:
@@ -262,7 +262,14 @@ class _WayBack:
                     _rewrite_state(self._system, self._way)
                 systemd.begin_start(self._system, HAPROXY_UNIT)
             answered = self._system.poll_until(servers, HAPROXY_TIMEOUT_S, _POLL_S)
-        if answered is None or not set(SLOTS) <= set(answered):
+        if answered is None:
+            with self.locked():
+                # One that runs is not started: it hangs, or the file of its socket was removed.
+                state = systemd.show(self._system, [HAPROXY_UNIT])[HAPROXY_UNIT]
+                if state.active == "active":
+                    systemd.restart(self._system, HAPROXY_UNIT)
+            answered = self._system.poll_until(servers, HAPROXY_TIMEOUT_S, _POLL_S)
+        if answered is None:
             raise HostError(
                 ErrorKind.COMMAND_FAILED,
                 "HAProxy does not answer",

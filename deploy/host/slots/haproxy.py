@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from deploy.host.layout import BACKEND, TIMELY_BACKEND
+from deploy.host.layout import BACKEND, SLOTS, TIMELY_BACKEND
 from deploy.host.protocol import ErrorKind, HostError
 from deploy.host.system import System
 from deploy.host.text import lines_of, one_line
@@ -170,7 +170,7 @@ class Haproxy:
         Return the servers of *backend* by name.
 
         Raises:
-            HostError: HAProxy does not answer, or has no such backend.
+            HostError: HAProxy does not answer, or lacks the backend or one of its slots.
         """
         try:
             rows = parse_stat(self.ask("show stat"))
@@ -185,6 +185,8 @@ class Haproxy:
             raise _unexpected(f"its answer cannot be read: {error!r}") from None
         if not servers:
             raise _unexpected(f"it has no backend named {backend}")
+        if backend == BACKEND and (lacking := [slot for slot in SLOTS if slot not in servers]):
+            raise _unexpected(f"its backend {backend} has no server {' and no '.join(lacking)}")
         return servers
 
     def states(self, backend: str) -> dict[str, str]:

@@ -147,7 +147,7 @@ def check_startable(found: Unit) -> None:
             ErrorKind.PRECONDITION,
             f"{found.name} is masked",
             "LoadState=masked: systemd was told never to start it",
-            f"on the host: systemctl unmask {found.name}",
+            f"on the host: {unmask_command(found.name)}",
         )
     if found.load == "not-found":
         raise HostError(
@@ -156,6 +156,16 @@ def check_startable(found: Unit) -> None:
             "LoadState=not-found",
             "inv provision",
         )
+
+
+def unmask_command(*names: str) -> str:
+    """
+    Return the command with which a person takes back `systemctl mask`, of both kinds.
+
+    Without --runtime, a mask below /run stays, and the command does not say so.
+    """
+    listed = " ".join(names)
+    return f"systemctl unmask {listed}; systemctl unmask --runtime {listed}"
 
 
 def set_cpu_weight(system: System, name: str, weight: int) -> None:

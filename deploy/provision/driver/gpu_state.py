@@ -6,6 +6,7 @@ from typing import Literal
 
 from deploy.host import layout
 from deploy.host.protocol import FactQuery, Facts, GpuState
+from deploy.host.slots import systemd
 from deploy.inventory.schema.gpu import GpuSection
 from deploy.provision.driver.plan import gpu_of
 from deploy.provision.requirements import HostRefusal, PinnedDriver, has_final_driver
@@ -73,7 +74,7 @@ class GpuUnit(Resource):
             return HostRefusal(
                 error="PreconditionError",
                 why=f"masked for systemd, so it can never start: {UNIT}",
-                fix=f"on the host: systemctl unmask {UNIT}",
+                fix=f"on the host: {systemd.unmask_command(UNIT)}",
             )
         if not self._is_asked or waits_for_driver(facts):
             return None

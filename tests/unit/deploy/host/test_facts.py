@@ -221,11 +221,25 @@ def test_a_program_that_fails_is_an_error_not_an_empty_fact(host):
     """
     Without systemd's answer the states of units are unknown.
     """
-    failed = ProgramResult(4, "", "Failed to connect to bus\n")
+    failed = ProgramResult(1, "", "Failed to connect to bus: Host is down\n")
     Programs(host, {"systemctl": failed})
     error = host.refusal(FactQuery(units=("haproxy.service",)))
     assert error.kind.value == "CommandFailed"
     assert "Failed to connect to bus" in error.why
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [("", "it is empty"), ("Id=haproxy.service\nLoadState=loaded\n", "it lacks 'ActiveState'")],
+)
+def test_an_answer_of_systemd_that_is_not_whole_is_an_error(host, output, why):
+    """
+    It says what was answered.
+    """
+    Programs(host, {"systemctl": ProgramResult(0, output, "")})
+    error = host.refusal(FactQuery(units=("haproxy.service",)))
+    assert error.kind.value == "CommandFailed"
+    assert why in error.why
 
 
 def test_packages_have_their_installed_version(host):

@@ -4,6 +4,7 @@ The facts of GPUs and their driver, on a host under a temporary root with record
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,23 @@ def test_repositories_of_nvidia_are_named_but_not_our_own(host, tmp_path):
     assert gpu(host).repositories == ("/etc/apt/sources.list.d/cuda-debian12-x86_64.list",)
 
 
+def test_a_repository_that_apt_does_not_read_contradicts_nothing(host, tmp_path):
+    """
+    What an upgrade of the distribution renames or switches off; another entry of the file counts.
+    """
+    folder = tmp_path / "etc/apt/sources.list.d"
+    folder.mkdir(parents=True)
+    uri = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"
+    for name in ("cuda.list.save", "cuda.list.distUpgrade", "cuda.sources.disabled"):
+        (folder / name).write_text(f"deb {uri} /\n")
+    off = f"Types: deb\nenabled: no\nURIs: {uri}\nSuites: /\n"
+    (folder / "off.sources").write_text(off)
+    assert gpu(host).repositories == ()
+    on = f"Types: deb\nURIs:\n {uri}\nSuites: /\n"
+    (folder / "both.sources").write_text(f"{off}\n{on}")
+    assert gpu(host).repositories == ("/etc/apt/sources.list.d/both.sources",)
+
+
 def test_lists_are_old_after_a_day_or_a_new_source(host, tmp_path):
     assert gpu(host).old_lists
     lists = tmp_path / "var/lib/apt/lists"
@@ -408,3 +426,22 @@ def test_the_output_of_a_program_that_ends_is_returned():
     result = System().ask_driver(talks, timeout_s=60.0)
     assert (result.returncode, len(result.stdout)) == (3, 300_001)
     assert System().ask_driver(["/no/such/program"], timeout_s=1.0) is None
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o644])
+def test_a_damaged_nvidia_smi_ends_no_verb(tmp_path, mode):
+    """
+    `status`, which each way back begins with, asks it too.
+    """
+    program = tmp_path / "nvidia-smi"
+    program.write_bytes(b"\x7fELF, and no more")
+    program.chmod(mode)
+    assert System().ask_driver([str(program)], timeout_s=1.0) is None
+
+
+def test_a_program_of_the_driver_needs_no_file_system(monkeypatch):
+    """
+    Any process may fill /dev/shm and /tmp.
+    """
+    monkeypatch.setattr(tempfile, "TemporaryFile", pytest.fail)
+    assert System().ask_driver(["/bin/echo", "x"], timeout_s=10.0).stdout == "x\n"

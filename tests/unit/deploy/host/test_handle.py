@@ -1,10 +1,22 @@
+import errno
 import json
+import os
+import types
 import typing
 
 import pytest
 
+from deploy.host import __main__ as main_module
 from deploy.host.__main__ import HANDLERS, handle, handler_of
-from deploy.host.protocol import REQUESTS, SCHEMA, Call, LeaseAcquire, Status, result_type
+from deploy.host.protocol import (
+    REQUESTS,
+    SCHEMA,
+    Call,
+    ErrorKind,
+    LeaseAcquire,
+    Status,
+    result_type,
+)
 from deploy.host.rpc import parse_request
 from deploy.host.text import one_line
 
@@ -102,6 +114,38 @@ def test_a_full_disk_is_disktoosmall(host, monkeypatch):
 
     assert error.kind == "DiskTooSmall"
     assert "/var/lib/slipway/lease.json" in error.what
+
+
+@pytest.mark.parametrize(("inodes", "is_named"), [(0, True), (5, False)])
+def test_a_disk_without_inodes_is_named(host, monkeypatch, inodes, is_named):
+    """
+    `df -h` shows free space there.
+    """
+
+    def statvfs(path):
+        assert path == host.layout.state
+        return types.SimpleNamespace(f_bavail=1000, f_files=1000, f_favail=inodes)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+    error = main_module._host_error(
+        OSError(errno.ENOSPC, "No space left on device", str(host.layout.state / "gone" / "x"))
+    )
+
+    assert error.kind is ErrorKind.DISK_TOO_SMALL
+    assert ("no inode is" in error.why) is is_named
+
+
+@pytest.mark.parametrize(
+    ("number", "is_the_disk"), [(errno.EROFS, True), (errno.EIO, True), (errno.EBUSY, False)]
+)
+def test_a_disk_that_failed_is_named_before_any_other_remedy(number, is_the_disk):
+    """
+    Provisioning, the remedy of most verbs, cannot write either.
+    """
+    error = main_module._host_error(OSError(number, os.strerror(number), "/var/lib/slipway/x"))
+
+    assert ("journalctl -k" in error.why) is is_the_disk
 
 
 def test_one_line_keeps_the_last_non_empty_lines():

@@ -274,8 +274,22 @@ def test_haproxys_answer_is_read_to_its_end(path):
     """
     Control of the limit.
     """
-    server = Answering(path, lambda: [b"a", b"b\n"])
+    server = Answering(path, lambda: [b"a", b"b\n\n"])
     try:
-        assert send_line(path, "show info", 5) == "ab\n"
+        assert send_line(path, "show info", 5) == "ab\n\n"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("part", [b"", b"# pxname,svn", b"# pxname\nruntime,blue\n"])
+def test_an_answer_of_haproxy_that_is_cut_off_is_no_answer(path, part):
+    """
+    An HAProxy that ends in between closes the connection: a weight of 100 would be read as 10, and
+    a command that was never answered would count as done.
+    """
+    server = Answering(path, lambda: [part])
+    try:
+        with pytest.raises(OSError, match="before the end of its answer"):
+            send_line(path, "show stat", 5)
     finally:
         server.close()

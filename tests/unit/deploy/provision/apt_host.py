@@ -35,6 +35,13 @@ while [ "${1#-}" != "$1" ]; do shift; done
 """
 # Time does not pass; what a test waits for happens meanwhile.
 SLEEP = '#!/bin/sh\n[ ! -e "$FAKES/while-sleeping" ] || . "$FAKES/while-sleeping"\n'
+MKDIR_ON_A_FULL_DISK = """#!/bin/sh
+PATH=/usr/bin:/bin
+mkdir "$@" || exit
+for path; do
+    case $path in */check/*) ln -s /dev/full "${path%%/check/*}/check/new.sources" ;; esac
+done
+"""
 HOLD = """
 import fcntl, sys
 file = open(sys.argv[1], "w")
@@ -68,6 +75,18 @@ class AptHost:
         path = self.fakes / name
         path.write_text(text)
         path.chmod(0o755)
+
+    def silence(self, name):
+        """
+        Let the program *name* write what it says to standard error.
+        """
+        self._program(name, FAKE.replace("printf '%b' \"$output\"", "printf '%b' \"$output\" >&2"))
+
+    def fill_disk_of_new_sources(self):
+        """
+        Let each byte of new sources fail with ENOSPC.
+        """
+        self._program("mkdir", MKDIR_ON_A_FULL_DISK)
 
     def rules(self, *lines):
         """

@@ -396,6 +396,30 @@ def test_sources_that_apt_cannot_read_replace_nothing(host):
     assert host.read("etc/apt/sources.list.d/slipway.sources") is None
 
 
+def test_sources_that_do_not_fit_on_the_disk_replace_nothing(host):
+    """
+    apt reads an empty file without an error.
+    """
+    host.place("etc/apt/sources.list", "old\n")
+    host.fill_disk_of_new_sources()
+    with pytest.raises(CommandFailed, match="the new sources cannot be written"):
+        host.runner.replace_sources(SOURCES, DEBIAN)
+    assert host.read("etc/apt/sources.list") == "old\n"
+    assert not (host.root / "etc/apt/sources.list.d/slipway.sources").is_symlink()
+
+
+def test_a_systemd_that_does_not_answer_is_an_error(host):
+    """
+    Its silence was taken for another transaction that runs, and followed for half an hour.
+    """
+    said = "System has not been booted with systemd as init system (PID 1).\\n"
+    host.rules(f"systemctl show *|1|{said}")
+    host.silence("systemctl")
+    with pytest.raises(CommandFailed, match="has not been booted with systemd"):
+        host.runner.change(HAPROXY, limit_s=2)
+    assert host.starts == 0
+
+
 def test_sources_of_another_distribution_touch_nothing(host):
     """
     They are refused by name, also on a host whose release is only known now.

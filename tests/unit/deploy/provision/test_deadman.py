@@ -10,6 +10,7 @@ from deploy.errors import CommandFailed
 from deploy.host import layout
 from deploy.host.protocol import DeadmanTested, ErrorKind, HostError
 from deploy.host.rpc import encode_error, encode_result
+from deploy.host.slots import systemd
 from deploy.provision import deadman, operations
 from deploy.provision.concerns import plan_resources
 from deploy.provision.differences import next_steps, steps_to
@@ -81,7 +82,8 @@ def test_a_masked_timer_is_refused_with_its_remedy():
     masked = replace(GOOD.units[layout.DEADMAN_TIMER], load="masked")
     facts = replace(GOOD, units=GOOD.units | {layout.DEADMAN_TIMER: masked})
 
-    assert UNITS.refusal(facts).fix == f"on the host: systemctl unmask {layout.DEADMAN_TIMER}"
+    command = systemd.unmask_command(layout.DEADMAN_TIMER)
+    assert UNITS.refusal(facts).fix == f"on the host: {command}"
     assert UNITS.refusal(GOOD) is None
 
 

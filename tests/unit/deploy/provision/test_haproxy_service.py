@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.host import layout
+from deploy.host.slots import systemd
 from deploy.provision.operations import service_commands
 from deploy.provision.unit_resources import EnabledService
 from tests.local_host import short_directory
@@ -222,4 +223,4 @@ def test_a_masked_haproxy_is_refused_with_its_remedy():
     facts = replace(GOOD, units=GOOD.units | {layout.HAPROXY_UNIT: masked}, haproxy=None)
     refusal = SERVICE.refusal(facts)
     assert layout.HAPROXY_UNIT in refusal.why
-    assert refusal.fix == f"on the host: systemctl unmask {layout.HAPROXY_UNIT}"
+    assert refusal.fix == f"on the host: {systemd.unmask_command(layout.HAPROXY_UNIT)}"

@@ -5,6 +5,7 @@ import pytest
 
 from deploy.host import layout
 from deploy.host.protocol import RebootReason
+from deploy.host.slots import systemd
 from deploy.provision.differences import next_steps
 from deploy.provision.resource_set import ResourceSet
 from deploy.provision.resources import File
@@ -143,7 +144,7 @@ def test_a_masked_unit_is_named_with_its_remedy(resource, unit):
     refusal = found.refusal(replace(GOOD, units=GOOD.units | {unit: masked}))
 
     assert unit in refusal.why
-    assert refusal.fix == f"on the host: systemctl unmask {unit}"
+    assert refusal.fix == f"on the host: {systemd.unmask_command(unit)}"
     assert found.refusal(GOOD) is None
 
 

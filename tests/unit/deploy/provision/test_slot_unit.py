@@ -9,6 +9,7 @@ import pytest
 
 from deploy.host import layout
 from deploy.host.protocol import PathFacts, UnitFacts
+from deploy.host.slots import systemd
 from deploy.provision import operations
 from deploy.provision.differences import next_steps, refusal_of
 from tests.unit.deploy.provision.builders import find, make_facts, make_resources
@@ -69,7 +70,7 @@ def test_no_other_slot_is_touched(changes):
 def test_a_masked_unit_is_named_with_its_remedy():
     refusal = refusal_of(RESOURCES, facts_with(load="masked", active="failed"))
     assert refusal.error == "PreconditionError"
-    assert refusal.fix == f"on the host: systemctl unmask {UNIT}"
+    assert refusal.fix == f"on the host: {systemd.unmask_command(UNIT)}"
 
 
 @pytest.mark.parametrize("status", [0, 1])

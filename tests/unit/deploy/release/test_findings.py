@@ -56,12 +56,12 @@ BACK = WentBack("r-v2", 3, "2026-11-26T05:00:00.000Z", "the lease ended")
         (
             make_observed("n2", make_serving(unit="failed", is_masked=True), good=GOOD),
             "slot blue has 100 % of the traffic, and its unit is masked",
-            "systemctl unmask slipway-runtime@blue.service, then inv provision --limit n2",
+            "--runtime slipway-runtime@blue.service, then inv provision --limit n2",
         ),
         (
             make_observed("n2", make_serving(), make_slot("green", is_masked=True), good=GOOD),
             "slot green cannot be started: it is masked",
-            "systemctl unmask slipway-runtime@green.service",
+            "systemctl unmask --runtime slipway-runtime@green.service",
         ),
         (
             make_observed("n2", make_serving(is_ready=False), good=GOOD),

@@ -16,7 +16,7 @@ from deploy.host.journal import Journal
 from deploy.host.protocol import JournalPage, JournalRead
 from deploy.host.records import Event
 from deploy.wiring import history as wiring
-from deploy.wiring.history import audit_error, read_history, read_journal
+from deploy.wiring.history import audit_error, keep_heads, read_history, read_journal
 from tests.local_fleet import local_fleet
 
 
@@ -31,6 +31,15 @@ def fleet(monkeypatch):
 def heads(tmp_path):
     tmp_path.chmod(0o700)
     return wiring.heads_file("lab", tmp_path)
+
+
+def read(fleet, heads):
+    """
+    Read the history as `inv history` does, and keep what was seen.
+    """
+    history, errors = read_history(fleet.clients, heads)
+    assert keep_heads(history, heads) is None
+    return history, errors
 
 
 def write(fleet, step, **args):
@@ -48,7 +57,7 @@ def release(fleet):
 def test_a_release_is_read_from_all_hosts_through_many_files(fleet, heads):
     release(fleet)
 
-    history, errors = read_history(fleet.clients, heads)
+    history, errors = read(fleet, heads)
 
     [past] = [past for past in history.releases if past.release == "r9"]
     assert (past.outcome, past.hosts) == ("promoted", ("n1", "n2", "n3"))
@@ -59,10 +68,10 @@ def test_a_release_is_read_from_all_hosts_through_many_files(fleet, heads):
 
 def test_the_record_of_what_was_seen_is_private_and_goes_on(fleet, heads):
     release(fleet)
-    read_history(fleet.clients, heads)
+    read(fleet, heads)
     first = json.loads(heads.read_text())
     release(fleet)
-    read_history(fleet.clients, heads)
+    read(fleet, heads)
 
     assert stat.S_IMODE(heads.stat().st_mode) == 0o600
     assert set(first) == {"n1", "n2", "n3"}
@@ -74,13 +83,13 @@ def test_a_cut_journal_is_named_and_stays_so(fleet, heads):
     Root on n2 removed the last line.  The record of n2 does not go back.
     """
     release(fleet)
-    read_history(fleet.clients, heads)
+    read(fleet, heads)
     before = json.loads(heads.read_text())["n2"]
     path = fleet.system("n2").layout.journal
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
 
     for _ in range(2):
-        history, _ = read_history(fleet.clients, heads)
+        history, _ = read(fleet, heads)
         error = audit_error(history, heads)
 
         assert isinstance(error, AuditBroken)
@@ -95,7 +104,7 @@ def test_a_changed_line_in_a_kept_file_is_named(fleet, heads):
     kept = sorted(fleet.system("n3").layout.journal_archives.iterdir())[1]
     kept.write_bytes(kept.read_bytes().replace(b"ann@desk", b"eve@evil", 1))
 
-    history, _ = read_history(fleet.clients, heads)
+    history, _ = read(fleet, heads)
 
     assert set(history.broken) == {"n3"}
     assert "n3" not in json.loads(heads.read_text())
@@ -105,7 +114,7 @@ def test_a_host_that_does_not_answer_is_named_and_the_others_are_read(fleet, hea
     release(fleet)
     fleet["n2"].is_cut = True
 
-    history, errors = read_history(fleet.clients, heads)
+    history, errors = read(fleet, heads)
 
     assert set(errors) == {"n2"}
     assert history.releases[0].hosts == ("n1", "n3")
@@ -116,11 +125,11 @@ def test_a_damaged_record_is_an_error_and_is_kept(fleet, heads, text):
     """
     To begin anew in silence would forget what was seen.
     """
-    read_history(fleet.clients, heads)
+    read(fleet, heads)
     heads.write_text(text)
 
     with pytest.raises(DeployError, match="cannot be read"):
-        read_history(fleet.clients, heads)
+        read(fleet, heads)
     assert heads.read_text() == text
 
 
@@ -153,7 +162,7 @@ def test_the_table_shows_what_hosts_say_as_theirs(fleet, heads):
         Event("r9\x1b[2J", 1, "eve", "release.begin", {"kind": "release"})
     )
     Journal(fleet.system("n1")).append(Event("r9", 1, "eve", "deadman.fired\x1b[2J", {}))
-    history, errors = read_history(fleet.clients, heads)
+    history, errors = read(fleet, heads)
 
     text = draw(tables.history_table(history, errors), is_terminal=False, encoding="utf-8")
 
@@ -167,6 +176,6 @@ def test_the_table_shows_what_hosts_say_as_theirs(fleet, heads):
 
 def test_reading_takes_no_lease_and_writes_nothing(fleet, heads):
     release(fleet)
-    read_history(fleet.clients, heads)
+    read(fleet, heads)
 
     assert set(fleet["n1"].verbs()) == {JournalRead.VERB}

@@ -2,6 +2,7 @@
 A way back needs the hosts that answer and nothing else, and asks each of them as seldom as it can.
 """
 
+import errno
 import importlib
 import json
 import shutil
@@ -276,6 +277,31 @@ def test_the_history_is_that_of_the_limit(fleet, monkeypatch, capsys, tmp_path, 
     document = run_task(monkeypatch, capsys, known, "history", verify=True, limit=",".join(limit))
 
     assert tuple(document["heads"]) == limit
+
+
+def test_a_full_disk_of_the_operator_hides_no_history(fleet, monkeypatch, capsys, tmp_path):
+    """
+    What was read is shown, and a broken journal has its own exit code.
+    """
+    monkeypatch.setattr(history, "heads_file", lambda fleet: tmp_path / "heads" / "lab.json")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(history, "write_private", full)
+    known = on(fleet, limit=NAMES)
+    with pytest.raises(SystemExit) as ending:
+        run_task(monkeypatch, capsys, known, "history")
+    document = json.loads(capsys.readouterr().out)
+    assert (ending.value.code, tuple(document["heads"])) == (1, NAMES)
+    assert "No space left" in document["error"]["why"]
+
+    path = fleet.system("n2").layout.journal
+    path.write_bytes(path.read_bytes().replace(b'"seq": 1,', b'"seq": 7,', 1))
+    with pytest.raises(SystemExit) as ending:
+        run_task(monkeypatch, capsys, known, "history", verify=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (ending.value.code, tuple(document["broken"])) == (27, ("n2",))
 
 
 def test_a_host_that_did_not_answer_is_not_asked_again(fleet):

@@ -386,6 +386,36 @@ def test_an_haproxy_that_restarts_is_waited_for(host):
     assert_back(host)
 
 
+def test_an_haproxy_that_runs_without_its_socket_is_restarted(host):
+    """
+    A start of what runs does nothing: the host would keep the split for ever.
+    """
+    armed(host)
+    operator_dies(host)
+    host.system.proxy.has_socket = False
+
+    check(host.system)
+
+    assert_back(host)
+    verbs = [c[1] for c in host.system.calls if c[0] == "systemctl" and c[-1] == HAPROXY_UNIT]
+    assert verbs.count("restart") == 1
+
+
+def test_an_haproxy_that_is_slow_to_start_is_not_restarted(host):
+    """
+    Control: it would never come to the end of its start.
+    """
+    armed(host)
+    operator_dies(host)
+    host.system.proxy.is_running = False
+    host.system.units[HAPROXY_UNIT].fail()
+    host.system.units[HAPROXY_UNIT].starts = "hang"
+
+    assert "HAProxy does not answer" in left_to_do(host).what
+
+    assert not any(c[:2] == ["systemctl", "restart"] for c in host.system.calls)
+
+
 # -- operators
 
 

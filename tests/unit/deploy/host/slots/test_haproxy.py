@@ -109,6 +109,27 @@ def test_a_silent_haproxy_is_one_error(tmp_path):
     assert "haproxy.sock: No such file" in caught.value.why
 
 
+class Answers(System):
+    """
+    A HAProxy with the recorded answers, in which the slot green has another name.
+    """
+
+    def haproxy(self, command):
+        name = {"show stat": "just_ready.stat.csv", "show servers state": "just_ready.state.txt"}
+        return recorded(name[command]).replace("green", "s2")
+
+
+def test_an_haproxy_without_a_server_for_a_slot_is_refused(tmp_path):
+    """
+    One of another configuration: each verb names the slot, none ends as a defect.
+    """
+    with pytest.raises(HostError) as caught:
+        Haproxy(Answers(Layout(str(tmp_path)))).servers()
+
+    assert caught.value.why == "its backend runtime has no server green"
+    assert "inv provision" in caught.value.fix
+
+
 # -- a real one
 
 

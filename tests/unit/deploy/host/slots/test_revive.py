@@ -119,7 +119,11 @@ def test_a_masked_unit_is_named_with_its_remedy(serving):
     error = serving.refusal(Revive(("blue",)))
 
     assert error.kind == "PreconditionError"
-    assert error.fix == "on the host: systemctl unmask slipway-runtime@blue.service"
+    # The first one leaves what `systemctl mask --runtime` made, and does not say so.
+    assert error.fix == (
+        "on the host: systemctl unmask slipway-runtime@blue.service; "
+        "systemctl unmask --runtime slipway-runtime@blue.service"
+    )
     status = serving.status().slots["blue"]
     assert (status.weight, status.is_masked) == (100, True)
     assert serving.refusal(SlotStart("blue", BUNDLE)).what == error.what
