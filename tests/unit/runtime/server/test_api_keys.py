@@ -257,6 +257,21 @@ async def test_what_a_key_used_is_counted_and_logged(tmp_path, caplog):
     assert "ask" not in line  # never content
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_the_cache_has_of_a_prompt_counts_once(keys, is_stream):
+    """
+    As the prompt does, whatever n is: the later answers find all of it in the cache.
+    """
+    keys.set(key("web", WEB))
+    for cached in (1, 3, 3, 0, 3, 3):
+        keys.runtime.engine.will("abc", cached_tokens=cached)
+    body = {"prompt": ["one", "two"], "n": 3, "stream": is_stream}
+    headers = {"authorization": f"Bearer {WEB}"}
+    response = await keys.runtime.http.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert (keys.runtime.used("web"), keys.runtime.cached("web")) == (6, 1)
+
+
 async def test_requests_are_not_logged_unless_the_fleet_asks_for_it(keys, caplog):
     keys.set(key("web", WEB))
     with caplog.at_level(logging.INFO, "runtime.middleware"):
