@@ -3,6 +3,7 @@ OpenAI's own client against `python -m runtime` with a model of the lab.
 """
 
 import json
+from pathlib import Path
 
 import httpx2
 import openai
@@ -59,6 +60,18 @@ def make_client(runtime, key=TOKEN, timeout=DEADLINE_S):
 def client(runtime):
     with make_client(runtime) as client:
         yield client
+
+
+def test_only_the_api_process_has_the_tokens(runtime, client):
+    """
+    Neither the engine nor a process that reads what clients and models write.
+    """
+    client.chat.completions.create(messages=ASKED, **GREEDY)
+    pid = runtime.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    environments = {one: Path(f"/proc/{one}/environ").read_bytes() for one in (str(pid), *children)}
+    assert len(children) >= 2
+    assert [one for one, its in environments.items() if b"SLIPWAY_API_TOKENS=" in its] == [str(pid)]
 
 
 # Answers
