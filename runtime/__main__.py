@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         notifier = Notifier.from_env(os.environ)
         config = settings.config
         logging.getLogger().setLevel(config.log_level.upper())
+        if config.request_log:  # it has a key of its own
+            logging.getLogger("runtime.middleware").setLevel(logging.INFO)
         child = (
             launch(config.options.threads)
             if config.options.engine == "slipway"

@@ -23,14 +23,18 @@ def read_plain_file(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def open_plain_file(path: Path) -> BinaryIO:
+def open_plain_file(path: Path, *, follows_links: bool = True) -> BinaryIO:
     """
     Open *path* for reading.
+
+    Args:
+        follows_links: Else a link at the end of *path* can't be opened.
 
     Raises:
         OSError: It can't be opened, or is no plain file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    descriptor = os.open(path, flags if follows_links else flags | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))

@@ -56,9 +56,11 @@ class AnswerText:
             if self.is_stopped:
                 break
             self.tokens += 1
+            offset, piece = self._decoded, self._detokenizer.add((token,))
             if self._is_scored:
-                self._scores.append(score(self._codec, token, logprobs[index], self._decoded))
-            text += self._scan(self._detokenizer.add((token,)))
+                offset += self._detokenizer.lead
+                self._scores.append(score(self._codec, token, logprobs[index], offset))
+            text += self._scan(piece)
         return text
 
     def end(self) -> str:

@@ -87,14 +87,19 @@ class Caller:
         """
         Count a prompt, and reserve what the client asks for as its answer.
 
+        All prompts of a request are taken as one: a limit that is smaller needs a full bucket.
+
         Raises:
             Failed: 429: the key has used as many tokens as it may in a minute.
         """
+        prompts = self.usage.prompt_tokens + tokens
         if self.limits is not None and (bucket := self.limits.tokens) is not None:
-            wanted = min(tokens + answer_tokens, max(tokens, bucket.per_minute))
+            held, self._reserved = self._reserved, 0
+            wanted = min(held + tokens + answer_tokens, max(prompts, bucket.per_minute))
+            bucket.settle(held, time.monotonic())
             _take(bucket, wanted, "tokens")
-            self._reserved += wanted
-        self.usage.prompt_tokens += tokens
+            self._reserved = wanted
+        self.usage.prompt_tokens = prompts
 
     def refund(self) -> None:
         """

@@ -25,8 +25,8 @@ def echo_tokens(decoder: Decoder, tokens: Sequence[int]) -> EchoedPrompt:
     """
     detokenizer, offsets, pieces, length = Detokenizer(decoder), [], [], 0
     for token in tokens:
-        offsets.append(length)
         pieces.append(detokenizer.add((token,)))
+        offsets.append(length + detokenizer.lead)
         length += len(pieces[-1])
     pieces.append(detokenizer.add((), is_last=True))
     return EchoedPrompt("".join(pieces), offsets)

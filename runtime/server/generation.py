@@ -336,7 +336,8 @@ class Generator:
             self._engine.cancel(id)
             usage = request.caller.usage
             usage.generated_tokens += len(stream.tokens)
-            usage.cached_tokens += stream.cached_tokens or 0
+            if shared is None or shared.first == id:  # a prompt counts once
+                usage.cached_tokens += stream.cached_tokens or 0
             if stream.first_at_s is not None:
                 self._on_first_token(stream.first_at_s - request.started_s)
             took_s = time.monotonic() - request.started_s

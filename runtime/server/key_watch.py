@@ -4,17 +4,15 @@ Watches the file of API keys: a change is in force within a few seconds, without
 
 import asyncio
 import logging
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.plain_files import open_plain_file
 from runtime.server.key_file import MAX_FILE_BYTES, KeyRing, parse_keys
 
 log = logging.getLogger("runtime.keys")
 
 POLL_S = 1.0
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class KeyWatch:
@@ -107,9 +105,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> bytes:
-    with os.fdopen(os.open(path, _FLAGS), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is not a plain file")
+    with open_plain_file(path, follows_links=False) as file:
         return file.read(MAX_FILE_BYTES + 1)
 
 

@@ -64,7 +64,7 @@ def make_http_server(app: App) -> uvicorn.Server:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # its warnings are of what a client sent
             access_log=False,
             server_header=False,
             date_header=False,

@@ -203,10 +203,16 @@ class Detokenizer:
 
     Args:
         prompt: What the tokens continue.
+
+    Attributes:
+        lead: Characters that were held back before the newest tokens and are not of their text.
     """
 
     def __init__(self, codec: Decoder, prompt: Sequence[int] = ()) -> None:
+        self.lead = 0
         self._codec = codec
+        self._held = ""  # text that was held back
+        self._begin = 0  # where its last character begins
         self._tokens = list(prompt[-CONTEXT_TOKENS:])
         if codec.decode(self._tokens).endswith(REPLACEMENT):
             self._tokens = []  # the prompt ends within a character, which is none of the answer
@@ -217,11 +223,17 @@ class Detokenizer:
         self._tokens += tokens
         before = self._codec.decode(self._tokens[self._context : self._done])
         text = self._codec.decode(self._tokens[self._context :])
-        end = len(self._tokens)
+        end, held, self._held = len(self._tokens), self._held, ""
+        self.lead, self._begin = self._begin, 0
+        if len(text) > len(before) + len(held) and text.startswith(held, len(before)):
+            self.lead = len(held)  # it was no beginning of a character: more text follows it
         if text.endswith(REPLACEMENT) and not is_last:
             if end - self._done < MAX_PENDING:
+                self._held, self._begin = text[len(before) :], self.lead
                 return ""
-            end, text = self._settled(text)
+            whole = text
+            end, text = self._settled(whole)
+            self._held = whole[len(text) :]
         if len(text) > len(before) or end - self._context > MAX_CONTEXT_TOKENS:
             self._context = self._done
         self._done = end

@@ -49,7 +49,10 @@ class Client(ABC):
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests)
+        """
+        The answers in flight; texts to embed are not counted: a request has up to thousands.
+        """
+        return len(self._requests) - len(self._requests.texts)
 
     @abstractmethod
     async def connect(self) -> None:
@@ -119,7 +122,7 @@ class Client(ABC):
         """
         Send a text to embed; return its id and a stream that ends with the vector.
         """
-        id, stream = self._requests.new()
+        id, stream = self._requests.new(is_text=True)
         if self.died.done():
             self._requests.finish(id, FinishReason.DIED, self.exit_reason)
         else:

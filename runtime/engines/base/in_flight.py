@@ -78,9 +78,13 @@ class TokenStream:
 class InFlight:
     """
     The requests in flight, by id.
+
+    Attributes:
+        texts: Those of them that are texts to embed, one of many of a client's request.
     """
 
     def __init__(self) -> None:
+        self.texts: set[int] = set()
         self._open: dict[int, TokenStream] = {}
         self._last_id = 0
         self._holds = 0
@@ -90,11 +94,13 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._open)
 
-    def new(self) -> tuple[int, TokenStream]:
+    def new(self, *, is_text: bool = False) -> tuple[int, TokenStream]:
         """
         Return an id that was never used before, and its stream, in flight.
         """
         self._last_id += 1
+        if is_text:
+            self.texts.add(self._last_id)
         stream = self._open[self._last_id] = TokenStream()
         self._emptied.clear()
         return self._last_id, stream
@@ -134,6 +140,7 @@ class InFlight:
         Drop *id* without ending its stream, which has no reader; return whether it was in flight.
         """
         was_open = self._open.pop(id, None) is not None
+        self.texts.discard(id)
         self._note_empty()
         return was_open
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from runtime.contract import ENV_API_TOKENS
 from runtime.contract.errors import EngineError, ModelError
 from runtime.engines.base.client import Client, exit_reason
 from runtime.engines.base.in_flight import TokenStream
@@ -55,8 +56,9 @@ def launch(threads: int) -> EngineProcess:
             *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
         ]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        # It reports on the socket; it must not feed the watchdog past the API process.
-        env.pop("NOTIFY_SOCKET", None)
+        # It needs no secret, and must not feed the watchdog past the API process.
+        for name in (ENV_API_TOKENS, "NOTIFY_SOCKET"):
+            env.pop(name, None)
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=env
         )

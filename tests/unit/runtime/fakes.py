@@ -117,6 +117,7 @@ class FakeEngine:
         shares: Whose request each submit or text was.
         priorities: Of each.
         holds: What a drain waits for beside the requests of the engine.
+        texts: Ids of texts to embed.
     """
 
     running: dict[int, TokenStream] = field(default_factory=dict)
@@ -130,6 +131,7 @@ class FakeEngine:
     priorities: list[int] = field(default_factory=list)
     has_priorities: bool = True
     holds: InFlight = field(default_factory=InFlight)
+    texts: set[int] = field(default_factory=set)
     _scripts: deque[Script] = field(default_factory=deque)
 
     def will(self, text="", ending=FinishReason.STOP, detail="", **more):
@@ -140,7 +142,7 @@ class FakeEngine:
 
     @property
     def in_flight(self):
-        return len(self.running) + self.busy
+        return len(self.running.keys() - self.texts) + self.busy
 
     def submit(self, tokens, params, timeout_s, share=None, prefix_of=None, priority=0):
         prompt = CharCodec().decode(tokens)
@@ -166,6 +168,7 @@ class FakeEngine:
         script, id, answer = Script(), len(self.asked), TokenStream()
         if self._scripts:
             script = self._scripts.popleft()
+        self.texts.add(id)
         self.asked.append({"tokens": list(tokens), "timeout_s": timeout_s})
         self.shares.append(share)
         self.priorities.append(priority)

@@ -105,6 +105,12 @@ class Runtime:
         """
         return self._sample("slipway_key_prompt_tokens_total", f'key="{key}"')
 
+    def cached(self, key):
+        """
+        Return the tokens of them that the metrics count as found in the cache.
+        """
+        return self._sample("slipway_key_cached_tokens_total", f'key="{key}"')
+
     def _sample(self, name, *labels):
         lines = self.metrics.render().decode().splitlines()
         labels = (*labels, 'version="v1.2.0"', 'slot="blue"')

@@ -3,6 +3,7 @@ OpenAI's own client against `python -m runtime` with a model of the lab.
 """
 
 import json
+from pathlib import Path
 
 import httpx2
 import openai
@@ -11,7 +12,7 @@ import pytest
 from runtime.engines.base.protocol import FinishReason
 from runtime.server.errors import error_response
 from runtime.server.failures import failure
-from tests.unit.runtime.started import DEADLINE_S, Started, closing
+from tests.unit.runtime.started import DEADLINE_S, Started, closing, until
 
 ASKED = [{"role": "user", "content": "The slipway is"}]
 SAID = " where ships meet the sea."
@@ -25,7 +26,9 @@ def runtime(tmp_path_factory, lab_model):
     A ready runtime that wants a token.
     """
     folder = tmp_path_factory.mktemp("openai")
-    release = "version: v1.0.0\nmodel_name: lab\npooling: mean\n"
+    release = (
+        "version: v1.0.0\nmodel_name: lab\npooling: mean\nrequest_log: true\nlog_level: error\n"
+    )
     (folder / "blue").mkdir()
     # The warm-up is a chat.
     golden = {"messages": ASKED, "max_tokens": 8, "expected": SAID}
@@ -59,6 +62,27 @@ def make_client(runtime, key=TOKEN, timeout=DEADLINE_S):
 def client(runtime):
     with make_client(runtime) as client:
         yield client
+
+
+def test_only_the_api_process_has_the_tokens(runtime, client):
+    """
+    Neither the engine nor a process that reads what clients and models write.
+    """
+    client.chat.completions.create(messages=ASKED, **GREEDY)
+    pid = runtime.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    environments = {one: Path(f"/proc/{one}/environ").read_bytes() for one in (str(pid), *children)}
+    assert len(children) >= 2
+    assert [one for one, its in environments.items() if b"SLIPWAY_API_TOKENS=" in its] == [str(pid)]
+
+
+def test_the_request_log_has_each_request_at_any_log_level(runtime, client):
+    """
+    It is asked for by a key of its own; other lines below the level are not written.
+    """
+    client.models.list()
+    until(lambda: "route=/v1/models code=200" in runtime.logged(), "the request's line")
+    assert "runtime.ready" not in runtime.logged()
 
 
 # Answers

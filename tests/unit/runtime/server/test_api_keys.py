@@ -153,6 +153,33 @@ async def test_tokens_are_reserved_and_what_was_not_generated_is_given_back(keys
     assert keys.runtime.serving.generator.promised == 0
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": ["one", "two"], "max_tokens": 60},
+        {"prompt": ["x" * 60, "y" * 60], "max_tokens": 1},
+        {"prompt": ["one"] * 8, "max_tokens": 5, "n": 4},
+    ],
+)
+async def test_prompts_of_one_request_are_taken_as_one(keys, body):
+    """
+    Together they are larger than the limit: a full bucket admits them, as one prompt of that size.
+    """
+    keys.set(key("web", WEB, tokens_per_minute=100))
+    count = len(body["prompt"]) * body.get("n", 1)
+    for _ in range(count):
+        keys.runtime.engine.will("ab")
+    headers = {"authorization": f"Bearer {WEB}"}
+    response = await keys.runtime.http.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-ratelimit-remaining-tokens"] == "0"
+
+    refused = await keys.runtime.http.post("/v1/completions", json=body, headers=headers)
+    assert_is_error(refused, 429, "rate_limit_exceeded", retry_safe=True)
+    used = sum(map(len, body["prompt"])) + 2 * count
+    assert abs(int(refused.headers["x-ratelimit-remaining-tokens"]) - max(100 - used, 0)) <= 1
+
+
 async def test_a_request_that_is_refused_for_its_tokens_costs_none(keys):
     keys.set(key("web", WEB, tokens_per_minute=100))
     await keys.ask(max_tokens=9)
@@ -162,19 +189,18 @@ async def test_a_request_that_is_refused_for_its_tokens_costs_none(keys):
 
 
 @pytest.mark.parametrize(
-    ("route", "body", "status"),
+    ("route", "body"),
     [
-        ("completions", {"logit_bias": {str(VOCABULARY): 1}}, 400),
-        ("completions", {"min_tokens": 9, "max_tokens": 3}, 400),
-        ("completions", {"structured_outputs": {"regex": "<refuse>"}}, 400),
-        ("completions", {"prompt": ["one", "two", [VOCABULARY]]}, 400),
-        ("completions", {"prompt": ["one"] * 30, "max_tokens": 1}, 429),
-        ("completions", {"prompt": "x" * 200}, 400),
-        ("embeddings", {"input": ["a", [VOCABULARY]]}, 400),
-        ("embeddings", {"input": "abc", "dimensions": 7}, 400),
+        ("completions", {"logit_bias": {str(VOCABULARY): 1}}),
+        ("completions", {"min_tokens": 9, "max_tokens": 3}),
+        ("completions", {"structured_outputs": {"regex": "<refuse>"}}),
+        ("completions", {"prompt": ["one", "two", [VOCABULARY]]}),
+        ("completions", {"prompt": "x" * 200}),
+        ("embeddings", {"input": ["a", [VOCABULARY]]}),
+        ("embeddings", {"input": "abc", "dimensions": 7}),
     ],
 )
-async def test_a_request_that_is_refused_is_not_charged(keys, route, body, status):
+async def test_a_request_that_is_refused_is_not_charged(keys, route, body):
     """
     Whatever refuses it, and whichever of its prompts; the answer already says so.
     """
@@ -183,7 +209,7 @@ async def test_a_request_that_is_refused_is_not_charged(keys, route, body, statu
     headers = {"authorization": f"Bearer {WEB}"}
     body = ({"prompt": "ask"} if route == "completions" else {}) | body
     response = await keys.runtime.http.post(f"/v1/{route}", json=body, headers=headers)
-    assert response.status_code == status, response.text
+    assert response.status_code == 400, response.text
     assert response.headers["x-ratelimit-remaining-tokens"] == "100"
     assert (await keys.ask(max_tokens=97)).status_code == 200
     assert keys.runtime.used("web") == 3
@@ -229,6 +255,21 @@ async def test_what_a_key_used_is_counted_and_logged(tmp_path, caplog):
     assert "prompt_tokens=3 cached_tokens=0 generated_tokens=4" in line
     assert WEB not in caplog.text
     assert "ask" not in line  # never content
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_the_cache_has_of_a_prompt_counts_once(keys, is_stream):
+    """
+    As the prompt does, whatever n is: the later answers find all of it in the cache.
+    """
+    keys.set(key("web", WEB))
+    for cached in (1, 3, 3, 0, 3, 3):
+        keys.runtime.engine.will("abc", cached_tokens=cached)
+    body = {"prompt": ["one", "two"], "n": 3, "stream": is_stream}
+    headers = {"authorization": f"Bearer {WEB}"}
+    response = await keys.runtime.http.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert (keys.runtime.used("web"), keys.runtime.cached("web")) == (6, 1)
 
 
 async def test_requests_are_not_logged_unless_the_fleet_asks_for_it(keys, caplog):

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import json
 import os
@@ -15,6 +16,7 @@ from transformers import BertConfig, BertModel
 from runtime.contract import EXIT_OK
 from runtime.engines.base.protocol import FinishReason
 from tests.unit.runtime.in_process import in_process
+from tests.unit.runtime.server.test_grammars import settle
 from tests.unit.runtime.serving import CONTEXT, Runtime, assert_is_error
 from tests.unit.runtime.started import DEADLINE_S
 
@@ -145,6 +147,26 @@ async def test_a_text_that_fails_fails_its_request(embedding, ending, status, co
 async def test_a_full_queue_refuses(embedding):
     embedding.engine.busy = 1000
     assert_is_error(await embed(embedding, "a"), 503, "queue_full", retry_safe=True)
+
+
+async def test_a_request_holds_one_place_whatever_it_embeds():
+    """
+    Its texts in the engine take none from the others.
+    """
+    runtime = Runtime(max_batch_requests=2, max_queue_requests=1)
+    generator, engine = runtime.serving.generator, runtime.engine
+    generator.make_embeddings(DIMENSIONS, [])
+    for _ in range(20):
+        engine.will(ending=None)
+    embedding = asyncio.create_task(embed(runtime, ["a"] * 20))
+    await settle()
+    assert len(engine.running) == 20
+    assert generator.load.in_flight == 1
+    engine.will("abc")
+    assert (await runtime.generate()).status_code == 200
+    embedding.cancel()
+    await asyncio.wait([embedding])
+    assert (engine.running, generator.load.in_flight) == ({}, 0)
 
 
 async def test_a_place_is_taken_once_the_body_is_there(embedding):

@@ -4,6 +4,7 @@ The keys in force follow the file; the clock is not needed: each look is a call.
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,23 @@ def test_what_is_no_plain_file_is_never_waited_for(path, tmp_path):
     (tmp_path / "other").write_bytes(document())
     path.symlink_to(tmp_path / "other")
     assert KeyWatch(path).problem
+
+
+def test_a_folder_in_the_place_of_the_file_is_named_once(path, caplog):
+    """
+    However often it is looked at; no look leaves a descriptor open.
+    """
+    replace(path, document())
+    watch = KeyWatch(path)
+    path.unlink()
+    path.mkdir()
+    watch.look()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        watch.look()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    assert [r.getMessage().split()[0] for r in caplog.records] == ["keys.rejected"]
+    assert watch.ring.find(TOKEN)
 
 
 def test_the_hosts_own_token_is_read_beside_the_keys(path, tmp_path):

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.engines.base.sampling import TokenLogprobs
 from runtime.server.answer_text import AnswerText
+from runtime.server.echo import echo_tokens
 from runtime.server.token_bound import byte_alphabet
 from runtime.server.token_bytes import token_bytes
 from tests.unit.runtime.fakes import CharCodec
@@ -86,6 +87,50 @@ def test_the_scored_tokens_are_the_text_that_is_given_out(text, cuts, stop):
         scores += answer.take_scores(is_last=True)
     assert given_out == text.split(stop)[0]
     assert shown(scores) == [(char, at) for at, char in enumerate(given_out)]
+
+
+class ByteCodec:
+    """
+    A codec with one token for each byte.
+    """
+
+    def decode(self, tokens):
+        return bytes(tokens).decode(errors="replace")
+
+    def token_bytes(self, token):
+        return bytes([token])
+
+
+def places_of(raw):
+    """
+    Return which character of the text each byte is a part of.
+    """
+    places, start = [], 0
+    while start < len(raw):
+        try:
+            size = len(raw[start:].decode()[0].encode())
+        except UnicodeDecodeError as error:
+            valid = raw[start : start + error.start].decode()
+            size = len(valid[0].encode()) if valid else error.end
+        places += [places[-1] + 1 if places else 0] * size
+        start += size
+    return places
+
+
+SOME_BYTES = "aé⚓🚢".encode() + b"\xc3\xe2\xf0\xff\x80"
+
+
+@given(st.lists(st.sampled_from(sorted(set(SOME_BYTES))) | st.just(0x61), max_size=24).map(bytes))
+def test_a_token_begins_behind_bytes_that_became_no_character(raw):
+    """
+    The parts of a character begin where it does.
+    """
+    answer = AnswerText(ByteCodec(), ByteCodec(), (), (), is_scored=True)
+    text = "".join(answer.add([token], [TokenLogprobs(-1.0)]) for token in raw) + answer.end()
+    assert text == raw.decode(errors="replace")
+    places = places_of(raw)
+    assert [each.offset for each in answer.take_scores(is_last=True)] == places
+    assert list(echo_tokens(ByteCodec(), list(raw)).offsets) == places
 
 
 def test_an_answer_without_scores_has_none():

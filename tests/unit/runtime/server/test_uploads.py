@@ -276,6 +276,17 @@ async def test_what_is_not_http_is_one_error(server, raw):
     assert await server.ask(raw) == (400, "bad_request")
 
 
+async def test_no_client_writes_to_the_log(server, caplog):
+    """
+    Neither with what is not HTTP, nor with a protocol that the runtime does not speak.
+    """
+    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    assert await server.ask(b"\x16\x03\x01 not HTTP\r\n\r\n") == (400, "bad_request")
+    raw = b"GET /livez HTTP/1.1\r\nhost: x\r\n" + upgrade + b"\r\n"
+    assert (await answer_of(server, raw))[0] == 200
+    assert caplog.records == []
+
+
 async def test_many_headers_are_431(server):
     """
     By number and by size; both at once arrive in one piece.

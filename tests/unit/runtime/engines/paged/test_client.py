@@ -74,6 +74,21 @@ async def connected(exit_status=0):
         await client.close()
 
 
+async def test_texts_to_embed_are_no_answers_in_flight():
+    """
+    But a drain waits for them, too.
+    """
+    async with connected() as (client, peer):
+        done, text = client.embed([1, 2], 9.0)
+        left, _ = client.embed([3], 9.0)
+        assert client.in_flight == 0
+        assert await client.drain(0.01) == 2
+        peer.report(ended=[(done, FinishReason.STOP, "")])
+        assert await text.end() is FinishReason.STOP
+        client.cancel(left)
+        assert (client.in_flight, await client.drain(0.01)) == (0, 0)
+
+
 async def test_tokens_and_ends_reach_their_request():
     """
     Two interleaved requests each get their own tokens.
