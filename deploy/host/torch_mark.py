@@ -14,8 +14,8 @@ from typing import NamedTuple
 from deploy.host.tree import UNCOMPARED
 from deploy.host.trusted_files import read_below
 
+DIFFERED = "differed"
 _MAX = 4096  # bytes
-_DIFFERED = "differed"
 
 
 class TorchMark(NamedTuple):
@@ -36,7 +36,7 @@ def mark_text(boot_id: str, full_gpus: tuple[int, ...]) -> bytes:
 
 
 def differed_text(boot_id: str) -> bytes:
-    return f"{boot_id} {_DIFFERED}\n".encode()
+    return f"{boot_id} {DIFFERED}\n".encode()
 
 
 def read_mark(venv: Path, boot_id: str) -> TorchMark | None:
@@ -47,7 +47,7 @@ def read_mark(venv: Path, boot_id: str) -> TorchMark | None:
         return None
     try:
         boot, *numbers = read_below(venv, UNCOMPARED, _MAX).decode().split()
-        if numbers == [_DIFFERED]:
+        if numbers == [DIFFERED]:
             return TorchMark(is_due=True, has_differed=boot == boot_id)
         full = tuple(map(int, numbers))
     except (OSError, ValueError):

@@ -2,6 +2,7 @@ import pytest
 
 from deploy.host import layout
 from deploy.host.gpu_facts import COLUMNS, parse_packages
+from deploy.host.torch_mark import DIFFERED
 from deploy.host.tree import UNCOMPARED
 from deploy.provision.driver.gpu_state import UNIT
 from deploy.provision.driver.plan import is_driver, is_ours
@@ -58,6 +59,10 @@ def test_torch_was_compared_on_all_gpus(root, expected):
         return
     full = shown.stdout.split()[1:]
     assert full, f"torch was not compared on the GPUs: {mark} is there; inv provision compares it"
+    assert full != [DIFFERED], (
+        "a result of torch on a GPU differed from the CPU's before slots started: journalctl -u "
+        f"{layout.TORCH_UNIT}; {mark} says so until inv provision has compared it again"
+    )
     raise AssertionError(
         f"torch was not compared on GPUs {', '.join(full)}, which had no free memory: {mark} has "
         "them; while other hosts serve, on this one: systemctl stop 'slipway-runtime@*'; "

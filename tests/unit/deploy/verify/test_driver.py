@@ -156,6 +156,7 @@ def test_a_unit_of_the_gpus_that_does_not_run_would_be_noticed(shown):
             "7a9f-boot 0 2\n",
             "on GPUs 0, 2, which had no free memory: .*stop 'slipway-runtime@.*truncate -s 0",
         ),
+        (0, "7a9f-boot differed\n", "differed from the CPU's .*: journalctl -u slipway-torch"),
         (1, "", None),  # no mark, or no driver is loaded
     ],
 )
