@@ -87,7 +87,7 @@ _WHAT: Mapping[ErrorKind, str] = MappingProxyType(
         ErrorKind.BUNDLE_UNSIGNED: "the bundle has no valid signature",
         ErrorKind.BUNDLE_TAMPERED: "a file differs from the signed one",
         ErrorKind.BUNDLE_TRUNCATED: "a file is incomplete",
-        ErrorKind.TORCH_MISMATCH: "the torch of the new environment is not as the row says",
+        ErrorKind.TORCH_MISMATCH: "the torch of the environment is not as the row says",
     }
 )
 
@@ -111,8 +111,8 @@ _REMEDIES: Mapping[ErrorKind, str] = MappingProxyType(
         "inv provision installs changed signers",
         ErrorKind.BUNDLE_TAMPERED: "nothing was unpacked; build the bundle again: inv bundle",
         ErrorKind.BUNDLE_TRUNCATED: "nothing was unpacked; send it again: inv release",
-        ErrorKind.TORCH_MISMATCH: "nothing uses the environment; compare inv matrix with "
-        "nvidia-smi on {host}, then: inv provision --limit {host}",
+        ErrorKind.TORCH_MISMATCH: "compare inv matrix with nvidia-smi on {host}, then: "
+        "inv provision --limit {host}",
     }
 )
 _REFUSED_BUNDLE = (

@@ -344,6 +344,21 @@ def test_a_build_that_failed_blames_the_lock_only_where_memory_was_there(request
     assert error.fix.startswith("where memory ended, free -m and journalctl -k on n1")
 
 
+def test_the_host_alone_says_whether_a_torch_that_differs_is_in_use():
+    """
+    The controller sends the same request for a new environment and for one that serves.
+    """
+    what = (
+        "the torch of the environment is not as the row says; it is in place, and releases use it"
+    )
+    error = refused(
+        VERB_OF[ErrorKind.TORCH_MISMATCH], HostError(ErrorKind.TORCH_MISMATCH, what, "why", "fix")
+    )
+    assert what in error.why
+    assert "new" not in error.what
+    assert "uses" not in error.fix
+
+
 # -- releases of slipway
 
 # Recorded from the release before the protocol had a number: controller and host program.
