@@ -4,9 +4,7 @@ A real HAProxy with the configuration that `inv provision` writes, in front of o
 Only paths, the user and the lengths of timeouts differ from a host's.
 """
 
-import contextlib
 import json
-import random
 import re
 import shutil
 import socket
@@ -18,6 +16,7 @@ from http.server import BaseHTTPRequestHandler
 
 from deploy.host import layout
 from deploy.provision import haproxy
+from tests.free_port import free_port
 from tests.unit.deploy.provision.builders import make_spec
 
 ERROR_KEYS = {"message", "type", "param", "code", "request_id", "retry_safe"}
@@ -238,12 +237,3 @@ def code_of(body):
     assert set(error) == ERROR_KEYS
     assert len(error["request_id"]) >= 32
     return error["code"]
-
-
-def free_port():
-    # Below the ports that the kernel gives to clients: none of those may take it meanwhile.
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
