@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 from deploy.certificates.authority import CERTIFICATE, create_authority
+from tests.free_port import free_port
 from tests.unit.deploy.certificates.builders import NOW
-from tests.unit.deploy.provision.public_port import free_port
 
 PROGRAMS = ("pebble", "pebble-challtestsrv", "certbot")
 PACKAGES = ("pebble", "certbot")

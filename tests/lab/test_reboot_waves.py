@@ -28,9 +28,10 @@ from deploy.provision.reboots import RebootPolicy, Reboots
 from deploy.wiring import checkout, lab_models
 from deploy.wiring.bundles import make_bundle
 from deploy.wiring.hosts import connect
+from tests.free_port import free_port
 from tests.lab.conftest import say
 from tests.lab.own_lab import booted_lab, fleet_document, write_fleet_file
-from tests.unit.deploy.provision.public_port import PROGRAM, free_port
+from tests.unit.deploy.provision.public_port import PROGRAM
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("n1", "n2", "n3")

@@ -7,7 +7,6 @@ SLIPWAY_OPENAPI_LONG=1 sends more than 10,000 requests; otherwise some hundred.
 import copy
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ import pytest
 
 from deploy.lab.models.build import CHAT_TEMPLATE_FILE, build
 from runtime.server.openapi_errors import CODES
+from tests.free_port import free_port
 from tests.unit.runtime.openapi_checks import COUNTS_FILE
 from tests.unit.runtime.started import ROOT, Started, closing
 
@@ -148,9 +148,7 @@ def url(folder):
     (folder / "weights" / CHAT_TEMPLATE_FILE).write_text(TEMPLATE)
     (folder / "blue").mkdir()
     (folder / "blue/golden.jsonl").write_text("")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with closing(
         Started(
             folder / "blue",

@@ -72,7 +72,7 @@ class Server:
         """
         Wait until *count* requests have been read.
         """
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(60), self._arrived:
             await self._arrived.wait_for(lambda: len(self.bodies) >= count)
 
     async def _serve(self, reader, writer):

@@ -33,19 +33,19 @@ def served(script):
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(60)
     server = shared["server"]
 
     def wait_for(count):
-        asyncio.run_coroutine_threadsafe(server.wait_for(count), loop).result(15)
+        asyncio.run_coroutine_threadsafe(server.wait_for(count), loop).result(60)
 
     yield server, wait_for
     loop.call_soon_threadsafe(shared["stop"].set)
-    thread.join(5)
+    thread.join(60)
 
 
 def make_generator(*targets, **changes):
-    arguments = {"prompts": ["a"], "rate_rps": 200, "connections": 4, "timeout_s": 3} | changes
+    arguments = {"prompts": ["a"], "rate_rps": 200, "connections": 4, "timeout_s": 30} | changes
     return LoadGenerator(list(targets), **arguments)
 
 
@@ -96,7 +96,7 @@ def test_a_load_that_ended_early_is_an_error():
         generator = make_generator(server.url, deadline_s=0.5)
         generator.start()
         assert generator._process is not None
-        generator._process.wait(10)
+        generator._process.wait(60)
         with pytest.raises(CommandFailed, match="ended before it was stopped"):
             generator.stop()
         assert generator.stop().requests == len(server.bodies)
@@ -112,7 +112,7 @@ def test_a_killed_client_is_an_error():
         wait_for(3)
         assert generator._process is not None
         generator._process.kill()
-        generator._process.wait(10)
+        generator._process.wait(60)
         with pytest.raises(CommandFailed):
             generator.stop()
 

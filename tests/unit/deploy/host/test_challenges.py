@@ -15,8 +15,9 @@ from deploy.host.codec import Malformed, decode
 from deploy.host.journal import Journal
 from deploy.host.protocol import Call, ChallengeSet, ErrorKind, HostError
 from deploy.inventory.schema import Acme, Tls
+from tests.free_port import free_port
 from tests.local_host import short_directory
-from tests.unit.deploy.provision.public_port import DEADLINE_S, PROGRAM, free_port
+from tests.unit.deploy.provision.public_port import DEADLINE_S, PROGRAM
 from tests.unit.deploy.provision.tls_port import TlsPort
 
 pytestmark = pytest.mark.skipif(not Path(PROGRAM).exists(), reason="haproxy is not installed")

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.host.protocol import FactQuery, LeaseRelease, Listener, UnitFacts, UserFacts
 from deploy.host.system import ProgramResult, System
+from tests.free_port import free_port
 from tests.unit.deploy.certificates.builders import NOW, make_authority
 from tests.unit.deploy.host.fakes import TemporaryHost
 
@@ -273,7 +274,7 @@ def test_a_listener_is_named(tmp_path):
     system = System()
     call = TemporaryHost(tmp_path)
     call.system = system
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         port = server.getsockname()[1]
         name = Path("/proc/self/comm").read_text().strip()
         assert facts(call, port=port).listeners == (Listener(name, os.getpid()),)

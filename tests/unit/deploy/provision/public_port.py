@@ -4,9 +4,7 @@ A real HAProxy with the configuration that `inv provision` writes, in front of o
 Only paths, the user and the lengths of timeouts differ from a host's.
 """
 
-import contextlib
 import json
-import random
 import re
 import shutil
 import socket
@@ -18,11 +16,12 @@ from http.server import BaseHTTPRequestHandler
 
 from deploy.host import layout
 from deploy.provision import haproxy
+from tests.free_port import free_port
 from tests.unit.deploy.provision.builders import make_spec
 
 ERROR_KEYS = {"message", "type", "param", "code", "request_id", "retry_safe"}
 PROGRAM = shutil.which("haproxy") or "/usr/sbin/haproxy"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 PUBLIC, OTHER, MONITOR, PROXY = "127.0.1.1", "127.0.2.2", "127.0.9.9", "127.0.8.8"
 SERVICE = {
     "monitoring_networks": ("127.0.9.0/24",),
@@ -36,14 +35,16 @@ class Slot:
     A slot that records the request lines that reach it.
 
     Attributes:
-        lines: Request line and body length of each request.
-        pause_s: Time before each part of an answer.
+        lines: Request line of each request.
+        pause_s: Time before an answer to POST.
+        gate: An event that new requests wait for; None: they do not wait.
         answer: Body of POST answers; None closes the connection without an answer.
     """
 
     def __init__(self, path):
         self.lines = []
         self.pause_s = 0.0
+        self.gate = None
         self.answer = b'{"text": "hello"}'
         slot = self
 
@@ -58,16 +59,22 @@ class Slot:
 
             def do_GET(self):
                 if self.headers.get("Host") != "slipway":  # the health check of HAProxy
-                    slot.lines.append(self.requestline)
+                    self._arrive()
                 self._send(b"ok")
 
             def do_POST(self):
-                slot.lines.append(self.requestline)
+                self._arrive()
                 left = int(self.headers["Content-Length"])
                 while left and (read := self.rfile.read1(min(left, 65536))):
                     left -= len(read)
                 time.sleep(slot.pause_s)
                 self._send(slot.answer)
+
+            def _arrive(self):
+                gate = slot.gate
+                slot.lines.append(self.requestline)
+                if gate is not None:
+                    gate.wait(DEADLINE_S)
 
             def _send(self, body):
                 self.send_response(200)
@@ -233,12 +240,3 @@ def code_of(body):
     assert set(error) == ERROR_KEYS
     assert len(error["request_id"]) >= 32
     return error["code"]
-
-
-def free_port():
-    # Below the ports that the kernel gives to clients: none of those may take it meanwhile.
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port

@@ -122,10 +122,15 @@ def test_a_file_that_fails_its_check_is_not_placed(tmp_path):
 class ModeWatcher:
     """
     Polls the modes of a directory's files as fast as possible.
+
+    Attributes:
+        modes: All modes that any file had.
+        has_seen: Set once it has seen a file.
     """
 
     def __init__(self, folder):
-        self.folder, self.modes, self._end = folder, set(), threading.Event()
+        self.folder, self.modes = folder, set()
+        self.has_seen, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self):
@@ -143,16 +148,17 @@ class ModeWatcher:
                     self.modes.add(stat.S_IMODE(entry.stat().st_mode))
                 except FileNotFoundError:
                     continue
+                self.has_seen.set()
 
 
-def slowly(argv, content):
+def slowly(argv, content, watcher):
     """
-    Run *argv* and write *content* to it in two parts, with a pause between them.
+    Run *argv* and write *content* to it in two parts; *watcher* sees a file between them.
     """
     child = subprocess.Popen(argv, stdin=subprocess.PIPE)
     child.stdin.write(content[: len(content) // 2])
     child.stdin.flush()
-    threading.Event().wait(0.05)
+    assert watcher.has_seen.wait(60)
     child.stdin.write(content[len(content) // 2 :])
     child.stdin.close()
     assert child.wait() == 0
@@ -164,7 +170,7 @@ def test_a_secret_is_never_readable_by_others(tmp_path):
     """
     script, stdin = command_of(operations.place._inner(make_file(tmp_path / "environment")))
     with ModeWatcher(tmp_path) as facts:
-        slowly(["sh", "-c", f"umask 022; {script}"], stdin)
+        slowly(["sh", "-c", f"umask 022; {script}"], stdin, facts)
     assert facts.modes == {0o600}
 
 
@@ -174,7 +180,7 @@ def test_the_watcher_would_notice(tmp_path):
     """
     script = f"umask 022; cat >{tmp_path}/environment && chmod 600 {tmp_path}/environment"
     with ModeWatcher(tmp_path) as facts:
-        slowly(["sh", "-c", script], b"secret\n")
+        slowly(["sh", "-c", script], b"secret\n", facts)
     assert 0o644 in facts.modes
 
 

@@ -4,6 +4,7 @@ The public port, as a real HAProxy with the rendered configuration serves it.
 
 import contextlib
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,11 +287,20 @@ def test_on_a_crowded_port_a_source_has_a_quarter(monkeypatch, started):
             assert port.generate(OTHER)[0] == 200
 
 
-def full(monkeypatch, started, **changes):
+def full(monkeypatch, started, edit=lambda text: text):
+    """
+    Return a port for 40 connections, 8 of them for the monitoring networks.
+
+    With one thread, for an exact limit: a thread of HAProxy adds one to fe_conn before it asks the
+    kernel for a next connection, and another thread may then refuse one too early.
+    """
     monkeypatch.setattr(haproxy, "RESERVED_CONNECTIONS", 8)
-    edit = changes.pop("edit", lambda text: text)
-    own = {"max_connections": 40} | changes
-    return started(edit=lambda text: edit(without("is_crowded {")(text)), **own)
+
+    def changed(text):
+        text = text.replace("global\n", "global\n    nbthread 1\n", 1)
+        return edit(without("is_crowded {")(text))
+
+    return started(edit=changed, max_connections=40)
 
 
 def test_a_full_port_still_answers_health_checks(monkeypatch, started):
@@ -327,7 +337,7 @@ def test_a_silent_connection_ends(started):
     """
     Without an answer, after the time for a head; a part of a head does not prolong it.
     """
-    port = started(times={"http-request": "300ms"})
+    port = started(times={"http-request": "1s"})
     with port.connect() as client:
         assert is_closed(client)
     with port.connect() as client:
@@ -339,7 +349,7 @@ def test_a_slow_body_is_no_session_of_a_slot(started):
     """
     A drain would wait for a session; the slot gets a request whose body is here.
     """
-    port = started(times={"http-request": "1s"})
+    port = started(times={"http-request": "2s"})
     with port.connect() as client:
         client.sendall(post(b"x" * 100)[:-50])
         until(lambda: int(port.stat("public", "FRONTEND")["req_tot"]) == 1, "the head")
@@ -364,8 +374,8 @@ def test_a_client_may_wait_longer_than_it_may_be_silent(started):
     """
     `timeout client` is for sending and reading, not for the time that an answer takes.
     """
-    port = started(times={"client": "300ms", "http-request": "300ms"})
-    port.slot.pause_s = 1.0
+    port = started(times={"client": "1s", "http-request": "1s"})
+    port.slot.pause_s = 2.0
     assert port.generate()[0] == 200
 
 
@@ -373,7 +383,7 @@ def test_a_client_that_does_not_read_is_closed(started):
     """
     Its session ends, and with it what a drain would wait for.
     """
-    port = started(times={"client": "500ms"})
+    port = started(times={"client": "1s"})
     port.slot.answer = b"x" * (16 << 20)
     with port.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -413,13 +423,13 @@ def test_a_client_behind_a_proxy_has_a_limit_of_requests(port):
     """
     429 with the limit in flight; another client of the same proxy is answered.
     """
-    port.slot.pause_s = 2.0
+    port.slot.gate = threading.Event()
     with contextlib.ExitStack() as stack:
         for _ in range(LIMIT):
             client = stack.enter_context(port.connect(PROXY))
             client.sendall(post(b"{}", x_forwarded_for="198.51.100.1"))
         until(lambda: len(port.slot.lines) == LIMIT, "the requests")
-        port.slot.pause_s = 0.0
+        port.slot.gate = None
         status, body = port.generate(PROXY, x_forwarded_for="198.51.100.1")
         assert (status, code_of(body)) == (429, "too_many_requests")
         assert port.generate(PROXY, x_forwarded_for="198.51.100.2")[0] == 200

@@ -98,7 +98,7 @@ class TlsPort(PublicPort):
         url = f"https://localhost:{self.port}/generate"
         argv = ["curl", "--silent", "--cacert", str(self.root / "slipway-ca" / CERTIFICATE)]
         argv += [url if argument == "URL" else argument for argument in arguments]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=2 * DEADLINE_S)
 
 
 class Clients:

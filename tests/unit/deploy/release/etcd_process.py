@@ -3,7 +3,6 @@ A real etcd over TLS on this machine, from Debian's package etcd-server.
 """
 
 import contextlib
-import socket
 import subprocess
 import time
 
@@ -13,6 +12,7 @@ from cryptography.x509.oid import NameOID
 from deploy.drill.etcd_server import find_etcd
 from deploy.errors import DeployError, PreconditionError
 from deploy.release.etcd import EtcdClient, EtcdSettings
+from tests.free_port import free_port
 from tests.unit.deploy.release.webhook_server import make_certificate
 
 # With its users and passwords on, etcd's gateway refuses client certificates with a common name.
@@ -47,8 +47,8 @@ class EtcdProcess:
             key=self._key,
         )
 
-    def client(self, **options):
-        return EtcdClient(self.settings, **options)
+    def client(self, within_s=60.0):
+        return EtcdClient(self.settings, within_s=within_s)
 
     def start(self):
         client, peer = (f"//127.0.0.1:{port}" for port in self._ports)
@@ -78,7 +78,7 @@ class EtcdProcess:
                 stderr=log,
                 env={"PATH": "/usr/bin:/bin", "ETCD_UNSUPPORTED_ARCH": "arm64"},
             )
-        until_s = time.monotonic() + 20
+        until_s = time.monotonic() + 120
         while True:
             with contextlib.suppress(DeployError), contextlib.closing(self.client()) as client:
                 client.txn(ranges=["x"])
@@ -90,17 +90,12 @@ class EtcdProcess:
     def stop(self):
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def _has_unsafe(self):
         done = subprocess.run([self._program, "--help"], capture_output=True, text=True)
         return "unsafe-no-fsync" in done.stdout + done.stderr
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from deploy.errors import DeployError, PreconditionError, TransportError
 from deploy.inventory.secrets import SecretValue
 from deploy.release.etcd import EtcdClient, EtcdSettings, KeyValue
 from deploy.release.store_etcd import EtcdStore
+from tests.free_port import free_port
 from tests.unit.deploy.release import webhook_server as servers
-from tests.unit.deploy.release.etcd_process import etcd_process, free_port
+from tests.unit.deploy.release.etcd_process import etcd_process
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def fake(server, tmp_path):
     Return a function that makes a client of a server that answers as told.
     """
 
-    def make(behaviour, within_s=2.0):
+    def make(behaviour, within_s=60.0):
         server.behaviour = behaviour
         endpoint = f"https://127.0.0.1:{server.server_port}"
         settings = EtcdSettings((endpoint,), ca=tmp_path / "server.crt")
@@ -96,11 +97,13 @@ def test_a_dead_endpoint_is_passed_over(etcd):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dead = f"https://127.0.0.1:{free_port()}", f"https://127.0.0.1:{silent.getsockname()[1]}"
         settings = replace(etcd.settings, endpoints=(*dead, *etcd.settings.endpoints))
-        client = EtcdClient(settings, within_s=5.0)
-        client.txn(ranges=["a"])
-        began_s = time.monotonic()
-        client.txn(ranges=["a"])
-        assert time.monotonic() - began_s < 1
+        client = EtcdClient(settings, within_s=60.0)
+        for _ in range(2):
+            client.txn(ranges=["a"])
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # the second request went to the good one alone
+            silent.accept()
 
 
 def test_all_endpoints_are_named(etcd):
@@ -152,17 +155,20 @@ def test_a_user_authenticates(etcd):
         ("enable", {}),
     ):  # fmt: skip
         client._call(f"/v3/auth/{path}", document, lambda answer: None)
-    root = EtcdClient(replace(etcd.settings, user="root", password=SecretValue("r00t-s3cret")))
+
+    def client_of(user, password):
+        settings = replace(etcd.settings, user=user, password=SecretValue(password))
+        return EtcdClient(settings, within_s=60.0)
+
+    root = client_of("root", "r00t-s3cret")
     try:
-        one = EtcdClient(replace(etcd.settings, user="slipway", password=SecretValue("s3cret")))
+        one = client_of("slipway", "s3cret")
         one.txn(puts=[("slipway/x", b"1", 0)])
         one._token = "expired.1"
         one.txn(ranges=["slipway/x"])  # authenticates again
         for refused in (
             lambda: one.txn(ranges=["other"]),
-            lambda: EtcdClient(
-                replace(etcd.settings, user="slipway", password=SecretValue("wr0ng"))
-            ).txn(ranges=["slipway/x"]),
+            lambda: client_of("slipway", "wr0ng").txn(ranges=["slipway/x"]),
             lambda: etcd.client().txn(ranges=["slipway/x"]),
         ):
             with pytest.raises(PreconditionError, match="etcd refuses") as failed:
@@ -245,11 +251,11 @@ def test_an_answer_that_is_not_etcds_is_one_error(fake, document):
     ],
 )  # fmt: skip
 def test_a_server_that_misbehaves_is_one_error_in_time(fake, behaviour, why):
-    client = fake(behaviour, within_s=1.0)
+    client = fake(behaviour, within_s=1.0 if why.startswith("no answer") else 60.0)
     began_s = time.monotonic()
     with pytest.raises(TransportError) as failed:
         client.txn(ranges=["a"])
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 30  # those that do not answer go on for 600 s
     assert why in failed.value.why or why.startswith("no answer")
 
 

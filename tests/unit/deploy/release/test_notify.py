@@ -46,8 +46,12 @@ def logs():
 def make(server, monkeypatch):
     """
     Return a function that makes a Notifier of URLs; the server's own without any.
+
+    A busy machine may be slow: what has to be delivered has a minute.
     """
     monkeypatch.setattr(notify, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(notify, "REQUEST_S", 60.0)
+    monkeypatch.setattr(notify, "CLOSE_S", 60.0)
 
     def make(*urls, send_updates=True, tls=server.trust):
         events = []
@@ -75,11 +79,15 @@ def took_s(action):
     return time.monotonic() - began_s
 
 
+# A busy machine may take this long for what waits for nothing, or for a second.
+SOON_S = 30.0
+
+
 def close(notifier):
     """
     Close it within its time, and return what it reported; nothing of it has a secret.
     """
-    assert took_s(notifier.close) < notify.CLOSE_S + 1
+    assert took_s(notifier.close) < notify.CLOSE_S + SOON_S
     texts = [reported.text for reported in notifier.events]
     assert not [text for text in texts for secret in SECRETS if secret in text]
     return texts
@@ -121,11 +129,14 @@ def test_the_newest_state_wins(make, server):
     """
     A slow webhook gets the last of many states, and those between are not sent.
     """
-    server.behaviour = lambda handler: (time.sleep(0.2), servers.accept(handler))
+    may_answer = threading.Event()
+    server.behaviour = lambda handler: (may_answer.wait(60), servers.accept(handler))
     notifier = make()
     for number in range(500):
         notifier(event("canary.measured", str(number)))
+    wait_for(lambda: server.messages, "nothing was posted")
     notifier.ended(OUTCOME)
+    may_answer.set()
     assert close(notifier) == []
     assert states(server)[-1] == "promoted"
     assert len(server.messages) <= 3
@@ -173,11 +184,13 @@ def test_no_webhook_is_waited_for(make, server, monkeypatch, kind):
     """
     Events take no time, the end waits at most CLOSE_S, and the failure is an event.
     """
-    monkeypatch.setattr(notify, "REQUEST_S", 0.5)
-    monkeypatch.setattr(notify, "CLOSE_S", 1.2)
     server.behaviour, why = BEHAVIOURS[kind]
+    if why == "it did not answer":
+        monkeypatch.setattr(notify, "REQUEST_S", 0.5)
+    monkeypatch.setattr(notify, "CLOSE_S", 1.2)
     notifier = make()
-    assert took_s(lambda: [notifier(event("canary.measured")) for _ in range(100)]) < 0.3
+    assert took_s(lambda: [notifier(event("canary.measured")) for _ in range(100)]) < SOON_S
+    wait_for(lambda: notifier.events, "no failure is reported")
     notifier.ended(OUTCOME)
     reported = close(notifier)
     assert reported[-1].startswith("release.notify[0]: the last state was not delivered: ")
@@ -213,12 +226,13 @@ def test_a_dripping_answer_keeps_no_thread(make, server, monkeypatch):
     server.behaviour = servers.drip
     notifier = make()
     notifier(event("canary.measured"))
-    wait_for(lambda: notifier.events, "it is still waited for", 3.0)
+    wait_for(lambda: notifier.events, "it is still waited for")
+    monkeypatch.setattr(notify, "REQUEST_S", 60.0)
     server.behaviour = servers.accept
     notifier.ended(OUTCOME)
     assert close(notifier) == ["release.notify[0]: it did not answer within 0.5 s"]
     assert states(server)[-1] == "promoted"
-    wait_for(lambda: not threads_of_messages(), "a thread still reads", 3.0)
+    wait_for(lambda: not threads_of_messages(), "a thread still reads")
 
 
 def threads_of_messages():
@@ -247,7 +261,7 @@ def test_the_last_state_does_not_wait_for_a_slow_one(make, server):
     wait_for(lambda: server.messages, "nothing was posted")
     server.behaviour = servers.accept
     notifier.ended(OUTCOME)
-    assert took_s(lambda: close(notifier)) < 2
+    assert took_s(lambda: close(notifier)) < SOON_S
     assert states(server)[-1] == "promoted"
 
 
@@ -257,7 +271,7 @@ def test_one_bad_webhook_does_not_hold_up_another(make, server, monkeypatch):
         bad = f"https://127.0.0.1:{silent.getsockname()[1]}/s3cret-path"
         notifier = make(bad, server.url)
         notifier.ended(OUTCOME)
-        wait_for(lambda: server.messages, "the good one got nothing", 1.0)
+        wait_for(lambda: server.messages, "the good one got nothing")
         [reported] = close(notifier)
     assert reported.startswith("release.notify[0]: the last state was not delivered")
 
@@ -271,9 +285,10 @@ def test_one_bad_webhook_does_not_hold_up_another(make, server, monkeypatch):
     ],
 )
 def test_an_error_has_no_url(make, monkeypatch, url, why):
-    monkeypatch.setattr(notify, "CLOSE_S", 0.5)
     notifier = make(url)
+    monkeypatch.setattr(notify, "CLOSE_S", 0.5)
     notifier.ended(OUTCOME)
+    wait_for(lambda: notifier.events, "no failure is reported")
     assert why in close(notifier)[-1]
 
 
@@ -281,9 +296,10 @@ def test_an_unknown_certificate_is_refused(make, server, monkeypatch):
     """
     With the certificates of this machine, which do not have the server's.
     """
-    monkeypatch.setattr(notify, "CLOSE_S", 0.5)
     notifier = make(tls=None)
+    monkeypatch.setattr(notify, "CLOSE_S", 0.5)
     notifier.ended(OUTCOME)
+    wait_for(lambda: notifier.events, "no failure is reported")
     assert "its certificate is not trusted" in close(notifier)[-1]
     assert server.messages == []
 

@@ -52,7 +52,7 @@ class Operators:
             store.release()
 
 
-def etcd_stores(etcd, within_s=5.0):
+def etcd_stores(etcd, within_s=60.0):
     prefix = f"test/{next(_NUMBERS)}"
 
     def make(clients, keeper, clock, **options):

@@ -119,7 +119,7 @@ def answer(handler, status, **headers):
 
 
 def never_answer(handler):
-    handler.server.ended.wait(60)
+    handler.server.ended.wait(600)
 
 
 def drip(handler):
@@ -162,8 +162,8 @@ def close_at_once(handler):
     handler.connection.close()
 
 
-def wait_for(condition, what, seconds=10.0):
-    until_s = time.monotonic() + seconds
+def wait_for(condition, what):
+    until_s = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < until_s, what
         time.sleep(0.01)

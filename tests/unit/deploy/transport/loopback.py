@@ -9,6 +9,7 @@ import subprocess
 import threading
 
 import paramiko
+from paramiko.common import MSG_CHANNEL_REQUEST
 
 from deploy.inventory.schema import Host, Ssh
 
@@ -53,7 +54,7 @@ class LoopbackSshd:
             "port": self.port,
             "key": self.client_key,
             "known_hosts": self.known_hosts,
-            "connect_timeout": 5.0,
+            "connect_timeout": 60.0,
             "command_timeout": 20.0,
             "keepalive": 2.0,
         }
@@ -117,12 +118,29 @@ class LoopbackSshd:
     def _serve(self, connection):
         # As sshd does: an answer of several packets does not wait for an acknowledgement.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport = paramiko.Transport(connection)
+        transport = _Transport(connection)
         for key in (self.host_key, *self.more_host_keys):
             transport.add_server_key(key)
         self._transports.append(transport)
         with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
             transport.start_server(server=_Server(self))
+
+
+def _handle_request(channel, message):
+    """
+    Answer a request on *channel*, then begin what it asked for.
+
+    A command that ended before would close the channel: its client would take that for a refusal.
+    """
+    channel.begin = lambda: None
+    paramiko.Channel._handle_request(channel, message)
+    channel.begin()
+
+
+class _Transport(paramiko.Transport):
+    _channel_handler_table = paramiko.Transport._channel_handler_table | {
+        MSG_CHANNEL_REQUEST: _handle_request
+    }
 
 
 class _Server(paramiko.ServerInterface):
@@ -145,7 +163,9 @@ class _Server(paramiko.ServerInterface):
     def check_channel_exec_request(self, channel, command):
         self._sshd.commands.append(command.decode())
         run = self._sshd.run_command
-        threading.Thread(target=run, args=(channel, command.decode()), daemon=True).start()
+        channel.begin = threading.Thread(
+            target=run, args=(channel, command.decode()), daemon=True
+        ).start
         return True
 
 

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from deploy.inventory.schema import Host, Ssh
+from tests.free_port import free_port
 
 SSHD = os.environ.get("SLIPWAY_SSHD") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 # A namespace has the account of sshd and a home of root, whatever this machine has.
@@ -48,7 +49,7 @@ class OpensshServer:
         if SSHD is None or os.getuid() != 0:
             pytest.skip("needs root and sshd (openssh-server, or SLIPWAY_SSHD)")
         folder.mkdir()
-        self.folder, self.address, self.port = folder, address, _free_port(address)
+        self.folder, self.address, self.port = folder, address, free_port(address)
         self.home = folder / "home"
         self.home.mkdir()
         self.key = make_key(folder / "client")
@@ -79,7 +80,7 @@ class OpensshServer:
             "port": self.port,
             "key": self.key,
             "known_hosts": self.known_hosts,
-            "connect_timeout": 10.0,
+            "connect_timeout": 60.0,
         }
         return Host.model_construct(
             name=name,
@@ -94,7 +95,7 @@ class OpensshServer:
         script = _SCRIPT.format(folder=self.folder, sshd=SSHD)
         argv = ["unshare", "--mount", "sh", "-c", script]
         self._process = subprocess.Popen(argv, start_new_session=True, stderr=subprocess.PIPE)
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None:
                 pytest.skip(f"sshd does not start: {self._process.stderr.read().decode()}")
@@ -108,7 +109,7 @@ class OpensshServer:
 
     def _answers(self):
         try:
-            with socket.create_connection((self.address, self.port), timeout=1) as connection:
+            with socket.create_connection((self.address, self.port), timeout=10) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
@@ -130,11 +131,17 @@ def ssh_agent(path):
     """
     argv = ["ssh-agent", "-D", "-a", str(path)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    while not path.exists():
+    while not _listens(path):
         assert process.poll() is None
+        time.sleep(0.01)
     yield path
     process.kill()
     process.wait()
+
+
+def _listens(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def add_to_agent(key, passphrase, folder):
@@ -158,12 +165,6 @@ def make_certificate(key, authority, *options):
     signed = ["ssh-keygen", "-q", "-s", str(authority), "-I", "test host", "-h", *options]
     subprocess.run([*signed, f"{key}.pub"], check=True)
     return key.with_name(f"{key.name}-cert.pub")
-
-
-def _free_port(address):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as listener:
-        return listener.getsockname()[1]
 
 
 def _bracketed(address):

@@ -207,7 +207,7 @@ def test_paramiko_alone_asks_for_plain_keys(tmp_path):
     certified = Certified(tmp_path, "-n", "127.0.0.1")
     with certified.server as server:
         transport = paramiko.Transport((server.address, server.port))
-        transport.start_client(timeout=10)
+        transport.start_client(timeout=60)
         shown = transport.get_remote_server_key()
         transport.close()
     assert shown.public_blob is None

@@ -50,7 +50,7 @@ def test_hosts_without_an_answer_take_no_time_from_the_others():
         else:
             done.append(name)
 
-    errors = on_each([*sorted(silent), *answering], work, within_s=0.2)
+    errors = on_each([*sorted(silent), *answering], work, within_s=1.0)
     ended.set()
 
     assert set(errors) == silent
@@ -62,9 +62,9 @@ def test_a_host_that_waits_for_a_worker_is_not_late():
     """
     The limit counts from when its own work begins: a fleet may take longer than one host may.
     """
-    names = map(str, range(5 * WORKERS))  # five rounds of 0.3 s
+    names = map(str, range(12 * WORKERS))  # twelve rounds of 0.3 s
 
-    assert on_each(names, lambda _: threading.Event().wait(0.3), within_s=1.2) == {}
+    assert on_each(names, lambda _: threading.Event().wait(0.3), within_s=3.0) == {}
 
 
 def test_work_that_was_given_up_starts_no_other():
@@ -78,7 +78,7 @@ def test_work_that_was_given_up_starts_no_other():
         if name == "silent":
             release.wait(60)
 
-    errors = on_each(["silent", *map(str, range(200))], work, within_s=0.1)
+    errors = on_each(["silent", *map(str, range(200))], work, within_s=1.0)
     worker = next(ident for ident, name in threads if name == "silent")
     release.set()
 
@@ -124,13 +124,13 @@ def test_an_interruption_while_workers_start_waits_for_what_has_begun(monkeypatc
         begun.append(name)
         if len(begun) == 3:
             three.set()
-        three.wait(20)
+        three.wait(60)
         threading.Event().wait(0.05)
         ended.append(name)
 
     def interrupt(number):
         if number == 3:
-            three.wait(20)
+            three.wait(60)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(parallel, "threading", _Starts(interrupt))
@@ -164,10 +164,11 @@ def test_without_any_thread_nothing_is_done(monkeypatch):
     assert done == []
 
 
-def test_a_host_that_was_late_before_is_not_waited_for_beyond_the_others():
+def test_a_host_that_was_late_before_is_not_waited_for_beyond_the_others(monkeypatch):
     """
     It is asked all the same, and counts where it answers with them.
     """
+    monkeypatch.setattr(parallel, "GRACE_S", 1.0)
     ended, done = threading.Event(), []
 
     def work(name):
@@ -204,7 +205,7 @@ def test_hosts_late_before_are_measured_by_those_that_succeed(fails):
 
     def work(name):
         if name == "late":
-            gate.wait(0.6)
+            gate.wait(0.6 if fails else 60)
         elif fails:
             raise CommandFailed("no", why="not provisioned", fix="provision")
 
