@@ -8,6 +8,7 @@ from tests.simulation.page import PAGE, boundaries_of
 from tests.simulation.pairs import PAIRS, Sample
 from tests.simulation.scenarios import SCENARIOS
 
+pytestmark = pytest.mark.timeout(7200)  # one explores for minutes, and for longer on a busy machine
 _ON_REQUEST = pytest.mark.skipif(
     not os.environ.get("SLIPWAY_SIMULATION_LONG"), reason="SLIPWAY_SIMULATION_LONG=1 runs it"
 )

@@ -3,6 +3,7 @@ Starts `python -m runtime` as systemd does; shared by the end-to-end tests of bo
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -13,10 +14,9 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_S = 40.0  # of any one thing that is waited for
+DEADLINE_S = 120.0  # of any one thing that is waited for
 WATCHDOG_S = 2.0
 
 
@@ -127,12 +127,22 @@ class Started:
                     pass
             self.manager.settimeout(WATCHDOG_S * 0.6)  # more than two beats
             assert self.http.get("/livez").status_code == 200
-            with pytest.raises(TimeoutError):
-                self.manager.recv(100)
+            # The last beats of the engine may still be on their way.
+            in_flight = itertools.takewhile(lambda _: self._beats(), range(3))
+            assert len(list(in_flight)) < 3
         finally:
             os.kill(pid, signal.SIGCONT)
             self.manager.settimeout(DEADLINE_S)
         assert self.manager.recv(100) == b"WATCHDOG=1"
+
+    def _beats(self):
+        """
+        Return True if a message comes within the time limit of the manager's socket.
+        """
+        try:
+            return bool(self.manager.recv(100))
+        except TimeoutError:
+            return False
 
     def exit_code(self):
         return self.process.wait(DEADLINE_S)

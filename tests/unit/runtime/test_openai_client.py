@@ -3,6 +3,8 @@ OpenAI's own client against `python -m runtime` with a model of the lab.
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import httpx2
@@ -371,7 +373,13 @@ def test_a_timeout_of_the_client(runtime):
     """
     Its request is cancelled; the runtime goes on.
     """
-    with make_client(runtime, timeout=0.001) as client, pytest.raises(openai.APITimeoutError):
-        client.chat.completions.create(messages=ASKED, **GREEDY)
+    # The runtime cannot answer first, nor say that the time is over: it is told of a longer one.
+    longer = {"x-stainless-read-timeout": "600"}
+    os.kill(runtime.engine_pid, signal.SIGSTOP)
+    try:
+        with make_client(runtime, timeout=0.1) as client, pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(messages=ASKED, extra_headers=longer, **GREEDY)
+    finally:
+        os.kill(runtime.engine_pid, signal.SIGCONT)
     with make_client(runtime) as client:
         assert client.models.retrieve("lab").id == "lab"

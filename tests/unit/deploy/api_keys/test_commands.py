@@ -150,7 +150,7 @@ def test_two_operators_at_once_keep_both_changes(fleet, monkeypatch):
 
     def read_together(clients):
         lists = read(clients)
-        both_have_read.wait(20)
+        both_have_read.wait(60)
         return lists
 
     monkeypatch.setattr(commands, "read_lists", read_together)

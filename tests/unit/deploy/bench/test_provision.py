@@ -187,7 +187,7 @@ async def _through_a_slow_link():
         writer.close()
     finally:
         proxy.stdin.close()
-        await asyncio.wait_for(proxy.wait(), 10)
+        await asyncio.wait_for(proxy.wait(), 60)
         server.close()
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", listening), 1):
         raise AssertionError("the link listens although its standard input has ended")

@@ -124,7 +124,7 @@ class SocketRuntime:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 runtime.requests.append((body, dict(self.headers)))
                 runtime.entered.set()
-                assert runtime.gate.wait(20)
+                assert runtime.gate.wait(60)
                 if runtime.fails_with:
                     return self._answer(runtime.fails_with, b'{"error": {"code": "broken"}}')
                 chat = "messages" in body

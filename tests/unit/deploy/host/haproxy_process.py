@@ -59,7 +59,7 @@ class HaproxyProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while True:
             try:
                 return self.control.ask("show info")
@@ -77,9 +77,9 @@ class HaproxyProcess:
         """
         Return a keep-alive connection to the public port.
         """
-        connection = http.client.HTTPConnection("public", timeout=20)
+        connection = http.client.HTTPConnection("public", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(20)
+        connection.sock.settimeout(60)
         connection.sock.connect(str(self._run / "public.sock"))
         return connection
 

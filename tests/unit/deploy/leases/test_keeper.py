@@ -126,7 +126,7 @@ def test_a_renewal_that_hangs_delays_no_other_host(fleet, monkeypatch):
 
     def run(argv, **options):
         if argv[-1] == LeaseRenew.VERB:
-            ended.wait(20)
+            ended.wait(300)
         return send(argv, **options)
 
     monkeypatch.setattr(fleet["n1"], "run", run)
@@ -150,7 +150,7 @@ def test_a_lease_that_was_granted_too_late_is_not_renewed(fleet, monkeypatch):
     def run(argv, **options):
         if argv[-1] != LeaseAcquire.VERB:
             return send(argv, **options)
-        may_send.wait(20)
+        may_send.wait(60)
         try:
             return send(argv, **options)
         finally:
@@ -159,9 +159,9 @@ def test_a_lease_that_was_granted_too_late_is_not_renewed(fleet, monkeypatch):
     monkeypatch.setattr(fleet["n1"], "run", run)
     keeper = LeaseKeeper(fleet.clients, owner="me", release="r1", ttl_s=TTL_S, clock=fleet.clock)
     try:
-        errors = keeper.take_all(fleet.clients, within_s=0.3)
+        errors = keeper.take_all(fleet.clients, within_s=2.0)
         may_send.set()
-        assert has_sent.wait(20)
+        assert has_sent.wait(60)
 
         assert set(errors) == {"n1"}
         assert fleet.lease_owner("n1") == "me"
@@ -183,14 +183,14 @@ def test_a_lease_that_is_taken_again_after_a_late_one_is_held(fleet, monkeypatch
     def run(argv, **options):
         result = send(argv, **options)
         if argv[-1] == LeaseAcquire.VERB and answers:
-            answers.pop().wait(20)
+            answers.pop().wait(60)
         return result
 
     late = answers[0]
     monkeypatch.setattr(fleet["n1"], "run", run)
     keeper = LeaseKeeper(fleet.clients, owner="me", release="r1", ttl_s=TTL_S, clock=fleet.clock)
     try:
-        keeper.take_all(fleet.clients, within_s=0.3)
+        keeper.take_all(fleet.clients, within_s=2.0)
         keeper.take("n1")
         fence = fleet.clients["n1"].fence
         late.set()

@@ -220,7 +220,7 @@ def test_a_killed_command_leaves_no_file_behind(tmp_path):
         assert child.poll() is None
     os.killpg(child.pid, signal.SIGTERM)
     # The shell acts on it between two programs: one that began a moment ago ends with its input.
-    child.communicate(timeout=30)
+    child.communicate(timeout=60)
     assert names_in(tmp_path) == []
 
 

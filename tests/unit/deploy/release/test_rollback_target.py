@@ -545,7 +545,7 @@ def test_a_host_that_is_slow_holds_up_no_other(fleet):
 
     def slow(argv, **rest):
         if "slot.start" in argv:
-            waited.append(both.wait(20))
+            waited.append(both.wait(300))
         return run(argv, **rest)
 
     def report(event):

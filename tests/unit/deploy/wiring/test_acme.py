@@ -41,7 +41,7 @@ for index, word in enumerate(words):
             "CERTBOT_DOMAIN": words[index + 1], "CERTBOT_VALIDATION": "v", "CERTBOT_TOKEN": "t"
         }}
         # certbot goes on where a hook fails.
-        subprocess.run(value("--manual-auth-hook"), shell=True, env=env, timeout=20)
+        subprocess.run(value("--manual-auth-hook"), shell=True, env=env, timeout=120)
 (here / "validated").touch()
 log = pathlib.Path(value("--logs-dir")) / "letsencrypt.log"
 said = [here / "log", here / f"log-{{value('--cert-name')}}"]
@@ -385,7 +385,7 @@ def test_what_is_no_challenge_is_dropped(text):
         while server.error is None:
             assert hook.poll() is None  # certbot does not go on before it is ended
         assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
-    assert hook.wait(20) == 1
+    assert hook.wait(60) == 1
     assert responder.hidden == [wiring.Challenge("x", "x", "x")]
     assert not Path(path).exists()
 

@@ -204,7 +204,7 @@ def run_shards(folder, size, tokens):
     """
     _, config = load_model(folder, device="cpu", precision="fp32")
     barrier, parts_by_rank, logits_by_rank = (
-        threading.Barrier(size, timeout=30),
+        threading.Barrier(size, timeout=120),
         [None] * size,
         [None] * size,
     )

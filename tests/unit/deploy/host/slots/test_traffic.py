@@ -264,7 +264,7 @@ def test_draining_waits_for_the_request_in_flight(leased, proxy, runtimes):
     got = []
     client = threading.Thread(target=lambda: got.append(proxy.ask()))
     client.start()
-    assert runtimes["blue"].entered.wait(10)
+    assert runtimes["blue"].entered.wait(60)
     serve(leased, blue=0, green=100)
     looked = []
 
@@ -305,7 +305,7 @@ def test_a_drain_that_times_out_reports_the_remaining_requests(leased, proxy, ru
     got = []
     client = threading.Thread(target=lambda: got.append(proxy.ask()))
     client.start()
-    assert runtimes["blue"].entered.wait(10)
+    assert runtimes["blue"].entered.wait(60)
     serve(leased, blue=0, green=100)
 
     result = leased.call(TrafficDrain("blue", timeout_s=0.2))
@@ -334,7 +334,7 @@ def test_a_drain_that_loses_its_lease_changes_nothing_more(leased, proxy, runtim
     runtimes["blue"].gate.clear()
     client = threading.Thread(target=proxy.ask)
     client.start()
-    assert runtimes["blue"].entered.wait(10)
+    assert runtimes["blue"].entered.wait(60)
     serve(leased, blue=0, green=100)
 
     real = leased.system.steady_s

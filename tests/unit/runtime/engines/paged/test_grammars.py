@@ -268,7 +268,7 @@ class HeldCompiler:
 
     def compile(self, compiled):
         for text, gate in self.gates.items():
-            assert text not in compiled or gate.wait(20)
+            assert text not in compiled or gate.wait(60)
         return self._compiler.compile(compiled)
 
     def masks(self, states):

@@ -66,7 +66,7 @@ class Models:
             raise RuntimeError("no luck")
 
     def _prepare(self, model_dir):
-        assert self.may_read.wait(10)
+        assert self.may_read.wait(60)
         self._check(model_dir)
 
         def finish():
@@ -78,7 +78,7 @@ class Models:
 
     def _serve(self, adds):
         def rule(tokens):
-            assert self.steps is None or self.steps.acquire(timeout=10)
+            assert self.steps is None or self.steps.acquire(timeout=60)
             return tokens[-1] + adds
 
         self.runner.rule = rule
@@ -90,7 +90,7 @@ class Models:
         self.may_read.set()
         for thread in threading.enumerate():
             if thread.name == "swap":
-                thread.join(10)
+                thread.join(60)
 
 
 class Api:
@@ -133,7 +133,7 @@ def make_load(name="/good", beat_s=30.0, stop_token_ids=(), **changes):
 @contextlib.contextmanager
 def engine():
     ours, theirs = socket.socketpair()
-    ours.settimeout(10)
+    ours.settimeout(60)
     models = Models()
     thread = threading.Thread(target=Engine(EngineSocket(theirs), models).run)
     thread.start()
@@ -142,7 +142,7 @@ def engine():
             yield Api(ours), models
         finally:
             ours.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(60)
     assert not thread.is_alive()
 
 

@@ -49,7 +49,7 @@ def open_worker():
     Yield a device and rank 0's end of the pipe; close the pipe afterwards.
     """
     ours, theirs = socket.socketpair()
-    ours.settimeout(10)
+    ours.settimeout(60)
     device = RecordingDevice()
     opened = SimpleNamespace(runner=device, prepare=device.prepare)
     thread = threading.Thread(target=TPWorker(Pipe(theirs), opened).run)
@@ -59,7 +59,7 @@ def open_worker():
         yield device, pipe
     finally:
         pipe.close()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
 
 

@@ -23,7 +23,6 @@ from runtime.engines.vllm import client as vllm
 from runtime.engines.vllm.client import VllmClient
 from runtime.engines.vllm.process import VllmModel, VllmProcess, vllm_argv, vllm_env
 from runtime.engines.vllm.unix_http import request
-from runtime.server import process as server
 
 pytestmark = pytest.mark.anyio
 
@@ -31,14 +30,14 @@ ROOT = Path(__file__).parents[5]
 FAKE = Path(__file__).with_name("fake_vllm.py")
 BEAT_S = 0.02
 LOAD = Load("/m", BEAT_S, EngineOptions())
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
-async def ticks(limit_s=DEADLINE_S):
+async def ticks():
     """
-    Yield at short intervals, until *limit_s* is over.
+    Yield at short intervals, until DEADLINE_S is over.
     """
-    give_up_s = time.monotonic() + limit_s
+    give_up_s = time.monotonic() + DEADLINE_S
     while time.monotonic() < give_up_s:
         yield
         await asyncio.sleep(0.005)
@@ -65,11 +64,11 @@ class Vllm(VllmClient):
         async with request(self.socket, "GET", "/fake/seen") as response:
             return json.loads(await response.whole())
 
-    async def until(self, condition, what, limit_s=DEADLINE_S):
+    async def until(self, condition, what):
         """
         Wait until the fake's record satisfies *condition*.
         """
-        async for _ in ticks(limit_s):
+        async for _ in ticks():
             if condition(recorded := await self.recorded()):
                 return
         pytest.fail(f"timed out waiting for {what}: {recorded}")
@@ -95,12 +94,16 @@ class Vllm(VllmClient):
 
     async def is_silent(self):
         """
-        Return whether no report arrives for many heartbeats, after those in progress.
+        Return whether no report arrives for many heartbeats, after two in progress at most.
         """
-        await asyncio.sleep(BEAT_S * 3)
-        before = len(self.reports)
-        await asyncio.sleep(BEAT_S * 10)
-        return len(self.reports) == before
+        for _ in range(3):
+            before = len(self.reports)
+            await asyncio.sleep(BEAT_S * 10)
+            if len(self.reports) == before:
+                return True
+            if len(self.reports) > before + 1:
+                return False
+        return False
 
 
 def model_of(folder, **options):
@@ -139,7 +142,7 @@ def start(folder, fate="", **config):
 async def loading(folder, fate="", **config):
     client = Vllm(start(folder, fate, **config))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             yield client
     finally:
         await client.close()
@@ -239,7 +242,7 @@ async def test_a_deadline_closes_the_connection_to_vllm(client):
     It ends the request here and frees it there.
     """
     await client.tell("next", hold_after=1)
-    _, answer = client.ask(timeout_s=0.8)
+    _, answer = client.ask(timeout_s=3.0)
     assert await answer.end() is FinishReason.EXPIRED
     assert answer.detail == "1 of 4 tokens"
     await client.until(is_free, "vLLM to be hung up on")
@@ -250,13 +253,13 @@ async def test_a_cancel_closes_the_connection_to_vllm(client):
     vLLM notices at once, and its later tokens are discarded.
     """
     await client.tell("next", hold_after=1)
-    id, answer = client.ask()
+    id, answer = client.ask(timeout_s=600.0)  # no deadline frees it
     await answer.more(0)
     assert (await client.recorded())["running"] == 1  # negative control: it was there
 
     client.cancel(id)
     client.cancel(id)
-    await client.until(is_free, "vLLM to be hung up on", limit_s=server.BEAT_S)
+    await client.until(is_free, "vLLM to be hung up on")
     assert client.in_flight == 0
     assert answer.finish_reason is None  # nobody waits for it: who cancels says what it was
 
@@ -395,15 +398,27 @@ async def test_a_hanging_engine_core_sends_no_heartbeat(client, monkeypatch):
     assert answer.tokens == []
 
 
-async def test_a_request_cancelled_in_the_queue_does_not_stop_heartbeats(client):
+async def test_a_request_cancelled_in_the_queue_does_not_stop_heartbeats(client, monkeypatch):
     """
     There is no progress to see, so one extra token is requested from vLLM and discarded.
     """
     await client.reports_more()
+    waits, may_look, look = asyncio.Event(), asyncio.Event(), client._look
+
+    async def look_later():
+        waits.set()
+        await may_look.wait()
+        return await look()
+
+    # A look between the two would see the request come and go, which is progress.
+    monkeypatch.setattr(client, "_look", look_later)
+    await waits.wait()
     await client.tell("next", hold_after=0)
     id, _ = client.ask(10)
     await client.until(lambda recorded: recorded["running"] == 1, "the request to arrive")
     client.cancel(id)
+    await client.until(is_free, "vLLM to be hung up on")
+    may_look.set()
     await client.reports_more()
 
     await client.until(lambda recorded: len(recorded["bodies"]) == 2, "one more request")
