@@ -12,9 +12,10 @@ import json
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -108,7 +109,7 @@ async def _request_in_turn(
     sink: Sink,
     stop: asyncio.Event,
 ) -> None:
-    async with _connection(config, tls) as client:
+    async with _Connection(config, tls) as client:
         while not stop.is_set():
             due_s = next(due)
             if await _stopped_before(due_s, stop):
@@ -122,7 +123,9 @@ async def _request_in_turn(
                 )
                 continue
             body = {"prompt": next(prompts), "max_tokens": config.max_tokens}
-            sink(await _request(client, target, body, due_s, config.timeout_s))
+            record = await _request(client.http, target, body, due_s, config.timeout_s)
+            sink(record)
+            await client.renew_after(record)
 
 
 async def _stream_in_turn(
@@ -133,10 +136,12 @@ async def _stream_in_turn(
     sink: Sink,
     stop: asyncio.Event,
 ) -> None:
-    async with _connection(config, tls) as client:
+    async with _Connection(config, tls) as client:
         while not stop.is_set():
             path, body = _stream_request(config, next(prompts))
-            sink(await _stream(client, target, path, body, time.monotonic()))
+            record = await _stream(client.http, target, path, body, time.monotonic())
+            sink(record)
+            await client.renew_after(record)
             if await _stopped_before(time.monotonic() + config.stream_pause_s, stop):
                 return
 
@@ -155,19 +160,42 @@ async def _stopped_before(at_s: float, stop: asyncio.Event) -> bool:
     return stop.is_set()
 
 
-@contextlib.asynccontextmanager
-async def _connection(config: LoadConfig, tls: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
+class _Connection:
     """
-    Yield a client with one kept-alive connection, without retries, proxies and redirects.
+    A client with one kept-alive connection, without retries, proxies and redirects.
     """
-    async with httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
-        timeout=config.timeout_s,
-        headers=config.headers,
-        trust_env=False,
-        verify=tls,
-    ) as client:
-        yield client
+
+    def __init__(self, config: LoadConfig, tls: ssl.SSLContext) -> None:
+        self._config, self._tls = config, tls
+        self.http = self._open()
+
+    def _open(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            limits=httpx.Limits(
+                max_connections=1, max_keepalive_connections=1, keepalive_expiry=None
+            ),
+            timeout=self._config.timeout_s,
+            headers=self._config.headers,
+            trust_env=False,
+            verify=self._tls,
+        )
+
+    async def renew_after(self, record: RequestRecord) -> None:
+        """
+        Open a new client where the answer of the last one is not complete.
+
+        Where a request is ended at its deadline, httpcore 1.0 may count its connection as busy for
+        ever: all later requests would wait for it, and be lost.
+        """
+        if record.outcome in (LoadOutcome.LOST, LoadOutcome.CUT_STREAM):
+            await self.http.aclose()
+            self.http = self._open()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
 
 
 class _RequestClock:
