@@ -250,8 +250,17 @@ class CellRunner:
         return found.pop() if len(found) == 1 else None
 
     def _can_go_back(self) -> bool:
+        """
+        Return whether a plain rollback leads somewhere, and to the same on every host.
+
+        A host that was cut off at the end of a rollback has it unfinished, and one whose staging
+        was cut off lacks a version; a release ends both.
+        """
         document = run_task(self.first, self.lab.words("status")).document
-        return all(len(host.get("good", ())) >= 2 for host in document.get("hosts", ()))
+        if (document.get("release") or {}).get("unfinished"):
+            return False
+        goods = [host.get("good", ()) for host in document.get("hosts", ())]
+        return all(len({good["version"] for good in host}) >= 2 for host in goods)
 
     def _words(self, task: str) -> list[str]:
         if task == Task.RELEASE:
